@@ -1,0 +1,237 @@
+"""One tree of frozen dataclasses describes one run; experiments are diffs against a base.
+
+Nothing here touches devices: meshes, schedules and modules are built from these values by the
+code that uses them.
+"""
+
+import dataclasses
+from typing import Literal
+
+from quecc_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionConfig:
+    """CLIP ViT tower. The defaults are CLIP-L/14 at 336 pixels with QueCC's feature levels."""
+
+    image_size: int = 336
+    """Side of the square input picture, in pixels."""
+    patch_size: int = 14
+    width: int = 1024
+    depth: int = 24
+    heads: int = 16
+    mlp_width: int = 4096
+    norm_eps: float = 1e-5
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    select_layer: int = -2
+    """Hidden state used as single-level features; counts like a list of depth + 1 states."""
+    levels: tuple[int, ...] = (12, 16, 22, 23)
+    """Hidden states concatenated into the multi-level features."""
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side of the picture."""
+        return self.image_size // self.patch_size
+
+    @property
+    def patches(self) -> int:
+        """Patches of one picture (n = grid squared)."""
+        return self.grid**2
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """Causal transformer. The defaults are LLaMA-7B / Vicuna-7B; other families are values."""
+
+    vocab_size: int = 32000
+    width: int = 4096
+    depth: int = 32
+    heads: int = 32
+    kv_heads: int = 32
+    mlp_width: int = 11008
+    rope_theta: float = 10000.0
+    norm_eps: float = 1e-5
+    qkv_bias: bool = False
+    """Biases on the query, key and value projections, as in Qwen-1.5 and Qwen2."""
+    tie_embeddings: bool = False
+    """The output matrix is the embedding table."""
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.width // self.heads
+
+
+@dataclasses.dataclass(frozen=True)
+class CompressorConfig:
+    """Visual token compressor between tower and projector."""
+
+    name: Literal["quecc"] = "quecc"
+    kernel: int = 24
+    """Side of the depthwise convolution that makes the queries, in patches."""
+    stride: int = 24
+    heads: int = 8
+    query: Literal["question", "zero"] = "question"
+    """What is injected into the features: the question's feature, or zeros (the ablation)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Tower, compressor, projector and decoder of one vision-language model."""
+
+    vision: VisionConfig = VisionConfig()
+    compressor: CompressorConfig = CompressorConfig()
+    projector: str = "mlp2x_gelu"
+    """`linear`, `identity` or `mlpNx_gelu` with N >= 1."""
+    decoder: DecoderConfig = DecoderConfig()
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Type of activations and matrix products; parameters are always float32 in training."""
+    remat: Literal["none", "dots", "full"] = "full"
+    """What the backward pass recomputes per decoder layer: nothing, all but matrix products, all."""
+
+    @property
+    def visual_tokens(self) -> int:
+        """Tokens V that one picture occupies in the decoder's input."""
+        from quecc_jax.models.compressors import output_tokens
+
+        return output_tokens(self.compressor, self.vision.grid)
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceConfig:
+    """One data set of a mixture."""
+
+    kind: Literal["llava_json", "easy_vqa", "mosaic", "reading"] = "llava_json"
+    path: str = ""
+    """The conversations file (`llava_json`), or the directory of a cached feature pool."""
+    images: str = ""
+    """Folder that the rows' picture paths are relative to (`llava_json`)."""
+    split: Literal["train", "test"] = "train"
+    weight: float = 1.0
+    """Share of this source in the mixture; weights need not sum to one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """How conversations become fixed-shape batches."""
+
+    sources: tuple[SourceConfig, ...] = ()
+    tokenizer: str = ""
+    """Directory of a tokenizer that transformers' AutoTokenizer reads offline."""
+    template: Literal["plain", "v1"] = "v1"
+    max_length: int = 2048
+    """Tokens S of a row, visual slots included."""
+    query_length: int = 64
+    """Tokens Q kept of the question that conditions the compressor."""
+    images_per_row: int = 1
+    image_aspect: Literal["pad", "square"] = "pad"
+    """Fit a picture to the square input by padding with the mean colour, or by cropping."""
+    workers: int = 0
+    """Grain worker processes; 0 reads in the training process."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW under a cosine schedule with linear warmup."""
+
+    learning_rate: float = 1e-3
+    projector_learning_rate: float | None = None
+    """Separate peak rate for compressor and projector; the schedule's shape is shared."""
+    warmup_ratio: float = 0.03
+    weight_decay: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    clip_norm: float = 1.0
+    """Global gradient norm above which gradients are scaled down."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Length, batch and bookkeeping of one training stage."""
+
+    stage: Literal[1, 2] = 1
+    """1 trains compressor and projector; 2 trains the decoder too. The tower is always frozen."""
+    steps: int = 1000
+    batch_size: int = 256
+    """Rows of one optimizer step over the whole mesh, all accumulation slices together."""
+    accumulation: int = 1
+    """Slices a batch is cut into; gradients are summed over them before the update."""
+    loss_chunk: int = 512
+    """Positions whose logits exist at once while the cross-entropy is computed."""
+    max_bad_steps: int = 10
+    """Consecutive steps with a non-finite loss or gradient after which training stops."""
+    seed: int = 0
+    log_every: int = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """Where and how often to save."""
+
+    every: int = 500
+    """Steps between checkpoints; the last step is always saved."""
+    keep: int = 2
+    resume: Literal["auto", "never", "must"] = "auto"
+    """`auto` continues the newest readable checkpoint if there is one; `must` insists on it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices per mesh axis; one axis may be -1, meaning all that are left."""
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Everything that `launch.train` needs."""
+
+    out: str = "runs/default"
+    """Directory of this run: checkpoints, logs and the resolved config."""
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    mesh: MeshConfig = MeshConfig()
+    init_from: str = ""
+    """Run directory whose parameters start this one, e.g. stage 1 before stage 2."""
+
+
+def validate(config: RunConfig) -> None:
+    """Checks what can be known before any array is made.
+
+    Raises:
+      UserError: naming the setting and the numbers that do not fit.
+    """
+    vision, decoder, train = config.model.vision, config.model.decoder, config.train
+    checks = [
+        (vision.image_size % vision.patch_size == 0,
+         f"vision.image_size {vision.image_size} is not a multiple of patch_size {vision.patch_size}"),
+        (vision.width % vision.heads == 0,
+         f"vision.width {vision.width} is not a multiple of its {vision.heads} heads"),
+        (decoder.width % decoder.heads == 0,
+         f"decoder.width {decoder.width} is not a multiple of its {decoder.heads} heads"),
+        (decoder.heads % decoder.kv_heads == 0,
+         f"decoder.heads {decoder.heads} is not a multiple of kv_heads {decoder.kv_heads}"),
+        (train.batch_size % train.accumulation == 0,
+         f"train.batch_size {train.batch_size} does not split into {train.accumulation} slices"),
+        (all(-vision.depth - 1 <= k <= vision.depth for k in (*vision.levels, vision.select_layer)),
+         f"vision.levels {vision.levels} or select_layer {vision.select_layer} is outside "
+         f"the {vision.depth + 1} hidden states"),
+    ]
+    for ok, message in checks:
+        if not ok:
+            raise UserError(f"{message}; change one of them")
+    try:
+        visual = config.model.visual_tokens
+    except ValueError as error:
+        raise UserError(f"model.compressor: {error}") from None
+    if visual * config.data.images_per_row >= config.data.max_length:
+        raise UserError(
+            f"data.max_length {config.data.max_length} leaves no room for text beside "
+            f"{config.data.images_per_row} x {visual} visual tokens; raise it"
+        )

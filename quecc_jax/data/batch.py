@@ -1,0 +1,63 @@
+"""The typed batch: the only thing that passes from the host's data to the device's model."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from quecc_jax.config import DataConfig, ModelConfig
+
+IGNORE = -100
+"""Label of a position that carries no loss."""
+
+
+class Batch(NamedTuple):
+    """A fixed-shape batch of B rows; every field is int32 unless said otherwise.
+
+    A picture is I-th of its row and owns V consecutive slots of that row's flat visual tokens
+    [I * V]. A text-only row is an ordinary row none of whose positions has a slot; its pictures
+    are zeros and its queries are empty.
+    """
+
+    tokens: jax.Array | np.ndarray
+    """[B, S] token ids; 0 at visual slots and padding."""
+    slots: jax.Array | np.ndarray
+    """[B, S] index into the row's flat visual tokens, -1 where the position is text."""
+    labels: jax.Array | np.ndarray
+    """[B, S] the position's own token id where it carries loss, IGNORE elsewhere (unshifted)."""
+    positions: jax.Array | np.ndarray
+    """[B, S] rotary position within the segment."""
+    segments: jax.Array | np.ndarray
+    """[B, S] 1, 2, ... for the conversations packed into the row, 0 for padding."""
+    queries: jax.Array | np.ndarray
+    """[B, I, Q] bare question (BOS first) that conditions each picture's compression."""
+    query_lengths: jax.Array | np.ndarray
+    """[B, I] real tokens of each query; 0 for an absent picture."""
+    pixels: jax.Array | np.ndarray | None = None
+    """[B, I, H, W, 3] float32, normalised as the tower expects; None when features are given."""
+    features: jax.Array | np.ndarray | None = None
+    """[B, I, n, K, D] float16 or float32 cached tower states, see `clip.hidden_indices`."""
+    ids: np.ndarray | None = None
+    """[B] int64 identity of each row's sample; stays on the host."""
+
+
+def batch_spec(model: ModelConfig, data: DataConfig, rows: int, cached: bool = False) -> Batch:
+    """Shapes and dtypes of a batch of `rows` rows, for initialisation and ahead-of-time compiling."""
+    from quecc_jax.models.clip import hidden_indices
+
+    b, s, i, q = rows, data.max_length, data.images_per_row, data.query_length
+    vision = model.vision
+
+    def ints(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+    side = vision.image_size
+    levels = len(hidden_indices(vision))
+    return Batch(  # type: ignore[arg-type]
+        tokens=ints(b, s), slots=ints(b, s), labels=ints(b, s), positions=ints(b, s),
+        segments=ints(b, s), queries=ints(b, i, q), query_lengths=ints(b, i),
+        pixels=None if cached else jax.ShapeDtypeStruct((b, i, side, side, 3), jnp.float32),
+        features=jax.ShapeDtypeStruct((b, i, vision.patches, levels, vision.width), jnp.float16)
+        if cached else None,
+    )
