@@ -150,8 +150,9 @@ class OptimizerConfig:
 class TrainConfig:
     """Length, batch and bookkeeping of one training stage."""
 
-    stage: Literal[1, 2] = 1
-    """1 trains compressor and projector; 2 trains the decoder too. The tower is always frozen."""
+    stage: Literal[0, 1, 2] = 1
+    """0 trains the decoder alone, on text; 1 compressor and projector; 2 these and the decoder.
+    The tower is always frozen."""
     steps: int = 1000
     batch_size: int = 256
     """Rows of one optimizer step over the whole mesh, all accumulation slices together."""
