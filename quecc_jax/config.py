@@ -101,14 +101,16 @@ class ModelConfig:
 class SourceConfig:
     """One data set of a mixture."""
 
-    kind: Literal["llava_json", "easy_vqa", "mosaic", "reading"] = "llava_json"
+    kind: Literal["llava_json", "easy_vqa", "pool"] = "llava_json"
     path: str = ""
-    """The conversations file (`llava_json`), or the directory of a cached feature pool."""
+    """The conversations file (.json or .jsonl, `llava_json`), or the directory of a `pool`."""
     images: str = ""
     """Folder that the rows' picture paths are relative to (`llava_json`)."""
     split: Literal["train", "test"] = "train"
-    weight: float = 1.0
-    """Share of this source in the mixture; weights need not sum to one."""
+    """Published split (`easy_vqa`); files and pools hold one split each."""
+    weight: float | None = None
+    """Share of this source in the mixture; weights need not sum to one. None for every source joins
+    them, so that an epoch visits each row of each source exactly once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,12 +120,20 @@ class DataConfig:
     sources: tuple[SourceConfig, ...] = ()
     tokenizer: str = ""
     """Directory of a tokenizer that transformers' AutoTokenizer reads offline."""
-    template: Literal["plain", "v1"] = "v1"
+    template: Literal["plain", "v1", "short"] = "v1"
+    """LLaVA's stage 1 captions, LLaVA's conversations, or these without the system sentence."""
+    labels: Literal["answers", "all"] = "answers"
+    """Positions that carry loss: answers and their end, or all text (plain language modelling)."""
     max_length: int = 2048
     """Tokens S of a row, visual slots included."""
     query_length: int = 64
     """Tokens Q kept of the question that conditions the compressor."""
     images_per_row: int = 1
+    """Pictures I a row has room for; 0 makes a run on text alone."""
+    cached_features: bool = False
+    """Read the tower's states from the pools instead of pixels; every source must be a pool."""
+    too_long: Literal["error", "truncate"] = "truncate"
+    """What becomes of a row above max_length; truncation cuts text only and is counted."""
     image_aspect: Literal["pad", "square"] = "pad"
     """Fit a picture to the square input by padding with the mean colour, or by cropping."""
     workers: int = 0
