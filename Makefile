@@ -1,0 +1,57 @@
+# Everything runs from here: `make demo` and `make test` need nothing but Python 3.11 or newer.
+
+VENV := .venv
+PY := $(VENV)/bin/python
+OUT ?= runs/demo
+STUDY_OUT ?= runs/study
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo study test test-all lint typecheck
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "  QUICK=1 shortens the demo, OUT=DIR moves its results, PYTHON=... picks the interpreter"
+
+demo: $(VENV)/.installed ## Train a grid of small models, fit the scaling law, write runs/demo/report.html
+	$(PY) -m launch.demo $(if $(filter-out 0,$(QUICK)),--quick) --out $(OUT)
+
+study: $(VENV)/.installed ## The demo at length: three seeds, resumable cell by cell
+	$(PY) -m launch.study --out $(STUDY_OUT)
+
+test: lint typecheck ## Lint, type check and every test that is not slow
+	$(PY) -m pytest -m "not slow"
+
+test-all: lint typecheck ## The same with the slow tests
+	$(PY) -m pytest
+
+lint: $(VENV)/.installed-test ## Ruff
+	$(PY) -m ruff check .
+
+typecheck: $(VENV)/.installed-test ## Mypy
+	$(PY) -m mypy
+
+# A stamp is written only after pip succeeded, so an interrupted installation is simply repeated.
+$(VENV)/.installed: requirements.txt
+	@if ! $(PY) -m pip --version >/dev/null 2>&1; then \
+	  for python in $(or $(PYTHON),python3.11 python3.12 python3.13 python3); do \
+	    if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	      found=$$python; break; \
+	    fi; \
+	  done; \
+	  if [ -z "$$found" ]; then \
+	    echo "error: no Python 3.11 or newer among" \
+	      "$(or $(PYTHON),python3.11 python3.12 python3.13 python3);" \
+	      "install one, or name yours: make PYTHON=/path/to/python" >&2; \
+	    exit 1; \
+	  fi; \
+	  echo "Creating $(VENV) with $$($$found --version)"; \
+	  "$$found" -m venv --clear $(VENV) || exit 1; \
+	fi
+	@echo "Installing the pinned requirements into $(VENV), once"
+	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed requirements-test.txt
+	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	@touch $@
