@@ -1,0 +1,148 @@
+"""Command line: `python -m scaling fit --scores FILE --out DIR`."""
+
+import argparse
+import functools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from scaling.errors import UserError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command; returns the exit status, 2 for a mistake in what was asked."""
+    options = _parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], None] = options.command
+    try:
+        command(options)
+    except UserError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m scaling",
+        description="Which LLM size, how many visual tokens? Fits error = A / N^alpha / T^beta + D.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    fit = commands.add_parser(
+        "fit",
+        help="fit the law to a file of scores",
+        description="Fits the law and writes fit.json, fit.html and PNG figures.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    fit.set_defaults(command=run_fit)
+    fit.add_argument(
+        "--scores", required=True, metavar="FILE", default=argparse.SUPPRESS,
+        help="JSON with params_b [n], visual_tokens [m], score [n x m] (null = missing), and optionally "
+        "tasks {name: [n x m]}, query_tokens, stderr [n x m]; "
+        "or a published table by name: general, ocr",
+    )  # fmt: skip
+    fit.add_argument(
+        "--out", required=True, metavar="DIR", type=Path, default=argparse.SUPPRESS,
+        help="folder for the results; created if missing",
+    )  # fmt: skip
+    fit.add_argument(
+        "--tokens", choices=("V", "Q+V"), default="V",
+        help="what T counts: visual tokens (the paper's code) or text and visual tokens (its text)",
+    )  # fmt: skip
+    fit.add_argument(
+        "--query-tokens", type=float, metavar="Q", default=argparse.SUPPRESS,
+        help="text tokens of one query (default: as the file says, else 50)",
+    )  # fmt: skip
+    fit.add_argument(
+        "--fix-d", type=float, metavar="X", default=argparse.SUPPRESS,
+        help="hold D at this value in 0..1 (default: D is fitted)",
+    )  # fmt: skip
+    fit.add_argument("--percent", action="store_true", help="scores run from 0 to 100")
+    fit.add_argument("--starts", type=_positive, metavar="K", default=256, help="starting points")
+    fit.add_argument(
+        "--resample", choices=("residual", "cell"), default="residual", help="bootstrap of the intervals"
+    )
+    fit.add_argument("--refits", type=_positive, metavar="K", default=1000, help="bootstrap refits")
+    fit.add_argument("--seed", type=int, default=0, help="seed of starts and bootstrap")
+    return parser
+
+
+def run_fit(options: argparse.Namespace) -> None:
+    """Fits one scores file, its tasks and its variants, and writes everything to the folder."""
+    # Imported here so that --help and usage errors answer at once.
+    from scaling import fit_report, plot, report
+    from scaling.fit import fit_law
+    from scaling.law import Tokens
+    from scaling.table import published, read_scores
+    from scaling.uncertainty import assess
+
+    scores, out = options.scores, options.out
+    is_name = scores in ("general", "ocr") and not Path(scores).exists()
+    table = published(scores) if is_name else read_scores(scores, options.percent)
+    query_tokens = getattr(options, "query_tokens", None)
+    fix_d = getattr(options, "fix_d", None)
+
+    fitted = functools.partial(
+        fit_law,
+        query_tokens=getattr(options, "query_tokens", None),
+        fix_d=getattr(options, "fix_d", None),
+        n_starts=options.starts,
+        seed=options.seed,
+    )
+    trusted = functools.partial(assess, resample=options.resample, count=options.refits, seed=options.seed)
+    tokens = options.tokens
+    other: Tokens = "Q+V" if tokens == "V" else "V"
+    fit = fitted(table, tokens)
+    trust = trusted(table, fit)
+    rivals = {f"T = {tokens} (this page)": fit, f"T = {other}": fitted(table, other)}
+    if table.flagged:
+        name = f"T = {tokens}, without the {len(table.flagged)} doubtful scores"
+        rivals[name] = fitted(table.without_flagged(), tokens)
+    record = fit_report.fit_record(table, fit, trust)
+    record["rivals"] = {
+        name: {
+            "tokens_convention": rival.law.tokens, **rival.law.params._asdict(),
+            "sse": rival.sse, "n_points": rival.n_points, "converged": rival.converged,
+        }
+        for name, rival in rivals.items() if rival is not fit
+    }  # fmt: skip
+    sections = fit_report.fit_sections(table, fit, trust, rivals)
+    if table.tasks:
+        parts = {name: table.for_task(name) for name in table.tasks}
+        fits = {name: fitted(part, tokens) for name, part in parts.items()}
+        record["tasks"] = {
+            name: fit_report.fit_record(parts[name], fits[name], trusted(parts[name], fits[name]))
+            for name in parts
+        }
+        sections.append(report.Section("Each task alone", [fit_report.rivals_html(fits)]))
+    try:
+        for name, draw in (
+            ("error_vs_flops", plot.figure_error_vs_flops),
+            ("error_vs_tokens", plot.figure_error_vs_tokens),
+            ("residuals", plot.figure_residuals),
+        ):
+            report.write_atomically(out / f"{name}.png", plot.figure_to_png(draw(table, fit)))
+        title = f"Scaling law: {table.name}"
+        report.write_atomically(out / "fit.html", report.html_page(title, sections))
+        report.write_atomically(out / "fit.json", json.dumps(record, indent=2, allow_nan=False) + "\n")
+    except OSError as problem:
+        raise UserError(f"Cannot write to {out}: {problem.strerror}.") from None
+    print(fit.law.formula())
+    print(fit_report.advice(table, fit))
+    for sentence in trust.findings:
+        print(f"note: {sentence}")
+    print(f"SSE {fit.sse:.4e}, r2 {fit.r2:.4f}; written to {out / 'fit.html'}")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,90 @@
+"""The scaling law of visual tokens and LLM size (arXiv 2411.03312, section 3).
+
+    Y(N, T) = A / N^alpha / T^beta + D
+
+Y is the downstream error (1 - score), N the LLM's parameters in billions, T the tokens the LLM
+reads. The paper writes two constants A * B; only their product can be known from scores, so it is
+one number here, called A.
+
+The paper's text defines T = Q + V (text and visual tokens), its published code fits T = V and
+uses Q only for the cost. The two lead to different advice, so every law carries its convention.
+"""
+
+import dataclasses
+import math
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+
+from scaling.errors import UserError
+
+Tokens = Literal["V", "Q+V"]
+"""What T counts: visual tokens alone, or text and visual tokens together."""
+
+PARAMETERS = ("A", "alpha", "beta", "D")
+
+
+class Params(NamedTuple):
+    """Constants of the law; also a pytree, and with arrays as leaves a batch of laws.
+
+    A is the error above D at N = 1 billion and T = 1; alpha and beta are pure numbers; D is the
+    error that neither size nor tokens remove.
+    """
+
+    A: Any
+    alpha: Any
+    beta: Any
+    D: Any
+
+
+def error(params: Params, n: Any, t: Any) -> Any:
+    """A n^-alpha t^-beta + D for NumPy and JAX arrays alike; n in billions, broadcast with t."""
+    return params.A * n**-params.alpha * t**-params.beta + params.D
+
+
+@dataclasses.dataclass(frozen=True)
+class Law:
+    """Constants together with what T means.
+
+    `query_tokens` is Q, the text tokens of one query. Under T = V it enters the cost only.
+    """
+
+    params: Params
+    tokens: Tokens = "V"
+    query_tokens: float = 50.0
+
+    def __post_init__(self) -> None:
+        if self.tokens not in get_args(Tokens):
+            raise UserError(f"The token convention must be 'V' or 'Q+V', not {self.tokens!r}.")
+        if not (math.isfinite(self.query_tokens) and self.query_tokens >= 0):
+            raise UserError(f"query_tokens must be a number of at least 0, not {self.query_tokens}.")
+
+    def total(self, visual_tokens: Any) -> np.ndarray:
+        """T for V visual tokens under this law's convention, float64, same shape as V."""
+        v = np.asarray(visual_tokens, np.float64)
+        return v + self.query_tokens if self.tokens == "Q+V" else v
+
+    def error(self, params_b: Any, visual_tokens: Any) -> np.ndarray:
+        """Predicted error in 0..1; sizes in billions and V broadcast against each other."""
+        return error(self.params, np.asarray(params_b, np.float64), self.total(visual_tokens))
+
+    def optimal_visual_tokens(self, v_min: float = 1.0, v_max: float = math.inf) -> float:
+        """V that minimises the error at a fixed cost N (Q + V), N chosen freely.
+
+        T = V: setting the derivative of Y along N = C / (Q + V) to zero gives
+        V* = beta Q / (alpha - beta) for alpha > beta, clipped to the allowed range; for
+        alpha <= beta more tokens always win. T = Q + V: Y depends on T^(alpha - beta) alone, so
+        the better end of the range wins.
+        """
+        p = self.params
+        if self.tokens == "Q+V":
+            return v_min if p.alpha >= p.beta else v_max
+        if p.alpha > p.beta:
+            return min(max(p.beta * self.query_tokens / (p.alpha - p.beta), v_min), v_max)
+        return v_max if p.beta > 0 else v_min
+
+    def formula(self) -> str:
+        """The law with its numbers and its convention, on one line of text."""
+        p = self.params
+        t = "V" if self.tokens == "V" else f"({self.query_tokens:g} + V)"
+        return f"error = {p.A:.4g} / N^{p.alpha:.4g} / {t}^{p.beta:.4g} + {p.D:.4g}"

@@ -1,0 +1,159 @@
+"""How far the fitted constants can be trusted.
+
+Residual and cell bootstrap refit the law on hundreds of resampled tables at once; the profile of
+D asks how much worse the fit gets when D is imposed, which shows the flat valley along which D and
+the exponents trade against each other.
+"""
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import jax
+import numpy as np
+from scipy.special import fdtri
+
+from scaling.fit import Bounds, Fit, cells_of
+from scaling.law import PARAMETERS, Params, error
+from scaling.solver import Cells, Solution, solve_problems
+from scaling.table import ScoreTable
+
+Resample = Literal["residual", "cell"]
+Interval = tuple[float, float]
+
+
+class DProfile(NamedTuple):
+    """Fits with D imposed. d, sse [K]; params leaves [K].
+
+    interval is the range of D whose fit is not worse than the best by the 95 % F test; alpha and
+    beta are the ranges of the exponents inside it.
+    """
+
+    d: np.ndarray
+    sse: np.ndarray
+    params: Params
+    interval: Interval
+    alpha: Interval
+    beta: Interval
+
+
+def bootstrap(
+    table: ScoreTable, fit: Fit, resample: Resample = "residual", count: int = 1000, seed: int = 0
+) -> Params:
+    """Constants refitted to `count` resampled tables, leaves [count], float64.
+
+    residual: fitted error plus residuals drawn with replacement, centred and widened by
+    sqrt(n / (n - p)). cell: whole cells drawn with replacement.
+    Raises ValueError where there are no degrees of freedom left to resample.
+    """
+    dof = fit.n_points - fit.n_parameters
+    if dof < 1:
+        raise ValueError("as many parameters as points: there are no residuals to resample")
+    cells = cells_of(table, fit.law)
+    n = fit.n_points
+    draws = np.random.default_rng(seed).integers(n, size=(count, n))
+    y, weight = np.tile(cells.y, (count, 1)), np.ones((count, n))
+    if resample == "residual":
+        fitted = error(fit.law.params, np.asarray(cells.n), np.asarray(cells.t))
+        residual = np.asarray(cells.y) - fitted
+        y = fitted + ((residual - residual.mean()) * np.sqrt(n / dof))[draws]
+    else:
+        weight = (draws[:, :, None] == np.arange(n)).sum(axis=1).astype(np.float64)
+    return _refit(cells._replace(y=y, weight=weight), fit.law.params, fit.bounds).params
+
+
+def intervals(samples: Params, level: float = 0.95) -> dict[str, Interval]:
+    """Percentile interval of each constant."""
+    tail = 50 * (1 - level)
+    ends = [np.percentile(leaf, [tail, 100 - tail]) for leaf in samples]
+    return {name: (float(e[0]), float(e[1])) for name, e in zip(PARAMETERS, ends, strict=True)}
+
+
+def profile_d(table: ScoreTable, fit: Fit, points: int = 64, level: float = 0.95) -> DProfile | None:
+    """Best fit for each imposed D from its lower bound up to the smallest measured error.
+
+    None where D was fixed or no degree of freedom is left.
+    """
+    dof = fit.n_points - fit.n_parameters
+    low, high = fit.bounds.lower.D, fit.bounds.upper.D
+    cells = cells_of(table, fit.law)
+    smallest = float(np.min(cells.y))
+    if low == high or dof < 1 or smallest <= low:
+        return None
+    d = np.linspace(low, min(high, low + (smallest - low) * 0.98), points)
+    imposed = Bounds(fit.bounds.lower._replace(D=d), fit.bounds.upper._replace(D=d))
+    share = np.maximum(smallest - d, 1e-6) / max(smallest - fit.law.params.D, 1e-6)
+    p = fit.law.params
+    start = Params(p.A * share, np.full(points, p.alpha), np.full(points, p.beta), d)
+    found = _refit(cells, start, imposed)
+    sse = found.objective
+    inside = sse <= fit.sse * (1 + fdtri(1, dof, level) / dof) + 1e-20
+
+    def span(values: np.ndarray, best: float) -> Interval:
+        kept = np.append(values[inside], best)
+        return float(kept.min()), float(kept.max())
+
+    return DProfile(
+        d, sse, found.params, span(d, p.D), span(found.params.alpha, p.alpha), span(found.params.beta, p.beta)
+    )
+
+
+def findings(fit: Fit, profile: DProfile | None) -> list[str]:
+    """Plain sentences a reader must know before trusting the constants."""
+    p, said = fit.law.params, []
+    for name, what in (("alpha", "a larger LLM"), ("beta", "more visual tokens")):
+        if name in fit.bounds_hit and getattr(p, name) == 0:
+            said.append(
+                f"{name} ended on its bound 0: in these scores {what} does not lower the error "
+                "(without the bound it would turn negative or stay at zero)."
+            )
+    upper = [n for n in fit.bounds_hit if getattr(p, n) >= getattr(fit.bounds.upper, n) - 1e-9]
+    if upper:
+        said.append(f"{', '.join(upper)} ended on an upper bound: the box, not the scores, set the value.")
+    if "D" in fit.bounds_hit and p.D == 0:
+        said.append("D ended on its bound 0: these scores show no error that size and tokens cannot remove.")
+    if profile is not None and profile.interval[1] - profile.interval[0] > 0.02:
+        low, high = profile.interval
+        said.append(
+            f"D is poorly identified: every D from {low:.3f} to {high:.3f} fits about equally well "
+            f"(95 % F test), with alpha between {profile.alpha[0]:.3f} and {profile.alpha[1]:.3f} and "
+            f"beta between {profile.beta[0]:.4f} and {profile.beta[1]:.4f}. "
+            "The fitted curve is safer than its constants."
+        )
+    if fit.n_points == fit.n_parameters:
+        said.append("There are exactly as many scores as parameters, so the fit cannot show its own error.")
+    if not fit.converged:
+        said.append(
+            "The fit did not converge, or the cross-check found a better one; do not use its constants."
+        )
+    return said
+
+
+@dataclasses.dataclass(frozen=True)
+class Uncertainty:
+    """Everything `assess` found. ci is None where nothing is left to resample."""
+
+    ci: dict[str, Interval] | None
+    ci_method: str
+    profile: DProfile | None
+    findings: list[str]
+
+
+def assess(
+    table: ScoreTable, fit: Fit, resample: Resample = "residual", count: int = 1000, seed: int = 0
+) -> Uncertainty:
+    """95 % intervals, the profile of D, and what they mean in words."""
+    enough = fit.n_points > fit.n_parameters and count > 0
+    ci = intervals(bootstrap(table, fit, resample, count, seed)) if enough else None
+    profile = profile_d(table, fit)
+    method = f"{resample} bootstrap, {count} refits, percentile, 95 %" if enough else "none"
+    return Uncertainty(ci, method, profile, findings(fit, profile))
+
+
+def _refit(cells: Cells, start: Params, bounds: Bounds) -> Solution:
+    """Refits problems that share n and t; y, weight and every start and bound may differ per problem."""
+    count = max(np.size(leaf) for leaf in start) if np.ndim(cells.y) == 1 else len(cells.y)
+    n = np.shape(cells.n)[0]
+    scalars = jax.tree.map(lambda leaf: np.broadcast_to(np.float64(leaf), count), (start, *bounds))
+    rows = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (count, n)), cells)
+    with jax.enable_x64(True):
+        return jax.tree.map(np.asarray, solve_problems(scalars[0], rows, *scalars[1:]))
