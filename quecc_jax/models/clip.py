@@ -1,0 +1,98 @@
+"""CLIP vision transformer: pixels to the hidden states that compressors read."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from quecc_jax.config import VisionConfig
+from quecc_jax.models.layers import LayerNorm, attention, linear, logical
+
+
+def hidden_indices(config: VisionConfig) -> tuple[int, ...]:
+    """Hidden states that are used at all, ascending, as indices 0 (embedding) to depth."""
+    wanted = (*config.levels, config.select_layer)
+    return tuple(sorted({k if k >= 0 else config.depth + 1 + k for k in wanted}))
+
+
+def split_features(states: jax.Array, config: VisionConfig) -> tuple[jax.Array, jax.Array]:
+    """Single-level X_s and multi-level X_m features from the stacked hidden states.
+
+    Args:
+      states: [..., n, K, D] for the K = len(hidden_indices(config)) states.
+
+    Returns:
+      X_s [..., n, D] of the select layer, and X_m [..., n, len(levels) * D], the levels
+      concatenated in the order of the config (QueCC section 4, TokenPacker's multi-level input).
+    """
+    place = {k: i for i, k in enumerate(hidden_indices(config))}
+
+    def state(k: int) -> jax.Array:
+        return states[..., place[k if k >= 0 else config.depth + 1 + k], :]
+
+    return state(config.select_layer), jnp.concatenate([state(k) for k in config.levels], axis=-1)
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """x * sigmoid(1.702 x), CLIP's activation."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+class ClipLayer(nn.Module):
+    """Pre-norm transformer layer, full attention, biases everywhere."""
+
+    config: VisionConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
+        """x [B, 1 + n, D] -> (new x, the same as a scan output)."""
+        c = self.config
+        dense = functools.partial(linear, dtype=self.dtype)
+        heads = (c.heads, c.width // c.heads)
+        y = LayerNorm(c.norm_eps, name="norm1")(x)
+        q, k, v = (dense(heads, ("embed", "heads", "head_dim"), name=name)(y) for name in "qkv")
+        y = attention(q, k, v, mask=None)
+        x = x + dense(c.width, ("heads", "head_dim", "embed"), inputs=2, name="out")(y)
+        y = LayerNorm(c.norm_eps, name="norm2")(x)
+        y = dense(c.mlp_width, ("embed", "mlp"), name="fc1")(y)
+        y = quick_gelu(y) if c.activation == "quick_gelu" else jax.nn.gelu(y, approximate=False)
+        x = x + dense(c.width, ("mlp", "embed"), name="fc2")(y)
+        return x, x
+
+
+class ClipTower(nn.Module):
+    """The tower up to its hidden states; CLS is used inside and dropped from the result."""
+
+    config: VisionConfig
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, pixels: jax.Array) -> jax.Array:
+        """Hidden states [B, n, K, D] listed by `hidden_indices`, from pixels [B, H, W, 3]."""
+        c = self.config
+        b, g, p = pixels.shape[0], c.grid, c.patch_size
+        if pixels.shape[1:] != (c.image_size, c.image_size, 3):
+            raise ValueError(
+                f"pixels are {pixels.shape[1:]}, the tower takes {(c.image_size, c.image_size, 3)}"
+            )
+        patches = pixels.astype(self.dtype).reshape(b, g, p, g, p, 3).transpose(0, 1, 3, 2, 4, 5)
+        patches = patches.reshape(b, g * g, p * p * 3)
+        x = linear(c.width, (None, "embed"), bias=False, dtype=self.dtype, name="patch_embedding")(patches)
+        normal = nn.initializers.normal(0.02)
+        cls = self.param("class_embedding", logical(normal, "embed"), (c.width,))
+        position = self.param("position_embedding", logical(normal, None, "embed"), (g * g + 1, c.width))
+        x = jnp.concatenate([jnp.broadcast_to(cls.astype(self.dtype), (b, 1, c.width)), x], axis=1)
+        x = LayerNorm(c.norm_eps, name="pre_norm")(x + position.astype(self.dtype))
+        stack = nn.scan(
+            ClipLayer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=c.depth,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        _, states = stack(c, self.dtype, name="layers")(x, None)
+        states = jnp.concatenate([x[None], states])[jnp.array(hidden_indices(c))]
+        return states[:, :, 1:].transpose(1, 2, 0, 3)

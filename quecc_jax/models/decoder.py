@@ -1,0 +1,158 @@
+"""The causal decoder. LLaMA/Vicuna and Qwen-1.5/Qwen2 are values of DecoderConfig."""
+
+import functools
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from quecc_jax.config import DecoderConfig
+from quecc_jax.models.layers import (
+    MaskSpec,
+    RMSNorm,
+    attention,
+    causal,
+    linear,
+    logical,
+    rotary_angles,
+    rotate,
+)
+
+
+class Cache(NamedTuple):
+    """Keys and values of T places for all L layers, filled from the front."""
+
+    keys: jax.Array
+    """[L, B, T, K, head_dim]"""
+    values: jax.Array
+    """[L, B, T, K, head_dim]"""
+    segments: jax.Array
+    """int32 [B, T]; 0 where a place is empty or padding."""
+    length: jax.Array
+    """int32 [], places written so far."""
+
+
+def empty_cache(config: DecoderConfig, rows: int, places: int, dtype: Any = jnp.float32) -> Cache:
+    """A cache for `rows` rows of at most `places` positions."""
+    shape = (config.depth, rows, places, config.kv_heads, config.head_dim)
+    return Cache(
+        jnp.zeros(shape, dtype),
+        jnp.zeros(shape, dtype),
+        jnp.zeros((rows, places), jnp.int32),
+        jnp.zeros((), jnp.int32),
+    )
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm attention with rotary positions and grouped heads, then a SwiGLU MLP."""
+
+    config: DecoderConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        cached: tuple[jax.Array, jax.Array] | None,
+        angles: tuple[jax.Array, jax.Array],
+        mask: MaskSpec,
+        start: jax.Array | None,
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+        """x [B, S, D] and this layer's cache [B, T, K, head_dim] -> (x, updated cache)."""
+        c = self.config
+        dense = functools.partial(linear, dtype=self.dtype)
+        y = RMSNorm(c.norm_eps, name="norm1")(x)
+        q = dense((c.heads, c.head_dim), ("embed", "heads", "head_dim"), bias=c.qkv_bias, name="q")(y)
+        kv = functools.partial(
+            dense, (c.kv_heads, c.head_dim), ("embed", "kv_heads", "head_dim"), bias=c.qkv_bias
+        )
+        q, k, v = rotate(q, angles), rotate(kv(name="k")(y), angles), kv(name="v")(y)
+        if cached is not None:
+            write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=1)
+            k, v = (write(old, new.astype(old.dtype)) for old, new in zip(cached, (k, v), strict=True))
+            cached = k, v
+        y = attention(q, k.astype(self.dtype), v.astype(self.dtype), mask)
+        x = x + dense(c.width, ("heads", "head_dim", "embed"), inputs=2, bias=False, name="out")(y)
+        y = RMSNorm(c.norm_eps, name="norm2")(x)
+        up = functools.partial(dense, c.mlp_width, ("embed", "mlp"), bias=False)
+        y = jax.nn.silu(up(name="gate")(y)) * up(name="up")(y)
+        x = x + dense(c.width, ("mlp", "embed"), bias=False, name="down")(y)
+        return nn.with_logical_constraint(x, ("batch", "sequence", None)), cached
+
+
+class Decoder(nn.Module):
+    """Token embedding, scanned layers, final norm and output matrix."""
+
+    config: DecoderConfig
+    dtype: Any = jnp.float32
+    remat: str = "none"
+
+    def setup(self) -> None:
+        c = self.config
+        normal = nn.initializers.normal(0.02)
+        self.embedding = self.param("embedding", logical(normal, "vocab", "embed"), (c.vocab_size, c.width))
+        if not c.tie_embeddings:
+            self.head = self.param("head", logical(fan_in(c.width), "embed", "vocab"), (c.width, c.vocab_size))
+        layer: Any = DecoderLayer
+        if self.remat != "none":
+            policies = jax.checkpoint_policies
+            policy = policies.dots_with_no_batch_dims_saveable if self.remat == "dots" else None
+            layer = nn.remat(DecoderLayer, policy=policy, prevent_cse=False)
+        stack = nn.scan(
+            layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            length=c.depth,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        self.layers = stack(c, self.dtype)
+        self.norm = RMSNorm(c.norm_eps)
+
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """Embeddings [B, S, D] of token ids [B, S]."""
+        # Whole rows of the table must be at hand before the lookup, or the partitioner replicates
+        # the result over the mesh.
+        table = nn.with_logical_constraint(self.embedding.astype(self.dtype), ("vocab", None))
+        return nn.with_logical_constraint(jnp.take(table, tokens, axis=0), ("batch", "sequence", None))
+
+    def __call__(
+        self, x: jax.Array, positions: jax.Array, segments: jax.Array, cache: Cache | None = None
+    ) -> tuple[jax.Array, Cache | None]:
+        """Final hidden states, after the last norm.
+
+        Args:
+          x: embeddings [B, S, D].
+          positions: int32 [B, S], rotary positions.
+          segments: int32 [B, S]; positions see earlier ones of their own segment, 0 is padding.
+          cache: earlier positions to attend to; the new ones are appended. The caller keeps
+            length + S within its places.
+
+        Returns:
+          Hidden states [B, S, D] and the extended cache (None without one).
+        """
+        angles = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
+        x = x.astype(self.dtype)
+        if cache is None:
+            x, _ = self.layers(x, None, angles, causal(segments), None)
+            return self.norm(x), None
+        start, index = cache.length, jnp.arange(x.shape[1])
+        held = jax.lax.dynamic_update_slice_in_dim(cache.segments, segments, start, axis=1)
+        mask = MaskSpec(segments, held, start + index, jnp.arange(held.shape[1]))
+        x, (keys, values) = self.layers(x, (cache.keys, cache.values), angles, mask, start)
+        return self.norm(x), Cache(keys, values, held, start + x.shape[1])
+
+    def output_matrix(self) -> jax.Array:
+        """The matrix [D, vocab] that turns hidden states into logits."""
+        return self.embedding.T if self.config.tie_embeddings else self.head
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """float32 logits [..., vocab] of hidden states [..., D]."""
+        matrix = self.output_matrix().astype(self.dtype)
+        return jnp.einsum("...d,dv->...v", hidden, matrix, preferred_element_type=jnp.float32)
+
+
+def fan_in(width: int) -> Any:
+    """Normal initialiser of standard deviation 1 / sqrt(width)."""
+    return nn.initializers.normal(width**-0.5)

@@ -1,0 +1,102 @@
+"""The vision-language model: encode the question, encode and compress the picture, splice, decode."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from quecc_jax.config import ModelConfig
+from quecc_jax.data.batch import Batch
+from quecc_jax.models.clip import ClipTower, split_features
+from quecc_jax.models.compressors import make_compressor
+from quecc_jax.models.decoder import Cache, Decoder
+from quecc_jax.models.projector import Projector
+
+
+class VLM(nn.Module):
+    """Tower, compressor, projector and decoder; parameters live under those four names."""
+
+    config: ModelConfig
+
+    def setup(self) -> None:
+        c = self.config
+        dtype: Any = jnp.dtype(c.dtype)
+        self.vision = ClipTower(c.vision, dtype)
+        self.compressor = make_compressor(c.compressor, dtype)
+        self.projector = Projector(c.projector, c.decoder.width, dtype)
+        self.decoder = Decoder(c.decoder, dtype, c.remat)
+
+    def encode_query(self, queries: jax.Array, lengths: jax.Array) -> jax.Array:
+        """Query features [B, I, H]: the decoder's final hidden state at each query's last token.
+
+        The text-only pass carries no gradient (QueCC's query embedding).
+
+        Args:
+          queries: int32 [B, I, Q] token ids.
+          lengths: int32 [B, I] real tokens of each; 0 is allowed and gives an unused vector.
+        """
+        b, i, q = queries.shape
+        flat, last = queries.reshape(b * i, q), jnp.maximum(lengths.reshape(b * i) - 1, 0)
+        index = jnp.arange(q)
+        segments = (index[None] <= last[:, None]).astype(jnp.int32)
+        positions = jnp.broadcast_to(index, flat.shape)
+        hidden, _ = self.decoder(self.decoder.embed(flat), positions, segments)
+        feature = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
+        return jax.lax.stop_gradient(feature.reshape(b, i, -1))
+
+    def encode_image(self, pixels: jax.Array) -> jax.Array:
+        """Tower states [B, I, n, K, D] of pixels [B, I, H, W, 3], without gradient."""
+        b, i = pixels.shape[:2]
+        states = self.vision(pixels.reshape(b * i, *pixels.shape[2:]))
+        return jax.lax.stop_gradient(states.reshape(b, i, *states.shape[1:]))
+
+    def compress(self, features: jax.Array, query: jax.Array) -> jax.Array:
+        """Visual tokens [B, I, V, M] from tower states [B, I, n, K, D] and queries [B, I, H]."""
+        b, i = features.shape[:2]
+        flat = features.reshape(b * i, *features.shape[2:])
+        single, multi = split_features(flat, self.config.vision)
+        tokens = self.projector(self.compressor(single, multi, query.reshape(b * i, 1, -1)))
+        return tokens.reshape(b, i, *tokens.shape[1:])
+
+    def visual_tokens(self, batch: Batch) -> jax.Array:
+        """Visual tokens [B, I, V, M] of a batch, from its pixels or its cached features."""
+        features = batch.features if batch.features is not None else self.encode_image(batch.pixels)
+        if self.config.compressor.query == "zero":
+            query = jnp.zeros((*batch.queries.shape[:2], self.config.decoder.width), features.dtype)
+        else:
+            query = self.encode_query(batch.queries, batch.query_lengths)
+        return self.compress(features, query)
+
+    def splice(self, batch: Batch) -> jax.Array:
+        """Decoder inputs [B, S, M]: token embeddings, with visual tokens in their slots."""
+        text = self.decoder.embed(batch.tokens)
+        if batch.queries.shape[1] == 0:
+            return text
+        visual = self.visual_tokens(batch)
+        visual = visual.reshape(visual.shape[0], -1, visual.shape[-1])
+        here = jnp.take_along_axis(visual, jnp.maximum(batch.slots, 0)[..., None], axis=1)
+        return jnp.where(batch.slots[..., None] >= 0, here.astype(text.dtype), text)
+
+    def __call__(self, batch: Batch) -> jax.Array:
+        """Final hidden states [B, S, M]."""
+        hidden, _ = self.decoder(self.splice(batch), batch.positions, batch.segments)
+        return hidden
+
+    def prefill(self, batch: Batch, cache: Cache) -> tuple[jax.Array, Cache]:
+        """Hidden states [B, S, M] of a batch of prompts, and the cache that holds them."""
+        return self.decoder(self.splice(batch), batch.positions, batch.segments, cache)
+
+    def extend(
+        self, tokens: jax.Array, positions: jax.Array, segments: jax.Array, cache: Cache
+    ) -> tuple[jax.Array, Cache]:
+        """Hidden states [B, S, M] of further text tokens [B, S] after what the cache holds."""
+        return self.decoder(self.decoder.embed(tokens), positions, segments, cache)
+
+    def output_matrix(self) -> jax.Array:
+        """The matrix [M, vocab] behind the logits."""
+        return self.decoder.output_matrix()
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """float32 logits [..., vocab]."""
+        return self.decoder.logits(hidden)

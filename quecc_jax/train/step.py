@@ -1,0 +1,188 @@
+"""The train step and its compiled form: the one builder for training and for compiling ahead."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from quecc_jax.config import RunConfig
+from quecc_jax.data.batch import Batch, batch_spec
+from quecc_jax.models.vlm import VLM
+from quecc_jax.sharding import RULES, batch_sharding, parameter_shardings, replicated
+from quecc_jax.train.loss import cross_entropy_sum
+from quecc_jax.train.optimizer import make_optimizer, schedule
+from quecc_jax.train.state import TrainState, split_params
+
+Metrics = dict[str, jax.Array]
+
+
+class Trainer(NamedTuple):
+    """A run's compiled functions over one mesh."""
+
+    mesh: Mesh
+    abstract_state: TrainState
+    """ShapeDtypeStructs with shardings."""
+    abstract_batch: Batch
+    init: Callable[[jax.Array], TrainState]
+    """Random parameters and fresh optimizer state from a key."""
+    step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+    """One optimizer step; the given state's memory is reused."""
+    put: Callable[[Batch], Batch]
+    """Host batch to sharded device arrays, without `ids`."""
+
+
+def loss_sum(model: VLM, params: dict[str, Any], batch: Batch, chunk: int) -> tuple[jax.Array, jax.Array]:
+    """Summed cross-entropy over a batch's labelled tokens, and their number (float32 scalars)."""
+    variables = {"params": params}
+    hidden = model.apply(variables, batch)
+    matrix = model.apply(variables, method=VLM.output_matrix)
+    return cross_entropy_sum(hidden, matrix, batch.labels, chunk)
+
+
+def accumulated_gradients(
+    model: VLM, trainable: dict[str, Any], frozen: dict[str, Any], batch: Batch, slices: int, chunk: int
+) -> tuple[jax.Array, jax.Array, dict[str, Any]]:
+    """Mean loss over all labelled tokens of the batch, their number, and its gradient.
+
+    The batch's rows are cut into `slices` that run one after another; sums are divided once at
+    the end, so the result does not depend on how labelled tokens fall into slices.
+    """
+
+    def objective(trainable: dict[str, Any], part: Batch) -> tuple[jax.Array, jax.Array]:
+        return loss_sum(model, {**frozen, **trainable}, part, chunk)
+
+    gradient = jax.value_and_grad(objective, has_aux=True)
+    if slices == 1:
+        (total, count), grads = gradient(trainable, batch)
+    else:
+        # Row r goes to slice r % slices, so that every device keeps rows of its own in each slice.
+        parts = jax.tree.map(lambda x: x.reshape(-1, slices, *x.shape[1:]).swapaxes(0, 1), batch)
+
+        def add(sums: Any, part: Batch) -> tuple[Any, None]:
+            (total, count), grads = gradient(trainable, part)
+            return jax.tree.map(jnp.add, sums, (total, count, grads)), None
+
+        zero = jnp.zeros((), jnp.float32)
+        start = (zero, zero, jax.tree.map(jnp.zeros_like, trainable))
+        (total, count, grads), _ = jax.lax.scan(add, start, parts)
+    scale = 1.0 / jnp.maximum(count, 1.0)
+    return total * scale, count, jax.tree.map(lambda g: g * scale, grads)
+
+
+def train_step(model: VLM, config: RunConfig, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    """One pure optimizer step; with a non-finite loss or gradient nothing but the counters moves.
+
+    Returns:
+      The new state, and float32 scalars: loss (mean over the global batch's labelled tokens, in
+      nats), label_tokens, grad_norm (before clipping), learning_rate, finite (1 or 0).
+    """
+    train = config.train
+    loss, count, grads = accumulated_gradients(
+        model, state.trainable, state.frozen, batch, train.accumulation, train.loss_chunk
+    )
+    norm = optax.tree.norm(grads)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    optimizer = make_optimizer(config.optimizer, train.steps)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+    trainable = optax.apply_updates(state.trainable, updates)
+
+    def keep(new: Any, old: Any) -> Any:
+        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+
+    bad = 1 - finite.astype(jnp.int32)
+    metrics = {
+        "loss": loss,
+        "label_tokens": count,
+        "grad_norm": norm,
+        "learning_rate": jnp.asarray(schedule(config.optimizer, train.steps)(state.step), jnp.float32),
+        "finite": finite.astype(jnp.float32),
+    }
+    new = TrainState(
+        step=state.step + 1,
+        trainable=keep(trainable, state.trainable),
+        frozen=state.frozen,
+        opt_state=keep(opt_state, state.opt_state),
+        bad_run=(state.bad_run + bad) * bad,
+        skipped=state.skipped + bad,
+    )
+    return new, metrics
+
+
+def abstract_params(config: RunConfig, mesh: Mesh, spec: Batch) -> Any:
+    """Shapes, dtypes and shardings of the parameters that a batch of this form touches."""
+    model = VLM(config.model)
+    boxed = jax.eval_shape(lambda b: model.init(jax.random.key(0), b, method=_touch)["params"], spec)
+    shardings = parameter_shardings(boxed, mesh)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.meta.unbox(boxed), shardings
+    )
+
+
+def _touch(model: VLM, batch: Batch) -> jax.Array:
+    """Runs every part that training uses, so that init creates its parameters."""
+    model.output_matrix()
+    return model(batch)
+
+
+def build_trainer(config: RunConfig, mesh: Mesh) -> Trainer:
+    """Compiled init and step for a run on a mesh.
+
+    The batch carries cached features when `data.cached_features` is set; the tower then has no
+    parameters in the state.
+    """
+    model, train = VLM(config.model), config.train
+    spec = batch_spec(config.model, config.data, train.batch_size, config.data.cached_features)
+    params = abstract_params(config, mesh, spec)
+    optimizer = make_optimizer(config.optimizer, train.steps)
+    everywhere, rows = replicated(mesh), batch_sharding(mesh)
+    scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+
+    def fresh(params: Any) -> TrainState:
+        trainable, frozen = split_params(params, train.stage)
+        zero = jnp.zeros((), jnp.int32)
+        return TrainState(zero, trainable, frozen, optimizer.init(trainable), zero, zero)
+
+    def init(key: jax.Array) -> TrainState:
+        example = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch_spec(
+            config.model, config.data, 1, config.data.cached_features))  # fmt: skip
+        return fresh(nn.meta.unbox(model.init(key, example, method=_touch)["params"]))
+
+    trainable, frozen = split_params(params, train.stage)
+    opt_shapes = jax.eval_shape(optimizer.init, trainable)
+    opt_state = optax.tree.map_params(
+        optimizer,
+        lambda slot, p: jax.ShapeDtypeStruct(slot.shape, slot.dtype, sharding=p.sharding),
+        opt_shapes,
+        trainable,
+        transform_non_params=lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
+    )
+    abstract = TrainState(scalar, trainable, frozen, opt_state, scalar, scalar)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        with nn.logical_axis_rules(RULES):
+            return train_step(model, config, state, batch)
+
+    jitted = jax.jit(step, donate_argnums=0, in_shardings=(shardings, rows), out_shardings=(shardings, everywhere))
+
+    def run(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        with jax.set_mesh(mesh):
+            return jitted(state, batch)
+
+    def put(batch: Batch) -> Batch:
+        return jax.tree.map(
+            lambda x: jax.make_array_from_process_local_data(rows, x), batch._replace(ids=None)
+        )
+
+    return Trainer(
+        mesh=mesh,
+        abstract_state=abstract,
+        abstract_batch=spec,
+        init=jax.jit(init, out_shardings=shardings),
+        step=run,
+        put=put,
+    )

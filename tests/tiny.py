@@ -1,0 +1,75 @@
+"""A model small enough to train in a test, and batches of random but valid content for it."""
+
+import dataclasses
+
+import numpy as np
+
+from quecc_jax.config import (
+    CompressorConfig,
+    DataConfig,
+    DecoderConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    TrainConfig,
+    VisionConfig,
+)
+from quecc_jax.data.batch import IGNORE, Batch
+
+MODEL = ModelConfig(
+    vision=VisionConfig(image_size=16, patch_size=4, width=16, depth=3, heads=2, mlp_width=32,
+                        select_layer=-2, levels=(1, 2, 3)),
+    compressor=CompressorConfig(kernel=2, stride=2, heads=4),
+    decoder=DecoderConfig(vocab_size=64, width=32, depth=2, heads=4, kv_heads=2, mlp_width=48),
+    dtype="float32",
+    remat="none",
+)  # fmt: skip
+
+RUN = RunConfig(
+    model=MODEL,
+    data=DataConfig(max_length=24, query_length=6, images_per_row=2),
+    optimizer=OptimizerConfig(learning_rate=1e-2),
+    train=TrainConfig(stage=2, steps=20, batch_size=8, loss_chunk=8),
+)
+
+
+def run(model: dict | None = None, data: dict | None = None, optimizer: dict | None = None, **train) -> RunConfig:
+    """RUN with some fields of its parts replaced."""
+    return dataclasses.replace(
+        RUN,
+        model=dataclasses.replace(RUN.model, **(model or {})),
+        data=dataclasses.replace(RUN.data, **(data or {})),
+        optimizer=dataclasses.replace(RUN.optimizer, **(optimizer or {})),
+        train=dataclasses.replace(RUN.train, **train),
+    )
+
+
+def random_batch(config: RunConfig, seed: int = 0, pictures: list[int] | None = None) -> Batch:
+    """A batch whose row r holds pictures[r] pictures (default 0, 1, 2, 0, ...), random text and answers."""
+    rng = np.random.default_rng(seed)
+    model, data, b = config.model, config.data, config.train.batch_size
+    s, i, v = data.max_length, data.images_per_row, model.visual_tokens
+    pictures = pictures or [r % (i + 1) for r in range(b)]
+    tokens, slots = np.zeros((b, s), np.int32), np.full((b, s), -1, np.int32)
+    labels, segments = np.full((b, s), IGNORE, np.int32), np.zeros((b, s), np.int32)
+    lengths = np.zeros((b, i), np.int32)
+    for r, count in enumerate(pictures):
+        length = int(rng.integers(count * v + 8, s + 1)) if count * v + 8 <= s else s
+        tokens[r, :length] = rng.integers(1, model.decoder.vocab_size, length)
+        tokens[r, 1 : 1 + count * v] = 0
+        slots[r, 1 : 1 + count * v] = np.arange(count * v)
+        labels[r, length - 4 : length] = tokens[r, length - 4 : length]
+        segments[r, :length] = 1
+        lengths[r, :count] = rng.integers(1, data.query_length + 1, count)
+    side = model.vision.image_size
+    return Batch(
+        tokens=tokens,
+        slots=slots,
+        labels=labels,
+        positions=np.broadcast_to(np.arange(s, dtype=np.int32), (b, s)).copy(),
+        segments=segments,
+        queries=rng.integers(1, model.decoder.vocab_size, (b, i, data.query_length)).astype(np.int32),
+        query_lengths=lengths,
+        pixels=rng.normal(size=(b, i, side, side, 3)).astype(np.float32),
+        ids=np.arange(b, dtype=np.int64),
+    )
