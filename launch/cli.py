@@ -1,0 +1,123 @@
+"""A command line is a config file and the settings it overrides."""
+
+import ast
+import contextlib
+import dataclasses
+import importlib.util
+import io
+import itertools
+import traceback
+from pathlib import Path
+
+import tyro
+
+from quecc_jax.config import RunConfig, validate
+from quecc_jax.config_io import from_dict, nearest, to_dict
+from quecc_jax.errors import UserError
+
+
+def parse_run(argv: list[str], prog: str) -> RunConfig:
+    """The run that `CONFIG.py --some.setting VALUE ...` describes.
+
+    Args:
+      argv: the arguments after the program's name; the first is the config file.
+      prog: how the program was called, for the help text.
+
+    Raises:
+      UserError: a missing or broken config file, an unknown setting, or a value that does not fit.
+      SystemExit: with status 0, after printing the help.
+    """
+    wants_help = any(a in ("-h", "--help") for a in argv)
+    if not argv or (argv[0].startswith("-") and not wants_help):
+        raise UserError(f"name a config file first, as in: {prog} configs/NAME.py --train.steps 100")
+    if argv[0].startswith("-"):
+        default, usage = RunConfig(), f"{prog} CONFIG.py"
+    else:
+        default, usage, argv = load_config_file(argv[0]), f"{prog} {argv[0]}", argv[1:]
+    config = override(default, argv, usage)
+    validate(config)
+    return config
+
+
+def load_config_file(path: str) -> RunConfig:
+    """Runs a config file and returns what its `config()` returns.
+
+    Raises:
+      UserError: no such file, a mistake in it (with its line), or no `config() -> RunConfig`.
+    """
+    file = Path(path)
+    if not file.is_file():
+        beside = [p.name for p in file.parent.glob("*.py") if p.name != "__init__.py"]
+        hint = nearest(file.name, sorted(beside)) if beside else "give the path of a Python file"
+        raise UserError(f"config file {path} does not exist; {hint}")
+    spec = importlib.util.spec_from_file_location(f"_config_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise UserError(f"config file {path} is not a Python file; its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        ast.parse(file.read_text(), path)
+        spec.loader.exec_module(module)
+        config = module.config()
+    except UserError as error:
+        raise UserError(f"config file {path}: {error}") from None
+    except SyntaxError as error:
+        raise UserError(f"config file {path}, line {error.lineno}: {error.msg}") from None
+    except Exception as error:
+        if not hasattr(module, "config"):
+            error = error if not isinstance(error, AttributeError) else AttributeError("no config() function")
+        raise UserError(f"config file {path}{_line(error, file)}: {type(error).__name__}: {error}") from None
+    if not isinstance(config, RunConfig):
+        raise UserError(f"config file {path}: config() returned {type(config).__name__}, not a RunConfig")
+    # Dataclasses do not check their fields' types; the strict reader does.
+    try:
+        return from_dict(RunConfig, to_dict(config))
+    except UserError as error:
+        raise UserError(f"config file {path}: {error}") from None
+
+
+def _line(error: Exception, file: Path) -> str:
+    """`, line N` for the last line of `file` that an error passed through."""
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == file]
+    return f", line {lines[-1]}" if lines else ""
+
+
+def override(default: RunConfig, argv: list[str], usage: str) -> RunConfig:
+    """`default` with the settings given as options replaced.
+
+    Raises:
+      UserError: an unknown option (with the nearest known one) or a value of another type.
+      SystemExit: with status 0, after printing the help.
+    """
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            config, unknown = tyro.cli(
+                RunConfig, default=default, args=argv, prog=usage, return_unknown_args=True,
+                description="Trains one run. CONFIG.py gives the settings; options override them.",
+            )  # fmt: skip
+    except SystemExit as stop:
+        if stop.code == 0:
+            raise
+        raise UserError(f"{_sentence(printed.getvalue())}; see --help") from None
+    if unknown:
+        option = next((a for a in unknown if a.startswith("-")), unknown[0]).split("=")[0]
+        raise UserError(f"{option} is not an option; {nearest(option, _options(default), 'see --help')}")
+    return config
+
+
+def _options(node: object, prefix: str = "--") -> list[str]:
+    """The option names of a config tree, as tyro spells them."""
+    names: list[str] = []
+    for field in dataclasses.fields(node):  # type: ignore[arg-type]
+        name, value = prefix + field.name.replace("_", "-"), getattr(node, field.name)
+        names += _options(value, f"{name}.") if dataclasses.is_dataclass(value) else [name]
+    return names
+
+
+def _sentence(box: str) -> str:
+    """The message of one of tyro's boxed errors, on one line: after its title, up to a rule or gap."""
+    lines = [line.strip(" │╭╮╰╯|") for line in box.splitlines()]
+    lines = ["" if set(line) <= set("-─") else line for line in lines]
+    _title, *rest = itertools.dropwhile(lambda line: not line, lines)
+    message = itertools.takewhile(bool, itertools.dropwhile(lambda line: not line, rest))
+    return " ".join(message).rstrip(".")
