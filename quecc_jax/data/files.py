@@ -53,12 +53,17 @@ def read_json(path: str | Path) -> Any:
             return json.loads(text)
         except json.JSONDecodeError as error:
             raise UserError(f"{path}, line {error.lineno} is not JSON: {error.msg}; repair it") from None
-    values = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
+    lines = text.split("\n")
+    try:
+        # One call for the whole file is several times faster than one a line.
+        values = json.loads("[" + ",".join(line for line in lines if line.strip()) + "]")
+    except json.JSONDecodeError:
+        values = []
+    if len(values) == sum(bool(line.strip()) for line in lines):
+        return values
+    for number, line in enumerate(lines, start=1):
         try:
-            values.append(json.loads(line))
+            json.loads(line or "0")
         except json.JSONDecodeError as error:
             raise UserError(f"{path}, line {number} is not JSON: {error.msg}; repair it") from None
-    return values
+    raise UserError(f"{path} does not hold one JSON value a line; repair it")

@@ -42,11 +42,12 @@ def draw(split: Literal["train", "test"], image_size: int, pictures: int, questi
         for number in cell_questions[picture].tolist():
             place, wants_shape = divmod(number, 2)
             row, column = divmod(place, m)
+            shape, color, _ = cells[picture, row, column]
             where = f"in row {row + 1}, column {column + 1}?"
             if wants_shape:
-                question, answer = f"what shape is {where}", SHAPES[shapes[picture, row, column] - 1]
+                question, answer = f"what shape is {where}", SHAPES[shape - 1]
             else:
-                question, answer = f"what color is the shape {where}", COLORS[colors[picture, row, column] - 1]
+                question, answer = f"what color is the shape {where}", COLORS[color - 1]
             rows.append(question_row(picture, question, answer, "mosaic/cell"))
         for number in whole_questions[picture].tolist():
             if number < len(COLORS):

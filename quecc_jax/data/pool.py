@@ -135,7 +135,7 @@ def read_pool(directory: str | Path) -> Pool:
     if not (directory / "meta.json").is_file():
         raise UserError(f"{directory} is not a pool (it has no meta.json); make one with build_pool")
     meta = read_json(directory / "meta.json")
-    arrays = [np.zeros((0,) + shape, dtype) for shape, dtype in
+    arrays = [np.zeros((0, *shape), dtype) for shape, dtype in
               (((1, 1, 3), np.uint8), ((1, 1, 3), np.int8), ((1, 1), np.int32))]
     if meta["pictures"]:
         arrays = [_open(directory / f"{name}.npy") for name in ("images", "cells", "sources")]
@@ -218,7 +218,7 @@ def _open(path: Path) -> np.ndarray:
 
 
 def _write_images(drawn: Drawn, image_size: int, path: Path) -> None:
-    pictures, m = drawn.picks.shape[:2]
+    pictures = len(drawn.picks)
     images = open_memmap(path, "w+", np.uint8, (pictures, image_size, image_size, 3))
     for start in range(0, pictures, 256):
         grid = drawn.tiles[drawn.picks[start:start + 256]].swapaxes(2, 3)
