@@ -82,9 +82,6 @@ def run_fit(options: argparse.Namespace) -> None:
     scores, out = options.scores, options.out
     is_name = scores in ("general", "ocr") and not Path(scores).exists()
     table = published(scores) if is_name else read_scores(scores, options.percent)
-    query_tokens = getattr(options, "query_tokens", None)
-    fix_d = getattr(options, "fix_d", None)
-
     fitted = functools.partial(
         fit_law,
         query_tokens=getattr(options, "query_tokens", None),
@@ -97,10 +94,9 @@ def run_fit(options: argparse.Namespace) -> None:
     other: Tokens = "Q+V" if tokens == "V" else "V"
     fit = fitted(table, tokens)
     trust = trusted(table, fit)
-    rivals = {f"T = {tokens} (this page)": fit, f"T = {other}": fitted(table, other)}
+    rivals = {f"this page (T = {tokens})": fit, f"T = {other}": fitted(table, other)}
     if table.flagged:
-        name = f"T = {tokens}, without the {len(table.flagged)} doubtful scores"
-        rivals[name] = fitted(table.without_flagged(), tokens)
+        rivals["without doubtful scores"] = fitted(table.without_flagged(), tokens)
     record = fit_report.fit_record(table, fit, trust)
     record["rivals"] = {
         name: {
@@ -131,7 +127,7 @@ def run_fit(options: argparse.Namespace) -> None:
     except OSError as problem:
         raise UserError(f"Cannot write to {out}: {problem.strerror}.") from None
     print(fit.law.formula())
-    print(fit_report.advice(table, fit))
+    print(fit_report.advice(table, fit, trust))
     for sentence in trust.findings:
         print(f"note: {sentence}")
     print(f"SSE {fit.sse:.4e}, r2 {fit.r2:.4f}; written to {out / 'fit.html'}")

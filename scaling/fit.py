@@ -31,7 +31,8 @@ class Bounds(NamedTuple):
         return Bounds(self.lower._replace(D=d), self.upper._replace(D=d))
 
 
-NON_NEGATIVE = Bounds(Params(0.0, 0.0, 0.0, 0.0), Params(np.inf, np.inf, np.inf, np.inf))
+NON_NEGATIVE = Bounds(Params(0.0, 0.0, 0.0, 0.0), Params(np.inf, 5.0, 5.0, 1.0))
+"""The default. Exponents end at 5, far above any law seen, so that a mere step has an optimum."""
 PUBLISHED_BOX = Bounds(Params(0.2, 0.0, 0.0, 0.0), Params(0.7, 0.2, 0.05, 0.3))
 """The ranges of the authors' grid search."""
 
@@ -98,7 +99,7 @@ def fit_law(
     n_parameters = 4 - sum(fixed)
     if len(cells.y) < n_parameters:
         raise UserError(
-            f"There are {len(cells.y)} scores, fewer than the {n_parameters} parameters of the law; "
+            f"{table.name!r} has {len(cells.y)} scores, fewer than the {n_parameters} parameters of the law; "
             "add cells or fix D."
         )
     starts = random_starts(cells, bounds, n_starts, seed)
@@ -106,17 +107,21 @@ def fit_law(
         found = jax.tree.map(np.asarray, solve_starts(starts, cells, *as_arrays(bounds)))
     best = int(np.argmin(found.objective))
     params = take(found, best).params
+    sse = float(found.objective[best])
+    scale = float(np.sum((cells.y - cells.y.mean()) ** 2))
+    slack = _SAME_OBJECTIVE * sse + 1e-15 * scale + 1e-28 * len(cells.y)
+    level = Params(float(cells.y.mean()) - bounds.lower.D, 0.0, 0.0, bounds.lower.D)
+    if scale <= sse + slack and _inside(level, bounds):
+        # Nothing beats the mean, and many constants describe it: report the plainest.
+        params, sse = level, scale
     check = project_variables(cells, bounds)
     law = dataclasses.replace(law, params=params)
     residuals = law.error(table.params_b[:, None], table.visual_tokens[None, :]) - table.error
-    sse = float(found.objective[best])
-    scale = float(np.sum((cells.y - cells.y.mean()) ** 2))
-    slack = _SAME_OBJECTIVE * sse + 1e-15 * scale
     return Fit(
         law=law,
         residuals=residuals,
         sse=sse,
-        r2=1 - sse / scale if scale > 0 else float("nan"),
+        r2=1 - sse / scale if scale > 1e-24 * len(cells.y) else float("nan"),
         n_points=len(cells.y),
         n_parameters=n_parameters,
         bounds=bounds,
@@ -124,7 +129,7 @@ def fit_law(
         n_starts=n_starts,
         n_agreeing=int(np.sum(found.objective <= sse + slack)),
         iterations=int(found.iterations[best]),
-        converged=bool(found.converged[best]) and sse <= check.sse + slack,
+        converged=bool(found.converged[best] or params is level) and sse <= check.sse + slack,
         cross_check=check,
     )
 
@@ -144,7 +149,7 @@ def cells_of(table: ScoreTable, law: Law) -> Cells:
         t=law.total(table.visual_tokens[j]),
         y=table.error[i, j],
         weight=np.ones(len(i)),
-    )  # type: ignore[arg-type]  # NumPy in, JAX inside
+    )
 
 
 def as_arrays(bounds: Bounds) -> Bounds:
@@ -161,6 +166,10 @@ def bounds_hit(params: Params, bounds: Bounds) -> tuple[str, ...]:
     """Names of the parameters that lie on a bound and were free to leave it."""
     entries = zip(PARAMETERS, params, *bounds, strict=True)
     return tuple(name for name, p, low, high in entries if low < high and not low + 1e-9 < p < high - 1e-9)
+
+
+def _inside(params: Params, bounds: Bounds) -> bool:
+    return all(low <= p <= high for p, low, high in zip(params, *bounds, strict=True))
 
 
 def random_starts(cells: Cells, bounds: Bounds, count: int, seed: int) -> Params:
@@ -182,11 +191,12 @@ def random_starts(cells: Cells, bounds: Bounds, count: int, seed: int) -> Params
 def project_variables(cells: Cells, bounds: Bounds, side: int = 33, rounds: int = 60) -> VariableProjection:
     """Minimum over (alpha, beta) of the exact linear solution in (A, D), without derivatives.
 
-    A window of side x side points moves to its best point and shrinks when that point is inside.
+    A window of side x side points moves to its best point and shrinks each round. The bounds on
+    the exponents must be finite.
     """
     lower, upper = bounds
     low = np.array([lower.alpha, lower.beta])
-    high = np.minimum([upper.alpha, upper.beta], np.maximum(low, 4.0))
+    high = np.array([upper.alpha, upper.beta])
     corner, size = low, high - low
     best: tuple[float, Params] = (np.inf, lower)
     for _ in range(rounds):

@@ -47,7 +47,8 @@ def fit_record(table: ScoreTable, fit: Fit, trust: Uncertainty) -> dict[str, Any
         "n_agreeing": fit.n_agreeing,
         "converged": fit.converged,
         "cross_check": {"method": "variable projection", "sse": fit.cross_check.sse},
-        "optimal_visual_tokens": _best_count(table, fit),
+        "optimal_visual_tokens": fit.law.optimal_visual_tokens(*table.count_range),
+        "optimal_visual_tokens_ci": None if trust.best_count is None else list(trust.best_count),
         "findings": trust.findings,
         "frontier": [
             dict(zip(Choices._fields, map(float, choice), strict=True))
@@ -62,11 +63,11 @@ def law_frontier(table: ScoreTable, fit: Fit) -> Choices:
     return pareto(law_choices(fit.law, table.params_b, table.visual_tokens, cost))
 
 
-def advice(table: ScoreTable, fit: Fit) -> str:
+def advice(table: ScoreTable, fit: Fit, trust: Uncertainty) -> str:
     """What the law says to do with more compute, in one or two sentences."""
     law, p = fit.law, fit.law.params
-    v_max = table.visual_tokens[-1]
-    best = _best_count(table, fit)
+    v_max = table.count_range[1]
+    best = law.optimal_visual_tokens(*table.count_range)
     if p.alpha == 0 and p.beta == 0:
         return "Neither size nor visual tokens lower the error in these scores: take the cheapest choice."
     if law.tokens == "Q+V":
@@ -77,9 +78,10 @@ def advice(table: ScoreTable, fit: Fit) -> str:
             f"More visual tokens beat a larger LLM all the way to the {v_max:g} measured: "
             "spend on tokens first, then on size."
         )
+    within = "" if trust.best_count is None else " (95 % interval {:.3g} to {:.3g})".format(*trust.best_count)
     return (
         f"At any fixed inference cost 2N(Q + V) with Q = {law.query_tokens:g}, the least error is at about "
-        f"{best:.3g} visual tokens with the largest LLM that then fits."
+        f"{best:.3g} visual tokens{within} with the largest LLM that then fits."
     )
 
 
@@ -104,22 +106,18 @@ def rivals_html(fits: Mapping[str, Fit]) -> str:
         best = fit.law.optimal_visual_tokens()
         rows.append(
             [name, fit.n_points, *(f"{v:.4g}" for v in fit.law.params), f"{fit.sse:.4e}",
-             "as many as possible" if math.isinf(best) else f"{best:.3g}"]
+             "max" if math.isinf(best) else f"{best:.3g}"]
         )  # fmt: skip
     return table_html(rows, header)
-
-
-def _best_count(table: ScoreTable, fit: Fit) -> float:
-    return float(fit.law.optimal_visual_tokens(min(1.0, table.visual_tokens[0]), table.visual_tokens[-1]))
 
 
 def _law_section(table: ScoreTable, fit: Fit, trust: Uncertainty) -> Section:
     rows = []
     for name, value in zip(PARAMETERS, fit.law.params, strict=True):
-        ci = "-" if trust.ci is None else "{:.4g} to {:.4g}".format(*trust.ci[name])
+        ci = "–" if trust.ci is None else "{:.4g} to {:.4g}".format(*trust.ci[name])
         state = "on its bound" if name in fit.bounds_hit else ""
         if getattr(fit.bounds.lower, name) == getattr(fit.bounds.upper, name):
-            ci, state = "-", "fixed"
+            ci, state = "–", "fixed"
         rows.append([name, f"{value:.5g}", ci, state])
     missing = int(np.isnan(table.score).sum())
     points = f"{fit.n_points} scores" + (f" ({missing} missing)" if missing else "")
@@ -127,7 +125,7 @@ def _law_section(table: ScoreTable, fit: Fit, trust: Uncertainty) -> Section:
     r2 = f"{100 * fit.r2:.2f} % of the variance explained" if math.isfinite(fit.r2) else "all scores equal"
     fragments = [
         paragraph(fit.law.formula(), "formula"),
-        paragraph(advice(table, fit)),
+        paragraph(advice(table, fit, trust)),
         paragraph(
             f"N is the LLM's size in billions of parameters; T counts {t}. Least squares on {points}: "
             f"SSE {fit.sse:.4e}, typical distance {100 * fit.rmse:.2f} points, {r2}."
@@ -149,7 +147,7 @@ def _frontier_section(table: ScoreTable, fit: Fit) -> Section:
     for budget in np.geomspace(low, high, 7):
         best = recommend(choices, budget)
         rows.append(
-            [f"{budget:.2e}", size_name(best.params_b), f"{best.visual_tokens:g}", f"{best.flops:.2e}",
+            [_flops(budget), size_name(best.params_b), f"{best.visual_tokens:g}", _flops(best.flops),
              f"{100 * best.error:.2f} %"]
         )  # fmt: skip
     caption = (
@@ -162,7 +160,7 @@ def _frontier_section(table: ScoreTable, fit: Fit) -> Section:
         [
             figure,
             paragraph("The best of the measured sizes and token counts within each budget, by the law:"),
-            table_html(rows, ["FLOPs per query", "LLM", "V", "spent", "predicted error"]),
+            table_html(rows, ["budget per query", "LLM", "V", "spent", "predicted error"]),
             paragraph("Cost: 2N(Q + V), the LLM's prefill as the paper counts it.", "muted"),
         ],
     )
@@ -183,7 +181,7 @@ def _shape_section(table: ScoreTable, fit: Fit) -> Section:
 
 def _scores_section(table: ScoreTable, fit: Fit) -> Section:
     def cell(score: float) -> str:
-        return "-" if math.isnan(score) else f"{100 * score:.2f}"
+        return "–" if math.isnan(score) else f"{100 * score:.2f}"
 
     rows: list[list[str]] = []
     for n, row in zip(table.params_b, table.score, strict=True):
@@ -212,6 +210,12 @@ def _checks_section(fit: Fit, others: Mapping[str, Fit] | None) -> Section:
     if others:
         fragments += [paragraph("The same scores under other assumptions:"), rivals_html(others)]
     return Section("Checks", fragments)
+
+
+def _flops(value: float) -> str:
+    """FLOPs with an SI prefix, three digits."""
+    exponent = min(max(int(math.log10(max(value, 1)) // 3), 0), 6)
+    return f"{value / 1000**exponent:.3g} {('', 'k', 'M', 'G', 'T', 'P', 'E')[exponent]}FLOP"
 
 
 def _both(table: ScoreTable, fit: Fit, draw: Callable[..., Figure], alt: str, caption: str) -> str:

@@ -69,8 +69,7 @@ def figure_error_vs_flops(
     frontier = Line2D([], [], color=theme.accent, lw=7, alpha=0.32, label="best at each cost, by the law")
     axes.legend(handles=[frontier], loc="upper right", **_legend_text(theme))
     marks = [(f"{v:g}", {**_marker(table, v), "color": theme.muted}) for v in table.visual_tokens]
-    _legend(figure, theme, "V =", marks)
-    _size_legend(figure, table, theme)
+    _legend(figure, theme, {"N =": _size_entries(table, theme), "V =": marks})
     return figure
 
 
@@ -99,8 +98,8 @@ def figure_residuals(table: ScoreTable, fit: Fit, style: Style = "light") -> Fig
             ms=13, mfc="none", mec=theme.accent, mew=1.6, zorder=4,
         )  # fmt: skip
     _token_axis(axes, table)
-    axes.set_ylabel("measured minus fitted error (points)")
-    _size_legend(figure, table, theme)
+    axes.set_ylabel("measured − fitted error (points)")
+    _legend(figure, theme, {"N =": _size_entries(table, theme)})
     return figure
 
 
@@ -122,7 +121,7 @@ def figure_error_vs_tokens(table: ScoreTable, fit: Fit, style: Style = "light") 
                       xytext=(0, 3), textcoords="offset points", color=theme.muted, fontsize=11)  # fmt: skip
     _token_axis(axes, table)
     axes.set_ylabel("error (%)")
-    _size_legend(figure, table, theme)
+    _legend(figure, theme, {"N =": _size_entries(table, theme)})
     return figure
 
 
@@ -160,7 +159,7 @@ def _canvas(theme: _Theme) -> tuple[Figure, Axes]:
     axes.tick_params(which="both", colors=theme.muted, labelcolor=theme.ink, labelsize=11, length=3)
     for axis in (axes.xaxis, axes.yaxis):
         axis.label.set_color(theme.ink)
-        axis.label.set_size(12)
+        axis.label.set_fontsize(12)
     return figure, axes
 
 
@@ -200,18 +199,22 @@ def _flops_axis(axes: Axes) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(name))
 
 
-def _size_legend(figure: Figure, table: ScoreTable, theme: _Theme) -> None:
+def _size_entries(table: ScoreTable, theme: _Theme) -> list[tuple[str, dict[str, Any]]]:
     colours = _ramp(theme, len(table.params_b))
     looks = [{"marker": "o", "ms": 8, "ls": "none", "color": colour} for colour in colours]
-    names = [size_name(n) for n in table.params_b]
-    _legend(figure, theme, "N =", list(zip(names, looks, strict=True)))
+    return list(zip(map(size_name, table.params_b), looks, strict=True))
 
 
-def _legend(figure: Figure, theme: _Theme, title: str, entries: list[tuple[str, dict[str, Any]]]) -> None:
-    handles = [Line2D([], [], ls="none", label=title)]
-    handles += [Line2D([], [], label=name, **look) for name, look in entries]
+def _legend(figure: Figure, theme: _Theme, rows: dict[str, list[tuple[str, dict[str, Any]]]]) -> None:
+    columns = 1 + max(len(entries) for entries in rows.values())
+    grid = [[(title, {"ls": "none"}), *entries] for title, entries in rows.items()]
+    padded = [row + [("", {"ls": "none"})] * (columns - len(row)) for row in grid]
+    # A legend fills its columns first.
+    handles = [
+        Line2D([], [], label=name, **look) for column in zip(*padded, strict=True) for name, look in column
+    ]
     figure.legend(
-        handles=handles, ncols=len(handles), loc="outside upper left", handletextpad=0.1,
+        handles=handles, ncols=columns, loc="outside upper left", handletextpad=0.1,
         columnspacing=1.0, borderaxespad=0.2, **_legend_text(theme),
     )  # fmt: skip
 

@@ -18,11 +18,12 @@ _STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink); line-height: 1.55;
   font: 17px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-main { max-width: 46rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
+main { max-width: 48rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .5rem; letter-spacing: -.015em; }
 h2 { font-size: 1.3rem; line-height: 1.3; margin: 2.75rem 0 .75rem; letter-spacing: -.01em; }
 h3 { font-size: 1.05rem; margin: 1.75rem 0 .5rem; }
 p, ul { margin: .75rem 0; max-width: 42rem; }
+ul { padding-left: 1.25rem; }
 li { margin: .35rem 0; }
 .lead { color: var(--muted); font-size: 1.1rem; }
 .note { border-left: 3px solid var(--accent); padding: .1rem 0 .1rem 1rem; }
@@ -32,8 +33,8 @@ figure { margin: 1.25rem 0; }
 figure img { display: block; width: 100%; height: auto; }
 figcaption, .muted { color: var(--muted); font-size: .92rem; }
 .scroll { overflow-x: auto; margin: 1rem 0; }
-table { border-collapse: collapse; font-size: .95rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .38rem .9rem .38rem 0; border-bottom: 1px solid var(--line); text-align: right;
+table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .38rem 1rem .38rem 0; border-bottom: 1px solid var(--line); text-align: right;
   white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 td.text, th.text { text-align: left; white-space: normal; min-width: 12rem; }
@@ -50,8 +51,8 @@ class Section(NamedTuple):
     fragments: Sequence[str]
 
 
-def html_page(title: str, sections: Iterable[Section], lead: str = "") -> str:
-    """The whole document. `title`, `lead` and headings are plain text."""
+def html_page(title: str, sections: Iterable[Section], lead: str = "", style: str = "") -> str:
+    """The whole document. `title`, `lead` and headings are plain text; `style` is further CSS."""
     body = [f"<h1>{html.escape(title)}</h1>"]
     if lead:
         body.append(f'<p class="lead">{html.escape(lead)}</p>')
@@ -65,7 +66,7 @@ def html_page(title: str, sections: Iterable[Section], lead: str = "") -> str:
             '<meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{html.escape(title)}</title>",
-            f"<style>{_STYLE}</style>",
+            f"<style>{_STYLE}{style}</style>",
             "</head>",
             "<body>",
             "<main>",
@@ -89,15 +90,15 @@ def figure_html(light: str | bytes, dark: str | bytes, alt: str, caption: str = 
 
 def table_html(rows: Iterable[Sequence[object]], header: Sequence[object]) -> str:
     """A table of plain values; the first column is left-aligned, columns of sentences wrap."""
-    rows = [[str(cell) for cell in row] for row in rows]
-    wide = [any(len(row[j]) > 40 for row in rows) for j in range(len(header))]
+    cells = [[str(cell) for cell in row] for row in rows]
+    wide = [any(len(row[j]) > 40 for row in cells) for j in range(len(header))]
 
     def line(cells: Iterable[object], tag: str) -> str:
         marks = (' class="text"' if is_wide else "" for is_wide in wide)
         filled = zip(cells, marks, strict=True)
         return "<tr>" + "".join(f"<{tag}{m}>{html.escape(str(c))}</{tag}>" for c, m in filled) + "</tr>"
 
-    body = "".join(line(row, "td") for row in rows)
+    body = "".join(line(row, "td") for row in cells)
     head = line(header, "th")
     return f'<div class="scroll"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
 

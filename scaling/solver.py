@@ -9,20 +9,23 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from scaling.law import Params, error
+
+Array = jax.Array | np.ndarray
 
 
 class Cells(NamedTuple):
     """Observed cells, flat. All fields float, shape [cells]."""
 
-    n: jax.Array
+    n: Array
     """LLM size in billions."""
-    t: jax.Array
+    t: Array
     """Tokens T under the chosen convention."""
-    y: jax.Array
+    y: Array
     """Error, 1 - score."""
-    weight: jax.Array
+    weight: Array
     """Weight of the squared residual; 0 leaves the cell out."""
 
 
@@ -30,11 +33,11 @@ class Solution(NamedTuple):
     """One local optimum, or a batch of them along a leading axis."""
 
     params: Params
-    objective: jax.Array
+    objective: Array
     """Weighted sum of squared residuals."""
-    converged: jax.Array
+    converged: Array
     """Whether the gradient vanished on every free parameter."""
-    iterations: jax.Array
+    iterations: Array
 
 
 class _State(NamedTuple):
@@ -74,7 +77,7 @@ def solve(
     low, high = to_vector(lower), to_vector(upper)
     root_weight = jnp.sqrt(cells.weight)
     # Residuals below this are round-off of an exact fit, where the cosine test means nothing.
-    nothing = 1e-28 * jnp.sum(cells.weight * cells.y**2)
+    nothing = 1e-28 * jnp.sum(cells.weight * (cells.y**2 + 1e-4))
 
     def residual(x: jax.Array) -> jax.Array:
         return root_weight * (error(from_vector(x), cells.n, cells.t) - cells.y)

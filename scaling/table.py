@@ -56,11 +56,20 @@ class ScoreTable:
         """1 - score, [n, m]."""
         return 1.0 - self.score
 
+    @property
+    def count_range(self) -> tuple[float, float]:
+        """Fewest and most visual tokens in the table."""
+        return float(self.visual_tokens[0]), float(self.visual_tokens[-1])
+
     def for_task(self, task: str) -> "ScoreTable":
         """The table of one task alone, checked like any other."""
-        return checked(
-            dataclasses.replace(self, score=self.tasks[task], tasks={}, stderr=None, name=task, flagged=())
+        alone = dataclasses.replace(
+            self, score=self.tasks[task], tasks={}, stderr=None, name=task, flagged=()
         )
+        try:
+            return checked(alone)
+        except UserError as problem:
+            raise UserError(f"Task {task!r}: {problem}") from None
 
     def without_flagged(self) -> "ScoreTable":
         """The same table with the doubtful cells missing."""
@@ -188,7 +197,7 @@ def _grid(value: Any, key: str, params_b: np.ndarray, visual_tokens: np.ndarray,
     n, m = len(params_b), len(visual_tokens)
     if isinstance(value, np.ndarray):
         # An array has no null; there NaN is the only way to say that a cell is missing.
-        value = np.where(np.isnan(value), None, value.astype(object)).tolist()
+        value = [[None if np.isnan(cell) else cell for cell in row] for row in value.tolist()]
     if not isinstance(value, list | tuple) or not all(isinstance(row, list | tuple) for row in value):
         raise UserError(f"{key!r} must be a list of rows, one per entry of params_b.")
     if len(value) != n:

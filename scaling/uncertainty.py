@@ -85,7 +85,7 @@ def profile_d(table: ScoreTable, fit: Fit, points: int = 64, level: float = 0.95
     p = fit.law.params
     start = Params(p.A * share, np.full(points, p.alpha), np.full(points, p.beta), d)
     found = _refit(cells, start, imposed)
-    sse = found.objective
+    sse = np.asarray(found.objective)
     inside = sse <= fit.sse * (1 + fdtri(1, dof, level) / dof) + 1e-20
 
     def span(values: np.ndarray, best: float) -> Interval:
@@ -97,21 +97,29 @@ def profile_d(table: ScoreTable, fit: Fit, points: int = 64, level: float = 0.95
     )
 
 
-def findings(fit: Fit, profile: DProfile | None) -> list[str]:
+def findings(fit: Fit, profile: DProfile | None, ci: dict[str, Interval] | None) -> list[str]:
     """Plain sentences a reader must know before trusting the constants."""
     p, said = fit.law.params, []
-    for name, what in (("alpha", "a larger LLM"), ("beta", "more visual tokens")):
+    flat = p.alpha == 0 and p.beta == 0
+    if flat:
+        said.append(
+            "Neither larger LLMs nor more visual tokens lower the error in these scores; "
+            "the law is their mean, and A and D cannot be told apart."
+        )
+    for name, what in () if flat else (("alpha", "larger LLMs"), ("beta", "more visual tokens")):
         if name in fit.bounds_hit and getattr(p, name) == 0:
             said.append(
-                f"{name} ended on its bound 0: in these scores {what} does not lower the error "
+                f"{name} ended on its bound 0: in these scores {what} do not lower the error "
                 "(without the bound it would turn negative or stay at zero)."
             )
+        elif ci is not None and ci[name][0] < 1e-6 and getattr(fit.bounds.lower, name) == 0:
+            said.append(f"The interval of {name} reaches 0: these scores do not establish that {what} help.")
     upper = [n for n in fit.bounds_hit if getattr(p, n) >= getattr(fit.bounds.upper, n) - 1e-9]
     if upper:
         said.append(f"{', '.join(upper)} ended on an upper bound: the box, not the scores, set the value.")
-    if "D" in fit.bounds_hit and p.D == 0:
-        said.append("D ended on its bound 0: these scores show no error that size and tokens cannot remove.")
-    if profile is not None and profile.interval[1] - profile.interval[0] > 0.02:
+    if "D" in fit.bounds_hit and p.D == 0 and not flat:
+        said.append("D ended on its bound 0: the best fit has no floor that size and tokens cannot remove.")
+    if profile is not None and not flat and profile.interval[1] - profile.interval[0] > 0.02:
         low, high = profile.interval
         said.append(
             f"D is poorly identified: every D from {low:.3f} to {high:.3f} fits about equally well "
@@ -130,9 +138,13 @@ def findings(fit: Fit, profile: DProfile | None) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Uncertainty:
-    """Everything `assess` found. ci is None where nothing is left to resample."""
+    """Everything `assess` found. ci and best_count are None where nothing is left to resample.
+
+    best_count is the 95 % interval of the V that is best at a fixed cost, within the table's range.
+    """
 
     ci: dict[str, Interval] | None
+    best_count: Interval | None
     ci_method: str
     profile: DProfile | None
     findings: list[str]
@@ -143,10 +155,20 @@ def assess(
 ) -> Uncertainty:
     """95 % intervals, the profile of D, and what they mean in words."""
     enough = fit.n_points > fit.n_parameters and count > 0
-    ci = intervals(bootstrap(table, fit, resample, count, seed)) if enough else None
+    ci, best_count = None, None
+    if enough:
+        samples = bootstrap(table, fit, resample, count, seed)
+        ci, best_count = intervals(samples), _best_count(table, fit, samples)
     profile = profile_d(table, fit)
     method = f"{resample} bootstrap, {count} refits, percentile, 95 %" if enough else "none"
-    return Uncertainty(ci, method, profile, findings(fit, profile))
+    return Uncertainty(ci, best_count, method, profile, findings(fit, profile, ci))
+
+
+def _best_count(table: ScoreTable, fit: Fit, samples: Params) -> Interval:
+    laws = (dataclasses.replace(fit.law, params=Params(*p)) for p in zip(*samples, strict=True))
+    low, high = table.count_range
+    ends = np.percentile([law.optimal_visual_tokens(low, high) for law in laws], [2.5, 97.5])
+    return float(ends[0]), float(ends[1])
 
 
 def _refit(cells: Cells, start: Params, bounds: Bounds) -> Solution:
