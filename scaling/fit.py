@@ -13,7 +13,7 @@ import numpy as np
 
 from scaling.errors import UserError
 from scaling.law import PARAMETERS, Law, Params, Tokens
-from scaling.solver import Cells, Solution, solve_starts
+from scaling.solver import Cells, Solution, solve_many
 from scaling.table import ScoreTable
 
 _SAME_OBJECTIVE = 1e-6
@@ -103,8 +103,7 @@ def fit_law(
             "add cells or fix D."
         )
     starts = random_starts(cells, bounds, n_starts, seed)
-    with jax.enable_x64(True):
-        found = jax.tree.map(np.asarray, solve_starts(starts, cells, *as_arrays(bounds)))
+    found = solve_many(starts, cells, *bounds)
     best = int(np.argmin(found.objective))
     params = take(found, best).params
     sse = float(found.objective[best])
@@ -150,11 +149,6 @@ def cells_of(table: ScoreTable, law: Law) -> Cells:
         y=table.error[i, j],
         weight=np.ones(len(i)),
     )
-
-
-def as_arrays(bounds: Bounds) -> Bounds:
-    """The box with float64 scalars as leaves."""
-    return jax.tree.map(np.float64, bounds)
 
 
 def take(solution: Solution, index: int) -> Solution:

@@ -15,6 +15,10 @@ from scaling.law import Params, error
 
 Array = jax.Array | np.ndarray
 
+_BATCH = 256
+_CELLS = 32
+"""Sizes that problems and cells are padded to."""
+
 
 class Cells(NamedTuple):
     """Observed cells, flat. All fields float, shape [cells]."""
@@ -119,13 +123,37 @@ def solve(
     return Solution(from_vector(last.x), last.objective, last.converged, last.iterations)
 
 
-@jax.jit
-def solve_starts(starts: Params, cells: Cells, lower: Params, upper: Params) -> Solution:
-    """One problem from many starts: leaves of `starts` are [K], so are those of the solution."""
-    return jax.vmap(solve, in_axes=(0, None, None, None))(starts, cells, lower, upper)
+_solve_batch = jax.jit(jax.vmap(solve))
 
 
-@jax.jit
-def solve_problems(starts: Params, cells: Cells, lower: Params, upper: Params) -> Solution:
-    """Many problems, one start each: leaves of every argument carry a leading axis [K]."""
-    return jax.vmap(solve)(starts, cells, lower, upper)
+def solve_many(starts: Params, cells: Cells, lower: Params, upper: Params) -> Solution:
+    """Solves K problems in float64, whatever the global precision; NumPy leaves [K].
+
+    Leaves of `starts` and of the bounds are scalars or [K]; those of `cells` are [cells] or
+    [K, cells]. Problems and cells are padded to round numbers, so that one compilation serves
+    tables of different sizes and any K.
+    """
+    scalars = (starts, lower, upper)
+    count = max(np.size(leaf) for leaf in jax.tree.leaves(scalars))
+    count = max([count] + [len(leaf) for leaf in cells if np.ndim(leaf) == 2])
+    width = np.shape(cells.n)[-1]
+    missing_cells, missing = -width % _CELLS, -count % _BATCH
+
+    def scalar(leaf: Array) -> np.ndarray:
+        return np.pad(np.broadcast_to(np.asarray(leaf, np.float64), count), (0, missing), mode="edge")
+
+    def row(leaf: Array) -> np.ndarray:
+        full = np.broadcast_to(np.asarray(leaf, np.float64), (count, width))
+        full = np.pad(full, ((0, 0), (0, missing_cells)), constant_values=1.0)
+        return np.pad(full, ((0, missing), (0, 0)), mode="edge")
+
+    starts, lower, upper = jax.tree.map(scalar, scalars)
+    cells = jax.tree.map(row, cells)
+    cells.weight[:, width:] = 0.0
+    problems = (starts, cells, lower, upper)
+    with jax.enable_x64(True):
+        batches = [
+            _solve_batch(*jax.tree.map(lambda leaf, at=at: leaf[at : at + _BATCH], problems))
+            for at in range(0, count, _BATCH)
+        ]
+        return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *batches)

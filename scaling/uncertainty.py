@@ -8,13 +8,12 @@ the exponents trade against each other.
 import dataclasses
 from typing import Literal, NamedTuple
 
-import jax
 import numpy as np
 from scipy.special import fdtri
 
 from scaling.fit import Bounds, Fit, cells_of
 from scaling.law import PARAMETERS, Params, error
-from scaling.solver import Cells, Solution, solve_problems
+from scaling.solver import solve_many
 from scaling.table import ScoreTable
 
 Resample = Literal["residual", "cell"]
@@ -58,7 +57,7 @@ def bootstrap(
         y = fitted + ((residual - residual.mean()) * np.sqrt(n / dof))[draws]
     else:
         weight = (draws[:, :, None] == np.arange(n)).sum(axis=1).astype(np.float64)
-    return _refit(cells._replace(y=y, weight=weight), fit.law.params, fit.bounds).params
+    return solve_many(fit.law.params, cells._replace(y=y, weight=weight), *fit.bounds).params
 
 
 def intervals(samples: Params, level: float = 0.95) -> dict[str, Interval]:
@@ -84,7 +83,7 @@ def profile_d(table: ScoreTable, fit: Fit, points: int = 64, level: float = 0.95
     share = np.maximum(smallest - d, 1e-6) / max(smallest - fit.law.params.D, 1e-6)
     p = fit.law.params
     start = Params(p.A * share, np.full(points, p.alpha), np.full(points, p.beta), d)
-    found = _refit(cells, start, imposed)
+    found = solve_many(start, cells, *imposed)
     sse = np.asarray(found.objective)
     inside = sse <= fit.sse * (1 + fdtri(1, dof, level) / dof) + 1e-20
 
@@ -169,13 +168,3 @@ def _best_count(table: ScoreTable, fit: Fit, samples: Params) -> Interval:
     low, high = table.count_range
     ends = np.percentile([law.optimal_visual_tokens(low, high) for law in laws], [2.5, 97.5])
     return float(ends[0]), float(ends[1])
-
-
-def _refit(cells: Cells, start: Params, bounds: Bounds) -> Solution:
-    """Refits problems that share n and t; y, weight and every start and bound may differ per problem."""
-    count = max(np.size(leaf) for leaf in start) if np.ndim(cells.y) == 1 else len(cells.y)
-    n = np.shape(cells.n)[0]
-    scalars = jax.tree.map(lambda leaf: np.broadcast_to(np.float64(leaf), count), (start, *bounds))
-    rows = jax.tree.map(lambda leaf: np.broadcast_to(leaf, (count, n)), cells)
-    with jax.enable_x64(True):
-        return jax.tree.map(np.asarray, solve_problems(scalars[0], rows, *scalars[1:]))

@@ -1,0 +1,68 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scaling.errors import UserError
+from scaling.frontier import best_split
+from scaling.law import Law, Params
+
+PUBLISHED = Law(Params(0.557, 0.077, 0.015, 0.0333), "V", 50)
+
+
+def test_value_by_hand():
+    law = Law(Params(0.5, 1.0, 0.5, 0.1), "V", 50)
+    np.testing.assert_allclose(law.error(2.0, 4.0), 0.5 / 2 / 2 + 0.1)
+    both = Law(law.params, "Q+V", 5)
+    np.testing.assert_allclose(both.error(2.0, 4.0), 0.5 / 2 / 3 + 0.1)
+
+
+def test_sizes_and_counts_broadcast_in_float64():
+    predicted = PUBLISHED.error(np.array([[1.0], [2.0]]), np.array([1, 4, 9]))
+    assert predicted.shape == (2, 3)
+    assert predicted.dtype == np.float64
+
+
+def test_published_pair_gives_twelve_tokens():
+    assert PUBLISHED.optimal_visual_tokens() == pytest.approx(12.1, abs=0.05)
+
+
+@given(
+    alpha=st.floats(0.02, 0.5),
+    share=st.floats(0.05, 0.9),
+    query=st.floats(1, 300),
+    floor=st.floats(0, 0.3),
+    budget=st.floats(10, 14),
+)
+def test_closed_form_agrees_with_numerical_search(alpha, share, query, floor, budget):
+    law = Law(Params(0.6, alpha, alpha * share, floor), "V", query)
+    numerical = best_split(law, 10**budget, 1, 576)
+    # The error is flat near its minimum, so compare what V costs, then V at the grid's fineness.
+    closed = law.optimal_visual_tokens(1, 576)
+    at_closed = law.error(10**budget / (2e9 * (query + closed)), closed)
+    assert numerical.error == pytest.approx(float(at_closed), rel=1e-8)
+    assert numerical.visual_tokens == pytest.approx(closed, rel=5e-3)
+
+
+@given(alpha=st.floats(0.01, 0.3), beta=st.floats(0.01, 0.3), query=st.floats(1, 200))
+def test_corner_cases_go_to_the_right_end(alpha, beta, query):
+    both = Law(Params(0.6, alpha, beta, 0.0), "Q+V", query)
+    if abs(alpha - beta) > 1e-3:
+        numerical = best_split(both, 1e12, 1, 576, points=501).visual_tokens
+        assert both.optimal_visual_tokens(1, 576) == pytest.approx(numerical)
+    law = Law(Params(0.6, min(alpha, beta), max(alpha, beta), 0.0), "V", query)
+    assert law.optimal_visual_tokens(1, 576) == 576
+    assert best_split(law, 1e12, 1, 576, points=501).visual_tokens == pytest.approx(576)
+
+
+def test_no_text_means_fewest_tokens():
+    assert Law(Params(0.6, 0.07, 0.015, 0.0), "V", 0).optimal_visual_tokens(1, 576) == 1
+    assert math.isinf(Law(Params(0.6, 0.03, 0.04, 0.0)).optimal_visual_tokens())
+
+
+@pytest.mark.parametrize("wrong", [{"tokens": "T"}, {"query_tokens": -1}, {"query_tokens": float("nan")}])
+def test_wrong_convention_is_refused(wrong):
+    with pytest.raises(UserError):
+        Law(Params(1, 0, 0, 0), **wrong)

@@ -1,0 +1,96 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from scaling.__main__ import main
+from scaling.table import published
+
+
+@pytest.fixture(scope="module")
+def ocr_folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("fit") / "new" / "folder"
+    assert main(["fit", "--scores", "ocr", "--out", str(out), "--refits", "50", "--starts", "32"]) == 0
+    return out
+
+
+def test_fit_writes_its_record_pictures_and_page(ocr_folder):
+    names = {path.name for path in ocr_folder.iterdir()}
+    assert names == {"fit.json", "fit.html", "error_vs_flops.png", "error_vs_tokens.png", "residuals.png"}
+    record = json.loads((ocr_folder / "fit.json").read_text())
+    assert record["sse"] == pytest.approx(5.1366e-3, rel=2e-5)
+    assert record["tokens_convention"] == "V"
+    assert record["bounds_hit"] == ["D"]
+    assert record["converged"] is True
+    assert record["n_starts"] == 32
+    assert set(record["ci"]) == {"A", "alpha", "beta", "D"}
+    assert record["loss"] == "least_squares"
+    assert record["optimal_visual_tokens"] == 576
+    assert record["rivals"]["without doubtful scores"]["n_points"] == 26
+    page = (ocr_folder / "fit.html").read_text()
+    assert page.count("<figure>") == 3
+    assert "7B, V = 576: equals the 4B score" in page
+
+
+def test_tasks_convention_and_fixed_floor(tmp_path):
+    table = published("general")
+    content = {
+        "params_b": table.params_b.tolist(),
+        "visual_tokens": table.visual_tokens.tolist(),
+        "score": table.score.tolist(),
+        "tasks": {"one": table.score.tolist(), "two": published("ocr").score.tolist()},
+    }
+    content["score"][1][2] = None
+    scores = tmp_path / "scores.json"
+    scores.write_text(json.dumps(content))
+    options = [
+        "--tokens",
+        "Q+V",
+        "--query-tokens",
+        "20",
+        "--fix-d",
+        "0.1",
+        "--refits",
+        "50",
+        "--starts",
+        "32",
+    ]
+    assert main(["fit", "--scores", str(scores), "--out", str(tmp_path / "out"), *options]) == 0
+    record = json.loads((tmp_path / "out" / "fit.json").read_text())
+    assert record["tokens_convention"] == "Q+V"
+    assert record["query_tokens"] == 20
+    assert record["D"] == 0.1
+    assert record["fixed"] == ["D"]
+    assert record["n_points"] == 27
+    assert set(record["tasks"]) == {"one", "two"}
+    assert record["tasks"]["two"]["beta"] > record["tasks"]["one"]["beta"]
+
+
+def test_bad_input_is_one_sentence_and_status_two(tmp_path, capsys):
+    bad = tmp_path / "bad.json"
+    bad.write_text(json.dumps({"params_b": [1], "visual_tokens": [1, 4], "score": [[0.1, 0.2]]}))
+    assert main(["fit", "--scores", str(bad), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+    assert "one LLM size only" in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_unwritable_folder_is_a_sentence(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    options = ["--refits", "10", "--starts", "8"]
+    assert main(["fit", "--scores", "general", "--out", str(tmp_path / "file" / "x"), *options]) == 2
+    assert "Cannot write" in capsys.readouterr().err
+
+
+def test_wrong_option_exits_two_without_traceback():
+    done = subprocess.run(
+        [sys.executable, "-m", "scaling", "fit", "--scores", "general", "--out", "x", "--tokens", "T"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "--tokens" in done.stderr

@@ -1,0 +1,109 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from scaling.fit import fit_law
+from scaling.law import Law, Params
+from scaling.table import parse_scores, published
+from scaling.uncertainty import assess, bootstrap, intervals, profile_d
+
+
+def noisy(params, seed, noise=0.004):
+    sizes, counts = [0.5, 1.8, 4, 7], [1, 4, 16, 64, 256, 576]
+    clean = 1 - Law(Params(*params)).error(np.array(sizes)[:, None], np.array(counts)[None, :])
+    score = clean + noise * np.random.default_rng(seed).normal(size=clean.shape)
+    return parse_scores({"params_b": sizes, "visual_tokens": counts, "score": score})
+
+
+@pytest.mark.parametrize("resample", ["residual", "cell"])
+def test_one_local_refit_finds_what_many_starts_find(resample):
+    table = published("general")
+    fit = fit_law(table)
+    samples = bootstrap(table, fit, resample, count=5, seed=3)
+    n = fit.n_points
+    draws = np.random.default_rng(3).integers(n, size=(5, n))
+    fitted = 1 - (table.error + fit.residuals).ravel()
+    residual = -fit.residuals.ravel()
+    for k in range(5):
+        if resample == "residual":
+            drawn = ((residual - residual.mean()) * np.sqrt(n / (n - 4)))[draws[k]]
+            again = fit_law(dataclasses.replace(table, score=(fitted - drawn).reshape(table.score.shape)))
+            np.testing.assert_allclose([leaf[k] for leaf in samples], again.law.params, rtol=1e-4, atol=1e-5)
+        else:
+            error = np.array([leaf[k] for leaf in samples])
+            counts = np.bincount(draws[k], minlength=n)
+            i, j = np.nonzero(np.isfinite(table.score))
+
+            def cost(p, counts=counts, i=i, j=j):
+                predicted = p[0] * table.params_b[i] ** -p[1] * table.visual_tokens[j] ** -p[2] + p[3]
+                return np.sum(counts * (predicted - table.error[i, j]) ** 2)
+
+            rng = np.random.default_rng(k)
+            nearby = error * rng.uniform(0.98, 1.02, (200, 4))
+            assert all(cost(p) >= cost(error) for p in nearby)
+
+
+def test_intervals_cover_the_truth_usually():
+    truth = (0.5, 0.12, 0.08, 0.1)
+    hits = np.zeros(4)
+    for seed in range(40):
+        table = noisy(truth, seed)
+        fit = fit_law(table, n_starts=8)
+        ci = intervals(bootstrap(table, fit, count=200, seed=seed))
+        hits += [low <= value <= high for (low, high), value in zip(ci.values(), truth, strict=True)]
+    # 95 % nominal; with 40 tables a fair interval falls below 33 hits about once in a thousand.
+    assert hits.min() >= 33, hits
+
+
+def test_intervals_shrink_with_the_noise():
+    widths = []
+    for noise in (0.008, 0.001):
+        table = noisy((0.5, 0.12, 0.08, 0.1), 0, noise)
+        low, high = intervals(bootstrap(table, fit_law(table), count=300))["beta"]
+        widths.append(high - low)
+    assert widths[1] < widths[0] / 3
+
+
+def test_profile_of_d_shows_the_valley_of_the_published_table():
+    table = published("general")
+    fit = fit_law(table)
+    profile = profile_d(table, fit)
+    assert profile is not None
+    assert profile.sse[0] == pytest.approx(fit.sse, rel=1e-6)
+    assert np.all(np.diff(profile.sse) > 0)
+    for d, sse, alpha in ((0.1, 4.2e-4, 0.087), (0.2, 5.0e-4, 0.112)):
+        assert np.interp(d, profile.d, profile.sse) == pytest.approx(sse, rel=0.01)
+        assert np.interp(d, profile.d, profile.params.alpha) == pytest.approx(alpha, rel=0.01)
+    assert profile.interval[0] == 0
+    assert 0.1 < profile.interval[1] < 0.2
+
+
+def test_findings_say_what_is_not_known():
+    table = published("general")
+    said = " ".join(assess(table, fit_law(table), count=100).findings)
+    assert "D ended on its bound 0" in said
+    assert "D is poorly identified" in said
+    held = assess(table, fit_law(table, fix_d=0.1), count=100)
+    assert held.profile is None
+    assert not held.findings
+    assert held.ci is not None
+    assert held.ci["D"] == (0.1, 0.1)
+
+
+def test_useless_size_is_named():
+    sizes, counts = [1, 2, 4], [1, 4, 16, 64]
+    score = 0.5 + 0.03 * np.log(counts)[None, :] - 0.02 * np.log(sizes)[:, None]
+    table = parse_scores({"params_b": sizes, "visual_tokens": counts, "score": score})
+    said = " ".join(assess(table, fit_law(table), count=50).findings)
+    assert "larger LLMs do not lower the error" in said
+
+
+def test_no_interval_without_degrees_of_freedom():
+    table = parse_scores({"params_b": [1, 2], "visual_tokens": [1, 4], "score": [[0.2, 0.3], [0.4, 0.6]]})
+    fit = fit_law(table)
+    trust = assess(table, fit)
+    assert trust.ci is None
+    assert any("exactly as many scores as parameters" in sentence for sentence in trust.findings)
+    with pytest.raises(ValueError, match="no residuals"):
+        bootstrap(table, fit)
