@@ -1,0 +1,133 @@
+"""Counts steps, tokens and time between two log lines, and notices a run that has gone bad."""
+
+import math
+import time
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from quecc_jax.config import RunConfig
+from quecc_jax.data.batch import Batch
+from quecc_jax.errors import UserError
+from quecc_jax.flops import train_flops
+from quecc_jax.train.progress import Record
+from quecc_jax.train.state import TrainState
+from quecc_jax.train.step import Metrics
+
+LEAD = 2
+"""Steps the host may be ahead of the device, so that queued batches do not fill its memory."""
+
+
+class Meter:
+    """Gathers a run's metrics on the device and fetches them once per log line.
+
+    The clock starts when the first step is done: its compilation is reported apart.
+    """
+
+    def __init__(self, config: RunConfig, state: TrainState):
+        self.config, self.flops = config, train_flops(config)
+        self.step, self.bad_run, self.skipped = int(state.step), int(state.bad_run), int(state.skipped)
+        self.loss, self.label_tokens, self.tokens = math.nan, 0, 0
+        self.compile_seconds = 0.0
+        self._waiting: list[Metrics] = []
+        self._start = self._mark = _Mark(time.perf_counter(), self.step, 0)
+
+    def add(self, batch: Batch, metrics: Metrics) -> None:
+        """Takes note of one dispatched step; `batch` is the host's, `metrics` stay on the device."""
+        self._waiting.append(metrics)
+        self.step += 1
+        self.tokens += int(np.count_nonzero(batch.segments)) * jax.process_count()
+        if not self.compile_seconds:
+            jax.block_until_ready(metrics)
+            now = time.perf_counter()
+            self.compile_seconds = now - self._start.time
+            self._start = self._mark = _Mark(now, self.step, self.tokens)
+        elif len(self._waiting) > LEAD:
+            self._waiting[-1 - LEAD]["loss"].block_until_ready()
+
+    def record(self) -> Record:
+        """Closes the interval since the last record.
+
+        Returns:
+          step; loss (mean over the interval's label tokens, in nats, skipped steps left out);
+          grad_norm and learning_rate of the last step; skipped (steps so far); steps_per_s,
+          tokens_per_s (non-padding positions) and flops_per_s (model FLOPs) of the interval;
+          seconds since the first step and seconds_left.
+
+        Raises:
+          UserError: more than `train.max_bad_steps` non-finite steps in a row.
+        """
+        steps, self._waiting = jax.device_get(self._waiting), []
+        for number, one in enumerate(steps, start=self.step - len(steps) + 1):
+            self._check(one, number)
+        good = [(float(s["loss"]), float(s["label_tokens"])) for s in steps if s["finite"]]
+        labels = sum(count for _, count in good)
+        self.loss = sum(loss * count for loss, count in good) / labels if labels else math.nan
+        self.label_tokens += round(labels)
+
+        now = _Mark(time.perf_counter(), self.step, self.tokens)
+        steps_per_s, tokens_per_s = self._rates(self._mark, now)
+        self._mark = now
+        return {
+            "step": self.step,
+            "loss": self.loss,
+            "grad_norm": float(steps[-1]["grad_norm"]),
+            "learning_rate": float(steps[-1]["learning_rate"]),
+            "skipped": self.skipped,
+            "steps_per_s": steps_per_s,
+            "tokens_per_s": tokens_per_s,
+            "flops_per_s": steps_per_s * self.flops,
+            "seconds": now.time - self._start.time,
+            "seconds_left": (self.config.train.steps - self.step) / self._rates(self._start, now)[0],
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """What `train` returns; the rates are means over this process's steps but the first."""
+        steps_per_s, tokens_per_s = self._rates(self._start, self._mark)
+        return {
+            "out": self.config.out,
+            "step": self.step,
+            "loss": self.loss,
+            "skipped": self.skipped,
+            "label_tokens": self.label_tokens,
+            "tokens": self.tokens,
+            "seconds": self._mark.time - self._start.time,
+            "compile_seconds": self.compile_seconds,
+            "steps_per_s": steps_per_s,
+            "tokens_per_s": tokens_per_s,
+            "flops_per_s": steps_per_s * self.flops,
+        }
+
+    def _rates(self, since: "_Mark", now: "_Mark") -> tuple[float, float]:
+        """Steps and tokens per second between two marks.
+
+        An interval that holds nothing but the first, compiling step reports that step's rate.
+        """
+        if now.step == since.step:
+            seconds = self.compile_seconds or math.inf
+            return 1 / seconds, self.tokens / seconds
+        seconds = max(now.time - since.time, 1e-9)
+        return (now.step - since.step) / seconds, (now.tokens - since.tokens) / seconds
+
+    def _check(self, step: Metrics, number: int) -> None:
+        """Counts skipped steps; raises when too many came in a row."""
+        if step["finite"]:
+            self.bad_run = 0
+            return
+        self.bad_run += 1
+        self.skipped += 1
+        if self.bad_run > self.config.train.max_bad_steps:
+            raise UserError(
+                f"step {number} was the {self.bad_run}th in a row with a non-finite loss or gradient "
+                f"(loss {float(step['loss'])}, gradient norm {float(step['grad_norm'])}); lower "
+                "optimizer.learning_rate, look at the data around that step, or raise train.max_bad_steps"
+            )
+
+
+class _Mark(NamedTuple):
+    """A moment: seconds, steps and tokens up to it."""
+
+    time: float
+    step: int
+    tokens: int

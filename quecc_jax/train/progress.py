@@ -1,0 +1,125 @@
+"""What a person and a plot see of a run: a bar or plain lines, metrics.jsonl, TensorBoard scalars."""
+
+import json
+import math
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+Record = dict[str, float]
+"""One log line: step, loss, and the other scalars, by name."""
+Display = Callable[[Record], None]
+
+SCALARS = ("loss", "grad_norm", "learning_rate", "skipped", "steps_per_s", "tokens_per_s", "flops_per_s")
+"""Parts of a record that TensorBoard plots."""
+
+
+def human(value: float, unit: str) -> str:
+    """Three digits and an SI prefix: human(12345.0, "tok/s") is "12.3 ktok/s"."""
+    for prefix in ("", "k", "M", "G", "T", "P"):
+        if abs(value) < 999.5:
+            return f"{value:.3g} {prefix}{unit}"
+        value /= 1000
+    return f"{value:.3g} E{unit}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def describe(record: Record) -> str:
+    """A record as one short line."""
+    parts = [
+        f"loss {record['loss']:.4f}",
+        f"{record['steps_per_s']:.3g} steps/s",
+        human(record["tokens_per_s"], "tok/s"),
+        human(record["flops_per_s"], "FLOP/s"),
+        f"{duration(record['seconds_left'])} left",
+    ]
+    if record["skipped"]:
+        parts.append(f"{record['skipped']:.0f} skipped")
+    return "  ".join(parts)
+
+
+class Terminal:
+    """The display of one run on stderr: a bar on a terminal, a line per record elsewhere. A context."""
+
+    def __init__(self, title: str, steps: int, start: int = 0):
+        self.steps, self.title = steps, title
+        self._bar: Progress | None = None
+        if sys.stderr.isatty():
+            text = "{task.description}", "{task.completed}/{task.total}", "{task.fields[text]}"
+            title_, count, rest = map(TextColumn, text)
+            self._bar = Progress(title_, BarColumn(24), count, rest, console=Console(stderr=True))
+            self._task = self._bar.add_task(title, total=steps, completed=start, text="compiling")
+            self._bar.start()
+
+    def __call__(self, record: Record) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=record["step"], text=describe(record))
+        else:
+            line = f"{self.title} {record['step']}/{self.steps}  {describe(record)}"
+            print(line, file=sys.stderr, flush=True)
+
+    def __enter__(self) -> "Terminal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+class Records:
+    """metrics.jsonl and TensorBoard scalars of one run; a context that closes their files.
+
+    On resume, what an earlier process logged beyond the restored step is dropped from both.
+    """
+
+    def __init__(self, run: Path, step: int):
+        from tensorboardX import SummaryWriter
+
+        path = run / "metrics.jsonl"
+        kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= step]
+        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        aside.write_text("".join(line + "\n" for line in kept))
+        os.replace(aside, path)
+        self._lines = path.open("a")
+        if not step:
+            shutil.rmtree(run / "tensorboard", ignore_errors=True)
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def __enter__(self) -> "Records":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lines.close()
+        self._board.close()
+
+    def write(self, record: Record) -> None:
+        """Appends a record; it is in the file when this returns."""
+        plain = {k: v if math.isfinite(v) else None for k, v in record.items()}
+        self._lines.write(json.dumps(plain, allow_nan=False) + "\n")
+        self._lines.flush()
+        for name in SCALARS:
+            self._board.add_scalar(f"train/{name}", record[name], int(record["step"]))
+
+
+def read_records(run_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The log lines of a run, oldest first; empty if it has none. Non-finite values are None."""
+    return [json.loads(line) for line in _complete_lines(Path(run_dir) / "metrics.jsonl")]
+
+
+def _complete_lines(path: Path) -> list[str]:
+    """Lines that end in a newline: a killed process may leave a part of one behind."""
+    if not path.exists():
+        return []
+    return [line[:-1] for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
