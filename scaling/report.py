@@ -36,7 +36,7 @@ figcaption, .muted { color: var(--muted); font-size: .92rem; }
 table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .38rem 1rem .38rem 0; border-bottom: 1px solid var(--line); text-align: right;
   white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 6rem; }
 td.text, th.text { text-align: left; white-space: normal; min-width: 12rem; }
 th { color: var(--muted); font-weight: 600; vertical-align: bottom; }
 tbody tr:last-child td { border-bottom: 0; }
