@@ -1,6 +1,6 @@
 """The typed batch: the only thing that passes from the host's data to the device's model."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,15 +49,15 @@ def batch_spec(model: ModelConfig, data: DataConfig, rows: int, cached: bool = F
     b, s, i, q = rows, data.max_length, data.images_per_row, data.query_length
     vision = model.vision
 
-    def ints(*shape: int) -> jax.ShapeDtypeStruct:
+    def ints(*shape: int) -> Any:
         return jax.ShapeDtypeStruct(shape, jnp.int32)
 
     side = vision.image_size
     levels = len(hidden_indices(vision))
-    return Batch(  # type: ignore[arg-type]
+    pixels: Any = jax.ShapeDtypeStruct((b, i, side, side, 3), jnp.float32)
+    features: Any = jax.ShapeDtypeStruct((b, i, vision.patches, levels, vision.width), jnp.float16)
+    return Batch(
         tokens=ints(b, s), slots=ints(b, s), labels=ints(b, s), positions=ints(b, s),
         segments=ints(b, s), queries=ints(b, i, q), query_lengths=ints(b, i),
-        pixels=None if cached else jax.ShapeDtypeStruct((b, i, side, side, 3), jnp.float32),
-        features=jax.ShapeDtypeStruct((b, i, vision.patches, levels, vision.width), jnp.float16)
-        if cached else None,
+        pixels=pixels if i and not cached else None, features=features if i and cached else None,
     )

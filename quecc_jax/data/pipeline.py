@@ -10,6 +10,7 @@ from typing import Any
 
 import grain
 import numpy as np
+from absl import flags
 
 from quecc_jax.config import DataConfig, ModelConfig
 from quecc_jax.data.batch import IGNORE, Batch
@@ -97,6 +98,9 @@ class DataIterator:
         if self._inner is None:
             self._inner = self._start()
         batch, cut = next(self._inner)
+        if self._workers:
+            # Workers deliver views of shared memory, which would live as long as the batch is kept.
+            batch = Batch(*(None if field is None else np.array(field) for field in batch))
         self._taken += 1
         self.truncated += cut
         return batch
@@ -105,6 +109,9 @@ class DataIterator:
         rest = self._batches[self._taken:]
         dataset = rest.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=PREFETCH))
         if self._workers:
+            # Grain's worker processes read absl flags, which only absl's own main function parses.
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()
             options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=PREFETCH)
             dataset = dataset.mp_prefetch(options)
         return iter(dataset)

@@ -171,7 +171,8 @@ def write_features(pool: Pool, fn: Callable[[np.ndarray], Any], batch: int, fing
         rows = len(chunk)
         if rows < batch:
             chunk = np.concatenate([chunk, np.repeat(chunk[-1:], batch - rows, axis=0)])
-        features = np.asarray(fn(chunk))[:rows].astype(np.float16)
+        with np.errstate(over="ignore"):
+            features = np.asarray(fn(chunk))[:rows].astype(np.float16)
         if not np.isfinite(features).all():
             raise UserError(f"the tower's features of {pool.directory} leave the range of float16; "
                             "train from pixels (data.cached_features = False)")
@@ -213,7 +214,7 @@ def read_features(pool: Pool, fingerprint: str | None = None) -> np.ndarray:
 def _open(path: Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path} cannot be read ({error}); make the pool anew") from None
 
 

@@ -1,0 +1,50 @@
+"""A word tokenizer, a small model's sizes, and one small pool of each task and split."""
+
+import pytest
+
+from quecc_jax.config import CompressorConfig, DataConfig, ModelConfig, SourceConfig, VisionConfig
+from quecc_jax.data.pool import build_pool, build_text_pool
+from quecc_jax.data.tokenizer import load_tokenizer, train_word_tokenizer
+
+
+@pytest.fixture(scope="session")
+def pools(tmp_path_factory):
+    """{(task, split): pool} of 24-pixel pictures."""
+    root = tmp_path_factory.mktemp("pools")
+    sizes = {"single": (60, 0), "mosaic": (50, 6), "reading": (40, 6)}
+    return {(task, split): build_pool(task, split, root / f"{task}-{split}", 24, *sizes[task], seed=3)
+            for task in sizes for split in ("train", "test")}
+
+
+@pytest.fixture(scope="session")
+def text_pool(pools, tmp_path_factory):
+    trains = [pool for (_, split), pool in pools.items() if split == "train"]
+    return build_text_pool(trains, tmp_path_factory.mktemp("text") / "pool")
+
+
+@pytest.fixture(scope="session")
+def tokenizer(text_pool, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("tokenizer") / "words"
+    extra = ["Look at this picture. And that one: good, bad? red green blue one two three"]
+    train_word_tokenizer([turn["value"] for row in text_pool.rows for turn in row["conversations"]] + extra,
+                         directory)
+    return load_tokenizer(directory)
+
+
+@pytest.fixture(scope="session")
+def model():
+    """24-pixel pictures of 4 x 4 patches, V = 4 visual tokens."""
+    vision = VisionConfig(image_size=24, patch_size=6, width=8, depth=3, heads=2, mlp_width=16,
+                          select_layer=-2, levels=(1, 2, 3))
+    return ModelConfig(vision=vision, compressor=CompressorConfig(kernel=2, stride=2, heads=2))
+
+
+@pytest.fixture
+def settings(pools, tokenizer):
+    """Makes a DataConfig over some of the pools."""
+    def make(*names, weights=None, **more):
+        sources = tuple(SourceConfig(kind="pool", path=str(pools[name].directory), weight=weight)
+                        for name, weight in zip(names, weights or [None] * len(names), strict=True))
+        return DataConfig(**{"sources": sources, "tokenizer": tokenizer.directory, "template": "short",
+                             "max_length": 48, "query_length": 24, **more})
+    return make
