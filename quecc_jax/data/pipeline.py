@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grain
+import jax
 import numpy as np
 from absl import flags
 
@@ -100,7 +101,7 @@ class DataIterator:
         batch, cut = next(self._inner)
         if self._workers:
             # Workers deliver views of shared memory, which would live as long as the batch is kept.
-            batch = Batch(*(None if field is None else np.array(field) for field in batch))
+            batch = jax.tree.map(np.array, batch)
         self._taken += 1
         self.truncated += cut
         return batch

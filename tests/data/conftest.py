@@ -1,5 +1,7 @@
 """A word tokenizer, a small model's sizes, and one small pool of each task and split."""
 
+from typing import Any
+
 import pytest
 
 from quecc_jax.config import CompressorConfig, DataConfig, ModelConfig, SourceConfig, VisionConfig
@@ -11,9 +13,10 @@ from quecc_jax.data.tokenizer import load_tokenizer, train_word_tokenizer
 def pools(tmp_path_factory):
     """{(task, split): pool} of 24-pixel pictures."""
     root = tmp_path_factory.mktemp("pools")
-    sizes = {"single": (60, 0), "mosaic": (50, 6), "reading": (40, 6)}
+    sizes: dict[Any, tuple[int, int]] = {"single": (60, 0), "mosaic": (50, 6), "reading": (40, 6)}
+    splits: tuple[Any, ...] = ("train", "test")
     return {(task, split): build_pool(task, split, root / f"{task}-{split}", 24, *sizes[task], seed=3)
-            for task in sizes for split in ("train", "test")}
+            for task in sizes for split in splits}
 
 
 @pytest.fixture(scope="session")

@@ -73,7 +73,8 @@ def test_query_is_truncated(tokenizer):
     assert tokenizer.hf.convert_ids_to_tokens(made["query"].tolist()) == ["<bos>", "one"]
 
 
-WORDS = st.lists(st.sampled_from(["red", "one", "two", "3", "?", "Look", "<image>"]), max_size=6).map(" ".join)
+WORDS = st.lists(st.sampled_from(["red", "one", "two", "3", "?", "Look", "<image>"]),
+                 max_size=6).map(" ".join)
 
 
 @settings(max_examples=150, deadline=None)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,8 +20,12 @@ from quecc_jax.errors import UserError
 SINGLE, MOSAIC, READING = (("single", "train"), ("mosaic", "train"), ("reading", "train"))
 
 
-def take(iterator, count):
+def take(iterator, count) -> list[Any]:
     return [next(iterator) for _ in range(count)]
+
+
+def evaluate(*args, **more) -> list[Any]:
+    return list(eval_batches(*args, **more))
 
 
 def ids_of(batches):
@@ -115,7 +120,7 @@ def test_processes_share_the_batch_and_resume_under_another_number(settings, mod
         assert sorted(np.concatenate(read)) == sorted(batch.ids)
     with make_iterator(data, model, 16, 0) as alone:
         alone.set_state(state)
-        following = next(alone)
+        following, = take(alone, 1)
     with make_iterator(data, model, 16, 0) as alone:
         assert_same(take(alone, 6)[-1], following)
     with pytest.raises(UserError, match="processes"):
@@ -127,7 +132,7 @@ def test_batches_are_what_the_spec_says(settings, model, cached, tmp_path):
     data = own_pool(settings, tmp_path, model, cached)
     spec = batch_spec(model, data, 6, cached=cached)
     with make_iterator(data, model, 6, 0) as iterator:
-        batch = next(iterator)
+        batch, = take(iterator, 1)
     for name, wanted, array in zip(Batch._fields, spec, batch, strict=True):
         if name == "ids":
             assert array.shape == (6,) and array.dtype == np.int64
@@ -154,7 +159,7 @@ def test_rows_carry_their_own_text_and_picture(pools, settings, model, tokenizer
     data = settings(SINGLE, READING)
     rows, sources = rows_by_id(data), (pools[SINGLE], pools[READING])
     with make_iterator(data, model, 32, 0) as iterator:
-        batch = next(iterator)
+        batch, = take(iterator, 1)
     for k, identity in enumerate(batch.ids):
         row = rows[int(identity)]
         question, answer = (turn["value"].removeprefix("<image>\n") for turn in row["conversations"])
@@ -177,7 +182,7 @@ def test_cached_features_are_those_of_the_picture(settings, model, tmp_path):
     rows = rows_by_id(data)
     pool = build_pool("mosaic", "train", tmp_path / "same", 24, 20, 4)
     with make_iterator(data, model, 16, 0, fingerprint="tower-1") as iterator:
-        batch = next(iterator)
+        batch, = take(iterator, 1)
     assert batch.pixels is None
     for k, identity in enumerate(batch.ids):
         wanted = tower(pool.images[rows[int(identity)]["image"]][None])[0].astype(np.float16)
@@ -208,7 +213,7 @@ def test_text_only_run(text_pool, tokenizer, model):
     data = DataConfig(sources=(SourceConfig(kind="pool", path=str(text_pool.directory)),), template="short",
                       tokenizer=tokenizer.directory, max_length=96, images_per_row=0, labels="all")
     with make_iterator(data, model, 16, 0) as iterator:
-        batch = next(iterator)
+        batch, = take(iterator, 1)
     assert batch.pixels is None and batch.features is None
     assert batch.queries.shape == (16, 0, 64) and batch.query_lengths.shape == (16, 0)
     assert (batch.slots == -1).all()
@@ -247,7 +252,7 @@ def test_rows_with_no_one_and_two_pictures_share_a_batch(mixed_file, tokenizer, 
     if form == "jsonl":
         path = path.with_suffix(".jsonl")
         path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "\n")
-    batch, = eval_batches(file_data(path, tokenizer), model, 3)
+    batch, = evaluate(file_data(path, tokenizer), model, 3)
     assert batch.ids.tolist() == [0, 1, 2]
     assert [(row[row >= 0]).tolist() for row in batch.slots] == [[], [0, 1, 2, 3], list(range(8))]
     assert (batch.query_lengths > 0).tolist() == [[False, False], [True, False], [True, True]]
@@ -263,14 +268,14 @@ def test_easy_vqa_is_a_source(tokenizer, model):
                       template="short", max_length=48)
     with make_iterator(data, model, 4, 0) as iterator:
         assert iterator.rows == 9673
-        batch = next(iterator)
+        batch, = take(iterator, 1)
     row = rows_by_id(data)[int(batch.ids[2])]
     np.testing.assert_array_equal(batch.pixels[2, 0], load_pixels(row["image"], model.vision))
 
 
 def test_evaluation_goes_through_every_row_in_order(pools, settings, model):
     data = settings(("single", "test"), ("reading", "test"))
-    batches = list(eval_batches(data, model, 64))
+    batches = evaluate(data, model, 64)
     ids = ids_of(batches)
     rows = rows_of(pools, ("single", "test"), ("reading", "test"))
     assert ids[:rows].tolist() == list(rows_by_id(data)) and (ids[rows:] == -1).all()
@@ -282,7 +287,7 @@ def test_evaluation_goes_through_every_row_in_order(pools, settings, model):
 
 def test_prompts_end_where_the_answer_begins(settings, model):
     data = settings(("reading", "test"))
-    for asked, taught in zip(eval_batches(data, model, 64, prompts=True), eval_batches(data, model, 64),
+    for asked, taught in zip(evaluate(data, model, 64, prompts=True), evaluate(data, model, 64),
                              strict=True):
         assert (asked.labels == IGNORE).all()
         for k in np.flatnonzero(asked.ids >= 0):

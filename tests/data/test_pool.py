@@ -100,7 +100,7 @@ def mean_features(images):
 
 def test_features_are_stored_for_every_picture(tmp_path):
     pool = small(tmp_path / "pool")
-    done = []
+    done: list[int] = []
     stored = write_features(pool, mean_features, 4, "tower-1", done.append)
     assert done == [4, 8, 10] and stored.dtype == np.float16 and stored.shape == (10, 4, 2, 3)
     wanted = np.concatenate([mean_features(np.asarray(pool.images[k:k + 4])) for k in (0, 4, 6)])

@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from quecc_jax.data import easyvqa, reading
 from quecc_jax.data.cells import COLORS, SHAPES, UNKNOWN, label_grid
 
-SPLITS = ("train", "test")
+SPLITS: tuple[easyvqa.Split, ...] = ("train", "test")
 RGB = {"black": (0, 0, 0), "blue": (0, 0, 255), "brown": (165, 42, 42), "gray": (128, 128, 128),
        "green": (0, 255, 0), "red": (255, 0, 0), "teal": (0, 128, 128), "yellow": (255, 255, 0)}
 
@@ -76,7 +76,7 @@ def mosaic_answer(question, shapes, colors):
     if place := re.search(r"row (\d), column (\d)\?", question):
         values = colors if "what color" in question else shapes
         return values[int(place[1]) - 1][int(place[2]) - 1]
-    name = re.fullmatch(r"how many (\w+?)(?:s| shapes) are there\?", question)[1]
+    name, = re.findall(r"^how many (\w+?)(?:s| shapes) are there\?$", question)
     return str(sum(name in pair for srow, crow in zip(shapes, colors, strict=True)
                    for pair in zip(srow, crow, strict=True)))
 
@@ -105,7 +105,7 @@ def test_reading_answers_follow_from_the_source_digits(pools, split):
         if place := re.search(r"which digit is in row (\d), column (\d)\?", question):
             wanted, kind = str(block[int(place[1]) - 1, int(place[2]) - 1]), "reading/cell"
         else:
-            line = int(re.search(r"written in row (\d)\?", question)[1])
+            line, = map(int, re.findall(r"written in row (\d)\?", question))
             wanted, kind = " ".join(map(str, block[line - 1])), "reading/row"
         assert (answer, row["kind"]) == (wanted, kind)
     assert {row["kind"] for row in pool.rows} == {"reading/row", "reading/cell"}
