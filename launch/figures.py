@@ -6,9 +6,8 @@ width of 700 pixels; nothing touches global state.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,33 +16,19 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from launch import summary
 from launch.summary import Results
-from scaling.plot import Style, figure_to_png, figure_to_svg
+from scaling.plot import figure_to_png, figure_to_svg
 from scaling.report import figure_html, write_atomically
+from scaling.style import DPI, THEMES, Style, Theme, dress
 
 _MARKERS = "osD^vPX*"
 
 
-class _Theme(NamedTuple):
-    paper: str
-    ink: str
-    muted: str
-    grid: str
-    accent: str
-    ramp: tuple[float, float]
-
-
-_THEMES: dict[Style, _Theme] = {
-    "light": _Theme("#ffffff", "#1c1f24", "#5b6470", "#e4e7eb", "#d55e00", (0.02, 0.74)),
-    "dark": _Theme("#16191d", "#e8eaed", "#9aa3ad", "#2c3138", "#ff9248", (0.36, 0.98)),
-}
-
-
 def figure_accuracy(results: Results, style: Style = "light") -> Figure:
     """Accuracy against V, a panel per task and a line per decoder; dashes: the question-only models."""
-    theme = _THEMES[style]
+    theme = THEMES[style]
     tasks, names, counts = results["tasks"], _names(results), results["visual_tokens"]
     figure, panels = _panels(theme, len(tasks), min(len(tasks), 3), 3.0)
-    colours = _ramp(theme, len(names))
+    colours = theme.colours(len(names))
     shifts = np.exp(np.linspace(-1, 1, len(names)) * 0.07) if len(names) > 1 else [1.0]
     for axes, task in zip(panels, tasks, strict=True):
         scores, without = summary.grid(results, task), summary.baseline(results, task)
@@ -72,7 +57,7 @@ def figure_accuracy(results: Results, style: Style = "light") -> Figure:
 
 def figure_ablation(results: Results, style: Style = "light") -> Figure:
     """One row per pair of models: zeros in the compressor (hollow) to the real question (filled)."""
-    theme = _THEMES[style]
+    theme = THEMES[style]
     pairs, without = summary.ablation(results), summary.baseline(results, summary.CELL_KIND)
     figure, (axes,) = _panels(theme, 1, 1, 1.5 + 0.42 * len(pairs))
     for y, pair in enumerate(pairs):
@@ -104,12 +89,12 @@ def figure_losses(results: Results, style: Style = "light") -> Figure:
 
     Mean over seeds, smoothed by a running mean over a fortieth of the logged points.
     """
-    theme = _THEMES[style]
+    theme = THEMES[style]
     names, counts = _names(results), results["visual_tokens"]
     tower = results.get("tower", {}).get("loss")
     figure, panels = _panels(theme, len(names) + bool(tower), 2, 2.5)
     for axes, name in zip(panels, names, strict=False):
-        for v, colour in zip(counts, _ramp(theme, len(counts)), strict=True):
+        for v, colour in zip(counts, theme.colours(len(counts)), strict=True):
             _draw_stages(axes, theme, colour, [
                 cell["loss"] for cell in results["cells"]
                 if (cell["decoder"], cell["visual_tokens"], cell["query"]) == (name, v, "question")
@@ -130,7 +115,7 @@ def figure_losses(results: Results, style: Style = "light") -> Figure:
         axes.set_ylabel("loss")
     _legend(figure, theme, [Line2D([], [], ls="none", label="V =")] + [
         Line2D([], [], color=colour, lw=2.4, label=str(v))
-        for v, colour in zip(counts, _ramp(theme, len(counts)), strict=True)
+        for v, colour in zip(counts, theme.colours(len(counts)), strict=True)
     ])  # fmt: skip
     return figure
 
@@ -143,7 +128,7 @@ def embed(out: Path, name: str, draw: Callable[[Style], Figure], alt: str, capti
     return figure_html(figure_to_svg(light), figure_to_svg(dark), alt, caption)
 
 
-def _draw_stages(axes: Axes, theme: _Theme, colour: Any, runs: Sequence[dict[str, Any]]) -> None:
+def _draw_stages(axes: Axes, theme: Theme, colour: Any, runs: Sequence[dict[str, Any]]) -> None:
     start = 0.0
     for i, stage in enumerate(sorted({stage for run in runs for stage in run})):
         curves = [np.array(run[stage], np.float64) for run in runs if run.get(stage)]
@@ -171,21 +156,12 @@ def _names(results: Results) -> list[str]:
     return [d["name"] for d in sorted(results["decoders"], key=lambda decoder: decoder["params"])]
 
 
-def _panels(theme: _Theme, count: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:
+def _panels(theme: Theme, count: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:
     rows = -(-count // columns)
-    figure = Figure(figsize=(7, 0.3 + height * rows), dpi=100, facecolor=theme.paper, layout="constrained")
+    figure = Figure(figsize=(7, 0.3 + height * rows), dpi=DPI, facecolor=theme.paper, layout="constrained")
     panels = [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
     for axes in panels:
-        axes.set_facecolor(theme.paper)
-        axes.grid(color=theme.grid, lw=0.8)
-        axes.set_axisbelow(True)
-        for side, spine in axes.spines.items():
-            spine.set_visible(side in ("left", "bottom"))
-            spine.set_color(theme.muted)
-        axes.tick_params(which="both", colors=theme.muted, labelcolor=theme.ink, labelsize=10, length=3)
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.label.set_color(theme.ink)
-            axis.label.set_fontsize(11)
+        dress(axes, theme, 10)
     return figure, panels
 
 
@@ -196,11 +172,7 @@ def _token_axis(axes: Axes, counts: Sequence[int]) -> None:
     axes.set_xlabel("visual tokens V")
 
 
-def _ramp(theme: _Theme, count: int) -> list[Any]:
-    return [matplotlib.colormaps["viridis"](x) for x in np.linspace(*theme.ramp, count)]
-
-
-def _legend(figure: Figure, theme: _Theme, handles: list[Line2D]) -> None:
+def _legend(figure: Figure, theme: Theme, handles: list[Line2D]) -> None:
     figure.legend(
         handles=handles, ncols=len(handles), loc="outside upper left", frameon=False, fontsize=11,
         labelcolor=theme.ink, columnspacing=1.4, handletextpad=0.6,

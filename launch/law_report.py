@@ -13,8 +13,9 @@ from launch.summary import Results, flops_text
 from scaling.fit import Fit
 from scaling.frontier import law_choices, pareto
 from scaling.law import PARAMETERS
-from scaling.plot import Style, figure_error_vs_flops, figure_residuals
+from scaling.plot import figure_error_vs_flops, figure_residuals
 from scaling.report import Section, bullets, paragraph, table_html
+from scaling.style import Style
 from scaling.table import ScoreTable
 
 

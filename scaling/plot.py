@@ -5,7 +5,7 @@ number of visual tokens. Everything is drawn for a width of 700 pixels.
 """
 
 import io
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -16,26 +16,10 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from scaling.fit import Fit
 from scaling.frontier import Cost, law_choices, measured_choices, pareto, published_cost
+from scaling.style import DPI, THEMES, Style, Theme, dress
 from scaling.table import ScoreTable
 
-Style = Literal["light", "dark"]
 _MARKERS = "osD^vPXp*hd<>8"
-_DPI = 100
-
-
-class _Theme(NamedTuple):
-    paper: str
-    ink: str
-    muted: str
-    grid: str
-    accent: str
-    ramp: tuple[float, float]
-
-
-_THEMES: dict[str, _Theme] = {
-    "light": _Theme("#ffffff", "#1c1f24", "#5b6470", "#e4e7eb", "#d55e00", (0.02, 0.74)),
-    "dark": _Theme("#16191d", "#e8eaed", "#9aa3ad", "#2c3138", "#ff9248", (0.36, 0.98)),
-}
 
 
 def figure_error_vs_flops(
@@ -46,7 +30,7 @@ def figure_error_vs_flops(
     Filled markers are measured cells on the measured frontier, hollow ones are beaten by a cheaper
     cell. With a `cost` of counted FLOPs the curves run through the counted cells only.
     """
-    theme = _THEMES[style]
+    theme = THEMES[style]
     figure, axes = _canvas(theme)
     counts = _curve_counts(table) if cost is None else table.visual_tokens
     cost = cost or published_cost(fit.law.query_tokens)
@@ -57,7 +41,7 @@ def figure_error_vs_flops(
     )  # fmt: skip
     cells = measured_choices(table, cost)
     winners = set(zip(*pareto(cells)[:2], strict=True))
-    for n, colour in zip(table.params_b, _ramp(theme, len(table.params_b)), strict=True):
+    for n, colour in zip(table.params_b, theme.colours(len(table.params_b)), strict=True):
         curve = law_choices(fit.law, [n], counts, cost)
         axes.plot(curve.flops, curve.error * 100, color=colour, lw=1.8, zorder=2)
         for _, v, flops, err in zip(*cells.at(cells.params_b == n), strict=True):
@@ -78,12 +62,12 @@ def figure_residuals(table: ScoreTable, fit: Fit, style: Style = "light") -> Fig
 
     The band is the root mean square; cells that the source flags as doubtful are ringed.
     """
-    theme = _THEMES[style]
+    theme = THEMES[style]
     figure, axes = _canvas(theme)
     band = fit.rmse * 100
     axes.axhspan(-band, band, color=theme.grid, alpha=0.7, lw=0, zorder=0)
     axes.axhline(0, color=theme.muted, lw=1, zorder=1)
-    colours = _ramp(theme, len(table.params_b))
+    colours = theme.colours(len(table.params_b))
     # A small sideways shift per size keeps cells of the same V apart.
     shifts = np.linspace(-1, 1, len(table.params_b)) * 0.06
     for colour, shift, row in zip(colours, shifts, fit.residuals, strict=True):
@@ -105,10 +89,10 @@ def figure_residuals(table: ScoreTable, fit: Fit, style: Style = "light") -> Fig
 
 def figure_error_vs_tokens(table: ScoreTable, fit: Fit, style: Style = "light") -> Figure:
     """Error against visual tokens, one curve per LLM size; bars are standard errors if known."""
-    theme = _THEMES[style]
+    theme = THEMES[style]
     figure, axes = _canvas(theme)
     counts = _curve_counts(table)
-    for i, (n, colour) in enumerate(zip(table.params_b, _ramp(theme, len(table.params_b)), strict=True)):
+    for i, (n, colour) in enumerate(zip(table.params_b, theme.colours(len(table.params_b)), strict=True)):
         axes.plot(counts, fit.law.error(n, counts) * 100, color=colour, lw=1.8, zorder=2)
         bars = None if table.stderr is None else np.nan_to_num(table.stderr[i]) * 100
         axes.errorbar(
@@ -133,7 +117,7 @@ def figure_to_svg(figure: Figure) -> str:
     return buffer.getvalue()
 
 
-def figure_to_png(figure: Figure, dpi: int = 2 * _DPI) -> bytes:
+def figure_to_png(figure: Figure, dpi: int = 2 * DPI) -> bytes:
     """The figure as PNG bytes, at twice the pixels of its nominal 700 by default."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
@@ -147,24 +131,11 @@ def size_name(params_b: float) -> str:
     return f"{params_b * 1e3:.3g}M" if params_b >= 1e-3 else f"{params_b * 1e6:.3g}k"
 
 
-def _canvas(theme: _Theme) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(7, 4.4), dpi=_DPI, facecolor=theme.paper, layout="constrained")
+def _canvas(theme: Theme) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(7, 4.4), dpi=DPI, facecolor=theme.paper, layout="constrained")
     axes = figure.add_subplot()
-    axes.set_facecolor(theme.paper)
-    axes.grid(color=theme.grid, lw=0.8)
-    axes.set_axisbelow(True)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(theme.muted)
-    axes.tick_params(which="both", colors=theme.muted, labelcolor=theme.ink, labelsize=11, length=3)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.label.set_color(theme.ink)
-        axis.label.set_fontsize(12)
+    dress(axes, theme)
     return figure, axes
-
-
-def _ramp(theme: _Theme, count: int) -> list[Any]:
-    return [matplotlib.colormaps["viridis"](x) for x in np.linspace(*theme.ramp, count)]
 
 
 def _marker(table: ScoreTable, visual_tokens: float) -> dict[str, Any]:
@@ -199,13 +170,13 @@ def _flops_axis(axes: Axes) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(name))
 
 
-def _size_entries(table: ScoreTable, theme: _Theme) -> list[tuple[str, dict[str, Any]]]:
-    colours = _ramp(theme, len(table.params_b))
+def _size_entries(table: ScoreTable, theme: Theme) -> list[tuple[str, dict[str, Any]]]:
+    colours = theme.colours(len(table.params_b))
     looks = [{"marker": "o", "ms": 8, "ls": "none", "color": colour} for colour in colours]
     return list(zip(map(size_name, table.params_b), looks, strict=True))
 
 
-def _legend(figure: Figure, theme: _Theme, rows: dict[str, list[tuple[str, dict[str, Any]]]]) -> None:
+def _legend(figure: Figure, theme: Theme, rows: dict[str, list[tuple[str, dict[str, Any]]]]) -> None:
     columns = 1 + max(len(entries) for entries in rows.values())
     grid = [[(title, {"ls": "none"}), *entries] for title, entries in rows.items()]
     padded = [row + [("", {"ls": "none"})] * (columns - len(row)) for row in grid]
@@ -219,5 +190,5 @@ def _legend(figure: Figure, theme: _Theme, rows: dict[str, list[tuple[str, dict[
     )  # fmt: skip
 
 
-def _legend_text(theme: _Theme) -> dict[str, Any]:
+def _legend_text(theme: Theme) -> dict[str, Any]:
     return {"frameon": False, "fontsize": 11, "labelcolor": theme.ink}
