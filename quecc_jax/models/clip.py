@@ -1,6 +1,7 @@
 """CLIP vision transformer: pixels to the hidden states that compressors read."""
 
 import functools
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -38,6 +39,23 @@ def split_features(states: jax.Array, config: VisionConfig) -> tuple[jax.Array, 
 def quick_gelu(x: jax.Array) -> jax.Array:
     """x * sigmoid(1.702 x), CLIP's activation."""
     return x * jax.nn.sigmoid(1.702 * x)
+
+
+def sine_cosine_init(key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> jax.Array:
+    """2-D sine-cosine positions [1 + g^2, D] with zeros for CLS; D is a multiple of 4.
+
+    A tower trained from scratch finds its neighbours much sooner from these than from noise;
+    converted CLIP weights overwrite them.
+    """
+    del key
+    grid, width = math.isqrt(shape[0] - 1), shape[1]
+    frequency = 100.0 ** (-jnp.arange(width // 4) / (width // 4))
+    angle = jnp.arange(grid)[:, None] * frequency
+    wave = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+    down = jnp.broadcast_to(wave[:, None], (grid, grid, width // 2))
+    across = jnp.broadcast_to(wave[None], (grid, grid, width // 2))
+    patches = jnp.concatenate([down, across], axis=-1).reshape(grid * grid, width)
+    return jnp.concatenate([jnp.zeros((1, width)), patches]).astype(dtype)
 
 
 class ClipLayer(nn.Module):
@@ -83,7 +101,9 @@ class ClipTower(nn.Module):
         x = linear(c.width, (None, "embed"), bias=False, dtype=self.dtype, name="patch_embedding")(patches)
         normal = nn.initializers.normal(0.02)
         cls = self.param("class_embedding", logical(normal, "embed"), (c.width,))
-        position = self.param("position_embedding", logical(normal, None, "embed"), (g * g + 1, c.width))
+        position = self.param(
+            "position_embedding", logical(sine_cosine_init, None, "embed"), (g * g + 1, c.width)
+        )
         x = jnp.concatenate([jnp.broadcast_to(cls.astype(self.dtype), (b, 1, c.width)), x], axis=1)
         x = LayerNorm(c.norm_eps, name="pre_norm")(x + position.astype(self.dtype))
         stack = nn.scan(

@@ -1,0 +1,87 @@
+"""Model FLOPs, counted from shapes: one multiply-add is two, attention scores are counted in full.
+
+Norms, activations, softmax and embedding lookups are left out; they are below one percent at the
+sizes of real models.
+"""
+
+from quecc_jax.config import DecoderConfig, ModelConfig, RunConfig, VisionConfig
+from quecc_jax.models.projector import projector_depth
+
+
+def decoder_params(config: DecoderConfig) -> int:
+    """Weights of the decoder's layers (norms and biases left out), without embedding and output matrix."""
+    attention = config.width * config.head_dim * (2 * config.heads + 2 * config.kv_heads)
+    return config.depth * (attention + 3 * config.width * config.mlp_width)
+
+
+def decoder_flops(config: DecoderConfig, tokens: int, context: int, logits: int) -> float:
+    """Forward FLOPs of `tokens` positions that each attend to `context`, with `logits` of them scored."""
+    attention = 4.0 * config.depth * tokens * context * config.heads * config.head_dim
+    return 2.0 * decoder_params(config) * tokens + attention + 2.0 * logits * config.width * config.vocab_size
+
+
+def tower_flops(config: VisionConfig) -> float:
+    """Forward FLOPs of the vision tower for one picture."""
+    n, d = config.patches + 1, config.width
+    layer = 2.0 * n * (4 * d * d + 2 * d * config.mlp_width) + 4.0 * n * n * d
+    return config.depth * layer + 2.0 * config.patches * 3 * config.patch_size**2 * d
+
+
+def compressor_flops(config: ModelConfig) -> float:
+    """Forward FLOPs of QueCC for one picture: towers, convolution, absorbed region attention."""
+    d, n, v = config.vision.width, config.vision.patches, config.visual_tokens
+    levels, heads, text = len(config.vision.levels), config.compressor.heads, config.decoder.width
+    towers = 2 * n * (levels * d * d + d * d) + n * 2 * d * d
+    convolution = v * config.compressor.kernel**2 * d
+    attention = 4 * v * d * d + 2 * n * heads * d
+    return 2.0 * (towers + convolution + attention + text * d)
+
+
+def projector_flops(config: ModelConfig) -> float:
+    """Forward FLOPs of the projector for one picture."""
+    depth, d, m = projector_depth(config.projector), config.vision.width, config.decoder.width
+    return 2.0 * config.visual_tokens * (d * m + (depth - 1) * m * m) if depth else 0.0
+
+
+def query_flops(config: ModelConfig, tokens: int) -> float:
+    """FLOPs of the decoder's pass over a bare question of `tokens` tokens; 0 without a query."""
+    return 0.0 if config.compressor.query == "zero" else decoder_flops(config.decoder, tokens, tokens, 0)
+
+
+def answer_flops(
+    config: ModelConfig, question: int, prompt: int, answer: int, include_tower: bool = True
+) -> dict[str, float]:
+    """FLOPs of answering one question about one picture, by part.
+
+    Args:
+      question: tokens of the bare question (query pass).
+      prompt: text tokens of the decoder's prompt; the V visual tokens come on top.
+      answer: generated tokens.
+    """
+    length = prompt + config.visual_tokens
+    return {
+        "tower": tower_flops(config.vision) if include_tower else 0.0,
+        "query": query_flops(config, question),
+        "compressor": compressor_flops(config) + projector_flops(config),
+        "prefill": decoder_flops(config.decoder, length, length, 1),
+        "decode": decoder_flops(config.decoder, max(answer - 1, 0), length + answer, max(answer - 1, 0)),
+    }
+
+
+def train_flops(config: RunConfig) -> float:
+    """Model FLOPs of one optimizer step: forward, and backward of what is trained.
+
+    A matrix product costs twice its forward again in the backward pass: once for its input's
+    gradient, once for its weight's. Frozen weights save the latter; nothing below the lowest
+    trained part has a backward pass. Rows are counted at their full padded length.
+    """
+    model, data, stage = config.model, config.data, config.train.stage
+    length, pictures = data.max_length, data.images_per_row
+    decoder = decoder_flops(model.decoder, length, length, length)
+    total = decoder * (2.0 if stage == 1 else 3.0)
+    if pictures:
+        tower = 0.0 if data.cached_features else tower_flops(model.vision)
+        adapter = compressor_flops(model) + projector_flops(model)
+        adapter *= 1.0 if stage == 0 else 3.0
+        total += pictures * (tower + query_flops(model, data.query_length) + adapter)
+    return total * config.train.batch_size
