@@ -26,10 +26,14 @@ from orbax.checkpoint import v1 as ocp
 
 from quecc_jax.config import RunConfig
 from quecc_jax.config_io import differences, load_config, save_config
+from quecc_jax.data.files import fresh_directory
 from quecc_jax.errors import UserError
 from quecc_jax.train.state import TrainState
 
 Tree = dict[str, Any]
+
+COUNTERS = ("step", "bad_run", "skipped")
+SLOT = "slot/"
 
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf"}
 """Files beside a tokenizer that are not part of it."""
@@ -99,13 +103,15 @@ class Checkpoints:
                 f"none of the checkpoints {steps} of {self.run} can be read; repair or delete the directory, "
                 "or start over with --checkpoint.resume never"
             )
-        params, optimizer, position = found
+        params, opt_state, counters, position = found
         if damaged:
             notice(f"WARNING: going back to checkpoint {step}; {damaged} set aside in {self.run / 'damaged'}")
             self._set_aside(damaged)
         data.set_state(position)
         self._tell_changes()
-        return TrainState(trainable=params, frozen=self._load_frozen(abstract.frozen), **optimizer)
+        return TrainState(
+            trainable=params, frozen=self._load_frozen(abstract.frozen), opt_state=opt_state, **counters
+        )
 
     def _tell_changes(self) -> None:
         try:
@@ -146,8 +152,8 @@ class Checkpoints:
         begun = self._orbax.save_checkpointables_async(step, parts, force=True, custom_metadata=position)
         return begun is not None
 
-    def _load(self, step: int, abstract: TrainState) -> tuple[Tree, Tree, dict[str, Any]]:
-        """(params, optimizer and counters, data position) of one checkpoint."""
+    def _load(self, step: int, abstract: TrainState) -> tuple[Tree, Any, Tree, dict[str, Any]]:
+        """(params, optimizer state, counters, data position) of one checkpoint."""
         want = {"params": abstract.trainable, "optimizer": _optimizer_part(abstract)}
         with quiet_libraries():
             saved = self._orbax.checkpointables_metadata(step)
@@ -155,7 +161,11 @@ class Checkpoints:
             for part, tree in want.items():
                 check_shapes(_readable(saved.metadata, part), tree, f"{where}, {part}")
             found = self._orbax.load_checkpointables(step, want)
-        return found["params"], found["optimizer"], _readable(saved.custom_metadata, "data")
+            position = _readable(saved.custom_metadata, "data")
+        optimizer = found["optimizer"]
+        slots = [optimizer[SLOT + name] for name in named_leaves(abstract.opt_state)]
+        opt_state = jax.tree.unflatten(jax.tree.structure(abstract.opt_state), slots)
+        return found["params"], opt_state, {k: optimizer[k] for k in COUNTERS}, position
 
     def _load_frozen(self, abstract: Tree) -> Tree:
         if not jax.tree.leaves(abstract):
@@ -203,7 +213,9 @@ def _readable(parts: Any, name: str) -> Any:
 
 
 def _optimizer_part(state: TrainState) -> Tree:
-    return {k: getattr(state, k) for k in ("step", "opt_state", "bad_run", "skipped")}
+    """Slots and counters by name: optax's empty states leave no trace, so they may come and go."""
+    slots = {SLOT + name: leaf for name, leaf in named_leaves(state.opt_state).items()}
+    return {**{k: getattr(state, k) for k in COUNTERS}, **slots}
 
 
 def notice(message: str) -> None:
@@ -212,18 +224,21 @@ def notice(message: str) -> None:
         print(message, file=sys.stderr, flush=True)
 
 
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:300]
+def _first_line(error: BaseException) -> str:
+    """Kind and first line of the error at the bottom of a chain."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"[:300]
 
 
-def leaf_shapes(tree: Any) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """`a/b/c` -> (shape, dtype) for every leaf; named tuples, dicts and lists spell their keys alike."""
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """Leaves by path, as `a/b/0/c`; named tuples, dicts and lists spell their keys alike."""
 
     def name(key: Any) -> str:
         return str(next(getattr(key, a) for a in ("key", "name", "idx") if hasattr(key, a)))
 
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {"/".join(map(name, path)): (tuple(x.shape), np.dtype(x.dtype)) for path, x in flat}
+    return {"/".join(map(name, path)): leaf for path, leaf in flat}
 
 
 def check_shapes(found: Any, expected: Any, where: str) -> None:
@@ -232,21 +247,20 @@ def check_shapes(found: Any, expected: Any, where: str) -> None:
     Raises:
       UserError: naming the first leaf that is missing, unexpected, or of another shape or dtype.
     """
-    have, want = leaf_shapes(found), leaf_shapes(expected)
+    have, want = ({k: _form(v) for k, v in named_leaves(t).items()} for t in (found, expected))
     for name in sorted(want.keys() - have.keys()):
-        raise UserError(f"{where}: {name} is missing, expected {_form(want[name])}; is it of another model?")
+        raise UserError(f"{where}: {name} is missing, expected {want[name]}; is it of another model?")
     for name in sorted(have.keys() - want.keys()):
-        raise UserError(f"{where}: {name} {_form(have[name])} is not part of this run's model or optimizer")
+        raise UserError(f"{where}: {name} of {have[name]} is not part of this run's model or optimizer")
     for name in want:
         if have[name] != want[name]:
             raise UserError(
-                f"{where}: {name} has {_form(have[name])}, expected {_form(want[name])}; "
-                "use the settings it was saved with"
+                f"{where}: {name} has {have[name]}, expected {want[name]}; use the settings it was saved with"
             )
 
 
-def _form(leaf: tuple[tuple[int, ...], np.dtype]) -> str:
-    return f"shape {leaf[0]} {leaf[1]}"
+def _form(leaf: Any) -> str:
+    return f"shape {tuple(leaf.shape)} {np.dtype(leaf.dtype)}"
 
 
 def copy_tokenizer(source: str, target: Path) -> None:
@@ -283,6 +297,28 @@ def load_run_config(run_dir: str | os.PathLike[str]) -> RunConfig:
         data = dataclasses.replace(config.data, tokenizer=str(run / "tokenizer"))
         config = dataclasses.replace(config, data=data)
     return config
+
+
+def save_params(config: RunConfig, params: Tree) -> None:
+    """Writes a run directory of parameters alone, which `load_params` reads, in the place of `config.out`.
+
+    Args:
+      params: by top-level name, e.g. {"vision": ...}.
+
+    Raises:
+      UserError: the directory holds a training run, or it cannot be written.
+    """
+    run = Path(config.out).absolute()
+    if any(p.name != "0" for p in (run / "checkpoints").glob("*")):
+        raise UserError(f"{run} holds a training run; give another directory for the parameters")
+    try:
+        with fresh_directory(run) as aside:
+            with quiet_libraries():
+                ocp.save_checkpointables(aside / "checkpoints" / "0", {"params": params})
+            copy_tokenizer(config.data.tokenizer, aside / "tokenizer")
+            save_config(config, aside / "config.json")
+    except OSError as error:
+        raise UserError(f"out directory {run} cannot be written ({error}); choose another") from None
 
 
 def load_params(

@@ -1,0 +1,238 @@
+"""What a run's directory keeps: restored anywhere, checked strictly, and robust to damage."""
+
+import dataclasses
+import os
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from quecc_jax.config import CheckpointConfig, OptimizerConfig
+from quecc_jax.errors import UserError
+from quecc_jax.train.checkpoint import Checkpoints, load_params, load_run_config
+from tests.train.runs import Batches, trainer_on
+
+# A load that fails leaves orbax's other reads of it behind, which Python remarks on much later.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine:RuntimeWarning"
+)
+
+
+def moved(state, by: float):
+    """The state with every float shifted, so that checkpoints differ everywhere."""
+    return jax.tree.map(lambda x: x + by if np.issubdtype(x.dtype, np.floating) else x, state)
+
+
+@pytest.fixture(scope="session")
+def saved(base, trainer, tmp_path_factory):
+    """(config, {step: host state}) of a run with checkpoints 1 and 2."""
+    out = tmp_path_factory.mktemp("saved") / "run"
+    config = dataclasses.replace(base, out=str(out), checkpoint=CheckpointConfig(every=1, keep=2))
+    state, batches, states = trainer.init(jax.random.key(3)), Batches(config), {}
+    with Checkpoints(config) as checkpoints:
+        checkpoints.begin(state)
+        checkpoints.describe()
+        for step in (1, 2):
+            next(batches)
+            state = moved(state, 0.5)._replace(step=state.step + 1, frozen=state.frozen)
+            states[step] = jax.device_get(state)
+            assert checkpoints.save(step, state, batches)
+    return config, states
+
+
+@pytest.fixture
+def copy(saved, tmp_path):
+    """A copy of that run for the test to spoil."""
+    shutil.copytree(saved[0].out, tmp_path / "run")
+    return dataclasses.replace(saved[0], out=str(tmp_path / "run"))
+
+
+def resumed(config, **settings):
+    return dataclasses.replace(config, checkpoint=dataclasses.replace(config.checkpoint, **settings))
+
+
+def restore(config, abstract):
+    batches = Batches(config)
+    with Checkpoints(config) as checkpoints:
+        return checkpoints.restore(abstract, batches), batches
+
+
+def assert_equal(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype and np.array_equal(x, y)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2), (1, 8, 1), (2, 1, 2)])
+def test_restores_bitwise_under_any_mesh(saved, shape):
+    config, states = saved
+    abstract = trainer_on(config, shape).abstract_state
+    state, batches = restore(config, abstract)
+    assert_equal(jax.device_get(state), states[2])
+    assert batches.taken == 2
+    assert jax.tree.structure(state) == jax.tree.structure(abstract)
+    for leaf, target in zip(jax.tree.leaves(state), jax.tree.leaves(abstract), strict=True):
+        assert leaf.sharding == target.sharding
+
+
+def damages(config, names) -> list[tuple[Path, str]]:
+    files = [p for p in (Path(config.out) / "checkpoints" / "2").rglob("*") if p.is_file()]
+    return [(p, how) for p in sorted(files) if names(p) for how in ("delete", "halve", "empty")]
+
+
+def damage(path: Path, how: str) -> None:
+    if how == "delete":
+        path.unlink()
+    else:
+        os.truncate(path, path.stat().st_size // 2 if how == "halve" else 0)
+
+
+def test_damaged_newest_checkpoint_falls_back_loudly(saved, copy, trainer, capfd):
+    """Any file that holds the newest checkpoint's content is lost or cut: the one before is used."""
+
+    def is_needed(path: Path) -> bool:
+        holds_arrays = path.parent.name == "d" and path.parents[1].name in ("params", "optimizer")
+        return holds_arrays or path.name in ("_METADATA", "_CHECKPOINT_METADATA")
+
+    cases = damages(copy, is_needed)
+    assert len(cases) >= 15
+    for path, how in cases[:: len(cases) // 6]:
+        shutil.rmtree(copy.out)
+        shutil.copytree(saved[0].out, copy.out)
+        damage(path, how)
+        capfd.readouterr()
+        state, batches = restore(copy, trainer.abstract_state)
+        assert_equal(jax.device_get(state), saved[1][1])
+        assert batches.taken == 1
+        said = capfd.readouterr().err
+        assert "WARNING: checkpoint 2" in said and "going back to checkpoint 1" in said
+        assert (Path(copy.out) / "damaged" / "2").is_dir()
+
+
+@pytest.mark.slow
+def test_no_damage_to_any_file_yields_a_wrong_state(saved, copy, trainer):
+    """Every file, every damage: the newest state exactly, or the one before exactly."""
+    for path, how in damages(copy, lambda path: True):
+        shutil.rmtree(copy.out)
+        shutil.copytree(saved[0].out, copy.out)
+        damage(path, how)
+        state, batches = restore(copy, trainer.abstract_state)
+        assert_equal(jax.device_get(state), saved[1][int(state.step)])
+        assert batches.taken == int(state.step)
+
+
+def test_training_goes_on_after_a_fallback(copy, trainer):
+    damage(Path(copy.out) / "checkpoints" / "2" / "params" / "_METADATA", "empty")
+    batches = Batches(copy)
+    with Checkpoints(copy) as checkpoints:
+        state = checkpoints.restore(trainer.abstract_state, batches)
+        next(batches)
+        state = moved(state, 1.0)._replace(step=state.step + 1)
+        assert checkpoints.save(2, state, batches)
+    again, _ = restore(copy, trainer.abstract_state)
+    assert_equal(jax.device_get(again.trainable), jax.device_get(state.trainable))
+
+
+def test_nothing_readable_is_an_error_and_deletes_nothing(copy, trainer):
+    for step in "12":
+        damage(Path(copy.out) / "checkpoints" / step / "params" / "_METADATA", "empty")
+    with pytest.raises(UserError, match=r"none of the checkpoints \[2, 1\] .*--checkpoint.resume never"):
+        restore(copy, trainer.abstract_state)
+    assert (Path(copy.out) / "checkpoints" / "2" / "optimizer").is_dir()
+    with pytest.raises(UserError, match="no readable checkpoint"):
+        load_params(copy.out)
+
+
+def test_damaged_frozen_parameters_are_an_error(copy, trainer):
+    shutil.rmtree(Path(copy.out) / "frozen")
+    with pytest.raises(UserError, match=r"frozen parameters in .* cannot be read"):
+        restore(copy, trainer.abstract_state)
+
+
+def test_resume_must_and_never(copy, trainer, tmp_path):
+    empty = dataclasses.replace(copy, out=str(tmp_path / "empty"))
+    assert restore(empty, trainer.abstract_state)[0] is None
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        restore(resumed(empty, resume="must"), trainer.abstract_state)
+    assert int(restore(resumed(copy, resume="must"), trainer.abstract_state)[0].step) == 2
+    never = resumed(copy, resume="never")
+    assert restore(never, trainer.abstract_state)[0] is None
+    state = trainer.init(jax.random.key(0))
+    with Checkpoints(never) as checkpoints:
+        checkpoints.begin(state)
+    assert list((Path(copy.out) / "checkpoints").iterdir()) == []
+    assert restore(copy, trainer.abstract_state)[0] is None
+
+
+def test_another_model_is_named_leaf_by_leaf(copy, trainer):
+    wide = dataclasses.replace(copy.model.decoder, mlp_width=64)
+    other = dataclasses.replace(copy, model=dataclasses.replace(copy.model, decoder=wide))
+    abstract = trainer_on(other).abstract_state
+    with pytest.raises(UserError, match=r"decoder/\S+ has shape .*48.*, expected shape .*64"):
+        restore(other, abstract)
+    with pytest.raises(UserError, match=r"decoder/\S+ has shape .*48.*, expected shape .*64"):
+        load_params(copy.out, ["decoder"], {"decoder": abstract.trainable["decoder"]})
+
+
+def test_a_rate_of_its_own_for_the_projector_may_come_later(copy, saved):
+    """Optax states without arrays are no part of the checkpoint."""
+    split = dataclasses.replace(copy, optimizer=OptimizerConfig(projector_learning_rate=1e-3))
+    abstract = trainer_on(split).abstract_state
+    state, _ = restore(split, abstract)
+    assert jax.tree.structure(state) == jax.tree.structure(abstract)
+    assert_equal(jax.device_get(state.opt_state), saved[1][2].opt_state)
+
+
+def test_load_params_gives_numpy_or_sharded_arrays_by_name(saved, trainer):
+    config, states = saved
+    found, params = load_params(config.out)
+    assert sorted(params) == ["compressor", "decoder", "projector", "vision"]
+    assert all(type(x) is np.ndarray for x in jax.tree.leaves(params))
+    assert_equal(params, {**states[2].trainable, **states[2].frozen})
+    assert dataclasses.replace(found, data=config.data) == config
+
+    abstract = trainer_on(config, (2, 2, 2)).abstract_state
+    _, some = load_params(config.out, ["projector", "vision"], {**abstract.trainable, **abstract.frozen})
+    assert sorted(some) == ["projector", "vision"]
+    targets = jax.tree.leaves(abstract.trainable["projector"])
+    for leaf, target in zip(jax.tree.leaves(some["projector"]), targets, strict=True):
+        assert leaf.sharding == target.sharding
+    assert_equal(jax.device_get(some["projector"]), states[2].trainable["projector"])
+    with pytest.raises(UserError, match="has no parameters encoder; it has"):
+        load_params(config.out, ["encoder"])
+
+
+def test_load_params_skips_a_damaged_checkpoint(saved, copy, capsys):
+    damage(Path(copy.out) / "checkpoints" / "2" / "params" / "_METADATA", "empty")
+    _, params = load_params(copy.out, ["projector"])
+    assert_equal(params["projector"], saved[1][1].trainable["projector"])
+    assert "WARNING: checkpoint 2" in capsys.readouterr().err
+
+
+def test_a_directory_without_a_run_is_a_sentence(tmp_path):
+    with pytest.raises(UserError, match="is this the directory of a run"):
+        load_params(tmp_path)
+
+
+def test_the_run_keeps_its_own_tokenizer_without_weights(base, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(base.data.tokenizer, source)
+    (source / "model.safetensors").write_bytes(b"x" * 100)
+    config = dataclasses.replace(
+        base, out=str(tmp_path / "run"), data=dataclasses.replace(base.data, tokenizer=str(source)))
+    with Checkpoints(config) as checkpoints:
+        checkpoints.describe()
+    shutil.rmtree(source)
+    own = load_run_config(tmp_path / "run")
+    assert own.data.tokenizer == str(tmp_path / "run" / "tokenizer")
+    copied = {p.name: p.read_bytes() for p in Path(own.data.tokenizer).iterdir()}
+    assert copied == {p.name: p.read_bytes() for p in Path(base.data.tokenizer).iterdir()}
+    with Checkpoints(config) as checkpoints, pytest.raises(UserError, match=r"data.tokenizer .* be copied"):
+        checkpoints.describe()
+
+
+def test_an_unwritable_directory_is_a_sentence(base, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"out directory .* cannot be written"):
+        Checkpoints(dataclasses.replace(base, out=str(tmp_path / "file" / "run")))
