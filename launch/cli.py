@@ -7,13 +7,17 @@ import importlib.util
 import io
 import itertools
 import traceback
+import typing
 from pathlib import Path
+from typing import Any, TypeVar
 
 import tyro
 
 from quecc_jax.config import RunConfig, validate
 from quecc_jax.config_io import from_dict, nearest, to_dict
 from quecc_jax.errors import UserError
+
+T = TypeVar("T")
 
 
 def parse_run(argv: list[str], prog: str) -> RunConfig:
@@ -88,29 +92,58 @@ def override(default: RunConfig, argv: list[str], usage: str) -> RunConfig:
       UserError: an unknown option (with the nearest known one) or a value of another type.
       SystemExit: with status 0, after printing the help.
     """
+    about = "Trains one run. CONFIG.py gives the settings; options override them."
+    return parse_options(RunConfig, argv, usage, about, default)
+
+
+def parse_options(kind: type[T], argv: list[str], prog: str, about: str, default: T | None = None) -> T:
+    """A dataclass from options named after its fields; fields without a default are required.
+
+    Raises:
+      UserError: an unknown option (with the nearest known one), a missing one, or a value of another
+        type.
+      SystemExit: with status 0, after printing the help.
+    """
     printed = io.StringIO()
+    given: dict[str, Any] = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(printed):
-            config, unknown = tyro.cli(
-                RunConfig, default=default, args=argv, prog=usage, return_unknown_args=True,
-                description="Trains one run. CONFIG.py gives the settings; options override them.",
-            )  # fmt: skip
+            parsed, unknown = tyro.cli(
+                kind, args=argv, prog=prog, description=about, return_unknown_args=True, **given
+            )
     except SystemExit as stop:
         if stop.code == 0:
             raise
+        _refuse_unknown(kind, [a for a in argv if a.startswith("--")])
+        if missing := _missing(kind, argv):
+            raise UserError(f"{' and '.join(missing)} must be given; see --help") from None
         raise UserError(f"{_sentence(printed.getvalue())}; see --help") from None
     if unknown:
-        option = next((a for a in unknown if a.startswith("-")), unknown[0]).split("=")[0]
-        raise UserError(f"{option} is not an option; {nearest(option, _options(default), 'see --help')}")
-    return config
+        _refuse_unknown(kind, [a for a in unknown if a.startswith("-")] or unknown)
+    return parsed
 
 
-def _options(node: object, prefix: str = "--") -> list[str]:
-    """The option names of a config tree, as tyro spells them."""
+def _refuse_unknown(kind: type, arguments: list[str]) -> None:
+    known = _options(kind)
+    for option in (argument.split("=")[0] for argument in arguments):
+        if option.replace("_", "-") not in known and option != "--help":
+            raise UserError(f"{option} is not an option; {nearest(option, known, 'see --help')}") from None
+
+
+def _missing(kind: type, argv: list[str]) -> list[str]:
+    """Required options that are not among the arguments."""
+    given = {argument.split("=")[0].replace("_", "-") for argument in argv}
+    required = (name for name in typing.get_type_hints(kind) if not hasattr(kind, name))
+    return [o for o in (f"--{name.replace('_', '-')}" for name in required) if o not in given]
+
+
+def _options(kind: type, prefix: str = "--") -> list[str]:
+    """The option names of a dataclass tree, as tyro spells them."""
     names: list[str] = []
-    for field in dataclasses.fields(node):  # type: ignore[arg-type]
-        name, value = prefix + field.name.replace("_", "-"), getattr(node, field.name)
-        names += _options(value, f"{name}.") if dataclasses.is_dataclass(value) else [name]
+    for field, hint in typing.get_type_hints(kind).items():
+        name = prefix + field.replace("_", "-")
+        nested = isinstance(hint, type) and dataclasses.is_dataclass(hint)
+        names += _options(hint, f"{name}.") if nested else [name]
     return names
 
 

@@ -210,6 +210,8 @@ class RunConfig:
     mesh: MeshConfig = MeshConfig()
     init_from: str = ""
     """Run directory whose parameters start this one, e.g. stage 1 before stage 2."""
+    tower_from: str = ""
+    """Run directory that holds the tower, for a run on cached features, which has none of its own."""
 
 
 def validate(config: RunConfig) -> None:

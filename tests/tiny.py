@@ -1,20 +1,25 @@
-"""A model small enough to train in a test, and batches of random but valid content for it."""
+"""A model small enough to train in a test, and random but valid parameters and batches for it."""
 
 import dataclasses
+from typing import Any
 
+import jax
 import numpy as np
 
 from quecc_jax.config import (
     CompressorConfig,
     DataConfig,
     DecoderConfig,
+    MeshConfig,
     ModelConfig,
     OptimizerConfig,
     RunConfig,
     TrainConfig,
     VisionConfig,
 )
-from quecc_jax.data.batch import IGNORE, Batch
+from quecc_jax.data.batch import IGNORE, Batch, batch_spec
+from quecc_jax.sharding import make_mesh
+from quecc_jax.train.step import abstract_params
 
 MODEL = ModelConfig(
     vision=VisionConfig(image_size=16, patch_size=4, width=16, depth=3, heads=2, mlp_width=32,
@@ -33,7 +38,9 @@ RUN = RunConfig(
 )
 
 
-def run(model: dict | None = None, data: dict | None = None, optimizer: dict | None = None, **train) -> RunConfig:
+def run(
+    model: dict | None = None, data: dict | None = None, optimizer: dict | None = None, **train
+) -> RunConfig:
     """RUN with some fields of its parts replaced."""
     return dataclasses.replace(
         RUN,
@@ -42,6 +49,24 @@ def run(model: dict | None = None, data: dict | None = None, optimizer: dict | N
         optimizer=dataclasses.replace(RUN.optimizer, **(optimizer or {})),
         train=dataclasses.replace(RUN.train, **train),
     )
+
+
+def random_params(config: RunConfig, seed: int = 0) -> dict[str, Any]:
+    """float32 parameters by top-level name, biases and scales as random as kernels; compiles nothing."""
+    mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+    shapes = abstract_params(config, mesh, batch_spec(config.model, config.data, 1))
+    return random_like(shapes, seed)
+
+
+def random_like(shapes: Any, seed: int = 0) -> Any:
+    """Random arrays of the shapes in a parameter tree: scales near one, biases small."""
+    rng = np.random.default_rng(seed)
+
+    def one(path: Any, leaf: Any) -> np.ndarray:
+        name, noise = path[-1].key, rng.normal(size=leaf.shape).astype(np.float32)
+        return 1 + 0.1 * noise if name == "scale" else (0.1 if "bias" in name else 0.3) * noise
+
+    return jax.tree_util.tree_map_with_path(one, shapes)
 
 
 def random_batch(config: RunConfig, seed: int = 0, pictures: list[int] | None = None) -> Batch:

@@ -1,0 +1,153 @@
+"""Scores a run on a data set: `python -m launch.evaluate --checkpoint RUN --data POOL --out DIR`."""
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from launch.cli import parse_options
+from quecc_jax.config import SourceConfig
+from quecc_jax.errors import UserError, run_cli
+
+if TYPE_CHECKING:
+    from quecc_jax.evaluate.predict import Answer
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Which run to score, on what."""
+
+    checkpoint: Path
+    """Directory of a trained run."""
+    data: Path
+    """Directory of a pool, or a LLaVA-format .json or .jsonl file, whose first questions are asked."""
+    out: Path
+    """Directory for results.json and answers.jsonl; created if missing."""
+    images: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """What a .json file's picture paths are relative to; None for the file's own folder."""
+    max_new_tokens: int = 32
+    """Longest answer, in tokens."""
+    batch_size: int = 64
+    """Questions answered at a time."""
+
+
+def main() -> None:
+    """Parses the command line, answers every question, writes the files and prints the table."""
+    options = parse_options(
+        Options, sys.argv[1:], "python -m launch.evaluate",
+        "Exact-match accuracy, up to case and spacing, of greedy answers, per kind of question and in all. "
+        "Pictures pass through the tower; features cached in a pool are not used.",
+    )  # fmt: skip
+    for name in ("max_new_tokens", "batch_size"):
+        if getattr(options, name) < 1:
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag} is {getattr(options, name)}; give at least 1")
+    source = open_source(options.data, options.images)
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {options.out} cannot be written ({error.strerror}); choose another") from None
+
+    began = time.monotonic()
+    answers = answer_all(options, source)
+    results = {
+        "checkpoint": str(options.checkpoint), "data": str(options.data),
+        "max_new_tokens": options.max_new_tokens, "seconds": round(time.monotonic() - began, 1),
+        **summarise(answers),
+    }  # fmt: skip
+    records = (
+        {"id": a.row.get("id"), "kind": kind(a), "question": a.question, "prediction": a.prediction,
+         "truth": a.truth}
+        for a in answers
+    )  # fmt: skip
+    write(options.out / "answers.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    write(options.out / "results.json", json.dumps(results, indent=1) + "\n")
+    show(results)
+
+
+def open_source(data: Path, images: Path | None) -> SourceConfig:
+    """The data set behind `--data` and `--images`.
+
+    Raises:
+      UserError: there is no such file or folder.
+    """
+    if not data.exists():
+        raise UserError(f"--data {data} does not exist; give a pool's directory or a LLaVA-format .json file")
+    if images is not None and not images.is_dir():
+        raise UserError(f"--images {images} is not a folder; give the one that holds the pictures")
+    if data.is_dir():
+        return SourceConfig(kind="pool", path=str(data))
+    return SourceConfig(kind="llava_json", path=str(data), images=str(images or data.parent))
+
+
+def answer_all(options: Options, source: SourceConfig) -> "list[Answer]":
+    """Greedy answers to the source's questions, under a progress bar on stderr."""
+    # Imported late, so that --help and mistakes in the command line answer at once.
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from quecc_jax.data.sources import read_rows
+    from quecc_jax.evaluate.predict import predict
+    from quecc_jax.load import load_vlm
+
+    total = len(read_rows(source))
+    config, params = load_vlm(options.checkpoint)
+    data = dataclasses.replace(config.data, sources=(source,), cached_features=False)
+    columns = (TextColumn("answering"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+               TextColumn("left"))  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=total)
+        return predict(
+            config.model, data, params, max_new_tokens=options.max_new_tokens,
+            batch_size=options.batch_size, progress=lambda rows: bar.update(task, completed=rows),
+        )  # fmt: skip
+
+
+def kind(answer: "Answer") -> str:
+    """The row's kind of question, or "other"."""
+    return str(answer.row.get("kind") or "other")
+
+
+def summarise(answers: "Sequence[Answer]") -> dict[str, Any]:
+    """Number of questions, accuracy and its binomial standard error, in all and per kind."""
+    from quecc_jax.evaluate.score import accuracy, standard_error
+
+    def scores(share: float, count: int) -> dict[str, Any]:
+        error = standard_error(share, count)
+        return {"questions": count, "accuracy": share, "standard_error": error}
+
+    total = accuracy(answers, key=lambda _: "all")["all"]
+    kinds = accuracy(answers, key=kind)
+    return {**scores(*total), "kinds": {name: scores(*score) for name, score in kinds.items()}}
+
+
+def write(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
+def show(results: dict[str, Any]) -> None:
+    """Prints the accuracies as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("kind", title=f"{results['checkpoint']} on {results['data']}")
+    for heading in ("questions", "exact, %", "± standard error"):
+        table.add_column(heading, justify="right")
+    lines = list(results["kinds"].items())
+    for name, row in [*lines, ("all", results)]:
+        percent = (f"{100 * row[part]:.1f}" for part in ("accuracy", "standard_error"))
+        table.add_row(name, str(row["questions"]), *percent, end_section=name == lines[-1][0])
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    run_cli(main)

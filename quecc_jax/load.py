@@ -1,0 +1,58 @@
+"""A trained run as a whole model: its own parameters, and the tower's where another run holds them."""
+
+import dataclasses
+import os
+from typing import Any
+
+import jax
+
+from quecc_jax.config import MeshConfig, RunConfig, VisionConfig, validate
+from quecc_jax.data.batch import batch_spec
+from quecc_jax.errors import UserError
+from quecc_jax.sharding import make_mesh
+from quecc_jax.train.checkpoint import load_params, load_run_config
+from quecc_jax.train.step import abstract_params
+
+
+def load_vlm(run_dir: str | os.PathLike[str]) -> tuple[RunConfig, dict[str, Any]]:
+    """A run's settings and all parameters that answer questions about pixels, on the first device.
+
+    A run on cached features has no tower; it comes from the run that its `tower_from` names. A run
+    on text alone needs none.
+
+    Returns:
+      The run's config (with its own tokenizer) and float32 parameters by top-level name.
+
+    Raises:
+      UserError: not a run's directory, or one of other shapes than its config says; no tower, or one
+        of another model.
+    """
+    config = load_run_config(run_dir)
+    validate(config)
+    mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+    abstract = abstract_params(config, mesh, batch_spec(config.model, config.data, 1))
+    _, params = load_params(run_dir, abstract=abstract)
+    missing = abstract.keys() - params.keys()
+    if missing == {"vision"}:
+        params |= _tower(config, run_dir, abstract["vision"])
+    elif missing:
+        raise UserError(f"{run_dir} has no parameters {', '.join(sorted(missing))}; "
+                        "give the directory of a whole model")
+    return config, params
+
+
+def _tower(config: RunConfig, run_dir: str | os.PathLike[str], abstract: Any) -> dict[str, Any]:
+    if not config.tower_from:
+        raise UserError(f"{run_dir} was trained on cached features and names no tower; set tower_from in its "
+                        "config.json to the run that holds the tower")
+    try:
+        source, params = load_params(config.tower_from, ["vision"], {"vision": abstract})
+    except UserError as error:
+        raise UserError(f"tower_from of {run_dir}: {error}") from None
+    # Activation and norm constant leave no trace in shapes; which states are read is the reader's choice.
+    for field in dataclasses.fields(VisionConfig):
+        theirs, ours = (getattr(c.model.vision, field.name) for c in (source, config))
+        if theirs != ours and field.name not in ("levels", "select_layer"):
+            raise UserError(f"tower_from of {run_dir}: the tower in {config.tower_from} has {field.name} "
+                            f"{theirs}, expected {ours}; name the tower that made the cached features")
+    return params
