@@ -90,15 +90,16 @@ def initial_state(config: RunConfig, trainer: Trainer) -> TrainState:
     Raises:
       UserError: `init_from` is not a run, shares no parameters with this one, or has other shapes.
     """
-    state = trainer.init(jax.random.key(config.train.seed))
-    if not config.init_from:
-        return state
     abstract = {**trainer.abstract_state.trainable, **trainer.abstract_state.frozen}
-    _, params = load_params(config.init_from, abstract=abstract)
-    if not params:
-        raise UserError(f"init_from {config.init_from} has none of this run's parameters {sorted(abstract)}")
-    if fresh := sorted(abstract.keys() - params.keys()):
-        notice(f"not in {config.init_from} and started at random: {', '.join(fresh)}")
+    params: dict[str, Any] = {}
+    if config.init_from:
+        _, params = load_params(config.init_from, abstract=abstract)
+        if not params:
+            known = ", ".join(sorted(abstract))
+            raise UserError(f"init_from {config.init_from} has none of this run's parameters ({known})")
+        if fresh := sorted(abstract.keys() - params.keys()):
+            notice(f"not in {config.init_from} and started at random: {', '.join(fresh)}")
+    state = trainer.init(jax.random.key(config.train.seed))
     return state._replace(
         trainable={k: params.get(k, v) for k, v in state.trainable.items()},
         frozen={k: params.get(k, v) for k, v in state.frozen.items()},

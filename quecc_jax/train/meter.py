@@ -119,9 +119,9 @@ class Meter:
         self.skipped += 1
         if self.bad_run > self.config.train.max_bad_steps:
             raise UserError(
-                f"step {number} was the {self.bad_run}th in a row with a non-finite loss or gradient "
-                f"(loss {float(step['loss'])}, gradient norm {float(step['grad_norm'])}); lower "
-                "optimizer.learning_rate, look at the data around that step, or raise train.max_bad_steps"
+                f"training stopped at step {number} after {self.bad_run} steps in a row with a non-finite "
+                f"loss or gradient (loss {float(step['loss'])}, gradient norm {float(step['grad_norm'])}); "
+                "lower optimizer.learning_rate, look at the data there, or raise train.max_bad_steps"
             )
 
 

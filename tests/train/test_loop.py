@@ -1,0 +1,180 @@
+"""The loop: what it saves, logs, starts from, refuses and closes."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from quecc_jax.config import CheckpointConfig, MeshConfig
+from quecc_jax.config_io import load_config
+from quecc_jax.errors import UserError
+from quecc_jax.flops import train_flops
+from quecc_jax.train.checkpoint import save_params
+from quecc_jax.train.loop import initial_state, train
+from quecc_jax.train.progress import read_records
+from tests.tiny import random_batch
+from tests.train.runs import Batches
+
+
+def replaced(config, part, **changes):
+    return dataclasses.replace(config, **{part: dataclasses.replace(getattr(config, part), **changes)})
+
+
+def quiet(config, trainer, batches=None, records=None):
+    seen = [] if records is None else records
+    return train(config, trainer=trainer, iterator=batches or Batches(config), progress=seen.append)
+
+
+def saved_steps(config):
+    return sorted(int(p.name) for p in (Path(config.out) / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize(
+    "every, keep, expected", [(0, 2, [20]), (8, 2, [16, 20]), (8, 9, [8, 16, 20]), (20, 1, [20])]
+)
+def test_saves_when_due_and_at_the_end(config, trainer, every, keep, expected):
+    config = dataclasses.replace(config, checkpoint=CheckpointConfig(every=every, keep=keep))
+    batches = Batches(config)
+    summary = quiet(config, trainer, batches)
+    assert saved_steps(config) == expected
+    assert summary["step"] == 20 and batches.taken == 20 and batches.closed
+    assert load_config(Path(config.out) / "config.json") == config
+
+
+def test_logs_the_mean_loss_over_label_tokens_and_the_rates(config, trainer):
+    every_step, every_six = [], []
+    quiet(config, trainer, records=every_step)
+    sixes = dataclasses.replace(replaced(config, "train", log_every=6), out=config.out + "6")
+    summary = quiet(sixes, trainer, records=every_six)
+    assert [r["step"] for r in every_six] == [6, 12, 18, 20]
+    assert read_records(sixes.out) == every_six
+    counts = [float(np.sum(random_batch(config, n).labels[:, 1:] >= 0)) for n in range(1, 21)]
+    losses = [r["loss"] for r in every_step]
+    mean = np.average(losses[6:12], weights=counts[6:12])
+    np.testing.assert_allclose(every_six[1]["loss"], mean, rtol=1e-12)
+    assert every_six[1]["grad_norm"] == every_step[11]["grad_norm"]
+    assert summary["label_tokens"] == sum(counts)
+    assert summary["tokens"] == sum(int(np.sum(random_batch(config, n).segments > 0)) for n in range(1, 21))
+    for record in every_six:
+        assert record["flops_per_s"] == record["steps_per_s"] * train_flops(config)
+    assert every_six[-1]["seconds_left"] == 0
+    assert list((Path(sixes.out) / "tensorboard").glob("events*"))
+
+
+def test_device_results_are_fetched_once_per_log_line(config, trainer, monkeypatch):
+    fetched = []
+    real = jax.device_get
+    monkeypatch.setattr(jax, "device_get", lambda x: fetched.append(len(x)) or real(x))
+    quiet(replaced(config, "train", log_every=7), trainer)
+    assert fetched == [7, 7, 6]
+
+
+def spoiled(*steps):
+    """Batches whose pictures are not numbers at these steps."""
+    return lambda n, batch: batch._replace(pixels=batch.pixels * np.nan) if n in steps else batch
+
+
+def test_stops_when_too_many_steps_in_a_row_are_not_finite(config, trainer):
+    config = replaced(config, "train", max_bad_steps=3, log_every=5)
+    batches = Batches(config, spoiled(6, 7, 8, 9, 10))
+    with pytest.raises(UserError, match=r"step 9 after 4 steps in a row .* \(loss nan, .*max_bad_steps"):
+        quiet(config, trainer, batches)
+    assert batches.closed
+    assert saved_steps(config) == [4, 8]
+
+
+def test_skipped_steps_are_counted_and_left_out_of_the_loss(config, trainer):
+    config = replaced(config, "train", max_bad_steps=4, log_every=4)
+    records = []
+    summary = quiet(config, trainer, Batches(config, spoiled(5, 6, 7, 9, 10, 11, 13, 14, 15, 16)), records)
+    assert summary["skipped"] == 10
+    assert [r["skipped"] for r in records] == [0, 3, 6, 10, 10]
+    assert [np.isfinite(r["loss"]) for r in records] == [True, True, True, False, True]
+    lines = [json.loads(line) for line in (Path(config.out) / "metrics.jsonl").read_text().splitlines()]
+    assert lines[3]["loss"] is None and lines[3]["grad_norm"] is None
+
+
+def test_a_bad_run_goes_on_counting_across_a_resume(config, trainer):
+    config = replaced(config, "train", max_bad_steps=3, log_every=1)
+
+    class Stops(Exception):
+        pass
+
+    def stop(record):
+        if record["step"] == 13:
+            raise Stops
+
+    bad = spoiled(11, 12, 13, 14, 15)
+    with pytest.raises(Stops):
+        train(config, trainer=trainer, iterator=Batches(config, bad), progress=stop)
+    assert saved_steps(config)[-1] == 12
+    with pytest.raises(UserError, match="step 14 after 4 steps in a row"):
+        quiet(config, trainer, Batches(config, bad))
+
+
+def test_a_finished_run_does_nothing_and_never_starts_over(config, trainer):
+    first = quiet(config, trainer)
+    batches = Batches(config)
+    again = quiet(config, trainer, batches)
+    assert again["step"] == 20 and again["tokens"] == 0 and batches.closed
+    assert len(read_records(config.out)) == 20
+    never = replaced(config, "checkpoint", resume="never")
+    third = quiet(never, trainer)
+    assert third["loss"] == first["loss"]
+    assert [r["step"] for r in read_records(config.out)] == list(range(1, 21))
+
+
+def constant(tree, value: float):
+    return jax.tree.map(lambda x: np.full(x.shape, value, x.dtype), tree)
+
+
+def test_init_from_takes_what_both_runs_have(config, trainer, tmp_path, capsys):
+    """As when stage 1 starts from a decoder trained on text alone."""
+    text = dataclasses.replace(config, out=str(tmp_path / "text"))
+    decoder = constant(trainer.abstract_state.trainable["decoder"], 0.25)
+    save_params(text, {"decoder": decoder, "other": {"x": np.ones(3)}})
+    fresh = jax.device_get(initial_state(config, trainer))
+    state = initial_state(dataclasses.replace(config, init_from=text.out), trainer)
+    assert "started at random: compressor, projector, vision" in capsys.readouterr().err
+    expected = fresh._replace(trainable={**fresh.trainable, "decoder": decoder})
+    assert jax.tree.structure(state) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
+        assert np.array_equal(a, b)
+    for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(trainer.abstract_state), strict=True):
+        assert a.sharding == b.sharding
+
+
+def test_init_from_is_strict(config, trainer, tmp_path):
+    nowhere = dataclasses.replace(config, init_from=str(tmp_path))
+    with pytest.raises(UserError, match="is this the directory of a run"):
+        initial_state(nowhere, trainer)
+    other = dataclasses.replace(config, out=str(tmp_path / "other"))
+    from_other = dataclasses.replace(config, init_from=other.out)
+    save_params(other, {"other": {"x": np.ones(3)}})
+    with pytest.raises(UserError, match="has none of this run's parameters"):
+        initial_state(from_other, trainer)
+    decoder = dict(constant(trainer.abstract_state.trainable["decoder"], 0.25))
+    decoder["norm"] = {"scale": np.ones(7, np.float32)}
+    save_params(other, {"decoder": decoder})
+    with pytest.raises(UserError, match=r"decoder/norm/scale has shape \(7,\) .*, expected shape \(32,\)"):
+        initial_state(from_other, trainer)
+
+
+def test_data_that_ends_and_settings_that_do_not_fit_are_sentences(config, trainer):
+    class Short(Batches):
+        def __next__(self):
+            if self.taken == 3:
+                raise StopIteration
+            return super().__next__()
+
+    batches = Short(config)
+    with pytest.raises(UserError, match="the data ended before step 4"):
+        quiet(config, trainer, batches)
+    assert batches.closed
+    batches = Batches(config)
+    with pytest.raises(UserError, match="needs 3 devices"):
+        quiet(dataclasses.replace(config, mesh=MeshConfig(3, 1, 1)), None, batches)
+    assert batches.closed
