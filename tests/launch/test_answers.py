@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -155,7 +156,7 @@ def test_evaluation_scores_what_generation_answers(run, ask, pictures, tmp_path,
     assert len(set(answers)) > 5, "answers hardly depend on question and picture; the test shows nothing"
     asked, answers = (asked * 2)[:10], (answers * 2)[:10]
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for number, ((question, images), answer) in enumerate(zip(asked, answers, strict=True)):
         truth = answer.upper() if number % 5 < 3 else "another answer"
         rows.append({"id": f"row {number}", "conversations": [

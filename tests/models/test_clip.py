@@ -1,0 +1,66 @@
+"""The vision tower against the same mathematics in NumPy, and the choice of its hidden states."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quecc_jax.config import VisionConfig
+from quecc_jax.models.clip import ClipTower, hidden_indices, sine_cosine_init, split_features
+from tests.models.reference import tower
+from tests.tiny import MODEL, random_like
+
+CONFIG = dataclasses.replace(MODEL.vision, levels=(2, 0, -1), select_layer=-2)
+
+
+def tower_params(config: VisionConfig) -> dict:
+    side = config.image_size
+    boxed = jax.eval_shape(ClipTower(config).init, jax.random.key(0), jnp.zeros((1, side, side, 3)))
+    return random_like(nn.meta.unbox(boxed)["params"])
+
+
+@given(st.integers(1, 8).flatmap(lambda depth: st.tuples(
+    st.just(depth), st.lists(st.integers(-depth - 1, depth), min_size=1, max_size=5),
+    st.integers(-depth - 1, depth))))  # fmt: skip
+def test_levels_count_like_a_list_of_all_states(choice):
+    depth, levels, select = choice
+    config = VisionConfig(depth=depth, levels=tuple(levels), select_layer=select)
+    states = list(range(depth + 1))
+    indices = hidden_indices(config)
+    assert list(indices) == sorted({states[k] for k in (*levels, select)})
+    stacked = np.array(indices, np.float32)[None, :, None] * np.ones((2, 1, 3), np.float32)
+    single, multi = split_features(stacked, config)
+    np.testing.assert_array_equal(single, np.full((2, 3), states[select]))
+    np.testing.assert_array_equal(multi, [np.repeat([states[k] for k in levels], 3)] * 2)
+
+
+@pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
+def test_the_tower_equals_its_mathematics(activation):
+    config = dataclasses.replace(CONFIG, activation=activation)
+    params = tower_params(config)
+    pixels = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
+    ours = np.asarray(jax.jit(ClipTower(config).apply)({"params": params}, pixels))
+    assert ours.shape == (2, 16, 3, 16) and hidden_indices(config) == (0, 2, 3)
+    for row, picture in enumerate(pixels):
+        expected = tower(params, config, picture)
+        for place, index in enumerate(hidden_indices(config)):
+            np.testing.assert_allclose(ours[row, :, place], expected[index], rtol=1e-3, atol=1e-4)
+
+
+def test_pixels_of_another_size_are_a_value_error():
+    with pytest.raises(ValueError, match=r"\(12, 16, 3\).*\(16, 16, 3\)"):
+        jax.eval_shape(ClipTower(CONFIG).init, jax.random.key(0), jnp.zeros((1, 12, 16, 3)))
+
+
+def test_initial_positions_tell_neighbours_from_strangers():
+    table = np.asarray(sine_cosine_init(jax.random.key(0), (1 + 36, 32)))
+    assert table.shape == (37, 32) and not table[0].any()
+    grid = table[1:].reshape(6, 6, 32)
+    likeness = grid @ grid[2, 3]
+    assert likeness.argmax() == 2 * 6 + 3
+    assert min(likeness[1, 3], likeness[3, 3], likeness[2, 2], likeness[2, 4]) > np.abs(likeness[5]).max()

@@ -1,0 +1,174 @@
+"""The decoder against LLaMA and Qwen2 in NumPy; packing, padding and the cache change nothing."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from quecc_jax.config import DecoderConfig
+from quecc_jax.models.decoder import Cache, Decoder, empty_cache
+from tests.models.reference import decode
+from tests.tiny import MODEL, random_like
+
+LLAMA = dataclasses.replace(MODEL.decoder, rope_theta=100.0)
+"""Four heads on two key/value heads, an output matrix of its own, no biases."""
+QWEN = dataclasses.replace(LLAMA, qkv_bias=True, tie_embeddings=True, kv_heads=1, norm_eps=1e-3)
+S = 6
+
+
+class Family(NamedTuple):
+    """A decoder with random parameters, and its function compiled for rows of S."""
+
+    config: DecoderConfig
+    params: dict[str, Any]
+    forward: Any
+    """(embeddings [2, S, D], positions, segments) -> hidden states."""
+
+    def rows(self, seed: int = 0) -> np.ndarray:
+        return np.random.default_rng(seed).normal(size=(2, S, self.config.width)).astype(np.float32)
+
+
+def everything(model: Decoder, tokens: jax.Array) -> jax.Array:
+    positions = jnp.zeros_like(tokens)
+    return model.logits(model(model.embed(tokens), positions, positions)[0])
+
+
+def family(config: DecoderConfig) -> Family:
+    model = Decoder(config)
+    tokens = jnp.zeros((1, S), jnp.int32)
+    boxed = jax.eval_shape(lambda t: model.init(jax.random.key(0), t, method=everything), tokens)
+    params = random_like(nn.meta.unbox(boxed)["params"])
+    return Family(config, params, jax.jit(lambda *inputs: model.apply({"params": params}, *inputs)[0]))
+
+
+@pytest.fixture(scope="module")
+def llama() -> Family:
+    return family(LLAMA)
+
+
+@pytest.fixture(scope="module")
+def qwen() -> Family:
+    return family(QWEN)
+
+
+def close(ours: Any, expected: Any) -> None:
+    np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-4)
+
+
+PLACES = np.broadcast_to(np.arange(S, dtype=np.int32), (2, S))
+ONES = np.ones((2, S), np.int32)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen"])
+def test_the_decoder_equals_its_mathematics(name, request):
+    made: Family = request.getfixturevalue(name)
+    x = made.rows()
+    hidden = made.forward(x, PLACES, ONES)
+    for row in range(2):
+        close(hidden[row], decode(made.params, made.config, x[row]))
+
+
+def test_families_differ_in_the_parameters_they_should(llama, qwen):
+    assert "head" in llama.params and "head" not in qwen.params
+    for name in "qkv":
+        assert "bias" not in llama.params["layers"][name] and "bias" in qwen.params["layers"][name]
+    for made in (llama, qwen):
+        assert "bias" not in made.params["layers"]["out"] and "bias" not in made.params["layers"]["up"]
+        heads = [made.params["layers"][n]["kernel"].shape for n in "qkv"]
+        c = made.config
+        assert heads == [(2, 32, n, 8) for n in (c.heads, c.kv_heads, c.kv_heads)]
+
+
+def test_tied_embeddings_are_the_output_matrix(llama, qwen):
+    hidden = llama.rows(1)
+    for made in (llama, qwen):
+        model, variables = Decoder(made.config), {"params": made.params}
+        matrix = made.params["embedding"].T if made is qwen else made.params["head"]
+        close(model.apply(variables, hidden, method="logits"), hidden @ matrix)
+        tokens = np.array([[3, 5]])
+        np.testing.assert_array_equal(
+            model.apply(variables, tokens, method="embed"), made.params["embedding"][tokens])  # fmt: skip
+
+
+def test_later_positions_do_not_reach_earlier_ones(llama):
+    x = llama.rows()
+    before = np.asarray(llama.forward(x, PLACES, ONES))
+    for place in range(S):
+        changed = x.copy()
+        changed[:, place] += 1.0
+        after = np.asarray(llama.forward(changed, PLACES, ONES))
+        np.testing.assert_array_equal(after[:, :place], before[:, :place])
+        assert np.abs(after[:, place:] - before[:, place:]).max(axis=(0, 2)).min() > 1e-4
+
+
+def test_packed_conversations_are_as_if_alone(qwen):
+    x = qwen.rows()
+    segments = np.array([[1, 1, 2, 2, 2, 0], [1, 2, 2, 3, 3, 3]], np.int32)
+    positions = np.array([[0, 1, 0, 1, 2, 0], [0, 0, 1, 0, 1, 2]], np.int32)
+    hidden = np.asarray(qwen.forward(x, positions, segments))
+    for row in range(2):
+        for segment in range(1, segments[row].max() + 1):
+            own = segments[row] == segment
+            close(hidden[row, own], decode(qwen.params, qwen.config, x[row, own]))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_on_either_side_changes_nothing(llama, side):
+    x, lengths = llama.rows(), (4, 5)
+    segments, positions = np.zeros((2, S), np.int32), np.zeros((2, S), np.int32)
+    real = [slice(0, n) if side == "right" else slice(S - n, S) for n in lengths]
+    for row, (n, own) in enumerate(zip(lengths, real, strict=True)):
+        segments[row, own], positions[row, own] = 1, np.arange(n)
+    hidden = np.asarray(llama.forward(x, positions, segments))
+    assert np.isfinite(hidden).all()
+    for row, own in enumerate(real):
+        close(hidden[row, own], decode(llama.params, llama.config, x[row, own]))
+
+
+def test_only_differences_of_positions_matter(llama):
+    x = llama.rows()
+    close(llama.forward(x, PLACES + 7, ONES), llama.forward(x, PLACES, ONES))
+    spread = np.asarray(llama.forward(x, PLACES * 2, ONES)) - np.asarray(llama.forward(x, PLACES, ONES))
+    assert np.abs(spread[:, 1:]).max() > 1e-2
+
+
+def test_the_cache_at_every_split_equals_one_pass(qwen):
+    """Row 0 is padded at the end of its prompt, so its later tokens follow a hole in the cache."""
+    x = qwen.rows()
+    model = Decoder(qwen.config)
+
+    @jax.jit
+    def extend(x: jax.Array, positions: jax.Array, segments: jax.Array, cache: Cache) -> Any:
+        return model.apply({"params": qwen.params}, x, positions, segments, cache)
+
+    whole = np.stack([decode(qwen.params, qwen.config, row) for row in x])
+    for split in range(1, S):
+        cache = empty_cache(qwen.config, 2, S + 3)
+        first, cache = extend(x[:, :split], PLACES[:, :split], ONES[:, :split], cache)
+        second, cache = extend(x[:, split:], PLACES[:, split:], ONES[:, split:], cache)
+        close(np.concatenate([first, second], axis=1), whole)
+        assert int(cache.length) == S and cache.keys.shape == (2, 2, S + 3, 1, 8)
+
+    cache, hidden = empty_cache(qwen.config, 2, S + 1), []
+    segments = np.array([[1, 1, 0], [1, 1, 1]], np.int32)
+    first, cache = extend(x[:, :3], PLACES[:, :3] * segments, segments, cache)
+    rest = np.array([2, 3])
+    for step in range(3):
+        token = np.stack([x[0, 2 + step], x[1, 3 + step]])[:, None]
+        made, cache = extend(token, (rest + step)[:, None].astype(np.int32), ONES[:, :1], cache)
+        hidden.append(made[:, 0])
+    close(np.concatenate([first[0, :2], [h[0] for h in hidden]]), whole[0, :5])
+    close(np.concatenate([first[1], [h[1] for h in hidden]]), whole[1])
+
+
+def test_a_bfloat16_cache_stays_close(llama):
+    x, model = llama.rows(), Decoder(LLAMA, jnp.bfloat16)
+    cache = empty_cache(LLAMA, 2, S, jnp.bfloat16)
+    hidden, cache = jax.jit(model.apply)({"params": llama.params}, x, PLACES, ONES, cache)
+    assert hidden.dtype == cache.keys.dtype == jnp.bfloat16
+    exact = np.asarray(llama.forward(x, PLACES, ONES))
+    assert 0 < np.abs(np.asarray(hidden, np.float32) - exact).max() < 0.1 * np.abs(exact).max()
