@@ -20,7 +20,7 @@ def values(hint):
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
         hints = typing.get_type_hints(hint)
-        return st.builds(hint, **{f.name: values(hints[f.name]) for f in dataclasses.fields(hint)})
+        return st.builds(hint, **{f.name: values(hints[f.name]) for f in dataclasses.fields(hint)})  # type: ignore
     if origin is typing.Literal:
         return st.sampled_from(arguments)
     if origin is types.UnionType:

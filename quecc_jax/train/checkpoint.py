@@ -58,11 +58,11 @@ class Checkpoints:
         rules = [policy.FixedIntervalPolicy(every), preempted] if every > 0 else [preempted]
         try:
             self.run.mkdir(parents=True, exist_ok=True)
+            remove_unfinished(self.run)
             self._orbax = ocp.training.Checkpointer(
                 self.run / "checkpoints",
                 save_decision_policy=policy.AnySavePolicy(rules),
                 preservation_policy=ocp.training.preservation_policies.LatestN(keep),
-                cleanup_tmp_directories=True,
             )
         except OSError as error:
             raise UserError(f"out directory {self.run} cannot be written ({error}); choose another") from None
@@ -189,6 +189,16 @@ class Checkpoints:
                 shutil.rmtree(self.run / "damaged" / str(step), ignore_errors=True)
                 os.replace(self.run / "checkpoints" / str(step), self.run / "damaged" / str(step))
         self._orbax.reload()
+
+
+def remove_unfinished(run: Path) -> None:
+    """Deletes what a killed process had begun to save."""
+    if jax.process_index() == 0:
+        # Orbax would do this in a thread that it does not join, and misses the frozen parameters.
+        begun = ".orbax-checkpoint-tmp*"
+        for pattern in (f"frozen{begun}", f"checkpoints/*{begun}", ".tokenizer.*"):
+            for path in run.glob(pattern):
+                shutil.rmtree(path)
 
 
 @contextlib.contextmanager

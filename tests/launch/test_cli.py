@@ -94,11 +94,17 @@ def test_help_needs_no_config_file_and_shows_types_and_defaults(capsys):
     assert "{auto,never,must}" in text
 
 
-def test_the_process_exits_with_one_line_and_no_traceback(config_file):
+@pytest.mark.parametrize("options, error", [
+    (["--train.stepz", "3"], "--train.stepz is not an option; did you mean --train.steps?"),
+    (["--data.tokenizer", "nowhere"], "data.tokenizer 'nowhere' is not a directory"),
+])  # fmt: skip
+def test_the_process_exits_with_one_line_and_no_traceback(config_file, tmp_path, options, error):
     done = subprocess.run(
-        [sys.executable, "-m", "launch.train", config_file, "--train.stepz", "3"],
+        [sys.executable, "-m", "launch.train", config_file, "--out", str(tmp_path / "run"), *options],
         cwd=ROOT, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"}, timeout=120,
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stdout == ""
-    assert done.stderr == "error: --train.stepz is not an option; did you mean --train.steps?\n"
+    assert "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: ") and error in last

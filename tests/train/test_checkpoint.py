@@ -71,7 +71,7 @@ def test_restores_bitwise_under_any_mesh(saved, shape):
     state, batches = restore(config, abstract)
     assert_equal(jax.device_get(state), states[2])
     assert batches.taken == 2
-    assert jax.tree.structure(state) == jax.tree.structure(abstract)
+    assert jax.tree.structure(state) == jax.tree.structure(abstract)  # type: ignore[operator]
     for leaf, target in zip(jax.tree.leaves(state), jax.tree.leaves(abstract), strict=True):
         assert leaf.sharding == target.sharding
 
@@ -127,6 +127,7 @@ def test_training_goes_on_after_a_fallback(copy, trainer):
     batches = Batches(copy)
     with Checkpoints(copy) as checkpoints:
         state = checkpoints.restore(trainer.abstract_state, batches)
+        assert state is not None
         next(batches)
         state = moved(state, 1.0)._replace(step=state.step + 1)
         assert checkpoints.save(2, state, batches)
@@ -180,7 +181,7 @@ def test_a_rate_of_its_own_for_the_projector_may_come_later(copy, saved):
     split = dataclasses.replace(copy, optimizer=OptimizerConfig(projector_learning_rate=1e-3))
     abstract = trainer_on(split).abstract_state
     state, _ = restore(split, abstract)
-    assert jax.tree.structure(state) == jax.tree.structure(abstract)
+    assert jax.tree.structure(state) == jax.tree.structure(abstract)  # type: ignore[operator]
     assert_equal(jax.device_get(state.opt_state), saved[1][2].opt_state)
 
 
@@ -230,6 +231,14 @@ def test_the_run_keeps_its_own_tokenizer_without_weights(base, tmp_path):
     assert copied == {p.name: p.read_bytes() for p in Path(base.data.tokenizer).iterdir()}
     with Checkpoints(config) as checkpoints, pytest.raises(UserError, match=r"data.tokenizer .* be copied"):
         checkpoints.describe()
+
+
+def test_what_a_killed_save_left_is_removed(copy, trainer):
+    for name in ("checkpoints/3.orbax-checkpoint-tmp", "frozen.orbax-checkpoint-tmp"):
+        (Path(copy.out) / name / "params").mkdir(parents=True)
+    state, _ = restore(copy, trainer.abstract_state)
+    assert int(state.step) == 2
+    assert not list(Path(copy.out).rglob("*-tmp*"))
 
 
 def test_an_unwritable_directory_is_a_sentence(base, tmp_path):

@@ -45,7 +45,8 @@ def test_saves_when_due_and_at_the_end(config, trainer, every, keep, expected):
 
 
 def test_logs_the_mean_loss_over_label_tokens_and_the_rates(config, trainer):
-    every_step, every_six = [], []
+    every_step: list[dict] = []
+    every_six: list[dict] = []
     quiet(config, trainer, records=every_step)
     sixes = dataclasses.replace(replaced(config, "train", log_every=6), out=config.out + "6")
     summary = quiet(sixes, trainer, records=every_six)
@@ -65,9 +66,13 @@ def test_logs_the_mean_loss_over_label_tokens_and_the_rates(config, trainer):
 
 
 def test_device_results_are_fetched_once_per_log_line(config, trainer, monkeypatch):
-    fetched = []
-    real = jax.device_get
-    monkeypatch.setattr(jax, "device_get", lambda x: fetched.append(len(x)) or real(x))
+    fetched, real = [], jax.device_get
+
+    def count(x):
+        fetched.append(len(x))
+        return real(x)
+
+    monkeypatch.setattr(jax, "device_get", count)
     quiet(replaced(config, "train", log_every=7), trainer)
     assert fetched == [7, 7, 6]
 
@@ -88,7 +93,7 @@ def test_stops_when_too_many_steps_in_a_row_are_not_finite(config, trainer):
 
 def test_skipped_steps_are_counted_and_left_out_of_the_loss(config, trainer):
     config = replaced(config, "train", max_bad_steps=4, log_every=4)
-    records = []
+    records: list[dict] = []
     summary = quiet(config, trainer, Batches(config, spoiled(5, 6, 7, 9, 10, 11, 13, 14, 15, 16)), records)
     assert summary["skipped"] == 10
     assert [r["skipped"] for r in records] == [0, 3, 6, 10, 10]
@@ -140,7 +145,7 @@ def test_init_from_takes_what_both_runs_have(config, trainer, tmp_path, capsys):
     state = initial_state(dataclasses.replace(config, init_from=text.out), trainer)
     assert "started at random: compressor, projector, vision" in capsys.readouterr().err
     expected = fresh._replace(trainable={**fresh.trainable, "decoder": decoder})
-    assert jax.tree.structure(state) == jax.tree.structure(expected)
+    assert jax.tree.structure(state) == jax.tree.structure(expected)  # type: ignore[operator]
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
         assert np.array_equal(a, b)
     for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(trainer.abstract_state), strict=True):
@@ -170,10 +175,10 @@ def test_data_that_ends_and_settings_that_do_not_fit_are_sentences(config, train
                 raise StopIteration
             return super().__next__()
 
-    batches = Short(config)
+    short = Short(config)
     with pytest.raises(UserError, match="the data ended before step 4"):
-        quiet(config, trainer, batches)
-    assert batches.closed
+        quiet(config, trainer, short)
+    assert short.closed
     batches = Batches(config)
     with pytest.raises(UserError, match="needs 3 devices"):
         quiet(dataclasses.replace(config, mesh=MeshConfig(3, 1, 1)), None, batches)
