@@ -1,0 +1,154 @@
+"""The whole model: the query's pass, the splice, and what may reach what."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from quecc_jax.data.batch import Batch
+from quecc_jax.models.vlm import VLM
+from tests.models.reference import decode
+from tests.tiny import MODEL, RUN, random_batch, random_params
+
+CONFIG = dataclasses.replace(RUN, train=dataclasses.replace(RUN.train, batch_size=3))
+V = MODEL.visual_tokens
+
+
+class Made(NamedTuple):
+    """Everything the model computes about a batch, as numpy arrays."""
+
+    query: np.ndarray
+    """[B, I, H]"""
+    visual: np.ndarray
+    """[B, I, V, M]"""
+    inputs: np.ndarray
+    """[B, S, M]"""
+    hidden: np.ndarray
+    """[B, S, M]"""
+
+
+def parts(model: VLM, batch: Batch) -> Made:
+    query = model.encode_query(batch.queries, batch.query_lengths)
+    return Made(query, model.visual_tokens(batch), model.splice(batch), model(batch))
+
+
+@pytest.fixture(scope="module")
+def params() -> dict[str, Any]:
+    return random_params(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def compute(params):
+    """Batch -> Made, compiled once."""
+    run = jax.jit(lambda batch: VLM(MODEL).apply({"params": params}, batch, method=parts))
+    return lambda batch: jax.device_get(run(batch._replace(ids=None)))
+
+
+@pytest.fixture(scope="module")
+def batch() -> Batch:
+    """Rows with no, one and two pictures; room for two."""
+    return random_batch(CONFIG, pictures=[0, 1, 2])
+
+
+@pytest.fixture(scope="module")
+def made(compute, batch) -> Made:
+    return compute(batch)
+
+
+def changed(batch: Batch, field: str, row: int, picture: int) -> Batch:
+    """The batch with other pixels or another query of one picture."""
+    array = np.array(getattr(batch, field))
+    array[row, picture] = array[row, picture] + 1 if field == "pixels" else 1 + array[row, picture] % 62
+    return batch._replace(**{field: array})
+
+
+def moved(before: np.ndarray, after: np.ndarray) -> list[bool]:
+    """Which rows changed."""
+    return [bool(np.abs(a - b).max() > 1e-5) for a, b in zip(before, after, strict=True)]
+
+
+def test_a_query_is_the_final_hidden_state_of_its_last_real_token(params, batch, made):
+    table = params["decoder"]["embedding"]
+    for row, picture in np.argwhere(batch.query_lengths > 0):
+        ids = batch.queries[row, picture, : batch.query_lengths[row, picture]]
+        expected = decode(params["decoder"], MODEL.decoder, table[ids])[-1]
+        np.testing.assert_allclose(made.query[row, picture], expected, rtol=1e-3, atol=1e-4)
+    assert len(set(batch.query_lengths[batch.query_lengths > 0].tolist())) > 1
+
+
+def test_every_picture_fills_its_own_slots_and_text_keeps_its_embedding(params, batch, made):
+    flat, table = made.visual.reshape(3, 2 * V, -1), params["decoder"]["embedding"]
+    seen = 0
+    for row in range(3):
+        for place in range(batch.tokens.shape[1]):
+            slot = batch.slots[row, place]
+            expected = table[batch.tokens[row, place]] if slot < 0 else flat[row, slot]
+            np.testing.assert_allclose(made.inputs[row, place], expected, rtol=1e-5, atol=1e-6)
+            seen += slot >= 0
+    assert seen == 3 * V
+    assert np.abs(made.visual[2, 0] - made.visual[2, 1]).max() > 0.01
+
+
+def test_slots_may_stand_anywhere(compute, batch):
+    slots = np.full_like(batch.slots, -1)
+    slots[2, 3 : 3 + V], slots[2, 10 : 10 + V] = np.arange(V, 2 * V), np.arange(V)
+    made = compute(batch._replace(slots=slots))
+    np.testing.assert_allclose(made.inputs[2, 3 : 3 + V], made.visual[2, 1], rtol=1e-5)
+    np.testing.assert_allclose(made.inputs[2, 10 : 10 + V], made.visual[2, 0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("field", ["pixels", "queries"])
+def test_a_picture_and_its_query_reach_their_row_alone(compute, batch, made, field):
+    assert moved(made.hidden, compute(changed(batch, field, 2, 1)).hidden) == [False, False, True]
+    assert moved(made.hidden, compute(changed(batch, field, 1, 0)).hidden) == [False, True, False]
+    for row, picture in [(0, 0), (0, 1), (1, 1)]:
+        assert moved(made.hidden, compute(changed(batch, field, row, picture)).hidden) == [False] * 3
+
+
+def test_a_query_conditions_its_own_picture_alone(compute, batch, made):
+    after = compute(changed(batch, "queries", 2, 1))
+    assert moved(made.visual[2], after.visual[2]) == [False, True]
+
+
+def test_text_only_rows_are_what_the_decoder_alone_makes_of_them(params, batch, made):
+    length = int(batch.segments[0].sum())
+    text = params["decoder"]["embedding"][batch.tokens[0, :length]]
+    expected = decode(params["decoder"], MODEL.decoder, text)
+    np.testing.assert_allclose(made.hidden[0, :length], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_gradient_reaches_neither_tower_nor_decoder_through_the_visual_tokens(params, batch):
+    def total(params: dict[str, Any]) -> jax.Array:
+        visual = VLM(MODEL).apply({"params": params}, batch._replace(ids=None), method=VLM.visual_tokens)
+        return jnp.sum(jnp.sin(visual))
+
+    sizes = {name: [float(np.abs(g).max()) for g in jax.tree.leaves(grads)]
+             for name, grads in jax.jit(jax.grad(total))(params).items()}  # fmt: skip
+    assert max(sizes["vision"]) == max(sizes["decoder"]) == 0.0
+    # The key bias and the keys' LayerNorm bias have no effect on the output.
+    assert sum(size == 0.0 for size in sizes["compressor"]) <= 2 and max(sizes["compressor"]) > 0.01
+    assert min(sizes["projector"]) > 0.0
+
+
+def test_with_the_query_zeroed_the_question_has_no_part_in_the_visual_tokens(params, batch, made):
+    compressor = dataclasses.replace(MODEL.compressor, query="zero")
+    model = VLM(dataclasses.replace(MODEL, compressor=compressor))
+    run = jax.jit(lambda b: model.apply({"params": params}, b, method=VLM.visual_tokens))
+    bare = batch._replace(ids=None)
+    before, after = run(bare), run(changed(bare, "queries", 2, 1))
+    np.testing.assert_array_equal(before, after)
+    assert np.abs(np.asarray(before) - made.visual).max() > 1e-3
+
+
+def test_cached_features_take_the_place_of_pixels(params, batch, made):
+    model = VLM(MODEL)
+    run = jax.jit(lambda b: model.apply({"params": params}, b, method=parts))
+    features = jax.jit(lambda x: model.apply({"params": params}, x, method=VLM.encode_image))(batch.pixels)
+    assert features.shape == (3, 2, 16, 3, 16)
+    cached = run(batch._replace(ids=None, pixels=None, features=np.asarray(features, np.float16)))
+    np.testing.assert_allclose(cached.hidden, made.hidden, rtol=0.05, atol=0.05)
+    # Rounded to float16, they cannot agree to the last bit with features made on the way.
+    assert np.abs(np.asarray(cached.visual) - made.visual).max() > 0
