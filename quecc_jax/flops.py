@@ -14,10 +14,15 @@ def decoder_params(config: DecoderConfig) -> int:
     return config.depth * (attention + 3 * config.width * config.mlp_width)
 
 
+def attention_flops(config: DecoderConfig, tokens: int, context: int) -> float:
+    """Forward FLOPs of scores and averages of `tokens` positions that each attend to `context`."""
+    return 4.0 * config.depth * tokens * context * config.heads * config.head_dim
+
+
 def decoder_flops(config: DecoderConfig, tokens: int, context: int, logits: int) -> float:
     """Forward FLOPs of `tokens` positions that each attend to `context`, with `logits` of them scored."""
-    attention = 4.0 * config.depth * tokens * context * config.heads * config.head_dim
-    return 2.0 * decoder_params(config) * tokens + attention + 2.0 * logits * config.width * config.vocab_size
+    weights = decoder_params(config) * tokens + logits * config.width * config.vocab_size
+    return 2.0 * weights + attention_flops(config, tokens, context)
 
 
 def tower_flops(config: VisionConfig) -> float:
@@ -71,17 +76,21 @@ def answer_flops(
 def train_flops(config: RunConfig) -> float:
     """Model FLOPs of one optimizer step: forward, and backward of what is trained.
 
-    A matrix product costs twice its forward again in the backward pass: once for its input's
-    gradient, once for its weight's. Frozen weights save the latter; nothing below the lowest
-    trained part has a backward pass. Rows are counted at their full padded length.
+    A matrix product costs twice its forward again in the backward pass: once for the gradient of
+    each factor. Frozen weights save theirs, and so do the tower's states, on which the key and value
+    towers' first products act. What is recomputed is not counted. Rows count at their padded length.
     """
     model, data, stage = config.model, config.data, config.train.stage
-    length, pictures = data.max_length, data.images_per_row
+    length, vision = data.max_length, model.vision
     decoder = decoder_flops(model.decoder, length, length, length)
-    total = decoder * (2.0 if stage == 1 else 3.0)
-    if pictures:
-        tower = 0.0 if data.cached_features else tower_flops(model.vision)
+    total = 3.0 * decoder
+    if stage == 1:
+        total -= decoder - attention_flops(model.decoder, length, length)
+    if data.images_per_row:
+        picture = 0.0 if data.cached_features else tower_flops(vision)
+        picture += query_flops(model, data.query_length)
         adapter = compressor_flops(model) + projector_flops(model)
-        adapter *= 1.0 if stage == 0 else 3.0
-        total += pictures * (tower + query_flops(model, data.query_length) + adapter)
+        first = 2.0 * 2 * vision.patches * len(vision.levels) * vision.width**2
+        picture += adapter if stage == 0 else 3.0 * adapter - first
+        total += data.images_per_row * picture
     return total * config.train.batch_size

@@ -1,0 +1,145 @@
+"""FLOP counts against the ones XLA finds in the program.
+
+XLA counts a loop's body once, so the models here have one layer; it is asked before optimisation,
+which needs no compilation and lets the sizes be large enough for matrix products to dominate.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from quecc_jax import flops
+from quecc_jax.config import (
+    CompressorConfig,
+    DataConfig,
+    DecoderConfig,
+    MeshConfig,
+    ModelConfig,
+    RunConfig,
+    TrainConfig,
+    VisionConfig,
+)
+from quecc_jax.data.batch import Batch, batch_spec
+from quecc_jax.models.decoder import empty_cache
+from quecc_jax.models.vlm import VLM
+from quecc_jax.sharding import make_mesh
+from quecc_jax.train.step import abstract_params, build_trainer, train_step
+
+MODEL = ModelConfig(
+    vision=VisionConfig(image_size=224, patch_size=14, width=512, depth=1, heads=4, mlp_width=1024,
+                        levels=(0, 1, 1), select_layer=-1),
+    compressor=CompressorConfig(kernel=4, stride=4, heads=4),
+    decoder=DecoderConfig(vocab_size=256, width=768, depth=1, heads=6, kv_heads=2, mlp_width=1024),
+    dtype="float32",
+    remat="none",
+)  # fmt: skip
+CONFIG = RunConfig(
+    model=MODEL, data=DataConfig(max_length=256, query_length=64), train=TrainConfig(batch_size=2)
+)
+
+
+def xla_flops(function: Any, *arguments: Any) -> float:
+    return jax.jit(function).lower(*arguments).cost_analysis()["flops"]
+
+
+@pytest.fixture(scope="module")
+def cost():
+    """FLOPs of a method of the model, by its name and the shapes of its arguments."""
+    mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+    params = abstract_params(CONFIG, mesh, batch_spec(MODEL, CONFIG.data, 1))
+
+    def count(method: Any, *arguments: Any) -> float:
+        def call(params: Any, *arguments: Any) -> Any:
+            return VLM(MODEL).apply({"params": params}, *arguments, method=method)
+
+        return xla_flops(call, params, *arguments)
+
+    return count
+
+
+def floats(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def ints(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+
+def test_tower(cost):
+    assert flops.tower_flops(MODEL.vision) == pytest.approx(
+        cost(VLM.encode_image, floats(1, 1, 224, 224, 3)), rel=0.05)  # fmt: skip
+
+
+@pytest.mark.parametrize("stride", [16, 4, 1])
+def test_compressor_and_projector(stride):
+    model = dataclasses.replace(MODEL, compressor=CompressorConfig(kernel=stride, stride=stride, heads=4))
+    parameters = jax.eval_shape(
+        lambda: VLM(model).init(jax.random.key(0), jnp.zeros((1, 1, 256, 2, 512)), jnp.zeros((1, 1, 768)),
+                                method=VLM.compress))  # fmt: skip
+    ours = flops.compressor_flops(model) + flops.projector_flops(model)
+    theirs = xla_flops(
+        lambda p, *a: VLM(model).apply(p, *a, method=VLM.compress),
+        parameters, floats(1, 1, 256, 2, 512), floats(1, 1, 768))  # fmt: skip
+    assert ours == pytest.approx(theirs, rel=0.05)
+
+
+def test_query(cost):
+    assert flops.query_flops(MODEL, 64) == pytest.approx(
+        cost(VLM.encode_query, ints(1, 1, 64), ints(1, 1)), rel=0.05)  # fmt: skip
+    zero = dataclasses.replace(MODEL, compressor=dataclasses.replace(MODEL.compressor, query="zero"))
+    assert flops.query_flops(zero, 64) == 0.0
+
+
+def test_decoder_prefill_and_decode(cost):
+    def prefill(model: VLM, tokens: jax.Array) -> jax.Array:
+        ones = jnp.ones_like(tokens)
+        return model.logits(model.decoder(model.decoder.embed(tokens), ones, ones)[0][:, -1])
+
+    def step(model: VLM, tokens: jax.Array, cache: Any) -> jax.Array:
+        ones = jnp.ones_like(tokens)
+        return model.logits(model.extend(tokens, ones, ones, cache)[0])
+
+    decoder = MODEL.decoder
+    assert flops.decoder_flops(decoder, 256, 256, 1) == pytest.approx(cost(prefill, ints(1, 256)), rel=0.05)
+    cache = jax.eval_shape(lambda: empty_cache(decoder, 1, 512))
+    assert flops.decoder_flops(decoder, 1, 512, 1) == pytest.approx(cost(step, ints(1, 1), cache), rel=0.05)
+
+
+def test_layers_add_up():
+    decoders, towers = (
+        [dataclasses.replace(part, depth=n) for n in (1, 2, 3)] for part in (MODEL.decoder, MODEL.vision))
+    for one, two, three in (
+        [flops.decoder_flops(decoder, 10, 20, 3) for decoder in decoders],
+        [flops.tower_flops(tower) for tower in towers],
+    ):
+        assert three - two == two - one > 0
+
+
+def test_an_answer_is_the_sum_of_its_parts():
+    parts = flops.answer_flops(MODEL, question=10, prompt=20, answer=4)
+    decoder = MODEL.decoder
+    assert parts["prefill"] == flops.decoder_flops(decoder, 36, 36, 1)
+    # Three further tokens, whose contexts are at most the whole row.
+    steps = sum(flops.decoder_flops(decoder, 1, 36 + step, 1) for step in (1, 2, 3))
+    assert steps <= parts["decode"] <= 1.05 * steps
+    assert parts["tower"] == flops.tower_flops(MODEL.vision)
+    assert flops.answer_flops(MODEL, 10, 20, 4, include_tower=False) == {**parts, "tower": 0.0}
+
+
+@pytest.mark.parametrize("stage, pictures, cached", [
+    (0, 0, True), (0, 1, True), (1, 2, True), (2, 1, True), (2, 1, False)])  # fmt: skip
+def test_a_training_step(stage, pictures, cached):
+    config = dataclasses.replace(
+        CONFIG,
+        data=dataclasses.replace(CONFIG.data, cached_features=cached, images_per_row=pictures),
+        train=dataclasses.replace(CONFIG.train, stage=stage),
+    )
+    trainer = build_trainer(config, make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1]))
+    bare = Batch(**{**trainer.abstract_batch._asdict(), "ids": None})
+    theirs = xla_flops(lambda s, b: train_step(VLM(MODEL), config, s, b), trainer.abstract_state, bare)
+    # The backward pass computes logits anew; that is work of the machine, not of the model.
+    theirs -= 2 * flops.decoder_flops(MODEL.decoder, 0, 0, 256)
+    assert flops.train_flops(config) == pytest.approx(theirs, rel=0.05)
