@@ -34,7 +34,7 @@ def check(path: Path) -> dict[str, float]:
     with np.load(path) as file:
         arrays = dict(file)
     _, _, _, kernel, stride, heads = (int(x) for x in arrays["meta"])
-    module = QueCC(kernel, stride, heads)
+    module: Any = QueCC(kernel, stride, heads)
     inputs = tuple(arrays[f"in/{k}"] for k in ("single_level", "multi_level", "query"))
 
     def objective(params: Any, inputs: Any) -> tuple[jax.Array, jax.Array]:
@@ -53,7 +53,8 @@ def check(path: Path) -> dict[str, float]:
     if missing:
         raise ValueError(f"{path} and the module disagree on the keys {sorted(missing)}")
     largest = max(float(np.abs(b).max()) for k, (_, b) in pairs.items() if k.startswith("grad"))
-    return {k: error(np.asarray(a), b, largest if k.startswith("grad") else 0.0) for k, (a, b) in pairs.items()}
+    scales = {k: largest if k.startswith("grad") else 0.0 for k in pairs}
+    return {k: error(np.asarray(a), b, scales[k]) for k, (a, b) in pairs.items()}
 
 
 def error(ours: np.ndarray, theirs: np.ndarray, largest_gradient: float) -> float:

@@ -42,7 +42,8 @@ CONFIG = RunConfig(
 
 
 def xla_flops(function: Any, *arguments: Any) -> float:
-    return jax.jit(function).lower(*arguments).cost_analysis()["flops"]
+    counts: Any = jax.jit(function).lower(*arguments).cost_analysis()
+    return counts["flops"]
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +110,9 @@ def test_decoder_prefill_and_decode(cost):
 
 
 def test_layers_add_up():
-    decoders, towers = (
-        [dataclasses.replace(part, depth=n) for n in (1, 2, 3)] for part in (MODEL.decoder, MODEL.vision))
+    depths = (1, 2, 3)
+    decoders = [dataclasses.replace(MODEL.decoder, depth=n) for n in depths]
+    towers = [dataclasses.replace(MODEL.vision, depth=n) for n in depths]
     for one, two, three in (
         [flops.decoder_flops(decoder, 10, 20, 3) for decoder in decoders],
         [flops.tower_flops(tower) for tower in towers],

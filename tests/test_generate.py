@@ -1,6 +1,7 @@
 """Greedy decoding with the cache picks what full passes over the growing text pick."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -38,8 +39,9 @@ def reference(params, prompts) -> np.ndarray:
 
     @jax.jit
     def choose(batch: Batch) -> jax.Array:
-        hidden = VLM(MODEL).apply({"params": params}, batch)
-        return VLM(MODEL).apply({"params": params}, hidden, method=VLM.logits).argmax(axis=-1)
+        model: Any = VLM(MODEL)
+        hidden = model.apply({"params": params}, batch)
+        return model.apply({"params": params}, hidden, method=VLM.logits).argmax(axis=-1)
 
     rows, length = prompts.tokens.shape
     lengths = prompts.segments.sum(axis=1)

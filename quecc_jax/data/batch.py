@@ -11,6 +11,9 @@ from quecc_jax.config import DataConfig, ModelConfig
 IGNORE = -100
 """Label of a position that carries no loss."""
 
+Array = Any
+"""np.ndarray on the host, jax.Array on the device."""
+
 
 class Batch(NamedTuple):
     """A fixed-shape batch of B rows; every field is int32 unless said otherwise.
@@ -20,23 +23,23 @@ class Batch(NamedTuple):
     are zeros and its queries are empty.
     """
 
-    tokens: jax.Array | np.ndarray
+    tokens: Array
     """[B, S] token ids; 0 at visual slots and padding."""
-    slots: jax.Array | np.ndarray
+    slots: Array
     """[B, S] index into the row's flat visual tokens, -1 where the position is text."""
-    labels: jax.Array | np.ndarray
+    labels: Array
     """[B, S] the position's own token id where it carries loss, IGNORE elsewhere (unshifted)."""
-    positions: jax.Array | np.ndarray
+    positions: Array
     """[B, S] rotary position within the segment."""
-    segments: jax.Array | np.ndarray
+    segments: Array
     """[B, S] 1, 2, ... for the conversations packed into the row, 0 for padding."""
-    queries: jax.Array | np.ndarray
+    queries: Array
     """[B, I, Q] bare question (BOS first) that conditions each picture's compression."""
-    query_lengths: jax.Array | np.ndarray
+    query_lengths: Array
     """[B, I] real tokens of each query; 0 for an absent picture."""
-    pixels: jax.Array | np.ndarray | None = None
+    pixels: Array = None
     """[B, I, H, W, 3] float32, normalised as the tower expects; None when features are given."""
-    features: jax.Array | np.ndarray | None = None
+    features: Array = None
     """[B, I, n, K, D] float16 or float32 cached tower states, see `clip.hidden_indices`."""
     ids: np.ndarray | None = None
     """[B] int64 identity of each row's sample; stays on the host."""

@@ -38,8 +38,8 @@ class Trainer(NamedTuple):
 def loss_sum(model: VLM, params: dict[str, Any], batch: Batch, chunk: int) -> tuple[jax.Array, jax.Array]:
     """Summed cross-entropy over a batch's labelled tokens, and their number (float32 scalars)."""
     variables = {"params": params}
-    hidden = model.apply(variables, batch)
-    matrix = model.apply(variables, method=VLM.output_matrix)
+    hidden: Any = model.apply(variables, batch)
+    matrix: Any = model.apply(variables, method=VLM.output_matrix)
     return cross_entropy_sum(hidden, matrix, batch.labels, chunk)
 
 
@@ -139,7 +139,7 @@ def build_trainer(config: RunConfig, mesh: Mesh) -> Trainer:
     params = abstract_params(config, mesh, spec)
     optimizer = make_optimizer(config.optimizer, train.steps)
     everywhere, rows = replicated(mesh), batch_sharding(mesh)
-    scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+    scalar: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
 
     def fresh(params: Any) -> TrainState:
         trainable, frozen = split_params(params, train.stage)
@@ -167,7 +167,9 @@ def build_trainer(config: RunConfig, mesh: Mesh) -> Trainer:
         with nn.logical_axis_rules(RULES):
             return train_step(model, config, state, batch)
 
-    jitted = jax.jit(step, donate_argnums=0, in_shardings=(shardings, rows), out_shardings=(shardings, everywhere))
+    jitted = jax.jit(
+        step, donate_argnums=0, in_shardings=(shardings, rows), out_shardings=(shardings, everywhere)
+    )
 
     def run(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         with jax.set_mesh(mesh):

@@ -71,8 +71,8 @@ def decode(params: Tree, config: DecoderConfig, x: np.ndarray) -> np.ndarray:
         heads = []
         for h in range(c.heads):
             g = h // (c.heads // c.kv_heads)
-            turned = (rotate(one, positions, c.rope_theta) for one in (q[:, h], k[:, g]))
-            heads.append(attend(*turned, v[:, g], past))
+            turned_q, turned_k = (rotate(one, positions, c.rope_theta) for one in (q[:, h], k[:, g]))
+            heads.append(attend(turned_q, turned_k, v[:, g], past))
         x = x + affine(p["out"], np.concatenate(heads, -1), c.width)
         y = rms_norm(p["norm2"], x, c.norm_eps)
         gate = affine(p["gate"], y, c.mlp_width)

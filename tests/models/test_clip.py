@@ -33,7 +33,7 @@ def test_levels_count_like_a_list_of_all_states(choice):
     states = list(range(depth + 1))
     indices = hidden_indices(config)
     assert list(indices) == sorted({states[k] for k in (*levels, select)})
-    stacked = np.array(indices, np.float32)[None, :, None] * np.ones((2, 1, 3), np.float32)
+    stacked = jnp.broadcast_to(jnp.array(indices, jnp.float32)[:, None], (2, len(indices), 3))
     single, multi = split_features(stacked, config)
     np.testing.assert_array_equal(single, np.full((2, 3), states[select]))
     np.testing.assert_array_equal(multi, [np.repeat([states[k] for k in levels], 3)] * 2)

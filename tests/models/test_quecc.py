@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -93,7 +94,7 @@ def test_region_attention_is_multi_head_attention_with_every_projection_written_
     rng = np.random.default_rng(0)
     queries, keys, values = (rng.normal(size=s) for s in ((b, v, width), (b, v, r, width), (b, v, r, width)))
     arrays = [x.astype(np.float32) for x in (queries, keys, values)]
-    module = RegionAttention(heads, jnp.float32)
+    module: Any = RegionAttention(heads, jnp.float32)
     params = random_like(shapes(module, *arrays)[1])
     ours = module.apply({"params": params}, *arrays)
 

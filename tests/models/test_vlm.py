@@ -18,15 +18,15 @@ V = MODEL.visual_tokens
 
 
 class Made(NamedTuple):
-    """Everything the model computes about a batch, as numpy arrays."""
+    """Everything the model computes about a batch."""
 
-    query: np.ndarray
+    query: Any
     """[B, I, H]"""
-    visual: np.ndarray
+    visual: Any
     """[B, I, V, M]"""
-    inputs: np.ndarray
+    inputs: Any
     """[B, S, M]"""
-    hidden: np.ndarray
+    hidden: Any
     """[B, S, M]"""
 
 
@@ -122,7 +122,8 @@ def test_text_only_rows_are_what_the_decoder_alone_makes_of_them(params, batch, 
 
 def test_gradient_reaches_neither_tower_nor_decoder_through_the_visual_tokens(params, batch):
     def total(params: dict[str, Any]) -> jax.Array:
-        visual = VLM(MODEL).apply({"params": params}, batch._replace(ids=None), method=VLM.visual_tokens)
+        model: Any = VLM(MODEL)
+        visual = model.apply({"params": params}, batch._replace(ids=None), method=VLM.visual_tokens)
         return jnp.sum(jnp.sin(visual))
 
     sizes = {name: [float(np.abs(g).max()) for g in jax.tree.leaves(grads)]
