@@ -78,7 +78,9 @@ def resolve(names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh, r
         axes = (target,) if isinstance(target, str) else tuple(target or ())
         parts = math.prod(mesh.shape[a] for a in axes)
         if parts > 1 and used & set(axes):
-            raise UserError(f"{where}: axis {name!r} would use mesh axes {axes} a second time; change its rule")
+            raise UserError(
+                f"{where}: axis {name!r} would use mesh axes {axes} a second time; change its rule"
+            )
         if size % parts:
             raise UserError(
                 f"{where}: axis {name!r} of size {size} does not divide over {parts} devices of mesh "
@@ -105,4 +107,7 @@ def parameter_shardings(boxed: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
             return resolve(leaf.names, leaf.value.shape, mesh, rules, where)
         raise UserError(f"{where}: declared without logical axes")
 
-    return jax.tree_util.tree_map_with_path(one, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+    def is_box(leaf: Any) -> bool:
+        return isinstance(leaf, nn.LogicallyPartitioned)
+
+    return jax.tree_util.tree_map_with_path(one, boxed, is_leaf=is_box)

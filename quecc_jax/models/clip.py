@@ -73,11 +73,12 @@ class ClipLayer(nn.Module):
         y = LayerNorm(c.norm_eps, name="norm1")(x)
         q, k, v = (dense(heads, ("embed", "heads", "head_dim"), name=name)(y) for name in "qkv")
         y = attention(q, k, v, mask=None)
-        x = x + dense(c.width, ("heads", "head_dim", "embed"), inputs=2, name="out")(y)
+        residual = functools.partial(dense, c.width, variance=0.5 / c.depth)
+        x = x + residual(("heads", "head_dim", "embed"), inputs=2, name="out")(y)
         y = LayerNorm(c.norm_eps, name="norm2")(x)
         y = dense(c.mlp_width, ("embed", "mlp"), name="fc1")(y)
         y = quick_gelu(y) if c.activation == "quick_gelu" else jax.nn.gelu(y, approximate=False)
-        x = x + dense(c.width, ("mlp", "embed"), name="fc2")(y)
+        x = x + residual(("mlp", "embed"), name="fc2")(y)
         return x, x
 
 

@@ -15,6 +15,7 @@ from quecc_jax.models.layers import (
     causal,
     linear,
     logical,
+    matrix_init,
     rotary_angles,
     rotate,
 )
@@ -44,6 +45,12 @@ def empty_cache(config: DecoderConfig, rows: int, places: int, dtype: Any = jnp.
     )
 
 
+def embedding_variance(config: DecoderConfig) -> float:
+    """Variance at initialisation of what enters the layers: a tied table must give logits of order
+    one, an own table is of order one itself."""
+    return 1.0 / config.width if config.tie_embeddings else 1.0
+
+
 class DecoderLayer(nn.Module):
     """Pre-norm attention with rotary positions and grouped heads, then a SwiGLU MLP."""
 
@@ -68,16 +75,19 @@ class DecoderLayer(nn.Module):
             dense, (c.kv_heads, c.head_dim), ("embed", "kv_heads", "head_dim"), bias=c.qkv_bias
         )
         q, k, v = rotate(q, angles), rotate(kv(name="k")(y), angles), kv(name="v")(y)
-        if cached is not None:
+        if cached is not None and start is not None:
             write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=1)
             k, v = (write(old, new.astype(old.dtype)) for old, new in zip(cached, (k, v), strict=True))
             cached = k, v
         y = attention(q, k.astype(self.dtype), v.astype(self.dtype), mask)
-        x = x + dense(c.width, ("heads", "head_dim", "embed"), inputs=2, bias=False, name="out")(y)
+        # What 2 L blocks add to the stream together starts as large as the embedding.
+        variance = 0.5 * embedding_variance(c) / c.depth
+        residual = functools.partial(dense, c.width, bias=False, variance=variance)
+        x = x + residual(("heads", "head_dim", "embed"), inputs=2, name="out")(y)
         y = RMSNorm(c.norm_eps, name="norm2")(x)
         up = functools.partial(dense, c.mlp_width, ("embed", "mlp"), bias=False)
         y = jax.nn.silu(up(name="gate")(y)) * up(name="up")(y)
-        x = x + dense(c.width, ("mlp", "embed"), bias=False, name="down")(y)
+        x = x + residual(("mlp", "embed"), name="down")(y)
         return nn.with_logical_constraint(x, ("batch", "sequence", None)), cached
 
 
@@ -90,10 +100,11 @@ class Decoder(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        normal = nn.initializers.normal(0.02)
-        self.embedding = self.param("embedding", logical(normal, "vocab", "embed"), (c.vocab_size, c.width))
+        table = nn.initializers.normal(embedding_variance(c) ** 0.5)
+        self.embedding = self.param("embedding", logical(table, "vocab", "embed"), (c.vocab_size, c.width))
         if not c.tie_embeddings:
-            self.head = self.param("head", logical(fan_in(c.width), "embed", "vocab"), (c.width, c.vocab_size))
+            head = logical(matrix_init(1), "embed", "vocab")
+            self.head = self.param("head", head, (c.width, c.vocab_size))
         layer: Any = DecoderLayer
         if self.remat != "none":
             policies = jax.checkpoint_policies
@@ -151,8 +162,3 @@ class Decoder(nn.Module):
         """float32 logits [..., vocab] of hidden states [..., D]."""
         matrix = self.output_matrix().astype(self.dtype)
         return jnp.einsum("...d,dv->...v", hidden, matrix, preferred_element_type=jnp.float32)
-
-
-def fan_in(width: int) -> Any:
-    """Normal initialiser of standard deviation 1 / sqrt(width)."""
-    return nn.initializers.normal(width**-0.5)

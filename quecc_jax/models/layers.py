@@ -5,26 +5,31 @@ Logical axis names used by parameters (`sharding.py` maps them to mesh axes): `e
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.nn.initializers import Initializer
 
 Axes = tuple[str | None, ...]
+Initializer = Callable[..., Any]
+"""(key, shape, dtype) -> array, or the array boxed with its axis names."""
+
 
 def logical(init: Initializer, *axes: str | None) -> Initializer:
     """Attaches logical axis names to what an initializer returns."""
     return nn.with_logical_partitioning(init, axes)
 
 
-def matrix_init(inputs: int) -> Initializer:
-    """Fan-in normal initialisation of a kernel whose first `inputs` axes are the input's."""
+def matrix_init(inputs: int, variance: float = 1.0) -> Initializer:
+    """Normal initialisation of a kernel whose first `inputs` axes are the input's: outputs have
+    `variance` times the inputs' variance."""
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+        draw = nn.initializers.variance_scaling(variance, "fan_in", "truncated_normal")
         flat = (math.prod(shape[:inputs]), math.prod(shape[inputs:]))
-        return nn.initializers.lecun_normal()(key, flat, dtype).reshape(shape)
+        return draw(key, flat, dtype).reshape(shape)
 
     return init
 
@@ -38,11 +43,13 @@ class Linear(nn.Module):
     inputs: int = 1
     bias: bool = True
     dtype: Any = jnp.float32
+    variance: float = 1.0
+    """Of the outputs relative to the inputs, at initialisation."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         contracted = x.shape[x.ndim - self.inputs :]
-        init = logical(matrix_init(self.inputs), *self.axes)
+        init = logical(matrix_init(self.inputs, self.variance), *self.axes)
         kernel = self.param("kernel", init, (*contracted, *self.features))
         y = jax.lax.dot_general(
             x.astype(self.dtype),

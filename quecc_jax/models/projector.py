@@ -31,6 +31,8 @@ class Projector(nn.Module):
     width: int
     """Decoder width M."""
     dtype: Any = jnp.float32
+    variance: float = 1.0
+    """Of the outputs relative to the inputs, at initialisation."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -41,5 +43,6 @@ class Projector(nn.Module):
         for i in range(depth):
             x = jax.nn.gelu(x, approximate=False) if i else x
             axes = ("embed", "mlp") if i == 0 else ("mlp", "embed")
-            x = linear(self.width, axes, dtype=self.dtype, name=f"fc{i + 1}")(x)
+            variance = self.variance if i == depth - 1 else 1.0
+            x = linear(self.width, axes, dtype=self.dtype, variance=variance, name=f"fc{i + 1}")(x)
         return x

@@ -10,7 +10,7 @@ from quecc_jax.config import ModelConfig
 from quecc_jax.data.batch import Batch
 from quecc_jax.models.clip import ClipTower, split_features
 from quecc_jax.models.compressors import make_compressor
-from quecc_jax.models.decoder import Cache, Decoder
+from quecc_jax.models.decoder import Cache, Decoder, embedding_variance
 from quecc_jax.models.projector import Projector
 
 
@@ -24,7 +24,8 @@ class VLM(nn.Module):
         dtype: Any = jnp.dtype(c.dtype)
         self.vision = ClipTower(c.vision, dtype)
         self.compressor = make_compressor(c.compressor, dtype)
-        self.projector = Projector(c.projector, c.decoder.width, dtype)
+        # Visual tokens start on the scale of the text embeddings that they stand among.
+        self.projector = Projector(c.projector, c.decoder.width, dtype, embedding_variance(c.decoder))
         self.decoder = Decoder(c.decoder, dtype, c.remat)
 
     def encode_query(self, queries: jax.Array, lengths: jax.Array) -> jax.Array:
@@ -85,13 +86,20 @@ class VLM(nn.Module):
 
     def prefill(self, batch: Batch, cache: Cache) -> tuple[jax.Array, Cache]:
         """Hidden states [B, S, M] of a batch of prompts, and the cache that holds them."""
-        return self.decoder(self.splice(batch), batch.positions, batch.segments, cache)
+        return self._append(self.splice(batch), batch.positions, batch.segments, cache)
 
     def extend(
         self, tokens: jax.Array, positions: jax.Array, segments: jax.Array, cache: Cache
     ) -> tuple[jax.Array, Cache]:
         """Hidden states [B, S, M] of further text tokens [B, S] after what the cache holds."""
-        return self.decoder(self.decoder.embed(tokens), positions, segments, cache)
+        return self._append(self.decoder.embed(tokens), positions, segments, cache)
+
+    def _append(
+        self, x: jax.Array, positions: jax.Array, segments: jax.Array, cache: Cache
+    ) -> tuple[jax.Array, Cache]:
+        hidden, extended = self.decoder(x, positions, segments, cache)
+        assert extended is not None
+        return hidden, extended
 
     def output_matrix(self) -> jax.Array:
         """The matrix [M, vocab] behind the logits."""
