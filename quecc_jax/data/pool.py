@@ -77,52 +77,8 @@ def build_pool(task: Task, split: Literal["train", "test"], directory: str | Pat
         _write_images(drawn, image_size, aside / "images.npy")
         np.save(aside / "cells.npy", drawn.cells)
         np.save(aside / "sources.npy", drawn.sources)
-        _write_rows(rows, meta, aside)
+        write_rows(rows, meta, aside)
     return read_pool(directory)
-
-
-def build_text_pool(pools: Sequence[Pool], directory: str | Path, limit: int = 0, seed: int = 0) -> Pool:
-    """Writes the text of training pools (see `text_rows`) as a pool of text-only rows.
-
-    Args:
-      pools: Pools of training splits.
-      directory: Written whole or not at all; replaced when it exists.
-      limit: Rows to keep, at random by `seed`; 0 keeps all.
-
-    Raises:
-      UserError: one of the pools is a test split.
-    """
-    rows = [row for pool in pools for row in text_rows(pool)]
-    if limit:
-        kept = np.sort(np.random.default_rng(seed).permutation(len(rows))[:limit])
-        rows = [rows[index] for index in kept.tolist()]
-    meta = {"task": "text", "split": "train", "pictures": 0, "rows": len(rows)}
-    with fresh_directory(directory) as aside:
-        _write_rows(rows, meta, aside)
-    return read_pool(directory)
-
-
-def text_rows(pool: Pool) -> list[dict[str, Any]]:
-    """Text-only rows for language-model training, made from the rows of a training pool.
-
-    Each question and answer comes as it stands ("kind" text/blind), and once more with the picture's
-    caption in front of the question, so that the text tells the answer (text/read); a picture whose
-    content is not known gives no row of the second form.
-
-    Raises:
-      UserError: the pool is a test split.
-    """
-    if pool.meta["split"] != "train":
-        raise UserError(f"{pool.directory} is a test split; take training text from a training pool")
-    rows = []
-    captions = [pool.caption(picture) for picture in range(len(pool.images))]
-    for row in pool.rows:
-        human, gpt = row["conversations"][:2]
-        question, name = human["value"].replace("<image>", "").strip(), captions[row["image"]]
-        forms = [("blind", question)] + ([("read", f"{name}\n{question}")] if name else [])
-        rows += [{"id": f"{row['id']}-{form}", "kind": f"text/{form}",
-                  "conversations": [{"from": "human", "value": text}, gpt]} for form, text in forms]
-    return rows
 
 
 def read_pool(directory: str | Path) -> Pool:
@@ -227,7 +183,8 @@ def _write_images(drawn: Drawn, image_size: int, path: Path) -> None:
     images.flush()
 
 
-def _write_rows(rows: Sequence[dict[str, Any]], meta: dict[str, Any], directory: Path) -> None:
+def write_rows(rows: Sequence[dict[str, Any]], meta: dict[str, Any], directory: Path) -> None:
+    """Writes rows.jsonl and meta.json into a directory that is being made."""
     with open(directory / "rows.jsonl", "w", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
     (directory / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")

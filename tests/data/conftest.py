@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from quecc_jax.config import CompressorConfig, DataConfig, ModelConfig, SourceConfig, VisionConfig
-from quecc_jax.data.pool import build_pool, build_text_pool
-from quecc_jax.data.tokenizer import load_tokenizer, train_word_tokenizer
+from quecc_jax.data.corpus import write_corpus
+from quecc_jax.data.pool import build_pool
+from quecc_jax.data.tokenizer import SPECIALS, load_tokenizer, train_word_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -21,8 +22,9 @@ def pools(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def text_pool(pools, tmp_path_factory):
+    """Documents about the training pools, two to a row."""
     trains = [pool for (_, split), pool in pools.items() if split == "train"]
-    return build_text_pool(trains, tmp_path_factory.mktemp("text") / "pool")
+    return write_corpus(trains, tmp_path_factory.mktemp("text") / "pool", 0, SPECIALS[2])
 
 
 @pytest.fixture(scope="session")

@@ -210,7 +210,7 @@ def test_pools_of_another_picture_size_are_refused(settings, model):
 
 
 def test_text_only_run(text_pool, tokenizer, model):
-    data = DataConfig(sources=(SourceConfig(kind="pool", path=str(text_pool.directory)),), template="short",
+    data = DataConfig(sources=(SourceConfig(kind="pool", path=str(text_pool.directory)),), template="plain",
                       tokenizer=tokenizer.directory, max_length=96, images_per_row=0, labels="all")
     with make_iterator(data, model, 16, 0) as iterator:
         batch, = take(iterator, 1)

@@ -1,19 +1,10 @@
 """Pools as directories: whole or absent, reproducible, and features of the right tower only."""
 
-import json
-
 import numpy as np
 import pytest
 
 from quecc_jax.data import pool as pool_module
-from quecc_jax.data.pool import (
-    build_pool,
-    build_text_pool,
-    read_features,
-    read_pool,
-    text_rows,
-    write_features,
-)
+from quecc_jax.data.pool import build_pool, read_features, read_pool, write_features
 from quecc_jax.errors import UserError
 
 
@@ -43,7 +34,7 @@ def test_interrupted_build_leaves_the_old_pool(tmp_path, monkeypatch):
     def fail(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pool_module, "_write_rows", fail)
+    monkeypatch.setattr(pool_module, "write_rows", fail)
     with pytest.raises(KeyboardInterrupt):
         small(tmp_path / "pool", seed=2)
     with pytest.raises(KeyboardInterrupt):
@@ -146,29 +137,3 @@ def test_features_beyond_float16_are_refused(tmp_path):
     pool = small(tmp_path / "pool")
     with pytest.raises(UserError, match="float16"):
         write_features(pool, lambda images: mean_features(images) * 1e6, 4, "tower-1")
-
-
-def test_text_rows_ask_blind_and_after_reading(pools, text_pool):
-    pool = pools["mosaic", "train"]
-    rows = text_rows(pool)
-    assert len(rows) == 2 * len(pool.rows) and not any("image" in row for row in rows)
-    for source, blind, read in zip(pool.rows, rows[::2], rows[1::2], strict=True):
-        question = source["conversations"][0]["value"].removeprefix("<image>\n")
-        answer = source["conversations"][1]
-        caption = pool.caption(source["image"])
-        assert blind["conversations"] == [{"from": "human", "value": question}, answer]
-        assert read["conversations"] == [{"from": "human", "value": f"{caption}\n{question}"}, answer]
-    assert len({row["id"] for row in text_pool.rows}) == len(text_pool.rows) == text_pool.meta["rows"]
-    assert len(text_pool.images) == 0
-
-
-def test_training_text_never_comes_from_a_test_split(pools, tmp_path):
-    with pytest.raises(UserError, match="test split"):
-        build_text_pool([pools["mosaic", "train"], pools["mosaic", "test"]], tmp_path / "text")
-    assert not list(tmp_path.iterdir())
-
-
-def test_text_can_be_limited(pools, tmp_path):
-    limited = build_text_pool([pools["reading", "train"]], tmp_path / "text", limit=30, seed=1)
-    everything = {json.dumps(row) for row in text_rows(pools["reading", "train"])}
-    assert len(limited.rows) == 30 and {json.dumps(row) for row in limited.rows} <= everything
