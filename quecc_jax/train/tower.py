@@ -19,7 +19,7 @@ from quecc_jax.data.cells import CLASSES, UNKNOWN, label_grid
 from quecc_jax.data.images import normalise
 from quecc_jax.data.pool import Pool
 from quecc_jax.errors import UserError
-from quecc_jax.models.clip import ClipTower
+from quecc_jax.models.clip import ClipTower, split_features
 from quecc_jax.models.layers import LayerNorm, linear
 
 NAMES = ("shape", "color", "digit")
@@ -114,7 +114,27 @@ def train_tower(
             history.append((number, mean))
             on_log(number, mean)
             recent = []
-    return TowerResult(state[0]["tower"], history, _accuracy(model, state[0], test, config))
+    some = np.concatenate([_pixels(pool, np.arange(min(64, len(pool.images)))) for pool in train])
+    tower = unit_scale(config, state[0]["tower"], some)
+    return TowerResult(tower, history, _accuracy(model, state[0], test, config))
+
+
+def unit_scale(config: VisionConfig, params: dict[str, Any], pixels: np.ndarray) -> dict[str, Any]:
+    """The same tower with its residual stream rescaled so that X_s has standard deviation 1.
+
+    Blocks normalise what they read, so scaling all that is written into the stream scales every
+    hidden state and changes nothing else (up to the norm's epsilon). Compressors add a
+    layer-normed question feature to X_s; a stream that grew in training would drown it.
+    """
+    states: Any = ClipTower(config).apply({"params": params}, pixels)
+    factor = 1.0 / jnp.std(split_features(states, config)[0])
+    writers = ("pre_norm", "layers/out", "layers/fc2")
+
+    def rescale(path: Any, leaf: jax.Array) -> jax.Array:
+        name = "/".join(str(k.key) for k in path)
+        return leaf * factor if name.startswith(writers) else leaf
+
+    return jax.tree_util.tree_map_with_path(rescale, params)
 
 
 def feature_fn(config: VisionConfig, params: dict[str, Any]) -> Callable[[np.ndarray], jax.Array]:
@@ -154,8 +174,9 @@ def _accuracy(
     run = jax.jit(lambda pixels: model.apply({"params": params}, pixels))
     for pool in pools:
         mean = _cell_means(pool, config)
-        for start in range(0, min(256, len(pool.images)) - 63, 64):
-            pick = np.arange(start, start + 64)
+        pictures = min(256, len(pool.images))
+        for start in range(0, pictures, 64):
+            pick = np.arange(start, min(start + 64, pictures))
             labels = _labels(pool, pick)
             for place, logits in enumerate(run(_pixels(pool, pick))):
                 guess = np.argmax(np.einsum("cn,bnk->bck", mean, logits), axis=-1)

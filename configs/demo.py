@@ -1,0 +1,22 @@
+"""The demo: three decoders x four visual token counts, one seed, minutes on two cores.
+
+    make demo            python -m launch.demo
+    make demo QUICK=1    python -m launch.demo --quick
+"""
+
+import dataclasses
+
+from launch.plan import Plan
+
+
+def plan() -> Plan:
+    """The whole demo."""
+    return Plan()
+
+
+def quick() -> Plan:
+    """The same shape of grid with a fraction of the training, to see every part work."""
+    return dataclasses.replace(
+        plan(), visual_tokens=(1, 16), pictures=1500, test_pictures=60, documents=8000, tower_steps=150,
+        language_steps=100, stage1_steps=40, stage2_steps=100,
+    )  # fmt: skip

@@ -1,0 +1,48 @@
+"""The demo and the study: train the grid, answer test questions, fit the law, write the report.
+
+python -m launch.demo --out runs/demo
+"""
+
+import dataclasses
+from pathlib import Path
+
+import tyro
+
+from configs import demo, study
+from launch.scheduler import clock
+from launch.study import command_line, run_study
+from quecc_jax.errors import run_cli
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Trains small vision-language models with QueCC on real pictures and reports what they learn.
+
+    Started again with the same --out, it continues with the jobs that are missing.
+    """
+
+    out: str = ""
+    """Directory for everything that is made; runs/demo, runs/quick or runs/study by default."""
+    quick: bool = False
+    """A smaller grid with far less training, to see every part work."""
+    study: bool = False
+    """The same grid at length, with three seeds."""
+
+
+def main() -> None:
+    """Command line."""
+    options = tyro.cli(Options, description=Options.__doc__)
+    name = "study" if options.study else "quick" if options.quick else "demo"
+    plan = {"study": study.plan, "quick": demo.quick, "demo": demo.plan}[name]()
+    out = options.out or f"runs/{name}"
+    results = run_study(plan, out, command_line("launch.demo"))
+
+    from launch.findings import findings
+
+    print("\n".join(f"- {line}" for line in findings(results)))
+    report = Path(out, "report.html").resolve().as_uri()
+    print(f"\n{clock(results['seconds']['total'])} minutes; report: {report}")
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,160 @@
+"""A plan's jobs, and what becomes of their results: the fitted laws, results.json, the report."""
+
+import dataclasses
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from launch.plan import TASKS, Cell, Plan, cells, decoder_size
+from launch.scheduler import Job, run_jobs, write_json
+from quecc_jax.errors import UserError
+
+
+def plan_jobs(plan: Plan) -> list[Job]:
+    """All jobs of a plan, each after those it needs."""
+
+    def size(name: str) -> float:
+        d = decoder_size(plan, name)
+        return 12.0 * d.width**2 * d.depth
+
+    # Costs are in decoder weights x tokens; the offsets stand for compiling and fixed work.
+    rows, compiling = plan.batch_size, 2e11
+    jobs = [Job("data", "launch.jobs:make_data", cost=compiling / 2, phase="data")]
+    cost = plan.tower_steps * plan.tower_batch * 64 * 2e5 * 2
+    jobs.append(Job("tower", "launch.jobs:make_tower", (), ("data",), cost, "tower"))
+    for d in plan.decoders:
+        cost = compiling / 2 + plan.language_steps * rows * 48 * size(d.name) * 2
+        job = Job(f"language-{d.name}", "launch.jobs:train_language", (d.name,), ("data",), cost)
+        jobs.append(dataclasses.replace(job, phase="language models"))
+    name = plan.decoders[-1].name
+    cost = compiling / 2 + plan.stage2_steps * rows * 24 * size(name) * 2
+    job = Job("baseline", "launch.jobs:train_baseline", (name,), (f"language-{name}",), cost)
+    jobs.append(dataclasses.replace(job, phase="question-only baseline"))
+    for cell in cells(plan):
+        tokens = (plan.stage1_steps + plan.stage2_steps) * rows * (40 + cell.visual_tokens)
+        cost = 2 * compiling + tokens * (size(cell.decoder) + 1e5) * 2
+        needs = ("tower", f"language-{cell.decoder}")
+        jobs.append(Job(f"cell-{cell.name}", "launch.jobs:train_cell", (cell,), needs, cost, "cells"))
+    return jobs
+
+
+def run_study(plan: Plan, out: str, command: str) -> dict[str, Any]:
+    """Runs what is missing of a plan and writes results.json and the report into `out`.
+
+    Returns:
+      The results, as in results.json.
+
+    Raises:
+      UserError: `out` holds another plan's results, or a job failed (the others are finished first).
+    """
+    folder, jobs = Path(out), plan_jobs(plan)
+    claim(folder, plan)
+    began = time.time()
+    try:
+        failed, skipped = run_jobs(jobs, plan, folder)
+    finally:
+        add_seconds(folder, time.time() - began)
+    if failed:
+        files = ", ".join(str(folder / "jobs" / f"{name}.error") for name in failed)
+        left = f", and {', '.join(skipped)} could not run without" if skipped else ""
+        raise UserError(f"failed: {', '.join(failed)}{left}; see {files}, then start it again to retry")
+    results = collect(plan, jobs, folder, command)
+    write_json(folder / "results.json", results)
+
+    from launch.report import write_report
+
+    write_report(results, folder)
+    return results
+
+
+def claim(folder: Path, plan: Plan) -> None:
+    """Marks the directory as this plan's.
+
+    Raises:
+      UserError: it is another plan's, or cannot be made.
+    """
+    wanted, file = json.loads(json.dumps(dataclasses.asdict(plan))), folder / "plan.json"
+    if file.is_file():
+        if json.loads(file.read_text())["plan"] != wanted:
+            raise UserError(f"{folder} holds results of another plan; delete it or give another --out")
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(file, {"started": time.strftime("%Y-%m-%dT%H:%M:%S"), "plan": wanted})
+    except OSError as error:
+        raise UserError(f"--out {folder} cannot be written ({error.strerror}); choose another") from None
+
+
+def add_seconds(folder: Path, seconds: float) -> None:
+    """Adds to the time that all runs in this directory took together."""
+    file = folder / "seconds.json"
+    write_json(file, seconds + (json.loads(file.read_text()) if file.is_file() else 0.0))
+
+
+def collect(plan: Plan, jobs: list[Job], folder: Path, command: str) -> dict[str, Any]:
+    """Puts the jobs' results together and fits the law per task."""
+    raw = {j.name: json.loads((folder / "jobs" / f"{j.name}.json").read_text()) for j in jobs}
+    results = {name: r["result"] for name, r in raw.items()}
+    phases: dict[str, float] = {}
+    for job in jobs:
+        phases[job.phase] = phases.get(job.phase, 0.0) + raw[job.name]["seconds"]
+    done = [results[f"cell-{c.name}"] for c in cells(plan)]
+    params = {c["decoder"]: c["params"] for c in done}
+    extremes = dict.fromkeys((plan.visual_tokens[0], plan.visual_tokens[-1]))
+    shown = [f"cell-{Cell(plan.decoders[-1].name, v, plan.seeds[0]).name}" for v in extremes]
+    summary = {
+        "command": command,
+        "machine": machine(),
+        "started": json.loads((folder / "plan.json").read_text())["started"],
+        "seconds": {"total": json.loads((folder / "seconds.json").read_text()), **phases},
+        "plan": dataclasses.asdict(plan),
+        "tasks": list(TASKS),
+        "visual_tokens": list(plan.visual_tokens),
+        "seeds": list(plan.seeds),
+        "decoders": [
+            {"name": d.name, "width": d.width, "depth": d.depth, "params": params[d.name]}
+            for d in plan.decoders
+        ],
+        "cells": [{k: v for k, v in c.items() if k != "samples"} for c in done],
+        "baseline": [results["baseline"]],
+        "tower": results["tower"],
+        "data": results["data"],
+        "samples": [sample for name in shown for sample in results[name]["samples"]],
+    }
+    return {**summary, "fits": fit_laws(summary)}
+
+
+def fit_laws(results: dict[str, Any]) -> dict[str, Any]:
+    """The scaling law of each task, fitted to the mean error over seeds."""
+    from launch.summary import score_table
+    from scaling.fit import fit_law
+    from scaling.fit_report import fit_record
+    from scaling.uncertainty import assess
+
+    fits = {}
+    for task in results["tasks"]:
+        table = score_table(results, task)
+        fit = fit_law(table)
+        fits[task] = fit_record(table, fit, assess(table, fit))
+    return fits
+
+
+def machine() -> str:
+    """Processor and core count."""
+    model = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    return f"{model}, {os.cpu_count()} cores"
+
+
+def command_line(module: str) -> str:
+    """How this process was started, for the record."""
+    return shlex.join(["python", "-m", module, *sys.argv[1:]])
