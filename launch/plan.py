@@ -45,7 +45,7 @@ class Plan:
     """A grid of decoders x visual tokens x seeds on three tasks, and how long each part trains."""
 
     decoders: tuple[DecoderSize, ...] = (
-        DecoderSize("S", 32, 2), DecoderSize("M", 64, 2), DecoderSize("L", 96, 3))  # fmt: skip
+        DecoderSize("S", 32, 2), DecoderSize("M", 64, 2), DecoderSize("L", 96, 2))  # fmt: skip
     visual_tokens: tuple[int, ...] = (1, 4, 16, 64)
     """Values V; square numbers whose root divides the tower's grid."""
     seeds: tuple[int, ...] = (0,)

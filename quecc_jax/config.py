@@ -211,7 +211,7 @@ class RunConfig:
     init_from: str = ""
     """Run directory whose parameters start this one, e.g. stage 1 before stage 2."""
     tower_from: str = ""
-    """Run directory that holds the tower, for a run on cached features, which has none of its own."""
+    """Run directory that holds the tower: its features were cached, or `init_from` has none."""
 
 
 def validate(config: RunConfig) -> None:
@@ -239,10 +239,22 @@ def validate(config: RunConfig) -> None:
     for ok, message in checks:
         if not ok:
             raise UserError(f"{message}; change one of them")
+    # Imported late: the models import this module.
+    from quecc_jax.models.projector import projector_depth
+
     try:
         visual = config.model.visual_tokens
     except ValueError as error:
         raise UserError(f"model.compressor: {error}") from None
+    try:
+        depth = projector_depth(config.model.projector)
+    except ValueError as error:
+        raise UserError(f"model.projector: {error}") from None
+    if depth == 0 and vision.width != decoder.width:
+        raise UserError(
+            f"model.projector identity needs vision.width {vision.width} and decoder.width {decoder.width} "
+            "to be equal; change one of them or use linear"
+        )
     if visual * config.data.images_per_row >= config.data.max_length:
         raise UserError(
             f"data.max_length {config.data.max_length} leaves no room for text beside "

@@ -85,7 +85,8 @@ def train(
 
 
 def initial_state(config: RunConfig, trainer: Trainer) -> TrainState:
-    """A fresh state from the run's seed, with the parameters of `init_from` where both runs have them.
+    """A fresh state from the run's seed, with the parameters of `init_from` where both runs have them,
+    and the tower of `tower_from` if that one has none.
 
     Raises:
       UserError: `init_from` is not a run, shares no parameters with this one, or has other shapes.
@@ -97,8 +98,12 @@ def initial_state(config: RunConfig, trainer: Trainer) -> TrainState:
         if not params:
             known = ", ".join(sorted(abstract))
             raise UserError(f"init_from {config.init_from} has none of this run's parameters ({known})")
-        if fresh := sorted(abstract.keys() - params.keys()):
-            notice(f"not in {config.init_from} and started at random: {', '.join(fresh)}")
+    if config.tower_from and "vision" in abstract and "vision" not in params:
+        params |= load_params(config.tower_from, ["vision"], {"vision": abstract["vision"]})[1]
+    if params and (fresh := sorted(abstract.keys() - params.keys())):
+        notice(f"not in {config.init_from or config.tower_from} and started at random: {', '.join(fresh)}")
+    if not abstract.keys() - params.keys():
+        return trainer.start(params)
     state = trainer.init(jax.random.key(config.train.seed))
     return state._replace(
         trainable={k: params.get(k, v) for k, v in state.trainable.items()},

@@ -29,6 +29,8 @@ class Trainer(NamedTuple):
     abstract_batch: Batch
     init: Callable[[jax.Array], TrainState]
     """Random parameters and fresh optimizer state from a key."""
+    start: Callable[[dict[str, Any]], TrainState]
+    """Given parameters, all of them by top-level name, and fresh optimizer state."""
     step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
     """One optimizer step; the given state's memory is reused."""
     put: Callable[[Batch], Batch]
@@ -185,6 +187,7 @@ def build_trainer(config: RunConfig, mesh: Mesh) -> Trainer:
         abstract_state=abstract,
         abstract_batch=spec,
         init=jax.jit(init, out_shardings=shardings),
+        start=jax.jit(fresh, out_shardings=shardings),
         step=run,
         put=put,
     )

@@ -1,0 +1,29 @@
+"""A small model on easy-VQA from its pictures, with the tower, tokenizer and decoder of a finished demo.
+
+python -m launch.train configs/easyvqa.py --train.steps 500
+"""
+
+import dataclasses
+
+from configs import demo
+from launch.plan import Cell, model_config, run_config
+from quecc_jax.config import DataConfig, MeshConfig, RunConfig, SourceConfig
+from quecc_jax.config_io import load_config
+
+DEMO = "runs/demo"
+
+
+def config() -> RunConfig:
+    """The middle decoder at V = 4, all parts trained but the tower."""
+    plan = demo.plan()
+    start = f"{DEMO}/cells/M-v4-s0/stage2"
+    vocabulary = load_config(f"{start}/config.json").model.decoder.vocab_size
+    data = DataConfig(
+        sources=(SourceConfig("easy_vqa"),), tokenizer=f"{DEMO}/data/tokenizer", template="short",
+        max_length=28, query_length=16, image_aspect="square",
+    )  # fmt: skip
+    run = run_config(
+        "runs/easyvqa", model_config(plan, Cell("M", 4, 0), vocabulary), data, 2, 500, 5e-4, plan, 0,
+        init_from=start, tower_from=f"{DEMO}/tower",
+    )  # fmt: skip
+    return dataclasses.replace(run, mesh=MeshConfig(1, 1, 1))
