@@ -203,11 +203,16 @@ def open_sources(data: DataConfig, model: ModelConfig, fingerprint: str | None =
       prompts: Lay rows out for generation: stop where the first answer begins.
 
     Raises:
-      UserError: no source, an empty or unreadable one, or one without the features that are asked for.
+      UserError: no source, an empty or unreadable one, one without the features that are asked for, or
+        a tokenizer with more tokens than the model.
     """
     if not data.sources:
         raise UserError("data.sources is empty; name at least one data set")
-    layout = Layout(load_tokenizer(data.tokenizer), data, model.visual_tokens, prompts)
+    tokenizer, room = load_tokenizer(data.tokenizer), model.decoder.vocab_size
+    if len(tokenizer) > room:
+        raise UserError(f"the tokenizer in {data.tokenizer} has {len(tokenizer)} tokens, but "
+                        f"model.decoder.vocab_size is {room}; raise it or give the model's own tokenizer")
+    layout = Layout(tokenizer, data, model.visual_tokens, prompts)
     sources: list[Source] = []
     for config in data.sources:
         if config.kind == "pool":

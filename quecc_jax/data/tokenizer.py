@@ -2,8 +2,10 @@
 
 import collections
 import functools
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,14 +23,12 @@ class Tokenizer:
     """
 
     def __init__(self, directory: str | Path):
-        from transformers import AutoTokenizer
-
         self.directory = str(directory)
         if not Path(directory).is_dir():
             raise UserError(f"data.tokenizer {self.directory!r} is not a directory; give one that holds "
                             "tokenizer.json or another file that transformers' AutoTokenizer reads")
         try:
-            self.hf = AutoTokenizer.from_pretrained(self.directory, local_files_only=True)
+            self.hf = _transformers().AutoTokenizer.from_pretrained(self.directory, local_files_only=True)
         except Exception as error:
             raise UserError(f"data.tokenizer {self.directory} holds no tokenizer that transformers reads "
                             f"({type(error).__name__}); save one there with save_pretrained") from error
@@ -83,7 +83,6 @@ def train_word_tokenizer(texts: Iterable[str], directory: str | Path, minimum: i
     """
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
 
     from quecc_jax.data.conversation import template_text
 
@@ -103,8 +102,16 @@ def train_word_tokenizer(texts: Iterable[str], directory: str | Path, minimum: i
     backend.pre_tokenizer = split
     backend.decoder = decoders.WordPiece(prefix="##", cleanup=True)
     pad, bos, eos, unk = SPECIALS
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token=pad, bos_token=bos,
-                                        eos_token=eos, unk_token=unk)
+    tokenizer = _transformers().PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token=pad, bos_token=bos, eos_token=eos, unk_token=unk)
     with fresh_directory(directory) as aside:
         tokenizer.save_pretrained(str(aside))
     return len(words)
+
+
+def _transformers() -> Any:
+    """The package, imported without its notice that PyTorch is absent: nothing here needs it."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    import transformers
+
+    return transformers

@@ -209,6 +209,17 @@ def test_pools_of_another_picture_size_are_refused(settings, model):
         make_iterator(settings(MOSAIC), large, 8, 0)
 
 
+def test_a_tokenizer_larger_than_the_model_is_refused(settings, model, tokenizer):
+    def sized(words):
+        return dataclasses.replace(model, decoder=dataclasses.replace(model.decoder, vocab_size=words))
+
+    make_iterator(settings(MOSAIC), sized(len(tokenizer)), 8, 0).close()
+    small: tuple[Any, ...] = ((make_iterator, {"seed": 0}), (evaluate, {}))
+    for make, more in small:
+        with pytest.raises(UserError, match=f"has {len(tokenizer)} tokens"):
+            make(settings(MOSAIC), sized(len(tokenizer) - 1), batch_size=8, **more)
+
+
 def test_text_only_run(text_pool, tokenizer, model):
     data = DataConfig(sources=(SourceConfig(kind="pool", path=str(text_pool.directory)),), template="plain",
                       tokenizer=tokenizer.directory, max_length=96, images_per_row=0, labels="all")

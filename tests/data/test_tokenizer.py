@@ -1,6 +1,8 @@
 """The word-level tokenizer, and reading tokenizers from directories."""
 
 import pickle
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -67,3 +69,9 @@ def test_missing_or_empty_directory(tmp_path):
         load_tokenizer(tmp_path / "none")
     with pytest.raises(UserError, match="no tokenizer"):
         load_tokenizer(tmp_path)
+
+
+def test_loading_prints_nothing(tokenizer):
+    code = f"from quecc_jax.data.tokenizer import load_tokenizer; load_tokenizer({tokenizer.directory!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == done.stderr == ""

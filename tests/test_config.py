@@ -1,0 +1,51 @@
+"""`validate` names the setting that does not fit."""
+
+import dataclasses
+
+import pytest
+
+from quecc_jax.config import RunConfig, validate
+from quecc_jax.errors import UserError
+from tests.tiny import RUN
+
+
+def changed(path: str, value) -> RunConfig:
+    """RUN with one setting, named like model.vision.width, replaced."""
+
+    def replace(tree, names):
+        new = replace(getattr(tree, names[0]), names[1:]) if names[1:] else value
+        return dataclasses.replace(tree, **{names[0]: new})
+
+    return replace(RUN, path.split("."))
+
+
+def test_the_defaults_fit():
+    validate(RUN)
+    validate(RunConfig())
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp1x_gelu", "mlp3x_gelu"])
+def test_known_projectors(kind):
+    validate(changed("model.projector", kind))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        ("model.projector", "mlp2x", "model.projector: unknown projector 'mlp2x'"),
+        ("model.projector", "mlp0x_gelu", "unknown projector"),
+        ("model.projector", "identity", "vision.width 16 and decoder.width 32"),
+        ("model.vision.patch_size", 5, "vision.image_size 16"),
+        ("model.vision.heads", 3, "vision.width 16"),
+        ("model.vision.levels", (1, 4), "outside the 4 hidden states"),
+        ("model.vision.select_layer", -5, "outside the 4 hidden states"),
+        ("model.decoder.heads", 3, "decoder.width 32"),
+        ("model.decoder.kv_heads", 3, "kv_heads 3"),
+        ("model.compressor.kernel", 9, "model.compressor"),
+        ("train.accumulation", 3, "does not split into 3 slices"),
+        ("data.max_length", 8, "leaves no room"),
+    ],
+)
+def test_what_does_not_fit_is_named(path, value, says):
+    with pytest.raises(UserError, match=says):
+        validate(changed(path, value))
