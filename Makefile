@@ -2,7 +2,7 @@
 
 VENV := .venv
 PY := $(VENV)/bin/python
-OUT ?= runs/demo
+OUT ?= runs/$(if $(filter-out 0,$(QUICK)),quick,demo)
 STUDY_OUT ?= runs/study
 
 .DEFAULT_GOAL := help
@@ -17,7 +17,7 @@ demo: $(VENV)/.installed ## Train a grid of small models, fit the scaling law, w
 	$(PY) -m launch.demo $(if $(filter-out 0,$(QUICK)),--quick) --out $(OUT)
 
 study: $(VENV)/.installed ## The demo at length: three seeds, resumable cell by cell
-	$(PY) -m launch.study --out $(STUDY_OUT)
+	$(PY) -m launch.demo --study --out $(STUDY_OUT)
 
 test: lint typecheck ## Lint, type check and every test that is not slow
 	$(PY) -m pytest -m "not slow"

@@ -1,6 +1,6 @@
 """The study: the demo's grid at length, with three seeds.
 
-make study    python -m launch.study
+    make study    python -m launch.demo --study
 """
 
 import dataclasses

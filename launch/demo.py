@@ -4,22 +4,19 @@ python -m launch.demo --out runs/demo
 """
 
 import dataclasses
+import sys
 from pathlib import Path
 
-import tyro
-
 from configs import demo, study
+from launch.cli import parse_options
 from launch.scheduler import clock
 from launch.study import command_line, run_study
-from quecc_jax.errors import run_cli
+from quecc_jax.errors import UserError, run_cli
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Trains small vision-language models with QueCC on real pictures and reports what they learn.
-
-    Started again with the same --out, it continues with the jobs that are missing.
-    """
+    """How much to train, and where to."""
 
     out: str = ""
     """Directory for everything that is made; runs/demo, runs/quick or runs/study by default."""
@@ -31,7 +28,13 @@ class Options:
 
 def main() -> None:
     """Command line."""
-    options = tyro.cli(Options, description=Options.__doc__)
+    options = parse_options(
+        Options, sys.argv[1:], "python -m launch.demo",
+        "Trains small vision-language models with QueCC on real pictures and reports what they learn. "
+        "Started again with the same --out, it continues with the jobs that are missing.",
+    )  # fmt: skip
+    if options.quick and options.study:
+        raise UserError("--quick and --study are different plans; give one of them")
     name = "study" if options.study else "quick" if options.quick else "demo"
     plan = {"study": study.plan, "quick": demo.quick, "demo": demo.plan}[name]()
     out = options.out or f"runs/{name}"

@@ -6,6 +6,7 @@ returns a small JSON value; `report(done, total, note)` tells the display how fa
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -205,7 +206,9 @@ def save_samples(out: str, cell: Cell, answers: list[Answer]) -> list[dict[str, 
         for a in (mine[i] for i in picks):
             name = f"{task}-{a.row['image']}.png"
             if not (folder / name).exists():
-                Image.fromarray(pool.images[a.row["image"]]).save(folder / name)
+                aside = folder / f".{os.getpid()}-{name}"
+                Image.fromarray(pool.images[a.row["image"]]).save(aside)
+                os.replace(aside, folder / name)
             chosen.append({
                 "task": task, "kind": a.row["kind"], "image": f"samples/{name}", "question": a.question,
                 "prediction": a.prediction, "truth": a.truth, "correct": is_exact(a),

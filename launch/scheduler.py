@@ -78,7 +78,6 @@ def run_jobs(jobs: list[Job], plan: Any, out: str | Path) -> tuple[list[str], li
                 skipped += [j.name for j in blocked]
                 waiting = [j for j in waiting if j not in blocked and j not in running.values()]
                 finished, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
-                display.update([j.name for j in running.values()])
                 for future in finished:
                     name, error = running.pop(future).name, future.exception()
                     if isinstance(error, BrokenProcessPool):
@@ -88,6 +87,7 @@ def run_jobs(jobs: list[Job], plan: Any, out: str | Path) -> tuple[list[str], li
                     else:
                         failed.append(name)
                     display.finish(name, error)
+                display.update([j.name for j in running.values()])
         except BrokenProcessPool:
             raise UserError(
                 f"a worker process was killed, perhaps for lack of memory, while {out} was running; "
@@ -202,7 +202,7 @@ class Display:
         for name in running:
             share, note = read_progress(self.folder, name)
             if name not in self.bars:
-                self.bars[name] = self.progress.add_task(f"  {name}", total=1.0)
+                self.bars[name] = self.progress.add_task(f"  {name}", total=1.0, note=note)
             self.progress.update(self.bars[name], completed=share, note=note)
             reached += self.cost[name] * share
         spent, gained = time.time() - self.started, reached - self.before

@@ -1,0 +1,40 @@
+"""Jobs that do nothing but note when they ran, for the tests of the scheduler."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+
+def note(out, plan, name, report):
+    """Reports progress, appends to the log, and returns what it was told."""
+    report(1, 4, "a quarter")
+    progress = json.loads(Path(out, "jobs", f"{name}.progress").read_text())
+    began = time.time()
+    time.sleep(plan["seconds"])
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    flags = {key: os.environ.get(key) for key in ("XLA_FLAGS", "JAX_PLATFORMS")}
+    record = {"name": name, "began": began, "ended": time.time(), "cores": cores, **flags}
+    with open(Path(out, "log"), "a") as file:
+        file.write(json.dumps(record) + "\n")
+    return {"progress": progress}
+
+
+def fail(out, plan, name, report):
+    """Fails, unless a file named `repaired` lies in `out`."""
+    if not Path(out, "repaired").exists():
+        raise ValueError("the disk is made of cheese")
+    return note(out, plan, name, report)
+
+
+def die(out, plan, name, report):
+    """Ends the process as the system's memory killer would."""
+    os._exit(9)
+
+
+def linger(out, plan, name, report):
+    """Writes the process's number and takes far longer than any test."""
+    aside = Path(out, "pid.aside")
+    aside.write_text(str(os.getpid()))
+    aside.rename(Path(out, "pid"))
+    time.sleep(600)
