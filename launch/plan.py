@@ -61,16 +61,16 @@ class Plan:
     """Questions per picture."""
     documents: int = 24000
     """Texts of the language-model corpus."""
-    tower_steps: int = 900
-    tower_batch: int = 48
-    language_steps: int = 200
-    stage1_steps: int = 60
-    stage2_steps: int = 560
-    batch_size: int = 64
-    tower_rate: float = 3e-3
-    language_rate: float = 1e-3
+    tower_steps: int = 1800
+    tower_batch: int = 24
+    language_steps: int = 1200
+    stage1_steps: int = 200
+    stage2_steps: int = 2500
+    batch_size: int = 16
+    tower_rate: float = 2e-3
+    language_rate: float = 6e-4
     stage1_rate: float = 1e-3
-    stage2_rate: float = 5e-4
+    stage2_rate: float = 4e-4
 
     @property
     def vision(self) -> VisionConfig:
@@ -158,6 +158,6 @@ def run_config(out: str, model: ModelConfig, data: DataConfig, stage: Literal[0,
     return RunConfig(
         out=out, model=model, data=data,
         optimizer=OptimizerConfig(learning_rate=rate, b2=0.99),
-        train=TrainConfig(stage=stage, steps=steps, batch_size=plan.batch_size, seed=seed, log_every=25),
+        train=TrainConfig(stage=stage, steps=steps, batch_size=plan.batch_size, seed=seed, log_every=50),
         checkpoint=CheckpointConfig(every=0, keep=1), **rest,
     )  # fmt: skip

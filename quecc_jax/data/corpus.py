@@ -18,6 +18,8 @@ from quecc_jax.data.files import fresh_directory
 from quecc_jax.data.pool import Pool, read_pool, write_rows
 from quecc_jax.errors import UserError
 
+TOLD = 0.75
+"""Share of documents that begin with statements, where the picture tells any."""
 QUESTIONS = 3
 """Questions about one picture that a document holds at most."""
 
@@ -27,7 +29,7 @@ def write_corpus(
 ) -> Pool:
     """Writes documents as a pool of text-only rows for the template `plain`, several to a row.
 
-    Half of the documents read like the chat template `short`, half are bare; half of those whose
+    Half of the documents read like the chat template `short`, half are bare; most of those whose
     picture's content is known begin with statements that hold the answers.
 
     Args:
@@ -68,7 +70,7 @@ def _documents(pool: Pool, end: str, rng: np.random.Generator) -> Iterator[str]:
     for picture, pairs in about.items():
         for start in range(0, len(pairs), QUESTIONS):
             chosen = pairs[start : start + QUESTIONS]
-            told = statements(pool, picture, [q for q, _ in chosen], rng) if rng.random() < 0.5 else ""
+            told = statements(pool, picture, [q for q, _ in chosen], rng) if rng.random() < TOLD else ""
             told = f"{told} " if told else ""
             if rng.random() < 0.5:
                 turns = (f"{q} ASSISTANT: {a}{end}" for q, a in chosen)
