@@ -42,6 +42,8 @@ Report = Callable[[float, float, str], None]
 """Called with (units done, units in all, what is going on)."""
 
 ANSWER_TOKENS = 5
+TEMPLATE_TOKENS = 5
+"""What the chat template adds to a question: BOS, USER, ASSISTANT and two colons."""
 SAMPLES = 8
 """Test questions per task whose answers are kept for the report."""
 
@@ -66,7 +68,10 @@ def make_data(out: str, plan: Plan, report: Report) -> dict[str, Any]:
     texts = [row["conversations"][1]["value"].replace(SPECIALS[2], " ") for row in corpus.rows]
     words = train_word_tokenizer([*texts, template_text()], data / "tokenizer")
     sizes = {f"{t}-{s}": {"pictures": len(p.images), "questions": len(p.rows)} for (t, s), p in pools.items()}
-    return {"vocabulary": words, "documents": len(corpus.rows), "pools": sizes}
+    tokenizer = load_tokenizer(str(data / "tokenizer"))
+    asked = [r["conversations"][0]["value"] for t in TASKS for r in read_pool(data / f"{t}-test-blind").rows]
+    prompt = float(np.mean([len(tokenizer.encode(q)) for q in asked])) + TEMPLATE_TOKENS
+    return {"vocabulary": words, "prompt_tokens": round(prompt, 1), "pools": sizes}
 
 
 def make_tower(out: str, plan: Plan, report: Report) -> dict[str, Any]:
@@ -189,7 +194,7 @@ def flops_per_question(out: str, model: ModelConfig, answers: list[Answer]) -> d
     sums: dict[str, list[float]] = {t: [] for t in TASKS}
     for a in answers:
         question, reply = len(tokenizer.encode(a.question)), len(tokenizer.encode(a.truth)) + 1
-        parts = answer_flops(model, question=question + 1, prompt=question + 5, answer=reply)
+        parts = answer_flops(model, question=question + 1, prompt=question + TEMPLATE_TOKENS, answer=reply)
         sums[a.row["kind"].split("/")[0]].append(sum(parts.values()))
     return {t: float(np.mean(v)) for t, v in sums.items()}
 

@@ -141,7 +141,7 @@ def fit_laws(results: dict[str, Any]) -> dict[str, Any]:
     fits = {}
     for task in results["tasks"]:
         table = score_table(results, task)
-        fit = fit_law(table)
+        fit = fit_law(table, query_tokens=results["data"]["prompt_tokens"])
         fits[task] = fit_record(table, fit, assess(table, fit))
     return fits
 

@@ -30,9 +30,9 @@ def figure_error_vs_flops(
     Filled markers are measured cells on the measured frontier, hollow ones are beaten by a cheaper
     cell. With a `cost` of counted FLOPs the curves run through the counted cells only.
     """
-    theme = THEMES[style]
+    theme, counted = THEMES[style], cost is not None
     figure, axes = _canvas(theme)
-    counts = _curve_counts(table) if cost is None else table.visual_tokens
+    counts = table.visual_tokens if counted else _curve_counts(table)
     cost = cost or published_cost(fit.law.query_tokens)
     best = pareto(law_choices(fit.law, table.params_b, counts, cost))
     axes.plot(
@@ -48,7 +48,8 @@ def figure_error_vs_flops(
             face = colour if (n, v) in winners else theme.paper
             axes.plot(flops, err * 100, **_marker(table, v), color=colour, mfc=face, mew=1.5, zorder=3)
     _flops_axis(axes)
-    axes.set_xlabel(f"LLM inference FLOPs per query (Q = {fit.law.query_tokens:g} text tokens)")
+    published = f"LLM inference FLOPs per query (Q = {fit.law.query_tokens:g} text tokens)"
+    axes.set_xlabel("inference FLOPs per question, counted" if counted else published)
     axes.set_ylabel("error (%)")
     frontier = Line2D([], [], color=theme.accent, lw=7, alpha=0.32, label="best at each cost, by the law")
     axes.legend(handles=[frontier], loc="upper right", **_legend_text(theme))

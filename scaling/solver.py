@@ -70,7 +70,7 @@ def solve(
     lower: Params,
     upper: Params,
     max_iterations: int = 200,
-    tolerance: float = 1e-8,
+    tolerance: float = 1e-7,
 ) -> Solution:
     """Minimises the weighted squared error from one start; vmap for many.
 

@@ -1,6 +1,7 @@
 """The training loop: build, restore or start, step, log, save."""
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -63,7 +64,7 @@ def train(
 
         state = checkpoints.restore(trainer.abstract_state, batches)
         if state is None:
-            state = initial_state(config, trainer)
+            state = initial_state(config, trainer, tell=notice if progress is None else lambda _: None)
             checkpoints.begin(state)
         checkpoints.describe()
         done, steps = int(state.step), config.train.steps
@@ -84,7 +85,7 @@ def train(
         return meter.summary()
 
 
-def initial_state(config: RunConfig, trainer: Trainer) -> TrainState:
+def initial_state(config: RunConfig, trainer: Trainer, tell: Callable[[str], None] = notice) -> TrainState:
     """A fresh state from the run's seed, with the parameters of `init_from` where both runs have them,
     and the tower of `tower_from` if that one has none.
 
@@ -101,7 +102,7 @@ def initial_state(config: RunConfig, trainer: Trainer) -> TrainState:
     if config.tower_from and "vision" in abstract and "vision" not in params:
         params |= load_params(config.tower_from, ["vision"], {"vision": abstract["vision"]})[1]
     if params and (fresh := sorted(abstract.keys() - params.keys())):
-        notice(f"not in {config.init_from or config.tower_from} and started at random: {', '.join(fresh)}")
+        tell(f"not in {config.init_from or config.tower_from} and started at random: {', '.join(fresh)}")
     if not abstract.keys() - params.keys():
         return trainer.start(params)
     state = trainer.init(jax.random.key(config.train.seed))
