@@ -17,6 +17,6 @@ def plan() -> Plan:
 def quick() -> Plan:
     """The same shape of grid with a fraction of the training, to see every part work."""
     return dataclasses.replace(
-        plan(), visual_tokens=(1, 16), pictures=1500, test_pictures=60, documents=8000, tower_steps=300,
-        language_steps=200, stage1_steps=50, stage2_steps=300,
+        plan(), visual_tokens=(1, 16), pictures=1000, test_pictures=40, documents=6000, tower_steps=150,
+        language_steps=100, stage1_steps=30, stage2_steps=120,
     )  # fmt: skip
