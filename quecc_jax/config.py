@@ -27,6 +27,8 @@ class VisionConfig:
     """Hidden state used as single-level features; counts like a list of depth + 1 states."""
     levels: tuple[int, ...] = (12, 16, 22, 23)
     """Hidden states concatenated into the multi-level features."""
+    post_norm: bool = False
+    """The tower carries CLIP's final norm. No feature passes through it; it is there for export."""
 
     @property
     def grid(self) -> int:

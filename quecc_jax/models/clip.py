@@ -114,6 +114,9 @@ class ClipTower(nn.Module):
             length=c.depth,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        _, states = stack(c, self.dtype, name="layers")(x, None)
+        last, states = stack(c, self.dtype, name="layers")(x, None)
+        if c.post_norm:
+            # Declared for its parameters alone: an imported tower must be able to leave complete.
+            LayerNorm(c.norm_eps, name="post_norm")(last[:, 0])
         states = jnp.concatenate([x[None], states])[jnp.array(hidden_indices(c))]
         return states[:, :, 1:].transpose(1, 2, 0, 3)
