@@ -17,7 +17,7 @@ from quecc_jax.config import (
 )
 
 TASKS = ("single", "mosaic", "reading")
-TEXT_TOKENS = 24
+TEXT_TOKENS = 20
 """Longest question with its answer and template, in word tokens; visual slots come on top."""
 DOCUMENT_TOKENS = 96
 """Length of a row of joined documents, in word tokens."""
@@ -131,7 +131,7 @@ def picture_data(out: str, split: Literal["train", "test"], visual_tokens: int) 
     """Questions about pictures, read from cached features."""
     return DataConfig(
         sources=sources(out, split), tokenizer=f"{out}/data/tokenizer", template="short",
-        max_length=TEXT_TOKENS + visual_tokens, query_length=16, cached_features=True,
+        max_length=TEXT_TOKENS + visual_tokens, query_length=13, cached_features=True,
     )  # fmt: skip
 
 

@@ -22,6 +22,11 @@ TOLD = 0.75
 """Share of documents that begin with statements, where the picture tells any."""
 QUESTIONS = 3
 """Questions about one picture that a document holds at most."""
+COMPASS = {
+    2: (("northwest", "northeast"), ("southwest", "southeast")),
+    3: (("northwest", "north", "northeast"), ("west", "center", "east"), ("southwest", "south", "southeast")),
+}
+LINES = {2: ("top", "bottom"), 3: ("top", "middle", "bottom")}
 
 
 def write_corpus(
@@ -76,7 +81,23 @@ def _documents(pool: Pool, end: str, rng: np.random.Generator) -> Iterator[str]:
                 turns = (f"{q} ASSISTANT: {a}{end}" for q, a in chosen)
                 yield f"USER: {told}" + "USER: ".join(turns)
             else:
-                yield told + " ".join(f"{q} {a}" for q, a in chosen) + end
+                m = len(pool.cells[picture])
+                yield told + " ".join(f"{q} {topic(q, m)}: {a}" for q, a in chosen) + end
+
+
+def topic(question: str, m: int) -> str:
+    """One word for what a question is about: the cell, the row, the colour or the shape it names.
+
+    A row of a grid of m x m cells is "top", "middle" or "bottom" and a cell "northwest", "center"
+    and so on; grids of other sizes than 2 and 3 have cells that are called "cell", rows "row".
+    """
+    if found := re.search(r"row (\d+), column (\d+)", question):
+        row, column = int(found[1]) - 1, int(found[2]) - 1
+        return COMPASS[m][row][column] if m in COMPASS else "cell"
+    if found := re.search(r"in row (\d+)", question):
+        return LINES[m][int(found[1]) - 1] if m in LINES else "row"
+    named = [word for word in (*COLORS, *SHAPES) if re.search(rf"\b{word}s?\b", question)]
+    return named[0] if named else "picture"
 
 
 def statements(pool: Pool, picture: int, questions: Sequence[str], rng: np.random.Generator) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from quecc_jax.data.cells import COLORS, SHAPES
-from quecc_jax.data.corpus import statements, write_corpus, write_questions
+from quecc_jax.data.corpus import statements, topic, write_corpus, write_questions
 from quecc_jax.errors import UserError
 
 END = "<eos>"
@@ -79,13 +79,47 @@ def test_documents_hold_every_question_and_end(pools, tmp_path):
     assert sum(document.count("?") for document in documents) == sum(len(pool.rows) for pool in trains)
     everything = "\n".join(documents)
     for question, answer in (question_answer(row) for pool in trains for row in pool.rows):
-        assert f"{question} {answer}" in everything or f"{question} ASSISTANT: {answer}{END}" in everything
+        bare = re.search(rf"{re.escape(question)} [a-z]+: {answer}", everything)
+        assert bare or f"{question} ASSISTANT: {answer}{END}" in everything
     chat = [document.startswith("USER: ") for document in documents]
     # A question opens every document that states nothing.
     bare = [re.match(r"(USER: )?(row \d|an? )", document) is None for document in documents]
     assert 0.35 < np.mean(chat) < 0.65 and 0.2 < np.mean(bare) < 0.5
     assert len({row["id"] for row in corpus.rows}) == corpus.meta["rows"]
     assert not any("image" in row for row in corpus.rows) and len(corpus.images) == 0
+
+
+@pytest.mark.parametrize(
+    ("question", "m", "word"),
+    [
+        ("what color is the shape in row 1, column 2?", 2, "northeast"),
+        ("which digit is in row 2, column 1?", 2, "southwest"),
+        ("what shape is in row 2, column 2?", 3, "center"),
+        ("which digit is in row 3, column 1?", 3, "southwest"),
+        ("what shape is in row 2, column 4?", 4, "cell"),
+        ("what number is written in row 2?", 2, "bottom"),
+        ("what number is written in row 4?", 4, "row"),
+        ("how many red shapes are there?", 2, "red"),
+        ("how many circles are there?", 2, "circle"),
+        ("is there a teal shape in the image?", 1, "teal"),
+        ("what color is the shape?", 1, "picture"),
+    ],
+)
+def test_topic_names_what_a_question_is_about(question, m, word):
+    assert topic(question, m) == word
+
+
+def test_bare_documents_name_the_topic_before_the_answer(pools, tmp_path):
+    corpus = write_corpus([pools["reading", "train"]], tmp_path / "text", 0, END, joined=1)
+    named = 0
+    for row in corpus.rows:
+        text = row["conversations"][1]["value"]
+        for r, c, word in re.findall(r"digit is in row (\d), column (\d)\? (\w+):", text):
+            if word != "ASSISTANT":
+                m = len(pools["reading", "train"].cells[0])
+                assert word == topic(f"in row {r}, column {c}?", m)
+                named += 1
+    assert named > 20
 
 
 def test_documents_are_joined_and_limited(pools, tmp_path):
