@@ -1,22 +1,32 @@
 """How tensors of another project map to slabs of this library's parameters, in both directions."""
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
+
+from quecc_jax.errors import UserError
 
 Array = Any
 Arrays = tuple[Array, ...]
+Shape = tuple[int, ...]
+Path = tuple[str, ...]
+
+SHOWN = 20
+"""Names of one kind that an error lists before it only counts them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Slab:
     """One leaf of the parameter tree, or one layer of a leaf that is stacked over layers."""
 
-    path: tuple[str, ...]
+    path: Path
     """E.g. ("decoder", "layers", "q", "kernel")."""
     layer: int | None
     """Index on the leaf's first axis; None means the whole leaf."""
-    shape: tuple[int, ...]
+    shape: Shape
     """Shape of the slab, without the axis of layers."""
 
 
@@ -26,10 +36,181 @@ class Rule:
 
     theirs: tuple[str, ...]
     """Tensor names, e.g. ("model.layers.0.self_attn.qkv_proj.weight",)."""
-    shapes: tuple[tuple[int, ...], ...]
+    shapes: tuple[Shape, ...]
     """Their shapes, in order."""
     ours: tuple[Slab, ...]
     to_ours: Callable[[Arrays], Arrays]
     """Their tensors to our slabs: an exact rearrangement that keeps the dtype."""
     to_theirs: Callable[[Arrays], Arrays]
     """The inverse."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a module's leaves are: the path that they share, and the layer of a stack."""
+
+    path: Path
+    layer: int | None = None
+
+    def slab(self, name: str, *shape: int) -> Slab:
+        """The leaf `name`, e.g. "q/kernel", of this module."""
+        return Slab((*self.path, *name.split("/")), self.layer, shape)
+
+
+def same(name: str, slab: Slab) -> Rule:
+    """One tensor that both sides hold in the same layout."""
+    return Rule((name,), (slab.shape,), (slab,), lambda theirs: theirs, lambda ours: ours)
+
+
+def vector(name: str, *slabs: Slab) -> Rule:
+    """A vector that is ours laid end to end, each raveled: biases of fused projections."""
+    sizes = [math.prod(s.shape) for s in slabs]
+
+    def split(theirs: Arrays) -> Arrays:
+        return tuple(
+            part.reshape(slab.shape) for part, slab in zip(_cut(theirs[0], sizes), slabs, strict=True)
+        )
+
+    def join(ours: Arrays) -> Arrays:
+        return (_concatenate([a.reshape(-1) for a in ours]),)
+
+    return Rule((name,), ((sum(sizes),),), slabs, split, join)
+
+
+def matrix(name: str, *slabs: Slab, inputs: int = 1) -> Rule:
+    """A torch Linear weight [out, in] whose rows are our kernels one after another.
+
+    Args:
+      name: their tensor.
+      slabs: our kernels; the first `inputs` axes are the input's, the others the output's.
+      inputs: axes of the input, e.g. 2 for a kernel [heads, head_dim, D].
+    """
+    wide = math.prod(slabs[0].shape[:inputs])
+    rows = [math.prod(s.shape[inputs:]) for s in slabs]
+
+    def split(theirs: Arrays) -> Arrays:
+        parts = _cut(theirs[0], rows)
+        return tuple(part.T.reshape(slab.shape) for part, slab in zip(parts, slabs, strict=True))
+
+    def join(ours: Arrays) -> Arrays:
+        return (_concatenate([a.reshape(wide, -1).T for a in ours]),)
+
+    return Rule((name,), ((sum(rows), wide),), slabs, split, join)
+
+
+def dense(name: str, place: Place, own: str, ins: Shape, outs: Shape, bias: bool) -> list[Rule]:
+    """A Linear `name` as kernel [*ins, *outs] and bias [*outs] of our module `own`."""
+    rules = [matrix(f"{name}.weight", place.slab(f"{own}/kernel", *ins, *outs), inputs=len(ins))]
+    return rules + ([vector(f"{name}.bias", place.slab(f"{own}/bias", *outs))] if bias else [])
+
+
+def norm(name: str, place: Place, own: str, width: int, bias: bool) -> list[Rule]:
+    """A norm's weight, and bias, as scale and bias of our module `own`."""
+    rules = [same(f"{name}.weight", place.slab(f"{own}/scale", width))]
+    return rules + ([same(f"{name}.bias", place.slab(f"{own}/bias", width))] if bias else [])
+
+
+def _cut(array: Array, sizes: Sequence[int]) -> list[Array]:
+    """Consecutive pieces of the first axis."""
+    ends = np.cumsum(sizes).tolist()
+    return [array[end - size : end] for end, size in zip(ends, sizes, strict=True)]
+
+
+def _concatenate(arrays: Sequence[Array]) -> Array:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def leaf_shapes(rules: Iterable[Rule]) -> dict[Path, Shape]:
+    """Whole leaves that the rules fill, with their axis of layers.
+
+    Raises:
+      ValueError: a slab is filled twice, or a stack misses a layer or mixes shapes.
+    """
+    found: dict[Path, dict[int | None, Shape]] = {}
+    for slab in (slab for rule in rules for slab in rule.ours):
+        layers = found.setdefault(slab.path, {})
+        if slab.layer in layers:
+            raise ValueError(f"two rules fill {'/'.join(slab.path)}, layer {slab.layer}")
+        layers[slab.layer] = slab.shape
+    shapes = {}
+    for path, layers in found.items():
+        one = next(iter(layers.values()))
+        stacked = None not in layers
+        if set(layers.values()) != {one} or set(layers) != (set(range(len(layers))) if stacked else {None}):
+            raise ValueError(f"{'/'.join(path)} is filled by layers {list(layers.items())}")
+        shapes[path] = (len(layers), *one) if stacked else one
+    return shapes
+
+
+def check(rules: Iterable[Rule], found: Mapping[str, Shape], ignored: Iterable[str] = (),
+          where: str = "the checkpoint") -> None:  # fmt: skip
+    """Compares the tensors that rules need with those that are there.
+
+    Args:
+      rules: what is needed.
+      found: shapes by name of all tensors that are there.
+      ignored: names among them that are knowingly left out.
+      where: the place that was read, for the message.
+
+    Raises:
+      UserError: naming every missing, extra and reshaped tensor (the first twenty of each kind).
+      ValueError: two rules read the same tensor.
+    """
+    needed: dict[str, Shape] = {}
+    for rule in rules:
+        for name, shape in zip(rule.theirs, rule.shapes, strict=True):
+            if name in needed:
+                raise ValueError(f"two rules read {name}")
+            needed[name] = tuple(shape)
+    problems = {
+        "missing": [f"{n} {list(s)}" for n, s in needed.items() if n not in found],
+        "unknown": [f"{n} {list(found[n])}" for n in found.keys() - needed.keys() - set(ignored)],
+        "of another shape": [
+            f"{n} {list(found[n])} instead of {list(s)}"
+            for n, s in needed.items()
+            if n in found and tuple(found[n]) != s
+        ],
+    }
+    if any(problems.values()):
+        listed = "; ".join(f"{len(v)} {kind}: {_some(v)}" for kind, v in problems.items() if v)
+        raise UserError(
+            f"the tensors of {where} are not those of its config.json: {listed}; "
+            "is a shard missing, or does the config belong to another model?"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    first = ", ".join(sorted(names)[:SHOWN])
+    return f"{first} and {len(names) - SHOWN} more" if len(names) > SHOWN else first
+
+
+
+def to_tree(rules: Iterable[Rule], tensors: Mapping[str, Array]) -> dict[str, Any]:
+    """The nested parameters that tensors in memory amount to, stacked over layers."""
+    leaves: dict[Path, dict[int | None, Array]] = {}
+    for rule in rules:
+        arrays = rule.to_ours(tuple(tensors[name] for name in rule.theirs))
+        for slab, array in zip(rule.ours, arrays, strict=True):
+            leaves.setdefault(slab.path, {})[slab.layer] = array
+    tree: dict[str, Any] = {}
+    for path, layers in leaves.items():
+        node = tree
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        whole = layers[None] if None in layers else np.stack([layers[i] for i in range(len(layers))])
+        node[path[-1]] = whole
+    return tree
+
+
+def from_tree(rules: Iterable[Rule], tree: Mapping[str, Any]) -> dict[str, Array]:
+    """The inverse of `to_tree`: their tensors by name."""
+    tensors: dict[str, Array] = {}
+    for rule in rules:
+        arrays = []
+        for slab in rule.ours:
+            leaf: Any = tree
+            for key in slab.path:
+                leaf = leaf[key]
+            arrays.append(leaf if slab.layer is None else leaf[slab.layer])
+        tensors.update(zip(rule.theirs, rule.to_theirs(tuple(arrays)), strict=True))
+    return tensors
