@@ -42,17 +42,61 @@ class VisionConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies differ from theta^(-2i / d); the names in brackets are Hugging Face's."""
+
+    kind: Literal["none", "linear", "llama3", "longrope"] = "none"
+    factor: float = 1.0
+    """`linear` divides all frequencies by it, `llama3` (LLaMA-3.1) the slow ones."""
+    slow_turns: float = 1.0
+    """`llama3`: full turns within original_length below which a pair is slow [low_freq_factor]."""
+    fast_turns: float = 4.0
+    """`llama3`: turns above which a pair keeps its frequency [high_freq_factor]."""
+    original_length: int = 0
+    """`llama3`, `longrope`: positions of the pretraining [original_max_position_embeddings]."""
+    short_factors: tuple[float, ...] = ()
+    """`longrope` (Phi-3): divisors of the frequencies in rows of up to original_length [short_factor]."""
+    long_factors: tuple[float, ...] = ()
+    """`longrope`: the same in longer rows [long_factor]."""
+    attention_factor: float = 1.0
+    """`longrope`: factor on cosines and sines. Hugging Face's default for a model that was stretched
+    s > 1 times, s = max_position_embeddings / original_length, is
+    sqrt(1 + ln(s) / ln(original_length))."""
+
+
+@dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """Causal transformer. The defaults are LLaMA-7B / Vicuna-7B; other families are values."""
+    """Causal transformer. The defaults are LLaMA-7B / Vicuna-7B; other families are values.
+
+    Mistral sets `window`, Qwen-1.5 and Qwen2 `qkv_bias`, Phi-3 `rope_scaling` and `window`. MPT is
+    `positions` alibi, `norm` layer, `mlp` gelu and `tie_embeddings`.
+    """
 
     vocab_size: int = 32000
     width: int = 4096
     depth: int = 32
     heads: int = 32
     kv_heads: int = 32
+    head_width: int = 0
+    """Width of one head where it is not width / heads (Mistral-Nemo); 0 where it is. Code reads
+    `head_dim`."""
     mlp_width: int = 11008
-    rope_theta: float = 10000.0
+    mlp: Literal["swiglu", "gelu"] = "swiglu"
+    """`swiglu` has the matrices gate, up and down; `gelu` (exact) has up and down."""
+    norm: Literal["rms", "layer"] = "rms"
+    """Root-mean-square norm, or LayerNorm without bias."""
     norm_eps: float = 1e-5
+    positions: Literal["rotary", "alibi"] = "rotary"
+    rope_theta: float = 10000.0
+    rope_fraction: float = 1.0
+    """Share of each head's width that is rotated, from the front (Phi's partial rotary factor)."""
+    rope_scaling: RopeScaling = RopeScaling()
+    alibi_bias_max: int = 8
+    """`alibi`: head slopes are 2^(-alibi_bias_max i / n), i = 1 .. n, for n heads, a power of two."""
+    window: int = 0
+    """Tokens that a position sees, itself included; 0 is no limit (Mistral's sliding window)."""
+    full_layers: int = 0
+    """First layers that the window spares (Qwen2's max_window_layers)."""
     qkv_bias: bool = False
     """Biases on the query, key and value projections, as in Qwen-1.5 and Qwen2."""
     tie_embeddings: bool = False
@@ -61,20 +105,31 @@ class DecoderConfig:
     @property
     def head_dim(self) -> int:
         """Width of one attention head."""
-        return self.width // self.heads
+        return self.head_width or self.width // self.heads
+
+    @property
+    def rotated_dim(self) -> int:
+        """Leading part of each head that carries rotary positions."""
+        return int(self.head_dim * self.rope_fraction)
 
 
 @dataclasses.dataclass(frozen=True)
 class CompressorConfig:
     """Visual token compressor between tower and projector."""
 
-    name: Literal["quecc"] = "quecc"
+    name: Literal["quecc", "none"] = "quecc"
+    """`none` passes all features of the select layer on, as LLaVA-1.5 does; it reads nothing below."""
     kernel: int = 24
     """Side of the depthwise convolution that makes the queries, in patches."""
     stride: int = 24
     heads: int = 8
     query: Literal["question", "zero"] = "question"
     """What is injected into the features: the question's feature, or zeros (the ablation)."""
+
+    @property
+    def reads_question(self) -> bool:
+        """Whether visual tokens depend on the question, which then needs a pass of its own."""
+        return self.name != "none" and self.query == "question"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,10 +283,7 @@ def validate(config: RunConfig) -> None:
          f"vision.image_size {vision.image_size} is not a multiple of patch_size {vision.patch_size}"),
         (vision.width % vision.heads == 0,
          f"vision.width {vision.width} is not a multiple of its {vision.heads} heads"),
-        (decoder.width % decoder.heads == 0,
-         f"decoder.width {decoder.width} is not a multiple of its {decoder.heads} heads"),
-        (decoder.heads % decoder.kv_heads == 0,
-         f"decoder.heads {decoder.heads} is not a multiple of kv_heads {decoder.kv_heads}"),
+        *_decoder_checks(decoder),
         (train.batch_size % train.accumulation == 0,
          f"train.batch_size {train.batch_size} does not split into {train.accumulation} slices"),
         (all(-vision.depth - 1 <= k <= vision.depth for k in (*vision.levels, vision.select_layer)),
@@ -257,8 +309,40 @@ def validate(config: RunConfig) -> None:
             f"model.projector identity needs vision.width {vision.width} and decoder.width {decoder.width} "
             "to be equal; change one of them or use linear"
         )
+    if depth == 0 and config.model.compressor.name == "none" and train.stage == 1:
+        raise UserError("train.stage 1 has nothing to train: there is neither compressor nor projector; "
+                        "choose stage 0 or 2")
     if visual * config.data.images_per_row >= config.data.max_length:
         raise UserError(
             f"data.max_length {config.data.max_length} leaves no room for text beside "
             f"{config.data.images_per_row} x {visual} visual tokens; raise it"
         )
+
+
+def _decoder_checks(decoder: DecoderConfig) -> list[tuple[bool, str]]:
+    """(holds, what to say if it does not) for every rule about a decoder."""
+    scaling, pairs = decoder.rope_scaling, decoder.rotated_dim // 2
+    rotary, where = decoder.positions == "rotary", "decoder.rope_scaling"
+    return [
+        (decoder.head_width > 0 or decoder.width % decoder.heads == 0,
+         f"decoder.width {decoder.width} is not a multiple of its {decoder.heads} heads"),
+        (decoder.heads % decoder.kv_heads == 0,
+         f"decoder.heads {decoder.heads} is not a multiple of kv_heads {decoder.kv_heads}"),
+        (not rotary or (0 < decoder.rotated_dim <= decoder.head_dim and decoder.rotated_dim % 2 == 0),
+         f"decoder.rope_fraction {decoder.rope_fraction} rotates {decoder.rotated_dim} of a head's "
+         f"{decoder.head_dim} channels, which is not a number of pairs"),
+        (rotary or scaling.kind == "none",
+         f"{where}.kind {scaling.kind} needs decoder.positions rotary, not {decoder.positions}"),
+        (scaling.kind in ("none", "linear") or scaling.original_length > 0,
+         f"{where}.original_length {scaling.original_length} is not positive, as kind {scaling.kind} needs"),
+        (scaling.kind not in ("linear", "llama3") or scaling.factor > 0,
+         f"{where}.factor {scaling.factor} is not positive"),
+        (scaling.kind != "llama3" or 0 < scaling.slow_turns < scaling.fast_turns,
+         f"{where}.slow_turns {scaling.slow_turns} is not between 0 and fast_turns {scaling.fast_turns}"),
+        (scaling.kind != "longrope" or len(scaling.short_factors) == len(scaling.long_factors) == pairs,
+         f"{where} has {len(scaling.short_factors)} short_factors and {len(scaling.long_factors)} "
+         f"long_factors for the {pairs} rotated pairs of a head"),
+        (decoder.window >= 0 and 0 <= decoder.full_layers <= decoder.depth,
+         f"decoder.window {decoder.window} or full_layers {decoder.full_layers} is negative or above "
+         f"depth {decoder.depth}"),
+    ]

@@ -4,14 +4,18 @@ Norms, activations, softmax and embedding lookups are left out; they are below o
 sizes of real models.
 """
 
+import dataclasses
+
 from quecc_jax.config import DecoderConfig, ModelConfig, RunConfig, VisionConfig
+from quecc_jax.models.clip import hidden_indices
 from quecc_jax.models.projector import projector_depth
 
 
 def decoder_params(config: DecoderConfig) -> int:
     """Weights of the decoder's layers (norms and biases left out), without embedding and output matrix."""
     attention = config.width * config.head_dim * (2 * config.heads + 2 * config.kv_heads)
-    return config.depth * (attention + 3 * config.width * config.mlp_width)
+    matrices = 3 if config.mlp == "swiglu" else 2
+    return config.depth * (attention + matrices * config.width * config.mlp_width)
 
 
 def attention_flops(config: DecoderConfig, tokens: int, context: int) -> float:
@@ -26,14 +30,17 @@ def decoder_flops(config: DecoderConfig, tokens: int, context: int, logits: int)
 
 
 def tower_flops(config: VisionConfig) -> float:
-    """Forward FLOPs of the vision tower for one picture."""
+    """Forward FLOPs of the vision tower for one picture, up to the last layer that is read."""
     n, d = config.patches + 1, config.width
     layer = 2.0 * n * (4 * d * d + 2 * d * config.mlp_width) + 4.0 * n * n * d
-    return config.depth * layer + 2.0 * config.patches * 3 * config.patch_size**2 * d
+    return hidden_indices(config)[-1] * layer + 2.0 * config.patches * 3 * config.patch_size**2 * d
 
 
 def compressor_flops(config: ModelConfig) -> float:
-    """Forward FLOPs of QueCC for one picture: towers, convolution, absorbed region attention."""
+    """Forward FLOPs of QueCC for one picture: towers, convolution, absorbed region attention; 0 for
+    no compressor."""
+    if config.compressor.name == "none":
+        return 0.0
     d, n, v = config.vision.width, config.vision.patches, config.visual_tokens
     levels, heads, text = len(config.vision.levels), config.compressor.heads, config.decoder.width
     towers = 2 * n * (levels * d * d + d * d) + n * 2 * d * d
@@ -50,7 +57,7 @@ def projector_flops(config: ModelConfig) -> float:
 
 def query_flops(config: ModelConfig, tokens: int) -> float:
     """FLOPs of the decoder's pass over a bare question of `tokens` tokens; 0 without a query."""
-    return 0.0 if config.compressor.query == "zero" else decoder_flops(config.decoder, tokens, tokens, 0)
+    return decoder_flops(config.decoder, tokens, tokens, 0) if config.compressor.reads_question else 0.0
 
 
 def answer_flops(
@@ -78,7 +85,8 @@ def train_flops(config: RunConfig) -> float:
 
     A matrix product costs twice its forward again in the backward pass: once for the gradient of
     each factor. Frozen weights save theirs, and so do the tower's states, on which the key and value
-    towers' first products act. What is recomputed is not counted. Rows count at their padded length.
+    towers' first products act (or the projector's, without a compressor). What is recomputed is not
+    counted. Rows count at their padded length.
     """
     model, data, stage = config.model, config.data, config.train.stage
     length, vision = data.max_length, model.vision
@@ -91,6 +99,8 @@ def train_flops(config: RunConfig) -> float:
         picture += query_flops(model, data.query_length)
         adapter = compressor_flops(model) + projector_flops(model)
         first = 2.0 * 2 * vision.patches * len(vision.levels) * vision.width**2
+        if model.compressor.name == "none":
+            first = projector_flops(dataclasses.replace(model, projector="linear")) if adapter else 0.0
         picture += adapter if stage == 0 else 3.0 * adapter - first
         total += data.images_per_row * picture
     return total * config.train.batch_size

@@ -107,13 +107,18 @@ class ClipTower(nn.Module):
         )
         x = jnp.concatenate([jnp.broadcast_to(cls.astype(self.dtype), (b, 1, c.width)), x], axis=1)
         x = LayerNorm(c.norm_eps, name="pre_norm")(x + position.astype(self.dtype))
+        # Layers above the last state that is read have parameters, as checkpoints do, but never run.
+        used = c.depth if self.is_initializing() else hidden_indices(c)[-1]
         stack = nn.scan(
             ClipLayer,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            length=c.depth,
+            length=used,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
+        if used < c.depth:
+            first = functools.partial(jax.tree.map, lambda leaf: leaf[:used])
+            stack = nn.map_variables(stack, "params", trans_in_fn=first)
         last, states = stack(c, self.dtype, name="layers")(x, None)
         if c.post_norm:
             # Declared for its parameters alone: an imported tower must be able to leave complete.

@@ -1,4 +1,4 @@
-"""The causal decoder. LLaMA/Vicuna and Qwen-1.5/Qwen2 are values of DecoderConfig."""
+"""The causal decoder. LLaMA/Vicuna, Mistral, Qwen-1.5/Qwen2, Phi-3 and MPT are values of DecoderConfig."""
 
 import functools
 from typing import Any, NamedTuple
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from quecc_jax.config import DecoderConfig
 from quecc_jax.models.layers import (
+    LayerNorm,
     MaskSpec,
     RMSNorm,
     attention,
@@ -16,9 +17,8 @@ from quecc_jax.models.layers import (
     linear,
     logical,
     matrix_init,
-    rotary_angles,
-    rotate,
 )
+from quecc_jax.models.positions import Angles, alibi_slopes, rotary_angles, rotate
 
 
 class Cache(NamedTuple):
@@ -30,6 +30,8 @@ class Cache(NamedTuple):
     """[L, B, T, K, head_dim]"""
     segments: jax.Array
     """int32 [B, T]; 0 where a place is empty or padding."""
+    positions: jax.Array
+    """int32 [B, T]"""
     length: jax.Array
     """int32 [], places written so far."""
 
@@ -41,6 +43,7 @@ def empty_cache(config: DecoderConfig, rows: int, places: int, dtype: Any = jnp.
         jnp.zeros(shape, dtype),
         jnp.zeros(shape, dtype),
         jnp.zeros((rows, places), jnp.int32),
+        jnp.zeros((rows, places), jnp.int32),
         jnp.zeros((), jnp.int32),
     )
 
@@ -51,8 +54,15 @@ def embedding_variance(config: DecoderConfig) -> float:
     return 1.0 / config.width if config.tie_embeddings else 1.0
 
 
+def make_norm(config: DecoderConfig, name: str | None = None) -> RMSNorm | LayerNorm:
+    """The norm that a config names."""
+    if config.norm == "rms":
+        return RMSNorm(config.norm_eps, name=name)
+    return LayerNorm(config.norm_eps, bias=False, name=name)
+
+
 class DecoderLayer(nn.Module):
-    """Pre-norm attention with rotary positions and grouped heads, then a SwiGLU MLP."""
+    """Pre-norm attention with grouped heads, then an MLP."""
 
     config: DecoderConfig
     dtype: Any
@@ -62,33 +72,47 @@ class DecoderLayer(nn.Module):
         self,
         x: jax.Array,
         cached: tuple[jax.Array, jax.Array] | None,
-        angles: tuple[jax.Array, jax.Array],
+        window: jax.Array | None,
+        angles: Angles | None,
         mask: MaskSpec,
         start: jax.Array | None,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
-        """x [B, S, D] and this layer's cache [B, T, K, head_dim] -> (x, updated cache)."""
+        """x [B, S, D], this layer's cache [B, T, K, head_dim] and window [] -> (x, updated cache)."""
         c = self.config
         dense = functools.partial(linear, dtype=self.dtype)
-        y = RMSNorm(c.norm_eps, name="norm1")(x)
+        y = make_norm(c, "norm1")(x)
         q = dense((c.heads, c.head_dim), ("embed", "heads", "head_dim"), bias=c.qkv_bias, name="q")(y)
         kv = functools.partial(
             dense, (c.kv_heads, c.head_dim), ("embed", "kv_heads", "head_dim"), bias=c.qkv_bias
         )
-        q, k, v = rotate(q, angles), rotate(kv(name="k")(y), angles), kv(name="v")(y)
+        k, v = kv(name="k")(y), kv(name="v")(y)
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
         if cached is not None and start is not None:
             write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=1)
             k, v = (write(old, new.astype(old.dtype)) for old, new in zip(cached, (k, v), strict=True))
             cached = k, v
-        y = attention(q, k.astype(self.dtype), v.astype(self.dtype), mask)
+        y = attention(q, k.astype(self.dtype), v.astype(self.dtype), mask._replace(window=window))
         # What 2 L blocks add to the stream together starts as large as the embedding.
         variance = 0.5 * embedding_variance(c) / c.depth
         residual = functools.partial(dense, c.width, bias=False, variance=variance)
         x = x + residual(("heads", "head_dim", "embed"), inputs=2, name="out")(y)
-        y = RMSNorm(c.norm_eps, name="norm2")(x)
+        y = make_norm(c, "norm2")(x)
         up = functools.partial(dense, c.mlp_width, ("embed", "mlp"), bias=False)
-        y = jax.nn.silu(up(name="gate")(y)) * up(name="up")(y)
+        if c.mlp == "swiglu":
+            y = jax.nn.silu(up(name="gate")(y)) * up(name="up")(y)
+        else:
+            y = jax.nn.gelu(up(name="up")(y), approximate=False)
         x = x + residual(("mlp", "embed"), name="down")(y)
         return nn.with_logical_constraint(x, ("batch", "sequence", None)), cached
+
+
+def layer_windows(config: DecoderConfig) -> jax.Array | None:
+    """int32 [L], the tokens that each layer's positions see; None if all see all."""
+    if not config.window:
+        return None
+    spared = jnp.arange(config.depth) < config.full_layers
+    return jnp.where(spared, jnp.iinfo(jnp.int32).max, config.window)
 
 
 class Decoder(nn.Module):
@@ -114,12 +138,12 @@ class Decoder(nn.Module):
             layer,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=c.depth,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         self.layers = stack(c, self.dtype)
-        self.norm = RMSNorm(c.norm_eps)
+        self.norm = make_norm(c)
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Embeddings [B, S, D] of token ids [B, S]."""
@@ -135,7 +159,7 @@ class Decoder(nn.Module):
 
         Args:
           x: embeddings [B, S, D].
-          positions: int32 [B, S], rotary positions.
+          positions: int32 [B, S], rising by one per token within a segment.
           segments: int32 [B, S]; positions see earlier ones of their own segment, 0 is padding.
           cache: earlier positions to attend to; the new ones are appended. The caller keeps
             length + S within its places.
@@ -143,16 +167,25 @@ class Decoder(nn.Module):
         Returns:
           Hidden states [B, S, D] and the extended cache (None without one).
         """
-        angles = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
+        c = self.config
         x = x.astype(self.dtype)
+        places = x.shape[1] if cache is None else cache.segments.shape[1]
+        angles = rotary_angles(positions, c, places) if c.positions == "rotary" else None
+        slopes = alibi_slopes(c.heads, c.alibi_bias_max) if c.positions == "alibi" else None
+        windows = layer_windows(c)
         if cache is None:
-            x, _ = self.layers(x, None, angles, causal(segments), None)
+            mask = causal(segments, positions)._replace(slopes=slopes)
+            x, _ = self.layers(x, None, windows, angles, mask, None)
             return self.norm(x), None
         start, index = cache.length, jnp.arange(x.shape[1])
-        held = jax.lax.dynamic_update_slice_in_dim(cache.segments, segments, start, axis=1)
-        mask = MaskSpec(segments, held, start + index, jnp.arange(held.shape[1]))
-        x, (keys, values) = self.layers(x, (cache.keys, cache.values), angles, mask, start)
-        return self.norm(x), Cache(keys, values, held, start + x.shape[1])
+        append = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=1)
+        held = append(cache.segments, segments), append(cache.positions, positions)
+        mask = MaskSpec(
+            q_segments=segments, k_segments=held[0], q_index=start + index, k_index=jnp.arange(places),
+            q_positions=positions, k_positions=held[1], slopes=slopes,
+        )  # fmt: skip
+        x, (keys, values) = self.layers(x, (cache.keys, cache.values), windows, angles, mask, start)
+        return self.norm(x), Cache(keys, values, *held, start + x.shape[1])
 
     def output_matrix(self) -> jax.Array:
         """The matrix [D, vocab] that turns hidden states into logits."""

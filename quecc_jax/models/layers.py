@@ -1,4 +1,4 @@
-"""Pieces every model here shares: linear layers, norms, rotary positions, masks, attention.
+"""Pieces every model here shares: linear layers, norms, masks, attention.
 
 Logical axis names used by parameters (`sharding.py` maps them to mesh axes): `embed`, `mlp`,
 `heads`, `kv_heads`, `head_dim`, `vocab`, `layers`, and None for axes that are never split.
@@ -68,18 +68,20 @@ def linear(features: int | tuple[int, ...], axes: Axes, **rest: Any) -> Linear:
 
 
 class LayerNorm(nn.Module):
-    """LayerNorm with scale and bias over the last axis, computed in float32, returned in x's type."""
+    """LayerNorm over the last axis, computed in float32, returned in x's type."""
 
     eps: float
+    bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param("scale", logical(nn.initializers.ones, None), (x.shape[-1],))
-        bias = self.param("bias", logical(nn.initializers.zeros, None), (x.shape[-1],))
         y = x.astype(jnp.float32)
         y = y - jnp.mean(y, axis=-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
-        return (y * scale + bias).astype(x.dtype)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps) * scale
+        if self.bias:
+            y = y + self.param("bias", logical(nn.initializers.zeros, None), (x.shape[-1],))
+        return y.astype(x.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -95,56 +97,62 @@ class RMSNorm(nn.Module):
         return (y * scale).astype(x.dtype)
 
 
-def rotary_angles(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines [B, S, head_dim / 2] of the rotary embedding, float32.
-
-    Frequencies are theta^(-2i / head_dim); positions is int32 [B, S].
-    """
-    frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angle = positions.astype(jnp.float32)[..., None] * frequency
-    return jnp.cos(angle), jnp.sin(angle)
-
-
-def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Applies half-split rotary positions to x [B, S, H, head_dim] in float32; keeps x's type."""
-    cos, sin = (a[:, :, None, :] for a in angles)
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return rotated.astype(x.dtype)
-
-
 class MaskSpec(NamedTuple):
     """What attention may see: keys of the query's own segment that are not later in the row.
 
-    All int32. Kept as vectors so that kernels which build masks on the fly can take them; only
-    `dense_mask` makes the S x T matrix.
+    A window limits how far back, and slopes make distance cost; both count in positions, so holes
+    that padding leaves in a cache have no width. Within a segment positions rise by one per token.
+    Kept as vectors so that kernels which build masks on the fly can take them; only `dense_mask`
+    and `dense_bias` make S x T matrices.
 
-    Example, two conversations packed into a row of five with one padding position:
-      segments 1 1 2 2 0, index 0 1 2 3 4
-      position 1 sees 0 and 1; position 3 sees 2 and 3; padding sees padding, and is never used.
+    Example, two conversations packed into a row of six with one padding place:
+      segments 1 1 1 2 2 0, index 0 1 2 3 4 5, positions 0 1 2 0 1 0
+      index 2 sees 0, 1 and 2, within a window of 2 only 1 and 2; index 4 sees 3 and 4; padding sees
+      padding, and is never used.
     """
 
     q_segments: jax.Array
-    """[B, S]"""
+    """int32 [B, S]"""
     k_segments: jax.Array
-    """[B, T]"""
+    """int32 [B, T]"""
     q_index: jax.Array
-    """[S] place of each query among the keys."""
+    """int32 [S], place of each query among the keys."""
     k_index: jax.Array
-    """[T]"""
+    """int32 [T]"""
+    q_positions: jax.Array
+    """int32 [B, S]"""
+    k_positions: jax.Array
+    """int32 [B, T]"""
+    window: jax.Array | None = None
+    """int32 [], tokens that a query sees, itself included."""
+    slopes: jax.Array | None = None
+    """float32 [H], taken off a head's logits per position of distance (ALiBi)."""
 
 
-def causal(segments: jax.Array) -> MaskSpec:
-    """Causal attention within segments [B, S] of one pass without a cache."""
+def causal(segments: jax.Array, positions: jax.Array) -> MaskSpec:
+    """Causal attention within segments, both int32 [B, S], of one pass without a cache."""
     index = jnp.arange(segments.shape[1])
-    return MaskSpec(segments, segments, index, index)
+    return MaskSpec(segments, segments, index, index, positions, positions)
 
 
 def dense_mask(spec: MaskSpec) -> jax.Array:
     """bool [B, 1, S, T], True where attention is allowed."""
     same = spec.q_segments[:, :, None] == spec.k_segments[:, None, :]
-    past = spec.k_index[None, :] <= spec.q_index[:, None]
-    return (same & past)[:, None]
+    seen = same & (spec.k_index[None, :] <= spec.q_index[:, None])
+    if spec.window is not None:
+        seen &= _distance(spec) < spec.window
+    return seen[:, None]
+
+
+def dense_bias(spec: MaskSpec) -> jax.Array | None:
+    """float32 [B, H, S, T] to be added to the logits; None without slopes."""
+    if spec.slopes is None:
+        return None
+    return -spec.slopes[:, None, None] * _distance(spec)[:, None].astype(jnp.float32)
+
+
+def _distance(spec: MaskSpec) -> jax.Array:
+    return spec.q_positions[:, :, None] - spec.k_positions[:, None, :]
 
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: MaskSpec | None) -> jax.Array:
@@ -158,4 +166,6 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: MaskSpec | None) -
     Returns:
       [B, S, H, head_dim] in q's type.
     """
-    return jax.nn.dot_product_attention(q, k, v, mask=None if mask is None else dense_mask(mask))
+    if mask is None:
+        return jax.nn.dot_product_attention(q, k, v)
+    return jax.nn.dot_product_attention(q, k, v, bias=dense_bias(mask), mask=dense_mask(mask))

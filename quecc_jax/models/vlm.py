@@ -63,7 +63,7 @@ class VLM(nn.Module):
     def visual_tokens(self, batch: Batch) -> jax.Array:
         """Visual tokens [B, I, V, M] of a batch, from its pixels or its cached features."""
         features = batch.features if batch.features is not None else self.encode_image(batch.pixels)
-        if self.config.compressor.query == "zero":
+        if not self.config.compressor.reads_question:
             query = jnp.zeros((*batch.queries.shape[:2], self.config.decoder.width), features.dtype)
         else:
             query = self.encode_query(batch.queries, batch.query_lengths)

@@ -1,0 +1,73 @@
+"""How a decoder knows positions: rotary embeddings (and their scaled variants) or ALiBi."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from quecc_jax.config import DecoderConfig
+
+Angles = tuple[jax.Array, jax.Array]
+"""Cosines and sines, each float32 [B, S, pairs]."""
+
+
+def rotary_frequencies(config: DecoderConfig, length: int) -> np.ndarray:
+    """Angle per position of every rotated pair of channels, float32 [rotated_dim / 2].
+
+    Args:
+      length: places of the row, padding included, or of the cache. `longrope` models have one set
+        of frequencies for rows of up to `original_length` places and another for longer ones. The
+        choice is a static one: it cannot change while a cache is being filled, and does not depend
+        on what else is in the batch. (Hugging Face decides by the largest position of each forward
+        pass, and drops the cache when an answer grows past `original_length`.)
+    """
+    scaling, one = config.rope_scaling, np.float32(1.0)
+    # float32 step by step, as the published models were trained: far positions multiply the rounding.
+    exponent = np.arange(0, config.rotated_dim, 2).astype(np.float32) / np.float32(config.rotated_dim)
+    period = np.float32(config.rope_theta) ** exponent
+    if scaling.kind == "longrope":
+        long = length > scaling.original_length
+        return one / (np.float32(scaling.long_factors if long else scaling.short_factors) * period)
+    frequency = one / period
+    if scaling.kind == "linear":
+        return frequency / np.float32(scaling.factor)
+    if scaling.kind == "llama3":
+        turns = scaling.original_length * frequency / np.float32(2 * math.pi)
+        kept = (turns - scaling.slow_turns) / (scaling.fast_turns - scaling.slow_turns)
+        kept = np.clip(kept, 0.0, 1.0).astype(np.float32)
+        return frequency * kept + frequency / np.float32(scaling.factor) * (one - kept)
+    return frequency
+
+
+def rotary_angles(positions: jax.Array, config: DecoderConfig, length: int) -> Angles:
+    """Cosines and sines for int32 positions [B, S] in rows or a cache of `length` places."""
+    angle = positions.astype(jnp.float32)[..., None] * rotary_frequencies(config, length)
+    factor = config.rope_scaling.attention_factor if config.rope_scaling.kind == "longrope" else 1.0
+    return jnp.cos(angle) * factor, jnp.sin(angle) * factor
+
+
+def rotate(x: jax.Array, angles: Angles) -> jax.Array:
+    """Turns the leading channels of x [B, S, H, head_dim] in float32; keeps x's type.
+
+    With P pairs of angles, channel i is paired with channel i + P, and channels from 2 P on are kept.
+    """
+    cos, sin = (a[:, :, None, :] for a in angles)
+    pairs = cos.shape[-1]
+    turned, kept = x[..., : 2 * pairs].astype(jnp.float32), x[..., 2 * pairs :]
+    first, second = turned[..., :pairs], turned[..., pairs:]
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return jnp.concatenate([turned.astype(x.dtype), kept], axis=-1)
+
+
+def alibi_slopes(heads: int, bias_max: int) -> np.ndarray:
+    """What one position of distance takes off each head's logits, float32 [H].
+
+    MPT's rule: with n the next power of two, the slopes 2^(-bias_max i / n) for i = 1 .. n; if n is
+    not `heads`, the even ones of them come first, then the odd ones, cut to the number of heads.
+    """
+    n = 1 << (heads - 1).bit_length()
+    slopes = 2.0 ** (-bias_max * np.arange(1, n + 1) / n)
+    if n != heads:
+        slopes = np.concatenate([slopes[1::2], slopes[::2]])[:heads]
+    return slopes.astype(np.float32)
