@@ -27,8 +27,8 @@ def rotary_frequencies(config: DecoderConfig, length: int) -> np.ndarray:
     exponent = np.arange(0, config.rotated_dim, 2).astype(np.float32) / np.float32(config.rotated_dim)
     period = np.float32(config.rope_theta) ** exponent
     if scaling.kind == "longrope":
-        long = length > scaling.original_length
-        return one / (np.float32(scaling.long_factors if long else scaling.short_factors) * period)
+        factors = scaling.long_factors if length > scaling.original_length else scaling.short_factors
+        return one / (np.asarray(factors, np.float32) * period)
     frequency = one / period
     if scaling.kind == "linear":
         return frequency / np.float32(scaling.factor)
@@ -60,7 +60,7 @@ def rotate(x: jax.Array, angles: Angles) -> jax.Array:
     return jnp.concatenate([turned.astype(x.dtype), kept], axis=-1)
 
 
-def alibi_slopes(heads: int, bias_max: int) -> np.ndarray:
+def alibi_slopes(heads: int, bias_max: int) -> jax.Array:
     """What one position of distance takes off each head's logits, float32 [H].
 
     MPT's rule: with n the next power of two, the slopes 2^(-bias_max i / n) for i = 1 .. n; if n is
@@ -70,4 +70,4 @@ def alibi_slopes(heads: int, bias_max: int) -> np.ndarray:
     slopes = 2.0 ** (-bias_max * np.arange(1, n + 1) / n)
     if n != heads:
         slopes = np.concatenate([slopes[1::2], slopes[::2]])[:heads]
-    return slopes.astype(np.float32)
+    return jnp.asarray(slopes, jnp.float32)
