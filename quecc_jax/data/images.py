@@ -1,10 +1,10 @@
-"""Pictures from files to the tower's input."""
+"""Pictures from files to the tower's input, as CLIP's image processor makes them."""
 
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
 
 from quecc_jax.config import VisionConfig
 from quecc_jax.errors import UserError
@@ -12,9 +12,37 @@ from quecc_jax.errors import UserError
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """Per channel (red, green, blue), of pixels scaled to 0..1: constants of OpenAI's CLIP."""
+PADDING = (122, 116, 104)
+"""The mean colour in whole numbers, rounded down, as LLaVA pads."""
+
+MAX_PIXELS = 89_000_000
+"""Larger pictures are refused by their header, before they are decoded; Pillow itself warns from
+89,478,485 pixels on and refuses twice as many."""
+MAX_ASPECT = 200
+"""Longest side over shortest; scaling the shortest side of a longer strip up would exhaust memory."""
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF", "JPEG2000", "TGA", "ICO")
+"""What is tried on a file. Pillow reads more; some of it, such as PostScript, by running programs."""
+
+Picture = str | Path | IO[bytes] | Image.Image
+"""A path, an open file, or a picture in memory."""
+
+ORIENTATION = 0x0112
+"""The EXIF tag."""
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes a picture of each EXIF orientation upright; 1 is upright."""
+BAND = 256
+"""Rows that are padded at once."""
 
 
-def load_pixels(image: str | Path | Image.Image, vision: VisionConfig,
+def load_pixels(image: Picture, vision: VisionConfig,
                 aspect: Literal["pad", "square"] = "pad") -> np.ndarray:
     """Reads a picture and brings it to the tower's size and normalisation.
 
@@ -22,7 +50,7 @@ def load_pixels(image: str | Path | Image.Image, vision: VisionConfig,
     crop; mean and deviation), for `pad` after padding to a square with CLIP's mean colour.
 
     Args:
-      image: A file, or a picture that is already open.
+      image: Where the picture is.
       vision: Gives the side of the square input.
       aspect: `pad` keeps the whole picture, `square` crops the longer side.
 
@@ -30,37 +58,129 @@ def load_pixels(image: str | Path | Image.Image, vision: VisionConfig,
       float32 [H, W, 3], H = W = vision.image_size, upright by the EXIF orientation.
 
     Raises:
-      UserError: names a file that is missing or is not a readable picture.
+      UserError: names a file that is missing or is not a readable picture of a sensible size.
     """
     return normalise(np.asarray(fit(open_image(image), vision.image_size, aspect)))
 
 
-def open_image(image: str | Path | Image.Image) -> Image.Image:
-    """The picture as upright RGB; raises a UserError that names an unreadable file."""
-    if isinstance(image, Image.Image):
-        return ImageOps.exif_transpose(image).convert("RGB")
+def open_image(image: Picture) -> Image.Image:
+    """The picture as it should be seen: upright, RGB, 8 bits.
+
+    Alpha is dropped and the colours beneath it appear, as in the original, which never composites.
+    Of an animation the first frame is taken. Grey of 16 bits, whole numbers and floats are scaled
+    to 8 bits: from 0..1 (floats), 0..255 or 0..65535, whichever is the smallest that holds the
+    values, or else from their own minimum and maximum. Embedded colour profiles are ignored.
+
+    Args:
+      image: Where the picture is; one that is already open is left as it is.
+
+    Raises:
+      UserError: names the file that is missing, unreadable, damaged, empty, has more than MAX_PIXELS
+        pixels, or is longer than MAX_ASPECT times its width.
+    """
+    if isinstance(image, str | Path):
+        name = str(image)
+    else:
+        name = str(getattr(image, "name", "") or getattr(image, "filename", "") or "in memory")
     try:
-        with Image.open(image) as opened:
-            return ImageOps.exif_transpose(opened).convert("RGB")
+        if isinstance(image, Image.Image):
+            _check_size(image, name)
+            return _upright_rgb(image)
+        with Image.open(image, formats=FORMATS) as opened:
+            _check_size(opened, name)
+            return _upright_rgb(opened)
+    except UserError:
+        raise
     except FileNotFoundError:
-        raise UserError(f"picture {image} does not exist; check the path") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"picture {image} cannot be read ({error}); replace it") from None
+        raise UserError(f"picture {name} does not exist; check the path") from None
+    except (IsADirectoryError, PermissionError) as error:
+        raise UserError(f"picture {name} cannot be opened ({error.strerror}); check the path") from None
+    except UnidentifiedImageError:
+        raise UserError(f"picture {name} is not a picture, or none of {', '.join(FORMATS)}; "
+                        "convert it") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise UserError(f"picture {name} has more than {MAX_PIXELS:,} pixels; make it smaller") from None
+    except Exception as error:
+        # Decoders meet damaged files with exceptions of every kind: struct.error, IndexError, ...
+        raise UserError(f"picture {name} cannot be read ({error}); replace it") from None
+
+
+def _check_size(image: Image.Image, name: str) -> None:
+    width, height = image.size
+    if not width or not height:
+        raise UserError(f"picture {name} is empty ({width} x {height} pixels); replace it")
+    if width * height > MAX_PIXELS:
+        raise UserError(f"picture {name} is {width} x {height}, more than {MAX_PIXELS:,} pixels; "
+                        "make it smaller")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise UserError(f"picture {name} is {width} x {height} pixels, one side more than {MAX_ASPECT} "
+                        "times the other; crop it")
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    image.load()  # Some formats keep their EXIF behind the pixels.
+    turn = _turn(image)
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = _eight_bits(image)
+    if "transparency" in image.info:
+        image = image.copy()
+        del image.info["transparency"]  # Pillow would warn that it gets lost.
+    if image.mode in ("La", "RGBa"):
+        image = image.convert(image.mode.upper())
+    image = image.convert("RGB")
+    return image if turn is None else image.transpose(turn)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    try:
+        return TURNS.get(image.getexif().get(ORIENTATION, 1))
+    except Exception:
+        # A damaged note beside the pixels does not damage the picture.
+        return None
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of more than 8 bits as L; `open_image` says how."""
+    values = np.asarray(image)
+    if not np.isfinite(values).all():
+        raise ValueError("some of its values are not finite numbers")
+    low, high = float(values.min()), float(values.max())
+    if low >= 0 and high <= 65535:
+        low = 0.0
+        if high > 255 or image.mode.startswith("I;16"):
+            high = 65535.0
+        else:
+            high = 255.0 if high > 1 or image.mode == "I" else 1.0
+    scaled = (values.astype(np.float64) - low) * (255 / max(high - low, 1e-30))
+    return Image.fromarray(np.rint(scaled).astype(np.uint8))
 
 
 def fit(image: Image.Image, size: int, aspect: Literal["pad", "square"]) -> Image.Image:
-    """Square picture of side `size` pixels: padded with the mean colour, or cropped."""
+    """An RGB picture as a square of side `size` pixels: padded with the mean colour, or cropped."""
     if aspect == "pad" and image.width != image.height:
-        side = max(image.size)
-        square = Image.new("RGB", (side, side), tuple(int(255 * mean) for mean in CLIP_MEAN))
-        square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-        image = square
+        return _pad(image, size)
     short = min(image.size)
     width, height = (max(size, int(size * side / short)) for side in image.size)
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (width - size) // 2, (height - size) // 2
     return image.crop((left, top, left + size, top + size))
+
+
+def _pad(image: Image.Image, size: int) -> Image.Image:
+    """Exactly the padded square resized, without the memory of that square.
+
+    Pillow resizes rows first, then columns, and rounds in between. So rows can go through in bands,
+    and rows of nothing but padding need not go through at all.
+    """
+    side = max(image.size)
+    left, top = (side - image.width) // 2, (side - image.height) // 2
+    narrow = Image.new("RGB", (size, side), PADDING)
+    for start in range(0, image.height, BAND):
+        band = Image.new("RGB", (side, min(BAND, image.height - start)), PADDING)
+        band.paste(image, (left, -start))
+        narrow.paste(band.resize((size, band.height), Image.Resampling.BICUBIC), (0, top + start))
+    return narrow.resize((size, size), Image.Resampling.BICUBIC)
 
 
 def normalise(pixels: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
