@@ -27,15 +27,13 @@ KNOWN = {
 }
 """Towers that checkpoints name without describing them."""
 
-_LEFT_OUT = re.compile(
-    r"(.*\.)?embeddings\.position_ids|text_model\..*|logit_scale|(text|visual)_projection\.weight"
-)
+_NOT_VISION = re.compile(r"text_model\..*|logit_scale|(text|visual)_projection\.weight")
 
 
 def ignored_names(names: Iterable[str]) -> list[str]:
-    """Tensors of a CLIP checkpoint that no tower needs: the text encoder, both projections into the
-    common space, the temperature, and the buffer that counts positions."""
-    return [name for name in names if _LEFT_OUT.fullmatch(name)]
+    """Tensors of a whole CLIP model that its tower has no part in: the text encoder, both projections
+    into the common space, and the temperature."""
+    return [name for name in names if _NOT_VISION.fullmatch(name)]
 
 
 def vision_config(hf: dict[str, Any], select_layer: int = -2) -> VisionConfig:

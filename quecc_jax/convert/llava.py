@@ -1,0 +1,260 @@
+"""Whole vision-language models: the original LLaVA and QueCC format, and llava-hf's."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from quecc_jax.config import CompressorConfig, ModelConfig, RunConfig, VisionConfig
+from quecc_jax.convert.clip import KNOWN, LEVELS, hf_vision_config, vision_config
+from quecc_jax.convert.families import ORIGINAL, decoder_config, hf_decoder_config
+from quecc_jax.convert.quecc import quecc_rules
+from quecc_jax.convert.rules import Place, Rule, dense
+from quecc_jax.errors import UserError
+from quecc_jax.models.projector import projector_depth
+
+HEADS = 8
+"""Attention heads of the original's QueCC, whatever the tower."""
+
+_ONLY: dict[str, tuple[Any, ...]] = {
+    "mm_vision_select_feature": ("patch",),
+    "mm_patch_merge_type": ("flat", None),
+    "mm_vision_token_compression_type": ("quecc", None),
+    "mm_use_im_start_end": (False, None),
+    "image_aspect_ratio": ("pad", "square", None),
+    "s2": (False, None),
+}
+_ONLY_HF: dict[str, tuple[Any, ...]] = {
+    "vision_feature_select_strategy": ("default",),
+    "projector_hidden_act": ("gelu",),
+    "multimodal_projector_bias": (True,),
+}
+"""Settings that change what the model computes, with the values that are implemented."""
+
+_TOWER_HF = {
+    "model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096, "patch_size": 14,
+    "image_size": 336, "num_hidden_layers": 24, "num_attention_heads": 16,
+}  # fmt: skip
+"""The tower of a llava-hf config.json that does not describe one."""
+
+
+def is_original(hf: dict[str, Any]) -> bool:
+    """Whether a config.json is of the original project's vision-language models."""
+    return "text_config" not in hf and ("mm_projector_type" in hf or "mm_vision_tower" in hf)
+
+
+def is_llava_hf(hf: dict[str, Any]) -> bool:
+    """Whether a config.json is of transformers' LlavaForConditionalGeneration."""
+    return hf.get("model_type") == "llava" and "text_config" in hf
+
+
+def original_tower(hf: dict[str, Any]) -> VisionConfig:
+    """The tower that an original config.json names, where the name alone says what it is.
+
+    Raises:
+      UserError: it does not.
+    """
+    name = hf.get("mm_vision_tower")
+    if name not in KNOWN:
+        raise UserError(f"config.json names the vision tower {name!r} without describing it; "
+                        "give the tower's directory with --vision")
+    return KNOWN[name]
+
+
+def original_model(hf: dict[str, Any], tower: VisionConfig) -> ModelConfig:
+    """The model that a config.json of the original project describes.
+
+    Args:
+      hf: config.json of a `llava_llama`, `llava_mistral`, `llava_mpt`, `llava_phi3` or `llava_qwen`.
+      tower: the tower, which config.json only names; select layer and levels are set here.
+
+    Raises:
+      UserError: a setting that is not implemented or does not fit the tower, by name.
+    """
+    _refuse(hf, _ONLY)
+    projector = hf.get("mm_projector_type") or "linear"
+    try:
+        depth = projector_depth(projector)
+    except ValueError as error:
+        raise UserError(f"mm_projector_type in config.json: {error}") from None
+    decoder = decoder_config(hf)
+    quecc = hf.get("mm_vision_token_compression_type") == "quecc"
+    if quecc and depth == 0:
+        raise UserError("config.json has mm_projector_type 'identity' beside a compressor, which the "
+                        "original then leaves out; set mm_vision_token_compression_type to null")
+    sizes = {"mm_hidden_size": tower.width}
+    if quecc:
+        sizes |= {
+            "mm_vision_output_text_embedding_size": decoder.width,
+            "mm_vision_output_token_count": tower.patches,
+        }
+    for name, size in sizes.items():
+        if hf.get(name) not in (None, size):
+            raise UserError(f"{name} {hf[name]} in config.json does not fit the tower and the decoder, which "
+                            f"make it {size}; give the tower that belongs to the model")
+    if quecc and tower.depth < max(LEVELS):
+        raise UserError(f"QueCC reads the tower's states {LEVELS}, but the tower has {tower.depth} layers; "
+                        "give the tower that belongs to the model")
+    select = hf.get("mm_vision_select_layer", -2)
+    compressor = CompressorConfig(
+        "quecc",
+        kernel=hf.get("mm_vision_token_compression_kernel_size") or 4,
+        stride=hf.get("mm_vision_token_compression_stride") or 4,
+        heads=HEADS,
+    )
+    return ModelConfig(
+        vision=dataclasses.replace(tower, select_layer=select, levels=LEVELS if quecc else (select,)),
+        compressor=compressor if quecc else CompressorConfig("none"),
+        projector=projector,
+        decoder=decoder,
+    )
+
+
+def hf_original(config: RunConfig, family: str) -> dict[str, Any]:
+    """The config.json of the original project for a run's model.
+
+    `mm_vision_tower` is the published name of the tower where there is one with its sizes, else
+    "clip": a directory of that name beside the file must then hold the tower.
+
+    Raises:
+      UserError: the original's code cannot express the model, by setting.
+    """
+    model, select = config.model, config.model.vision.select_layer
+    vision, compressor = model.vision, model.compressor
+    quecc = compressor.name == "quecc"
+    wanted = [
+        ("model.compressor.name", compressor.name, ("quecc", "none")),
+        ("model.compressor.heads", compressor.heads if quecc else HEADS, (HEADS,)),
+        ("model.compressor.query", compressor.query if quecc else "question", ("question",)),
+        ("model.vision.levels", vision.levels if quecc else LEVELS, (LEVELS,)),
+    ]
+    for name, value, allowed in wanted:
+        if value not in allowed:
+            raise UserError(f"the original project has no {name} {value!r}, only "
+                            f"{' or '.join(repr(a) for a in allowed)}; "
+                            "this run cannot be written in its format")
+    tower = dataclasses.replace(vision, select_layer=-2, levels=LEVELS, post_norm=True)
+    names = [name for name, known in KNOWN.items() if known == tower]
+    kind = ORIGINAL[family]
+    hf = hf_decoder_config(model.decoder, family, config.data.max_length) | {
+        "architectures": [f"{kind.title().replace('_', '')}ForCausalLM"],
+        "model_type": kind,
+        "hidden_size": model.decoder.width,
+        "use_mm_proj": True,
+        "mm_vision_tower": names[0] if names else "clip",
+        "mm_projector_type": model.projector,
+        "mm_hidden_size": vision.width,
+        "mm_vision_select_layer": select,
+        "mm_vision_select_feature": "patch",
+        "mm_patch_merge_type": "flat",
+        "mm_use_im_start_end": False,
+        "mm_use_im_patch_token": False,
+        "mm_vision_token_compression_type": "quecc" if quecc else None,
+        "image_aspect_ratio": config.data.image_aspect,
+        "tokenizer_padding_side": "right",
+        "tokenizer_model_max_length": config.data.max_length,
+    }
+    if quecc:
+        hf |= {
+            "mm_vision_output_token_count": vision.patches,
+            "mm_vision_output_text_embedding_size": model.decoder.width,
+            "mm_vision_output_combined_token_count": None,
+            "mm_vision_token_compression_kernel_size": compressor.kernel,
+            "mm_vision_token_compression_stride": compressor.stride,
+        }
+    return hf
+
+
+def original_body(family: str) -> str:
+    """What stands before the original's names of everything but the output matrix."""
+    return "transformer." if family == "mpt" else "model."
+
+
+def adapter_rules(model: ModelConfig, prefix: str) -> list[Rule]:
+    """Compressor and projector, which the original keeps in one Sequential called `prefix`, e.g.
+    "model.mm_projector."."""
+    first, rules = 0, []
+    vision, compressor, decoder = model.vision, model.compressor, model.decoder
+    if compressor.name == "quecc":
+        first = 1
+        multi = vision.width * len(vision.levels)
+        rules += quecc_rules(
+            vision.width, decoder.width, multi, compressor.kernel, compressor.heads, f"{prefix}0."
+        )
+    # GELUs stand between the linear layers and take numbers too.
+    return rules + projector_rules(model, lambda i: f"{prefix}{first + 2 * i}")
+
+
+def projector_rules(model: ModelConfig, name: Callable[[int], str]) -> list[Rule]:
+    """The projector, whose linear layer i = 0, 1, ... they call name(i)."""
+    rules: list[Rule] = []
+    place, wide = Place(("projector",)), (model.decoder.width,)
+    for i in range(projector_depth(model.projector)):
+        ins = wide if i else (model.vision.width,)
+        rules += dense(name(i), place, f"fc{i + 1}", ins, wide, bias=True)
+    return rules
+
+
+def llava_hf_model(hf: dict[str, Any]) -> ModelConfig:
+    """The model that a config.json of LlavaForConditionalGeneration describes.
+
+    Raises:
+      UserError: a setting that is not implemented, by name.
+    """
+    _refuse(hf, _ONLY_HF)
+    select = hf.get("vision_feature_layer", -2)
+    if not isinstance(select, int):
+        raise UserError(f"vision_feature_layer {select!r} in config.json is not implemented; "
+                        "use a model that reads a single layer")
+    text = {"model_type": "llama"} | hf["text_config"]
+    if hf.get("tie_word_embeddings"):
+        text["tie_word_embeddings"] = True
+    vision = {"model_type": "clip_vision_model"} | (hf.get("vision_config") or _TOWER_HF)
+    tower = vision_config(vision, select)
+    return ModelConfig(
+        vision=dataclasses.replace(tower, levels=(select,)),
+        compressor=CompressorConfig("none"),
+        projector="mlp2x_gelu",
+        decoder=decoder_config(text),
+    )
+
+
+def hf_llava(config: RunConfig, family: str) -> dict[str, Any]:
+    """The config.json of LlavaForConditionalGeneration for a run's model.
+
+    The vocabulary's last id stands for the picture, since the format needs an id that text does not use.
+
+    Raises:
+      UserError: transformers' class cannot express the model, by setting.
+    """
+    model = config.model
+    for name, value, only in (
+        ("compressor.name", model.compressor.name, "none"), ("projector", model.projector, "mlp2x_gelu"),
+    ):  # fmt: skip
+        if value != only:
+            raise UserError(f"llava-hf has no model.{name} {value!r}, only {only!r}; "
+                            "export in the original format")
+    return {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "model_type": "llava",
+        "text_config": hf_decoder_config(model.decoder, family, config.data.max_length),
+        "vision_config": hf_vision_config(model.vision),
+        "vision_feature_layer": model.vision.select_layer,
+        "vision_feature_select_strategy": "default",
+        "projector_hidden_act": "gelu",
+        "multimodal_projector_bias": True,
+        "image_token_index": model.decoder.vocab_size - 1,
+        "image_seq_length": model.vision.patches,
+        "tie_word_embeddings": model.decoder.tie_embeddings,
+    }
+
+
+def llava_hf_adapter_rules(model: ModelConfig, prefix: str = "multi_modal_projector.") -> list[Rule]:
+    """The projector under llava-hf's names."""
+    return projector_rules(model, lambda i: f"{prefix}linear_{i + 1}")
+
+
+def _refuse(hf: dict[str, Any], only: dict[str, tuple[Any, ...]]) -> None:
+    for name, allowed in only.items():
+        if name in hf and hf[name] not in allowed:
+            raise UserError(f"{name} {hf[name]!r} in config.json is not implemented; "
+                            f"use a model with {' or '.join(repr(a) for a in allowed)}")

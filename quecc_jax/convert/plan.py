@@ -1,0 +1,310 @@
+"""Which rules a checkpoint needs: from config files and names to settings, rules and what is left out."""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+from quecc_jax.config import CompressorConfig, ModelConfig, RunConfig, VisionConfig, validate
+from quecc_jax.convert.clip import ANCHOR, hf_vision_config, ignored_names, vision_config, vision_rules
+from quecc_jax.convert.families import (
+    decoder_config,
+    decoder_rules,
+    family_of,
+    guess_family,
+    hf_decoder_config,
+    settings,
+)
+from quecc_jax.convert.llava import (
+    adapter_rules,
+    hf_llava,
+    hf_original,
+    is_llava_hf,
+    is_original,
+    llava_hf_adapter_rules,
+    llava_hf_model,
+    original_body,
+    original_model,
+    original_tower,
+)
+from quecc_jax.convert.rules import Rule, Shape, check
+from quecc_jax.errors import UserError
+
+Layout = Literal["llava", "llava_hf", "decoder", "clip", "projector"]
+"""The original project's whole model; transformers' LlavaForConditionalGeneration; a language model;
+a CLIP vision tower; the original's stage 1 output, compressor and projector alone."""
+
+TEMPLATES = {"llama": "v1", "mistral": "mistral_instruct", "qwen2": "qwen", "phi3": "phi3", "mpt": "mpt"}
+"""Conversation template that models of a family are fine-tuned with."""
+
+_BUFFERS = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|embeddings\.position_ids)")
+"""Constants that old files store beside the weights."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What is known of a checkpoint before any tensor is read."""
+
+    hf: dict[str, Any]
+    """Its config.json."""
+    found: Mapping[str, Shape]
+    """Shapes of all its tensors by name."""
+    where: str = "the checkpoint"
+    """Its directory or file, for messages."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What is read from one source, or written to one directory."""
+
+    rules: tuple[Rule, ...]
+    ignored: tuple[str, ...] = ()
+    """Names there that no rule reads, knowingly."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportPlan:
+    """A run's settings and the rules that fill its parameters."""
+
+    config: RunConfig
+    """model and data.template, image_aspect, max_length, images_per_row; `out` and the tokenizer are the
+    caller's to set."""
+    layout: Layout
+    """The main source's format."""
+    family: str | None
+    """The decoder's model_type; None without a decoder."""
+    parts: dict[str, Part]
+    """By source, "model", "vision" or "projector": those that tensors are read from."""
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """All rules; together they fill each leaf once."""
+        return tuple(rule for part in self.parts.values() for rule in part.rules)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportPlan:
+    """A config.json and the rules that make the tensors beside it."""
+
+    hf: dict[str, Any]
+    rules: tuple[Rule, ...]
+
+
+def plan_import(model: Source, vision: Source | None = None, projector: Source | None = None) -> ImportPlan:
+    """Decides what a checkpoint is and checks that its tensors are exactly those it needs.
+
+    A language model alone gives parameters `decoder`, a CLIP tower `vision`, a stage 1 output
+    `compressor` and `projector`, the others a whole model. A tower and a projector given beside a
+    language model make it whole. A model of the original format describes its tower by name only, so
+    `vision` says what it is; its tensors are read only if the model does not bring its own.
+
+    Args:
+      model: a language model, a CLIP tower, or a vision-language model of either format.
+      vision: a CLIP tower.
+      projector: the original's `mm_projector.bin` with the config.json written beside it.
+
+    Raises:
+      UserError: missing, unknown or reshaped tensors, all of them; a setting that is not implemented;
+        or sources that do not go together.
+    """
+    if model.hf.get("model_type") in ("clip", "clip_vision_model"):
+        plan = _import_tower(model)
+        spare = [s for s in (vision, projector) if s]
+    elif is_llava_hf(model.hf):
+        plan = _import_llava_hf(model)
+        spare = [s for s in (vision, projector) if s]
+    elif is_original(model.hf):
+        plan = _import_original(model, vision)
+        spare = [projector] if projector else []
+    else:
+        plan = _import_decoder(model, vision, projector)
+        spare = []
+    if spare:
+        raise UserError(f"{model.where} leaves no room for {spare[0].where}; give a language model to put it "
+                        "in front of, or leave it out")
+    sources = {"model": model, "vision": vision, "projector": projector}
+    for name, part in plan.parts.items():
+        source = sources[name]
+        assert source is not None
+        check(part.rules, source.found, part.ignored, source.where)
+    validate(plan.config)
+    return plan
+
+
+def plan_export(config: RunConfig, layout: Layout, family: str | None = None) -> ExportPlan:
+    """The config.json and rules that write a run's parameters in a format, under its usual names.
+
+    Args:
+      config: the run.
+      layout: the format; "llava" may need a "clip" export beside it, see `llava.hf_original`.
+      family: model_type of the decoder's names; None takes the first that can express it.
+
+    Raises:
+      UserError: the format cannot express the model, by setting.
+    """
+    model = config.model
+    if layout == "clip":
+        return ExportPlan(hf_vision_config(model.vision), tuple(vision_rules(model.vision)))
+    family = family or guess_family(model.decoder)
+    if layout == "decoder":
+        hf = hf_decoder_config(model.decoder, family, config.data.max_length)
+        return ExportPlan(hf, tuple(decoder_rules(model.decoder, family)))
+    if layout == "llava_hf":
+        rules = [
+            *vision_rules(model.vision, "vision_tower.vision_model."),
+            *llava_hf_adapter_rules(model),
+            *decoder_rules(model.decoder, family, "language_model."),
+        ]
+        return ExportPlan(hf_llava(config, family), tuple(rules))
+    body = original_body(family)
+    rules = adapter_rules(model, f"{body}mm_projector.")
+    if layout == "llava":
+        rules += vision_rules(model.vision, f"{body}vision_tower.vision_tower.vision_model.")
+        rules += decoder_rules(model.decoder, family)
+    return ExportPlan(hf_original(config, family), tuple(rules))
+
+
+def _import_tower(source: Source) -> ImportPlan:
+    tower = vision_config(source.hf)
+    part, tower = _tower_part(source, tower)
+    # A compressor that fits any grid, so that the settings are those of a valid run.
+    compressor = CompressorConfig(kernel=tower.grid, stride=tower.grid)
+    run = RunConfig(model=ModelConfig(vision=tower, compressor=compressor))
+    return ImportPlan(run, "clip", None, {"model": part})
+
+
+def _import_decoder(source: Source, vision: Source | None, projector: Source | None) -> ImportPlan:
+    family, decoder = family_of(source.hf), decoder_config(source.hf)
+    rules = _decoder_part(source.found, decoder, family)
+    parts = {"model": Part(tuple(rules), _buffers(source.found))}
+    if not vision and not projector:
+        run = _run(ModelConfig(decoder=decoder), family, source.hf, images=0, stage=0)
+        return ImportPlan(run, "decoder", family, parts)
+    if not vision:
+        raise UserError(f"{source.where} has no vision tower; give its directory with --vision")
+    parts["vision"], tower = _tower_part(vision, vision_config(vision.hf))
+    if not projector:
+        compressor = CompressorConfig(kernel=tower.grid, stride=tower.grid)
+        model = ModelConfig(vision=tower, compressor=compressor, decoder=decoder)
+        return ImportPlan(_run(model, family, source.hf, stage=1), "decoder", family, parts)
+    if not is_original(projector.hf):
+        raise UserError(f"the config.json beside {projector.where} does not say which projector it is (no "
+                        "mm_projector_type); put the one that was written with it there")
+    # The decoder that is given counts, not the one that the projector was trained with.
+    model = original_model(source.hf | _multimodal(projector.hf), tower)
+    prefix = _before(projector.found, "mm_projector.", inside=True) or "model.mm_projector."
+    parts["projector"] = Part(tuple(adapter_rules(model, prefix)))
+    return ImportPlan(_run(model, family, projector.hf, stage=1), "decoder", family, parts)
+
+
+def _import_original(source: Source, vision: Source | None) -> ImportPlan:
+    family, body = family_of(source.hf), original_body(family_of(source.hf))
+    tower = vision_config(vision.hf) if vision else original_tower(source.hf)
+    prefix = _before(source.found, "mm_projector.", inside=True) or f"{body}mm_projector."
+    if source.found and all(name.startswith(prefix) for name in source.found):
+        model = original_model(source.hf, tower)
+        parts = {"model": Part(tuple(adapter_rules(model, prefix)))}
+        return ImportPlan(_run(model, family, source.hf, stage=1), "projector", family, parts)
+    inside = _before(source.found, ANCHOR)
+    if inside is None and vision is None:
+        raise UserError(f"{source.where} holds no vision tower; give the directory of "
+                        f"{source.hf.get('mm_vision_tower')!r} with --vision")
+    parts, rules = {}, []
+    if inside is not None:
+        tower = _with_post_norm(tower, source.found, inside)
+        rules += vision_rules(tower, inside)
+    elif vision is not None:
+        parts["vision"], tower = _tower_part(vision, tower)
+    model = original_model(source.hf, tower)
+    rules += adapter_rules(model, prefix)
+    rules += _decoder_part(source.found, model.decoder, family, body=body)
+    parts["model"] = Part(tuple(rules), _buffers(source.found))
+    return ImportPlan(_run(model, family, source.hf, stage=2), "llava", family, parts)
+
+
+def _import_llava_hf(source: Source) -> ImportPlan:
+    model = llava_hf_model(source.hf)
+    text = {"model_type": "llama"} | source.hf["text_config"]
+    family = family_of(text)
+    tower = _before(source.found, ANCHOR) or "vision_tower.vision_model."
+    projector = _before(source.found, "linear_1.weight") or "multi_modal_projector."
+    vision = _with_post_norm(model.vision, source.found, tower)
+    model = dataclasses.replace(model, vision=vision)
+    rules = [
+        *vision_rules(vision, tower),
+        *llava_hf_adapter_rules(model, projector),
+        *_decoder_part(source.found, model.decoder, family, "language_model."),
+    ]
+    # transformers' own processor crops where the original's evaluation pads.
+    run = _run(model, family, text | {"image_aspect_ratio": "square"}, stage=2)
+    return ImportPlan(run, "llava_hf", family, {"model": Part(tuple(rules), _buffers(source.found))})
+
+
+def _run(model: ModelConfig, family: str, hf: dict[str, Any], stage: Literal[0, 1, 2],
+         images: int = 1) -> RunConfig:  # fmt: skip
+    """Settings of a run that starts, or has ended, with these weights."""
+    run = RunConfig(model=model)
+    full = settings(hf, family) if family_of(hf) == family else hf
+    longest = full.get("max_position_embeddings") or full.get("max_seq_len") or 2048
+    template: Any = TEMPLATES[family]
+    data = dataclasses.replace(
+        run.data,
+        template=template,
+        image_aspect=hf.get("image_aspect_ratio") or "square",
+        max_length=hf.get("tokenizer_model_max_length") or min(longest, run.data.max_length),
+        images_per_row=images,
+    )
+    return dataclasses.replace(run, data=data, train=dataclasses.replace(run.train, stage=stage))
+
+
+def _decoder_part(found: Mapping[str, Shape], decoder: Any, family: str, prefix: str = "",
+                  body: str | None = None) -> list[Rule]:  # fmt: skip
+    """The decoder's rules under the prefixes that its names have in this file."""
+    embed = _before(found, "wte.weight" if family == "mpt" else "embed_tokens.weight")
+    head = _before(found, "lm_head.weight")
+    return decoder_rules(
+        decoder,
+        family,
+        prefix if head is None else head,
+        body if embed is None else embed,
+        head_too=head is not None,
+    )
+
+
+def _tower_part(source: Source, tower: VisionConfig) -> tuple[Part, VisionConfig]:
+    """The rules of a CLIP directory, and its tower with or without the final norm, as it is there."""
+    prefix = _before(source.found, ANCHOR)
+    prefix = "vision_model." if prefix is None else prefix
+    tower = _with_post_norm(tower, source.found, prefix)
+    ignored = (*ignored_names(source.found), *_buffers(source.found))
+    return Part(tuple(vision_rules(tower, prefix)), tuple(dict.fromkeys(ignored))), tower
+
+
+def _with_post_norm(tower: VisionConfig, found: Mapping[str, Shape], prefix: str) -> VisionConfig:
+    return dataclasses.replace(tower, post_norm=f"{prefix}post_layernorm.weight" in found)
+
+
+def _buffers(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(name for name in names if _BUFFERS.fullmatch(name))
+
+
+def _multimodal(hf: dict[str, Any]) -> dict[str, Any]:
+    """The settings of an original config.json that are not its decoder's."""
+    return {k: v for k, v in hf.items() if k.startswith("mm_") or k == "image_aspect_ratio"}
+
+
+def _before(names: Iterable[str], part: str, inside: bool = False) -> str | None:
+    """What stands before `part` in the names that end in it; with `inside`, what the names that contain
+    it begin with, itself included. None if there is no such name.
+
+    Raises:
+      UserError: different names begin differently.
+    """
+    if inside:
+        found = {name[: name.index(part) + len(part)] for name in names if part in name}
+    else:
+        found = {name.removesuffix(part) for name in names if name.endswith(part)}
+    if len(found) > 1:
+        raise UserError(f"tensors called {part} stand under {', '.join(map(repr, sorted(found)))}; "
+                        "give a checkpoint that holds one model")
+    return found.pop() if found else None

@@ -1,0 +1,108 @@
+"""Rotary settings of Hugging Face configs, in their old and new spelling, to ours and back."""
+
+import math
+from typing import Any
+
+from quecc_jax.config import DecoderConfig, RopeScaling
+from quecc_jax.errors import UserError
+
+_ALWAYS = {"type", "rope_type", "rope_theta", "partial_rotary_factor"}
+_KEYS = {
+    "default": set[str](),
+    "linear": {"factor"},
+    "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
+    "longrope": {
+        "short_factor", "long_factor", "factor", "attention_factor", "original_max_position_embeddings",
+    },
+}  # fmt: skip
+"""Kinds that are implemented, and the settings of each."""
+
+
+def rope_settings(hf: dict[str, Any], partial: bool) -> dict[str, Any]:
+    """The fields rope_theta, rope_fraction and rope_scaling of a DecoderConfig.
+
+    Args:
+      hf: a decoder's config.json with its family's defaults filled in. Files of transformers 4 have
+        `rope_theta` and `rope_scaling`, those of transformers 5 have `rope_parameters`.
+      partial: whether the family rotates a part of each head on request.
+
+    Raises:
+      UserError: a kind or setting that is not implemented, by name, or one that is missing.
+    """
+    given: dict[str, Any] = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
+    kind = given.get("rope_type", given.get("type")) or "default"
+    # Phi-3's first files say "su" for what is called "longrope" since.
+    kind = "longrope" if kind == "su" else kind
+    if kind not in _KEYS:
+        raise UserError(f"rope_scaling {kind!r} is not implemented; use a model with one of "
+                        f"{', '.join(_KEYS)}")
+    if unknown := sorted(given.keys() - _KEYS[kind] - _ALWAYS):
+        raise UserError(f"rope_scaling {kind!r} has the settings {', '.join(unknown)}, which are not "
+                        "implemented; use a model without them")
+    fraction = float(given.get("partial_rotary_factor", hf.get("partial_rotary_factor")) or 1.0)
+    if fraction != 1.0 and not partial:
+        raise UserError(f"partial_rotary_factor {fraction} is not implemented for model_type "
+                        f"{hf.get('model_type')!r}; use a model without it")
+    theta = float(given.get("rope_theta") or hf.get("rope_theta") or 10000.0)
+    try:
+        scaling = _scaling(kind, given, hf)
+    except KeyError as error:
+        raise UserError(f"rope_scaling {kind!r} lacks {error.args[0]}; repair config.json") from None
+    return {"rope_theta": theta, "rope_fraction": fraction, "rope_scaling": scaling}
+
+
+def _scaling(kind: str, given: dict[str, Any], hf: dict[str, Any]) -> RopeScaling:
+    if kind == "default":
+        return RopeScaling()
+    if kind == "linear":
+        return RopeScaling("linear", factor=float(given["factor"]))
+    longest = hf["max_position_embeddings"]
+    name = "original_max_position_embeddings"
+    original = hf.get(name) or given.get(name) or longest
+    if kind == "llama3":
+        return RopeScaling(
+            "llama3",
+            factor=float(given["factor"]),
+            slow_turns=float(given["low_freq_factor"]),
+            fast_turns=float(given["high_freq_factor"]),
+            original_length=original,
+        )
+    stretch = given.get("factor") or longest / original
+    attention = given.get("attention_factor")
+    if attention is None:
+        attention = math.sqrt(1 + math.log(stretch) / math.log(original)) if stretch > 1 else 1.0
+    return RopeScaling(
+        "longrope",
+        original_length=original,
+        short_factors=tuple(float(x) for x in given["short_factor"]),
+        long_factors=tuple(float(x) for x in given["long_factor"]),
+        attention_factor=float(attention),
+    )
+
+
+def hf_rope(config: DecoderConfig) -> dict[str, Any]:
+    """The keys of a config.json that say what `rope_settings` read, in transformers 4's spelling, which
+    version 5 reads too."""
+    scaling = config.rope_scaling
+    keys: dict[str, Any] = {"rope_theta": config.rope_theta, "rope_scaling": None}
+    if config.rope_fraction != 1.0:
+        keys["partial_rotary_factor"] = config.rope_fraction
+    if scaling.kind == "linear":
+        keys["rope_scaling"] = {"type": "linear", "factor": scaling.factor}
+    elif scaling.kind == "llama3":
+        keys["rope_scaling"] = {
+            "rope_type": "llama3",
+            "factor": scaling.factor,
+            "low_freq_factor": scaling.slow_turns,
+            "high_freq_factor": scaling.fast_turns,
+            "original_max_position_embeddings": scaling.original_length,
+        }
+    elif scaling.kind == "longrope":
+        keys["original_max_position_embeddings"] = scaling.original_length
+        keys["rope_scaling"] = {
+            "type": "longrope",
+            "short_factor": list(scaling.short_factors),
+            "long_factor": list(scaling.long_factors),
+            "attention_factor": scaling.attention_factor,
+        }
+    return keys
