@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
@@ -37,6 +38,9 @@ SLOT = "slot/"
 
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf"}
 """Files beside a tokenizer that are not part of it."""
+
+HALVES = (np.dtype(jnp.float16), np.dtype(jnp.bfloat16))
+"""Types of stored parameters that are read as float32 where the model wants that, exactly."""
 
 
 class Resumable(Protocol):
@@ -63,6 +67,7 @@ class Checkpoints:
                 self.run / "checkpoints",
                 save_decision_policy=policy.AnySavePolicy(rules),
                 preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+                context=chunked_by_layer(),
             )
         except OSError as error:
             raise UserError(f"out directory {self.run} cannot be written ({error}); choose another") from None
@@ -127,7 +132,8 @@ class Checkpoints:
         for old in self._orbax.checkpoints:
             self._orbax.delete(old.step)
         if jax.tree.leaves(state.frozen):
-            ocp.save(self.run / "frozen", state.frozen, overwrite=True)
+            with chunked_by_layer():
+                ocp.save(self.run / "frozen", state.frozen, overwrite=True)
         elif jax.process_index() == 0:
             shutil.rmtree(self.run / "frozen", ignore_errors=True)
 
@@ -228,6 +234,18 @@ def _optimizer_part(state: TrainState) -> Tree:
     return {**{k: getattr(state, k) for k in COUNTERS}, **slots}
 
 
+def chunked_by_layer() -> ocp.Context:
+    """Settings under which every layer of a stacked leaf lies apart, so that one can be read alone."""
+    context = ocp.Context()
+    storage = ocp.options.ArrayOptions.Saving.StorageOptions
+
+    def first_axis(path: Any, leaf: Any) -> Any:
+        return storage(shard_axes=(0,)) if any(getattr(k, "key", k) == "layers" for k in path) else None
+
+    context.array.saving.scoped_storage_options_creator = first_axis
+    return context
+
+
 def notice(message: str) -> None:
     """One line on stderr, from one process."""
     if jax.process_index() == 0:
@@ -251,13 +269,24 @@ def named_leaves(tree: Any) -> dict[str, Any]:
     return {"/".join(map(name, path)): leaf for path, leaf in flat}
 
 
-def check_shapes(found: Any, expected: Any, where: str) -> None:
+def check_shapes(found: Any, expected: Any, where: str, widen: bool = False) -> None:
     """Compares two trees of anything with shape and dtype, leaf by leaf.
+
+    Args:
+      found: what is there.
+      expected: what is wanted.
+      where: the place of `found`, for messages.
+      widen: whether half precision may stand where float32 is wanted.
 
     Raises:
       UserError: naming the first leaf that is missing, unexpected, or of another shape or dtype.
     """
-    have, want = ({k: _form(v) for k, v in named_leaves(t).items()} for t in (found, expected))
+
+    def form(leaf: Any) -> str:
+        dtype = np.dtype(leaf.dtype)
+        return f"shape {tuple(leaf.shape)} {np.dtype(np.float32) if widen and dtype in HALVES else dtype}"
+
+    have, want = ({k: form(v) for k, v in named_leaves(t).items()} for t in (found, expected))
     for name in sorted(want.keys() - have.keys()):
         raise UserError(f"{where}: {name} is missing, expected {want[name]}; is it of another model?")
     for name in sorted(have.keys() - want.keys()):
@@ -267,10 +296,6 @@ def check_shapes(found: Any, expected: Any, where: str) -> None:
             raise UserError(
                 f"{where}: {name} has {have[name]}, expected {want[name]}; use the settings it was saved with"
             )
-
-
-def _form(leaf: Any) -> str:
-    return f"shape {tuple(leaf.shape)} {np.dtype(leaf.dtype)}"
 
 
 def copy_tokenizer(source: str, target: Path) -> None:
@@ -323,7 +348,7 @@ def save_params(config: RunConfig, params: Tree) -> None:
         raise UserError(f"{run} holds a training run; give another directory for the parameters")
     try:
         with fresh_directory(run) as aside:
-            with quiet_libraries():
+            with quiet_libraries(), chunked_by_layer():
                 ocp.save_checkpointables(aside / "checkpoints" / "0", {"params": params})
             copy_tokenizer(config.data.tokenizer, aside / "tokenizer")
             save_config(config, aside / "config.json")
@@ -340,7 +365,8 @@ def load_params(
       run_dir: the run's directory.
       names: top-level names to read (compressor, projector, decoder, ...); None reads all that the
         run has and, where given, `abstract` has too.
-      abstract: ShapeDtypeStructs with shardings by name; None gives numpy arrays on the host.
+      abstract: ShapeDtypeStructs with shardings by name; None gives numpy arrays on the host, as stored.
+        What is stored in half precision becomes float32 where `abstract` says so.
 
     Returns:
       The run's config (with its own tokenizer) and the parameters by top-level name.
@@ -377,7 +403,7 @@ def _read_params(run: Path, step: int, names: list[str] | None, abstract: Tree |
     if abstract is None:
         abstract = {n: jax.tree.map(_host_form, have[n]) for n in names}
     for name in names:
-        check_shapes({name: have[name]}, {name: abstract[name]}, str(run))
+        check_shapes({name: have[name]}, {name: abstract[name]}, str(run), widen=True)
     params: Tree = {}
     some = ocp.Context()
     some.pytree.loading.partial_load = True
