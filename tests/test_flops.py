@@ -23,7 +23,7 @@ from quecc_jax.config import (
     VisionConfig,
 )
 from quecc_jax.data.batch import Batch, batch_spec
-from quecc_jax.models.decoder import empty_cache
+from quecc_jax.models.decoder import Decoder, empty_cache
 from quecc_jax.models.vlm import VLM
 from quecc_jax.sharding import make_mesh
 from quecc_jax.train.step import abstract_params, build_trainer, train_step
@@ -87,6 +87,12 @@ def test_compressor_and_projector(stride):
     assert ours == pytest.approx(theirs, rel=0.05)
 
 
+def test_without_a_compressor_only_the_projector_counts():
+    model = dataclasses.replace(MODEL, compressor=CompressorConfig(name="none"))
+    assert flops.compressor_flops(model) == flops.query_flops(model, 64) == 0.0
+    assert flops.projector_flops(model) == 2.0 * 256 * (512 * 768 + 768 * 768)
+
+
 def test_query(cost):
     assert flops.query_flops(MODEL, 64) == pytest.approx(
         cost(VLM.encode_query, ints(1, 1, 64), ints(1, 1)), rel=0.05)  # fmt: skip
@@ -109,15 +115,30 @@ def test_decoder_prefill_and_decode(cost):
     assert flops.decoder_flops(decoder, 1, 512, 1) == pytest.approx(cost(step, ints(1, 1), cache), rel=0.05)
 
 
+def test_a_gelu_decoder_with_wide_heads():
+    decoder = dataclasses.replace(MODEL.decoder, mlp="gelu", norm="layer", positions="alibi", head_width=256)
+    model = Decoder(decoder)
+
+    def prefill(model: Decoder, tokens: jax.Array) -> jax.Array:
+        return model.logits(model(model.embed(tokens), tokens, tokens)[0][:, -1])
+
+    tokens = ints(1, 256)
+    parameters = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 8), int), method=prefill))
+    theirs = xla_flops(lambda p, t: model.apply(p, t, method=prefill), parameters, tokens)
+    assert flops.decoder_flops(decoder, 256, 256, 1) == pytest.approx(theirs, rel=0.05)
+
+
 def test_layers_add_up():
     depths = (1, 2, 3)
     decoders = [dataclasses.replace(MODEL.decoder, depth=n) for n in depths]
-    towers = [dataclasses.replace(MODEL.vision, depth=n) for n in depths]
+    towers = [dataclasses.replace(MODEL.vision, depth=n, levels=(n,)) for n in depths]
     for one, two, three in (
         [flops.decoder_flops(decoder, 10, 20, 3) for decoder in decoders],
         [flops.tower_flops(tower) for tower in towers],
     ):
         assert three - two == two - one > 0
+    assert flops.tower_flops(dataclasses.replace(towers[2], levels=(2,), select_layer=1)) == \
+        flops.tower_flops(towers[1])  # fmt: skip
 
 
 def test_an_answer_is_the_sum_of_its_parts():
@@ -131,17 +152,22 @@ def test_an_answer_is_the_sum_of_its_parts():
     assert flops.answer_flops(MODEL, 10, 20, 4, include_tower=False) == {**parts, "tower": 0.0}
 
 
-@pytest.mark.parametrize("stage, pictures, cached", [
-    (0, 0, True), (0, 1, True), (1, 2, True), (2, 1, True), (2, 1, False)])  # fmt: skip
-def test_a_training_step(stage, pictures, cached):
+@pytest.mark.parametrize("stage, pictures, cached, compressor", [
+    (0, 0, True, "quecc"), (0, 1, True, "quecc"), (1, 2, True, "quecc"), (2, 1, True, "quecc"),
+    (2, 1, False, "quecc"), (1, 1, True, "none")])  # fmt: skip
+def test_a_training_step(stage, pictures, cached, compressor):
+    model = dataclasses.replace(
+        MODEL, compressor=dataclasses.replace(MODEL.compressor, name=compressor)
+    )
     config = dataclasses.replace(
         CONFIG,
+        model=model,
         data=dataclasses.replace(CONFIG.data, cached_features=cached, images_per_row=pictures),
         train=dataclasses.replace(CONFIG.train, stage=stage),
     )
     trainer = build_trainer(config, make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1]))
     bare = Batch(**{**trainer.abstract_batch._asdict(), "ids": None})
-    theirs = xla_flops(lambda s, b: train_step(VLM(MODEL), config, s, b), trainer.abstract_state, bare)
+    theirs = xla_flops(lambda s, b: train_step(VLM(model), config, s, b), trainer.abstract_state, bare)
     # The backward pass computes logits anew; that is work of the machine, not of the model.
     theirs -= 2 * flops.decoder_flops(MODEL.decoder, 0, 0, 256)
     assert flops.train_flops(config) == pytest.approx(theirs, rel=0.05)

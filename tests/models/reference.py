@@ -34,50 +34,95 @@ def layer(params: Tree, index: int) -> Tree:
             for k, v in params.items()}  # fmt: skip
 
 
-def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-    """One head: q [S, d], k and v [T, d], bool [S, T] -> [S, d]."""
-    out = np.zeros_like(q)
+def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, allowed: np.ndarray,
+           bias: np.ndarray | float = 0.0) -> np.ndarray:  # fmt: skip
+    """One head: q [S, d], k and v [T, d], bool [S, T], logits' bias [S, T] -> [S, d]."""
+    out, bias = np.zeros_like(q), np.broadcast_to(bias, allowed.shape)
     for i in range(len(q)):
         see = np.flatnonzero(allowed[i])
-        out[i] = softmax(k[see] @ q[i] / math.sqrt(q.shape[1])) @ v[see]
+        out[i] = softmax(k[see] @ q[i] / math.sqrt(q.shape[1]) + bias[i, see]) @ v[see]
     return out
 
 
-def rotate(x: np.ndarray, positions: np.ndarray, theta: float) -> np.ndarray:
-    """Rotary positions of one head [S, d]: the pair (i, i + d/2) turned by position * theta^(-2i/d)."""
-    out, d = np.empty_like(x), x.shape[1]
-    for i in range(d // 2):
-        turn = np.exp(1j * positions * theta ** (-2 * i / d))
-        pair = (x[:, i] + 1j * x[:, i + d // 2]) * turn
-        out[:, i], out[:, i + d // 2] = pair.real, pair.imag
+def gelu(x: np.ndarray) -> np.ndarray:
+    return x * np.vectorize(lambda z: 0.5 * (1 + math.erf(z / math.sqrt(2))))(x)
+
+
+def silu(x: np.ndarray) -> np.ndarray:
+    return x / (1 + np.exp(-x))
+
+
+def frequency(config: DecoderConfig, pair: int, places: int) -> float:
+    """Radians per position of a pair of channels, in a row of that many places."""
+    s = config.rope_scaling
+    plain = config.rope_theta ** (-2 * pair / config.rotated_dim)
+    if s.kind == "linear":
+        return plain / s.factor
+    if s.kind == "longrope":
+        return plain / (s.short_factors if places <= s.original_length else s.long_factors)[pair]
+    if s.kind == "llama3":
+        turns = s.original_length * plain / (2 * math.pi)
+        if turns <= s.slow_turns:
+            return plain / s.factor
+        if turns < s.fast_turns:
+            share = (turns - s.slow_turns) / (s.fast_turns - s.slow_turns)
+            return share * plain + (1 - share) * plain / s.factor
+    return plain
+
+
+def rotate(x: np.ndarray, positions: np.ndarray, config: DecoderConfig, places: int) -> np.ndarray:
+    """Rotary positions of one head [S, d]: the pair (i, i + P) turned by position * frequency; what
+    lies behind the P pairs stays."""
+    out, pairs = x.copy(), config.rotated_dim // 2
+    stretch = config.rope_scaling.attention_factor if config.rope_scaling.kind == "longrope" else 1.0
+    for i in range(pairs):
+        turn = stretch * np.exp(1j * positions * frequency(config, i, places))
+        pair = (x[:, i] + 1j * x[:, i + pairs]) * turn
+        out[:, i], out[:, i + pairs] = pair.real, pair.imag
     return out
 
 
-def decode(params: Tree, config: DecoderConfig, x: np.ndarray) -> np.ndarray:
-    """Final hidden states of one unpadded conversation: LLaMA, with biases where Qwen2 has them.
+def slopes(heads: int, bias_max: int) -> list[float]:
+    """MPT's ALiBi slopes, from the list of a power of two of heads."""
+    n = next(2**e for e in range(99) if 2**e >= heads)
+    order = range(1, n + 1) if n == heads else [*range(2, n + 1, 2), *range(1, n + 1, 2)]
+    return [0.5 ** (bias_max * i / n) for i in order][:heads]
+
+
+def decode(params: Tree, config: DecoderConfig, x: np.ndarray, places: int = 0) -> np.ndarray:
+    """Final hidden states of one unpadded conversation in a decoder of any family.
 
     Args:
       x: embeddings [S, D].
+      places: size of the row or cache, if larger than S.
     """
     c, length = config, len(x)
-    d, positions = c.width // c.heads, np.arange(length)
-    x, past = np.asarray(x, np.float64), np.tri(length, dtype=bool)
+    d, positions = c.head_dim, np.arange(length)
+    norm = rms_norm if c.norm == "rms" else lambda p, x, eps: layer_norm({"bias": 0.0, **p}, x, eps)
+    x, distance = np.asarray(x, np.float64), positions[:, None] - positions[None]
     for index in range(c.depth):
         p = layer(params["layers"], index)
-        y = rms_norm(p["norm1"], x, c.norm_eps)
+        limit = c.window if c.window and index >= c.full_layers else length
+        allowed = (distance >= 0) & (distance < limit)
+        y = norm(p["norm1"], x, c.norm_eps)
         q = affine(p["q"], y, c.heads * d).reshape(length, c.heads, d)
         k = affine(p["k"], y, c.kv_heads * d).reshape(length, c.kv_heads, d)
         v = affine(p["v"], y, c.kv_heads * d).reshape(length, c.kv_heads, d)
         heads = []
         for h in range(c.heads):
             g = h // (c.heads // c.kv_heads)
-            turned_q, turned_k = (rotate(one, positions, c.rope_theta) for one in (q[:, h], k[:, g]))
-            heads.append(attend(turned_q, turned_k, v[:, g], past))
+            if c.positions == "rotary":
+                one, other = (rotate(z, positions, c, max(places, length)) for z in (q[:, h], k[:, g]))
+                heads.append(attend(one, other, v[:, g], allowed))
+            else:
+                bias = -slopes(c.heads, c.alibi_bias_max)[h] * distance
+                heads.append(attend(q[:, h], k[:, g], v[:, g], allowed, bias))
         x = x + affine(p["out"], np.concatenate(heads, -1), c.width)
-        y = rms_norm(p["norm2"], x, c.norm_eps)
-        gate = affine(p["gate"], y, c.mlp_width)
-        x = x + affine(p["down"], gate / (1 + np.exp(-gate)) * affine(p["up"], y, c.mlp_width), c.width)
-    return rms_norm({"scale": np.asarray(params["norm"]["scale"], np.float64)}, x, c.norm_eps)
+        y = norm(p["norm2"], x, c.norm_eps)
+        y, gate = affine(p["up"], y, c.mlp_width), affine(p["gate"], y, c.mlp_width) if "gate" in p else None
+        y = gelu(y) if gate is None else silu(gate) * y
+        x = x + affine(p["down"], y, c.width)
+    return norm({"scale": np.asarray(params["norm"]["scale"], np.float64)}, x, c.norm_eps)
 
 
 def tower(params: Tree, config: VisionConfig, picture: np.ndarray) -> list[np.ndarray]:
@@ -100,10 +145,7 @@ def tower(params: Tree, config: VisionConfig, picture: np.ndarray) -> list[np.nd
         heads = [attend(q[:, part], k[:, part], v[:, part], seen) for part in parts]
         x = x + affine(p["out"], np.concatenate(heads, -1), c.width)
         y = affine(p["fc1"], layer_norm(p["norm2"], x, c.norm_eps), c.mlp_width)
-        if c.activation == "quick_gelu":
-            y = y / (1 + np.exp(-1.702 * y))
-        else:
-            y = y * np.vectorize(lambda z: 0.5 * (1 + math.erf(z / math.sqrt(2))))(y)
+        y = y / (1 + np.exp(-1.702 * y)) if c.activation == "quick_gelu" else gelu(y)
         x = x + affine(p["fc2"], y, c.width)
         states.append(x[1:])
     return states

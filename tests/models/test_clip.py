@@ -1,13 +1,14 @@
 """The vision tower against the same mathematics in NumPy, and the choice of its hidden states."""
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quecc_jax.config import VisionConfig
@@ -24,6 +25,7 @@ def tower_params(config: VisionConfig) -> dict:
     return random_like(nn.meta.unbox(boxed)["params"])
 
 
+@settings(deadline=None)
 @given(st.integers(1, 8).flatmap(lambda depth: st.tuples(
     st.just(depth), st.lists(st.integers(-depth - 1, depth), min_size=1, max_size=5),
     st.integers(-depth - 1, depth))))  # fmt: skip
@@ -50,6 +52,34 @@ def test_the_tower_equals_its_mathematics(activation):
         expected = tower(params, config, picture)
         for place, index in enumerate(hidden_indices(config)):
             np.testing.assert_allclose(ours[row, :, place], expected[index], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("levels, used", [((1, 0), 1), ((0,), 0), ((-2, 1), 2)])
+def test_layers_above_the_last_state_that_is_read_never_run(levels, used):
+    """They keep their place in the parameters, whatever stands there."""
+    config = dataclasses.replace(CONFIG, levels=levels, select_layer=levels[0])
+    params = tower_params(config)
+    full = tower_params(CONFIG)
+    assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, full)
+    spoiled = params | {"layers": jax.tree.map(lambda leaf: leaf.copy(), params["layers"])}
+    for leaf in jax.tree.leaves(spoiled["layers"]):
+        leaf[used:] = np.nan
+    pixels = np.random.default_rng(0).normal(size=(1, 16, 16, 3)).astype(np.float32)
+
+    @jax.jit
+    def run(params):
+        def total(params):
+            states: Any = ClipTower(config).apply({"params": params}, pixels)
+            return jnp.sum(states**2), states
+
+        return jax.grad(total, has_aux=True)(params)
+
+    grads, states = run(spoiled)
+    expected = tower(params, config, pixels[0])
+    for place, index in enumerate(hidden_indices(config)):
+        np.testing.assert_allclose(states[0, :, place], expected[index], rtol=1e-3, atol=1e-4)
+    for leaf in jax.tree.leaves(grads["layers"]):
+        assert leaf.shape[0] == config.depth and not leaf[used:].any()
 
 
 def test_pixels_of_another_size_are_a_value_error():

@@ -1,48 +1,21 @@
 """The decoder against LLaMA and Qwen2 in NumPy; packing, padding and the cache change nothing."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from quecc_jax.config import DecoderConfig
 from quecc_jax.models.decoder import Cache, Decoder, empty_cache
+from tests.models.decoders import ONES, PLACES, Family, S, close, family
 from tests.models.reference import decode
-from tests.tiny import MODEL, random_like
+from tests.tiny import MODEL
 
 LLAMA = dataclasses.replace(MODEL.decoder, rope_theta=100.0)
 """Four heads on two key/value heads, an output matrix of its own, no biases."""
 QWEN = dataclasses.replace(LLAMA, qkv_bias=True, tie_embeddings=True, kv_heads=1, norm_eps=1e-3)
-S = 6
-
-
-class Family(NamedTuple):
-    """A decoder with random parameters, and its function compiled for rows of S."""
-
-    config: DecoderConfig
-    params: dict[str, Any]
-    forward: Any
-    """(embeddings [2, S, D], positions, segments) -> hidden states."""
-
-    def rows(self, seed: int = 0) -> np.ndarray:
-        return np.random.default_rng(seed).normal(size=(2, S, self.config.width)).astype(np.float32)
-
-
-def everything(model: Decoder, tokens: jax.Array) -> jax.Array:
-    positions = jnp.zeros_like(tokens)
-    return model.logits(model(model.embed(tokens), positions, positions)[0])
-
-
-def family(config: DecoderConfig) -> Family:
-    model = Decoder(config)
-    tokens = jnp.zeros((1, S), jnp.int32)
-    boxed = jax.eval_shape(lambda t: model.init(jax.random.key(0), t, method=everything), tokens)
-    params = random_like(nn.meta.unbox(boxed)["params"])
-    return Family(config, params, jax.jit(lambda *inputs: model.apply({"params": params}, *inputs)[0]))
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +26,6 @@ def llama() -> Family:
 @pytest.fixture(scope="module")
 def qwen() -> Family:
     return family(QWEN)
-
-
-def close(ours: Any, expected: Any) -> None:
-    np.testing.assert_allclose(ours, expected, rtol=1e-3, atol=1e-4)
-
-
-PLACES = np.broadcast_to(np.arange(S, dtype=np.int32), (2, S))
-ONES = np.ones((2, S), np.int32)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen"])

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from quecc_jax.config import CompressorConfig
 from quecc_jax.data.batch import Batch
+from quecc_jax.models.clip import hidden_indices
 from quecc_jax.models.vlm import VLM
-from tests.models.reference import decode
+from tests.models.reference import affine, decode, gelu
 from tests.tiny import MODEL, RUN, random_batch, random_params
 
 CONFIG = dataclasses.replace(RUN, train=dataclasses.replace(RUN.train, batch_size=3))
@@ -153,3 +155,23 @@ def test_cached_features_take_the_place_of_pixels(params, batch, made):
     np.testing.assert_allclose(cached.hidden, made.hidden, rtol=0.05, atol=0.05)
     # Rounded to float16, they cannot agree to the last bit with features made on the way.
     assert np.abs(np.asarray(cached.visual) - made.visual).max() > 0
+
+
+def test_uncompressed_tokens_are_the_projected_select_layer_and_need_no_question(batch):
+    model = dataclasses.replace(MODEL, compressor=CompressorConfig(name="none", kernel=99))
+    config = dataclasses.replace(CONFIG, model=model)
+    params = random_params(config)
+    assert model.visual_tokens == MODEL.vision.patches == 16 and "compressor" not in params
+    # A pass over the question would spread the decoder's NaN.
+    params["decoder"] = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), params["decoder"])
+
+    def run(module: VLM, batch: Batch) -> Any:
+        return module.visual_tokens(batch), module.encode_image(batch.pixels)
+
+    apply = jax.jit(lambda b: VLM(model).apply({"params": params}, b, method=run))
+    visual, states = apply(batch._replace(ids=None))
+    select = hidden_indices(MODEL.vision).index(MODEL.vision.depth - 1)
+    p = params["projector"]
+    hidden = affine(p["fc1"], np.asarray(states, np.float64)[..., select, :].reshape(-1, 16), 32)
+    expected = affine(p["fc2"], gelu(hidden), 32).reshape(visual.shape)
+    np.testing.assert_allclose(visual, expected, rtol=1e-3, atol=1e-4)

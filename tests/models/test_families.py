@@ -1,0 +1,115 @@
+"""Mistral, Phi-3, MPT, stretched LLaMAs and windowed Qwen2 against NumPy: alone, padded, packed, cached."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from quecc_jax.config import RopeScaling
+from quecc_jax.models.decoder import Cache, Decoder, empty_cache
+from tests.models.decoders import ONES, PLACES, Family, S, close, family
+from tests.models.reference import decode
+from tests.tiny import MODEL
+
+LLAMA = dataclasses.replace(MODEL.decoder, rope_theta=100.0)
+STRETCHED = RopeScaling("longrope", original_length=S, short_factors=(1.0, 1.5, 2.0),
+                        long_factors=(3.0, 1.25, 0.5), attention_factor=1.2)  # fmt: skip
+
+CONFIGS = {
+    "mistral": dataclasses.replace(LLAMA, head_width=12, window=3),
+    "qwen2": dataclasses.replace(LLAMA, qkv_bias=True, window=2, full_layers=1),
+    "llama31": dataclasses.replace(
+        LLAMA, rope_scaling=RopeScaling("llama3", factor=4.0, fast_turns=1.5, slow_turns=0.3,
+                                        original_length=16)),
+    "linear": dataclasses.replace(LLAMA, rope_scaling=RopeScaling("linear", factor=3.0)),
+    "phi3": dataclasses.replace(LLAMA, rope_fraction=0.75, rope_scaling=STRETCHED),
+    "phi3_long": dataclasses.replace(
+        LLAMA, rope_fraction=0.75, rope_scaling=dataclasses.replace(STRETCHED, original_length=S - 1)),
+    "mpt": dataclasses.replace(LLAMA, kv_heads=4, positions="alibi", norm="layer", mlp="gelu",
+                               tie_embeddings=True),
+    "mpt_six_heads": dataclasses.replace(LLAMA, width=36, heads=6, kv_heads=6, positions="alibi",
+                                         alibi_bias_max=5, norm="layer", mlp="gelu", window=4),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def made(request) -> Family:
+    return family(CONFIGS[request.param])
+
+
+def test_the_family_equals_its_mathematics(made):
+    x = made.rows()
+    hidden = made.forward(x, PLACES, ONES)
+    for row in range(2):
+        close(hidden[row], decode(made.params, made.config, x[row]))
+
+
+def test_what_sets_a_family_apart_matters():
+    """No setting above is without effect, so that the comparisons mean something."""
+    plain = family(LLAMA)
+    x = plain.rows()
+    base = np.asarray(plain.forward(x, PLACES, ONES))
+    for name in ("llama31", "linear", "phi3", "phi3_long"):
+        other = Family(CONFIGS[name], plain.params, None)
+        assert np.abs(decode(other.params, other.config, x[0]) - base[0]).max() > 0.05, name
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_on_either_side_changes_nothing(made, side):
+    x, lengths = made.rows(), (4, 5)
+    segments, positions = np.zeros((2, S), np.int32), np.zeros((2, S), np.int32)
+    real = [slice(0, n) if side == "right" else slice(S - n, S) for n in lengths]
+    for row, (n, own) in enumerate(zip(lengths, real, strict=True)):
+        segments[row, own], positions[row, own] = 1, np.arange(n)
+    hidden = np.asarray(made.forward(x, positions, segments))
+    assert np.isfinite(hidden).all()
+    for row, own in enumerate(real):
+        close(hidden[row, own], decode(made.params, made.config, x[row, own], places=S))
+
+
+def test_packed_conversations_are_as_if_alone(made):
+    x = made.rows()
+    segments = np.array([[1, 1, 2, 2, 2, 2], [1, 2, 2, 2, 2, 0]], np.int32)
+    positions = np.array([[0, 1, 0, 1, 2, 3], [0, 0, 1, 2, 3, 0]], np.int32)
+    hidden = np.asarray(made.forward(x, positions, segments))
+    for row in range(2):
+        for segment in (1, 2):
+            own = segments[row] == segment
+            close(hidden[row, own], decode(made.params, made.config, x[row, own], places=S))
+
+
+def test_the_cache_equals_one_pass_whichever_side_is_padded(made):
+    """Row 0's prompt of two tokens is padded at its end, so that a hole follows it in the cache; row 1's
+    prompt of three at its front."""
+    x, model, config = made.rows(), Decoder(made.config), made.config
+
+    @jax.jit
+    def extend(x: Any, positions: Any, segments: Any, cache: Cache) -> Any:
+        return model.apply({"params": made.params}, x, positions, segments, cache)
+
+    places = S + 2
+    prompts = np.stack([x[0, [0, 1, 0, 0]], x[1, [0, 0, 1, 2]]])
+    positions = np.array([[0, 1, 0, 0], [0, 0, 1, 2]], np.int32)
+    segments = np.array([[1, 1, 0, 0], [0, 1, 1, 1]], np.int32)
+    first, cache = extend(prompts, positions, segments, empty_cache(config, 2, places))
+    rows = [[*first[0, :2]], [*first[1, 1:]]]
+    ends = np.array([[2], [3]], np.int32)
+    for step in range(3):
+        token = np.stack([x[row, ends[row] + step] for row in range(2)])
+        hidden, cache = extend(token, ends + step, ONES[:, :1], cache)
+        for row in range(2):
+            rows[row].append(hidden[row, 0])
+    for row in range(2):
+        close(rows[row], decode(made.params, config, x[row, : len(rows[row])], places=places))
+
+
+def test_parameters_are_those_of_the_family():
+    trees = {name: family(config).params for name, config in CONFIGS.items()}
+    assert set(trees["mpt"]) == {"embedding", "layers", "norm"}
+    assert set(trees["mpt"]["norm"]) == {"scale"}
+    assert set(trees["mpt"]["layers"]) == {"norm1", "norm2", "q", "k", "v", "out", "up", "down"}
+    assert set(trees["mistral"]["layers"]) == {*trees["mpt"]["layers"], "gate"}
+    assert trees["mistral"]["layers"]["k"]["kernel"].shape == (2, 32, 2, 12)
+    assert trees["mistral"]["layers"]["out"]["kernel"].shape == (2, 4, 12, 32)
