@@ -63,6 +63,15 @@ def _query_findings(results: Results) -> Iterator[str]:
             f"the question instead of zeros {change}; {models} of models, "
             f"{chosen[0].question.questions:,} questions each."
         )
+    for decoder in sorted({pair.decoder for pair in pairs if pair.visual_tokens == 1}):
+        asked, blind = (summary.attention(results, decoder, query) for query in ("question", "zero"))
+        if asked is not None and blind is not None:
+            chance = 100 / results["plan"]["side"] ** 2
+            yield (
+                f"Attention: at V = 1, decoder {decoder}, {100 * asked:.0f} % of it falls on the cell that "
+                f"the question names, {100 * blind:.0f} % with zeros; looking everywhere alike gives "
+                f"{chance:.0f} %."
+            )
 
 
 def _advice_findings(results: Results) -> Iterator[str]:

@@ -21,16 +21,19 @@ from launch.plan import (
     Cell,
     Plan,
     blind_data,
+    cells,
     corpus_data,
     model_config,
     picture_data,
     run_config,
 )
 from quecc_jax.config import DataConfig, ModelConfig, RunConfig
+from quecc_jax.data.cells import label_grid
 from quecc_jax.data.conversation import template_text
-from quecc_jax.data.corpus import write_corpus, write_questions
+from quecc_jax.data.corpus import asked_cell, write_corpus, write_questions
 from quecc_jax.data.pool import build_pool, read_pool, write_features
 from quecc_jax.data.tokenizer import SPECIALS, load_tokenizer, train_word_tokenizer
+from quecc_jax.evaluate.attention import attention_maps
 from quecc_jax.evaluate.predict import Answer, predict
 from quecc_jax.evaluate.score import accuracy, is_exact
 from quecc_jax.flops import answer_flops, decoder_params
@@ -160,6 +163,27 @@ def train_cell(out: str, plan: Plan, cell: Cell, report: Report) -> dict[str, An
         "loss": losses,
         "samples": save_samples(out, cell, answers),
     }
+
+
+def measure_attention(out: str, plan: Plan, report: Report) -> list[dict[str, Any]]:
+    """Share of the attention that falls on the cell a question names, for the models at V = 1.
+
+    The average over heads and questions of each kind; 1 / m^2 is what looking everywhere alike gives.
+    """
+    found, chosen = [], [c for c in cells(plan) if c.visual_tokens == 1]
+    m = plan.side
+    cell_of_patch = label_grid(np.arange(m * m).reshape(m, m, 1), plan.vision.grid)[..., 0]
+    for number, cell in enumerate(chosen):
+        report(number, len(chosen), cell.name)
+        config, params = load_params(f"{out}/cells/{cell.name}/stage2")
+        shares: dict[str, list[float]] = {}
+        for row, weights in attention_maps(config.model, picture_data(out, "test", 1), params, 200):
+            if place := asked_cell(row["conversations"][0]["value"]):
+                inside = cell_of_patch == place[0] * m + place[1]
+                shares.setdefault(row["kind"], []).append(float(weights[0, 0][:, inside].sum(-1).mean()))
+        kinds = {kind: [float(np.mean(x)), len(x)] for kind, x in shares.items()}
+        found.append({"decoder": cell.decoder, "seed": cell.seed, "query": cell.query, "kinds": kinds})
+    return found
 
 
 def any_model(out: str, plan: Plan, name: str) -> ModelConfig:

@@ -42,6 +42,9 @@ def plan_jobs(plan: Plan) -> list[Job]:
         cost = 35 + seconds(steps, tokens, cell.decoder)
         needs = ("tower", f"language-{cell.decoder}")
         jobs.append(Job(f"cell-{cell.name}", "launch.jobs:train_cell", (cell,), needs, cost, "cells"))
+    if single := tuple(f"cell-{c.name}" for c in cells(plan) if c.visual_tokens == 1):
+        cost = 5.0 * len(single)
+        jobs.append(Job("attention", "launch.jobs:measure_attention", (), single, cost, "attention"))
     return jobs
 
 
@@ -124,6 +127,7 @@ def collect(plan: Plan, jobs: list[Job], folder: Path, command: str) -> dict[str
         ],
         "cells": [{k: v for k, v in c.items() if k != "samples"} for c in done],
         "baseline": [results["baseline"]],
+        "attention": results.get("attention", []),
         "tower": results["tower"],
         "data": results["data"],
         "samples": [sample for name in shown for sample in results[name]["samples"]],

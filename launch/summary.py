@@ -23,7 +23,7 @@ CELL_KIND = "mosaic/cell"
 
 _REQUIRED = (
     "command", "machine", "started", "seconds", "tasks", "visual_tokens", "seeds", "decoders", "cells",
-    "baseline", "fits", "samples",
+    "baseline", "attention", "plan", "fits", "samples",
 )  # fmt: skip
 
 
@@ -117,6 +117,16 @@ def ablation(results: Results, kind: str = CELL_KIND) -> list[Pair]:
     order = {decoder["name"]: i for i, decoder in enumerate(results["decoders"])}
     pairs = [Pair(*key, side["question"], side["zero"]) for key, side in sides.items() if len(side) == 2]
     return sorted(pairs, key=lambda pair: (order[pair.decoder], pair.visual_tokens, pair.seed))
+
+
+def attention(results: Results, decoder: str, query: str, kind: str = CELL_KIND) -> float | None:
+    """Mean share of the attention at V = 1 that falls on the cell a question names, over seeds."""
+    shares = [
+        row["kinds"][kind][0]
+        for row in results["attention"]
+        if (row["decoder"], row["query"]) == (decoder, query) and kind in row["kinds"]
+    ]
+    return float(np.mean(shares)) if shares else None
 
 
 def ablation_effect(pairs: list[Pair]) -> tuple[float, float]:

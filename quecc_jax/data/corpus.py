@@ -85,15 +85,20 @@ def _documents(pool: Pool, end: str, rng: np.random.Generator) -> Iterator[str]:
                 yield told + " ".join(f"{q} {topic(q, m)}: {a}" for q, a in chosen) + end
 
 
+def asked_cell(question: str) -> tuple[int, int] | None:
+    """Row and column, from 0, of the cell that a question names, if it names one."""
+    found = re.search(r"row (\d+), column (\d+)", question)
+    return (int(found[1]) - 1, int(found[2]) - 1) if found else None
+
+
 def topic(question: str, m: int) -> str:
     """One word for what a question is about: the cell, the row, the colour or the shape it names.
 
     A row of a grid of m x m cells is "top", "middle" or "bottom" and a cell "northwest", "center"
     and so on; grids of other sizes than 2 and 3 have cells that are called "cell", rows "row".
     """
-    if found := re.search(r"row (\d+), column (\d+)", question):
-        row, column = int(found[1]) - 1, int(found[2]) - 1
-        return COMPASS[m][row][column] if m in COMPASS else "cell"
+    if place := asked_cell(question):
+        return COMPASS[m][place[0]][place[1]] if m in COMPASS else "cell"
     if found := re.search(r"in row (\d+)", question):
         return LINES[m][int(found[1]) - 1] if m in LINES else "row"
     named = [word for word in (*COLORS, *SHAPES) if re.search(rf"\b{word}s?\b", question)]
@@ -114,8 +119,8 @@ def statements(pool: Pool, picture: int, questions: Sequence[str], rng: np.rando
         return f"{caption}." if caption else ""
     places, rows = set[tuple[int, int]](), set[int]()
     for question in questions:
-        if found := re.search(r"row (\d+), column (\d+)", question):
-            places.add((int(found[1]) - 1, int(found[2]) - 1))
+        if place := asked_cell(question):
+            places.add(place)
         elif found := re.search(r"in row (\d+)", question):
             rows.add(int(found[1]) - 1)
     if places:

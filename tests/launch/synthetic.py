@@ -85,6 +85,12 @@ def make_results(
             {"decoder": decoder["name"], "seed": seed} | entry(_BLIND)
             for decoder in decoders for seed in range(seeds)
         ],
+        "plan": {"side": 2},
+        "attention": [
+            {"decoder": "M", "seed": seed, "query": query,
+             "kinds": {"mosaic/cell": [share + 0.1 * seed, 100]}}
+            for seed in range(seeds) for query, share in (("question", 0.6), ("zero", 0.25))
+        ],
         "tower": {"accuracy": {"shape": 0.981, "colour": 0.994, "digit": 0.952}, "loss": curve(0.2, 150)},
         "samples": [
             {"task": task, "kind": _KINDS[task][0], "image": "samples/noise.png",

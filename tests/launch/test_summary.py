@@ -53,6 +53,15 @@ def test_grid_leaves_the_zeroed_query_out(results):
     assert set(summary.grid(results, "mosaic", query="zero")) == {("M", 1)}
 
 
+def test_attention_is_the_mean_over_seeds(three_seeds):
+    assert summary.attention(three_seeds, "M", "question") == pytest.approx(0.7)
+    assert summary.attention(three_seeds, "M", "zero") == pytest.approx(0.35)
+    assert summary.attention(three_seeds, "S", "question") is None
+    assert summary.attention(three_seeds, "M", "question", "reading/row") is None
+    (sentence,) = (s for s in findings(three_seeds) if s.startswith("Attention"))
+    assert "70 % of it" in sentence and "35 % with zeros" in sentence and "gives 25 %" in sentence
+
+
 def test_ablation_pairs_the_same_model(three_seeds):
     pairs = summary.ablation(three_seeds)
     assert [(p.decoder, p.visual_tokens, p.seed) for p in pairs] == [("M", 1, seed) for seed in range(3)]
