@@ -221,7 +221,8 @@ def hf_decoder_config(config: DecoderConfig, family: str, max_length: int = 2048
             hf["sliding_window"] = config.window or None
         if family == "qwen2":
             hf |= {"use_sliding_window": config.window > 0, "max_window_layers": config.full_layers}
-    hf["model_type"] = family
+    # Phi-3's default pads with an id that smaller vocabularies do not have.
+    hf |= {"model_type": family, "pad_token_id": None}
     kept = decoder_config(hf)
     for field in dataclasses.fields(DecoderConfig):
         ours, theirs = getattr(config, field.name), getattr(kept, field.name)
