@@ -73,7 +73,8 @@ PUBLISHED: dict[str, tuple[dict[str, Any], DecoderConfig]] = {
         dataclasses.replace(QWEN, window=512, full_layers=20),
     ),
     "Phi-3-mini-4k": (
-        {"model_type": "phi3", "hidden_size": 3072, "intermediate_size": 8192, "max_position_embeddings": 4096,
+        {"model_type": "phi3", "hidden_size": 3072, "intermediate_size": 8192,
+         "max_position_embeddings": 4096,
          "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 32,
          "original_max_position_embeddings": 4096, "rms_norm_eps": 1e-05, "rope_scaling": None,
          "rope_theta": 10000.0, "sliding_window": 2047, "vocab_size": 32064},
@@ -200,5 +201,5 @@ def test_the_copy_of_a_tied_table_must_equal_it():
     tree = to_tree(rules, theirs)
     assert "head" not in tree["decoder"] and from_tree(rules, tree).keys() == theirs.keys()
     theirs["lm_head.weight"][3, 2] = 1
-    with pytest.raises(UserError, match="lm_head.weight differs from model.embed_tokens.weight"):
+    with pytest.raises(UserError, match=r"lm_head.weight differs from model.embed_tokens.weight"):
         to_tree(rules, theirs)
