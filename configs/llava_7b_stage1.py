@@ -14,6 +14,7 @@ from quecc_jax.config import (
     RunConfig,
     SourceConfig,
     TrainConfig,
+    VisionConfig,
 )
 
 ROWS = 558_128
@@ -23,7 +24,7 @@ def config() -> RunConfig:
     """One epoch at global batch 256; the model's defaults are CLIP-L/14-336 and LLaMA-7B."""
     return RunConfig(
         out="runs/llava_7b_stage1",
-        model=ModelConfig(compressor=CompressorConfig(kernel=6, stride=6)),
+        model=ModelConfig(VisionConfig(post_norm=True), CompressorConfig(kernel=6, stride=6)),
         data=DataConfig(
             sources=(SourceConfig(path="data/blip_laion_cc_sbu_558k.json", images="data/images"),),
             image_aspect="square",

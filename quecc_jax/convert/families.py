@@ -135,7 +135,7 @@ def decoder_config(hf: dict[str, Any]) -> DecoderConfig:
             norm_eps=hf["layer_norm_epsilon"],
             positions="alibi",
             alibi_bias_max=hf["attn_config"]["alibi_bias_max"],
-            tie_embeddings=hf["tie_word_embeddings"],
+            tie_embeddings=bool(hf["tie_word_embeddings"]),
         )
     width, heads, depth = hf["hidden_size"], hf["num_attention_heads"], hf["num_hidden_layers"]
     head_width = hf["head_dim"] or 0
@@ -152,7 +152,7 @@ def decoder_config(hf: dict[str, Any]) -> DecoderConfig:
         window=window,
         full_layers=full_layers,
         qkv_bias=family == "qwen2",
-        tie_embeddings=hf["tie_word_embeddings"],
+        tie_embeddings=bool(hf["tie_word_embeddings"]),
         **rope_settings(hf, partial=family == "phi3"),
     )
 

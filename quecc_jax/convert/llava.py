@@ -148,13 +148,13 @@ def hf_original(config: RunConfig, family: str) -> dict[str, Any]:
         "mm_patch_merge_type": "flat",
         "mm_use_im_start_end": False,
         "mm_use_im_patch_token": False,
-        "mm_vision_token_compression_type": "quecc" if quecc else None,
         "image_aspect_ratio": config.data.image_aspect,
         "tokenizer_padding_side": "right",
         "tokenizer_model_max_length": config.data.max_length,
     }
     if quecc:
         hf |= {
+            "mm_vision_token_compression_type": "quecc",
             "mm_vision_output_token_count": vision.patches,
             "mm_vision_output_text_embedding_size": model.decoder.width,
             "mm_vision_output_combined_token_count": None,

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from quecc_jax.config import CompressorConfig, ModelConfig, RunConfig, VisionConfig, validate
+from quecc_jax.config_io import from_dict, to_dict
 from quecc_jax.convert.clip import ANCHOR, hf_vision_config, ignored_names, vision_config, vision_rules
 from quecc_jax.convert.families import (
     decoder_config,
@@ -122,12 +123,14 @@ def plan_import(model: Source, vision: Source | None = None, projector: Source |
     if spare:
         raise UserError(f"{model.where} leaves no room for {spare[0].where}; give a language model to put it "
                         "in front of, or leave it out")
+    # The numbers are a stranger's: they must be of our types as well as fit each other.
+    from_dict(ModelConfig, to_dict(plan.config.model), "model")
+    validate(plan.config)
     sources = {"model": model, "vision": vision, "projector": projector}
     for name, part in plan.parts.items():
         source = sources[name]
         assert source is not None
         check(part.rules, source.found, part.ignored, source.where)
-    validate(plan.config)
     return plan
 
 
