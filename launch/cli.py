@@ -134,14 +134,19 @@ def _missing(kind: type, argv: list[str]) -> list[str]:
     """Required options that are not among the arguments."""
     given = {argument.split("=")[0].replace("_", "-") for argument in argv}
     required = (name for name in typing.get_type_hints(kind) if not hasattr(kind, name))
-    return [o for o in (f"--{name.replace('_', '-')}" for name in required) if o not in given]
+    return [option for option in map(_option, required) if option not in given]
+
+
+def _option(field: str) -> str:
+    """A field's option; an underscore at the end only keeps the name from being Python's own."""
+    return f"--{field.rstrip('_').replace('_', '-')}"
 
 
 def _options(kind: type, prefix: str = "--") -> list[str]:
     """The option names of a dataclass tree, as tyro spells them."""
     names: list[str] = []
     for field, hint in typing.get_type_hints(kind).items():
-        name = prefix + field.replace("_", "-")
+        name = prefix + _option(field).removeprefix("--")
         nested = isinstance(hint, type) and dataclasses.is_dataclass(hint)
         names += _options(hint, f"{name}.") if nested else [name]
     return names

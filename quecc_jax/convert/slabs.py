@@ -20,6 +20,9 @@ from quecc_jax.convert.writer import Spec
 from quecc_jax.errors import UserError
 from quecc_jax.train.checkpoint import load_run_config, quiet_libraries
 
+BATCH = 64 << 20
+"""Bytes of slabs that are brought to the disk together: one by one, small ones would wait for it."""
+
 CHUNK = 16 << 20
 """Bytes above which a slab is stored in several pieces, so that a mesh's hosts read little but their own."""
 
@@ -45,6 +48,7 @@ class SlabWriter:
         self._stacked = {path for path, layer in self._left if layer is not None}
         self._context = _context()
         self._arrays: dict[LeafPath, Any] = {}
+        self._transaction, self._waiting = ts.Transaction(), 0
 
     def __enter__(self) -> "SlabWriter":
         # Orbax lays down everything that says which leaves there are; the one-byte arrays it stores for
@@ -60,6 +64,7 @@ class SlabWriter:
                 ocp.save_checkpointables(self._checkpoint, {"params": tree})
             for path, spec in self._specs.items():
                 self._arrays[path] = self._create(path, spec)
+            self._commit()
         except (OSError, ValueError) as error:
             raise self._unwritable(error) from None
         return self
@@ -78,10 +83,16 @@ class SlabWriter:
         }
         # Zeros are data too: a chunk that is absent counts as lost when the leaf is loaded.
         array = _array(self._folder, path) | {"metadata": metadata, "store_data_equal_to_fill_value": True}
-        return ts.open(array, create=True, delete_existing=True, context=self._context).result()
+        return ts.open(
+            array, create=True, delete_existing=True, context=self._context, transaction=self._transaction
+        ).result()
+
+    def _commit(self) -> None:
+        self._transaction.commit_sync()
+        self._transaction, self._waiting = ts.Transaction(), 0
 
     def write(self, slab: Slab, array: np.ndarray) -> None:
-        """Stores one slab; it is on the disk when this returns.
+        """Stores one slab, on the disk at the latest when the block ends.
 
         Raises:
           UserError: the disk is full or cannot be written.
@@ -90,18 +101,27 @@ class SlabWriter:
         key, dtype = (slab.path, slab.layer), self._specs[slab.path].dtype
         if (array.shape, array.dtype) != (slab.shape, dtype) or key not in self._left:
             raise ValueError(f"{slab} came as {array.shape} {array.dtype}, not {dtype}, or came twice")
-        store = self._arrays[slab.path]
+        store = self._arrays[slab.path].with_transaction(self._transaction)
         try:
             (store if slab.layer is None else store[slab.layer]).write(array).result()
+            self._waiting += array.nbytes
+            if self._waiting >= BATCH:
+                self._commit()
         except (OSError, ValueError) as error:
             raise self._unwritable(error) from None
         self._left.remove(key)
 
     def __exit__(self, kind: object, *_: object) -> None:
-        self._arrays.clear()
-        if kind is None and self._left:
+        if kind is not None:
+            self._transaction.abort()
+            return
+        if self._left:
             first = min(map(str, self._left))
             raise ValueError(f"{len(self._left)} slabs were not written, {first} among them")
+        try:
+            self._commit()
+        except (OSError, ValueError) as error:
+            raise self._unwritable(error) from None
 
     def _unwritable(self, error: Exception) -> UserError:
         reason = str(error).partition("\n")[0][:300]
@@ -111,7 +131,8 @@ class SlabWriter:
 class SlabReader:
     """Parameters of a run's newest checkpoint and its frozen ones, read slab by slab.
 
-    A damaged newest checkpoint is an error: weights that leave the house are the ones that were meant.
+    A run on cached features has no tower; it comes from the run that its `tower_from` names. A damaged
+    newest checkpoint is an error: weights that leave the house are the ones that were meant.
 
     Attributes:
       config: the run's settings, with its own tokenizer.
@@ -134,6 +155,9 @@ class SlabReader:
         if frozen.is_dir():
             self._add(frozen, lambda: ocp.metadata(frozen).metadata)
         self._add(self._newest, lambda: ocp.checkpointables_metadata(self._newest).metadata["params"])
+        if self.config.tower_from and not any(path[0] == "vision" for path in self._folder_of):
+            tower = SlabReader(Path(self.config.tower_from))._folder_of
+            self._folder_of |= {path: folder for path, folder in tower.items() if path[0] == "vision"}
         self._arrays = {path: self._open(path) for path in self._folder_of}
         self.shapes: dict[LeafPath, Shape] = {p: tuple(a.shape) for p, a in self._arrays.items()}
         self.dtypes = {p: np.dtype(a.dtype.numpy_dtype) for p, a in self._arrays.items()}

@@ -1,0 +1,169 @@
+"""What belongs to weights and is not weights: config.json, tokenizer, processor settings.
+
+An imported run keeps the files of its sources, so that an export can put them back:
+
+    source/tensors.json           names and shapes of every tensor, by source
+    source/model/                 config.json and the other files beside the model's weights
+    source/vision/, projector/    the same of a tower and a projector that were given apart
+    source/*/carried.safetensors  tensors that no parameter of ours holds, such as buffers
+"""
+
+import dataclasses
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from quecc_jax.config import VisionConfig
+from quecc_jax.convert.gguf import GgufFile, hf_config, write_tokenizer
+from quecc_jax.convert.llava import is_original
+from quecc_jax.convert.plan import Source
+from quecc_jax.convert.tensors import TensorSource, open_tensors
+from quecc_jax.data.files import read_json
+from quecc_jax.data.images import CLIP_MEAN, CLIP_STD
+from quecc_jax.data.tokenizer import load_tokenizer
+from quecc_jax.errors import UserError
+
+CARRIED = "carried"
+"""Name of the file of tensors that only an export needs."""
+
+_TEXTS = {".json", ".txt", ".md", ".model", ".jinja", ".py", ".tiktoken", ""}
+"""Suffixes of the files that are kept."""
+
+_TOKENIZER = re.compile(
+    r"tokenizer.*\.(json|model)|(special_tokens_map|added_tokens|vocab)\.json|(merges|vocab)\.txt"
+    r"|chat_template\.(jinja|json)|.*\.tiktoken"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A checkpoint to be imported."""
+
+    source: Source
+    tensors: TensorSource
+    directory: Path | None
+    """Where the files beside it are; None if all is in one file."""
+
+
+def open_checkpoint(path: Path, allow_pickle: bool = False) -> Opened:
+    """Opens a directory of weights, or one file with its config.json beside it, or a GGUF file.
+
+    Raises:
+      UserError: it cannot be read, see `open_tensors`, or has no config.json.
+    """
+    if path.suffix == ".gguf":
+        gguf = GgufFile(path)
+        return Opened(Source(hf_config(gguf), gguf.shapes, str(path)), gguf, None)
+    tensors = open_tensors(path, allow_pickle)
+    directory = path.parent if path.is_file() else path
+    if not (directory / "config.json").is_file():
+        raise UserError(f"{directory} has no config.json, which says what the weights are of; "
+                        "put the one that was published with them there")  # fmt: skip
+    return Opened(Source(_config(directory), tensors.shapes, str(path)), tensors, directory)
+
+
+def _config(directory: Path) -> dict[str, Any]:
+    hf = read_json(directory / "config.json")
+    if not isinstance(hf, dict):
+        raise UserError(f"{directory / 'config.json'} is not an object; download it again")
+    return hf
+
+
+def tower_beside(model: Opened) -> Path | None:
+    """The tower's directory that a config.json of the original project names, where it is at hand."""
+    if model.directory is None or not is_original(model.source.hf):
+        return None
+    path = model.directory / str(model.source.hf.get("mm_vision_tower"))
+    return path if (path / "config.json").is_file() else None
+
+
+def tower_name(hf: dict[str, Any]) -> str:
+    """The folder that an export of the original format keeps its tower in, beside config.json.
+
+    The original's code takes what `mm_vision_tower` says as a path, or else as a published name.
+    """
+    name = Path(str(hf.get("mm_vision_tower") or "clip"))
+    return str(name) if not name.is_absolute() and ".." not in name.parts else name.name
+
+
+def copy_beside(directory: Path, target: Path) -> None:
+    """Copies the settings, tokenizer files and texts beside weights: no folders, nothing hidden."""
+    target.mkdir(parents=True, exist_ok=True)
+    for file in sorted(directory.iterdir()):
+        index = file.name.endswith(".index.json")
+        if file.is_file() and file.suffix in _TEXTS and not index and not file.name.startswith("."):
+            shutil.copyfile(file, target / file.name)
+
+
+def copy_tokenizer_files(directory: Path, target: Path) -> None:
+    """Copies a tokenizer's files alone; `target` is not made if there are none.
+
+    A config.json stays behind: transformers would take the tokenizer's class from its model_type.
+    """
+    for file in sorted(directory.iterdir()):
+        if file.is_file() and _TOKENIZER.fullmatch(file.name):
+            target.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target / file.name)
+
+
+def keep_sources(run: Path, opened: dict[str, Opened]) -> None:
+    """Writes `source/` and `tokenizer/` of an imported run."""
+    for name, one in opened.items():
+        folder = run / "source" / name
+        folder.mkdir(parents=True)
+        if one.directory is not None:
+            copy_beside(one.directory, folder)
+        else:
+            write_json(one.source.hf, folder / "config.json")
+            assert isinstance(one.tensors, GgufFile)
+            write_tokenizer(one.tensors, run / "tokenizer")
+    model = opened["model"].directory
+    if model is not None:
+        copy_tokenizer_files(model, run / "tokenizer")
+    shapes = {name: {k: list(v) for k, v in one.source.found.items()} for name, one in opened.items()}
+    write_json(shapes, run / "source" / "tensors.json")
+
+
+def kept_sources(run: Path) -> dict[str, Source] | None:
+    """What `keep_sources` wrote, by source; None if the run was not imported.
+
+    Raises:
+      UserError: the files are broken.
+    """
+    folder = run / "source"
+    if not (folder / "tensors.json").is_file():
+        return None
+    shapes = read_json(folder / "tensors.json")
+    return {
+        name: Source(_config(folder / name), {k: tuple(v) for k, v in found.items()}, str(folder / name))
+        for name, found in shapes.items()
+    }
+
+
+def special_ids(tokenizer: Path) -> dict[str, int]:
+    """A saved tokenizer's special ids as config.json calls them; empty without a tokenizer."""
+    if not tokenizer.is_dir():
+        return {}
+    hf = load_tokenizer(tokenizer).hf
+    ids = {f"{name}_token_id": getattr(hf, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    return {name: number for name, number in ids.items() if number is not None}
+
+
+def processor_settings(vision: VisionConfig) -> dict[str, Any]:
+    """The preprocessor_config.json of CLIP's pictures at a tower's size."""
+    side = vision.image_size
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True, "size": {"shortest_edge": side}, "resample": 3,
+        "do_center_crop": True, "crop_size": {"height": side, "width": side},
+        "do_rescale": True, "rescale_factor": 1 / 255,
+        "do_normalize": True, "image_mean": list(CLIP_MEAN), "image_std": list(CLIP_STD),
+    }  # fmt: skip
+
+
+def write_json(value: Any, path: Path) -> None:
+    """A JSON file, indented as config.json files are."""
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

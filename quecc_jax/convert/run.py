@@ -1,0 +1,296 @@
+"""Imports weights into a run's directory and exports a run's weights, one group of tensors at a time."""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+
+from quecc_jax.config_io import save_config
+from quecc_jax.convert.beside import CARRIED, Opened, keep_sources, open_checkpoint, tower_beside
+from quecc_jax.convert.plan import ImportPlan, plan_import
+from quecc_jax.convert.progress import ByteBar
+from quecc_jax.convert.rules import Path as LeafPath
+from quecc_jax.convert.rules import Rule, leaf_shapes
+from quecc_jax.convert.slabs import SlabReader, SlabWriter
+from quecc_jax.convert.targets import Format, Only, Target, check_leaves, export_targets
+from quecc_jax.convert.tensors import SafetensorsFile, TensorSource
+from quecc_jax.convert.writer import ShardWriter, Spec
+from quecc_jax.data.files import fresh_directory
+from quecc_jax.errors import UserError
+
+DType = Literal["keep", "float32", "bfloat16", "float16"]
+"""What floating-point numbers become; nothing but "keep" changes any."""
+Count = Callable[[int], None]
+"""Told how many bytes are done."""
+
+
+def import_weights(
+    source: Path,
+    out: Path,
+    *,
+    vision: Path | None = None,
+    projector: Path | None = None,
+    dtype: DType = "keep",
+    allow_pickle: bool = False,
+) -> ImportPlan:
+    """Writes the weights of another project as a run directory, which `init_from`, `tower_from` and
+    `load_vlm` read.
+
+    Args:
+      source: a directory of weights, one file with its config.json beside it, or a GGUF file.
+      out: the run's directory; it appears whole or not at all.
+      vision: a CLIP tower's directory; None takes the one that the source's config.json names, if it
+        lies beside it.
+      projector: the original's mm_projector file, or its directory.
+      dtype: how floating-point numbers are stored.
+      allow_pickle: whether pickles may be read.
+
+    Raises:
+      UserError: see `open_checkpoint` and `plan_import`; `out` exists, or cannot be written.
+    """
+    _refuse_existing(out, "--out")
+    with contextlib.ExitStack() as stack:
+        paths = {"model": source, "vision": vision, "projector": projector}
+        opened: dict[str, Opened] = {}
+        for name, path in paths.items():
+            if name == "vision" and path is None and projector is None:
+                path = tower_beside(opened["model"])
+            if path is not None:
+                opened[name] = open_checkpoint(path, allow_pickle)
+                stack.callback(opened[name].tensors.close)
+        sources = {name: one.source for name, one in opened.items()}
+        plan = plan_import(sources["model"], sources.get("vision"), sources.get("projector"))
+        tensors = {name: opened[name].tensors for name in plan.parts}
+        types = {n: leaf_dtypes(part.rules, tensors[n].dtypes, dtype) for n, part in plan.parts.items()}
+        carried = {n: {k: _form(tensors[n], k) for k in part.ignored} for n, part in plan.parts.items()}
+        total = sum(
+            _form(tensors[name], tensor).size
+            for name, part in plan.parts.items()
+            for tensor in (*part.ignored, *(t for rule in part.rules for t in rule.theirs))
+        )
+        aside = stack.enter_context(_new_directory(out, "--out"))
+        keep_sources(aside, opened)
+        merged = {path: kind for part in types.values() for path, kind in part.items()}
+        bar = stack.enter_context(ByteBar(f"importing {source.name}", total))
+        with SlabWriter(aside / "checkpoints" / "0", plan.rules, merged) as writer:
+            for name, part in plan.parts.items():
+                fill(writer, part.rules, tensors[name], types[name], bar.add)
+        for name, specs in carried.items():
+            if specs:
+                with ShardWriter(aside / "source" / name, specs, sum_bytes(specs), CARRIED) as shard:
+                    _carry(shard, specs, tensors[name], bar.add)
+        tokenizer = str(out / "tokenizer") if (aside / "tokenizer").is_dir() else ""
+        data = dataclasses.replace(plan.config.data, tokenizer=tokenizer)
+        save_config(dataclasses.replace(plan.config, out=str(out), data=data), aside / "config.json")
+    return plan
+
+
+def parameters(plan: ImportPlan) -> dict[str, int]:
+    """Numbers that each top-level part of the parameters has."""
+    counts: dict[str, int] = {}
+    for path, shape in leaf_shapes(plan.rules).items():
+        counts[path[0]] = counts.get(path[0], 0) + math.prod(shape)
+    return counts
+
+
+def fill(
+    writer: SlabWriter, rules: Iterable[Rule], tensors: TensorSource, types: Mapping[LeafPath, np.dtype],
+    count: Count,
+) -> None:  # fmt: skip
+    """Streams tensors into a checkpoint; one rule's tensors are in memory at a time."""
+    for rule in rules:
+        theirs = tuple(tensors.read(name) for name in rule.theirs)
+        size = sum(array.nbytes for array in theirs)
+        for slab, array in zip(rule.ours, rule.to_ours(theirs), strict=True):
+            writer.write(slab, cast(array, types[slab.path], rule.theirs[0]))
+        del theirs, array
+        count(size)
+
+
+def leaf_dtypes(
+    rules: Iterable[Rule], found: Mapping[str, np.dtype], dtype: DType = "keep"
+) -> dict[LeafPath, np.dtype]:
+    """How each leaf is to be stored.
+
+    Args:
+      rules: what fills the leaves.
+      found: types of their tensors.
+      dtype: the type of all of them, or "keep" for their own.
+
+    Raises:
+      UserError: tensors of one leaf differ in type, or are not floating-point numbers.
+    """
+    types: dict[LeafPath, np.dtype] = {}
+    for rule in rules:
+        for name in rule.theirs:
+            if not jnp.issubdtype(found[name], jnp.floating):
+                raise UserError(f"{name} is stored as {found[name]}; quantised weights are not read, "
+                                "give the model in half precision")  # fmt: skip
+            for slab in rule.ours:
+                kind = types.setdefault(slab.path, found[name])
+                if dtype == "keep" and kind != found[name]:
+                    leaf = "/".join(slab.path)
+                    raise UserError(f"{name} is {found[name]} and others that make up {leaf} are {kind}; "
+                                    "choose one type with --dtype")  # fmt: skip
+    return types if dtype == "keep" else dict.fromkeys(types, _numpy(dtype))
+
+
+def cast(array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+    """The array in another floating-point type.
+
+    Raises:
+      UserError: a number is too large for the type.
+    """
+    if array.dtype == dtype:
+        return array
+    # NumPy notices what overflows between its own types only.
+    wide = array.astype(np.float32) if array.dtype.itemsize < 4 else array
+    try:
+        with np.errstate(over="raise"):
+            return wide.astype(dtype)
+    except FloatingPointError:
+        raise UserError(f"{name} holds numbers too large for {dtype}; use --dtype bfloat16") from None
+
+
+def export_weights(
+    run: Path,
+    to: Path,
+    *,
+    layout: Format = "auto",
+    only: Only | None = None,
+    dtype: DType = "keep",
+    shard_bytes: int = 5_000_000_000,
+    pickle: bool = False,
+) -> list[Path]:
+    """Writes a run's newest weights in another project's format.
+
+    Args:
+      run: the run's directory.
+      to: the directory to write; it appears whole or not at all.
+      layout: "auto" gives an imported run the form in which it came, with the same names; other runs
+        the original's, or that of a language model or tower if they are no more.
+      only: a part of the model alone.
+      dtype: what floating-point numbers become.
+      shard_bytes: bytes of tensors above which a further file is begun.
+      pickle: whether a bare projector is written as mm_projector.bin too, which needs torch.
+
+    Returns:
+      The files written.
+
+    Raises:
+      UserError: the run has not what the format needs, or more; the format cannot express the model;
+        `to` exists, or cannot be written.
+    """
+    _refuse_existing(to, "--to")
+    reader = SlabReader(run)
+    targets = export_targets(reader, layout, only)
+    check_leaves(reader, targets, whole=only is None)
+    if pickle and targets[0].name != "mm_projector":
+        raise UserError("a pickle is written of a bare projector only; add --only projector")
+    carried = [_carried(target) for target in targets]
+    specs = [_specs(target.rules, reader.dtypes, dtype) for target in targets]
+    total = sum(map(sum_bytes, specs)) + sum(sum_bytes(forms) for _, forms in carried)
+    with _new_directory(to, "--to") as aside, ByteBar(f"exporting {run.name}", total) as bar:
+        for target, forms, (extra, extra_forms) in zip(targets, specs, carried, strict=True):
+            folder = aside / target.folder
+            target.describe(reader, folder)
+            if not forms:
+                continue
+            with ShardWriter(folder, {**forms, **extra_forms}, shard_bytes, target.name) as writer:
+                drain(reader, target.rules, forms, writer, bar.add)
+                if extra is not None:
+                    _carry(writer, extra_forms, extra, bar.add)
+        if pickle:
+            _save_pickle(aside)
+        names = sorted(p.relative_to(aside) for p in aside.rglob("*") if p.is_file())
+    return [to / name for name in names]
+
+
+def drain(
+    reader: SlabReader, rules: Iterable[Rule], specs: Mapping[str, Spec], writer: ShardWriter, count: Count
+) -> None:
+    """Streams a checkpoint's slabs into shards; one rule's slabs are in memory at a time."""
+    for rule in rules:
+        theirs = rule.to_theirs(tuple(reader.read(slab) for slab in rule.ours))
+        for name, array in zip(rule.theirs, theirs, strict=True):
+            writer.write(name, cast(array, specs[name].dtype, name))
+            count(specs[name].size)
+        del theirs, array
+
+
+def _specs(rules: Iterable[Rule], have: Mapping[LeafPath, np.dtype], dtype: DType) -> dict[str, Spec]:
+    specs: dict[str, Spec] = {}
+    for rule in rules:
+        kinds = {have[slab.path] for slab in rule.ours} if dtype == "keep" else {_numpy(dtype)}
+        if len(kinds) > 1:
+            raise UserError(f"{rule.theirs[0]} would be made of {' and '.join(map(str, kinds))}; "
+                            "choose one type with --dtype")  # fmt: skip
+        (kind,) = kinds
+        specs |= {name: Spec(shape, kind) for name, shape in zip(rule.theirs, rule.shapes, strict=True)}
+    return specs
+
+
+def _carried(target: Target) -> tuple[TensorSource | None, dict[str, Spec]]:
+    """Tensors that an import set aside for this target, and their forms."""
+    if not target.carried or target.kept is None:
+        return None, {}
+    file = SafetensorsFile(target.kept / f"{CARRIED}.safetensors")
+    return file, {name: _form(file, name) for name in target.carried}
+
+
+def _carry(writer: ShardWriter, names: Iterable[str], tensors: TensorSource, count: Count) -> None:
+    for name in names:
+        array = tensors.read(name)
+        writer.write(name, array)
+        count(array.nbytes)
+
+
+def _save_pickle(directory: Path) -> None:
+    """mm_projector.bin beside mm_projector.safetensors, as the original's training writes it."""
+    try:
+        import torch
+    except ImportError:
+        raise UserError("torch writes mm_projector.bin and is not installed; pip install torch, or leave out "
+                        "--pickle") from None  # fmt: skip
+    file = SafetensorsFile(directory / "mm_projector.safetensors")
+    state = {}
+    for name, dtype in file.dtypes.items():
+        kind = getattr(torch, str(dtype))
+        # NumPy knows no bfloat16 of torch's: bytes pass between them.
+        flat = torch.from_numpy(file.read(name).reshape(-1).view(np.uint8))
+        state[name] = flat.view(kind).reshape(file.shapes[name])
+    torch.save(state, directory / "mm_projector.bin")
+
+
+def _refuse_existing(path: Path, option: str) -> None:
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{option} {path} exists already; give a new directory, or delete that one")
+
+
+@contextlib.contextmanager
+def _new_directory(path: Path, option: str) -> Iterator[Path]:
+    """A directory that takes its name when the block succeeds, where nothing may be yet."""
+    _refuse_existing(path, option)
+    try:
+        with fresh_directory(path) as aside:
+            yield aside
+    except OSError as error:
+        raise UserError(f"{option} {path} cannot be written ({error}); choose another") from None
+
+
+def _form(tensors: TensorSource, name: str) -> Spec:
+    return Spec(tensors.shapes[name], tensors.dtypes[name])
+
+
+def sum_bytes(specs: Mapping[str, Spec]) -> int:
+    """Bytes of all tensors."""
+    return sum(spec.size for spec in specs.values())
+
+
+def _numpy(dtype: DType) -> np.dtype:
+    return np.dtype(getattr(jnp, dtype))

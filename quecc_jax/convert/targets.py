@@ -1,0 +1,137 @@
+"""Which directories an export consists of, and what stands in each."""
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from quecc_jax.convert.beside import (
+    copy_beside,
+    copy_tokenizer_files,
+    kept_sources,
+    processor_settings,
+    special_ids,
+    tower_name,
+    write_json,
+)
+from quecc_jax.convert.plan import ImportPlan, Layout, plan_export, plan_import
+from quecc_jax.convert.rules import Path as LeafPath
+from quecc_jax.convert.rules import Rule, leaf_shapes
+from quecc_jax.convert.slabs import SlabReader
+from quecc_jax.errors import UserError
+
+Format = Literal["auto", "llava", "llava_hf"]
+"""The form in which an imported run came, or the usual one of another run's parts; the original
+project's; transformers' LlavaForConditionalGeneration."""
+Only = Literal["projector", "decoder", "vision"]
+"""A part of a model: compressor and projector together, the language model, the tower."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """One directory of an export."""
+
+    folder: str
+    """Relative to the whole export."""
+    rules: tuple[Rule, ...]
+    hf: dict[str, Any] | None = None
+    """Its config.json, where none was kept."""
+    kept: Path | None = None
+    """The kept files of the source that it came from."""
+    carried: tuple[str, ...] = ()
+    """Tensors of that source that go with it."""
+    name: str = "model"
+    """What the names of its weights begin with."""
+
+    def describe(self, reader: SlabReader, folder: Path) -> None:
+        """Writes all but the weights."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.kept is not None:
+            copy_beside(self.kept, folder)
+        if self.hf is None:
+            return
+        tokenizer = reader.run / "tokenizer"
+        has_text = self.hf.get("model_type") != "clip_vision_model"
+        if has_text and tokenizer.is_dir():
+            copy_tokenizer_files(tokenizer, folder)
+        write_json({**self.hf, **(special_ids(tokenizer) if has_text else {})}, folder / "config.json")
+        if not has_text or "vision_config" in self.hf:
+            write_json(processor_settings(reader.config.model.vision), folder / "preprocessor_config.json")
+
+
+def export_targets(reader: SlabReader, layout: Format, only: Only | None) -> list[Target]:
+    """What to write where; the first target is the export's own directory.
+
+    Raises:
+      UserError: the format cannot express the model, or the run is no whole model.
+    """
+    kept, family = kept_sources(reader.run), None
+    if kept is not None:
+        plan = plan_import(kept["model"], kept.get("vision"), kept.get("projector"))
+        family = plan.family
+        if layout == "auto" and only is None and not (plan.layout == "decoder" and len(plan.parts) > 1):
+            return _as_it_came(reader, plan)
+    parts: dict[Only, Layout] = {"projector": "projector", "decoder": "decoder", "vision": "clip"}
+    form = parts[only] if only else _usual_layout(reader) if layout == "auto" else layout
+    plan_out = plan_export(reader.config, form, family)
+    name = "mm_projector" if form == "projector" else "model"
+    targets = [Target("", plan_out.rules, plan_out.hf, name=name)]
+    if form == "llava" and (folder := tower_name(plan_out.hf)) == "clip":
+        # The original reads its tower from a directory of its own, whatever the model's file holds.
+        tower = plan_export(reader.config, "clip")
+        targets.append(Target(folder, tower.rules, tower.hf))
+    return targets
+
+
+def _as_it_came(reader: SlabReader, plan: ImportPlan) -> list[Target]:
+    source = reader.run / "source"
+    main, tower = plan.parts["model"], plan.parts.get("vision")
+    name = "mm_projector" if plan.layout == "projector" else "model"
+    targets = [Target("", main.rules, kept=source / "model", carried=main.ignored, name=name)]
+    if (source / "vision").is_dir():
+        kept = kept_sources(reader.run) or {}
+        folder = tower_name(kept["model"].hf)
+        if tower is not None:
+            targets.append(Target(folder, tower.rules, kept=source / "vision", carried=tower.ignored))
+        else:
+            rules = plan_export(reader.config, "clip").rules if plan.layout == "llava" else ()
+            targets.append(Target(folder, rules, kept=source / "vision"))
+    return targets
+
+
+def _usual_layout(reader: SlabReader) -> Layout:
+    """The original's format for a whole model; otherwise that of the part that a run is."""
+    have = {path[0] for path in reader.shapes}
+    known: list[tuple[set[str], Layout]] = [
+        ({"decoder"}, "decoder"), ({"vision"}, "clip"), ({"compressor", "projector"}, "projector"),
+        ({"projector"}, "projector"), (have | {"vision", "decoder", "projector"}, "llava"),
+    ]  # fmt: skip
+    for parts, layout in known:
+        if have == parts:
+            return layout
+    raise UserError(f"{reader.run} holds {' and '.join(sorted(have))}, which is no whole model; "
+                    "export one part with --only projector, decoder or vision")  # fmt: skip
+
+
+def check_leaves(reader: SlabReader, targets: Iterable[Target], whole: bool) -> None:
+    """Compares a run's parameters with those that the targets' rules need.
+
+    Args:
+      whole: whether the run may have no others.
+
+    Raises:
+      UserError: naming those that are missing, of another shape, or left over.
+    """
+    needed: dict[LeafPath, tuple[int, ...]] = {}
+    for target in targets:
+        needed |= leaf_shapes(target.rules)
+    problems = {
+        "lacks": [p for p in needed if p not in reader.shapes],
+        "has in another shape": [p for p in needed if reader.shapes.get(p, needed[p]) != needed[p]],
+        "has beyond what the format can hold": [p for p in reader.shapes if whole and p not in needed],
+    }
+    for problem, paths in problems.items():
+        if paths:
+            listed = ", ".join("/".join(p) for p in paths[:20])
+            raise UserError(f"{reader.run} {problem} {len(paths)} parameters: {listed}; does its config.json "
+                            "belong to it, and is this the right format?")  # fmt: skip
