@@ -54,10 +54,11 @@ def rotate(x: jax.Array, angles: Angles) -> jax.Array:
     """
     cos, sin = (a[:, :, None, :] for a in angles)
     pairs = cos.shape[-1]
-    turned, kept = x[..., : 2 * pairs].astype(jnp.float32), x[..., 2 * pairs :]
-    first, second = turned[..., :pairs], turned[..., pairs:]
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return jnp.concatenate([turned.astype(x.dtype), kept], axis=-1)
+    first, second, kept = jnp.split(x.astype(jnp.float32), (pairs, 2 * pairs), axis=-1)
+    parts = [first * cos - second * sin, second * cos + first * sin]
+    # Whole heads, the common case, are put together from two parts.
+    parts += [kept] if kept.shape[-1] else []
+    return jnp.concatenate(parts, axis=-1).astype(x.dtype)
 
 
 def alibi_slopes(heads: int, bias_max: int) -> jax.Array:
