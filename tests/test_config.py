@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from quecc_jax.config import RunConfig, validate
+from quecc_jax.config import CompressorConfig, RunConfig, validate
 from quecc_jax.errors import UserError
 from tests.tiny import RUN
 
@@ -49,3 +49,14 @@ def test_known_projectors(kind):
 def test_what_does_not_fit_is_named(path, value, says):
     with pytest.raises(UserError, match=says):
         validate(changed(path, value))
+
+
+def test_a_stage_that_trains_nothing_is_refused():
+    model = dataclasses.replace(
+        RUN.model, projector="identity", compressor=CompressorConfig(name="none"),
+        decoder=dataclasses.replace(RUN.model.decoder, width=16),
+    )  # fmt: skip
+    bare = dataclasses.replace(RUN, model=model, data=dataclasses.replace(RUN.data, max_length=64))
+    validate(bare)
+    with pytest.raises(UserError, match=r"train\.stage 1 has nothing to train"):
+        validate(dataclasses.replace(bare, train=dataclasses.replace(bare.train, stage=1)))
