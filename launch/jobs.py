@@ -29,9 +29,9 @@ from launch.plan import (
 )
 from quecc_jax.config import DataConfig, ModelConfig, RunConfig
 from quecc_jax.data.cells import label_grid
-from quecc_jax.data.conversation import template_text
 from quecc_jax.data.corpus import asked_cell, write_corpus, write_questions
 from quecc_jax.data.pool import build_pool, read_pool, write_features
+from quecc_jax.data.templates import template_text
 from quecc_jax.data.tokenizer import SPECIALS, load_tokenizer, train_word_tokenizer
 from quecc_jax.evaluate.attention import attention_maps
 from quecc_jax.evaluate.predict import Answer, predict

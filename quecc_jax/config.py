@@ -177,8 +177,12 @@ class DataConfig:
     sources: tuple[SourceConfig, ...] = ()
     tokenizer: str = ""
     """Directory of a tokenizer that transformers' AutoTokenizer reads offline."""
-    template: Literal["plain", "v1", "short"] = "v1"
-    """LLaVA's stage 1 captions, LLaVA's conversations, or these without the system sentence."""
+    template: Literal["plain", "v1", "short", "llama_2", "mistral_instruct", "phi3", "mpt", "qwen"] = "v1"
+    """LLaVA's stage 1 captions, LLaVA's conversations, these without the system sentence, or another
+    family's prompt format; `data.templates` has them."""
+    image_place: Literal["front", "keep"] = "front"
+    """A turn's only picture comes before its text, as in LLaVA, or where its placeholder stands; several
+    in one turn always stay where they are."""
     labels: Literal["answers", "all"] = "answers"
     """Positions that carry loss: answers and their end, or all text (plain language modelling)."""
     max_length: int = 2048
@@ -189,8 +193,9 @@ class DataConfig:
     """Pictures I a row has room for; 0 makes a run on text alone."""
     cached_features: bool = False
     """Read the tower's states from the pools instead of pixels; every source must be a pool."""
-    too_long: Literal["error", "truncate"] = "truncate"
-    """What becomes of a row above max_length; truncation cuts text only and is counted."""
+    too_long: Literal["error", "truncate", "drop"] = "truncate"
+    """What becomes of a row above max_length. Truncation cuts text only, and a row whose picture it would
+    cut is an error; a dropped row leaves its place in the batch empty. Both are counted."""
     image_aspect: Literal["pad", "square"] = "pad"
     """Fit a picture to the square input by padding with the mean colour, or by cropping."""
     workers: int = 0

@@ -1,42 +1,31 @@
 """Conversations to token ids, labels and visual slots, built together piece by piece.
 
-A template turns the turns of a row into pieces: text, a picture's place, or the end of an answer,
-each with a flag that says whether it carries loss. Ids, labels and slots are then laid down piece
-by piece in one pass, so they cannot disagree.
+A template turns the turns of a row into pieces, each with a flag that says whether it carries loss.
+Ids, labels and slots are then laid down piece by piece in one pass, so they cannot disagree.
 """
 
-import enum
-import itertools
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from quecc_jax.config import DataConfig
 from quecc_jax.data.batch import IGNORE
+from quecc_jax.data.templates import PLACEHOLDER, TEMPLATES, Mark, pieces
 from quecc_jax.data.tokenizer import Tokenizer
 from quecc_jax.errors import UserError
 
-PLACEHOLDER = "<image>"
-SYSTEM = ("A chat between a curious user and an artificial intelligence assistant. "
-          "The assistant gives helpful, detailed, and polite answers to the user's questions.")
-"""System sentence of Vicuna v1, on which LLaVA-1.5 is trained."""
+SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", "system": "system"}
+"""Who speaks, by the names that data sets use."""
 
 
-class Mark(enum.Enum):
-    """Pieces that are not text."""
+class Talk(NamedTuple):
+    """What a row says."""
 
-    PICTURE = 0
-    END = 1
-
-
-Piece = tuple[str | Mark, bool]
-"""What comes next, and whether it carries loss."""
-
-
-def template_text() -> str:
-    """The words that templates and queries add to what rows say."""
-    return f"{SYSTEM} USER: ASSISTANT: image"
+    system: str | None
+    """The row's own system sentence, if it has one."""
+    turns: list[str]
+    """Human and assistant in turn, the human first."""
 
 
 def image_refs(row: dict[str, Any]) -> list[Any]:
@@ -52,12 +41,14 @@ def encode(row: dict[str, Any], tokenizer: Tokenizer, data: DataConfig, visual_t
     """Lays out one LLaVA-format row.
 
     The query is the first human turn without placeholders, or the word "image" where nothing is left
-    or the row has no picture; it is tokenised bare behind BOS and is the same for every picture.
+    or the row has no picture; it is tokenised bare behind BOS and is the same for every picture and
+    under every template.
 
     Args:
       row: {"image": one or several picture references, or absent; "conversations": turns
-        {"from": "human" or "gpt", "value": text with `<image>` placeholders}}, human first,
-        alternating.
+        {"from": "human" or "gpt", "value": text with `<image>` placeholders}}. Human and gpt, also
+        called user and assistant, alternate; a first turn of "system" replaces the template's
+        sentence, and an assistant's turn before the first human one is left out.
       tokenizer: Gives ids of the pieces of text.
       data: Template, label choice and lengths.
       visual_tokens: Slots V that one picture takes.
@@ -65,66 +56,81 @@ def encode(row: dict[str, Any], tokenizer: Tokenizer, data: DataConfig, visual_t
 
     Returns:
       int32 arrays: `tokens`, `labels` and `slots` of one length L <= data.max_length (see `Batch`),
-      `query` of at most data.query_length; and `cut` [], the number of tokens that did not fit.
+      `query` of at most data.query_length; and `cut` [], the number of tokens that did not fit: all
+      of them, and L = 0, where data.too_long drops the row.
 
     Raises:
       UserError: the row is not of that form, its placeholders and pictures differ in number, it has
         more pictures than data.images_per_row, or it is too long and may not be, or cannot usefully
         be, truncated. The caller adds file and row number.
     """
-    turns = _turns(row)
+    talk = _talk(row)
     pictures = len(image_refs(row))
-    _check(turns, pictures, data, prompt)
-    if prompt:
-        turns = turns[:1]
-    tokens, slots, loss = _lay_out(turns, tokenizer, data, visual_tokens, prompt)
-    cut = _fit(slots, loss, data, prompt)
-    if cut:
-        tokens, slots, loss = tokens[:-cut], slots[:-cut], loss[:-cut]
-    ids = np.array(tokens, np.int32)
-    question = turns[0].replace(PLACEHOLDER, "").strip() if pictures else ""
-    query = (*_bos(tokenizer), *tokenizer.encode(question or "image"))[: data.query_length]
-    return {"tokens": ids, "slots": np.array(slots, np.int32),
-            "labels": np.where(loss, ids, IGNORE).astype(np.int32),
-            "query": np.array(query, np.int32), "cut": np.array(cut, np.int32)}
+    if not prompt and len(talk.turns) % 2:
+        raise UserError("its last turn has no answer; add one or drop the turn")
+    _check(talk, pictures, data)
+    return _encode(talk._replace(turns=talk.turns[:1]) if prompt else talk, pictures, tokenizer, data,
+                   visual_tokens)
 
 
-def prompt(question: str, images: int, tokenizer: Tokenizer, data: DataConfig,
-           visual_tokens: int) -> dict[str, np.ndarray]:
+def prompt(question: str, images: int, tokenizer: Tokenizer, data: DataConfig, visual_tokens: int,
+           history: Sequence[str] = (), system: str | None = None) -> dict[str, np.ndarray]:
     """Lays out a question for generation, as `encode` does a row, ending where the answer begins.
 
     Args:
-      question: What the human asks; placeholders for `images` pictures go in front, a line each,
-        unless the question holds its own.
-      images: Pictures the question is about.
+      question: What the human asks now.
+      images: Pictures the conversation is about. Where no turn holds a placeholder, those of all of
+        them go in front of the first human turn, a line each.
+      history: What human and assistant said before, in turn, the human first. The prompt of a longer
+        history begins with the ids of the shorter one's.
+      system: Replaces the template's system sentence.
 
     Returns:
       As `encode`.
+
+    Raises:
+      UserError: as `encode`, or the history does not end with an answer.
     """
-    if PLACEHOLDER not in question:
-        question = f"{PLACEHOLDER}\n" * images + question
-    row = {"image": list(range(images)), "conversations": [{"from": "human", "value": question}]}
-    return encode(row, tokenizer, data, visual_tokens, prompt=True)
+    if len(history) % 2:
+        raise UserError("the history ends with a question; give its answer as well")
+    turns = [*history, question]
+    if not any(PLACEHOLDER in turn for turn in turns):
+        turns[0] = f"{PLACEHOLDER}\n" * images + turns[0]
+    talk = Talk(system, turns)
+    _check(talk, images, data)
+    return _encode(talk, images, tokenizer, data, visual_tokens)
 
 
-def _turns(row: dict[str, Any]) -> list[str]:
+def _talk(row: dict[str, Any]) -> Talk:
     turns = row.get("conversations") if isinstance(row, dict) else None
     if not isinstance(turns, list) or not turns:
         raise UserError("it has no list of conversations; give it turns of human and gpt")
+    said: list[tuple[str, str]] = []
     for number, turn in enumerate(turns):
-        who = "gpt" if number % 2 else "human"
-        if not isinstance(turn, dict) or turn.get("from") != who or not isinstance(turn.get("value"), str):
-            raise UserError(f"turn {number + 1} is not {{'from': '{who}', 'value': text}}; "
-                            "turns must alternate and begin with the human")
-    return [turn["value"] for turn in turns]
+        speaker = SPEAKERS.get(str(turn.get("from"))) if isinstance(turn, dict) else None
+        if speaker is None or not isinstance(turn.get("value"), str):
+            raise UserError(f"turn {number + 1} is not {{'from': 'human' or 'gpt', 'value': text}}; "
+                            "write it so")
+        said.append((speaker, turn["value"]))
+    system = said.pop(0)[1] if said[0][0] == "system" else None
+    if said and said[0][0] == "gpt":
+        said.pop(0)
+    left_out = len(turns) - len(said)
+    for number, (speaker, _) in enumerate(said):
+        wanted = "gpt" if number % 2 else "human"
+        if speaker != wanted:
+            raise UserError(f"turn {number + 1 + left_out} is of {speaker}, not of {wanted}; human and gpt "
+                            "must alternate, and system may only come first")
+    if not said:
+        raise UserError("it has no turn of the human; add one")
+    return Talk(system, [value for _, value in said])
 
 
-def _check(turns: Sequence[str], pictures: int, data: DataConfig, prompt: bool) -> None:
-    if not prompt and len(turns) % 2:
-        raise UserError("its last turn has no answer; add one or drop the turn")
-    if data.template == "plain" and len(turns) > 2:
-        raise UserError(f"template plain takes one caption, not {len(turns)} turns; use v1")
-    placeholders = sum(turn.count(PLACEHOLDER) for turn in turns)
+def _check(talk: Talk, pictures: int, data: DataConfig) -> None:
+    if TEMPLATES[data.template].caption and (len(talk.turns) > 2 or talk.system is not None):
+        raise UserError(f"template {data.template} takes one caption, no further turns and no system "
+                        "sentence; use v1")
+    placeholders = sum(text.count(PLACEHOLDER) for text in (talk.system or "", *talk.turns))
     if placeholders != pictures:
         raise UserError(f"it has {pictures} pictures but {placeholders} {PLACEHOLDER} placeholders; "
                         "make the numbers equal")
@@ -133,79 +139,77 @@ def _check(turns: Sequence[str], pictures: int, data: DataConfig, prompt: bool) 
                         "raise that or split the row")
 
 
+def _encode(talk: Talk, pictures: int, tokenizer: Tokenizer, data: DataConfig,
+            visual_tokens: int) -> dict[str, np.ndarray]:
+    tokens, slots, loss = _lay_out(talk, tokenizer, data, visual_tokens)
+    cut = _fit(slots, loss, data, asked=len(talk.turns) % 2 == 1)
+    kept = len(tokens) - cut
+    ids, learned = np.array(tokens[:kept], np.int32), np.array(loss[:kept], bool)
+    question = talk.turns[0].replace(PLACEHOLDER, "").strip() if pictures else ""
+    query = (*_bos(tokenizer), *tokenizer.encode(question or "image"))[: data.query_length]
+    return {
+        "tokens": ids,
+        "slots": np.array(slots[:kept], np.int32),
+        "labels": np.where(learned, ids, IGNORE).astype(np.int32),
+        "query": np.array(query, np.int32),
+        "cut": np.array(cut, np.int32),
+    }
+
+
 def _bos(tokenizer: Tokenizer) -> tuple[int, ...]:
     return () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
 
 
-def _pictures_and_text(text: str, loss: bool) -> Iterator[Piece]:
-    for number, part in enumerate(text.split(PLACEHOLDER)):
-        if number:
-            yield Mark.PICTURE, False
-        yield part, loss
+def _placed(turn: str, data: DataConfig) -> str:
+    if data.image_place == "keep" or turn.count(PLACEHOLDER) != 1:
+        return turn
+    return f"{PLACEHOLDER}\n{turn.replace(PLACEHOLDER, '').strip()}".strip()
 
 
-def _plain(turns: Sequence[str], prompt: bool) -> Iterator[Piece]:
-    for _ in range(turns[0].count(PLACEHOLDER)):
-        yield Mark.PICTURE, False
-    if not prompt:
-        yield from _pictures_and_text(turns[1] + "\n", True)
-
-
-def _vicuna(turns: Sequence[str], system: str) -> Iterator[Piece]:
-    yield system, False
-    for number, turn in enumerate(turns):
-        if number % 2:
-            yield from _pictures_and_text(f" {turn}", True)
-            yield Mark.END, True
-        else:
-            yield "USER: ", False
-            yield from _pictures_and_text(turn, False)
-            yield " ASSISTANT:", False
-
-
-def _pieces(turns: Sequence[str], data: DataConfig, prompt: bool) -> Iterator[Piece]:
-    """The pieces of a conversation, neighbouring texts of one kind joined, empty ones dropped."""
-    if data.template == "plain":
-        pieces = _plain(turns, prompt)
-    else:
-        pieces = _vicuna(turns, f"{SYSTEM} " if data.template == "v1" else "")
-    for (is_text, loss), group in itertools.groupby(pieces, lambda p: (isinstance(p[0], str), p[1])):
-        if is_text:
-            text = "".join(str(piece) for piece, _ in group)
-            if text:
-                yield text, loss
-        else:
-            yield from group
-
-
-def _lay_out(turns: Sequence[str], tokenizer: Tokenizer, data: DataConfig, visual_tokens: int,
-             prompt: bool) -> tuple[list[int], list[int], list[bool]]:
-    tokens, slots, loss = list(_bos(tokenizer)), [-1] * len(_bos(tokenizer)), [False] * len(_bos(tokenizer))
+def _lay_out(talk: Talk, tokenizer: Tokenizer, data: DataConfig,
+             visual_tokens: int) -> tuple[list[int], list[int], list[bool]]:
+    start = _bos(tokenizer)
+    tokens, slots, loss = list(start), [-1] * len(start), [False] * len(start)
+    asked = len(talk.turns) % 2 == 1
+    turns = [_placed(turn, data) for turn in talk.turns]
     picture = 0
-    for piece, answer in _pieces(turns, data, prompt):
-        if piece is Mark.PICTURE:
-            tokens += [0] * visual_tokens
-            slots += range(picture * visual_tokens, (picture + 1) * visual_tokens)
-            loss += [False] * visual_tokens
-            picture += 1
-            continue
-        ids = (tokenizer.eos_token_id,) if isinstance(piece, Mark) else tokenizer.encode(piece)
-        tokens += ids
-        slots += [-1] * len(ids)
-        loss += [not prompt and (answer or data.labels == "all")] * len(ids)
+    for piece, answer in pieces(TEMPLATES[data.template], turns, talk.system):
+        learned = not asked and piece is not Mark.BOS and (answer or data.labels == "all")
+        parts: Sequence[str | Mark] = piece.split(PLACEHOLDER) if isinstance(piece, str) else [piece]
+        for number, part in enumerate(parts):
+            if number:
+                tokens += [0] * visual_tokens
+                slots += range(picture * visual_tokens, (picture + 1) * visual_tokens)
+                loss += [False] * visual_tokens
+                picture += 1
+            begins = len(tokens) == len(start) or slots[-1] >= 0
+            ids = _ids(part, tokenizer, None if begins else tokens[-1])
+            tokens += ids
+            slots += [-1] * len(ids)
+            loss += [learned] * len(ids)
     return tokens, slots, loss
 
 
-def _fit(slots: Sequence[int], loss: Sequence[bool], data: DataConfig, prompt: bool) -> int:
+def _ids(part: str | Mark, tokenizer: Tokenizer, after: int | None) -> tuple[int, ...]:
+    if part is Mark.BOS:
+        return _bos(tokenizer)
+    return (tokenizer.eos_token_id,) if isinstance(part, Mark) else tokenizer.encode(part, after)
+
+
+def _fit(slots: Sequence[int], loss: Sequence[bool], data: DataConfig, asked: bool) -> int:
     """Tokens to cut from the end so that the row fits."""
     cut = len(slots) - data.max_length
     if cut <= 0:
         return 0
     too_long = f"it has {len(slots)} tokens but data.max_length is {data.max_length}"
-    if prompt or data.too_long == "error":
+    if asked or data.too_long == "error":
         raise UserError(f"{too_long}; raise that or shorten the text")
+    if data.too_long == "drop":
+        return len(slots)
     if max(slots[-cut:]) >= 0:
-        raise UserError(f"{too_long}, and truncation would cut a picture; raise that")
+        raise UserError(f"{too_long}, and truncation would cut a picture; raise that or let "
+                        "data.too_long drop it")
     if not any(loss[:-cut]):
-        raise UserError(f"{too_long}, and truncation would leave nothing to learn; raise that")
+        raise UserError(f"{too_long}, and truncation would leave nothing to learn; raise that or let "
+                        "data.too_long drop it")
     return cut

@@ -6,7 +6,7 @@ can be made without those before it, and the state of the stream is the number o
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import jax
@@ -27,6 +27,15 @@ def row_ids(source: int, rows: int) -> np.ndarray:
     return (np.int64(source) << 32) + np.arange(rows, dtype=np.int64)
 
 
+class Cut(NamedTuple):
+    """Rows of a batch that were too long."""
+
+    truncated: int
+    """Lost the end of their text."""
+    dropped: int
+    """Left out: their places in the batch are empty."""
+
+
 class Assemble:
     """Makes the batch of given samples; pickles into grain's worker processes."""
 
@@ -38,11 +47,11 @@ class Assemble:
         self.pixels = (vision.image_size, vision.image_size, 3)
         self.features = (vision.patches, len(hidden_indices(vision)), vision.width)
 
-    def __call__(self, ids: np.ndarray) -> tuple[Batch, int]:
-        """The batch of samples `ids` (int64 [B], -1 for an empty row) and its number of truncated rows."""
+    def __call__(self, ids: np.ndarray) -> tuple[Batch, Cut]:
+        """The batch of samples `ids` (int64 [B], -1 for an empty row), and its rows that were too long."""
         b, s, i, q = len(ids), self.data.max_length, self.data.images_per_row, self.data.query_length
         codes, loss = np.zeros((b, s), np.int32), np.zeros((b, s), bool)
-        lengths, cut = np.zeros((b, 1), np.int32), 0
+        lengths, truncated, dropped = np.zeros((b, 1), np.int32), 0, 0
         queries, query_lengths = np.zeros((b, i, q), np.int32), np.zeros((b, i), np.int32)
         pixels = features = None
         if i and self.data.cached_features:
@@ -55,8 +64,11 @@ class Assemble:
             source, row = self.sources[identity >> 32], identity & 0xFFFFFFFF
             made = source.encoded(row)
             length = len(made.codes)
+            if made.cut and not length:
+                dropped += 1
+                continue
             codes[place, :length], loss[place, :length], lengths[place] = made.codes, made.loss, length
-            cut += made.cut
+            truncated += made.cut
             pictures = source.pictures(row)
             if not pictures:
                 continue
@@ -72,7 +84,7 @@ class Assemble:
             tokens=np.maximum(codes, 0), slots=np.where(codes < 0, -1 - codes, -1),
             labels=np.where(loss, codes, IGNORE), positions=np.where(real, position, 0),
             segments=real.astype(np.int32), queries=queries, query_lengths=query_lengths, pixels=pixels,
-            features=features, ids=ids), cut
+            features=features, ids=ids), Cut(truncated, dropped)
 
 
 class DataIterator:
@@ -88,6 +100,8 @@ class DataIterator:
         """Rows of all sources together."""
         self.truncated = 0
         """Rows with cut text among the batches that this object has delivered."""
+        self.dropped = 0
+        """Rows left out of these batches, being too long: data.too_long is `drop`."""
         self._batches, self._stream, self._workers = batches, stream, workers
         self._taken = 0
         self._inner: grain.DatasetIterator | None = None
@@ -103,7 +117,8 @@ class DataIterator:
             # Workers deliver views of shared memory, which would live as long as the batch is kept.
             batch = jax.tree.map(np.array, batch)
         self._taken += 1
-        self.truncated += cut
+        self.truncated += cut.truncated
+        self.dropped += cut.dropped
         return batch
 
     def _start(self) -> grain.DatasetIterator:

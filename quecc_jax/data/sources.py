@@ -26,7 +26,7 @@ class Encoded(NamedTuple):
     query: np.ndarray
     """int32 [<= Q] bare question."""
     cut: bool
-    """The row was truncated."""
+    """The row was truncated, or dropped if nothing is left of it."""
 
 
 class Source(Protocol):

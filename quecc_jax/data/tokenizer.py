@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,16 +11,19 @@ from typing import Any
 import numpy as np
 
 from quecc_jax.data.files import fresh_directory
+from quecc_jax.data.sentencepieces import SentencePieces
 from quecc_jax.errors import UserError
 
 SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
+BLANK = "\u2581"
+"""How SentencePiece writes a blank."""
 
 
 class Tokenizer:
-    """A transformers tokenizer as the data pipeline sees it: bare text to ids, and back.
+    """A transformers tokenizer as the data pipeline sees it: text to ids, and back.
 
-    `encode` adds no special tokens and remembers recent answers, since conversations repeat their
-    fixed parts; instances pickle as their directory.
+    `encode` adds no BOS or EOS, but finds the special tokens that a text spells out. It remembers
+    recent answers, since conversations repeat their fixed parts; instances pickle as their directory.
     """
 
     def __init__(self, directory: str | Path):
@@ -28,23 +32,52 @@ class Tokenizer:
             raise UserError(f"data.tokenizer {self.directory!r} is not a directory; give one that holds "
                             "tokenizer.json or another file that transformers' AutoTokenizer reads")
         try:
-            self.hf = _transformers().AutoTokenizer.from_pretrained(self.directory, local_files_only=True)
+            self.hf, self._pieces = _read(Path(directory))
         except Exception as error:
             raise UserError(f"data.tokenizer {self.directory} holds no tokenizer that transformers reads "
                             f"({type(error).__name__}); save one there with save_pretrained") from error
         if self.hf.eos_token_id is None:
             raise UserError(f"the tokenizer in {self.directory} has no eos token, which closes every "
                             "answer; set eos_token in its tokenizer_config.json")
-        self.bos_token_id: int | None = self.hf.bos_token_id
+        self.bos_token_id: int | None = _bos(self.hf)
+        """What stands in front of every text; None where this tokenizer's models expect nothing."""
         self.eos_token_id: int = self.hf.eos_token_id
+        self._specials = self.hf.added_tokens_decoder
         self._encode = functools.lru_cache(maxsize=1 << 16)(self._encode_now)
+        # Only tokenizers of the SentencePiece kind write a blank before a text's first word.
+        blank = self.hf.convert_ids_to_tokens(list(self._raw("\n")))[:1]
+        self._anchor = self._raw("\n") if blank == [BLANK] else ()
+        behind = self.hf.convert_ids_to_tokens(list(self._raw(f"{self.hf.eos_token}a")))[1:2]
+        self._blank_behind_special = bool(behind) and behind[0].startswith(BLANK)
 
-    def _encode_now(self, text: str) -> tuple[int, ...]:
-        return tuple(self.hf.encode(text, add_special_tokens=False))
+    def _raw(self, text: str) -> tuple[int, ...]:
+        if self._pieces is not None:
+            return self._pieces(text)
+        return tuple(self.hf.encode(text, add_special_tokens=False, verbose=False))
 
-    def encode(self, text: str) -> tuple[int, ...]:
-        """Ids of the text alone, without BOS or EOS."""
-        return self._encode(text)
+    def _encode_now(self, text: str, inside: bool) -> tuple[int, ...]:
+        if not inside or not self._anchor:
+            return self._raw(text)
+        # A line break keeps the blank away from the text, and is never part of a longer token.
+        return self._raw("\n" + text)[len(self._anchor):]
+
+    def encode(self, text: str, after: int | None = None) -> tuple[int, ...]:
+        """Ids of a text, without BOS or EOS.
+
+        Args:
+          text: may be a part of a longer text; special tokens in it are found.
+          after: the token in front of it; None where a text begins, or behind a picture. Tokenizers
+            of the SentencePiece kind write a blank where a text begins, and the legacy ones behind
+            special tokens too; some special tokens take the white space that follows them.
+
+        Returns:
+          The ids that the text has there: a text cut into parts at words gives the ids of the whole.
+        """
+        special = None if after is None else self._specials.get(after)
+        if special is not None and special.rstrip:
+            text = text.lstrip()
+        begins = after is None or (special is not None and self._blank_behind_special)
+        return self._encode(text, not begins) if text else ()
 
     def decode(self, ids: Sequence[int] | np.ndarray, skip_special_tokens: bool = True) -> str:
         """Readable text of ids."""
@@ -56,6 +89,30 @@ class Tokenizer:
 
     def __reduce__(self) -> tuple:
         return Tokenizer, (self.directory,)
+
+
+def _read(directory: Path) -> tuple[Any, SentencePieces | None]:
+    transformers = _transformers()
+    settings = directory / "tokenizer_config.json"
+    told = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+    # A tokenizer that names its class needs no config.json, which may be of a model that transformers
+    # does not know.
+    config = {"config": transformers.PreTrainedConfig()} if told.get("tokenizer_class") else {}
+    hf = transformers.AutoTokenizer.from_pretrained(str(directory), local_files_only=True, **config)
+    model = directory / "tokenizer.model"
+    if not (model.is_file() and type(hf).__name__.startswith("Llama")):
+        return hf, None
+    # These models were trained with the Python tokenizers of transformers 4, which called
+    # SentencePiece; what version 5 builds from the same file differs where blanks repeat.
+    return hf, SentencePieces(model, hf.added_tokens_decoder, legacy=told.get("legacy") is not False)
+
+
+def _bos(hf: Any) -> int | None:
+    """The id that the tokenizer puts in front of a text."""
+    # Word-level tokenizers are this project's own: they say nothing of BOS, but always have it.
+    if hf.is_fast and type(hf.backend_tokenizer.model).__name__ == "WordLevel":
+        return hf.bos_token_id
+    return hf.bos_token_id if hf.encode("a")[:1] == [hf.bos_token_id] else None
 
 
 def load_tokenizer(directory: str | Path) -> Tokenizer:
@@ -84,7 +141,7 @@ def train_word_tokenizer(texts: Iterable[str], directory: str | Path, minimum: i
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models, pre_tokenizers
 
-    from quecc_jax.data.conversation import template_text
+    from quecc_jax.data.templates import template_text
 
     split = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation(),
                                      pre_tokenizers.Digits(individual_digits=True)])

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from quecc_jax.config import DataConfig
 from quecc_jax.data.batch import IGNORE
-from quecc_jax.data.conversation import SYSTEM, encode, prompt
+from quecc_jax.data.conversation import encode, prompt
+from quecc_jax.data.templates import SYSTEM
 from quecc_jax.errors import UserError
 
 SHORT = DataConfig(template="short", max_length=64, query_length=16, images_per_row=2)
@@ -18,6 +19,10 @@ SHORT = DataConfig(template="short", max_length=64, query_length=16, images_per_
 def row(*values, image=None):
     turns = [{"from": "gpt" if i % 2 else "human", "value": value} for i, value in enumerate(values)]
     return {"conversations": turns} | ({} if image is None else {"image": image})
+
+
+def said(*turns):
+    return {"conversations": [{"from": who, "value": value} for who, value in turns]}
 
 
 def spell(made, tokenizer):
@@ -45,7 +50,7 @@ def test_two_turns_and_two_pictures(tokenizer):
     assert tokenizer.decode(made["query"]) == "one two"
 
 
-def test_every_template(tokenizer):
+def test_word_templates(tokenizer):
     question = row("<image>\nred?", "blue", image="a")
     v1 = encode(question, tokenizer, dataclasses.replace(SHORT, template="v1"), 1)
     system = " ".join(tokenizer.hf.convert_ids_to_tokens(tokenizer.encode(SYSTEM)))
@@ -60,6 +65,34 @@ def test_all_labels_leave_out_bos_and_pictures(tokenizer):
     made = encode(row("<image>\nred?", "blue", image="a"), tokenizer,
                   dataclasses.replace(SHORT, labels="all"), 1)
     assert spell(made, tokenizer) == "<bos> *USER *: #0 *red *? *ASSISTANT *: *blue *<eos>"
+
+
+def test_one_picture_comes_first_unless_it_shall_keep_its_place(tokenizer):
+    talk = row("one <image> two", "red", "three <image>", "<image>", image=["a", "b", "c"])
+    data = dataclasses.replace(SHORT, images_per_row=3)
+    kept = encode(talk, tokenizer, dataclasses.replace(data, image_place="keep"), 1)
+    assert spell(kept, tokenizer) == ("<bos> USER : one #0 two ASSISTANT : *red *<eos> "
+                                      "USER : three #1 ASSISTANT : #2 *<eos>")
+    front = encode(talk, tokenizer, data, 1)
+    assert spell(front, tokenizer) == ("<bos> USER : #0 one two ASSISTANT : *red *<eos> "
+                                       "USER : #1 three ASSISTANT : #2 *<eos>")
+    assert np.array_equal(kept["query"], front["query"])
+
+
+def test_speakers_go_by_several_names(tokenizer):
+    one = encode(said(("user", "one?"), ("assistant", "red")), tokenizer, SHORT, 1)
+    assert spell(one, tokenizer) == "<bos> USER : one ? ASSISTANT : *red *<eos>"
+
+
+def test_system_turn_comes_first_and_a_greeting_is_left_out(tokenizer):
+    talk = said(("system", "Look at <image>"), ("gpt", "red"), ("human", "one?"), ("gpt", "two"))
+    talk["image"] = 1
+    assert spell(encode(talk, tokenizer, SHORT, 2), tokenizer) == (
+        "<bos> Look at #0 #1 USER : one ? ASSISTANT : *two *<eos>")
+    assert tokenizer.decode(encode(talk, tokenizer, SHORT, 2)["query"]) == "one?"
+    plain = dataclasses.replace(SHORT, template="plain")
+    with pytest.raises(UserError, match="system sentence"):
+        encode(talk, tokenizer, plain, 2)
 
 
 @pytest.mark.parametrize("made", [row("<image>", "red", image=1), row("one?", "red")])
@@ -120,6 +153,32 @@ def test_prompt_is_what_precedes_the_answer(tokenizer, question, pictures, templ
     assert np.array_equal(asked["query"], taught["query"])
 
 
+def test_prompt_with_a_history(tokenizer):
+    asked = prompt("two?", 1, tokenizer, SHORT, 2, history=["one?", "red"], system="Look")
+    assert spell(asked, tokenizer) == ("<bos> Look USER : #0 #1 one ? ASSISTANT : red <eos> "
+                                       "USER : two ? ASSISTANT :")
+    assert tokenizer.decode(asked["query"]) == "one?"
+    before = prompt("one?", 1, tokenizer, SHORT, 2, system="Look")
+    assert np.array_equal(before["tokens"], asked["tokens"][: len(before["tokens"])])
+    late = prompt("two <image>?", 1, tokenizer, SHORT, 1, history=["one?", "red"])
+    assert spell(late, tokenizer).endswith("<eos> USER : #0 two ? ASSISTANT :")
+    with pytest.raises(UserError, match="history ends with a question"):
+        prompt("two?", 0, tokenizer, SHORT, 1, history=["one?"])
+
+
+def test_dropped_rows_are_empty_and_say_what_they_lacked(tokenizer):
+    talk = row("one", "red", "<image>", "blue", image=1)
+    whole = encode(talk, tokenizer, SHORT, 2)
+    length = len(whole["tokens"])
+    fits = encode(talk, tokenizer, dataclasses.replace(SHORT, max_length=length, too_long="drop"), 2)
+    assert fits["cut"] == 0 and np.array_equal(fits["tokens"], whole["tokens"])
+    gone = encode(talk, tokenizer, dataclasses.replace(SHORT, max_length=length - 1, too_long="drop"), 2)
+    assert gone["cut"] == length
+    assert all(gone[key].shape == (0,) for key in ("tokens", "slots", "labels"))
+    with pytest.raises(UserError, match="max_length"):
+        prompt("one two", 0, tokenizer, dataclasses.replace(SHORT, max_length=4, too_long="drop"), 2)
+
+
 def test_truncation_cuts_text_and_counts(tokenizer):
     talk = row("<image> one", "red green blue", "two", "one two three", image=1)
     whole = encode(talk, tokenizer, SHORT, 2)
@@ -153,9 +212,15 @@ def test_truncation_never_splits_a_late_picture(tokenizer, length):
     ({}, "no list of conversations"),
     ({"conversations": []}, "no list of conversations"),
     ({"conversations": "hello"}, "no list of conversations"),
-    ({"conversations": [{"from": "gpt", "value": "red"}]}, "turn 1"),
-    ({"conversations": [{"from": "human", "value": "red"}, {"from": "human", "value": "red"}]}, "turn 2"),
-    ({"conversations": [{"from": "human", "value": 3}, {"from": "gpt", "value": "red"}]}, "turn 1"),
+    (said(("gpt", "red")), "no turn of the human"),
+    (said(("system", "red")), "no turn of the human"),
+    (said(("human", "red"), ("human", "red")), "turn 2 is of human, not of gpt"),
+    (said(("gpt", "hi"), ("human", "red"), ("human", "red")), "turn 3 is of human, not of gpt"),
+    (said(("human", "red"), ("system", "be brief"), ("gpt", "red")), "turn 2 is of system"),
+    (said(("human", 3), ("gpt", "red")), "turn 1"),
+    (said(("human", "red"), ("robot", "red")), "turn 2"),
+    (said(("human", "red"), (["gpt"], "red")), "turn 2"),
+    ({"conversations": ["red", "blue"]}, "turn 1"),
     ({"conversations": [{"from": "human", "value": "red"}]}, "no answer"),
     (row("red", "blue", image="a"), "1 pictures but 0"),
     (row("<image> <image>", "blue", image="a"), "1 pictures but 2"),

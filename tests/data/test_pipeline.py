@@ -321,6 +321,20 @@ def test_truncated_rows_are_counted(tmp_path, model, tokenizer, workers):
     assert sum(int((batch.labels[:, -1] == tokenizer.encode("red")[0]).sum()) for batch in batches) == 12
 
 
+def test_dropped_rows_leave_their_places_empty(tmp_path, model, tokenizer):
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([{"conversations": [
+        {"from": "human", "value": "one?"}, {"from": "gpt", "value": "red " * k}]} for k in range(1, 11)]))
+    with make_iterator(file_data(path, tokenizer, max_length=12, too_long="drop"), model, 5, 0) as iterator:
+        batches = take(iterator, 4)
+        assert (iterator.truncated, iterator.dropped) == (0, 12)
+    for batch in batches:
+        empty = ~batch.segments.any(1)
+        # Row k - 1 says k words, and four fit.
+        assert np.array_equal(empty, batch.ids >= 4)
+        assert (batch.labels[empty] == IGNORE).all() and not batch.tokens[empty].any()
+
+
 def test_malformed_rows_and_missing_pictures_are_named(mixed_file, tokenizer, model):
     path, rows = mixed_file
     (path.parent / "2.png").unlink()

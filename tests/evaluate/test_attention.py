@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from quecc_jax.config import DataConfig, SourceConfig
-from quecc_jax.data.conversation import template_text
 from quecc_jax.data.pool import build_pool, write_features
+from quecc_jax.data.templates import template_text
 from quecc_jax.data.tokenizer import train_word_tokenizer
 from quecc_jax.evaluate.attention import attention_maps
 from quecc_jax.models.clip import hidden_indices
