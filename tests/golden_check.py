@@ -1,12 +1,12 @@
 """Compares this library with arrays computed by the original PyTorch code.
 
-    python -m tests.golden_check PATH.npz
+    python -m tests.golden_check PATH.npz     a compressor alone
+    python -m tests.golden_check DIRECTORY    a whole model in the original's on-disk format
 
 prints a JSON object {key: max relative error} and exits 1 if any error exceeds 1e-4.
 """
 
 import json
-import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,8 @@ import numpy as np
 
 from quecc_jax.convert.quecc import from_torch, to_torch
 from quecc_jax.models.compressors.quecc import QueCC
-
-TOLERANCE = 1e-4
+from tests import golden_model
+from tests.measure import TOLERANCE, error
 
 
 def _group(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
@@ -54,22 +54,16 @@ def check(path: Path) -> dict[str, float]:
         raise ValueError(f"{path} and the module disagree on the keys {sorted(missing)}")
     largest = max(float(np.abs(b).max()) for k, (_, b) in pairs.items() if k.startswith("grad"))
     scales = {k: largest if k.startswith("grad") else 0.0 for k in pairs}
-    return {k: error(np.asarray(a), b, scales[k]) for k, (a, b) in pairs.items()}
-
-
-def error(ours: np.ndarray, theirs: np.ndarray, largest_gradient: float) -> float:
-    """max|a - b| / (max|b| + 1e-3 G); infinite when shapes differ or a value is not finite."""
-    if ours.shape != theirs.shape or not np.isfinite(ours).all():
-        return math.inf
-    return float(np.abs(ours - theirs).max() / (np.abs(theirs).max() + 1e-3 * largest_gradient))
+    return {k: error(a, b, scales[k]) for k, (a, b) in pairs.items()}
 
 
 def main(arguments: list[str]) -> int:
-    """Checks the file named on the command line; returns the exit status."""
-    if len(arguments) != 1 or not Path(arguments[0]).is_file():
-        print("usage: python -m tests.golden_check PATH.npz", file=sys.stderr)
+    """Checks the file or directory named on the command line; returns the exit status."""
+    if len(arguments) != 1 or not Path(arguments[0]).exists():
+        print("usage: python -m tests.golden_check PATH.npz or DIRECTORY", file=sys.stderr)
         return 2
-    errors = check(Path(arguments[0]))
+    path = Path(arguments[0])
+    errors = golden_model.check(path) if path.is_dir() else check(path)
     print(json.dumps(errors, indent=1))
     return int(max(errors.values()) > TOLERANCE)
 
