@@ -29,6 +29,7 @@ from launch.plan import (
 )
 from quecc_jax.config import DataConfig, ModelConfig, RunConfig
 from quecc_jax.data.cells import label_grid
+from quecc_jax.data.conversation import prompt
 from quecc_jax.data.corpus import asked_cell, write_corpus, write_questions
 from quecc_jax.data.pool import build_pool, read_pool, write_features
 from quecc_jax.data.templates import template_text
@@ -45,8 +46,6 @@ Report = Callable[[float, float, str], None]
 """Called with (units done, units in all, what is going on)."""
 
 ANSWER_TOKENS = 5
-TEMPLATE_TOKENS = 5
-"""What the chat template adds to a question: BOS, USER, ASSISTANT and two colons."""
 SAMPLES = 8
 """Test questions per task whose answers are kept for the report."""
 
@@ -71,10 +70,10 @@ def make_data(out: str, plan: Plan, report: Report) -> dict[str, Any]:
     texts = [row["conversations"][1]["value"].replace(SPECIALS[2], " ") for row in corpus.rows]
     words = train_word_tokenizer([*texts, template_text()], data / "tokenizer")
     sizes = {f"{t}-{s}": {"pictures": len(p.images), "questions": len(p.rows)} for (t, s), p in pools.items()}
-    tokenizer = load_tokenizer(str(data / "tokenizer"))
+    tokenizer, settings = load_tokenizer(str(data / "tokenizer")), blind_data(out, "test")
     asked = [r["conversations"][0]["value"] for t in TASKS for r in read_pool(data / f"{t}-test-blind").rows]
-    prompt = float(np.mean([len(tokenizer.encode(q)) for q in asked])) + TEMPLATE_TOKENS
-    return {"vocabulary": words, "prompt_tokens": round(prompt, 1), "pools": sizes}
+    length = float(np.mean([len(prompt(q, 0, tokenizer, settings, 0)["tokens"]) for q in asked]))
+    return {"vocabulary": words, "prompt_tokens": round(length, 1), "pools": sizes}
 
 
 def make_tower(out: str, plan: Plan, report: Report) -> dict[str, Any]:
@@ -214,11 +213,12 @@ def answer(model: ModelConfig, data: DataConfig, run: str) -> tuple[dict[str, An
 
 def flops_per_question(out: str, model: ModelConfig, answers: list[Answer]) -> dict[str, float]:
     """Mean FLOPs of answering a test question of each task, tower included."""
-    tokenizer = load_tokenizer(f"{out}/data/tokenizer")
+    tokenizer, data = load_tokenizer(f"{out}/data/tokenizer"), picture_data(out, "test", model.visual_tokens)
     sums: dict[str, list[float]] = {t: [] for t in TASKS}
     for a in answers:
-        question, reply = len(tokenizer.encode(a.question)), len(tokenizer.encode(a.truth)) + 1
-        parts = answer_flops(model, question=question + 1, prompt=question + TEMPLATE_TOKENS, answer=reply)
+        asked, reply = prompt(a.question, 1, tokenizer, data, model.visual_tokens), tokenizer.encode(a.truth)
+        text = len(asked["tokens"]) - model.visual_tokens
+        parts = answer_flops(model, question=len(asked["query"]), prompt=text, answer=len(reply) + 1)
         sums[a.row["kind"].split("/")[0]].append(sum(parts.values()))
     return {t: float(np.mean(v)) for t, v in sums.items()}
 
