@@ -24,6 +24,7 @@ from quecc_jax.data.files import read_json
 from quecc_jax.data.images import CLIP_MEAN, CLIP_STD
 from quecc_jax.data.tokenizer import load_tokenizer
 from quecc_jax.errors import UserError
+from quecc_jax.train.checkpoint import notice
 
 CARRIED = "carried"
 """Name of the file of tensors that only an export needs."""
@@ -143,10 +144,15 @@ def kept_sources(run: Path) -> dict[str, Source] | None:
 
 
 def special_ids(tokenizer: Path) -> dict[str, int]:
-    """A saved tokenizer's special ids as config.json calls them; empty without a tokenizer."""
+    """A saved tokenizer's special ids as config.json calls them; empty without a tokenizer, and (with a
+    notice) where it cannot be read, since weights are exported all the same."""
     if not tokenizer.is_dir():
         return {}
-    hf = load_tokenizer(tokenizer).hf
+    try:
+        hf = load_tokenizer(tokenizer).hf
+    except UserError as error:
+        notice(f"WARNING: the config.json written names no special tokens: {error}")
+        return {}
     ids = {f"{name}_token_id": getattr(hf, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     return {name: number for name, number in ids.items() if number is not None}
 

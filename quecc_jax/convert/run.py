@@ -151,7 +151,7 @@ def cast(array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
     # NumPy notices what overflows between its own types only.
     wide = array.astype(np.float32) if array.dtype.itemsize < 4 else array
     try:
-        with np.errstate(over="raise"):
+        with np.errstate(over="raise", invalid="ignore"):
             return wide.astype(dtype)
     except FloatingPointError:
         raise UserError(f"{name} holds numbers too large for {dtype}; use --dtype bfloat16") from None

@@ -62,6 +62,8 @@ class SlabWriter:
         try:
             with quiet_libraries():
                 ocp.save_checkpointables(self._checkpoint, {"params": tree})
+            store = ts.KvStore.open(_store(self._folder), context=self._context).result()
+            store.delete_range(ts.KvStore.KeyRange()).result()
             for path, spec in self._specs.items():
                 self._arrays[path] = self._create(path, spec)
             self._commit()
@@ -83,9 +85,7 @@ class SlabWriter:
         }
         # Zeros are data too: a chunk that is absent counts as lost when the leaf is loaded.
         array = _array(self._folder, path) | {"metadata": metadata, "store_data_equal_to_fill_value": True}
-        return ts.open(
-            array, create=True, delete_existing=True, context=self._context, transaction=self._transaction
-        ).result()
+        return ts.open(array, create=True, context=self._context, transaction=self._transaction).result()
 
     def _commit(self) -> None:
         self._transaction.commit_sync()
@@ -204,15 +204,13 @@ def _context() -> ts.Context:
 
 def _array(folder: Path, path: LeafPath) -> dict[str, Any]:
     """Where tensorstore finds a leaf."""
-    return {
-        "driver": "zarr3",
-        "kvstore": {
-            "driver": "ocdbt",
-            "base": {"driver": "file", "path": f"{folder}/"},
-            "path": f"{'.'.join(path)}/",
-            "cache_pool": "cache_pool#index",
-        },
-    }
+    return {"driver": "zarr3", "kvstore": {**_store(folder), "path": f"{'.'.join(path)}/"}}
+
+
+def _store(folder: Path) -> dict[str, Any]:
+    """Where tensorstore finds all leaves of a tree."""
+    base = {"driver": "file", "path": f"{folder}/"}
+    return {"driver": "ocdbt", "base": base, "cache_pool": "cache_pool#index"}
 
 
 def _pieces(shape: Shape, dtype: np.dtype) -> Shape:

@@ -207,18 +207,21 @@ def _parse_header(path: Path) -> dict[str, _Entry]:
     return entries
 
 
-class PickleFile:
-    """One file of torch.save, read by torch's weights-only loader.
+MAPPED = 512 << 20
+"""Bytes of a pickle that are read before the file is mapped anew: pages of a mapping that were touched
+count as ours until it ends."""
 
-    The file is opened anew for each tensor, so that mapped pages of the last one are given back.
+
+class PickleFile:
+    """One file of torch.save, mapped by torch's weights-only loader.
 
     Raises:
       UserError: torch is not installed, or the file is not a dict of dense tensors.
     """
 
     def __init__(self, path: Path):
-        self.path = path
-        state = self._load()
+        self.path, self._touched = path, 0
+        self._state = state = self._load()
         self.shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
         self.dtypes = {name: self._dtype(name, tensor) for name, tensor in state.items()}
 
@@ -251,9 +254,13 @@ class PickleFile:
     def read(self, name: str) -> np.ndarray:
         import torch
 
+        if self._touched > MAPPED:
+            self._state, self._touched = {}, 0
+        self._state = self._state or self._load()
         # NumPy knows no bfloat16 of torch's: bytes pass between them.
-        flat = self._load()[name].contiguous().reshape(-1).view(torch.uint8).numpy()
+        flat = self._state[name].contiguous().reshape(-1).view(torch.uint8).numpy()
+        self._touched += flat.nbytes
         return flat.copy().view(self.dtypes[name]).reshape(self.shapes[name])
 
     def close(self) -> None:
-        """Nothing stays open."""
+        self._state = {}

@@ -1,0 +1,359 @@
+"""Whole imports and exports: identity of every byte, strictness, and memory."""
+
+import dataclasses
+import errno
+import json
+import os
+import weakref
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from orbax.checkpoint import v1 as ocp
+from safetensors.numpy import load_file, save_file
+
+from quecc_jax.config import RunConfig
+from quecc_jax.config_io import load_config, save_config
+from quecc_jax.convert.beside import special_ids
+from quecc_jax.convert.plan import Source, plan_import
+from quecc_jax.convert.rules import Rule, Slab
+from quecc_jax.convert.run import cast, drain, export_weights, fill, import_weights
+from quecc_jax.convert.slabs import SlabReader, SlabWriter
+from quecc_jax.convert.tensors import open_tensors
+from quecc_jax.convert.writer import ShardWriter, Spec
+from quecc_jax.errors import UserError
+from quecc_jax.train.checkpoint import load_params, named_leaves
+from tests.convert.names import load, random_tensors
+from tests.convert.test_llava import decoder_for_the_tiny_projector
+from tests.convert.test_tensors import same_bits
+
+BF16 = np.dtype(ml_dtypes.bfloat16)
+F16, F32 = np.dtype(np.float16), np.dtype(np.float32)
+CASES = ["llama", "mistral", "qwen2", "phi3", "mpt", "clip_vision_model", "clip", "llava"]
+
+
+def write_checkpoint(directory: Path, hf: dict[str, Any], shapes: dict[str, Any], dtype: Any) -> None:
+    """A checkpoint of random bits in three shards, with an index, a tokenizer and a licence."""
+    directory.mkdir(parents=True, exist_ok=True)
+    arrays = random_tensors({k: tuple(v) for k, v in shapes.items()}, dtype)
+    weight_map: dict[str, str] = {}
+    for part in range(3):
+        some = {name: arrays[name] for name in list(arrays)[part::3]}
+        save_file(some, directory / f"model-{part}.safetensors")
+        weight_map |= dict.fromkeys(some, f"model-{part}.safetensors")
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (directory / "config.json").write_text(json.dumps(hf, indent=1))
+    (directory / "tokenizer_config.json").write_text('{"model_max_length": 5}')
+    (directory / "LICENSE").write_text("yours")
+
+
+def small(case: str) -> dict[str, Any]:
+    """A golden checkpoint's config and shapes with a vocabulary of 40 words, to be quick."""
+    found = load(case)
+    shapes = {k: [40 if d == 32000 else d for d in v] for k, v in found["tensors"].items()}
+    return {"config": found["config"] | {"vocab_size": 40}, "tensors": shapes}
+
+
+def write_tiny(directory: Path, dtype: Any = np.float16) -> None:
+    """The original project's model, and its tower's directory inside its own."""
+    tiny, tower = small("llava_tiny"), load("clip_tiny")
+    write_checkpoint(directory, tiny["config"], tiny["tensors"], dtype)
+    write_checkpoint(directory / "clip_tiny", tower["config"], tower["tensors"], np.float32)
+
+
+def assert_same_tensors(one: Path, other: Path) -> None:
+    first, second = open_tensors(one), open_tensors(other)
+    assert first.shapes == second.shapes and first.dtypes == second.dtypes
+    assert all(same_bits(first.read(k), second.read(k)) for k in first.shapes)
+
+
+def assert_same_params(one: Path, other: Path) -> None:
+    first, second = (named_leaves(load_params(run)[1]) for run in (one, other))
+    assert first.keys() == second.keys()
+    assert all(same_bits(first[k], second[k]) for k in first)
+
+
+@pytest.mark.parametrize("case, dtype", [*((c, BF16) for c in CASES), ("phi3", F16), ("mpt", F32)], ids=str)
+def test_export_gives_back_every_byte_and_import_again_the_same_run(
+    tmp_path: Path, case: str, dtype: np.dtype
+) -> None:
+    given, run, out, again = (tmp_path / name for name in ("given", "run", "out", "again"))
+    write_checkpoint(given, load(case)["config"], load(case)["tensors"], dtype)
+    import_weights(given, run)
+    export_weights(run, out, shard_bytes=3000)
+    assert_same_tensors(given, out)
+    for name in ("config.json", "tokenizer_config.json", "LICENSE"):
+        assert (out / name).read_bytes() == (given / name).read_bytes()
+    import_weights(out, again)
+    assert_same_params(run, again)
+
+
+def test_a_model_of_the_original_format_with_its_tower_beside(tmp_path: Path) -> None:
+    write_tiny(tmp_path / "given")
+    import_weights(tmp_path / "given", tmp_path / "run")
+    files = export_weights(tmp_path / "run", tmp_path / "out")
+    assert_same_tensors(tmp_path / "given", tmp_path / "out")
+    # The tower's own directory is written from the model's tower, as the original would load it.
+    held = load_file(tmp_path / "out" / "clip_tiny" / "model.safetensors")
+    inside = load_file(tmp_path / "out" / "model.safetensors")
+    prefix = "model.vision_tower.vision_tower."
+    assert held.keys() == load("clip_tiny")["tensors"].keys()
+    assert all(same_bits(array, inside[prefix + name]) for name, array in held.items())
+    assert all(file.is_file() for file in files)
+    import_weights(tmp_path / "out", tmp_path / "again")
+    assert_same_params(tmp_path / "run", tmp_path / "again")
+
+
+def test_a_tower_apart_comes_back_apart(tmp_path: Path) -> None:
+    tiny, tower = small("llava_tiny"), load("clip_tiny")
+    shapes = {k: v for k, v in tiny["tensors"].items() if "vision_tower" not in k}
+    write_checkpoint(tmp_path / "given", tiny["config"] | {"mm_vision_tower": "/far/away/eye"}, shapes, F16)
+    write_checkpoint(tmp_path / "tower", tower["config"], tower["tensors"], np.float32)
+    import_weights(tmp_path / "given", tmp_path / "run", vision=tmp_path / "tower")
+    export_weights(tmp_path / "run", tmp_path / "out")
+    assert_same_tensors(tmp_path / "given", tmp_path / "out")
+    assert_same_tensors(tmp_path / "tower", tmp_path / "out" / "eye")
+
+
+def parts_of_a_model(folder: Path) -> tuple[Path, Path, Path]:
+    """A bare language model, a tower, and a projector's file with the config.json beside it."""
+    llm, tiny, tower = decoder_for_the_tiny_projector(), small("llava_tiny"), load("clip_tiny")
+    shapes: dict[str, Any] = {k: v for k, v in tiny["tensors"].items() if k in llm.found}
+    write_checkpoint(folder / "llm", llm.hf | {"vocab_size": 40}, shapes, BF16)
+    (folder / "llm" / "tokenizer_config.json").unlink()  # reading one would be most of the test's time
+    write_checkpoint(folder / "tower", tower["config"], tower["tensors"], np.float32)
+    shapes = {k: tuple(v) for k, v in tiny["tensors"].items() if "mm_projector" in k}
+    (folder / "stage1").mkdir()
+    save_file(random_tensors(shapes, np.float32), folder / "stage1" / "mm_projector.safetensors")
+    (folder / "stage1" / "config.json").write_text(json.dumps(tiny["config"]))
+    return folder / "llm", folder / "tower", folder / "stage1" / "mm_projector.safetensors"
+
+
+def test_parts_combine_into_a_whole_model_of_the_original_format(tmp_path: Path) -> None:
+    llm, tower, projector = parts_of_a_model(tmp_path)
+    import_weights(llm, tmp_path / "run", vision=tower, projector=projector)
+    export_weights(tmp_path / "run", tmp_path / "out")
+    whole, apart = open_tensors(tmp_path / "out"), [open_tensors(p) for p in (llm, projector)]
+    assert whole.shapes == {k: tuple(v) for k, v in small("llava_tiny")["tensors"].items()}
+    for part in apart:
+        assert all(same_bits(whole.read(k), part.read(k)) for k in part.shapes)
+    import_weights(tmp_path / "out", tmp_path / "again")
+    assert_same_params(tmp_path / "run", tmp_path / "again")
+    export_weights(tmp_path / "run", tmp_path / "bare", only="projector")
+    assert_same_tensors(tmp_path / "bare" / "mm_projector.safetensors", projector)
+    export_weights(tmp_path / "run", tmp_path / "llm-out", only="decoder")
+    assert_same_tensors(tmp_path / "llm-out", llm)
+
+
+def test_a_new_config_names_the_tokenizers_special_tokens(capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = Path(__file__).parents[1] / "golden" / "llava_tiny"
+    assert special_ids(tokenizer) == {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    assert special_ids(tokenizer / "nowhere") == {}
+    assert special_ids(Path(__file__).parent) == {}
+    assert "names no special tokens" in capsys.readouterr().err
+
+
+def trained(tmp_path: Path) -> tuple[Path, Path]:
+    """An import, and a run as stage 1 of training leaves it: float32, frozen parts apart."""
+    write_tiny(tmp_path / "given")
+    import_weights(tmp_path / "given", tmp_path / "import")
+    config, params = load_params(tmp_path / "import")
+    params = jax_float32(params)
+    run = tmp_path / "run"
+    ocp.save(run / "frozen", {k: params[k] for k in ("vision", "decoder")})
+    slots = {"step": np.ones((), np.int32)}
+    trainable = {k: params[k] for k in ("compressor", "projector")}
+    for step in (3, 12):
+        ocp.save_checkpointables(run / "checkpoints" / str(step), {"params": trainable, "optimizer": slots})
+        trainable["projector"]["fc1"]["bias"] = trainable["projector"]["fc1"]["bias"] + 1
+    save_config(dataclasses.replace(config, out=str(run)), run / "config.json")
+    return tmp_path / "import", run
+
+
+def jax_float32(tree: Any) -> Any:
+    """Random half-precision bits as numbers of training."""
+    if isinstance(tree, dict):
+        return {k: jax_float32(v) for k, v in tree.items()}
+    return np.nan_to_num(np.asarray(tree).astype(np.float32), nan=0.5, posinf=1, neginf=-1)
+
+
+def test_a_trained_run_is_written_in_the_originals_format(tmp_path: Path) -> None:
+    _, run = trained(tmp_path)
+    export_weights(run, tmp_path / "out")
+    found = open_tensors(tmp_path / "out")
+    assert found.shapes == {k: tuple(v) for k, v in small("llava_tiny")["tensors"].items()}
+    assert set(found.dtypes.values()) == {F32}
+    before = open_tensors(tmp_path / "given")
+    moved = "model.mm_projector.1.bias"
+    for name in found.shapes:
+        want = np.nan_to_num(before.read(name).astype(np.float32), nan=0.5, posinf=1, neginf=-1)
+        np.testing.assert_array_equal(found.read(name), want + (name == moved))
+    # What was written describes the very model that was trained, in the program's own terms.
+    import_weights(tmp_path / "out", tmp_path / "again")
+    assert load_config(tmp_path / "again" / "config.json").model == load_config(run / "config.json").model
+    export_weights(run, tmp_path / "bare", only="projector", dtype="bfloat16")
+    bare = open_tensors(tmp_path / "bare" / "mm_projector.safetensors")
+    assert same_bits(bare.read(moved), found.read(moved).astype(BF16))
+
+
+def test_the_tower_of_a_run_on_cached_features_comes_from_where_it_lies(tmp_path: Path) -> None:
+    imported, run = trained(tmp_path)
+    _, params = load_params(run)
+    ocp.save(run / "frozen", {"decoder": params["decoder"]}, overwrite=True)
+    with pytest.raises(UserError, match="compressor and decoder and projector, which is no whole model"):
+        export_weights(run, tmp_path / "out")
+    config = dataclasses.replace(load_config(run / "config.json"), tower_from=str(imported))
+    save_config(config, run / "config.json")
+    export_weights(run, tmp_path / "out", dtype="float16")
+    whole = {k: tuple(v) for k, v in small("llava_tiny")["tensors"].items()}
+    assert open_tensors(tmp_path / "out").shapes == whole
+
+
+def test_nothing_is_written_of_a_checkpoint_that_is_not_what_it_says(tmp_path: Path) -> None:
+    shapes = dict(load("llama")["tensors"])
+    lost = "model.layers.1.mlp.up_proj.weight"
+    del shapes[lost]
+    shapes |= {"surplus": [3], "model.norm.weight": [5]}
+    write_checkpoint(tmp_path / "given", load("llama")["config"], shapes, F16)
+    with pytest.raises(UserError) as error:
+        import_weights(tmp_path / "given", tmp_path / "run")
+    assert all(part in str(error.value) for part in (lost, "surplus [3]", "model.norm.weight [5]"))
+    assert [p.name for p in tmp_path.iterdir()] == ["given"]
+
+
+def test_nothing_is_written_of_a_run_that_is_not_what_it_says(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "given", load("llama")["config"], load("llama")["tensors"], F16)
+    import_weights(tmp_path / "given", tmp_path / "run")
+    with pytest.raises(UserError, match=r"run lacks \d+ parameters: compressor/"):
+        export_weights(tmp_path / "run", tmp_path / "out", layout="llava")
+    _, params = load_params(tmp_path / "run")
+    extra = params | {"vision": {"x": np.zeros(2)}}
+    ocp.save_checkpointables(tmp_path / "run" / "checkpoints" / "5", {"params": extra})
+    with pytest.raises(UserError, match="beyond what the format can hold 1 parameters: vision/x"):
+        export_weights(tmp_path / "run", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    export_weights(tmp_path / "run", tmp_path / "out", only="decoder")
+    assert_same_tensors(tmp_path / "given", tmp_path / "out")
+
+
+def test_what_exists_is_not_replaced(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "given", load("llama")["config"], load("llama")["tensors"], F16)
+    with pytest.raises(UserError, match=r"--out .*given exists already"):
+        import_weights(tmp_path / "given", tmp_path / "given")
+    (tmp_path / "empty").mkdir()
+    import_weights(tmp_path / "given", tmp_path / "empty")
+    with pytest.raises(UserError, match=r"--to .*given exists already"):
+        export_weights(tmp_path / "empty", tmp_path / "given")
+
+
+def test_types_change_only_when_asked(tmp_path: Path) -> None:
+    arrays = {k: np.full(v, 0.1, np.float32) for k, v in load("llama")["tensors"].items()}
+    arrays["model.layers.0.mlp.up_proj.weight"] = arrays["model.layers.0.mlp.up_proj.weight"].astype(F16)
+    (tmp_path / "given").mkdir()
+    save_file(arrays, tmp_path / "given" / "model.safetensors")
+    (tmp_path / "given" / "config.json").write_text(json.dumps(load("llama")["config"]))
+    with pytest.raises(UserError, match=r"up_proj.weight is float(16|32) and others .* --dtype"):
+        import_weights(tmp_path / "given", tmp_path / "run")
+    import_weights(tmp_path / "given", tmp_path / "run", dtype="bfloat16")
+    for leaf in named_leaves(load_params(tmp_path / "run")[1]).values():
+        assert leaf.dtype == BF16 and np.all(leaf == BF16.type(0.1))
+    export_weights(tmp_path / "run", tmp_path / "out", dtype="float32")
+    assert set(open_tensors(tmp_path / "out").dtypes.values()) == {F32}
+
+
+def test_quantised_weights_are_refused(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "given", load("llama")["config"], load("llama")["tensors"], np.int8)
+    with pytest.raises(UserError, match="stored as int8; quantised weights are not read"):
+        import_weights(tmp_path / "given", tmp_path / "run")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, BF16])
+def test_numbers_too_large_for_half_precision_are_named(dtype: Any) -> None:
+    fits = np.array([65504, -65504, np.inf, np.nan, 1e-9], np.float32)
+    np.testing.assert_array_equal(cast(fits, F16, "w"), fits.astype(F16))
+    with pytest.raises(UserError, match="w holds numbers too large for float16"):
+        cast(np.array([1, 1e6]).astype(dtype), F16, "w")
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_checkpoint(tmp_path / "given", load("llama")["config"], load("llama")["tensors"], F16)
+    import_weights(tmp_path / "given", tmp_path / "run")
+    left, whole = [3], os.pwrite
+
+    def filling(file: int, data: Any, at: int) -> int:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return whole(file, data, at)
+
+    monkeypatch.setattr(os, "pwrite", filling)
+    with pytest.raises(UserError, match="No space left"):
+        export_weights(tmp_path / "run", tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["given", "run"]
+
+
+class Counting:
+    """Random tensors that remember how many of their bytes were alive at once."""
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]]):
+        self.shapes, self.dtypes = shapes, dict.fromkeys(shapes, BF16)
+        self.alive, self.peak = 0, 0
+
+    def read(self, name: Any) -> np.ndarray:
+        array = np.ones(self.shapes[name], BF16)
+        self.alive += array.nbytes
+        self.peak = max(self.peak, self.alive)
+        weakref.finalize(array, self._gone, array.nbytes)
+        return array
+
+    def _gone(self, size: int) -> None:
+        self.alive -= size
+
+    def close(self) -> None: ...
+
+
+def test_no_more_than_two_groups_of_tensors_are_ever_in_memory(tmp_path: Path) -> None:
+    """Sixty-four layers of fused matrices. tensorstore lets go of the last group some moments late."""
+    path, group = ("decoder", "layers", "q", "kernel"), 2 * 64 * 8 * 2
+    rules = [
+        Rule((f"a{i}", f"b{i}"), ((64, 8),) * 2, (Slab(path, i, (2, 64, 8)),),
+             lambda x: (np.stack(x),), lambda x: (x[0][0], x[0][1])) for i in range(64)
+    ]  # fmt: skip
+    shapes = {name: shape for rule in rules for name, shape in zip(rule.theirs, rule.shapes, strict=True)}
+    source = Counting(shapes)
+    with SlabWriter(tmp_path / "0", rules, {path: BF16}) as writer:
+        fill(writer, rules, source, {path: BF16}, lambda size: None)
+    assert group <= source.peak <= 2 * group and source.alive == 0
+
+    slabs: Any = Counting({slab: slab.shape for rule in rules for slab in rule.ours})  # type: ignore[misc]
+    specs = {name: Spec(shape, BF16) for name, shape in shapes.items()}
+    with ShardWriter(tmp_path, specs, 10**9) as shards:
+        drain(slabs, rules, specs, shards, lambda size: None)
+    assert slabs.peak == group and slabs.alive == 0
+
+
+def test_an_imported_run_says_what_it_is(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "given", load("mistral")["config"], load("mistral")["tensors"], F16)
+    import_weights(tmp_path / "given", tmp_path / "run")
+    config = load_config(tmp_path / "run" / "config.json")
+    plan = plan_import(Source(load("mistral")["config"], open_tensors(tmp_path / "given").shapes))
+    assert config == dataclasses.replace(
+        plan.config,
+        out=str(tmp_path / "run"),
+        data=dataclasses.replace(plan.config.data, tokenizer=str(tmp_path / "run" / "tokenizer")),
+    )
+    assert isinstance(config, RunConfig) and set(SlabReader(tmp_path / "run").dtypes.values()) == {F16}
+    assert [p.name for p in (tmp_path / "run" / "tokenizer").iterdir()] == ["tokenizer_config.json"]
+
+
+def test_other_directories_are_explained(tmp_path: Path) -> None:
+    save_file({"a": np.zeros(2)}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"has no config.json, which says what the weights are of"):
+        import_weights(tmp_path, tmp_path / "run")
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(UserError, match=r"config.json is not an object"):
+        import_weights(tmp_path, tmp_path / "run")
+    with pytest.raises(UserError, match=r"config.json does not exist; is this the directory of a run"):
+        export_weights(tmp_path / "given", tmp_path / "out")
