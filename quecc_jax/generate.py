@@ -14,11 +14,17 @@ from quecc_jax.models.vlm import VLM
 Generator = Callable[[dict[str, Any], Batch], jax.Array]
 
 
-def build_generator(config: ModelConfig, max_new_tokens: int, eos: int) -> Generator:
+def build_generator(
+    config: ModelConfig, max_new_tokens: int, eos: int, also: tuple[int, ...] = ()
+) -> Generator:
     """A compiled function from parameters and a batch of prompts to answers.
 
     The prompts of a batch end where their answers begin and may differ in length (padded at the
     end). Decoding stops as soon as every row has ended.
+
+    Args:
+      eos: the token that ends an answer.
+      also: others that do, such as a template's end mark; they come out as `eos`.
 
     Returns:
       fn(params, batch) -> int32 [B, max_new_tokens]; `eos` from a row's end on. Rows without any
@@ -37,8 +43,9 @@ def build_generator(config: ModelConfig, max_new_tokens: int, eos: int) -> Gener
 
         def choose(hidden: jax.Array, done: jax.Array) -> tuple[jax.Array, jax.Array]:
             logits = model.apply(variables, hidden[:, 0], method=VLM.logits)
-            token = jnp.where(done, eos, jnp.argmax(logits, axis=-1).astype(jnp.int32))
-            return token, done | (token == eos)
+            token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+            done |= jnp.isin(token, jnp.array((eos, *also)))
+            return jnp.where(done, eos, token), done
 
         token, done = choose(hidden, lengths == 0)
         out = jnp.full((rows, max_new_tokens), eos, jnp.int32).at[:, 0].set(token)

@@ -73,6 +73,15 @@ def test_every_token_is_the_full_passes_choice_until_the_row_ends(params, prompt
     assert (answers[4] == eos).all()
 
 
+def test_any_of_several_tokens_ends_a_row(params, prompts, reference):
+    eos = next(t for t in range(MODEL.decoder.vocab_size) if t not in reference)
+    others = tuple(dict.fromkeys(reference[:4, 2].tolist()))[:2]
+    answers = np.asarray(build_generator(MODEL, NEW, eos, others)(params, prompts))
+    for row, real in zip(answers[:4], reference[:4], strict=True):
+        end = next((i for i, token in enumerate(real) if token in others), NEW)
+        assert row.tolist() == [*real[:end], *[eos] * (NEW - end)]
+
+
 def test_bfloat16_answers_are_tokens(params, prompts):
     model = dataclasses.replace(MODEL, dtype="bfloat16")
     answers = np.asarray(build_generator(model, 2, 0)(params, prompts))

@@ -12,9 +12,10 @@ from quecc_jax.data.batch import IGNORE, Batch
 from quecc_jax.data.conversation import PLACEHOLDER, prompt
 from quecc_jax.data.images import load_pixels
 from quecc_jax.data.pipeline import eval_batches, rows_by_id
+from quecc_jax.data.templates import Stops, stops
 from quecc_jax.data.tokenizer import Tokenizer, load_tokenizer
 from quecc_jax.errors import UserError
-from quecc_jax.generate import build_generator
+from quecc_jax.generate import Generator, build_generator
 
 
 class Answer(NamedTuple):
@@ -54,7 +55,7 @@ def predict(
       UserError: a source cannot be read, or a row has no answer to compare with or is too long.
     """
     tokenizer = load_tokenizer(data.tokenizer)
-    generate = build_generator(model, max_new_tokens, tokenizer.eos_token_id)
+    generate, ends = _generator(model, data, max_new_tokens, tokenizer)
     rows, answers = rows_by_id(data), list[Answer]()
     for identity, row in rows.items():
         turns = row.get("conversations") if isinstance(row, dict) else None
@@ -66,7 +67,7 @@ def predict(
         tokens = jax.device_get(generate(params, batch._replace(ids=None)))
         for identity, ids in zip(batch.ids.tolist(), tokens.tolist(), strict=True):
             if identity >= 0:
-                answers.append(Answer(rows[identity], read_answer(ids, tokenizer)))
+                answers.append(Answer(rows[identity], read_answer(ids, tokenizer, ends)))
         progress(len(answers))
     return answers
 
@@ -105,11 +106,19 @@ def answer(
         query_lengths=np.full((1, len(images)), len(query), np.int32),
         pixels=np.stack(pixels)[None] if pixels else None,
     )
-    generate = build_generator(model, max_new_tokens, tokenizer.eos_token_id)
-    return read_answer(jax.device_get(generate(params, batch))[0].tolist(), tokenizer)
+    generate, ends = _generator(model, config.data, max_new_tokens, tokenizer)
+    return read_answer(jax.device_get(generate(params, batch))[0].tolist(), tokenizer, ends)
 
 
-def read_answer(ids: list[int], tokenizer: Tokenizer) -> str:
-    """Text of generated ids up to the first end token."""
-    end = ids.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in ids else len(ids)
-    return tokenizer.decode(ids[:end])
+def _generator(
+    model: ModelConfig, data: DataConfig, max_new_tokens: int, tokenizer: Tokenizer
+) -> tuple[Generator, Stops]:
+    ends = stops(data.template, tokenizer)
+    return build_generator(model, max_new_tokens, ends.ids[0], ends.ids[1:]), ends
+
+
+def read_answer(ids: list[int], tokenizer: Tokenizer, ends: Stops) -> str:
+    """Text of generated ids up to the first end token, or to the text that ends an answer."""
+    end = ids.index(ends.ids[0]) if ends.ids[0] in ids else len(ids)
+    text = tokenizer.decode(ids[:end])
+    return text.split(ends.text)[0].strip() if ends.text else text

@@ -79,8 +79,8 @@ def test_documents_hold_every_question_and_end(pools, tmp_path):
     assert sum(document.count("?") for document in documents) == sum(len(pool.rows) for pool in trains)
     everything = "\n".join(documents)
     for question, answer in (question_answer(row) for pool in trains for row in pool.rows):
-        bare = re.search(rf"{re.escape(question)} [a-z]+: {answer}", everything)
-        assert bare or f"{question} ASSISTANT: {answer}{END}" in everything
+        told = re.search(rf"{re.escape(question)} [a-z]+: {answer}", everything)
+        assert told or f"{question} ASSISTANT: {answer}{END}" in everything
     chat = [document.startswith("USER: ") for document in documents]
     # A question opens every document that states nothing.
     bare = [re.match(r"(USER: )?(row \d|an? )", document) is None for document in documents]
