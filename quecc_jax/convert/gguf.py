@@ -189,7 +189,7 @@ def write_tokenizer(gguf: GgufFile, directory: str | Path) -> None:
     Raises:
       UserError: the file holds no tokenizer, or one of another kind.
     """
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
     told = {key.removeprefix("tokenizer.ggml."): value for key, value in gguf.metadata.items()}
     if told.get("model") != "gpt2" or told.get("pre") not in DIGITS_ALONE:
@@ -208,12 +208,17 @@ def write_tokenizer(gguf: GgufFile, directory: str | Path) -> None:
             backend.add_special_tokens([AddedToken(token, special=True, normalized=False)])
         elif kind == USER_DEFINED:
             backend.add_tokens([AddedToken(token, special=False, normalized=False)])
+    special = _special(gguf)
+    if told.get("add_bos_token"):
+        number = special["bos"]
+        backend.post_processor = processors.TemplateProcessing(
+            single=[tokens[number], "$A"], special_tokens=[(tokens[number], number)])
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
         "model_max_length": gguf.metadata.get("llama.context_length"),
         "chat_template": gguf.metadata.get("tokenizer.chat_template"),
-        **{f"{name}_token": tokens[number] for name, number in _special(gguf).items()},
+        **{f"{name}_token": tokens[number] for name, number in special.items()},
     }
     with fresh_directory(directory) as aside:
         backend.save(str(aside / "tokenizer.json"))

@@ -68,7 +68,7 @@ def write(path, *, arch="llama", kind=F32, extra=None, pre="smollm", tensors=Non
     writer.add_pad_token_id(2)
     writer.add_chat_template("{{ messages[0].content }}<|im_end|>")
     for key, value in (extra or {}).items():
-        writer.add_string(key, value)
+        (writer.add_bool if isinstance(value, bool) else writer.add_string)(key, value)
     weights = gguf_weights() | (tensors or {})
     for name, array in weights.items():
         chosen = F32 if array.ndim == 1 else kind
@@ -186,8 +186,17 @@ def test_text_is_split_merged_and_marked_as_the_file_says(directory):
     # Digits stand alone although there is a merge, and blanks before them stay together.
     assert words(directory, "ab  12\n\n1") == ["ab", BLANK * 2, "1", "2", LINE * 2, "1"]
     tokenizer = load_tokenizer(directory)
-    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, len(tokenizer)) == (1, 2, len(TOKENS))
+    assert (tokenizer.hf.bos_token_id, tokenizer.eos_token_id, len(tokenizer)) == (1, 2, len(TOKENS))
     assert tokenizer.hf.chat_template == "{{ messages[0].content }}<|im_end|>"
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_bos_stands_in_front_where_the_file_says_so(wanted, tmp_path):
+    write(tmp_path / "m.gguf", extra={"tokenizer.ggml.add_bos_token": wanted})
+    write_tokenizer(GgufFile(tmp_path / "m.gguf"), tmp_path / "tokenizer")
+    tokenizer = load_tokenizer(tmp_path / "tokenizer")
+    assert tokenizer.hf("ab")["input_ids"] == [1] * wanted + [TOKENS.index("ab")]
+    assert tokenizer.bos_token_id == (1 if wanted else None)
 
 
 @given(text=st.text())
