@@ -48,12 +48,12 @@ class Target:
         folder.mkdir(parents=True, exist_ok=True)
         if self.kept is not None:
             copy_beside(self.kept, folder)
-        if self.hf is None:
-            return
         tokenizer = reader.run / "tokenizer"
-        has_text = self.hf.get("model_type") != "clip_vision_model"
+        has_text = self.folder == "" and (self.hf or {}).get("model_type") != "clip_vision_model"
         if has_text and tokenizer.is_dir():
             copy_tokenizer_files(tokenizer, folder)
+        if self.hf is None:
+            return
         write_json({**self.hf, **(special_ids(tokenizer) if has_text else {})}, folder / "config.json")
         if not has_text or "vision_config" in self.hf:
             write_json(processor_settings(reader.config.model.vision), folder / "preprocessor_config.json")

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 from quecc_jax.config import RunConfig
 from quecc_jax.config_io import load_config, save_config
 from quecc_jax.convert.beside import special_ids
+from quecc_jax.convert.gguf import GgufFile
 from quecc_jax.convert.plan import Source, plan_import
 from quecc_jax.convert.rules import Rule, Slab
 from quecc_jax.convert.run import cast, drain, export_weights, fill, import_weights
@@ -25,9 +26,12 @@ from quecc_jax.convert.tensors import open_tensors
 from quecc_jax.convert.writer import ShardWriter, Spec
 from quecc_jax.errors import UserError
 from quecc_jax.train.checkpoint import load_params, named_leaves
+from quecc_jax.train.loop import train
 from tests.convert.names import load, random_tensors
+from tests.convert.test_gguf import write as write_gguf
 from tests.convert.test_llava import decoder_for_the_tiny_projector
 from tests.convert.test_tensors import same_bits
+from tests.train.runs import Batches, trainer_on
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 F16, F32 = np.dtype(np.float16), np.dtype(np.float32)
@@ -170,6 +174,33 @@ def trained(tmp_path: Path) -> tuple[Path, Path]:
         trainable["projector"]["fc1"]["bias"] = trainable["projector"]["fc1"]["bias"] + 1
     save_config(dataclasses.replace(config, out=str(run)), run / "config.json")
     return tmp_path / "import", run
+
+
+@pytest.mark.slow
+def test_training_continues_an_import_and_its_run_is_exported(tmp_path: Path) -> None:
+    given = tmp_path / "given"
+    write_tiny(given)
+    rng = np.random.default_rng(0)
+    for file in given.glob("*.safetensors"):  # random bits are no numbers to train from
+        arrays = {k: rng.normal(0, 0.1, v.shape).astype(F16) for k, v in load_file(file).items()}
+        save_file(arrays, file)
+    import_weights(given, tmp_path / "import")
+    config = load_config(tmp_path / "import" / "config.json")
+    config = dataclasses.replace(
+        config,
+        out=str(tmp_path / "run"),
+        init_from=str(tmp_path / "import"),
+        model=dataclasses.replace(config.model, dtype="float32"),
+        data=dataclasses.replace(config.data, tokenizer="", max_length=64, query_length=8),
+        train=dataclasses.replace(config.train, stage=1, steps=2, batch_size=4, loss_chunk=64),
+    )
+    batches: Any = Batches(config)
+    train(config, progress=lambda _: None, trainer=trainer_on(config, (1, 2, 2)), iterator=batches)
+    export_weights(tmp_path / "run", tmp_path / "out")
+    before, after = open_tensors(given), open_tensors(tmp_path / "out")
+    assert after.shapes == before.shapes and set(after.dtypes.values()) == {F32}
+    moved = {k for k in after.shapes if not np.array_equal(after.read(k), before.read(k).astype(np.float32))}
+    assert moved and all(name.startswith("model.mm_projector.") for name in moved)
 
 
 def jax_float32(tree: Any) -> Any:
@@ -346,6 +377,20 @@ def test_an_imported_run_says_what_it_is(tmp_path: Path) -> None:
     )
     assert isinstance(config, RunConfig) and set(SlabReader(tmp_path / "run").dtypes.values()) == {F16}
     assert [p.name for p in (tmp_path / "run" / "tokenizer").iterdir()] == ["tokenizer_config.json"]
+
+
+def test_a_gguf_file_comes_back_as_a_directory_of_hugging_faces(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "m.gguf")
+    import_weights(tmp_path / "m.gguf", tmp_path / "run")
+    export_weights(tmp_path / "run", tmp_path / "out")
+    found, gguf = open_tensors(tmp_path / "out"), GgufFile(tmp_path / "m.gguf")
+    assert found.shapes.keys() == gguf.shapes.keys()
+    assert all(same_bits(found.read(k), gguf.read(k)) for k in gguf.shapes)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "llama"
+    tokenizer = (tmp_path / "out" / "tokenizer.json").read_bytes()
+    assert tokenizer == (tmp_path / "run" / "tokenizer" / "tokenizer.json").read_bytes()
+    import_weights(tmp_path / "out", tmp_path / "again")
+    assert_same_params(tmp_path / "run", tmp_path / "again")
 
 
 def test_other_directories_are_explained(tmp_path: Path) -> None:
