@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from quecc_jax.config import VisionConfig
-from quecc_jax.models.layers import LayerNorm, attention, linear, logical
+from quecc_jax.models.layers import LayerNorm, attention, by_rows, linear, logical
 
 
 def hidden_indices(config: VisionConfig) -> tuple[int, ...]:
@@ -78,7 +78,7 @@ class ClipLayer(nn.Module):
         y = LayerNorm(c.norm_eps, name="norm2")(x)
         y = dense(c.mlp_width, ("embed", "mlp"), name="fc1")(y)
         y = quick_gelu(y) if c.activation == "quick_gelu" else jax.nn.gelu(y, approximate=False)
-        x = x + residual(("mlp", "embed"), name="fc2")(y)
+        x = by_rows(x + residual(("mlp", "embed"), name="fc2")(y))
         return x, x
 
 
@@ -107,6 +107,7 @@ class ClipTower(nn.Module):
         )
         x = jnp.concatenate([jnp.broadcast_to(cls.astype(self.dtype), (b, 1, c.width)), x], axis=1)
         x = LayerNorm(c.norm_eps, name="pre_norm")(x + position.astype(self.dtype))
+        x = by_rows(x)
         # Layers above the last state that is read have parameters, as checkpoints do, but never run.
         used = c.depth if self.is_initializing() else hidden_indices(c)[-1]
         stack = nn.scan(

@@ -22,6 +22,15 @@ def logical(init: Initializer, *axes: str | None) -> Initializer:
     return nn.with_logical_partitioning(init, axes)
 
 
+def by_rows(x: jax.Array) -> jax.Array:
+    """x [B, ...] with its rows, and nothing else, split over the mesh.
+
+    Left alone, the partitioner may split activations like the parameters they meet, and exchange them
+    at every layer.
+    """
+    return nn.with_logical_constraint(x, ("batch", *(x.ndim - 1) * (None,)))
+
+
 def matrix_init(inputs: int, variance: float = 1.0) -> Initializer:
     """Normal initialisation of a kernel whose first `inputs` axes are the input's: outputs have
     `variance` times the inputs' variance."""

@@ -11,6 +11,7 @@ from quecc_jax.data.batch import Batch
 from quecc_jax.models.clip import ClipTower, split_features
 from quecc_jax.models.compressors import make_compressor
 from quecc_jax.models.decoder import Cache, Decoder, embedding_variance
+from quecc_jax.models.layers import by_rows
 from quecc_jax.models.projector import Projector
 
 
@@ -43,7 +44,7 @@ class VLM(nn.Module):
         segments = (index[None] <= last[:, None]).astype(jnp.int32)
         positions = jnp.broadcast_to(index, flat.shape)
         hidden, _ = self.decoder(self.decoder.embed(flat), positions, segments)
-        feature = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
+        feature = by_rows(jnp.take_along_axis(hidden, last[:, None, None], axis=1))
         return jax.lax.stop_gradient(feature.reshape(b, i, -1))
 
     def encode_image(self, pixels: jax.Array) -> jax.Array:
@@ -56,8 +57,8 @@ class VLM(nn.Module):
         """Visual tokens [B, I, V, M] from tower states [B, I, n, K, D] and queries [B, I, H]."""
         b, i = features.shape[:2]
         flat = features.reshape(b * i, *features.shape[2:])
-        single, multi = split_features(flat, self.config.vision)
-        tokens = self.projector(self.compressor(single, multi, query.reshape(b * i, 1, -1)))
+        single, multi = (by_rows(x) for x in split_features(flat, self.config.vision))
+        tokens = by_rows(self.projector(self.compressor(single, multi, query.reshape(b * i, 1, -1))))
         return tokens.reshape(b, i, *tokens.shape[1:])
 
     def visual_tokens(self, batch: Batch) -> jax.Array:

@@ -35,6 +35,8 @@ class Trainer(NamedTuple):
     """One optimizer step; the given state's memory is reused."""
     put: Callable[[Batch], Batch]
     """Host batch to sharded device arrays, without `ids`."""
+    lower: Callable[[], jax.stages.Lowered]
+    """The very step, lowered for its abstract state and batch; the mesh's devices need not be here."""
 
 
 def loss_sum(model: VLM, params: dict[str, Any], batch: Batch, chunk: int) -> tuple[jax.Array, jax.Array]:
@@ -177,6 +179,10 @@ def build_trainer(config: RunConfig, mesh: Mesh) -> Trainer:
         with jax.set_mesh(mesh):
             return jitted(state, batch)
 
+    def lower() -> jax.stages.Lowered:
+        with jax.set_mesh(mesh):
+            return jitted.lower(abstract, spec)
+
     def put(batch: Batch) -> Batch:
         return jax.tree.map(
             lambda x: jax.make_array_from_process_local_data(rows, x), batch._replace(ids=None)
@@ -190,4 +196,5 @@ def build_trainer(config: RunConfig, mesh: Mesh) -> Trainer:
         start=jax.jit(fresh, out_shardings=shardings),
         step=run,
         put=put,
+        lower=lower,
     )

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from quecc_jax.models.layers import LayerNorm, linear, logical, matrix_init
+from quecc_jax.models.layers import LayerNorm, by_rows, linear, logical, matrix_init
 
 EPS = 1e-6
 
@@ -113,7 +113,7 @@ class QueCC(nn.Module):
         single, multi, query = (x.astype(self.dtype) for x in (single, multi, query))
 
         text = linear(width, ("mlp", "embed"), dtype=self.dtype, name="text_projection")(query)
-        text = LayerNorm(EPS, name="text_norm")(text)
+        text = by_rows(LayerNorm(EPS, name="text_norm")(by_rows(text)))
         q = Tower(width, self.dtype, name="q_proj")(single + text)
         q = DepthwiseConv(self.kernel, self.stride, self.dtype, name="q_downsample")(
             q.reshape(b, grid, grid, width)

@@ -1,0 +1,52 @@
+"""What one TPU chip can do: the published peaks that predictions are made from."""
+
+import dataclasses
+
+from quecc_jax.errors import UserError
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Published figures of one chip."""
+
+    name: str
+    kind: str
+    """What JAX calls it (`Device.device_kind`)."""
+    hbm_gib: float
+    """Main memory. The compiler keeps a little for itself and names the rest when a program does not fit."""
+    flops: float
+    """Peak bfloat16 FLOP/s."""
+    hbm_bytes: float
+    """Bytes per second between main memory and the cores."""
+    link_bytes: float
+    """Bytes per second of one interconnect (ICI) link in one direction."""
+    axes: int
+    """Dimensions of the torus; a chip has two links per dimension."""
+    wraps: int
+    """A dimension of the slice closes to a ring when its size is a multiple of this."""
+    source: str
+
+
+# Interconnect: Google publishes a chip's total over all links and both directions; a link's share in one
+# direction is that over 2 * 2 * axes.
+CHIPS = (
+    Chip("v4", "TPU v4", 32, 275e12, 1200e9, 50e9, 3, 4,
+         "https://cloud.google.com/tpu/docs/v4; links: Jouppi et al., ISCA 2023 (arXiv 2304.01433)"),
+    Chip("v5e", "TPU v5 lite", 16, 197e12, 819e9, 400e9 / 8, 2, 16, "https://cloud.google.com/tpu/docs/v5e"),
+    Chip("v5p", "TPU v5", 95, 459e12, 2765e9, 1200e9 / 12, 3, 4, "https://cloud.google.com/tpu/docs/v5p"),
+    Chip("v6e", "TPU v6 lite", 32, 918e12, 1600e9, 800e9 / 8, 2, 16, "https://cloud.google.com/tpu/docs/v6e"),
+)  # fmt: skip
+
+
+def find_chip(name: str) -> Chip:
+    """The chip of a name such as `v5e`, or of a `Device.device_kind`.
+
+    Raises:
+      UserError: it is not in the table.
+    """
+    for chip in CHIPS:
+        if name in (chip.name, chip.kind):
+            return chip
+    raise UserError(f"no figures are known for the chip {name!r}; known: {', '.join(c.name for c in CHIPS)}")

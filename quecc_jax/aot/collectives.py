@@ -1,0 +1,94 @@
+"""What a compiled program sends between chips."""
+
+import math
+import re
+from typing import NamedTuple
+
+from quecc_jax.aot.hlo import Instruction, Program, runs
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+class Collective(NamedTuple):
+    """One exchange, by one line of the program."""
+
+    kind: str
+    payload: int
+    """Bytes of the whole array that one group puts together, adds up or exchanges."""
+    received: int
+    """Bytes that each device takes in per run, at least."""
+    group: tuple[int, ...]
+    """The devices of the first group, as places in the program's device order."""
+    times: int
+    """Runs per call of the program."""
+    op_name: str
+    computation: str
+
+
+def collectives(program: Program) -> list[Collective]:
+    """Every exchange of a program, those inside fusions and asynchronous ones included.
+
+    The TPU compiler spreads one exchange over the computations that it overlaps with; such pieces share
+    a channel and count once, as often as the rarest of them runs.
+    """
+    times, _ = runs(program)
+    found: dict[str, Collective] = {}
+    for name, computation in program.computations.items():
+        for instruction in computation.values():
+            kind = instruction.opcode.removesuffix("-start")
+            if kind not in KINDS or not times.get(name):
+                continue
+            operand = sum(a.bytes for o in instruction.operands for a in computation[o].arrays)
+            group = first_group(instruction, program.partitions)
+            payload, received = _traffic(kind, operand, len(group))
+            one = Collective(kind, payload, received, group, times[name], instruction.op_name, name)
+            chained = "chain_id=" in instruction.attribute("frontend_attributes")
+            key = instruction.attribute("channel_id") if chained else f"{name}/{instruction.name}"
+            found[key] = min(one, found.get(key, one), key=lambda c: c.times)
+    return list(found.values())
+
+
+def _traffic(kind: str, operand: int, n: int) -> tuple[int, int]:
+    """(payload, bytes received per device) of an exchange among n devices that each hold `operand` bytes."""
+    if kind == "all-gather":
+        return n * operand, (n - 1) * operand
+    if kind == "collective-permute":
+        return operand, operand
+    share = operand * (n - 1) // n
+    return operand, 2 * share if kind == "all-reduce" else share
+
+
+def first_group(instruction: Instruction, devices: int) -> tuple[int, ...]:
+    """The first of the groups within which an exchange happens, from any of XLA's three notations.
+
+    `{{0,1},{2,3}}` lists them. `[2,4]<=[4,2]T(1,0)` counts through a 4 x 2 array, transposes it and cuts
+    the result into 2 groups of 4. `mesh['a'=2,'b'=4] {'b'}` are the devices along the axes in braces.
+    """
+    text = instruction.attribute("replica_groups")
+    if instruction.opcode.startswith("collective-permute"):
+        pairs = re.findall(r"\{(\d+),(\d+)\}", instruction.attribute("source_target_pairs"))
+        return tuple(int(n) for n in pairs[0]) if pairs else (0,)
+    if mesh := re.match(r"@?\w*mesh\[([^\]]*)\]", text):
+        sizes = [(axis, int(size)) for axis, size in re.findall(r"'([^']+)'=(\d+)", mesh[1])]
+        chosen = re.findall(r"'([^']+)'", instruction.text.split(mesh[0], 1)[1].split("}", 1)[0])
+        group, stride = [0], 1
+        for axis, size in reversed(sizes):
+            if axis in chosen:
+                group = [n + stride * k for k in range(size) for n in group]
+            stride *= size
+        return tuple(sorted(group))
+    if iota := re.match(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text):
+        shape, dims, order = ([int(n) for n in part.split(",")] if part else [] for part in iota.groups())
+        return tuple(_iota(dims, order or list(range(len(dims))))[: shape[-1]])
+    if listed := re.match(r"\{\{([\d,]+)\}", text):
+        return tuple(int(n) for n in listed[1].split(","))
+    return tuple(range(devices))
+
+
+def _iota(dims: list[int], order: list[int]) -> list[int]:
+    """0, 1, 2, ... written into an array of shape dims, read after transposing it by `order`."""
+    numbers = [0]
+    for axis in order:
+        stride = math.prod(dims[axis + 1 :])
+        numbers = [n + stride * k for n in numbers for k in range(dims[axis])]
+    return numbers

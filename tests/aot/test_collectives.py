@@ -1,0 +1,51 @@
+"""Bytes between chips, on a program in the TPU compiler's notation and on compiled exchanges."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from quecc_jax.aot import hlo
+from quecc_jax.aot.collectives import collectives, first_group
+
+TPU = hlo.parse((Path(__file__).parent / "tpu_program.txt").read_text())
+
+
+def test_pieces_of_one_exchange_count_once():
+    gather, *rest = [c for c in collectives(TPU) if c.kind == "all-gather"]
+    assert not rest and gather.times == 1
+    assert gather.payload == 2 * 64 * 4096 and gather.received == 2 * 64 * 256 * 15
+
+
+def test_exchanges_in_loops_count_as_often_as_they_run():
+    found = {c.kind: c for c in collectives(TPU)}
+    permute, reduce = found["collective-permute"], found["all-reduce"]
+    assert (permute.times, permute.received) == (4, 2 * 2 * 256 * 32 * 128)
+    assert (reduce.times, reduce.payload, reduce.received) == (32, 512, 2 * 512 * 7 // 8)
+    assert reduce.group == (0, 2, 4, 6, 8, 10, 12, 14)
+
+
+@pytest.mark.parametrize("groups, expected", [
+    ("{{1,3},{0,2}}", (1, 3)), ("{}", tuple(range(8))), ("[2,4]<=[8]", (0, 1, 2, 3)),
+    ("[4,2]<=[2,4]T(1,0)", (0, 4)), ("mesh['a'=2,'b'=4] {'b'}", (0, 1, 2, 3)),
+    ("mesh['a'=2,'b'=4] {'a'}", (0, 4)), ("mesh['a'=2,'b'=2,'c'=2] {'a', 'c'}", (0, 1, 4, 5)),
+])  # fmt: skip
+def test_notations_of_groups(groups, expected):
+    line = f"  %r = f32[4]{{0}} all-reduce(%x), channel_id=1, replica_groups={groups}, to_apply=%add"
+    program = hlo.parse(f"HloModule m\nENTRY %main (x: f32[4]) -> f32[4] {{\n{line}\n}}\n")
+    assert first_group(program.computations["main"]["r"], 8) == expected
+
+
+@pytest.mark.parametrize("spec, kind, received", [
+    ((None, None), "all-gather", 3 * 16 * 8 * 4), ((None, "x"), "all-to-all", 16 * 8 * 4 * 3 // 4),
+])  # fmt: skip
+def test_resharding(spec, kind, received):
+    mesh = jax.make_mesh((4,), ("x",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
+    rows, target = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("x", None), spec))
+    x = jax.ShapeDtypeStruct((64, 8), jnp.float32, sharding=rows)
+    text = jax.jit(lambda x: x + 1, out_shardings=target).lower(x).compile().as_text()
+    program = hlo.parse(text or "")
+    (found,) = collectives(program)
+    assert (found.kind, found.received, found.group) == (kind, received, (0, 1, 2, 3))
