@@ -274,6 +274,8 @@ class RunConfig:
     """Run directory whose parameters start this one, e.g. stage 1 before stage 2."""
     tower_from: str = ""
     """Run directory that holds the tower: its features were cached, or `init_from` has none."""
+    profile: str = ""
+    """FIRST:LAST traces these steps with JAX's profiler into `out`/profile."""
 
 
 def validate(config: RunConfig) -> None:

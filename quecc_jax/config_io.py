@@ -8,11 +8,11 @@ import os
 import types
 import typing
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from quecc_jax.config import RunConfig
 from quecc_jax.errors import UserError
+from quecc_jax.paths import place, write_text
 
 T = TypeVar("T")
 
@@ -107,11 +107,7 @@ def _join(where: str, key: str) -> str:
 
 def save_config(config: RunConfig, path: str | os.PathLike[str]) -> None:
     """Writes the config as JSON; a reader sees the old file or the new one, never a part."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.{os.getpid()}")
-    aside.write_text(json.dumps(to_dict(config), indent=2) + "\n")
-    os.replace(aside, target)
+    write_text(path, json.dumps(to_dict(config), indent=2) + "\n")
 
 
 def load_config(path: str | os.PathLike[str]) -> RunConfig:
@@ -121,7 +117,7 @@ def load_config(path: str | os.PathLike[str]) -> RunConfig:
       UserError: the file is missing, is not JSON, or holds unknown or mistyped settings.
     """
     try:
-        data = json.loads(Path(path).read_text())
+        data = json.loads(place(path).read_text())
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; is this the directory of a run?") from None
     except (OSError, ValueError) as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from quecc_jax.errors import UserError
+from quecc_jax.paths import is_remote, place
 
 
 @contextlib.contextmanager
@@ -41,11 +42,11 @@ def read_json(path: str | Path) -> Any:
     Raises:
       UserError: the file is missing, not UTF-8 or not JSON; names the line where it stops being JSON.
     """
-    path = Path(path)
+    path = place(path) if is_remote(path) else Path(path)
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); check the path") from None
+        raise UserError(f"{path} cannot be read ({error.strerror or error}); check the path") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text at byte {error.start}; convert the file") from None
     if path.suffix != ".jsonl":

@@ -1,5 +1,6 @@
 """Pictures from files to the tower's input, as CLIP's image processor makes them."""
 
+from io import BytesIO
 from pathlib import Path
 from typing import IO, Literal
 
@@ -8,6 +9,7 @@ from PIL import Image, UnidentifiedImageError
 
 from quecc_jax.config import VisionConfig
 from quecc_jax.errors import UserError
+from quecc_jax.paths import is_remote, place
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -86,7 +88,8 @@ def open_image(image: Picture) -> Image.Image:
         if isinstance(image, Image.Image):
             _check_size(image, name)
             return _upright_rgb(image)
-        with Image.open(image, formats=FORMATS) as opened:
+        source = BytesIO(place(image).read_bytes()) if isinstance(image, str) and is_remote(image) else image
+        with Image.open(source, formats=FORMATS) as opened:
             _check_size(opened, name)
             return _upright_rgb(opened)
     except UserError:

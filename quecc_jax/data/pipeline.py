@@ -87,6 +87,16 @@ class Assemble:
             features=features, ids=ids), Cut(truncated, dropped)
 
 
+class Take:
+    """Picks one process's rows of a batch; pickles into grain's worker processes."""
+
+    def __init__(self, rows: Sequence[int] | np.ndarray):
+        self.rows = np.asarray(rows)
+
+    def __call__(self, ids: np.ndarray) -> np.ndarray:
+        return ids[self.rows]
+
+
 class DataIterator:
     """Endless batches with an exact position.
 
@@ -163,7 +173,7 @@ class DataIterator:
 
 
 def make_iterator(data: DataConfig, model: ModelConfig, batch_size: int, seed: int, *,
-                  process_index: int = 0, process_count: int = 1,
+                  rows: Sequence[int] | np.ndarray | None = None,
                   fingerprint: str | None = None) -> DataIterator:
     """An endless, shuffled, mixed stream of training batches.
 
@@ -176,19 +186,15 @@ def make_iterator(data: DataConfig, model: ModelConfig, batch_size: int, seed: i
       model: Sizes of pictures or features and visual tokens.
       batch_size: Rows of one batch over all processes.
       seed: Of the order.
-      process_index: Which part of every batch this process reads: rows p, p + count, ...
-      process_count: Processes; batch_size must be a multiple.
+      rows: Which rows of every batch this process reads, in this order; None reads all of them.
       fingerprint: The tower that cached features must be of; None takes any.
 
     Returns:
-      Yields numpy `Batch`es of batch_size / process_count rows, `ids` filled.
+      Yields numpy `Batch`es of these rows, `ids` filled.
 
     Raises:
       UserError: a source cannot be read, has malformed rows, or the settings do not fit together.
     """
-    if batch_size % process_count:
-        raise UserError(f"train.batch_size {batch_size} does not split over {process_count} processes; "
-                        "choose a multiple")
     sources = open_sources(data, model, fingerprint)
     weights = [config.weight for config in data.sources]
     given = [weight for weight in weights if weight is not None]
@@ -202,11 +208,13 @@ def make_iterator(data: DataConfig, model: ModelConfig, batch_size: int, seed: i
     streams = [grain.MapDataset.source(part).shuffle(seed=int(s)).repeat()
                for part, s in zip(ids, seeds, strict=True)]
     stream = grain.MapDataset.mix(streams, given) if len(streams) > 1 else streams[0]
-    batches = (stream[process_index::process_count].batch(batch_size // process_count)
-               .map(Assemble(sources, data, model)))
-    rows = [len(source) for source in sources]
-    return DataIterator(batches, {"rows": sum(rows), "sources": rows, "weights": weights, "seed": seed,
-                                  "batch_size": batch_size}, data.workers)
+    batches = stream.batch(batch_size)
+    if rows is not None:
+        batches = batches.map(Take(rows))
+    sizes = [len(source) for source in sources]
+    return DataIterator(batches.map(Assemble(sources, data, model)),
+                        {"rows": sum(sizes), "sources": sizes, "weights": weights, "seed": seed,
+                         "batch_size": batch_size}, data.workers)
 
 
 def eval_batches(data: DataConfig, model: ModelConfig, batch_size: int, *, prompts: bool = False,

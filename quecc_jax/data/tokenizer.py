@@ -13,6 +13,7 @@ import numpy as np
 from quecc_jax.data.files import fresh_directory
 from quecc_jax.data.sentencepieces import SentencePieces
 from quecc_jax.errors import UserError
+from quecc_jax.paths import local_copy, place
 
 SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
 BLANK = "\u2581"
@@ -28,11 +29,12 @@ class Tokenizer:
 
     def __init__(self, directory: str | Path):
         self.directory = str(directory)
-        if not Path(directory).is_dir():
+        if not place(directory).is_dir():
             raise UserError(f"data.tokenizer {self.directory!r} is not a directory; give one that holds "
                             "tokenizer.json or another file that transformers' AutoTokenizer reads")
         try:
-            self.hf, self._pieces = _read(Path(directory))
+            with local_copy(directory) as files:
+                self.hf, self._pieces = _read(files)
         except Exception as error:
             raise UserError(f"data.tokenizer {self.directory} holds no tokenizer that transformers reads "
                             f"({type(error).__name__}); save one there with save_pretrained") from error

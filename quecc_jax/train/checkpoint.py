@@ -29,6 +29,7 @@ from quecc_jax.config import RunConfig
 from quecc_jax.config_io import differences, load_config, save_config
 from quecc_jax.data.files import fresh_directory
 from quecc_jax.errors import UserError
+from quecc_jax.paths import copy_files, is_remote, place, remove
 from quecc_jax.train.state import TrainState
 
 Tree = dict[str, Any]
@@ -55,7 +56,7 @@ class Checkpoints:
     """The checkpoints of one run; owns orbax's background threads, so use it as a context."""
 
     def __init__(self, config: RunConfig):
-        self.run, self.config = Path(config.out).absolute(), config
+        self.run, self.config = place(config.out), config
         every, keep = config.checkpoint.every, max(1, config.checkpoint.keep)
         policy = ocp.training.save_decision_policies
         preempted = policy.PreemptionCheckpointingPolicy()
@@ -75,8 +76,10 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._orbax.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # After a failure the processes that a save waits for may be gone.
+        if kind is None or jax.process_count() == 1:
+            self._orbax.close()
 
     def restore(self, abstract: TrainState, data: Resumable) -> TrainState | None:
         """The newest readable checkpoint under the shardings of `abstract`, or None to start anew.
@@ -85,7 +88,8 @@ class Checkpoints:
         `data` continues from the position saved with the state.
 
         Raises:
-          UserError: there is none and `checkpoint.resume` is `must`; none of them can be read; or the
+          UserError: there is none and `checkpoint.resume` is `must`; none of them can be read (with
+            several processes, which might disagree on it, or in a bucket: the newest cannot); or the
             saved arrays are not those of this run's model and optimizer.
         """
         steps = [c.step for c in self._orbax.checkpoints][::-1]
@@ -101,6 +105,9 @@ class Checkpoints:
             except UserError:
                 raise
             except Exception as error:  # orbax, tensorstore and json each fail in their own ways
+                if jax.process_count() > 1 or is_remote(self.run):
+                    raise UserError(f"checkpoint {step} of {self.run} cannot be read: {_first_line(error)}; "
+                                    "move it away to go back to the one before") from None  # fmt: skip
                 damaged.append(step)
                 notice(f"WARNING: checkpoint {step} of {self.run} cannot be read: {_first_line(error)}")
         else:
@@ -135,7 +142,7 @@ class Checkpoints:
             with chunked_by_layer():
                 ocp.save(self.run / "frozen", state.frozen, overwrite=True)
         elif jax.process_index() == 0:
-            shutil.rmtree(self.run / "frozen", ignore_errors=True)
+            remove(self.run / "frozen")
 
     def describe(self) -> None:
         """Writes config.json and the tokenizer's files."""
@@ -144,7 +151,8 @@ class Checkpoints:
             save_config(self.config, self.run / "config.json")
 
     def save(self, step: int, state: TrainState, data: Resumable, last: bool = False) -> bool:
-        """Saves in the background if a checkpoint is due after `step` steps, or if this is the last.
+        """Saves in the background if a checkpoint is due after `step` steps, or if this is the last, for
+        now.
 
         The arrays are copied before this returns, so the next step may overwrite them.
 
@@ -157,6 +165,10 @@ class Checkpoints:
         position = {"data": data.get_state()}
         begun = self._orbax.save_checkpointables_async(step, parts, force=True, custom_metadata=position)
         return begun is not None
+
+    def wait(self) -> None:
+        """Returns once everything begun is saved."""
+        self._orbax.wait()
 
     def _load(self, step: int, abstract: TrainState) -> tuple[Tree, Any, Tree, dict[str, Any]]:
         """(params, optimizer state, counters, data position) of one checkpoint."""
@@ -192,14 +204,14 @@ class Checkpoints:
         if jax.process_index() == 0:
             (self.run / "damaged").mkdir(exist_ok=True)
             for step in steps:
-                shutil.rmtree(self.run / "damaged" / str(step), ignore_errors=True)
+                remove(self.run / "damaged" / str(step))
                 os.replace(self.run / "checkpoints" / str(step), self.run / "damaged" / str(step))
         self._orbax.reload()
 
 
 def remove_unfinished(run: Path) -> None:
     """Deletes what a killed process had begun to save."""
-    if jax.process_index() == 0:
+    if jax.process_index() == 0 and not is_remote(run):
         # Orbax would do this in a thread that it does not join, and misses the frozen parameters.
         begun = ".orbax-checkpoint-tmp*"
         for pattern in (f"frozen{begun}", f"checkpoints/*{begun}", ".tokenizer.*"):
@@ -304,20 +316,18 @@ def copy_tokenizer(source: str, target: Path) -> None:
     Raises:
       UserError: the directory is missing or cannot be read.
     """
-    if not source or Path(source).resolve() == target.resolve():
+    if not source or os.path.realpath(source) == os.path.realpath(target):
         return
-    aside = target.with_name(f".tokenizer.{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
+    aside = target if is_remote(target) else target.with_name(f".tokenizer.{os.getpid()}")
+    remove(aside)
     try:
-        files = [p for p in Path(source).iterdir() if p.is_file() and p.suffix not in WEIGHTS]
-        aside.mkdir(parents=True)
-        for file in files:
-            shutil.copyfile(file, aside / file.name)
+        copy_files(source, aside, without=WEIGHTS)
     except OSError as error:
-        shutil.rmtree(aside, ignore_errors=True)
+        remove(aside)
         raise UserError(f"data.tokenizer {source} cannot be copied into the run ({error})") from None
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(aside, target)
+    if aside != target:
+        remove(target)
+        os.replace(aside, target)
 
 
 def load_run_config(run_dir: str | os.PathLike[str]) -> RunConfig:
@@ -326,7 +336,7 @@ def load_run_config(run_dir: str | os.PathLike[str]) -> RunConfig:
     Raises:
       UserError: the directory is not that of a run, or its config.json is broken.
     """
-    run = Path(run_dir)
+    run = place(run_dir)
     config = load_config(run / "config.json")
     if (run / "tokenizer").is_dir():
         data = dataclasses.replace(config.data, tokenizer=str(run / "tokenizer"))
@@ -375,7 +385,7 @@ def load_params(
       UserError: not a run's directory, no readable checkpoint, a name that it lacks, or a leaf of
         another shape than `abstract` says.
     """
-    run = Path(run_dir).absolute()
+    run = place(run_dir)
     config = load_run_config(run)
     folder = run / "checkpoints"
     steps = sorted((int(p.name) for p in folder.glob("*") if p.name.isdigit()), reverse=True)

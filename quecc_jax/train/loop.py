@@ -1,8 +1,8 @@
 """The training loop: build, restore or start, step, log, save."""
 
 import contextlib
+import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Protocol
 
 import jax
@@ -10,10 +10,15 @@ import jax
 from quecc_jax.config import RunConfig, validate
 from quecc_jax.data.batch import Batch
 from quecc_jax.data.pipeline import make_iterator
+from quecc_jax.distributed import STALL_S, Watchdog, local_rows
 from quecc_jax.errors import UserError
+from quecc_jax.paths import place
 from quecc_jax.sharding import make_mesh
 from quecc_jax.train.checkpoint import Checkpoints, Resumable, load_params, notice
+from quecc_jax.train.lock import run_lock
 from quecc_jax.train.meter import Meter
+from quecc_jax.train.preemption import Preempted, Preemption
+from quecc_jax.train.profile import Profile, parse_window
 from quecc_jax.train.progress import Display, Records, Terminal
 from quecc_jax.train.state import TrainState
 from quecc_jax.train.step import Trainer, build_trainer
@@ -33,33 +38,43 @@ def train(
     progress: Display | None = None,
     trainer: Trainer | None = None,
     iterator: BatchIterator | None = None,
+    stall_s: float = STALL_S,
 ) -> dict[str, Any]:
     """Trains one run to its last step, continuing from its newest checkpoint as the config says.
 
     Args:
       config: the run.
-      progress: called with each log record in place of the bar or lines on stderr.
+      progress: called with each log record in place of the bar or lines on stderr, in the first process.
       trainer: a built trainer of this very config, to share one compilation between runs.
       iterator: the batches; closed at the end in any case. None reads `config.data`.
+      stall_s: seconds without a finished step after which a process of several ends.
 
     Returns:
       Summary of this call: out, step, loss (of the last log record; NaN if no step was left to do),
-      skipped, label_tokens, tokens, seconds, compile_seconds, steps_per_s, tokens_per_s, flops_per_s.
+      skipped, label_tokens, tokens, seconds, compile_seconds, steps_per_s, tokens_per_s, flops_per_s,
+      total_seconds, lost_seconds (start, compile, data, saving) and goodput (the share not lost).
 
     Raises:
-      UserError: settings that do not fit, unreadable data or checkpoints, or more than
-        `train.max_bad_steps` non-finite steps in a row.
+      UserError: settings that do not fit, unreadable data or checkpoints, another run in `out`, or more
+        than `train.max_bad_steps` non-finite steps in a row.
+      Preempted: SIGTERM came before the last step; the state is saved.
     """
+    began, window = time.perf_counter(), parse_window(config.profile)
     validate(config)
     with contextlib.ExitStack() as stack:
+        if iterator is not None:
+            stack.callback(iterator.close)
+        watchdog = stack.enter_context(Watchdog(stall_s))
+        preemption = stack.enter_context(Preemption())
+        trainer = trainer or build_trainer(config, make_mesh(config.mesh))
         batches = iterator
         if batches is None:
+            rows = local_rows(trainer.mesh, config.train.batch_size) if jax.process_count() > 1 else None
             batches = make_iterator(
-                config.data, config.model, config.train.batch_size, config.train.seed,
-                process_index=jax.process_index(), process_count=jax.process_count(),
-            )  # fmt: skip
-        stack.callback(batches.close)
-        trainer = trainer or build_trainer(config, make_mesh(config.mesh))
+                config.data, config.model, config.train.batch_size, config.train.seed, rows=rows
+            )
+            stack.callback(batches.close)
+        stack.enter_context(run_lock(config.out))
         checkpoints = stack.enter_context(Checkpoints(config))
 
         state = checkpoints.restore(trainer.abstract_state, batches)
@@ -69,20 +84,42 @@ def train(
         checkpoints.describe()
         done, steps = int(state.step), config.train.steps
 
-        meter = Meter(config, state)
-        show = progress or stack.enter_context(Terminal(Path(config.out).name, steps, done))
-        records = stack.enter_context(Records(Path(config.out), done))
+        meter = Meter(config, state, began)
+        outputs = [] if jax.process_index() else open_outputs(stack, config, done, progress)
+        profile = stack.enter_context(Profile(window, f"{config.out}/profile"))
 
-        for step in range(done + 1, steps + 1):
-            batch = next_batch(batches, step)
+        step, stop = done, False
+        while step < steps and not stop:
+            step += 1
+            with meter.waiting("data"):
+                batch = next_batch(batches, step)
+            profile.before(step, state)
             state, metrics = trainer.step(state, trainer.put(batch))
             meter.add(batch, metrics)
-            if step % config.train.log_every == 0 or step == steps:
+            profile.after(step, metrics)
+            watchdog.progress(step)
+            stop = preemption.reached(step)
+            if step % config.train.log_every == 0 or step == steps or stop:
                 record = meter.record()
-                records.write(record)
-                show(record)
-            checkpoints.save(step, state, batches, last=step == steps)
+                for output in outputs:
+                    output(record)
+            with meter.waiting("saving"):
+                checkpoints.save(step, state, batches, last=step == steps or stop)
+        with meter.waiting("saving"):
+            checkpoints.wait()
+        if step < steps:
+            raise Preempted(f"{config.out}: saved after step {step} of {steps} and stopped on SIGTERM")
         return meter.summary()
+
+
+def open_outputs(
+    stack: contextlib.ExitStack, config: RunConfig, done: int, progress: Display | None
+) -> list[Display]:
+    """What takes a run's log records: its files, and `progress` or the terminal; `stack` closes them."""
+    run = place(config.out)
+    records = stack.enter_context(Records(run, done))
+    show = progress or stack.enter_context(Terminal(run.name, config.train.steps, done))
+    return [records.write, show]
 
 
 def initial_state(config: RunConfig, trainer: Trainer, tell: Callable[[str], None] = notice) -> TrainState:

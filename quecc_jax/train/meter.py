@@ -1,8 +1,10 @@
 """Counts steps, tokens and time between two log lines, and notices a run that has gone bad."""
 
+import contextlib
 import math
 import time
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -23,25 +25,42 @@ class Meter:
     """Gathers a run's metrics on the device and fetches them once per log line.
 
     The clock starts when the first step is done: its compilation is reported apart.
+
+    Args:
+      config: the run.
+      state: what it starts or continues from.
+      began: `time.perf_counter()` when this process took up the run; None is now.
     """
 
-    def __init__(self, config: RunConfig, state: TrainState):
+    def __init__(self, config: RunConfig, state: TrainState, began: float | None = None):
         self.config, self.flops = config, train_flops(config)
         self.step, self.bad_run, self.skipped = int(state.step), int(state.bad_run), int(state.skipped)
         self.loss, self.label_tokens, self.tokens = math.nan, 0, 0
         self.compile_seconds = 0.0
         self._waiting: list[Metrics] = []
         self._start = self._mark = _Mark(time.perf_counter(), self.step, 0)
+        self._began = self._start.time if began is None else began
+        self._lost = {"start": self._start.time - self._began, "compile": 0.0, "data": 0.0, "saving": 0.0}
+
+    @contextlib.contextmanager
+    def waiting(self, what: Literal["data", "saving"]) -> Iterator[None]:
+        """Counts the time inside as lost; what precedes the first step's end belongs to its compilation."""
+        began = time.perf_counter()
+        yield
+        if self.compile_seconds:
+            self._lost[what] += time.perf_counter() - began
 
     def add(self, batch: Batch, metrics: Metrics) -> None:
         """Takes note of one dispatched step; `batch` is the host's, `metrics` stay on the device."""
         self._waiting.append(metrics)
         self.step += 1
-        self.tokens += int(np.count_nonzero(batch.segments)) * jax.process_count()
+        # Other processes' rows are taken to be as long as this one's.
+        share = len(batch.segments) / self.config.train.batch_size
+        self.tokens += round(np.count_nonzero(batch.segments) / share)
         if not self.compile_seconds:
             jax.block_until_ready(metrics)
             now = time.perf_counter()
-            self.compile_seconds = now - self._start.time
+            self.compile_seconds = self._lost["compile"] = now - self._start.time
             self._start = self._mark = _Mark(now, self.step, self.tokens)
         elif len(self._waiting) > LEAD:
             self._waiting[-1 - LEAD]["loss"].block_until_ready()
@@ -85,6 +104,7 @@ class Meter:
     def summary(self) -> dict[str, Any]:
         """What `train` returns; the rates are means over this process's steps but the first."""
         steps_per_s, tokens_per_s = self._rates(self._start, self._mark)
+        total = max(time.perf_counter() - self._began, 1e-9)
         return {
             "out": self.config.out,
             "step": self.step,
@@ -97,6 +117,9 @@ class Meter:
             "steps_per_s": steps_per_s,
             "tokens_per_s": tokens_per_s,
             "flops_per_s": steps_per_s * self.flops,
+            "total_seconds": total,
+            "lost_seconds": dict(self._lost),
+            "goodput": max(0.0, 1 - sum(self._lost.values()) / total) if self.compile_seconds else 0.0,
         }
 
     def _rates(self, since: "_Mark", now: "_Mark") -> tuple[float, float]:

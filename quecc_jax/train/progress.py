@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+
+from quecc_jax.paths import Lines, place, remove
 
 Record = dict[str, float]
 """One log line: step, loss, and the other scalars, by name."""
@@ -48,6 +49,13 @@ def describe(record: Record) -> str:
     if record["skipped"]:
         parts.append(f"{record['skipped']:.0f} skipped")
     return "  ".join(parts)
+
+
+def describe_goodput(summary: dict[str, Any]) -> str:
+    """How much of a run's time went into steps, and where the rest went, as one line."""
+    lost = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in summary["lost_seconds"].items())
+    share, total = summary["goodput"], summary["total_seconds"]
+    return f"goodput {share:.1%}: {share * total:.1f} s of {total:.1f} s in steps ({lost})"
 
 
 class Terminal:
@@ -88,13 +96,9 @@ class Records:
         from tensorboardX import SummaryWriter
 
         path = run / "metrics.jsonl"
-        kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= step]
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        aside.write_text("".join(line + "\n" for line in kept))
-        os.replace(aside, path)
-        self._lines = path.open("a")
+        self._lines = Lines(path, [x for x in _complete_lines(path) if json.loads(x)["step"] <= step])
         if not step:
-            shutil.rmtree(run / "tensorboard", ignore_errors=True)
+            remove(run / "tensorboard")
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
 
     def __enter__(self) -> "Records":
@@ -105,17 +109,16 @@ class Records:
         self._board.close()
 
     def write(self, record: Record) -> None:
-        """Appends a record; it is in the file when this returns."""
+        """Appends a record."""
         plain = {k: v if math.isfinite(v) else None for k, v in record.items()}
-        self._lines.write(json.dumps(plain, allow_nan=False) + "\n")
-        self._lines.flush()
+        self._lines.add(json.dumps(plain, allow_nan=False))
         for name in SCALARS:
             self._board.add_scalar(f"train/{name}", record[name], int(record["step"]))
 
 
 def read_records(run_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The log lines of a run, oldest first; empty if it has none. Non-finite values are None."""
-    return [json.loads(line) for line in _complete_lines(Path(run_dir) / "metrics.jsonl")]
+    return [json.loads(line) for line in _complete_lines(place(run_dir) / "metrics.jsonl")]
 
 
 def _complete_lines(path: Path) -> list[str]:

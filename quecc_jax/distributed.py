@@ -1,0 +1,190 @@
+"""Several processes as one run: joining them, sharing out the batch, and ending together.
+
+A pod has one process per host, each started by the same command. On TPU VMs, GKE, Slurm and Open MPI
+they find each other; anywhere else three environment variables say where they meet:
+
+    JAX_COORDINATOR_ADDRESS=host0:1234 JAX_NUM_PROCESSES=2 JAX_PROCESS_ID=0 python -m launch.train ...
+
+No process outlives the others for long: one that fails leaves at once, and the others notice by a broken
+connection (at once), by missing heartbeats (a dead machine), or by a step that never ends (one that lives
+but is stuck), whichever comes first.
+"""
+
+import contextlib
+import os
+import sys
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from quecc_jax.errors import UserError
+from quecc_jax.sharding import batch_sharding
+
+JOIN_S = 300
+"""Seconds that a process waits at its start for the others."""
+HEARTBEAT_S = 60
+"""Seconds of silence after which a process is taken for dead."""
+STALL_S = 1800
+"""Seconds without a finished step after which a process of several gives up; compiling a large model
+for a pod takes minutes."""
+
+
+@contextlib.contextmanager
+def joined(join_s: int = JOIN_S, heartbeat_s: int = HEARTBEAT_S) -> Iterator[None]:
+    """A context that makes this process one of a run's, if it was started as one of several.
+
+    Enter it before anything touches a device. In a run of several processes an exception inside ends
+    this process with status 1 after one line on stderr, without waiting for the others.
+
+    Raises:
+      UserError: the variables above are incomplete, or the other processes did not come in time.
+    """
+    join(join_s, heartbeat_s)
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        if jax.process_count() == 1:
+            raise
+        leave(error)
+    if jax.distributed.is_initialized():
+        jax.distributed.shutdown()
+
+
+def join(join_s: int = JOIN_S, heartbeat_s: int = HEARTBEAT_S) -> None:
+    """Joins the other processes of this run; does nothing in one that runs alone.
+
+    Raises:
+      UserError: as `joined`.
+    """
+    several = {name: os.environ.get(name) for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")}
+    given = explicit()
+    # Under Slurm and Open MPI, JAX would leave a lone process one of its GPUs.
+    if given is None and any(size == "1" for size in several.values()):
+        return
+    address, count, index = given or (None, None, None)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            jax.distributed.initialize(
+                address, count, index, initialization_timeout=join_s, heartbeat_timeout_seconds=heartbeat_s,
+                shutdown_timeout_seconds=heartbeat_s,
+            )  # fmt: skip
+    except ValueError as error:
+        # No cluster that JAX knows: the usual case of a single machine.
+        if given is not None or any(several.values()):
+            raise UserError(f"this process cannot join its run ({error}); check its JAX_ variables") from None
+    except RuntimeError as error:
+        reason = str(error).strip().partition("\n")[0]
+        where = f" at {address}" if address else ""
+        raise UserError(
+            f"the processes of this run did not meet{where} within {join_s} s ({reason}); start the same "
+            "command on every host, and let them reach the first one"
+        ) from None
+
+
+def explicit() -> tuple[str, int, int] | None:
+    """(coordinator's address, processes, this one's index) from the environment; None if it says nothing.
+
+    Raises:
+      UserError: some of the three are missing or not numbers in range.
+    """
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    count, index = os.environ.get("JAX_NUM_PROCESSES"), os.environ.get("JAX_PROCESS_ID")
+    if count is None and index is None:
+        # The address alone only overrides what the cluster says.
+        return None
+    try:
+        numbers = int(count or ""), int(index or "")
+    except ValueError:
+        numbers = (0, 0)
+    host, _, port = (address or "").rpartition(":")
+    if not (host and port.isdigit() and 0 <= numbers[1] < numbers[0]):
+        raise UserError(
+            f"JAX_COORDINATOR_ADDRESS={address} JAX_NUM_PROCESSES={count} JAX_PROCESS_ID={index} do not name "
+            "a place to meet; give HOST:PORT of process 0, the number of processes, and this one's from 0 on"
+        )
+    return f"{host}:{port}", *numbers
+
+
+def leave(error: BaseException) -> None:
+    """Ends this process of several at once: an orderly end would wait for those that may be gone."""
+    place = f"process {jax.process_index()} of {jax.process_count()}"
+    if isinstance(error, UserError):
+        line = f"error: {place}: {error}"
+    elif isinstance(error, KeyboardInterrupt):
+        line = f"interrupted: {place}"
+    elif isinstance(error, jax.errors.JaxRuntimeError):
+        line = f"error: {place} {lost(error)}"
+    else:
+        traceback.print_exception(error)
+        line = f"error: {place} ended by {type(error).__name__}"
+    print(line, file=sys.stderr, flush=True)
+    os._exit(130 if isinstance(error, KeyboardInterrupt) else 1)
+
+
+def lost(error: BaseException | str) -> str:
+    """What to say when working together has failed."""
+    reason = str(error).strip().partition("\n")[0][:200]
+    return (
+        f"lost the others ({reason}); look at their output for the first error, then start all of them "
+        "again: training goes on from the newest checkpoint"
+    )
+
+
+def local_rows(mesh: Mesh, rows: int) -> np.ndarray:
+    """Which rows of a batch this process's devices hold, and so which it must read.
+
+    Processes that hold the same rows (their devices differ in `tensor` alone) read the same ones.
+
+    Returns:
+      int64 [rows of this process], ascending.
+
+    Raises:
+      UserError: the rows do not divide over the mesh.
+    """
+    sharding = batch_sharding(mesh)
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % parts:
+        raise UserError(
+            f"train.batch_size {rows} does not divide over {parts} devices of mesh axes data and fsdp; "
+            "choose a multiple, or a smaller mesh.data or mesh.fsdp"
+        )
+    slices = {s[0].indices(rows)[:2] for s in sharding.addressable_devices_indices_map((rows,)).values() if s}
+    return np.concatenate([np.arange(start, stop) for start, stop in sorted(slices)])
+
+
+class Watchdog:
+    """Ends this process if nothing reports progress for long, where several work together. A context.
+
+    Processes that wait for each other inside a collective cannot be interrupted from Python.
+    """
+
+    def __init__(self, limit_s: float = STALL_S):
+        self.limit_s = limit_s
+        self._seen, self._step = time.monotonic(), 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def progress(self, step: int) -> None:
+        """Says that `step` steps are done."""
+        self._seen, self._step = time.monotonic(), step
+
+    def __enter__(self) -> "Watchdog":
+        if jax.process_count() > 1:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(min(1.0, self.limit_s / 4)):
+            if time.monotonic() - self._seen > self.limit_s:
+                silence = f"no step was finished in {self.limit_s:.0f} s after step {self._step}"
+                leave(UserError(lost(silence)))

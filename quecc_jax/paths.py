@@ -1,0 +1,135 @@
+"""Paths that may lie in a bucket: gs://BUCKET/PLACE works where a directory of this machine does.
+
+Buckets need the packages of the `gcs` extra. An object appears in a bucket whole or not at all, but there
+are neither directories nor renames: what is atomic here by a rename is there by a single upload.
+"""
+
+import contextlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, cast
+
+from etils import epath
+
+AnyPath = str | os.PathLike[str]
+
+UPLOAD_S = 30.0
+"""Seconds between two uploads of a file that grows."""
+
+
+def is_remote(path: AnyPath) -> bool:
+    """Whether a path lies in a bucket."""
+    return "://" in os.fspath(path)
+
+
+def place(path: AnyPath) -> Path:
+    """An absolute path of this machine, or one in a bucket with the methods of such a path."""
+    return cast(Path, epath.Path(path)) if is_remote(path) else Path(path).absolute()
+
+
+def write_text(path: AnyPath, text: str) -> None:
+    """Writes a file; a reader sees the old one or the new one, never a part."""
+    target = place(path)
+    if is_remote(path):
+        target.write_text(text)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{target.name}.{os.getpid()}")
+    aside.write_text(text)
+    os.replace(aside, target)
+
+
+def copy_files(source: AnyPath, target: AnyPath, without: Iterable[str] = ()) -> None:
+    """Copies a directory's own files into another; what lies deeper stays.
+
+    Args:
+      source: the directory.
+      target: made where it is missing.
+      without: endings of files that stay, as ".bin".
+
+    Raises:
+      OSError: the directory is missing, or a file cannot be read or written.
+    """
+    files = [f for f in epath.Path(source).iterdir() if f.suffix not in without and not f.is_dir()]
+    epath.Path(target).mkdir(parents=True, exist_ok=True)
+    for file in files:
+        file.copy(epath.Path(target) / file.name, overwrite=True)
+
+
+def remove(directory: AnyPath) -> None:
+    """Deletes a directory with all that it holds, if it is there."""
+    if is_remote(directory):
+        epath.Path(directory).rmtree(missing_ok=True)
+    else:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def local_copy(directory: AnyPath) -> Iterator[Path]:
+    """A directory for libraries that read this machine's files alone.
+
+    Yields:
+      The directory itself, or a temporary copy of a bucket's, without what lies deeper.
+    """
+    if not is_remote(directory):
+        yield Path(directory)
+        return
+    with tempfile.TemporaryDirectory() as made:
+        copy_files(directory, made)
+        yield Path(made)
+
+
+@contextlib.contextmanager
+def local_output(directory: AnyPath) -> Iterator[Path]:
+    """A directory for libraries that write this machine's files alone.
+
+    Yields:
+      The directory itself, or an empty one whose files, at any depth, are in the bucket afterwards.
+    """
+    if not is_remote(directory):
+        yield Path(directory)
+        return
+    with tempfile.TemporaryDirectory() as made:
+        yield Path(made)
+        for file in Path(made).rglob("*"):
+            if file.is_file():
+                epath.Path(file).copy(epath.Path(directory) / file.relative_to(made), overwrite=True)
+
+
+class Lines:
+    """A text file that grows by lines, written anew with what it should begin with. A context.
+
+    On this machine a line is in the file when `add` returns, in a bucket within UPLOAD_S and at the end.
+    """
+
+    def __init__(self, path: AnyPath, kept: Iterable[str]):
+        text = "".join(line + "\n" for line in kept)
+        write_text(path, text)
+        self._path = place(path)
+        self._file: IO[str] | None = None if is_remote(path) else self._path.open("a")
+        self._text, self._uploaded = [text], time.monotonic()
+
+    def add(self, line: str) -> None:
+        """Appends one line."""
+        if self._file is not None:
+            self._file.write(line + "\n")
+            self._file.flush()
+            return
+        self._text.append(line + "\n")
+        if time.monotonic() - self._uploaded > UPLOAD_S:
+            self._upload()
+
+    def _upload(self) -> None:
+        self._path.write_text("".join(self._text))
+        self._uploaded = time.monotonic()
+
+    def close(self) -> None:
+        """Writes what is left."""
+        if self._file is not None:
+            self._file.close()
+        else:
+            self._upload()

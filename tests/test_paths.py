@@ -1,0 +1,77 @@
+"""Files in a bucket, played by a directory behind the same libraries that reach real ones."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from quecc_jax import paths
+from quecc_jax.config import RunConfig
+from quecc_jax.config_io import load_config, save_config
+from quecc_jax.data.files import read_json
+from quecc_jax.data.images import open_image
+from quecc_jax.data.tokenizer import load_tokenizer, train_word_tokenizer
+from quecc_jax.errors import UserError
+from quecc_jax.train.checkpoint import copy_tokenizer
+from quecc_jax.train.progress import Records, read_records
+from tests.train.test_progress import record
+
+
+@pytest.mark.parametrize("path, remote", [
+    ("gs://bucket/run", True), ("runs/a", False), ("/data/runs", False), ("a:b/c", False),
+])  # fmt: skip
+def test_what_lies_in_a_bucket(path, remote):
+    assert paths.is_remote(path) == remote
+    assert paths.is_remote(paths.place(path)) == remote
+    assert str(paths.place(path) / "x") == (f"{path}/x" if remote else str(paths.Path(path, "x").absolute()))
+    assert paths.place(path).name == path.rpartition("/")[2]
+
+
+def test_configs_rows_and_pictures(bucket):
+    save_config(RunConfig(out="gs://bucket/run"), "gs://bucket/run/config.json")
+    assert load_config("gs://bucket/run/config.json") == RunConfig(out="gs://bucket/run")
+    with pytest.raises(UserError, match=r"gs://bucket/no/config\.json does not exist"):
+        load_config("gs://bucket/no/config.json")
+    (bucket / "rows.json").write_text('[{"id": 1}]')
+    assert read_json("gs://bucket/rows.json") == [{"id": 1}]
+    with pytest.raises(UserError, match=r"gs://bucket/none\.json cannot be read"):
+        read_json("gs://bucket/none.json")
+    Image.new("RGB", (3, 2), (1, 2, 3)).save(bucket / "a.png")
+    assert open_image("gs://bucket/a.png").getpixel((0, 0)) == (1, 2, 3)
+    with pytest.raises(UserError, match=r"gs://bucket/b\.png does not exist"):
+        open_image("gs://bucket/b.png")
+
+
+def test_tokenizers_there_and_back(bucket, tmp_path):
+    train_word_tokenizer(["how many dots"], tmp_path / "tokenizer")
+    (tmp_path / "tokenizer" / "model.safetensors").write_text("weights")
+    copy_tokenizer(str(tmp_path / "tokenizer"), paths.place("gs://bucket/run/tokenizer"))
+    assert {p.name for p in (bucket / "run" / "tokenizer").iterdir()} == {
+        p.name for p in (tmp_path / "tokenizer").iterdir()} - {"model.safetensors"}  # fmt: skip
+    here, there = load_tokenizer(str(tmp_path / "tokenizer")), load_tokenizer("gs://bucket/run/tokenizer")
+    assert here.encode("how many dots") == there.encode("how many dots") != ()
+    copy_tokenizer("gs://bucket/run/tokenizer", tmp_path / "back")
+    assert (tmp_path / "back" / "tokenizer.json").read_bytes() == (
+        tmp_path / "tokenizer" / "tokenizer.json").read_bytes()  # fmt: skip
+    with pytest.raises(UserError, match="gs://bucket/none"):
+        load_tokenizer("gs://bucket/none")
+
+
+def test_records_survive_in_a_bucket(bucket, monkeypatch):
+    run = paths.place("gs://bucket/run")
+    records = Records(run, 0)
+    for step in (1, 2, 3):
+        records.write(record(step))
+    monkeypatch.setattr(paths, "UPLOAD_S", -1.0)
+    records.write(record(4))
+    assert [r["step"] for r in read_records(run)] == [1, 2, 3, 4]
+    with Records(run, 2) as again:
+        again.write(record(3, loss=9.0))
+    assert [(r["step"], r["loss"]) for r in read_records(run)] == [(1, 1.5), (2, 1.5), (3, 9.0)]
+
+
+def test_what_a_library_writes_here_ends_up_there(bucket):
+    with paths.local_output("gs://bucket/profile") as here:
+        (here / "plugins").mkdir()
+        (here / "plugins" / "trace.json").write_text(json.dumps([1]))
+    assert json.loads((bucket / "profile" / "plugins" / "trace.json").read_text()) == [1]
