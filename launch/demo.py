@@ -10,16 +10,10 @@ from pathlib import Path
 
 from configs import demo, study
 from launch.cli import parse_options
+from launch.compile_flags import FAST_COMPILE
 from launch.scheduler import clock
 from launch.study import command_line, run_study
 from quecc_jax.errors import UserError, run_cli
-
-FAST_COMPILE = (
-    "--xla_backend_optimization_level=0",
-    "--xla_llvm_disable_expensive_passes=true",
-    "--xla_cpu_use_fusion_emitters=false",
-)
-"""XLA flags under which a step compiles in a fifth of the time and runs slower: right for few steps."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,16 +4,13 @@ import os
 
 import pytest
 
-FLAGS = {
-    "--xla_force_host_platform_device_count": "8",
-    # Compiling is most of the tests' time: these cut it to a fifth.
-    "--xla_backend_optimization_level": "0",
-    "--xla_llvm_disable_expensive_passes": "true",
-    "--xla_cpu_use_fusion_emitters": "false",
-}
+from launch.compile_flags import FAST_COMPILE
+
+# Compiling is most of the tests' time.
+FLAGS = ("--xla_force_host_platform_device_count=8", *FAST_COMPILE)
 
 given = os.environ.get("XLA_FLAGS", "")
-added = [f"{name}={value}" for name, value in FLAGS.items() if name not in given]
+added = [flag for flag in FLAGS if flag.split("=")[0] not in given]
 os.environ["XLA_FLAGS"] = " ".join([given, *added]).strip()
 os.environ["JAX_PLATFORMS"] = "cpu"
 
