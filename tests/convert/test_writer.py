@@ -61,7 +61,9 @@ def test_one_shard_has_no_index(tmp_path: Path) -> None:
 def test_strided_and_transposed_arrays(tmp_path: Path) -> None:
     big = np.arange(24, dtype=np.float32).reshape(4, 6)
     wide = np.arange(70 * 130).reshape(70, 130)
-    arrays = {"t": big.T, "s": big[::2, 1:], "w": wide.T, "b": wide.reshape(7, 10, 130).transpose(2, 0, 1)}
+    arrays: dict[str, np.ndarray] = {
+        "t": big.T, "s": big[::2, 1:], "w": wide.T, "b": wide.reshape(7, 10, 130).transpose(2, 0, 1),
+    }  # fmt: skip
     write_all(tmp_path, arrays, 10**9, list(arrays))
     found = load_file(tmp_path / "model.safetensors")
     assert all(np.array_equal(found[k], v) for k, v in arrays.items())
