@@ -29,6 +29,9 @@ def main() -> None:
             summary = train(config)
             report = f"{describe_goodput(summary)}\n{summary['out']}: step {summary['step']}, loss " \
                      f"{summary['loss']:.4f}, {summary['skipped']} steps skipped, {summary['seconds']:.0f} s"
+            if summary["truncated"] or summary["dropped"]:
+                report += f"\n{summary['truncated']} rows were longer than data.max_length and lost their " \
+                          f"end, {summary['dropped']} were left out"
         except Preempted as preempted:
             report = f"{preempted}; the same command continues it"
         if jax.process_index() == 0:

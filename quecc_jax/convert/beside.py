@@ -15,6 +15,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from quecc_jax.config import VisionConfig
 from quecc_jax.convert.gguf import GgufFile, hf_config, write_tokenizer
 from quecc_jax.convert.llava import is_original
@@ -62,7 +64,18 @@ def open_checkpoint(path: Path, allow_pickle: bool = False) -> Opened:
     if not (directory / "config.json").is_file():
         raise UserError(f"{directory} has no config.json, which says what the weights are of; "
                         "put the one that was published with them there")  # fmt: skip
+    _check_processor(directory / "preprocessor_config.json")
     return Opened(Source(_config(directory), tensors.shapes, str(path)), tensors, directory)
+
+
+def _check_processor(file: Path) -> None:
+    """Raises UserError if pictures are normalised in another way than CLIP's, which is the one there is."""
+    settings = read_json(file) if file.is_file() else {}
+    for name, ours in (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD)):
+        theirs: Any = settings.get(name, ours) if isinstance(settings, dict) else None
+        if np.shape(theirs) != (3,) or not np.allclose(theirs, ours, rtol=0, atol=1e-6):
+            raise UserError(f"{file} has {name} {theirs}, but pictures are normalised with CLIP's {ours}; "
+                            "use a tower that was trained with these")  # fmt: skip
 
 
 def _config(directory: Path) -> dict[str, Any]:

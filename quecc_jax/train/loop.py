@@ -51,8 +51,9 @@ def train(
 
     Returns:
       Summary of this call: out, step, loss (of the last log record; NaN if no step was left to do),
-      skipped, label_tokens, tokens, seconds, compile_seconds, steps_per_s, tokens_per_s, flops_per_s,
-      total_seconds, lost_seconds (start, compile, data, saving) and goodput (the share not lost).
+      skipped, truncated and dropped (rows of this process), label_tokens, tokens, seconds,
+      compile_seconds, steps_per_s, tokens_per_s, flops_per_s, total_seconds, lost_seconds (start,
+      compile, data, saving) and goodput (the share not lost).
 
     Raises:
       UserError: settings that do not fit, unreadable data or checkpoints, another run in `out`, or more
@@ -100,7 +101,7 @@ def train(
             watchdog.progress(step)
             stop = preemption.reached(step)
             if step % config.train.log_every == 0 or step == steps or stop:
-                record = meter.record()
+                record = meter.record() | misfits(batches)
                 for output in outputs:
                     output(record)
             with meter.waiting("saving"):
@@ -109,7 +110,12 @@ def train(
             checkpoints.wait()
         if step < steps:
             raise Preempted(f"{config.out}: saved after step {step} of {steps} and stopped on SIGTERM")
-        return meter.summary()
+        return meter.summary() | misfits(batches)
+
+
+def misfits(batches: BatchIterator) -> dict[str, int]:
+    """How many rows this process has truncated and dropped for their length, where batches count them."""
+    return {name: getattr(batches, name) for name in ("truncated", "dropped") if hasattr(batches, name)}
 
 
 def open_outputs(

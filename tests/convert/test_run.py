@@ -24,6 +24,7 @@ from quecc_jax.convert.run import cast, drain, export_weights, fill, import_weig
 from quecc_jax.convert.slabs import SlabReader, SlabWriter
 from quecc_jax.convert.tensors import open_tensors
 from quecc_jax.convert.writer import ShardWriter, Spec
+from quecc_jax.data.images import CLIP_MEAN, CLIP_STD
 from quecc_jax.errors import UserError
 from quecc_jax.train.checkpoint import load_params, named_leaves
 from quecc_jax.train.loop import train
@@ -402,3 +403,15 @@ def test_other_directories_are_explained(tmp_path: Path) -> None:
         import_weights(tmp_path, tmp_path / "run")
     with pytest.raises(UserError, match=r"config.json does not exist; is this the directory of a run"):
         export_weights(tmp_path / "given", tmp_path / "out")
+
+
+def test_a_tower_for_pictures_that_are_normalised_otherwise_is_refused(tmp_path: Path) -> None:
+    case = small("clip_vision_model")
+    write_checkpoint(tmp_path / "clip", case["config"], case["tensors"], np.float32)
+    settings = tmp_path / "clip" / "preprocessor_config.json"
+    settings.write_text(json.dumps({"image_mean": [0.5, 0.5, 0.5], "image_std": list(CLIP_STD)}))
+    with pytest.raises(UserError, match=r"preprocessor_config\.json has image_mean \[0\.5, 0\.5, 0\.5\]"):
+        import_weights(tmp_path / "clip", tmp_path / "run")
+    settings.write_text(json.dumps({"image_mean": list(CLIP_MEAN), "image_std": list(CLIP_STD)}))
+    import_weights(tmp_path / "clip", tmp_path / "run")
+    assert load_config(tmp_path / "run" / "config.json").model.vision.depth

@@ -111,9 +111,11 @@ def test_workers_end_with_their_parent(tmp_path, how):
 
 
 LINGER = """
-import sys
+import signal, sys
 from launch.scheduler import Job, run_jobs
 if __name__ == "__main__":
+    # What a shell starts in the background ignores the signal, and so would its children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     run_jobs([Job("long", "tests.launch.fake_jobs:linger", ("long",))], {}, sys.argv[1])
 """
 

@@ -44,6 +44,21 @@ def test_saves_when_due_and_at_the_end(config, trainer, every, keep, expected):
     assert load_config(Path(config.out) / "config.json") == config
 
 
+def test_records_say_how_many_rows_did_not_fit(config, trainer):
+    class Long(Batches):
+        truncated, dropped = 0, 0
+
+        def __next__(self):
+            self.truncated += 2
+            self.dropped += 1
+            return super().__next__()
+
+    records: list[dict] = []
+    summary = quiet(config, trainer, Long(config), records)
+    assert [(r["truncated"], r["dropped"]) for r in records] == [(2 * r["step"], r["step"]) for r in records]
+    assert (summary["truncated"], summary["dropped"]) == (40, 20)
+
+
 def test_logs_the_mean_loss_over_label_tokens_and_the_rates(config, trainer):
     every_step: list[dict] = []
     every_six: list[dict] = []
