@@ -43,7 +43,8 @@ def joined(join_s: int = JOIN_S, heartbeat_s: int = HEARTBEAT_S) -> Iterator[Non
     this process with status 1 after one line on stderr, without waiting for the others.
 
     Raises:
-      UserError: the variables above are incomplete, or the other processes did not come in time.
+      UserError: the variables above are incomplete or wrong. If the others do not come in time, this
+        process ends with status 1 after one line on stderr.
     """
     join(join_s, heartbeat_s)
     try:
@@ -68,24 +69,35 @@ def join(join_s: int = JOIN_S, heartbeat_s: int = HEARTBEAT_S) -> None:
     if given is None and any(size == "1" for size in several.values()):
         return
     address, count, index = given or (None, None, None)
+    # JAX would abort the process without a word about what to do, so this one comes first.
+    alarm = threading.Timer(join_s, give_up_joining, (address, join_s))
+    alarm.daemon = True
+    alarm.start()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             jax.distributed.initialize(
-                address, count, index, initialization_timeout=join_s, heartbeat_timeout_seconds=heartbeat_s,
-                shutdown_timeout_seconds=heartbeat_s,
+                address, count, index, initialization_timeout=join_s + 60,
+                heartbeat_timeout_seconds=heartbeat_s, shutdown_timeout_seconds=heartbeat_s,
             )  # fmt: skip
     except ValueError as error:
         # No cluster that JAX knows: the usual case of a single machine.
         if given is not None or any(several.values()):
             raise UserError(f"this process cannot join its run ({error}); check its JAX_ variables") from None
     except RuntimeError as error:
-        reason = str(error).strip().partition("\n")[0]
-        where = f" at {address}" if address else ""
-        raise UserError(
-            f"the processes of this run did not meet{where} within {join_s} s ({reason}); start the same "
-            "command on every host, and let them reach the first one"
-        ) from None
+        raise UserError(f"this process cannot join its run ({str(error).strip().partition(chr(10))[0]}); "
+                        "start the same command on every host") from None
+    finally:
+        alarm.cancel()
+
+
+def give_up_joining(address: str | None, join_s: float) -> None:
+    """Ends this process because the others did not come."""
+    where = f" at {address}" if address else ""
+    advice = "start the same command on every host, and let all of them reach the first one"
+    message = f"error: the processes of this run did not meet{where} within {join_s:.0f} s; {advice}"
+    print(message, file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def explicit() -> tuple[str, int, int] | None:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -122,8 +123,10 @@ def test_two_processes_stop_together_on_a_signal_to_one_and_one_process_goes_on(
 @pytest.mark.parametrize("killed", [0, 2])
 def test_four_processes_end_when_one_is_killed_and_two_go_on(several, tmp_path, killed):
     config, expected, batches = several
-    with Hosts(config, 4, tmp_path / "four", devices=2, pause=0.3) as hosts:
-        hosts.wait_for_step(9)
+    # Parameters stay within a process: their gathering over eight devices of two cores takes minutes.
+    config = dataclasses.replace(config, mesh=MeshConfig(-1, 2, 1))
+    with Hosts(config, 4, tmp_path / "four", pause=0.3) as hosts:
+        hosts.wait_for_step(5)
         hosts.processes[killed].send_signal(signal.SIGKILL)
         statuses = hosts.statuses(120)
         assert statuses[killed] == -signal.SIGKILL and 0 not in statuses, hosts.said()
@@ -148,20 +151,27 @@ def test_a_process_that_is_stuck_ends_the_run(several, tmp_path):
 
 @pytest.mark.slow
 def test_a_process_that_fails_ends_the_others(several, tmp_path):
-    """Its own sentence, and one in the others; none waits for it."""
-    config, _, _ = several
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=6))
+    """Each with one sentence, and without waiting for the other."""
+    config, _, batches = several
+    (source,) = config.data.sources
+    shutil.copytree(source.images, tmp_path / "images")
+    (tmp_path / "images" / f"{batches[4][7]}.png").unlink()
+    sources = (dataclasses.replace(source, images=str(tmp_path / "images")),)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, sources=sources))
     with Hosts(config, 2, tmp_path / "two") as hosts:
-        assert hosts.statuses(120) == [1, 1]
-        assert "error: process 1 of 2: train.batch_size 6 does not divide over 4 devices" in hosts.said(1)
+        assert hosts.statuses(120) == [1, 1], hosts.said()
+        assert re.search(r"^1.err: error: process 1 of 2: .*png does not exist", hosts.said(1))
+        assert re.search(r"^0.err: error: process 0 of 2 lost the others \(.*\); look at", hosts.said(0))
 
 
 @pytest.mark.slow
-def test_processes_that_do_not_meet_say_so(config, tmp_path):
-    with Hosts(config, 2, tmp_path / "two", join_s=5) as hosts:
-        hosts.processes[0].kill()
-        assert hosts.statuses(120)[1] != 0
-        assert "did not meet at localhost" in hosts.said(1)
+@pytest.mark.parametrize("missing", [0, 1])
+def test_processes_that_do_not_meet_say_so(config, tmp_path, missing):
+    with Hosts(config, 2, tmp_path / "two", join_s=4) as hosts:
+        hosts.processes[missing].kill()
+        assert hosts.statuses(60)[1 - missing] == 1
+        sentence = r".*error: the processes of this run did not meet at localhost:\d+ within 4 s; .*\n"
+        assert re.fullmatch(sentence, hosts.said(1 - missing))
 
 
 @pytest.mark.slow
