@@ -28,7 +28,7 @@ class Import:
     projector: Path | None = None
     """mm_projector file of the original project, to stand before a bare language model."""
     dtype: DType = "keep"
-    """Stored type of all numbers; nothing else changes one."""
+    """Stored type of all numbers; "keep" changes none."""
     allow_pickle: bool = False
     """Also read .bin files, by torch's weights-only loader."""
 

@@ -24,7 +24,7 @@ from quecc_jax.data.files import fresh_directory
 from quecc_jax.errors import UserError
 
 DType = Literal["keep", "float32", "bfloat16", "float16"]
-"""What floating-point numbers become; nothing but "keep" changes any."""
+"""What floating-point numbers become; "keep" changes none."""
 Count = Callable[[int], None]
 """Told how many bytes are done."""
 
