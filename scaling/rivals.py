@@ -1,0 +1,139 @@
+"""Rival laws for the same scores, ranked by the corrected Akaike criterion (AICc).
+
+    product      A N^-alpha T^-beta + D       the law under the fit's own convention
+    no floor     A N^-alpha T^-beta
+    additive     A N^-alpha + B T^-beta + D
+    log-linear   a - b ln N - c ln T
+    interaction  A N^-alpha T^-beta exp(c ln N ln T) + D
+    text counts  A N^-alpha (Q + V)^-beta + D, Q given
+    text weighs  A N^-alpha (q + V)^-beta + D, q fitted
+
+A criterion lower by 2 is weak evidence, by 10 strong.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.optimize import least_squares
+
+from scaling.fit import Fit
+from scaling.table import ScoreTable
+
+_STARTS = 6
+
+
+class RivalFit(NamedTuple):
+    """One law's least-squares fit."""
+
+    name: str
+    formula: str
+    constants: dict[str, float]
+    sse: float
+    n_parameters: int
+    aicc: float
+    """Infinite where there are too few scores for the criterion."""
+    weight: float
+    """Akaike weight: the share of belief among the laws compared."""
+
+
+class _Form(NamedTuple):
+    name: str
+    formula: str
+    predict: Callable[[Any, np.ndarray, np.ndarray], np.ndarray]
+    """Errors from constants, ln N and V."""
+    low: dict[str, float]
+    high: dict[str, float]
+    """Bounds of the constants, in order; starts are drawn from them."""
+
+
+def compare(table: ScoreTable, fit: Fit, seed: int = 0) -> list[RivalFit]:
+    """Fits every law to the observed cells; the best by AICc first.
+
+    Laws with more constants than scores are left out.
+    """
+    i, j = np.nonzero(np.isfinite(table.score))
+    n, v, y = np.log(table.params_b[i]), table.visual_tokens[j], table.error[i, j]
+    rng = np.random.default_rng(seed)
+    fits = []
+    for form in _forms(fit):
+        k = len(form.low)
+        if k > len(y):
+            continue
+        constants, sse = _least_squares(form, n, v, y, rng)
+        fits.append((form, dict(zip(form.low, constants, strict=True)), sse, aicc(sse, len(y), k)))
+    best = min(entry[-1] for entry in fits)
+    raw = [math.exp(-(c - best) / 2) if math.isfinite(c) else 0.0 for *_, c in fits]
+    total = sum(raw) or 1.0
+    ranked = [
+        RivalFit(form.name, form.formula, constants, sse, len(form.low), criterion, share / total)
+        for (form, constants, sse, criterion), share in zip(fits, raw, strict=True)
+    ]
+    return sorted(ranked, key=lambda rival: rival.aicc)
+
+
+def aicc(sse: float, n_points: int, n_parameters: int) -> float:
+    """Corrected Akaike criterion of a least-squares fit; the noise counts as one more constant."""
+    k = n_parameters + 1
+    if n_points - k - 1 <= 0:
+        return math.inf
+    noise = max(sse / n_points, 1e-30)
+    return n_points * math.log(noise) + 2 * k + 2 * k * (k + 1) / (n_points - k - 1)
+
+
+def _least_squares(
+    form: _Form, n: np.ndarray, v: np.ndarray, y: np.ndarray, rng: np.random.Generator
+) -> tuple[list[float], float]:
+    low, high = (np.array(list(ends.values())) for ends in (form.low, form.high))
+    best = None
+    for _ in range(_STARTS):
+        start = rng.uniform(np.maximum(low, -1), np.minimum(high, 1))
+        found = least_squares(
+            lambda c: form.predict(c, n, v) - y, start, bounds=(low, high), jac="3-point", x_scale="jac",
+            ftol=1e-12, xtol=1e-12, gtol=1e-12, max_nfev=300,
+        )  # fmt: skip
+        if best is None or found.cost < best.cost:
+            best = found
+    assert best is not None
+    return [float(c) for c in best.x], float(2 * best.cost)
+
+
+def _forms(fit: Fit) -> list[_Form]:
+    q = fit.law.query_tokens
+
+    def tokens(v: np.ndarray) -> np.ndarray:
+        return np.log(fit.law.total(v))
+
+    t = "V" if fit.law.tokens == "V" else "(Q + V)"
+    scale = {"A": (0.0, 10.0), "B": (0.0, 10.0), "alpha": (0.0, 5.0), "beta": (0.0, 5.0), "D": (0.0, 1.0)}
+    signed = (-10.0, 10.0)
+
+    def form(name: str, formula: str, constants: dict[str, tuple[float, float]], predict: Any) -> _Form:
+        low, high = ({key: ends[side] for key, ends in constants.items()} for side in (0, 1))
+        return _Form(name, formula, predict, low, high)
+
+    def pick(*names: str) -> dict[str, tuple[float, float]]:
+        return {name: scale[name] for name in names}
+
+    law = pick("A", "alpha", "beta", "D")
+    forms = [
+        form("product", f"A / N^alpha / {t}^beta + D", law,
+             lambda c, n, v: c[0] * np.exp(-c[1] * n - c[2] * tokens(v)) + c[3]),
+        form("no floor", f"A / N^alpha / {t}^beta", pick("A", "alpha", "beta"),
+             lambda c, n, v: c[0] * np.exp(-c[1] * n - c[2] * tokens(v))),
+        form("additive", f"A / N^alpha + B / {t}^beta + D", pick("A", "alpha", "B", "beta", "D"),
+             lambda c, n, v: c[0] * np.exp(-c[1] * n) + c[2] * np.exp(-c[3] * tokens(v)) + c[4]),
+        form("log-linear", f"a - b ln N - c ln {t}", {"a": signed, "b": signed, "c": signed},
+             lambda c, n, v: c[0] - c[1] * n - c[2] * tokens(v)),
+        form("interaction", f"A / N^alpha / {t}^beta * exp(c ln N ln {t}) + D", {**law, "c": (-1.0, 1.0)},
+             lambda c, n, v: c[0] * np.exp(-c[1] * n - c[2] * tokens(v) + c[4] * n * tokens(v)) + c[3]),
+        form("text weighs", "A / N^alpha / (q + V)^beta + D, q fitted", {**law, "q": (0.0, 1e4)},
+             lambda c, n, v: c[0] * np.exp(-c[1] * n - c[2] * np.log(c[4] + v)) + c[3]),
+    ]  # fmt: skip
+    if fit.law.tokens == "V":
+        forms.append(
+            form("text counts", f"A / N^alpha / ({q:g} + V)^beta + D", law,
+                 lambda c, n, v: c[0] * np.exp(-c[1] * n - c[2] * np.log(q + v)) + c[3])
+        )  # fmt: skip
+    return forms
