@@ -63,8 +63,13 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--percent", action="store_true", help="scores run from 0 to 100")
     fit.add_argument("--starts", type=_positive, metavar="K", default=256, help="starting points")
     fit.add_argument(
-        "--resample", choices=("residual", "cell"), default="residual", help="bootstrap of the intervals"
-    )
+        "--predict", type=float, nargs="*", metavar="N", default=argparse.SUPPRESS,
+        help="sizes in billions to predict scores for (default: twice the largest)",
+    )  # fmt: skip
+    fit.add_argument(
+        "--resample", choices=("residual", "parametric", "cell", "task"), default="residual",
+        help="bootstrap of the intervals",
+    )  # fmt: skip
     fit.add_argument("--refits", type=_positive, metavar="K", default=1000, help="bootstrap refits")
     fit.add_argument("--seed", type=int, default=0, help="seed of starts and bootstrap")
     return parser
@@ -73,11 +78,11 @@ def _parser() -> argparse.ArgumentParser:
 def run_fit(options: argparse.Namespace) -> None:
     """Fits one scores file, its tasks and its variants, and writes everything to the folder."""
     # Imported here so that --help and usage errors answer at once.
-    from scaling import fit_report, plot, report
+    from scaling import fit_report, plot, report, scrutiny
     from scaling.fit import fit_law
-    from scaling.law import Tokens
+    from scaling.law import PARAMETERS, Tokens
     from scaling.table import published, read_scores
-    from scaling.uncertainty import assess
+    from scaling.uncertainty import Resample, assess
 
     scores, out = options.scores, options.out
     is_name = scores in ("general", "ocr") and not Path(scores).exists()
@@ -89,15 +94,21 @@ def run_fit(options: argparse.Namespace) -> None:
         n_starts=options.starts,
         seed=options.seed,
     )
-    trusted = functools.partial(assess, resample=options.resample, count=options.refits, seed=options.seed)
+    trusted = functools.partial(assess, count=options.refits, seed=options.seed)
     tokens = options.tokens
     other: Tokens = "Q+V" if tokens == "V" else "V"
     fit = fitted(table, tokens)
-    trust = trusted(table, fit)
+    trust = trusted(table, fit, options.resample)
     rivals = {f"this page (T = {tokens})": fit, f"T = {other}": fitted(table, other)}
     if table.flagged:
         rivals["without doubtful scores"] = fitted(table.without_flagged(), tokens)
-    record = fit_report.fit_record(table, fit, trust)
+    sizes = getattr(options, "predict", [2 * float(table.params_b[-1])])
+    seen = scrutiny.scrutinise(table, fit, trust, sizes, options.seed)
+    record = fit_report.fit_record(table, fit, trust) | scrutiny.scrutiny_record(seen)
+    record |= {"params_b": table.params_b.tolist(), "visual_tokens": table.visual_tokens.tolist()}
+    # What `plan` draws its intervals from; seven digits keep the file small.
+    samples = zip(PARAMETERS, trust.samples or (), strict=False)
+    record["samples"] = {name: [float(f"{x:.7g}") for x in leaf] for name, leaf in samples}
     record["rivals"] = {
         name: {
             "tokens_convention": rival.law.tokens, **rival.law.params._asdict(),
@@ -106,11 +117,14 @@ def run_fit(options: argparse.Namespace) -> None:
         for name, rival in rivals.items() if rival is not fit
     }  # fmt: skip
     sections = fit_report.fit_sections(table, fit, trust, rivals)
+    sections += scrutiny.scrutiny_sections(table, fit, seen)
     if table.tasks:
         parts = {name: table.for_task(name) for name in table.tasks}
         fits = {name: fitted(part, tokens) for name, part in parts.items()}
+        # One task has no tasks of its own to draw from.
+        alone: Resample = "residual" if options.resample == "task" else options.resample
         record["tasks"] = {
-            name: fit_report.fit_record(parts[name], fits[name], trusted(parts[name], fits[name]))
+            name: fit_report.fit_record(parts[name], fits[name], trusted(parts[name], fits[name], alone))
             for name in parts
         }
         sections.append(report.Section("Each task alone", [fit_report.rivals_html(fits)]))
@@ -128,7 +142,7 @@ def run_fit(options: argparse.Namespace) -> None:
         raise UserError(f"Cannot write to {out}: {problem.strerror}.") from None
     print(fit.law.formula())
     print(fit_report.advice(table, fit, trust))
-    for sentence in trust.findings:
+    for sentence in trust.findings + scrutiny.scrutiny_findings(table, seen):
         print(f"note: {sentence}")
     print(f"SSE {fit.sse:.4e}, r2 {fit.r2:.4f}; written to {out / 'fit.html'}")
 

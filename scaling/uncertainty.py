@@ -1,6 +1,6 @@
 """How far the fitted constants can be trusted.
 
-Residual and cell bootstrap refit the law on hundreds of resampled tables at once; the profile of
+The bootstrap refits the law on hundreds of resampled tables at once; the profile of
 D asks how much worse the fit gets when D is imposed, which shows the flat valley along which D and
 the exponents trade against each other.
 """
@@ -11,12 +11,13 @@ from typing import Literal, NamedTuple
 import numpy as np
 from scipy.special import fdtri
 
+from scaling.errors import UserError
 from scaling.fit import Bounds, Fit, cells_of
 from scaling.law import PARAMETERS, Params, error
 from scaling.solver import solve_many
 from scaling.table import ScoreTable
 
-Resample = Literal["residual", "cell"]
+Resample = Literal["residual", "cell", "parametric", "task"]
 Interval = tuple[float, float]
 
 
@@ -41,23 +42,44 @@ def bootstrap(
     """Constants refitted to `count` resampled tables, leaves [count], float64.
 
     residual: fitted error plus residuals drawn with replacement, centred and widened by
-    sqrt(n / (n - p)). cell: whole cells drawn with replacement.
-    Raises ValueError where there are no degrees of freedom left to resample.
+    sqrt(n / (n - p)). parametric: fitted error plus normal noise of the same variance. cell: whole
+    cells drawn with replacement. task: the benchmarks that the score averages drawn with
+    replacement; it answers how far the law depends on their choice.
+    Raises ValueError where there are no degrees of freedom left to resample, UserError for `task`
+    where the table has fewer than two tasks or one lacks a score.
     """
     dof = fit.n_points - fit.n_parameters
     if dof < 1:
         raise ValueError("as many parameters as points: there are no residuals to resample")
     cells = cells_of(table, fit.law)
     n = fit.n_points
-    draws = np.random.default_rng(seed).integers(n, size=(count, n))
+    rng = np.random.default_rng(seed)
     y, weight = np.tile(cells.y, (count, 1)), np.ones((count, n))
+    fitted = error(fit.law.params, np.asarray(cells.n), np.asarray(cells.t))
     if resample == "residual":
-        fitted = error(fit.law.params, np.asarray(cells.n), np.asarray(cells.t))
         residual = np.asarray(cells.y) - fitted
-        y = fitted + ((residual - residual.mean()) * np.sqrt(n / dof))[draws]
+        y = fitted + ((residual - residual.mean()) * np.sqrt(n / dof))[rng.integers(n, size=(count, n))]
+    elif resample == "parametric":
+        y = fitted + np.sqrt(fit.sse / dof) * rng.standard_normal((count, n))
+    elif resample == "task":
+        y = y + _task_shifts(table, count, rng)
     else:
+        draws = rng.integers(n, size=(count, n))
         weight = (draws[:, :, None] == np.arange(n)).sum(axis=1).astype(np.float64)
     return solve_many(fit.law.params, cells._replace(y=y, weight=weight), *fit.bounds).params
+
+
+def _task_shifts(table: ScoreTable, count: int, rng: np.random.Generator) -> np.ndarray:
+    """How the mean error changes when tasks are drawn anew, [count, observed cells]."""
+    if len(table.tasks) < 2:
+        raise UserError(f"{table.name!r} has no tasks to resample; resample residuals or cells instead.")
+    observed = np.isfinite(table.score)
+    errors = np.stack([1 - scores[observed] for scores in table.tasks.values()])
+    for name, row in zip(table.tasks, errors, strict=True):
+        if not np.isfinite(row).all():
+            raise UserError(f"Task {name!r} lacks a score that the table has, so tasks cannot be resampled.")
+    draws = rng.integers(len(errors), size=(count, len(errors)))
+    return np.asarray(errors[draws].mean(axis=1) - errors.mean(axis=0))
 
 
 def intervals(samples: Params, level: float = 0.95) -> dict[str, Interval]:
@@ -147,6 +169,8 @@ class Uncertainty:
     ci_method: str
     profile: DProfile | None
     findings: list[str]
+    samples: Params | None = None
+    """The resampled constants, leaves [refits]."""
 
 
 def assess(
@@ -154,13 +178,13 @@ def assess(
 ) -> Uncertainty:
     """95 % intervals, the profile of D, and what they mean in words."""
     enough = fit.n_points > fit.n_parameters and count > 0
-    ci, best_count = None, None
+    ci, best_count, samples = None, None, None
     if enough:
         samples = bootstrap(table, fit, resample, count, seed)
         ci, best_count = intervals(samples), _best_count(table, fit, samples)
     profile = profile_d(table, fit)
     method = f"{resample} bootstrap, {count} refits, percentile, 95 %" if enough else "none"
-    return Uncertainty(ci, best_count, method, profile, findings(fit, profile, ci))
+    return Uncertainty(ci, best_count, method, profile, findings(fit, profile, ci), samples)
 
 
 def _best_count(table: ScoreTable, fit: Fit, samples: Params) -> Interval:

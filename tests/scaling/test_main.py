@@ -28,7 +28,13 @@ def test_fit_writes_its_record_pictures_and_page(ocr_folder):
     assert record["loss"] == "least_squares"
     assert record["optimal_visual_tokens"] == 576
     assert record["rivals"]["without doubtful scores"]["n_points"] == 26
+    assert len(record["hold_out"]) == 11
+    assert len(record["influence"]) == 28
+    assert record["predictions"][0]["params_b"] == 14
+    assert {rival["name"] for rival in record["rival_laws"]} >= {"product", "additive", "log-linear"}
+    assert len(record["samples"]["alpha"]) == 50
     page = (ocr_folder / "fit.html").read_text()
+    assert "The doubtful score at 7B, V = 576 ranks 3 of 28" in page
     assert page.count("<figure>") == 3
     assert "7B, V = 576: equals the 4B score" in page
 

@@ -3,6 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from scaling.errors import UserError
 from scaling.fit import fit_law
 from scaling.law import Law, Params
 from scaling.table import parse_scores, published
@@ -107,3 +108,34 @@ def test_no_interval_without_degrees_of_freedom():
     assert any("exactly as many scores as parameters" in sentence for sentence in trust.findings)
     with pytest.raises(ValueError, match="no residuals"):
         bootstrap(table, fit)
+
+
+def test_normal_noise_of_the_residuals_gives_like_intervals():
+    table = noisy((0.5, 0.12, 0.08, 0.1), 0)
+    fit = fit_law(table)
+    drawn, normal = (
+        intervals(bootstrap(table, fit, resample, count=600)) for resample in ("residual", "parametric")
+    )
+    for name in ("alpha", "beta"):
+        assert np.ptp(normal[name]) == pytest.approx(np.ptp(drawn[name]), rel=0.25)
+
+
+def test_tasks_that_agree_leave_no_doubt_and_others_do():
+    table = noisy((0.5, 0.12, 0.08, 0.1), 0)
+    fit = fit_law(table)
+    same = dataclasses.replace(table, tasks={"one": table.score, "two": table.score})
+    low, high = intervals(bootstrap(same, fit, "task", count=50))["beta"]
+    assert low == pytest.approx(high, abs=1e-6)
+    other = noisy((0.5, 0.12, 0.12, 0.1), 1).score
+    tasks = {"one": table.score, "two": other}
+    apart = dataclasses.replace(table, score=(table.score + other) / 2, tasks=tasks)
+    mean = fit_law(apart)
+    low, high = intervals(bootstrap(apart, mean, "task", count=200))["beta"]
+    ends = [fit_law(dataclasses.replace(apart, score=task)).law.params.beta for task in apart.tasks.values()]
+    assert (low, high) == pytest.approx((min(ends), max(ends)), abs=1e-4)
+
+
+def test_tasks_that_are_not_there_cannot_be_drawn():
+    table = published("general")
+    with pytest.raises(UserError, match="no tasks"):
+        bootstrap(table, fit_law(table), "task", count=5)
