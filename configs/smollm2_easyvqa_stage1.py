@@ -18,20 +18,15 @@ from quecc_jax.config import (
     CheckpointConfig,
     CompressorConfig,
     DataConfig,
-    DecoderConfig,
     ModelConfig,
     OptimizerConfig,
     RunConfig,
     SourceConfig,
     TrainConfig,
 )
+from quecc_jax.presets import decoder
 
 DEMO, WEIGHTS = "runs/demo", "weights/smollm2"
-
-SMOLLM2_135M = DecoderConfig(
-    vocab_size=49152, width=576, depth=30, heads=9, kv_heads=3, mlp_width=1536, rope_theta=1e5,
-    tie_embeddings=True,
-)  # fmt: skip
 
 
 def config() -> RunConfig:
@@ -39,8 +34,8 @@ def config() -> RunConfig:
     return RunConfig(
         out="runs/smollm2_easyvqa_stage1",
         model=ModelConfig(
-            vision=Plan().vision, compressor=CompressorConfig(kernel=4, stride=4), decoder=SMOLLM2_135M,
-            dtype="float32", remat="none",
+            vision=Plan().vision, compressor=CompressorConfig(kernel=4, stride=4),
+            decoder=decoder("smollm2-135m"), dtype="float32", remat="none",
         ),
         data=DataConfig(
             sources=(SourceConfig("pool", f"{DEMO}/data/single-train"),), tokenizer=f"{WEIGHTS}/tokenizer",
