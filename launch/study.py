@@ -136,7 +136,11 @@ def collect(plan: Plan, jobs: list[Job], folder: Path, command: str) -> dict[str
 
 
 def fit_laws(results: dict[str, Any]) -> dict[str, Any]:
-    """The scaling law of each task, fitted to the mean error over seeds."""
+    """The scaling law of each task, fitted to the mean error over seeds.
+
+    A grid that is too small for a law still has its answers to report: such tasks are left out.
+    """
+    import scaling.errors
     from launch.summary import score_table
     from scaling.fit import fit_law
     from scaling.fit_report import fit_record
@@ -144,8 +148,12 @@ def fit_laws(results: dict[str, Any]) -> dict[str, Any]:
 
     fits = {}
     for task in results["tasks"]:
-        table = score_table(results, task)
-        fit = fit_law(table, query_tokens=results["data"]["prompt_tokens"])
+        try:
+            table = score_table(results, task)
+            fit = fit_law(table, query_tokens=results["data"]["prompt_tokens"])
+        except scaling.errors.UserError as problem:
+            print(f"no law was fitted for {task}: {problem}", file=sys.stderr)
+            continue
         fits[task] = fit_record(table, fit, assess(table, fit))
     return fits
 

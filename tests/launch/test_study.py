@@ -13,6 +13,7 @@ from launch.plan import DecoderSize, Plan, cells
 from launch.study import add_seconds, claim, plan_jobs, run_study
 from launch.summary import check_results
 from quecc_jax.errors import UserError
+from tests.launch.synthetic import make_results
 
 SMALL = Plan(
     decoders=(DecoderSize("S", 32, 1), DecoderSize("M", 64, 1), DecoderSize("L", 96, 1)),
@@ -56,6 +57,13 @@ def test_failed_jobs_are_named(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"failed: tower, and cell-S-v1-s0 .*tower\.error.* again"):
         run_study(SMALL, str(tmp_path / "out"), "python -m launch.demo")
     assert not (tmp_path / "out" / "results.json").exists()
+
+
+def test_a_grid_too_small_for_a_law_is_reported_without_one(tmp_path, capsys):
+    results = make_results(tmp_path)
+    results["cells"] = [cell for cell in results["cells"] if cell["visual_tokens"] == 1]
+    assert study.fit_laws(results) == {}
+    assert capsys.readouterr().err.count("no law was fitted") == len(results["tasks"])
 
 
 @pytest.mark.slow
