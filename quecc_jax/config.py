@@ -149,7 +149,7 @@ class ModelConfig:
     @property
     def visual_tokens(self) -> int:
         """Tokens V that one picture occupies in the decoder's input."""
-        from quecc_jax.models.compressors import output_tokens
+        from quecc_jax.geometry import output_tokens
 
         return output_tokens(self.compressor, self.vision.grid)
 
@@ -300,8 +300,8 @@ def validate(config: RunConfig) -> None:
     for ok, message in checks:
         if not ok:
             raise UserError(f"{message}; change one of them")
-    # Imported late: the models import this module.
-    from quecc_jax.models.projector import projector_depth
+    # Imported late: geometry reads these classes.
+    from quecc_jax.geometry import projector_depth
 
     try:
         visual = config.model.visual_tokens

@@ -7,8 +7,7 @@ sizes of real models.
 import dataclasses
 
 from quecc_jax.config import DecoderConfig, ModelConfig, RunConfig, VisionConfig
-from quecc_jax.models.clip import hidden_indices
-from quecc_jax.models.projector import projector_depth
+from quecc_jax.geometry import hidden_indices, projector_depth
 
 
 def decoder_params(config: DecoderConfig) -> int:
@@ -18,13 +17,35 @@ def decoder_params(config: DecoderConfig) -> int:
     return config.depth * (attention + matrices * config.width * config.mlp_width)
 
 
-def attention_flops(config: DecoderConfig, tokens: int, context: int) -> float:
+def tower_params(config: VisionConfig) -> int:
+    """Weights of the vision tower up to the last layer that is read, norms and biases left out."""
+    d = config.width
+    layers = hidden_indices(config)[-1] * (4 * d * d + 2 * d * config.mlp_width)
+    return layers + 3 * config.patch_size**2 * d
+
+
+def compressor_params(config: ModelConfig) -> int:
+    """Weights of QueCC, norms and biases left out; 0 for no compressor."""
+    if config.compressor.name == "none":
+        return 0
+    d, levels = config.vision.width, len(config.vision.levels)
+    towers = 2 * (levels * d * d + d * d) + 2 * d * d
+    return towers + 4 * d * d + config.compressor.kernel**2 * d + config.decoder.width * d
+
+
+def projector_params(config: ModelConfig) -> int:
+    """Weights of the projector, biases left out."""
+    depth, d, m = projector_depth(config.projector), config.vision.width, config.decoder.width
+    return d * m + (depth - 1) * m * m if depth else 0
+
+
+def attention_flops(config: DecoderConfig, tokens: int, context: float) -> float:
     """Forward FLOPs of scores and averages of `tokens` positions that each attend to `context`."""
     return 4.0 * config.depth * tokens * context * config.heads * config.head_dim
 
 
-def decoder_flops(config: DecoderConfig, tokens: int, context: int, logits: int) -> float:
-    """Forward FLOPs of `tokens` positions that each attend to `context`, with `logits` of them scored."""
+def decoder_flops(config: DecoderConfig, tokens: int, context: float, logits: int) -> float:
+    """Forward FLOPs of `tokens` positions that attend to `context` on average, `logits` of them scored."""
     weights = decoder_params(config) * tokens + logits * config.width * config.vocab_size
     return 2.0 * weights + attention_flops(config, tokens, context)
 
@@ -51,8 +72,7 @@ def compressor_flops(config: ModelConfig) -> float:
 
 def projector_flops(config: ModelConfig) -> float:
     """Forward FLOPs of the projector for one picture."""
-    depth, d, m = projector_depth(config.projector), config.vision.width, config.decoder.width
-    return 2.0 * config.visual_tokens * (d * m + (depth - 1) * m * m) if depth else 0.0
+    return 2.0 * config.visual_tokens * projector_params(config)
 
 
 def query_flops(config: ModelConfig, tokens: int) -> float:
@@ -70,13 +90,15 @@ def answer_flops(
       prompt: text tokens of the decoder's prompt; the V visual tokens come on top.
       answer: generated tokens.
     """
-    length = prompt + config.visual_tokens
+    length, steps = prompt + config.visual_tokens, max(answer - 1, 0)
+    # The first token comes from the prefill; the k-th step after it attends to length + k places.
+    context = length + (steps + 1) / 2
     return {
         "tower": tower_flops(config.vision) if include_tower else 0.0,
         "query": query_flops(config, question),
         "compressor": compressor_flops(config) + projector_flops(config),
         "prefill": decoder_flops(config.decoder, length, length, 1),
-        "decode": decoder_flops(config.decoder, max(answer - 1, 0), length + answer, max(answer - 1, 0)),
+        "decode": decoder_flops(config.decoder, steps, context, steps),
     }
 
 

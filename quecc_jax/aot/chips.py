@@ -1,4 +1,4 @@
-"""What one TPU chip can do: the published peaks that predictions are made from."""
+"""What one chip can do: the published peaks that predictions are made from."""
 
 import dataclasses
 
@@ -23,20 +23,26 @@ class Chip:
     link_bytes: float
     """Bytes per second of one interconnect (ICI) link in one direction."""
     axes: int
-    """Dimensions of the torus; a chip has two links per dimension."""
+    """Dimensions of the torus, with two links each; 0 where there is none, but one link to a switch or bus."""
     wraps: int
     """A dimension of the slice closes to a ring when its size is a multiple of this."""
     source: str
 
 
-# Interconnect: Google publishes a chip's total over all links and both directions; a link's share in one
-# direction is that over 2 * 2 * axes.
+# TPU interconnect: Google publishes a chip's total over all links and both directions; a link's share in one
+# direction is that over 2 * 2 * axes. NVIDIA publishes NVLink (L4: PCIe) over both directions; FLOP/s without
+# sparsity are half of the figures printed for sparse matrices.
 CHIPS = (
     Chip("v4", "TPU v4", 32, 275e12, 1200e9, 50e9, 3, 4,
          "https://cloud.google.com/tpu/docs/v4; links: Jouppi et al., ISCA 2023 (arXiv 2304.01433)"),
     Chip("v5e", "TPU v5 lite", 16, 197e12, 819e9, 400e9 / 8, 2, 16, "https://cloud.google.com/tpu/docs/v5e"),
     Chip("v5p", "TPU v5", 95, 459e12, 2765e9, 1200e9 / 12, 3, 4, "https://cloud.google.com/tpu/docs/v5p"),
     Chip("v6e", "TPU v6 lite", 32, 918e12, 1600e9, 800e9 / 8, 2, 16, "https://cloud.google.com/tpu/docs/v6e"),
+    Chip("a100", "NVIDIA A100-SXM4-80GB", 80, 312e12, 2039e9, 600e9 / 2, 0, 1,
+         "NVIDIA A100 80GB SXM data sheet (June 2021)"),
+    Chip("h100", "NVIDIA H100 80GB HBM3", 80, 989e12, 3350e9, 900e9 / 2, 0, 1,
+         "NVIDIA H100 SXM data sheet (2023)"),
+    Chip("l4", "NVIDIA L4", 24, 121e12, 300e9, 64e9 / 2, 0, 1, "NVIDIA L4 data sheet (2023)"),
 )  # fmt: skip
 
 

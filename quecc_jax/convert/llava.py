@@ -10,7 +10,7 @@ from quecc_jax.convert.families import ORIGINAL, decoder_config, hf_decoder_conf
 from quecc_jax.convert.quecc import quecc_rules
 from quecc_jax.convert.rules import Place, Rule, dense
 from quecc_jax.errors import UserError
-from quecc_jax.models.projector import projector_depth
+from quecc_jax.geometry import projector_depth
 
 HEADS = 8
 """Attention heads of the original's QueCC, whatever the tower."""

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from quecc_jax.config import DataConfig, ModelConfig
+from quecc_jax.geometry import hidden_indices
 
 IGNORE = -100
 """Label of a position that carries no loss."""
@@ -40,15 +41,13 @@ class Batch(NamedTuple):
     pixels: Array = None
     """[B, I, H, W, 3] float32, normalised as the tower expects; None when features are given."""
     features: Array = None
-    """[B, I, n, K, D] float16 or float32 cached tower states, see `clip.hidden_indices`."""
+    """[B, I, n, K, D] float16 or float32 cached tower states, see `geometry.hidden_indices`."""
     ids: np.ndarray | None = None
     """[B] int64 identity of each row's sample; stays on the host."""
 
 
 def batch_spec(model: ModelConfig, data: DataConfig, rows: int, cached: bool = False) -> Batch:
     """Shapes and dtypes of a batch of `rows` rows, for initialisation and ahead-of-time compiling."""
-    from quecc_jax.models.clip import hidden_indices
-
     b, s, i, q = rows, data.max_length, data.images_per_row, data.query_length
     vision = model.vision
 

@@ -17,6 +17,7 @@ from quecc_jax.config import DataConfig, ModelConfig
 from quecc_jax.data.batch import IGNORE, Batch
 from quecc_jax.data.sources import Source, open_sources, read_rows
 from quecc_jax.errors import UserError
+from quecc_jax.geometry import hidden_indices
 
 PREFETCH = 2
 """Batches made ahead, per worker."""
@@ -40,8 +41,6 @@ class Assemble:
     """Makes the batch of given samples; pickles into grain's worker processes."""
 
     def __init__(self, sources: Sequence[Source], data: DataConfig, model: ModelConfig):
-        from quecc_jax.models.clip import hidden_indices
-
         self.sources, self.data = sources, data
         vision = model.vision
         self.pixels = (vision.image_size, vision.image_size, 3)

@@ -14,6 +14,7 @@ from quecc_jax.data.images import load_pixels, normalise
 from quecc_jax.data.pool import read_features, read_pool
 from quecc_jax.data.tokenizer import Tokenizer, load_tokenizer
 from quecc_jax.errors import UserError
+from quecc_jax.geometry import hidden_indices
 
 
 class Encoded(NamedTuple):
@@ -146,8 +147,6 @@ class PoolSource:
         self._cut = np.array([kind.cut for kind in kinds], bool)
 
     def _check_features(self, features: np.ndarray, model: ModelConfig) -> None:
-        from quecc_jax.models.clip import hidden_indices
-
         wanted = (model.vision.patches, len(hidden_indices(model.vision)), model.vision.width)
         if features.shape[1:] != wanted:
             raise UserError(f"the features of {self.name} are {features.shape[1:]} per picture but "

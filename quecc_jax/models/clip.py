@@ -9,13 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from quecc_jax.config import VisionConfig
+from quecc_jax.geometry import hidden_indices
 from quecc_jax.models.layers import LayerNorm, attention, by_rows, linear, logical
-
-
-def hidden_indices(config: VisionConfig) -> tuple[int, ...]:
-    """Hidden states that are used at all, ascending, as indices 0 (embedding) to depth."""
-    wanted = (*config.levels, config.select_layer)
-    return tuple(sorted({k if k >= 0 else config.depth + 1 + k for k in wanted}))
 
 
 def split_features(states: jax.Array, config: VisionConfig) -> tuple[jax.Array, jax.Array]:

@@ -1,27 +1,13 @@
 """The projector from tower width to decoder width."""
 
-import re
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from quecc_jax.geometry import projector_depth
 from quecc_jax.models.layers import linear
-
-
-def projector_depth(kind: str) -> int:
-    """Linear layers in a projector: `identity` 0, `linear` 1, `mlpNx_gelu` N.
-
-    Raises:
-      ValueError: the kind is none of these.
-    """
-    if kind in ("identity", "linear"):
-        return int(kind == "linear")
-    match = re.fullmatch(r"mlp(\d+)x_gelu", kind)
-    if not match or int(match[1]) < 1:
-        raise ValueError(f"unknown projector {kind!r}; use linear, identity or mlpNx_gelu with N >= 1")
-    return int(match[1])
 
 
 class Projector(nn.Module):

@@ -10,7 +10,7 @@ from quecc_jax.data.pool import build_pool, write_features
 from quecc_jax.data.templates import template_text
 from quecc_jax.data.tokenizer import train_word_tokenizer
 from quecc_jax.evaluate.attention import attention_maps
-from quecc_jax.models.clip import hidden_indices
+from quecc_jax.geometry import hidden_indices
 from tests.tiny import MODEL, RUN, random_params
 
 V, HEADS, GRID = 4, 4, 4

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quecc_jax.config import VisionConfig
-from quecc_jax.models.clip import ClipTower, hidden_indices, sine_cosine_init, split_features
+from quecc_jax.geometry import hidden_indices
+from quecc_jax.models.clip import ClipTower, sine_cosine_init, split_features
 from tests.models.reference import tower
 from tests.tiny import MODEL, random_like
 

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quecc_jax.config import CompressorConfig
-from quecc_jax.models.compressors import make_compressor, output_tokens
-from quecc_jax.models.compressors.quecc import DepthwiseConv, QueCC, RegionAttention, output_grid
+from quecc_jax.geometry import output_grid, output_tokens
+from quecc_jax.models.compressors import make_compressor
+from quecc_jax.models.compressors.quecc import DepthwiseConv, QueCC, RegionAttention
 from tests.golden_check import TOLERANCE, check, error
 from tests.models.reference import softmax
 from tests.tiny import random_like

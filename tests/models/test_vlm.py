@@ -10,7 +10,7 @@ import pytest
 
 from quecc_jax.config import CompressorConfig
 from quecc_jax.data.batch import Batch
-from quecc_jax.models.clip import hidden_indices
+from quecc_jax.geometry import hidden_indices
 from quecc_jax.models.vlm import VLM
 from tests.models.reference import affine, decode, gelu
 from tests.tiny import MODEL, RUN, random_batch, random_params

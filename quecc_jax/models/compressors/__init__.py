@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from quecc_jax.config import CompressorConfig
 from quecc_jax.models.compressors.none import Uncompressed
-from quecc_jax.models.compressors.quecc import QueCC, output_grid
+from quecc_jax.models.compressors.quecc import QueCC
 
 
 def make_compressor(config: CompressorConfig, dtype: Any = jnp.float32, name: str | None = None) -> nn.Module:
@@ -19,8 +19,3 @@ def make_compressor(config: CompressorConfig, dtype: Any = jnp.float32, name: st
     if config.name == "none":
         return Uncompressed(dtype, name=name)
     return QueCC(config.kernel, config.stride, config.heads, dtype, name=name)
-
-
-def output_tokens(config: CompressorConfig, grid: int) -> int:
-    """Tokens V per picture of grid x grid patches; ValueError if the geometry does not fit."""
-    return grid**2 if config.name == "none" else output_grid(grid, config.kernel, config.stride) ** 2

@@ -8,29 +8,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from quecc_jax.geometry import output_grid
 from quecc_jax.models.layers import LayerNorm, by_rows, linear, logical, matrix_init
 
 EPS = 1e-6
-
-
-def output_grid(grid: int, kernel: int, stride: int) -> int:
-    """Side h of the output grid, (grid - kernel) // stride + 1.
-
-    Raises:
-      ValueError: the kernel does not fit, or h does not divide the grid so that regions would be
-        uneven. The message names the numbers and the strides that work.
-    """
-    valid = [s for s in range(1, grid + 1) if grid % s == 0]
-    hint = f"with kernel = stride, a grid of {grid} takes the strides {valid}"
-    if kernel < 1 or stride < 1 or kernel > grid:
-        raise ValueError(f"kernel {kernel} and stride {stride} do not fit a {grid} x {grid} grid; {hint}")
-    side = (grid - kernel) // stride + 1
-    if grid % side:
-        raise ValueError(
-            f"kernel {kernel} and stride {stride} give a {side} x {side} output, "
-            f"which does not divide the {grid} x {grid} grid; {hint}"
-        )
-    return side
 
 
 class Tower(nn.Module):
