@@ -21,7 +21,7 @@ from quecc_jax.convert.plan import plan_export
 from quecc_jax.convert.run import import_weights
 from quecc_jax.data.batch import IGNORE, Batch
 from quecc_jax.data.conversation import encode, image_refs, prompt
-from quecc_jax.data.images import load_pixels
+from quecc_jax.data.images import load_pixels, normalise
 from quecc_jax.data.tokenizer import Tokenizer, load_tokenizer
 from quecc_jax.generate import build_generator
 from quecc_jax.load import load_vlm
@@ -143,7 +143,7 @@ def _batch(golden: Golden) -> Batch:
 
 
 def _pixels(golden: Golden, image: str) -> np.ndarray:
-    return load_pixels(golden.folder / image, golden.model.vision, golden.run.data.image_aspect)
+    return normalise(load_pixels(golden.folder / image, golden.model.vision, golden.run.data.image_aspect))
 
 
 def _check_arrays(golden: Golden) -> dict[str, float]:

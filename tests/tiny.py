@@ -95,6 +95,6 @@ def random_batch(config: RunConfig, seed: int = 0, pictures: list[int] | None = 
         segments=segments,
         queries=rng.integers(1, model.decoder.vocab_size, (b, i, data.query_length)).astype(np.int32),
         query_lengths=lengths,
-        pixels=rng.normal(size=(b, i, side, side, 3)).astype(np.float32),
+        pixels=rng.integers(0, 256, (b, i, side, side, 3), dtype=np.uint8),
         ids=np.arange(b, dtype=np.int64),
     )

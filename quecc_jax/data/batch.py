@@ -39,7 +39,7 @@ class Batch(NamedTuple):
     query_lengths: Array
     """[B, I] real tokens of each query; 0 for an absent picture."""
     pixels: Array = None
-    """[B, I, H, W, 3] float32, normalised as the tower expects; None when features are given."""
+    """[B, I, H, W, 3] uint8, normalised on the device; None when features are given."""
     features: Array = None
     """[B, I, n, K, D] float16 or float32 cached tower states, see `geometry.hidden_indices`."""
     ids: np.ndarray | None = None
@@ -56,7 +56,7 @@ def batch_spec(model: ModelConfig, data: DataConfig, rows: int, cached: bool = F
 
     side = vision.image_size
     levels = len(hidden_indices(vision))
-    pixels: Any = jax.ShapeDtypeStruct((b, i, side, side, 3), jnp.float32)
+    pixels: Any = jax.ShapeDtypeStruct((b, i, side, side, 3), jnp.uint8)
     features: Any = jax.ShapeDtypeStruct((b, i, vision.patches, levels, vision.width), jnp.float16)
     return Batch(
         tokens=ints(b, s), slots=ints(b, s), labels=ints(b, s), positions=ints(b, s),

@@ -56,7 +56,7 @@ class Assemble:
         if i and self.data.cached_features:
             features = np.zeros((b, i, *self.features), np.float16)
         elif i:
-            pixels = np.zeros((b, i, *self.pixels), np.float32)
+            pixels = np.zeros((b, i, *self.pixels), np.uint8)
         for place, identity in enumerate(ids.tolist()):
             if identity < 0:
                 continue

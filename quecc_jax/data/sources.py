@@ -10,7 +10,7 @@ from quecc_jax.config import DataConfig, ModelConfig, SourceConfig
 from quecc_jax.data import easyvqa
 from quecc_jax.data.conversation import encode, image_refs
 from quecc_jax.data.files import read_json
-from quecc_jax.data.images import load_pixels, normalise
+from quecc_jax.data.images import load_pixels
 from quecc_jax.data.pool import read_features, read_pool
 from quecc_jax.data.tokenizer import Tokenizer, load_tokenizer
 from quecc_jax.errors import UserError
@@ -41,7 +41,7 @@ class Source(Protocol):
         """How many pictures the row has."""
 
     def write_pixels(self, row: int, out: np.ndarray) -> None:
-        """Writes normalised pictures into the first places of float32 [I, H, W, 3]."""
+        """Writes the pictures into the first places of uint8 [I, H, W, 3]."""
 
     def write_features(self, row: int, out: np.ndarray) -> None:
         """Writes cached tower states into the first places of float16 [I, n, K, D]."""
@@ -167,7 +167,7 @@ class PoolSource:
     def write_pixels(self, row: int, out: np.ndarray) -> None:
         assert self._pixels is not None
         for place, ref in enumerate(self._refs[self._first[row]:self._first[row + 1]]):
-            normalise(self._pixels.array[ref], out[place])
+            out[place] = self._pixels.array[ref]
 
     def write_features(self, row: int, out: np.ndarray) -> None:
         assert self._features is not None

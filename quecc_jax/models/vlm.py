@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from quecc_jax.config import ModelConfig
 from quecc_jax.data.batch import Batch
+from quecc_jax.data.images import normalise
 from quecc_jax.models.clip import ClipTower, split_features
 from quecc_jax.models.compressors import make_compressor
 from quecc_jax.models.decoder import Cache, Decoder, embedding_variance
@@ -48,8 +49,13 @@ class VLM(nn.Module):
         return jax.lax.stop_gradient(feature.reshape(b, i, -1))
 
     def encode_image(self, pixels: jax.Array) -> jax.Array:
-        """Tower states [B, I, n, K, D] of pixels [B, I, H, W, 3], without gradient."""
+        """Tower states [B, I, n, K, D] of pixels [B, I, H, W, 3], without gradient.
+
+        Args:
+          pixels: uint8, as the data pipeline delivers them; floats are taken as normalised already.
+        """
         b, i = pixels.shape[:2]
+        pixels = normalise(pixels) if pixels.dtype == jnp.uint8 else pixels
         states = self.vision(pixels.reshape(b * i, *pixels.shape[2:]))
         return jax.lax.stop_gradient(states.reshape(b, i, *states.shape[1:]))
 

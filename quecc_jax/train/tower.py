@@ -142,8 +142,8 @@ def unit_scale(config: VisionConfig, params: dict[str, Any], pixels: np.ndarray)
 
 def feature_fn(config: VisionConfig, params: dict[str, Any]) -> Callable[[np.ndarray], jax.Array]:
     """The frozen tower as a compiled function from uint8 [b, H, W, 3] to states [b, n, K, D]."""
-    run = jax.jit(lambda pixels: ClipTower(config).apply({"params": params}, pixels))
-    return lambda images: run(_normalised(images))
+    run = jax.jit(lambda images: ClipTower(config).apply({"params": params}, normalise(images)))
+    return lambda images: run(images)
 
 
 def _cell_means(pool: Pool, config: VisionConfig) -> np.ndarray:
@@ -200,13 +200,7 @@ def _accuracy(
 
 
 def _pixels(pool: Pool, pick: np.ndarray) -> np.ndarray:
-    return _normalised(pool.images[pick])
-
-
-def _normalised(images: np.ndarray) -> np.ndarray:
-    out = np.empty(images.shape, np.float32)
-    normalise(images, out)
-    return out
+    return normalise(pool.images[pick])
 
 
 def _labels(pool: Pool, pick: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from PIL import Image
 from quecc_jax.config import DataConfig, SourceConfig
 from quecc_jax.data.batch import IGNORE, Batch, batch_spec
 from quecc_jax.data.easyvqa import picture_paths
-from quecc_jax.data.images import load_pixels, normalise
+from quecc_jax.data.images import load_pixels
 from quecc_jax.data.pipeline import eval_batches, make_iterator, rows_by_id
 from quecc_jax.data.pool import build_pool, write_features
 from quecc_jax.errors import UserError
@@ -173,7 +173,7 @@ def test_rows_carry_their_own_text_and_picture(pools, settings, model, tokenizer
         slots = batch.slots[k][batch.slots[k] >= 0]
         assert slots.tolist() == [0, 1, 2, 3] and not batch.tokens[k][batch.slots[k] >= 0].any()
         picture = sources[int(identity) >> 32].images[row["image"]]
-        np.testing.assert_array_equal(batch.pixels[k, 0], normalise(picture))
+        np.testing.assert_array_equal(batch.pixels[k, 0], picture)
 
 
 def test_cached_features_are_those_of_the_picture(settings, model, tmp_path):

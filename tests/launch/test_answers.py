@@ -20,7 +20,7 @@ from PIL import Image
 from launch import evaluate, generate
 from quecc_jax.config import CompressorConfig, DataConfig, DecoderConfig, ModelConfig, RunConfig, VisionConfig
 from quecc_jax.config_io import load_config, save_config
-from quecc_jax.data.images import load_pixels
+from quecc_jax.data.images import load_pixels, normalise
 from quecc_jax.data.pool import build_pool, write_features
 from quecc_jax.data.tokenizer import load_tokenizer, train_word_tokenizer
 from quecc_jax.errors import UserError, run_cli
@@ -105,7 +105,7 @@ def ask(monkeypatch, capsys, run):
 def test_a_picture_file_gives_the_features_that_training_cached(run, pool, pictures):
     _, params = load_vlm(run.out)
     cached = write_features(pool, feature_fn(VISION, params["vision"]), 2, "tower")
-    pixels = np.stack([load_pixels(path, VISION, run.data.image_aspect) for path in pictures])
+    pixels = normalise(np.stack([load_pixels(path, VISION, run.data.image_aspect) for path in pictures]))
     fresh = ClipTower(VISION).apply({"params": params["vision"]}, pixels)
     np.testing.assert_allclose(np.asarray(fresh), cached, rtol=2e-3, atol=2e-3)
     assert np.abs(cached[0].astype(float) - cached[1]).max() > 0.1

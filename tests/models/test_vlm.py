@@ -10,6 +10,7 @@ import pytest
 
 from quecc_jax.config import CompressorConfig
 from quecc_jax.data.batch import Batch
+from quecc_jax.data.images import normalise
 from quecc_jax.geometry import hidden_indices
 from quecc_jax.models.vlm import VLM
 from tests.models.reference import affine, decode, gelu
@@ -63,7 +64,7 @@ def made(compute, batch) -> Made:
 def changed(batch: Batch, field: str, row: int, picture: int) -> Batch:
     """The batch with other pixels or another query of one picture."""
     array = np.array(getattr(batch, field))
-    array[row, picture] = array[row, picture] + 1 if field == "pixels" else 1 + array[row, picture] % 62
+    array[row, picture] = 255 - array[row, picture] if field == "pixels" else 1 + array[row, picture] % 62
     return batch._replace(**{field: array})
 
 
@@ -144,6 +145,13 @@ def test_with_the_query_zeroed_the_question_has_no_part_in_the_visual_tokens(par
     before, after = run(bare), run(changed(bare, "queries", 2, 1))
     np.testing.assert_array_equal(before, after)
     assert np.abs(np.asarray(before) - made.visual).max() > 1e-3
+
+
+def test_pixels_are_normalised_on_the_device(params, batch):
+    model = VLM(CONFIG.model)
+    encode = jax.jit(lambda x: model.apply({"params": params}, x, method=VLM.encode_image))
+    ours, wanted = encode(batch.pixels), encode(normalise(batch.pixels))
+    np.testing.assert_allclose(ours, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
 
 
 def test_cached_features_take_the_place_of_pixels(params, batch, made):

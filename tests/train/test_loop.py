@@ -94,7 +94,7 @@ def test_device_results_are_fetched_once_per_log_line(config, trainer, monkeypat
 
 def spoiled(*steps):
     """Batches whose pictures are not numbers at these steps."""
-    return lambda n, batch: batch._replace(pixels=batch.pixels * np.nan) if n in steps else batch
+    return lambda n, batch: batch._replace(pixels=np.float32(batch.pixels * np.nan)) if n in steps else batch
 
 
 def test_stops_when_too_many_steps_in_a_row_are_not_finite(config, trainer):
