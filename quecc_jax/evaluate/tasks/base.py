@@ -1,0 +1,195 @@
+"""What a benchmark is to the evaluation: files, questions, a judge, metrics and answer files.
+
+Directories follow LLaVA's `playground/data/eval`, so a folder that serves LLaVA serves here.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from quecc_jax.errors import UserError
+from quecc_jax.evaluate.bootstrap import Metrics, Tally, Totals, ratio
+from quecc_jax.paths import write_text
+
+SHORT = "Answer the question using a single word or phrase."
+LETTER = "Answer with the option's letter from the given choices directly."
+"""Response formats of LLaVA-1.5 (Liu et al. 2023, "Improved Baselines", table 7)."""
+EVAL_ZIP = "LLaVA's eval.zip, linked from docs/Evaluation.md of github.com/haotian-liu/LLaVA"
+
+
+class File(NamedTuple):
+    """A file or folder that a benchmark needs."""
+
+    path: str
+    """Below the data directory; a folder's ends with a slash."""
+    source: str
+    """Where the benchmark's makers offer it."""
+
+
+class Sample(NamedTuple):
+    """One question."""
+
+    id: int | str
+    """Unique within the benchmark."""
+    images: tuple[str | bytes, ...]
+    """Paths of pictures, or their encoded bytes."""
+    prompt: str
+    """What is asked, response format included, picture placeholders not."""
+    truth: Any
+    """JSON value that the judge compares with; None where it is not public."""
+    extra: dict[str, Any]
+    """JSON values that judging, grouping or answer files need."""
+
+
+class Judged(NamedTuple):
+    """One answered question."""
+
+    sample: Sample
+    answer: str
+    """What the model said."""
+    parsed: str
+    """What the benchmark's rule reads in it."""
+    score: float | None
+    """How right it is, 0..1; None where the truth is not public."""
+
+
+Judge = Callable[[Sample, str], tuple[str, float | None]]
+"""From a question and its answer to what is read in it and how right that is."""
+Write = Callable[[Path, Sequence[Judged], Path], None]
+"""Writes into a folder the file that the benchmark's server or script takes; the last argument is the data
+directory."""
+
+
+def _own_unit(sample: Sample) -> Any:
+    return sample.id
+
+
+def scored_mean(unit: Sequence[Judged]) -> Tally:
+    """Scores and questions of a unit, in all and by the extras named in `sample.extra["kinds"]`."""
+    tally: dict[str, float] = defaultdict(float)
+    for one in unit:
+        if one.score is None:
+            continue
+        for kind in ("", *("/" + kind for kind in one.sample.extra.get("kinds", ()))):
+            tally[f"score{kind}"] += one.score
+            tally[f"count{kind}"] += 1
+    return tally
+
+
+def percentages(totals: Totals) -> dict[str, Any]:
+    """Mean scores in %: `accuracy`, and `accuracy/KIND` for every kind."""
+    return {
+        name.replace("count", "accuracy", 1): 100 * ratio(totals[name.replace("count", "score", 1)], count)
+        for name, count in totals.items() if name.startswith("count")
+    }  # fmt: skip
+
+
+def no_upload(folder: Path, judged: Sequence[Judged], data: Path) -> None:
+    """For benchmarks whose scripts read LLaVA's answer file itself."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One benchmark."""
+
+    name: str
+    about: str
+    """Name and size for people."""
+    files: tuple[File, ...]
+    load: Callable[[Path], list[Sample]]
+    """Questions from the data directory; raises UserError where a file is not of the form it should be."""
+    judge: Judge
+    unit: Callable[[Sample], Any] = _own_unit
+    """What the sample is drawn together with; samples of one unit share this value."""
+    tally: Callable[[Sequence[Judged]], Tally] = scored_mean
+    metrics: Metrics = percentages
+    headline: str = "accuracy"
+    """The metric that papers report."""
+    column: str = ""
+    """Column of the paper's table 1 that shows it."""
+    write: Write = no_upload
+    submit: str = ""
+    """Where answers are scored whose truth is not public."""
+    max_new_tokens: int = 128
+    """Longest answer: that of LLaVA's scripts."""
+
+    def units(self, judged: Iterable[Judged]) -> list[list[Judged]]:
+        """The answers by unit, in order of first appearance."""
+        found: dict[Any, list[Judged]] = {}
+        for one in judged:
+            found.setdefault(self.unit(one.sample), []).append(one)
+        return list(found.values())
+
+
+def missing_files(tasks: Iterable[Task], data: Path) -> list[File]:
+    """Files and folders of the tasks that are not in the data directory, each once."""
+    wanted = dict.fromkeys(file for task in tasks for file in task.files)
+    return [f for f in wanted if not ((data / f.path).is_dir() if f.path.endswith("/")
+                                      else (data / f.path).is_file())]  # fmt: skip
+
+
+def limited(task: Task, samples: Sequence[Sample], limit: int | None) -> list[Sample]:
+    """About `limit` questions, spread evenly over the benchmark, whole units only; all of them for None."""
+    if limit is None or limit >= len(samples):
+        return list(samples)
+    units: dict[Any, list[Sample]] = {}
+    for sample in samples:
+        units.setdefault(task.unit(sample), []).append(sample)
+    groups = list(units.values())
+    wanted = max(1, round(limit * len(groups) / len(samples)))
+    chosen = {i * len(groups) // wanted for i in range(wanted)}
+    kept = {sample.id for i in chosen for sample in groups[i]}
+    return [sample for sample in samples if sample.id in kept]
+
+
+def asked(question: str, form: str = SHORT) -> str:
+    """A question and its response format on a line of its own."""
+    return f"{question}\n{form}"
+
+
+def options(choices: Iterable[str]) -> str:
+    """Choices as lines "A. first"."""
+    return "\n".join(f"{chr(ord('A') + i)}. {choice}" for i, choice in enumerate(choices))
+
+
+def letters(count: int) -> list[str]:
+    """The first letters of the alphabet."""
+    return [chr(ord("A") + i) for i in range(count)]
+
+
+def field(record: Any, name: str, where: Path, number: int) -> Any:
+    """A field of a data file's record, counted from 1.
+
+    Raises:
+      UserError: the record has no such field.
+    """
+    try:
+        return record[name]
+    except (KeyError, TypeError, IndexError):
+        raise UserError(f"{where}, record {number} has no {name}; take the benchmark's own file") from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file whole or not at all."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_lines(path: Path, records: Iterable[Any]) -> None:
+    """Writes one JSON value a line, the file whole or not at all."""
+    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+
+def llava_answers(judged: Iterable[Judged], model: str) -> list[dict[str, Any]]:
+    """Records of an answer file as LLaVA's scripts write it (llava/eval/model_vqa*.py)."""
+    records = []
+    for one in judged:
+        question = one.sample.extra.get("question_id", one.sample.id)
+        unique = hashlib.sha256(f"{model}\0{one.sample.id}\0{one.answer}".encode()).hexdigest()[:22]
+        records.append({"question_id": question, "prompt": one.sample.extra.get("text", one.sample.prompt),
+                        "text": one.answer, "answer_id": unique, "model_id": model,
+                        **one.sample.extra.get("llava", {}), "metadata": {}})  # fmt: skip
+    return records

@@ -1,0 +1,62 @@
+"""ChartQA and DocVQA: reading charts and scanned pages."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from quecc_jax.data.files import read_json
+from quecc_jax.evaluate.metrics import anls, relaxed_match
+from quecc_jax.evaluate.tasks.base import File, Judged, Sample, Task, asked, field, write_json
+
+_CHARTQA_SITE = "github.com/vis-nlp/ChartQA (ChartQA Dataset.zip)"
+_DOCVQA_SITE = "the Robust Reading Competition, rrc.cvc.uab.es/?ch=17, task 1"
+_DOCVQA = "docvqa/val_v1.0_withQT.json"
+
+
+def _load_chartqa(data: Path) -> list[Sample]:
+    samples = []
+    for part in ("human", "augmented"):
+        path = data / f"chartqa/test/test_{part}.json"
+        for number, record in enumerate(read_json(path), start=1):
+            image = data / "chartqa/test/png" / field(record, "imgname", path, number)
+            samples.append(Sample(f"{part}/{number}", (str(image),), asked(record["query"]),
+                                  str(record["label"]), {"kinds": [part]}))  # fmt: skip
+    return samples
+
+
+def _judge_chartqa(sample: Sample, answer: str) -> tuple[str, float]:
+    """Relaxed accuracy, see `metrics.relaxed_match`, in all and on human and augmented questions."""
+    return answer, float(relaxed_match(answer, sample.truth))
+
+
+def _load_docvqa(data: Path) -> list[Sample]:
+    path, samples = data / _DOCVQA, []
+    for number, record in enumerate(read_json(path)["data"], start=1):
+        image = data / "docvqa" / field(record, "image", path, number)
+        kinds = record.get("question_types") or []
+        samples.append(Sample(record["questionId"], (str(image),), asked(record["question"]),
+                              [str(truth) for truth in field(record, "answers", path, number)],
+                              {"kinds": kinds}))  # fmt: skip
+    return samples
+
+
+def _judge_docvqa(sample: Sample, answer: str) -> tuple[str, float]:
+    """ANLS with threshold 0.5 (Mathew et al. 2021, "DocVQA", section 5), see `metrics.anls`."""
+    return answer, anls(answer, sample.truth)
+
+
+def _write_docvqa(folder: Path, judged: Sequence[Judged], data: Path) -> None:
+    write_json(folder / "docvqa_upload.json",
+               [{"questionId": one.sample.id, "answer": one.answer} for one in judged])
+
+
+CHARTQA = Task(
+    "chartqa", "ChartQA test, 2,500 questions on charts",
+    (File("chartqa/test/test_human.json", _CHARTQA_SITE),
+     File("chartqa/test/test_augmented.json", _CHARTQA_SITE), File("chartqa/test/png/", _CHARTQA_SITE)),
+    _load_chartqa, _judge_chartqa,
+)  # fmt: skip
+DOCVQA = Task(
+    "docvqa", "DocVQA validation, 5,349 questions on document pages; `accuracy` is the mean ANLS",
+    (File(_DOCVQA, _DOCVQA_SITE), File("docvqa/documents/", _DOCVQA_SITE)),
+    _load_docvqa, _judge_docvqa, write=_write_docvqa,
+)  # fmt: skip

@@ -1,0 +1,174 @@
+"""MMMU validation: college questions in 30 subjects, by choice or open."""
+
+import ast
+import random
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from quecc_jax.errors import UserError
+from quecc_jax.evaluate.tasks.base import (
+    LETTER,
+    File,
+    Judged,
+    Sample,
+    Task,
+    asked,
+    letters,
+    write_json,
+)
+
+DOMAINS: Mapping[str, tuple[str, ...]] = {
+    "Art and Design": ("Art", "Art_Theory", "Design", "Music"),
+    "Business": ("Accounting", "Economics", "Finance", "Manage", "Marketing"),
+    "Science": ("Biology", "Chemistry", "Geography", "Math", "Physics"),
+    "Health and Medicine": ("Basic_Medical_Science", "Clinical_Medicine",
+                            "Diagnostics_and_Laboratory_Medicine", "Pharmacy", "Public_Health"),
+    "Humanities and Social Science": ("History", "Literature", "Sociology", "Psychology"),
+    "Tech and Engineering": ("Agriculture", "Architecture_and_Engineering", "Computer_Science",
+                             "Electronics", "Energy_and_Power", "Materials", "Mechanical_Engineering"),
+}  # fmt: skip
+"""Subjects by domain (Yue et al. 2023, "MMMU", table 1)."""
+_FILE = "validation-00000-of-00001.parquet"
+_MARKS = ",.!?;:'"
+_INDICATORS = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
+
+
+def load(data: Path) -> list[Sample]:
+    """All subjects' questions, with their pictures in order of mention in front.
+
+    LLaVA-1.5's setting (configs/llava1.5.yaml of github.com/MMMU-Benchmark/MMMU) asks about one picture
+    and leaves "<image 1>" in the text, as here; it guesses where a question has several, while here all
+    of them are shown.
+    """
+    return [_sample(row, domain, subject) for domain, subjects in DOMAINS.items() for subject in subjects
+            for row in _rows(data / "mmmu" / subject / _FILE)]  # fmt: skip
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        return parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path} is not a Parquet file ({error}); download it again") from None
+
+
+def _sample(row: Mapping[str, Any], domain: str, subject: str) -> Sample:
+    choices = [str(choice) for choice in ast.literal_eval(row["options"])]
+    if row["question_type"] == "multiple-choice":
+        lines = "".join(f"({letter}) {choice}\n"
+                        for letter, choice in zip(letters(len(choices)), choices, strict=True))  # fmt: skip
+        prompt, truth = asked(f"{row['question']}\n{lines}", LETTER), row["answer"]
+    else:
+        prompt, truth = asked(row["question"]), _open_truths(row["answer"])
+        choices = []
+    mentioned = sorted(set(re.findall(r"<image (\d)>", row["question"] + row["options"])))
+    images = [row[f"image_{number}"]["bytes"] for number in mentioned or ["1"] if row.get(f"image_{number}")]
+    extra = {"choices": choices, "kinds": [domain, f"{domain}/{subject}"]}
+    return Sample(row["id"], tuple(images), prompt, truth, extra)
+
+
+def _open_truths(answer: str) -> list[str]:
+    """One or several right answers; several are stored as the text of a Python list."""
+    if answer.startswith("["):
+        try:
+            return [str(truth) for truth in ast.literal_eval(answer)]
+        except (ValueError, SyntaxError):
+            pass
+    return [answer]
+
+
+def judge(sample: Sample, answer: str) -> tuple[str, float]:
+    """The letter of a choice, or whether any part of an open answer is right.
+
+    eval/utils/eval_utils.py of github.com/MMMU-Benchmark/MMMU (Yue et al. 2023). Where no choice is
+    found the official script picks one at random, and so does this, seeded by the question.
+    """
+    if sample.extra["choices"]:
+        parsed = parse_choice(answer, sample.extra["choices"], seed=str(sample.id))
+        return parsed, float(parsed == sample.truth)
+    found = parse_open(answer)
+    truths = [part for truth in sample.truth for part in _normalised(truth)]
+    right = any(any(isinstance(t, str) and t in part for t in truths) if isinstance(part, str)
+                else part in truths for part in found)  # fmt: skip
+    return "; ".join(map(str, found)), float(right)
+
+
+def parse_choice(answer: str, choices: Sequence[str], seed: str) -> str:
+    """The letter that an answer names last: as "(A)", as "A ", as "A.", or by the text of the choice.
+
+    Text counts in answers of more than five words only; without any of these, a random letter.
+    """
+    for mark in _MARKS:
+        answer = answer.strip(mark)
+    answer, names = f" {answer} ", letters(len(choices))
+    # The place of a letter followed by a period is looked up as of one between blanks: an official quirk.
+    for written, place in (("({})", "({})"), ("{} ", " {} "), ("{}.", " {} ")):
+        named = [name for name in names if written.format(name) in answer]
+        if named:
+            return max(named, key=lambda name: answer.rfind(place.format(name)))
+    if len(answer.split()) > 5:
+        lower = answer.lower()
+        within = [(lower.rfind(choice.lower()), -i, name)
+                  for i, (name, choice) in enumerate(zip(names, choices, strict=True))
+                  if choice.lower() in lower]  # fmt: skip
+        if within:
+            return max(within)[2]
+    return random.Random(seed).choice(names)
+
+
+def parse_open(answer: str) -> list[str | float]:
+    """Candidate answers: what follows the last words such as "is" in each sentence, and its numbers."""
+    answer = answer.strip().strip(".").lower()
+    # The official pattern looks for a capital after it has made all letters small, so lines alone count.
+    sentences = answer.split("\n")
+    keys = []
+    for number, sentence in enumerate(sentences, start=1):
+        indicators = (*_INDICATORS, "=") if number == len(sentences) else _INDICATORS
+        tails = [sentence.split(word)[-1].strip() for word in indicators if word in sentence]
+        shortest = ""
+        for tail in tails:
+            # An empty tail gives way to whatever follows it.
+            if not shortest or len(tail) < len(shortest):
+                shortest = tail
+        if shortest and shortest not in set(_MARKS):
+            keys.append(shortest)
+    keys = keys or [answer]
+    parts = [*keys, *(number for key in keys for number in _numbers(key))]
+    return list(dict.fromkeys(form for part in parts for form in _normalised(part)))
+
+
+def _numbers(text: str) -> list[str]:
+    """Numbers with thousands commas, then in scientific, then in plain notation."""
+    return [
+        *re.findall(r"-?\b\d{1,3}(?:,\d{3})+\b", text),
+        *re.findall(r"-?\d+(?:\.\d+)?[eE][+-]?\d+", text),
+        *re.findall(r"-?(?:\d+\.\d+|\.\d+|\d+\b)(?![eE][+-]?\d+)(?![,\d])", text),
+    ]
+
+
+def _normalised(text: str) -> list[str | float]:
+    """A number to two decimals, or lower-case text; one letter gets a blank on either side."""
+    text = text.strip()
+    try:
+        return [round(float(text.replace(",", "")), 2)]
+    except ValueError:
+        text = text.lower()
+        return [f" {text}", f"{text} "] if len(text) == 1 else [text]
+
+
+def write(folder: Path, judged: Sequence[Judged], data: Path) -> None:
+    """mmmu_answers.json: the letter, or the answer to an open question, by id (main_eval_only.py)."""
+    write_json(folder / "mmmu_answers.json",
+               {one.sample.id: one.parsed if one.sample.extra["choices"] else one.answer for one in judged})
+
+
+MMMU = Task(
+    "mmmu", "MMMU validation, 900 questions in 30 subjects",
+    tuple(File(f"mmmu/{subject}/{_FILE}", "huggingface.co/datasets/MMMU/MMMU")
+          for subjects in DOMAINS.values() for subject in subjects),
+    load, judge, write=write,
+)  # fmt: skip

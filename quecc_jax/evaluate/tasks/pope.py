@@ -1,0 +1,88 @@
+"""POPE: is this object in the picture?"""
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from quecc_jax.data.files import read_json
+from quecc_jax.errors import UserError
+from quecc_jax.evaluate.bootstrap import Tally, Totals, ratio
+from quecc_jax.evaluate.metrics import says_no
+from quecc_jax.evaluate.tasks.base import EVAL_ZIP, File, Judged, Sample, Task, field
+
+_SPLITS = ("random", "popular", "adversarial")
+_COCO = "output/coco of github.com/RUCAIBox/POPE"
+
+
+def load(data: Path) -> list[Sample]:
+    """LLaVA's questions; labels stand in POPE's files in the same order, split by split."""
+    folder = data / "pope"
+    asked: dict[str, list[Any]] = defaultdict(list)
+    for line in read_json(folder / "llava_pope_test.jsonl"):
+        asked[str(line.get("category"))].append(line)
+    samples = []
+    for split in _SPLITS:
+        path = folder / f"coco/coco_pope_{split}.json"
+        labels = _lines(path)
+        if len(labels) != len(asked[split]):
+            raise UserError(f"{path} has {len(labels)} questions but llava_pope_test.jsonl has "
+                            f"{len(asked[split])} of {split}; take both from the same release")
+        for number, (line, truth) in enumerate(zip(asked[split], labels, strict=True), start=1):
+            if field(line, "image", folder / "llava_pope_test.jsonl", number) != truth.get("image"):
+                raise UserError(f"{path}, line {number} is about another picture than its question in "
+                                "llava_pope_test.jsonl; take both from the same release")
+            samples.append(Sample(line["question_id"], (str(folder / "val2014" / line["image"]),),
+                                  line["text"], field(truth, "label", path, number), {"split": split}))
+    return samples
+
+
+def _lines(path: Path) -> list[Any]:
+    """POPE's .json files hold one JSON value a line."""
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except json.JSONDecodeError:
+        raise UserError(f"{path} does not hold one JSON value a line; download it again") from None
+
+
+def judge(sample: Sample, answer: str) -> tuple[str, float]:
+    """Yes or no as `metrics.says_no` reads it, and whether that is the label."""
+    parsed = "no" if says_no(answer) else "yes"
+    return parsed, float(parsed == sample.truth)
+
+
+def tally(unit: Sequence[Judged]) -> Tally:
+    """True and false positives and negatives of each split; yes is positive."""
+    counts: dict[str, float] = defaultdict(float)
+    for one in unit:
+        outcome = ("t" if one.score else "f") + ("p" if one.parsed == "yes" else "n")
+        counts[f"{one.sample.extra['split']}/{outcome}"] += 1
+    return counts
+
+
+def metrics(totals: Totals) -> dict[str, Any]:
+    """Accuracy, precision, recall, F1 and share of yes of each split in %, and the mean F1 over splits.
+
+    Li et al. 2023, "Evaluating Object Hallucination in Large Vision-Language Models", section 5; LLaVA's
+    and QueCC's tables show the mean F1. Precision, recall and F1 are 0 where nothing is positive.
+    """
+    found: dict[str, Any] = {}
+    present = [s for s in _SPLITS if any(f"{s}/{o}" in totals for o in ("tp", "fp", "tn", "fn"))]
+    for split in present:
+        tp, fp, tn, fn = (totals.get(f"{split}/{outcome}", 0.0) for outcome in ("tp", "fp", "tn", "fn"))
+        found[f"accuracy/{split}"] = 100 * ratio(tp + tn, tp + fp + tn + fn)
+        found[f"precision/{split}"] = 100 * ratio(tp, tp + fp, empty=0.0)
+        found[f"recall/{split}"] = 100 * ratio(tp, tp + fn, empty=0.0)
+        found[f"f1/{split}"] = 100 * ratio(2 * tp, 2 * tp + fp + fn, empty=0.0)
+        found[f"yes/{split}"] = 100 * ratio(tp + fp, tp + fp + tn + fn)
+    return {"f1": sum(found[f"f1/{split}"] for split in present) / len(present), **found}
+
+
+POPE = Task(
+    "pope", "POPE, 8,910 yes-or-no questions on COCO val2014",
+    (File("pope/llava_pope_test.jsonl", EVAL_ZIP),
+     *(File(f"pope/coco/coco_pope_{split}.json", _COCO) for split in _SPLITS),
+     File("pope/val2014/", "images.cocodataset.org/zips/val2014.zip")),
+    load, judge, tally=tally, metrics=metrics, headline="f1", column="POPE",
+)  # fmt: skip

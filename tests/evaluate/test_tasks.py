@@ -1,0 +1,340 @@
+"""Every benchmark on a stand-in: questions, hand-computed metrics, and the files that it sends."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quecc_jax.errors import UserError
+from quecc_jax.evaluate.bootstrap import evaluate
+from quecc_jax.evaluate.tasks import TASKS, chosen
+from quecc_jax.evaluate.tasks.base import LETTER, SHORT, Judged, limited, llava_answers, missing_files
+from quecc_jax.evaluate.tasks.mathvista import query
+from quecc_jax.evaluate.tasks.mmbench import LETTER_CN, infer_choice, infer_letter
+from quecc_jax.evaluate.tasks.mmmu import parse_choice, parse_open
+from tests.evaluate.standins import STANDINS, picture
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    for maker in STANDINS.values():
+        maker(root)
+    return root
+
+
+def judged(name: str, data: Path, answers: list[str]) -> list[Judged]:
+    """The benchmark's questions, in order, with these answers."""
+    samples = TASKS[name].load(data)
+    return [Judged(sample, answer, *TASKS[name].judge(sample, answer))
+            for sample, answer in zip(samples, answers, strict=True)]  # fmt: skip
+
+
+def values(name: str, data: Path, answers: list[str]) -> dict[str, float]:
+    """Metrics without their errors."""
+    task = TASKS[name]
+    tallies = [task.tally(unit) for unit in task.units(judged(name, data, answers))]
+    return {key: value for key, (value, _) in evaluate(tallies, task.metrics, resamples=3).items()}
+
+
+def written(name: str, data: Path, answers: list[str], folder: Path) -> Any:
+    """What the benchmark's server gets: the one JSON file written."""
+    TASKS[name].write(folder, judged(name, data, answers), data)
+    (path,) = folder.glob("*.json*")
+    lines = path.read_text().splitlines()
+    return [json.loads(line) for line in lines] if path.suffix == ".jsonl" else json.loads(path.read_text())
+
+
+def test_every_benchmark_has_a_stand_in_and_says_where_its_files_are():
+    assert set(STANDINS) == set(TASKS)
+    assert all(file.source and not file.path.startswith("/") for t in TASKS.values() for file in t.files)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_questions_have_unique_ids_and_pictures_that_exist(name, data):
+    samples = TASKS[name].load(data)
+    assert not missing_files([TASKS[name]], data)
+    assert len({sample.id for sample in samples}) == len(samples) > 0
+    for sample in samples:
+        json.dumps([sample.id, sample.prompt, sample.truth, sample.extra])
+        assert sample.prompt and "<image>" not in sample.prompt
+        assert sample.images or name == "scienceqa"
+        for image in sample.images:
+            assert isinstance(image, bytes) or Path(image).is_file()
+
+
+def test_missing_files_are_named_once(tmp_path):
+    STANDINS["gqa"](tmp_path)
+    (tmp_path / "gqa/llava_gqa_testdev_balanced.jsonl").unlink()
+    missing = missing_files([TASKS["gqa"], TASKS["gqa"], TASKS["mmbench"]], tmp_path)
+    assert [file.path for file in missing] == [
+        "gqa/llava_gqa_testdev_balanced.jsonl", "mmbench/mmbench_dev_20230712.tsv"]  # fmt: skip
+
+
+def test_names_of_benchmarks():
+    assert [task.name for task in chosen("pope, gqa,pope")] == ["pope", "gqa"]
+    with pytest.raises(UserError, match=r"popr is not a benchmark; did you mean pope\?"):
+        chosen("popr")
+    with pytest.raises(UserError, match="no benchmark is named"):
+        chosen(",")
+
+
+def test_a_limit_takes_whole_units_spread_over_the_benchmark(data):
+    task = TASKS["mme"]
+    samples = task.load(data)
+    kept = limited(task, samples, 4)
+    assert [sample.extra["picture"] for sample in kept] == ["color/a"] * 2 + ["color/b"] * 2
+    assert limited(task, samples, 1) == samples[:2] and limited(task, samples, None) == samples
+    assert len(limited(TASKS["pope"], TASKS["pope"].load(data), 3)) == 3
+
+
+def test_pope_by_hand(data):
+    samples = TASKS["pope"].load(data)
+    assert [sample.extra["split"] for sample in samples[::4]] == ["random", "popular", "adversarial"]
+    assert samples[0].prompt == f"Is there a thing 0 in the image?\n{SHORT}"
+    # random: all right; popular: always yes; adversarial: always no. Labels are yes yes no no.
+    found = values("pope", data, ["Yes", "yes", "No", "no", *["Yes"] * 4, *["No, none."] * 4])
+    assert found["accuracy/random"] == 100 and found["f1/random"] == 100
+    assert (found["precision/popular"], found["recall/popular"]) == (50, 100)
+    assert found["f1/popular"] == pytest.approx(200 / 3) and found["yes/popular"] == 100
+    assert (found["precision/adversarial"], found["f1/adversarial"]) == (0, 0)
+    assert found["accuracy/adversarial"] == 50
+    assert found["f1"] == pytest.approx((100 + 200 / 3) / 3)
+
+
+def test_pope_refuses_labels_of_other_questions(tmp_path):
+    STANDINS["pope"](tmp_path)
+    path = tmp_path / "pope/coco/coco_pope_popular.json"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(lines[::-1]))
+    with pytest.raises(UserError, match=r"popular\.json, line 1 is about another picture"):
+        TASKS["pope"].load(tmp_path)
+    path.write_text("\n".join(lines[:3]))
+    with pytest.raises(UserError, match=r"has 3 questions but llava_pope_test\.jsonl has 4"):
+        TASKS["pope"].load(tmp_path)
+
+
+def test_gqa_by_hand(data, tmp_path):
+    answers = ["Red.", "no", "left"]
+    found = values("gqa", data, answers)
+    assert found == {"accuracy": pytest.approx(200 / 3), "accuracy/open": 100, "accuracy/binary": 50}
+    assert written("gqa", data, answers, tmp_path)[0] == {"questionId": "20", "prediction": "red"}
+
+
+def test_vqav2_is_scored_on_val_and_sent_whole_for_test(data, tmp_path):
+    samples = TASKS["vqav2_val"].load(data)
+    assert str(samples[0].images[0]).endswith("val2014/COCO_val2014_000000000007.jpg")
+    assert samples[0].prompt == f"What color?\n{SHORT}"
+    found = values("vqav2_val", data, ["red", "two"])
+    assert found == {k: pytest.approx(v) for k, v in
+                     {"accuracy": 80, "accuracy/other": 60, "accuracy/number": 100}.items()}  # fmt: skip
+    assert written("vqav2", data, ["A dog.", "two"], tmp_path) == [
+        {"question_id": 1, "answer": "dog"}, {"question_id": 2, "answer": "2"},
+        {"question_id": 3, "answer": ""}]  # fmt: skip
+    assert values("vqav2", data, ["a", "b"]) == {}
+
+
+def test_vizwiz_knows_unanswerable(data, tmp_path):
+    samples = TASKS["vizwiz_val"].load(data)
+    assert samples[0].prompt == (
+        "What is this?\nWhen the provided information is insufficient, respond with 'Unanswerable'.\n"
+        f"{SHORT}")
+    found = values("vizwiz_val", data, ["Unanswerable", "Unanswerable"])
+    # Nine of ten agree: at least eight others always do.
+    assert found == {"accuracy": 50, "accuracy/other": 0, "accuracy/unanswerable": 100}
+    assert written("vizwiz", data, ["The can"], tmp_path) == [{"image": "VizWiz_test_0.jpg", "answer": "can"}]
+
+
+def test_textvqa_finds_the_truth_by_picture_and_question(data):
+    samples = TASKS["textvqa"].load(data)
+    assert [sample.id for sample in samples] == ["ab/1", "ab/2"]
+    assert "Reference OCR token" in samples[0].prompt
+    assert values("textvqa", data, ["Stop", "8"]) == {"accuracy": 50}
+    assert [a["question_id"] for a in llava_answers(judged("textvqa", data, ["a", "b"]), "m")] == ["ab", "ab"]
+
+
+def test_scienceqa_by_hand(data, tmp_path):
+    answers = ["B", "C. left"]
+    assert values("scienceqa", data, answers) == {"accuracy": 50, "accuracy/image": 100, "accuracy/text": 0}
+    assert values("scienceqa", data, ["C", "D"])["accuracy"] == 0  # Letters of choices that are not there.
+    sent = written("scienceqa", data, answers, tmp_path)
+    assert sent["results"] == {"4": 1, "5": 2} and sent["acc"] == 50
+    records = llava_answers(judged("scienceqa", data, answers), "model")
+    assert [record["prompt"].startswith("<image>\n") for record in records] == [True, False]
+
+
+def test_mme_adds_accuracy_and_accuracy_plus(data, tmp_path):
+    assert values("mme", data, ["Yes", "No", "Yes", "Yes", "no", "N"]) == {
+        "perception": pytest.approx(75 + 50), "perception/color": pytest.approx(125),
+        "cognition": pytest.approx(50), "cognition/code_reasoning": pytest.approx(50)}  # fmt: skip
+    TASKS["mme"].write(tmp_path, judged("mme", data, ["Yes"] * 6), data)
+    first = (tmp_path / "results/color.txt").read_text().splitlines()[0]
+    assert first == "a.png\tIs a red? Please answer yes or no.\tYes\tYes"
+
+
+@pytest.mark.parametrize("answer, parsed", [
+    ("Yes.", "yes"), ("n", "no"), ("y", "yes"), ("x", "other"), ("", "other"), ("It is no", "other"),
+    ("Noon", "no"), ("Yes, no", "yes"),
+])  # fmt: skip
+def test_mme_reads_yes_or_no_in_four_letters(data, answer, parsed):
+    sample = TASKS["mme"].load(data)[0]
+    assert TASKS["mme"].judge(sample, answer) == (parsed, float(parsed == "yes"))
+
+
+def test_mme_refuses_a_picture_with_one_question(tmp_path):
+    STANDINS["mme"](tmp_path)
+    path = tmp_path / "MME/llava_mme.jsonl"
+    path.write_text("\n".join(path.read_text().splitlines()[:5]))
+    with pytest.raises(UserError, match="asks 1 questions about code_reasoning/0001"):
+        TASKS["mme"].load(tmp_path)
+
+
+def test_mmbench_counts_a_question_only_if_all_rotations_are_right(data, tmp_path):
+    samples = TASKS["mmbench"].load(data)
+    assert [sample.images for sample in samples] == [(picture(1),)] * 3
+    assert samples[0].prompt == f'Look\nhere\nWhat is "1"?\nA. cat\nB. dog\n{LETTER}'
+    assert TASKS["mmbench_cn"].load(data)[1].prompt.endswith(f"\nC. left\n{LETTER_CN}")
+    half = {"circular": 50, "vanilla": 100, "circular/color": 50}
+    assert values("mmbench", data, ["A", "C", "A"]) == half  # The rotation is wrong.
+    assert values("mmbench", data, ["A", "left", "B. cat"])["circular"] == 100
+    assert values("mmbench", data, ["B", "(C)", "B"]) == {"circular": 50, "vanilla": 50, "circular/color": 50}
+    record = llava_answers(judged("mmbench", data, ["A", "B", "C"]), "m")[1]
+    assert record["options"] == ["up", "down", "left"] and record["option_char"] == ["A", "B", "C"]
+
+
+def test_mmbench_sends_a_spreadsheet(data, tmp_path):
+    from openpyxl import load_workbook
+
+    TASKS["mmbench"].write(tmp_path, judged("mmbench", data, ["A", "B", "C"]), data)
+    rows = list(load_workbook(tmp_path / "mmbench_upload.xlsx").active.values)
+    assert rows[0] == ("index", "question", "A", "B", "C", "D", "prediction", "answer", "split")
+    assert rows[1][:2] == (1, 'What is "1"?') and [row[6] for row in rows[1:]] == ["A", "B", "C"]
+    assert [path.name for path in tmp_path.iterdir()] == ["mmbench_upload.xlsx"]
+
+
+@pytest.mark.parametrize("answer, letter", [
+    ("B", "B"), ("(C)", "C"), ("The answer is D.", "D"), ("A cat sits there", ""), ("A or B", ""),
+    ("Option A: it is so", "A"), ("it is b", ""), ("", ""),
+])  # fmt: skip
+def test_mmbench_finds_one_letter(answer, letter):
+    assert infer_letter(answer) == letter
+
+
+def test_mmbench_finds_one_choice():
+    assert infer_choice("I see a Dog", ["cat", "dog"]) == "B"
+    assert infer_choice("cat or dog", ["cat", "dog"]) == infer_choice("bird", ["cat", "dog"]) == ""
+
+
+def test_seed_compares_whole_answers(data, tmp_path):
+    found = values("seed", data, ["B", "A."])
+    assert (found["accuracy"], found["accuracy/image"], found["accuracy/video"]) == (50, 100, 0)
+    assert found["accuracy/Scene Understanding"] == 100
+    assert written("seed", data, ["B", "A"], tmp_path) == [
+        {"question_id": "101", "prediction": "B"}, {"question_id": "v_1", "prediction": "A"}]  # fmt: skip
+
+
+def test_mmmu_by_hand(data):
+    samples = {sample.id: sample for sample in TASKS["mmmu"].load(data)}
+    assert len(samples) == 30
+    art, math = samples["validation_Art_1"], samples["validation_Math_1"]
+    assert len(art.images) == 2 and art.prompt == f"Which?\n(A) <image 1>\n(B) <image 2>\n\n{LETTER}"
+    assert math.prompt == f"What is in <image 1>?\n{SHORT}" and math.truth == ["1,024", "2^10"]
+    judge = TASKS["mmmu"].judge
+    assert judge(math, "So the result is 1024.")[1] == judge(math, "It equals 2^10")[1] == 1
+    assert judge(math, "24")[1] == 0
+    found = values("mmmu", data, ["1024" if sample.truth != "B" else "B" for sample in samples.values()])
+    assert found["accuracy"] == 100 and found["accuracy/Science/Math"] == 100
+    answers = ["1024" if "Math" in str(sample.id) else "C" for sample in samples.values()]
+    assert values("mmmu", data, answers)["accuracy"] <= 100 * 2 / 30  # Art has no C: a seeded guess.
+
+
+@pytest.mark.parametrize("answer, letter", [
+    ("B", "B"), ("B.", "B"), ("(C) neither", "C"), ("not (A) but (B)", "B"), ("A then B", "B"),
+    ("I think that it must be neither", "C"), ("C.it", "C"),
+])  # fmt: skip
+def test_mmmu_takes_the_last_letter(answer, letter):
+    assert parse_choice(answer, ["a cat", "$5", "neither"], "seed") == letter
+
+
+def test_mmmu_guesses_where_nothing_is_named():
+    guesses = {parse_choice("what?", ["x", "y", "z"], str(seed)) for seed in range(30)}
+    assert guesses == {"A", "B", "C"}
+    assert parse_choice("what?", ["x", "y", "z"], "7") == parse_choice("what?", ["x", "y", "z"], "7")
+
+
+@pytest.mark.parametrize("answer, found", [
+    ("The answer is 3.14159.", [3.14]),
+    ("x = 1,200", [1200.0, 200.0]),  # The official pattern too finds 200 behind the comma.
+    ("so it is a dog", ["a dog"]),
+    ("b", [" b", "b "]),
+    ("Red\nit is so = -2e3 m", ["-2e3 m", -2000.0, 3.0]),  # And the 3 of e3.
+    ("is ?", ["is ?"]),
+])  # fmt: skip
+def test_mmmu_candidates_of_open_answers(answer, found):
+    assert parse_open(answer) == found
+
+
+def test_ai2d_asks_about_the_test_pictures(data):
+    samples = TASKS["ai2d"].load(data)
+    assert [sample.id for sample in samples] == ["1.png-0", "1.png-1"]
+    assert samples[0].prompt == f"What is X?\nA. ear\nB. nose\nC. eye\nD. leg\n{LETTER}"
+    assert values("ai2d", data, ["A.", "B. nose"]) == {"accuracy": 100}
+    assert values("ai2d", data, ["ear", "E"]) == {"accuracy": 0}
+
+
+def test_chartqa_and_docvqa_by_hand(data, tmp_path):
+    assert values("chartqa", data, ["21", "yes"]) == {
+        "accuracy": 100, "accuracy/human": 100, "accuracy/augmented": 100}  # fmt: skip
+    assert values("chartqa", data, ["22", "yes"])["accuracy/human"] == 0
+    found = values("docvqa", data, ["May 2", "Jones"])
+    assert found["accuracy/form"] == pytest.approx(80) and found["accuracy"] == pytest.approx(40)
+    assert written("docvqa", data, ["x", "y"], tmp_path)[0] == {"questionId": 5, "answer": "x"}
+
+
+def test_mathvista_by_hand(data, tmp_path):
+    samples = TASKS["mathvista"].load(data)
+    assert samples[0].prompt == "Hint: so.\nWhich?"
+    assert samples[1].prompt == (
+        "Hint: Please answer the question requiring a floating-point number with one decimal place and "
+        "provide the final value, e.g., 1.2, 1.3, 1.4, at the end.\nQuestion: How long? (Unit: m)")
+    answers = ["(B) equal to", "It is 1.23 m", "1,014", "between [2007, 2008]"]
+    found = values("mathvista", data, answers)
+    assert found["accuracy"] == 75 and found["accuracy/multi_choice"] == 100
+    assert values("mathvista", data, ["equals to", "1.2", "14.0", "2007"])["accuracy"] == 75
+    sent = written("mathvista", data, answers, tmp_path)
+    assert sent["3"]["extraction"] == "1014" and sent["1"]["response"] == "(B) equal to"
+    asked = query({"question": "Q?", "question_type": "multi_choice", "answer_type": "text",
+                   "choices": ["x", "y"]})  # fmt: skip
+    assert asked.endswith("Question: Q?\nChoices:\n(A) x\n(B) y") and "option letter" in asked
+
+
+def test_mathvista_takes_no_number_for_an_answer_without_one(data):
+    assert TASKS["mathvista"].judge(TASKS["mathvista"].load(data)[2], "many") == ("", 0)
+
+
+def test_graded_elsewhere_means_no_score_but_files(data, tmp_path):
+    for name in ("llava_bench", "mmvet"):
+        assert judged(name, data, ["It is a cat."])[0].score is None and values(name, data, ["x"]) == {}
+        assert TASKS[name].submit
+    assert written("mmvet", data, ["It is x."], tmp_path) == {"v1_0": "It is x."}
+    (record,) = llava_answers(judged("llava_bench", data, ["A cat."]), "tiny")
+    assert set(record) == {"question_id", "prompt", "text", "answer_id", "model_id", "metadata"}
+    assert (record["question_id"], record["prompt"], record["text"]) == (0, "What is this?", "A cat.")
+
+
+@pytest.mark.parametrize("name, file, text, message", [
+    ("gqa", "gqa/data/testdev_balanced_questions.json", "{}", "has no question 20; take the testdev"),
+    ("scienceqa", "scienceqa/problems.json", "{}", "problem 4 is not of the test split"),
+    ("seed", "seed_bench/SEED-Bench.json", '{"question_type": {}, "questions": []}', "has no question 101"),
+    ("textvqa", "textvqa/TextVQA_0.5.1_val.json", '{"data": []}', "line 1 asks what"),
+    ("mmbench", "mmbench/mmbench_dev_20230712.tsv", "index\tquestion\n1\tx\n", "has no column A"),
+    ("mmmu", "mmmu/Art/validation-00000-of-00001.parquet", "x", "is not a Parquet file"),
+    ("docvqa", "docvqa/val_v1.0_withQT.json", '{"data": [{}]}', "record 1 has no image"),
+    ("vqav2_val", "vqav2/v2_mscoco_val2014_annotations.json", '{"annotations": []}', "has no question 70"),
+])  # fmt: skip
+def test_files_of_another_form_are_named(tmp_path, name, file, text, message):
+    STANDINS[name](tmp_path)
+    (tmp_path / file).write_text(text)
+    with pytest.raises(UserError, match=message):
+        TASKS[name].load(tmp_path)
