@@ -196,6 +196,11 @@ class DataConfig:
     too_long: Literal["error", "truncate", "drop"] = "truncate"
     """What becomes of a row above max_length. Truncation cuts text only, and a row whose picture it would
     cut is an error; a dropped row leaves its place in the batch empty. Both are counted."""
+    bad_rows: Literal["error", "skip"] = "error"
+    """What becomes of a row that cannot be learned from (`errors.Fault` lists the reasons): it ends the run
+    naming file and line, or it leaves its place empty and is counted in the run's data_report.json."""
+    max_bad_share: float = 0.01
+    """Share of skipped rows among those read, counted as 1000 at least, above which the run ends."""
     image_aspect: Literal["pad", "square"] = "pad"
     """Fit a picture to the square input by padding with the mean colour, or by cropping."""
     workers: int = 0

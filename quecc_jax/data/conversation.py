@@ -13,7 +13,7 @@ from quecc_jax.config import DataConfig
 from quecc_jax.data.batch import IGNORE
 from quecc_jax.data.templates import PLACEHOLDER, TEMPLATES, Mark, pieces
 from quecc_jax.data.tokenizer import Tokenizer
-from quecc_jax.errors import UserError
+from quecc_jax.errors import BadRow, UserError
 
 SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", "system": "system"}
 """Who speaks, by the names that data sets use."""
@@ -33,7 +33,11 @@ def image_refs(row: dict[str, Any]) -> list[Any]:
     image = row.get("image")
     if image is None:
         return []
-    return list(image) if isinstance(image, list | tuple) else [image]
+    refs = list(image) if isinstance(image, list | tuple) else [image]
+    for ref in refs:
+        if not isinstance(ref, str | int) or isinstance(ref, bool) or ref == "":
+            raise BadRow("not a row", f"its picture {str(ref)[:40]!r} is not the path of a file; write it so")
+    return refs
 
 
 def encode(row: dict[str, Any], tokenizer: Tokenizer, data: DataConfig, visual_tokens: int,
@@ -60,14 +64,14 @@ def encode(row: dict[str, Any], tokenizer: Tokenizer, data: DataConfig, visual_t
       of them, and L = 0, where data.too_long drops the row.
 
     Raises:
-      UserError: the row is not of that form, its placeholders and pictures differ in number, it has
-        more pictures than data.images_per_row, or it is too long and may not be, or cannot usefully
-        be, truncated. The caller adds file and row number.
+      BadRow: the row is not of that form, its text is not UTF-8, its placeholders and pictures differ
+        in number, it has more pictures than a row has room for, or it is too long and may not be, or
+        cannot usefully be, truncated. The caller adds file and row number.
     """
     talk = _talk(row)
     pictures = len(image_refs(row))
     if not prompt and len(talk.turns) % 2:
-        raise UserError("its last turn has no answer; add one or drop the turn")
+        raise BadRow("turns", "its last turn has no answer; add one or drop the turn")
     _check(talk, pictures, data)
     return _encode(talk._replace(turns=talk.turns[:1]) if prompt else talk, pictures, tokenizer, data,
                    visual_tokens)
@@ -102,15 +106,19 @@ def prompt(question: str, images: int, tokenizer: Tokenizer, data: DataConfig, v
 
 
 def _talk(row: dict[str, Any]) -> Talk:
-    turns = row.get("conversations") if isinstance(row, dict) else None
+    if not isinstance(row, dict):
+        raise BadRow("not a row", f"it is a {type(row).__name__}, not an object; give it conversations")
+    turns = row.get("conversations")
     if not isinstance(turns, list) or not turns:
-        raise UserError("it has no list of conversations; give it turns of human and gpt")
+        raise BadRow("turns", "it has no list of conversations; give it turns of human and gpt")
     said: list[tuple[str, str]] = []
     for number, turn in enumerate(turns):
         speaker = SPEAKERS.get(str(turn.get("from"))) if isinstance(turn, dict) else None
         if speaker is None or not isinstance(turn.get("value"), str):
-            raise UserError(f"turn {number + 1} is not {{'from': 'human' or 'gpt', 'value': text}}; "
-                            "write it so")
+            raise BadRow("turns", f"turn {number + 1} is not {{'from': 'human' or 'gpt', 'value': text}}; "
+                                  "write it so")
+        if not _is_utf8(turn["value"]):
+            raise BadRow("text", f"turn {number + 1} is not UTF-8 text; convert it")
         said.append((speaker, turn["value"]))
     system = said.pop(0)[1] if said[0][0] == "system" else None
     if said and said[0][0] == "gpt":
@@ -119,24 +127,33 @@ def _talk(row: dict[str, Any]) -> Talk:
     for number, (speaker, _) in enumerate(said):
         wanted = "gpt" if number % 2 else "human"
         if speaker != wanted:
-            raise UserError(f"turn {number + 1 + left_out} is of {speaker}, not of {wanted}; human and gpt "
-                            "must alternate, and system may only come first")
+            raise BadRow("turns", f"turn {number + 1 + left_out} is of {speaker}, not of {wanted}; human and "
+                                  "gpt must alternate, and system may only come first")
     if not said:
-        raise UserError("it has no turn of the human; add one")
+        raise BadRow("turns", "it has no turn of the human; add one")
     return Talk(system, [value for _, value in said])
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether a text can be written: JSON's escapes and lenient reading let halves of characters in."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check(talk: Talk, pictures: int, data: DataConfig) -> None:
     if TEMPLATES[data.template].caption and (len(talk.turns) > 2 or talk.system is not None):
-        raise UserError(f"template {data.template} takes one caption, no further turns and no system "
-                        "sentence; use v1")
+        raise BadRow("turns", f"template {data.template} takes one caption, no further turns and no system "
+                              "sentence; use v1")
     placeholders = sum(text.count(PLACEHOLDER) for text in (talk.system or "", *talk.turns))
     if placeholders != pictures:
-        raise UserError(f"it has {pictures} pictures but {placeholders} {PLACEHOLDER} placeholders; "
-                        "make the numbers equal")
+        raise BadRow("placeholders", f"it has {pictures} pictures but {placeholders} {PLACEHOLDER} "
+                                     "placeholders; make the numbers equal")
     if pictures > data.images_per_row:
-        raise UserError(f"it has {pictures} pictures but data.images_per_row is {data.images_per_row}; "
-                        "raise that or split the row")
+        raise BadRow("too many pictures", f"it has {pictures} pictures but data.images_per_row is "
+                                          f"{data.images_per_row}; raise that or split the row")
 
 
 def _encode(talk: Talk, pictures: int, tokenizer: Tokenizer, data: DataConfig,
@@ -187,6 +204,8 @@ def _lay_out(talk: Talk, tokenizer: Tokenizer, data: DataConfig,
             tokens += ids
             slots += [-1] * len(ids)
             loss += [learned] * len(ids)
+    # Nothing stands before the first token to predict it from, least of all a neighbour's last one.
+    loss[:1] = [False] * len(loss[:1])
     return tokens, slots, loss
 
 
@@ -203,13 +222,13 @@ def _fit(slots: Sequence[int], loss: Sequence[bool], data: DataConfig, asked: bo
         return 0
     too_long = f"it has {len(slots)} tokens but data.max_length is {data.max_length}"
     if asked or data.too_long == "error":
-        raise UserError(f"{too_long}; raise that or shorten the text")
+        raise BadRow("too long", f"{too_long}; raise that or shorten the text")
     if data.too_long == "drop":
         return len(slots)
     if max(slots[-cut:]) >= 0:
-        raise UserError(f"{too_long}, and truncation would cut a picture; raise that or let "
-                        "data.too_long drop it")
+        raise BadRow("too long", f"{too_long}, and truncation would cut a picture; raise that or let "
+                                 "data.too_long drop it")
     if not any(loss[:-cut]):
-        raise UserError(f"{too_long}, and truncation would leave nothing to learn; raise that or let "
-                        "data.too_long drop it")
+        raise BadRow("too long", f"{too_long}, and truncation would leave nothing to learn; raise that or "
+                                 "let data.too_long drop it")
     return cut

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from quecc_jax.config import VisionConfig
-from quecc_jax.errors import UserError
+from quecc_jax.errors import BadRow, UserError
 from quecc_jax.paths import is_remote, place
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -61,7 +61,7 @@ def load_pixels(image: Picture, vision: VisionConfig,
       uint8 [H, W, 3], H = W = vision.image_size, upright by the EXIF orientation.
 
     Raises:
-      UserError: names a file that is missing or is not a readable picture of a sensible size.
+      BadRow: names a file that is missing or is not a readable picture of a sensible size.
     """
     return np.asarray(fit(open_image(image), vision.image_size, aspect))
 
@@ -78,7 +78,7 @@ def open_image(image: Picture) -> Image.Image:
       image: Where the picture is; one that is already open is left as it is.
 
     Raises:
-      UserError: names the file that is missing, unreadable, damaged, empty, has more than MAX_PIXELS
+      BadRow: names the file that is missing, unreadable, damaged, empty, has more than MAX_PIXELS
         pixels, or is longer than MAX_ASPECT times its width.
     """
     if isinstance(image, str | Path):
@@ -96,29 +96,31 @@ def open_image(image: Picture) -> Image.Image:
     except UserError:
         raise
     except FileNotFoundError:
-        raise UserError(f"picture {name} does not exist; check the path") from None
+        raise BadRow("picture missing", f"picture {name} does not exist; check the path") from None
     except (IsADirectoryError, PermissionError) as error:
-        raise UserError(f"picture {name} cannot be opened ({error.strerror}); check the path") from None
+        raise BadRow("picture missing",
+                     f"picture {name} cannot be opened ({error.strerror}); check the path") from None
     except UnidentifiedImageError:
-        raise UserError(f"picture {name} is not a picture, or none of {', '.join(FORMATS)}; "
-                        "convert it") from None
+        raise BadRow("picture broken", f"picture {name} is not a picture, or none of {', '.join(FORMATS)}; "
+                                       "convert it") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise UserError(f"picture {name} has more than {MAX_PIXELS:,} pixels; make it smaller") from None
+        raise BadRow("picture size",
+                     f"picture {name} has more than {MAX_PIXELS:,} pixels; make it smaller") from None
     except Exception as error:
         # Decoders meet damaged files with exceptions of every kind: struct.error, IndexError, ...
-        raise UserError(f"picture {name} cannot be read ({error}); replace it") from None
+        raise BadRow("picture broken", f"picture {name} cannot be read ({error}); replace it") from None
 
 
 def _check_size(image: Image.Image, name: str) -> None:
     width, height = image.size
     if not width or not height:
-        raise UserError(f"picture {name} is empty ({width} x {height} pixels); replace it")
+        raise BadRow("picture size", f"picture {name} is empty ({width} x {height} pixels); replace it")
     if width * height > MAX_PIXELS:
-        raise UserError(f"picture {name} is {width} x {height}, more than {MAX_PIXELS:,} pixels; "
-                        "make it smaller")
+        raise BadRow("picture size", f"picture {name} is {width} x {height}, more than {MAX_PIXELS:,} "
+                                     "pixels; make it smaller")
     if max(width, height) > MAX_ASPECT * min(width, height):
-        raise UserError(f"picture {name} is {width} x {height} pixels, one side more than {MAX_ASPECT} "
-                        "times the other; crop it")
+        raise BadRow("picture size", f"picture {name} is {width} x {height} pixels, one side more than "
+                                     f"{MAX_ASPECT} times the other; crop it")
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:

@@ -5,8 +5,9 @@ numbers of a batch into the batch. So the order costs microseconds a row, any ba
 can be made without those before it, and the state of the stream is the number of batches taken.
 """
 
+import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import grain
 import jax
@@ -15,8 +16,9 @@ from absl import flags
 
 from quecc_jax.config import DataConfig, ModelConfig
 from quecc_jax.data.batch import IGNORE, Batch
+from quecc_jax.data.faults import DROPPED, LeftOut, Read, Tally
 from quecc_jax.data.sources import Source, open_sources, read_rows
-from quecc_jax.errors import UserError
+from quecc_jax.errors import BadRow, UserError
 from quecc_jax.geometry import hidden_indices
 
 PREFETCH = 2
@@ -28,15 +30,6 @@ def row_ids(source: int, rows: int) -> np.ndarray:
     return (np.int64(source) << 32) + np.arange(rows, dtype=np.int64)
 
 
-class Cut(NamedTuple):
-    """Rows of a batch that were too long."""
-
-    truncated: int
-    """Lost the end of their text."""
-    dropped: int
-    """Left out: their places in the batch are empty."""
-
-
 class Assemble:
     """Makes the batch of given samples; pickles into grain's worker processes."""
 
@@ -46,11 +39,15 @@ class Assemble:
         self.pixels = (vision.image_size, vision.image_size, 3)
         self.features = (vision.patches, len(hidden_indices(vision)), vision.width)
 
-    def __call__(self, ids: np.ndarray) -> tuple[Batch, Cut]:
-        """The batch of samples `ids` (int64 [B], -1 for an empty row), and its rows that were too long."""
+    def __call__(self, ids: np.ndarray) -> tuple[Batch, Read]:
+        """The batch of samples `ids` (int64 [B], -1 for an empty row), and what came of its rows.
+
+        A row that is left out leaves its place empty: zeros, as if it had no text and no pictures.
+        """
         b, s, i, q = len(ids), self.data.max_length, self.data.images_per_row, self.data.query_length
         codes, loss = np.zeros((b, s), np.int32), np.zeros((b, s), bool)
-        lengths, truncated, dropped = np.zeros((b, 1), np.int32), 0, 0
+        lengths = np.zeros((b, 1), np.int32)
+        truncated, left_out = list[int](), list[LeftOut]()
         queries, query_lengths = np.zeros((b, i, q), np.int32), np.zeros((b, i), np.int32)
         pixels = features = None
         if i and self.data.cached_features:
@@ -61,29 +58,37 @@ class Assemble:
             if identity < 0:
                 continue
             source, row = self.sources[identity >> 32], identity & 0xFFFFFFFF
-            made = source.encoded(row)
-            length = len(made.codes)
-            if made.cut and not length:
-                dropped += 1
+            seen = features if features is not None else pixels
+            try:
+                made = source.encoded(row)
+                length = len(made.codes)
+                if not length:
+                    left_out.append(LeftOut(identity, DROPPED, f"{source.where(row)}: longer than "
+                                                               f"data.max_length {s}"))
+                    continue
+                pictures = source.pictures(row)
+                if pictures and features is not None:
+                    source.write_features(row, features[place])
+                elif pictures and pixels is not None:
+                    source.write_pixels(row, pixels[place])
+            except BadRow as bad:
+                left_out.append(LeftOut(identity, bad.fault, str(bad)))
+                if seen is not None:
+                    seen[place] = 0
                 continue
             codes[place, :length], loss[place, :length], lengths[place] = made.codes, made.loss, length
-            truncated += made.cut
-            pictures = source.pictures(row)
-            if not pictures:
-                continue
+            if made.cut:
+                truncated.append(identity)
             queries[place, :pictures, :len(made.query)] = made.query
             query_lengths[place, :pictures] = len(made.query)
-            if features is not None:
-                source.write_features(row, features[place])
-            elif pixels is not None:
-                source.write_pixels(row, pixels[place])
         position = np.arange(s, dtype=np.int32)
         real = position < lengths
         return Batch(
             tokens=np.maximum(codes, 0), slots=np.where(codes < 0, -1 - codes, -1),
             labels=np.where(loss, codes, IGNORE), positions=np.where(real, position, 0),
             segments=real.astype(np.int32), queries=queries, query_lengths=query_lengths, pixels=pixels,
-            features=features, ids=ids), Cut(truncated, dropped)
+            features=features, ids=ids), Read(
+                int((ids >= 0).sum()), tuple(truncated), tuple(left_out))
 
 
 class Take:
@@ -104,14 +109,12 @@ class DataIterator:
     taken from it; it may be restored under another number of processes or workers.
     """
 
-    def __init__(self, batches: grain.MapDataset, stream: dict[str, Any], workers: int):
+    def __init__(self, batches: grain.MapDataset, stream: dict[str, Any], data: DataConfig):
         self.rows: int = stream["rows"]
         """Rows of all sources together."""
-        self.truncated = 0
-        """Rows with cut text among the batches that this object has delivered."""
-        self.dropped = 0
-        """Rows left out of these batches, being too long: data.too_long is `drop`."""
-        self._batches, self._stream, self._workers = batches, stream, workers
+        self.tally = Tally(data, self.rows)
+        """What came of the rows of the batches that this object has delivered."""
+        self._batches, self._stream, self._workers = batches, stream, data.workers
         self._taken = 0
         self._inner: grain.DatasetIterator | None = None
 
@@ -121,13 +124,12 @@ class DataIterator:
     def __next__(self) -> Batch:
         if self._inner is None:
             self._inner = self._start()
-        batch, cut = next(self._inner)
+        batch, read = next(self._inner)
+        self.tally.add(read)
         if self._workers:
             # Workers deliver views of shared memory, which would live as long as the batch is kept.
             batch = jax.tree.map(np.array, batch)
         self._taken += 1
-        self.truncated += cut.truncated
-        self.dropped += cut.dropped
         return batch
 
     def _start(self) -> grain.DatasetIterator:
@@ -192,7 +194,8 @@ def make_iterator(data: DataConfig, model: ModelConfig, batch_size: int, seed: i
       Yields numpy `Batch`es of these rows, `ids` filled.
 
     Raises:
-      UserError: a source cannot be read, has malformed rows, or the settings do not fit together.
+      UserError: a source cannot be read, or the settings do not fit together. The iterator raises it
+        for bad rows, as `data.bad_rows` and `data.max_bad_share` say.
     """
     sources = open_sources(data, model, fingerprint)
     weights = [config.weight for config in data.sources]
@@ -213,7 +216,7 @@ def make_iterator(data: DataConfig, model: ModelConfig, batch_size: int, seed: i
     sizes = [len(source) for source in sources]
     return DataIterator(batches.map(Assemble(sources, data, model)),
                         {"rows": sum(sizes), "sources": sizes, "weights": weights, "seed": seed,
-                         "batch_size": batch_size}, data.workers)
+                         "batch_size": batch_size}, data)
 
 
 def eval_batches(data: DataConfig, model: ModelConfig, batch_size: int, *, prompts: bool = False,
@@ -232,15 +235,18 @@ def eval_batches(data: DataConfig, model: ModelConfig, batch_size: int, *, promp
       numpy `Batch`es of batch_size rows; the last is filled with empty rows of id -1.
 
     Raises:
-      UserError: as `make_iterator`.
+      UserError: as `make_iterator`, and for any bad row: what is left out cannot be scored.
     """
-    sources = open_sources(data, model, fingerprint, prompts)
+    data = dataclasses.replace(data, bad_rows="error")
+    sources, tally = open_sources(data, model, fingerprint, prompts), Tally(data, 0)
     assemble = Assemble(sources, data, model)
     ids = np.concatenate([row_ids(number, len(source)) for number, source in enumerate(sources)])
     for start in range(0, len(ids), batch_size):
         chosen = ids[start:start + batch_size]
         fill = np.full(batch_size - len(chosen), -1, np.int64)
-        yield assemble(np.concatenate([chosen, fill]))[0]
+        batch, read = assemble(np.concatenate([chosen, fill]))
+        tally.add(read)
+        yield batch
 
 
 def rows_by_id(data: DataConfig) -> dict[int, dict[str, Any]]:

@@ -13,7 +13,7 @@ from quecc_jax.data.files import read_json
 from quecc_jax.data.images import load_pixels
 from quecc_jax.data.pool import read_features, read_pool
 from quecc_jax.data.tokenizer import Tokenizer, load_tokenizer
-from quecc_jax.errors import UserError
+from quecc_jax.errors import BadRow, UserError
 from quecc_jax.geometry import hidden_indices
 
 
@@ -31,14 +31,21 @@ class Encoded(NamedTuple):
 
 
 class Source(Protocol):
-    """What the pipeline needs of a data set; pictures are written into zeroed arrays."""
+    """What the pipeline needs of a data set; pictures are written into zeroed arrays.
+
+    Where pictures cannot be read, the writing methods raise BadRow, maybe after the first of several.
+    """
 
     def __len__(self) -> int: ...
 
-    def encoded(self, row: int) -> Encoded: ...
+    def where(self, row: int) -> str:
+        """The place of a row, for messages."""
+
+    def encoded(self, row: int) -> Encoded:
+        """The row without its pictures, which are not read. Raises BadRow."""
 
     def pictures(self, row: int) -> int:
-        """How many pictures the row has."""
+        """How many pictures the row has; asked of rows that `encoded` takes."""
 
     def write_pixels(self, row: int, out: np.ndarray) -> None:
         """Writes the pictures into the first places of uint8 [I, H, W, 3]."""
@@ -56,12 +63,9 @@ class Layout(NamedTuple):
     prompts: bool
     """Stop where the first answer begins, for generation."""
 
-    def __call__(self, row: dict[str, Any], where: str) -> Encoded:
-        """Encodes a row; a UserError says `where` it stands."""
-        try:
-            made = encode(row, self.tokenizer, self.data, self.visual_tokens, prompt=self.prompts)
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from None
+    def __call__(self, row: dict[str, Any]) -> Encoded:
+        """Encodes a row, or raises BadRow; the caller adds where it stands."""
+        made = encode(row, self.tokenizer, self.data, self.visual_tokens, prompt=self.prompts)
         slots = made["slots"]
         return Encoded(np.where(slots >= 0, -1 - slots, made["tokens"]), made["labels"] >= 0, made["query"],
                        bool(made["cut"]))
@@ -78,8 +82,14 @@ class FileSource:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def where(self, row: int) -> str:
+        return f"{self.name}, row {row + 1}"
+
     def encoded(self, row: int) -> Encoded:
-        return self.layout(self.rows[row], f"{self.name}, row {row + 1}")
+        try:
+            return self.layout(self.rows[row])
+        except BadRow as error:
+            raise error.at(self.where(row)) from None
 
     def pictures(self, row: int) -> int:
         return len(image_refs(self.rows[row]))
@@ -89,8 +99,8 @@ class FileSource:
             try:
                 out[place] = load_pixels(os.path.join(self.images, str(ref)), self.vision,
                                          self.layout.data.image_aspect)
-            except UserError as error:
-                raise UserError(f"{self.name}, row {row + 1}: {error}") from None
+            except BadRow as error:
+                raise error.at(self.where(row)) from None
 
     def write_features(self, row: int, out: np.ndarray) -> None:
         raise UserError(f"{self.name} has no cached features; set data.cached_features = False")
@@ -132,12 +142,20 @@ class PoolSource:
         place: dict[tuple, int] = {}
         kinds: list[Encoded] = []
         self._kind = np.empty(len(rows), np.int32)
+        self._bad: dict[int, BadRow] = {}
         for number, row in enumerate(rows):
             turns = row.get("conversations")
             key = (str(turns), len(image_refs(row)))
             if key not in place:
                 place[key] = len(kinds)
-                kinds.append(layout(row, f"{self.name}/rows.jsonl, row {number + 1}"))
+                try:
+                    kinds.append(layout(row))
+                except BadRow as error:
+                    if layout.data.bad_rows == "error":
+                        raise error.at(self.where(number)) from None
+                    self._bad[len(kinds)] = error.at(self.where(number))
+                    none = np.zeros(0, np.int32)
+                    kinds.append(Encoded(none, none > 0, none, False))
             self._kind[number] = place[key]
         self._start = _offsets([len(kind.codes) for kind in kinds])
         self._query_start = _offsets([len(kind.query) for kind in kinds])
@@ -155,8 +173,13 @@ class PoolSource:
     def __len__(self) -> int:
         return len(self._kind)
 
+    def where(self, row: int) -> str:
+        return f"{self.name}/rows.jsonl, row {row + 1}"
+
     def encoded(self, row: int) -> Encoded:
-        kind = self._kind[row]
+        kind = int(self._kind[row])
+        if kind in self._bad:
+            raise self._bad[kind]
         span = slice(self._start[kind], self._start[kind + 1])
         query = self._query[self._query_start[kind]:self._query_start[kind + 1]]
         return Encoded(self._codes[span], self._loss[span], query, bool(self._cut[kind]))

@@ -15,6 +15,7 @@ from quecc_jax.errors import UserError
 from quecc_jax.paths import place
 from quecc_jax.sharding import make_mesh
 from quecc_jax.train.checkpoint import Checkpoints, Resumable, load_params, notice
+from quecc_jax.train.data_report import DataReport
 from quecc_jax.train.lock import run_lock
 from quecc_jax.train.meter import Meter
 from quecc_jax.train.preemption import Preempted, Preemption
@@ -51,7 +52,7 @@ def train(
 
     Returns:
       Summary of this call: out, step, loss (of the last log record; NaN if no step was left to do),
-      skipped, truncated and dropped (rows of this process), label_tokens, tokens, seconds,
+      skipped, truncated and dropped (rows, over all processes), label_tokens, tokens, seconds,
       compile_seconds, steps_per_s, tokens_per_s, flops_per_s, total_seconds, lost_seconds (start,
       compile, data, saving) and goodput (the share not lost).
 
@@ -88,6 +89,7 @@ def train(
         meter = Meter(config, state, began)
         outputs = [] if jax.process_index() else open_outputs(stack, config, done, progress)
         profile = stack.enter_context(Profile(window, f"{config.out}/profile"))
+        report = stack.enter_context(DataReport(place(config.out), done, getattr(batches, "tally", None)))
 
         step, stop = done, False
         while step < steps and not stop:
@@ -101,21 +103,17 @@ def train(
             watchdog.progress(step)
             stop = preemption.reached(step)
             if step % config.train.log_every == 0 or step == steps or stop:
-                record = meter.record() | misfits(batches)
+                record = meter.record() | report.record()
                 for output in outputs:
                     output(record)
             with meter.waiting("saving"):
-                checkpoints.save(step, state, batches, last=step == steps or stop)
+                if checkpoints.save(step, state, batches, last=step == steps or stop):
+                    report.write()
         with meter.waiting("saving"):
             checkpoints.wait()
         if step < steps:
             raise Preempted(f"{config.out}: saved after step {step} of {steps} and stopped on SIGTERM")
-        return meter.summary() | misfits(batches)
-
-
-def misfits(batches: BatchIterator) -> dict[str, int]:
-    """How many rows this process has truncated and dropped for their length, where batches count them."""
-    return {name: getattr(batches, name) for name in ("truncated", "dropped") if hasattr(batches, name)}
+        return meter.summary() | report.record()
 
 
 def open_outputs(

@@ -11,11 +11,15 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from quecc_jax.data.faults import describe as describe_reasons
 from quecc_jax.paths import Lines, place, remove
 
 Record = dict[str, float]
 """One log line: step, loss, and the other scalars, by name."""
 Display = Callable[[Record], None]
+
+LEFT_OUT = "left out: "
+"""Begins the names of a record's counts of rows left out, by reason."""
 
 SCALARS = ("loss", "grad_norm", "learning_rate", "skipped", "steps_per_s", "tokens_per_s", "flops_per_s")
 """Parts of a record that TensorBoard plots."""
@@ -48,6 +52,9 @@ def describe(record: Record) -> str:
     ]
     if record["skipped"]:
         parts.append(f"{record['skipped']:.0f} skipped")
+    left_out = {name.removeprefix(LEFT_OUT): n for name, n in record.items() if name.startswith(LEFT_OUT)}
+    if left_out:
+        parts.append(f"{sum(left_out.values()):.0f} rows left out ({describe_reasons(left_out)})")
     return "  ".join(parts)
 
 

@@ -225,7 +225,11 @@ def test_truncation_never_splits_a_late_picture(tokenizer, length):
     (row("red", "blue", image="a"), "1 pictures but 0"),
     (row("<image> <image>", "blue", image="a"), "1 pictures but 2"),
     (row("<image>" * 3, "blue", image=["a", "b", "c"]), "images_per_row"),
-    ("text", "no list of conversations"),
+    ("text", "not an object"),
+    (row("<image>", "blue", image={"path": "a"}), "not the path of a file"),
+    (row("<image>", "blue", image=[True]), "not the path of a file"),
+    (row("<image>", "blue", image=""), "not the path of a file"),
+    (row("half a \ud83d smile", "blue"), "not UTF-8"),
 ])
 def test_malformed_rows_say_what_is_wrong(tokenizer, bad, says):
     with pytest.raises(UserError, match=says):

@@ -316,7 +316,7 @@ def test_truncated_rows_are_counted(tmp_path, model, tokenizer, workers):
     # <bos> USER : one ? ASSISTANT : and <eos> leave room for four words; six of the ten rows have more.
     with make_iterator(data, model, 5, 0) as iterator:
         batches = take(iterator, 4)
-        assert iterator.truncated == 12
+        assert len(iterator.tally.truncated) == 6 and iterator.tally.read == 20
     assert sum(int((batch.labels[:, -1] == tokenizer.encode("red")[0]).sum()) for batch in batches) == 12
 
 
@@ -326,7 +326,8 @@ def test_dropped_rows_leave_their_places_empty(tmp_path, model, tokenizer):
         {"from": "human", "value": "one?"}, {"from": "gpt", "value": "red " * k}]} for k in range(1, 11)]))
     with make_iterator(file_data(path, tokenizer, max_length=12, too_long="drop"), model, 5, 0) as iterator:
         batches = take(iterator, 4)
-        assert (iterator.truncated, iterator.dropped) == (0, 12)
+        tally = iterator.tally
+        assert (len(tally.truncated), len(tally.left_out), tally.reasons) == (0, 6, {"dropped": 12})
     for batch in batches:
         empty = ~batch.segments.any(1)
         # Row k - 1 says k words, and four fit.
@@ -346,6 +347,31 @@ def test_malformed_rows_and_missing_pictures_are_named(mixed_file, tokenizer, mo
     path.write_text(json.dumps(rows))
     with pytest.raises(UserError, match=r"rows\.json, row 2: turn 2"):
         list(eval_batches(file_data(path, tokenizer), model, 3))
+
+
+def test_skipped_rows_leave_their_places_empty_up_to_a_share(mixed_file, tokenizer, model):
+    path, rows = mixed_file
+    (path.parent / "2.png").unlink()
+    rows[1]["conversations"][1]["from"] = "bot"
+    path.write_text(json.dumps(rows))
+    data = file_data(path, tokenizer, bad_rows="skip", max_bad_share=0.7)
+    with make_iterator(data, model, 3, 0) as iterator:
+        batches = take(iterator, 2)
+        tally = iterator.tally
+        assert tally.reasons == {"turns": 2, "picture missing": 2} and tally.read == 6
+        assert {k: (one.reason, one.message.partition(": ")[0]) for k, one in tally.left_out.items()} == {
+            1: ("turns", f"{path}, row 2"), 2: ("picture missing", f"{path}, row 3")}
+    for batch in batches:
+        assert sorted(batch.ids.tolist()) == [0, 1, 2]
+        assert np.array_equal(batch.segments.any(1), batch.ids == 0)
+        # Row 3's first picture is there; with the second it is left out as well.
+        assert not batch.pixels.any() and not batch.query_lengths.any() and not batch.queries.any()
+        assert (batch.labels[batch.ids > 0] == IGNORE).all() and not batch.tokens[batch.ids > 0].any()
+    data = dataclasses.replace(data, max_bad_share=0.5)
+    with make_iterator(data, model, 3, 0) as iterator, pytest.raises(UserError, match="2 of the 3 rows read"):
+        next(iterator)
+    with pytest.raises(UserError, match=r"rows\.json, row 2: turn 2"):
+        list(eval_batches(data, model, 3))
 
 
 def test_unreadable_files_are_named(tmp_path, tokenizer, model):

@@ -10,11 +10,12 @@ import pytest
 
 from quecc_jax.config import CheckpointConfig, MeshConfig
 from quecc_jax.config_io import load_config
+from quecc_jax.data.faults import DROPPED, LeftOut, Read, Tally
 from quecc_jax.errors import UserError
 from quecc_jax.flops import train_flops
 from quecc_jax.train.checkpoint import save_params
 from quecc_jax.train.loop import initial_state, train
-from quecc_jax.train.progress import read_records
+from quecc_jax.train.progress import describe, read_records
 from tests.tiny import random_batch
 from tests.train.runs import Batches
 
@@ -44,19 +45,45 @@ def test_saves_when_due_and_at_the_end(config, trainer, every, keep, expected):
     assert load_config(Path(config.out) / "config.json") == config
 
 
-def test_records_say_how_many_rows_did_not_fit(config, trainer):
-    class Long(Batches):
-        truncated, dropped = 0, 0
+class Faulty(Batches):
+    """Every batch n cuts rows 2n and 2n + 1 and leaves out row n, and again row 0."""
 
-        def __next__(self):
-            self.truncated += 2
-            self.dropped += 1
-            return super().__next__()
+    def __init__(self, config):
+        super().__init__(config)
+        self.tally = Tally(dataclasses.replace(config.data, bad_rows="skip", max_bad_share=1.0), 100)
 
+    def __next__(self):
+        batch, n = super().__next__(), self.taken
+        left_out = LeftOut(0, DROPPED, "file, row 1"), LeftOut(n, "turns", f"file, row {n + 1}")
+        self.tally.add(Read(8, (2 * n, 2 * n + 1), left_out))
+        return batch
+
+
+def test_rows_left_out_or_cut_are_counted_once_in_records_and_report(config, trainer):
     records: list[dict] = []
-    summary = quiet(config, trainer, Long(config), records)
-    assert [(r["truncated"], r["dropped"]) for r in records] == [(2 * r["step"], r["step"]) for r in records]
-    assert (summary["truncated"], summary["dropped"]) == (40, 20)
+    begun = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=10))
+    quiet(begun, trainer, Faulty(begun), records)
+    assert [(r["truncated"], r["dropped"]) for r in records] == [(2 * n, n + 1) for n in range(1, 11)]
+    assert records[-1]["left out: turns"] == 10 and records[-1]["left out: dropped"] == 1
+    assert "11 rows left out (10 turns, 1 dropped)" in describe(records[-1])
+    # Two of the rows met before the restart come again after it.
+    again = Faulty(config)
+    again.set_state = lambda state: setattr(again, "taken", 8)  # type: ignore[method-assign]
+    summary = quiet(config, trainer, again)
+    assert (summary["truncated"], summary["dropped"]) == (36, 19)
+    report = json.loads(Path(config.out, "data_report.json").read_text())
+    assert report["left_out"] == {"turns": 18, "dropped": 1} and report["rows"] == 100
+    assert [one["id"] for one in report["left_out_rows"]] == list(range(19))
+    assert report["truncated"] == 36 and report["truncated_rows"] == list(range(2, 38))
+
+
+def test_a_run_that_its_rows_end_reports_them(config, trainer):
+    batches = Faulty(config)
+    batches.tally.data = dataclasses.replace(batches.tally.data, max_bad_share=0.05)
+    with pytest.raises(UserError, match=r"^6 of the 48 rows read .* \(6 dropped, 6 turns\).*row 7"):
+        quiet(config, trainer, batches)
+    report = json.loads(Path(config.out, "data_report.json").read_text())
+    assert report["left_out"] == {"turns": 6, "dropped": 1}
 
 
 def test_logs_the_mean_loss_over_label_tokens_and_the_rates(config, trainer):

@@ -1,0 +1,95 @@
+"""data_report.json: which rows a run left out or cut, and why, over all its processes and restarts."""
+
+import collections
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from quecc_jax.data.faults import LeftOut, Tally
+from quecc_jax.paths import write_text
+from quecc_jax.train.progress import LEFT_OUT, Record
+
+FILE = "data_report.json"
+
+
+class DataReport:
+    """Collects what the processes' tallies say; the first process writes it. A context.
+
+    Rows count once, however often epochs and restarts meet them, and however many processes read them.
+
+    Args:
+      run: the run's directory.
+      done: steps done before; 0 starts a new report.
+      tally: of this process; None where its batches count nothing, and nothing is written.
+    """
+
+    def __init__(self, run: Path, done: int, tally: Tally | None):
+        self.path, self.tally = run / FILE, tally
+        self._told = 0, 0
+        self._left_out: dict[int, LeftOut] = {}
+        self._truncated: set[int] = set()
+        if done and self.path.exists():
+            found = json.loads(self.path.read_text())
+            self._left_out = {one["id"]: LeftOut(**one) for one in found["left_out_rows"]}
+            self._truncated = set(found["truncated_rows"])
+        self._written = self._counts() if done else None
+
+    def record(self) -> Record:
+        """The counts for a log line, by the names `truncated`, `dropped` and LEFT_OUT + each reason.
+
+        All processes must call this together.
+        """
+        if self.tally is None:
+            return {}
+        # What is new stands at the end: dictionaries keep their order.
+        left_out, truncated = list(self.tally.left_out.values()), list(self.tally.truncated)
+        new = [left_out[self._told[0] :], truncated[self._told[1] :]]
+        self._told = len(left_out), len(truncated)
+        for theirs in gathered(new):
+            self._left_out = {one[0]: LeftOut(*one) for one in theirs[0]} | self._left_out
+            self._truncated.update(theirs[1])
+        dropped, cut = self._counts()
+        reasons = sorted(self._reasons().items())
+        return {"truncated": cut, "dropped": dropped, **{LEFT_OUT + reason: n for reason, n in reasons}}
+
+    def write(self) -> None:
+        """Writes the file, in the first process, if there is anything new to say."""
+        if self.tally is None or jax.process_index() or self._written == self._counts():
+            return
+        self._written = self._counts()
+        head = {"rows": self.tally.rows, "left_out": self._reasons(), "truncated": len(self._truncated)}
+        rows = ",\n  ".join(json.dumps(one._asdict()) for one in sorted(self._left_out.values()))
+        write_text(self.path, json.dumps(head, indent=1)[:-2]
+                   + f',\n "left_out_rows": [\n  {rows}\n ],\n'
+                   + f' "truncated_rows": {sorted(self._truncated)}\n}}\n')  # fmt: skip
+
+    def _counts(self) -> tuple[int, int]:
+        return len(self._left_out), len(self._truncated)
+
+    def _reasons(self) -> dict[str, int]:
+        return dict(collections.Counter(one.reason for one in self._left_out.values()).most_common())
+
+    def __enter__(self) -> "DataReport":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if jax.process_count() == 1:
+            # What ended the run may be among the last rows; of several processes, some may be gone.
+            self.record()
+        self.write()
+
+
+def gathered(value: Any) -> list[Any]:
+    """The JSON value of each process, in their order; all of them must call this together."""
+    if jax.process_count() == 1:
+        return [value]
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array([len(text)], np.int32)).reshape(-1)
+    padded = np.zeros(sizes.max(), np.uint8)
+    padded[: len(text)] = text
+    parts = multihost_utils.process_allgather(padded).reshape(len(sizes), -1)
+    return [json.loads(part[:size].tobytes()) for part, size in zip(parts, sizes, strict=True)]
