@@ -23,7 +23,7 @@ class Chip:
     link_bytes: float
     """Bytes per second of one interconnect (ICI) link in one direction."""
     axes: int
-    """Dimensions of the torus, with two links each; 0 where there is none, but one link to a switch or bus."""
+    """Dimensions of the torus, with two links each; 0 where there is one link to a switch or bus."""
     wraps: int
     """A dimension of the slice closes to a ring when its size is a multiple of this."""
     source: str
