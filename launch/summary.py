@@ -204,6 +204,7 @@ def stored_fit(results: Results, task: str, table: ScoreTable) -> Fit:
         iterations=0,
         converged=record["converged"],
         cross_check=VariableProjection(law.params, record["cross_check"]["sse"]),
+        objective=record["sse"],
     )
 
 

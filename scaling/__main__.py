@@ -60,6 +60,22 @@ def _parser() -> argparse.ArgumentParser:
         "--fix-d", type=float, metavar="X", default=argparse.SUPPRESS,
         help="hold D at this value in 0..1 (default: D is fitted)",
     )  # fmt: skip
+    fit.add_argument(
+        "--loss", choices=("least_squares", "weighted", "huber"), default="least_squares",
+        help="squares; squares over stderr squared; Huber on the log of the error",
+    )  # fmt: skip
+    fit.add_argument(
+        "--huber-delta", type=_positive_number, metavar="X", default=1e-3,
+        help="log error up to which --loss huber counts squared",
+    )  # fmt: skip
+    fit.add_argument(
+        "--method", choices=("starts", "grid"), default="starts",
+        help="many starts at once, or the published grid of 5,000,000 points, all of it",
+    )  # fmt: skip
+    fit.add_argument(
+        "--box", choices=("non-negative", "published"), default="non-negative",
+        help="bounds: zero, or the published search's (A 0.2-0.7, alpha 0-0.2, beta 0-0.05, D 0-0.3)",
+    )  # fmt: skip
     fit.add_argument("--percent", action="store_true", help="scores run from 0 to 100")
     fit.add_argument("--starts", type=_positive, metavar="K", default=256, help="starting points")
     fit.add_argument(
@@ -79,7 +95,7 @@ def run_fit(options: argparse.Namespace) -> None:
     """Fits one scores file, its tasks and its variants, and writes everything to the folder."""
     # Imported here so that --help and usage errors answer at once.
     from scaling import fit_report, plot, report, scrutiny
-    from scaling.fit import fit_law
+    from scaling.fit import NON_NEGATIVE, PUBLISHED_BOX, fit_law
     from scaling.law import PARAMETERS, Tokens
     from scaling.table import published, read_scores
     from scaling.uncertainty import Resample, assess
@@ -91,8 +107,12 @@ def run_fit(options: argparse.Namespace) -> None:
         fit_law,
         query_tokens=getattr(options, "query_tokens", None),
         fix_d=getattr(options, "fix_d", None),
+        bounds=PUBLISHED_BOX if options.box == "published" else NON_NEGATIVE,
         n_starts=options.starts,
         seed=options.seed,
+        loss=options.loss,
+        huber_delta=options.huber_delta,
+        method=options.method,
     )
     trusted = functools.partial(assess, count=options.refits, seed=options.seed)
     tokens = options.tokens
@@ -145,6 +165,13 @@ def run_fit(options: argparse.Namespace) -> None:
     for sentence in trust.findings + scrutiny.scrutiny_findings(table, seen):
         print(f"note: {sentence}")
     print(f"SSE {fit.sse:.4e}, r2 {fit.r2:.4f}; written to {out / 'fit.html'}")
+
+
+def _positive_number(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError("must be a number above 0")
+    return value
 
 
 def _positive(text: str) -> int:

@@ -21,6 +21,12 @@ from scaling.report import Section, bullets, figure_html, paragraph, table_html
 from scaling.table import ScoreTable
 from scaling.uncertainty import Uncertainty
 
+_LOSSES = {
+    "least_squares": "Least squares",
+    "weighted": "Least squares weighted by standard errors",
+    "huber": "Huber loss on the logarithm of the error",
+}
+
 
 def fit_record(table: ScoreTable, fit: Fit, trust: Uncertainty) -> dict[str, Any]:
     """What fit.json holds of one fit; plain JSON values, null where a number does not exist."""
@@ -33,6 +39,9 @@ def fit_record(table: ScoreTable, fit: Fit, trust: Uncertainty) -> dict[str, Any
         "r2": fit.r2 if math.isfinite(fit.r2) else None,
         "rmse": fit.rmse,
         "loss": fit.loss,
+        "huber_delta": fit.huber_delta if fit.loss == "huber" else None,
+        "objective": fit.objective,
+        "method": fit.method,
         "tokens_convention": law.tokens,
         "query_tokens": law.query_tokens,
         "bounds_hit": list(fit.bounds_hit),
@@ -46,7 +55,10 @@ def fit_record(table: ScoreTable, fit: Fit, trust: Uncertainty) -> dict[str, Any
         "n_starts": fit.n_starts,
         "n_agreeing": fit.n_agreeing,
         "converged": fit.converged,
-        "cross_check": {"method": "variable projection", "sse": fit.cross_check.sse},
+        "cross_check": None if fit.cross_check is None else {
+            "method": "variable projection" if fit.method == "starts" else "best in the grid's box",
+            "sse": fit.cross_check.sse,
+        },
         "optimal_visual_tokens": fit.law.optimal_visual_tokens(*table.count_range),
         "optimal_visual_tokens_ci": None if trust.best_count is None else list(trust.best_count),
         "findings": trust.findings,
@@ -127,7 +139,7 @@ def _law_section(table: ScoreTable, fit: Fit, trust: Uncertainty) -> Section:
         paragraph(fit.law.formula(), "formula"),
         paragraph(advice(table, fit, trust)),
         paragraph(
-            f"N is the LLM's size in billions of parameters; T counts {t}. Least squares on {points}: "
+            f"N is the LLM's size in billions of parameters; T counts {t}. {_LOSSES[fit.loss]} on {points}: "
             f"SSE {fit.sse:.4e}, typical distance {100 * fit.rmse:.2f} points, {r2}."
         ),
         table_html(rows, ["constant", "value", "95 % interval", ""]),
@@ -198,15 +210,19 @@ def _scores_section(table: ScoreTable, fit: Fit) -> Section:
 
 
 def _checks_section(fit: Fit, others: Mapping[str, Fit] | None) -> Section:
-    fragments = [
-        bullets(
-            [
-                f"{fit.n_agreeing} of {fit.n_starts} starts reached this optimum"
-                f" ({fit.iterations} steps from the best one).",
-                f"Variable projection, an independent search, finds SSE {fit.cross_check.sse:.4e}.",
-            ]
-        )
+    said = [
+        f"{fit.n_agreeing} of {fit.n_starts} starts reached this optimum"
+        f" ({fit.iterations} steps from the best one)."
     ]
+    if fit.method == "grid":
+        said = [f"All {fit.n_starts:,} points of the published grid were compared."]
+    if fit.cross_check is not None:
+        what = "Variable projection, an independent search," if fit.method == "starts" else \
+               "Between its points, least squares"  # fmt: skip
+        said.append(f"{what} finds an objective of {fit.cross_check.sse:.4e}, against {fit.objective:.4e}.")
+    if fit.bounds_hit:
+        said.append(f"On a bound of the box: {', '.join(fit.bounds_hit)}.")
+    fragments = [bullets(said)]
     if others:
         fragments += [paragraph("The same scores under other assumptions:"), rivals_html(others)]
     return Section("Checks", fragments)

@@ -9,9 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from scaling.errors import UserError
-from scaling.fit import Fit, cells_of
+from scaling.fit import Fit, cells_of, solve_like
 from scaling.law import Params, error
-from scaling.solver import solve_many
 from scaling.table import ScoreTable, checked
 
 
@@ -113,8 +112,8 @@ def influence(table: ScoreTable, fit: Fit) -> list[Influence]:
 
 def refit(table: ScoreTable, fit: Fit, kept: np.ndarray) -> Params:
     """Constants fitted to subsets of the observed cells, leaves [K]; `kept` is bool [K, cells]."""
-    cells = cells_of(table, fit.law)
-    return solve_many(fit.law.params, cells._replace(weight=kept.astype(np.float64)), *fit.bounds).params
+    cells = cells_of(table, fit.law, fit.loss)
+    return solve_like(fit, cells._replace(weight=kept * np.asarray(cells.weight))).params
 
 
 def predict(

@@ -5,13 +5,14 @@ straightens the curved valley between A and the exponents. A parameter that sits
 wants to leave the box is held there for that step; the rest moves freely.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from scaling.law import Params, error
+from scaling.law import Params
 
 Array = jax.Array | np.ndarray
 
@@ -30,7 +31,7 @@ class Cells(NamedTuple):
     y: Array
     """Error, 1 - score."""
     weight: Array
-    """Weight of the squared residual; 0 leaves the cell out."""
+    """Weight of the cell's loss; 0 leaves the cell out."""
 
 
 class Solution(NamedTuple):
@@ -38,7 +39,8 @@ class Solution(NamedTuple):
 
     params: Params
     objective: Array
-    """Weighted sum of squared residuals."""
+    """Weighted sum of squared residuals; under a Huber loss, twice the weighted sum of losses, which
+    is the sum of squares where all residuals are small."""
     converged: Array
     """Whether the gradient vanished on every free parameter."""
     iterations: Array
@@ -46,12 +48,13 @@ class Solution(NamedTuple):
 
 class _State(NamedTuple):
     x: jax.Array
-    objective: jax.Array
-    gradient: jax.Array
-    hessian: jax.Array
-    damping: jax.Array
-    iterations: jax.Array
-    converged: jax.Array
+    objective: Array
+    gradient: Array
+    hessian: Array
+    scale: Array
+    damping: Array
+    iterations: Array
+    converged: Array
 
 
 def to_vector(params: Params) -> jax.Array:
@@ -64,69 +67,115 @@ def from_vector(x: jax.Array) -> Params:
     return Params(jnp.exp(x[..., 0]), x[..., 1], x[..., 2], x[..., 3])
 
 
+def derivatives(
+    x: jax.Array, cells: Cells, huber_delta: jax.Array | None
+) -> tuple[Array, Array, Array, Array]:
+    """Objective, half its gradient [4], its Gauss-Newton matrix [4, 4], and the scale of each axis [4].
+
+    Squared residuals y_fit - y by default. With `huber_delta`, residuals are log y_fit - log y, and
+    count squared up to delta and linearly above, so that their curvature vanishes there; `scale` is
+    the diagonal of the matrix in which they keep the weight delta / |r| instead.
+    """
+    log_n, log_t = jnp.log(cells.n), jnp.log(cells.t)
+    power = jnp.exp(x[0] - x[1] * log_n - x[2] * log_t)
+    fitted = power + x[3]
+    jacobian = jnp.stack([power, -power * log_n, -power * log_t, jnp.ones_like(power)])
+    weight = cells.weight
+    if huber_delta is None:
+        r = fitted - cells.y
+        weighted = jacobian * weight
+        hessian = weighted @ jacobian.T
+        return (weight * r) @ r, weighted @ r, hessian, jnp.diagonal(hessian)
+    r, jacobian = jnp.log(fitted) - jnp.log(cells.y), jacobian / fitted
+    size = jnp.abs(r)
+    inside = size <= huber_delta
+    loss = jnp.where(inside, r * r, huber_delta * (2 * size - huber_delta))
+    slope = jnp.clip(r, -huber_delta, huber_delta)
+    hessian = (jacobian * (weight * inside)) @ jacobian.T
+    scale = (jacobian * jacobian) @ (weight * huber_delta / jnp.maximum(size, huber_delta))
+    return weight @ loss, jacobian @ (weight * slope), hessian, scale
+
+
 def solve(
     start: Params,
     cells: Cells,
     lower: Params,
     upper: Params,
-    max_iterations: int = 200,
+    huber_delta: jax.Array | None = None,
+    max_iterations: int = 300,
     tolerance: float = 1e-7,
 ) -> Solution:
-    """Minimises the weighted squared error from one start; vmap for many.
+    """Minimises the weighted loss from one start; vmap for many.
 
     Converged means: each free column of the Jacobian is orthogonal to the residual vector to
     within `tolerance` (cosine), or the residuals vanish. Works at the precision of its arguments;
     call it under `jax.enable_x64(True)` with float64 arrays.
     """
     low, high = to_vector(lower), to_vector(upper)
-    root_weight = jnp.sqrt(cells.weight)
     # Residuals below this are round-off of an exact fit, where the cosine test means nothing.
     nothing = 1e-28 * jnp.sum(cells.weight * (cells.y**2 + 1e-4))
 
-    def residual(x: jax.Array) -> jax.Array:
-        return root_weight * (error(from_vector(x), cells.n, cells.t) - cells.y)
-
-    def derivatives(x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        r, jacobian = residual(x), jax.jacfwd(residual)(x)
-        return r @ r, jacobian.T @ r, jacobian.T @ jacobian
-
-    def free_parameters(s: _State) -> jax.Array:
-        pinned = ((s.x <= low) & (s.gradient >= 0)) | ((s.x >= high) & (s.gradient <= 0))
-        return ~pinned
-
-    def is_optimal(s: _State) -> jax.Array:
-        scale = jnp.sqrt(jnp.diagonal(s.hessian) * s.objective)
-        steep = jnp.abs(s.gradient) > tolerance * scale
-        return (s.objective <= nothing) | ~jnp.any(steep & free_parameters(s))
+    def free_parameters(x: jax.Array, gradient: Array) -> jax.Array:
+        return ~(((x <= low) & (gradient >= 0)) | ((x >= high) & (gradient <= 0)))
 
     def advance(s: _State) -> _State:
-        free = free_parameters(s)
-        hessian = jnp.where(free[:, None] & free[None, :], s.hessian, 0.0)
+        free = free_parameters(s.x, s.gradient)
         # Damping each axis by its own curvature makes the step independent of units.
-        diagonal = jnp.diagonal(hessian) * s.damping + jnp.where(free, 1e-30, 1.0)
-        step = -jnp.linalg.solve(hessian + jnp.diag(diagonal), jnp.where(free, s.gradient, 0.0))
-        x = jnp.clip(s.x + step, low, high)
-        objective, gradient, hessian = derivatives(x)
-        better = objective < s.objective
-        damping = jnp.where(better, jnp.maximum(s.damping / 5, 1e-12), s.damping * 4)
-        moved = _State(x, objective, gradient, hessian, damping, s.iterations + 1, s.converged)
-        kept = s._replace(damping=damping, iterations=s.iterations + 1)
-        s = jax.tree.map(lambda a, b: jnp.where(better, a, b), moved, kept)
-        return s._replace(converged=is_optimal(s))
+        damped = jnp.where(free, s.scale * s.damping + 1e-30, 1.0)
+        hessian = jnp.where(free[:, None] & free[None, :], s.hessian, 0.0) + jnp.diag(damped)
+        step = _solve_positive(hessian, jnp.where(free, s.gradient, 0.0))
+        x = jnp.clip(s.x - step, low, high)
+        trial = _State(x, *derivatives(x, cells, huber_delta), s.damping, s.iterations, s.converged)
+        better = trial.objective < s.objective
+        damping = jnp.where(better, jnp.maximum(s.damping / 2, 1e-12), s.damping * 2)
+        s = jax.tree.map(lambda a, b: jnp.where(better, a, b), trial, s)
+        steep = jnp.abs(s.gradient) > tolerance * jnp.sqrt(s.scale * s.objective)
+        converged = (s.objective <= nothing) | ~jnp.any(steep & free_parameters(s.x, s.gradient))
+        return s._replace(damping=damping, iterations=s.iterations + 1, converged=converged)
 
-    def going(s: _State) -> jax.Array:
+    def going(s: _State) -> Array:
         return ~s.converged & (s.iterations < max_iterations) & (s.damping < 1e16)
 
     x = jnp.clip(to_vector(start), low, high)
-    first = _State(x, *derivatives(x), jnp.asarray(1e-2, x.dtype), jnp.asarray(0), jnp.asarray(False))
-    last = jax.lax.while_loop(going, advance, first._replace(converged=is_optimal(first)))
+    # The first step is zero and only evaluates, so that the program holds the derivatives once.
+    one, zero = jnp.ones((), x.dtype), jnp.zeros_like(x)
+    first = _State(
+        x, jnp.inf * one, zero, jnp.eye(4, dtype=x.dtype), zero, 2e-2 * one, jnp.asarray(0),
+        jnp.asarray(False),
+    )  # fmt: skip
+    last = jax.lax.while_loop(going, advance, first)
     return Solution(from_vector(last.x), last.objective, last.converged, last.iterations)
 
 
-_solve_batch = jax.jit(jax.vmap(solve))
+def _solve_positive(matrix: jax.Array, right: jax.Array) -> jax.Array:
+    """x of matrix x = right for a positive definite [4, 4], by Cholesky written out.
+
+    A batched LAPACK call costs more than all else in a step.
+    """
+    size = range(4)
+    low: dict[tuple[int, int], jax.Array] = {}
+    for i in size:
+        for j in range(i + 1):
+            rest = matrix[i, j] - sum(low[i, k] * low[j, k] for k in range(j))
+            low[i, j] = jnp.sqrt(rest) if i == j else rest / low[j, j]
+    forward: list[jax.Array] = []
+    for i in size:
+        forward.append((right[i] - sum(low[i, k] * forward[k] for k in range(i))) / low[i, i])
+    x = dict.fromkeys(size, right[0])
+    for i in reversed(size):
+        x[i] = (forward[i] - sum(low[k, i] * x[k] for k in range(i + 1, 4))) / low[i, i]
+    return jnp.stack(list(x.values()))
 
 
-def solve_many(starts: Params, cells: Cells, lower: Params, upper: Params) -> Solution:
+@functools.cache
+def _batched(huber: bool) -> "jax.stages.Wrapped":
+    over = (0, 0, 0, 0, None)
+    return jax.jit(jax.vmap(solve, in_axes=over if huber else over[:4]))
+
+
+def solve_many(
+    starts: Params, cells: Cells, lower: Params, upper: Params, huber_delta: float | None = None
+) -> Solution:
     """Solves K problems in float64, whatever the global precision; NumPy leaves [K].
 
     Leaves of `starts` and of the bounds are scalars or [K]; those of `cells` are [cells] or
@@ -151,9 +200,11 @@ def solve_many(starts: Params, cells: Cells, lower: Params, upper: Params) -> So
     cells = jax.tree.map(row, cells)
     cells.weight[:, width:] = 0.0
     problems = (starts, cells, lower, upper)
+    extra = () if huber_delta is None else (np.float64(huber_delta),)
     with jax.enable_x64(True):
+        run = _batched(huber_delta is not None)
         batches = [
-            _solve_batch(*jax.tree.map(lambda leaf, at=at: leaf[at : at + _BATCH], problems))
+            run(*jax.tree.map(lambda leaf, at=at: leaf[at : at + _BATCH], problems), *extra)
             for at in range(0, count, _BATCH)
         ]
         return jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *batches)

@@ -12,9 +12,8 @@ import numpy as np
 from scipy.special import fdtri
 
 from scaling.errors import UserError
-from scaling.fit import Bounds, Fit, cells_of
+from scaling.fit import Bounds, Fit, cells_of, solve_like
 from scaling.law import PARAMETERS, Params, error
-from scaling.solver import solve_many
 from scaling.table import ScoreTable
 
 Resample = Literal["residual", "cell", "parametric", "task"]
@@ -42,8 +41,9 @@ def bootstrap(
     """Constants refitted to `count` resampled tables, leaves [count], float64.
 
     residual: fitted error plus residuals drawn with replacement, centred and widened by
-    sqrt(n / (n - p)). parametric: fitted error plus normal noise of the same variance. cell: whole
-    cells drawn with replacement. task: the benchmarks that the score averages drawn with
+    sqrt(n / (n - p)). parametric: fitted error plus normal noise of the same variance. In a weighted
+    fit residuals are taken per standard error, in a Huber fit from the logarithm of the error. cell:
+    whole cells drawn with replacement. task: the benchmarks that the score averages drawn with
     replacement; it answers how far the law depends on their choice.
     Raises ValueError where there are no degrees of freedom left to resample, UserError for `task`
     where the table has fewer than two tasks or one lacks a score.
@@ -51,22 +51,27 @@ def bootstrap(
     dof = fit.n_points - fit.n_parameters
     if dof < 1:
         raise ValueError("as many parameters as points: there are no residuals to resample")
-    cells = cells_of(table, fit.law)
+    cells = cells_of(table, fit.law, fit.loss)
     n = fit.n_points
     rng = np.random.default_rng(seed)
-    y, weight = np.tile(cells.y, (count, 1)), np.ones((count, n))
+    y, weight = np.tile(cells.y, (count, 1)), np.tile(cells.weight, (count, 1))
     fitted = error(fit.law.params, np.asarray(cells.n), np.asarray(cells.t))
+    # Residuals of equal variance: as they are, by standard error, or of the logarithm.
+    is_log = fit.loss == "huber"
+    spread = fitted if is_log else 1 / np.sqrt(np.asarray(cells.weight))
+    residual = np.log(cells.y / fitted) if is_log else (np.asarray(cells.y) - fitted) / spread
     if resample == "residual":
-        residual = np.asarray(cells.y) - fitted
-        y = fitted + ((residual - residual.mean()) * np.sqrt(n / dof))[rng.integers(n, size=(count, n))]
+        noise = ((residual - residual.mean()) * np.sqrt(n / dof))[rng.integers(n, size=(count, n))]
+        y = fitted * np.exp(noise) if is_log else fitted + spread * noise
     elif resample == "parametric":
-        y = fitted + np.sqrt(fit.sse / dof) * rng.standard_normal((count, n))
+        noise = np.sqrt(np.sum(residual**2) / dof) * rng.standard_normal((count, n))
+        y = fitted * np.exp(noise) if is_log else fitted + spread * noise
     elif resample == "task":
         y = y + _task_shifts(table, count, rng)
     else:
         draws = rng.integers(n, size=(count, n))
-        weight = (draws[:, :, None] == np.arange(n)).sum(axis=1).astype(np.float64)
-    return solve_many(fit.law.params, cells._replace(y=y, weight=weight), *fit.bounds).params
+        weight = weight * (draws[:, :, None] == np.arange(n)).sum(axis=1)
+    return solve_like(fit, cells._replace(y=y, weight=weight)).params
 
 
 def _task_shifts(table: ScoreTable, count: int, rng: np.random.Generator) -> np.ndarray:
@@ -96,7 +101,7 @@ def profile_d(table: ScoreTable, fit: Fit, points: int = 64, level: float = 0.95
     """
     dof = fit.n_points - fit.n_parameters
     low, high = fit.bounds.lower.D, fit.bounds.upper.D
-    cells = cells_of(table, fit.law)
+    cells = cells_of(table, fit.law, fit.loss)
     smallest = float(np.min(cells.y))
     if low == high or dof < 1 or smallest <= low:
         return None
@@ -105,9 +110,9 @@ def profile_d(table: ScoreTable, fit: Fit, points: int = 64, level: float = 0.95
     share = np.maximum(smallest - d, 1e-6) / max(smallest - fit.law.params.D, 1e-6)
     p = fit.law.params
     start = Params(p.A * share, np.full(points, p.alpha), np.full(points, p.beta), d)
-    found = solve_many(start, cells, *imposed)
+    found = solve_like(fit, cells, imposed, start)
     sse = np.asarray(found.objective)
-    inside = sse <= fit.sse * (1 + fdtri(1, dof, level) / dof) + 1e-20
+    inside = sse <= fit.objective * (1 + fdtri(1, dof, level) / dof) + 1e-20
 
     def span(values: np.ndarray, best: float) -> Interval:
         kept = np.append(values[inside], best)

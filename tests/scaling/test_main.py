@@ -73,15 +73,58 @@ def test_tasks_convention_and_fixed_floor(tmp_path):
     assert record["tasks"]["two"]["beta"] > record["tasks"]["one"]["beta"]
 
 
-def test_bad_input_is_one_sentence_and_status_two(tmp_path, capsys):
+GRID = {"params_b": [1, 2], "visual_tokens": [1, 4, 9], "score": [[0.1, 0.2, 0.3], [0.2, 0.3, 0.4]]}
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"params_b": [1], "score": [[0.1, 0.2, 0.3]]}, "one LLM size only"),
+        ({"score": [[0.1, 0.2], [0.2, 0.3, 0.4]]}, "ragged"),
+        ({"score": [[0.1, float("nan"), 0.3], [0.2, 0.3, 0.4]]}, "write null"),
+        ({"score": [[0.1, -0.2, 0.3], [0.2, 0.3, 0.4]]}, "outside 0..1"),
+        ({"score": [[0.1, 20, 0.3], [0.2, 0.3, 0.4]]}, "pass --percent"),
+        ({"params_b": [2, 2]}, "2 twice"),
+        ({"visual_tokens": [1, 4, 4]}, "4 twice"),
+        ({"score": [[0.1, 0.2, None], [0.2, None, None]]}, "3 scores, fewer than the 4 parameters"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_status_two(change, sentence, tmp_path, capsys):
     bad = tmp_path / "bad.json"
-    bad.write_text(json.dumps({"params_b": [1], "visual_tokens": [1, 4], "score": [[0.1, 0.2]]}))
+    bad.write_text(json.dumps(GRID | change))
     assert main(["fit", "--scores", str(bad), "--out", str(tmp_path / "out")]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: ")
-    assert said.count("\n") == 1
-    assert "one LLM size only" in said
+    said = capsys.readouterr()
+    assert said.err.startswith("error: ")
+    assert said.err.count("\n") == 1
+    assert sentence in said.err
+    assert not said.out
     assert not (tmp_path / "out").exists()
+
+
+def test_a_process_with_bad_input_exits_with_two(tmp_path):
+    bad = tmp_path / "bad.json"
+    bad.write_text(json.dumps(GRID | {"score": [[0.1, 0.2], [0.3]]}))
+    done = subprocess.run(
+        [sys.executable, "-m", "scaling", "fit", "--scores", str(bad), "--out", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_loss_method_and_box_are_options(tmp_path):
+    short = ["--refits", "20", "--starts", "32"]
+    for options, expected in (
+        (["--loss", "huber", "--huber-delta", "0.002"], {"loss": "huber", "huber_delta": 0.002}),
+        (["--method", "grid"], {"method": "grid", "n_starts": 5_000_000}),
+        (["--box", "published", "--fix-d", "0.04"], {"D": 0.04, "fixed": ["D"]}),
+    ):
+        assert main(["fit", "--scores", "general", "--out", str(tmp_path), *options, *short]) == 0
+        record = json.loads((tmp_path / "fit.json").read_text())
+        assert record["converged"] is True
+        assert {key: record[key] for key in expected} == expected
 
 
 def test_unwritable_folder_is_a_sentence(tmp_path, capsys):
