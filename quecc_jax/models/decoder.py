@@ -13,6 +13,7 @@ from quecc_jax.models.layers import (
     MaskSpec,
     RMSNorm,
     attention,
+    by_rows,
     causal,
     linear,
     logical,
@@ -22,12 +23,13 @@ from quecc_jax.models.positions import Angles, alibi_slopes, rotary_angles, rota
 
 
 class Cache(NamedTuple):
-    """Keys and values of T places for all L layers, filled from the front."""
+    """Keys and values of T places, filled from the front; an array per layer, so that a loop over tokens
+    writes them in place."""
 
-    keys: jax.Array
-    """[L, B, T, K, head_dim]"""
-    values: jax.Array
-    """[L, B, T, K, head_dim]"""
+    keys: tuple[jax.Array, ...]
+    """L times [B, T, K, head_dim]"""
+    values: tuple[jax.Array, ...]
+    """L times [B, T, K, head_dim]"""
     segments: jax.Array
     """int32 [B, T]; 0 where a place is empty or padding."""
     positions: jax.Array
@@ -38,14 +40,28 @@ class Cache(NamedTuple):
 
 def empty_cache(config: DecoderConfig, rows: int, places: int, dtype: Any = jnp.float32) -> Cache:
     """A cache for `rows` rows of at most `places` positions."""
-    shape = (config.depth, rows, places, config.kv_heads, config.head_dim)
-    return Cache(
-        jnp.zeros(shape, dtype),
-        jnp.zeros(shape, dtype),
-        jnp.zeros((rows, places), jnp.int32),
-        jnp.zeros((rows, places), jnp.int32),
-        jnp.zeros((), jnp.int32),
-    )
+    axes = ("batch", "sequence", "kv_heads", "head_dim")
+
+    def layers() -> tuple[jax.Array, ...]:
+        shape = (rows, places, config.kv_heads, config.head_dim)
+        return tuple(
+            nn.with_logical_constraint(jnp.zeros(shape, dtype), axes) for _ in range(config.depth)
+        )
+
+    empty = by_rows(jnp.zeros((rows, places), jnp.int32))
+    return Cache(layers(), layers(), empty, empty, jnp.zeros((), jnp.int32))
+
+
+def unstack(decoder: dict[str, Any]) -> dict[str, Any]:
+    """A decoder's parameters as an unrolled `Decoder` has them: `layers_0`, `layers_1`, ... in place of the
+    stacked `layers`, whose slices XLA would copy for every token. Those that are so already stay."""
+    if "layers" not in decoder:
+        return decoder
+    out = {name: value for name, value in decoder.items() if name != "layers"}
+    depth = len(jax.tree.leaves(decoder["layers"])[0])
+    for number in range(depth):
+        out[f"layers_{number}"] = jax.tree.map(lambda leaf, n=number: leaf[n], decoder["layers"])
+    return out
 
 
 def embedding_variance(config: DecoderConfig) -> float:
@@ -116,11 +132,13 @@ def layer_windows(config: DecoderConfig) -> jax.Array | None:
 
 
 class Decoder(nn.Module):
-    """Token embedding, scanned layers, final norm and output matrix."""
+    """Token embedding, layers, final norm and output matrix."""
 
     config: DecoderConfig
     dtype: Any = jnp.float32
     remat: str = "none"
+    unrolled: bool = False
+    """Layers have parameters of their own (`unstack`) instead of being scanned; caches need this."""
 
     def setup(self) -> None:
         c = self.config
@@ -134,6 +152,10 @@ class Decoder(nn.Module):
             policies = jax.checkpoint_policies
             policy = policies.dots_with_no_batch_dims_saveable if self.remat == "dots" else None
             layer = nn.remat(DecoderLayer, policy=policy, prevent_cse=False)
+        self.norm = make_norm(c)
+        if self.unrolled:
+            self.layers = [layer(c, self.dtype) for _ in range(c.depth)]
+            return
         stack = nn.scan(
             layer,
             variable_axes={"params": 0},
@@ -143,7 +165,6 @@ class Decoder(nn.Module):
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         self.layers = stack(c, self.dtype)
-        self.norm = make_norm(c)
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Embeddings [B, S, D] of token ids [B, S]."""
@@ -175,8 +196,7 @@ class Decoder(nn.Module):
         windows = layer_windows(c)
         if cache is None:
             mask = causal(segments, positions)._replace(slopes=slopes)
-            x, _ = self.layers(x, None, windows, angles, mask, None)
-            return self.norm(x), None
+            return self.norm(self._run(x, None, windows, angles, mask, None)[0]), None
         start, index = cache.length, jnp.arange(x.shape[1])
         append = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=1)
         held = append(cache.segments, segments), append(cache.positions, positions)
@@ -184,8 +204,22 @@ class Decoder(nn.Module):
             q_segments=segments, k_segments=held[0], q_index=start + index, k_index=jnp.arange(places),
             q_positions=positions, k_positions=held[1], slopes=slopes,
         )  # fmt: skip
-        x, (keys, values) = self.layers(x, (cache.keys, cache.values), windows, angles, mask, start)
+        x, (keys, values) = self._run(x, (cache.keys, cache.values), windows, angles, mask, start)
         return self.norm(x), Cache(keys, values, *held, start + x.shape[1])
+
+    def _run(self, x: jax.Array, cached: Any, windows: jax.Array | None, *rest: Any) -> tuple[jax.Array, Any]:
+        """All layers; `cached` and what becomes of it are the cache's keys and values, or None."""
+        layers: Any = self.layers
+        if not self.unrolled:
+            if cached is not None:
+                raise ValueError("a cache needs an unrolled decoder")
+            return layers(x, None, windows, *rest)
+        filled = []
+        for number, layer in enumerate(layers):
+            held = None if cached is None else (cached[0][number], cached[1][number])
+            x, held = layer(x, held, None if windows is None else windows[number], *rest)
+            filled.append(held)
+        return x, None if cached is None else tuple(zip(*filled, strict=True))
 
     def output_matrix(self) -> jax.Array:
         """The matrix [D, vocab] that turns hidden states into logits."""

@@ -20,6 +20,8 @@ class VLM(nn.Module):
     """Tower, compressor, projector and decoder; parameters live under those four names."""
 
     config: ModelConfig
+    unrolled: bool = False
+    """The decoder's layers have parameters of their own, as generation needs; see `decoder.unstack`."""
 
     def setup(self) -> None:
         c = self.config
@@ -28,7 +30,7 @@ class VLM(nn.Module):
         self.compressor = make_compressor(c.compressor, dtype)
         # Visual tokens start on the scale of the text embeddings that they stand among.
         self.projector = Projector(c.projector, c.decoder.width, dtype, embedding_variance(c.decoder))
-        self.decoder = Decoder(c.decoder, dtype, c.remat)
+        self.decoder = Decoder(c.decoder, dtype, c.remat, self.unrolled)
 
     def encode_query(self, queries: jax.Array, lengths: jax.Array) -> jax.Array:
         """Query features [B, I, H]: the decoder's final hidden state at each query's last token.
@@ -76,12 +78,16 @@ class VLM(nn.Module):
             query = self.encode_query(batch.queries, batch.query_lengths)
         return self.compress(features, query)
 
-    def splice(self, batch: Batch) -> jax.Array:
-        """Decoder inputs [B, S, M]: token embeddings, with visual tokens in their slots."""
+    def splice(self, batch: Batch, visual: jax.Array | None = None) -> jax.Array:
+        """Decoder inputs [B, S, M]: token embeddings, with visual tokens in their slots.
+
+        Args:
+          visual: the batch's visual tokens [B, I, V, M] where they are known already.
+        """
         text = self.decoder.embed(batch.tokens)
         if batch.queries.shape[1] == 0:
             return text
-        visual = self.visual_tokens(batch)
+        visual = self.visual_tokens(batch) if visual is None else visual
         visual = visual.reshape(visual.shape[0], -1, visual.shape[-1])
         here = jnp.take_along_axis(visual, jnp.maximum(batch.slots, 0)[..., None], axis=1)
         return jnp.where(batch.slots[..., None] >= 0, here.astype(text.dtype), text)
@@ -91,9 +97,11 @@ class VLM(nn.Module):
         hidden, _ = self.decoder(self.splice(batch), batch.positions, batch.segments)
         return hidden
 
-    def prefill(self, batch: Batch, cache: Cache) -> tuple[jax.Array, Cache]:
+    def prefill(
+        self, batch: Batch, cache: Cache, visual: jax.Array | None = None
+    ) -> tuple[jax.Array, Cache]:
         """Hidden states [B, S, M] of a batch of prompts, and the cache that holds them."""
-        return self._append(self.splice(batch), batch.positions, batch.segments, cache)
+        return self._append(self.splice(batch, visual), batch.positions, batch.segments, cache)
 
     def extend(
         self, tokens: jax.Array, positions: jax.Array, segments: jax.Array, cache: Cache

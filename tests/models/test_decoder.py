@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from quecc_jax.models.decoder import Cache, Decoder, empty_cache
+from quecc_jax.models.decoder import Cache, Decoder, empty_cache, unstack
 from tests.models.decoders import ONES, PLACES, Family, S, close, family
 from tests.models.reference import decode
 from tests.tiny import MODEL
@@ -104,11 +104,11 @@ def test_only_differences_of_positions_matter(llama):
 def test_the_cache_at_every_split_equals_one_pass(qwen):
     """Row 0 is padded at the end of its prompt, so its later tokens follow a hole in the cache."""
     x = qwen.rows()
-    model = Decoder(qwen.config)
+    model, params = Decoder(qwen.config, unrolled=True), unstack(qwen.params)
 
     @jax.jit
     def extend(x: jax.Array, positions: jax.Array, segments: jax.Array, cache: Cache) -> Any:
-        return model.apply({"params": qwen.params}, x, positions, segments, cache)
+        return model.apply({"params": params}, x, positions, segments, cache)
 
     whole = np.stack([decode(qwen.params, qwen.config, row) for row in x])
     for split in range(1, S):
@@ -116,7 +116,7 @@ def test_the_cache_at_every_split_equals_one_pass(qwen):
         first, cache = extend(x[:, :split], PLACES[:, :split], ONES[:, :split], cache)
         second, cache = extend(x[:, split:], PLACES[:, split:], ONES[:, split:], cache)
         close(np.concatenate([first, second], axis=1), whole)
-        assert int(cache.length) == S and cache.keys.shape == (2, 2, S + 3, 1, 8)
+        assert int(cache.length) == S and [k.shape for k in cache.keys] == 2 * [(2, S + 3, 1, 8)]
 
     cache, hidden = empty_cache(qwen.config, 2, S + 1), []
     segments = np.array([[1, 1, 0], [1, 1, 1]], np.int32)
@@ -131,9 +131,22 @@ def test_the_cache_at_every_split_equals_one_pass(qwen):
 
 
 def test_a_bfloat16_cache_stays_close(llama):
-    x, model = llama.rows(), Decoder(LLAMA, jnp.bfloat16)
+    x, model = llama.rows(), Decoder(LLAMA, jnp.bfloat16, unrolled=True)
     cache = empty_cache(LLAMA, 2, S, jnp.bfloat16)
-    hidden, cache = jax.jit(model.apply)({"params": llama.params}, x, PLACES, ONES, cache)
-    assert hidden.dtype == cache.keys.dtype == jnp.bfloat16
+    hidden, cache = jax.jit(model.apply)({"params": unstack(llama.params)}, x, PLACES, ONES, cache)
+    assert {hidden.dtype, *(a.dtype for a in (*cache.keys, *cache.values))} == {jnp.dtype(jnp.bfloat16)}
     exact = np.asarray(llama.forward(x, PLACES, ONES))
     assert 0 < np.abs(np.asarray(hidden, np.float32) - exact).max() < 0.1 * np.abs(exact).max()
+
+
+def test_unrolled_layers_compute_what_scanned_ones_do(qwen):
+    x = qwen.rows()
+    params = unstack(qwen.params)
+    assert unstack(params) is params and "layers" not in params
+    hidden, _ = Decoder(qwen.config, unrolled=True).apply({"params": params}, x, PLACES, ONES)
+    np.testing.assert_allclose(hidden, qwen.forward(x, PLACES, ONES), rtol=1e-5, atol=1e-5)
+
+
+def test_a_scanned_decoder_takes_no_cache(llama):
+    with pytest.raises(ValueError, match="unrolled"):
+        Decoder(LLAMA).apply({"params": llama.params}, llama.rows(), PLACES, ONES, empty_cache(LLAMA, 2, S))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from quecc_jax.config import RopeScaling
-from quecc_jax.models.decoder import Cache, Decoder, empty_cache
+from quecc_jax.models.decoder import Cache, Decoder, empty_cache, unstack
 from tests.models.decoders import ONES, PLACES, Family, S, close, family
 from tests.models.reference import decode
 from tests.tiny import MODEL
@@ -83,11 +83,12 @@ def test_packed_conversations_are_as_if_alone(made):
 def test_the_cache_equals_one_pass_whichever_side_is_padded(made):
     """Row 0's prompt of two tokens is padded at its end, so that a hole follows it in the cache; row 1's
     prompt of three at its front."""
-    x, model, config = made.rows(), Decoder(made.config), made.config
+    x, model, config = made.rows(), Decoder(made.config, unrolled=True), made.config
+    params = unstack(made.params)
 
     @jax.jit
     def extend(x: Any, positions: Any, segments: Any, cache: Cache) -> Any:
-        return model.apply({"params": made.params}, x, positions, segments, cache)
+        return model.apply({"params": params}, x, positions, segments, cache)
 
     places = S + 2
     prompts = np.stack([x[0, [0, 1, 0, 0]], x[1, [0, 0, 1, 2]]])

@@ -1,0 +1,181 @@
+"""Decoding with a key-value cache under fixed shapes: pure functions of the parameters and a state."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from quecc_jax.config import ModelConfig
+from quecc_jax.data.batch import Batch
+from quecc_jax.generate.sampling import Sampling, choose
+from quecc_jax.models.decoder import Cache, empty_cache, unstack
+from quecc_jax.models.vlm import VLM
+from quecc_jax.sharding import RULES
+
+Params = dict[str, Any]
+Generator = Callable[..., jax.Array]
+"""(params, batch, visual=None, sampling=None, keys=None) -> int32 [B, max_new_tokens]."""
+
+
+class State(NamedTuple):
+    """Answers under way."""
+
+    token: jax.Array
+    """int32 [B], the newest token of each row; EOS where the row has ended."""
+    done: jax.Array
+    """bool [B]"""
+    step: jax.Array
+    """int32 [], tokens chosen so far."""
+    lengths: jax.Array
+    """int32 [B], tokens of the prompts."""
+    seen: jax.Array | None
+    """bool [B, vocab], tokens of prompt and answer; None when the choice is greedy."""
+    cache: Cache
+
+
+def decoding_params(params: Params, config: ModelConfig) -> Params:
+    """Parameters in the form that decoding reads fastest, by top-level name.
+
+    The decoder's layers are unstacked. What a bfloat16 model computes with in bfloat16 is stored so:
+    parameters are read once per token, and nothing else costs as much. Norms stay float32. Parameters
+    that have this form already are returned as they are.
+    """
+    params = params | {"decoder": unstack(params["decoder"])}
+    if config.dtype == "float32":
+        return params
+    dtype = jnp.dtype(config.dtype)
+
+    def cast(path: Any, leaf: Any) -> Any:
+        is_norm = any("norm" in key.key for key in path)
+        return leaf if is_norm or leaf.dtype == dtype else leaf.astype(dtype)
+
+    return jax.tree_util.tree_map_with_path(cast, params)
+
+
+def begin(
+    model: Any, ends: tuple[int, ...], params: Params, batch: Batch, visual: jax.Array | None,
+    sampling: Sampling | None, keys: jax.Array | None, new: int,
+) -> State:  # fmt: skip
+    """Reads the prompts and chooses each row's first token.
+
+    Args:
+      model: an unrolled VLM.
+      ends: tokens that end an answer, EOS first; the others come out as EOS.
+      batch: prompts that end where their answers begin, padded at the end; rows without any token
+        are done at once.
+      visual: visual tokens [B, I, V, M] where they are known already.
+      sampling: None is greedy.
+      keys: typed random keys [B]; needed unless greedy.
+      new: places that the cache has behind the prompts.
+    """
+    config: ModelConfig = model.config
+    rows, length = batch.tokens.shape
+    cache = empty_cache(config.decoder, rows, length + new, jnp.dtype(config.dtype))
+    variables = {"params": params}
+    hidden, cache = model.apply(variables, batch, cache, visual, method=VLM.prefill)
+    lengths = jnp.sum(batch.segments > 0, axis=1)
+    last = jnp.maximum(lengths - 1, 0)
+    hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
+    seen = None
+    if sampling is not None:
+        text = (batch.segments > 0) & (batch.slots < 0)
+        row = jnp.arange(rows)[:, None]
+        seen = jnp.zeros((rows, config.decoder.vocab_size), bool).at[row, batch.tokens].max(text)
+    state = State(jnp.zeros((rows,), jnp.int32), lengths == 0, jnp.int32(0), lengths, seen, cache)
+    return _choose(model, ends, params, hidden, state, sampling, keys)
+
+
+def advance(
+    model: Any, ends: tuple[int, ...], params: Params, state: State, sampling: Sampling | None,
+    keys: jax.Array | None, steps: int,
+) -> tuple[jax.Array, State]:  # fmt: skip
+    """The next tokens int32 [B, steps], EOS from a row's end on; stops early when every row has ended."""
+    rows = state.token.shape[0]
+    out = jnp.full((rows, steps), ends[0], jnp.int32)
+
+    def unfinished(carry: tuple[jax.Array, jax.Array, State]) -> jax.Array:
+        return (carry[0] < steps) & ~jnp.all(carry[2].done)
+
+    def decode(carry: tuple[jax.Array, jax.Array, State]) -> tuple[jax.Array, jax.Array, State]:
+        number, out, state = carry
+        positions = (state.lengths + state.step - 1)[:, None]
+        hidden, cache = model.apply(
+            {"params": params}, state.token[:, None], positions, jnp.ones_like(positions), state.cache,
+            method=VLM.extend,
+        )  # fmt: skip
+        state = _choose(model, ends, params, hidden, state._replace(cache=cache), sampling, keys)
+        return number + 1, out.at[:, number].set(state.token), state
+
+    _, out, state = jax.lax.while_loop(unfinished, decode, (jnp.int32(0), out, state))
+    return out, state
+
+
+def _choose(
+    model: Any, ends: tuple[int, ...], params: Params, hidden: jax.Array, state: State,
+    sampling: Sampling | None, keys: jax.Array | None,
+) -> State:  # fmt: skip
+    """The state with the token that follows hidden [B, 1, M]."""
+    logits = model.apply({"params": params}, hidden[:, 0], method=VLM.logits)
+    seen = state.seen
+    if sampling is None or seen is None or keys is None:
+        token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    else:
+        token = choose(logits, seen, sampling, keys, state.step)
+        seen = seen.at[jnp.arange(len(token)), token].set(True)
+    done = state.done | jnp.isin(token, jnp.array(ends))
+    token = jnp.where(done, ends[0], token)
+    return state._replace(token=token, done=done, step=state.step + 1, seen=seen)
+
+
+def build_generator(
+    config: ModelConfig, max_new_tokens: int, eos: int, also: tuple[int, ...] = (), mesh: Mesh | None = None
+) -> Generator:
+    """A compiled function from parameters and a batch of prompts to answers.
+
+    The prompts of a batch end where their answers begin and may differ in length (padded at the
+    end). Decoding stops as soon as every row has ended.
+
+    Args:
+      eos: the token that ends an answer.
+      also: others that do, such as a template's end mark; they come out as `eos`.
+      mesh: where parameters are sharded by the logical rules, and rows are split; None for one device.
+
+    Returns:
+      fn(params, batch, visual=None, sampling=None, keys=None) -> int32 [B, max_new_tokens]; `eos` from a
+      row's end on. Rows without any token (padding of the batch) are all eos. See `begin` for the
+      arguments; `decoding_params` makes params that need not be rearranged at every call.
+    """
+    model, ends = VLM(config, unrolled=True), (eos, *also)
+
+    def generate(
+        params: Params, batch: Batch, visual: jax.Array | None = None, sampling: Sampling | None = None,
+        keys: jax.Array | None = None,
+    ) -> jax.Array:  # fmt: skip
+        params = decoding_params(params, config)
+        state = begin(model, ends, params, batch, visual, sampling, keys, max_new_tokens)
+        first = state.token[:, None]
+        rest, _ = advance(model, ends, params, state, sampling, keys, max_new_tokens - 1)
+        return jnp.concatenate([first, rest], axis=1)
+
+    return on_mesh(generate, mesh)
+
+
+def on_mesh(function: Callable[..., Any], mesh: Mesh | None, **options: Any) -> Callable[..., Any]:
+    """`jax.jit(function, **options)`, run with the mesh and the logical rules at hand."""
+    if mesh is None:
+        return jax.jit(function, **options)
+
+    def ruled(*arguments: Any, **named: Any) -> Any:
+        with nn.logical_axis_rules(RULES):
+            return function(*arguments, **named)
+
+    jitted = jax.jit(ruled, **options)
+
+    def run(*arguments: Any, **named: Any) -> Any:
+        with jax.set_mesh(mesh):
+            return jitted(*arguments, **named)
+
+    return run
