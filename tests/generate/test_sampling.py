@@ -27,7 +27,7 @@ def plain(logits: list[float], seen: set[int], s: Sampling) -> list[float]:
     weights = np.exp([row[i] - row[order[0]] for i in kept])
     total, nucleus = 0.0, list[int]()
     for token, weight in zip(kept, weights / weights.sum(), strict=True):
-        if nucleus and total >= s.top_p:
+        if nucleus and s.top_p < 1 and total >= s.top_p:
             break
         nucleus.append(token)
         total += weight
