@@ -259,8 +259,13 @@ class MeshConfig:
     """Devices per mesh axis; one axis may be -1, meaning all that are left."""
 
     data: int = 1
+    """Replicas; on several slices a multiple of their number."""
     fsdp: int = -1
+    """Shares of parameters, optimizer state and rows."""
     tensor: int = 1
+    """Shares of heads, MLP columns and vocabulary."""
+    sequence_parallel: bool = False
+    """Between attention and MLP products, split the sequence over the `tensor` devices too."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,14 +1,16 @@
 """Mesh, logical-axis rules, and the shardings that follow from them.
 
 Mesh axes: `data` (replicas; across slices on multi-slice pods), `fsdp` (parameters and batch) and
-`tensor` (heads and MLP columns). Modules name logical axes; only this file knows mesh axes.
+`tensor` (heads and MLP columns, and on request the sequence between blocks). Modules name logical axes;
+only this file knows mesh axes.
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from quecc_jax.config import MeshConfig
@@ -31,12 +33,24 @@ RULES: Rules = (
 )
 """Logical axis -> mesh axes. Every logical name must be listed, so that a typo cannot pass."""
 
+ACTIVATION_AXES = ("batch", "sequence")
+"""Logical axes that no parameter has."""
 
-def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
+
+def sharding_rules(config: MeshConfig) -> Rules:
+    """The rules of a run: with `sequence_parallel` the residual stream's sequence lies over `tensor`."""
+    return (("sequence", "tensor"), *(r for r in RULES if r[0] != "sequence")) if config.sequence_parallel \
+        else RULES
+
+
+def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
     """A data x fsdp x tensor mesh over `devices` (default: all).
 
+    Of several slices, `data` goes over the slices and all else stays within one.
+
     Raises:
-      UserError: more than one axis is -1, or the axes do not multiply to the device count.
+      UserError: more than one axis is -1, the axes do not multiply to the device count, or `data` does not
+        divide over the slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [config.data, config.fsdp, config.tensor]
@@ -49,12 +63,26 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
             f"mesh {dict(zip(AXES, sizes, strict=True))} needs {math.prod(sizes)} devices, "
             f"{len(devices)} are here; change mesh.data, mesh.fsdp or mesh.tensor"
         )
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    types = (AxisType.Auto,) * len(AXES)
+    slices = len({getattr(d, "slice_index", None) or 0 for d in devices})
+    if slices == 1:
+        return jax.make_mesh(tuple(sizes), AXES, axis_types=types, devices=devices)
+    if sizes[0] % slices:
+        raise UserError(f"mesh.data {sizes[0]} does not divide over {slices} slices; make it a multiple, so "
+                        "that only gradients travel between slices")  # fmt: skip
+    inner, outer = (sizes[0] // slices, *sizes[1:]), (slices, 1, 1)
+    return Mesh(mesh_utils.create_hybrid_device_mesh(inner, outer, devices), AXES, axis_types=types)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows over data and fsdp, everything else whole."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def batch_parts() -> int:
+    """Parts that rows are split into on the mesh in force (`jax.set_mesh`); 1 outside one."""
+    shape = jax.sharding.get_abstract_mesh().shape
+    return math.prod(shape.get(axis, 1) for axis in ("data", "fsdp"))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -91,6 +119,54 @@ def resolve(names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh, r
     return NamedSharding(mesh, PartitionSpec(*spec))
 
 
+class Placement(NamedTuple):
+    """Where one parameter lies."""
+
+    name: str
+    """Path in the parameter tree."""
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    """Logical names of its dimensions."""
+    spec: tuple[str | tuple[str, ...] | None, ...]
+    """Mesh axes of its dimensions."""
+    bytes: int
+    chip_bytes: int
+    """Bytes on each device."""
+
+
+def placements(boxed: Any, mesh: Mesh, rules: Rules = RULES) -> list[Placement]:
+    """The resolved table: one line per parameter, in the order of the tree.
+
+    Args:
+      boxed: as for `parameter_shardings`, which raises the same errors.
+    """
+    shardings = jax.tree.leaves(parameter_shardings(boxed, mesh, rules))
+    rows = []
+    for (name, box), sharding in zip(_boxes(boxed), shardings, strict=True):
+        shape, width = box.value.shape, box.value.dtype.itemsize
+        local = math.prod(sharding.shard_shape(shape))
+        rows.append(
+            Placement(name, shape, box.names, tuple(sharding.spec), math.prod(shape) * width, local * width)
+        )
+    return rows
+
+
+def _boxes(boxed: Any) -> list[tuple[str, nn.LogicallyPartitioned]]:
+    """Parameters by path.
+
+    Raises:
+      UserError: one has no logical axes.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(
+        boxed, is_leaf=lambda leaf: isinstance(leaf, nn.LogicallyPartitioned)
+    )
+    named = [("/".join(str(getattr(k, "key", k)) for k in path), leaf) for path, leaf in leaves]
+    for name, leaf in named:
+        if not isinstance(leaf, nn.LogicallyPartitioned):
+            raise UserError(f"{name}: declared without logical axes")
+    return named
+
+
 def parameter_shardings(boxed: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
     """Shardings of a tree of parameters that still carry their logical axis boxes.
 
@@ -99,15 +175,20 @@ def parameter_shardings(boxed: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
 
     Returns:
       The same tree without boxes, with a NamedSharding per leaf.
+
+    Raises:
+      UserError: as `resolve`, by the parameter's name; a rule for axes that nothing has, or onto mesh axes
+        that do not exist.
     """
-
-    def one(path: Any, leaf: Any) -> NamedSharding:
-        where = "/".join(str(getattr(k, "key", k)) for k in path)
-        if isinstance(leaf, nn.LogicallyPartitioned):
-            return resolve(leaf.names, leaf.value.shape, mesh, rules, where)
-        raise UserError(f"{where}: declared without logical axes")
-
-    def is_box(leaf: Any) -> bool:
-        return isinstance(leaf, nn.LogicallyPartitioned)
-
-    return jax.tree_util.tree_map_with_path(one, boxed, is_leaf=is_box)
+    boxes = _boxes(boxed)
+    declared = {*ACTIVATION_AXES, *(name for _, box in boxes for name in box.names)}
+    for name, target in rules:
+        if name not in declared:
+            raise UserError(f"the sharding rule for {name!r} matches nothing; remove it, or use one of "
+                            f"{sorted(n for n in declared if n)}")  # fmt: skip
+        axes = (target,) if isinstance(target, str) else tuple(target or ())
+        if missing := [axis for axis in axes if axis not in mesh.shape]:
+            raise UserError(f"the sharding rule for {name!r} names the mesh axis {missing[0]!r}; the mesh "
+                            f"has {', '.join(mesh.shape)}")  # fmt: skip
+    found = [resolve(box.names, box.value.shape, mesh, rules, name) for name, box in boxes]
+    return jax.tree.unflatten(jax.tree.structure(nn.meta.unbox(boxed)), found)

@@ -15,7 +15,7 @@ class Chip:
     kind: str
     """What JAX calls it (`Device.device_kind`)."""
     hbm_gib: float
-    """Main memory. The compiler keeps a little for itself and names the rest when a program does not fit."""
+    """Main memory, as it is sold."""
     flops: float
     """Peak bfloat16 FLOP/s."""
     hbm_bytes: float
@@ -27,17 +27,26 @@ class Chip:
     wraps: int
     """A dimension of the slice closes to a ring when its size is a multiple of this."""
     source: str
+    usable_gib: float = 0.0
+    """Main memory that the compiler gives to a program, as it says itself when one does not fit (libtpu
+    0.0.42.1); 0 where that is not known."""
+    dcn_bytes: float = 0.0
+    """Bytes per second and chip between slices; 0 where that is not published."""
 
 
 # TPU interconnect: Google publishes a chip's total over all links and both directions; a link's share in one
 # direction is that over 2 * 2 * axes. NVIDIA publishes NVLink (L4: PCIe) over both directions; FLOP/s without
-# sparsity are half of the figures printed for sparse matrices.
+# sparsity are half of the figures printed for sparse matrices. Between slices: Google publishes a pod's total
+# (v5e, v6e: 256 chips); a v5p host has 200 Gbit/s for its four chips.
 CHIPS = (
     Chip("v4", "TPU v4", 32, 275e12, 1200e9, 50e9, 3, 4,
-         "https://cloud.google.com/tpu/docs/v4; links: Jouppi et al., ISCA 2023 (arXiv 2304.01433)"),
-    Chip("v5e", "TPU v5 lite", 16, 197e12, 819e9, 400e9 / 8, 2, 16, "https://cloud.google.com/tpu/docs/v5e"),
-    Chip("v5p", "TPU v5", 95, 459e12, 2765e9, 1200e9 / 12, 3, 4, "https://cloud.google.com/tpu/docs/v5p"),
-    Chip("v6e", "TPU v6 lite", 32, 918e12, 1600e9, 800e9 / 8, 2, 16, "https://cloud.google.com/tpu/docs/v6e"),
+         "https://cloud.google.com/tpu/docs/v4; links: Jouppi et al., ISCA 2023 (arXiv 2304.01433)", 30.75),
+    Chip("v5e", "TPU v5 lite", 16, 197e12, 819e9, 400e9 / 8, 2, 16, "https://cloud.google.com/tpu/docs/v5e",
+         15.75, 6.4e12 / 8 / 256),
+    Chip("v5p", "TPU v5", 95, 459e12, 2765e9, 1200e9 / 12, 3, 4, "https://cloud.google.com/tpu/docs/v5p",
+         95.74, 200e9 / 8 / 4),
+    Chip("v6e", "TPU v6 lite", 32, 918e12, 1600e9, 800e9 / 8, 2, 16, "https://cloud.google.com/tpu/docs/v6e",
+         31.25, 25.6e12 / 8 / 256),
     Chip("a100", "NVIDIA A100-SXM4-80GB", 80, 312e12, 2039e9, 600e9 / 2, 0, 1,
          "NVIDIA A100 80GB SXM data sheet (June 2021)"),
     Chip("h100", "NVIDIA H100 80GB HBM3", 80, 989e12, 3350e9, 900e9 / 2, 0, 1,

@@ -13,6 +13,8 @@ class Collective(NamedTuple):
     """One exchange, by one line of the program."""
 
     kind: str
+    operand: int
+    """Bytes that each device puts in."""
     payload: int
     """Bytes of the whole array that one group puts together, adds up or exchanges."""
     received: int
@@ -41,7 +43,7 @@ def collectives(program: Program) -> list[Collective]:
             operand = sum(a.bytes for o in instruction.operands for a in computation[o].arrays)
             group = first_group(instruction, program.partitions)
             payload, received = _traffic(kind, operand, len(group))
-            one = Collective(kind, payload, received, group, times[name], instruction.op_name, name)
+            one = Collective(kind, operand, payload, received, group, times[name], instruction.op_name, name)
             chained = "chain_id=" in instruction.attribute("frontend_attributes")
             key = instruction.attribute("channel_id") if chained else f"{name}/{instruction.name}"
             found[key] = min(one, found.get(key, one), key=lambda c: c.times)

@@ -1,5 +1,8 @@
-"""Next-token cross-entropy that never holds [B, S, vocab] logits."""
+"""Next-token cross-entropy that never holds [B, S, vocab] logits and computes each logit once."""
 
+from typing import Any
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -15,41 +18,86 @@ def shifted_targets(labels: jax.Array) -> jax.Array:
 
 
 def cross_entropy_sum(
-    hidden: jax.Array, matrix: jax.Array, labels: jax.Array, chunk: int
+    hidden: jax.Array, matrix: jax.Array, labels: jax.Array, chunk: int, parts: int = 1
 ) -> tuple[jax.Array, jax.Array]:
     """Summed loss in nats over all labelled tokens, and their number.
 
-    Logits exist for `chunk` positions of every row at a time, in float32, and are recomputed in
-    the backward pass.
+    Logits exist for `chunk` positions of every row at a time, in float32. Under differentiation their
+    gradient is taken while they are there: the forward pass leaves the gradients of `hidden` and, if it
+    is differentiated, of `matrix`, and the backward pass only scales them.
 
     Args:
       hidden: [B, S, D] final hidden states.
       matrix: [D, vocab] output matrix.
       labels: int32 [B, S], unshifted, IGNORE where there is no loss.
       chunk: positions per slice; the last slice is padded.
+      parts: parts of the batch on different devices, a divisor of B. Each adds up a gradient of `matrix`
+        of its own, and these are exchanged once, not once per slice.
 
     Returns:
       float32 scalars (sum of losses, count of labelled tokens).
     """
     targets = shifted_targets(labels)
-    length = hidden.shape[1]
+    rows, length, width = hidden.shape
     chunk = min(chunk, length)
     pad = -length % chunk
+    hidden = nn.with_logical_constraint(hidden, ("batch", None, None))
     hidden = jnp.pad(hidden, ((0, 0), (0, pad), (0, 0)))
-    targets = jnp.pad(targets, ((0, 0), (0, pad)), constant_values=IGNORE)
-    matrix = matrix.astype(hidden.dtype)
+    padded = jnp.pad(targets, ((0, 0), (0, pad)), constant_values=IGNORE)
+    # Gathered once, in the type that it is used in.
+    matrix = nn.with_logical_constraint(matrix.astype(hidden.dtype), (None, "vocab"))
 
-    @jax.checkpoint
-    def one(h: jax.Array, t: jax.Array) -> jax.Array:
-        logits = jnp.einsum("bsd,dv->bsv", h, matrix, preferred_element_type=jnp.float32)
-        picked = jnp.take_along_axis(logits, jnp.maximum(t, 0)[..., None], axis=-1)[..., 0]
-        losses = jax.nn.logsumexp(logits, axis=-1) - picked
-        return jnp.sum(jnp.where(t == IGNORE, 0.0, losses))
+    pieces = (length + pad) // chunk
 
-    pieces = hidden.shape[1] // chunk
-    if pieces == 1:
-        total = one(hidden, targets)
-    else:
-        split = [x.reshape(x.shape[0], pieces, chunk, *x.shape[2:]).swapaxes(0, 1) for x in (hidden, targets)]
-        total, _ = jax.lax.scan(lambda s, ht: (s + one(*ht), None), jnp.zeros((), jnp.float32), tuple(split))
-    return total, jnp.sum(targets != IGNORE).astype(jnp.float32)
+    def split(x: jax.Array) -> jax.Array:
+        """[B, S, ...] -> [pieces, parts, B / parts, chunk, ...]"""
+        return jnp.moveaxis(x.reshape(parts, rows // parts, pieces, chunk, *x.shape[2:]), 2, 0)
+
+    @jax.custom_vjp
+    def total(hidden: jax.Array, matrix: jax.Array, targets: jax.Array) -> jax.Array:
+        def add(loss: jax.Array, piece: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+            return loss + _losses(piece[0], matrix, piece[1])[0], None
+
+        return jax.lax.scan(add, jnp.zeros((), jnp.float32), (split(hidden), split(targets)))[0]
+
+    def forward(hidden: Any, matrix: Any, targets: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+        weights, trained = matrix.value, matrix.perturbed
+
+        def add(carry: Any, piece: tuple[jax.Array, jax.Array]) -> tuple[Any, jax.Array]:
+            (h, t), (loss, gradient) = piece, carry
+            more, slope = _losses(h, weights, t)
+            if trained:
+                gradient = gradient + jnp.einsum(
+                    "nbsd,nbsv->ndv", h, slope, preferred_element_type=jnp.float32)  # fmt: skip
+                gradient = nn.with_logical_constraint(gradient, ("batch", None, "vocab"))
+            return (loss + more, gradient), jnp.einsum("nbsv,dv->nbsd", slope, weights)
+
+        own = jnp.zeros((parts, *weights.shape), jnp.float32) if trained else None
+        (loss, own), slopes = jax.lax.scan(
+            add, (jnp.zeros((), jnp.float32), own), (split(hidden.value), split(targets.value))
+        )
+        slopes = jnp.moveaxis(slopes, 0, 2).reshape(rows, length + pad, width)
+        if own is not None:
+            own = jnp.sum(own.astype(weights.dtype), axis=0, dtype=weights.dtype)
+            own = nn.with_logical_constraint(own, ("embed", "vocab"))
+        return loss, (slopes, own)
+
+    def backward(saved: tuple[jax.Array, Any], scale: Any) -> tuple[Any, Any, None]:
+        hidden, matrix = (None if x is None else scale.astype(x.dtype) * x for x in saved)
+        return hidden, matrix, None
+
+    total.defvjp(forward, backward, symbolic_zeros=True)
+    return total(hidden, matrix, padded), jnp.sum(targets != IGNORE).astype(jnp.float32)
+
+
+def _losses(hidden: jax.Array, matrix: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The summed loss of positions [..., D], and its derivative by their logits [..., vocab] in hidden's
+    type."""
+    logits = jnp.einsum("...d,dv->...v", hidden, matrix, preferred_element_type=jnp.float32)
+    norm = jax.nn.logsumexp(logits, axis=-1)
+    # A comparison, not an index: it needs no exchange where the vocabulary is split.
+    hit = jnp.arange(matrix.shape[1]) == targets[..., None]
+    counts = targets != IGNORE
+    losses = jnp.where(counts, norm - jnp.sum(jnp.where(hit, logits, 0.0), axis=-1), 0.0)
+    slope = jnp.where(counts[..., None], jnp.exp(logits - norm[..., None]) - hit, 0.0)
+    return jnp.sum(losses), slope.astype(hidden.dtype)

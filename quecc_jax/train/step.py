@@ -11,8 +11,9 @@ from jax.sharding import Mesh
 
 from quecc_jax.config import RunConfig
 from quecc_jax.data.batch import Batch, batch_spec
+from quecc_jax.errors import UserError
 from quecc_jax.models.vlm import VLM
-from quecc_jax.sharding import RULES, batch_sharding, parameter_shardings, replicated
+from quecc_jax.sharding import batch_parts, batch_sharding, parameter_shardings, replicated, sharding_rules
 from quecc_jax.train.loss import cross_entropy_sum
 from quecc_jax.train.optimizer import make_optimizer, schedule
 from quecc_jax.train.state import TrainState, split_params
@@ -44,7 +45,7 @@ def loss_sum(model: VLM, params: dict[str, Any], batch: Batch, chunk: int) -> tu
     variables = {"params": params}
     hidden: Any = model.apply(variables, batch)
     matrix: Any = model.apply(variables, method=VLM.output_matrix)
-    return cross_entropy_sum(hidden, matrix, batch.labels, chunk)
+    return cross_entropy_sum(hidden, matrix, batch.labels, chunk, batch_parts())
 
 
 def accumulated_gradients(
@@ -116,11 +117,16 @@ def train_step(model: VLM, config: RunConfig, state: TrainState, batch: Batch) -
     return new, metrics
 
 
+def boxed_params(config: RunConfig, spec: Batch) -> Any:
+    """Shapes and dtypes of the parameters that a batch of this form touches, with their logical axes."""
+    model = VLM(config.model)
+    return jax.eval_shape(lambda b: model.init(jax.random.key(0), b, method=_touch)["params"], spec)
+
+
 def abstract_params(config: RunConfig, mesh: Mesh, spec: Batch) -> Any:
     """Shapes, dtypes and shardings of the parameters that a batch of this form touches."""
-    model = VLM(config.model)
-    boxed = jax.eval_shape(lambda b: model.init(jax.random.key(0), b, method=_touch)["params"], spec)
-    shardings = parameter_shardings(boxed, mesh)
+    boxed = boxed_params(config, spec)
+    shardings = parameter_shardings(boxed, mesh, sharding_rules(config.mesh))
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), nn.meta.unbox(boxed), shardings
     )
@@ -132,12 +138,32 @@ def _touch(model: VLM, batch: Batch) -> jax.Array:
     return model(batch)
 
 
+def check_division(config: RunConfig, mesh: Mesh) -> None:
+    """Raises UserError unless a slice's rows, and a sequence that is to be split, divide over the mesh."""
+    train, data, tensor = config.train, config.data, mesh.shape["tensor"]
+    rows, parts = train.batch_size // train.accumulation, mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % parts:
+        raise UserError(
+            f"train.batch_size {train.batch_size} in train.accumulation {train.accumulation} slices gives "
+            f"{rows} rows, which do not divide over {parts} devices of mesh axes data and fsdp; change one"
+        )
+    for name in ("max_length", "query_length"):
+        size = getattr(data, name)
+        if config.mesh.sequence_parallel and size % tensor:
+            raise UserError(f"mesh.sequence_parallel: data.{name} {size} does not divide over the {tensor} "
+                            "devices of mesh axis tensor; change one of them")  # fmt: skip
+
+
 def build_trainer(config: RunConfig, mesh: Mesh) -> Trainer:
     """Compiled init and step for a run on a mesh.
 
     The batch carries cached features when `data.cached_features` is set; the tower then has no
     parameters in the state.
+
+    Raises:
+      UserError: rows, sequence or a parameter do not divide over the mesh.
     """
+    check_division(config, mesh)
     model, train = VLM(config.model), config.train
     spec = batch_spec(config.model, config.data, train.batch_size, config.data.cached_features)
     params = abstract_params(config, mesh, spec)
@@ -168,7 +194,7 @@ def build_trainer(config: RunConfig, mesh: Mesh) -> Trainer:
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        with nn.logical_axis_rules(RULES):
+        with nn.logical_axis_rules(sharding_rules(config.mesh)):
             return train_step(model, config, state, batch)
 
     jitted = jax.jit(

@@ -21,7 +21,7 @@ from quecc_jax.train.step import Trainer, build_trainer
 from tests import tiny
 
 ONE = MeshConfig(1, 1, 1)
-SHAPES = [MeshConfig(2, 2, 2), MeshConfig(1, 4, 2), MeshConfig(8, 1, 1)]
+SHAPES = [MeshConfig(2, 2, 2), MeshConfig(1, 4, 2, sequence_parallel=True), MeshConfig(8, 1, 1)]
 MOVING = {"eps": 1e-2}
 """AdamW divides by the gradient's size, which turns round-off in near-zero gradients into full-size
 updates; with a large epsilon it is close to plain descent."""

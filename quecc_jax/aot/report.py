@@ -1,0 +1,189 @@
+"""Compiles a training step for a topology and says what it takes there."""
+
+import dataclasses
+import re
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from quecc_jax.aot import hlo
+from quecc_jax.aot.buffers import Buffer, Memory, parse_assignment
+from quecc_jax.aot.chips import GIB
+from quecc_jax.aot.collectives import collectives
+from quecc_jax.aot.roofline import Bounds, Exchange, bounds, exchanges
+from quecc_jax.aot.topology import Topology, topology_devices
+from quecc_jax.aot.traffic import traffic
+from quecc_jax.config import RunConfig
+from quecc_jax.errors import UserError
+from quecc_jax.flops import train_flops
+from quecc_jax.sharding import make_mesh
+from quecc_jax.train.step import build_trainer
+
+LARGEST = 12
+"""Buffers that a report lists."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PodReport:
+    """What one step takes on one chip of a topology, and a whole run on all of them."""
+
+    topology: str
+    chips: int
+    mesh: dict[str, int]
+    rows_per_chip: float
+    """Rows of one accumulation slice per chip."""
+    memory: Memory
+    needed: int
+    """Bytes of main memory that the compiler counts, padding and fragmentation included."""
+    limit: int
+    """Bytes of main memory that it may use."""
+    model_flops: float
+    """Of one step on all chips."""
+    hlo_flops: float
+    """The same, as compiled."""
+    traffic: int
+    """Bytes per chip and step between main memory and the cores."""
+    exchanges: list[Exchange]
+    bounds: Bounds
+    step_seconds: float
+    mfu: float
+    run_hours: float
+    """For all of the config's steps."""
+    buffers: list[Buffer]
+    unknown_loops: list[str]
+    """Loops that count once, as their trip count is not known."""
+    trace_seconds: float
+    compile_seconds: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether the program can be loaded."""
+        return self.needed <= self.limit
+
+    @property
+    def flops_ratio(self) -> float:
+        """HLO FLOPs over model FLOPs."""
+        return self.hlo_flops / self.model_flops
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        rows = {
+            "exchanges": [one._asdict() for one in self.exchanges],
+            "buffers": [one._asdict() for one in self.buffers],
+        }
+        derived = {"fits": self.fits, "flops_ratio": self.flops_ratio, "governing": self.bounds.governing}
+        memory = {**self.memory._asdict(), "total": self.memory.total}
+        return {**vars(self), **rows, **derived, "memory": memory, "bounds": self.bounds._asdict()}
+
+
+def pod_report(config: RunConfig, topology: Topology) -> tuple[PodReport, hlo.Program]:
+    """Lowers and compiles the run's step for a topology; returns the report and the compiled program.
+
+    A step that the compiler refuses for its memory is reported like any other.
+
+    Raises:
+      UserError: the topology is not known, the compiler not installed, or the run does not divide over it.
+    """
+    devices = topology_devices(topology)
+    mesh = make_mesh(config.mesh, devices)
+    began = time.perf_counter()
+    lowered = build_trainer(config, mesh).lower()
+    traced = time.perf_counter()
+    program, memory, buffers, needed, limit = _compile(lowered, topology)
+    compiled = time.perf_counter()
+
+    chips = len(devices)
+    flops, moved = hlo.flops(program), traffic(program)
+    sent = exchanges(collectives(program), topology, list(mesh.devices.flat))
+    limits = bounds(topology, flops, moved, sent)
+    model = train_flops(config)
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    report = PodReport(
+        topology=topology.name,
+        chips=chips,
+        mesh=dict(mesh.shape),
+        rows_per_chip=config.train.batch_size / config.train.accumulation / parts,
+        memory=memory,
+        needed=needed,
+        limit=limit,
+        model_flops=model,
+        hlo_flops=float(flops * chips),
+        traffic=moved,
+        exchanges=sent,
+        bounds=limits,
+        step_seconds=limits.step_seconds,
+        mfu=model / (limits.step_seconds * chips * topology.chip.flops),
+        run_hours=limits.step_seconds * config.train.steps / 3600,
+        buffers=buffers[:LARGEST],
+        unknown_loops=hlo.runs(program)[1],
+        trace_seconds=traced - began,
+        compile_seconds=compiled - traced,
+    )
+    return report, program
+
+
+def _compile(
+    lowered: jax.stages.Lowered, topology: Topology
+) -> tuple[hlo.Program, Memory, list[Buffer], int, int]:
+    """(program, memory, buffers, bytes needed, bytes allowed) by the compiler's own dumps, which it also
+    writes for a program that it refuses."""
+    limit = int(topology.chip.usable_gib * GIB)
+    with tempfile.TemporaryDirectory() as folder:
+        refused, code = "", 0
+        try:
+            compiled = lowered.compile({"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+            stats: Any = compiled.memory_analysis()
+            code = stats.generated_code_size_in_bytes
+        except jax.errors.JaxRuntimeError as error:
+            refused = str(error)
+            if "RESOURCE_EXHAUSTED" not in refused:
+                raise
+        program = hlo.parse(_dump(folder, "after_optimizations.txt"))
+        memory, buffers = parse_assignment(
+            _dump(folder, "after_optimizations-buffer-assignment.txt"), program, code
+        )
+    needed = memory.total
+    if refused:
+        sizes = re.search(r"\(([\d.]+[KMGT]?)\) exceeds available HBM \(([\d.]+[KMGT]?)\)", refused)
+        if not sizes:
+            reason = refused.splitlines()[0]
+            raise UserError(f"the TPU compiler refused the step for {topology.name}: {reason}")
+        needed, limit = max(_size(sizes[1]), needed), _size(sizes[2])
+    return program, memory, buffers, needed, limit
+
+
+def _dump(folder: str, ending: str) -> str:
+    """The text of the compiler's dump of the step; kernels may have dumps of their own, which are small."""
+    found = sorted(Path(folder).glob(f"*.{ending}"), key=lambda file: file.stat().st_size)
+    if not found:
+        raise UserError(f"the TPU compiler wrote no {ending}; another version of libtpu may be installed")
+    return found[-1].read_text()
+
+
+def _size(text: str) -> int:
+    """Bytes of `15.75G`."""
+    units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+    return int(float(text.rstrip("KMGT")) * units.get(text[-1], 1))
+
+
+def remedies(config: RunConfig, report: PodReport) -> list[str]:
+    """Settings that would lower the memory of a step that does not fit, most effective first."""
+    mesh, found = report.mesh, []
+    if report.memory.arguments > report.memory.temporaries and mesh["data"] > 1:
+        parts = mesh["data"] * mesh["fsdp"]
+        found.append(f"--mesh.data 1 --mesh.fsdp {parts} splits the training state over all chips")
+    if config.model.remat != "full":
+        found.append("--model.remat full keeps only each layer's input")
+    if report.rows_per_chip > 1:
+        rows = max(n for n in range(1, int(report.rows_per_chip)) if report.rows_per_chip % n == 0)
+        slices = round(config.train.accumulation * report.rows_per_chip / rows)
+        found.append(f"--train.accumulation {slices} works on {rows} rows per chip at a time")
+    if not config.mesh.sequence_parallel or report.rows_per_chip <= 1:
+        tensor = 2 * mesh["tensor"]
+        found.append(f"--mesh.tensor {tensor} --mesh.sequence-parallel True splits rows over {tensor} chips")
+    if config.train.loss_chunk > 256:
+        found.append("--train.loss-chunk 256 holds fewer logits at once")
+    return [*found, "a topology of more chips"]

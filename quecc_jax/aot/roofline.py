@@ -1,0 +1,105 @@
+"""The time that a program cannot go below on a chip, and a prediction from it."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from quecc_jax.aot.collectives import Collective
+from quecc_jax.aot.topology import Topology
+
+EFFICIENCY = 0.75
+"""Share of the governing bound's peak that a step is taken to reach, all bounds overlapping.
+
+MaxText's published results on v5e-256 are 56 to 67 percent of the peak in model FLOPs (16B to 128B
+parameters); with what their rematerialisation recomputes that is about three quarters of the peak.
+"""
+
+
+class Exchange(NamedTuple):
+    """All exchanges of one kind over one network, per chip and step."""
+
+    kind: str
+    network: str
+    """`ICI` within a slice, `DCN` between slices."""
+    bytes: int
+    """Bytes that a chip receives, at least."""
+    times: int
+    seconds: float
+
+
+def exchanges(found: Sequence[Collective], topology: Topology, devices: Sequence[Any]) -> list[Exchange]:
+    """What a program sends, by kind and network.
+
+    An exchange over several axes of the torus uses all their links: two per axis that closes to a ring, one
+    where the axis ends (the chip at the end has no more). A permutation is taken to run in both directions.
+
+    Args:
+      devices: the program's, in its order, with coordinates and slices.
+    """
+    sums: dict[tuple[str, str], list[float]] = {}
+    for one in found:
+        members = [devices[place] for place in one.group]
+        slices = len({_slice(d) for d in members})
+        dcn = _between_slices(one, slices) if slices > 1 else 0
+        ici = one.received - dcn
+        rate = topology.chip.link_bytes * _links(one, [d.coords for d in members], topology)
+        for network, received, seconds in (
+            ("ICI", ici, ici / rate if rate else 0.0),
+            ("DCN", dcn, dcn / topology.chip.dcn_bytes if topology.chip.dcn_bytes else math.inf),
+        ):
+            if received:
+                total = sums.setdefault((one.kind, network), [0, 0, 0.0])
+                for place, value in enumerate((received, 1, seconds)):
+                    total[place] += value * one.times
+    return sorted(
+        (Exchange(kind, network, int(b), int(n), s) for (kind, network), (b, n, s) in sums.items()),
+        key=lambda e: -e.seconds,
+    )
+
+
+def _slice(device: Any) -> int:
+    return getattr(device, "slice_index", None) or 0
+
+
+def _between_slices(one: Collective, slices: int) -> int:
+    """Bytes that a chip must receive from other slices when each slice fetches them only once."""
+    if one.kind == "collective-permute":
+        return one.received
+    return one.received * (slices - 1) // max(len(one.group) - 1, 1)
+
+
+def _links(one: Collective, coordinates: Sequence[Sequence[int]], topology: Topology) -> int:
+    """Links over which a chip takes in an exchange."""
+    if one.kind == "collective-permute":
+        return 2
+    links = 0
+    for axis, size in enumerate(topology.shape):
+        if len({c[axis] for c in coordinates}) > 1:
+            links += 2 if size % topology.chip.wraps == 0 else 1
+    return links
+
+
+class Bounds(NamedTuple):
+    """Seconds per step that each resource needs at its peak rate."""
+
+    compute: float
+    hbm: float
+    ici: float
+    dcn: float
+
+    @property
+    def governing(self) -> str:
+        """The name of the largest."""
+        return max(self._fields, key=lambda name: getattr(self, name))
+
+    @property
+    def step_seconds(self) -> float:
+        """The predicted step time."""
+        return max(self) / EFFICIENCY
+
+
+def bounds(topology: Topology, flops: float, traffic: float, sent: Sequence[Exchange]) -> Bounds:
+    """Bounds of a program by its FLOPs, bytes of main memory and exchanges per chip and step."""
+    networks = {name: sum(e.seconds for e in sent if e.network == name) for name in ("ICI", "DCN")}
+    chip = topology.chip
+    return Bounds(flops / chip.flops, traffic / chip.hbm_bytes, networks["ICI"], networks["DCN"])

@@ -1,0 +1,32 @@
+"""Names of topologies, and the sentences for those that are none."""
+
+import pytest
+
+from quecc_jax.aot.topology import parse_topology, topology_devices
+from quecc_jax.errors import UserError
+
+
+@pytest.mark.parametrize("text, shape, slices", [
+    ("v5e:16x16", (16, 16), 1), ("v5p:2x4x4", (2, 4, 4), 1), ("2*v5e:4x4", (4, 4), 2),
+])  # fmt: skip
+def test_names(text, shape, slices):
+    topology = parse_topology(text)
+    assert (topology.shape, topology.slices, topology.name) == (shape, slices, text)
+
+
+@pytest.mark.parametrize("text, message", [
+    ("v5e-16", "write CHIP:AxB"), ("h100:2x2", "one of the chips v4, v5e, v5p, v6e"),
+    ("v5e:4x4x4", "has 2 axes"), ("0*v5e:4x4", "at least 1"), ("v5p:4x4", "has 3 axes"),
+])  # fmt: skip
+def test_other_names_are_refused(text, message):
+    with pytest.raises(UserError, match=message):
+        parse_topology(text)
+
+
+def test_a_missing_compiler_is_one_sentence(monkeypatch):
+    from jax._src import xla_bridge
+
+    monkeypatch.setattr(xla_bridge.xla_client, "pjrt_plugin_loaded", lambda name: False)
+    monkeypatch.setattr(xla_bridge, "get_tpu_library_path", lambda: None)
+    with pytest.raises(UserError, match=r"not installed here; pip install -r requirements-tpu\.txt"):
+        topology_devices(parse_topology("v5e:4x4"))

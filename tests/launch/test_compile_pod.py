@@ -1,0 +1,58 @@
+"""The TPU compiler at work on a small model, through the command line's own path."""
+
+import json
+import platform
+import re
+import subprocess
+import sys
+
+import pytest
+
+CONFIG = "tests/aot/pod_model.py"
+
+needs_libtpu = pytest.mark.skipif(
+    (sys.platform, platform.machine()) != ("linux", "x86_64"),
+    reason="libtpu, the TPU compiler, has wheels for x86-64 Linux only",
+)
+
+
+def compile_pod(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "launch.compile_pod", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+@needs_libtpu
+def test_a_step_compiles_for_a_slice_that_is_not_here(tmp_path):
+    out = tmp_path / "new" / "report.json"
+    ran = compile_pod(CONFIG, "--topology", "v5e:2x2", "--json", str(out), "--model.remat", "none")
+    assert ran.returncode == 0, ran.stderr
+    for heading in ("memory per chip", "fits", "FLOPs per step", "all-gather, ICI", "predicted MFU"):
+        assert heading in ran.stdout, heading
+    report = json.loads(out.read_text())
+    assert report["fits"] and report["chips"] == 4 and report["mesh"] == {"data": 1, "fsdp": 4, "tensor": 1}
+    assert 0.99 <= report["flops_ratio"] <= 1.10
+    # Parameters and two slots each of the trained ones, in float32, a quarter per chip; plus the batch.
+    memory = report["memory"]
+    assert memory["aliased"] > 0.95 * memory["output"] and memory["total"] <= report["needed"] * 1.01
+    assert any("decoder/layers/gate" in b["name"] for b in report["buffers"])
+    assert report["unknown_loops"] == []
+
+
+@needs_libtpu
+def test_the_resolved_table_of_shardings():
+    ran = compile_pod(CONFIG, "--topology", "v5e:2x2", "--show-sharding", "--mesh.tensor", "2")
+    assert ran.returncode == 0, ran.stderr
+    (gate,) = re.findall(r".*decoder/layers/gate/kernel.*", ran.stdout)
+    assert "8x256x640" in gate and "layers, embed, mlp" in gate and "·, fsdp, tensor" in gate
+    assert "of optimizer state for the" in ran.stdout
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ((CONFIG,), "--topology must be given"),
+    ((CONFIG, "--topology", "v9:2x2"), "topology 'v9:2x2' is not known"),
+    ((CONFIG, "--topology", "v5e:2x2", "--mesh.fsdp", "3"), "needs 3 devices, 4 are here"),
+])  # fmt: skip
+def test_mistakes_are_one_sentence(arguments, message):
+    ran = compile_pod(*arguments)
+    assert ran.returncode == 1 and message in ran.stderr and ran.stderr.startswith("error: ")
+    assert len(ran.stderr.strip().splitlines()) == 1

@@ -1,0 +1,75 @@
+"""The chunked loss against one over full logits, and what it computes for whom."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quecc_jax.aot import hlo
+from quecc_jax.data.batch import IGNORE
+from quecc_jax.train.loss import cross_entropy_sum, shifted_targets
+
+ROWS, LENGTH, WIDTH, VOCAB = 4, 11, 8, 23
+
+
+def arrays(seed: int = 0):
+    rng = np.random.default_rng(seed)
+    hidden = rng.normal(size=(ROWS, LENGTH, WIDTH)).astype(np.float32)
+    matrix = rng.normal(size=(WIDTH, VOCAB)).astype(np.float32)
+    labels = rng.integers(0, VOCAB, (ROWS, LENGTH)).astype(np.int32)
+    labels[rng.random((ROWS, LENGTH)) < 0.4] = IGNORE
+    return hidden, matrix, labels
+
+
+def reference(hidden, matrix, labels):
+    targets = shifted_targets(labels)
+    losses = optax.softmax_cross_entropy_with_integer_labels(hidden @ matrix, jnp.maximum(targets, 0))
+    return jnp.sum(jnp.where(targets == IGNORE, 0.0, losses))
+
+
+@settings(max_examples=5, deadline=None)
+@given(chunk=st.integers(1, LENGTH + 3), parts=st.sampled_from([1, 2, 4]), seed=st.integers(0, 99))
+def test_loss_and_gradients_are_those_of_full_logits(chunk, parts, seed):
+    hidden, matrix, labels = arrays(seed)
+
+    def chunked(hidden, matrix):
+        # Scaled, as a caller that divides by the count would.
+        return 0.5 * cross_entropy_sum(hidden, matrix, labels, chunk, parts)[0]
+
+    loss, gradients = jax.value_and_grad(chunked, (0, 1))(hidden, matrix)
+    expected, wanted = jax.value_and_grad(reference, (0, 1))(hidden, matrix, labels)
+    np.testing.assert_allclose(loss, 0.5 * expected, rtol=1e-5)
+    np.testing.assert_allclose(chunked(hidden, matrix), loss, rtol=1e-6)
+    for one, other in zip(gradients, wanted, strict=True):
+        np.testing.assert_allclose(one, 0.5 * other, rtol=1e-4, atol=1e-5)
+
+
+def test_the_count_is_of_labels_that_are_predicted():
+    hidden, matrix, labels = arrays()
+    _, count = cross_entropy_sum(hidden, matrix, labels, 4)
+    assert count == np.count_nonzero(labels[:, 1:] != IGNORE)
+
+
+@pytest.mark.parametrize("trained, products", [(True, 3), (False, 2)])
+def test_each_logit_is_computed_once_and_a_frozen_matrix_gets_no_gradient(trained, products):
+    hidden, matrix, labels = arrays()
+
+    def loss(hidden, matrix):
+        return cross_entropy_sum(hidden, matrix, labels, LENGTH)[0]
+
+    step = jax.jit(jax.grad(loss, (0, 1) if trained else 0))
+    program = hlo.parse(step.lower(hidden, matrix).compile().as_text() or "")
+    assert hlo.flops(program) == products * 2 * ROWS * LENGTH * WIDTH * VOCAB
+
+
+def test_bfloat16_gradients_stay_close():
+    hidden, matrix, labels = arrays()
+    half = (hidden.astype(jnp.bfloat16), matrix.astype(jnp.bfloat16))
+    rough = jax.grad(lambda h, m: cross_entropy_sum(h, m, labels, 4)[0], (0, 1))(*half)
+    exact = jax.grad(reference, (0, 1))(hidden, matrix, labels)
+    for one, other in zip(rough, exact, strict=True):
+        assert one.dtype == jnp.bfloat16
+        np.testing.assert_allclose(one.astype(np.float32), other, atol=0.03 * np.abs(other).max())
