@@ -1,4 +1,8 @@
-"""Scores a run on a data set: `python -m launch.evaluate --checkpoint RUN --data POOL --out DIR`."""
+"""Scores a run on a data set or on benchmarks.
+
+python -m launch.evaluate --checkpoint RUN --data POOL --out DIR
+python -m launch.evaluate --checkpoint RUN --tasks pope,gqa --data DIR --out DIR
+"""
 
 import dataclasses
 import json
@@ -26,39 +30,81 @@ class Options:
     checkpoint: Path
     """Directory of a trained run."""
     data: Path
-    """Directory of a pool, or a LLaVA-format .json or .jsonl file, whose first questions are asked."""
+    """Directory of a pool, or a LLaVA-format .json or .jsonl file, whose first questions are asked. With
+    --tasks the folder of benchmarks, laid out as LLaVA's playground/data/eval."""
     out: Path
-    """Directory for results.json and answers.jsonl; created if missing."""
+    """Directory for results.json and answers; created if missing. Benchmarks go on where they stopped."""
+    tasks: str = ""
+    """Benchmarks between commas: pope, gqa, vqav2, vqav2_val, vizwiz, vizwiz_val, textvqa, scienceqa, mme,
+    mmbench, mmbench_cn, seed, mmmu, ai2d, chartqa, docvqa, mathvista, llava_bench, mmvet."""
     images: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """What a .json file's picture paths are relative to; None for the file's own folder."""
-    max_new_tokens: int = 32
-    """Longest answer, in tokens."""
+    max_new_tokens: int | None = None
+    """Longest answer, in tokens; None for 32, and for what LLaVA's scripts allow on benchmarks."""
     batch_size: int = 64
     """Questions answered at a time."""
+    limit: int | None = None
+    """Benchmarks: ask about that many questions of each, spread evenly."""
+    name: str = ""
+    """Benchmarks: what tables and answer files call the model; the checkpoint's directory by default."""
+    seed: int = 0
+    """Benchmarks: seed of the bootstrap."""
+    html: bool = False
+    """Benchmarks: write failures.html, wrong answers with their pictures."""
 
 
 def main() -> None:
-    """Parses the command line, answers every question, writes the files and prints the table."""
+    """Parses the command line and scores what it names."""
     options = parse_options(
         Options, sys.argv[1:], "python -m launch.evaluate",
-        "Exact-match accuracy, up to case and spacing, of greedy answers, per kind of question and in all. "
-        "Pictures pass through the tower; features cached in a pool are not used.",
+        "Exact-match accuracy, up to case and spacing, of greedy answers, per kind of question and in all; "
+        "with --tasks each benchmark's own metrics. Pictures pass through the tower; features cached in a "
+        "pool are not used.",
     )  # fmt: skip
-    for name in ("max_new_tokens", "batch_size"):
-        if getattr(options, name) < 1:
+    for name in ("max_new_tokens", "batch_size", "limit"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
             flag = name.replace("_", "-")
-            raise UserError(f"--{flag} is {getattr(options, name)}; give at least 1")
-    source = open_source(options.data, options.images)
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {options.out} cannot be written ({error.strerror}); choose another") from None
+            raise UserError(f"--{flag} is {value}; give at least 1")
+    if options.tasks:
+        score_benchmarks(options)
+    else:
+        score_source(options)
 
+
+def score_benchmarks(options: Options) -> None:
+    """Runs the benchmarks and prints their table."""
+    from launch import benchmarks
+
+    make_directory(options.out)
+    results = benchmarks.run(
+        options.checkpoint, options.tasks, options.data, options.out, name=options.name, limit=options.limit,
+        max_new_tokens=options.max_new_tokens, batch_size=options.batch_size, seed=options.seed,
+        html=options.html,
+    )  # fmt: skip
+    benchmarks.show(results, options.out)
+
+
+def make_directory(out: Path) -> None:
+    """Makes `--out`; raises UserError where that cannot be."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written ({error.strerror}); choose another") from None
+
+
+def score_source(options: Options) -> None:
+    """Answers every question of a data set, writes the files and prints the table."""
+    for name in ("limit", "name", "html"):
+        if getattr(options, name):
+            raise UserError(f"--{name} goes with --tasks; name benchmarks or leave it out")
+    source = open_source(options.data, options.images)
+    make_directory(options.out)
     began = time.monotonic()
     answers = answer_all(options, source)
     results = {
         "checkpoint": str(options.checkpoint), "data": str(options.data),
-        "max_new_tokens": options.max_new_tokens, "seconds": round(time.monotonic() - began, 1),
+        "max_new_tokens": answer_tokens(options), "seconds": round(time.monotonic() - began, 1),
         **summarise(answers),
     }  # fmt: skip
     records = (
@@ -69,6 +115,11 @@ def main() -> None:
     write(options.out / "answers.jsonl", "".join(json.dumps(record) + "\n" for record in records))
     write(options.out / "results.json", json.dumps(results, indent=1) + "\n")
     show(results)
+
+
+def answer_tokens(options: Options) -> int:
+    """Longest answer to a question of a data set."""
+    return options.max_new_tokens or 32
 
 
 def open_source(data: Path, images: Path | None) -> SourceConfig:
@@ -104,7 +155,7 @@ def answer_all(options: Options, source: SourceConfig) -> "list[Answer]":
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("", total=total)
         return predict(
-            config.model, data, params, max_new_tokens=options.max_new_tokens,
+            config.model, data, params, max_new_tokens=answer_tokens(options),
             batch_size=options.batch_size, progress=lambda rows: bar.update(task, completed=rows),
         )  # fmt: skip
 

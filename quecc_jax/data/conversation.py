@@ -95,14 +95,29 @@ def prompt(question: str, images: int, tokenizer: Tokenizer, data: DataConfig, v
     Raises:
       UserError: as `encode`, or the history does not end with an answer.
     """
+    talk = _asking(question, images, history, system)
+    _check(talk, images, data)
+    return _encode(talk, images, tokenizer, data, visual_tokens)
+
+
+def prompt_text(question: str, images: int, tokenizer: Tokenizer, data: DataConfig,
+                history: Sequence[str] = (), system: str | None = None) -> str:
+    """What `prompt` lays out, as text for people: one placeholder a picture, special tokens by name."""
+    talk = _asking(question, images, history, system)
+    turns = [_placed(turn, data) for turn in talk.turns]
+    marks = {Mark.BOS: _bos(tokenizer), Mark.EOS: (tokenizer.eos_token_id,)}
+    laid = pieces(TEMPLATES[data.template], turns, system)
+    parts: list[str | Mark] = [Mark.BOS, *(part for part, _ in laid)]
+    return "".join(part if isinstance(part, str) else tokenizer.decode(marks[part], False) for part in parts)
+
+
+def _asking(question: str, images: int, history: Sequence[str], system: str | None) -> Talk:
     if len(history) % 2:
         raise UserError("the history ends with a question; give its answer as well")
     turns = [*history, question]
     if not any(PLACEHOLDER in turn for turn in turns):
         turns[0] = f"{PLACEHOLDER}\n" * images + turns[0]
-    talk = Talk(system, turns)
-    _check(talk, images, data)
-    return _encode(talk, images, tokenizer, data, visual_tokens)
+    return Talk(system, turns)
 
 
 def _talk(row: dict[str, Any]) -> Talk:

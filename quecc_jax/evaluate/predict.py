@@ -44,12 +44,14 @@ def predict(
     max_new_tokens: int,
     batch_size: int = 128,
     progress: Callable[[int], None] = lambda rows: None,
+    each: Callable[[Answer], None] = lambda answer: None,
 ) -> list[Answer]:
     """Greedy answers to the first question of every row of `data.sources`, in order.
 
     Args:
       params: parameters by top-level name; `vision` may be missing when data.cached_features is set.
       progress: called with the number of answered rows after every batch.
+      each: called with every answer as soon as its batch is done.
 
     Raises:
       UserError: a source cannot be read, or a row has no answer to compare with or is too long.
@@ -68,6 +70,7 @@ def predict(
         for identity, ids in zip(batch.ids.tolist(), tokens.tolist(), strict=True):
             if identity >= 0:
                 answers.append(Answer(rows[identity], read_answer(ids, tokenizer, ends)))
+                each(answers[-1])
         progress(len(answers))
     return answers
 

@@ -1,0 +1,202 @@
+"""A model's answers to a benchmark: asked, judged and kept one by one, so that a killed run goes on.
+
+OUT/TASK/ holds
+    settings.json        what must be equal for answers to be of one run
+    answers.jsonl        one question a line: exact prompt, answer, score
+    llava_answers.jsonl  all answers in LLaVA's form, beside what the benchmark's server takes
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from quecc_jax.config import RunConfig, SourceConfig
+from quecc_jax.data.conversation import prompt_text
+from quecc_jax.data.files import read_json
+from quecc_jax.data.templates import PLACEHOLDER
+from quecc_jax.data.tokenizer import load_tokenizer
+from quecc_jax.errors import UserError
+from quecc_jax.evaluate.bootstrap import evaluate
+from quecc_jax.evaluate.predict import Answer, predict
+from quecc_jax.evaluate.tasks.base import Judged, Sample, Task, llava_answers, write_json, write_lines
+from quecc_jax.paths import Lines
+
+ANSWERS, SETTINGS, LLAVA = "answers.jsonl", "settings.json", "llava_answers.jsonl"
+
+
+def run_task(
+    task: Task,
+    samples: Sequence[Sample],
+    folder: Path,
+    config: RunConfig,
+    params: dict[str, Any],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    data: Path,
+    model: str,
+    progress: Callable[[int], None] = lambda answered: None,
+) -> list[Judged]:
+    """Greedy answers to the samples, in their order; those that the folder holds are not asked again.
+
+    Args:
+      task: the benchmark.
+      samples: its questions, or some of them.
+      folder: where answers are kept; made where it is missing.
+      config: the run's own, whose template and picture handling are used.
+      params: parameters by top-level name.
+      max_new_tokens: longest answer.
+      batch_size: questions answered at a time.
+      data: the data directory, for files that the benchmark's server takes.
+      model: name of the model in LLaVA's answer file.
+      progress: called with the number of answered samples, at the start and after every answer.
+
+    Raises:
+      UserError: the folder holds answers of another run, or a picture or prompt cannot be used.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _check_settings(folder, {
+        "task": task.name, "model": fingerprint(params), "visual_tokens": config.model.visual_tokens,
+        "max_new_tokens": max_new_tokens, "template": config.data.template, "dtype": config.model.dtype,
+        "image_aspect": config.data.image_aspect, "query": config.model.compressor.query,
+    })  # fmt: skip
+    kept = _kept(folder / ANSWERS, samples)
+    wanted = {sample.id for sample in samples}
+    answers = {record["id"]: str(record["answer"]) for record in kept if record["id"] in wanted}
+    pending = [sample for sample in samples if sample.id not in answers]
+    progress(len(answers))
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    # Rewritten whole at the start: a line that a kill cut short goes.
+    lines = Lines(folder / ANSWERS, (json.dumps(record, ensure_ascii=False) for record in kept))
+
+    def keep(answer: Answer) -> None:
+        sample = pending[answer.row["id"]]
+        answers[sample.id] = answer.prediction
+        parsed, score = task.judge(sample, answer.prediction)
+        images = [image if isinstance(image, str) else "in the data file" for image in sample.images]
+        lines.add(json.dumps({
+            "id": sample.id, "images": images, "question": sample.prompt,
+            "prompt": prompt_text(sample.prompt, len(images), tokenizer, config.data),
+            "answer": answer.prediction, "parsed": parsed, "truth": sample.truth, "score": score,
+        }, ensure_ascii=False))  # fmt: skip
+        progress(len(answers))
+
+    try:
+        if pending:
+            _ask(pending, config, params, max_new_tokens, batch_size, keep)
+    finally:
+        lines.close()
+    judged = [Judged(sample, answer, *task.judge(sample, answer))
+              for sample in samples for answer in (answers[sample.id],)]  # fmt: skip
+    write_lines(folder / LLAVA, llava_answers(judged, model))
+    task.write(folder, judged, data)
+    return judged
+
+
+def _ask(pending: Sequence[Sample], config: RunConfig, params: dict[str, Any], max_new_tokens: int,
+         batch_size: int, keep: Callable[[Answer], None]) -> None:  # fmt: skip
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = [_row(number, sample, Path(scratch)) for number, sample in enumerate(pending)]
+        write_json(Path(scratch, "questions.json"), rows)
+        source = SourceConfig(kind="llava_json", path=str(Path(scratch, "questions.json")), images=scratch)
+        most = max(1, *(len(sample.images) for sample in pending))
+        settings = dataclasses.replace(config.data, sources=(source,), cached_features=False,
+                                       images_per_row=most)  # fmt: skip
+        try:
+            predict(config.model, settings, params, max_new_tokens=max_new_tokens,
+                    batch_size=batch_size, each=keep)  # fmt: skip
+        except UserError as error:
+            row = re.fullmatch(rf"{re.escape(source.path)}, row (\d+): (.*)", str(error))
+            if row is None:
+                raise
+            raise UserError(f"question {pending[int(row[1]) - 1].id}: {row[2]}") from None
+
+
+def _row(number: int, sample: Sample, scratch: Path) -> dict[str, Any]:
+    """The sample as a LLaVA-format row; pictures in memory become files."""
+    names = []
+    for place, image in enumerate(sample.images):
+        if isinstance(image, bytes):
+            (scratch / f"{number}-{place}").write_bytes(image)
+            names.append(f"{number}-{place}")
+        else:
+            names.append(str(Path(image).absolute()))
+    turns = [{"from": "human", "value": f"{PLACEHOLDER}\n" * len(names) + sample.prompt},
+             {"from": "gpt", "value": ""}]  # fmt: skip
+    return {"id": number, "conversations": turns, **({"image": names} if names else {})}
+
+
+def fingerprint(params: dict[str, Any]) -> str:
+    """Tells models apart: a hash of every parameter's name, shape and first corner of 8 a side."""
+    known = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        corner = jax.device_get(leaf[(slice(8),) * leaf.ndim])
+        known.update(f"{jax.tree_util.keystr(path)}{leaf.shape}".encode())
+        known.update(np.ascontiguousarray(corner, np.float32).tobytes())
+    return known.hexdigest()[:16]
+
+
+def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
+    path = folder / SETTINGS
+    if not path.is_file():
+        write_json(path, settings)
+        return
+    found = read_json(path)
+    differ = [f"{name} {found.get(name)} -> {value}" for name, value in settings.items()
+              if found.get(name) != value]  # fmt: skip
+    if differ:
+        raise UserError(f"{folder} holds answers under other settings ({', '.join(differ)}); choose another "
+                        "--out or remove that folder")
+
+
+def _kept(path: Path, samples: Sequence[Sample]) -> list[dict[str, Any]]:
+    """Records of an earlier run, each question once; a last line that was cut short is left out."""
+    if not path.is_file():
+        return []
+    prompts = {sample.id: sample.prompt for sample in samples}
+    records: dict[Any, dict[str, Any]] = {}
+    lines = path.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            record = json.loads(line)
+            question = record["question"], record["answer"]
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise UserError(f"{path}, line {number} is damaged; remove that line") from None
+        if prompts.get(record["id"], question[0]) != question[0]:
+            raise UserError(f"{path}, line {number} answers another question than the data files now ask as "
+                            f"{record['id']}; choose another --out")
+        records[record["id"]] = record
+    return list(records.values())
+
+
+def summary(task: Task, judged: Sequence[Judged], resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
+    """Numbers of questions and all metrics with bootstrap standard errors, as JSON holds them.
+
+    `metrics` is empty where the truth is not public. `unread` counts answers in which the benchmark's
+    rule found nothing.
+    """
+    scored = [one for one in judged if one.score is not None]
+    tallies = [task.tally(unit) for unit in task.units(scored)]
+    found = evaluate(tallies, task.metrics, resamples, seed)
+    return {
+        "about": task.about, "questions": len(judged), "units": len(task.units(judged)),
+        "unread": sum(not one.parsed for one in judged), "headline": task.headline if found else None,
+        "metrics": {name: {"value": value, "standard_error": None if math.isnan(error) else error}
+                    for name, (value, error) in found.items()},
+        **({"submit": task.submit} if task.submit else {}),
+    }  # fmt: skip
+
+
+def missing_pictures(samples: Iterable[Sample]) -> list[str]:
+    """Paths of pictures that do not exist, each once."""
+    paths = dict.fromkeys(image for sample in samples for image in sample.images if isinstance(image, str))
+    return [path for path in paths if not Path(path).is_file()]
