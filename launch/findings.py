@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from launch import summary
-from launch.summary import Results, Score, flops_text
+from launch.summary import Results, Score
+from scaling.text import flops_text
 
 
 def findings(results: Results) -> list[str]:

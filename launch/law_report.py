@@ -9,7 +9,7 @@ import scaling.errors
 from launch import summary
 from launch.figures import embed
 from launch.findings import brief, title
-from launch.summary import Results, flops_text
+from launch.summary import Results
 from scaling.fit import Fit
 from scaling.frontier import law_choices, pareto
 from scaling.law import PARAMETERS
@@ -17,6 +17,7 @@ from scaling.plot import figure_error_vs_flops, figure_residuals
 from scaling.report import Section, bullets, paragraph, table_html
 from scaling.style import Style
 from scaling.table import ScoreTable
+from scaling.text import flops_text
 
 
 def law_section(results: Results, out: Path) -> Section:

@@ -20,9 +20,9 @@ from launch.findings import brief, findings, title
 from launch.law_report import law_section
 from launch.summary import Results, Score
 from quecc_jax.errors import UserError, run_cli
-from scaling.plot import size_name
 from scaling.report import Section, bullets, html_page, paragraph, table_html, write_atomically
 from scaling.style import Style
+from scaling.text import size_name
 
 _STYLE = """
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); gap: .75rem;

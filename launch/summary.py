@@ -249,9 +249,3 @@ def _entry(row: Mapping[str, Any], kind: str) -> tuple[float, int] | None:
     if "/" in kind:
         return tuple(row["kinds"][kind]) if kind in row["kinds"] else None
     return (row["scores"][kind], row["counts"][kind]) if kind in row["scores"] else None
-
-
-def flops_text(value: float) -> str:
-    """FLOPs with an SI prefix and three digits."""
-    exponent = min(int(math.log10(max(value, 1.0)) // 3), 5)
-    return f"{value / 1000**exponent:.3g} {('', 'k', 'M', 'G', 'T', 'P')[exponent]}FLOP"

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from scaling import plan_command
 from scaling.errors import UserError
 
 
@@ -31,6 +32,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Which LLM size, how many visual tokens? Fits error = A / N^alpha / T^beta + D.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    plan_command.add_plan(commands)
     fit = commands.add_parser(
         "fit",
         help="fit the law to a file of scores",
@@ -94,6 +96,8 @@ def _parser() -> argparse.ArgumentParser:
 def run_fit(options: argparse.Namespace) -> None:
     """Fits one scores file, its tasks and its variants, and writes everything to the folder."""
     # Imported here so that --help and usage errors answer at once.
+    import numpy as np
+
     from scaling import fit_report, plot, report, scrutiny
     from scaling.fit import NON_NEGATIVE, PUBLISHED_BOX, fit_law
     from scaling.law import PARAMETERS, Tokens
@@ -126,6 +130,7 @@ def run_fit(options: argparse.Namespace) -> None:
     seen = scrutiny.scrutinise(table, fit, trust, sizes, options.seed)
     record = fit_report.fit_record(table, fit, trust) | scrutiny.scrutiny_record(seen)
     record |= {"params_b": table.params_b.tolist(), "visual_tokens": table.visual_tokens.tolist()}
+    record["score"] = [[None if np.isnan(x) else x for x in row] for row in table.score.tolist()]
     # What `plan` draws its intervals from; seven digits keep the file small.
     samples = zip(PARAMETERS, trust.samples or (), strict=False)
     record["samples"] = {name: [float(f"{x:.7g}") for x in leaf] for name, leaf in samples}

@@ -15,10 +15,10 @@ from scaling.plot import (
     figure_error_vs_tokens,
     figure_residuals,
     figure_to_svg,
-    size_name,
 )
 from scaling.report import Section, bullets, figure_html, paragraph, table_html
 from scaling.table import ScoreTable
+from scaling.text import flops_text, size_name
 from scaling.uncertainty import Uncertainty
 
 _LOSSES = {
@@ -159,7 +159,7 @@ def _frontier_section(table: ScoreTable, fit: Fit) -> Section:
     for budget in np.geomspace(low, high, 7):
         best = recommend(choices, budget)
         rows.append(
-            [_flops(budget), size_name(best.params_b), f"{best.visual_tokens:g}", _flops(best.flops),
+            [flops_text(budget), size_name(best.params_b), f"{best.visual_tokens:g}", flops_text(best.flops),
              f"{100 * best.error:.2f} %"]
         )  # fmt: skip
     caption = (
@@ -226,12 +226,6 @@ def _checks_section(fit: Fit, others: Mapping[str, Fit] | None) -> Section:
     if others:
         fragments += [paragraph("The same scores under other assumptions:"), rivals_html(others)]
     return Section("Checks", fragments)
-
-
-def _flops(value: float) -> str:
-    """FLOPs with an SI prefix, three digits."""
-    exponent = min(max(int(math.log10(max(value, 1)) // 3), 0), 6)
-    return f"{value / 1000**exponent:.3g} {('', 'k', 'M', 'G', 'T', 'P', 'E')[exponent]}FLOP"
 
 
 def _both(table: ScoreTable, fit: Fit, draw: Callable[..., Figure], alt: str, caption: str) -> str:

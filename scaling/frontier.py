@@ -75,9 +75,19 @@ def measured_choices(table: ScoreTable, cost: Cost) -> Choices:
 
 def pareto(choices: Choices) -> Choices:
     """The choices that no cheaper or equally cheap one matches, by rising cost and falling error."""
-    choices = choices.at(np.lexsort((choices.error, choices.flops)))
-    before = np.minimum.accumulate(np.concatenate([[np.inf], choices.error[:-1]]))
-    return choices.at(choices.error < before)
+    kept = choices.at(pareto_mask(choices.flops, choices.error))
+    return kept.at(np.argsort(kept.flops))
+
+
+def pareto_mask(cost: np.ndarray, error: np.ndarray, allowed: np.ndarray | None = None) -> np.ndarray:
+    """bool [K], choices that no cheaper or equally cheap allowed one matches; one of equal twins."""
+    error = error if allowed is None else np.where(allowed, error, np.inf)
+    order = np.lexsort((error, cost))
+    ranked = error[order]
+    before = np.minimum.accumulate(np.concatenate([[np.inf], ranked[:-1]]))
+    mask = np.zeros(len(cost), bool)
+    mask[order[ranked < before]] = True
+    return mask
 
 
 def recommend(choices: Choices, budget_flops: float) -> Choice:

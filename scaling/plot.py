@@ -5,6 +5,7 @@ number of visual tokens. Everything is drawn for a width of 700 pixels.
 """
 
 import io
+import textwrap
 from typing import Any
 
 import matplotlib
@@ -18,8 +19,9 @@ from scaling.fit import Fit
 from scaling.frontier import Cost, law_choices, measured_choices, pareto, published_cost
 from scaling.style import DPI, THEMES, Style, Theme, dress
 from scaling.table import ScoreTable
+from scaling.text import size_name
 
-_MARKERS = "osD^vPXp*hd<>8"
+MARKERS = "osD^vPXp*hd<>8"
 
 
 def figure_error_vs_flops(
@@ -31,7 +33,7 @@ def figure_error_vs_flops(
     cell. With a `cost` of counted FLOPs the curves run through the counted cells only.
     """
     theme, counted = THEMES[style], cost is not None
-    figure, axes = _canvas(theme)
+    figure, axes = canvas(theme)
     counts = table.visual_tokens if counted else _curve_counts(table)
     cost = cost or published_cost(fit.law.query_tokens)
     best = pareto(law_choices(fit.law, table.params_b, counts, cost))
@@ -52,9 +54,9 @@ def figure_error_vs_flops(
     axes.set_xlabel("inference FLOPs per question, counted" if counted else published)
     axes.set_ylabel("error (%)")
     frontier = Line2D([], [], color=theme.accent, lw=7, alpha=0.32, label="best at each cost, by the law")
-    axes.legend(handles=[frontier], loc="upper right", **_legend_text(theme))
+    axes.legend(handles=[frontier], loc="upper right", **legend_text(theme))
     marks = [(f"{v:g}", {**_marker(table, v), "color": theme.muted}) for v in table.visual_tokens]
-    _legend(figure, theme, {"N =": _size_entries(table, theme), "V =": marks})
+    legend(figure, theme, {"N =": size_entries(table.params_b, theme), "V =": marks})
     return figure
 
 
@@ -64,7 +66,7 @@ def figure_residuals(table: ScoreTable, fit: Fit, style: Style = "light") -> Fig
     The band is the root mean square; cells that the source flags as doubtful are ringed.
     """
     theme = THEMES[style]
-    figure, axes = _canvas(theme)
+    figure, axes = canvas(theme)
     band = fit.rmse * 100
     axes.axhspan(-band, band, color=theme.grid, alpha=0.7, lw=0, zorder=0)
     axes.axhline(0, color=theme.muted, lw=1, zorder=1)
@@ -84,14 +86,14 @@ def figure_residuals(table: ScoreTable, fit: Fit, style: Style = "light") -> Fig
         )  # fmt: skip
     _token_axis(axes, table)
     axes.set_ylabel("measured − fitted error (points)")
-    _legend(figure, theme, {"N =": _size_entries(table, theme)})
+    legend(figure, theme, {"N =": size_entries(table.params_b, theme)})
     return figure
 
 
 def figure_error_vs_tokens(table: ScoreTable, fit: Fit, style: Style = "light") -> Figure:
     """Error against visual tokens, one curve per LLM size; bars are standard errors if known."""
     theme = THEMES[style]
-    figure, axes = _canvas(theme)
+    figure, axes = canvas(theme)
     counts = _curve_counts(table)
     for i, (n, colour) in enumerate(zip(table.params_b, theme.colours(len(table.params_b)), strict=True)):
         axes.plot(counts, fit.law.error(n, counts) * 100, color=colour, lw=1.8, zorder=2)
@@ -106,7 +108,7 @@ def figure_error_vs_tokens(table: ScoreTable, fit: Fit, style: Style = "light") 
                       xytext=(0, 3), textcoords="offset points", color=theme.muted, fontsize=11)  # fmt: skip
     _token_axis(axes, table)
     axes.set_ylabel("error (%)")
-    _legend(figure, theme, {"N =": _size_entries(table, theme)})
+    legend(figure, theme, {"N =": size_entries(table.params_b, theme)})
     return figure
 
 
@@ -125,14 +127,18 @@ def figure_to_png(figure: Figure, dpi: int = 2 * DPI) -> bytes:
     return buffer.getvalue()
 
 
-def size_name(params_b: float) -> str:
-    """A size in billions as people write it: 7B, 0.5B, 40M, 120k."""
-    if params_b >= 0.1:
-        return f"{params_b:.3g}B"
-    return f"{params_b * 1e3:.3g}M" if params_b >= 1e-3 else f"{params_b * 1e6:.3g}k"
+def token_colours(count: int) -> list[Any]:
+    """Colours for token counts where they fill an area, another ramp than that of the sizes."""
+    return [matplotlib.colormaps["plasma"](x) for x in np.linspace(0.08, 0.95, count)]
 
 
-def _canvas(theme: Theme) -> tuple[Figure, Axes]:
+def write_below(figure: Figure, theme: Theme, text: str) -> None:
+    """A line of small print under the figure: what it assumes."""
+    figure.supxlabel(textwrap.fill(text, 100), fontsize=9, color=theme.muted, x=0.01, ha="left")
+
+
+def canvas(theme: Theme) -> tuple[Figure, Axes]:
+    """A figure 700 pixels wide with one axes."""
     figure = Figure(figsize=(7, 4.4), dpi=DPI, facecolor=theme.paper, layout="constrained")
     axes = figure.add_subplot()
     dress(axes, theme)
@@ -141,7 +147,7 @@ def _canvas(theme: Theme) -> tuple[Figure, Axes]:
 
 def _marker(table: ScoreTable, visual_tokens: float) -> dict[str, Any]:
     index = int(np.flatnonzero(table.visual_tokens == visual_tokens)[0])
-    return {"marker": _MARKERS[index % len(_MARKERS)], "ms": 7, "ls": "none"}
+    return {"marker": MARKERS[index % len(MARKERS)], "ms": 7, "ls": "none"}
 
 
 def _curve_counts(table: ScoreTable) -> np.ndarray:
@@ -171,13 +177,14 @@ def _flops_axis(axes: Axes) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(name))
 
 
-def _size_entries(table: ScoreTable, theme: Theme) -> list[tuple[str, dict[str, Any]]]:
-    colours = theme.colours(len(table.params_b))
+def size_entries(params_b: np.ndarray, theme: Theme) -> list[tuple[str, dict[str, Any]]]:
+    """Name and look of each size in a legend row."""
+    colours = theme.colours(len(params_b))
     looks = [{"marker": "o", "ms": 8, "ls": "none", "color": colour} for colour in colours]
-    return list(zip(map(size_name, table.params_b), looks, strict=True))
+    return list(zip(map(size_name, params_b), looks, strict=True))
 
 
-def _legend(figure: Figure, theme: Theme, rows: dict[str, list[tuple[str, dict[str, Any]]]]) -> None:
+def legend(figure: Figure, theme: Theme, rows: dict[str, list[tuple[str, dict[str, Any]]]]) -> None:
     columns = 1 + max(len(entries) for entries in rows.values())
     grid = [[(title, {"ls": "none"}), *entries] for title, entries in rows.items()]
     padded = [row + [("", {"ls": "none"})] * (columns - len(row)) for row in grid]
@@ -187,9 +194,9 @@ def _legend(figure: Figure, theme: Theme, rows: dict[str, list[tuple[str, dict[s
     ]
     figure.legend(
         handles=handles, ncols=columns, loc="outside upper left", handletextpad=0.1,
-        columnspacing=1.0, borderaxespad=0.2, **_legend_text(theme),
+        columnspacing=1.0, borderaxespad=0.2, **legend_text(theme),
     )  # fmt: skip
 
 
-def _legend_text(theme: Theme) -> dict[str, Any]:
+def legend_text(theme: Theme) -> dict[str, Any]:
     return {"frameon": False, "fontsize": 11, "labelcolor": theme.ink}

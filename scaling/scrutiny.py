@@ -7,10 +7,10 @@ from typing import Any
 
 from scaling.fit import Fit
 from scaling.holdout import HoldOut, Influence, Prediction, hold_out, influence, predict
-from scaling.plot import size_name
 from scaling.report import Section, bullets, paragraph, table_html
 from scaling.rivals import RivalFit, compare
 from scaling.table import ScoreTable
+from scaling.text import size_name
 from scaling.uncertainty import Uncertainty
 
 _SHOWN = 8

@@ -21,6 +21,8 @@ from scaling.errors import UserError
 
 _REQUIRED = ("params_b", "visual_tokens", "score")
 _OPTIONAL = ("tasks", "query_tokens", "stderr", "name", "source", "flagged")
+PUBLISHED = ("general", "ocr")
+"""Names of the paper's own tables."""
 _DATA = Path(__file__).parent / "data"
 
 

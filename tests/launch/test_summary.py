@@ -147,10 +147,3 @@ def test_absent_field_is_one_sentence(results, key):
 def test_no_finished_cell_is_one_sentence(results):
     with pytest.raises(UserError, match="no finished cell"):
         summary.check_results({**results, "cells": []})
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [(950.0, "950 FLOP"), (8_060_000.0, "8.06 MFLOP"), (2.5e12, "2.5 TFLOP")]
-)
-def test_flops_text(value, text):
-    assert summary.flops_text(value) == text

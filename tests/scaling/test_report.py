@@ -13,10 +13,10 @@ from scaling.plot import (
     figure_residuals,
     figure_to_png,
     figure_to_svg,
-    size_name,
 )
 from scaling.report import Section, figure_html, html_page, paragraph, table_html, write_atomically
 from scaling.table import parse_scores, published
+from scaling.text import flops_text, size_name
 
 FIGURES = (figure_error_vs_flops, figure_error_vs_tokens, figure_residuals)
 
@@ -65,6 +65,8 @@ def test_figures_stand_missing_cells_errors_and_counted_costs():
 
 def test_size_names():
     assert [size_name(n) for n in (7, 0.5, 0.04, 0.00012)] == ["7B", "0.5B", "40M", "120k"]
+    assert [flops_text(x) for x in (0, 950, 8.06e6, 2.5e12)] == [
+        "0 FLOP", "950 FLOP", "8.06 MFLOP", "2.5 TFLOP"]  # fmt: skip
 
 
 class _Balance(HTMLParser):

@@ -1,0 +1,285 @@
+"""What answering one question about one picture costs, part by part: FLOPs, bytes, seconds, dollars.
+
+FLOPs are those of `quecc_jax.flops`, the project's one counter; this module, alone in `scaling/`, reads
+the library. It adds the bytes that a chip must move: weights once per batch and pass, caches once per
+query and step, both in bfloat16; activations are taken to stay on the chip. A part takes the longer of
+its FLOPs at the chip's peak and its bytes at the chip's bandwidth (the roofline model).
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from quecc_jax import flops, presets
+from quecc_jax.aot.chips import CHIPS
+from quecc_jax.config import CompressorConfig, DecoderConfig, ModelConfig, VisionConfig
+from quecc_jax.errors import UserError as LibraryError
+from scaling.errors import UserError
+
+PARTS = ("tower", "query", "compressor", "prefill", "decode")
+Kind = Literal["flops", "seconds", "usd"]
+"""FLOPs per query, seconds until a batch is answered, dollars per million queries."""
+BYTES = 2
+"""Of a weight or a cached number, in bfloat16."""
+_VISION = VisionConfig()
+_NEAR = 2.0
+"""Largest factor between a size without a preset and the preset whose shape is scaled to it."""
+
+
+class Llm(NamedTuple):
+    """A language model: N in billions as the law counts it, and the decoder that is counted."""
+
+    params_b: float
+    name: str
+    decoder: DecoderConfig
+
+
+class Lengths(NamedTuple):
+    """Tokens of one query; the counts may be arrays, which broadcast."""
+
+    text: Any
+    """Q, the decoder's text tokens."""
+    answer: int
+    """G, generated tokens; the prefill gives the first."""
+    question: Any
+    """Tokens of the bare question, which QueCC's own pass reads."""
+
+
+class Work(NamedTuple):
+    """One part of a query: FLOPs, bytes moved once per batch, and bytes moved for each query."""
+
+    flops: Any
+    shared: Any
+    own: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """One or several chips that act as one, without cost of communication.
+
+    flops (bfloat16 FLOP/s) and bandwidth (bytes/s) are already times count and efficiency.
+    """
+
+    name: str
+    flops: float
+    bandwidth: float
+    memory: float
+    """Bytes of main memory of all chips."""
+    count: int = 1
+    efficiency: float = 1.0
+    source: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """In which unit a query is paid for, and what that takes: a machine, a batch, a price."""
+
+    kind: Kind = "flops"
+    machine: Machine | None = None
+    batch: int = 1
+    usd_per_hour: float | None = None
+    """Of one chip."""
+
+
+def find_llm(text: str) -> Llm:
+    """The model of a preset's name such as `qwen1.5-4b`, or of a size in billions.
+
+    A size means the Qwen-1.5 model of that size, else another preset of that size, else the nearest
+    preset within a factor of 2 with its widths scaled to the size.
+
+    Raises:
+      UserError: no such name, or no preset near that size.
+    """
+    try:
+        size = float(text)
+    except ValueError:
+        try:
+            return Llm(presets.SIZES_B[text], text, presets.decoder(text))
+        except (LibraryError, KeyError):
+            raise UserError(
+                f"The language model {text!r} is not known; give a size in billions or one of "
+                f"{', '.join(presets.DECODERS)}."
+            ) from None
+    if not (math.isfinite(size) and size > 0):
+        raise UserError(f"A size must be a positive number of billions, not {text!r}.")
+    ranked = sorted(
+        presets.SIZES_B, key=lambda name: (abs(math.log(size / presets.SIZES_B[name])), "qwen" not in name)
+    )
+    name = ranked[0]
+    known, base = presets.SIZES_B[name], presets.decoder(name)
+    if known == size:
+        return Llm(size, name, base)
+    if not 1 / _NEAR <= size / known <= _NEAR:
+        raise UserError(
+            f"No decoder's shape is known near {size:g}B (the nearest is {name}); name one of "
+            f"{', '.join(presets.DECODERS)}, or count with --cost published."
+        )
+    ratio = math.sqrt(size / known)
+    head = max(1, round(base.head_dim * ratio))
+    scaled = dataclasses.replace(
+        base, width=base.heads * head, head_width=head, mlp_width=round(base.mlp_width * ratio)
+    )
+    return Llm(size, f"{name} scaled to {size:g}B", scaled)
+
+
+def find_machine(text: str, count: int = 1, efficiency: float = 1.0) -> Machine:
+    """Chips of a name such as `h100`, or of "TFLOP/s,GB/s,GB" such as `989,3350,80`.
+
+    Args:
+      count: chips that share one query, taken to act as one.
+      efficiency: share of peak FLOP/s and bandwidth that is reached.
+
+    Raises:
+      UserError: no such chip, or numbers that make no sense.
+    """
+    if count < 1 or not 0 < efficiency <= 1:
+        raise UserError("There must be at least one chip, and an efficiency above 0 and up to 1.")
+    known = {chip.name: chip for chip in CHIPS}
+    if text.lower() in known:
+        chip = known[text.lower()]
+        figures, source = (chip.flops, chip.hbm_bytes, chip.hbm_gib * 2.0**30), chip.source
+    else:
+        try:
+            tera, giga, memory = (float(figure) for figure in text.split(","))
+        except ValueError:
+            raise UserError(
+                f"The chip {text!r} is not known; name one of {', '.join(known)}, or give "
+                "TFLOP/s,GB/s,GB such as 989,3350,80."
+            ) from None
+        figures, source = (tera * 1e12, giga * 1e9, memory * 1e9), "as given"
+        if not all(0 < figure < math.inf for figure in figures):
+            raise UserError(f"A chip's figures must be positive numbers; they are {text!r}.")
+    name = text if count == 1 else f"{count} x {text}"
+    speed = count * efficiency
+    return Machine(
+        name, figures[0] * speed, figures[1] * speed, figures[2] * count, count, efficiency, source
+    )
+
+
+def model_config(llm: Llm, visual_tokens: float) -> ModelConfig:
+    """CLIP-L/14 at 336 pixels and QueCC in front of a decoder; all patches mean no compressor.
+
+    Raises:
+      UserError: QueCC cannot make that many tokens of the tower's grid.
+    """
+    grid = _VISION.grid
+    side = math.isqrt(int(visual_tokens))
+    if side * side != visual_tokens or side == 0 or grid % side:
+        possible = ", ".join(str(s * s) for s in range(1, grid + 1) if grid % s == 0)
+        raise UserError(
+            f"V = {visual_tokens:g} visual tokens cannot be made of {grid} x {grid} patches; possible are "
+            f"{possible} (any number with --cost published)."
+        )
+    compressor = (
+        CompressorConfig(name="none") if side == grid
+        else CompressorConfig(kernel=grid // side, stride=grid // side)
+    )  # fmt: skip
+    return ModelConfig(vision=_VISION, compressor=compressor, decoder=llm.decoder)
+
+
+def cache_bytes(decoder: DecoderConfig) -> float:
+    """Keys and values of one position in all layers."""
+    return 2.0 * BYTES * decoder.depth * decoder.kv_heads * decoder.head_dim
+
+
+def work_of_query(config: ModelConfig, lengths: Lengths) -> dict[str, Work]:
+    """FLOPs and bytes of one query, by part in the order of PARTS; fields broadcast like `lengths`."""
+    text, answer, question = lengths
+    decoder = config.decoder
+    counted = flops.answer_flops(config, question, text, answer)
+    layers = BYTES * flops.decoder_params(decoder)
+    all_weights = layers + BYTES * decoder.width * decoder.vocab_size
+    length, steps = text + config.visual_tokens, max(answer - 1, 0)
+    cache = cache_bytes(decoder)
+    shared = {
+        "tower": BYTES * flops.tower_params(config.vision),
+        "query": layers * (question > 0) if config.compressor.reads_question else 0.0,
+        "compressor": BYTES * (flops.compressor_params(config) + flops.projector_params(config)),
+        "prefill": all_weights,
+        "decode": steps * all_weights,
+    }
+    own = {"prefill": cache * length, "decode": cache * steps * (length + (steps + 1) / 2)}
+    return {part: Work(counted[part], 1.0 * shared[part], own.get(part, 0.0)) for part in PARTS}
+
+
+def seconds_of(work: Work, machine: Machine, batch: int) -> Any:
+    """Seconds of one part for a batch that is answered together."""
+    compute = batch * work.flops / machine.flops
+    memory = (work.shared + batch * work.own) / machine.bandwidth
+    return (compute + memory + abs(compute - memory)) / 2
+
+
+def query_cost(work: Mapping[str, Work], setup: Setup) -> Any:
+    """What one query costs in the unit of `setup.kind`."""
+    if setup.kind == "flops":
+        return sum(part.flops for part in work.values())
+    assert setup.machine is not None
+    seconds = sum(seconds_of(part, setup.machine, setup.batch) for part in work.values())
+    if setup.kind == "seconds":
+        return seconds
+    assert setup.usd_per_hour is not None
+    return seconds / setup.batch * usd_per_million_seconds(setup)
+
+
+def usd_per_million_seconds(setup: Setup) -> float:
+    """Dollars for a million seconds of the machine."""
+    assert setup.machine is not None and setup.usd_per_hour is not None
+    return setup.usd_per_hour * setup.machine.count * 1e6 / 3600
+
+
+def memory_of(config: ModelConfig, lengths: Lengths, batch: int) -> Any:
+    """Bytes of all weights and of the caches of a batch, at the end of its answers."""
+    decoder = config.decoder
+    tables = decoder.width * decoder.vocab_size * (1 if decoder.tie_embeddings else 2)
+    weights = flops.decoder_params(decoder) + tables + flops.tower_params(config.vision)
+    weights += flops.compressor_params(config) + flops.projector_params(config)
+    context = lengths.text + config.visual_tokens + lengths.answer
+    return BYTES * weights + batch * context * cache_bytes(decoder)
+
+
+def counted_prices(llms: Sequence[Llm], visual_tokens: Sequence[float], setup: Setup) -> dict[str, Any]:
+    """The numbers from which the explorer's page counts the same costs; plain JSON values."""
+    llms, counts = sorted(llms, key=lambda llm: llm.params_b), sorted(visual_tokens)
+    machine = setup.machine
+    where = "" if machine is None else f" on {machine.name}, batch {setup.batch}"
+    what = {"flops": "FLOPs", "seconds": "time", "usd": "cost"}[setup.kind]
+    per = {"flops": "per query", "seconds": "per batch", "usd": "per million queries"}[setup.kind]
+    return {
+        "counted": True,
+        "kind": setup.kind,
+        "per": per,
+        "axis": f"{what} {per}{where}",
+        "cost_model": f"all parts counted{where}",
+        "bytes": BYTES,
+        "tower": {"flops": flops.tower_flops(_VISION), "bytes": BYTES * flops.tower_params(_VISION)},
+        "llms": [_coefficients(llm, counts) for llm in llms],
+        "machine": None if machine is None else {
+            "flops": machine.flops, "bandwidth": machine.bandwidth, "memory": machine.memory
+        },
+        "batch": setup.batch,
+        "usd": None if setup.usd_per_hour is None else usd_per_million_seconds(setup),
+    }  # fmt: skip
+
+
+def _coefficients(llm: Llm, counts: Sequence[float]) -> dict[str, Any]:
+    decoder = llm.decoder
+    output = decoder.width * decoder.vocab_size
+    configs = [model_config(llm, count) for count in counts]
+    return {
+        "n": llm.params_b,
+        "name": llm.name,
+        "layers": flops.decoder_params(decoder),
+        "output": output,
+        "tables": output if decoder.tie_embeddings else 2 * output,
+        "attention": flops.attention_flops(decoder, 1, 1),
+        "cache": cache_bytes(decoder),
+        "adapters": [
+            {
+                "flops": flops.compressor_flops(config) + flops.projector_flops(config),
+                "bytes": BYTES * (flops.compressor_params(config) + flops.projector_params(config)),
+                "reads": config.compressor.reads_question,
+            }
+            for config in configs
+        ],
+    }

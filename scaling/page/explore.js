@@ -1,0 +1,284 @@
+// Draws the explorer: error against cost, the map of the best V, and the sliders and switches beside them.
+"use strict";
+
+(() => {
+  const data = JSON.parse(document.getElementById("explorer-data").textContent);
+  const root = document.getElementById("explorer");
+  const state = {
+    ...data.start, sizes: data.llms.map(() => true), counts: data.counts.map(() => true),
+  };
+  const LONGEST = 1000, WIDTH = 700;
+  const SVG = "http://www.w3.org/2000/svg";
+
+  function make(name, attributes = {}, parent = null, text = null) {
+    const html = ["div", "label", "input", "span", "p", "output", "fieldset", "legend"].includes(name);
+    const node = html ? document.createElement(name) : document.createElementNS(SVG, name);
+    for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+    if (text !== null) node.textContent = text;
+    if (parent) parent.append(node);
+    return node;
+  }
+
+  // Numbers as people write them.
+  const digits = (x) => String(Number(x.toPrecision(3)));
+  const percent = (x) => (100 * x).toFixed(2) + " %";
+  const sizeName = (n) => n >= 0.1 ? digits(n) + "B" : n >= 1e-3 ? digits(n * 1e3) + "M" : digits(n * 1e6) + "k";
+  function prefixed(x, unit) {
+    const k = Math.min(Math.max(Math.floor(Math.log10(Math.max(x, 1)) / 3), 0), 6);
+    return `${digits(x / 1000 ** k)} ${["", "k", "M", "G", "T", "P", "E"][k]}${unit}`;
+  }
+  function amount(x) {
+    if (data.kind === "flops") return prefixed(x, "FLOP");
+    if (data.kind === "seconds") return x < 1 ? digits(1e3 * x) + " ms" : digits(x) + " s";
+    return "$" + digits(x);
+  }
+  // On an axis whose label names the unit.
+  const short = (x) => data.kind === "flops" ? prefixed(x, "") : amount(x);
+  const name = (each) => {
+    const llm = data.llms[each.i];
+    return `${sizeName(llm.n)}${llm.name ? ` (${llm.name})` : ""}, V = ${each.v}`;
+  };
+
+  const tip = make("div", { class: "tip", role: "status" }, root);
+  function hover(node, text) {
+    node.addEventListener("pointerenter", () => { tip.textContent = text(); tip.style.display = "block"; });
+    node.addEventListener("pointermove", (event) => {
+      const box = root.getBoundingClientRect();
+      const x = Math.min(event.clientX - box.left + 14, box.width - tip.offsetWidth - 4);
+      tip.style.left = `${Math.max(x, 0)}px`;
+      tip.style.top = `${event.clientY - box.top + 16}px`;
+    });
+    node.addEventListener("pointerleave", () => { tip.style.display = "none"; });
+  }
+
+  // Controls.
+  const said = make("p", { class: "said", "aria-live": "polite" }, root);
+  const controls = make("div", { class: "controls" }, root);
+  function slider(label, from, get, set, show) {
+    const row = make("label", {}, controls);
+    make("span", {}, row, label);
+    const input = make("input", { type: "range", min: 0, max: 1000, step: 1 }, row);
+    const out = make("output", {}, row);
+    const refresh = () => { input.value = Math.round(1000 * from(get())); out.textContent = show(get()); };
+    input.addEventListener("input", () => { set(input.value / 1000); draw(); });
+    return refresh;
+  }
+  const toShare = (x, low, high) => Math.log(x / low) / Math.log(high / low);
+  const fromShare = (share, low, high) => low * (high / low) ** share;
+  const tokensTo = (q) => toShare(q + 4, 4, LONGEST + 4);
+  const tokensFrom = (share) => Math.round(fromShare(share, 4, LONGEST + 4) - 4);
+  // Budgets from the cheapest choice without text to the dearest with the longest, for the current G.
+  let low = 1, high = 2;
+  function setRange() {
+    const open = { ...data, machine: data.machine && { ...data.machine, memory: Infinity } };
+    const all = { ...state, sizes: state.sizes.map(() => true), counts: state.counts.map(() => true) };
+    const question = data.follows ? LONGEST : state.question;
+    low = Math.min(model.choices(open, { ...all, text: 0, question: 0 })[0].cost, state.budget);
+    high = Math.max(model.choices(open, { ...all, text: LONGEST, question }).at(-1).cost, state.budget);
+  }
+  const sliders = [
+    slider("budget " + data.per, (x) => toShare(x, low, high), () => state.budget,
+      (share) => { state.budget = fromShare(share, low, high); }, amount),
+    slider("text tokens Q", tokensTo, () => state.text, (share) => {
+      state.text = tokensFrom(share);
+      if (data.follows) state.question = state.text;
+    }, (q) => `${q} tokens`),
+  ];
+  if (data.counted) {
+    sliders.push(slider("generated tokens G", (g) => toShare(g, 1, 1024), () => state.answer,
+      (share) => { state.answer = Math.round(fromShare(share, 1, 1024)); }, (g) => `${g} tokens`));
+  }
+  function switches(title, names, on, colour) {
+    const group = make("fieldset", {}, controls);
+    make("legend", {}, group, title);
+    names.forEach((text, k) => {
+      const row = make("label", { class: "switch" }, group);
+      const input = make("input", { type: "checkbox", checked: "" }, row);
+      make("span", { class: "swatch", style: `background: var(--${colour}${k})` }, row);
+      make("span", {}, row, text);
+      input.addEventListener("change", () => { on[k] = input.checked; redraw(); });
+    });
+  }
+  switches("LLM", data.llms.map((llm) => sizeName(llm.n)), state.sizes, "n");
+  switches("V", data.counts.map(String), state.counts, "v");
+
+  // A panel with axes: x and y map values to places.
+  function panel(title, height, xs, ys, xLabel, yLabel) {
+    const figure = make("div", { class: "panel" }, root);
+    make("p", { class: "panel-title" }, figure, title);
+    const svg = make("svg", { viewBox: `0 0 ${WIDTH} ${height}`, role: "img", "aria-label": title }, figure);
+    const box = { left: 70, right: WIDTH - 22, top: 10, bottom: height - 48 };
+    const x = (value) => box.left + xs.share(value) * (box.right - box.left);
+    const y = (value) => box.bottom - ys.share(value) * (box.bottom - box.top);
+    const axes = make("g", { class: "axes" }, svg);
+    for (const tick of xs.ticks) {
+      make("line", { x1: x(tick), x2: x(tick), y1: box.top, y2: box.bottom }, axes);
+      make("text", { x: x(tick), y: box.bottom + 18, "text-anchor": "middle" }, axes, xs.show(tick));
+    }
+    for (const tick of ys.ticks) {
+      make("line", { x1: box.left, x2: box.right, y1: y(tick), y2: y(tick) }, axes);
+      make("text", { x: box.left - 7, y: y(tick) + 4, "text-anchor": "end" }, axes, ys.show(tick));
+    }
+    make("text", { x: (box.left + box.right) / 2, y: height - 8, "text-anchor": "middle", class: "label" }, axes, xLabel);
+    make("text", { x: 0, y: 0, "text-anchor": "middle", class: "label",
+      transform: `translate(14 ${(box.top + box.bottom) / 2}) rotate(-90)` }, axes, yLabel);
+    return { svg, box, x, y, layer: () => make("g", {}, svg), figure };
+  }
+  function logAxis(from, to, show) {
+    const decades = [], all = [];
+    for (let k = Math.floor(Math.log10(from)); k <= Math.ceil(Math.log10(to)); k++) {
+      for (const m of [1, 2, 5]) {
+        const tick = m * 10 ** k;
+        if (tick >= from * 0.999 && tick <= to * 1.001) { all.push(tick); if (m === 1) decades.push(tick); }
+      }
+    }
+    const ticks = decades.length >= 3 ? decades : all;
+    const step = Math.ceil(ticks.length / 8);
+    return { share: (v) => toShare(v, from, to), ticks: ticks.filter((_, k) => k % step === 0), show };
+  }
+  function linearAxis(from, to, show) {
+    const rough = (to - from) / 5, power = 10 ** Math.floor(Math.log10(rough));
+    const step = power * [1, 2, 5, 10].find((m) => m * power >= rough);
+    const ticks = [];
+    for (let t = Math.ceil(from / step) * step; t <= to + 1e-12; t += step) ticks.push(t);
+    return { share: (v) => (v - from) / (to - from), ticks, show };
+  }
+  // Shapes of radius r around the origin, one for each V.
+  const SHAPES = [
+    (r) => `M${-r} 0A${r} ${r} 0 1 0 ${r} 0A${r} ${r} 0 1 0 ${-r} 0Z`,
+    (r) => `M${-r} ${-r}H${r}V${r}H${-r}Z`,
+    (r) => `M0 ${-1.3 * r}L${1.2 * r} ${0.9 * r}H${-1.2 * r}Z`,
+    (r) => `M0 ${-1.35 * r}L${1.35 * r} 0L0 ${1.35 * r}L${-1.35 * r} 0Z`,
+    (r) => `M0 ${1.3 * r}L${1.2 * r} ${-0.9 * r}H${-1.2 * r}Z`,
+    (r) => `M${-0.4 * r} ${-1.2 * r}h${0.8 * r}v${0.8 * r}h${0.8 * r}v${0.8 * r}h${-0.8 * r}v${0.8 * r}h${-0.8 * r}v${-0.8 * r}h${-0.8 * r}v${-0.8 * r}h${0.8 * r}Z`,
+    (r) => `M0 ${-1.4 * r}L${0.4 * r} ${-0.4 * r}L${1.4 * r} 0L${0.4 * r} ${0.4 * r}L0 ${1.4 * r}L${-0.4 * r} ${0.4 * r}L${-1.4 * r} 0L${-0.4 * r} ${-0.4 * r}Z`,
+  ];
+  const shape = (j, r) => SHAPES[j % SHAPES.length](r);
+  const path = (points) => "M" + points.map(([px, py]) => `${px.toFixed(1)} ${py.toFixed(1)}`).join("L");
+
+  // Error against cost.
+  function curve(i) {
+    const llm = data.llms[i], counts = data.counts;
+    const at = (v, j) => ({ v, n: llm.n, i, cost: model.queryCost(data, model.work(data, state, i, v, j)),
+      error: model.lawError(data, data.law, llm.n, v, state.text) });
+    if (data.counted) return counts.map(at);
+    const from = counts[0], to = counts.at(-1);
+    return Array.from({ length: 81 }, (_, k) => at(fromShare(k / 80, from, to), 0));
+  }
+  let chart = null;
+  function drawChart(sorted, frontier, chosen) {
+    const curves = data.llms.map((_, i) => state.sizes[i] ? curve(i) : []);
+    const measured = data.measured.filter((cell) => state.sizes[cell.i] && state.counts[cell.j])
+      .map((cell) => ({ ...cell, v: data.counts[cell.j], n: data.llms[cell.i].n,
+        cost: model.queryCost(data, model.work(data, state, cell.i, data.counts[cell.j], cell.j)) }));
+    const everything = [...curves.flat(), ...measured];
+    if (chart) chart.figure.remove();
+    chart = null;
+    if (!everything.length) return;
+    const costs = everything.map((each) => each.cost), errors = everything.map((each) => each.error);
+    const room = 0.06 * (Math.max(...errors) - Math.min(...errors) || 0.01);
+    chart = panel(`Error against cost (${data.convention})`, 400,
+      logAxis(Math.min(...costs) / 1.15, Math.max(...costs) * 1.15, short),
+      linearAxis(Math.min(...errors) - room, Math.max(...errors) + room, (e) => digits(100 * e) + " %"),
+      data.axis, "error");
+    root.insertBefore(chart.figure, map ? map.figure : null);
+    const { svg, box, x, y } = chart;
+    if (frontier.length) {
+      const steps = [];
+      frontier.forEach((each, k) => {
+        if (k) steps.push([x(each.cost), y(frontier[k - 1].error)]);
+        steps.push([x(each.cost), y(each.error)]);
+      });
+      make("path", { d: path(steps), class: "frontier" }, svg);
+    }
+    curves.forEach((points, i) => {
+      if (!points.length) return;
+      const line = points.map((p) => [x(p.cost), y(p.error)]);
+      make("path", { d: path(line), class: "curve", style: `stroke: var(--n${i})` }, svg);
+    });
+    for (const cell of measured) {
+      const mark = make("path", { d: shape(cell.j, 5), class: "measured", style: `stroke: var(--n${cell.i})`,
+        transform: `translate(${x(cell.cost).toFixed(1)} ${y(cell.error).toFixed(1)})` }, svg);
+      hover(mark, () => `${name(cell)}: measured error ${percent(cell.error)}, cost ${amount(cell.cost)}`);
+    }
+    for (const each of sorted) {
+      const mark = make("path", { d: shape(each.j, data.measured.length ? 2.6 : 4.5), class: "mark",
+        style: `fill: var(--n${each.i})`,
+        transform: `translate(${x(each.cost).toFixed(1)} ${y(each.error).toFixed(1)})` }, svg);
+      hover(mark, () => `${name(each)}: error ${percent(each.error)} by the law, cost ${amount(each.cost)}`);
+    }
+    const edge = Math.min(Math.max(x(state.budget), box.left), box.right);
+    make("line", { x1: edge, x2: edge, y1: box.top, y2: box.bottom, class: "budget" }, svg);
+    const right = edge > box.left + 90;
+    make("text", { x: edge + (right ? -5 : 5), y: box.top + 12, class: "note",
+      "text-anchor": right ? "end" : "start" }, svg, "budget");
+    if (chosen) make("circle", { cx: x(chosen.cost), cy: y(chosen.error), r: 10, class: "chosen" }, svg);
+  }
+
+  // The best V for every text length and budget.
+  let map = null, cross = null;
+  const COLUMNS = 110;
+  function drawMap() {
+    if (map) map.figure.remove();
+    const xs = { share: tokensTo, ticks: [0, 10, 30, 100, 300, 1000], show: String };
+    map = panel(`Best V, by colour, for every Q and budget (${data.convention})`, 340, xs,
+      logAxis(low, high, short), "text tokens Q", "budget: " + data.axis);
+    const { box, svg, y } = map;
+    const width = (box.right - box.left) / COLUMNS;
+    const cells = make("g", { class: "cells" }, svg);
+    for (let k = 0; k < COLUMNS; k++) {
+      const text = tokensFrom((k + 0.5) / COLUMNS), question = data.follows ? text : state.question;
+      // Between one frontier cost and the next, the cheaper choice is the best.
+      const best = model.frontier(model.choices(data, { ...state, text, question }));
+      best.forEach((each, r) => {
+        const until = r + 1 < best.length ? best[r + 1].cost : Infinity;
+        const top = y(Math.min(until, high)), bottom = y(each.cost);
+        if (bottom - top < 0.05) return;
+        const cell = make("rect", { x: (box.left + k * width).toFixed(2), y: top.toFixed(2),
+          width: (width + 0.05).toFixed(2), height: (bottom - top).toFixed(2),
+          style: `fill: var(--v${each.j})` }, cells);
+        const range = until === Infinity ? `from ${amount(each.cost)}` : `${amount(each.cost)} to ${amount(until)}`;
+        hover(cell, () => `Q = ${text}, ${range}: ${name(each)}, error ${percent(each.error)}`);
+        cell.addEventListener("click", (event) => {
+          const frame = svg.getBoundingClientRect();
+          const place = (event.clientY - frame.top) / frame.height * 340;
+          const budget = fromShare((box.bottom - place) / (box.bottom - box.top), low, high);
+          Object.assign(state, { text, question, budget });
+          draw();
+        });
+      });
+    }
+    cross = make("path", { class: "cross" }, svg);
+  }
+
+  function sentence(chosen, votes) {
+    if (!chosen) return `${amount(state.budget)} ${data.per} buys no choice.`;
+    let text = `${amount(state.budget)} ${data.per} buys ${name(chosen)}: predicted error ${percent(chosen.error)}`;
+    if (votes) text += ` (95 % interval ${percent(votes.interval[0])} to ${percent(votes.interval[1])})`;
+    text += `, for ${amount(chosen.cost)}.`;
+    if (votes) {
+      const list = votes.shares.slice(0, 3).map(([each, share]) => `${name(each)} ${Math.round(100 * share)} %`);
+      text += ` Chosen by the bootstrap laws: ${list.join("; ")}.`;
+    }
+    const total = Object.values(chosen.parts).reduce((sum, part) => sum + part.flops, 0);
+    if (data.counted) {
+      const shares = Object.entries(chosen.parts).map(([part, w]) => `${part} ${Math.round(100 * w.flops / total)} %`);
+      text += ` FLOPs: ${shares.join(", ")}.`;
+    }
+    return text;
+  }
+
+  function draw() {
+    const sorted = model.choices(data, state), chosen = model.best(sorted, state.budget);
+    said.textContent = sentence(chosen, model.votes(data, state, sorted, chosen));
+    if (drawn.answer !== state.answer) setRange();
+    sliders.forEach((refresh) => refresh());
+    drawChart(sorted, model.frontier(sorted), chosen);
+    if (drawn.answer !== state.answer) { drawMap(); drawn.answer = state.answer; }
+    const cx = map.x(Math.min(state.text, LONGEST)), cy = map.y(Math.min(Math.max(state.budget, low), high));
+    cross.setAttribute("d", `M${cx - 9} ${cy}H${cx + 9}M${cx} ${cy - 9}V${cy + 9}`);
+  }
+  const drawn = { answer: null };
+  function redraw() { drawn.answer = null; draw(); }
+  redraw();
+})();

@@ -1,0 +1,259 @@
+"""Which LLM and how many visual tokens, for a budget: the best choice, how sure it is, what others lose.
+
+The law predicts the error of every choice, the cost model its price; both are exact sums over a list,
+so nothing here searches. The bootstrap laws of the fit vote on the choice, and spread its prediction.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from scaling import cost
+from scaling.cost import Kind, Lengths, Llm, Setup
+from scaling.errors import UserError
+from scaling.frontier import pareto_mask, published_cost
+from scaling.law import Law, Params, error
+
+Interval = tuple[float, float]
+Numbers = Sequence[float] | np.ndarray
+UNITS: dict[Kind, str] = {
+    "flops": "FLOPs per query", "seconds": "seconds per batch", "usd": "dollars per million queries"
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Every choice of (N, V), all arrays [K], by rising N and then V.
+
+    flops and seconds hold one array for each part; seconds is empty without a machine, memory and fits
+    are None under the published cost, which knows no bytes.
+    """
+
+    params_b: np.ndarray
+    visual_tokens: np.ndarray
+    llms: tuple[str, ...]
+    cost: np.ndarray
+    flops: dict[str, np.ndarray]
+    seconds: dict[str, np.ndarray]
+    memory: np.ndarray | None = None
+    fits: np.ndarray | None = None
+
+    @property
+    def allowed(self) -> np.ndarray:
+        """bool [K], choices that fit the machine's memory."""
+        return np.ones(len(self.cost), bool) if self.fits is None else self.fits
+
+
+class Neighbour(NamedTuple):
+    """A choice one step from the recommended one.
+
+    option indexes the options. regret is how much more error it has, negative where it has less and
+    costs more than the budget. over_budget is its cost over the budget, less 1.
+    """
+
+    option: int
+    regret: float
+    regret_interval: Interval | None
+    over_budget: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a budget should buy.
+
+    best indexes the options. error [K] is predicted, in 0..1, with its 95 % intervals [K, 2] over the
+    bootstrap laws. share [K] is how often these laws choose each option. frontier indexes the options
+    that no cheaper one matches, by rising cost; frontier_share [K] is how often the bootstrap laws put
+    each option on theirs. Intervals and shares are None without samples.
+    """
+
+    options: Options
+    budget: float
+    best: int
+    error: np.ndarray
+    error_interval: np.ndarray | None
+    share: np.ndarray | None
+    regret: np.ndarray
+    """[K], error above the recommended choice's."""
+    regret_interval: np.ndarray | None
+    """[K, 2], over the bootstrap laws."""
+    frontier: np.ndarray
+    frontier_share: np.ndarray | None
+    neighbours: tuple[Neighbour, ...]
+    worst_regret: float | None
+    """95 of 100 bootstrap laws lose less than this error by the recommended choice."""
+
+
+def published_options(params_b: Numbers, visual_tokens: Numbers, text: float) -> Options:
+    """All pairs under the paper's cost, 2 N (Q + V) FLOPs of prefill and nothing else."""
+    n, v = _pairs(params_b, visual_tokens)
+    prefill = published_cost(text)(n, v)
+    return Options(n, v, tuple(f"{x:g}B" for x in n), prefill, {"prefill": prefill}, {})
+
+
+def counted_options(
+    llms: Sequence[Llm], visual_tokens: Sequence[float], lengths: Lengths, setup: Setup
+) -> Options:
+    """All pairs, every part counted from the real shapes.
+
+    Raises:
+      UserError: QueCC cannot make one of the token counts.
+    """
+    llms = sorted(llms, key=lambda llm: llm.params_b)
+    pairs = [(llm, v) for llm in llms for v in sorted(visual_tokens)]
+    configs = [cost.model_config(*pair) for pair in pairs]
+    works = [cost.work_of_query(config, lengths) for config in configs]
+    machine, seconds, memory = setup.machine, {}, None
+    if machine is not None:
+        seconds = {
+            part: np.array([cost.seconds_of(work[part], machine, setup.batch) for work in works])
+            for part in cost.PARTS
+        }
+        memory = np.array([cost.memory_of(config, lengths, setup.batch) for config in configs])
+    return Options(
+        params_b=np.array([llm.params_b for llm, _ in pairs], np.float64),
+        visual_tokens=np.array([v for _, v in pairs], np.float64),
+        llms=tuple(llm.name for llm, _ in pairs),
+        cost=np.array([cost.query_cost(work, setup) for work in works], np.float64),
+        flops={part: np.array([work[part].flops for work in works]) for part in cost.PARTS},
+        seconds=seconds,
+        memory=memory,
+        fits=None if memory is None or machine is None else memory <= machine.memory,
+    )
+
+
+def make_plan(law: Law, samples: Params | None, options: Options, budget: float, unit: Kind) -> Plan:
+    """The recommendation for one budget, in the unit of the options' cost.
+
+    Raises:
+      UserError: no choice fits the machine's memory, or the budget buys none.
+    """
+    allowed = options.allowed
+    if not allowed.any():
+        assert options.memory is not None
+        raise UserError(
+            f"No choice fits the machine's memory; the smallest needs {options.memory.min() / 2**30:.3g} GiB."
+        )
+    affordable = allowed & (options.cost <= budget * (1 + 1e-12))
+    if not affordable.any():
+        cheapest = int(np.argmin(np.where(allowed, options.cost, np.inf)))
+        raise UserError(
+            f"A budget of {budget:.4g} {UNITS[unit]} buys no choice; the cheapest, {options.llms[cheapest]} "
+            f"with V = {options.visual_tokens[cheapest]:g}, costs {options.cost[cheapest]:.4g}."
+        )
+    predicted = law.error(options.params_b, options.visual_tokens)
+    best = int(_choose(predicted, options.cost, affordable))
+    on_frontier = pareto_mask(options.cost, predicted, allowed)
+    frontier = np.flatnonzero(on_frontier)
+    frontier = frontier[np.argsort(options.cost[frontier])]
+    regret = predicted - predicted[best]
+    error_interval = share = regret_interval = frontier_share = worst = None
+    if samples is not None:
+        drawn = sampled_errors(law, samples, options)
+        error_interval = np.percentile(drawn, [2.5, 97.5], axis=0).T
+        chosen = _choose(drawn, options.cost, affordable)
+        share = np.bincount(chosen, minlength=len(predicted)) / len(drawn)
+        regret_interval = np.percentile(drawn - drawn[:, [best]], [2.5, 97.5], axis=0).T
+        least = np.where(affordable, drawn, np.inf).min(axis=1)
+        worst = float(np.percentile(drawn[:, best] - least, 95))
+        frontier_share = np.mean([pareto_mask(options.cost, row, allowed) for row in drawn], axis=0)
+    neighbours = tuple(
+        Neighbour(
+            int(k), float(regret[k]),
+            None if regret_interval is None else (float(regret_interval[k, 0]), float(regret_interval[k, 1])),
+            float(options.cost[k] / budget - 1),
+        )
+        for k in _next_to(options, best)
+    )  # fmt: skip
+    return Plan(
+        options, budget, best, predicted, error_interval, share, regret, regret_interval,
+        frontier, frontier_share, neighbours, worst,
+    )  # fmt: skip
+
+
+def choice_of(law: Law, options: Options, budget: float) -> int:
+    """Index of what another law would choose for the same budget, which must buy something."""
+    affordable = options.allowed & (options.cost <= budget * (1 + 1e-12))
+    return int(_choose(law.error(options.params_b, options.visual_tokens), options.cost, affordable))
+
+
+def sampled_errors(law: Law, samples: Params, options: Options) -> np.ndarray:
+    """Error of every option by every bootstrap law, [refits, K]."""
+    columns = Params(*(np.asarray(leaf, np.float64)[:, None] for leaf in samples))
+    return np.asarray(error(columns, options.params_b[None], law.total(options.visual_tokens)[None]))
+
+
+def _choose(errors: np.ndarray, costs: np.ndarray, affordable: np.ndarray) -> np.ndarray:
+    """Index of the least affordable error along the last axis; the cheaper of equals."""
+    order = np.lexsort((np.arange(len(costs)), costs))
+    ranked = np.where(affordable, errors, np.inf)[..., order]
+    return np.asarray(order[np.argmin(ranked, axis=-1)])
+
+
+def _next_to(options: Options, best: int) -> list[int]:
+    """Options one size or one token count away that fit the memory, by rising N, then V."""
+    sizes, counts = np.unique(options.params_b), np.unique(options.visual_tokens)
+    row = np.searchsorted(sizes, options.params_b)
+    column = np.searchsorted(counts, options.visual_tokens)
+    steps = abs(row - row[best]) + abs(column - column[best])
+    same_size = (steps == 0) & (np.arange(len(steps)) != best)
+    return [int(k) for k in np.flatnonzero(((steps == 1) | same_size) & options.allowed)]
+
+
+def _pairs(params_b: Numbers, visual_tokens: Numbers) -> tuple[np.ndarray, np.ndarray]:
+    sizes, counts = (np.sort(np.asarray(axis, np.float64)) for axis in (params_b, visual_tokens))
+    n, v = (grid.ravel() for grid in np.meshgrid(sizes, counts, indexing="ij"))
+    return n, v
+
+
+class Regions(NamedTuple):
+    """The best choice over a grid of text lengths and budgets.
+
+    text [q], budget [b] (unit of the cost); choice [b, q] indexes the options, -1 where none is bought.
+    """
+
+    text: np.ndarray
+    budget: np.ndarray
+    choice: np.ndarray
+    params_b: np.ndarray
+    visual_tokens: np.ndarray
+
+
+def regions(
+    law: Law, sizes: Sequence[Llm | float], visual_tokens: Sequence[float], lengths: Lengths, setup: Setup,
+    text: np.ndarray, points: int = 160,
+) -> Regions:  # fmt: skip
+    """V*(Q, budget): the recommendation for every text length in `text` [q] and a range of budgets.
+
+    `sizes` are billions under the published cost, else models. The bare question is as long as the text,
+    or keeps the length that `lengths` gives it where that differs.
+    """
+    question = text if lengths.question == lengths.text else np.minimum(lengths.question, text)
+    rows, n, v = [], [], []
+    for size in sizes:
+        for count in sorted(visual_tokens):
+            if isinstance(size, Llm):
+                config = cost.model_config(size, count)
+                at = Lengths(text, lengths.answer, question)
+                row = np.broadcast_to(cost.query_cost(cost.work_of_query(config, at), setup), text.shape)
+                if setup.machine is not None:
+                    room = cost.memory_of(config, at, setup.batch) <= setup.machine.memory
+                    row = np.where(room, row, np.inf)
+            else:
+                row = 2e9 * size * (text + count)
+            rows.append(row)
+            n.append(size.params_b if isinstance(size, Llm) else size)
+            v.append(count)
+    costs, params_b, counts = np.array(rows), np.array(n, np.float64), np.array(v, np.float64)
+    finite = costs[np.isfinite(costs)]
+    if not finite.size:
+        raise UserError("No choice fits the machine's memory at any text length.")
+    budget = np.geomspace(finite.min(), finite.max(), points)
+    laws = [dataclasses.replace(law, query_tokens=float(q)) for q in text]
+    errors = np.stack([each.error(params_b, counts) for each in laws], axis=1)
+    bought = costs[:, None, :] <= budget[None, :, None] * (1 + 1e-12)
+    open_errors = np.where(bought, errors[:, None, :], np.inf)
+    choice = np.where(bought.any(axis=0), np.argmin(open_errors, axis=0), -1)
+    return Regions(text, budget, choice, params_b, counts)

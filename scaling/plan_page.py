@@ -1,0 +1,73 @@
+"""The page and pictures of a plan."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from scaling import plan_report
+from scaling.cost import Llm, counted_prices
+from scaling.explorer import Start, explorer_data, explorer_html, published_prices
+from scaling.plan import Plan, Regions, regions
+from scaling.plan_plot import figure_best_tokens, figure_error_vs_cost
+from scaling.plan_report import Question
+from scaling.plot import figure_to_png
+from scaling.report import Section, bullets, html_page, paragraph, table_html
+
+TEXT_LENGTHS = np.unique(np.round(np.geomspace(1, 1001, 81)) - 1)
+"""Text lengths Q of the map, 0 to 1000."""
+
+
+def files(plan: Plan, asked: Question, llms: Sequence[Llm]) -> dict[str, str | bytes]:
+    """Name and content of plan.html and its PNG figures; `llms` is empty under the published cost."""
+    law, setup = asked.fit.law, asked.setup
+    plain = np.unique(plan.options.params_b).tolist()
+    sizes: Sequence[Llm | float] = llms or plain
+    counts = np.unique(plan.options.visual_tokens).tolist()
+    found = regions(law, sizes, counts, asked.lengths, setup, TEXT_LENGTHS)
+    prices = counted_prices(llms, counts, setup) if llms else published_prices(plain)
+    start = Start(plan.budget, *asked.lengths)
+    data = explorer_data(law, asked.fit.samples, counts, prices, start, asked.fit.table)
+    at = (asked.lengths.text, plan.budget) if _inside(found, asked.lengths.text, plan.budget) else None
+    caption = f"{asked.convention}; {asked.cost_model_of_all}."
+    return {
+        "error_vs_cost.png": figure_to_png(figure_error_vs_cost(plan, asked)),
+        "best_tokens.png": figure_to_png(figure_best_tokens(found, setup.kind, caption, at)),
+        "plan.html": page(plan, asked, explorer_html(data)),
+    }
+
+
+def page(plan: Plan, asked: Question, explorer: str) -> str:
+    """The whole document; `explorer` is its interactive part."""
+    def table(made: plan_report.Table) -> str:
+        return table_html(made[1], made[0])
+
+    sections = [
+        Section("What the budget buys", [
+            paragraph(plan_report.advice(plan, asked)),
+            table(plan_report.parts_table(plan, asked)),
+            paragraph(f"Law: {asked.fit.law.formula()}.", "muted"),
+            '<div class="note">' + bullets(plan_report.notes(plan, asked)) + "</div>",
+        ]),
+        Section("Other budgets, lengths and choices", [
+            paragraph("Move the sliders, switch sizes and token counts; the page computes anew what to buy. "
+                      "A click on the map sets Q and the budget."),
+            explorer,
+        ]),
+        Section("One step away", [
+            paragraph("Regret is the predicted error above the recommended choice's, in points of score; "
+                      "its interval is over the bootstrap laws."),
+            table(plan_report.neighbour_table(plan, asked)),
+        ]),
+        Section("The whole frontier", [
+            paragraph("Choices that no cheaper one matches, by rising cost."),
+            table(plan_report.frontier_table(plan, asked)),
+        ]),
+    ]  # fmt: skip
+    names = "td:first-child { white-space: nowrap; }"
+    return html_page(f"Plan: {asked.fit.name}", sections, f"{asked.cost_model}; {asked.convention}", names)
+
+
+def _inside(found: Regions, text: float, budget: float) -> bool:
+    return bool(
+        found.text[0] <= text <= found.text[-1] and found.budget[0] <= budget <= found.budget[-1]
+    )

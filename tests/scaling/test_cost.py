@@ -1,0 +1,105 @@
+"""Costs of a query: the one FLOP counter, bytes and seconds by hand, and mistakes in words."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from quecc_jax import flops
+from scaling import cost
+from scaling.cost import Lengths, Setup, find_llm, find_machine, model_config
+from scaling.errors import UserError
+
+LENGTHS = Lengths(text=80, answer=16, question=20)
+
+
+@pytest.mark.parametrize("visual_tokens", [1, 16, 576])
+def test_flops_are_those_of_the_one_counter(visual_tokens):
+    config = model_config(find_llm("4"), visual_tokens)
+    assert config.visual_tokens == visual_tokens
+    work = cost.work_of_query(config, LENGTHS)
+    assert {part: w.flops for part, w in work.items()} == flops.answer_flops(config, 20, 80, 16)
+    assert tuple(work) == cost.PARTS
+    assert (work["query"].flops == 0) == (visual_tokens == 576)
+
+
+def test_seconds_of_a_hand_made_decoder():
+    """Every byte and FLOP of Qwen-1.5-7B's decode on one chip, counted here by hand."""
+    machine = find_machine("100,1000,80")
+    layer = 4096 * 4096 * 4 + 3 * 4096 * 11008
+    weights = 32 * layer + 4096 * 151936
+    context = [80 + 16 + k for k in range(1, 16)]
+    config = model_config(find_llm("7"), 16)
+    decode = cost.work_of_query(config, LENGTHS)["decode"]
+    assert decode.shared == 2 * 15 * weights
+    assert decode.own == sum(context) * 32 * 2 * 4096 * 2
+    assert decode.flops == 2 * 15 * weights + 4 * 32 * 4096 * sum(context)
+    # One query waits for the weights, a thousand for arithmetic.
+    assert cost.seconds_of(decode, machine, 1) == pytest.approx((decode.shared + decode.own) / 1e12)
+    assert cost.seconds_of(decode, machine, 1000) == pytest.approx(1000 * decode.flops / 1e14)
+
+
+def test_dollars_follow_from_seconds_and_fall_with_the_batch():
+    config = model_config(find_llm("1.8"), 4)
+    work = cost.work_of_query(config, LENGTHS)
+    machine = find_machine("l4", count=2, efficiency=0.5)
+    assert machine.flops == 121e12 and machine.bandwidth == 300e9 and machine.memory == 48 * 2**30
+    seconds = cost.query_cost(work, Setup("seconds", machine, 8))
+    dollars = cost.query_cost(work, Setup("usd", machine, 8, usd_per_hour=0.7))
+    assert dollars == pytest.approx(seconds / 8 * 1e6 * 2 * 0.7 / 3600)
+    assert dollars < cost.query_cost(work, Setup("usd", machine, 1, usd_per_hour=0.7))
+
+
+def test_lengths_may_be_arrays():
+    config = model_config(find_llm("0.5"), 36)
+    setup = Setup("seconds", find_machine("h100"), 4)
+    text = np.array([0.0, 5.0, 300.0])
+    together = cost.query_cost(cost.work_of_query(config, Lengths(text, 3, text)), setup)
+    alone = [cost.query_cost(cost.work_of_query(config, Lengths(q, 3, q)), setup) for q in text]
+    np.testing.assert_allclose(together, alone, rtol=1e-14)
+
+
+def test_memory_counts_tables_once_where_they_are_tied():
+    tied, own = (model_config(find_llm(name), 1) for name in ("qwen1.5-0.5b", "qwen1.5-1.8b"))
+    vision = 2 * flops.tower_params(tied.vision)
+    for config, total in ((tied, 463_987_712), (own, 1_836_828_672)):
+        adapter = 2 * (flops.compressor_params(config) + flops.projector_params(config))
+        alone = cost.memory_of(config, Lengths(0, 1, 0), 0) - vision - adapter
+        assert alone == pytest.approx(2 * total, rel=1e-3)
+    grown = cost.memory_of(own, Lengths(10, 5, 0), 3) - cost.memory_of(own, Lengths(10, 5, 0), 2)
+    assert grown == (10 + 1 + 5) * 24 * 2 * 2048 * 2
+
+
+def test_a_size_between_presets_is_scaled():
+    llm = find_llm("3")
+    assert llm.params_b == 3 and "qwen1.5-4b" in llm.name
+    ratio = flops.decoder_params(llm.decoder) / flops.decoder_params(find_llm("4").decoder)
+    assert ratio == pytest.approx(3 / 4, rel=0.03)
+    assert find_llm("7").name == "qwen1.5-7b"
+    assert find_llm("vicuna-7b").params_b == 7
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        (lambda: find_llm("gpt-9"), "qwen1.5-4b"),
+        (lambda: find_llm("-1"), "positive"),
+        (lambda: find_llm("nan"), "positive"),
+        (lambda: find_llm("500"), "--cost published"),
+        (lambda: find_machine("tpu9"), "h100"),
+        (lambda: find_machine("1,2"), "989,3350,80"),
+        (lambda: find_machine("1,0,3"), "positive"),
+        (lambda: find_machine("h100", efficiency=1.5), "efficiency"),
+        (lambda: model_config(find_llm("4"), 50), "1, 4, 9, 16, 36, 64, 144, 576"),
+        (lambda: model_config(find_llm("4"), 25), "24 x 24"),
+    ],
+)
+def test_mistakes_in_words(wrong, said):
+    with pytest.raises(UserError, match=said):
+        wrong()
+
+
+def test_costs_need_neither_jax_nor_flax():
+    code = "import sys, scaling.cost, scaling.plan; sys.exit(bool({'jax', 'flax'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,214 @@
+"""Plans against the closed form, a plain loop, and the page's own JavaScript run by node."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import scaling
+from scaling import cost
+from scaling.cost import Lengths, Setup, find_llm, find_machine
+from scaling.errors import UserError
+from scaling.explorer import Start, explorer_data, published_prices
+from scaling.law import Law, Params
+from scaling.plan import counted_options, make_plan, published_options, regions
+
+LAW = Law(Params(0.59077, 0.070937, 0.0151016, 0.0), "V", 50.0)
+OCR = Law(Params(0.91721, 0.028233, 0.039412, 0.0), "V", 50.0)
+COUNTS = [1, 4, 16, 36, 64, 144, 576]
+
+
+@pytest.mark.parametrize("text", [10, 50, 200])
+def test_closed_form_for_any_n_at_the_published_cost(text):
+    """V* = beta Q / (alpha - beta), and N* spends the budget."""
+    law = Law(LAW.params, "V", text)
+    star = LAW.params.beta * text / (LAW.params.alpha - LAW.params.beta)
+    counts = np.arange(1, 101)
+    # Sizes such that every token count can spend the budget to a thousandth.
+    sizes = np.geomspace(1, 12, 2500)
+    budget = 2e9 * 4 * (text + star)
+    plan = make_plan(law, None, published_options(sizes, counts, text), budget, "flops")
+    options, k = plan.options, plan.best
+    assert options.visual_tokens[k] == pytest.approx(star, abs=max(1.5, 0.1 * star))
+    assert options.params_b[k] == pytest.approx(4, rel=0.05)
+    assert options.cost[k] <= budget
+    exact = law.error(budget / (2e9 * (text + star)), star)
+    assert exact <= plan.error[k] <= exact * 1.0002
+
+
+def test_more_tokens_always_win_where_beta_is_the_larger():
+    sizes = np.geomspace(0.1, 20, 400)
+    plan = make_plan(OCR, None, published_options(sizes, COUNTS, 50), 1e12, "flops")
+    assert plan.options.visual_tokens[plan.best] == 576
+
+
+def draws(law: Law, count: int = 50) -> Params:
+    rng = np.random.default_rng(0)
+    return Params(*(np.asarray(p) * rng.lognormal(0, 0.15, count) for p in law.params))
+
+
+@pytest.mark.parametrize("kind, budget", [("flops", 2e12), ("seconds", 0.03), ("usd", 40.0)])
+@pytest.mark.parametrize("tokens", ["V", "Q+V"])
+def test_a_plan_is_what_a_plain_loop_finds(kind, budget, tokens):
+    law, lengths = Law(LAW.params, tokens, 70), Lengths(70, 8, 20)
+    setup = Setup(kind, find_machine("h100"), 2, 3.0)
+    llms = [find_llm(name) for name in ("7", "0.5", "vicuna-7b", "14")]
+    samples = draws(law)
+    plan = make_plan(law, samples, counted_options(llms, COUNTS, lengths, setup), budget, kind)
+
+    def loop(params):
+        found = []
+        for llm in llms:
+            for v in COUNTS:
+                work = cost.work_of_query(cost.model_config(llm, v), lengths)
+                price = cost.query_cost(work, setup)
+                if price <= budget:
+                    t = v if tokens == "V" else 70 + v
+                    error = params.A * llm.params_b**-params.alpha * t**-params.beta + params.D
+                    found.append((error, price, llm.name, v))
+        return min(found)
+
+    name = [(plan.options.llms[k], plan.options.visual_tokens[k]) for k in range(len(plan.error))]
+    error, price, *choice = loop(law.params)
+    assert name[plan.best] == tuple(choice)
+    assert plan.error[plan.best] == pytest.approx(error)
+    assert plan.options.cost[plan.best] == pytest.approx(price)
+    assert plan.share is not None
+    votes = [loop(Params(*leaf))[2:] for leaf in zip(*samples, strict=True)]
+    for k, share in enumerate(plan.share):
+        assert share == pytest.approx(votes.count(name[k]) / len(votes))
+    for k in plan.frontier:
+        cheaper = plan.options.cost <= plan.options.cost[k]
+        assert plan.error[k] == plan.error[cheaper].min()
+    assert all(n.over_budget > 0 for n in plan.neighbours if n.regret < 0)
+
+
+def test_intervals_are_paired():
+    """A law that shifts all errors alike spreads the prediction, not the regret."""
+    samples = Params(*(np.full(101, p) for p in LAW.params))._replace(D=np.linspace(0, 0.1, 101))
+    plan = make_plan(LAW, samples, published_options([0.5, 7], COUNTS, 50), 1e12, "flops")
+    assert plan.regret_interval is not None and plan.error_interval is not None and plan.share is not None
+    np.testing.assert_allclose(plan.regret_interval[:, 0], plan.regret_interval[:, 1], atol=1e-12)
+    low, high = plan.error_interval[plan.best]
+    assert high - low == pytest.approx(0.095)
+    assert plan.share[plan.best] == 1.0 and plan.worst_regret == 0.0
+
+
+def test_what_does_not_fit_is_never_chosen():
+    lengths, l4 = Lengths(50, 16, 50), find_machine("l4")
+    options = counted_options([find_llm("7"), find_llm("14")], COUNTS, lengths, Setup("seconds", l4))
+    plan = make_plan(LAW, draws(LAW), options, 1e9, "seconds")
+    assert plan.share is not None
+    assert options.params_b[plan.best] == 7 and plan.share[options.params_b == 14].sum() == 0
+    assert set(options.params_b[plan.frontier]) == {7}
+    alone = counted_options([find_llm("14")], COUNTS, lengths, Setup("seconds", l4))
+    with pytest.raises(UserError, match="GiB"):
+        make_plan(LAW, None, alone, 1e9, "seconds")
+    # A single query waits for weights, and without a compressor the question needs no pass of its own.
+    with pytest.raises(UserError, match=r"buys no choice; the cheapest, qwen1\.5-7b with V = 576"):
+        make_plan(LAW, None, options, 1e-9, "seconds")
+
+
+def test_the_map_agrees_with_single_plans():
+    text = np.array([0.0, 20.0, 400.0])
+    llms, setup = [find_llm("0.5"), find_llm("4")], Setup("seconds", find_machine("l4"), 8)
+    for sizes, law in ((llms, LAW), ([0.5, 4.0], Law(OCR.params, "Q+V", 50))):
+        counted = sizes is llms
+        kind = Setup("flops") if not counted else setup
+        found = regions(law, sizes, COUNTS, Lengths(50, 4, 50), kind, text, points=7)
+        for j, q in enumerate(text):
+            here = Law(law.params, law.tokens, q)
+            options = (
+                counted_options(llms, COUNTS, Lengths(q, 4, q), setup) if counted
+                else published_options([0.5, 4], COUNTS, q)
+            )  # fmt: skip
+            for i, budget in enumerate(found.budget):
+                k = found.choice[i, j]
+                if k < 0:
+                    with pytest.raises(UserError):
+                        make_plan(here, None, options, budget, kind.kind)
+                    continue
+                plan = make_plan(here, None, options, budget, kind.kind)
+                assert found.visual_tokens[k] == plan.options.visual_tokens[plan.best]
+                assert found.params_b[k] == plan.options.params_b[plan.best]
+
+
+NODE = shutil.which("node")
+MODEL_JS = Path(scaling.__file__).parent / "page" / "model.js"
+ASK = """
+const model = require(process.argv[1]);
+const asked = JSON.parse(require("fs").readFileSync(0, "utf8"));
+const answers = asked.map(({ data, state }) => {
+  const sorted = model.choices(data, state), best = model.best(sorted, state.budget);
+  const votes = model.votes(data, state, sorted, best);
+  const name = (each) => each && [each.n, each.v];
+  return {
+    best: name(best), error: best && best.error, frontier: model.frontier(sorted).map(name),
+    costs: sorted.map((each) => [each.n, each.v, each.cost]),
+    shares: votes.shares.map(([each, share]) => [name(each), share]), interval: votes.interval,
+  };
+});
+console.log(JSON.stringify(answers));
+"""
+
+
+@pytest.mark.skipif(NODE is None, reason="node is not installed")
+def test_the_page_recommends_what_python_recommends():
+    rng = np.random.default_rng(1)
+    asked, expected = [], []
+    setups: list[Setup] = [
+        Setup("flops"), Setup("seconds", find_machine("l4"), 4),
+        Setup("usd", find_machine("v5e", 2), 16, 1.2),
+    ]  # fmt: skip
+    llms = [find_llm(name) for name in ("0.5", "1.8", "4", "14")]
+    for trial in range(24):
+        law = Law((LAW if trial % 2 else OCR).params, "Q+V" if trial % 3 == 0 else "V", 0)
+        text, answer = int(rng.integers(0, 400)), int(rng.integers(1, 100))
+        question = int(rng.integers(0, text + 1))
+        lengths, setup, samples = Lengths(text, answer, question), setups[trial % 3], draws(law)
+        law = Law(law.params, law.tokens, text)
+        counted = trial % 4 != 0 or setup.kind != "flops"
+        options = (
+            counted_options(llms, COUNTS, lengths, setup) if counted
+            else published_options([0.5, 3.0, 7.0], COUNTS, text)
+        )  # fmt: skip
+        budget = float(np.exp(rng.uniform(*np.log([options.cost.min(), options.cost.max()])))) * 1.001
+        prices = cost.counted_prices(llms, COUNTS, setup) if counted else published_prices([0.5, 3.0, 7.0])
+        data = explorer_data(law, samples, COUNTS, prices, Start(budget, *lengths))
+        state = {**data["start"], "sizes": [True] * len(data["llms"]), "counts": [True] * len(COUNTS)}
+        asked.append({"data": json.loads(json.dumps(data)), "state": state})
+        expected.append(make_plan(law, samples, options, budget, setup.kind))
+    done = subprocess.run(
+        [str(NODE), "-e", ASK, str(MODEL_JS)], input=json.dumps(asked), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    for answer, plan in zip(json.loads(done.stdout), expected, strict=True):
+        o, k = plan.options, plan.best
+        costs = {(n, v): c for n, v, c in answer["costs"]}
+        assert len(costs) == o.allowed.sum()
+        for j in np.flatnonzero(o.allowed):
+            assert costs[o.params_b[j], o.visual_tokens[j]] == pytest.approx(o.cost[j], rel=1e-12)
+        assert plan.error_interval is not None and plan.share is not None
+        assert answer["best"] == [o.params_b[k], o.visual_tokens[k]]
+        assert answer["error"] == pytest.approx(plan.error[k], rel=1e-12)
+        assert answer["frontier"] == [[o.params_b[j], o.visual_tokens[j]] for j in plan.frontier]
+        assert answer["interval"] == pytest.approx(plan.error_interval[k], rel=1e-5)
+        shares = {tuple(name): share for name, share in answer["shares"]}
+        ours = {(o.params_b[j], o.visual_tokens[j]): s for j, s in enumerate(plan.share) if s}
+        assert shares == pytest.approx(ours)
+
+
+@settings(max_examples=50, deadline=None)
+@given(budget=st.floats(1e11, 1e14), more=st.floats(1, 10), text=st.integers(0, 500))
+def test_a_larger_budget_never_predicts_more_error(budget, more, text):
+    law = Law(LAW.params, "V", text)
+    options = published_options([0.5, 1.8, 4, 7], COUNTS, text)
+    if budget < options.cost.min():
+        return
+    less, rich = (make_plan(law, None, options, b, "flops") for b in (budget, budget * more))
+    assert rich.error[rich.best] <= less.error[less.best]

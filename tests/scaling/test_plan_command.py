@@ -1,0 +1,129 @@
+"""`python -m scaling plan` from the command line: what it writes, and mistakes as one sentence."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from scaling.__main__ import main
+from tests.scaling.test_report import _Balance
+
+BUDGET = ["--flops", "3e12"]
+
+
+@pytest.fixture(scope="module")
+def fit_folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("fit")
+    assert main(["fit", "--scores", "general", "--out", str(out), "--refits", "60", "--starts", "16"]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def plan_folder(fit_folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("plan") / "new"
+    options = ["--llms", "0.5", "1.8", "4", "7", "14", "--chip", "h100", "--batch", "4", "--ms", "60"]
+    assert main(["plan", "--fit", str(fit_folder), "--out", str(out), *options]) == 0
+    return out
+
+
+def test_the_record_holds_the_whole_plan(plan_folder):
+    assert {path.name for path in plan_folder.iterdir()} == {
+        "plan.json", "plan.html", "error_vs_cost.png", "best_tokens.png"}  # fmt: skip
+    plan = json.loads((plan_folder / "plan.json").read_text())
+    best = plan["recommendation"]
+    assert best["affordable"] and best["cost"] <= 0.06 == plan["budget"]["limit"]
+    assert best["error"] == min(c["error"] for c in plan["choices"] if c["affordable"])
+    assert best["error_interval"][0] <= best["error"] <= best["error_interval"][1]
+    assert set(best["flops"]) == set(best["seconds"]) == {"tower", "query", "compressor", "prefill", "decode"}
+    assert best["cost"] == pytest.approx(sum(best["seconds"].values()))
+    assert sum(c["chosen_share"] for c in plan["choices"]) == pytest.approx(1)
+    assert len(plan["choices"]) == 35 and 2 <= len(plan["neighbours"]) <= 4
+    costs = [c["cost"] for c in plan["frontier"]]
+    assert costs == sorted(costs) and all(c["on_frontier"] for c in plan["frontier"])
+    assert plan["machine"]["name"] == "h100" and "data sheet" in plan["machine"]["source"]
+    assert plan["law"]["tokens_convention"] == "V"
+    assert plan["other_convention"]["tokens_convention"] == "Q+V"
+    assert any("14B lies outside" in note for note in plan["notes"])
+
+
+def test_the_page_stands_alone(plan_folder):
+    page = (plan_folder / "plan.html").read_text()
+    parser = _Balance()
+    parser.feed(page)
+    assert parser.open == [] and parser.links == []
+    # The one address is the name of SVG's namespace, which nothing fetches.
+    assert set(re.findall(r"https?://[^\"']+", page)) == {"http://www.w3.org/2000/svg"}
+    assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|import\(", page)
+    assert "prefers-color-scheme: dark" in page
+    assert "counted cost of all parts, G = 16 generated, h100, batch 4" in page
+    assert "T counts visual tokens V" in page
+
+
+def test_published_cost_names_the_closed_form(fit_folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    options = ["--cost", "published", "--query-tokens", "20"]
+    options += ["--visual-tokens", "1", "5", "30", "--llms", "1", "3"]
+    assert main(["plan", "--fit", str(fit_folder / "fit.json"), "--out", str(out), *BUDGET, *options]) == 0
+    plan = json.loads((out / "plan.json").read_text())
+    law = plan["law"]
+    star = law["beta"] * 20 / (law["alpha"] - law["beta"])
+    assert plan["closed_form"]["visual_tokens"] == pytest.approx(star)
+    assert plan["closed_form"]["params_b"] == pytest.approx(3e12 / 2e9 / (20 + star))
+    assert set(plan["recommendation"]["flops"]) == {"prefill"}
+    said = capsys.readouterr().out
+    assert "closed form" in said and "published cost 2N(Q + V), Q = 20" in said
+    assert "3B" in said and "recommended" in said
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (["--flops", "1e9"], "buys no choice; the cheapest"),
+        (["--ms", "5"], "needs a --chip"),
+        ([*BUDGET, "--batch", "4"], "needs a --chip"),
+        (["--usd", "5", "--chip", "h100"], "go together"),
+        (["--ms", "5", "--chip", "tpu9"], "'tpu9' is not known"),
+        (["--ms", "5", "--chip", "l4", "--llms", "14"], "memory"),
+        ([*BUDGET, "--visual-tokens", "50"], "V = 50"),
+        ([*BUDGET, "--llms", "x"], "'x' is not known"),
+        ([*BUDGET, "--llms", "7", "7"], "twice"),
+        ([*BUDGET, "--question-tokens", "500"], "at most"),
+        ([*BUDGET, "--cost", "published", "--answer-tokens", "4"], "--answer-tokens needs --cost counted"),
+        ([*BUDGET, "--fit", "nowhere.json"], "published table"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_status_two(fit_folder, tmp_path, capsys, options, said):
+    out = tmp_path / "out"
+    fit = [] if "--fit" in options else ["--fit", str(fit_folder)]
+    assert main(["plan", "--out", str(out), *fit, *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and said in error
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"A": 1}', '{"A": "x", "alpha": 1, "beta": 1, "D": 0}'])
+def test_a_file_that_is_no_fit(tmp_path, capsys, content):
+    path = tmp_path / "fit.json"
+    path.write_text(content)
+    assert main(["plan", "--fit", str(path), "--out", str(tmp_path / "out"), *BUDGET]) == 2
+    assert str(path) in capsys.readouterr().err
+
+
+def test_a_fit_without_samples_has_no_intervals(fit_folder, tmp_path):
+    record = json.loads((fit_folder / "fit.json").read_text())
+    for key in ("samples", "rivals", "score"):
+        del record[key]
+    path = tmp_path / "fit.json"
+    path.write_text(json.dumps(record))
+    assert main(["plan", "--fit", str(path), "--out", str(tmp_path / "out"), *BUDGET]) == 0
+    plan = json.loads((tmp_path / "out" / "plan.json").read_text())
+    assert plan["recommendation"]["error_interval"] is None and plan["other_convention"] is None
+    assert "no bootstrap samples" in plan["advice"]
+
+
+def test_no_budget_is_a_usage_error():
+    command = [sys.executable, "-m", "scaling", "plan", "--fit", "general", "--out", "x"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "--flops" in done.stderr and "Traceback" not in done.stderr
