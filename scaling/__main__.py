@@ -32,7 +32,6 @@ def _parser() -> argparse.ArgumentParser:
         description="Which LLM size, how many visual tokens? Fits error = A / N^alpha / T^beta + D.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    plan_command.add_plan(commands)
     fit = commands.add_parser(
         "fit",
         help="fit the law to a file of scores",
@@ -90,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     fit.add_argument("--refits", type=_positive, metavar="K", default=1000, help="bootstrap refits")
     fit.add_argument("--seed", type=int, default=0, help="seed of starts and bootstrap")
+    plan_command.add_plan(commands)
     return parser
 
 
