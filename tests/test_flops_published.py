@@ -15,7 +15,7 @@ import pytest
 from quecc_jax import flops
 from quecc_jax.config import CompressorConfig, ModelConfig
 from quecc_jax.geometry import hidden_indices
-from quecc_jax.models.decoder import empty_cache
+from quecc_jax.models.decoder import empty_cache, unstack
 from quecc_jax.models.vlm import VLM
 from quecc_jax.presets import decoder
 
@@ -38,19 +38,23 @@ def ints(*shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.int32)
 
 
-def xla_flops(config: ModelConfig, method: Any, *arguments: Any) -> float:
-    model: Any = VLM(config)
-    params = jax.eval_shape(lambda *a: model.init(jax.random.key(0), *a, method=method), *arguments)
+def xla_flops(config: ModelConfig, method: Any, *arguments: Any, cache: Any = None) -> float:
+    initial: Any = VLM(config)
+    params = jax.eval_shape(lambda *a: initial.init(jax.random.key(0), *a, method=method), *arguments)
     # As when serving: a conversion of float32 weights would count as an operation for each.
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), params)
+    model: Any = VLM(config, unrolled=cache is not None)
+    if cache is not None:
+        params["params"]["decoder"] = jax.eval_shape(unstack, params["params"]["decoder"])
+        arguments = (*arguments, cache)
     lowered = jax.jit(lambda p, *a: model.apply(p, *a, method=method)).lower(params, *arguments)
     assert "while" not in lowered.as_text()
     counts: Any = lowered.cost_analysis()
     return counts["flops"]
 
 
-def scored(model: VLM, x: jax.Array, cache: Any) -> jax.Array:
-    """Logits behind embeddings x [1, S, D] that follow on a cache: a prefill or a decode step."""
+def scored(model: VLM, x: jax.Array, cache: Any = None) -> jax.Array:
+    """Logits behind embeddings x [1, S, D] of a prefill, or of a step that follows on a cache."""
     ones = jnp.ones(x.shape[:2], jnp.int32)
     hidden, _ = model.decoder(x, ones, ones, cache)
     return model.logits(hidden[:, -1])
@@ -64,18 +68,16 @@ def test_every_part_of_an_answer(unrolled, name, kernel):
     length = TEXT + config.visual_tokens
     bfloat = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.bfloat16)
 
-    def pass_flops(tokens: int, places: int) -> float:
-        cache = jax.eval_shape(lambda: empty_cache(config.decoder, 1, places, jnp.bfloat16))
-        return xla_flops(config, scored, bfloat((1, tokens, d)), cache)
-
+    # Steps cost the same but for their context, so that the middle one stands for all.
+    held = length + ANSWER // 2
+    cache = jax.eval_shape(lambda: empty_cache(config.decoder, 1, held, jnp.bfloat16))
     pixels = jax.ShapeDtypeStruct((1, 1, vision.image_size, vision.image_size, 3), jnp.float32)
     states = bfloat((1, 1, vision.patches, len(hidden_indices(vision)), vision.width))
     theirs = {
         "tower": xla_flops(config, VLM.encode_image, pixels),
         "compressor": xla_flops(config, VLM.compress, states, bfloat((1, 1, d))),
-        "prefill": pass_flops(length, length),
-        # Steps cost the same but for their context, so that the middle one stands for all.
-        "decode": (ANSWER - 1) * pass_flops(1, length + ANSWER // 2),
+        "prefill": xla_flops(config, scored, bfloat((1, length, d))),
+        "decode": (ANSWER - 1) * xla_flops(config, scored, bfloat((1, 1, d)), cache=cache),
     }
     if config.compressor.reads_question:
         theirs["query"] = xla_flops(config, VLM.encode_query, ints(1, 1, QUESTION), ints(1, 1))
