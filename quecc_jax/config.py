@@ -158,16 +158,24 @@ class ModelConfig:
 class SourceConfig:
     """One data set of a mixture."""
 
-    kind: Literal["llava_json", "easy_vqa", "pool"] = "llava_json"
+    kind: Literal["llava_json", "array_record", "tfds", "easy_vqa", "pool"] = "llava_json"
+    """`array_record` is what `launch.prepare_data` makes of a `llava_json`, and `tfds` what it makes with
+    --format tfds."""
     path: str = ""
-    """The conversations file (.json or .jsonl, `llava_json`), or the directory of a `pool`."""
-    images: str = ""
-    """Folder that the rows' picture paths are relative to (`llava_json`)."""
-    split: Literal["train", "test"] = "train"
-    """Published split (`easy_vqa`); files and pools hold one split each."""
+    """The conversations file (.json or .jsonl, `llava_json`), or the directory of the others."""
+    images: str | tuple[str, ...] = ""
+    """Folder that the rows' picture paths are relative to, or several that are searched in this order
+    (`llava_json`)."""
+    split: str = "train"
+    """Published split, train or test (`easy_vqa`), or the name of one (`tfds`); the others hold one each."""
     weight: float | None = None
     """Share of this source in the mixture; weights need not sum to one. None for every source joins
     them, so that an epoch visits each row of each source exactly once."""
+
+    @property
+    def roots(self) -> tuple[str, ...]:
+        """The folders of `images`, always as a tuple."""
+        return (self.images,) if isinstance(self.images, str) else self.images
 
 
 @dataclasses.dataclass(frozen=True)

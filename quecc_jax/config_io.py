@@ -66,8 +66,10 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in arguments:
             return None
-        (inner,) = [a for a in arguments if a is not type(None)]
-        return _typed(inner, value, where)
+        inner = [a for a in arguments if a is not type(None)]
+        listed = isinstance(value, list | tuple)
+        fitting = [a for a in inner if (typing.get_origin(a) is tuple) == listed]
+        return _typed((fitting or inner)[0], value, where)
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise UserError(f"{where} is {value!r} but must be a list")

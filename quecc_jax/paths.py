@@ -5,6 +5,7 @@ are neither directories nor renames: what is atomic here by a rename is there by
 """
 
 import contextlib
+import hashlib
 import os
 import shutil
 import tempfile
@@ -66,6 +67,39 @@ def remove(directory: AnyPath) -> None:
         epath.Path(directory).rmtree(missing_ok=True)
     else:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def cached(path: AnyPath, key: str = "") -> Path:
+    """A bucket's file on this machine: copied when it is first asked for, and kept.
+
+    Copies lie in $XDG_CACHE_HOME/quecc_jax (~/.cache/quecc_jax without that variable). Several processes
+    may ask at once; each sees the whole file.
+
+    Args:
+      path: in a bucket; a file of this machine is returned as it is.
+      key: names the content, as a checksum does; by default the bucket's own size and time of change.
+
+    Raises:
+      OSError: the file is missing, or cannot be read or copied.
+    """
+    if not is_remote(path):
+        return Path(path)
+    remote = epath.Path(path)
+    if not key:
+        stat = remote.stat()
+        key = f"{stat.length} {stat.mtime}"
+    name = hashlib.sha256(f"{os.fspath(path)} {key}".encode()).hexdigest()[:20] + f"-{remote.name}"
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    target = Path(root) / "quecc_jax" / name
+    if not target.is_file():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = target.with_name(f".{name}.{os.getpid()}")
+        try:
+            remote.copy(aside, overwrite=True)
+            os.replace(aside, target)
+        finally:
+            aside.unlink(missing_ok=True)
+    return target
 
 
 @contextlib.contextmanager

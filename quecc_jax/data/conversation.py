@@ -35,7 +35,7 @@ def image_refs(row: dict[str, Any]) -> list[Any]:
         return []
     refs = list(image) if isinstance(image, list | tuple) else [image]
     for ref in refs:
-        if not isinstance(ref, str | int) or isinstance(ref, bool) or ref == "":
+        if not isinstance(ref, str | int | bytes) or isinstance(ref, bool) or ref == "":
             raise BadRow("not a row", f"its picture {str(ref)[:40]!r} is not the path of a file; write it so")
     return refs
 

@@ -1,7 +1,6 @@
 """Sources: numbered rows, each as token ids with slots, its query, and its pictures."""
 
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -9,9 +8,10 @@ import numpy as np
 from quecc_jax.config import DataConfig, ModelConfig, SourceConfig
 from quecc_jax.data import easyvqa
 from quecc_jax.data.conversation import encode, image_refs
-from quecc_jax.data.files import read_json
-from quecc_jax.data.images import load_pixels
+from quecc_jax.data.folders import FilePictures, FolderPictures, Folders
 from quecc_jax.data.pool import read_features, read_pool
+from quecc_jax.data.prepared import PreparedPictures, open_prepared
+from quecc_jax.data.rowfile import RowFile
 from quecc_jax.data.tokenizer import Tokenizer, load_tokenizer
 from quecc_jax.errors import BadRow, UserError
 from quecc_jax.geometry import hidden_indices
@@ -71,34 +71,53 @@ class Layout(NamedTuple):
                        bool(made["cut"]))
 
 
-class FileSource:
-    """Rows of a LLaVA file or of easy-VQA, encoded when asked for, with pictures in files."""
+class RowSource:
+    """Rows that are encoded when asked for, with pictures that are read when asked for."""
 
-    def __init__(self, name: str, rows: Sequence[dict[str, Any]], images: str, layout: Layout,
-                 model: ModelConfig):
-        self.name, self.rows, self.images = name, rows, images
-        self.layout, self.vision = layout, model.vision
+    def __init__(self, name: str, rows: Sequence[dict[str, Any]], read: Callable[[Any], np.ndarray],
+                 layout: Layout):
+        """
+        Args:
+          name: for messages.
+          rows: in LLaVA's form; parsed one by one.
+          read: a picture, uint8 [H, W, 3], by its reference in a row.
+          layout: of the rows.
+        """
+        self.name, self.rows, self.layout = name, rows, layout
+        self._read = read
+        self._last: tuple[int, dict[str, Any]] = (-1, {})
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def where(self, row: int) -> str:
-        return f"{self.name}, row {row + 1}"
+        return self.rows.where(row) if isinstance(self.rows, RowFile) else f"{self.name}, row {row + 1}"
+
+    def row(self, number: int) -> dict[str, Any]:
+        """A row as it was given, or BadRow; the last one is kept, as its parts are asked for one by one."""
+        last, found = self._last
+        if last != number:
+            try:
+                found = self.rows[number]
+            except BadRow as error:
+                raise error.at(self.where(number)) from None
+            self._last = (number, found)
+        return found
 
     def encoded(self, row: int) -> Encoded:
+        found = self.row(row)
         try:
-            return self.layout(self.rows[row])
+            return self.layout(found)
         except BadRow as error:
             raise error.at(self.where(row)) from None
 
     def pictures(self, row: int) -> int:
-        return len(image_refs(self.rows[row]))
+        return len(image_refs(self.row(row)))
 
     def write_pixels(self, row: int, out: np.ndarray) -> None:
-        for place, ref in enumerate(image_refs(self.rows[row])):
+        for place, ref in enumerate(image_refs(self.row(row))):
             try:
-                out[place] = load_pixels(os.path.join(self.images, str(ref)), self.vision,
-                                         self.layout.data.image_aspect)
+                out[place] = self._read(ref)
             except BadRow as error:
                 raise error.at(self.where(row)) from None
 
@@ -243,24 +262,42 @@ def open_sources(data: DataConfig, model: ModelConfig, fingerprint: str | None =
             raise UserError(f"data.cached_features needs pools, but a source is {config.kind}; "
                             "build a pool from it or set data.cached_features = False")
         else:
-            name = config.path if config.kind == "llava_json" else f"easy-VQA {config.split}"
-            sources.append(FileSource(name, read_rows(config), config.images, layout, model))
+            sources.append(_row_source(config, layout, model))
         if not len(sources[-1]):
             raise UserError(f"source {config.path or config.kind} has no rows; remove it or fill it")
     return sources
 
 
-def read_rows(config: SourceConfig) -> list[dict[str, Any]]:
+def _row_source(config: SourceConfig, layout: Layout, model: ModelConfig) -> Source:
+    data, vision, rows = layout.data, model.vision, read_rows(config)
+    read: Callable[[Any], np.ndarray]
+    if config.kind == "array_record":
+        read = PreparedPictures(open_prepared(config.path), vision, data)
+    elif config.kind == "tfds":
+        read = FilePictures(vision, data)
+    else:
+        read = FolderPictures(Folders(config.roots), vision, data)
+    return RowSource(config.path or f"easy-VQA {config.split}", rows, read, layout)
+
+
+def read_rows(config: SourceConfig) -> Sequence[dict[str, Any]]:
     """The LLaVA-format rows of one source, as they stand in it.
 
     Raises:
-      UserError: the source cannot be read or is not a list of rows.
+      UserError: the source cannot be read or is not a list of rows. Where rows are parsed one by one,
+        a damaged one raises when it is asked for.
     """
     if config.kind == "pool":
         return read_pool(config.path).rows
     if config.kind == "easy_vqa":
-        return easyvqa.rows(config.split)
-    rows = read_json(config.path)
-    if not isinstance(rows, list):
-        raise UserError(f"{config.path} is not a list of rows; give a LLaVA-format .json or .jsonl file")
-    return rows
+        if config.split not in ("train", "test"):
+            raise UserError(f"easy-VQA has no split {config.split!r}; take train or test")
+        return easyvqa.rows(config.split)  # type: ignore[arg-type]
+    if config.kind == "array_record":
+        return open_prepared(config.path).rows
+    if config.kind == "tfds":
+        # Imported late: it takes a second, and few runs read such data.
+        from quecc_jax.data.tfds_rows import TfdsRows
+
+        return TfdsRows(config.path, config.split)
+    return RowFile(config.path)

@@ -376,13 +376,11 @@ def test_skipped_rows_leave_their_places_empty_up_to_a_share(mixed_file, tokeniz
 
 def test_unreadable_files_are_named(tmp_path, tokenizer, model):
     path = tmp_path / "rows.jsonl"
-    for text, says in (('{"a": 1}\n{"a": \n', "line 2"), ("1, 2\n", "line 1"), ("", "no rows")):
-        path.write_text(text)
+    for text, says in ((b'{"a": \n', "line 1: it is not JSON"), (b"\n1, 2\n", "line 2"), (b"", "no rows"),
+                       (b'{"a": "\xff"}\n', "UTF-8")):
+        path.write_bytes(text)
         with pytest.raises(UserError, match=says):
-            make_iterator(file_data(path, tokenizer), model, 2, 0)
-    path.write_bytes(b'{"a": "\xff"}\n')
-    with pytest.raises(UserError, match="UTF-8"):
-        make_iterator(file_data(path, tokenizer), model, 2, 0)
+            evaluate(file_data(path, tokenizer), model, 2)
     for name in ("none.json", "object.json"):
         (tmp_path / "object.json").write_text('{"a": 1}')
         with pytest.raises(UserError, match=name):

@@ -1,0 +1,140 @@
+"""A LLaVA file and its pictures as ArrayRecord shards, which pods read without a file system of millions.
+
+    python -m launch.prepare_data --data mix665k.json --images data --out prepared --resize 336
+
+Started again after a kill, the same command keeps every shard that is whole.
+"""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from launch.cli import parse_options
+from quecc_jax.errors import UserError, run_cli
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to prepare, and how."""
+
+    out: str
+    """Directory to write, here or as gs://BUCKET/PLACE."""
+    data: str = ""
+    """The conversations, .json or .jsonl."""
+    images: tuple[str, ...] = ()
+    """Folders of the pictures; several are searched in this order."""
+    resize: int = 0
+    """Store pictures as squares of so many pixels, the tower's (336 for CLIP-L/14-336); 0 stores the files
+    as they are."""
+    aspect: Literal["pad", "square"] = "pad"
+    """How --resize makes them square; data.image_aspect of the runs must be the same."""
+    encode: Literal["jpeg", "png", "raw"] = "jpeg"
+    """What --resize stores: JPEG, PNG (nothing is lost, decoding is slower) or bare pixels."""
+    quality: int = 95
+    """Of JPEG."""
+    bad: Literal["error", "skip"] = "error"
+    """Stop at the first row or picture that cannot be read, or go on and count them: data.bad_rows of the
+    runs then decides about them. `tfds` leaves such rows out."""
+    workers: int = 0
+    """Processes; 0 takes one per core."""
+    format: Literal["array_record", "tfds"] = "array_record"
+    """`tfds` writes a data set of tensorflow-datasets, in one process and from the start each time."""
+    verify: bool = False
+    """Read all of --out against its checksums; writes nothing."""
+    shard_pictures: int = 4096
+    """Pictures of one shard."""
+
+
+def main() -> None:
+    """Parses the command line, prepares, and prints what came of it."""
+    options = parse_options(
+        Options, sys.argv[1:], "python -m launch.prepare_data",
+        "Writes a LLaVA file and its pictures as checksummed shards; continues where it was stopped.",
+    )  # fmt: skip
+    if options.verify:
+        verify(options)
+        return
+    if not options.data:
+        raise UserError("--data must be given; see --help")
+    if options.resize < 0 or options.shard_pictures < 1 or not 1 <= options.quality <= 100:
+        raise UserError(f"--resize {options.resize}, --quality {options.quality} or --shard-pictures "
+                        f"{options.shard_pictures} is out of range; give pixels, 1 to 100, and 1 or more")
+    (as_tfds if options.format == "tfds" else as_array_record)(options)
+
+
+def as_array_record(options: Options) -> None:
+    """Writes ArrayRecord shards."""
+    # Imported late, so that --help and mistakes in the command line answer at once.
+    import os
+
+    from quecc_jax.data.prepare import prepare
+    from quecc_jax.data.prepared import Recipe
+
+    recipe = Recipe(options.resize, options.aspect, options.encode, options.quality)
+    began = time.monotonic()
+    with bar("pictures") as show:
+        manifest = prepare(
+            options.data, options.images, options.out, recipe, skip_bad=options.bad == "skip",
+            workers=options.workers or os.cpu_count() or 1, progress=show,
+            shard_pictures=options.shard_pictures,
+        )  # fmt: skip
+    lost, size = manifest["unreadable"], manifest["bytes"]
+    print(f"{options.out}: {manifest['rows']:,} rows, {manifest['pictures']:,} pictures, "
+          f"{size / 1e9:.2f} GB, {time.monotonic() - began:.0f} s")
+    if lost["rows"] or lost["pictures"]:
+        print(f"unreadable, and counted as such by every run: {lost['rows']:,} rows and {lost['pictures']:,} "
+              "pictures, such as")
+        print("\n".join(f"  {line}" for line in lost["first"]))
+
+
+def as_tfds(options: Options) -> None:
+    """Writes a data set of tensorflow-datasets."""
+    from quecc_jax.data.prepare import inline_rows
+    from quecc_jax.data.prepared import Recipe
+    from quecc_jax.data.tfds_rows import LlavaRows
+
+    if options.resize and options.encode == "raw":
+        raise UserError("--format tfds stores encoded pictures alone; take --encode jpeg or png")
+    recipe = Recipe(options.resize, options.aspect, options.encode, options.quality)
+    rows = inline_rows(options.data, options.images, recipe, skip_bad=options.bad == "skip")
+    builder = LlavaRows(rows=lambda: rows, data_dir=options.out)
+    builder.download_and_prepare()
+    print(f"{builder.data_path}: {builder.info.splits['train'].num_examples:,} rows, "
+          f"{builder.info.dataset_size / 1e9:.2f} GB")
+
+
+def verify(options: Options) -> None:
+    """Checks every shard against the manifest."""
+    from quecc_jax.data.prepared import read_manifest
+    from quecc_jax.data.records import Shard, check
+
+    manifest = read_manifest(options.out)
+    shards = [Shard(*shard) for group in manifest["shards"].values() for shard in group]
+    total = sum(shard.bytes for shard in shards) >> 20
+    done = 0
+    with bar("MiB") as show:
+        for shard in shards:
+            check(options.out, shard)
+            done += shard.bytes
+            show(done >> 20, total)
+    print(f"{options.out}: {len(shards)} shards are whole")
+
+
+@contextmanager
+def bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar with the time left on stderr: yields what shows how many of how many are done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns: tuple[Any, ...] = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+                                TextColumn("left"))  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("", total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+if __name__ == "__main__":
+    run_cli(main)

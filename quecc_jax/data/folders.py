@@ -1,0 +1,58 @@
+"""Folders of pictures, named by the paths in a row."""
+
+import os
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+
+from quecc_jax.config import DataConfig, VisionConfig
+from quecc_jax.data.images import load_pixels
+from quecc_jax.errors import BadRow
+from quecc_jax.paths import place
+
+
+class Folders:
+    """One or several folders, here or in a bucket; a picture comes from the first that has it."""
+
+    def __init__(self, roots: tuple[str, ...]):
+        self.roots = roots or ("",)
+
+    def find(self, ref: Any) -> str:
+        """The path of a picture.
+
+        Raises:
+          BadRow: the reference is no path, or there are several folders and none has the picture.
+        """
+        if not isinstance(ref, str):
+            raise BadRow("not a row", f"its picture {ref!r} is not the path of a file; write it so")
+        if len(self.roots) == 1:
+            return os.path.join(self.roots[0], ref)
+        for root in self.roots:
+            path = os.path.join(root, ref)
+            if place(path).exists():
+                return path
+        raise BadRow("picture missing",
+                     f"picture {ref} is in none of {', '.join(self.roots)}; check the folders")
+
+
+class FolderPictures:
+    """Pictures by path, at the tower's size."""
+
+    def __init__(self, folders: Folders, vision: VisionConfig, data: DataConfig):
+        self.folders, self.vision, self.aspect = folders, vision, data.image_aspect
+
+    def __call__(self, ref: Any) -> np.ndarray:
+        """uint8 [H, W, 3]."""
+        return load_pixels(self.folders.find(ref), self.vision, self.aspect)
+
+
+class FilePictures:
+    """Pictures that stand in their rows as the bytes of their files, at the tower's size."""
+
+    def __init__(self, vision: VisionConfig, data: DataConfig):
+        self.vision, self.aspect = vision, data.image_aspect
+
+    def __call__(self, ref: Any) -> np.ndarray:
+        """uint8 [H, W, 3]."""
+        return load_pixels(BytesIO(ref), self.vision, self.aspect)

@@ -1,0 +1,139 @@
+"""Prepared data: rows and pictures of a LLaVA file in ArrayRecord shards, see `launch.prepare_data`.
+
+    manifest.json              what the shards hold and their SHA-256, how they were made; written last
+    rows-*.array_record        one JSON row a record; "image" lists numbers of pictures
+    pictures-*.array_record    one file's bytes or raw pixels a record, each picture once
+
+Rows keep their order and number. Of a picture or row that could not be read the record says why, so that
+the same rows are bad, and for the same reason, whichever way the data are read.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from io import BytesIO
+from typing import Any, Literal
+
+import numpy as np
+
+from quecc_jax.config import DataConfig, VisionConfig
+from quecc_jax.data.images import load_pixels
+from quecc_jax.data.records import Records
+from quecc_jax.errors import BadRow, UserError
+from quecc_jax.paths import AnyPath, place
+
+MANIFEST = "manifest.json"
+UNREADABLE = b"\0unreadable\0"
+"""Begins the record of what could not be read; neither JSON nor a format of pictures begins so."""
+FORMAT = 1
+"""Of the directory's layout; goes up when older readers would misread it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How pictures are stored."""
+
+    size: int = 0
+    """Side of the square that pictures are brought to, in pixels; 0 stores the files as they are."""
+    aspect: Literal["pad", "square"] = "pad"
+    """How they are brought there, as `DataConfig.image_aspect`."""
+    encoding: Literal["jpeg", "png", "raw"] = "jpeg"
+    """Of resized pictures. `png` and `raw` (uint8 [size, size, 3]) lose nothing."""
+    quality: int = 95
+    """Of `jpeg`; colours are not subsampled."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """An opened directory."""
+
+    directory: str
+    recipe: Recipe
+    rows: Sequence[Any]
+    pictures: Records
+
+
+class PreparedRows(Sequence[Any]):
+    """The rows, parsed when asked for."""
+
+    def __init__(self, records: Records):
+        self.records = records
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, row: Any) -> Any:
+        if isinstance(row, slice):
+            return [self[index] for index in range(*row.indices(len(self)))]
+        return json.loads(readable(self.records[row]))
+
+
+class PreparedPictures:
+    """Pictures by number, at the tower's size.
+
+    Raises:
+      UserError: they are stored at another size or aspect than the run asks for.
+    """
+
+    def __init__(self, prepared: Prepared, vision: VisionConfig, data: DataConfig):
+        self.records, self.recipe = prepared.pictures, prepared.recipe
+        self.vision, self.aspect = vision, data.image_aspect
+        recipe, size = prepared.recipe, vision.image_size
+        if recipe.size and data.images_per_row and (recipe.size, recipe.aspect) != (size, self.aspect):
+            raise UserError(f"{prepared.directory} holds pictures of {recipe.size} pixels, aspect "
+                            f"{recipe.aspect}, but the run asks for {size}, {self.aspect}; prepare it with "
+                            f"--resize {size} --aspect {self.aspect}, or change vision.image_size or "
+                            "data.image_aspect")
+
+    def __call__(self, number: Any) -> np.ndarray:
+        """uint8 [H, W, 3]."""
+        if not isinstance(number, int) or not 0 <= number < len(self.records):
+            raise BadRow("not a row", f"its picture {number!r} is not among the {len(self.records)}; prepare "
+                                      "the data anew")
+        record = readable(self.records[number])
+        if self.recipe.size and self.recipe.encoding == "raw":
+            return np.frombuffer(record, np.uint8).reshape(self.recipe.size, self.recipe.size, 3)
+        return load_pixels(BytesIO(record), self.vision, self.aspect)
+
+
+def fault_record(bad: BadRow) -> bytes:
+    """The record of what could not be read."""
+    return UNREADABLE + json.dumps([bad.fault, str(bad)]).encode()
+
+
+def readable(record: bytes) -> bytes:
+    """A record, unless it is of something that could not be read, which raises BadRow again."""
+    if record.startswith(UNREADABLE):
+        fault, message = json.loads(record[len(UNREADABLE):])
+        raise BadRow(fault, f"{message} (found when the data were prepared)")
+    return record
+
+
+def read_manifest(directory: AnyPath) -> dict[str, Any]:
+    """The manifest of a prepared directory.
+
+    Raises:
+      UserError: there is none, or it is of another format.
+    """
+    try:
+        manifest = json.loads((place(directory) / MANIFEST).read_text())
+    except FileNotFoundError:
+        raise UserError(f"{directory} has no {MANIFEST}, so it is not (yet) prepared data; run or finish "
+                        "python -m launch.prepare_data") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{directory}/{MANIFEST} cannot be read ({error}); prepare the data anew") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise UserError(f"{directory}/{MANIFEST} is not of format {FORMAT}; prepare the data anew")
+    return manifest
+
+
+def open_prepared(directory: AnyPath) -> Prepared:
+    """Opens a prepared directory, here or in a bucket.
+
+    Raises:
+      UserError: it is not whole.
+    """
+    manifest = read_manifest(directory)
+    shards = manifest["shards"]
+    return Prepared(str(directory), Recipe(**manifest["recipe"]),
+                    PreparedRows(Records(directory, shards["rows"])), Records(directory, shards["pictures"]))
