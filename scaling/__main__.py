@@ -85,7 +85,11 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     fit.add_argument(
         "--resample", choices=("residual", "parametric", "cell", "task"), default="residual",
-        help="bootstrap of the intervals",
+        help="what the bootstrap draws anew",
+    )  # fmt: skip
+    fit.add_argument(
+        "--interval", choices=("profile", "bootstrap"), default="profile",
+        help="profile likelihood, which covers the truth as often as it says, or bootstrap percentiles",
     )  # fmt: skip
     fit.add_argument("--refits", type=_positive, metavar="K", default=1000, help="bootstrap refits")
     fit.add_argument("--seed", type=int, default=0, help="seed of starts and bootstrap")
@@ -101,6 +105,7 @@ def run_fit(options: argparse.Namespace) -> None:
     from scaling import fit_report, plot, report, scrutiny
     from scaling.fit import NON_NEGATIVE, PUBLISHED_BOX, fit_law
     from scaling.law import PARAMETERS, Tokens
+    from scaling.profile_plot import figure_profiles
     from scaling.table import published, read_scores
     from scaling.uncertainty import Resample, assess
 
@@ -118,16 +123,18 @@ def run_fit(options: argparse.Namespace) -> None:
         huber_delta=options.huber_delta,
         method=options.method,
     )
-    trusted = functools.partial(assess, count=options.refits, seed=options.seed)
+    trusted = functools.partial(assess, count=options.refits, seed=options.seed, method=options.interval)
     tokens = options.tokens
     other: Tokens = "Q+V" if tokens == "V" else "V"
     fit = fitted(table, tokens)
-    trust = trusted(table, fit, options.resample)
+    # What is said about a fit supposes that it is the best one, so the grid's point has a stand-in.
+    best = fit if fit.method == "starts" else fitted(table, tokens, method="starts", bounds=PUBLISHED_BOX)
+    trust = trusted(table, best, options.resample)
     rivals = {f"this page (T = {tokens})": fit, f"T = {other}": fitted(table, other)}
     if table.flagged:
         rivals["without doubtful scores"] = fitted(table.without_flagged(), tokens)
     sizes = getattr(options, "predict", [2 * float(table.params_b[-1])])
-    seen = scrutiny.scrutinise(table, fit, trust, sizes, options.seed)
+    seen = scrutiny.scrutinise(table, best, trust, sizes, options.seed)
     record = fit_report.fit_record(table, fit, trust) | scrutiny.scrutiny_record(seen)
     record |= {"params_b": table.params_b.tolist(), "visual_tokens": table.visual_tokens.tolist()}
     record["score"] = [[None if np.isnan(x) else x for x in row] for row in table.score.tolist()]
@@ -154,18 +161,23 @@ def run_fit(options: argparse.Namespace) -> None:
         }
         sections.append(report.Section("Each task alone", [fit_report.rivals_html(fits)]))
     try:
-        for name, draw in (
-            ("error_vs_flops", plot.figure_error_vs_flops),
-            ("error_vs_tokens", plot.figure_error_vs_tokens),
-            ("residuals", plot.figure_residuals),
-        ):
-            report.write_atomically(out / f"{name}.png", plot.figure_to_png(draw(table, fit)))
+        figures = {
+            "error_vs_flops": plot.figure_error_vs_flops(table, fit),
+            "error_vs_tokens": plot.figure_error_vs_tokens(table, fit),
+            "residuals": plot.figure_residuals(table, fit),
+        }
+        if trust.profiles:
+            figures["profiles"] = figure_profiles(fit, trust.profiles)
+        for name, figure in figures.items():
+            report.write_atomically(out / f"{name}.png", plot.figure_to_png(figure))
         title = f"Scaling law: {table.name}"
         report.write_atomically(out / "fit.html", report.html_page(title, sections))
         report.write_atomically(out / "fit.json", json.dumps(record, indent=2, allow_nan=False) + "\n")
     except OSError as problem:
         raise UserError(f"Cannot write to {out}: {problem.strerror}.") from None
     print(fit.law.formula())
+    if fit is not best:
+        print(f"note: {fit_report.grid_note(fit, best)}")
     print(fit_report.advice(table, fit, trust))
     for sentence in trust.findings + scrutiny.scrutiny_findings(table, seen):
         print(f"note: {sentence}")

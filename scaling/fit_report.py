@@ -16,6 +16,8 @@ from scaling.plot import (
     figure_residuals,
     figure_to_svg,
 )
+from scaling.profile import Interval, Profile
+from scaling.profile_plot import figure_profiles
 from scaling.report import Section, bullets, figure_html, paragraph, table_html
 from scaling.table import ScoreTable
 from scaling.text import flops_text, size_name
@@ -31,7 +33,6 @@ _LOSSES = {
 def fit_record(table: ScoreTable, fit: Fit, trust: Uncertainty) -> dict[str, Any]:
     """What fit.json holds of one fit; plain JSON values, null where a number does not exist."""
     law = fit.law
-    profile = trust.profile
     return {
         "name": table.name,
         **{name: float(value) for name, value in zip(PARAMETERS, law.params, strict=True)},
@@ -46,11 +47,12 @@ def fit_record(table: ScoreTable, fit: Fit, trust: Uncertainty) -> dict[str, Any
         "query_tokens": law.query_tokens,
         "bounds_hit": list(fit.bounds_hit),
         "fixed": [n for n, lo, hi in zip(PARAMETERS, *fit.bounds, strict=True) if lo == hi],
-        "ci": None if trust.ci is None else {name: list(ends) for name, ends in trust.ci.items()},
+        "ci": None if trust.ci is None else {name: _plain(ends) for name, ends in trust.ci.items()},
         "ci_method": trust.ci_method,
-        "d_profile": None if profile is None else {
-            "d": list(profile.interval), "alpha": list(profile.alpha), "beta": list(profile.beta)
+        "bootstrap_ci": None if trust.bootstrap_ci is None else {
+            name: list(ends) for name, ends in trust.bootstrap_ci.items()
         },
+        "profiles": {name: _profile_record(curve) for name, curve in trust.profiles.items()},
         "n_points": fit.n_points,
         "n_starts": fit.n_starts,
         "n_agreeing": fit.n_agreeing,
@@ -67,6 +69,18 @@ def fit_record(table: ScoreTable, fit: Fit, trust: Uncertainty) -> dict[str, Any
             for choice in zip(*law_frontier(table, fit), strict=True)
         ],
     }  # fmt: skip
+
+
+def _profile_record(curve: Profile) -> dict[str, Any]:
+    columns = {"values": curve.values, "objective": curve.objective, **curve.params._asdict()}
+    # Seven digits keep the file small.
+    record = {name: [float(f"{x:.7g}") for x in column] for name, column in columns.items()}
+    return record | {"interval": _plain(curve.interval)}
+
+
+def _plain(ends: Interval) -> list[float | None]:
+    """An interval in JSON: an end that nothing limits is null."""
+    return [end if math.isfinite(end) else None for end in ends]
 
 
 def law_frontier(table: ScoreTable, fit: Fit) -> Choices:
@@ -97,6 +111,14 @@ def advice(table: ScoreTable, fit: Fit, trust: Uncertainty) -> str:
     )
 
 
+def grid_note(fit: Fit, best: Fit) -> str:
+    """What the grid's best point is worth."""
+    return (
+        f"The best of all {fit.n_starts:,} grid points has SSE {fit.sse:.4e}; between the points, in the "
+        f"same box, lies {best.sse:.4e} ({best.law.formula()}). Intervals and checks are of the latter."
+    )
+
+
 def fit_sections(
     table: ScoreTable, fit: Fit, trust: Uncertainty, others: Mapping[str, Fit] | None = None
 ) -> list[Section]:
@@ -105,6 +127,7 @@ def fit_sections(
         _law_section(table, fit, trust),
         _frontier_section(table, fit),
         _shape_section(table, fit),
+        *([_profile_section(fit, trust)] if trust.profiles else []),
         _scores_section(table, fit),
         _checks_section(fit, others),
     ]
@@ -189,6 +212,17 @@ def _shape_section(table: ScoreTable, fit: Fit) -> Section:
                   "What the law leaves over. The band is one root mean square." + rings),
         ],
     )  # fmt: skip
+
+
+def _profile_section(fit: Fit, trust: Uncertainty) -> Section:
+    caption = (
+        "Each constant imposed and the others refitted: how much worse the fit gets, in units of the "
+        "variance of one score. The dot is the fit, the band the 95 % interval, the dashed line the loss "
+        "that ends it where no bound is near."
+    )
+    light, dark = (figure_to_svg(figure_profiles(fit, trust.profiles, style)) for style in ("light", "dark"))
+    figure = figure_html(light, dark, "Profile likelihood of every constant", caption)
+    return Section("How well each constant is known", [figure])
 
 
 def _scores_section(table: ScoreTable, fit: Fit) -> Section:

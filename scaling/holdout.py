@@ -7,10 +7,12 @@ import dataclasses
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import stdtrit
 
 from scaling.errors import UserError
 from scaling.fit import Fit, cells_of, solve_like
 from scaling.law import Params, error
+from scaling.profile import error_intervals, problem_of
 from scaling.table import ScoreTable, checked
 
 
@@ -117,12 +119,13 @@ def refit(table: ScoreTable, fit: Fit, kept: np.ndarray) -> Params:
 
 
 def predict(
-    table: ScoreTable, fit: Fit, samples: Params, params_b: float, level: float = 0.95, seed: int = 0
+    table: ScoreTable, fit: Fit, samples: Params | None, params_b: float, level: float = 0.95, seed: int = 0
 ) -> Prediction:
     """Scores of one size at the table's token counts, with the interval of a new measurement.
 
-    The interval joins the spread of the resampled laws (`samples`, leaves [K], K of at least 1) with
-    the scatter of single scores around the law, drawn from the residuals.
+    The interval of the law's own error there (`profile.error_intervals`) and the scatter of single
+    scores around the law add in squares. Under a Huber loss, which has no likelihood, the law's spread
+    is that of the resampled constants (`samples`, leaves [K]) and scatter is drawn from the residuals.
 
     Raises:
       UserError: the size is not a positive number.
@@ -130,14 +133,22 @@ def predict(
     if not (np.isfinite(params_b) and params_b > 0):
         raise UserError(f"A size to predict must be a positive number of billions, not {params_b:g}.")
     v = table.visual_tokens
+    predicted, dof = fit.law.error(params_b, v), fit.n_points - fit.n_parameters
+    if fit.loss != "huber":
+        sizes = np.full(len(v), float(params_b))
+        ends = error_intervals(problem_of(table, fit), sizes, fit.law.total(v), level)[0]
+        scatter = stdtrit(dof, (1 + level) / 2) * np.sqrt(fit.objective / dof)
+        below, above = (np.hypot(ends[:, side] - predicted, scatter) for side in (0, 1))
+        return Prediction(params_b, v, 1 - predicted, 1 - predicted - above, 1 - predicted + below)
+    assert samples is not None
     batch = Params(*(np.asarray(leaf)[:, None] for leaf in samples))
     spread = error(batch, params_b, fit.law.total(v)[None, :])
     residuals = fit.residuals[np.isfinite(fit.residuals)]
-    widened = (residuals - residuals.mean()) * np.sqrt(fit.n_points / (fit.n_points - fit.n_parameters))
+    widened = (residuals - residuals.mean()) * np.sqrt(fit.n_points / dof)
     spread = spread + np.random.default_rng(seed).choice(widened, spread.shape)
     tail = 50 * (1 - level)
     high, low = np.percentile(spread, [tail, 100 - tail], axis=0)
-    return Prediction(params_b, v, 1 - fit.law.error(params_b, v), 1 - low, 1 - high)
+    return Prediction(params_b, v, 1 - predicted, 1 - low, 1 - high)
 
 
 def _determines(table: ScoreTable, i: np.ndarray, j: np.ndarray) -> bool:

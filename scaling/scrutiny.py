@@ -30,9 +30,10 @@ class Scrutiny:
 def scrutinise(
     table: ScoreTable, fit: Fit, trust: Uncertainty, sizes: Sequence[float], seed: int = 0
 ) -> Scrutiny:
-    """Everything above; predictions for `sizes` (billions) where intervals could be resampled."""
+    """Everything above; predictions for `sizes` (billions) where intervals can be had."""
     samples = trust.samples
-    predictions = [] if samples is None else [predict(table, fit, samples, n, seed=seed) for n in sizes]
+    can = fit.n_points > fit.n_parameters and (samples is not None or fit.loss != "huber")
+    predictions = [predict(table, fit, samples, n, seed=seed) for n in sizes] if can else []
     return Scrutiny(hold_out(table, fit), predictions, compare(table, fit, seed), influence(table, fit))
 
 

@@ -1,38 +1,23 @@
 """How far the fitted constants can be trusted.
 
-The bootstrap refits the law on hundreds of resampled tables at once; the profile of
-D asks how much worse the fit gets when D is imposed, which shows the flat valley along which D and
-the exponents trade against each other.
+Intervals come from profile likelihoods (`profile`); the bootstrap refits the law on resampled tables,
+a thousand at once, for everything that is computed from all constants together.
 """
 
 import dataclasses
-from typing import Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
-from scipy.special import fdtri
 
 from scaling.errors import UserError
-from scaling.fit import Bounds, Fit, cells_of, solve_like
+from scaling.fit import Fit, cells_of, solve_like
 from scaling.law import PARAMETERS, Params, error
+from scaling.profile import Interval, Profile, profiles
 from scaling.table import ScoreTable
 
 Resample = Literal["residual", "cell", "parametric", "task"]
-Interval = tuple[float, float]
-
-
-class DProfile(NamedTuple):
-    """Fits with D imposed. d, sse [K]; params leaves [K].
-
-    interval is the range of D whose fit is not worse than the best by the 95 % F test; alpha and
-    beta are the ranges of the exponents inside it.
-    """
-
-    d: np.ndarray
-    sse: np.ndarray
-    params: Params
-    interval: Interval
-    alpha: Interval
-    beta: Interval
+IntervalMethod = Literal["profile", "bootstrap"]
 
 
 def bootstrap(
@@ -94,36 +79,7 @@ def intervals(samples: Params, level: float = 0.95) -> dict[str, Interval]:
     return {name: (float(e[0]), float(e[1])) for name, e in zip(PARAMETERS, ends, strict=True)}
 
 
-def profile_d(table: ScoreTable, fit: Fit, points: int = 64, level: float = 0.95) -> DProfile | None:
-    """Best fit for each imposed D from its lower bound up to the smallest measured error.
-
-    None where D was fixed or no degree of freedom is left.
-    """
-    dof = fit.n_points - fit.n_parameters
-    low, high = fit.bounds.lower.D, fit.bounds.upper.D
-    cells = cells_of(table, fit.law, fit.loss)
-    smallest = float(np.min(cells.y))
-    if low == high or dof < 1 or smallest <= low:
-        return None
-    d = np.linspace(low, min(high, low + (smallest - low) * 0.98), points)
-    imposed = Bounds(fit.bounds.lower._replace(D=d), fit.bounds.upper._replace(D=d))
-    share = np.maximum(smallest - d, 1e-6) / max(smallest - fit.law.params.D, 1e-6)
-    p = fit.law.params
-    start = Params(p.A * share, np.full(points, p.alpha), np.full(points, p.beta), d)
-    found = solve_like(fit, cells, imposed, start)
-    sse = np.asarray(found.objective)
-    inside = sse <= fit.objective * (1 + fdtri(1, dof, level) / dof) + 1e-20
-
-    def span(values: np.ndarray, best: float) -> Interval:
-        kept = np.append(values[inside], best)
-        return float(kept.min()), float(kept.max())
-
-    return DProfile(
-        d, sse, found.params, span(d, p.D), span(found.params.alpha, p.alpha), span(found.params.beta, p.beta)
-    )
-
-
-def findings(fit: Fit, profile: DProfile | None, ci: dict[str, Interval] | None) -> list[str]:
+def findings(fit: Fit, curves: Mapping[str, Profile], ci: dict[str, Interval] | None) -> list[str]:
     """Plain sentences a reader must know before trusting the constants."""
     p, said = fit.law.params, []
     flat = p.alpha == 0 and p.beta == 0
@@ -145,14 +101,8 @@ def findings(fit: Fit, profile: DProfile | None, ci: dict[str, Interval] | None)
         said.append(f"{', '.join(upper)} ended on an upper bound: the box, not the scores, set the value.")
     if "D" in fit.bounds_hit and p.D == 0 and not flat:
         said.append("D ended on its bound 0: the best fit has no floor that size and tokens cannot remove.")
-    if profile is not None and not flat and profile.interval[1] - profile.interval[0] > 0.02:
-        low, high = profile.interval
-        said.append(
-            f"D is poorly identified: every D from {low:.3f} to {high:.3f} fits about equally well "
-            f"(95 % F test), with alpha between {profile.alpha[0]:.3f} and {profile.alpha[1]:.3f} and "
-            f"beta between {profile.beta[0]:.4f} and {profile.beta[1]:.4f}. "
-            "The fitted curve is safer than its constants."
-        )
+    if not flat:
+        said += _not_identified(fit, curves)
     if fit.n_points == fit.n_parameters:
         said.append("There are exactly as many scores as parameters, so the fit cannot show its own error.")
     if not fit.converged:
@@ -162,34 +112,68 @@ def findings(fit: Fit, profile: DProfile | None, ci: dict[str, Interval] | None)
     return said
 
 
+_LOOSE_FLOOR, _LOOSE_SHARE = 0.02, 0.25
+"""Width of D's interval, in error, and width of an exponent's, as a share of it, that are worth a word."""
+
+
+def _not_identified(fit: Fit, curves: Mapping[str, Profile]) -> list[str]:
+    """Which of D, alpha and beta the scores leave open, and what trades against what."""
+    floor = curves.get("D")
+    if floor is None or floor.interval[1] - floor.interval[0] <= _LOOSE_FLOOR:
+        return []
+    low, high = floor.interval
+    inside = (floor.values >= low) & (floor.values <= high)
+    ends = {name: [float(f(getattr(floor.params, name)[inside])) for f in (np.min, np.max)]
+            for name in ("alpha", "beta")}  # fmt: skip
+    loose = [n for n, (a, b) in ends.items() if b - a > _LOOSE_SHARE * getattr(fit.law.params, n)]
+    verb = ("D is not", "Neither D nor {} is", "None of D, {} and {} is")[len(loose)].format(*loose)
+    return [
+        f"{verb} identified by these {fit.n_points} scores: every D from {low:.3f} to {high:.3f} "
+        f"fits about equally well (95 %), with alpha between {ends['alpha'][0]:.3f} and "
+        f"{ends['alpha'][1]:.3f} and beta between {ends['beta'][0]:.4f} and {ends['beta'][1]:.4f}. "
+        "The fitted curve is safer than its constants."
+    ]
+
+
 @dataclasses.dataclass(frozen=True)
 class Uncertainty:
-    """Everything `assess` found. ci and best_count are None where nothing is left to resample.
+    """Everything `assess` found. ci and best_count are None where nothing is left to learn from.
 
-    best_count is the 95 % interval of the V that is best at a fixed cost, within the table's range.
+    best_count is the 95 % interval of the V that is best at a fixed cost, within the table's range,
+    from the bootstrap. bootstrap_ci are the percentiles of the resampled constants.
     """
 
     ci: dict[str, Interval] | None
     best_count: Interval | None
     ci_method: str
-    profile: DProfile | None
+    profiles: Mapping[str, Profile]
     findings: list[str]
     samples: Params | None = None
     """The resampled constants, leaves [refits]."""
+    bootstrap_ci: dict[str, Interval] | None = None
 
 
 def assess(
-    table: ScoreTable, fit: Fit, resample: Resample = "residual", count: int = 1000, seed: int = 0
-) -> Uncertainty:
-    """95 % intervals, the profile of D, and what they mean in words."""
-    enough = fit.n_points > fit.n_parameters and count > 0
-    ci, best_count, samples = None, None, None
-    if enough:
-        samples = bootstrap(table, fit, resample, count, seed)
-        ci, best_count = intervals(samples), _best_count(table, fit, samples)
-    profile = profile_d(table, fit)
-    method = f"{resample} bootstrap, {count} refits, percentile, 95 %" if enough else "none"
-    return Uncertainty(ci, best_count, method, profile, findings(fit, profile, ci), samples)
+    table: ScoreTable, fit: Fit, resample: Resample = "residual", count: int = 1000, seed: int = 0,
+    method: IntervalMethod = "profile",
+) -> Uncertainty:  # fmt: skip
+    """95 % intervals, the profile of each constant, and what they mean in words.
+
+    The default `profile` is the method that covers the truth as often as it says, near bounds too. A
+    Huber loss has no likelihood to profile, so its intervals are the bootstrap's percentiles.
+    """
+    enough = fit.n_points > fit.n_parameters
+    samples = bootstrap(table, fit, resample, count, seed) if enough and count > 0 else None
+    drawn = None if samples is None else intervals(samples)
+    best_count = None if samples is None else _best_count(table, fit, samples)
+    curves = profiles(table, fit)
+    ci, how = None, "none"
+    if curves and method == "profile":
+        held = {name: (value, value) for name, value in zip(PARAMETERS, fit.law.params, strict=True)}
+        ci, how = held | {name: curve.interval for name, curve in curves.items()}, "profile likelihood, 95 %"
+    elif drawn is not None:
+        ci, how = drawn, f"{resample} bootstrap, {count} refits, percentile, 95 %"
+    return Uncertainty(ci, best_count, how, curves, findings(fit, curves, ci), samples, drawn)
 
 
 def _best_count(table: ScoreTable, fit: Fit, samples: Params) -> Interval:

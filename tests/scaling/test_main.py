@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from scaling.__main__ import main
+from scaling.law import PARAMETERS
 from scaling.table import published
 
 
@@ -17,14 +18,16 @@ def ocr_folder(tmp_path_factory):
 
 def test_fit_writes_its_record_pictures_and_page(ocr_folder):
     names = {path.name for path in ocr_folder.iterdir()}
-    assert names == {"fit.json", "fit.html", "error_vs_flops.png", "error_vs_tokens.png", "residuals.png"}
+    pictures = {"error_vs_flops.png", "error_vs_tokens.png", "residuals.png", "profiles.png"}
+    assert names == {"fit.json", "fit.html"} | pictures
     record = json.loads((ocr_folder / "fit.json").read_text())
     assert record["sse"] == pytest.approx(5.1366e-3, rel=2e-5)
     assert record["tokens_convention"] == "V"
     assert record["bounds_hit"] == ["D"]
     assert record["converged"] is True
     assert record["n_starts"] == 32
-    assert set(record["ci"]) == {"A", "alpha", "beta", "D"}
+    assert set(record["ci"]) == set(record["bootstrap_ci"]) == set(record["profiles"]) == set(PARAMETERS)
+    assert record["profiles"]["D"]["interval"] == record["ci"]["D"]
     assert record["loss"] == "least_squares"
     assert record["optimal_visual_tokens"] == 576
     assert record["rivals"]["without doubtful scores"]["n_points"] == 26
@@ -35,7 +38,7 @@ def test_fit_writes_its_record_pictures_and_page(ocr_folder):
     assert len(record["samples"]["alpha"]) == 50
     page = (ocr_folder / "fit.html").read_text()
     assert "The doubtful score at 7B, V = 576 ranks 3 of 28" in page
-    assert page.count("<figure>") == 3
+    assert page.count("<figure>") == 4
     assert "7B, V = 576: equals the 4B score" in page
 
 
@@ -119,7 +122,6 @@ def test_loss_method_and_box_are_options(tmp_path):
     for options, expected in (
         (["--loss", "huber", "--huber-delta", "0.002"], {"loss": "huber", "huber_delta": 0.002}),
         (["--method", "grid"], {"method": "grid", "n_starts": 5_000_000}),
-        (["--box", "published", "--fix-d", "0.04"], {"D": 0.04, "fixed": ["D"]}),
     ):
         assert main(["fit", "--scores", "general", "--out", str(tmp_path), *options, *short]) == 0
         record = json.loads((tmp_path / "fit.json").read_text())
@@ -129,7 +131,7 @@ def test_loss_method_and_box_are_options(tmp_path):
 
 def test_unwritable_folder_is_a_sentence(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    options = ["--refits", "10", "--starts", "8"]
+    options = ["--refits", "10", "--starts", "8", "--box", "published"]
     assert main(["fit", "--scores", "general", "--out", str(tmp_path / "file" / "x"), *options]) == 2
     assert "Cannot write" in capsys.readouterr().err
 

@@ -7,7 +7,7 @@ from scaling.errors import UserError
 from scaling.fit import fit_law
 from scaling.law import Law, Params
 from scaling.table import parse_scores, published
-from scaling.uncertainty import assess, bootstrap, intervals, profile_d
+from scaling.uncertainty import assess, bootstrap, intervals
 
 
 def noisy(params, seed, noise=0.004):
@@ -66,30 +66,29 @@ def test_intervals_shrink_with_the_noise():
     assert widths[1] < widths[0] / 3
 
 
-def test_profile_of_d_shows_the_valley_of_the_published_table():
-    table = published("general")
-    fit = fit_law(table)
-    profile = profile_d(table, fit)
-    assert profile is not None
-    assert profile.sse[0] == pytest.approx(fit.sse, rel=1e-6)
-    assert np.all(np.diff(profile.sse) > 0)
-    for d, sse, alpha in ((0.1, 4.2e-4, 0.087), (0.2, 5.0e-4, 0.112)):
-        assert np.interp(d, profile.d, profile.sse) == pytest.approx(sse, rel=0.01)
-        assert np.interp(d, profile.d, profile.params.alpha) == pytest.approx(alpha, rel=0.01)
-    assert profile.interval[0] == 0
-    assert 0.1 < profile.interval[1] < 0.2
-
-
 def test_findings_say_what_is_not_known():
     table = published("general")
     said = " ".join(assess(table, fit_law(table), count=100).findings)
     assert "D ended on its bound 0" in said
-    assert "D is poorly identified" in said
+    assert "None of D, alpha and beta is identified by these 28 scores: every D from 0.000 to 0.14" in said
     held = assess(table, fit_law(table, fix_d=0.1), count=100)
-    assert held.profile is None
+    assert set(held.profiles) == {"A", "alpha", "beta"}
     assert not held.findings
     assert held.ci is not None
     assert held.ci["D"] == (0.1, 0.1)
+
+
+def test_profiles_are_the_default_and_a_huber_loss_has_none():
+    table = published("general")
+    least = fit_law(table)
+    profiled, drawn = assess(table, least, count=100), assess(table, least, count=100, method="bootstrap")
+    assert profiled.ci_method.startswith("profile")
+    assert drawn.ci == profiled.bootstrap_ci
+    assert profiled.ci is not None
+    assert profiled.ci["D"][1] == pytest.approx(0.141, abs=0.001)
+    robust = assess(table, fit_law(table, loss="huber", n_starts=32), count=100)
+    assert not robust.profiles
+    assert robust.ci_method.startswith("residual bootstrap")
 
 
 def test_useless_size_is_named():
