@@ -9,17 +9,16 @@ its FLOPs at the chip's peak and its bytes at the chip's bandwidth (the roofline
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from quecc_jax import flops, presets
 from quecc_jax.aot.chips import CHIPS
 from quecc_jax.config import CompressorConfig, DecoderConfig, ModelConfig, VisionConfig
 from quecc_jax.errors import UserError as LibraryError
 from scaling.errors import UserError
+from scaling.text import COST_AXIS, PER, Kind
 
 PARTS = ("tower", "query", "compressor", "prefill", "decode")
-Kind = Literal["flops", "seconds", "usd"]
-"""FLOPs per query, seconds until a batch is answered, dollars per million queries."""
 BYTES = 2
 """Of a weight or a cached number, in bfloat16."""
 _VISION = VisionConfig()
@@ -243,13 +242,13 @@ def counted_prices(llms: Sequence[Llm], visual_tokens: Sequence[float], setup: S
     llms, counts = sorted(llms, key=lambda llm: llm.params_b), sorted(visual_tokens)
     machine = setup.machine
     where = "" if machine is None else f" on {machine.name}, batch {setup.batch}"
-    what = {"flops": "FLOPs", "seconds": "time", "usd": "cost"}[setup.kind]
-    per = {"flops": "per query", "seconds": "per batch", "usd": "per million queries"}[setup.kind]
+    unit = COST_AXIS[setup.kind]
     return {
         "counted": True,
         "kind": setup.kind,
-        "per": per,
-        "axis": f"{what} {per}{where}",
+        "per": PER[setup.kind],
+        "unit": unit,
+        "axis": f"{unit}{where}",
         "cost_model": f"all parts counted{where}",
         "bytes": BYTES,
         "tower": {"flops": flops.tower_flops(_VISION), "bytes": BYTES * flops.tower_params(_VISION)},

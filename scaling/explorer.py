@@ -15,8 +15,9 @@ from scaling.law import Law, Params
 from scaling.plot import token_colours
 from scaling.style import THEMES, Style
 from scaling.table import ScoreTable
+from scaling.text import COST_AXIS, PER
 
-SAMPLES = 400
+SAMPLES = 1000
 """Bootstrap laws that the page carries."""
 _PAGE = Path(__file__).parent / "page"
 
@@ -36,7 +37,8 @@ def published_prices(params_b: Sequence[float]) -> dict[str, Any]:
     llms = [{"n": float(n), "name": ""} for n in sorted(params_b)]
     return {
         "counted": False, "kind": "flops", "llms": llms, "machine": None,
-        "per": "per query", "axis": "FLOPs per query", "cost_model": "published cost 2N(Q + V)",
+        "per": PER["flops"], "unit": COST_AXIS["flops"], "axis": COST_AXIS["flops"],
+        "cost_model": "published cost 2N(Q + V)",
     }  # fmt: skip
 
 

@@ -11,10 +11,11 @@ from typing import NamedTuple
 import numpy as np
 
 from scaling import cost
-from scaling.cost import Kind, Lengths, Llm, Setup
+from scaling.cost import Lengths, Llm, Setup
 from scaling.errors import UserError
 from scaling.frontier import pareto_mask, published_cost
 from scaling.law import Law, Params, error
+from scaling.text import Kind
 
 Interval = tuple[float, float]
 Numbers = Sequence[float] | np.ndarray
@@ -208,52 +209,24 @@ def _pairs(params_b: Numbers, visual_tokens: Numbers) -> tuple[np.ndarray, np.nd
     return n, v
 
 
-class Regions(NamedTuple):
-    """The best choice over a grid of text lengths and budgets.
+def costs_over_text(
+    sizes: Sequence[Llm], visual_tokens: Sequence[float], lengths: Lengths, setup: Setup, text: np.ndarray
+) -> np.ndarray:
+    """Cost of every pair of size and token count for every text length, [N, V, q]; infinite where it does
+    not fit the machine's memory.
 
-    text [q], budget [b] (unit of the cost); choice [b, q] indexes the options, -1 where none is bought.
-    """
-
-    text: np.ndarray
-    budget: np.ndarray
-    choice: np.ndarray
-    params_b: np.ndarray
-    visual_tokens: np.ndarray
-
-
-def regions(
-    law: Law, sizes: Sequence[Llm | float], visual_tokens: Sequence[float], lengths: Lengths, setup: Setup,
-    text: np.ndarray, points: int = 160,
-) -> Regions:  # fmt: skip
-    """V*(Q, budget): the recommendation for every text length in `text` [q] and a range of budgets.
-
-    `sizes` are billions under the published cost, else models. The bare question is as long as the text,
-    or keeps the length that `lengths` gives it where that differs.
+    The bare question is as long as the text where `lengths` says so; else it keeps its length, as far as
+    the text is that long.
     """
     question = text if lengths.question == lengths.text else np.minimum(lengths.question, text)
-    rows, n, v = [], [], []
-    for size in sizes:
-        for count in sorted(visual_tokens):
-            if isinstance(size, Llm):
-                config = cost.model_config(size, count)
-                at = Lengths(text, lengths.answer, question)
-                row = np.broadcast_to(cost.query_cost(cost.work_of_query(config, at), setup), text.shape)
-                if setup.machine is not None:
-                    room = cost.memory_of(config, at, setup.batch) <= setup.machine.memory
-                    row = np.where(room, row, np.inf)
-            else:
-                row = 2e9 * size * (text + count)
-            rows.append(row)
-            n.append(size.params_b if isinstance(size, Llm) else size)
-            v.append(count)
-    costs, params_b, counts = np.array(rows), np.array(n, np.float64), np.array(v, np.float64)
-    finite = costs[np.isfinite(costs)]
-    if not finite.size:
-        raise UserError("No choice fits the machine's memory at any text length.")
-    budget = np.geomspace(finite.min(), finite.max(), points)
-    laws = [dataclasses.replace(law, query_tokens=float(q)) for q in text]
-    errors = np.stack([each.error(params_b, counts) for each in laws], axis=1)
-    bought = costs[:, None, :] <= budget[None, :, None] * (1 + 1e-12)
-    open_errors = np.where(bought, errors[:, None, :], np.inf)
-    choice = np.where(bought.any(axis=0), np.argmin(open_errors, axis=0), -1)
-    return Regions(text, budget, choice, params_b, counts)
+    at = Lengths(text, lengths.answer, question)
+
+    def row(llm: Llm, count: float) -> np.ndarray:
+        config = cost.model_config(llm, count)
+        price = np.broadcast_to(cost.query_cost(cost.work_of_query(config, at), setup), text.shape)
+        if setup.machine is None:
+            return price
+        fits = cost.memory_of(config, at, setup.batch) <= setup.machine.memory
+        return np.where(fits, price, np.inf)
+
+    return np.array([[row(llm, count) for count in visual_tokens] for llm in sizes])

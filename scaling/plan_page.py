@@ -7,27 +7,30 @@ import numpy as np
 from scaling import plan_report
 from scaling.cost import Llm, counted_prices
 from scaling.explorer import Start, explorer_data, explorer_html, published_prices
-from scaling.plan import Plan, Regions, regions
-from scaling.plan_plot import figure_best_tokens, figure_error_vs_cost
+from scaling.plan import Plan, costs_over_text
+from scaling.plan_plot import figure_error_vs_cost
 from scaling.plan_report import Question
 from scaling.plot import figure_to_png
 from scaling.report import Section, bullets, html_page, paragraph, table_html
-
-TEXT_LENGTHS = np.unique(np.round(np.geomspace(1, 1001, 81)) - 1)
-"""Text lengths Q of the map, 0 to 1000."""
+from scaling.tokens_map import TEXT_LENGTHS, figure_best_tokens, published_costs, tokens_map
 
 
 def files(plan: Plan, asked: Question, llms: Sequence[Llm]) -> dict[str, str | bytes]:
     """Name and content of plan.html and its PNG figures; `llms` is empty under the published cost."""
     law, setup = asked.fit.law, asked.setup
-    plain = np.unique(plan.options.params_b).tolist()
-    sizes: Sequence[Llm | float] = llms or plain
+    llms = sorted(llms, key=lambda llm: llm.params_b)
+    sizes = [llm.params_b for llm in llms] or np.unique(plan.options.params_b).tolist()
     counts = np.unique(plan.options.visual_tokens).tolist()
-    found = regions(law, sizes, counts, asked.lengths, setup, TEXT_LENGTHS)
-    prices = counted_prices(llms, counts, setup) if llms else published_prices(plain)
+    if llms:
+        costs = costs_over_text(llms, counts, asked.lengths, setup, TEXT_LENGTHS)
+        prices = counted_prices(llms, counts, setup)
+    else:
+        costs = published_costs(sizes, counts, TEXT_LENGTHS)
+        prices = published_prices(sizes)
+    found = tokens_map(law, sizes, counts, costs)
     start = Start(plan.budget, *asked.lengths)
     data = explorer_data(law, asked.fit.samples, counts, prices, start, asked.fit.table)
-    at = (asked.lengths.text, plan.budget) if _inside(found, asked.lengths.text, plan.budget) else None
+    at = asked.lengths.text, plan.budget
     caption = f"{asked.convention}; {asked.cost_model_of_all}."
     return {
         "error_vs_cost.png": figure_to_png(figure_error_vs_cost(plan, asked)),
@@ -65,9 +68,3 @@ def page(plan: Plan, asked: Question, explorer: str) -> str:
     ]  # fmt: skip
     names = "td:first-child { white-space: nowrap; }"
     return html_page(f"Plan: {asked.fit.name}", sections, f"{asked.cost_model}; {asked.convention}", names)
-
-
-def _inside(found: Regions, text: float, budget: float) -> bool:
-    return bool(
-        found.text[0] <= text <= found.text[-1] and found.budget[0] <= budget <= found.budget[-1]
-    )

@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from scaling.cost import PARTS, Kind, Lengths, Setup
+from scaling.cost import PARTS, Lengths, Setup
 from scaling.plan import UNITS, Plan, choice_of
 from scaling.saved import SavedFit
-from scaling.text import flops_text, size_name
+from scaling.text import PER, amount, flops_text, size_name
 
 PART_NAMES = {
     "tower": "vision tower", "query": "QueCC's query pass", "compressor": "compressor and projector",
@@ -58,15 +58,6 @@ class Question(NamedTuple):
         return f"T counts {t}"
 
 
-def amount(value: float, kind: Kind) -> str:
-    """A cost with its unit."""
-    if kind == "flops":
-        return flops_text(value)
-    if kind == "seconds":
-        return f"{1e3 * value:.3g} ms" if value < 1 else f"{value:.3g} s"
-    return f"${value:.3g}"
-
-
 def choice_name(plan: Plan, index: int) -> str:
     """`4B (qwen1.5-4b), V = 16`."""
     options = plan.options
@@ -79,7 +70,7 @@ def advice(plan: Plan, asked: Question) -> str:
     """The recommendation in two or three sentences."""
     k, kind = plan.best, asked.setup.kind
     said = (
-        f"{amount(plan.budget, kind)} {_per(kind)} buys {choice_name(plan, k)}: predicted error "
+        f"{amount(plan.budget, kind)} {PER[kind]} buys {choice_name(plan, k)}: predicted error "
         f"{_percent(plan.error[k])}{_span(plan.error_interval, k)}, for {amount(plan.options.cost[k], kind)}."
     )
     if plan.share is None:
@@ -101,8 +92,8 @@ def notes(plan: Plan, asked: Question) -> list[str]:
         j = choice_of(fit.other, options, plan.budget)
         meaning = "Q + V" if fit.other.tokens == "Q+V" else "V"
         said.append(
-            f"With T = {meaning} the same scores recommend "
-            f"{'the same' if j == k else choice_name(plan, j)}; which T is right, the scores do not say."
+            f"With T = {meaning} the same scores recommend {'the same' if j == k else choice_name(plan, j)}; "
+            "the scores do not say which T is right."
         )
     low, high = float(fit.params_b[0]), float(fit.params_b[-1])
     outside = sorted({float(n) for n in options.params_b if not low <= n <= high})
@@ -233,7 +224,7 @@ def parts_table(plan: Plan, asked: Question) -> Table:
 def frontier_table(plan: Plan, asked: Question) -> Table:
     """What every budget buys."""
     o, kind = plan.options, asked.setup.kind
-    header = ["LLM", "V", f"cost {_per(kind)}", "predicted error"]
+    header = ["LLM", "V", f"cost {PER[kind]}", "predicted error"]
     header += ["95 % interval", "on the bootstrap frontiers"] if plan.share is not None else []
     rows = []
     for k in plan.frontier:
@@ -247,7 +238,7 @@ def frontier_table(plan: Plan, asked: Question) -> Table:
 def neighbour_table(plan: Plan, asked: Question) -> Table:
     """The recommended choice and those one step away."""
     o, kind = plan.options, asked.setup.kind
-    header = ["LLM", "V", f"cost {_per(kind)}", "of the budget", "predicted error", "regret, points"]
+    header = ["LLM", "V", f"cost {PER[kind]}", "of the budget", "predicted error", "regret, points"]
     header += ["95 % interval", "chosen by"] if plan.share is not None else []
     rows = []
     for k in sorted([plan.best, *(n.option for n in plan.neighbours)]):
@@ -261,10 +252,6 @@ def neighbour_table(plan: Plan, asked: Question) -> Table:
             row += ["" if k == plan.best else f"{low:+.2f} to {high:+.2f}", f"{100 * plan.share[k]:.0f} %"]
         rows.append(row)
     return header, rows
-
-
-def _per(kind: Kind) -> str:
-    return {"flops": "per query", "seconds": "per batch", "usd": "per million queries"}[kind]
 
 
 def _percent(value: float) -> str:

@@ -39,6 +39,18 @@
     return `${sizeName(llm.n)}${llm.name ? ` (${llm.name})` : ""}, V = ${each.v}`;
   };
 
+  // Shapes of radius r around the origin, one for each V.
+  const SHAPES = [
+    (r) => `M${-r} 0A${r} ${r} 0 1 0 ${r} 0A${r} ${r} 0 1 0 ${-r} 0Z`,
+    (r) => `M${-r} ${-r}H${r}V${r}H${-r}Z`,
+    (r) => `M0 ${-1.3 * r}L${1.2 * r} ${0.9 * r}H${-1.2 * r}Z`,
+    (r) => `M0 ${-1.35 * r}L${1.35 * r} 0L0 ${1.35 * r}L${-1.35 * r} 0Z`,
+    (r) => `M0 ${1.3 * r}L${1.2 * r} ${-0.9 * r}H${-1.2 * r}Z`,
+    (r) => `M${-0.4 * r} ${-1.2 * r}h${0.8 * r}v${0.8 * r}h${0.8 * r}v${0.8 * r}h${-0.8 * r}v${0.8 * r}h${-0.8 * r}v${-0.8 * r}h${-0.8 * r}v${-0.8 * r}h${0.8 * r}Z`,
+    (r) => `M0 ${-1.4 * r}L${0.4 * r} ${-0.4 * r}L${1.4 * r} 0L${0.4 * r} ${0.4 * r}L0 ${1.4 * r}L${-0.4 * r} ${0.4 * r}L${-1.4 * r} 0L${-0.4 * r} ${-0.4 * r}Z`,
+  ];
+  const shape = (j, r) => SHAPES[j % SHAPES.length](r);
+
   const tip = make("div", { class: "tip", role: "status" }, root);
   function hover(node, text) {
     node.addEventListener("pointerenter", () => { tip.textContent = text(); tip.style.display = "block"; });
@@ -95,6 +107,10 @@
       const row = make("label", { class: "switch" }, group);
       const input = make("input", { type: "checkbox", checked: "" }, row);
       make("span", { class: "swatch", style: `background: var(--${colour}${k})` }, row);
+      if (colour === "v") {
+        const icon = make("svg", { viewBox: "-8 -8 16 16", class: "icon" }, row);
+        make("path", { d: shape(k, 5) }, icon);
+      }
       make("span", {}, row, text);
       input.addEventListener("change", () => { on[k] = input.checked; redraw(); });
     });
@@ -143,17 +159,6 @@
     for (let t = Math.ceil(from / step) * step; t <= to + 1e-12; t += step) ticks.push(t);
     return { share: (v) => (v - from) / (to - from), ticks, show };
   }
-  // Shapes of radius r around the origin, one for each V.
-  const SHAPES = [
-    (r) => `M${-r} 0A${r} ${r} 0 1 0 ${r} 0A${r} ${r} 0 1 0 ${-r} 0Z`,
-    (r) => `M${-r} ${-r}H${r}V${r}H${-r}Z`,
-    (r) => `M0 ${-1.3 * r}L${1.2 * r} ${0.9 * r}H${-1.2 * r}Z`,
-    (r) => `M0 ${-1.35 * r}L${1.35 * r} 0L0 ${1.35 * r}L${-1.35 * r} 0Z`,
-    (r) => `M0 ${1.3 * r}L${1.2 * r} ${-0.9 * r}H${-1.2 * r}Z`,
-    (r) => `M${-0.4 * r} ${-1.2 * r}h${0.8 * r}v${0.8 * r}h${0.8 * r}v${0.8 * r}h${-0.8 * r}v${0.8 * r}h${-0.8 * r}v${-0.8 * r}h${-0.8 * r}v${-0.8 * r}h${0.8 * r}Z`,
-    (r) => `M0 ${-1.4 * r}L${0.4 * r} ${-0.4 * r}L${1.4 * r} 0L${0.4 * r} ${0.4 * r}L0 ${1.4 * r}L${-0.4 * r} ${0.4 * r}L${-1.4 * r} 0L${-0.4 * r} ${-0.4 * r}Z`,
-  ];
-  const shape = (j, r) => SHAPES[j % SHAPES.length](r);
   const path = (points) => "M" + points.map(([px, py]) => `${px.toFixed(1)} ${py.toFixed(1)}`).join("L");
 
   // Error against cost.
@@ -182,6 +187,9 @@
       linearAxis(Math.min(...errors) - room, Math.max(...errors) + room, (e) => digits(100 * e) + " %"),
       data.axis, "error");
     root.insertBefore(chart.figure, map ? map.figure : null);
+    make("p", { class: "panel-title" }, chart.figure, "Colour: N; shape: V. Lines and small marks: the law" +
+      (measured.length ? "; hollow marks: measured" : "") + ". Band: the least error that each cost buys. " +
+      "Circle: what the budget buys. Point at a mark for its values.");
     const { svg, box, x, y } = chart;
     if (frontier.length) {
       const steps = [];
@@ -222,7 +230,7 @@
     if (map) map.figure.remove();
     const xs = { share: tokensTo, ticks: [0, 10, 30, 100, 300, 1000], show: String };
     map = panel(`Best V, by colour, for every Q and budget (${data.convention})`, 340, xs,
-      logAxis(low, high, short), "text tokens Q", "budget: " + data.axis);
+      logAxis(low, high, short), "text tokens Q", "budget: " + data.unit);
     const { box, svg, y } = map;
     const width = (box.right - box.left) / COLUMNS;
     const cells = make("g", { class: "cells" }, svg);
@@ -257,7 +265,7 @@
     if (votes) text += ` (95 % interval ${percent(votes.interval[0])} to ${percent(votes.interval[1])})`;
     text += `, for ${amount(chosen.cost)}.`;
     if (votes) {
-      const list = votes.shares.slice(0, 3).map(([each, share]) => `${name(each)} ${Math.round(100 * share)} %`);
+      const list = votes.shares.slice(0, 3).map(([each, share]) => `${name(each)} (${Math.round(100 * share)} %)`);
       text += ` Chosen by the bootstrap laws: ${list.join("; ")}.`;
     }
     const total = Object.values(chosen.parts).reduce((sum, part) => sum + part.flops, 0);

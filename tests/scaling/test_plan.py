@@ -16,7 +16,8 @@ from scaling.cost import Lengths, Setup, find_llm, find_machine
 from scaling.errors import UserError
 from scaling.explorer import Start, explorer_data, published_prices
 from scaling.law import Law, Params
-from scaling.plan import counted_options, make_plan, published_options, regions
+from scaling.plan import costs_over_text, counted_options, make_plan, published_options
+from scaling.tokens_map import published_costs, tokens_map
 
 LAW = Law(Params(0.59077, 0.070937, 0.0151016, 0.0), "V", 50.0)
 OCR = Law(Params(0.91721, 0.028233, 0.039412, 0.0), "V", 50.0)
@@ -117,10 +118,13 @@ def test_what_does_not_fit_is_never_chosen():
 def test_the_map_agrees_with_single_plans():
     text = np.array([0.0, 20.0, 400.0])
     llms, setup = [find_llm("0.5"), find_llm("4")], Setup("seconds", find_machine("l4"), 8)
-    for sizes, law in ((llms, LAW), ([0.5, 4.0], Law(OCR.params, "Q+V", 50))):
-        counted = sizes is llms
-        kind = Setup("flops") if not counted else setup
-        found = regions(law, sizes, COUNTS, Lengths(50, 4, 50), kind, text, points=7)
+    for counted, law in ((True, LAW), (False, Law(OCR.params, "Q+V", 50))):
+        costs = (
+            costs_over_text(llms, COUNTS, Lengths(50, 4, 50), setup, text) if counted
+            else published_costs([0.5, 4], COUNTS, text)
+        )  # fmt: skip
+        unit = setup.kind if counted else "flops"
+        found = tokens_map(law, [0.5, 4], COUNTS, costs, text, points=7)
         for j, q in enumerate(text):
             here = Law(law.params, law.tokens, q)
             options = (
@@ -128,14 +132,13 @@ def test_the_map_agrees_with_single_plans():
                 else published_options([0.5, 4], COUNTS, q)
             )  # fmt: skip
             for i, budget in enumerate(found.budget):
-                k = found.choice[i, j]
-                if k < 0:
+                if found.tokens[i, j] < 0:
                     with pytest.raises(UserError):
-                        make_plan(here, None, options, budget, kind.kind)
+                        make_plan(here, None, options, budget, unit)
                     continue
-                plan = make_plan(here, None, options, budget, kind.kind)
-                assert found.visual_tokens[k] == plan.options.visual_tokens[plan.best]
-                assert found.params_b[k] == plan.options.params_b[plan.best]
+                plan = make_plan(here, None, options, budget, unit)
+                assert found.visual_tokens[found.tokens[i, j]] == plan.options.visual_tokens[plan.best]
+                assert found.params_b[found.size[i, j]] == plan.options.params_b[plan.best]
 
 
 NODE = shutil.which("node")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ from scaling.__main__ import main
 from tests.scaling.test_report import _Balance
 
 BUDGET = ["--flops", "3e12"]
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +61,53 @@ def test_the_page_stands_alone(plan_folder):
     assert "prefers-color-scheme: dark" in page
     assert "counted cost of all parts, G = 16 generated, h100, batch 4" in page
     assert "T counts visual tokens V" in page
+
+
+def browse(page, profile):
+    """The page's elements after its scripts have run."""
+    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+               "--disable-background-networking", f"--user-data-dir={profile}",
+               "--virtual-time-budget=3000", "--dump-dom", f"file://{page}"]  # fmt: skip
+    return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no browser is installed")
+def test_a_browser_fills_the_page(plan_folder, tmp_path):
+    dom = browse(plan_folder / "plan.html", tmp_path)
+    plan = json.loads((plan_folder / "plan.json").read_text())
+    best = plan["recommendation"]
+    found = re.search(r'<p class="said"[^>]*>60 ms per batch buys ([^:]+): predicted error ([\d.]+) %', dom)
+    assert found is not None
+    assert found[1] == f"{best['params_b']:g}B ({best['llm']}), V = {best['visual_tokens']:g}"
+    assert float(found[2]) == pytest.approx(100 * best["error"], abs=0.005)
+    assert dom.count('class="mark"') == sum(c["fits_memory"] for c in plan["choices"])
+    assert dom.count('class="measured"') == 28
+    assert dom.count("<rect") > 100
+
+
+TOUCH = """<script>
+const touch = (node, event, change) => { change(node); node.dispatchEvent(new Event(event)); };
+const [budget, text, answer] = document.querySelectorAll("#explorer input[type=range]");
+touch(answer, "input", (node) => { node.value = 0; });
+touch(text, "input", (node) => { node.value = 0; });
+touch(budget, "input", (node) => { node.value = 1000; });
+document.querySelectorAll("#explorer input[type=checkbox]").forEach((node, k) => {
+  if (k !== 1 && k !== 5 && k !== 7) touch(node, "change", () => { node.checked = false; });
+});
+document.querySelector(".mark").dispatchEvent(new Event("pointerenter"));
+</script></body>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no browser is installed")
+def test_sliders_and_switches_recompute(plan_folder, tmp_path):
+    page = tmp_path / "page.html"
+    page.write_text((plan_folder / "plan.html").read_text().replace("</body>", TOUCH))
+    dom = browse(page, tmp_path / "profile")
+    # Left are 1.8B with V = 1 and 16, no text and one generated token.
+    assert re.search(r"buys 1\.8B \(qwen1\.5-1\.8b\), V = 16: predicted error 54\.3\d %", dom)
+    assert ">0 tokens</output>" in dom and ">1 tokens</output>" in dom
+    assert dom.count('class="mark"') == 2 and dom.count('class="measured"') == 2
+    assert re.search(r'class="tip"[^>]*block;[^>]*>1\.8B [^<]*V = 1: error 56\.6\d % by the law', dom)
 
 
 def test_published_cost_names_the_closed_form(fit_folder, tmp_path, capsys):
