@@ -145,6 +145,9 @@ class ModelConfig:
     """Type of activations and matrix products; parameters are always float32 in training."""
     remat: Literal["none", "dots", "full"] = "full"
     """What the backward pass recomputes per decoder layer: nothing, all but matrix products, all."""
+    attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
+    """What computes the decoder's attention: `auto` takes splash attention on TPUs, cuDNN on NVIDIA GPUs
+    and XLA elsewhere and where these do not fit; splash is interpreted, slowly, off TPUs."""
 
     @property
     def visual_tokens(self) -> int:

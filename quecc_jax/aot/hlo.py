@@ -80,6 +80,8 @@ def parse(text: str) -> Program:
     """
     computations: dict[str, Computation] = {}
     entry, body = "", None
+    # A Pallas kernel's metadata is the one attribute that is written over several lines.
+    text = re.sub(r"kernel_metadata=\{\n([^\n]*)\n\}", r"kernel_metadata={\1}", text)
     for line in text.splitlines():
         if line.startswith(("%", "ENTRY ")) and line.endswith("{"):
             name = line.removeprefix("ENTRY ").split(" ", 1)[0].lstrip("%")
@@ -238,6 +240,8 @@ def instruction_flops(instruction: Instruction, computation: Computation) -> int
         return 2 * math.prod(instruction.arrays[0].dims) * contracted
     if instruction.opcode == "convolution":
         return _convolution_flops(instruction, computation)
+    if kernel := re.match(r"splash_m[hq]a_(fwd|dkv|dq)", instruction.name):
+        return _splash_flops(kernel[1], instruction, computation)
     if instruction.opcode == "custom-call":
         declared = re.search(r'"cost_estimate":(\{[^{}]*\})', instruction.text)
         return int(json.loads(declared[1]).get("flops", 0)) if declared else 0
@@ -246,6 +250,21 @@ def instruction_flops(instruction: Instruction, computation: Computation) -> int
 
 def _numbers(text: str) -> list[int]:
     return [int(n) for n in re.findall(r"-?\d+", text)]
+
+
+def _splash_flops(kind: str, call: Instruction, computation: Computation) -> int:
+    """Products of splash attention's blocks, which it does not declare; the blocks it skips do not count.
+
+    Forward multiplies twice (logits, output), `dq` three times (logits again, their gradient, that of the
+    queries), `dkv` four times. Blocks above the diagonal are skipped, and for a window the grid is shrunk
+    to as many blocks as one row of them needs.
+    """
+    mask, queries = (computation[name].arrays[0].dims for name in call.operands[1:3])
+    *heads, length, width = queries
+    across, narrow = max(mask[-2:]), min(mask[-2:])
+    blocks = sum(min(number, narrow) for number in range(1, across + 1))
+    products = {"fwd": 2, "dq": 3, "dkv": 4}[kind]
+    return 2 * products * math.prod(heads) * blocks * (length // across) ** 2 * width
 
 
 def _convolution_flops(conv: Instruction, computation: Computation) -> int:

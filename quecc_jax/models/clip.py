@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from quecc_jax.config import VisionConfig
 from quecc_jax.geometry import hidden_indices
-from quecc_jax.models.layers import LayerNorm, attention, by_rows, linear, logical
+from quecc_jax.models.attention import attention
+from quecc_jax.models.layers import LayerNorm, by_rows, linear, logical
 
 
 def split_features(states: jax.Array, config: VisionConfig) -> tuple[jax.Array, jax.Array]:

@@ -8,17 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from quecc_jax.config import DecoderConfig
-from quecc_jax.models.layers import (
-    LayerNorm,
-    MaskSpec,
-    RMSNorm,
-    attention,
-    by_rows,
-    causal,
-    linear,
-    logical,
-    matrix_init,
-)
+from quecc_jax.models.attention import Kernel, MaskSpec, attention, causal
+from quecc_jax.models.layers import LayerNorm, RMSNorm, by_rows, linear, logical, matrix_init
 from quecc_jax.models.positions import Angles, alibi_slopes, rotary_angles, rotate
 
 
@@ -82,6 +73,7 @@ class DecoderLayer(nn.Module):
 
     config: DecoderConfig
     dtype: Any
+    kernel: Kernel
 
     @nn.compact
     def __call__(
@@ -106,9 +98,13 @@ class DecoderLayer(nn.Module):
             q, k = rotate(q, angles), rotate(k, angles)
         if cached is not None and start is not None:
             write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=1)
-            k, v = (write(old, new.astype(old.dtype)) for old, new in zip(cached, (k, v), strict=True))
-            cached = k, v
-        y = attention(q, k.astype(self.dtype), v.astype(self.dtype), mask._replace(window=window))
+            keys, values = cached
+            cached = write(keys, k.astype(keys.dtype)), write(values, v.astype(values.dtype))
+            if mask.q_index is not None:
+                k, v = (x.astype(self.dtype) for x in cached)
+        # One window for all layers is no array, but a constant of the program that kernels can use.
+        mask = mask._replace(window=(c.window or None) if window is None else window)
+        y = attention(q, k, v, mask, self.kernel)
         # What 2 L blocks add to the stream together starts as large as the embedding.
         variance = 0.5 * embedding_variance(c) / c.depth
         residual = functools.partial(dense, c.width, bias=False, variance=variance)
@@ -124,8 +120,8 @@ class DecoderLayer(nn.Module):
 
 
 def layer_windows(config: DecoderConfig) -> jax.Array | None:
-    """int32 [L], the tokens that each layer's positions see; None if all see all."""
-    if not config.window:
+    """int32 [L], the tokens that each layer's positions see; None if all layers see the same."""
+    if not config.window or not config.full_layers:
         return None
     spared = jnp.arange(config.depth) < config.full_layers
     return jnp.where(spared, jnp.iinfo(jnp.int32).max, config.window)
@@ -137,6 +133,8 @@ class Decoder(nn.Module):
     config: DecoderConfig
     dtype: Any = jnp.float32
     remat: str = "none"
+    kernel: Kernel = "auto"
+    """What computes attention."""
     unrolled: bool = False
     """Layers have parameters of their own (`unstack`) instead of being scanned; caches need this."""
 
@@ -154,7 +152,7 @@ class Decoder(nn.Module):
             layer = nn.remat(DecoderLayer, policy=policy, prevent_cse=False)
         self.norm = make_norm(c)
         if self.unrolled:
-            self.layers = [layer(c, self.dtype) for _ in range(c.depth)]
+            self.layers = [layer(c, self.dtype, self.kernel) for _ in range(c.depth)]
             return
         stack = nn.scan(
             layer,
@@ -164,7 +162,7 @@ class Decoder(nn.Module):
             length=c.depth,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        self.layers = stack(c, self.dtype)
+        self.layers = stack(c, self.dtype, self.kernel)
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Embeddings [B, S, D] of token ids [B, S]."""
@@ -174,8 +172,9 @@ class Decoder(nn.Module):
         return nn.with_logical_constraint(jnp.take(table, tokens, axis=0), ("batch", "sequence", None))
 
     def __call__(
-        self, x: jax.Array, positions: jax.Array, segments: jax.Array, cache: Cache | None = None
-    ) -> tuple[jax.Array, Cache | None]:
+        self, x: jax.Array, positions: jax.Array, segments: jax.Array, cache: Cache | None = None,
+        first: bool = False,
+    ) -> tuple[jax.Array, Cache | None]:  # fmt: skip
         """Final hidden states, after the last norm.
 
         Args:
@@ -184,6 +183,7 @@ class Decoder(nn.Module):
           segments: int32 [B, S]; positions see earlier ones of their own segment, 0 is padding.
           cache: earlier positions to attend to; the new ones are appended. The caller keeps
             length + S within its places.
+          first: nothing is in the cache yet, so the new positions attend to one another alone.
 
         Returns:
           Hidden states [B, S, D] and the extended cache (None without one).
@@ -197,13 +197,14 @@ class Decoder(nn.Module):
         if cache is None:
             mask = causal(segments, positions)._replace(slopes=slopes)
             return self.norm(self._run(x, None, windows, angles, mask, None)[0]), None
-        start, index = cache.length, jnp.arange(x.shape[1])
+        start = jnp.zeros_like(cache.length) if first else cache.length
         append = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=1)
         held = append(cache.segments, segments), append(cache.positions, positions)
-        mask = MaskSpec(
-            q_segments=segments, k_segments=held[0], q_index=start + index, k_index=jnp.arange(places),
-            q_positions=positions, k_positions=held[1], slopes=slopes,
-        )  # fmt: skip
+        if first:
+            mask = causal(segments, positions)._replace(slopes=slopes)
+        else:
+            index = start + jnp.arange(x.shape[1])
+            mask = MaskSpec(segments, held[0], positions, held[1], index, slopes=slopes)
         x, (keys, values) = self._run(x, (cache.keys, cache.values), windows, angles, mask, start)
         return self.norm(x), Cache(keys, values, *held, start + x.shape[1])
 

@@ -1,4 +1,4 @@
-"""Pieces every model here shares: linear layers, norms, masks, attention.
+"""Pieces every model here shares: linear layers and norms.
 
 Logical axis names used by parameters (`sharding.py` maps them to mesh axes): `embed`, `mlp`,
 `heads`, `kv_heads`, `head_dim`, `vocab`, `layers`, and None for axes that are never split.
@@ -6,7 +6,7 @@ Logical axis names used by parameters (`sharding.py` maps them to mesh axes): `e
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -104,77 +104,3 @@ class RMSNorm(nn.Module):
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
         return (y * scale).astype(x.dtype)
-
-
-class MaskSpec(NamedTuple):
-    """What attention may see: keys of the query's own segment that are not later in the row.
-
-    A window limits how far back, and slopes make distance cost; both count in positions, so holes
-    that padding leaves in a cache have no width. Within a segment positions rise by one per token.
-    Kept as vectors so that kernels which build masks on the fly can take them; only `dense_mask`
-    and `dense_bias` make S x T matrices.
-
-    Example, two conversations packed into a row of six with one padding place:
-      segments 1 1 1 2 2 0, index 0 1 2 3 4 5, positions 0 1 2 0 1 0
-      index 2 sees 0, 1 and 2, within a window of 2 only 1 and 2; index 4 sees 3 and 4; padding sees
-      padding, and is never used.
-    """
-
-    q_segments: jax.Array
-    """int32 [B, S]"""
-    k_segments: jax.Array
-    """int32 [B, T]"""
-    q_index: jax.Array
-    """int32 [S], place of each query among the keys."""
-    k_index: jax.Array
-    """int32 [T]"""
-    q_positions: jax.Array
-    """int32 [B, S]"""
-    k_positions: jax.Array
-    """int32 [B, T]"""
-    window: jax.Array | None = None
-    """int32 [], tokens that a query sees, itself included."""
-    slopes: jax.Array | None = None
-    """float32 [H], taken off a head's logits per position of distance (ALiBi)."""
-
-
-def causal(segments: jax.Array, positions: jax.Array) -> MaskSpec:
-    """Causal attention within segments, both int32 [B, S], of one pass without a cache."""
-    index = jnp.arange(segments.shape[1])
-    return MaskSpec(segments, segments, index, index, positions, positions)
-
-
-def dense_mask(spec: MaskSpec) -> jax.Array:
-    """bool [B, 1, S, T], True where attention is allowed."""
-    same = spec.q_segments[:, :, None] == spec.k_segments[:, None, :]
-    seen = same & (spec.k_index[None, :] <= spec.q_index[:, None])
-    if spec.window is not None:
-        seen &= _distance(spec) < spec.window
-    return seen[:, None]
-
-
-def dense_bias(spec: MaskSpec) -> jax.Array | None:
-    """float32 [B, H, S, T] to be added to the logits; None without slopes."""
-    if spec.slopes is None:
-        return None
-    return -spec.slopes[:, None, None] * _distance(spec)[:, None].astype(jnp.float32)
-
-
-def _distance(spec: MaskSpec) -> jax.Array:
-    return spec.q_positions[:, :, None] - spec.k_positions[:, None, :]
-
-
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: MaskSpec | None) -> jax.Array:
-    """Scaled dot-product attention with grouped key/value heads; softmax in float32.
-
-    Args:
-      q: [B, S, H, head_dim].
-      k, v: [B, T, K, head_dim] with K dividing H.
-      mask: None lets every query see every key.
-
-    Returns:
-      [B, S, H, head_dim] in q's type.
-    """
-    if mask is None:
-        return jax.nn.dot_product_attention(q, k, v)
-    return jax.nn.dot_product_attention(q, k, v, bias=dense_bias(mask), mask=dense_mask(mask))

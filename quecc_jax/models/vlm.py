@@ -30,7 +30,7 @@ class VLM(nn.Module):
         self.compressor = make_compressor(c.compressor, dtype)
         # Visual tokens start on the scale of the text embeddings that they stand among.
         self.projector = Projector(c.projector, c.decoder.width, dtype, embedding_variance(c.decoder))
-        self.decoder = Decoder(c.decoder, dtype, c.remat, self.unrolled)
+        self.decoder = Decoder(c.decoder, dtype, c.remat, c.attention, self.unrolled)
 
     def encode_query(self, queries: jax.Array, lengths: jax.Array) -> jax.Array:
         """Query features [B, I, H]: the decoder's final hidden state at each query's last token.
@@ -100,8 +100,9 @@ class VLM(nn.Module):
     def prefill(
         self, batch: Batch, cache: Cache, visual: jax.Array | None = None
     ) -> tuple[jax.Array, Cache]:
-        """Hidden states [B, S, M] of a batch of prompts, and the cache that holds them."""
-        return self._append(self.splice(batch, visual), batch.positions, batch.segments, cache)
+        """Hidden states [B, S, M] of a batch of prompts, and the cache, empty before, that holds them."""
+        x = self.splice(batch, visual)
+        return self._append(x, batch.positions, batch.segments, cache, first=True)
 
     def extend(
         self, tokens: jax.Array, positions: jax.Array, segments: jax.Array, cache: Cache
@@ -110,9 +111,9 @@ class VLM(nn.Module):
         return self._append(self.decoder.embed(tokens), positions, segments, cache)
 
     def _append(
-        self, x: jax.Array, positions: jax.Array, segments: jax.Array, cache: Cache
+        self, x: jax.Array, positions: jax.Array, segments: jax.Array, cache: Cache, first: bool = False
     ) -> tuple[jax.Array, Cache]:
-        hidden, extended = self.decoder(x, positions, segments, cache)
+        hidden, extended = self.decoder(x, positions, segments, cache, first)
         assert extended is not None
         return hidden, extended
 

@@ -36,8 +36,9 @@ class Trainer(NamedTuple):
     """One optimizer step; the given state's memory is reused."""
     put: Callable[[Batch], Batch]
     """Host batch to sharded device arrays, without `ids`."""
-    lower: Callable[[], jax.stages.Lowered]
-    """The very step, lowered for its abstract state and batch; the mesh's devices need not be here."""
+    lower: Callable[..., jax.stages.Lowered]
+    """The very step, lowered for its abstract state and batch; the mesh's devices need not be here.
+    `lower("cuda")` takes them for NVIDIA GPUs, whatever they are."""
 
 
 def loss_sum(model: VLM, params: dict[str, Any], batch: Batch, chunk: int) -> tuple[jax.Array, jax.Array]:
@@ -205,9 +206,13 @@ def build_trainer(config: RunConfig, mesh: Mesh) -> Trainer:
         with jax.set_mesh(mesh):
             return jitted(state, batch)
 
-    def lower() -> jax.stages.Lowered:
+    def lower(platform: str = "") -> jax.stages.Lowered:
         with jax.set_mesh(mesh):
-            return jitted.lower(abstract, spec)
+            if not platform:
+                return jitted.lower(abstract, spec)
+            device = jax.sharding.AbstractDevice(platform, None, "gpu" if platform == "cuda" else platform)
+            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh.update(abstract_device=device)):
+                return jitted.trace(abstract, spec).lower(lowering_platforms=(platform,))
 
     def put(batch: Batch) -> Batch:
         return jax.tree.map(

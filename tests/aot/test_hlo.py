@@ -97,6 +97,27 @@ def test_types_spaces_and_names():
     assert hlo.fused(TPU) == {"add", "piece", "first_piece"}
 
 
+def test_blocks_that_splash_attention_skips_do_not_count():
+    """Eight heads of 2048 places: in four blocks ten of sixteen run, within a window of two blocks seven."""
+
+    def text(kind, mask):
+        shapes = (f"s8[{mask}]", f"s8[{mask}]", "bf16[2,4,2048,128]")
+        lines = [f"  %p{i} = {shape}{{0}} parameter({i})" for i, shape in enumerate(shapes)]
+        call = f"  %splash_mha_{kind}_segmented.1 = (bf16[2,4,2048,128]{{0}}) custom-call(%p0, %p1, %p2, %p2)"
+        lines += [f'{call}, frontend_attributes={{kernel_metadata={{', '"xprof_metadata":"{\\"a\\": 1}"',
+                  '}}, metadata={op_name="jit(step)"}']  # fmt: skip
+        return "\n".join(["HloModule m", "ENTRY %main () -> f32[] {", *lines, "}", ""])
+
+    block = 2 * 8 * 512 * 512 * 128
+    counts = {("fwd", "1,4,4"): 20, ("dq", "1,4,4"): 30, ("dkv", "1,4,4"): 40, ("fwd", "1,4,2"): 14,
+              ("dkv", "1,2,4"): 28}  # fmt: skip
+    for (kind, mask), count in counts.items():
+        program = hlo.parse(text(kind, mask))
+        assert hlo.flops(program) == count * block
+        (call,) = (i for i in program.computations["main"].values() if i.opcode == "custom-call")
+        assert call.op_name == "jit(step)"
+
+
 def test_a_text_without_entry_is_refused():
     with pytest.raises(ValueError, match="ENTRY"):
         hlo.parse("HloModule nothing")

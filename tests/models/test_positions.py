@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from quecc_jax.config import DecoderConfig, RopeScaling, RunConfig, validate
 from quecc_jax.errors import UserError
-from quecc_jax.models.layers import MaskSpec, dense_bias, dense_mask
+from quecc_jax.models.attention import MaskSpec, dense_bias, dense_mask
 from quecc_jax.models.positions import alibi_slopes, rotary_angles, rotary_frequencies, rotate
 
 BASE = DecoderConfig(width=16, heads=2, kv_heads=2, rope_theta=16.0)
@@ -91,8 +91,8 @@ def test_masks_and_biases_by_brute_force(data):
     slopes = data.draw(st.none() | st.just(np.array([0.5, 0.25], np.float32)))
     spec = MaskSpec(
         q_segments=jnp.array(segments[:, held:]), k_segments=jnp.array(segments),
-        q_index=jnp.arange(held, total), k_index=jnp.arange(total),
         q_positions=jnp.array(positions[:, held:]), k_positions=jnp.array(positions),
+        q_index=jnp.arange(held, total) if held else None,
         window=None if window is None else jnp.array(window),
         slopes=None if slopes is None else jnp.array(slopes),
     )  # fmt: skip
@@ -132,7 +132,7 @@ def test_settings_that_do_not_fit_are_refused_by_name(change, message):
 
 def test_plain_decoders_make_no_bias_and_no_window():
     """The common case pays for neither: its program holds no array of logits besides the attention's."""
-    shapes = ((1, 4), (1, 4), (4,), (4,), (1, 4), (1, 4))
+    shapes = ((1, 4), (1, 4), (1, 4), (1, 4), (4,))
     spec = MaskSpec(*(jnp.zeros(shape, jnp.int32) for shape in shapes))
     program = str(jax.make_jaxpr(lambda s: (dense_mask(s), dense_bias(s)))(spec))
     assert "sub" not in program and "f32" not in program

@@ -1,0 +1,241 @@
+"""Attention: the one place where masks are made, and the kernels that compute it per platform.
+
+| kernel   | `auto` takes it on | what it computes |
+|----------|--------------------|------------------|
+| `splash` | TPU                | a pass over whole rows, causal within segments: training, prefill |
+| `cudnn`  | NVIDIA GPU         | the same, in half precision, for even rows and heads of 8, 16, ... 128 |
+| `xla`    | elsewhere          | everything; also what the two do not take, on any platform |
+
+XLA it stays for ALiBi and for windows that differ between layers (their masks are no constants of the
+program), for reading a cache token by token (bound by the cache's bytes, whatever computes it), and for the
+CLIP tower, whose 577 patches see one another without a mask.
+
+JAX's own splash attention is used rather than tokamax 0.0.12, which has a later version of the same kernel:
+its public function takes no segments, and it brings six more packages that training does not need.
+"""
+
+import functools
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from quecc_jax.errors import UserError
+
+Kernel = Literal["auto", "xla", "splash", "cudnn"]
+
+LANES = 128
+"""Places that a TPU vector register holds in its last dimension; blocks are multiples of it."""
+BLOCK = 512
+"""Largest block of queries and of keys that splash attention holds on the chip."""
+
+
+class MaskSpec(NamedTuple):
+    """What attention may see: keys of the query's own segment that are not later in the row.
+
+    A window limits how far back, and slopes make distance cost; both count in positions, so holes
+    that padding leaves in a cache have no width. Within a segment positions rise by one per token.
+    Kept as vectors so that kernels which build masks on the fly can take them; only `dense_mask`
+    and `dense_bias` make S x T matrices.
+
+    Example, two conversations packed into a row of six with one padding place:
+      segments 1 1 1 2 2 0, index 0 1 2 3 4 5, positions 0 1 2 0 1 0
+      index 2 sees 0, 1 and 2, within a window of 2 only 1 and 2; index 4 sees 3 and 4; padding sees
+      padding, and is never used.
+    """
+
+    q_segments: jax.Array
+    """int32 [B, S]"""
+    k_segments: jax.Array
+    """int32 [B, T]"""
+    q_positions: jax.Array
+    """int32 [B, S]"""
+    k_positions: jax.Array
+    """int32 [B, T]"""
+    q_index: jax.Array | None = None
+    """int32 [S], place of each query among the keys; None in one pass, where query i stands at key i."""
+    window: jax.Array | int | None = None
+    """Tokens that a query sees, itself included; an int if all layers agree."""
+    slopes: jax.Array | None = None
+    """float32 [H], taken off a head's logits per position of distance (ALiBi)."""
+
+
+def causal(segments: jax.Array, positions: jax.Array) -> MaskSpec:
+    """Causal attention within segments, both int32 [B, S], of one pass without a cache."""
+    return MaskSpec(segments, segments, positions, positions)
+
+
+def dense_mask(spec: MaskSpec) -> jax.Array:
+    """bool [B, 1, S, T], True where attention is allowed."""
+    same = spec.q_segments[:, :, None] == spec.k_segments[:, None, :]
+    keys = jnp.arange(spec.k_segments.shape[1])
+    queries = keys if spec.q_index is None else spec.q_index
+    seen = same & (keys[None, :] <= queries[:, None])
+    if spec.window is not None:
+        seen &= _distance(spec) < spec.window
+    return seen[:, None]
+
+
+def dense_bias(spec: MaskSpec) -> jax.Array | None:
+    """float32 [B, H, S, T] to be added to the logits; None without slopes."""
+    if spec.slopes is None:
+        return None
+    return -spec.slopes[:, None, None] * _distance(spec)[:, None].astype(jnp.float32)
+
+
+def _distance(spec: MaskSpec) -> jax.Array:
+    return spec.q_positions[:, :, None] - spec.k_positions[:, None, :]
+
+
+def attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: MaskSpec | None, kernel: Kernel = "auto"
+) -> jax.Array:
+    """Scaled dot-product attention with grouped key/value heads; softmax in float32.
+
+    Args:
+      q: [B, S, H, head_dim].
+      k, v: [B, T, K, head_dim] with K dividing H.
+      mask: None lets every query see every key.
+      kernel: what computes it; `auto` goes by the platform that the program is made for. A named kernel
+        gives way to XLA where only the shapes or the cache of this call are in its way.
+
+    Returns:
+      [B, S, H, head_dim] in q's type.
+
+    Raises:
+      UserError: cuDNN is asked for by name and does not take these arrays.
+    """
+    if mask is None or unfit(q, mask):
+        return xla_attention(q, k, v, mask)
+    target = platform()
+    chosen = {"tpu": "splash", "gpu": "cudnn"}.get(target, "xla") if kernel == "auto" else kernel
+    if chosen == "splash" and not undivided(q, k, interpreted=target != "tpu"):
+        return splash_attention(q, k, v, mask, interpret=target != "tpu")
+    if chosen == "cudnn" and q.shape[1] % 2 == 0:
+        try:
+            return cudnn_attention(q, k, v, mask)
+        except (NotImplementedError, RuntimeError) as error:
+            if kernel == "cudnn":
+                raise UserError(f"model.attention cudnn: {error}; use auto or xla") from None
+    return xla_attention(q, k, v, mask)
+
+
+def platform() -> str:
+    """`tpu`, `gpu` or `cpu`: of the mesh that the program is made for, which need not be here."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.abstract_device is None:
+        return jax.default_backend()
+    return mesh.abstract_device.platform
+
+
+def unfit(q: jax.Array, mask: MaskSpec) -> str:
+    """Why only XLA computes this attention; an empty text if others do."""
+    if mask.slopes is not None:
+        return "ALiBi adds to every logit"
+    if mask.q_index is not None:
+        return "the queries continue a cache"
+    if isinstance(mask.window, jax.Array):
+        return "windows differ between layers"
+    return "" if q.shape[1] > 1 else "there is one query"
+
+
+def undivided(q: jax.Array, k: jax.Array, interpreted: bool) -> str:
+    """Why rows and heads cannot be handed out to the mesh's devices as Pallas needs it; else empty."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        # Arguments may lie on several devices, and the compiler does not cut Pallas kernels itself.
+        several = not interpreted and jax.device_count() > 1
+        return "no mesh says which device computes what" if several else ""
+    spec = nn.logical_to_mesh_axes(("batch", None, "heads", None)) or 4 * (None,)
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+    try:
+        sharding.shard_shape(q.shape), sharding.shard_shape(k.shape)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def xla_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: MaskSpec | None) -> jax.Array:
+    """`attention` in matrix products and a softmax, with all logits in memory.
+
+    Heads come before places in every operand: on a CPU the backward pass of
+    `jax.nn.dot_product_attention`, which does not order them so, takes longer.
+    """
+    rows, length, heads, width = q.shape
+    groups = k.shape[2]
+    q = q.reshape(rows, length, groups, heads // groups, width).transpose(0, 2, 3, 1, 4)
+    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+    logits = jnp.einsum("bgnsd,bgtd->bgnst", q, k, preferred_element_type=jnp.float32) * width**-0.5
+    if mask is not None:
+        bias = dense_bias(mask)
+        if bias is not None:
+            logits = logits + bias.reshape(*bias.shape[:1], groups, heads // groups, *bias.shape[2:])
+        logits = jnp.where(dense_mask(mask)[:, :, None], logits, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    out = jnp.einsum("bgnst,bgtd->bgnsd", weights, v)
+    return out.transpose(0, 3, 1, 2, 4).reshape(rows, length, heads, width)
+
+
+def cudnn_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: MaskSpec) -> jax.Array:
+    """`attention` of one pass by cuDNN's fused kernel, which takes the mask as a bias [B, 1, S, S].
+
+    Raises:
+      NotImplementedError: it does not take arrays of this type or head width.
+      RuntimeError: there is no cuDNN.
+    """
+    if q.dtype not in (jnp.bfloat16, jnp.float16):
+        raise NotImplementedError(f"takes bfloat16 and float16, not {q.dtype}")
+    # JAX checks the rest against the cuDNN that is installed.
+    return jax.nn.dot_product_attention(q, k, v, mask=dense_mask(mask), implementation="cudnn")
+
+
+def blocks(length: int) -> tuple[int, int]:
+    """(block, padded length) for rows of `length`: equal blocks of at most BLOCK, in whole lanes."""
+    count = -(-length // BLOCK)
+    block = -(-length // (count * LANES)) * LANES
+    return block, count * block
+
+
+def splash_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: MaskSpec, interpret: bool = False
+) -> jax.Array:
+    """`attention` of one pass by the Pallas TPU kernel, which never holds more than blocks of logits.
+
+    Rows and heads are split over the mesh as the sharding rules say. Rows are padded to whole blocks;
+    blocks that the causal mask or the window hides are skipped, forward and backward.
+    """
+    length, width = q.shape[1], q.shape[-1]
+    block, padded = blocks(length)
+    fill = ((0, 0), (0, padded - length))
+    # What fills a row up is a segment of its own, so that no real place attends to it.
+    segments = jnp.pad(mask.q_segments, fill, constant_values=-1)
+    q = (q.astype(jnp.float32) * width**-0.5).astype(q.dtype)
+    q, k, v = (jnp.pad(x, (*fill, (0, 0), (0, 0))) for x in (q, k, v))
+    window = mask.window if mask.window is not None and int(mask.window) < length else None
+
+    run = functools.partial(_splash_local, block=block, window=window, interpret=interpret)
+    if not jax.sharding.get_abstract_mesh().empty:
+        spec = nn.logical_to_mesh_axes(("batch", None, "heads", None)) or 4 * (None,)
+        heads, rows = jax.sharding.PartitionSpec(*spec), jax.sharding.PartitionSpec(spec[0])
+        run = jax.shard_map(run, in_specs=(heads, heads, heads, rows), out_specs=heads, check_vma=False)
+    return run(q, k, v, segments)[:, :length]
+
+
+def _splash_local(
+    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, *, block: int, window: Any, interpret: bool
+) -> jax.Array:
+    """The kernel on one device's rows and heads."""
+    # Pallas takes a second to import, which programs for other platforms are spared.
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    shape = (q.shape[1], q.shape[1])
+    one = splash.CausalMask(shape) if window is None else splash.LocalMask(shape, (int(window) - 1, 0), 0)
+    kernel = splash.make_splash_mha(
+        splash.MultiHeadMask([one] * q.shape[2]),
+        block_sizes=splash.BlockSizes(*(8 * (block,))),
+        head_shards=1, q_seq_shards=1, interpret=interpret,
+    )  # fmt: skip
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+    each = jax.vmap(lambda q, k, v, s: kernel(q, k, v, segment_ids=splash.SegmentIds(s, s)))
+    return each(q, k, v, segments).swapaxes(1, 2)

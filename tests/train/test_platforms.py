@@ -1,0 +1,67 @@
+"""The training step as the compilers of GPUs and TPUs get it, on a machine that has neither."""
+
+import dataclasses
+import os
+import re
+from unittest import mock
+
+import jax
+import pytest
+
+from quecc_jax.aot import hlo
+from quecc_jax.aot.topology import parse_topology, prepare_environment, topology_devices
+from quecc_jax.config import MeshConfig
+from quecc_jax.flops import train_flops
+from quecc_jax.sharding import make_mesh
+from quecc_jax.train.step import build_trainer
+from tests import tiny
+from tests.launch.test_compile_pod import needs_libtpu
+from tests.models.test_attention import CUDNN
+
+
+def custom_calls(text: str) -> set[str]:
+    """Names of what a lowered program leaves to others than XLA."""
+    return set(re.findall(r"custom_call @([\w.$]+)", text))
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_gpu_gets_cudnn_attention_in_both_passes(monkeypatch, stage):
+    monkeypatch.setattr(CUDNN, lambda: 91000)
+    config = tiny.run(model={"dtype": "bfloat16", "remat": "full"}, stage=stage)
+    trainer = build_trainer(config, make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1]))
+    passes = ("__cudnn$fmhaScaleBiasSoftmax", "__cudnn$fmhaScaleBiasSoftmaxBackward")
+    assert custom_calls(trainer.lower("cuda").as_text()) == set(passes)
+
+
+@pytest.mark.parametrize("model, detected", [({"dtype": "float32"}, True), ({"dtype": "bfloat16"}, False)])
+def test_a_gpu_gets_xla_alone_where_cudnn_does_not_fit(monkeypatch, model, detected):
+    """Float32, or no cuDNN; also on a mesh. Nothing is made for TPUs."""
+    if detected:
+        monkeypatch.setattr(CUDNN, lambda: 91000)
+    lowered = build_trainer(tiny.run(model=model), make_mesh(MeshConfig(2, 2, 2))).lower("cuda")
+    assert custom_calls(lowered.as_text()) == set()
+
+
+@needs_libtpu
+@mock.patch.dict(os.environ)
+def test_a_tpu_gets_splash_attention_in_both_passes():
+    """Compiled by the real TPU compiler, on a mesh that splits rows and heads."""
+    prepare_environment()
+    devices = topology_devices(parse_topology("v5e:2x2"))
+    config = tiny.run({"dtype": "bfloat16"}, {"max_length": 256, "images_per_row": 0}, stage=0, batch_size=4)
+    decoder = dataclasses.replace(config.model.decoder, depth=2, head_width=128)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, decoder=decoder))
+    compiled = build_trainer(config, make_mesh(MeshConfig(1, 2, 2), devices)).lower().compile()
+    text = compiled.as_text() or ""
+    calls = [line for line in text.splitlines() if 'custom_call_target="tpu_custom_call"' in line]
+    assert {m[0] for c in calls if (m := re.search(r"splash_mha_(fwd|dkv|dq)", c))} == {
+        "splash_mha_fwd", "splash_mha_dkv", "splash_mha_dq"}  # fmt: skip
+    # Two of four rows and two of four heads; keys and values of one of two groups.
+    assert all("bf16[2,2,256,128]" in call and "bf16[2,1,256,128]" in call for call in calls)
+    # One block of 256, so nothing is skipped: 2 + 3 + 4 products per layer, against 2 + 2 * 2 in the model.
+    products = 2 * 2 * 256 * 256 * 128 * 2
+    program = hlo.parse(text)
+    kernels = {i.name: hlo.instruction_flops(i, c) for c in program.computations.values()
+               for i in c.values() if i.name.startswith("splash")}  # fmt: skip
+    assert sorted(kernels.values()) == [2 * products, 3 * products, 4 * products]
+    assert 1.0 < 4 * hlo.flops(program) / train_flops(config) < 1.5
