@@ -46,9 +46,14 @@ def parse_run(argv: list[str], prog: str) -> RunConfig:
 def load_config_file(path: str) -> RunConfig:
     """Runs a config file and returns what its `config()` returns.
 
+    Args:
+      path: the file, or `FILE.py:NAME` where `config` takes a name, such as a model's size.
+
     Raises:
       UserError: no such file, a mistake in it (with its line), or no `config() -> RunConfig`.
     """
+    path, colon, name = path.partition(".py:")
+    path, arguments = (f"{path}.py", [name]) if colon else (path, [])
     file = Path(path)
     if not file.is_file():
         beside = [p.name for p in file.parent.glob("*.py") if p.name != "__init__.py"]
@@ -61,7 +66,7 @@ def load_config_file(path: str) -> RunConfig:
     try:
         ast.parse(file.read_text(), path)
         spec.loader.exec_module(module)
-        config = module.config()
+        config = module.config(*arguments)
     except UserError as error:
         raise UserError(f"config file {path}: {error}") from None
     except SyntaxError as error:

@@ -46,7 +46,7 @@ def main() -> None:
 
     console = Console(stderr=True)
     with console.status(f"Compiling {rest[0]} for {topology.name}; minutes for a model of billions"):
-        report, _ = pod_report(config, topology)
+        report = pod_report(config, topology)
     show(report, config)
     if options.json:
         Path(options.json).parent.mkdir(parents=True, exist_ok=True)
@@ -99,6 +99,7 @@ def show_sharding(config: RunConfig, topology: Topology) -> None:
 
 def show(report: "PodReport", config: RunConfig) -> None:
     """Prints a report for people."""
+    from rich.markup import escape
     from rich.table import Table
 
     from quecc_jax.aot.roofline import EFFICIENCY
@@ -122,12 +123,14 @@ def show(report: "PodReport", config: RunConfig) -> None:
     line("", f"arguments {_gib(m.arguments)}, temporaries {_gib(m.temporaries)}, output {_gib(m.output)} "
              f"of which {_gib(m.aliased)} in place of arguments, code {_gib(m.code)}")  # fmt: skip
     for buffer in report.buffers:
-        line(f"  {buffer.bytes / GIB:.3f} GiB", f"{buffer.kind} {buffer.shape} {buffer.name}")
+        line(f"  {buffer.bytes / GIB:.3f} GiB", escape(f"{buffer.kind} {buffer.shape} {buffer.name}"))
     table.add_section()
     line("FLOPs per step", f"{report.hlo_flops:.4g} compiled, {report.model_flops:.4g} of the model, ratio "
                            f"{report.flops_ratio:.3f}")  # fmt: skip
     if report.unknown_loops:
         line("", f"[yellow]loops of unknown length, counted once: {', '.join(report.unknown_loops)}[/]")
+    for defect in report.defects:
+        line("", f"[yellow]{escape(defect)}[/]")
     line("HBM traffic", f"{report.traffic / GIB:.1f} GiB per chip and step")
     for e in report.exchanges:
         line(f"{e.kind}, {e.network}", f"{e.bytes / GIB:.3f} GiB received in {e.times} exchanges, "

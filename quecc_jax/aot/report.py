@@ -13,6 +13,7 @@ from quecc_jax.aot import hlo
 from quecc_jax.aot.buffers import Buffer, Memory, parse_assignment
 from quecc_jax.aot.chips import GIB
 from quecc_jax.aot.collectives import collectives
+from quecc_jax.aot.quality import defects
 from quecc_jax.aot.roofline import Bounds, Exchange, bounds, exchanges
 from quecc_jax.aot.topology import Topology, topology_devices
 from quecc_jax.aot.traffic import traffic
@@ -55,6 +56,8 @@ class PodReport:
     buffers: list[Buffer]
     unknown_loops: list[str]
     """Loops that count once, as their trip count is not known."""
+    defects: list[str]
+    """What a good step would not do, by `quality.defects`."""
     trace_seconds: float
     compile_seconds: float
 
@@ -79,8 +82,8 @@ class PodReport:
         return {**vars(self), **rows, **derived, "memory": memory, "bounds": self.bounds._asdict()}
 
 
-def pod_report(config: RunConfig, topology: Topology) -> tuple[PodReport, hlo.Program]:
-    """Lowers and compiles the run's step for a topology; returns the report and the compiled program.
+def pod_report(config: RunConfig, topology: Topology) -> PodReport:
+    """Lowers and compiles the run's step for a topology; reports on it.
 
     A step that the compiler refuses for its memory is reported like any other.
 
@@ -101,7 +104,7 @@ def pod_report(config: RunConfig, topology: Topology) -> tuple[PodReport, hlo.Pr
     limits = bounds(topology, flops, moved, sent)
     model = train_flops(config)
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    report = PodReport(
+    return PodReport(
         topology=topology.name,
         chips=chips,
         mesh=dict(mesh.shape),
@@ -119,10 +122,10 @@ def pod_report(config: RunConfig, topology: Topology) -> tuple[PodReport, hlo.Pr
         run_hours=limits.step_seconds * config.train.steps / 3600,
         buffers=buffers[:LARGEST],
         unknown_loops=hlo.runs(program)[1],
+        defects=defects(config, dict(mesh.shape), program, flops * chips / model),
         trace_seconds=traced - began,
         compile_seconds=compiled - traced,
     )
-    return report, program
 
 
 def _compile(

@@ -1,0 +1,193 @@
+"""Compiles every pod configuration with the real TPU compiler, and writes docs/pods.md and docs/pods.json.
+
+Run: python -m benchmarks.pods [--only REGEX] [--list]
+
+Method: each row runs `python -m launch.compile_pod` in a process of its own, with the config, topology and
+settings of `ROWS`, and keeps its report in --work as one JSON file; rows that have one are not compiled
+again. Nothing runs on a TPU: memory, FLOPs and exchanges are the compiled program's, times are predicted
+from them and the chips' published peaks. Minutes per row on two cores, about 2.5 GiB of memory.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from launch.cli import parse_run
+from quecc_jax.aot.chips import GIB
+from quecc_jax.aot.roofline import EFFICIENCY
+from quecc_jax.config_io import to_dict
+from quecc_jax.errors import UserError, run_cli
+from quecc_jax.paths import write_text
+
+ROOT = Path(__file__).parent.parent
+
+SLICES = {
+    "v5e-16": "v5e:4x4", "v5e-64": "v5e:8x8", "v5e-256": "v5e:16x16", "v5p-64": "v5p:2x4x4",
+    "2 x v5e-64": "2*v5e:8x8",
+}  # fmt: skip
+"""Topologies by the names that Google rents them by. v5p's count TensorCores, two per chip."""
+
+SETTINGS: dict[tuple[str, int, str], str] = {
+    ("7b", 2, "v5e-16"): "--train.accumulation 8",
+    ("7b", 2, "v5e-64"): "--train.accumulation 2",
+    ("7b", 2, "v5e-256"): "--mesh.tensor 2 --mesh.sequence-parallel True",
+    ("7b", 2, "v5p-64"): "--train.accumulation 2 --model.remat none",
+    ("7b", 2, "2 x v5e-64"): "--mesh.data 2",
+    ("7b", 1, "v5e-16"): "--train.accumulation 8",
+    ("7b", 1, "v5e-64"): "--train.accumulation 2",
+    ("7b", 1, "v5e-256"): "",
+    ("7b", 1, "v5p-64"): "--train.accumulation 4 --model.remat none",
+    ("13b", 2, "v5e-64"): "--train.accumulation 2",
+    ("13b", 2, "v5p-64"): "--train.accumulation 2 --model.remat none",
+    ("13b", 1, "v5e-64"): "--train.accumulation 4",
+    ("13b", 1, "v5p-64"): "--train.accumulation 4 --model.remat none",
+    ("qwen 0.5b", 2, "v5e-64"): "--train.accumulation 2",
+    ("qwen 1.8b", 2, "v5e-64"): "--train.accumulation 2",
+    ("qwen 4b", 2, "v5e-64"): "--train.accumulation 2",
+    ("qwen 7b", 2, "v5e-64"): "--train.accumulation 2",
+    ("qwen 14b", 2, "v5e-64"): "--train.accumulation 2",
+}
+"""Mesh, rematerialisation and accumulation by model, stage and slice: all that a row adds to its config.
+Where nothing is said, the mesh is fsdp over all chips and every layer is recomputed."""
+
+
+class Row(NamedTuple):
+    """One line of the table."""
+
+    model: str
+    stage: int
+    visual_tokens: int
+    slice: str
+
+    @property
+    def name(self) -> str:
+        """File name of its report."""
+        return re.sub(r"\W+", "-", f"{self.model}-stage{self.stage}-v{self.visual_tokens}-{self.slice}")
+
+    @property
+    def config(self) -> str:
+        """Its config file."""
+        family, _, size = self.model.rpartition(" ")
+        return f"configs/qwen_stage{self.stage}.py:{size}" if family else \
+            f"configs/llava_{size}_stage{self.stage}.py"
+
+    @property
+    def settings(self) -> list[str]:
+        """What the command line overrides."""
+        stride = str({1: 24, 4: 12, 16: 6, 36: 4}[self.visual_tokens])
+        geometry = ["--model.compressor.kernel", stride, "--model.compressor.stride", stride]
+        return SETTINGS[self.model, self.stage, self.slice].split() + geometry
+
+
+def rows() -> list[Row]:
+    """All rows; each slice is seen once before V varies, since V hardly changes the program."""
+    found = []
+    for visual_tokens in (16, 1, 4, 36):
+        for model, stage, slice_ in SETTINGS:
+            if visual_tokens == 16 or (model == "7b" and slice_ != "2 x v5e-64"):
+                found.append(Row(model, stage, visual_tokens, slice_))
+    return found
+
+
+def main() -> None:
+    """Compiles what is missing, then writes the table of what is there."""
+    parser = argparse.ArgumentParser("python -m benchmarks.pods")
+    parser.add_argument("--work", default="runs/pods", help="directory of the rows' reports")
+    parser.add_argument("--only", default="", help="compile only rows whose name matches; write no table")
+    parser.add_argument("--list", action="store_true", help="print names and commands, and stop")
+    options = parser.parse_args()
+    work, chosen = Path(options.work), [row for row in rows() if re.search(options.only, row.name)]
+    if options.list:
+        for row in chosen:
+            print(f"{row.name}: {' '.join(command(row))}")
+        return
+    missing = [row for row in chosen if not (work / f"{row.name}.json").exists()]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+               TextColumn("{task.fields[left]}"))  # fmt: skip
+    with Progress(*columns) as progress:
+        task = progress.add_task("", total=len(missing), left="")
+        began = time.monotonic()
+        for done, row in enumerate(missing):
+            minutes = (time.monotonic() - began) / max(done, 1) * (len(missing) - done) / 60
+            progress.update(task, description=row.name, left=f"{minutes:.0f} min left" if done else "")
+            compile_row(row, work)
+            progress.advance(task)
+    if not options.only:
+        write_table(work)
+
+
+def command(row: Row) -> list[str]:
+    """The command line of a row."""
+    topology = ["--topology", SLICES[row.slice]]
+    return ["python", "-m", "launch.compile_pod", row.config, *topology, *row.settings]
+
+
+def compile_row(row: Row, work: Path) -> None:
+    """Leaves the row's report in `work`; a step that does not fit has one too.
+
+    Raises:
+      UserError: the command ended without a report.
+    """
+    target = work / f"{row.name}.json"
+    ran = subprocess.run([sys.executable, *command(row)[1:], "--json", str(target)], cwd=ROOT,
+                         capture_output=True, text=True)  # fmt: skip
+    if not target.exists():
+        raise UserError(f"{row.name}: {ran.stderr.strip().splitlines()[-1]}")
+
+
+HEADINGS = ("model", "stage", "V", "slice", "mesh", "slices x rows", "remat", "arguments", "temporaries",
+            "needed of", "HLO / model FLOPs", "compute", "HBM", "ICI", "DCN", "step", "MFU", "run",
+            "compile")  # fmt: skip
+
+
+def write_table(work: Path) -> None:
+    """Writes docs/pods.json, and the table in docs/pods.md between its two marks."""
+    reports = [(row, json.loads(file.read_text())) for row in rows()
+               if (file := work / f"{row.name}.json").exists()]  # fmt: skip
+    lines = ["| " + " | ".join(HEADINGS) + " |", "|" + "---|" * len(HEADINGS)]
+    lines += ["| " + " | ".join(cells(row, report)) + " |" for row, report in sorted(reports, key=_order)]
+    page = ROOT / "docs/pods.md"
+    before, rest = page.read_text().split("<!-- table -->\n", 1)
+    after = rest.split("<!-- end -->", 1)[1]
+    write_text(page, f"{before}<!-- table -->\n" + "\n".join(lines) + f"\n<!-- end -->{after}")
+    found = [{**row._asdict(), "command": " ".join(command(row)), **report} for row, report in reports]
+    record = {"efficiency": EFFICIENCY, "rows": found}
+    write_text(ROOT / "docs/pods.json", json.dumps(record, indent=1) + "\n")
+    bad = [f"{row.name}: {'; '.join(r['defects'])}" for row, r in reports if r["defects"]]
+    bad += [f"{row.name} does not fit" for row, r in reports if not r["fits"]]
+    print("\n".join([f"{len(reports)} of {len(rows())} rows in docs/pods.md", *bad]))
+
+
+def _order(item: tuple[Row, Any]) -> tuple[Any, ...]:
+    row = item[0]
+    places = list(SETTINGS)
+    return places.index((row.model, row.stage, row.slice)), row.visual_tokens
+
+
+def cells(row: Row, report: dict[str, Any]) -> list[str]:
+    """One row of the table, in the order of HEADINGS."""
+    config = to_dict(parse_run([str(ROOT / row.config), *row.settings], "pods"))
+    mesh = " x ".join(f"{axis} {n}" for axis, n in report["mesh"].items() if n > 1)
+    mesh += ", sequence over tensor" if config["mesh"]["sequence_parallel"] else ""
+    memory, bounds = report["memory"], report["bounds"]
+    seconds = [f"{bounds[name]:.2f}" if bounds[name] else "" for name in ("compute", "hbm", "ici", "dcn")]
+    fits = f"{report['needed'] / GIB:.1f} of {report['limit'] / GIB:.2f}"
+    return [
+        row.model, str(row.stage), str(row.visual_tokens), row.slice, mesh,
+        f"{config['train']['accumulation']} x {report['rows_per_chip']:g}", config["model"]["remat"],
+        f"{memory['arguments'] / GIB:.2f}", f"{memory['temporaries'] / GIB:.2f}",
+        fits if report["fits"] else f"**{fits}**", f"{report['flops_ratio']:.3f}", *seconds,
+        f"{report['step_seconds']:.2f}", f"{report['mfu']:.0%}", f"{report['run_hours']:.1f} h",
+        f"{report['compile_seconds']:.0f} s",
+    ]  # fmt: skip
+
+
+if __name__ == "__main__":
+    run_cli(main)

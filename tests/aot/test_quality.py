@@ -1,0 +1,87 @@
+"""What a training step compiled for a TPU does and does not do, on a small model of the real structure."""
+
+import dataclasses
+import platform
+import sys
+
+import pytest
+
+from quecc_jax.aot import hlo
+from quecc_jax.aot.quality import backward_flops, defects
+from quecc_jax.aot.topology import parse_topology, prepare_environment, topology_devices
+from quecc_jax.config import MeshConfig
+from quecc_jax.flops import train_flops
+from quecc_jax.sharding import make_mesh
+from quecc_jax.train.step import build_trainer
+from tests.aot import pod_model
+
+pytestmark = pytest.mark.skipif(
+    (sys.platform, platform.machine()) != ("linux", "x86_64"),
+    reason="libtpu, the TPU compiler, has wheels for x86-64 Linux only",
+)
+CHIPS = 4
+MESH = {"data": 1, "fsdp": CHIPS, "tensor": 1}
+
+
+def config(stage, remat):
+    base = pod_model.config()
+    return dataclasses.replace(
+        base,
+        model=dataclasses.replace(base.model, remat=remat),
+        train=dataclasses.replace(base.train, stage=stage),
+    )
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """Compiled programs by (stage, remat); the command line's test has (2, none)."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("JAX_PLATFORMS", "TPU_SKIP_MDS_QUERY", "TPU_ACCELERATOR_TYPE", "TPU_WORKER_HOSTNAMES",
+                     "ALLOW_MULTIPLE_LIBTPU_LOAD"):  # fmt: skip
+            patch.setenv(name, "")
+        prepare_environment()
+        mesh = make_mesh(MeshConfig(), topology_devices(parse_topology("v5e:2x2")))
+        programs = {}
+        for key in ((2, "full"), (1, "full")):
+            text = build_trainer(config(*key), mesh).lower().compile().as_text()
+            programs[key] = hlo.parse(text or "")
+        return programs
+
+
+def ratio(program, run):
+    return CHIPS * hlo.flops(program) / train_flops(run)
+
+
+@pytest.mark.parametrize("key", [(2, "full"), (1, "full")])
+def test_a_step_has_no_defects(compiled, key):
+    program, run = compiled[key], config(*key)
+    assert hlo.runs(program)[1] == []
+    assert defects(run, MESH, program, ratio(program, run)) == []
+
+
+def test_the_tower_runs_forward_only_and_the_decoder_both_ways(compiled):
+    program = compiled[2, "full"]
+    assert backward_flops(program, "vision/") == 0 < backward_flops(program, "decoder/")
+    names = [i.op_name for c in program.computations.values() for i in c.values()]
+    assert any("vision/" in name for name in names)
+
+
+def test_stage_1_spends_half_of_stage_2s_backward_pass_on_the_decoder(compiled):
+    one, two = (backward_flops(compiled[stage, "full"], "decoder/") for stage in (1, 2))
+    assert 0.4 * two < one < 0.75 * two
+
+
+def test_what_is_wrong_is_said(compiled):
+    """The same programs, held against runs that should have compiled to something else."""
+    program = compiled[2, "full"]
+    found = defects(config(1, "full"), MESH, program, 1.0)
+    assert any("gradients of frozen decoder weights" in text for text in found)
+    assert "above 1.1" in defects(config(2, "none"), MESH, program, 1.2)[0]
+
+    run = config(2, "full")
+    narrow = dataclasses.replace(run.model.decoder, mlp_width=8, width=32, heads=1)
+    small = dataclasses.replace(run, model=dataclasses.replace(run.model, decoder=narrow))
+    assert any("gathered at once" in text for text in defects(small, MESH, program, 1.0))
+    # As many positions as a slice of the loss has.
+    short = dataclasses.replace(run, data=dataclasses.replace(run.data, max_length=run.train.loss_chunk))
+    assert any("logits of all positions" in text for text in defects(short, MESH, program, 1.0))
