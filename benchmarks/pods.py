@@ -37,7 +37,7 @@ SLICES = {
 SETTINGS: dict[tuple[str, int, str], str] = {
     ("7b", 2, "v5e-16"): "--train.accumulation 8",
     ("7b", 2, "v5e-64"): "--train.accumulation 2",
-    ("7b", 2, "v5e-256"): "--mesh.tensor 2 --mesh.sequence-parallel True",
+    ("7b", 2, "v5e-256"): "--mesh.tensor 2 --mesh.sequence-parallel",
     ("7b", 2, "v5p-64"): "--train.accumulation 2 --model.remat none",
     ("7b", 2, "2 x v5e-64"): "--mesh.data 2",
     ("7b", 1, "v5e-16"): "--train.accumulation 8",

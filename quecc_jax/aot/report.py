@@ -186,7 +186,7 @@ def remedies(config: RunConfig, report: PodReport) -> list[str]:
         found.append(f"--train.accumulation {slices} works on {rows} rows per chip at a time")
     if not config.mesh.sequence_parallel or report.rows_per_chip <= 1:
         tensor = 2 * mesh["tensor"]
-        found.append(f"--mesh.tensor {tensor} --mesh.sequence-parallel True splits rows over {tensor} chips")
+        found.append(f"--mesh.tensor {tensor} --mesh.sequence-parallel splits rows over {tensor} chips")
     if config.train.loss_chunk > 256:
         found.append("--train.loss-chunk 256 holds fewer logits at once")
     return [*found, "a topology of more chips"]
