@@ -172,6 +172,14 @@ def _size(text: str) -> int:
     return int(float(text.rstrip("KMGT")) * units.get(text[-1], 1))
 
 
+def _rows_that_fit(report: PodReport) -> int:
+    """Rows per chip and slice, less than now, whose temporaries would fit were they proportional to rows."""
+    now = report.rows_per_chip
+    room = report.limit - (report.needed - report.memory.temporaries)
+    fewer = [n for n in range(1, int(now)) if now % n == 0]
+    return max([n for n in fewer if report.memory.temporaries * n / now <= room], default=1)
+
+
 def remedies(config: RunConfig, report: PodReport) -> list[str]:
     """Settings that would lower the memory of a step that does not fit, most effective first."""
     mesh, found = report.mesh, []
@@ -181,7 +189,7 @@ def remedies(config: RunConfig, report: PodReport) -> list[str]:
     if config.model.remat != "full":
         found.append("--model.remat full keeps only each layer's input")
     if report.rows_per_chip > 1:
-        rows = max(n for n in range(1, int(report.rows_per_chip)) if report.rows_per_chip % n == 0)
+        rows = _rows_that_fit(report)
         slices = round(config.train.accumulation * report.rows_per_chip / rows)
         found.append(f"--train.accumulation {slices} works on {rows} rows per chip at a time")
     if not config.mesh.sequence_parallel or report.rows_per_chip <= 1:

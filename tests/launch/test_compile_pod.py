@@ -39,6 +39,22 @@ def test_a_step_compiles_for_a_slice_that_is_not_here(tmp_path):
 
 
 @needs_libtpu
+def test_a_step_that_the_compiler_refuses_is_reported_with_what_would_help(tmp_path):
+    out = tmp_path / "report.json"
+    ran = compile_pod(CONFIG, "--topology", "v5e:2x2", "--json", str(out), "--model.remat", "none",
+                      "--train.batch-size", "16384")  # fmt: skip
+    assert ran.returncode == 1 and "does not fit" in ran.stdout
+    (error,) = ran.stderr.strip().splitlines()
+    assert re.match(r"error: the step needs \d+\.\d+ GiB per chip and v5e:2x2 has 15\.75", error)
+    report = json.loads(out.read_text())
+    assert not report["fits"] and report["needed"] > report["limit"] == int(15.75 * 2**30)
+    assert report["buffers"][0]["kind"] == "temporary"
+    assert "decoder" in report["buffers"][0]["name"]
+    slices = int(re.findall(r"--train.accumulation (\d+)", error)[0])
+    assert "--model.remat full" in error and 8 <= slices <= 16
+
+
+@needs_libtpu
 def test_the_resolved_table_of_shardings():
     ran = compile_pod(CONFIG, "--topology", "v5e:2x2", "--show-sharding", "--mesh.tensor", "2")
     assert ran.returncode == 0, ran.stderr
