@@ -104,6 +104,7 @@ def run_fit(options: argparse.Namespace) -> None:
 
     from scaling import fit_report, plot, report, scrutiny
     from scaling.fit import NON_NEGATIVE, PUBLISHED_BOX, fit_law
+    from scaling.fit_explorer import figure_map
     from scaling.law import PARAMETERS, Tokens
     from scaling.profile_plot import figure_profiles
     from scaling.table import published, read_scores
@@ -165,6 +166,7 @@ def run_fit(options: argparse.Namespace) -> None:
             "error_vs_flops": plot.figure_error_vs_flops(table, fit),
             "error_vs_tokens": plot.figure_error_vs_tokens(table, fit),
             "residuals": plot.figure_residuals(table, fit),
+            "best_tokens": figure_map(table, fit),
         }
         if trust.profiles:
             figures["profiles"] = figure_profiles(fit, trust.profiles)

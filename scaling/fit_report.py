@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from scaling.fit import Fit
+from scaling.fit_explorer import explorer_section
 from scaling.frontier import Choices, law_choices, pareto, published_cost, recommend
 from scaling.law import PARAMETERS
 from scaling.plot import (
@@ -126,6 +127,7 @@ def fit_sections(
     return [
         _law_section(table, fit, trust),
         _frontier_section(table, fit),
+        explorer_section(table, fit, trust),
         _shape_section(table, fit),
         *([_profile_section(fit, trust)] if trust.profiles else []),
         _scores_section(table, fit),
@@ -156,14 +158,14 @@ def _law_section(table: ScoreTable, fit: Fit, trust: Uncertainty) -> Section:
         rows.append([name, f"{value:.5g}", ci, state])
     missing = int(np.isnan(table.score).sum())
     points = f"{fit.n_points} scores" + (f" ({missing} missing)" if missing else "")
-    t = "visual tokens V" if fit.law.tokens == "V" else "text and visual tokens Q + V"
     r2 = f"{100 * fit.r2:.2f} % of the variance explained" if math.isfinite(fit.r2) else "all scores equal"
     fragments = [
         paragraph(fit.law.formula(), "formula"),
         paragraph(advice(table, fit, trust)),
         paragraph(
-            f"N is the LLM's size in billions of parameters; T counts {t}. {_LOSSES[fit.loss]} on {points}: "
-            f"SSE {fit.sse:.4e}, typical distance {100 * fit.rmse:.2f} points, {r2}."
+            f"N is the LLM's size in billions of parameters; {fit.law.convention}. "
+            f"{_LOSSES[fit.loss]} on {points}: SSE {fit.sse:.4e}, typical distance "
+            f"{100 * fit.rmse:.2f} points, {r2}."
         ),
         table_html(rows, ["constant", "value", "95 % interval", ""]),
     ]

@@ -83,6 +83,11 @@ class Law:
             return min(max(p.beta * self.query_tokens / (p.alpha - p.beta), v_min), v_max)
         return v_max if p.beta > 0 else v_min
 
+    @property
+    def convention(self) -> str:
+        """What T counts, in words."""
+        return f"T counts {'visual tokens V' if self.tokens == 'V' else 'text and visual tokens Q + V'}"
+
     def formula(self) -> str:
         """The law with its numbers and its convention, on one line of text."""
         p = self.params

@@ -54,8 +54,7 @@ class Question(NamedTuple):
     @property
     def convention(self) -> str:
         """What T counts, in one line."""
-        t = "visual tokens V" if self.fit.law.tokens == "V" else "text and visual tokens Q + V"
-        return f"T counts {t}"
+        return self.fit.law.convention
 
 
 def choice_name(plan: Plan, index: int) -> str:

@@ -57,6 +57,8 @@ def figure_error_vs_flops(
     axes.legend(handles=[frontier], loc="upper right", **legend_text(theme))
     marks = [(f"{v:g}", {**_marker(table, v), "color": theme.muted}) for v in table.visual_tokens]
     legend(figure, theme, {"N =": size_entries(table.params_b, theme), "V =": marks})
+    priced = "cost counted" if counted else f"published cost 2N(Q + V), Q = {fit.law.query_tokens:g}"
+    write_below(figure, theme, f"{fit.law.convention}; {priced}.")
     return figure
 
 
@@ -86,6 +88,7 @@ def figure_residuals(table: ScoreTable, fit: Fit, style: Style = "light") -> Fig
         )  # fmt: skip
     _token_axis(axes, table)
     axes.set_ylabel("measured − fitted error (points)")
+    write_below(figure, theme, f"{fit.law.convention}.")
     legend(figure, theme, {"N =": size_entries(table.params_b, theme)})
     return figure
 
@@ -108,6 +111,7 @@ def figure_error_vs_tokens(table: ScoreTable, fit: Fit, style: Style = "light") 
                       xytext=(0, 3), textcoords="offset points", color=theme.muted, fontsize=11)  # fmt: skip
     _token_axis(axes, table)
     axes.set_ylabel("error (%)")
+    write_below(figure, theme, f"{fit.law.convention}.")
     legend(figure, theme, {"N =": size_entries(table.params_b, theme)})
     return figure
 

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from scaling.fit import Fit
+from scaling.plot import write_below
 from scaling.profile import Profile
 from scaling.style import DPI, THEMES, Style, dress
 
@@ -35,4 +36,5 @@ def figure_profiles(fit: Fit, curves: Mapping[str, Profile], style: Style = "lig
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.set_xlabel(curve.name)
         axes.set_ylabel("loss above least / s²")
+    write_below(figure, theme, f"{fit.law.convention}.")
     return figure

@@ -39,15 +39,19 @@
     return `${sizeName(llm.n)}${llm.name ? ` (${llm.name})` : ""}, V = ${each.v}`;
   };
 
-  // Shapes of radius r around the origin, one for each V.
+  // Shapes of radius r around the origin, one for each V, in the order of the PNG figures.
+  const polygon = (points, r) => "M" + points.map(([px, py]) => `${px * r} ${py * r}`).join("L") + "Z";
+  const plus = [[-1, -3], [1, -3], [1, -1], [3, -1], [3, 1], [1, 1], [1, 3], [-1, 3], [-1, 1], [-3, 1], [-3, -1],
+    [-1, -1]].map(([px, py]) => [0.42 * px, 0.42 * py]);
+  const turned = plus.map(([px, py]) => [0.71 * (px - py), 0.71 * (px + py)]);
   const SHAPES = [
     (r) => `M${-r} 0A${r} ${r} 0 1 0 ${r} 0A${r} ${r} 0 1 0 ${-r} 0Z`,
-    (r) => `M${-r} ${-r}H${r}V${r}H${-r}Z`,
-    (r) => `M0 ${-1.3 * r}L${1.2 * r} ${0.9 * r}H${-1.2 * r}Z`,
-    (r) => `M0 ${-1.35 * r}L${1.35 * r} 0L0 ${1.35 * r}L${-1.35 * r} 0Z`,
-    (r) => `M0 ${1.3 * r}L${1.2 * r} ${-0.9 * r}H${-1.2 * r}Z`,
-    (r) => `M${-0.4 * r} ${-1.2 * r}h${0.8 * r}v${0.8 * r}h${0.8 * r}v${0.8 * r}h${-0.8 * r}v${0.8 * r}h${-0.8 * r}v${-0.8 * r}h${-0.8 * r}v${-0.8 * r}h${0.8 * r}Z`,
-    (r) => `M0 ${-1.4 * r}L${0.4 * r} ${-0.4 * r}L${1.4 * r} 0L${0.4 * r} ${0.4 * r}L0 ${1.4 * r}L${-0.4 * r} ${0.4 * r}L${-1.4 * r} 0L${-0.4 * r} ${-0.4 * r}Z`,
+    (r) => polygon([[-0.9, -0.9], [0.9, -0.9], [0.9, 0.9], [-0.9, 0.9]], r),
+    (r) => polygon([[0, -1.3], [1.3, 0], [0, 1.3], [-1.3, 0]], r),
+    (r) => polygon([[0, -1.2], [1.2, 0.9], [-1.2, 0.9]], r),
+    (r) => polygon([[0, 1.2], [1.2, -0.9], [-1.2, -0.9]], r),
+    (r) => polygon(plus, r),
+    (r) => polygon(turned, r),
   ];
   const shape = (j, r) => SHAPES[j % SHAPES.length](r);
 

@@ -18,7 +18,8 @@ def ocr_folder(tmp_path_factory):
 
 def test_fit_writes_its_record_pictures_and_page(ocr_folder):
     names = {path.name for path in ocr_folder.iterdir()}
-    pictures = {"error_vs_flops.png", "error_vs_tokens.png", "residuals.png", "profiles.png"}
+    pictures = {"error_vs_flops.png", "error_vs_tokens.png", "residuals.png", "profiles.png",
+                "best_tokens.png"}  # fmt: skip
     assert names == {"fit.json", "fit.html"} | pictures
     record = json.loads((ocr_folder / "fit.json").read_text())
     assert record["sse"] == pytest.approx(5.1366e-3, rel=2e-5)
@@ -39,6 +40,7 @@ def test_fit_writes_its_record_pictures_and_page(ocr_folder):
     page = (ocr_folder / "fit.html").read_text()
     assert "The doubtful score at 7B, V = 576 ranks 3 of 28" in page
     assert page.count("<figure>") == 4
+    assert page.count('id="explorer-data"') == 1
     assert "7B, V = 576: equals the 4B score" in page
 
 
