@@ -7,7 +7,7 @@ STUDY_OUT ?= runs/study
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo study test test-all test-parity lint typecheck
+.PHONY: help demo study test test-all test-parity test-lmms lint typecheck
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,13 +20,16 @@ study: $(VENV)/.installed ## The demo at length: three seeds, resumable cell by 
 	$(PY) -m launch.demo --study --out $(STUDY_OUT)
 
 test: lint typecheck ## Lint, type check and every test that is not slow
-	$(PY) -m pytest --ignore=tests/parity -m "not slow"
+	$(PY) -m pytest --ignore=tests/parity --ignore=tests/lmms -m "not slow"
 
 test-all: lint typecheck ## The same with the slow tests
-	$(PY) -m pytest --ignore=tests/parity
+	$(PY) -m pytest --ignore=tests/parity --ignore=tests/lmms
 
 test-parity: $(VENV)/.installed-parity ## Compare live with PyTorch models; installs PyTorch and a 135M language model
 	$(PY) -m pytest tests/parity
+
+test-lmms: $(VENV)-lmms/.installed ## Run lmms-eval itself on a tiny model; installs it beside $(VENV)
+	$(VENV)-lmms/bin/python -m pytest tests/lmms
 
 lint: $(VENV)/.installed-test ## Ruff
 	$(PY) -m ruff check .
@@ -63,4 +66,13 @@ $(VENV)/.installed-test: $(VENV)/.installed requirements-test.txt
 $(VENV)/.installed-parity: $(VENV)/.installed-test requirements-parity.txt requirements-parity-data.txt
 	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-parity.txt
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-parity-data.txt
+	@touch $@
+
+# An environment of its own that sees the packages of the first, whose versions must not move.
+$(VENV)-lmms/.installed: $(VENV)/.installed-parity requirements-lmms.txt pyproject.toml
+	@$(PY) -m venv --clear $(VENV)-lmms
+	@$(PY) -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+	  > $$($(VENV)-lmms/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/shared.pth
+	@$(VENV)-lmms/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-lmms.txt
+	@$(VENV)-lmms/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@

@@ -6,12 +6,9 @@ OUT/TASK/ holds
     llava_answers.jsonl  all answers in LLaVA's form, beside what the benchmark's server takes
 """
 
-import dataclasses
 import hashlib
 import json
 import math
-import re
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,14 +16,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from quecc_jax.config import RunConfig, SourceConfig
+from quecc_jax.config import RunConfig
 from quecc_jax.data.conversation import prompt_text
 from quecc_jax.data.files import read_json
-from quecc_jax.data.templates import PLACEHOLDER
 from quecc_jax.data.tokenizer import load_tokenizer
 from quecc_jax.errors import UserError
+from quecc_jax.evaluate.ask import Question, ask
 from quecc_jax.evaluate.bootstrap import evaluate
-from quecc_jax.evaluate.predict import Answer, predict
 from quecc_jax.evaluate.tasks.base import Judged, Sample, Task, llava_answers, write_json, write_lines
 from quecc_jax.paths import Lines
 
@@ -78,21 +74,21 @@ def run_task(
     # Rewritten whole at the start: a line that a kill cut short goes.
     lines = Lines(folder / ANSWERS, (json.dumps(record, ensure_ascii=False) for record in kept))
 
-    def keep(answer: Answer) -> None:
-        sample = pending[answer.row["id"]]
-        answers[sample.id] = answer.prediction
-        parsed, score = task.judge(sample, answer.prediction)
+    def keep(place: int, answer: str) -> None:
+        sample = pending[place]
+        answers[sample.id] = answer
+        parsed, score = task.judge(sample, answer)
         images = [image if isinstance(image, str) else "in the data file" for image in sample.images]
         lines.add(json.dumps({
             "id": sample.id, "images": images, "question": sample.prompt,
             "prompt": prompt_text(sample.prompt, len(images), tokenizer, config.data),
-            "answer": answer.prediction, "parsed": parsed, "truth": sample.truth, "score": score,
+            "answer": answer, "parsed": parsed, "truth": sample.truth, "score": score,
         }, ensure_ascii=False))  # fmt: skip
         progress(len(answers))
 
     try:
-        if pending:
-            _ask(pending, config, params, max_new_tokens, batch_size, keep)
+        questions = [Question(str(sample.id), sample.prompt, sample.images) for sample in pending]
+        ask(questions, config, params, max_new_tokens=max_new_tokens, batch_size=batch_size, keep=keep)
     finally:
         lines.close()
     judged = [Judged(sample, answer, *task.judge(sample, answer))
@@ -100,39 +96,6 @@ def run_task(
     write_lines(folder / LLAVA, llava_answers(judged, model))
     task.write(folder, judged, data)
     return judged
-
-
-def _ask(pending: Sequence[Sample], config: RunConfig, params: dict[str, Any], max_new_tokens: int,
-         batch_size: int, keep: Callable[[Answer], None]) -> None:  # fmt: skip
-    with tempfile.TemporaryDirectory() as scratch:
-        rows = [_row(number, sample, Path(scratch)) for number, sample in enumerate(pending)]
-        write_json(Path(scratch, "questions.json"), rows)
-        source = SourceConfig(kind="llava_json", path=str(Path(scratch, "questions.json")), images=scratch)
-        most = max(1, *(len(sample.images) for sample in pending))
-        settings = dataclasses.replace(config.data, sources=(source,), cached_features=False,
-                                       images_per_row=most)  # fmt: skip
-        try:
-            predict(config.model, settings, params, max_new_tokens=max_new_tokens,
-                    batch_size=batch_size, each=keep)  # fmt: skip
-        except UserError as error:
-            row = re.fullmatch(rf"{re.escape(source.path)}, row (\d+): (.*)", str(error))
-            if row is None:
-                raise
-            raise UserError(f"question {pending[int(row[1]) - 1].id}: {row[2]}") from None
-
-
-def _row(number: int, sample: Sample, scratch: Path) -> dict[str, Any]:
-    """The sample as a LLaVA-format row; pictures in memory become files."""
-    names = []
-    for place, image in enumerate(sample.images):
-        if isinstance(image, bytes):
-            (scratch / f"{number}-{place}").write_bytes(image)
-            names.append(f"{number}-{place}")
-        else:
-            names.append(str(Path(image).absolute()))
-    turns = [{"from": "human", "value": f"{PLACEHOLDER}\n" * len(names) + sample.prompt},
-             {"from": "gpt", "value": ""}]  # fmt: skip
-    return {"id": number, "conversations": turns, **({"image": names} if names else {})}
 
 
 def fingerprint(params: dict[str, Any]) -> str:

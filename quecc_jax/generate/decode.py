@@ -157,6 +157,8 @@ def build_generator(
         params = decoding_params(params, config)
         state = begin(model, ends, params, batch, visual, sampling, keys, max_new_tokens)
         first = state.token[:, None]
+        if max_new_tokens == 1:
+            return first
         rest, _ = advance(model, ends, params, state, sampling, keys, max_new_tokens - 1)
         return jnp.concatenate([first, rest], axis=1)
 

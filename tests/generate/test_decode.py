@@ -79,6 +79,12 @@ def test_every_token_is_the_full_passes_choice_until_the_row_ends(params, prompt
     assert (answers[4] == eos).all()
 
 
+def test_an_answer_may_be_one_token(params, prompts, reference):
+    eos = next(t for t in range(MODEL.decoder.vocab_size) if t not in reference)
+    answers = np.asarray(build_generator(MODEL, 1, eos)(params, prompts))
+    np.testing.assert_array_equal(answers[:4], reference[:4, :1])
+
+
 def test_any_of_several_tokens_ends_a_row(params, prompts, reference):
     eos = next(t for t in range(MODEL.decoder.vocab_size) if t not in reference)
     others = tuple(dict.fromkeys(reference[:4, 2].tolist()))[:2]

@@ -12,17 +12,17 @@ import pytest
 
 from launch import benchmarks, evaluate
 from launch.failures import write_failures
-from quecc_jax.config import DataConfig, DecoderConfig, RunConfig
-from quecc_jax.data.tokenizer import load_tokenizer, train_word_tokenizer
+from quecc_jax.config import RunConfig
 from quecc_jax.errors import UserError, run_cli
-from quecc_jax.evaluate import benchmark, predict
+from quecc_jax.evaluate import ask as ask_module
+from quecc_jax.evaluate import predict
 from quecc_jax.evaluate.benchmark import fingerprint, run_task
 from quecc_jax.evaluate.tasks import TASKS
 from quecc_jax.evaluate.tasks.base import Judged
 from quecc_jax.generate import build_generator
-from quecc_jax.train.checkpoint import save_params
 from tests import tiny
 from tests.evaluate.standins import STANDINS
+from tests.evaluate.word_model import word_run
 
 shared_generator = functools.cache(build_generator)
 NAMES = ("pope", "mmbench", "scienceqa", "vizwiz", "mme")
@@ -40,18 +40,8 @@ def data(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def run(data, tmp_path_factory) -> RunConfig:
     """A run with random parameters whose tokenizer knows the benchmarks' words."""
-    root = tmp_path_factory.mktemp("runs")
     texts = [sample.prompt for name in NAMES for sample in TASKS[name].load(data)] + ["yes no A B C D"]
-    train_word_tokenizer(texts, root / "words")
-    words = len(load_tokenizer(root / "words"))
-    config = tiny.run(
-        model={"decoder": DecoderConfig(vocab_size=words, width=16, depth=1, heads=2, kv_heads=2,
-                                        mlp_width=32)}
-    )
-    settings = DataConfig(tokenizer=str(root / "words"), template="short", max_length=96, query_length=24)
-    config = RunConfig(out=str(root / "run"), model=config.model, data=settings)
-    save_params(config, tiny.random_params(config, seed=2))
-    return config
+    return word_run(tmp_path_factory.mktemp("runs"), texts)
 
 
 @pytest.fixture(autouse=True)
@@ -144,7 +134,7 @@ def test_a_killed_run_goes_on_where_it_stopped(finished, run, score, tmp_path, m
     (out / "pope/answers.jsonl").write_text("".join(lines[:5]) + lines[5][:30])
     asked = []
     ask = predict.predict
-    monkeypatch.setattr(benchmark, "predict", lambda *a, **k: asked.append(len(ask(*a, **k))))
+    monkeypatch.setattr(ask_module, "predict", lambda *a, **k: asked.append(len(ask(*a, **k))))
     status, printed, err = score(out, "--name", "tiny")
     assert status == 0, err
     assert asked == [7] and "12/12" in err and "left" in err

@@ -1,0 +1,82 @@
+"""Questions in memory to greedy answers, one after the other as their batches are done."""
+
+import dataclasses
+import json
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from quecc_jax.config import RunConfig, SourceConfig
+from quecc_jax.data.templates import PLACEHOLDER
+from quecc_jax.errors import UserError
+from quecc_jax.evaluate.predict import predict
+
+
+class Question(NamedTuple):
+    """What is asked, about which pictures."""
+
+    name: str
+    """How messages call it."""
+    text: str
+    """Pictures come first, in order, unless it says where with as many `<image>`."""
+    images: tuple[str | bytes, ...]
+    """Paths, or encoded pictures."""
+
+
+def ask(
+    questions: Sequence[Question],
+    config: RunConfig,
+    params: dict[str, Any],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    keep: Callable[[int, str], None],
+) -> None:
+    """Answers questions in their order, asked as in training; more pictures than in training may be given.
+
+    Args:
+      questions: what is asked.
+      config: the run's; its sources are not read.
+      params: parameters by top-level name.
+      max_new_tokens: longest answer.
+      batch_size: questions answered at a time.
+      keep: called with a question's place and its answer as soon as its batch is done.
+
+    Raises:
+      UserError: a picture cannot be read, or a question is too long; names the question.
+    """
+    if not questions:
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = [_row(number, question, Path(scratch)) for number, question in enumerate(questions)]
+        path = Path(scratch, "questions.json")
+        path.write_text(json.dumps(rows), encoding="utf-8")
+        source = SourceConfig(kind="llava_json", path=str(path), images=scratch)
+        most = max(1, *(len(question.images) for question in questions))
+        data = dataclasses.replace(config.data, sources=(source,), cached_features=False, images_per_row=most)
+        try:
+            predict(config.model, data, params, max_new_tokens=max_new_tokens, batch_size=batch_size,
+                    each=lambda answer: keep(answer.row["id"], answer.prediction))  # fmt: skip
+        except UserError as error:
+            row = re.fullmatch(rf"{re.escape(source.path)}, row (\d+): (.*)", str(error))
+            if row is None:
+                raise
+            raise UserError(f"question {questions[int(row[1]) - 1].name}: {row[2]}") from None
+
+
+def _row(number: int, question: Question, scratch: Path) -> dict[str, Any]:
+    """The question as a LLaVA-format row; pictures in memory become files."""
+    names = []
+    for place, image in enumerate(question.images):
+        if isinstance(image, bytes):
+            (scratch / f"{number}-{place}").write_bytes(image)
+            names.append(f"{number}-{place}")
+        else:
+            names.append(str(Path(image).absolute()))
+    text = question.text
+    if text.count(PLACEHOLDER) != len(names):
+        text = f"{PLACEHOLDER}\n" * len(names) + text.replace(PLACEHOLDER, "").strip()
+    turns = [{"from": "human", "value": text}, {"from": "gpt", "value": ""}]
+    return {"id": number, "conversations": turns, **({"image": names} if names else {})}

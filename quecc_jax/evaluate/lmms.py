@@ -1,0 +1,115 @@
+"""A run as a model of lmms-eval: `lmms-eval --model quecc_jax --model_args checkpoint=RUN --tasks ...`.
+
+lmms-eval (github.com/EvolvingLMMs-Lab/lmms-eval) finds it by the entry point `lmms_eval.models` of this
+package, once that is installed beside it; see requirements-lmms.txt.
+"""
+
+import io
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from lmms_eval.api.model import lmms
+
+from quecc_jax.errors import UserError
+from quecc_jax.evaluate.ask import Question, ask
+from quecc_jax.load import load_vlm
+
+LONGEST = 128
+"""Tokens of an answer where a task names no limit."""
+
+
+def manifest() -> Any:
+    """What the entry point registers."""
+    from lmms_eval.models.registry_v2 import ModelManifest
+
+    return ModelManifest("quecc_jax", simple_class_path=f"{__name__}.QueccJax")
+
+
+class QueccJax(lmms):
+    """Greedy answers of a run, in batches.
+
+    Args:
+      checkpoint: directory of the run.
+      batch_size: questions answered at a time.
+
+    Raises:
+      UserError: no such run, or an option that is not one.
+    """
+
+    def __init__(self, checkpoint: str, batch_size: int | str = 1, device: str | None = None,
+                 **unknown: Any) -> None:  # fmt: skip
+        super().__init__()
+        # lmms-eval passes these to every model; jax has chosen the device.
+        unknown.pop("max_batch_size", None)
+        if unknown:
+            raise UserError(f"{', '.join(unknown)} is not an option of quecc_jax; leave it out")
+        self.batch_size = int(batch_size)
+        self.config, self.params = load_vlm(checkpoint)
+
+    def generate_until(self, requests: Sequence[Any]) -> list[str]:
+        """The answer to every request, in their order, cut before the first of its `until` texts.
+
+        Raises:
+          UserError: a task asks for sampling or beams, or a question does not fit.
+        """
+        answers = [""] * len(requests)
+        groups: dict[int, list[int]] = defaultdict(list)
+        for place, request in enumerate(requests):
+            groups[_greedy_limit(request.args[1])].append(place)
+        for limit, places in groups.items():
+            questions = [self._question(requests[place]) for place in places]
+
+            def keep(number: int, answer: str, places: list[int] = places) -> None:
+                answers[places[number]] = _cut(answer, requests[places[number]].args[1].get("until"))
+
+            ask(questions, self.config, self.params, max_new_tokens=limit, batch_size=self.batch_size,
+                keep=keep)  # fmt: skip
+        for request, answer in zip(requests, answers, strict=True):
+            self.cache_hook.add_partial("generate_until", request.args, answer)
+        return answers
+
+    def _question(self, request: Any) -> Question:
+        context, _, doc_to_visual, doc, task, split = request.args
+        shown = doc_to_visual(self.task_dict[task][split][doc]) if doc_to_visual is not None else []
+        return Question(f"{task}/{doc}", context, tuple(_png(picture) for picture in shown or []))
+
+    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+        """Not offered.
+
+        Raises:
+          UserError: always.
+        """
+        raise UserError("quecc_jax answers questions but ranks no given answers; choose a task whose "
+                        "output_type is generate_until")
+
+    def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
+        """Not offered.
+
+        Raises:
+          UserError: always.
+        """
+        raise UserError("quecc_jax answers single questions here; choose a task whose output_type is "
+                        "generate_until")
+
+
+def _greedy_limit(options: dict[str, Any]) -> int:
+    """Longest answer in tokens."""
+    if options.get("do_sample") and options.get("temperature"):
+        raise UserError("quecc_jax decodes greedily here; set temperature=0 with --gen_kwargs")
+    if (options.get("num_beams") or 1) > 1:
+        raise UserError("quecc_jax has no beam search; set num_beams=1 with --gen_kwargs")
+    return int(options.get("max_new_tokens") or LONGEST)
+
+
+def _cut(answer: str, until: str | Sequence[str] | None) -> str:
+    for stop in (until,) if isinstance(until, str) else until or ():
+        answer = answer.split(stop)[0] if stop else answer
+    return answer.strip()
+
+
+def _png(picture: Any) -> bytes:
+    """A PIL picture, losslessly."""
+    out = io.BytesIO()
+    picture.convert("RGB").save(out, "PNG", compress_level=1)
+    return out.getvalue()
