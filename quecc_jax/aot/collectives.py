@@ -4,7 +4,7 @@ import math
 import re
 from typing import NamedTuple
 
-from quecc_jax.aot.hlo import Instruction, Program, runs
+from quecc_jax.aot.hlo import Computation, Instruction, Program, runs
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -41,6 +41,8 @@ def collectives(program: Program) -> list[Collective]:
             if kind not in KINDS or not times.get(name):
                 continue
             operand = sum(a.bytes for o in instruction.operands for a in computation[o].arrays)
+            if kind == "all-reduce" and _sliced(instruction, computation):
+                kind = "reduce-scatter"
             group = first_group(instruction, program.partitions)
             payload, received = _traffic(kind, operand, len(group))
             one = Collective(kind, operand, payload, received, group, times[name], instruction.op_name, name)
@@ -48,6 +50,18 @@ def collectives(program: Program) -> list[Collective]:
             key = instruction.attribute("channel_id") if chained else f"{name}/{instruction.name}"
             found[key] = min(one, found.get(key, one), key=lambda c: c.times)
     return list(found.values())
+
+
+def _sliced(instruction: Instruction, computation: Computation) -> bool:
+    """Whether a computation keeps only a slice of what it adds up: how the TPU compiler writes a
+    reduce-scatter."""
+    place = next((i for i in computation.values() if i.root), None)
+    passed = ("bitcast", "reshape", "copy", "dynamic-slice")
+    found = False
+    while place is not None and place.opcode in passed:
+        found = found or place.opcode == "dynamic-slice"
+        place = computation[place.operands[0]]
+    return found and place is instruction
 
 
 def _traffic(kind: str, operand: int, n: int) -> tuple[int, int]:

@@ -88,7 +88,10 @@ class DecoderLayer(nn.Module):
         """x [B, S, D], this layer's cache [B, T, K, head_dim] and window [] -> (x, updated cache)."""
         c = self.config
         dense = functools.partial(linear, dtype=self.dtype)
-        y = make_norm(c, "norm1")(x)
+        # Where the stream's sequence is split, products want whole rows and split heads and columns
+        # instead; left alone, the partitioner splits rows there too and exchanges every weight twice.
+        split = nn.with_logical_constraint
+        y = by_rows(make_norm(c, "norm1")(x))
         q = dense((c.heads, c.head_dim), ("embed", "heads", "head_dim"), bias=c.qkv_bias, name="q")(y)
         kv = functools.partial(
             dense, (c.kv_heads, c.head_dim), ("embed", "kv_heads", "head_dim"), bias=c.qkv_bias
@@ -109,14 +112,16 @@ class DecoderLayer(nn.Module):
         variance = 0.5 * embedding_variance(c) / c.depth
         residual = functools.partial(dense, c.width, bias=False, variance=variance)
         x = x + residual(("heads", "head_dim", "embed"), inputs=2, name="out")(y)
-        y = make_norm(c, "norm2")(x)
+        x = split(x, ("batch", "sequence", None))
+        y = by_rows(make_norm(c, "norm2")(x))
         up = functools.partial(dense, c.mlp_width, ("embed", "mlp"), bias=False)
         if c.mlp == "swiglu":
             y = jax.nn.silu(up(name="gate")(y)) * up(name="up")(y)
         else:
             y = jax.nn.gelu(up(name="up")(y), approximate=False)
+        y = split(y, ("batch", None, "mlp"))
         x = x + residual(("mlp", "embed"), name="down")(y)
-        return nn.with_logical_constraint(x, ("batch", "sequence", None)), cached
+        return split(x, ("batch", "sequence", None)), cached
 
 
 def layer_windows(config: DecoderConfig) -> jax.Array | None:

@@ -9,6 +9,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from quecc_jax.aot import hlo
 from quecc_jax.aot.collectives import collectives, first_group
+from quecc_jax.aot.traffic import traffic
 
 TPU = hlo.parse((Path(__file__).parent / "tpu_program.txt").read_text())
 
@@ -36,6 +37,29 @@ def test_notations_of_groups(groups, expected):
     line = f"  %r = f32[4]{{0}} all-reduce(%x), channel_id=1, replica_groups={groups}, to_apply=%add"
     program = hlo.parse(f"HloModule m\nENTRY %main (x: f32[4]) -> f32[4] {{\n{line}\n}}\n")
     assert first_group(program.computations["main"]["r"], 8) == expected
+
+
+def test_a_sum_of_which_a_slice_is_kept_is_a_reduce_scatter():
+    program = hlo.parse("""HloModule m, num_partitions=8
+%scattered (input: f32[64,16]) -> f32[8,16] {
+  %input = f32[64,16]{1,0} parameter(0)
+  %view = f32[8,8,16]{2,1,0} bitcast(%input)
+  %sum = f32[8,8,16]{2,1,0} all-reduce(%view), channel_id=1, replica_groups=[1,8]<=[8], to_apply=%add
+  %number = u32[] partition-id()
+  %zero = u32[] constant(0)
+  %mine = f32[1,8,16]{2,1,0} dynamic-slice(%sum, %number, %zero, %zero), dynamic_slice_sizes={1,8,16}
+  ROOT %out = f32[8,16]{1,0} bitcast(%mine)
+}
+ENTRY %main (x: f32[64,16]) -> f32[8,16] {
+  %x = f32[64,16]{1,0} parameter(0)
+  ROOT %f = f32[8,16]{1,0} fusion(%x), kind=kCustom, calls=%scattered
+}
+""")
+    (found,) = collectives(program)
+    size = 4 * 64 * 16
+    assert (found.kind, found.payload, found.received) == ("reduce-scatter", size, size * 7 // 8)
+    # Read once, written once as a whole inside, and the slice.
+    assert traffic(program) == 2 * size + size // 8
 
 
 @pytest.mark.parametrize("spec, kind, received", [
