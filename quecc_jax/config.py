@@ -201,12 +201,28 @@ class DataConfig:
     query_length: int = 64
     """Tokens Q kept of the question that conditions the compressor."""
     images_per_row: int = 1
-    """Pictures I a row has room for; 0 makes a run on text alone."""
+    """Pictures I a conversation, and a row that holds one, has room for; 0 makes a run on text alone."""
     cached_features: bool = False
     """Read the tower's states from the pools instead of pixels; every source must be a pool."""
     too_long: Literal["error", "truncate", "drop"] = "truncate"
     """What becomes of a row above max_length. Truncation cuts text only, and a row whose picture it would
     cut is an error; a dropped row leaves its place in the batch empty. Both are counted."""
+    batching: Literal["pad", "grouped", "packed"] = "pad"
+    """What a row of a batch is. `pad`: one conversation, padded to max_length. `grouped`: the same, but all
+    rows of a batch have pictures or none has, and their lengths are alike, so that a batch can be shorter
+    and one of text has no picture places. `packed`: as many conversations as fit, each a segment that sees
+    itself alone. The latter two need every row's length, so the text of all rows is encoded once, before
+    the first step, and the lengths are kept in `cache`."""
+    window: int = 8192
+    """Rows that are sorted by length (`grouped`) or packed together (`packed`) at a time."""
+    halvings: int = 3
+    """`grouped`: a batch may have max_length or a half, a quarter, ... of it, down to 2^-halvings; each
+    length is compiled once. 0 gives all of them max_length."""
+    packed_images: int = 0
+    """`packed`: pictures I that a packed row has room for; what finds no place begins another row. The tower
+    works on empty places too. 0 takes max_length / (V + 256), a conversation of 256 text tokens each."""
+    cache: str = ""
+    """Folder for the lengths of rows, kept between runs; empty takes quecc_jax in the user's cache folder."""
     bad_rows: Literal["error", "skip"] = "error"
     """What becomes of a row that cannot be learned from (`errors.Fault` lists the reasons): it ends the run
     naming file and line, or it leaves its place empty and is counted in the run's data_report.json."""
@@ -216,6 +232,13 @@ class DataConfig:
     """Fit a picture to the square input by padding with the mean colour, or by cropping."""
     workers: int = 0
     """Grain worker processes; 0 reads in the training process."""
+
+    def row_images(self, visual_tokens: int) -> int:
+        """Pictures I that a row of a batch has room for, where a picture is `visual_tokens` tokens V."""
+        if self.batching != "packed" or not self.images_per_row:
+            return self.images_per_row
+        fitting = -(-self.max_length // (visual_tokens + 256))
+        return self.packed_images or max(self.images_per_row, fitting)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -340,11 +363,24 @@ def validate(config: RunConfig) -> None:
     if depth == 0 and config.model.compressor.name == "none" and train.stage == 1:
         raise UserError("train.stage 1 has nothing to train: there is neither compressor nor projector; "
                         "choose stage 0 or 2")
+    _check_data(config.data)
     if visual * config.data.images_per_row >= config.data.max_length:
         raise UserError(
             f"data.max_length {config.data.max_length} leaves no room for text beside "
             f"{config.data.images_per_row} x {visual} visual tokens; raise it"
         )
+
+
+def _check_data(data: DataConfig) -> None:
+    """Checks the numbers that say how batches are formed."""
+    if data.window < 1 or data.halvings < 0:
+        raise UserError(f"data.window {data.window} is no number of rows, or data.halvings {data.halvings} "
+                        "is negative; change one of them")
+    if 0 < data.packed_images < data.images_per_row:
+        raise UserError(f"data.packed_images {data.packed_images} is less than the data.images_per_row "
+                        f"{data.images_per_row} that one conversation may have; raise it")
+    if not 0 <= data.max_bad_share <= 1:
+        raise UserError(f"data.max_bad_share {data.max_bad_share} is no share; give a number from 0 to 1")
 
 
 def _decoder_checks(decoder: DecoderConfig) -> list[tuple[bool, str]]:

@@ -102,21 +102,28 @@ def answer_flops(
     }
 
 
-def train_flops(config: RunConfig) -> float:
+def train_flops(config: RunConfig, length: int | None = None, images: int | None = None) -> float:
     """Model FLOPs of one optimizer step: forward, and backward of what is trained.
 
     A matrix product costs twice its forward again in the backward pass: once for the gradient of
     each factor. Frozen weights save theirs, and so do the tower's states, on which the key and value
     towers' first products act (or the projector's, without a compressor). What is recomputed is not
     counted. Rows count at their padded length.
+
+    Args:
+      config: the run.
+      length: tokens of a row of this step's batch; None is data.max_length. Grouped batches differ.
+      images: picture places of a row of it; None is the most that the config gives one.
     """
     model, data, stage = config.model, config.data, config.train.stage
-    length, vision = data.max_length, model.vision
+    vision = model.vision
+    length = data.max_length if length is None else length
+    images = data.row_images(model.visual_tokens) if images is None else images
     decoder = decoder_flops(model.decoder, length, length, length)
     total = 3.0 * decoder
     if stage == 1:
         total -= decoder - attention_flops(model.decoder, length, length)
-    if data.images_per_row:
+    if images:
         picture = 0.0 if data.cached_features else tower_flops(vision)
         picture += query_flops(model, data.query_length)
         adapter = compressor_flops(model) + projector_flops(model)
@@ -124,5 +131,5 @@ def train_flops(config: RunConfig) -> float:
         if model.compressor.name == "none":
             first = projector_flops(dataclasses.replace(model, projector="linear")) if adapter else 0.0
         picture += adapter if stage == 0 else 3.0 * adapter - first
-        total += data.images_per_row * picture
+        total += images * picture
     return total * config.train.batch_size

@@ -43,12 +43,16 @@ class Batch(NamedTuple):
     features: Array = None
     """[B, I, n, K, D] float16 or float32 cached tower states, see `geometry.hidden_indices`."""
     ids: np.ndarray | None = None
-    """[B] int64 identity of each row's sample; stays on the host."""
+    """[B] int64 identity of each row's sample, or [B, C] of each packed row's C samples or fewer, -1 for
+    none; those that are left out stand here too. Stays on the host."""
 
 
 def batch_spec(model: ModelConfig, data: DataConfig, rows: int, cached: bool = False) -> Batch:
-    """Shapes and dtypes of a batch of `rows` rows, for initialisation and ahead-of-time compiling."""
-    b, s, i, q = rows, data.max_length, data.images_per_row, data.query_length
+    """Shapes and dtypes of a batch of `rows` rows, for initialisation and ahead-of-time compiling.
+
+    Grouped batches may be shorter, and without picture places; this is the largest.
+    """
+    b, s, i, q = rows, data.max_length, data.row_images(model.visual_tokens), data.query_length
     vision = model.vision
 
     def ints(*shape: int) -> Any:

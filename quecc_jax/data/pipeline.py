@@ -1,8 +1,8 @@
 """Sources to a stream of fixed-shape batches, exactly resumable, with grain.
 
-Only row numbers flow through grain's shuffling, repeating, mixing and slicing; one map turns the
-numbers of a batch into the batch. So the order costs microseconds a row, any batch of the stream
-can be made without those before it, and the state of the stream is the number of batches taken.
+Only numbers of rows are shuffled, mixed, grouped and packed; grain then has threads or worker
+processes turn the numbers of a batch into the batch. So any batch of the stream can be made without
+those before it, and the state of the stream is the number of batches taken.
 """
 
 import dataclasses
@@ -16,8 +16,11 @@ from absl import flags
 
 from quecc_jax.config import DataConfig, ModelConfig
 from quecc_jax.data.batch import IGNORE, Batch
+from quecc_jax.data.batching import Draw, Grouped, Packed, Padded, row_lengths
 from quecc_jax.data.faults import DROPPED, LeftOut, Read, Tally
-from quecc_jax.data.sources import Source, open_sources, read_rows
+from quecc_jax.data.measure import measure
+from quecc_jax.data.order import Order
+from quecc_jax.data.sources import Encoded, Source, open_sources, read_rows
 from quecc_jax.errors import BadRow, UserError
 from quecc_jax.geometry import hidden_indices
 
@@ -35,60 +38,79 @@ class Assemble:
 
     def __init__(self, sources: Sequence[Source], data: DataConfig, model: ModelConfig):
         self.sources, self.data = sources, data
+        self.visual_tokens = model.visual_tokens
         vision = model.vision
         self.pixels = (vision.image_size, vision.image_size, 3)
         self.features = (vision.patches, len(hidden_indices(vision)), vision.width)
 
-    def __call__(self, ids: np.ndarray) -> tuple[Batch, Read]:
-        """The batch of samples `ids` (int64 [B], -1 for an empty row), and what came of its rows.
+    def __call__(self, draw: Draw) -> tuple[Batch, Read]:
+        """The batch of a draw, and what came of its samples.
 
-        A row that is left out leaves its place empty: zeros, as if it had no text and no pictures.
+        The samples of a row follow each other. One that is left out takes no room: those behind it move
+        up, and a row that held nothing else is empty, without text and pictures.
         """
-        b, s, i, q = len(ids), self.data.max_length, self.data.images_per_row, self.data.query_length
+        ids = draw.ids if draw.ids.ndim == 2 else draw.ids[:, None]
+        b, s, i, q = len(ids), draw.length, draw.images, self.data.query_length
         codes, loss = np.zeros((b, s), np.int32), np.zeros((b, s), bool)
-        lengths = np.zeros((b, 1), np.int32)
-        truncated, left_out = list[int](), list[LeftOut]()
+        positions, segments = np.zeros((2, b, s), np.int32)
         queries, query_lengths = np.zeros((b, i, q), np.int32), np.zeros((b, i), np.int32)
-        pixels = features = None
+        seen: np.ndarray | None = None
         if i and self.data.cached_features:
-            features = np.zeros((b, i, *self.features), np.float16)
+            seen = np.zeros((b, i, *self.features), np.float16)
         elif i:
-            pixels = np.zeros((b, i, *self.pixels), np.uint8)
-        for place, identity in enumerate(ids.tolist()):
-            if identity < 0:
-                continue
-            source, row = self.sources[identity >> 32], identity & 0xFFFFFFFF
-            seen = features if features is not None else pixels
-            try:
-                made = source.encoded(row)
+            seen = np.zeros((b, i, *self.pixels), np.uint8)
+        truncated, left_out = list[int](), list[LeftOut]()
+        for place, row in enumerate(ids.tolist()):
+            start, picture, segment = 0, 0, 0
+            for identity in row:
+                if identity < 0:
+                    continue
+                try:
+                    made, pictures = self._sample(identity, None if seen is None else seen[place, picture:])
+                except BadRow as bad:
+                    left_out.append(LeftOut(identity, bad.fault, str(bad)))
+                    continue
                 length = len(made.codes)
                 if not length:
-                    left_out.append(LeftOut(identity, DROPPED, f"{source.where(row)}: longer than "
-                                                               f"data.max_length {s}"))
+                    left_out.append(LeftOut(identity, DROPPED, f"{self._where(identity)}: it is longer than "
+                                                               f"data.max_length {self.data.max_length}"))
                     continue
-                pictures = source.pictures(row)
-                if pictures and features is not None:
-                    source.write_features(row, features[place])
-                elif pictures and pixels is not None:
-                    source.write_pixels(row, pixels[place])
-            except BadRow as bad:
-                left_out.append(LeftOut(identity, bad.fault, str(bad)))
-                if seen is not None:
-                    seen[place] = 0
-                continue
-            codes[place, :length], loss[place, :length], lengths[place] = made.codes, made.loss, length
-            if made.cut:
-                truncated.append(identity)
-            queries[place, :pictures, :len(made.query)] = made.query
-            query_lengths[place, :pictures] = len(made.query)
-        position = np.arange(s, dtype=np.int32)
-        real = position < lengths
+                here, segment = slice(start, start + length), segment + 1
+                slots = made.codes - picture * self.visual_tokens
+                codes[place, here] = np.where(made.codes < 0, slots, made.codes)
+                loss[place, here], segments[place, here] = made.loss, segment
+                positions[place, here] = np.arange(length)
+                queries[place, picture:picture + pictures, :len(made.query)] = made.query
+                query_lengths[place, picture:picture + pictures] = len(made.query)
+                start, picture = start + length, picture + pictures
+                if made.cut:
+                    truncated.append(identity)
+        cached = self.data.cached_features
         return Batch(
             tokens=np.maximum(codes, 0), slots=np.where(codes < 0, -1 - codes, -1),
-            labels=np.where(loss, codes, IGNORE), positions=np.where(real, position, 0),
-            segments=real.astype(np.int32), queries=queries, query_lengths=query_lengths, pixels=pixels,
-            features=features, ids=ids), Read(
-                int((ids >= 0).sum()), tuple(truncated), tuple(left_out))
+            labels=np.where(loss, codes, IGNORE), positions=positions, segments=segments, queries=queries,
+            query_lengths=query_lengths, pixels=None if cached else seen, features=seen if cached else None,
+            ids=draw.ids), Read(int((ids >= 0).sum()), tuple(truncated), tuple(left_out))
+
+    def _where(self, identity: int) -> str:
+        return self.sources[identity >> 32].where(identity & 0xFFFFFFFF)
+
+    def _sample(self, identity: int, seen: np.ndarray | None) -> tuple[Encoded, int]:
+        """A sample and its number of pictures, which are written to the front of `seen` [.., ...].
+
+        Raises:
+          BadRow: `seen` is then as it was, zeros.
+        """
+        source, row = self.sources[identity >> 32], identity & 0xFFFFFFFF
+        made = source.encoded(row)
+        pictures = source.pictures(row) if len(made.codes) else 0
+        if pictures and seen is not None:
+            try:
+                (source.write_features if self.data.cached_features else source.write_pixels)(row, seen)
+            except BadRow:
+                seen[:pictures] = 0
+                raise
+        return made, pictures
 
 
 class Take:
@@ -97,8 +119,8 @@ class Take:
     def __init__(self, rows: Sequence[int] | np.ndarray):
         self.rows = np.asarray(rows)
 
-    def __call__(self, ids: np.ndarray) -> np.ndarray:
-        return ids[self.rows]
+    def __call__(self, draw: Draw) -> Draw:
+        return draw._replace(ids=draw.ids[self.rows])
 
 
 class DataIterator:
@@ -163,7 +185,11 @@ class DataIterator:
     def close(self) -> None:
         """Stops prefetching; the next batch would start it again."""
         if self._inner is not None:
+            reader = getattr(self._inner, "_executor", None)
             self._inner.close()
+            if reader is not None:
+                # Grain leaves its thread behind to finish the batch that it is making.
+                reader.shutdown(wait=True)
             self._inner = None
 
     def __enter__(self) -> "DataIterator":
@@ -176,14 +202,15 @@ class DataIterator:
 def make_iterator(data: DataConfig, model: ModelConfig, batch_size: int, seed: int, *,
                   rows: Sequence[int] | np.ndarray | None = None,
                   fingerprint: str | None = None) -> DataIterator:
-    """An endless, shuffled, mixed stream of training batches.
+    """An endless, shuffled, mixed stream of training batches, as `data.batching` says.
 
     Without weights every epoch of the joined sources visits each row once; with weights every source
     is repeated on its own, each of its epochs visiting each of its rows once. Each epoch has its own
-    order. Batches run across the ends of epochs.
+    order. Batches run across the ends of epochs, but for the grouped ones, of which an epoch's last may
+    have empty places.
 
     Args:
-      data: Sources, template, lengths and workers.
+      data: Sources, template, lengths, batching and workers.
       model: Sizes of pictures or features and visual tokens.
       batch_size: Rows of one batch over all processes.
       seed: Of the order.
@@ -198,25 +225,37 @@ def make_iterator(data: DataConfig, model: ModelConfig, batch_size: int, seed: i
         for bad rows, as `data.bad_rows` and `data.max_bad_share` say.
     """
     sources = open_sources(data, model, fingerprint)
-    weights = [config.weight for config in data.sources]
+    draws, stream = draw_batches(sources, data, model, batch_size, seed)
+    batches = grain.MapDataset.source(draws)
+    if rows is not None:
+        batches = batches.map(Take(rows))
+    return DataIterator(batches.map(Assemble(sources, data, model)), stream, data)
+
+
+def draw_batches(sources: Sequence[Source], data: DataConfig, model: ModelConfig, batch_size: int, seed: int,
+                 ) -> tuple[Sequence[Draw], dict[str, Any]]:
+    """Which samples each batch of a stream holds, and what identifies the stream.
+
+    Raises:
+      UserError: as `make_iterator`.
+    """
+    sizes, weights = [len(source) for source in sources], [config.weight for config in data.sources]
     given = [weight for weight in weights if weight is not None]
     if given and (len(given) < len(weights) or min(given) <= 0):
         raise UserError(f"the weights of data.sources are {weights}; give every source a positive one, or "
                         "none")
-    ids = [row_ids(number, len(source)) for number, source in enumerate(sources)]
-    if not given:
-        ids = [np.concatenate(ids)]
-    seeds = np.random.SeedSequence(seed).generate_state(len(ids))
-    streams = [grain.MapDataset.source(part).shuffle(seed=int(s)).repeat()
-               for part, s in zip(ids, seeds, strict=True)]
-    stream = grain.MapDataset.mix(streams, given) if len(streams) > 1 else streams[0]
-    batches = stream.batch(batch_size)
-    if rows is not None:
-        batches = batches.map(Take(rows))
-    sizes = [len(source) for source in sources]
-    return DataIterator(batches.map(Assemble(sources, data, model)),
-                        {"rows": sum(sizes), "sources": sizes, "weights": weights, "seed": seed,
-                         "batch_size": batch_size}, data)
+    order = Order(sizes, given or None, seed)
+    stream: dict[str, Any] = {"rows": order.rows, "sources": sizes, "weights": weights, "seed": seed,
+                              "batch_size": batch_size, "batching": data.batching}
+    if data.batching == "pad":
+        return Padded(order, batch_size, data.max_length, data.images_per_row), stream
+    measures = measure(sources, data, model.visual_tokens)
+    stream |= {"window": data.window, "lengths": measures.digest()}
+    images = data.row_images(model.visual_tokens)
+    if data.batching == "grouped":
+        return Grouped(order, measures, batch_size, data.window, row_lengths(data), images), stream
+    stream |= {"max_length": data.max_length, "images": images}
+    return Packed(order, measures, batch_size, data.window, data.max_length, images), stream
 
 
 def eval_batches(data: DataConfig, model: ModelConfig, batch_size: int, *, prompts: bool = False,
@@ -237,14 +276,15 @@ def eval_batches(data: DataConfig, model: ModelConfig, batch_size: int, *, promp
     Raises:
       UserError: as `make_iterator`, and for any bad row: what is left out cannot be scored.
     """
-    data = dataclasses.replace(data, bad_rows="error")
+    data = dataclasses.replace(data, batching="pad", bad_rows="error")
     sources, tally = open_sources(data, model, fingerprint, prompts), Tally(data, 0)
     assemble = Assemble(sources, data, model)
     ids = np.concatenate([row_ids(number, len(source)) for number, source in enumerate(sources)])
     for start in range(0, len(ids), batch_size):
         chosen = ids[start:start + batch_size]
         fill = np.full(batch_size - len(chosen), -1, np.int64)
-        batch, read = assemble(np.concatenate([chosen, fill]))
+        filled = np.concatenate([chosen, fill])
+        batch, read = assemble(Draw(filled, data.max_length, data.images_per_row))
         tally.add(read)
         yield batch
 

@@ -33,12 +33,12 @@ class Meter:
     """
 
     def __init__(self, config: RunConfig, state: TrainState, began: float | None = None):
-        self.config, self.flops = config, train_flops(config)
+        self.config = config
         self.step, self.bad_run, self.skipped = int(state.step), int(state.bad_run), int(state.skipped)
-        self.loss, self.label_tokens, self.tokens = math.nan, 0, 0
+        self.loss, self.label_tokens, self.tokens, self.flops = math.nan, 0, 0, 0.0
         self.compile_seconds = 0.0
         self._waiting: list[Metrics] = []
-        self._start = self._mark = _Mark(time.perf_counter(), self.step, 0)
+        self._start = self._mark = _Mark(time.perf_counter(), self.step, 0, 0.0)
         self._began = self._start.time if began is None else began
         self._lost = {"start": self._start.time - self._began, "compile": 0.0, "data": 0.0, "saving": 0.0}
 
@@ -57,11 +57,12 @@ class Meter:
         # Other processes' rows are taken to be as long as this one's.
         share = len(batch.segments) / self.config.train.batch_size
         self.tokens += round(np.count_nonzero(batch.segments) / share)
+        self.flops += train_flops(self.config, batch.tokens.shape[1], batch.query_lengths.shape[1])
         if not self.compile_seconds:
             jax.block_until_ready(metrics)
             now = time.perf_counter()
             self.compile_seconds = self._lost["compile"] = now - self._start.time
-            self._start = self._mark = _Mark(now, self.step, self.tokens)
+            self._start = self._mark = _Mark(now, self.step, self.tokens, self.flops)
         elif len(self._waiting) > LEAD:
             self._waiting[-1 - LEAD]["loss"].block_until_ready()
 
@@ -85,8 +86,8 @@ class Meter:
         self.loss = sum(loss * count for loss, count in good) / labels if labels else math.nan
         self.label_tokens += round(labels)
 
-        now = _Mark(time.perf_counter(), self.step, self.tokens)
-        steps_per_s, tokens_per_s = self._rates(self._mark, now)
+        now = _Mark(time.perf_counter(), self.step, self.tokens, self.flops)
+        steps_per_s, tokens_per_s, flops_per_s = self._rates(self._mark, now)
         self._mark = now
         return {
             "step": self.step,
@@ -96,14 +97,14 @@ class Meter:
             "skipped": self.skipped,
             "steps_per_s": steps_per_s,
             "tokens_per_s": tokens_per_s,
-            "flops_per_s": steps_per_s * self.flops,
+            "flops_per_s": flops_per_s,
             "seconds": now.time - self._start.time,
             "seconds_left": (self.config.train.steps - self.step) / self._rates(self._start, now)[0],
         }
 
     def summary(self) -> dict[str, Any]:
         """What `train` returns; the rates are means over this process's steps but the first."""
-        steps_per_s, tokens_per_s = self._rates(self._start, self._mark)
+        steps_per_s, tokens_per_s, flops_per_s = self._rates(self._start, self._mark)
         total = max(time.perf_counter() - self._began, 1e-9)
         return {
             "out": self.config.out,
@@ -116,22 +117,23 @@ class Meter:
             "compile_seconds": self.compile_seconds,
             "steps_per_s": steps_per_s,
             "tokens_per_s": tokens_per_s,
-            "flops_per_s": steps_per_s * self.flops,
+            "flops_per_s": flops_per_s,
             "total_seconds": total,
             "lost_seconds": dict(self._lost),
             "goodput": max(0.0, 1 - sum(self._lost.values()) / total) if self.compile_seconds else 0.0,
         }
 
-    def _rates(self, since: "_Mark", now: "_Mark") -> tuple[float, float]:
-        """Steps and tokens per second between two marks.
+    def _rates(self, since: "_Mark", now: "_Mark") -> tuple[float, float, float]:
+        """Steps, tokens and FLOPs per second between two marks.
 
         An interval that holds nothing but the first, compiling step reports that step's rate.
         """
         if now.step == since.step:
             seconds = self.compile_seconds or math.inf
-            return 1 / seconds, self.tokens / seconds
+            return 1 / seconds, self.tokens / seconds, self.flops / seconds
         seconds = max(now.time - since.time, 1e-9)
-        return (now.step - since.step) / seconds, (now.tokens - since.tokens) / seconds
+        steps, tokens, flops = (b - a for a, b in zip(since[1:], now[1:], strict=True))
+        return steps / seconds, tokens / seconds, flops / seconds
 
     def _check(self, step: Metrics, number: int) -> None:
         """Counts skipped steps; raises when too many came in a row."""
@@ -149,8 +151,9 @@ class Meter:
 
 
 class _Mark(NamedTuple):
-    """A moment: seconds, steps and tokens up to it."""
+    """A moment: seconds, steps, tokens and FLOPs up to it."""
 
     time: float
     step: int
     tokens: int
+    flops: float
