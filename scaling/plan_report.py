@@ -48,8 +48,9 @@ class Question(NamedTuple):
         machine, said = self.setup.machine, f"counted cost of all parts, G = {self.lengths.answer} generated"
         if machine is None:
             return said
-        share = "" if machine.efficiency == 1 else f" at {100 * machine.efficiency:g} % of its peaks"
-        return f"{said}, {machine.name}{share}, batch {self.setup.batch}"
+        share = "" if machine.efficiency == 1 else f", {100 * machine.efficiency:g} % of its peaks"
+        figures = f"{machine.flops / 1e12:g} TFLOP/s, {machine.bandwidth / 1e9:g} GB/s{share}"
+        return f"{said}, {machine.name} ({figures}), batch {self.setup.batch}"
 
     @property
     def convention(self) -> str:
@@ -80,7 +81,19 @@ def advice(plan: Plan, asked: Question) -> str:
         said += "; others " + ", ".join(
             f"{choice_name(plan, j)} ({100 * plan.share[j]:.0f} %)" for j in others
         )
+        sizes = chosen_span(plan, plan.options.params_b) or []
+        counts = chosen_span(plan, plan.options.visual_tokens) or []
+        said += "; 95 % lie in N {:g}B to {:g}B, V {:g} to {:g}".format(*sizes, *counts)
     return f"{said}. In 95 of 100 it loses at most {100 * (plan.worst_regret or 0):.2f} points to their best."
+
+
+def chosen_span(plan: Plan, values: np.ndarray) -> list[float] | None:
+    """The central 95 % of what the bootstrap laws choose, of the options' sizes or token counts [K]."""
+    if plan.share is None:
+        return None
+    order = np.argsort(values, kind="stable")
+    reached = np.cumsum(plan.share[order])
+    return [float(values[order[np.searchsorted(reached, at - 1e-9)]]) for at in (0.025, 0.975)]
 
 
 def notes(plan: Plan, asked: Question) -> list[str]:
@@ -151,7 +164,11 @@ def plan_record(plan: Plan, asked: Question) -> dict[str, Any]:
         "batch": setup.batch if machine else None,
         "usd_per_hour": setup.usd_per_hour,
         "budget": {"limit": plan.budget, "unit": UNITS[setup.kind]},
-        "recommendation": choices[plan.best] | {"worst_regret_95": plan.worst_regret},
+        "recommendation": choices[plan.best] | {
+            "params_b_interval": chosen_span(plan, options.params_b),
+            "visual_tokens_interval": chosen_span(plan, options.visual_tokens),
+            "worst_regret_95": plan.worst_regret,
+        },
         "neighbours": [
             choices[n.option] | {"over_budget": n.over_budget} for n in plan.neighbours
         ],

@@ -1,5 +1,6 @@
 """Plans against the closed form, a plain loop, and the page's own JavaScript run by node."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from scaling.errors import UserError
 from scaling.explorer import Start, explorer_data, published_prices
 from scaling.law import Law, Params
 from scaling.plan import costs_over_text, counted_options, make_plan, published_options
+from scaling.plan_report import chosen_span
 from scaling.tokens_map import published_costs, tokens_map
 
 LAW = Law(Params(0.59077, 0.070937, 0.0151016, 0.0), "V", 50.0)
@@ -98,6 +100,16 @@ def test_intervals_are_paired():
     low, high = plan.error_interval[plan.best]
     assert high - low == pytest.approx(0.095)
     assert plan.share[plan.best] == 1.0 and plan.worst_regret == 0.0
+
+
+def test_the_span_of_what_is_chosen():
+    """Laws whose best V differs: 3 % choose the first of the counts, 95 % the next, 2 % the last."""
+    options = published_options([1], [1, 4, 16], 50)
+    plan = make_plan(LAW, draws(LAW, 4), options, 1e14, "flops")
+    plan = dataclasses.replace(plan, share=np.array([0.03, 0.95, 0.02]))
+    assert chosen_span(plan, options.visual_tokens) == [1, 4]
+    plan = dataclasses.replace(plan, share=np.array([0.02, 0.95, 0.03]))
+    assert chosen_span(plan, options.visual_tokens) == [4, 16]
 
 
 def test_what_does_not_fit_is_never_chosen():

@@ -39,6 +39,9 @@ def test_the_record_holds_the_whole_plan(plan_folder):
     assert best["error"] == min(c["error"] for c in plan["choices"] if c["affordable"])
     assert best["error_interval"][0] <= best["error"] <= best["error_interval"][1]
     assert set(best["flops"]) == set(best["seconds"]) == {"tower", "query", "compressor", "prefill", "decode"}
+    spread = sorted((c["visual_tokens"], c["chosen_share"]) for c in plan["choices"] if c["chosen_share"])
+    low, high = best["visual_tokens_interval"]
+    assert spread[0][0] <= low <= high <= spread[-1][0]
     assert best["cost"] == pytest.approx(sum(best["seconds"].values()))
     assert sum(c["chosen_share"] for c in plan["choices"]) == pytest.approx(1)
     assert len(plan["choices"]) == 35 and 2 <= len(plan["neighbours"]) <= 4
@@ -59,7 +62,7 @@ def test_the_page_stands_alone(plan_folder):
     assert set(re.findall(r"https?://[^\"']+", page)) == {"http://www.w3.org/2000/svg"}
     assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|import\(", page)
     assert "prefers-color-scheme: dark" in page
-    assert "counted cost of all parts, G = 16 generated, h100, batch 4" in page
+    assert "counted cost of all parts, G = 16 generated, h100 (989 TFLOP/s, 3350 GB/s), batch 4" in page
     assert "T counts visual tokens V" in page
 
 
