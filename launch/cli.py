@@ -52,6 +52,17 @@ def load_config_file(path: str) -> RunConfig:
     Raises:
       UserError: no such file, a mistake in it (with its line), or no `config() -> RunConfig`.
     """
+    return load_file(path, "config", RunConfig)
+
+
+def load_file(path: str, function: str, kind: type[T]) -> T:
+    """Runs a Python file and returns what its function of that name returns, a dataclass.
+
+    `FILE.py:NAME` calls the function with NAME.
+
+    Raises:
+      UserError: no such file, a mistake in it (with its line), or no such function with such a result.
+    """
     path, colon, name = path.partition(".py:")
     path, arguments = (f"{path}.py", [name]) if colon else (path, [])
     file = Path(path)
@@ -66,20 +77,22 @@ def load_config_file(path: str) -> RunConfig:
     try:
         ast.parse(file.read_text(), path)
         spec.loader.exec_module(module)
-        config = module.config(*arguments)
+        made = getattr(module, function)(*arguments)
     except UserError as error:
         raise UserError(f"config file {path}: {error}") from None
     except SyntaxError as error:
         raise UserError(f"config file {path}, line {error.lineno}: {error.msg}") from None
     except Exception as error:
-        if not hasattr(module, "config"):
-            error = error if not isinstance(error, AttributeError) else AttributeError("no config() function")
+        if not hasattr(module, function) and isinstance(error, AttributeError):
+            error = AttributeError(f"no {function}() function")
         raise UserError(f"config file {path}{_line(error, file)}: {type(error).__name__}: {error}") from None
-    if not isinstance(config, RunConfig):
-        raise UserError(f"config file {path}: config() returned {type(config).__name__}, not a RunConfig")
+    if not isinstance(made, kind):
+        raise UserError(
+            f"config file {path}: {function}() returned {type(made).__name__}, not a {kind.__name__}"
+        )
     # Dataclasses do not check their fields' types; the strict reader does.
     try:
-        return from_dict(RunConfig, to_dict(config))
+        return from_dict(kind, to_dict(made))
     except UserError as error:
         raise UserError(f"config file {path}: {error}") from None
 

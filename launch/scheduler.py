@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -152,12 +152,26 @@ def leave_with_parent() -> None:
 
 
 def work(job: Job, plan: Any, out: str) -> None:
-    """Runs one job in a worker; its result appears whole or not at all, and so does its traceback."""
+    """Runs one job in a worker process."""
+    try:
+        run_job(job, plan, out)
+    except BaseException as problem:
+        # A sentence crosses to the parent safely; not every exception can be pickled.
+        raise RuntimeError(f"{type(problem).__name__}: {problem}") from None
+
+
+def run_job(job: Job, plan: Any, out: str, reported: Callable[[], None] = lambda: None) -> None:
+    """Runs one job here; its result appears whole or not at all, and so does its traceback.
+
+    Args:
+      reported: called after every report of the job.
+    """
     stem = Path(out, "jobs", job.name)
     state, error = stem.with_name(f"{job.name}.progress"), stem.with_name(f"{job.name}.error")
 
     def report(done: float, total: float, note: str) -> None:
         write_json(state, {"share": done / total, "note": note})
+        reported()
 
     try:
         started = time.time()
@@ -169,10 +183,9 @@ def work(job: Job, plan: Any, out: str) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
         result = pkgutil.resolve_name(job.function)(out, plan, *job.arguments, report)
         write_json(stem.with_name(f"{job.name}.json"), {"seconds": time.time() - started, "result": result})
-    except BaseException as problem:
+    except BaseException:
         write_text(error, traceback.format_exc())
-        # A sentence crosses to the parent safely; not every exception can be pickled.
-        raise RuntimeError(f"{type(problem).__name__}: {problem}") from None
+        raise
     finally:
         state.unlink(missing_ok=True)
 

@@ -77,8 +77,8 @@ def run_study(plan: Plan, out: str, command: str) -> dict[str, Any]:
     return results
 
 
-def claim(folder: Path, plan: Plan) -> None:
-    """Marks the directory as this plan's.
+def claim(folder: Path, plan: Any) -> None:
+    """Marks the directory as this plan's, a dataclass of plain values.
 
     Raises:
       UserError: it is another plan's, or cannot be made.

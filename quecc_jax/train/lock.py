@@ -23,6 +23,10 @@ LEASE_S = 120.0
 """Seconds after which a lock in a bucket that nobody renewed means nothing any more."""
 
 
+class InUse(UserError):
+    """Another run holds the lock."""
+
+
 @contextlib.contextmanager
 def run_lock(run: str) -> Iterator[None]:
     """Holds the file `lock` in a run's directory; one process does so for all that work together.
@@ -32,7 +36,8 @@ def run_lock(run: str) -> Iterator[None]:
     run waits until it is sure that the last one is gone. File systems without locks are not guarded.
 
     Raises:
-      UserError: another run holds it, named by its process and host; or not all processes see the
+      InUse: another run holds it, named by its process and host.
+      UserError: not all processes see the
         same directory.
     """
     path = place(run) / "lock"
@@ -111,5 +116,5 @@ def _name(seen: dict[str, Any] | None) -> str:
     return f"process {seen.get('pid')} on {seen.get('host')}" if seen else "another run"
 
 
-def _in_use(run: str, seen: dict[str, Any] | None) -> UserError:
-    return UserError(f"{run} is in use by {_name(seen)}; wait for it, stop it, or give another out directory")
+def _in_use(run: str, seen: dict[str, Any] | None) -> InUse:
+    return InUse(f"{run} is in use by {_name(seen)}; wait for it, stop it, or give another out directory")

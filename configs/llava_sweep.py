@@ -1,0 +1,26 @@
+"""The scaling study's grid: Qwen-1.5 of five sizes x seven V, trained as LLaVA-1.5, tested on POPE and GQA.
+
+    python -m launch.sweep configs/llava_sweep.py --dry-run --topology v5e-64
+    python -m launch.sweep configs/llava_sweep.py          # on every host that shares the directory
+
+Weights come from `python -m launch.convert import`, one run directory for each model below weights/.
+"""
+
+from configs import llava_7b_stage1, llava_7b_stage2
+from launch.sweep_plan import Llm, Sweep
+
+SIZES = ("0.5b", "1.8b", "4b", "7b", "14b")
+
+
+def sweep() -> Sweep:
+    """35 cells, one seed."""
+    names = [f"qwen1.5-{size}" for size in SIZES]
+    return Sweep(
+        out="runs/llava_sweep",
+        stage1=llava_7b_stage1.config(),
+        stage2=llava_7b_stage2.config(),
+        llms=tuple(Llm(name, weights=f"weights/{name}", template="qwen") for name in names),
+        visual_tokens=(1, 4, 16, 36, 64, 144, 576),
+        benchmarks="pope,gqa",
+        benchmark_data="data/eval",
+    )
