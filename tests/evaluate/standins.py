@@ -230,11 +230,14 @@ def mmmu(root: Path) -> None:
 
 
 def ai2d(root: Path) -> None:
-    """Two questions about a test picture; another picture is not of the test split."""
+    """Two questions about a test picture, the first about a letter; another picture is of no split."""
     folder = root / "ai2d"
     for number in (1, 2):
+        _json(folder / f"annotations/{number}.png.json", {"text": {"T0": {
+            "id": "T0", "rectangle": [[4, 6], [24, 30]], "replacementText": "X",
+            "value": "ear"}}})  # fmt: skip
         _json(folder / f"questions/{number}.png.json", {"imageName": f"{number}.png", "questions": {
-            f"What is {letter}?": {"abcLabel": True, "answerTexts": ["ear", "nose", "eye", "leg"],
+            f"What is {letter}?": {"abcLabel": not n, "answerTexts": ["ear", "nose", "eye", "leg"],
                                    "correctAnswer": n, "questionId": f"{number}.png-{n}"}
             for n, letter in enumerate("XY")}})  # fmt: skip
         _picture(folder / f"images/{number}.png")

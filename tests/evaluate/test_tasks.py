@@ -1,11 +1,14 @@
 """Every benchmark on a stand-in: questions, hand-computed metrics, and the files that it sends."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from quecc_jax.data.images import open_image
 from quecc_jax.errors import UserError
 from quecc_jax.evaluate.bootstrap import evaluate
 from quecc_jax.evaluate.tasks import TASKS, chosen
@@ -279,6 +282,13 @@ def test_ai2d_asks_about_the_test_pictures(data):
     samples = TASKS["ai2d"].load(data)
     assert [sample.id for sample in samples] == ["1.png-0", "1.png-1"]
     assert samples[0].prompt == f"What is X?\nA. ear\nB. nose\nC. eye\nD. leg\n{LETTER}"
+    # The first is about a letter, which covers the label in its picture; the other picture is as it was.
+    lettered, plain = (image for sample in samples for image in sample.images)
+    assert isinstance(lettered, bytes) and isinstance(plain, str)
+    before, after = (np.asarray(open_image(x)) for x in (plain, io.BytesIO(lettered)))
+    box = after[7:30, 5:24]
+    assert (before[:6] == after[:6]).all() and (before[:, 26:] == after[:, 26:]).all()
+    assert 0.5 < (box == 255).all(axis=-1).mean() < 1 and (box < 100).all(axis=-1).any()
     assert values("ai2d", data, ["A.", "B. nose"]) == {"accuracy": 100}
     assert values("ai2d", data, ["ear", "E"]) == {"accuracy": 0}
 

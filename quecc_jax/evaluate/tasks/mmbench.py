@@ -183,5 +183,5 @@ def _task(name: str, file: str, form: str, about: str, column: str) -> Task:
                 unit, tally, metrics, headline="circular", column=column, write=write)  # fmt: skip
 
 
-MMBENCH = _task("mmbench", "mmbench_dev_20230712", LETTER, "MMBench dev, 4,377 rows", "MMB")
-MMBENCH_CN = _task("mmbench_cn", "mmbench_dev_cn_20231003", LETTER_CN, "MMBench-CN dev, 4,329 rows", "")
+MMBENCH = _task("mmbench", "mmbench_dev_20230712", LETTER, "MMBench dev, with rotations", "MMB")
+MMBENCH_CN = _task("mmbench_cn", "mmbench_dev_cn_20231003", LETTER_CN, "MMBench-CN dev, with rotations", "")

@@ -13,7 +13,7 @@ from quecc_jax.evaluate.metrics import says_no
 from quecc_jax.evaluate.tasks.base import EVAL_ZIP, File, Judged, Sample, Task, field
 
 _SPLITS = ("random", "popular", "adversarial")
-_COCO = "output/coco of github.com/RUCAIBox/POPE"
+_COCO = "output/coco of github.com/AoiDragon/POPE at commit e3e3926, whose questions LLaVA asks"
 
 
 def load(data: Path) -> list[Sample]:
