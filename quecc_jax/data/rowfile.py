@@ -19,6 +19,8 @@ from quecc_jax.paths import AnyPath, cached, is_remote, place
 
 CHUNK = 8 << 20
 """Bytes that are read at once to find the rows."""
+BLOCK = 1 << 16
+"""Bytes between two places whose line is remembered, once a line has been asked for."""
 MAX_ROW = 64 << 20
 """Bytes of the largest row; one that is not over by then is taken for a damaged file."""
 
@@ -40,6 +42,7 @@ class RowFile(Sequence[Any]):
     def __init__(self, path: AnyPath):
         self.path = str(path)
         self._lines = place(path).suffix == ".jsonl"
+        self._breaks: np.ndarray | None = None
         try:
             self._file = str(cached(path)) if is_remote(path) else self.path
             size = Path(self._file).stat().st_size
@@ -96,21 +99,26 @@ class RowFile(Sequence[Any]):
         except UnicodeDecodeError as error:
             raise BadRow("text", f"it is not UTF-8 text at byte {start + error.start} of the file; "
                                  "convert it") from None
-        except json.JSONDecodeError as error:
-            raise BadRow("not a row", f"it is not JSON: {error.msg}; repair it") from None
+        except ValueError as error:
+            # Beside bad JSON: numbers of more digits than Python reads.
+            what = error.msg if isinstance(error, json.JSONDecodeError) else str(error).partition(";")[0]
+            raise BadRow("not a row", f"it is not JSON: {what}; repair it") from None
         except RecursionError:
             raise BadRow("not a row", "it is nested too deeply; repair it") from None
 
     def where(self, row: int) -> str:
-        """The row's file and its number or, in a .jsonl file, its line, for messages."""
-        if not self._lines:
-            return f"{self.path}, row {row + 1}"
-        return f"{self.path}, line {self.line(int(self._spans[row][0]))}"
+        """The row's file, the line it begins on and, but in a .jsonl file, its number, for messages."""
+        line = f"line {self.line(int(self._spans[row][0]))}"
+        return f"{self.path}, {line}" if self._lines else f"{self.path}, row {row + 1} ({line})"
 
     def line(self, position: int) -> int:
         """The line that a byte stands in, from 1."""
-        starts = range(0, position, CHUNK)
-        return 1 + sum(self._bytes[start:min(start + CHUNK, position)].count(b"\n") for start in starts)
+        if self._breaks is None:
+            starts = range(0, len(self._bytes), BLOCK)
+            counts = [self._bytes[start:start + BLOCK].count(b"\n") for start in starts]
+            self._breaks = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+        block = position // BLOCK
+        return 1 + int(self._breaks[block]) + self._bytes[block * BLOCK:position].count(b"\n")
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_bytes"}

@@ -338,14 +338,14 @@ def test_dropped_rows_leave_their_places_empty(tmp_path, model, tokenizer):
 def test_malformed_rows_and_missing_pictures_are_named(mixed_file, tokenizer, model):
     path, rows = mixed_file
     (path.parent / "2.png").unlink()
-    with pytest.raises(UserError, match=r"rows\.json, row 3: .*2\.png"):
+    with pytest.raises(UserError, match=r"rows\.json, row 3 \(line 1\): .*2\.png"):
         list(eval_batches(file_data(path, tokenizer), model, 3))
     with make_iterator(file_data(path, tokenizer), model, 3, 0) as iterator, \
-            pytest.raises(UserError, match=r"rows\.json, row 3: .*2\.png"):
+            pytest.raises(UserError, match=r"rows\.json, row 3 \(line 1\): .*2\.png"):
         next(iterator)
     rows[1]["conversations"][1]["from"] = "bot"
     path.write_text(json.dumps(rows))
-    with pytest.raises(UserError, match=r"rows\.json, row 2: turn 2"):
+    with pytest.raises(UserError, match=r"rows\.json, row 2 \(line 1\): turn 2"):
         list(eval_batches(file_data(path, tokenizer), model, 3))
 
 
@@ -360,7 +360,7 @@ def test_skipped_rows_leave_their_places_empty_up_to_a_share(mixed_file, tokeniz
         tally = iterator.tally
         assert tally.reasons == {"turns": 2, "picture missing": 2} and tally.read == 6
         assert {k: (one.reason, one.message.partition(": ")[0]) for k, one in tally.left_out.items()} == {
-            1: ("turns", f"{path}, row 2"), 2: ("picture missing", f"{path}, row 3")}
+            1: ("turns", f"{path}, row 2 (line 1)"), 2: ("picture missing", f"{path}, row 3 (line 1)")}
     for batch in batches:
         assert sorted(batch.ids.tolist()) == [0, 1, 2]
         assert np.array_equal(batch.segments.any(1), batch.ids == 0)
@@ -370,7 +370,7 @@ def test_skipped_rows_leave_their_places_empty_up_to_a_share(mixed_file, tokeniz
     data = dataclasses.replace(data, max_bad_share=0.5)
     with make_iterator(data, model, 3, 0) as iterator, pytest.raises(UserError, match="2 of the 3 rows read"):
         next(iterator)
-    with pytest.raises(UserError, match=r"rows\.json, row 2: turn 2"):
+    with pytest.raises(UserError, match=r"rows\.json, row 2 \(line 1\): turn 2"):
         list(eval_batches(data, model, 3))
 
 

@@ -82,7 +82,7 @@ def test_a_damaged_row_hurts_no_other(tmp_path):
     assert len(rows) == 3 and rows[1:] == ["é", 3]
     with pytest.raises(BadRow, match="it is not UTF-8"):
         rows[0]
-    assert rows.where(1) == f"{listed}, row 2"
+    assert rows.where(1) == f"{listed}, row 2 (line 2)"
 
 
 def test_a_bucket_s_file_is_copied_once(bucket, tmp_path, monkeypatch):
