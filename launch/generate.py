@@ -7,12 +7,13 @@ from typing import Annotated
 
 import tyro
 
+from launch.answering import Answering
 from launch.cli import parse_options
 from quecc_jax.errors import UserError, run_cli
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(Answering):
     """What to ask, and whom."""
 
     checkpoint: Path
@@ -21,24 +22,35 @@ class Options:
     """What to ask. Pictures come first, in order, unless it says where with `<image>`."""
     image: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
     """Picture that the question is about; repeat the option for several, leave it out for none."""
-    max_new_tokens: int = 64
-    """Longest answer, in tokens."""
+    explain: Annotated[Path | None, tyro.conf.arg(metavar="PNG")] = None
+    """Draw where the compressor looks for the question, and for another, side by side."""
+    other_question: str = "image"
+    """The other question of --explain; `image` is what the compressor reads where nothing is asked."""
 
 
 def main() -> None:
-    """Parses the command line and prints the answer."""
+    """Parses the command line, prints the answer while it comes, and draws."""
     options = parse_options(
         Options, sys.argv[1:], "python -m launch.generate",
-        "Answers one question about pictures, or about none, by greedy decoding.",
+        "Answers one question about pictures, or about none.",
     )  # fmt: skip
-    if options.max_new_tokens < 1:
-        raise UserError(f"--max-new-tokens is {options.max_new_tokens}; give at least 1")
+    limits = options.limits()
+    if options.explain is not None and not options.image:
+        raise UserError("--explain draws on a picture; give one with --image")
     # Imported late, so that --help and mistakes in the command line answer at once.
-    from quecc_jax.evaluate.predict import answer
-    from quecc_jax.load import load_vlm
+    from quecc_jax.generate.engine import Question
+    from quecc_jax.load import load_engine
 
-    config, params = load_vlm(options.checkpoint)
-    print(answer(config, params, options.question, options.image, max_new_tokens=options.max_new_tokens))
+    engine = load_engine(options.checkpoint, options.mesh)
+    pictures = tuple(engine.picture(image) for image in options.image)
+    question = Question(options.question, pictures)
+    for _, piece in engine.run([question], limits):
+        print(piece, end="", flush=True)
+    print()
+    if options.explain is not None:
+        from launch.explain import explain
+
+        explain(engine, question, options.other_question, limits, options.explain)
 
 
 if __name__ == "__main__":

@@ -5,20 +5,27 @@ import os
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from quecc_jax.config import MeshConfig, RunConfig, VisionConfig, validate
 from quecc_jax.data.batch import batch_spec
 from quecc_jax.errors import UserError
+from quecc_jax.generate.engine import Engine
 from quecc_jax.sharding import make_mesh
 from quecc_jax.train.checkpoint import load_params, load_run_config
 from quecc_jax.train.step import abstract_params
 
 
-def load_vlm(run_dir: str | os.PathLike[str]) -> tuple[RunConfig, dict[str, Any]]:
-    """A run's settings and all parameters that answer questions about pixels, on the first device.
+def load_vlm(
+    run_dir: str | os.PathLike[str], mesh: Mesh | None = None
+) -> tuple[RunConfig, dict[str, Any]]:
+    """A run's settings and all parameters that answer questions about pixels.
 
     A run on cached features has no tower; it comes from the run that its `tower_from` names. A run
     on text alone needs none.
+
+    Args:
+      mesh: where the parameters go, sharded by the logical rules; None for the first device.
 
     Returns:
       The run's config (with its own tokenizer) and float32 parameters by top-level name.
@@ -29,7 +36,7 @@ def load_vlm(run_dir: str | os.PathLike[str]) -> tuple[RunConfig, dict[str, Any]
     """
     config = load_run_config(run_dir)
     validate(config)
-    mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+    mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1]) if mesh is None else mesh
     abstract = abstract_params(config, mesh, batch_spec(config.model, config.data, 1))
     _, params = load_params(run_dir, abstract=abstract)
     missing = abstract.keys() - params.keys()
@@ -39,6 +46,17 @@ def load_vlm(run_dir: str | os.PathLike[str]) -> tuple[RunConfig, dict[str, Any]
         raise UserError(f"{run_dir} has no parameters {', '.join(sorted(missing))}; "
                         "give the directory of a whole model")
     return config, params
+
+
+def load_engine(run_dir: str | os.PathLike[str], mesh: MeshConfig | None = None) -> Engine:
+    """A run's whole model, ready to answer; a mesh of one device, or None, is the first device.
+
+    Raises:
+      UserError: as `load_vlm`, or the mesh does not fit the devices.
+    """
+    over = None if mesh is None or mesh == MeshConfig(1, 1, 1) else make_mesh(mesh)
+    config, params = load_vlm(run_dir, over)
+    return Engine(config, params, mesh=over)
 
 
 def _tower(config: RunConfig, run_dir: str | os.PathLike[str], abstract: Any) -> dict[str, Any]:

@@ -177,15 +177,21 @@ def _encode(talk: Talk, pictures: int, tokenizer: Tokenizer, data: DataConfig,
     cut = _fit(slots, loss, data, asked=len(talk.turns) % 2 == 1)
     kept = len(tokens) - cut
     ids, learned = np.array(tokens[:kept], np.int32), np.array(loss[:kept], bool)
-    question = talk.turns[0].replace(PLACEHOLDER, "").strip() if pictures else ""
-    query = (*_bos(tokenizer), *tokenizer.encode(question or "image"))[: data.query_length]
+    question = talk.turns[0] if pictures else ""
     return {
         "tokens": ids,
         "slots": np.array(slots[:kept], np.int32),
         "labels": np.where(learned, ids, IGNORE).astype(np.int32),
-        "query": np.array(query, np.int32),
+        "query": query_ids(question, tokenizer, data),
         "cut": np.array(cut, np.int32),
     }
+
+
+def query_ids(question: str, tokenizer: Tokenizer, data: DataConfig) -> np.ndarray:
+    """The query for pictures that a human turn asks about, int32 [Q], Q <= data.query_length: the turn
+    without placeholders, bare behind BOS, or the word "image" where nothing is left."""
+    bare = question.replace(PLACEHOLDER, "").strip() or "image"
+    return np.array((*_bos(tokenizer), *tokenizer.encode(bare))[: data.query_length], np.int32)
 
 
 def _bos(tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -1,15 +1,16 @@
 """Where the compressor looks: QueCC's attention weights for the questions of a data set."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import numpy as np
 
 from quecc_jax.config import DataConfig, ModelConfig
-from quecc_jax.data.batch import Batch
 from quecc_jax.data.pipeline import eval_batches, rows_by_id
-from quecc_jax.models.vlm import VLM
+from quecc_jax.evaluate.predict import picture_keys
+from quecc_jax.generate.decode import decoding_params
+from quecc_jax.generate.reuse import Encoders, Reuse
 
 
 def attention_maps(
@@ -24,21 +25,24 @@ def attention_maps(
     Raises:
       UserError: a source cannot be read.
     """
-    vlm, rows = VLM(model), rows_by_id(data)
-    side = round(model.visual_tokens**0.5)
-    region = model.vision.grid // side
-
-    @jax.jit
-    def weights(params: dict[str, Any], batch: Batch) -> jax.Array:
-        _, sown = vlm.apply({"params": params}, batch, method="visual_tokens", mutable=["intermediates"])
-        (found,) = jax.tree.leaves(sown["intermediates"])
-        b, i = batch.queries.shape[:2]
-        return found.reshape(b, i, side * side, -1, region, region)
-
+    encode, rows = Encoders(model, Reuse()), rows_by_id(data)
+    params = decoding_params(params, model)
     for batch in eval_batches(data, model, batch_size, prompts=True):
         assert batch.ids is not None
-        found = np.asarray(weights(params, batch._replace(ids=None)))
-        for identity, pictures, lengths in zip(batch.ids.tolist(), found, batch.query_lengths, strict=True):
+        ids = batch.ids.tolist()
+        _, weights = encode(params, batch, [picture_keys(i, rows[i]) if i >= 0 else [] for i in ids])
+        if weights is None:
+            continue
+        for identity, found, lengths in zip(ids, np.asarray(weights), batch.query_lengths, strict=True):
             present = int(np.count_nonzero(lengths))
             if identity >= 0 and present:
-                yield rows[identity], pictures[:present]
+                yield rows[identity], found[:present]
+
+
+def patch_map(weights: np.ndarray) -> np.ndarray:
+    """Attention over the whole picture, [g, g], of one picture's weights [V, H, g / h, g / h]: the mean
+    over heads, every token's square in its place; each square sums to one."""
+    v, _, region, _ = weights.shape
+    side = math.isqrt(v)
+    squares = weights.mean(axis=1).reshape(side, side, region, region)
+    return squares.transpose(0, 2, 1, 3).reshape(side * region, side * region)

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from launch import evaluate, generate
+from quecc_jax import load
 from quecc_jax.config import CompressorConfig, DataConfig, DecoderConfig, ModelConfig, RunConfig, VisionConfig
 from quecc_jax.config_io import load_config, save_config
 from quecc_jax.data.images import load_pixels, normalise
@@ -33,6 +34,7 @@ from quecc_jax.train.tower import feature_fn
 from tests.tiny import random_params
 
 shared_generator = functools.cache(build_generator)
+shared_engine = functools.cache(load.load_engine)
 ROOT = Path(__file__).parents[2]
 VISION = VisionConfig(image_size=24, patch_size=6, width=8, depth=2, heads=2, mlp_width=16,
                       select_layer=-2, levels=(1, 2))  # fmt: skip
@@ -86,6 +88,7 @@ def call(monkeypatch, capsys, module, *arguments: object) -> tuple[int, str, str
 def compile_once(monkeypatch):
     """Programs of equal shapes are shared between the calls of these tests."""
     monkeypatch.setattr(predict, "build_generator", shared_generator)
+    monkeypatch.setattr(load, "load_engine", shared_engine)
 
 
 @pytest.fixture

@@ -1,0 +1,118 @@
+"""Features that are held are those that would be computed, within a limit, and counted."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from quecc_jax.config import CompressorConfig, MeshConfig
+from quecc_jax.generate.decode import decoding_params
+from quecc_jax.generate.reuse import Counter, Encoders, Lru, Reuse, round_up
+from quecc_jax.models.vlm import VLM
+from quecc_jax.sharding import make_mesh
+from tests.tiny import MODEL, random_batch, random_params, run
+
+CONFIG = run(batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return decoding_params(random_params(CONFIG, seed=1), MODEL)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """Rows 0 and 1 ask the same; rows 1 and 2 show the same first picture."""
+    made = random_batch(CONFIG, seed=2, pictures=[1, 2, 1, 0])._replace(ids=None)
+    pixels = np.random.default_rng(0).integers(0, 256, made.pixels.shape).astype(np.uint8)
+    pixels[2, 0] = pixels[1, 0]
+    queries, lengths = made.queries.copy(), made.query_lengths.copy()
+    queries[0, 0], lengths[0, 0] = queries[1, 0], lengths[1, 0]
+    return made._replace(pixels=pixels, queries=queries, query_lengths=lengths)
+
+
+KEYS = [["a"], ["b", "c"], ["b"], []]
+
+
+def plain(params, batch) -> np.ndarray:
+    tokens = VLM(MODEL, unrolled=True).apply({"params": params}, batch, method="visual_tokens")
+    return np.asarray(tokens)
+
+
+def check(found: jax.Array, wanted: np.ndarray, lengths: np.ndarray) -> None:
+    here = lengths > 0
+    np.testing.assert_allclose(np.asarray(found)[here], wanted[here], rtol=2e-4, atol=2e-5)
+
+
+def test_visual_tokens_are_those_of_the_model_on_the_first_call_and_the_second(params, batch):
+    encode, wanted = Encoders(MODEL, Reuse()), plain(params, batch)
+    assert np.abs(wanted[0, 0] - wanted[1, 0]).max() > 1e-2
+    for _ in range(2):
+        tokens, weights = encode(params, batch, KEYS)
+        check(tokens, wanted, batch.query_lengths)
+        assert weights is not None and weights.shape == (4, 2, 4, 4, 2, 2)
+        np.testing.assert_allclose(np.asarray(weights).sum(axis=(-1, -2))[0, 0], 1, rtol=1e-5)
+    # Four pictures shown, of which two are one; four queries, of which two are one. Then all again.
+    report = encode.reuse.report()
+    assert (report["pictures"]["misses"], report["pictures"]["hits"]) == (3, 5)
+    queries, lengths = batch.queries.reshape(8, -1), batch.query_lengths.ravel()
+    different = len({q[:n].tobytes() for q, n in zip(queries, lengths, strict=True) if n})
+    assert (report["questions"]["misses"], report["questions"]["hits"]) == (different, 8 - different)
+    assert report["pictures"]["hit_rate"] == 5 / 8
+
+
+def test_features_on_eight_devices_are_those_of_one(params, batch):
+    mesh = make_mesh(MeshConfig(2, 2, 2))
+    tokens, _ = Encoders(MODEL, Reuse(), mesh)(params, batch, KEYS)
+    check(tokens, plain(params, batch), batch.query_lengths)
+
+
+def test_cached_features_are_taken_as_they_are(params, batch):
+    model, pixels = VLM(MODEL, unrolled=True), jnp.asarray(batch.pixels)
+    states = model.apply({"params": params}, pixels, method="encode_image")
+    encode = Encoders(MODEL, Reuse())
+    tokens, _ = encode(params, batch._replace(pixels=None, features=np.asarray(states)), KEYS)
+    check(tokens, plain(params, batch), batch.query_lengths)
+    assert encode.reuse.counted["pictures"] == Counter()
+
+
+def test_a_model_that_reads_no_question_computes_none(batch):
+    config = run(model={"compressor": CompressorConfig(name="none")}, batch_size=4)
+    params = decoding_params(random_params(config, seed=1), config.model)
+    encode = Encoders(config.model, Reuse())
+    tokens, weights = encode(params, batch, KEYS)
+    assert weights is None and tokens.shape == (4, 2, 16, 32)
+    assert encode.reuse.counted["questions"] == Counter()
+
+
+def test_no_pictures_cost_nothing(params, batch):
+    encode = Encoders(MODEL, Reuse())
+    tokens, weights = encode(params, batch._replace(query_lengths=np.zeros((4, 2), np.int32)), 4 * [[]])
+    assert weights is None and tokens.shape == (4, 2, 4, 32) and not np.asarray(tokens).any()
+    assert encode.reuse.report()["pictures"] == {
+        "hits": 0, "misses": 0, "hit_rate": None, "seconds_saved": None}  # fmt: skip
+
+
+def test_what_was_used_longest_ago_leaves_first():
+    lru = Lru(3 * 40)
+    for key in "abc":
+        lru.put(key, jnp.zeros(10))
+    assert lru.get("a") is not None
+    lru.put("d", jnp.zeros(10))
+    assert [lru.get(key) is not None for key in "abcd"] == [True, False, True, True] and lru.bytes == 120
+    lru.put("a", jnp.zeros(20))
+    assert len(lru) == 2 and lru.bytes == 120 and lru.get("c") is None
+    lru.put("huge", jnp.zeros(31))
+    assert len(lru) == 0 and lru.bytes == 0
+
+
+def test_the_time_saved_is_the_hits_at_the_mean_time_of_a_timed_miss():
+    assert Counter(hits=6, misses=4, timed=2, seconds=1.0).report() == {
+        "hits": 6, "misses": 4, "hit_rate": 0.6, "seconds_saved": 3.0}  # fmt: skip
+    assert Counter(hits=6, misses=4).report()["seconds_saved"] is None
+
+
+def test_buckets_grow_by_half_or_a_third():
+    assert [round_up(n) for n in (1, 2, 3, 4, 5, 6, 7, 9, 13, 25, 33, 49, 65)] == [
+        1, 2, 3, 4, 6, 6, 8, 12, 16, 32, 48, 64, 96]  # fmt: skip
+    assert all(n <= round_up(n, 4) and round_up(n, 4) % 4 == 0 for n in range(1, 40))
