@@ -95,6 +95,9 @@ class Engine:
         self.config, self.chunk = config, chunk
         self.reuse = Reuse() if reuse is None else reuse
         self.tokenizer = load_tokenizer(config.data.tokenizer)
+        if mesh is None:
+            # A mesh of one device is another sharding than none, which would compile programs twice.
+            params = jax.device_put(params, jax.devices()[0])
         self.params = decoding_params(params, config.model)
         self._ends, self._mesh = stops(config.data.template, self.tokenizer), mesh
         self._encoders = Encoders(config.model, self.reuse, mesh)
@@ -207,6 +210,10 @@ class Run:
         """All answers, when they are complete."""
         for _ in self:
             pass
+        return self.texts()
+
+    def texts(self) -> list[str]:
+        """The answers so far."""
         return [text.text for text in self._texts]
 
     def __iter__(self) -> Iterator[tuple[int, str]]:
