@@ -119,7 +119,7 @@ def test_programs_are_compiled_once_per_bucket(engine):
     ask(4, 9)
     ask(1, 20)
     assert programs() == before
-    ask(1, 40)
+    ask(1, 150)
     assert programs() == [n + 1 for n in before]
 
 
