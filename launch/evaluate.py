@@ -101,11 +101,11 @@ def score_source(options: Options) -> None:
     source = open_source(options.data, options.images)
     make_directory(options.out)
     began = time.monotonic()
-    answers = answer_all(options, source)
+    answers, reuse = answer_all(options, source)
     results = {
         "checkpoint": str(options.checkpoint), "data": str(options.data),
         "max_new_tokens": answer_tokens(options), "seconds": round(time.monotonic() - began, 1),
-        **summarise(answers),
+        **summarise(answers), "reuse": reuse,
     }  # fmt: skip
     records = (
         {"id": a.row.get("id"), "kind": kind(a), "question": a.question, "prediction": a.prediction,
@@ -137,14 +137,15 @@ def open_source(data: Path, images: Path | None) -> SourceConfig:
     return SourceConfig(kind="llava_json", path=str(data), images=str(images or data.parent))
 
 
-def answer_all(options: Options, source: SourceConfig) -> "list[Answer]":
-    """Greedy answers to the source's questions, under a progress bar on stderr."""
+def answer_all(options: Options, source: SourceConfig) -> "tuple[list[Answer], dict[str, Any]]":
+    """Greedy answers to the source's questions, under a progress bar on stderr, and what was reused."""
     # Imported late, so that --help and mistakes in the command line answer at once.
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from quecc_jax.data.sources import read_rows
     from quecc_jax.evaluate.predict import predict
+    from quecc_jax.generate.reuse import Reuse
     from quecc_jax.load import load_vlm
 
     total = len(read_rows(source))
@@ -154,10 +155,12 @@ def answer_all(options: Options, source: SourceConfig) -> "list[Answer]":
                TextColumn("left"))  # fmt: skip
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("", total=total)
-        return predict(
-            config.model, data, params, max_new_tokens=answer_tokens(options),
+        reuse = Reuse()
+        answers = predict(
+            config.model, data, params, max_new_tokens=answer_tokens(options), reuse=reuse,
             batch_size=options.batch_size, progress=lambda rows: bar.update(task, completed=rows),
         )  # fmt: skip
+    return answers, reuse.report()
 
 
 def kind(answer: "Answer") -> str:
@@ -198,6 +201,10 @@ def show(results: dict[str, Any]) -> None:
         percent = (f"{100 * row[part]:.1f}" for part in ("accuracy", "standard_error"))
         table.add_row(name, str(row["questions"]), *percent, end_section=name == lines[-1][0])
     Console().print(table)
+    for what, row in results["reuse"].items():
+        saved = "" if row["seconds_saved"] is None else f", about {row['seconds_saved']:.1f} s saved"
+        if row["hits"]:
+            print(f"features of {what}: {row['misses']} computed, {row['hits']} reused{saved}")
 
 
 if __name__ == "__main__":

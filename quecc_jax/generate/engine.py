@@ -48,6 +48,10 @@ class Question(NamedTuple):
     """Whose words condition the compressor: the human's first turn's, as in training and in the original,
     or the latest turn's, for which the pictures are compressed anew at every turn."""
 
+    def asked(self) -> str:
+        """The turn whose words condition the compressor."""
+        return self.history[0] if self.history and self.query == "first" else self.text
+
 
 class Limits(NamedTuple):
     """How an answer is chosen, and where it ends."""

@@ -187,6 +187,10 @@ def test_evaluation_scores_what_generation_answers(run, ask, pictures, tmp_path,
     assert (results["questions"], results["accuracy"]) == (10, 0.6)
     assert math.isclose(results["standard_error"], math.sqrt(0.6 * 0.4 / 10))
     assert results["kinds"]["other"] == results["kinds"]["about a cell"]
+    shown = sum(len(images) for _, images in asked)
+    for reuse in results["reuse"].values():
+        assert (reuse["misses"], reuse["hits"]) == (2, shown - 2)
+    assert "features of pictures: 2 computed" in out
     assert results["kinds"]["other"]["questions"] == 5 and results["kinds"]["other"]["accuracy"] == 0.6
     assert {p.name for p in (tmp_path / "new" / "scores").iterdir()} == {"answers.jsonl", "results.json"}
 
