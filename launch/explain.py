@@ -10,6 +10,9 @@ from quecc_jax.errors import UserError
 from quecc_jax.evaluate.attention import patch_map
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.image import AxesImage
+
     from quecc_jax.generate.engine import Engine, Limits, Question
 
 
@@ -24,6 +27,7 @@ def explain(engine: "Engine", question: "Question", other: str, limits: "Limits"
       UserError: the model has no compressor that attends, or the file cannot be written.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     questions = [question, question._replace(text=other)]
     weights = [engine.attention(one) for one in questions]
@@ -36,19 +40,21 @@ def explain(engine: "Engine", question: "Question", other: str, limits: "Limits"
     picture, side = question.pictures[0].array, maps[0].shape[0]
     where = (-0.5, side - 0.5, side - 0.5, -0.5)
 
-    figure = Figure(figsize=(15, 5.6), layout="constrained")
-    panels = figure.subplots(1, 4)
+    figure = Figure(figsize=(15, 4.9), layout="constrained")
+    grid = figure.add_gridspec(2, 4, height_ratios=(1, 0.05))
+    panels = [figure.add_subplot(grid[0, column]) for column in range(4)]
     panels[0].imshow(picture, extent=where)
-    panels[0].set_title("the picture, as the tower sees it", fontsize=10)
+    panels[0].set_title("the picture,\nas the tower sees it", fontsize=10)
     top, most = max(m.max() for m in maps), max(float(np.abs(change).max()), 1e-6)
     for panel, one, answer, shown in zip(panels[1:], questions, answers, maps, strict=False):
-        drawn = _overlay(panel, picture, shown, where, "inferno", 0, top)
+        drawn = _overlay(panel, picture, shown, region, ("inferno", 0, top))
         panel.set_title(f"{_short(one.text)}\n→ {_short(answer)}", fontsize=10)
-    figure.colorbar(drawn, ax=panels[1:3], location="bottom", shrink=0.6,
-                    label="attention (1: as if it looked nowhere)")  # fmt: skip
-    drawn = _overlay(panels[3], picture, change, where, "RdBu_r", -most, most)
-    panels[3].set_title("first minus second", fontsize=10)
-    figure.colorbar(drawn, ax=panels[3], location="bottom", shrink=0.8, label="difference")
+    changed = _overlay(panels[3], picture, change, region, ("RdBu_r", -most, most))
+    panels[3].set_title("first minus second\n", fontsize=10)
+    for place, image, label in ((grid[1, 1:3], drawn, "attention (1: as if it looked nowhere)"),
+                                (grid[1, 3], changed, "difference")):  # fmt: skip
+        bar = figure.colorbar(image, cax=figure.add_subplot(place), orientation="horizontal", label=label)
+        bar.locator = MaxNLocator(5)
     for panel in panels:
         panel.set_xticks([])
         panel.set_yticks([])
@@ -60,11 +66,17 @@ def explain(engine: "Engine", question: "Question", other: str, limits: "Limits"
         raise UserError(f"--explain {out} cannot be written ({error.strerror}); choose another") from None
 
 
-def _overlay(panel, picture: np.ndarray, shown: np.ndarray, where, colours: str, low: float, high: float):  # type: ignore[no-untyped-def]
+def _overlay(
+    panel: "Axes", picture: np.ndarray, shown: np.ndarray, region: int, colours: tuple[str, float, float]
+) -> "AxesImage":
     """A map over the greyed picture, with lines between the squares of the visual tokens."""
-    grey = picture.mean(axis=-1)
-    panel.imshow(grey, cmap="gray", extent=where, vmin=0, vmax=255)
-    return panel.imshow(shown, cmap=colours, extent=where, vmin=low, vmax=high, alpha=0.65)
+    side = shown.shape[0]
+    where, (name, low, high) = (-0.5, side - 0.5, side - 0.5, -0.5), colours
+    panel.imshow(picture.mean(axis=-1), cmap="gray", extent=where, vmin=0, vmax=255)
+    for line in np.arange(region, side, region) - 0.5:
+        panel.axhline(line, color="white", lw=0.8)
+        panel.axvline(line, color="white", lw=0.8)
+    return panel.imshow(shown, cmap=name, extent=where, vmin=low, vmax=high, alpha=0.65)
 
 
 def _short(text: str, width: int = 44) -> str:

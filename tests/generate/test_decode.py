@@ -1,6 +1,7 @@
 """Decoding with the cache picks what full passes over the growing text pick; draws follow their keys."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import pytest
 from quecc_jax.config import MeshConfig
 from quecc_jax.data.batch import Batch, batch_spec
 from quecc_jax.generate import Sampling, build_generator
-from quecc_jax.generate.decode import begin, decoding_params, on_mesh
+from quecc_jax.generate.decode import advance, begin, decoding_params, on_mesh
 from quecc_jax.models.decoder import unstack
 from quecc_jax.models.vlm import VLM
 from quecc_jax.sharding import batch_sharding, make_mesh
@@ -168,3 +169,18 @@ def test_eight_devices_answer_as_one_does(params):
     first = on_mesh(lambda p, b: begin(model, (0,), p, b, None, None, None, 3), mesh)(placed, rows)
     key = first.cache.keys[0]
     assert key.sharding.shard_shape(key.shape) == (2, 23, 1, 8)
+
+
+def test_the_cache_is_written_in_place(params, prompts):
+    """No array of the cache's shape is copied in the compiled loop, and the given one's memory is reused."""
+    model = VLM(MODEL, unrolled=True)
+    ready = decoding_params(params, MODEL)
+    state = jax.eval_shape(lambda p, b: begin(model, (0,), p, b, None, None, None, 37), ready, prompts)
+    step = jax.jit(functools.partial(advance, model, (0,)), static_argnums=4, donate_argnums=1)
+    compiled = step.lower(ready, state, None, None, 4).compile()
+    made = [line for line in (compiled.as_text() or "").splitlines() if "= f32[5,57,2,8]" in line]
+    assert sum("dynamic-update-slice" in line for line in made) >= 4
+    assert [line for line in made if " copy(" in line or " transpose(" in line] == []
+    kept = sum(leaf.size * leaf.dtype.itemsize for leaf in (*state.cache.keys, *state.cache.values))
+    memory: Any = compiled.memory_analysis()
+    assert memory.alias_size_in_bytes >= kept == 4 * 5 * 57 * 2 * 8 * 4

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -14,7 +15,7 @@ from tests.tiny import random_params
 QUESTIONS = ["what color is the shape?", "is it a circle or a square, and where?", "and now?"]
 
 
-def tiny_engine(folder: Path, **compressor: str) -> Engine:
+def tiny_engine(folder: Path, **compressor: Any) -> Engine:
     """It reads words, and makes four visual tokens of a picture."""
     size = train_word_tokenizer([*QUESTIONS, "red blue green triangle yes no left right"], folder / "words")
     model = ModelConfig(

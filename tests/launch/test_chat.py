@@ -203,7 +203,7 @@ def test_other_sites_and_other_names_are_refused(server):
         ({"Host": f"localhost:{port}"}, 200), ({"Host": own, "Origin": "http://evil.example"}, 403),
         ({"Host": own, "Origin": "null"}, 403), ({"Host": own, "Origin": f"http://{own}"}, 200),
     ]:  # fmt: skip
-        assert call(port, "GET", "/settings", **headers)[0] == status, headers
+        assert call(port, "GET", "/settings", b"", **headers)[0] == status, headers
     assert call(port, "GET", "/../../etc/passwd")[0] == 404
     status, _, headers = call(port, "GET", "/")
     assert status == 200 and "default-src 'none'" in headers["Content-Security-Policy"]

@@ -37,7 +37,7 @@ def test_every_patch_has_its_place():
 
 
 def test_the_maps_of_both_questions_and_their_difference_are_drawn(engine, picture, tmp_path, monkeypatch):
-    drawn = {}
+    drawn: dict[str, Figure] = {}
     monkeypatch.setattr(Figure, "savefig", lambda self, path, **options: (
         drawn.update(figure=self), path.write_bytes(b"png"), None)[-1])  # fmt: skip
     question = Question(QUESTIONS[0], (engine.picture(picture),))

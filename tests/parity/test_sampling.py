@@ -1,5 +1,7 @@
 """Sampling rules against transformers' logits processors, alone and in the order of its `generate`."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -35,7 +37,8 @@ def test_processed_logits_are_theirs(settings):
         theirs.append(TopKLogitsWarper(settings["top_k"]))
     if "top_p" in settings:
         theirs.append(TopPLogitsWarper(settings["top_p"]))
-    wanted = theirs(torch.from_numpy(ids), torch.from_numpy(logits.copy())).numpy()
+    scores: Any = torch.from_numpy(logits.copy())
+    wanted = theirs(torch.LongTensor(ids), scores).numpy()
     seen = np.zeros((ROWS, VOCAB), bool)
     np.put_along_axis(seen, ids, True, axis=1)
     ours = np.asarray(jax.jit(process)(logits, seen, Sampling(**settings)))
