@@ -21,6 +21,7 @@ import functools
 import importlib.util
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -224,8 +225,10 @@ def part_torch(new: int, repeats: int) -> None:
     for round_ in range(repeats + 1):
         for name, runner in runners.items():
             said[name], first, last = runner.go()
+            rate = (new - 1) / (last - first)
+            print(f"round {round_}: {name} {rate:.1f} tokens/s", file=sys.stderr, flush=True)
             if round_:
-                rates[name].append((new - 1) / (last - first))
+                rates[name].append(rate)
                 firsts[name].append(first)
     for name in runners:
         rate, first = statistics.median(rates[name]), statistics.median(firsts[name])
