@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
 from scaling.errors import UserError
 from scaling.law import Law
@@ -101,8 +101,7 @@ def figure_best_tokens(
     cost_axis(axes, "y", kind)
     ticks = [q for q in (0, 1, 3, 10, 30, 100, 300, 1000, 3000) if found.text[0] <= q <= found.text[-1]]
     axes.set_xticks([q + 1 for q in ticks], [f"{q}" for q in ticks])
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.minorticks_off()
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("text tokens Q")
     axes.grid(False)
     used = np.unique(found.tokens[found.tokens >= 0])

@@ -191,9 +191,11 @@
       linearAxis(Math.min(...errors) - room, Math.max(...errors) + room, (e) => digits(100 * e) + " %"),
       data.axis, "error");
     root.insertBefore(chart.figure, map ? map.figure : null);
+    const heavy = data.llms.some((_, k) => state.sizes[k] && !sorted.some((each) => each.i === k));
     make("p", { class: "panel-title" }, chart.figure, "Colour: N; shape: V. Lines and small marks: the law" +
-      (measured.length ? "; hollow marks: measured" : "") + ". Band: the least error that each cost buys. " +
-      "Circle: what the budget buys. Point at a mark for its values.");
+      (measured.length ? "; hollow marks: measured" : "") +
+      (heavy && data.machine ? "; a line without marks does not fit the machine's memory" : "") +
+      ". Band: the least error that each cost buys. Circle: what the budget buys. Point at a mark for its values.");
     const { svg, box, x, y } = chart;
     if (frontier.length) {
       const steps = [];
