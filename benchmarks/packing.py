@@ -9,11 +9,11 @@ No data set is read. Lengths are drawn from a model of llava_v1_5_mix665k, whose
   GQA 943,000 / 72,140, OCR-VQA 801,579 / 166,022), at most 10 for RefCOCO and Visual Genome;
 - bytes of the published files: conversation_58k.json 126 MB, detail_23k.json 20.5 MB,
   complex_reasoning_77k.json 79.6 MB, llava_v1_5_mix665k.json 1.03 GB. Tokens per turn are set so that text
-  at 4.2 bytes a token with 125 bytes of JSON a turn and 130 a row gives these (the model's total is
+  at 4.2 bytes a token with 64 bytes of JSON a turn and 130 a row gives these (the model's total is
   printed); ShareGPT's is what the others leave of the total.
 
 Template v1 adds 36 tokens a row (BOS and the system sentence) and 9 a turn. Tokens per turn are log-normal,
-turns of merged rows geometric, Poisson or fixed. Rows above the limit are cut.
+turns of merged rows Poisson (at least one) or fixed. Rows above the limit are cut.
 """
 
 import dataclasses
@@ -47,10 +47,10 @@ class Part:
 
 
 MIXTURE = {
-    "LLaVA conversation": Part(57_669, 4.5, 82, 0.5, merged=True),
-    "LLaVA detail": Part(23_240, 1, 145, 0.3),
-    "LLaVA reasoning": Part(76_803, 1, 185, 0.35),
-    "ShareGPT": Part(40_688, 4, 300, 0.9, merged=True, picture=False),
+    "LLaVA conversation": Part(57_669, 4.5, 93, 0.5, merged=True),
+    "LLaVA detail": Part(23_240, 1, 164, 0.3),
+    "LLaVA reasoning": Part(76_803, 1, 200, 0.35),
+    "ShareGPT": Part(40_688, 4, 367, 0.9, merged=True, picture=False),
     "VQAv2": Part(82_783, 5.36, 10, 0.3, merged=True),
     "GQA": Part(72_140, 13.1, 12, 0.3, merged=True),
     "OKVQA": Part(8_998, 1, 20, 0.2),
@@ -61,7 +61,7 @@ MIXTURE = {
     "Visual Genome": Part(86_417, 10, 33, 0.2),
 }
 ROW_TOKENS, TURN_TOKENS = 36, 9
-BYTES_PER_TOKEN, TURN_BYTES, ROW_BYTES = 4.2, 125, 130
+BYTES_PER_TOKEN, TURN_BYTES, ROW_BYTES = 4.2, 64, 130
 
 
 def draw(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, float]:

@@ -1,9 +1,12 @@
 """How long every row is: one pass over the text of all rows, kept on disk for the next run."""
 
+import contextlib
 import hashlib
+import multiprocessing
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +22,19 @@ from quecc_jax.paths import is_remote, place
 
 FORMAT = 1
 """Raise it when the same rows come to have other lengths."""
+BAD = -1
+"""Stands for the length of a bad row where lengths are kept."""
+LARGE = 64 << 20
+"""Bytes from which on a file beside a tokenizer is none of its own."""
 CHUNK = 1024
-"""Rows after which the pass shows how far it is and looks whether too many are bad."""
+"""Rows that a process measures at a time; then the pass looks whether too many are bad."""
 
 
 def measure(sources: Sequence[Source], data: DataConfig, visual_tokens: int) -> Measures:
     """Tokens and pictures of every row, without reading pictures; rows that are left out have none.
 
     The lengths of files are kept in `data.cache`, under the files' size and time of change and all settings
-    that lengths depend on. Pools have theirs at hand.
+    that lengths depend on. Pools have theirs at hand. `data.workers` processes share the pass.
 
     Args:
       sources: of a run, in its order.
@@ -49,37 +56,75 @@ def _one(source: Source, config: SourceConfig, data: DataConfig, visual_tokens: 
                     data.image_place, data.labels, data.max_length, data.images_per_row, data.too_long)
         name = hashlib.sha256(repr(settings).encode()).hexdigest()[:24]
         path = cache_folder(data) / f"lengths-{name}.npy"
-        if (kept := _read(path, len(source))) is not None and (data.bad_rows == "skip" or kept.tokens.all()):
-            return kept
-    made = np.zeros((2, len(source)), np.int32)
-    tally = Tally(data, len(source))
-    for start, stop in _chunks(len(source), f"lengths of {config.path or config.kind}"):
-        bad = list[LeftOut]()
-        for row in range(start, stop):
-            try:
-                encoded = source.encoded(row)
-            except BadRow as error:
-                bad.append(LeftOut(row, error.fault, str(error)))
-                continue
-            made[:, row] = len(encoded.codes), source.pictures(row) if len(encoded.codes) else 0
-            if not len(encoded.codes):
-                bad.append(LeftOut(row, DROPPED, ""))
-        tally.add(Read(stop - start, (), tuple(bad)))
+        kept = _read(path, len(source))
+        # Too many bad rows are met again, so that the error can name one.
+        limit = data.max_bad_share * len(source) if data.bad_rows == "skip" else 0
+        if kept is not None and (kept[0] == BAD).sum() <= limit:
+            return Measures(np.maximum(kept[0], 0), kept[1])
+    parts, tally = list[np.ndarray](), Tally(data, len(source))
+    with contextlib.ExitStack() as stack:
+        show = stack.enter_context(_bar(f"lengths of {config.path or config.kind}", len(source)))
+        for part, read in _passed(source, data.workers if files else 0, stack):
+            tally.add(read)
+            parts.append(part)
+            show(read.rows)
+    made = np.concatenate(parts, axis=1)
     if path is not None:
         _write(path, made)
-    return Measures(*made)
+    return Measures(np.maximum(made[0], 0), made[1])
 
 
-def _chunks(rows: int, title: str) -> Iterator[tuple[int, int]]:
-    """Stretches of all rows, with a bar on a terminal."""
-    bar = Progress(*Progress.get_default_columns()[:-1], TimeRemainingColumn(), console=Console(stderr=True),
-                   disable=not sys.stderr.isatty(), transient=True)  # fmt: skip
-    with bar:
+def _passed(source: Source, workers: int, stack: contextlib.ExitStack) -> Iterator[tuple[np.ndarray, Read]]:
+    """Lengths of a source chunk by chunk, in order, with the help of as many processes."""
+    spans = [(start, min(start + CHUNK, len(source))) for start in range(0, len(source), CHUNK)]
+    if not workers or len(spans) < 2:
+        return (_lengths(source, *span) for span in spans)
+    # Forked processes would inherit JAX's locks without its threads.
+    spawn = multiprocessing.get_context("spawn")
+    pool = stack.enter_context(ProcessPoolExecutor(workers, spawn, _Worker.begin, (source,)))
+    stack.callback(pool.shutdown, cancel_futures=True)
+    return pool.map(_Worker.lengths, *zip(*spans, strict=True))
+
+
+class _Worker:
+    """A process's source: sent once, not with every chunk."""
+
+    source: Source
+
+    @classmethod
+    def begin(cls, source: Source) -> None:
+        cls.source = source
+
+    @classmethod
+    def lengths(cls, start: int, stop: int) -> tuple[np.ndarray, Read]:
+        return _lengths(cls.source, start, stop)
+
+
+def _lengths(source: Source, start: int, stop: int) -> tuple[np.ndarray, Read]:
+    """int32 [2, stop - start] tokens (or BAD) and pictures, and what came of the rows."""
+    made, left_out = np.zeros((2, stop - start), np.int32), list[LeftOut]()
+    for number, row in enumerate(range(start, stop)):
+        try:
+            encoded = source.encoded(row)
+        except BadRow as error:
+            made[0, number] = BAD
+            left_out.append(LeftOut(row, error.fault, str(error)))
+            continue
+        if len(encoded.codes):
+            made[:, number] = len(encoded.codes), source.pictures(row)
+        else:
+            left_out.append(LeftOut(row, DROPPED, ""))
+    return made, Read(stop - start, (), tuple(left_out))
+
+
+@contextlib.contextmanager
+def _bar(title: str, rows: int) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal; what it yields moves it on by so many rows."""
+    columns = (*Progress.get_default_columns()[:-1], TimeRemainingColumn())
+    shown = sys.stderr.isatty()
+    with Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True) as bar:
         task = bar.add_task(title, total=rows)
-        for start in range(0, rows, CHUNK):
-            stop = min(start + CHUNK, rows)
-            yield start, stop
-            bar.update(task, completed=stop)
+        yield lambda done: bar.advance(task, done)
 
 
 def _files(config: SourceConfig) -> list[tuple[str, int, float]]:
@@ -105,16 +150,20 @@ def cache_folder(data: DataConfig) -> Path:
 
 
 def _tokenizer_stamp(directory: str) -> str:
-    files = sorted(path for path in Path(directory).glob("*") if path.is_file())
-    return hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files)).hexdigest()
+    """Hash of a tokenizer's files; of large ones, which are weights beside it, the names alone."""
+    stamp = hashlib.sha256()
+    for path in sorted(path for path in place(directory).iterdir() if path.is_file()):
+        size = path.stat().length if is_remote(directory) else path.stat().st_size  # type: ignore[attr-defined]
+        stamp.update(path.name.encode() + (path.read_bytes() if size < LARGE else b""))
+    return stamp.hexdigest()
 
 
-def _read(path: Path, rows: int) -> Measures | None:
+def _read(path: Path, rows: int) -> np.ndarray | None:
     try:
         kept = np.load(path)
     except (OSError, ValueError, EOFError):
         return None
-    return Measures(*kept) if kept.shape == (2, rows) and kept.dtype == np.int32 else None
+    return kept if kept.shape == (2, rows) and kept.dtype == np.int32 else None
 
 
 def _write(path: Path, made: np.ndarray) -> None:

@@ -190,6 +190,8 @@ class DataIterator:
             if reader is not None:
                 # Grain leaves its thread behind to finish the batch that it is making.
                 reader.shutdown(wait=True)
+            if self._workers:
+                end_deletions()
             self._inner = None
 
     def __enter__(self) -> "DataIterator":
@@ -197,6 +199,17 @@ class DataIterator:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def end_deletions() -> None:
+    """Ends the threads that free what worker processes have sent; grain would keep them until the end of
+    this process, and makes new ones for the next iterator."""
+    from grain._src.python.ipc.shared_memory_array import SharedMemoryArray
+
+    threads, SharedMemoryArray._del_thread_pool = SharedMemoryArray._del_thread_pool, None
+    if threads is not None:
+        threads.close()
+        threads.join()
 
 
 def make_iterator(data: DataConfig, model: ModelConfig, batch_size: int, seed: int, *,

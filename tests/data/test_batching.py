@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.packing import compare
 from quecc_jax.config import DataConfig
 from quecc_jax.data.batching import Grouped, Measures, Packed, Padded, pack, row_lengths
 from quecc_jax.data.order import Order
@@ -159,3 +160,9 @@ def test_packed_rows_are_full_of_tokens_where_pictures_leave_room():
     assert measures.tokens.sum() / packed.epoch() / 512 > 0.97
     narrow = Packed(Order([4000], None, 0), measures, 4, 1000, 512, 2)
     assert narrow.epoch() == pytest.approx(measures.pictures.sum() / 2, rel=0.02)
+
+
+@pytest.mark.parametrize(("visual_tokens", "least"), [(1, 0.95), (36, 0.95), (576, 0.85)])
+def test_packed_rows_of_llava_like_lengths_hold_little_padding(visual_tokens, least):
+    uses = compare(40_000, 2048, 16, visual_tokens)
+    assert uses["packed"].tokens > least and uses["packed"].positions < uses["pad"].positions / 2

@@ -15,7 +15,10 @@ from quecc_jax.config import DataConfig, SourceConfig
 from quecc_jax.data.batch import IGNORE, Batch, batch_spec
 from quecc_jax.data.easyvqa import picture_paths
 from quecc_jax.data.faults import LeftOut
+from quecc_jax.data.measure import measure
 from quecc_jax.data.pipeline import eval_batches, make_iterator
+from quecc_jax.data.sources import open_sources
+from quecc_jax.errors import UserError
 
 BATCHINGS = ("pad", "grouped", "packed")
 ROWS = 61
@@ -225,7 +228,7 @@ def test_lengths_are_measured_once(data, model, tmp_path, monkeypatch):
     with make_iterator(data, model, 4, 0) as iterator:
         first = next(iterator)
     kept, = (tmp_path / "cache").iterdir()
-    monkeypatch.setattr("quecc_jax.data.measure._chunks", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr("quecc_jax.data.measure._passed", lambda *_: pytest.fail("measured again"))
     with make_iterator(data, model, 4, 0) as iterator:
         assert_same(next(iterator), first)
     monkeypatch.undo()
@@ -236,8 +239,25 @@ def test_lengths_are_measured_once(data, model, tmp_path, monkeypatch):
     kept.write_bytes(kept.read_bytes()[:100])
     with make_iterator(data, model, 4, 0) as iterator:
         assert_same(next(iterator), first)
-    with pytest.raises(Exception, match=r"row 8.*: its last turn has no answer"):
-        make_iterator(dataclasses.replace(data, bad_rows="error"), model, 4, 0)
+    for refused in ({"bad_rows": "error"}, {"max_bad_share": 0.01}):
+        with pytest.raises(UserError, match=r"row 8.*: its last turn has no answer"):
+            make_iterator(dataclasses.replace(data, **refused), model, 4, 0)
+
+
+@pytest.mark.slow
+def test_processes_that_share_the_pass_measure_the_same(data, model, tmp_path, monkeypatch):
+    data = batched(data, "packed")
+    sources = open_sources(data, model)
+    alone = measure(sources, data, 4)
+    monkeypatch.setattr("quecc_jax.data.measure.CHUNK", 7)
+    before = children()
+    apart = dataclasses.replace(data, workers=2, cache=str(tmp_path / "other"))
+    shared = measure(sources, apart, 4)
+    assert all(np.array_equal(a, b) for a, b in zip(alone, shared, strict=True))
+    with pytest.raises(UserError, match="no answer"):
+        measure(sources, dataclasses.replace(apart, bad_rows="error"), 4)
+    left = [psutil.Process(pid).cmdline() for pid in children() - before]
+    assert [line for line in left if "resource_tracker" not in " ".join(line)] == []
 
 
 def test_evaluation_reads_one_row_after_another_whatever_the_batching(data, model, rows_file):
