@@ -143,7 +143,7 @@ def compile_row(row: Row, work: Path) -> None:
 
 
 HEADINGS = ("model", "stage", "V", "slice", "mesh", "slices x rows", "remat", "arguments", "temporaries",
-            "needed of", "HLO / model FLOPs", "compute", "HBM", "ICI", "DCN", "step", "MFU", "run",
+            "needed", "HLO / model FLOPs", "compute", "HBM", "ICI", "DCN", "step", "MFU", "run",
             "compile")  # fmt: skip
 
 
@@ -153,9 +153,12 @@ def write_table(work: Path) -> None:
                if (file := work / f"{row.name}.json").exists()]  # fmt: skip
     lines = ["| " + " | ".join(HEADINGS) + " |", "|" + "---|" * len(HEADINGS)]
     lines += ["| " + " | ".join(cells(row, report)) + " |" for row, report in sorted(reports, key=_order)]
+    done = {row for row, _ in reports}
+    if rest := [row.name for row in rows() if row not in done]:
+        lines += ["", f"Not compiled for this table: {', '.join(rest)}."]
     page = ROOT / "docs/pods.md"
-    before, rest = page.read_text().split("<!-- table -->\n", 1)
-    after = rest.split("<!-- end -->", 1)[1]
+    before, old = page.read_text().split("<!-- table -->\n", 1)
+    after = old.split("<!-- end -->", 1)[1]
     write_text(page, f"{before}<!-- table -->\n" + "\n".join(lines) + f"\n<!-- end -->{after}")
     found = [{**row._asdict(), "command": " ".join(command(row)), **report} for row, report in reports]
     record = {"efficiency": EFFICIENCY, "rows": found}
