@@ -20,7 +20,8 @@ class Collective(NamedTuple):
     received: int
     """Bytes that each device takes in per run, at least."""
     group: tuple[int, ...]
-    """The devices of the first group, as places in the program's device order."""
+    """The devices of the first group, as places in the program's device order; empty for an exchange
+    between slices, which a chip has with its like in each of them."""
     times: int
     """Runs per call of the program."""
     op_name: str
@@ -38,13 +39,15 @@ def collectives(program: Program) -> list[Collective]:
     for name, computation in program.computations.items():
         for instruction in computation.values():
             kind = instruction.opcode.removesuffix("-start")
+            if times.get(name) and (between := _between_slices(instruction, computation, times[name], name)):
+                found[f"{name}/{instruction.name}"] = between
             if kind not in KINDS or not times.get(name):
                 continue
             operand = sum(a.bytes for o in instruction.operands for a in computation[o].arrays)
             if kind == "all-reduce" and _sliced(instruction, computation):
                 kind = "reduce-scatter"
             group = first_group(instruction, program.partitions)
-            payload, received = _traffic(kind, operand, len(group))
+            payload, received = amounts(kind, operand, len(group))
             one = Collective(kind, operand, payload, received, group, times[name], instruction.op_name, name)
             chained = "chain_id=" in instruction.attribute("frontend_attributes")
             key = instruction.attribute("channel_id") if chained else f"{name}/{instruction.name}"
@@ -64,7 +67,20 @@ def _sliced(instruction: Instruction, computation: Computation) -> bool:
     return found and place is instruction
 
 
-def _traffic(kind: str, operand: int, n: int) -> tuple[int, int]:
+def _between_slices(
+    instruction: Instruction, computation: Computation, times: int, where: str
+) -> Collective | None:
+    """An exchange between slices, which goes through the hosts: a program is compiled for one slice, and
+    sends what it has to the runtime that talks to the others."""
+    kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.text)
+    if instruction.opcode != "send" or not kind:
+        return None
+    size = sum(a.bytes for a in computation[instruction.operands[0]].arrays)
+    name = kind[1].lower().replace("_", "-")
+    return Collective(name, size, size, size, (), times, instruction.op_name, where)
+
+
+def amounts(kind: str, operand: int, n: int) -> tuple[int, int]:
     """(payload, bytes received per device) of an exchange among n devices that each hold `operand` bytes."""
     if kind == "all-gather":
         return n * operand, (n - 1) * operand

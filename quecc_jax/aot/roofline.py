@@ -1,10 +1,9 @@
 """The time that a program cannot go below on a chip, and a prediction from it."""
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from quecc_jax.aot.collectives import Collective
+from quecc_jax.aot.collectives import Collective, amounts
 from quecc_jax.aot.topology import Topology
 
 EFFICIENCY = 0.75
@@ -34,38 +33,25 @@ def exchanges(found: Sequence[Collective], topology: Topology, devices: Sequence
     where the axis ends (the chip at the end has no more). A permutation is taken to run in both directions.
 
     Args:
-      devices: the program's, in its order, with coordinates and slices.
+      devices: those of the first slice in the program's order, with coordinates.
     """
     sums: dict[tuple[str, str], list[float]] = {}
     for one in found:
-        members = [devices[place] for place in one.group]
-        slices = len({_slice(d) for d in members})
-        dcn = _between_slices(one, slices) if slices > 1 else 0
-        ici = one.received - dcn
-        rate = topology.chip.link_bytes * _links(one, [d.coords for d in members], topology)
-        for network, received, seconds in (
-            ("ICI", ici, ici / rate if rate else 0.0),
-            ("DCN", dcn, dcn / topology.chip.dcn_bytes if topology.chip.dcn_bytes else math.inf),
-        ):
-            if received:
-                total = sums.setdefault((one.kind, network), [0, 0, 0.0])
-                for place, value in enumerate((received, 1, seconds)):
-                    total[place] += value * one.times
+        if one.group:
+            network, received = "ICI", one.received
+            links = _links(one, [devices[place].coords for place in one.group], topology)
+            rate = topology.chip.link_bytes * links
+        else:
+            network, received = "DCN", amounts(one.kind, one.operand, topology.slices)[1]
+            rate = topology.chip.dcn_bytes
+        if received:
+            total = sums.setdefault((one.kind, network), [0, 0, 0.0])
+            for place, value in enumerate((received, 1, received / rate)):
+                total[place] += value * one.times
     return sorted(
         (Exchange(kind, network, int(b), int(n), s) for (kind, network), (b, n, s) in sums.items()),
         key=lambda e: -e.seconds,
     )
-
-
-def _slice(device: Any) -> int:
-    return getattr(device, "slice_index", None) or 0
-
-
-def _between_slices(one: Collective, slices: int) -> int:
-    """Bytes that a chip must receive from other slices when each slice fetches them only once."""
-    if one.kind == "collective-permute":
-        return one.received
-    return one.received * (slices - 1) // max(len(one.group) - 1, 1)
 
 
 def _links(one: Collective, coordinates: Sequence[Sequence[int]], topology: Topology) -> int:

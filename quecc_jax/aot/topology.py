@@ -28,7 +28,8 @@ def parse_topology(text: str) -> Topology:
     """A topology from `v5e:16x16`, `v5p:2x4x4` or `2*v5e:16x16`.
 
     Raises:
-      UserError: another form, or a chip that is not in the table.
+      UserError: another form, a chip that is not in the table, or several slices of one whose rate between
+        slices is not.
     """
     match = re.fullmatch(r"(?:(\d+)\*)?(\w+):(\d+(?:x\d+){1,2})", text)
     tpus = [chip.name for chip in CHIPS if chip.axes]
@@ -38,7 +39,10 @@ def parse_topology(text: str) -> Topology:
     chip, shape = find_chip(match[2]), tuple(int(n) for n in match[3].split("x"))
     if len(shape) != chip.axes or 0 in shape or match[1] == "0":
         raise UserError(f"topology {text!r}: a {chip.name} slice has {chip.axes} axes of at least 1 chip")
-    return Topology(chip, shape, int(match[1] or 1))
+    topology = Topology(chip, shape, int(match[1] or 1))
+    if topology.slices > 1 and not chip.dcn_bytes:
+        raise UserError(f"topology {text!r}: no rate between slices is known for {chip.name}; take one slice")
+    return topology
 
 
 def prepare_environment() -> None:

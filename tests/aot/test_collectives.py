@@ -8,7 +8,9 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from quecc_jax.aot import hlo
-from quecc_jax.aot.collectives import collectives, first_group
+from quecc_jax.aot.collectives import Collective, collectives, first_group
+from quecc_jax.aot.roofline import exchanges
+from quecc_jax.aot.topology import parse_topology
 from quecc_jax.aot.traffic import traffic
 
 TPU = hlo.parse((Path(__file__).parent / "tpu_program.txt").read_text())
@@ -37,6 +39,51 @@ def test_notations_of_groups(groups, expected):
     line = f"  %r = f32[4]{{0}} all-reduce(%x), channel_id=1, replica_groups={groups}, to_apply=%add"
     program = hlo.parse(f"HloModule m\nENTRY %main (x: f32[4]) -> f32[4] {{\n{line}\n}}\n")
     assert first_group(program.computations["main"]["r"], 8) == expected
+
+
+def test_exchanges_between_slices_go_through_the_hosts():
+    program = hlo.parse("""HloModule m, num_partitions=4
+ENTRY %main (x: bf16[64,16]) -> bf16[64,16] {
+  %x = bf16[64,16]{1,0} parameter(0)
+  %after = token[] after-all()
+  %send = (bf16[64,16]{1,0}, u32[], token[]) send(%x, %after), channel_id=8, is_host_transfer=true, \
+frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",\
+_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %sent = token[] send-done(%send), channel_id=8, is_host_transfer=true
+  %recv = (bf16[64,16]{1,0}, u32[], token[]) recv(%sent), channel_id=9, is_host_transfer=true
+  %got = (bf16[64,16]{1,0}, token[]) recv-done(%recv), channel_id=9, is_host_transfer=true
+  ROOT %sum = bf16[64,16]{1,0} get-tuple-element(%got), index=0
+}
+""".replace("\\\n", ""))
+    (found,) = collectives(program)
+    assert (found.kind, found.operand, found.group) == ("all-reduce", 2 * 64 * 16, ())
+    topology = parse_topology("2*v5e:2x2")
+    (sent,) = exchanges([found], topology, [])
+    assert (sent.network, sent.bytes, sent.times) == ("DCN", 2 * 64 * 16, 1)
+    assert sent.seconds == sent.bytes / topology.chip.dcn_bytes
+    (more,) = exchanges([found], parse_topology("4*v5e:2x2"), [])
+    assert more.bytes == 1.5 * sent.bytes
+
+
+class At:
+    """A device at a place of the torus."""
+
+    def __init__(self, *coords: int):
+        self.coords = coords
+
+
+def test_an_exchange_uses_the_links_of_the_axes_that_it_spans():
+    one = Collective("all-gather", 1, 4, 3, (0, 1), 1, "", "")
+    along, across = [At(0, 0, 0), At(1, 0, 0)], [At(0, 0, 0), At(1, 1, 0)]
+    link = parse_topology("v5e:4x4").chip.link_bytes
+
+    def seconds(topology, devices):
+        return exchanges([one], parse_topology(topology), devices)[0].seconds
+
+    assert seconds("v5e:4x4", along) == 3 / link
+    assert seconds("v5e:4x4", across) == 3 / (2 * link)
+    assert seconds("v5e:16x16", across) == 3 / (4 * link)
+    assert seconds("v5e:16x4", across) == 3 / (3 * link)
 
 
 def test_a_sum_of_which_a_slice_is_kept_is_a_reduce_scatter():

@@ -17,6 +17,7 @@ def test_names(text, shape, slices):
 @pytest.mark.parametrize("text, message", [
     ("v5e-16", "write CHIP:AxB"), ("h100:2x2", "one of the chips v4, v5e, v5p, v6e"),
     ("v5e:4x4x4", "has 2 axes"), ("0*v5e:4x4", "at least 1"), ("v5p:4x4", "has 3 axes"),
+    ("2*v4:2x2x2", "no rate between slices is known for v4"),
 ])  # fmt: skip
 def test_other_names_are_refused(text, message):
     with pytest.raises(UserError, match=message):

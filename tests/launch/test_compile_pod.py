@@ -39,6 +39,20 @@ def test_a_step_compiles_for_a_slice_that_is_not_here(tmp_path):
 
 
 @needs_libtpu
+@pytest.mark.slow
+def test_two_slices_exchange_gradients_over_the_data_centre_network(tmp_path):
+    out = tmp_path / "report.json"
+    ran = compile_pod(CONFIG, "--topology", "2*v5e:2x2", "--mesh.data", "2", "--json", str(out))
+    assert ran.returncode == 0, ran.stderr
+    report = json.loads(out.read_text())
+    assert report["chips"] == 8 and report["mesh"] == {"data": 2, "fsdp": 4, "tensor": 1}
+    (between,) = [e for e in report["exchanges"] if e["network"] == "DCN"]
+    # Each chip's quarter of the gradients, in 16 bits, once; tables and norms may go in 32.
+    quarter = 2 * (2 * 2048 * 256 + 8 * (4 * 256 * 256 + 3 * 256 * 640)) / 4
+    assert between["kind"] == "all-reduce" and quarter <= between["bytes"] <= 2.2 * quarter
+
+
+@needs_libtpu
 def test_a_step_that_the_compiler_refuses_is_reported_with_what_would_help(tmp_path):
     out = tmp_path / "report.json"
     ran = compile_pod(CONFIG, "--topology", "v5e:2x2", "--json", str(out), "--model.remat", "none",
