@@ -3,6 +3,7 @@
 import argparse
 import functools
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -100,19 +101,26 @@ def _parser() -> argparse.ArgumentParser:
 def run_fit(options: argparse.Namespace) -> None:
     """Fits one scores file, its tasks and its variants, and writes everything to the folder."""
     # Imported here so that --help and usage errors answer at once.
-    import numpy as np
-
-    from scaling import fit_report, plot, report, scrutiny
-    from scaling.fit import NON_NEGATIVE, PUBLISHED_BOX, fit_law
-    from scaling.fit_explorer import figure_map
-    from scaling.law import PARAMETERS, Tokens
-    from scaling.profile_plot import figure_profiles
     from scaling.table import published, read_scores
-    from scaling.uncertainty import Resample, assess
 
     scores, out = options.scores, options.out
     is_name = scores in ("general", "ocr") and not Path(scores).exists()
     table = published(scores) if is_name else read_scores(scores, options.percent)
+
+    # float64 is slow or missing on accelerators, and the problems are small.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    from scaling.solver import compile_in_background
+
+    compiling = compile_in_background()
+    import numpy as np
+
+    from scaling import fit_report, plot, report, scrutiny
+    from scaling.fit import NON_NEGATIVE, PUBLISHED_BOX, Loss, fit_law
+    from scaling.fit_explorer import figure_map
+    from scaling.law import PARAMETERS, Tokens
+    from scaling.profile_plot import figure_profiles
+    from scaling.uncertainty import Resample, assess
+
     fitted = functools.partial(
         fit_law,
         query_tokens=getattr(options, "query_tokens", None),
@@ -125,6 +133,7 @@ def run_fit(options: argparse.Namespace) -> None:
         method=options.method,
     )
     trusted = functools.partial(assess, count=options.refits, seed=options.seed, method=options.interval)
+    compiling.join()
     tokens = options.tokens
     other: Tokens = "Q+V" if tokens == "V" else "V"
     fit = fitted(table, tokens)
@@ -153,7 +162,9 @@ def run_fit(options: argparse.Namespace) -> None:
     sections += scrutiny.scrutiny_sections(table, fit, seen)
     if table.tasks:
         parts = {name: table.for_task(name) for name in table.tasks}
-        fits = {name: fitted(part, tokens) for name, part in parts.items()}
+        # Standard errors are of the mean score, not of its parts.
+        loss: Loss = "least_squares" if options.loss == "weighted" else options.loss
+        fits = {name: fitted(part, tokens, loss=loss) for name, part in parts.items()}
         # One task has no tasks of its own to draw from.
         alone: Resample = "residual" if options.resample == "task" else options.resample
         record["tasks"] = {

@@ -14,8 +14,8 @@ from scaling.law import PARAMETERS
 from scaling.plot import (
     figure_error_vs_flops,
     figure_error_vs_tokens,
+    figure_in_both,
     figure_residuals,
-    figure_to_svg,
 )
 from scaling.profile import Interval, Profile
 from scaling.profile_plot import figure_profiles
@@ -222,7 +222,7 @@ def _profile_section(fit: Fit, trust: Uncertainty) -> Section:
         "variance of one score. The dot is the fit, the band the 95 % interval, the dashed line the loss "
         "that ends it where no bound is near."
     )
-    light, dark = (figure_to_svg(figure_profiles(fit, trust.profiles, style)) for style in ("light", "dark"))
+    light, dark = figure_in_both(figure_profiles(fit, trust.profiles))
     figure = figure_html(light, dark, "Profile likelihood of every constant", caption)
     return Section("How well each constant is known", [figure])
 
@@ -265,5 +265,5 @@ def _checks_section(fit: Fit, others: Mapping[str, Fit] | None) -> Section:
 
 
 def _both(table: ScoreTable, fit: Fit, draw: Callable[..., Figure], alt: str, caption: str) -> str:
-    light, dark = (figure_to_svg(draw(table, fit, style)) for style in ("light", "dark"))
+    light, dark = figure_in_both(draw(table, fit), len(table.params_b))
     return figure_html(light, dark, alt, caption)

@@ -5,6 +5,7 @@ number of visual tokens. Everything is drawn for a width of 700 pixels.
 """
 
 import io
+import re
 import textwrap
 from typing import Any
 
@@ -122,6 +123,18 @@ def figure_to_svg(figure: Figure) -> str:
     with matplotlib.rc_context({"svg.hashsalt": "scaling", "svg.fonttype": "path"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()
+
+
+def figure_in_both(figure: Figure, colours: int = 0) -> tuple[str, str]:
+    """A light figure as SVG, and the same in dark: one drawing with its colours exchanged.
+
+    `colours` counts the ordered things that it colours (`Theme.colours`).
+    """
+    light = figure_to_svg(figure)
+    pairs = zip(THEMES["light"].palette(colours), THEMES["dark"].palette(colours), strict=True)
+    exchanged = dict(pairs)
+    dark = re.sub(r"#[0-9a-f]{6}\b", lambda found: exchanged.get(found[0], found[0]), light)
+    return light, dark
 
 
 def figure_to_png(figure: Figure, dpi: int = 2 * DPI) -> bytes:

@@ -21,7 +21,8 @@ from scipy.optimize import least_squares
 from scaling.fit import Fit
 from scaling.table import ScoreTable
 
-_STARTS = 6
+_STARTS = 2
+"""Random ones besides the fit's constants."""
 
 
 class RivalFit(NamedTuple):
@@ -46,6 +47,8 @@ class _Form(NamedTuple):
     low: dict[str, float]
     high: dict[str, float]
     """Bounds of the constants, in order; starts are drawn from them."""
+    near: list[float]
+    """A start from the fit's constants."""
 
 
 def compare(table: ScoreTable, fit: Fit, seed: int = 0) -> list[RivalFit]:
@@ -87,8 +90,8 @@ def _least_squares(
 ) -> tuple[list[float], float]:
     low, high = (np.array(list(ends.values())) for ends in (form.low, form.high))
     best = None
-    for _ in range(_STARTS):
-        start = rng.uniform(np.maximum(low, -1), np.minimum(high, 1))
+    drawn = [rng.uniform(np.maximum(low, -1), np.minimum(high, 1)) for _ in range(_STARTS)]
+    for start in [np.clip(form.near, low, high), *drawn]:
         found = least_squares(
             lambda c: form.predict(c, n, v) - y, start, bounds=(low, high), jac="3-point", x_scale="jac",
             ftol=1e-12, xtol=1e-12, gtol=1e-12, max_nfev=300,
@@ -108,10 +111,12 @@ def _forms(fit: Fit) -> list[_Form]:
     t = "V" if fit.law.tokens == "V" else "(Q + V)"
     scale = {"A": (0.0, 10.0), "B": (0.0, 10.0), "alpha": (0.0, 5.0), "beta": (0.0, 5.0), "D": (0.0, 1.0)}
     signed = (-10.0, 10.0)
+    p = fit.law.params
+    near = {**p._asdict(), "B": p.A / 2, "a": p.A + p.D, "b": p.A * p.alpha, "c": 0.0, "q": 1.0}
 
     def form(name: str, formula: str, constants: dict[str, tuple[float, float]], predict: Any) -> _Form:
         low, high = ({key: ends[side] for key, ends in constants.items()} for side in (0, 1))
-        return _Form(name, formula, predict, low, high)
+        return _Form(name, formula, predict, low, high, [near[key] for key in constants])
 
     def pick(*names: str) -> dict[str, tuple[float, float]]:
         return {name: scale[name] for name in names}

@@ -6,6 +6,7 @@ wants to leave the box is held there for that step; the rest moves freely.
 """
 
 import functools
+import threading
 from typing import NamedTuple
 
 import jax
@@ -171,6 +172,20 @@ def _solve_positive(matrix: jax.Array, right: jax.Array) -> jax.Array:
 def _batched(huber: bool) -> "jax.stages.Wrapped":
     over = (0, 0, 0, 0, None)
     return jax.jit(jax.vmap(solve, in_axes=over if huber else over[:4]))
+
+
+def compile_in_background() -> threading.Thread:
+    """Starts compiling `solve_many` for squared residuals, while this thread does something else; join it
+    before the first solve."""
+
+    def compile_once() -> None:
+        ones = np.ones(1)
+        box = Params(*(0.0 * ones for _ in range(4))), Params(*(ones for _ in range(4)))
+        solve_many(Params(*(ones / 2 for _ in range(4))), Cells(ones, ones, ones, ones), *box)
+
+    thread = threading.Thread(target=compile_once, name="compile")
+    thread.start()
+    return thread
 
 
 def solve_many(

@@ -24,6 +24,11 @@ class Theme(NamedTuple):
         """Colours for ordered things, distinct to the colour-blind too."""
         return [matplotlib.colormaps["viridis"](x) for x in np.linspace(*self.ramp, count)]
 
+    def palette(self, count: int) -> list[str]:
+        """All its colours as #rrggbb, `count` of them from the ramp."""
+        names = [self.paper, self.ink, self.muted, self.grid, self.accent, *self.colours(count)]
+        return [matplotlib.colors.to_hex(name) for name in names]
+
 
 THEMES: dict[Style, Theme] = {
     "light": Theme("#ffffff", "#1c1f24", "#5b6470", "#e4e7eb", "#d55e00", (0.02, 0.74)),

@@ -10,6 +10,7 @@ from scaling.frontier import measured_cost
 from scaling.plot import (
     figure_error_vs_flops,
     figure_error_vs_tokens,
+    figure_in_both,
     figure_residuals,
     figure_to_png,
     figure_to_svg,
@@ -61,6 +62,17 @@ def test_figures_stand_missing_cells_errors_and_counted_costs():
     cost = measured_cost(table.params_b, table.visual_tokens, [[1e6, 2e6, 3e6], [4e6, 5e6, 6e6]])
     drawn = [list(x) for x, _ in lines(figure_error_vs_flops(table, fit, cost=cost))]
     assert [4e6, 5e6, 6e6] in drawn
+
+
+@pytest.mark.parametrize("draw", FIGURES)
+def test_dark_figure_is_the_light_one_in_other_colours(draw):
+    table = published("ocr")
+    fit = fit_law(table, n_starts=8)
+    both = figure_in_both(draw(table, fit), len(table.params_b))
+    for found, style in zip(both, ("light", "dark"), strict=True):
+        # Names of markers and clips depend on their colours.
+        drawn = figure_to_svg(draw(table, fit, style))
+        assert len({re.sub(r"\b[mp][0-9a-f]{10}\b", "id", svg) for svg in (found, drawn)}) == 1
 
 
 def test_size_names():
