@@ -124,6 +124,6 @@ def cost_axis(axes: Axes, which: str, kind: Kind) -> None:
 
     axis.set_major_formatter(FuncFormatter(short))
     low, high = axes.get_xlim() if which == "x" else axes.get_ylim()
-    # Less than one and a half decades may hold a single power of ten.
+    # Less than two decades may hold a single power of ten.
     few = FuncFormatter(lambda value, place: short(value, place) if f"{value:e}"[0] in "25" else "")
-    axis.set_minor_formatter(few if high < 30 * low else NullFormatter())
+    axis.set_minor_formatter(few if high < 100 * low else NullFormatter())
