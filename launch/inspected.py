@@ -10,7 +10,6 @@ from quecc_jax.config import RunConfig
 from quecc_jax.data.batch import IGNORE, Batch
 from quecc_jax.data.batching import Draw, Grouped, Packed
 from quecc_jax.data.faults import Tally
-from quecc_jax.data.measure import measure
 from quecc_jax.data.pipeline import Assemble, draw_batches
 from quecc_jax.data.sources import Source, open_sources
 from quecc_jax.data.tokenizer import Tokenizer, load_tokenizer
@@ -140,7 +139,7 @@ def _facts(config: RunConfig, sources: Sequence[Source], draws: Any) -> list[tup
              ("visual tokens of a picture", str(config.model.visual_tokens))]  # fmt: skip
     if data.batching == "pad":
         return [*facts, ("steps of an epoch", f"{rows / size:,.1f} of {size} rows")]
-    measures = measure(sources, data, config.model.visual_tokens)
+    measures = draws.measures
     tokens, pictures = int(measures.tokens.sum()), int(measures.pictures.sum())
     facts.append(("tokens of a row", f"{tokens / rows:,.0f} on average, {measures.tokens.max():,} at most"))
     if isinstance(draws, Grouped):

@@ -57,6 +57,7 @@ class Logged:
     def __init__(self, inner: BatchIterator, path: Path, limit: int):
         self.inner, self.path, self.left = inner, path, limit
         self.get_state, self.set_state, self.close = inner.get_state, inner.set_state, inner.close
+        self.tally = getattr(inner, "tally", None)
 
     def __next__(self) -> Batch:
         while not self.left:
