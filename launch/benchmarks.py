@@ -32,6 +32,7 @@ def run(checkpoint: Path, names: str, data: Path, out: Path, *, name: str, limit
     """
     from quecc_jax.evaluate.benchmark import run_task, summary
     from quecc_jax.evaluate.tasks import chosen
+    from quecc_jax.generate.reuse import Reuse
     from quecc_jax.load import load_vlm
 
     tasks = chosen(names)
@@ -47,12 +48,14 @@ def run(checkpoint: Path, names: str, data: Path, out: Path, *, name: str, limit
         for task in tasks:
             began, samples = time.monotonic(), questions[task.name]
             advance = functools.partial(_advance, bar, bar.add_task(task.name, total=len(samples)))
+            reuse = Reuse()
             judged[task.name] = run_task(
                 task, samples, out / task.name, config, params, batch_size=batch_size, data=data, model=model,
-                max_new_tokens=max_new_tokens or task.max_new_tokens, progress=advance,
+                max_new_tokens=max_new_tokens or task.max_new_tokens, progress=advance, reuse=reuse,
             )  # fmt: skip
             results["tasks"][task.name] = {**summary(task, judged[task.name], 1000, seed),
-                                           "seconds": round(time.monotonic() - began, 1)}  # fmt: skip
+                                           "seconds": round(time.monotonic() - began, 1),
+                                           "reuse": reuse.report()}  # fmt: skip
             # After every benchmark, so that a run stopped later has told what it knew.
             write_text(out / RESULTS, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
             write_text(out / TABLE, table1(results, tasks))
@@ -149,4 +152,9 @@ def show(results: Mapping[str, Any], out: Path) -> None:
                       "–" if error is None else f"{error:.1f}")  # fmt: skip
     console = Console()
     console.print(table)
+    for name, task in results["tasks"].items():
+        parts = [f"{row['hits']} of {row['hits'] + row['misses']} features of {what}"
+                 for what, row in task["reuse"].items() if row["hits"]]  # fmt: skip
+        if parts:
+            console.print(f"{name}: reused {' and '.join(parts)}", soft_wrap=True)
     console.print(f"{out / RESULTS}, {out / TABLE} and answers by benchmark", soft_wrap=True)

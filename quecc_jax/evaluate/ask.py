@@ -1,6 +1,7 @@
 """Questions in memory to greedy answers, one after the other as their batches are done."""
 
 import dataclasses
+import hashlib
 import json
 import re
 import tempfile
@@ -12,6 +13,7 @@ from quecc_jax.config import RunConfig, SourceConfig
 from quecc_jax.data.templates import PLACEHOLDER
 from quecc_jax.errors import UserError
 from quecc_jax.evaluate.predict import predict
+from quecc_jax.generate.reuse import Reuse
 
 
 class Question(NamedTuple):
@@ -33,6 +35,7 @@ def ask(
     max_new_tokens: int,
     batch_size: int,
     keep: Callable[[int, str], None],
+    reuse: Reuse | None = None,
 ) -> None:
     """Answers questions in their order, asked as in training; more pictures than in training may be given.
 
@@ -43,6 +46,7 @@ def ask(
       max_new_tokens: longest answer.
       batch_size: questions answered at a time.
       keep: called with a question's place and its answer as soon as its batch is done.
+      reuse: remembers and counts what repeats; see `predict`.
 
     Raises:
       UserError: a picture cannot be read, or a question is too long; names the question.
@@ -58,7 +62,7 @@ def ask(
         data = dataclasses.replace(config.data, sources=(source,), cached_features=False, images_per_row=most)
         try:
             predict(config.model, data, params, max_new_tokens=max_new_tokens, batch_size=batch_size,
-                    each=lambda answer: keep(answer.row["id"], answer.prediction))  # fmt: skip
+                    reuse=reuse, each=lambda answer: keep(answer.row["id"], answer.prediction))  # fmt: skip
         except UserError as error:
             row = re.fullmatch(rf"{re.escape(source.path)}, row (\d+): (.*)", str(error))
             if row is None:
@@ -69,10 +73,11 @@ def ask(
 def _row(number: int, question: Question, scratch: Path) -> dict[str, Any]:
     """The question as a LLaVA-format row; pictures in memory become files."""
     names = []
-    for place, image in enumerate(question.images):
+    for image in question.images:
         if isinstance(image, bytes):
-            (scratch / f"{number}-{place}").write_bytes(image)
-            names.append(f"{number}-{place}")
+            # Named by what it holds, so that one picture under several questions is known again.
+            names.append(hashlib.sha256(image).hexdigest())
+            (scratch / names[-1]).write_bytes(image)
         else:
             names.append(str(Path(image).absolute()))
     text = question.text

@@ -24,6 +24,7 @@ from quecc_jax.errors import UserError
 from quecc_jax.evaluate.ask import Question, ask
 from quecc_jax.evaluate.bootstrap import evaluate
 from quecc_jax.evaluate.tasks.base import Judged, Sample, Task, llava_answers, write_json, write_lines
+from quecc_jax.generate.reuse import Reuse
 from quecc_jax.paths import Lines
 
 ANSWERS, SETTINGS, LLAVA = "answers.jsonl", "settings.json", "llava_answers.jsonl"
@@ -41,6 +42,7 @@ def run_task(
     data: Path,
     model: str,
     progress: Callable[[int], None] = lambda answered: None,
+    reuse: Reuse | None = None,
 ) -> list[Judged]:
     """Greedy answers to the samples, in their order; those that the folder holds are not asked again.
 
@@ -55,6 +57,7 @@ def run_task(
       data: the data directory, for files that the benchmark's server takes.
       model: name of the model in LLaVA's answer file.
       progress: called with the number of answered samples, at the start and after every answer.
+      reuse: remembers and counts what repeats; see `predict`.
 
     Raises:
       UserError: the folder holds answers of another run, or a picture or prompt cannot be used.
@@ -88,7 +91,8 @@ def run_task(
 
     try:
         questions = [Question(str(sample.id), sample.prompt, sample.images) for sample in pending]
-        ask(questions, config, params, max_new_tokens=max_new_tokens, batch_size=batch_size, keep=keep)
+        ask(questions, config, params, max_new_tokens=max_new_tokens, batch_size=batch_size, keep=keep,
+            reuse=reuse)  # fmt: skip
     finally:
         lines.close()
     judged = [Judged(sample, answer, *task.judge(sample, answer))

@@ -162,22 +162,16 @@ def build_generator(
         rest, _ = advance(model, ends, params, state, sampling, keys, max_new_tokens - 1)
         return jnp.concatenate([first, rest], axis=1)
 
-    return on_mesh(generate, mesh)
+    return on_mesh(jax.jit(generate), mesh)
 
 
-def on_mesh(function: Callable[..., Any], mesh: Mesh | None, **options: Any) -> Callable[..., Any]:
-    """`jax.jit(function, **options)`, run with the mesh and the logical rules at hand."""
+def on_mesh(jitted: Callable[..., Any], mesh: Mesh | None) -> Callable[..., Any]:
+    """A jitted function that is traced and run with the mesh and the logical rules at hand."""
     if mesh is None:
-        return jax.jit(function, **options)
-
-    def ruled(*arguments: Any, **named: Any) -> Any:
-        with nn.logical_axis_rules(RULES):
-            return function(*arguments, **named)
-
-    jitted = jax.jit(ruled, **options)
+        return jitted
 
     def run(*arguments: Any, **named: Any) -> Any:
-        with jax.set_mesh(mesh):
+        with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
             return jitted(*arguments, **named)
 
     return run

@@ -28,6 +28,11 @@ SMALLEST = 32
 """Prompts and answers are padded to at least so many places, so that few programs are compiled."""
 
 
+BEGIN: Any = jax.jit(begin, static_argnums=(0, 1, 7))
+ADVANCE: Any = jax.jit(advance, static_argnums=(0, 1, 6), donate_argnums=3)
+"""Compiled once per model and shapes, for all engines; the state's memory is reused."""
+
+
 class Pixels(NamedTuple):
     """A picture as the tower takes it."""
 
@@ -106,9 +111,8 @@ class Engine:
         self._ends, self._mesh = stops(config.data.template, self.tokenizer), mesh
         self._encoders = Encoders(config.model, self.reuse, mesh)
         model, ends = VLM(config.model, unrolled=True), self._ends.ids
-        self._begin = on_mesh(functools.partial(begin, model, ends), mesh, static_argnums=5)
-        self._advance = on_mesh(functools.partial(advance, model, ends), mesh, static_argnums=4,
-                                donate_argnums=1)  # fmt: skip
+        self._begin = functools.partial(on_mesh(BEGIN, mesh), model, ends)
+        self._advance = functools.partial(on_mesh(ADVANCE, mesh), model, ends)
 
     def picture(self, image: Picture) -> Pixels:
         """A picture for questions, known again by its pixels.

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Hashable, Sequence
@@ -89,26 +90,10 @@ class Encoders:
     def __init__(self, config: ModelConfig, reuse: Reuse, mesh: Mesh | None = None):
         self.config, self.reuse = config, reuse
         self._mesh, self._compiled = mesh, set[tuple[str, int]]()
-        model: Any = VLM(config, unrolled=True)
-
-        def rows(x: jax.Array) -> tuple[jax.Array, ...]:
-            return tuple(x[r, 0] for r in range(x.shape[0]))
-
-        def query(params: Any, ids: jax.Array, lengths: jax.Array) -> tuple[jax.Array, ...]:
-            return rows(model.apply({"params": params}, ids, lengths, method=VLM.encode_query))
-
-        def tower(params: Any, pixels: jax.Array) -> tuple[jax.Array, ...]:
-            return rows(model.apply({"params": params}, pixels, method=VLM.encode_image))
-
-        def compress(params: Any, states: jax.Array, query: jax.Array) -> tuple[jax.Array, Any]:
-            tokens, sown = model.apply({"params": params}, states, query, method=VLM.compress,
-                                       mutable=["intermediates"])  # fmt: skip
-            weights = jax.tree.leaves(sown)
-            return tokens, _by_region(weights[0], tokens.shape, config) if weights else None
-
-        where = {} if mesh is None else {"out_shardings": replicated(mesh)}
-        self._encode = {"questions": on_mesh(query, mesh, **where), "pictures": on_mesh(tower, mesh, **where)}
-        self._compress = on_mesh(compress, mesh)
+        model = VLM(config, unrolled=True)
+        self._encode = {name: functools.partial(on_mesh(encode, mesh), model)
+                        for name, encode in (("questions", _questions), ("pictures", _pictures))}  # fmt: skip
+        self._compress = functools.partial(on_mesh(_compress, mesh), model)
 
     def __call__(
         self, params: Any, batch: Batch, pictures: Sequence[Sequence[Hashable]]
@@ -167,7 +152,10 @@ class Encoders:
             given = tuple(x[where][:, None] for x in inputs)
             if self._mesh is not None:
                 given = jax.device_put(given, batch_sharding(self._mesh))
-            arrays = jax.block_until_ready(self._encode[name](params, *given))
+            encoded = self._encode[name](params, *given)
+            if self._mesh is not None:
+                encoded = jax.device_put(encoded, replicated(self._mesh))
+            arrays = jax.block_until_ready(encoded)
             if (name, rows) in self._compiled:
                 counter.timed += len(places)
                 counter.seconds += time.perf_counter() - began
@@ -184,6 +172,31 @@ class Encoders:
     def _split(self) -> int:
         """Devices that rows are split over."""
         return 1 if self._mesh is None else self._mesh.shape["data"] * self._mesh.shape["fsdp"]
+
+
+# Compiled once per model and shapes, for all who use the model.
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _questions(model: VLM, params: Any, ids: jax.Array, lengths: jax.Array) -> tuple[jax.Array, ...]:
+    return _rows(model.apply({"params": params}, ids, lengths, method=VLM.encode_query))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _pictures(model: VLM, params: Any, pixels: jax.Array) -> tuple[jax.Array, ...]:
+    return _rows(model.apply({"params": params}, pixels, method=VLM.encode_image))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _compress(model: VLM, params: Any, states: jax.Array, query: jax.Array) -> tuple[jax.Array, Any]:
+    made: Any = model.apply({"params": params}, states, query, method=VLM.compress,
+                            mutable=["intermediates"])  # fmt: skip
+    tokens, weights = made[0], jax.tree.leaves(made[1])
+    return tokens, _by_region(weights[0], tokens.shape, model.config) if weights else None
+
+
+def _rows(x: Any) -> tuple[jax.Array, ...]:
+    return tuple(x[r, 0] for r in range(x.shape[0]))
 
 
 def _by_region(weights: jax.Array, tokens: tuple[int, ...], config: ModelConfig) -> jax.Array:

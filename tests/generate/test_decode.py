@@ -166,7 +166,7 @@ def test_eight_devices_answer_as_one_does(params):
         np.testing.assert_array_equal(together(placed, rows, *drawn), alone(params, batch, *drawn))
 
     model = VLM(MODEL, unrolled=True)
-    first = on_mesh(lambda p, b: begin(model, (0,), p, b, None, None, None, 3), mesh)(placed, rows)
+    first = on_mesh(jax.jit(lambda p, b: begin(model, (0,), p, b, None, None, None, 3)), mesh)(placed, rows)
     key = first.cache.keys[0]
     assert key.sharding.shard_shape(key.shape) == (2, 23, 1, 8)
 

@@ -11,7 +11,7 @@ from PIL import Image
 from quecc_jax.config import MeshConfig, RopeScaling
 from quecc_jax.convert.run import import_weights
 from quecc_jax.errors import UserError
-from quecc_jax.generate.engine import Engine, Limits, Question
+from quecc_jax.generate.engine import ADVANCE, BEGIN, Engine, Limits, Question
 from quecc_jax.generate.sampling import Sampling
 from quecc_jax.load import load_engine, load_vlm
 from tests.golden_pack import unpack
@@ -112,7 +112,7 @@ def test_programs_are_compiled_once_per_bucket(engine):
         engine.answers([Question("so " * words)], Limits(new))
 
     def programs() -> list[int]:
-        return [fn._cache_size() for fn in (engine._begin, engine._advance)]
+        return [program._cache_size() for program in (BEGIN, ADVANCE)]
 
     ask(2, 3)
     before = programs()
