@@ -90,17 +90,24 @@ do_it() {
   fi
 }
 
+ask_request=(gcloud compute tpus queued-resources describe "$name" "${place[@]}" '--format=value(state.state)')
+ask_node=(gcloud compute tpus tpu-vm describe "$name" "${place[@]}" '--format=value(state)')
+
 # state: of the request, or of the TPU where that says more; MISSING if there is none.
 state() {
   local request node
-  request=$(gcloud compute tpus queued-resources describe "$name" "${place[@]}" \
-    --format='value(state.state)' 2>/dev/null) || { echo MISSING && return; }
+  request=$("${ask_request[@]}" 2>/dev/null) || { echo MISSING && return; }
   if [[ $request == ACTIVE ]]; then
-    node=$(gcloud compute tpus tpu-vm describe "$name" "${place[@]}" --format='value(state)' 2>/dev/null) ||
-      node=MISSING
+    node=$("${ask_node[@]}" 2>/dev/null) || node=MISSING
     [[ $node == READY ]] || request=$node
   fi
   echo "$request"
+}
+
+# print_state: what `state` would ask.
+print_state() {
+  do_it "${ask_request[@]}"
+  do_it "${ask_node[@]}"
 }
 
 # workers WHICH COMMAND: runs a shell command on one worker or on `all`, at once.
@@ -121,7 +128,7 @@ create() {
   fi
   do_it gcloud compute tpus queued-resources create "$name" --node-id "$name" "${place[@]}" \
     --accelerator-type "$kind" --runtime-version "$runtime" ${spot:+"$spot"}
-  $dry_run && return
+  $dry_run && print_state && return
   local now
   while now=$(state) && [[ $now != ACTIVE ]]; do
     case $now in
@@ -164,7 +171,7 @@ run() {
 }
 
 status() {
-  do_it gcloud compute tpus queued-resources describe "$name" "${place[@]}" --format='value(state.state)'
+  do_it "${ask_request[@]}"
   workers all "systemctl show $unit -p ActiveState -p Result; tail -n 1 quecc_jax/train.log"
 }
 
@@ -175,7 +182,7 @@ delete() {
 
 resume() {
   local now=PREEMPTED
-  $dry_run || now=$(state)
+  if $dry_run; then print_state; else now=$(state); fi
   case $now in
     ACTIVE) ;;
     MISSING) create && install ;;
@@ -189,7 +196,12 @@ resume() {
 keep() {
   local now
   resume "$@"
-  $dry_run && return
+  if $dry_run; then
+    print_state
+    workers 0 "systemctl is-active --quiet $unit"
+    workers 0 "tail -n 3 quecc_jax/train.log"
+    return
+  fi
   while sleep "$every"; do
     now=$(state)
     if [[ $now != ACTIVE ]]; then

@@ -143,8 +143,14 @@ class ModelConfig:
     decoder: DecoderConfig = DecoderConfig()
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Type of activations and matrix products; parameters are always float32 in training."""
-    remat: Literal["none", "dots", "full"] = "full"
-    """What the backward pass recomputes per decoder layer: nothing, all but matrix products, all."""
+    remat: Literal["none", "dots", "attention", "full"] = "full"
+    """What the backward pass recomputes per decoder layer: nothing, all but matrix products, all but splash
+    attention, all."""
+    scan_unroll: int = 1
+    """Decoder layers per turn of the loop over them, a divisor of depth."""
+    gradients: Literal["bfloat16", "float32"] = "bfloat16"
+    """Type in which chips add up their shares of the decoder's matrix gradients, if `dtype` is bfloat16.
+    They are float32 from there on."""
     attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
     """What computes the decoder's attention: `auto` takes splash attention on TPUs, cuDNN on NVIDIA GPUs
     and XLA elsewhere and where these do not fit; splash is interpreted, slowly, off TPUs."""
@@ -335,6 +341,12 @@ def validate(config: RunConfig) -> None:
         (vision.width % vision.heads == 0,
          f"vision.width {vision.width} is not a multiple of its {vision.heads} heads"),
         *_decoder_checks(decoder),
+        (decoder.depth % max(config.model.scan_unroll, 1) == 0 and config.model.scan_unroll > 0,
+         f"model.scan_unroll {config.model.scan_unroll} does not divide decoder.depth {decoder.depth}"),
+        (config.model.attention in ("auto", "xla")
+         or (decoder.positions == "rotary" and not (decoder.window and decoder.full_layers)),
+         f"model.attention {config.model.attention} takes neither decoder.positions alibi nor windows that "
+         "spare some layers (decoder.full_layers)"),
         (train.batch_size % train.accumulation == 0,
          f"train.batch_size {train.batch_size} does not split into {train.accumulation} slices"),
         (all(-vision.depth - 1 <= k <= vision.depth for k in (*vision.levels, vision.select_layer)),

@@ -44,11 +44,21 @@ def test_known_projectors(kind):
         ("model.compressor.kernel", 9, "model.compressor"),
         ("train.accumulation", 3, "does not split into 3 slices"),
         ("data.max_length", 8, "leaves no room"),
+        ("model.scan_unroll", 3, "scan_unroll 3 does not divide decoder.depth 2"),
+        ("model.scan_unroll", 0, "scan_unroll 0"),
     ],
 )
 def test_what_does_not_fit_is_named(path, value, says):
     with pytest.raises(UserError, match=says):
         validate(changed(path, value))
+
+
+@pytest.mark.parametrize("decoder", [{"positions": "alibi"}, {"window": 4, "full_layers": 1}])
+def test_kernels_are_not_asked_for_what_they_do_not_take(decoder):
+    model = dataclasses.replace(RUN.model, decoder=dataclasses.replace(RUN.model.decoder, **decoder))
+    validate(dataclasses.replace(RUN, model=model))
+    with pytest.raises(UserError, match=r"model\.attention splash takes neither"):
+        validate(dataclasses.replace(RUN, model=dataclasses.replace(model, attention="splash")))
 
 
 def test_a_stage_that_trains_nothing_is_refused():

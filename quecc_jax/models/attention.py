@@ -30,6 +30,9 @@ LANES = 128
 BLOCK = 512
 """Largest block of queries and of keys that splash attention holds on the chip."""
 
+SAVED = "attention"
+"""Name of what splash attention's backward pass needs besides q, k and v, for remat policies."""
+
 
 class MaskSpec(NamedTuple):
     """What attention may see: keys of the query's own segment that are not later in the row.
@@ -234,7 +237,7 @@ def _splash_local(
     kernel = splash.make_splash_mha(
         splash.MultiHeadMask([one] * q.shape[2]),
         block_sizes=splash.BlockSizes(*(8 * (block,))),
-        head_shards=1, q_seq_shards=1, interpret=interpret,
+        head_shards=1, q_seq_shards=1, residual_checkpoint_name=SAVED, interpret=interpret,
     )  # fmt: skip
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
     each = jax.vmap(lambda q, k, v, s: kernel(q, k, v, segment_ids=splash.SegmentIds(s, s)))

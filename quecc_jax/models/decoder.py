@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from quecc_jax.config import DecoderConfig
-from quecc_jax.models.attention import Kernel, MaskSpec, attention, causal
+from quecc_jax.models.attention import SAVED, Kernel, MaskSpec, attention, causal
 from quecc_jax.models.layers import LayerNorm, RMSNorm, by_rows, linear, logical, matrix_init
 from quecc_jax.models.positions import Angles, alibi_slopes, rotary_angles, rotate
 
@@ -74,6 +74,7 @@ class DecoderLayer(nn.Module):
     config: DecoderConfig
     dtype: Any
     kernel: Kernel
+    gradients: Any
 
     @nn.compact
     def __call__(
@@ -87,7 +88,7 @@ class DecoderLayer(nn.Module):
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
         """x [B, S, D], this layer's cache [B, T, K, head_dim] and window [] -> (x, updated cache)."""
         c = self.config
-        dense = functools.partial(linear, dtype=self.dtype)
+        dense = functools.partial(linear, dtype=self.dtype, gradients=self.gradients)
         # Where the stream's sequence is split, products want whole rows and split heads and columns
         # instead; left alone, the partitioner splits rows there too and exchanges every weight twice.
         split = nn.with_logical_constraint
@@ -142,6 +143,10 @@ class Decoder(nn.Module):
     """What computes attention."""
     unrolled: bool = False
     """Layers have parameters of their own (`unstack`) instead of being scanned; caches need this."""
+    scan_unroll: int = 1
+    """Layers per turn of the scan."""
+    gradients: Any = jnp.bfloat16
+    """Type of the layers' matrix gradients up to their sum over devices, at least `dtype`."""
 
     def setup(self) -> None:
         c = self.config
@@ -153,11 +158,14 @@ class Decoder(nn.Module):
         layer: Any = DecoderLayer
         if self.remat != "none":
             policies = jax.checkpoint_policies
-            policy = policies.dots_with_no_batch_dims_saveable if self.remat == "dots" else None
-            layer = nn.remat(DecoderLayer, policy=policy, prevent_cse=False)
+            kept = {
+                "dots": policies.dots_with_no_batch_dims_saveable,
+                "attention": policies.save_only_these_names(SAVED),
+            }
+            layer = nn.remat(DecoderLayer, policy=kept.get(self.remat), prevent_cse=False)
         self.norm = make_norm(c)
         if self.unrolled:
-            self.layers = [layer(c, self.dtype, self.kernel) for _ in range(c.depth)]
+            self.layers = [layer(c, self.dtype, self.kernel, self.gradients) for _ in range(c.depth)]
             return
         stack = nn.scan(
             layer,
@@ -165,9 +173,10 @@ class Decoder(nn.Module):
             split_rngs={"params": True},
             in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast),
             length=c.depth,
+            unroll=self.scan_unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        self.layers = stack(c, self.dtype, self.kernel)
+        self.layers = stack(c, self.dtype, self.kernel, self.gradients)
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Embeddings [B, S, D] of token ids [B, S]."""

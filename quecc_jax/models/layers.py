@@ -4,6 +4,7 @@ Logical axis names used by parameters (`sharding.py` maps them to mesh axes): `e
 `heads`, `kv_heads`, `head_dim`, `vocab`, `layers`, and None for axes that are never split.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -43,6 +44,38 @@ def matrix_init(inputs: int, variance: float = 1.0) -> Initializer:
     return init
 
 
+def product(x: jax.Array, kernel: jax.Array, inputs: int) -> jax.Array:
+    """x [..., *in] times kernel [*in, *out], contracted over `inputs` axes, in x's type."""
+    axes = (tuple(range(x.ndim - inputs, x.ndim)), tuple(range(inputs)))
+    return jax.lax.dot_general(x, kernel.astype(x.dtype), (axes, ((), ())))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def wide_product(x: jax.Array, kernel: jax.Array, inputs: int) -> jax.Array:
+    """`product` whose gradient of the kernel is float32 from the start.
+
+    Otherwise it has x's type until it leaves the product, and so has its sum over devices.
+    """
+    return product(x, kernel, inputs)
+
+
+def _wide_forward(x: jax.Array, kernel: jax.Array, inputs: int) -> tuple[jax.Array, Any]:
+    return product(x, kernel, inputs), (x, kernel)
+
+
+def _wide_backward(inputs: int, saved: Any, slope: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    rows = x.ndim - inputs
+    last = (tuple(range(rows, slope.ndim)), tuple(range(inputs, kernel.ndim)))
+    first = (tuple(range(rows)), tuple(range(rows)))
+    to_x = jax.lax.dot_general(slope, kernel.astype(x.dtype), (last, ((), ())))
+    to_kernel = jax.lax.dot_general(x, slope, (first, ((), ())), preferred_element_type=jnp.float32)
+    return to_x, to_kernel.astype(kernel.dtype)
+
+
+wide_product.defvjp(_wide_forward, _wide_backward)
+
+
 class Linear(nn.Module):
     """Linear map of the last `inputs` axes to `features`, e.g. [D] to [H, head_dim] and back."""
 
@@ -54,17 +87,16 @@ class Linear(nn.Module):
     dtype: Any = jnp.float32
     variance: float = 1.0
     """Of the outputs relative to the inputs, at initialisation."""
+    gradients: Any = jnp.bfloat16
+    """Type in which devices add up their shares of the kernel's gradient, unless `dtype` is wider."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         contracted = x.shape[x.ndim - self.inputs :]
         init = logical(matrix_init(self.inputs, self.variance), *self.axes)
         kernel = self.param("kernel", init, (*contracted, *self.features))
-        y = jax.lax.dot_general(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            ((tuple(range(x.ndim - self.inputs, x.ndim)), tuple(range(self.inputs))), ((), ())),
-        )
+        wider = jnp.promote_types(self.dtype, self.gradients) != self.dtype
+        y = (wide_product if wider else product)(x.astype(self.dtype), kernel, self.inputs)
         if self.bias:
             zeros = logical(nn.initializers.zeros, *self.axes[self.inputs :])
             y = y + self.param("bias", zeros, self.features).astype(self.dtype)

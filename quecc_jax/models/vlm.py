@@ -30,7 +30,9 @@ class VLM(nn.Module):
         self.compressor = make_compressor(c.compressor, dtype)
         # Visual tokens start on the scale of the text embeddings that they stand among.
         self.projector = Projector(c.projector, c.decoder.width, dtype, embedding_variance(c.decoder))
-        self.decoder = Decoder(c.decoder, dtype, c.remat, c.attention, self.unrolled)
+        self.decoder = Decoder(
+            c.decoder, dtype, c.remat, c.attention, self.unrolled, c.scan_unroll, jnp.dtype(c.gradients)
+        )
 
     def encode_query(self, queries: jax.Array, lengths: jax.Array) -> jax.Array:
         """Query features [B, I, H]: the decoder's final hidden state at each query's last token.

@@ -72,11 +72,12 @@ def test_shellcheck_finds_nothing():
 
 
 def test_create_names_type_runtime_and_spot():
-    (plain,) = printed("create")
+    plain, *polls = printed("create")
+    assert [words[3:5] for words in polls] == [["queued-resources", "describe"], ["tpu-vm", "describe"]]
     assert plain == ["gcloud", "compute", "tpus", "queued-resources", "create", "pod", "--node-id", "pod",
                      "--zone", "us-central1-a", "--accelerator-type", "v5litepod-16",
                      "--runtime-version", "v2-alpha-tpuv5-lite"]  # fmt: skip
-    (spot,) = printed("--spot", "--type", "v6e-256", "--project", "mine", "create")
+    spot, *_ = printed("--spot", "--type", "v6e-256", "--project", "mine", "create")
     assert spot[-5:] == ["--accelerator-type", "v6e-256", "--runtime-version", "v2-alpha-tpuv6e", "--spot"]
     assert spot[spot.index("--project") + 1] == "mine"
 
@@ -93,13 +94,18 @@ def test_run_passes_the_settings_on_exactly():
 
 def test_resume_makes_the_tpu_anew():
     verbs = [command[4] if command[0] == "gcloud" else command[0] for command in printed("resume", CONFIG)]
-    assert verbs == ["delete", "create", "git", "scp", "ssh", "ssh", "ssh"]
+    polls = ["describe", "describe"]
+    assert verbs == [*polls, "delete", "create", *polls, "git", "scp", "ssh", "ssh", "ssh"]
+    kept = [words[4] if words[0] == "gcloud" else words[0] for words in printed("keep", CONFIG)]
+    assert kept == [*verbs, *polls, "ssh", "ssh"]
 
 
-@pytest.mark.parametrize("command", ["install", "status", "logs", "stop", "delete"])
+@pytest.mark.parametrize("command", ["create", "install", "run", "status", "logs", "stop", "resume", "keep",
+                                     "delete"])  # fmt: skip
 def test_a_dry_run_asks_nothing_of_gcloud(command, tmp_path):
     environment = pretend(tmp_path, ["ACTIVE"])
-    out = call(*PLACE, "--dry-run", command, **environment).stdout
+    config = [CONFIG] if command in ("run", "resume", "keep") else []
+    out = call(*PLACE, "--dry-run", command, *config, **environment).stdout
     assert "gcloud compute tpus" in out and not (tmp_path / "calls").exists()
 
 

@@ -100,6 +100,25 @@ def several(config, trainer, tmp_path) -> tuple[RunConfig, list[float], list[lis
     return config, losses(alone), ids(tmp_path / "alone.ids")
 
 
+def test_two_processes_end_when_one_is_killed_and_one_process_goes_on(several, trainer, tmp_path):
+    config, expected, batches = several
+    with Hosts(config, 2, tmp_path / "two", pause=0.3) as hosts:
+        hosts.wait_for_step(5)
+        hosts.processes[1].send_signal(signal.SIGKILL)
+        survivor, killed = hosts.statuses(120)
+        assert killed == -signal.SIGKILL and survivor not in (0, -signal.SIGKILL), hosts.said()
+        assert "lost the others" in hosts.said(0) or "another task died" in hosts.said(0)
+        for number in range(2):
+            # Half of every batch, in the order that one process would have read it.
+            read = ids(hosts.folder / f"{number}.ids")
+            assert len(read) >= 5 and read == [b[4 * number:][:4] for b in batches[: len(read)]]
+    train_logged(config, trainer, tmp_path / "rest.ids", 20)
+    rest = ids(tmp_path / "rest.ids")
+    assert 0 < len(rest) < 20 and rest == batches[-len(rest):]
+    np.testing.assert_allclose(losses(config), expected, rtol=SAME)
+
+
+@pytest.mark.slow
 def test_two_processes_stop_together_on_a_signal_to_one_and_one_process_goes_on(several, trainer, tmp_path):
     config, expected, batches = several
     with Hosts(config, 2, tmp_path / "two", pause=0.3) as hosts:

@@ -3,16 +3,23 @@
 import dataclasses
 import os
 import re
+from typing import Any
 from unittest import mock
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_mesh
 
 from quecc_jax.aot import hlo
 from quecc_jax.aot.topology import parse_topology, prepare_environment, topology_devices
 from quecc_jax.config import MeshConfig
+from quecc_jax.data.batch import batch_spec
 from quecc_jax.flops import train_flops
-from quecc_jax.sharding import make_mesh
+from quecc_jax.models.decoder import empty_cache, unstack
+from quecc_jax.models.vlm import VLM
+from quecc_jax.sharding import AXES, RULES, make_mesh
 from quecc_jax.train.step import build_trainer
 from tests import tiny
 from tests.launch.test_compile_pod import needs_libtpu
@@ -65,3 +72,26 @@ def test_a_tpu_gets_splash_attention_in_both_passes():
                for i in c.values() if i.name.startswith("splash")}  # fmt: skip
     assert sorted(kernels.values()) == [2 * products, 3 * products, 4 * products]
     assert 1.0 < 4 * hlo.flops(program) / train_flops(config) < 1.5
+
+
+def test_on_a_tpu_prompts_go_through_splash_attention_and_single_tokens_do_not():
+    config = tiny.run({"dtype": "bfloat16"}, {"images_per_row": 0}, batch_size=4)
+    model: Any = VLM(config.model, unrolled=True)
+    params = {"decoder": unstack(tiny.random_params(config)["decoder"])}
+    batch = batch_spec(config.model, config.data, 4)
+    token = jax.ShapeDtypeStruct((4, 1), jnp.int32)
+
+    def prefill(batch):
+        cache = empty_cache(config.model.decoder, 4, 32, jnp.bfloat16)
+        return model.apply({"params": params}, batch, cache, method=VLM.prefill)
+
+    def extend(token, cache):
+        return model.apply({"params": params}, token, token, token, cache, method=VLM.extend)
+
+    types, device = (AxisType.Auto,) * 3, AbstractDevice("TPU v5 lite", None, "tpu")
+    with use_abstract_mesh(AbstractMesh((2, 1, 2), AXES, types, abstract_device=device)):
+        with nn.logical_axis_rules(RULES):
+            first = jax.jit(prefill).trace(batch)
+            later = jax.jit(extend).trace(token, jax.eval_shape(prefill, batch)[1])
+        texts = [one.lower(lowering_platforms=("tpu",)).as_text() for one in (first, later)]
+    assert ["@tpu_custom_call" in text for text in texts] == [True, False]
