@@ -182,6 +182,9 @@ def _pad(image: Image.Image, size: int) -> Image.Image:
     side = max(image.size)
     left, top = (side - image.width) // 2, (side - image.height) // 2
     narrow = Image.new("RGB", (size, side), PADDING)
+    if not left:
+        narrow.paste(image.resize((size, image.height), Image.Resampling.BICUBIC), (0, top))
+        return narrow.resize((size, size), Image.Resampling.BICUBIC)
     for start in range(0, image.height, BAND):
         band = Image.new("RGB", (side, min(BAND, image.height - start)), PADDING)
         band.paste(image, (left, -start))
