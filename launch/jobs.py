@@ -4,7 +4,6 @@ Each job is a function of (out directory, plan, report) that leaves its result u
 returns a small JSON value; `report(done, total, note)` tells the display how far it is.
 """
 
-import hashlib
 import json
 import os
 import time
@@ -37,6 +36,7 @@ from quecc_jax.data.tokenizer import SPECIALS, load_tokenizer, train_word_tokeni
 from quecc_jax.evaluate.attention import attention_maps
 from quecc_jax.evaluate.predict import Answer, predict
 from quecc_jax.evaluate.score import accuracy, is_exact
+from quecc_jax.fingerprint import tower_fingerprint
 from quecc_jax.flops import answer_flops, decoder_params
 from quecc_jax.train.checkpoint import load_params, save_params
 from quecc_jax.train.loop import train
@@ -88,7 +88,7 @@ def make_tower(out: str, plan: Plan, report: Report) -> dict[str, Any]:
         on_log=lambda step, loss: report(step * plan.tower_batch * 3, total, f"loss {loss:.3f}"),
     )  # fmt: skip
     params = jax.device_get(result.params)
-    fingerprint = hashlib.sha256(b"".join(x.tobytes() for x in jax.tree.leaves(params))).hexdigest()[:16]
+    fingerprint = tower_fingerprint(params, plan.vision, DataConfig().image_aspect)
     save_params(tower_run(out, plan), {"vision": params})
     done = plan.tower_steps * plan.tower_batch * 3
     run = feature_fn(plan.vision, params)

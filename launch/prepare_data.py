@@ -42,6 +42,12 @@ class Options:
     """Processes; 0 takes one per core."""
     format: Literal["array_record", "tfds"] = "array_record"
     """`tfds` writes a data set of tensorflow-datasets, in one process and from the start each time."""
+    features: bool = False
+    """Store the tower's states of every picture beside the pictures of --out, for data.cached_features."""
+    checkpoint: str = ""
+    """The run whose tower --features takes."""
+    batch_size: int = 32
+    """Pictures that go through the tower at once."""
     verify: bool = False
     """Read all of --out against its checksums; writes nothing."""
     shard_pictures: int = 4096
@@ -56,6 +62,9 @@ def main() -> None:
     )  # fmt: skip
     if options.verify:
         verify(options)
+        return
+    if options.features:
+        write_features(options)
         return
     if not options.data:
         raise UserError("--data must be given; see --help")
@@ -104,6 +113,35 @@ def as_tfds(options: Options) -> None:
     builder.download_and_prepare()
     print(f"{builder.data_path}: {builder.info.splits['train'].num_examples:,} rows, "
           f"{builder.info.dataset_size / 1e9:.2f} GB")
+
+
+def write_features(options: Options) -> None:
+    """Stores the tower's states of prepared pictures."""
+    if not options.checkpoint or options.batch_size < 1:
+        raise UserError("--features needs --checkpoint, a run with a tower, and a --batch-size of 1 or more")
+    from quecc_jax.data import features
+    from quecc_jax.data.prepared import PreparedPictures, open_prepared
+    from quecc_jax.fingerprint import tower_fingerprint
+    from quecc_jax.train.checkpoint import load_params
+    from quecc_jax.train.tower import feature_fn
+
+    prepared = open_prepared(options.out)
+    config, params = load_params(options.checkpoint, ["vision"])
+    vision = config.model.vision
+    data = dataclasses.replace(config.data, image_aspect=prepared.recipe.aspect if prepared.recipe.size
+                               else options.aspect)  # fmt: skip
+    pictures, total = PreparedPictures(prepared, vision, data), len(prepared.pictures)
+    fingerprint = tower_fingerprint(params["vision"], vision, data.image_aspect)
+    began = time.monotonic()
+    with bar("pictures") as show:
+        stored = features.write_features(
+            options.out, total, pictures, feature_fn(vision, params["vision"]), options.batch_size,
+            fingerprint, lambda done: show(done, total),
+        )  # fmt: skip
+    size = sum(shard.bytes for shard in stored.records.shards)
+    form = " x ".join(map(str, stored.shape[1:]))
+    print(f"{options.out}: {total:,} pictures, {form} float16 each (patches, states, width), "
+          f"{size / 1e9:.2f} GB, {time.monotonic() - began:.0f} s")
 
 
 def verify(options: Options) -> None:

@@ -209,7 +209,8 @@ class DataConfig:
     images_per_row: int = 1
     """Pictures I a conversation, and a row that holds one, has room for; 0 makes a run on text alone."""
     cached_features: bool = False
-    """Read the tower's states from the pools instead of pixels; every source must be a pool."""
+    """Read the tower's stored states instead of pixels; every source must be a pool, or prepared data with
+    --features. A tower that the run names (tower_from, init_from) must be the one that made them."""
     too_long: Literal["error", "truncate", "drop"] = "truncate"
     """What becomes of a row above max_length. Truncation cuts text only, and a row whose picture it would
     cut is an error; a dropped row leaves its place in the batch empty. Both are counted."""

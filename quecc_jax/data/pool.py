@@ -5,14 +5,13 @@
     cells.npy     int8 [P, m, m, 3] what the picture's cells contain, see `cells`
     sources.npy   int32 [P, m, m] which published picture each cell is
     meta.json     how the pool was made
-    features.npy  float16 [P, n, K, D] tower states, optional; features.json holds their fingerprint
+    features.*    float16 [n, K, D] tower states of each picture, optional: see `features`
 
 Arrays are opened memory-mapped. A pool of text has the rows and meta.json alone.
 """
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,8 +19,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.lib.format import open_memmap
 
-from quecc_jax.data import easyvqa, mosaic, reading
+from quecc_jax.data import easyvqa, features, mosaic, reading
 from quecc_jax.data.cells import Drawn, caption
+from quecc_jax.data.features import Features
 from quecc_jax.data.files import fresh_directory, read_json
 from quecc_jax.errors import UserError
 
@@ -103,68 +103,17 @@ def read_pool(directory: str | Path) -> Pool:
 
 
 def write_features(pool: Pool, fn: Callable[[np.ndarray], Any], batch: int, fingerprint: str,
-                   progress: Callable[[int], None] = lambda pictures: None) -> np.ndarray:
-    """Stores the frozen tower's states beside the pictures, unless those of `fingerprint` are there.
+                   progress: Callable[[int], None] = lambda pictures: None) -> Features:
+    """Stores the frozen tower's states beside the pictures, as `features.write_features`.
 
     Args:
-      fn: Maps uint8 [batch, H, W, 3] to features [batch, n, K, D]; it always sees full batches.
-      fingerprint: Identifies the tower and its preprocessing, e.g. a hash of its weights.
-      progress: Called with the number of pictures done after every batch.
+      fn: Maps uint8 [batch, H, W, 3] to features [batch, n, K, D].
 
     Returns:
-      float16 [P, n, K, D], memory-mapped.
-
-    Raises:
-      UserError: a feature is not finite in float16.
+      float16 [n, K, D] of each picture.
     """
-    path, note = pool.directory / "features.npy", pool.directory / "features.json"
-    if note.is_file() and read_json(note) == {"fingerprint": fingerprint}:
-        return read_features(pool, fingerprint)
-    aside = path.with_suffix(".aside")
-    pictures, array = len(pool.images), None
-    for start in range(0, pictures, batch):
-        chunk = np.asarray(pool.images[start:start + batch])
-        rows = len(chunk)
-        if rows < batch:
-            chunk = np.concatenate([chunk, np.repeat(chunk[-1:], batch - rows, axis=0)])
-        with np.errstate(over="ignore"):
-            features = np.asarray(fn(chunk))[:rows].astype(np.float16)
-        if not np.isfinite(features).all():
-            raise UserError(f"the tower's features of {pool.directory} leave the range of float16; "
-                            "train from pixels (data.cached_features = False)")
-        if array is None:
-            array = open_memmap(aside, "w+", np.float16, (pictures, *features.shape[1:]))
-        array[start:start + rows] = features
-        progress(start + rows)
-    if array is None:
-        raise UserError(f"{pool.directory} has no pictures; features need a pool with pictures")
-    array.flush()
-    note.unlink(missing_ok=True)
-    os.replace(aside, path)
-    note_aside = note.with_suffix(".aside")
-    note_aside.write_text(json.dumps({"fingerprint": fingerprint}))
-    os.replace(note_aside, note)
-    return read_features(pool, fingerprint)
-
-
-def read_features(pool: Pool, fingerprint: str | None = None) -> np.ndarray:
-    """Stored tower states, float16 [P, n, K, D], memory-mapped.
-
-    Args:
-      fingerprint: The tower that they must be of; None takes any.
-
-    Raises:
-      UserError: there are none, or they are of another tower.
-    """
-    note = pool.directory / "features.json"
-    if not note.is_file():
-        raise UserError(f"{pool.directory} has no features; write them with write_features, or set "
-                        "data.cached_features = False")
-    found = read_json(note)["fingerprint"]
-    if fingerprint is not None and found != fingerprint:
-        raise UserError(f"the features of {pool.directory} are of another tower ({found}, not "
-                        f"{fingerprint}); write them anew")
-    return _open(pool.directory / "features.npy")
+    return features.write_features(pool.directory, len(pool.images), lambda number: pool.images[number], fn,
+                                   batch, fingerprint, progress)
 
 
 def _open(path: Path) -> np.ndarray:

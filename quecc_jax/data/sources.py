@@ -8,8 +8,9 @@ import numpy as np
 from quecc_jax.config import DataConfig, ModelConfig, SourceConfig
 from quecc_jax.data import easyvqa
 from quecc_jax.data.conversation import encode, image_refs
+from quecc_jax.data.features import Features, read_features
 from quecc_jax.data.folders import FilePictures, FolderPictures, Folders
-from quecc_jax.data.pool import read_features, read_pool
+from quecc_jax.data.pool import read_pool
 from quecc_jax.data.prepared import PreparedPictures, open_prepared
 from quecc_jax.data.rowfile import RowFile
 from quecc_jax.data.tokenizer import Tokenizer, load_tokenizer
@@ -75,16 +76,17 @@ class RowSource:
     """Rows that are encoded when asked for, with pictures that are read when asked for."""
 
     def __init__(self, name: str, rows: Sequence[dict[str, Any]], read: Callable[[Any], np.ndarray],
-                 layout: Layout):
+                 layout: Layout, features: Features | None = None):
         """
         Args:
           name: for messages.
           rows: in LLaVA's form; parsed one by one.
           read: a picture, uint8 [H, W, 3], by its reference in a row.
           layout: of the rows.
+          features: stored tower states, where rows name pictures by number.
         """
         self.name, self.rows, self.layout = name, rows, layout
-        self._read = read
+        self._read, self._features = read, features
         self._last: tuple[int, dict[str, Any]] = (-1, {})
 
     def __len__(self) -> int:
@@ -122,7 +124,12 @@ class RowSource:
                 raise error.at(self.where(row)) from None
 
     def write_features(self, row: int, out: np.ndarray) -> None:
-        raise UserError(f"{self.name} has no cached features; set data.cached_features = False")
+        assert self._features is not None
+        for place, ref in enumerate(image_refs(self.row(row))):
+            try:
+                out[place] = self._features[ref]
+            except BadRow as error:
+                raise error.at(self.where(row)) from None
 
 
 class PoolSource:
@@ -144,12 +151,11 @@ class PoolSource:
         self._refs = np.array([ref for chosen in refs for ref in chosen], np.int64)
         self._table(pool.rows, layout)
         self._pixels: _Mapped | None = None
-        self._features: _Mapped | None = None
+        self._features: Features | None = None
         if not len(pool.images) or not layout.data.images_per_row:
             return
         if layout.data.cached_features:
-            self._check_features(read_features(pool, fingerprint), model)
-            self._features = _Mapped(str(pool.directory / "features.npy"))
+            self._features = _tower_features(directory, model, fingerprint)
         else:
             size = model.vision.image_size
             if pool.images.shape[1:3] != (size, size):
@@ -183,12 +189,6 @@ class PoolSource:
         self._query = np.concatenate([np.zeros(0, np.int32), *(kind.query for kind in kinds)])
         self._cut = np.array([kind.cut for kind in kinds], bool)
 
-    def _check_features(self, features: np.ndarray, model: ModelConfig) -> None:
-        wanted = (model.vision.patches, len(hidden_indices(model.vision)), model.vision.width)
-        if features.shape[1:] != wanted:
-            raise UserError(f"the features of {self.name} are {features.shape[1:]} per picture but "
-                            f"model.vision asks for {wanted} (patches, states, width); write them anew")
-
     def __len__(self) -> int:
         return len(self._kind)
 
@@ -214,7 +214,21 @@ class PoolSource:
     def write_features(self, row: int, out: np.ndarray) -> None:
         assert self._features is not None
         for place, ref in enumerate(self._refs[self._first[row]:self._first[row + 1]]):
-            out[place] = self._features.array[ref]
+            out[place] = self._features[ref]
+
+
+def _tower_features(directory: str, model: ModelConfig, fingerprint: str | None) -> Features:
+    """Stored tower states of the shape that the model reads.
+
+    Raises:
+      UserError: there are none, or they are of another tower.
+    """
+    found = read_features(directory, fingerprint)
+    wanted = (model.vision.patches, len(hidden_indices(model.vision)), model.vision.width)
+    if found.shape[1:] != wanted:
+        raise UserError(f"the features of {directory} are {found.shape[1:]} per picture but "
+                        f"model.vision asks for {wanted} (patches, states, width); write them anew")
+    return found
 
 
 class _Mapped:
@@ -258,26 +272,30 @@ def open_sources(data: DataConfig, model: ModelConfig, fingerprint: str | None =
     for config in data.sources:
         if config.kind == "pool":
             sources.append(PoolSource(config.path, layout, model, fingerprint))
-        elif data.cached_features:
-            raise UserError(f"data.cached_features needs pools, but a source is {config.kind}; "
-                            "build a pool from it or set data.cached_features = False")
+        elif data.cached_features and config.kind != "array_record":
+            raise UserError("data.cached_features needs prepared data or pools, but a source is "
+                            f"{config.kind}; make it with launch.prepare_data, or set "
+                            "data.cached_features = False")
         else:
-            sources.append(_row_source(config, layout, model))
+            sources.append(_row_source(config, layout, model, fingerprint))
         if not len(sources[-1]):
             raise UserError(f"source {config.path or config.kind} has no rows; remove it or fill it")
     return sources
 
 
-def _row_source(config: SourceConfig, layout: Layout, model: ModelConfig) -> Source:
+def _row_source(config: SourceConfig, layout: Layout, model: ModelConfig, fingerprint: str | None) -> Source:
     data, vision, rows = layout.data, model.vision, read_rows(config)
     read: Callable[[Any], np.ndarray]
+    features = None
     if config.kind == "array_record":
         read = PreparedPictures(open_prepared(config.path), vision, data)
+        if data.cached_features and data.images_per_row:
+            features = _tower_features(config.path, model, fingerprint)
     elif config.kind == "tfds":
         read = FilePictures(vision, data)
     else:
         read = FolderPictures(Folders(config.roots), vision, data)
-    return RowSource(config.path or f"easy-VQA {config.split}", rows, read, layout)
+    return RowSource(config.path or f"easy-VQA {config.split}", rows, read, layout, features)
 
 
 def read_rows(config: SourceConfig) -> Sequence[dict[str, Any]]:

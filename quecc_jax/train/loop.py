@@ -12,6 +12,7 @@ from quecc_jax.data.batch import Batch
 from quecc_jax.data.pipeline import make_iterator
 from quecc_jax.distributed import STALL_S, Watchdog, local_rows
 from quecc_jax.errors import UserError
+from quecc_jax.fingerprint import tower_fingerprint
 from quecc_jax.paths import place
 from quecc_jax.sharding import make_mesh
 from quecc_jax.train.checkpoint import Checkpoints, Resumable, load_params, notice
@@ -73,8 +74,9 @@ def train(
         if batches is None:
             rows = local_rows(trainer.mesh, config.train.batch_size) if jax.process_count() > 1 else None
             batches = make_iterator(
-                config.data, config.model, config.train.batch_size, config.train.seed, rows=rows
-            )
+                config.data, config.model, config.train.batch_size, config.train.seed, rows=rows,
+                fingerprint=named_tower(config),
+            )  # fmt: skip
             stack.callback(batches.close)
         stack.enter_context(run_lock(config.out))
         checkpoints = stack.enter_context(Checkpoints(config))
@@ -124,6 +126,23 @@ def open_outputs(
     records = stack.enter_context(Records(run, done))
     show = progress or stack.enter_context(Terminal(run.name, config.train.steps, done))
     return [records.write, show]
+
+
+def named_tower(config: RunConfig) -> str | None:
+    """Fingerprint of the tower that a run on cached features names; None where it names none.
+
+    Raises:
+      UserError: `tower_from` has no tower.
+    """
+    if not config.data.cached_features:
+        return None
+    params = load_params(config.tower_from, ["vision"])[1] if config.tower_from else {}
+    if not params and config.init_from:
+        with contextlib.suppress(UserError):
+            params = load_params(config.init_from, ["vision"])[1]
+    if not params:
+        return None
+    return tower_fingerprint(params["vision"], config.model.vision, config.data.image_aspect)
 
 
 def initial_state(config: RunConfig, trainer: Trainer, tell: Callable[[str], None] = notice) -> TrainState:

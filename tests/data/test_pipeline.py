@@ -198,7 +198,7 @@ def test_features_must_be_there_and_fit(settings, model, tmp_path):
     with pytest.raises(UserError, match="16, 3, 16"):
         make_iterator(data, wide, 8, 0)
     mixed = dataclasses.replace(data, sources=(*data.sources, SourceConfig(kind="easy_vqa")))
-    with pytest.raises(UserError, match="cached_features needs pools"):
+    with pytest.raises(UserError, match="cached_features needs prepared data or pools"):
         make_iterator(mixed, model, 8, 0)
 
 

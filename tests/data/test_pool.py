@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+from quecc_jax.data import features
 from quecc_jax.data import pool as pool_module
-from quecc_jax.data.pool import build_pool, read_features, read_pool, write_features
+from quecc_jax.data.features import read_features
+from quecc_jax.data.pool import build_pool, read_pool, write_features
 from quecc_jax.errors import UserError
 
 
@@ -93,18 +95,19 @@ def test_features_are_stored_for_every_picture(tmp_path):
     pool = small(tmp_path / "pool")
     done: list[int] = []
     stored = write_features(pool, mean_features, 4, "tower-1", done.append)
-    assert done == [4, 8, 10] and stored.dtype == np.float16 and stored.shape == (10, 4, 2, 3)
+    assert done == [4, 8, 10, 10]
+    assert stored.dtype == np.float16 and stored.shape == (10, 4, 2, 3)
     wanted = np.concatenate([mean_features(np.asarray(pool.images[k:k + 4])) for k in (0, 4, 6)])
-    np.testing.assert_allclose(stored[[0, 5, 8]], wanted[[0, 5, 10]], rtol=1e-3)
+    np.testing.assert_allclose([stored[k] for k in (0, 5, 8)], wanted[[0, 5, 10]], rtol=1e-3)
 
 
 def test_features_of_another_tower_are_refused_and_replaced(tmp_path):
     pool = small(tmp_path / "pool")
     with pytest.raises(UserError, match="no features"):
-        read_features(pool, "tower-1")
+        read_features(pool.directory, "tower-1")
     write_features(pool, mean_features, 4, "tower-1")
     with pytest.raises(UserError, match="another tower"):
-        read_features(pool, "tower-2")
+        read_features(pool.directory, "tower-2")
 
     def never(_):
         raise AssertionError("features of this tower are there already")
@@ -113,10 +116,11 @@ def test_features_of_another_tower_are_refused_and_replaced(tmp_path):
     second = write_features(pool, lambda images: -mean_features(images), 4, "tower-2")
     np.testing.assert_array_equal(second, -first)
     with pytest.raises(UserError, match="another tower"):
-        read_features(pool, "tower-1")
+        read_features(pool.directory, "tower-1")
 
 
-def test_interrupted_features_are_absent(tmp_path):
+def test_interrupted_features_are_absent_and_continue_shard_by_shard(tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "ITEMS", 4)
     pool = small(tmp_path / "pool")
 
     def fail(images, calls=[]):  # noqa: B006
@@ -128,9 +132,18 @@ def test_interrupted_features_are_absent(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write_features(pool, fail, 4, "tower-1")
     with pytest.raises(UserError, match="no features"):
-        read_features(pool)
-    write_features(pool, mean_features, 4, "tower-1")
-    assert not list(pool.directory.glob("*.aside"))
+        read_features(pool.directory)
+    seen = []
+
+    def count(images):
+        seen.append(len(images))
+        return mean_features(images)
+
+    stored = write_features(pool, count, 4, "tower-1")
+    assert len(seen) == 2 and len(stored) == 10  # of three shards of at most 4 the first was whole
+    assert not list(pool.directory.glob(".*"))
+    fresh = write_features(small(tmp_path / "fresh"), mean_features, 4, "tower-1")
+    np.testing.assert_array_equal(stored, fresh)
 
 
 def test_features_beyond_float16_are_refused(tmp_path):

@@ -6,9 +6,11 @@ import signal
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import pytest
 
+from launch import prepare_data
 from quecc_jax.data.prepared import open_prepared
 from tests.data.photos import ROWS, photo, write_llava
 
@@ -17,6 +19,12 @@ COMMAND = (sys.executable, "-m", "launch.prepare_data")
 
 def run(*arguments):
     return subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=120)
+
+
+def main_with(*arguments):
+    """The command in this process."""
+    with mock.patch.object(sys, "argv", ["prepare_data", *map(str, arguments)]):
+        prepare_data.main()
 
 
 def test_prepares_verifies_and_refuses(tmp_path):

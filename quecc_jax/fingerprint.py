@@ -1,0 +1,53 @@
+"""What stored features are of: frozen parameters, and how what they read was made."""
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from quecc_jax.config import VisionConfig
+from quecc_jax.geometry import hidden_indices
+
+
+@jax.jit
+def checksums(tree: Any) -> Any:
+    """uint32 [2] of every leaf's float32 bits and their places.
+
+    Sums of whole numbers modulo 2^32, so that they are the same in any order: on every mesh, without
+    gathering a leaf.
+    """
+
+    def one(leaf: jax.Array) -> jax.Array:
+        bits = jax.lax.bitcast_convert_type(leaf.astype(jnp.float32), jnp.uint32)
+        index, stride = jnp.zeros(leaf.shape, jnp.uint32), 1
+        for axis in reversed(range(leaf.ndim)):
+            step = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+            index = index + step * jnp.uint32(stride % 2**32)
+            stride *= leaf.shape[axis]
+        mixed = _mix(bits ^ _mix(index + jnp.uint32(0x9E3779B9)))
+        return jnp.stack([jnp.sum(x, dtype=jnp.uint32) for x in (mixed, _mix(mixed ^ index))])
+
+    return jax.tree.map(one, tree)
+
+
+def _mix(x: jax.Array) -> jax.Array:
+    """MurmurHash3's finaliser: every bit of the input moves every bit of the output."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
+
+
+def fingerprint(params: Any, *settings: Any) -> str:
+    """16 hex digits of parameters (as float32) and of settings that JSON can hold."""
+    sums = jax.tree_util.tree_leaves_with_path(jax.device_get(checksums(params)))
+    leaves = [[jax.tree_util.keystr(path), value.tolist()] for path, value in sums]
+    return hashlib.sha256(json.dumps([leaves, settings], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def tower_fingerprint(params: Any, vision: VisionConfig, aspect: str) -> str:
+    """Of a tower's states: its parameters, which states are kept, and how pictures are made square."""
+    settings = {k: v for k, v in dataclasses.asdict(vision).items() if k not in ("levels", "select_layer")}
+    return fingerprint(params, settings, hidden_indices(vision), aspect)

@@ -1,0 +1,94 @@
+"""Features beside prepared data: of the right tower, for every picture that can be read."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from quecc_jax.config import CheckpointConfig, DataConfig, MeshConfig, RunConfig, SourceConfig, TrainConfig
+from quecc_jax.data.images import load_pixels, normalise
+from quecc_jax.data.pipeline import eval_batches
+from quecc_jax.errors import UserError
+from quecc_jax.fingerprint import checksums, fingerprint, tower_fingerprint
+from quecc_jax.models.clip import ClipTower
+from quecc_jax.sharding import make_mesh
+from quecc_jax.train.checkpoint import save_params
+from quecc_jax.train.loop import train
+from tests.data.photos import write_llava
+from tests.launch.test_prepare_data import main_with
+
+
+@pytest.fixture(scope="module")
+def prepared(tokenizer, model, tmp_path_factory):
+    """(LLaVA file, prepared directory with features, the run that has the tower, its parameters)."""
+    folder = tmp_path_factory.mktemp("features")
+    path, _ = write_llava(folder)
+    data = DataConfig(tokenizer=tokenizer.directory, template="short", max_length=48, query_length=8,
+                      images_per_row=2)
+    run = RunConfig(out=str(folder / "tower"), model=model, data=data)
+    pixels = np.zeros((1, 24, 24, 3), np.float32)
+    params = jax.device_get(ClipTower(model.vision).init(jax.random.key(0), pixels)["params"])
+    params = jax.tree.map(lambda x: np.asarray(getattr(x, "value", x)), params,
+                          is_leaf=lambda x: hasattr(x, "value"))
+    save_params(run, {"vision": params})
+    out = folder / "prepared"
+    main_with("--data", path, "--images", folder, "--out", out, "--resize", 24, "--encode", "raw",
+              "--workers", 1)
+    main_with("--out", out, "--features", "--checkpoint", run.out, "--batch-size", 3)
+    return path, out, run, params
+
+
+def cached(prepared, **more):
+    _, out, run, _ = prepared
+    source = SourceConfig("array_record", str(out))
+    return dataclasses.replace(run.data, sources=(source,), cached_features=True, **more)
+
+
+def test_batches_hold_the_tower_s_states_of_their_pictures(prepared, model):
+    path, _, _, params = prepared
+    batch, = eval_batches(cached(prepared), model, 12)
+    for row in range(12):
+        for place in range(row % 3):
+            number = (row + place) % 7
+            file = path.parent / ("coco/train2017", "gqa/images", "vg")[number % 3] / f"{number}.jpg"
+            pixels = normalise(load_pixels(file, model.vision))[None]
+            wanted = np.asarray(ClipTower(model.vision).apply({"params": params}, pixels))[0]
+            np.testing.assert_allclose(batch.features[row, place], wanted, rtol=2e-3, atol=2e-3)
+        assert not batch.features[row, row % 3:].any()
+
+
+def test_another_tower_or_aspect_is_refused_by_training(prepared, model, tmp_path):
+    _, _, run, params = prepared
+    other = dataclasses.replace(run, out=str(tmp_path / "other"))
+    moved = {**params, "class_embedding": np.roll(params["class_embedding"], 1)}
+    save_params(other, {"vision": moved})
+    config = RunConfig(
+        out=str(tmp_path / "run"), model=dataclasses.replace(model, dtype="float32", remat="none",
+        decoder=dataclasses.replace(model.decoder, vocab_size=600, width=16, depth=1, heads=2, kv_heads=2,
+                                    mlp_width=16)),
+        data=cached(prepared), train=TrainConfig(steps=1, batch_size=2),
+        checkpoint=CheckpointConfig(every=0), mesh=MeshConfig(1, 1, 1),
+    )  # fmt: skip
+    with pytest.raises(UserError, match="are of another tower or other preprocessing"):
+        train(dataclasses.replace(config, tower_from=other.out), progress=lambda record: None)
+    done = train(dataclasses.replace(config, tower_from=run.out), progress=lambda record: None)
+    assert done["step"] == 1 and np.isfinite(done["loss"])
+
+
+def test_a_fingerprint_tells_what_matters_apart_on_any_mesh(prepared, model):
+    _, _, _, params = prepared
+    vision = model.vision
+    known = {tower_fingerprint(params, vision, "pad")}
+    for change in ({"norm_eps": 1e-6}, {"levels": (1, 2)}, {"activation": "gelu"}):
+        known.add(tower_fingerprint(params, dataclasses.replace(vision, **change), "pad"))
+    known.add(tower_fingerprint(params, vision, "square"))
+    known.add(tower_fingerprint(jax.tree.map(lambda x: x[::-1], params), vision, "pad"))
+    assert len(known) == 6
+    half = np.arange(64 * 6, dtype=np.float16).reshape(64, 6)
+    rows = jax.sharding.NamedSharding(make_mesh(MeshConfig(1, 4, 2)), jax.sharding.PartitionSpec("fsdp"))
+    spread = jax.device_put(half.astype(np.float32), rows)
+    assert fingerprint({"a": half}) == fingerprint({"a": spread}) != fingerprint({"a": half[::-1]})
+    assert fingerprint({"a": half}) != fingerprint({"b": half})
+    flat = np.concatenate([np.asarray(x) for x in jax.tree.leaves(checksums(params))])
+    assert len(np.unique(flat)) == len(flat)
