@@ -150,7 +150,7 @@ def answer_all(options: Options, source: SourceConfig) -> "tuple[list[Answer], d
 
     total = len(read_rows(source))
     config, params = load_vlm(options.checkpoint)
-    data = dataclasses.replace(config.data, sources=(source,), cached_features=False)
+    data = dataclasses.replace(config.data, sources=(source,), cached_features=False, cached_queries=False)
     columns = (TextColumn("answering"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
                TextColumn("left"))  # fmt: skip
     with Progress(*columns, console=Console(stderr=True)) as bar:

@@ -44,10 +44,12 @@ class Options:
     """`tfds` writes a data set of tensorflow-datasets, in one process and from the start each time."""
     features: bool = False
     """Store the tower's states of every picture beside the pictures of --out, for data.cached_features."""
+    queries: bool = False
+    """Store the decoder's feature of every row's question in --out, for data.cached_queries in stage 1."""
     checkpoint: str = ""
-    """The run whose tower --features takes."""
+    """The run whose tower --features takes, and whose decoder and tokenizer --queries."""
     batch_size: int = 32
-    """Pictures that go through the tower at once."""
+    """Pictures or questions that go through them at once."""
     verify: bool = False
     """Read all of --out against its checksums; writes nothing."""
     shard_pictures: int = 4096
@@ -63,8 +65,13 @@ def main() -> None:
     if options.verify:
         verify(options)
         return
-    if options.features:
-        write_features(options)
+    if options.features or options.queries:
+        if not options.checkpoint or options.batch_size < 1:
+            raise UserError("--features and --queries need --checkpoint, a run, and --batch-size, 1 or more")
+        if options.features:
+            write_features(options)
+        if options.queries:
+            write_queries(options)
         return
     if not options.data:
         raise UserError("--data must be given; see --help")
@@ -117,8 +124,6 @@ def as_tfds(options: Options) -> None:
 
 def write_features(options: Options) -> None:
     """Stores the tower's states of prepared pictures."""
-    if not options.checkpoint or options.batch_size < 1:
-        raise UserError("--features needs --checkpoint, a run with a tower, and a --batch-size of 1 or more")
     from quecc_jax.data import features
     from quecc_jax.data.prepared import PreparedPictures, open_prepared
     from quecc_jax.fingerprint import tower_fingerprint
@@ -142,6 +147,39 @@ def write_features(options: Options) -> None:
     form = " x ".join(map(str, stored.shape[1:]))
     print(f"{options.out}: {total:,} pictures, {form} float16 each (patches, states, width), "
           f"{size / 1e9:.2f} GB, {time.monotonic() - began:.0f} s")
+
+
+def write_queries(options: Options) -> None:
+    """Stores the decoder's feature of every question; the decoder must fit into one device."""
+    import jax
+
+    from quecc_jax.data import features
+    from quecc_jax.data.prepared import open_prepared
+    from quecc_jax.data.sources import Layout, Questions
+    from quecc_jax.data.tokenizer import load_tokenizer
+    from quecc_jax.fingerprint import decoder_fingerprint
+    from quecc_jax.models.vlm import VLM
+    from quecc_jax.train.checkpoint import load_params
+
+    config, params = load_params(options.checkpoint, ["decoder"])
+    layout = Layout(load_tokenizer(config.data.tokenizer), config.data, config.model.visual_tokens, False)
+    questions = Questions(open_prepared(options.out).rows, layout)
+    held, total = jax.device_put(params), len(questions.rows)
+
+    @jax.jit
+    def run(params: Any, asked: Any) -> Any:
+        ids, lengths = asked[:, None, :-1], asked[:, -1:]
+        made: Any = VLM(config.model).apply({"params": params}, ids, lengths, method=VLM.encode_query)
+        return made[:, 0]
+
+    fingerprint = f"{decoder_fingerprint(held['decoder'], config.model.decoder)}-{questions.fingerprint()}"
+    with bar("questions") as show:
+        stored = features.write_features(
+            options.out, total, questions, lambda asked: run(held, asked), options.batch_size, fingerprint,
+            lambda done: show(done, total), "queries",
+        )  # fmt: skip
+    size = sum(shard.bytes for shard in stored.records.shards)
+    print(f"{options.out}: {total:,} questions, {stored.shape[1]} float16 each, {size / 1e9:.2f} GB")
 
 
 def verify(options: Options) -> None:

@@ -180,7 +180,9 @@ def tested(sweep: Sweep, run: str) -> dict[str, dict[str, float]]:
     if sweep.tests:
         config, params = load_vlm(run)
         for test in sweep.tests:
-            data = dataclasses.replace(config.data, sources=(test.source,), cached_features=False)
+            data = dataclasses.replace(
+                config.data, sources=(test.source,), cached_features=False, cached_queries=False
+            )
             answers = predict(
                 config.model, data, params, max_new_tokens=test.max_new_tokens, batch_size=sweep.batch_size
             )

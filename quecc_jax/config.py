@@ -211,6 +211,9 @@ class DataConfig:
     cached_features: bool = False
     """Read the tower's stored states instead of pixels; every source must be a pool, or prepared data with
     --features. A tower that the run names (tower_from, init_from) must be the one that made them."""
+    cached_queries: bool = False
+    """Read the decoder's stored feature of each question instead of computing it, in stage 1, where the
+    decoder is frozen; every source must be prepared data with --queries of that decoder."""
     too_long: Literal["error", "truncate", "drop"] = "truncate"
     """What becomes of a row above max_length. Truncation cuts text only, and a row whose picture it would
     cut is an error; a dropped row leaves its place in the batch empty. Both are counted."""
@@ -348,6 +351,8 @@ def validate(config: RunConfig) -> None:
          or (decoder.positions == "rotary" and not (decoder.window and decoder.full_layers)),
          f"model.attention {config.model.attention} takes neither decoder.positions alibi nor windows that "
          "spare some layers (decoder.full_layers)"),
+        (not config.data.cached_queries or train.stage == 1,
+         f"data.cached_queries needs a frozen decoder, but train.stage is {train.stage}"),
         (train.batch_size % train.accumulation == 0,
          f"train.batch_size {train.batch_size} does not split into {train.accumulation} slices"),
         (all(-vision.depth - 1 <= k <= vision.depth for k in (*vision.levels, vision.select_layer)),

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from quecc_jax.config import VisionConfig
+from quecc_jax.config import DecoderConfig, VisionConfig
 from quecc_jax.geometry import hidden_indices
 
 
@@ -45,6 +45,11 @@ def fingerprint(params: Any, *settings: Any) -> str:
     sums = jax.tree_util.tree_leaves_with_path(jax.device_get(checksums(params)))
     leaves = [[jax.tree_util.keystr(path), value.tolist()] for path, value in sums]
     return hashlib.sha256(json.dumps([leaves, settings], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def decoder_fingerprint(params: Any, decoder: DecoderConfig) -> str:
+    """Of a decoder's query features, but for the questions."""
+    return fingerprint(params, dataclasses.asdict(decoder))
 
 
 def tower_fingerprint(params: Any, vision: VisionConfig, aspect: str) -> str:

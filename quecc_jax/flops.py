@@ -125,7 +125,7 @@ def train_flops(config: RunConfig, length: int | None = None, images: int | None
         total -= decoder - attention_flops(model.decoder, length, length)
     if images:
         picture = 0.0 if data.cached_features else tower_flops(vision)
-        picture += query_flops(model, data.query_length)
+        picture += 0.0 if data.cached_queries else query_flops(model, data.query_length)
         adapter = compressor_flops(model) + projector_flops(model)
         first = 2.0 * 2 * vision.patches * len(vision.levels) * vision.width**2
         if model.compressor.name == "none":

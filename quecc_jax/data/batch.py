@@ -42,6 +42,8 @@ class Batch(NamedTuple):
     """[B, I, H, W, 3] uint8, normalised on the device; None when features are given."""
     features: Array = None
     """[B, I, n, K, D] float16 or float32 cached tower states, see `geometry.hidden_indices`."""
+    query_features: Array = None
+    """[B, I, H] float16 cached query features; None where the decoder computes them."""
     ids: np.ndarray | None = None
     """[B] int64 identity of each row's sample, or [B, C] of each packed row's C samples or fewer, -1 for
     none; those that are left out stand here too. Stays on the host."""
@@ -62,8 +64,10 @@ def batch_spec(model: ModelConfig, data: DataConfig, rows: int, cached: bool = F
     levels = len(hidden_indices(vision))
     pixels: Any = jax.ShapeDtypeStruct((b, i, side, side, 3), jnp.uint8)
     features: Any = jax.ShapeDtypeStruct((b, i, vision.patches, levels, vision.width), jnp.float16)
+    query_features: Any = jax.ShapeDtypeStruct((b, i, model.decoder.width), jnp.float16)
     return Batch(
         tokens=ints(b, s), slots=ints(b, s), labels=ints(b, s), positions=ints(b, s),
         segments=ints(b, s), queries=ints(b, i, q), query_lengths=ints(b, i),
         pixels=pixels if i and not cached else None, features=features if i and cached else None,
+        query_features=query_features if i and data.cached_queries else None,
     )

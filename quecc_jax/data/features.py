@@ -1,15 +1,17 @@
-"""The frozen tower's states of each picture, computed once: arrays in ArrayRecord shards.
+"""What frozen parameters make of each picture or row, computed once: arrays in ArrayRecord shards.
 
-    features.json              fingerprint of the tower and of what it reads, shape, shards; written last
-    features-*.array_record    float16 [n, K, D] of one picture a record
+    NAME.json              fingerprint of the parameters and of what they read, shape, shards; written last
+    NAME-*.array_record    float16 of one picture or row a record
 
-They lie beside the pictures of a pool or of prepared data. Their size does not depend on V.
+Beside the pictures of a pool or of prepared data NAME is `features`, the tower's states [n, K, D] of each
+picture; beside prepared data also `queries`, the decoder's query feature [H] of each row, which stage 1 can
+read. Their size does not depend on V.
 """
 
 import concurrent.futures
 import json
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,7 +20,8 @@ from quecc_jax.data.records import Records, forget, made, write_shard
 from quecc_jax.errors import BadRow, UserError
 from quecc_jax.paths import AnyPath, place, write_text
 
-NOTE = "features.json"
+Name = Literal["features", "queries"]
+MAKER = {"features": "tower", "queries": "decoder"}
 ITEMS = 1024
 """Pictures of one shard: 4.8 GB of CLIP-L/14-336's states in four layers."""
 THREADS = 4
@@ -26,16 +29,17 @@ THREADS = 4
 
 
 class Features(Sequence[Any]):
-    """Stored states, by the number of their picture.
+    """Stored arrays, by the number of their picture or row.
 
     Raises:
-      BadRow: when those of a picture that could not be read are asked for.
+      BadRow: when one is asked for whose picture or row could not be read.
     """
 
     def __init__(self, directory: AnyPath, note: dict[str, Any]):
         self.records = Records(directory, note["shards"])
         self.shape: tuple[int, ...] = (len(self.records), *note["shape"])
         self.dtype = np.dtype(np.float16)
+        self.fingerprint: str = note["fingerprint"]
 
     def __len__(self) -> int:
         return len(self.records)
@@ -47,23 +51,24 @@ class Features(Sequence[Any]):
 
 def write_features(directory: AnyPath, items: int, read: Callable[[int], np.ndarray],
                    fn: Callable[[np.ndarray], Any], batch: int, fingerprint: str,
-                   progress: Callable[[int], None] = lambda done: None) -> Features:
-    """Stores the states of every picture, unless those of `fingerprint` are there; continues shard by shard.
+                   progress: Callable[[int], None] = lambda done: None,
+                   name: Name = "features") -> Features:
+    """Stores fn of every picture or row, unless that of `fingerprint` is there; continues shard by shard.
 
     Args:
-      items: how many pictures there are.
-      read: a picture by its number, uint8 [H, W, 3]; raises BadRow where there is none.
-      fn: maps uint8 [batch, H, W, 3] to states [batch, n, K, D]; it always sees full batches.
+      items: how many pictures or rows there are.
+      read: what `fn` reads by its number, uint8 [H, W, 3] for a tower; raises BadRow where there is none.
+      fn: maps [batch, ...] to [batch, ...], a tower to states [batch, n, K, D]; it always sees full batches.
       fingerprint: says what `fn` and `read` are, see `quecc_jax.fingerprint`.
-      progress: called with the number of pictures done after every batch.
+      progress: called with the number of items done after every batch.
 
     Raises:
-      UserError: a value is not finite in float16, or there are no pictures.
+      UserError: a value is not finite in float16, or there are no items.
     """
     if not items:
-        raise UserError(f"{directory} has no pictures; features need some")
-    note = place(directory) / NOTE
-    if found := _note(directory):
+        raise UserError(f"{directory} has no pictures; {name} need some")
+    note = place(directory) / f"{name}.json"
+    if found := _note(directory, name):
         if found["fingerprint"] == fingerprint and found["items"] == items:
             return Features(directory, found)
         note.unlink()
@@ -95,8 +100,8 @@ def write_features(directory: AnyPath, items: int, read: Callable[[int], np.ndar
                 continue
             array = next(arrays)
             if not np.isfinite(array).all():
-                raise UserError(f"the tower's features of {directory} leave the range of float16; train "
-                                "from pixels (data.cached_features = False)")
+                raise UserError(f"the {MAKER[name]}'s {name} of {directory} leave the range of float16; "
+                                f"train without them (data.cached_{name} = False)")
             if not shape:
                 shape.append(array.shape)
             yield array.tobytes()
@@ -104,7 +109,7 @@ def write_features(directory: AnyPath, items: int, read: Callable[[int], np.ndar
     shards = []
     for start in range(0, items, ITEMS):
         end = min(start + ITEMS, items)
-        file = f"features-{start // ITEMS:05}-of-{-(-items // ITEMS):05}.array_record"
+        file = f"{name}-{start // ITEMS:05}-of-{-(-items // ITEMS):05}.array_record"
         known = made(directory, file, fingerprint)
         if known is None:
             remarks: list[Any] = shape
@@ -116,31 +121,31 @@ def write_features(directory: AnyPath, items: int, read: Callable[[int], np.ndar
     value = {"fingerprint": fingerprint, "items": items, "shape": shape[0] if shape else [0]}
     write_text(str(note), json.dumps({**value, "shards": shards}) + "\n")
     forget(directory, shards)
-    return read_features(directory, fingerprint)
+    return read_features(directory, fingerprint, name)
 
 
-def read_features(directory: AnyPath, fingerprint: str | None = None) -> Features:
+def read_features(directory: AnyPath, fingerprint: str | None = None, name: Name = "features") -> Features:
     """What `write_features` has stored.
 
     Args:
       fingerprint: what they must be of; None takes any.
 
     Raises:
-      UserError: there are none, or they are of another tower or other preprocessing.
+      UserError: there are none, or they are of other parameters or other preprocessing.
     """
-    note = _note(directory)
+    note = _note(directory, name)
     if note is None:
-        raise UserError(f"{directory} has no features; write them with python -m launch.prepare_data "
-                        "--features, or set data.cached_features = False")
+        raise UserError(f"{directory} has no {name}; write them with python -m launch.prepare_data "
+                        f"--{name}, or set data.cached_{name} = False")
     found = note["fingerprint"]
     if fingerprint is not None and found != fingerprint:
-        raise UserError(f"the features of {directory} are of another tower or other preprocessing "
-                        f"({found}, not {fingerprint}); write them anew, or set data.cached_features = False")
+        raise UserError(f"the {name} of {directory} are of another {MAKER[name]} or other preprocessing "
+                        f"({found}, not {fingerprint}); write them anew, or set data.cached_{name} = False")
     return Features(directory, note)
 
 
-def _note(directory: AnyPath) -> dict[str, Any] | None:
+def _note(directory: AnyPath, name: Name) -> dict[str, Any] | None:
     try:
-        return json.loads((place(directory) / NOTE).read_text())
+        return json.loads((place(directory) / f"{name}.json").read_text())
     except FileNotFoundError:
         return None

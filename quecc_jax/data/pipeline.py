@@ -38,7 +38,7 @@ class Assemble:
 
     def __init__(self, sources: Sequence[Source], data: DataConfig, model: ModelConfig):
         self.sources, self.data = sources, data
-        self.visual_tokens = model.visual_tokens
+        self.visual_tokens, self.width = model.visual_tokens, model.decoder.width
         vision = model.vision
         self.pixels = (vision.image_size, vision.image_size, 3)
         self.features = (vision.patches, len(hidden_indices(vision)), vision.width)
@@ -59,6 +59,9 @@ class Assemble:
             seen = np.zeros((b, i, *self.features), np.float16)
         elif i:
             seen = np.zeros((b, i, *self.pixels), np.uint8)
+        query_features: np.ndarray | None = None
+        if i and self.data.cached_queries:
+            query_features = np.zeros((b, i, self.width), np.float16)
         truncated, left_out = list[int](), list[LeftOut]()
         for place, row in enumerate(ids.tolist()):
             start, picture, segment = 0, 0, 0
@@ -82,6 +85,9 @@ class Assemble:
                 positions[place, here] = np.arange(length)
                 queries[place, picture:picture + pictures, :len(made.query)] = made.query
                 query_lengths[place, picture:picture + pictures] = len(made.query)
+                if pictures and query_features is not None:
+                    source = self.sources[identity >> 32]
+                    query_features[place, picture:picture + pictures] = source.query(identity & 0xFFFFFFFF)
                 start, picture = start + length, picture + pictures
                 if made.cut:
                     truncated.append(identity)
@@ -90,7 +96,8 @@ class Assemble:
             tokens=np.maximum(codes, 0), slots=np.where(codes < 0, -1 - codes, -1),
             labels=np.where(loss, codes, IGNORE), positions=positions, segments=segments, queries=queries,
             query_lengths=query_lengths, pixels=None if cached else seen, features=seen if cached else None,
-            ids=draw.ids), Read(int((ids >= 0).sum()), tuple(truncated), tuple(left_out))
+            query_features=query_features, ids=draw.ids), Read(
+                int((ids >= 0).sum()), tuple(truncated), tuple(left_out))
 
     def _where(self, identity: int) -> str:
         return self.sources[identity >> 32].where(identity & 0xFFFFFFFF)

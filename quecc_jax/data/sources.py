@@ -1,5 +1,8 @@
 """Sources: numbered rows, each as token ids with slots, its query, and its pictures."""
 
+import contextlib
+import dataclasses
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -16,6 +19,9 @@ from quecc_jax.data.rowfile import RowFile
 from quecc_jax.data.tokenizer import Tokenizer, load_tokenizer
 from quecc_jax.errors import BadRow, UserError
 from quecc_jax.geometry import hidden_indices
+
+SAMPLED = 256
+"""Rows whose questions tell tokenizers apart."""
 
 
 class Encoded(NamedTuple):
@@ -54,6 +60,9 @@ class Source(Protocol):
     def write_features(self, row: int, out: np.ndarray) -> None:
         """Writes cached tower states into the first places of float16 [I, n, K, D]."""
 
+    def query(self, row: int) -> np.ndarray:
+        """The cached query feature, float16 [H]; asked of rows that `encoded` takes."""
+
 
 class Layout(NamedTuple):
     """How rows are laid out: everything that `encode` needs beside the row."""
@@ -76,7 +85,7 @@ class RowSource:
     """Rows that are encoded when asked for, with pictures that are read when asked for."""
 
     def __init__(self, name: str, rows: Sequence[dict[str, Any]], read: Callable[[Any], np.ndarray],
-                 layout: Layout, features: Features | None = None):
+                 layout: Layout, features: Features | None = None, queries: Features | None = None):
         """
         Args:
           name: for messages.
@@ -84,9 +93,10 @@ class RowSource:
           read: a picture, uint8 [H, W, 3], by its reference in a row.
           layout: of the rows.
           features: stored tower states, where rows name pictures by number.
+          queries: stored query features, by row.
         """
         self.name, self.rows, self.layout = name, rows, layout
-        self._read, self._features = read, features
+        self._read, self._features, self._queries = read, features, queries
         self._last: tuple[int, dict[str, Any]] = (-1, {})
 
     def __len__(self) -> int:
@@ -123,6 +133,10 @@ class RowSource:
             except BadRow as error:
                 raise error.at(self.where(row)) from None
 
+    def query(self, row: int) -> np.ndarray:
+        assert self._queries is not None
+        return self._queries[row]
+
     def write_features(self, row: int, out: np.ndarray) -> None:
         assert self._features is not None
         for place, ref in enumerate(image_refs(self.row(row))):
@@ -130,6 +144,36 @@ class RowSource:
                 out[place] = self._features[ref]
             except BadRow as error:
                 raise error.at(self.where(row)) from None
+
+
+class Questions:
+    """The bare questions of rows, as numbers for the decoder's pass."""
+
+    def __init__(self, rows: Sequence[dict[str, Any]], layout: Layout):
+        self.rows = rows
+        # A question depends on no template and no length but its own.
+        data = dataclasses.replace(layout.data, template="v1", max_length=1 << 20, images_per_row=64)
+        self.layout = layout._replace(data=data)
+
+    def __call__(self, row: int) -> np.ndarray:
+        """int32 [Q + 1]: a row's token ids, filled up with zeros, and their number; or BadRow."""
+        query, length = self.layout(self.rows[row]).query, self.layout.data.query_length
+        return np.concatenate([query, np.zeros(length - len(query), np.int32), [len(query)]]).astype(np.int32)
+
+    def fingerprint(self) -> str:
+        """Of the tokenizer and query_length, by what they make of SAMPLED rows."""
+        total = hashlib.sha256()
+        for row in np.linspace(0, len(self.rows) - 1, min(SAMPLED, len(self.rows))).astype(int).tolist():
+            with contextlib.suppress(BadRow):
+                total.update(self(row).tobytes())
+        return total.hexdigest()[:16]
+
+
+def check_questions(name: str, queries: Features, questions: Questions) -> None:
+    """Raises UserError if stored query features are of questions in other tokens."""
+    if queries.fingerprint.partition("-")[2] != questions.fingerprint():
+        raise UserError(f"the queries of {name} were made with another tokenizer or data.query_length; write "
+                        "them anew with launch.prepare_data --queries, or set data.cached_queries = False")
 
 
 class PoolSource:
@@ -211,6 +255,9 @@ class PoolSource:
         for place, ref in enumerate(self._refs[self._first[row]:self._first[row + 1]]):
             out[place] = self._pixels.array[ref]
 
+    def query(self, row: int) -> np.ndarray:
+        raise UserError(f"{self.name} has no cached queries; set data.cached_queries = False")
+
     def write_features(self, row: int, out: np.ndarray) -> None:
         assert self._features is not None
         for place, ref in enumerate(self._refs[self._first[row]:self._first[row + 1]]):
@@ -272,6 +319,9 @@ def open_sources(data: DataConfig, model: ModelConfig, fingerprint: str | None =
     for config in data.sources:
         if config.kind == "pool":
             sources.append(PoolSource(config.path, layout, model, fingerprint))
+        elif data.cached_queries and config.kind != "array_record":
+            raise UserError(f"data.cached_queries needs prepared data, but a source is {config.kind}; make "
+                            "it with launch.prepare_data, or set data.cached_queries = False")
         elif data.cached_features and config.kind != "array_record":
             raise UserError("data.cached_features needs prepared data or pools, but a source is "
                             f"{config.kind}; make it with launch.prepare_data, or set "
@@ -286,16 +336,20 @@ def open_sources(data: DataConfig, model: ModelConfig, fingerprint: str | None =
 def _row_source(config: SourceConfig, layout: Layout, model: ModelConfig, fingerprint: str | None) -> Source:
     data, vision, rows = layout.data, model.vision, read_rows(config)
     read: Callable[[Any], np.ndarray]
-    features = None
+    features = queries = None
     if config.kind == "array_record":
         read = PreparedPictures(open_prepared(config.path), vision, data)
         if data.cached_features and data.images_per_row:
             features = _tower_features(config.path, model, fingerprint)
+        if data.cached_queries:
+            queries = read_features(config.path, name="queries")
+            check_questions(config.path, queries, Questions(rows, layout))
     elif config.kind == "tfds":
         read = FilePictures(vision, data)
     else:
         read = FolderPictures(Folders(config.roots), vision, data)
-    return RowSource(config.path or f"easy-VQA {config.split}", rows, read, layout, features)
+    return RowSource(config.path or f"easy-VQA {config.split}", rows, read, layout, features,
+                     queries)
 
 
 def read_rows(config: SourceConfig) -> Sequence[dict[str, Any]]:

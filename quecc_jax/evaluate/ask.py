@@ -59,7 +59,8 @@ def ask(
         path.write_text(json.dumps(rows), encoding="utf-8")
         source = SourceConfig(kind="llava_json", path=str(path), images=scratch)
         most = max(1, *(len(question.images) for question in questions))
-        data = dataclasses.replace(config.data, sources=(source,), cached_features=False, images_per_row=most)
+        data = dataclasses.replace(config.data, sources=(source,), cached_features=False,
+                                   cached_queries=False, images_per_row=most)
         try:
             predict(config.model, data, params, max_new_tokens=max_new_tokens, batch_size=batch_size,
                     reuse=reuse, each=lambda answer: keep(answer.row["id"], answer.prediction))  # fmt: skip

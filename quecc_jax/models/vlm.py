@@ -72,10 +72,12 @@ class VLM(nn.Module):
         return tokens.reshape(b, i, *tokens.shape[1:])
 
     def visual_tokens(self, batch: Batch) -> jax.Array:
-        """Visual tokens [B, I, V, M] of a batch, from its pixels or its cached features."""
+        """Visual tokens [B, I, V, M] of a batch, from its pixels and questions or what is cached of them."""
         features = batch.features if batch.features is not None else self.encode_image(batch.pixels)
         if not self.config.compressor.reads_question:
             query = jnp.zeros((*batch.queries.shape[:2], self.config.decoder.width), features.dtype)
+        elif batch.query_features is not None:
+            query = batch.query_features.astype(self.config.dtype)
         else:
             query = self.encode_query(batch.queries, batch.query_lengths)
         return self.compress(features, query)

@@ -9,10 +9,11 @@ import jax
 
 from quecc_jax.config import RunConfig, validate
 from quecc_jax.data.batch import Batch
+from quecc_jax.data.features import read_features
 from quecc_jax.data.pipeline import make_iterator
 from quecc_jax.distributed import STALL_S, Watchdog, local_rows
 from quecc_jax.errors import UserError
-from quecc_jax.fingerprint import tower_fingerprint
+from quecc_jax.fingerprint import decoder_fingerprint, tower_fingerprint
 from quecc_jax.paths import place
 from quecc_jax.sharding import make_mesh
 from quecc_jax.train.checkpoint import Checkpoints, Resumable, load_params, notice
@@ -86,6 +87,7 @@ def train(
             state = initial_state(config, trainer, tell=notice if progress is None else lambda _: None)
             checkpoints.begin(state)
         checkpoints.describe()
+        check_queries(config, state)
         done, steps = int(state.step), config.train.steps
 
         meter = Meter(config, state, began)
@@ -143,6 +145,18 @@ def named_tower(config: RunConfig) -> str | None:
     if not params:
         return None
     return tower_fingerprint(params["vision"], config.model.vision, config.data.image_aspect)
+
+
+def check_queries(config: RunConfig, state: TrainState) -> None:
+    """Raises UserError if stored query features are of another decoder than the run's frozen one."""
+    if not config.data.cached_queries:
+        return
+    ours = decoder_fingerprint(state.frozen["decoder"], config.model.decoder)
+    for source in config.data.sources:
+        theirs = read_features(source.path, name="queries").fingerprint.partition("-")[0]
+        if theirs != ours:
+            raise UserError(f"the queries of {source.path} are of another decoder ({theirs}, not {ours}); "
+                            "write them anew, or set data.cached_queries = False")
 
 
 def initial_state(config: RunConfig, trainer: Trainer, tell: Callable[[str], None] = notice) -> TrainState:
