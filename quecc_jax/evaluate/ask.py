@@ -1,19 +1,22 @@
 """Questions in memory to greedy answers, one after the other as their batches are done."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from quecc_jax.config import RunConfig, SourceConfig
+from quecc_jax.config import DataConfig, RunConfig, SourceConfig
 from quecc_jax.data.templates import PLACEHOLDER
 from quecc_jax.errors import UserError
 from quecc_jax.evaluate.predict import predict
 from quecc_jax.generate.reuse import Reuse
+
+_FILE = "questions.json"
 
 
 class Question(NamedTuple):
@@ -54,25 +57,42 @@ def ask(
     if not questions:
         return
     with tempfile.TemporaryDirectory() as scratch:
-        rows = [_row(number, question, Path(scratch)) for number, question in enumerate(questions)]
-        path = Path(scratch, "questions.json")
-        path.write_text(json.dumps(rows), encoding="utf-8")
-        source = SourceConfig(kind="llava_json", path=str(path), images=scratch)
-        most = max(1, *(len(question.images) for question in questions))
-        data = dataclasses.replace(config.data, sources=(source,), cached_features=False,
-                                   cached_queries=False, images_per_row=most)
-        try:
+        data = as_source(questions, [""] * len(questions), config, Path(scratch))
+        with naming(questions):
             predict(config.model, data, params, max_new_tokens=max_new_tokens, batch_size=batch_size,
                     reuse=reuse, each=lambda answer: keep(answer.row["id"], answer.prediction))  # fmt: skip
-        except UserError as error:
-            row = re.fullmatch(rf"{re.escape(source.path)}, row (\d+): (.*)", str(error))
-            if row is None:
-                raise
-            raise UserError(f"question {questions[int(row[1]) - 1].name}: {row[2]}") from None
 
 
-def _row(number: int, question: Question, scratch: Path) -> dict[str, Any]:
-    """The question as a LLaVA-format row; pictures in memory become files."""
+def as_source(
+    questions: Sequence[Question], answers: Sequence[str], config: RunConfig, scratch: Path
+) -> DataConfig:
+    """The run's data settings with questions and answers, written into `scratch`, as their one source.
+
+    Nothing of a row is cut: one that is too long is an error.
+    """
+    pairs = enumerate(zip(questions, answers, strict=True))
+    rows = [_row(number, question, answer, scratch) for number, (question, answer) in pairs]
+    (scratch / _FILE).write_text(json.dumps(rows), encoding="utf-8")
+    source = SourceConfig(kind="llava_json", path=str(scratch / _FILE), images=str(scratch))
+    most = max(1, *(len(question.images) for question in questions))
+    return dataclasses.replace(config.data, sources=(source,), cached_features=False, cached_queries=False,
+                               images_per_row=most, labels="answers", too_long="error")  # fmt: skip
+
+
+@contextlib.contextmanager
+def naming(questions: Sequence[Question]) -> Iterator[None]:
+    """Makes errors about rows of `as_source` name the question."""
+    try:
+        yield
+    except UserError as error:
+        row = re.fullmatch(rf".*/{re.escape(_FILE)}, row (\d+)(?: \(line \d+\))?: (.*)", str(error))
+        if row is None:
+            raise
+        raise UserError(f"question {questions[int(row[1]) - 1].name}: {row[2]}") from None
+
+
+def _row(number: int, question: Question, answer: str, scratch: Path) -> dict[str, Any]:
+    """A question and its answer as a LLaVA-format row; pictures in memory become files."""
     names = []
     for image in question.images:
         if isinstance(image, bytes):
@@ -84,5 +104,5 @@ def _row(number: int, question: Question, scratch: Path) -> dict[str, Any]:
     text = question.text
     if text.count(PLACEHOLDER) != len(names):
         text = f"{PLACEHOLDER}\n" * len(names) + text.replace(PLACEHOLDER, "").strip()
-    turns = [{"from": "human", "value": text}, {"from": "gpt", "value": ""}]
+    turns = [{"from": "human", "value": text}, {"from": "gpt", "value": answer}]
     return {"id": number, "conversations": turns, **({"image": names} if names else {})}

@@ -13,6 +13,7 @@ from lmms_eval.api.model import lmms
 
 from quecc_jax.errors import UserError
 from quecc_jax.evaluate.ask import Question, ask
+from quecc_jax.evaluate.likelihood import log_likelihoods
 from quecc_jax.load import load_vlm
 
 LONGEST = 128
@@ -27,7 +28,7 @@ def manifest() -> Any:
 
 
 class QueccJax(lmms):
-    """Greedy answers of a run, in batches.
+    """Greedy answers of a run and likelihoods of given answers, in batches.
 
     Args:
       checkpoint: directory of the run.
@@ -75,13 +76,17 @@ class QueccJax(lmms):
         return Question(f"{task}/{doc}", context, tuple(_png(picture) for picture in shown or []))
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        """Not offered.
-
-        Raises:
-          UserError: always.
-        """
-        raise UserError("quecc_jax answers questions but ranks no given answers; choose a task whose "
-                        "output_type is generate_until")
+        """(log-probability, whether greedy decoding says it) of every request's answer, its end left out."""
+        answers = []
+        for request in requests:
+            _, target, _, doc, task, split = request.args
+            answer = target(self.task_dict[task][split][doc]) if callable(target) else target
+            answers.append(str(answer).strip())
+        found = log_likelihoods([self._question(request) for request in requests], answers, self.config,
+                                self.params, batch_size=self.batch_size)  # fmt: skip
+        for request, value in zip(requests, found, strict=True):
+            self.cache_hook.add_partial("loglikelihood", request.args, value)
+        return found
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
         """Not offered.

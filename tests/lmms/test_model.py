@@ -1,5 +1,6 @@
 """lmms-eval itself, from its command line, on a tiny model and a task on local files."""
 
+import io
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ from PIL import Image
 
 from quecc_jax.errors import UserError
 from quecc_jax.evaluate.ask import Question, ask
+from quecc_jax.evaluate.likelihood import log_likelihoods
 from quecc_jax.load import load_vlm
 from tests.evaluate.standins import picture
 from tests.evaluate.word_model import word_run
@@ -109,7 +111,7 @@ def test_lmms_eval_scores_what_the_model_answers(run, docs, tmp_path):
         doc["said"] for doc in docs]  # fmt: skip
 
 
-def request(options: dict[str, Any], text: str = QUESTIONS[0]) -> Any:
+def request(options: Any, text: str = QUESTIONS[0]) -> Any:
     """A request as lmms-eval makes it."""
     return SimpleNamespace(args=(text, options, lambda doc: [doc], 0, "task", "test"))
 
@@ -131,14 +133,30 @@ def test_answers_keep_the_order_of_requests_of_different_length(model):
     assert cut == both[0].split(word)[0].strip()
 
 
+def test_given_answers_get_the_likelihoods_of_this_project(model):
+    answers = ["red", " blue two"]
+    requests = [request(options, text) for options, text in zip(answers, QUESTIONS, strict=False)]
+    requests.append(request(lambda doc: "green", QUESTIONS[2]))
+    shown = picture_of(model)
+    wanted = log_likelihoods([Question("", text, (shown,)) for text in QUESTIONS[:3]],
+                             ["red", "blue two", "green"], model.config, model.params,
+                             batch_size=2)  # fmt: skip
+    assert model.loglikelihood(requests) == wanted and len({value for value, _ in wanted}) == 3
+
+
+def picture_of(model) -> bytes:
+    """The one picture of its task, encoded."""
+    out = io.BytesIO()
+    model.task_dict["task"]["test"][0].save(out, "PNG")
+    return out.getvalue()
+
+
 def test_what_is_not_offered_is_refused_in_one_sentence(model, run):
     refused: list[tuple[dict[str, Any], str]] = [
         ({"do_sample": True, "temperature": 0.7}, "greedily"), ({"num_beams": 3}, "beam")]  # fmt: skip
     for options, message in refused:
         with pytest.raises(UserError, match=message):
             model.generate_until([request(options)])
-    with pytest.raises(UserError, match="ranks no given answers"):
-        model.loglikelihood([])
     with pytest.raises(UserError, match="single questions"):
         model.generate_until_multi_round([])
     with pytest.raises(UserError, match="chekpoint is not an option"):

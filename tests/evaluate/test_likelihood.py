@@ -1,0 +1,91 @@
+"""Likelihoods of answers against a plain sum over full passes, and against what generation says."""
+
+import jax
+import numpy as np
+import pytest
+
+from quecc_jax.data.batch import Batch
+from quecc_jax.data.conversation import encode
+from quecc_jax.data.images import load_pixels
+from quecc_jax.data.tokenizer import load_tokenizer
+from quecc_jax.errors import UserError
+from quecc_jax.evaluate.ask import Question, ask
+from quecc_jax.evaluate.likelihood import log_likelihoods
+from quecc_jax.load import load_vlm
+from quecc_jax.models.vlm import VLM
+from tests.evaluate.standins import picture
+from tests.evaluate.word_model import word_run
+
+TEXTS = ("what color is it?", "is it red?", "why?")
+ANSWERS = ("red", "blue two circle", "green")
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    run = word_run(tmp_path_factory.mktemp("run"), [*TEXTS, "red blue two green circle square"])
+    return load_vlm(run.out)
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory) -> list[Question]:
+    """Two about a picture each, in memory and in a file, and one about none."""
+    path = tmp_path_factory.mktemp("pictures") / "1.png"
+    path.write_bytes(picture(1))
+    return [Question("a", TEXTS[0], (picture(0),)), Question("b", TEXTS[1], (str(path),)),
+            Question("c", TEXTS[2], ())]  # fmt: skip
+
+
+def plain(loaded, question: str, answer: str, image) -> float:
+    """The sum by NumPy over one row, token by token."""
+    config, params = loaded
+    tokenizer, v = load_tokenizer(config.data.tokenizer), config.model.visual_tokens
+    row = {"conversations": [{"from": "human", "value": ("<image>\n" if image else "") + question},
+                             {"from": "gpt", "value": answer}]}  # fmt: skip
+    made = encode(row | ({"image": "x"} if image else {}), tokenizer, config.data, v)
+    length = len(made["tokens"])
+    side = config.model.vision.image_size
+    pixels = load_pixels(image, config.model.vision) if image else np.zeros((side, side, 3), np.uint8)
+    batch = Batch(
+        tokens=made["tokens"][None], slots=made["slots"][None], labels=made["labels"][None],
+        positions=np.arange(length, dtype=np.int32)[None], segments=np.ones((1, length), np.int32),
+        queries=made["query"][None, None],
+        query_lengths=np.full((1, 1), len(made["query"]) if image else 0, np.int32),
+        pixels=pixels[None, None],
+    )  # fmt: skip
+
+    @jax.jit
+    def forward(params, batch):
+        model = VLM(config.model)
+        hidden = model.apply({"params": params}, batch)
+        return model.apply({"params": params}, hidden, method=VLM.logits)
+
+    logits = np.asarray(forward(params, batch)[0], np.float64)
+    logs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    labelled = np.flatnonzero(made["labels"] >= 0)
+    assert made["labels"][labelled[-1]] == tokenizer.eos_token_id
+    return sum(logs[place - 1, made["labels"][place]] for place in labelled[:-1])
+
+
+def test_likelihoods_are_sums_over_the_answers_tokens(loaded, questions, tmp_path):
+    (tmp_path / "0.png").write_bytes(picture(0))
+    found = log_likelihoods(questions, ANSWERS, *loaded, batch_size=2)
+    images = [tmp_path / "0.png", questions[1].images[0], None]
+    # The first would compile one more program and shows nothing that the second does not.
+    wanted = [plain(loaded, TEXTS[n], ANSWERS[n], images[n]) for n in (1, 2)]
+    np.testing.assert_allclose([value for value, _ in found[1:]], wanted, rtol=2e-4)
+    assert len({round(value, 3) for value, _ in found}) == 3
+    assert log_likelihoods([], [], *loaded, batch_size=2) == []
+
+
+def test_what_generation_says_is_greedy_and_other_answers_are_not(loaded, questions):
+    said = [""] * 3
+    ask(questions, *loaded, max_new_tokens=2, batch_size=2, keep=said.__setitem__)
+    assert all(said)
+    assert [greedy for _, greedy in log_likelihoods(questions, said, *loaded, batch_size=2)] == [True] * 3
+    others = ["square " + answer for answer in said]
+    assert [greedy for _, greedy in log_likelihoods(questions, others, *loaded, batch_size=2)] == [False] * 3
+
+
+def test_an_answer_that_does_not_fit_is_an_error(loaded, questions):
+    with pytest.raises(UserError, match=r"question c: it has \d+ tokens but data\.max_length is 96"):
+        log_likelihoods(questions[2:], ["red " * 100], *loaded, batch_size=1)
