@@ -46,12 +46,12 @@ def run(checkpoint: Path, names: str, data: Path, out: Path, *, name: str, limit
     }  # fmt: skip
     with _progress() as bar:
         for task in tasks:
-            began, samples = time.monotonic(), questions[task.name]
+            began, samples, reuse = time.monotonic(), questions[task.name], Reuse()
             advance = functools.partial(_advance, bar, bar.add_task(task.name, total=len(samples)))
-            reuse = Reuse()
             judged[task.name] = run_task(
                 task, samples, out / task.name, config, params, batch_size=batch_size, data=data, model=model,
-                max_new_tokens=max_new_tokens or task.max_new_tokens, progress=advance, reuse=reuse,
+                max_new_tokens=max_new_tokens or task.max_new_tokens, progress=advance,
+                reuse=reuse,
             )  # fmt: skip
             results["tasks"][task.name] = {**summary(task, judged[task.name], 1000, seed),
                                            "seconds": round(time.monotonic() - began, 1),

@@ -11,10 +11,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from quecc_jax.config import DataConfig, RunConfig, SourceConfig
+from quecc_jax.data.conversation import encode
+from quecc_jax.data.sources import read_rows
 from quecc_jax.data.templates import PLACEHOLDER
+from quecc_jax.data.tokenizer import load_tokenizer
 from quecc_jax.errors import UserError
 from quecc_jax.evaluate.predict import predict
-from quecc_jax.generate.reuse import Reuse
+from quecc_jax.generate.engine import SMALLEST
+from quecc_jax.generate.reuse import Reuse, round_up
 
 _FILE = "questions.json"
 
@@ -49,7 +53,7 @@ def ask(
       max_new_tokens: longest answer.
       batch_size: questions answered at a time.
       keep: called with a question's place and its answer as soon as its batch is done.
-      reuse: remembers and counts what repeats; see `predict`.
+      reuse: remembers and counts what repeats among these questions; not to be shared between calls.
 
     Raises:
       UserError: a picture cannot be read, or a question is too long; names the question.
@@ -59,8 +63,22 @@ def ask(
     with tempfile.TemporaryDirectory() as scratch:
         data = as_source(questions, [""] * len(questions), config, Path(scratch))
         with naming(questions):
+            data = dataclasses.replace(data, max_length=_longest(data, config))
             predict(config.model, data, params, max_new_tokens=max_new_tokens, batch_size=batch_size,
                     reuse=reuse, each=lambda answer: keep(answer.row["id"], answer.prediction))  # fmt: skip
+
+
+def _longest(data: DataConfig, config: RunConfig) -> int:
+    """Places that the longest prompt needs, in a bucket: a run's max_length is many times a question's."""
+    tokenizer, rows = load_tokenizer(data.tokenizer), read_rows(data.sources[0])
+    longest = 0
+    for number, row in enumerate(rows, start=1):
+        try:
+            made = encode(row, tokenizer, data, config.model.visual_tokens, prompt=True)
+        except UserError as error:
+            raise UserError(f"{data.sources[0].path}, row {number}: {error}") from None
+        longest = max(longest, len(made["tokens"]))
+    return min(data.max_length, max(SMALLEST, round_up(longest)))
 
 
 def as_source(

@@ -57,7 +57,7 @@ def run_task(
       data: the data directory, for files that the benchmark's server takes.
       model: name of the model in LLaVA's answer file.
       progress: called with the number of answered samples, at the start and after every answer.
-      reuse: remembers and counts what repeats; see `predict`.
+      reuse: remembers and counts what repeats among the samples; a new one for every call.
 
     Raises:
       UserError: the folder holds answers of another run, or a picture or prompt cannot be used.

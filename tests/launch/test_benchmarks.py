@@ -114,9 +114,10 @@ def test_results_and_table_say_the_same(finished):
     splits = ("random", "popular", "adversarial")
     accuracies = [pope["metrics"][f"accuracy/{split}"]["value"] for split in splits]
     assert sum(accuracies) / 3 == pytest.approx(100 * sum(right) / 12) and pope["questions"] == 12
-    pictures = pope["reuse"]["pictures"]
-    assert pictures["hits"] + pictures["misses"] == 12
-    assert pictures["misses"] == len({image for r in records(finished, "pope") for image in r["images"]})
+    # Four pictures are asked about in each of three splits, each time the same.
+    counted = pope["reuse"]
+    assert (counted["pictures"]["hits"], counted["pictures"]["misses"]) == (8, 4)
+    assert (counted["questions"]["hits"], counted["questions"]["misses"]) == (8, 4)
     assert results["tasks"]["vizwiz"]["metrics"] == {} and "1911" in results["tasks"]["vizwiz"]["submit"]
     table = (finished / "table1.md").read_text()
     heads = [cell.strip() for cell in table.splitlines()[0].split("|")]

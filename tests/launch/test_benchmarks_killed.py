@@ -61,6 +61,6 @@ def test_a_run_killed_between_answers_ends_as_one_that_was_not(tmp_path):
     for name in NAMES:
         assert answers(tmp_path / "whole", name) == answers(tmp_path / "out", name)
         one, two = (result["tasks"][name] for result in results)
-        assert {**one, "seconds": 0} == {**two, "seconds": 0}
+        assert one["metrics"] == two["metrics"] and one["questions"] == two["questions"]
     prompt = json.loads(before[0])["prompt"]
     assert prompt.startswith("<s>A chat between") and prompt.endswith(" ASSISTANT:") and "<image>\n" in prompt
