@@ -26,7 +26,8 @@ SIZES = [("qwen1.5-0.5b", 24), ("qwen1.5-1.8b", 6), ("qwen1.5-4b", 2), ("qwen1.5
 
 @pytest.fixture
 def unrolled(monkeypatch):
-    monkeypatch.setattr(nn, "scan", functools.partial(nn.scan, unroll=True))
+    scan = nn.scan
+    monkeypatch.setattr(nn, "scan", lambda *given, **rest: scan(*given, **rest | {"unroll": True}))
 
 
 def model_of(name: str, kernel: int) -> ModelConfig:

@@ -246,7 +246,7 @@ def test_mistakes_of_generation_are_one_line(run, pictures, bad, monkeypatch, ca
     ("--data nowhere", "--data nowhere does not exist"),
     ("--data {rows}.json", "line 1 is not JSON"),
     ("--data {silent}.json", "silent.json, row 1 has no answer to compare with"),
-    ("--data {torn}.json", "torn.json, row 1: picture .*torn.png cannot be read"),
+    ("--data {torn}.json", r"torn.json, row 1 \(line 1\): picture .*torn.png cannot be read"),
     ("--data {torn}.json --images nowhere", "--images nowhere is not a folder"),
     ("--data {run}", "is not a pool"),
     ("--data {pool} --batch-size 0", "--batch-size is 0"),
