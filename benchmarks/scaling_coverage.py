@@ -11,6 +11,7 @@ points that were not measured, 14B with 256 tokens and 2.5B with 10, are judged 
 """
 
 import argparse
+import os
 import time
 from typing import NamedTuple
 
@@ -137,6 +138,7 @@ def main() -> None:
     parser.add_argument("--refits", type=int, default=400, help="of each law, for the bootstrap's column")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     laws = random_laws(options.laws, options.seed)
     problems = fitted(laws)
     methods = {

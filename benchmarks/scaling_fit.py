@@ -95,6 +95,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--loop-points", type=int, default=20_000, help="grid points of the plain loop")
     options = parser.parse_args()
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     table = published("general")
     fit = fit_law(table)
     cells = cells_of(table, fit.law)

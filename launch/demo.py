@@ -42,6 +42,8 @@ def main() -> None:
     out = options.out or f"runs/{name}"
     if options.quick:
         os.environ["XLA_FLAGS"] = " ".join((*FAST_COMPILE, os.environ.get("XLA_FLAGS", "")))
+    # Its jobs are sized for processors, and run there.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     results = run_study(plan, out, command_line("launch.demo"))
 
     from launch.findings import findings

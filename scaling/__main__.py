@@ -14,6 +14,8 @@ from scaling.errors import UserError
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit status, 2 for a mistake in what was asked."""
+    # float64 is slow or missing on accelerators, and the problems are small.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     options = _parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], None] = options.command
     try:
@@ -107,8 +109,6 @@ def run_fit(options: argparse.Namespace) -> None:
     is_name = scores in ("general", "ocr") and not Path(scores).exists()
     table = published(scores) if is_name else read_scores(scores, options.percent)
 
-    # float64 is slow or missing on accelerators, and the problems are small.
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
     from scaling.solver import compile_in_background
 
     compiling = compile_in_background()
