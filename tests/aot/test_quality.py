@@ -3,13 +3,14 @@
 import dataclasses
 import platform
 import sys
+import typing
 
 import pytest
 
 from quecc_jax.aot import hlo
-from quecc_jax.aot.quality import backward_flops, defects
+from quecc_jax.aot.quality import MOST_FLOPS, backward_flops, defects
 from quecc_jax.aot.topology import parse_topology, prepare_environment, topology_devices
-from quecc_jax.config import MeshConfig
+from quecc_jax.config import MeshConfig, ModelConfig
 from quecc_jax.flops import train_flops
 from quecc_jax.sharding import make_mesh
 from quecc_jax.train.step import build_trainer
@@ -50,6 +51,10 @@ def compiled():
 
 def ratio(program, run):
     return CHIPS * hlo.flops(program) / train_flops(run)
+
+
+def test_every_rematerialisation_has_its_limit():
+    assert set(MOST_FLOPS) == set(typing.get_args(typing.get_type_hints(ModelConfig)["remat"]))
 
 
 @pytest.mark.parametrize("key", [(2, "full"), (1, "full")])
