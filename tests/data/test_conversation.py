@@ -67,6 +67,12 @@ def test_all_labels_leave_out_bos_and_pictures(tokenizer):
     assert spell(made, tokenizer) == "<bos> *USER *: #0 *red *? *ASSISTANT *: *blue *<eos>"
 
 
+def test_nothing_predicts_a_first_token_where_no_bos_stands_before_it(tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenizer, "bos_token_id", None)
+    made = encode(row("red?", "blue"), tokenizer, dataclasses.replace(SHORT, labels="all"), 1)
+    assert spell(made, tokenizer) == "USER *: *red *? *ASSISTANT *: *blue *<eos>"
+
+
 def test_one_picture_comes_first_unless_it_shall_keep_its_place(tokenizer):
     talk = row("one <image> two", "red", "three <image>", "<image>", image=["a", "b", "c"])
     data = dataclasses.replace(SHORT, images_per_row=3)
