@@ -66,7 +66,8 @@ def accumulated_gradients(
         (total, count), grads = gradient(trainable, batch)
     else:
         # Row r goes to slice r % slices, so that every device keeps rows of its own in each slice.
-        parts = jax.tree.map(lambda x: x.reshape(-1, slices, *x.shape[1:]).swapaxes(0, 1), batch)
+        cut = (batch.tokens.shape[0] // slices, slices)
+        parts = jax.tree.map(lambda x: x.reshape(*cut, *x.shape[1:]).swapaxes(0, 1), batch)
 
         def add(sums: Any, part: Batch) -> tuple[Any, None]:
             (total, count), grads = gradient(trainable, part)

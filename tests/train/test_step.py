@@ -92,6 +92,19 @@ def test_accumulation_is_the_mean_over_all_label_tokens():
     assert_same(accumulated.trainable, state.trainable, 1e-4)
 
 
+def test_a_batch_of_text_alone_is_cut_into_slices_too():
+    """As grouped batching makes them: without a place for a picture."""
+    losses = []
+    for config in (run(), run(accumulation=4)):
+        batch = tiny.random_batch(config, pictures=[0] * 8)
+        batch = batch._replace(
+            queries=batch.queries[:, :0], query_lengths=batch.query_lengths[:, :0], pixels=batch.pixels[:, :0]
+        )
+        trainer = trainer_on(config)
+        losses.append(float(trainer.step(start(trainer, config), trainer.put(batch))[1]["loss"]))
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+
+
 @pytest.mark.parametrize("change", [
     {"remat": "full"}, {"remat": "dots"}, {"remat": "attention", "attention": "splash", "scan_unroll": 2},
 ], ids=str)  # fmt: skip
