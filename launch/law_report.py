@@ -11,6 +11,7 @@ from launch.figures import embed
 from launch.findings import brief, title
 from launch.summary import Results
 from scaling.fit import Fit
+from scaling.fit_report import interval_text
 from scaling.frontier import law_choices, pareto
 from scaling.law import PARAMETERS
 from scaling.plot import figure_error_vs_flops, figure_residuals
@@ -75,8 +76,7 @@ def _task_fragments(results: Results, task: str, table: ScoreTable, out: Path) -
         notes.insert(0, "The search for the constants did not converge.")
     constants = []
     for name in PARAMETERS:
-        ends = (record.get("ci") or {}).get(name)
-        interval = f"{ends[0]:.3g} to {ends[1]:.3g}" if ends else "–"
+        interval = interval_text((record.get("ci") or {}).get(name), digits=3)
         bound = "on its bound" if name in fit.bounds_hit else ""
         constants.append([name, f"{getattr(fit.law.params, name):.4g}", interval, bound])
 

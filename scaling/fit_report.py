@@ -1,7 +1,7 @@
 """A fit in words and pictures: its JSON record and the sections of its HTML page."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -84,6 +84,16 @@ def _plain(ends: Interval) -> list[float | None]:
     return [end if math.isfinite(end) else None for end in ends]
 
 
+def interval_text(ends: Sequence[float | None] | None, digits: int = 4) -> str:
+    """An interval in words; an end that nothing limits is None or infinite."""
+    low, high = (
+        "" if end is None or not math.isfinite(end) else f"{end:.{digits}g}" for end in ends or (None, None)
+    )
+    if low and high:
+        return f"{low} to {high}"
+    return f"{low} or more" if low else f"{high} or less" if high else "–"
+
+
 def law_frontier(table: ScoreTable, fit: Fit) -> Choices:
     """The frontier over the table's own sizes and counts, errors by the law, published cost."""
     cost = published_cost(fit.law.query_tokens)
@@ -151,7 +161,7 @@ def rivals_html(fits: Mapping[str, Fit]) -> str:
 def _law_section(table: ScoreTable, fit: Fit, trust: Uncertainty) -> Section:
     rows = []
     for name, value in zip(PARAMETERS, fit.law.params, strict=True):
-        ci = "–" if trust.ci is None else "{:.4g} to {:.4g}".format(*trust.ci[name])
+        ci = interval_text(None if trust.ci is None else trust.ci[name])
         state = "on its bound" if name in fit.bounds_hit else ""
         if getattr(fit.bounds.lower, name) == getattr(fit.bounds.upper, name):
             ci, state = "–", "fixed"

@@ -113,6 +113,13 @@ def test_one_cell_still_makes_a_report(small, tmp_path):
     assert page.text.count("No law can be drawn") == 2 and page.text.count("No law was fitted") == 1
 
 
+def test_a_constant_that_nothing_limits_is_reported(made):
+    folder, results, _ = made
+    results = copy.deepcopy(results)
+    results["fits"]["single"]["ci"]["A"] = [0.125, None]
+    assert "0.125 or more" in write_report(results, folder).read_text(encoding="utf-8")
+
+
 def test_missing_sample_picture_is_named(made, tmp_path):
     _, results, _ = made
     with pytest.raises(UserError, match=r"cannot read the sample picture .*noise"):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from scaling.fit import fit_law
+from scaling.fit_report import interval_text
 from scaling.frontier import measured_cost
 from scaling.plot import (
     figure_error_vs_flops,
@@ -20,6 +21,14 @@ from scaling.table import parse_scores, published
 from scaling.text import flops_text, size_name
 
 FIGURES = (figure_error_vs_flops, figure_error_vs_tokens, figure_residuals)
+
+
+@pytest.mark.parametrize("ends, text", [
+    ((0.1, 0.25), "0.1 to 0.25"), ((0.1, None), "0.1 or more"), ((0.1, np.inf), "0.1 or more"),
+    ((None, 2), "2 or less"), ((None, None), "–"), (None, "–"),
+])  # fmt: skip
+def test_an_interval_may_lack_an_end(ends, text):
+    assert interval_text(ends) == text
 
 
 @pytest.fixture(scope="module")
