@@ -60,7 +60,7 @@ def explain(engine: "Engine", question: "Question", other: str, limits: "Limits"
         panel.set_yticks([])
     aside = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        figure.savefig(aside, format="png", dpi=110)
+        figure.savefig(aside, format="png", dpi=110, bbox_inches="tight")
         os.replace(aside, out)
     except OSError as error:
         raise UserError(f"--explain {out} cannot be written ({error.strerror}); choose another") from None
