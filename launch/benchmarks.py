@@ -3,11 +3,11 @@
 import functools
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launch.bars import bars
 from quecc_jax.errors import UserError
 from quecc_jax.paths import write_text
 
@@ -44,7 +44,7 @@ def run(checkpoint: Path, names: str, data: Path, out: Path, *, name: str, limit
         "model": model, "checkpoint": str(checkpoint), "visual_tokens": config.model.visual_tokens,
         "limit": limit, "resamples": 1000, "seed": seed, "tasks": {},
     }  # fmt: skip
-    with _progress() as bar:
+    with bars() as bar:
         for task in tasks:
             began, samples, reuse = time.monotonic(), questions[task.name], Reuse()
             advance = functools.partial(_advance, bar, bar.add_task(task.name, total=len(samples)))
@@ -87,18 +87,6 @@ def _load(tasks: "Sequence[Task]", data: Path, limit: int | None) -> "dict[str, 
 
 def _advance(bar: "Progress", line: "TaskID", answered: int) -> None:
     bar.update(line, completed=answered)
-
-
-@contextmanager
-def _progress() -> "Iterator[Progress]":
-    """Bars on stderr with the time left."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-               TextColumn("left"))  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        yield bar
 
 
 def table1(results: Mapping[str, Any], tasks: "Sequence[Task]") -> str:

@@ -6,7 +6,6 @@ python -m launch.evaluate --checkpoint RUN --tasks pope,gqa --data DIR --out DIR
 
 import dataclasses
 import json
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -15,9 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from launch.bars import bars
 from launch.cli import parse_options
 from quecc_jax.config import SourceConfig
 from quecc_jax.errors import UserError, run_cli
+from quecc_jax.paths import write_text
 
 if TYPE_CHECKING:
     from quecc_jax.evaluate.predict import Answer
@@ -112,8 +113,8 @@ def score_source(options: Options) -> None:
          "truth": a.truth}
         for a in answers
     )  # fmt: skip
-    write(options.out / "answers.jsonl", "".join(json.dumps(record) + "\n" for record in records))
-    write(options.out / "results.json", json.dumps(results, indent=1) + "\n")
+    write_text(options.out / "answers.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    write_text(options.out / "results.json", json.dumps(results, indent=1) + "\n")
     show(results)
 
 
@@ -140,9 +141,6 @@ def open_source(data: Path, images: Path | None) -> SourceConfig:
 def answer_all(options: Options, source: SourceConfig) -> "tuple[list[Answer], dict[str, Any]]":
     """Greedy answers to the source's questions, under a progress bar on stderr, and what was reused."""
     # Imported late, so that --help and mistakes in the command line answer at once.
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from quecc_jax.data.sources import read_rows
     from quecc_jax.evaluate.predict import predict
     from quecc_jax.generate.reuse import Reuse
@@ -151,10 +149,8 @@ def answer_all(options: Options, source: SourceConfig) -> "tuple[list[Answer], d
     total = len(read_rows(source))
     config, params = load_vlm(options.checkpoint)
     data = dataclasses.replace(config.data, sources=(source,), cached_features=False, cached_queries=False)
-    columns = (TextColumn("answering"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-               TextColumn("left"))  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=total)
+    with bars() as bar:
+        task = bar.add_task("answering", total=total)
         reuse = Reuse()
         answers = predict(
             config.model, data, params, max_new_tokens=answer_tokens(options), reuse=reuse,
@@ -179,13 +175,6 @@ def summarise(answers: "Sequence[Answer]") -> dict[str, Any]:
     total = accuracy(answers, key=lambda _: "all")["all"]
     kinds = accuracy(answers, key=kind)
     return {**scores(*total), "kinds": {name: scores(*score) for name, score in kinds.items()}}
-
-
-def write(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
 
 
 def show(results: dict[str, Any]) -> None:

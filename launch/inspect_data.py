@@ -14,6 +14,7 @@ from launch.inspected import Seen, look
 from launch.inspected_page import page
 from launch.inspected_terminal import show
 from quecc_jax.errors import UserError, run_cli
+from quecc_jax.paths import write_text
 
 
 def main() -> None:
@@ -22,9 +23,7 @@ def main() -> None:
     config = parse_run(argv, "python -m launch.inspect_data")
     seen: Seen = look(config, rows)
     show(seen)
-    from scaling.report import write_atomically
-
-    write_atomically(out, page(seen))
+    write_text(out, page(seen))
     print(f"page: {out}")
 
 

@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from quecc_jax.errors import UserError
+from quecc_jax.paths import write_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,10 +260,3 @@ def clock(seconds: float) -> str:
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file whole or not at all."""
     write_text(path, json.dumps(value))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text)
-    os.replace(aside, path)

@@ -24,7 +24,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from quecc_jax.errors import UserError
-from quecc_jax.sharding import batch_sharding
+from quecc_jax.sharding import batch_parts, batch_sharding
 
 JOIN_S = 300
 """Seconds that a process waits at its start for the others."""
@@ -161,7 +161,7 @@ def local_rows(mesh: Mesh, rows: int) -> np.ndarray:
       UserError: the rows do not divide over the mesh.
     """
     sharding = batch_sharding(mesh)
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = batch_parts(mesh)
     if rows % parts:
         raise UserError(
             f"train.batch_size {rows} does not divide over {parts} devices of mesh axes data and fsdp; "

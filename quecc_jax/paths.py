@@ -40,7 +40,7 @@ def write_text(path: AnyPath, text: str) -> None:
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.name}.{os.getpid()}")
-    aside.write_text(text)
+    aside.write_text(text, encoding="utf-8")
     os.replace(aside, target)
 
 
@@ -69,11 +69,15 @@ def remove(directory: AnyPath) -> None:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def cached(path: AnyPath, key: str = "") -> Path:
-    """A bucket's file on this machine: copied when it is first asked for, and kept.
+def cache_folder() -> Path:
+    """$XDG_CACHE_HOME/quecc_jax, or ~/.cache/quecc_jax without that variable."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "quecc_jax"
 
-    Copies lie in $XDG_CACHE_HOME/quecc_jax (~/.cache/quecc_jax without that variable). Several processes
-    may ask at once; each sees the whole file.
+
+def cached(path: AnyPath, key: str = "") -> Path:
+    """A bucket's file on this machine: copied into `cache_folder` when it is first asked for, and kept.
+
+    Several processes may ask at once; each sees the whole file.
 
     Args:
       path: in a bucket; a file of this machine is returned as it is.
@@ -89,8 +93,7 @@ def cached(path: AnyPath, key: str = "") -> Path:
         stat = remote.stat()
         key = f"{stat.length} {stat.mtime}"
     name = hashlib.sha256(f"{os.fspath(path)} {key}".encode()).hexdigest()[:20] + f"-{remote.name}"
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    target = Path(root) / "quecc_jax" / name
+    target = cache_folder() / name
     if not target.is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
         aside = target.with_name(f".{name}.{os.getpid()}")

@@ -79,9 +79,9 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
-def batch_parts() -> int:
-    """Parts that rows are split into on the mesh in force (`jax.set_mesh`); 1 outside one."""
-    shape = jax.sharding.get_abstract_mesh().shape
+def batch_parts(mesh: Mesh | None = None) -> int:
+    """Parts that rows are split into on a mesh, by default that in force (`jax.set_mesh`); 1 without one."""
+    shape = (mesh or jax.sharding.get_abstract_mesh()).shape
     return math.prod(shape.get(axis, 1) for axis in ("data", "fsdp"))
 
 

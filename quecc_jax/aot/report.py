@@ -20,7 +20,7 @@ from quecc_jax.aot.traffic import traffic
 from quecc_jax.config import RunConfig
 from quecc_jax.errors import UserError
 from quecc_jax.flops import train_flops
-from quecc_jax.sharding import make_mesh
+from quecc_jax.sharding import batch_parts, make_mesh
 from quecc_jax.train.step import build_trainer
 
 LARGEST = 12
@@ -103,7 +103,7 @@ def pod_report(config: RunConfig, topology: Topology) -> PodReport:
     sent = exchanges(collectives(program), topology, list(mesh.devices.flat))
     limits = bounds(topology, flops, moved, sent)
     model = train_flops(config)
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = batch_parts(mesh)
     return PodReport(
         topology=topology.name,
         chips=chips,

@@ -18,7 +18,7 @@ from quecc_jax.data.batching import Measures
 from quecc_jax.data.faults import DROPPED, LeftOut, Read, Tally
 from quecc_jax.data.sources import Source
 from quecc_jax.errors import BadRow
-from quecc_jax.paths import is_remote, place
+from quecc_jax.paths import cache_folder, is_remote, place
 
 FORMAT = 1
 """Raise it when the same rows come to have other lengths."""
@@ -55,7 +55,7 @@ def _one(source: Source, config: SourceConfig, data: DataConfig, visual_tokens: 
         settings = (FORMAT, files, _tokenizer_stamp(data.tokenizer), visual_tokens, data.template,
                     data.image_place, data.labels, data.max_length, data.images_per_row, data.too_long)
         name = hashlib.sha256(repr(settings).encode()).hexdigest()[:24]
-        path = cache_folder(data) / f"lengths-{name}.npy"
+        path = (Path(data.cache) if data.cache else cache_folder()) / f"lengths-{name}.npy"
         kept = _read(path, len(source))
         # Too many bad rows are met again, so that the error can name one.
         limit = data.max_bad_share * len(source) if data.bad_rows == "skip" else 0
@@ -140,13 +140,6 @@ def _files(config: SourceConfig) -> list[tuple[str, int, float]]:
     if is_remote(config.path):
         return [(name, stat.length, stat.mtime) for name, stat in stats]  # type: ignore[attr-defined]
     return [(name, stat.st_size, stat.st_mtime) for name, stat in stats]
-
-
-def cache_folder(data: DataConfig) -> Path:
-    """Where lengths are kept."""
-    if data.cache:
-        return Path(data.cache)
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "quecc_jax"
 
 
 def _tokenizer_stamp(directory: str) -> str:

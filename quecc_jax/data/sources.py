@@ -127,11 +127,7 @@ class RowSource:
         return len(image_refs(self.row(row)))
 
     def write_pixels(self, row: int, out: np.ndarray) -> None:
-        for place, ref in enumerate(image_refs(self.row(row))):
-            try:
-                out[place] = self._read(ref)
-            except BadRow as error:
-                raise error.at(self.where(row)) from None
+        self._write(row, self._read, out)
 
     def query(self, row: int) -> np.ndarray:
         assert self._queries is not None
@@ -139,9 +135,12 @@ class RowSource:
 
     def write_features(self, row: int, out: np.ndarray) -> None:
         assert self._features is not None
+        self._write(row, self._features.__getitem__, out)
+
+    def _write(self, row: int, read: Callable[[Any], np.ndarray], out: np.ndarray) -> None:
         for place, ref in enumerate(image_refs(self.row(row))):
             try:
-                out[place] = self._features[ref]
+                out[place] = read(ref)
             except BadRow as error:
                 raise error.at(self.where(row)) from None
 

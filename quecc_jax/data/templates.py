@@ -148,14 +148,19 @@ def stops(name: str, tokenizer: Tokenizer) -> Stops:
     The tokenizer's EOS always does: models are taught the template's end, but their pretraining
     knows EOS.
     """
-    end = TEMPLATES[name].end
-    if end is None:
-        return Stops((tokenizer.eos_token_id,), None)
-    # An end stands behind an answer's last word: any word will do.
-    ids = tokenizer.encode(end, after=tokenizer.encode("a")[-1])
+    ids = end_ids(name, tokenizer)
     if len(ids) == 1:
         return Stops(tuple(dict.fromkeys((tokenizer.eos_token_id, *ids))), None)
-    return Stops((tokenizer.eos_token_id,), end if ids else None)
+    return Stops((tokenizer.eos_token_id,), TEMPLATES[name].end if ids else None)
+
+
+def end_ids(name: str, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The tokens that close an answer under the template of that name."""
+    end = TEMPLATES[name].end
+    if end is None:
+        return (tokenizer.eos_token_id,)
+    # An end stands behind an answer's last word: any word will do.
+    return tuple(tokenizer.encode(end, after=tokenizer.encode("a")[-1]))
 
 
 def template_text() -> str:

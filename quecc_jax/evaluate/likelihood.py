@@ -12,8 +12,8 @@ import numpy as np
 from quecc_jax.config import RunConfig
 from quecc_jax.data.batch import IGNORE, Batch
 from quecc_jax.data.pipeline import eval_batches
-from quecc_jax.data.templates import TEMPLATES
-from quecc_jax.data.tokenizer import Tokenizer, load_tokenizer
+from quecc_jax.data.templates import end_ids
+from quecc_jax.data.tokenizer import load_tokenizer
 from quecc_jax.evaluate.ask import Question, as_source, naming
 from quecc_jax.models.vlm import VLM
 
@@ -43,7 +43,7 @@ def log_likelihoods(
     if not questions:
         return []
     model: Any = VLM(config.model)
-    ends = _end_tokens(config, load_tokenizer(config.data.tokenizer))
+    ends = len(end_ids(config.data.template, load_tokenizer(config.data.tokenizer)))
 
     @jax.jit
     def score(params: Any, batch: Batch, places: jax.Array, wanted: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -76,9 +76,3 @@ def _wanted(labels: np.ndarray, ends: int) -> tuple[np.ndarray, np.ndarray]:
     for number, row in enumerate(rows):
         places[number, : len(row)], wanted[number, : len(row)] = row - 1, labels[number, row]
     return places, wanted
-
-
-def _end_tokens(config: RunConfig, tokenizer: Tokenizer) -> int:
-    """How many tokens end an answer."""
-    end = TEMPLATES[config.data.template].end
-    return 1 if end is None else len(tokenizer.encode(end, after=tokenizer.encode("a")[-1]))

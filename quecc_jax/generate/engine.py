@@ -22,7 +22,7 @@ from quecc_jax.generate.reuse import Encoders, Reuse, round_up
 from quecc_jax.generate.sampling import Sampling
 from quecc_jax.generate.text import TextStream
 from quecc_jax.models.vlm import VLM
-from quecc_jax.sharding import batch_sharding
+from quecc_jax.sharding import batch_parts, batch_sharding
 
 SMALLEST = 32
 """Prompts and answers are padded to at least so many places, so that few programs are compiled."""
@@ -179,7 +179,7 @@ class Engine:
 
     def _empty(self, rows: int, length: int, pictures: int, query: int) -> Batch:
         """A batch of nothing but padding, its rows and queries rounded up."""
-        split = 1 if self._mesh is None else self._mesh.shape["data"] * self._mesh.shape["fsdp"]
+        split = 1 if self._mesh is None else batch_parts(self._mesh)
         b, q = round_up(rows, split), round_up(query)
         side = self.config.model.vision.image_size
         none = np.zeros((b, length), np.int32)

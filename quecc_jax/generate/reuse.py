@@ -17,7 +17,7 @@ from quecc_jax.config import ModelConfig
 from quecc_jax.data.batch import Batch
 from quecc_jax.generate.decode import on_mesh
 from quecc_jax.models.vlm import VLM
-from quecc_jax.sharding import batch_sharding, replicated
+from quecc_jax.sharding import batch_parts, batch_sharding, replicated
 
 MIB = 1 << 20
 
@@ -171,7 +171,7 @@ class Encoders:
     @property
     def _split(self) -> int:
         """Devices that rows are split over."""
-        return 1 if self._mesh is None else self._mesh.shape["data"] * self._mesh.shape["fsdp"]
+        return 1 if self._mesh is None else batch_parts(self._mesh)
 
 
 # Compiled once per model and shapes, for all who use the model.

@@ -143,7 +143,7 @@ def _touch(model: VLM, batch: Batch) -> jax.Array:
 def check_division(config: RunConfig, mesh: Mesh) -> None:
     """Raises UserError unless a slice's rows, and a sequence that is to be split, divide over the mesh."""
     train, data, tensor = config.train, config.data, mesh.shape["tensor"]
-    rows, parts = train.batch_size // train.accumulation, mesh.shape["data"] * mesh.shape["fsdp"]
+    rows, parts = train.batch_size // train.accumulation, batch_parts(mesh)
     if rows % parts:
         raise UserError(
             f"train.batch_size {train.batch_size} in train.accumulation {train.accumulation} slices gives "
