@@ -7,6 +7,7 @@ code that uses them.
 import dataclasses
 from typing import Literal
 
+from quecc_jax.compressor_config import CompressorConfig as CompressorConfig
 from quecc_jax.errors import UserError
 
 
@@ -114,32 +115,13 @@ class DecoderConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class CompressorConfig:
-    """Visual token compressor between tower and projector."""
-
-    name: Literal["quecc", "none"] = "quecc"
-    """`none` passes all features of the select layer on, as LLaVA-1.5 does; it reads nothing below."""
-    kernel: int = 24
-    """Side of the depthwise convolution that makes the queries, in patches."""
-    stride: int = 24
-    heads: int = 8
-    query: Literal["question", "zero"] = "question"
-    """What is injected into the features: the question's feature, or zeros (the ablation)."""
-
-    @property
-    def reads_question(self) -> bool:
-        """Whether visual tokens depend on the question, which then needs a pass of its own."""
-        return self.name != "none" and self.query == "question"
-
-
-@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Tower, compressor, projector and decoder of one vision-language model."""
 
     vision: VisionConfig = VisionConfig()
-    compressor: CompressorConfig = CompressorConfig()
+    compressor: CompressorConfig = CompressorConfig()  # noqa: RUF009 (frozen, as all here)
     projector: str = "mlp2x_gelu"
-    """`linear`, `identity` or `mlpNx_gelu` with N >= 1."""
+    """`linear`, `matrix` (the same without bias), `identity` or `mlpNx_gelu` with N >= 1."""
     decoder: DecoderConfig = DecoderConfig()
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Type of activations and matrix products; parameters are always float32 in training."""

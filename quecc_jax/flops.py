@@ -5,9 +5,13 @@ sizes of real models.
 """
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 from quecc_jax.config import DecoderConfig, ModelConfig, RunConfig, VisionConfig
 from quecc_jax.geometry import hidden_indices, projector_depth
+
+if TYPE_CHECKING:
+    from quecc_jax.models.compressors.base import Cost
 
 
 def decoder_params(config: DecoderConfig) -> int:
@@ -22,15 +26,6 @@ def tower_params(config: VisionConfig) -> int:
     d = config.width
     layers = hidden_indices(config)[-1] * (4 * d * d + 2 * d * config.mlp_width)
     return layers + 3 * config.patch_size**2 * d
-
-
-def compressor_params(config: ModelConfig) -> int:
-    """Weights of QueCC, norms and biases left out; 0 for no compressor."""
-    if config.compressor.name == "none":
-        return 0
-    d, levels = config.vision.width, len(config.vision.levels)
-    towers = 2 * (levels * d * d + d * d) + 2 * d * d
-    return towers + 4 * d * d + config.compressor.kernel**2 * d + config.decoder.width * d
 
 
 def projector_params(config: ModelConfig) -> int:
@@ -57,17 +52,12 @@ def tower_flops(config: VisionConfig) -> float:
     return hidden_indices(config)[-1] * layer + 2.0 * config.patches * 3 * config.patch_size**2 * d
 
 
-def compressor_flops(config: ModelConfig) -> float:
-    """Forward FLOPs of QueCC for one picture: towers, convolution, absorbed region attention; 0 for
-    no compressor."""
-    if config.compressor.name == "none":
-        return 0.0
-    d, n, v = config.vision.width, config.vision.patches, config.visual_tokens
-    levels, heads, text = len(config.vision.levels), config.compressor.heads, config.decoder.width
-    towers = 2 * n * (levels * d * d + d * d) + n * 2 * d * d
-    convolution = v * config.compressor.kernel**2 * d
-    attention = 4 * v * d * d + 2 * n * heads * d
-    return 2.0 * (towers + convolution + attention + text * d)
+def compressor_cost(config: ModelConfig) -> "Cost":
+    """Weights and forward FLOPs of the compressor for one picture."""
+    # Imported late: whoever counts decoders alone needs no modules.
+    from quecc_jax.models import compressors
+
+    return compressors.compressor_cost(config)
 
 
 def projector_flops(config: ModelConfig) -> float:
@@ -96,7 +86,7 @@ def answer_flops(
     return {
         "tower": tower_flops(config.vision) if include_tower else 0.0,
         "query": query_flops(config, question),
-        "compressor": compressor_flops(config) + projector_flops(config),
+        "compressor": compressor_cost(config).flops + projector_flops(config),
         "prefill": decoder_flops(config.decoder, length, length, 1),
         "decode": decoder_flops(config.decoder, steps, context, steps),
     }
@@ -126,9 +116,9 @@ def train_flops(config: RunConfig, length: int | None = None, images: int | None
     if images:
         picture = 0.0 if data.cached_features else tower_flops(vision)
         picture += 0.0 if data.cached_queries else query_flops(model, data.query_length)
-        adapter = compressor_flops(model) + projector_flops(model)
-        first = 2.0 * 2 * vision.patches * len(vision.levels) * vision.width**2
-        if model.compressor.name == "none":
+        compressor = compressor_cost(model)
+        adapter, first = compressor.flops + projector_flops(model), compressor.first
+        if not compressor.params:
             first = projector_flops(dataclasses.replace(model, projector="linear")) if adapter else 0.0
         picture += adapter if stage == 0 else 3.0 * adapter - first
         total += images * picture

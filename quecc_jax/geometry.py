@@ -33,18 +33,28 @@ def output_grid(grid: int, kernel: int, stride: int) -> int:
 
 def output_tokens(config: CompressorConfig, grid: int) -> int:
     """Tokens V per picture of grid x grid patches; ValueError if the geometry does not fit."""
-    return grid**2 if config.name == "none" else output_grid(grid, config.kernel, config.stride) ** 2
+    shape = config.kind.shape
+    if config.tokens and shape != "free":
+        raise ValueError(f"{config.name} takes V from kernel and stride, not from tokens {config.tokens}; "
+                         "leave tokens at 0")
+    if shape == "all":
+        return grid**2
+    if not config.tokens:
+        return output_grid(grid, config.kernel, config.stride) ** 2
+    if not 0 < config.tokens <= grid**2:
+        raise ValueError(f"tokens {config.tokens} is not between 1 and the {grid**2} patches of a picture")
+    return config.tokens
 
 
 def projector_depth(kind: str) -> int:
-    """Linear layers in a projector: `identity` 0, `linear` 1, `mlpNx_gelu` N.
+    """Linear layers in a projector: `identity` 0, `linear` and `matrix` 1, `mlpNx_gelu` N.
 
     Raises:
       ValueError: the kind is none of these.
     """
-    if kind in ("identity", "linear"):
-        return int(kind == "linear")
+    if kind in ("identity", "linear", "matrix"):
+        return int(kind != "identity")
     match = re.fullmatch(r"mlp(\d+)x_gelu", kind)
     if not match or int(match[1]) < 1:
-        raise ValueError(f"unknown projector {kind!r}; use linear, identity or mlpNx_gelu with N >= 1")
+        raise ValueError(f"unknown projector {kind!r}; use linear, matrix, identity or mlpNx_gelu, N >= 1")
     return int(match[1])

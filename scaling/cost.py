@@ -194,7 +194,7 @@ def work_of_query(config: ModelConfig, lengths: Lengths) -> dict[str, Work]:
     shared = {
         "tower": BYTES * flops.tower_params(config.vision),
         "query": layers * (question > 0) if config.compressor.reads_question else 0.0,
-        "compressor": BYTES * (flops.compressor_params(config) + flops.projector_params(config)),
+        "compressor": BYTES * (flops.compressor_cost(config).params + flops.projector_params(config)),
         "prefill": all_weights,
         "decode": steps * all_weights,
     }
@@ -232,7 +232,7 @@ def memory_of(config: ModelConfig, lengths: Lengths, batch: int) -> Any:
     decoder = config.decoder
     tables = decoder.width * decoder.vocab_size * (1 if decoder.tie_embeddings else 2)
     weights = flops.decoder_params(decoder) + tables + flops.tower_params(config.vision)
-    weights += flops.compressor_params(config) + flops.projector_params(config)
+    weights += flops.compressor_cost(config).params + flops.projector_params(config)
     context = lengths.text + config.visual_tokens + lengths.answer
     return BYTES * weights + batch * context * cache_bytes(decoder)
 
@@ -275,8 +275,8 @@ def _coefficients(llm: Llm, counts: Sequence[float]) -> dict[str, Any]:
         "cache": cache_bytes(decoder),
         "adapters": [
             {
-                "flops": flops.compressor_flops(config) + flops.projector_flops(config),
-                "bytes": BYTES * (flops.compressor_params(config) + flops.projector_params(config)),
+                "flops": flops.compressor_cost(config).flops + flops.projector_flops(config),
+                "bytes": BYTES * (flops.compressor_cost(config).params + flops.projector_params(config)),
                 "reads": config.compressor.reads_question,
             }
             for config in configs

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from quecc_jax.convert.quecc import from_torch, to_torch
+from quecc_jax.models.compressors.base import Features
 from quecc_jax.models.compressors.quecc import QueCC
 from tests import golden_model
 from tests.measure import TOLERANCE, error
@@ -38,7 +39,8 @@ def check(path: Path) -> dict[str, float]:
     inputs = tuple(arrays[f"in/{k}"] for k in ("single_level", "multi_level", "query"))
 
     def objective(params: Any, inputs: Any) -> tuple[jax.Array, jax.Array]:
-        out = module.apply({"params": params}, *inputs)
+        single, multi, query = inputs
+        out = module.apply({"params": params}, Features(single, multi), query)
         return jnp.sum(out * arrays["cotangent"]), out
 
     with jax.default_matmul_precision("highest"):

@@ -157,11 +157,11 @@ def _check_arrays(golden: Golden) -> dict[str, float]:
     @jax.jit
     def forward(batch: Batch) -> dict[str, jax.Array]:
         states = apply(VLM.encode_image, batch.pixels)
-        single, multi = split_features(states[:, 0], golden.model.vision)
+        features = split_features(states[:, 0], golden.model.vision)
         query = apply(VLM.encode_query, batch.queries, batch.query_lengths)
         logits = apply(VLM.logits, apply(VLM.__call__, batch))
         return {
-            "single_level": single, "multi_level": multi, "query_feature": query,
+            "single_level": features.single, "multi_level": features.multi, "query_feature": query,
             "visual_tokens": apply(VLM.compress, states, query)[:, 0],
             "inputs_embeds": jnp.where(real[..., None], apply(VLM.splice, batch), 0),
             "logits_logsumexp": jax.nn.logsumexp(logits, axis=-1),

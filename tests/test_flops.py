@@ -81,7 +81,7 @@ def test_compressor_and_projector(stride):
     parameters = jax.eval_shape(
         lambda: VLM(model).init(jax.random.key(0), jnp.zeros((1, 1, 256, 2, 512)), jnp.zeros((1, 1, 768)),
                                 method=VLM.compress))  # fmt: skip
-    ours = flops.compressor_flops(model) + flops.projector_flops(model)
+    ours = flops.compressor_cost(model).flops + flops.projector_flops(model)
     theirs = xla_flops(
         lambda p, *a: VLM(model).apply(p, *a, method=VLM.compress),
         parameters, floats(1, 1, 256, 2, 512), floats(1, 1, 768))  # fmt: skip
@@ -90,7 +90,7 @@ def test_compressor_and_projector(stride):
 
 def test_without_a_compressor_only_the_projector_counts():
     model = dataclasses.replace(MODEL, compressor=CompressorConfig(name="none"))
-    assert flops.compressor_flops(model) == flops.query_flops(model, 64) == 0.0
+    assert flops.compressor_cost(model).flops == flops.query_flops(model, 64) == 0.0
     assert flops.projector_flops(model) == 2.0 * 256 * (512 * 768 + 768 * 768)
 
 

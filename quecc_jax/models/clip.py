@@ -11,25 +11,22 @@ import jax.numpy as jnp
 from quecc_jax.config import VisionConfig
 from quecc_jax.geometry import hidden_indices
 from quecc_jax.models.attention import attention
+from quecc_jax.models.compressors.base import Features
 from quecc_jax.models.layers import LayerNorm, by_rows, linear, logical
 
 
-def split_features(states: jax.Array, config: VisionConfig) -> tuple[jax.Array, jax.Array]:
-    """Single-level X_s and multi-level X_m features from the stacked hidden states.
+def split_features(states: jax.Array, config: VisionConfig) -> Features:
+    """What compressors read, from the stacked hidden states [..., n, K, D] listed by `hidden_indices`.
 
-    Args:
-      states: [..., n, K, D] for the K = len(hidden_indices(config)) states.
-
-    Returns:
-      X_s [..., n, D] of the select layer, and X_m [..., n, len(levels) * D], the levels
-      concatenated in the order of the config (QueCC section 4, TokenPacker's multi-level input).
+    X_m holds the levels side by side in the order of the config (QueCC section 4, TokenPacker's
+    multi-level input).
     """
     place = {k: i for i, k in enumerate(hidden_indices(config))}
 
     def state(k: int) -> jax.Array:
         return states[..., place[k if k >= 0 else config.depth + 1 + k], :]
 
-    return state(config.select_layer), jnp.concatenate([state(k) for k in config.levels], axis=-1)
+    return Features(state(config.select_layer), jnp.concatenate([state(k) for k in config.levels], axis=-1))
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:

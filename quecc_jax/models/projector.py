@@ -30,5 +30,6 @@ class Projector(nn.Module):
             x = jax.nn.gelu(x, approximate=False) if i else x
             axes = ("embed", "mlp") if i == 0 else ("mlp", "embed")
             variance = self.variance if i == depth - 1 else 1.0
-            x = linear(self.width, axes, dtype=self.dtype, variance=variance, name=f"fc{i + 1}")(x)
+            x = linear(self.width, axes, bias=self.kind != "matrix", dtype=self.dtype, variance=variance,
+                       name=f"fc{i + 1}")(x)
         return x

@@ -27,7 +27,7 @@ class VLM(nn.Module):
         c = self.config
         dtype: Any = jnp.dtype(c.dtype)
         self.vision = ClipTower(c.vision, dtype)
-        self.compressor = make_compressor(c.compressor, dtype)
+        self.compressor = make_compressor(c, dtype)
         # Visual tokens start on the scale of the text embeddings that they stand among.
         self.projector = Projector(c.projector, c.decoder.width, dtype, embedding_variance(c.decoder))
         self.decoder = Decoder(
@@ -63,24 +63,24 @@ class VLM(nn.Module):
         states = self.vision(pixels.reshape(b * i, *pixels.shape[2:]))
         return jax.lax.stop_gradient(states.reshape(b, i, *states.shape[1:]))
 
-    def compress(self, features: jax.Array, query: jax.Array) -> jax.Array:
-        """Visual tokens [B, I, V, M] from tower states [B, I, n, K, D] and queries [B, I, H]."""
-        b, i = features.shape[:2]
-        flat = features.reshape(b * i, *features.shape[2:])
-        single, multi = (by_rows(x) for x in split_features(flat, self.config.vision))
-        tokens = by_rows(self.projector(self.compressor(single, multi, query.reshape(b * i, 1, -1))))
+    def compress(self, states: jax.Array, query: jax.Array, batch: Batch | None = None) -> jax.Array:
+        """Visual tokens [B, I, V, M] from tower states [B, I, n, K, D] and queries [B, I, H] of a batch."""
+        b, i = states.shape[:2]
+        flat = states.reshape(b * i, *states.shape[2:])
+        features = jax.tree.map(by_rows, split_features(flat, self.config.vision))
+        tokens = by_rows(self.projector(self.compressor(features, query.reshape(b * i, 1, -1), batch)))
         return tokens.reshape(b, i, *tokens.shape[1:])
 
     def visual_tokens(self, batch: Batch) -> jax.Array:
         """Visual tokens [B, I, V, M] of a batch, from its pixels and questions or what is cached of them."""
-        features = batch.features if batch.features is not None else self.encode_image(batch.pixels)
+        states = batch.features if batch.features is not None else self.encode_image(batch.pixels)
         if not self.config.compressor.reads_question:
-            query = jnp.zeros((*batch.queries.shape[:2], self.config.decoder.width), features.dtype)
+            query = jnp.zeros((*batch.queries.shape[:2], self.config.decoder.width), states.dtype)
         elif batch.query_features is not None:
             query = batch.query_features.astype(self.config.dtype)
         else:
             query = self.encode_query(batch.queries, batch.query_lengths)
-        return self.compress(features, query)
+        return self.compress(states, query, batch)
 
     def splice(self, batch: Batch, visual: jax.Array | None = None) -> jax.Array:
         """Decoder inputs [B, S, M]: token embeddings, with visual tokens in their slots.

@@ -130,7 +130,7 @@ def unit_scale(config: VisionConfig, params: dict[str, Any], pixels: np.ndarray)
     layer-normed question feature to X_s; a stream that grew in training would drown it.
     """
     states: Any = ClipTower(config).apply({"params": params}, pixels)
-    factor = 1.0 / jnp.std(split_features(states, config)[0])
+    factor = 1.0 / jnp.std(split_features(states, config).single)
     writers = ("pre_norm", "layers/out", "layers/fc2")
 
     def rescale(path: Any, leaf: jax.Array) -> jax.Array:
@@ -142,8 +142,7 @@ def unit_scale(config: VisionConfig, params: dict[str, Any], pixels: np.ndarray)
 
 def feature_fn(config: VisionConfig, params: dict[str, Any]) -> Callable[[np.ndarray], jax.Array]:
     """The frozen tower as a compiled function from uint8 [b, H, W, 3] to states [b, n, K, D]."""
-    run = jax.jit(lambda images: ClipTower(config).apply({"params": params}, normalise(images)))
-    return lambda images: run(images)
+    return jax.jit(lambda images: ClipTower(config).apply({"params": params}, normalise(images)))
 
 
 def _cell_means(pool: Pool, config: VisionConfig) -> np.ndarray:

@@ -37,7 +37,7 @@ def test_levels_count_like_a_list_of_all_states(choice):
     indices = hidden_indices(config)
     assert list(indices) == sorted({states[k] for k in (*levels, select)})
     stacked = jnp.broadcast_to(jnp.array(indices, jnp.float32)[:, None], (2, len(indices), 3))
-    single, multi = split_features(stacked, config)
+    single, multi = split_features(stacked, config)[:2]
     np.testing.assert_array_equal(single, np.full((2, 3), states[select]))
     np.testing.assert_array_equal(multi, [np.repeat([states[k] for k in levels], 3)] * 2)
 

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quecc_jax.config import CompressorConfig
+from quecc_jax.config import CompressorConfig, ModelConfig
 from quecc_jax.geometry import output_grid, output_tokens
 from quecc_jax.models.compressors import make_compressor
-from quecc_jax.models.compressors.quecc import DepthwiseConv, QueCC, RegionAttention
+from quecc_jax.models.compressors.base import Features, RegionAttention
+from quecc_jax.models.compressors.quecc import DepthwiseConv, QueCC
 from tests.golden_check import TOLERANCE, check, error
 from tests.models.reference import softmax
 from tests.tiny import random_like
@@ -24,9 +25,13 @@ GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("quecc_*.npz"))
 SMALL = QueCC(kernel=2, stride=2, heads=2)
 
 
-def inputs(grid: int = 4, width: int = 8, text: int = 6) -> tuple[jax.ShapeDtypeStruct, ...]:
-    sizes = (2, grid * grid, width), (2, grid * grid, 3 * width), (2, 1, text)
-    return tuple(jax.ShapeDtypeStruct(size, jnp.float32) for size in sizes)
+def inputs(grid: int = 4, width: int = 8, text: int = 6, patches: int = 0) -> tuple[Any, ...]:
+    """The shapes of (features, query); `patches` in place of the grid's."""
+    n = patches or grid * grid
+    single, multi, query = (
+        jax.ShapeDtypeStruct(size, jnp.float32) for size in ((2, n, width), (2, n, 3 * width), (2, 1, text))
+    )
+    return Features(single, multi), query  # type: ignore[arg-type]
 
 
 def shapes(module: nn.Module, *arrays) -> tuple:
@@ -74,7 +79,7 @@ def test_every_stride_that_divides_the_grid_gives_its_tokens(geometry):
     "grid, kernel, stride, tokens", [(4, 2, 2, 4), (4, 4, 4, 1), (4, 1, 1, 16), (6, 4, 2, 4)]
 )
 def test_the_module_returns_v_tokens_of_the_towers_width(grid, kernel, stride, tokens):
-    module = make_compressor(CompressorConfig(kernel=kernel, stride=stride, heads=2))
+    module = make_compressor(ModelConfig(compressor=CompressorConfig(kernel=kernel, stride=stride, heads=2)))
     out, _ = shapes(module, *inputs(grid))
     assert out.shape == (2, tokens, 8) and out.dtype == jnp.float32
 
@@ -83,7 +88,7 @@ def test_misfits_are_value_errors_that_name_the_numbers():
     for module, arrays, message in [
         (SMALL, inputs(width=7), "width 7 is not a multiple of 2 heads"),
         (QueCC(3, 1, 2), inputs(grid=5), "kernel 3 and stride 1 give a 3 x 3 output, .* 5 x 5 grid"),
-        (SMALL, [jax.ShapeDtypeStruct((2, 17, a.shape[-1]), a.dtype) for a in inputs()], "17 patches"),
+        (SMALL, inputs(patches=17), "17 patches"),
     ]:
         with pytest.raises(ValueError, match=message):
             shapes(module, *arrays)
@@ -119,7 +124,7 @@ def test_bfloat16_compute_keeps_float32_parameters_and_stays_close():
     assert {x.dtype for x in jax.tree.leaves(abstract)} == {jnp.dtype("float32")}
     params = random_like(abstract)
     rng = np.random.default_rng(1)
-    arrays = [rng.normal(size=a.shape).astype(np.float32) for a in inputs()]
+    arrays = jax.tree.map(lambda a: rng.normal(size=a.shape).astype(np.float32), inputs())
     exact, close = (jax.jit(m.apply)({"params": params}, *arrays) for m in (SMALL, rough))
     assert close.dtype == jnp.bfloat16 and exact.dtype == jnp.float32
     difference = np.abs(np.asarray(close, np.float32) - np.asarray(exact)).max()

@@ -64,7 +64,7 @@ def test_memory_counts_tables_once_where_they_are_tied():
     tied, own = (model_config(find_llm(name), 1) for name in ("qwen1.5-0.5b", "qwen1.5-1.8b"))
     vision = 2 * flops.tower_params(tied.vision)
     for config, total in ((tied, 463_987_712), (own, 1_836_828_672)):
-        adapter = 2 * (flops.compressor_params(config) + flops.projector_params(config))
+        adapter = 2 * (flops.compressor_cost(config).params + flops.projector_params(config))
         alone = cost.memory_of(config, Lengths(0, 1, 0), 0) - vision - adapter
         assert alone == pytest.approx(2 * total, rel=1e-3)
     grown = cost.memory_of(own, Lengths(10, 5, 0), 3) - cost.memory_of(own, Lengths(10, 5, 0), 2)

@@ -79,7 +79,7 @@ def test_unit_scale_changes_hidden_states_by_one_factor():
     factor = float(after.std() / before.std())
     assert abs(factor - 1) > 0.05
     np.testing.assert_allclose(after, before * factor, rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(jnp.std(split_features(jnp.asarray(after), config)[0]), 1.0, rtol=1e-5)
+    np.testing.assert_allclose(jnp.std(split_features(jnp.asarray(after), config).single), 1.0, rtol=1e-5)
 
 
 def test_training_lowers_the_loss_and_scores_every_label(pools):
@@ -95,7 +95,7 @@ def test_training_lowers_the_loss_and_scores_every_label(pools):
     assert all(0 < share <= 1 for share in result.accuracy.values())
     states = tower.feature_fn(VISION, result.params)(pools["train"].images[:20])
     assert states.shape == (20, 16, 2, 16)
-    np.testing.assert_allclose(jnp.std(split_features(states, VISION)[0]), 1.0, rtol=1e-4)
+    np.testing.assert_allclose(jnp.std(split_features(states, VISION).single), 1.0, rtol=1e-4)
 
 
 def test_training_on_a_test_split_is_refused(pools):

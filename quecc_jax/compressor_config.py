@@ -1,0 +1,57 @@
+"""Which visual token compressors there are, and the settings of one."""
+
+import dataclasses
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+
+class Kind(NamedTuple):
+    """What must be known of a compressor before any module is made."""
+
+    reads_question: bool = False
+    """Tokens depend on the question's feature, which takes a pass of its own."""
+    shape: Literal["grid", "free", "all"] = "grid"
+    """How V is found: `grid` tokens stand on an output grid that `kernel` and `stride` give; `free` ones
+    need none and may be any number `tokens`; `all` patches are passed on."""
+
+
+COMPRESSORS: dict[str, Kind] = {
+    "quecc": Kind(reads_question=True),
+    "tokenpacker": Kind(),
+    "avgpool": Kind(),
+    "none": Kind(shape="all"),
+}
+"""Each name is a module of `models.compressors`, which says what it must define."""
+
+if TYPE_CHECKING:
+    CompressorName = str
+else:
+    CompressorName = Literal[tuple(COMPRESSORS)]
+
+
+@dataclasses.dataclass(frozen=True)
+class CompressorConfig:
+    """Visual token compressor between tower and projector. Those on a grid make the same V of the same
+    `kernel` and `stride`, so that one is exchanged for another by its name alone."""
+
+    name: CompressorName = "quecc"
+    """`none` passes all features of the select layer on, as LLaVA-1.5 does; it reads nothing below."""
+    kernel: int = 24
+    """Side of QueCC's and conv's depthwise convolution, in patches."""
+    stride: int = 24
+    """Patches between output tokens, along one side: V = ((grid - kernel) // stride + 1)^2."""
+    tokens: int = 0
+    """V of compressors that need no grid (mqt, prumerge, resampler, llava_mini); 0 takes that of `kernel`
+    and `stride`, as the others do."""
+    heads: int = 8
+    query: Literal["question", "zero"] = "question"
+    """What is injected into the features: the question's feature, or zeros (the ablation)."""
+
+    @property
+    def kind(self) -> Kind:
+        """What its name says."""
+        return COMPRESSORS[self.name]
+
+    @property
+    def reads_question(self) -> bool:
+        """Whether visual tokens depend on the question, which then needs a pass of its own."""
+        return self.kind.reads_question and self.query == "question"
