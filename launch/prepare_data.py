@@ -46,9 +46,13 @@ class Options:
     features: bool = False
     """Store the tower's states of every picture beside the pictures of --out, for data.cached_features."""
     queries: bool = False
-    """Store the decoder's feature of every row's question in --out, for data.cached_queries in stage 1."""
+    """Store the feature of every row's question in --out, for data.cached_queries."""
+    encoder: Literal["run", "decoder", "early_exit", "embeddings"] = "run"
+    """The questions' encoder, model.query.encoder of the runs to come; `run` takes that of --checkpoint."""
+    layer: int = 0
+    """Decoder layers of --encoder early_exit."""
     checkpoint: str = ""
-    """The run whose tower --features takes, and whose decoder and tokenizer --queries."""
+    """The run whose tower --features takes, and whose encoder and tokenizer --queries."""
     batch_size: int = 32
     """Pictures or questions that go through them at once."""
     verify: bool = False
@@ -151,18 +155,23 @@ def write_features(options: Options) -> None:
 
 
 def write_queries(options: Options) -> None:
-    """Stores the decoder's feature of every question; the decoder must fit into one device."""
+    """Stores the feature of every question; its encoder must fit into one device."""
     import jax
 
+    from quecc_jax.config import validate
     from quecc_jax.data import features
     from quecc_jax.data.prepared import open_prepared
     from quecc_jax.data.sources import Layout, Questions
     from quecc_jax.data.tokenizer import load_tokenizer
-    from quecc_jax.fingerprint import decoder_fingerprint
+    from quecc_jax.fingerprint import query_fingerprint
     from quecc_jax.models.vlm import VLM
     from quecc_jax.train.checkpoint import load_params
 
     config, params = load_params(options.checkpoint, ["decoder"])
+    if options.encoder != "run":
+        query = dataclasses.replace(config.model.query, encoder=options.encoder, layer=options.layer)
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, query=query))
+    validate(config)
     layout = Layout(load_tokenizer(config.data.tokenizer), config.data, config.model.visual_tokens, False)
     questions = Questions(open_prepared(options.out).rows, layout)
     held, total = jax.device_put(params), len(questions.rows)
@@ -173,7 +182,7 @@ def write_queries(options: Options) -> None:
         made: Any = VLM(config.model).apply({"params": params}, ids, lengths, method=VLM.encode_query)
         return made[:, 0]
 
-    fingerprint = f"{decoder_fingerprint(held['decoder'], config.model.decoder)}-{questions.fingerprint()}"
+    fingerprint = f"{query_fingerprint(held, config.model)}-{questions.fingerprint()}"
     with bar("questions") as show:
         stored = features.write_features(
             options.out, total, questions, lambda asked: run(held, asked), options.batch_size, fingerprint,

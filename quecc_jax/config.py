@@ -9,6 +9,7 @@ from typing import Literal
 
 from quecc_jax.compressor_config import CompressorConfig as CompressorConfig
 from quecc_jax.errors import UserError
+from quecc_jax.query_config import QueryConfig as QueryConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +121,7 @@ class ModelConfig:
 
     vision: VisionConfig = VisionConfig()
     compressor: CompressorConfig = CompressorConfig()  # noqa: RUF009 (frozen, as all here)
+    query: QueryConfig = QueryConfig()  # noqa: RUF009
     projector: str = "mlp2x_gelu"
     """`linear`, `matrix` (the same without bias), `identity` or `mlpNx_gelu` with N >= 1."""
     decoder: DecoderConfig = DecoderConfig()
@@ -194,8 +196,8 @@ class DataConfig:
     """Read the tower's stored states instead of pixels; every source must be a pool, or prepared data with
     --features. A tower that the run names (tower_from, init_from) must be the one that made them."""
     cached_queries: bool = False
-    """Read the decoder's stored feature of each question instead of computing it, in stage 1, where the
-    decoder is frozen; every source must be prepared data with --queries of that decoder."""
+    """Read the stored feature of each question instead of computing it, where its encoder (model.query) is
+    frozen: in stage 1. Every source must be prepared data with --queries of that encoder."""
     too_long: Literal["error", "truncate", "drop"] = "truncate"
     """What becomes of a row above max_length. Truncation cuts text only, and a row whose picture it would
     cut is an error; a dropped row leaves its place in the batch empty. Both are counted."""
@@ -333,8 +335,7 @@ def validate(config: RunConfig) -> None:
          or (decoder.positions == "rotary" and not (decoder.window and decoder.full_layers)),
          f"model.attention {config.model.attention} takes neither decoder.positions alibi nor windows that "
          "spare some layers (decoder.full_layers)"),
-        (not config.data.cached_queries or train.stage == 1,
-         f"data.cached_queries needs a frozen decoder, but train.stage is {train.stage}"),
+        *_query_checks(config),
         (train.batch_size % train.accumulation == 0,
          f"train.batch_size {train.batch_size} does not split into {train.accumulation} slices"),
         (all(-vision.depth - 1 <= k <= vision.depth for k in (*vision.levels, vision.select_layer)),
@@ -369,6 +370,20 @@ def validate(config: RunConfig) -> None:
             f"data.max_length {config.data.max_length} leaves no room for text beside "
             f"{config.data.images_per_row} x {visual} visual tokens; raise it"
         )
+
+
+def _query_checks(config: RunConfig) -> list[tuple[bool, str]]:
+    """(holds, what to say if it does not) for every rule about the question's encoder."""
+    query, depth, stage = config.model.query, config.model.decoder.depth, config.train.stage
+    early = query.encoder == "early_exit"
+    return [
+        (1 <= query.layer <= depth if early else not query.layer,
+         f"model.query.layer {query.layer} is not between 1 and the {depth} layers of the decoder" if early
+         else f"model.query.layer {query.layer} belongs to early_exit, but model.query.encoder is "
+         f"{query.encoder}"),
+        (not config.data.cached_queries or stage == 1,
+         f"data.cached_queries needs a frozen decoder, but train.stage is {stage}"),
+    ]
 
 
 def _check_data(data: DataConfig) -> None:

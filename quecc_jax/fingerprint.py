@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from quecc_jax.config import DecoderConfig, VisionConfig
+from quecc_jax.config import ModelConfig, VisionConfig
 from quecc_jax.geometry import hidden_indices
 
 
@@ -47,9 +47,14 @@ def fingerprint(params: Any, *settings: Any) -> str:
     return hashlib.sha256(json.dumps([leaves, settings], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def decoder_fingerprint(params: Any, decoder: DecoderConfig) -> str:
-    """Of a decoder's query features, but for the questions."""
-    return fingerprint(params, dataclasses.asdict(decoder))
+def query_fingerprint(params: dict[str, Any], model: ModelConfig) -> str:
+    """Of query features, but for the questions: the encoder's name and settings, a colon, and what its
+    parameters are (`params` by top-level name)."""
+    query, decoder = model.query, params["decoder"]
+    if query.encoder == "embeddings":
+        return f"embeddings:{fingerprint(decoder['embedding'], model.dtype)}"
+    name = f"early_exit {query.layer}" if query.encoder == "early_exit" else "decoder"
+    return f"{name}:{fingerprint(decoder, dataclasses.asdict(model.decoder))}"
 
 
 def tower_fingerprint(params: Any, vision: VisionConfig, aspect: str) -> str:

@@ -8,7 +8,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from quecc_jax.config import DecoderConfig, ModelConfig, RunConfig, VisionConfig
-from quecc_jax.geometry import hidden_indices, projector_depth
+from quecc_jax.geometry import hidden_indices, projector_depth, query_layers
 
 if TYPE_CHECKING:
     from quecc_jax.models.compressors.base import Cost
@@ -66,8 +66,13 @@ def projector_flops(config: ModelConfig) -> float:
 
 
 def query_flops(config: ModelConfig, tokens: int) -> float:
-    """FLOPs of the decoder's pass over a bare question of `tokens` tokens; 0 without a query."""
-    return decoder_flops(config.decoder, tokens, tokens, 0) if config.compressor.reads_question else 0.0
+    """FLOPs of encoding a bare question of `tokens` tokens; 0 where the compressor reads none."""
+    if not config.compressor.reads_question:
+        return 0.0
+    if config.query.encoder == "embeddings":
+        return float(tokens * config.decoder.width)
+    layers = dataclasses.replace(config.decoder, depth=query_layers(config))
+    return decoder_flops(layers, tokens, tokens, 0)
 
 
 def answer_flops(

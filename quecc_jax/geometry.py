@@ -2,7 +2,7 @@
 
 import re
 
-from quecc_jax.config import CompressorConfig, VisionConfig
+from quecc_jax.config import CompressorConfig, ModelConfig, VisionConfig
 
 
 def hidden_indices(config: VisionConfig) -> tuple[int, ...]:
@@ -44,6 +44,17 @@ def output_tokens(config: CompressorConfig, grid: int) -> int:
     if not 0 < config.tokens <= grid**2:
         raise ValueError(f"tokens {config.tokens} is not between 1 and the {grid**2} patches of a picture")
     return config.tokens
+
+
+def query_width(config: ModelConfig) -> int:
+    """Width H of the question's feature."""
+    return config.decoder.width
+
+
+def query_layers(config: ModelConfig) -> int:
+    """Layers of the question's encoder, which run one after the other before the compressor can."""
+    query = config.query
+    return {"decoder": config.decoder.depth, "early_exit": query.layer, "embeddings": 0}[query.encoder]
 
 
 def projector_depth(kind: str) -> int:

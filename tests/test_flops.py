@@ -18,6 +18,7 @@ from quecc_jax.config import (
     DecoderConfig,
     MeshConfig,
     ModelConfig,
+    QueryConfig,
     RunConfig,
     TrainConfig,
     VisionConfig,
@@ -99,6 +100,24 @@ def test_query(cost):
         cost(VLM.encode_query, ints(1, 1, 64), ints(1, 1)), rel=0.05)  # fmt: skip
     zero = dataclasses.replace(MODEL, compressor=dataclasses.replace(MODEL.compressor, query="zero"))
     assert flops.query_flops(zero, 64) == 0.0
+
+
+@pytest.mark.parametrize("encoder, layer", [("early_exit", 1), ("embeddings", 0)])
+def test_other_query_encoders(encoder, layer):
+    deep = dataclasses.replace(MODEL.decoder, depth=2)
+    model = dataclasses.replace(MODEL, decoder=deep, query=QueryConfig(encoder=encoder, layer=layer))
+    mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+    config = dataclasses.replace(CONFIG, model=model)
+    params = abstract_params(config, mesh, batch_spec(model, config.data, 1))
+    theirs = xla_flops(lambda p, *a: VLM(model).apply({"params": p}, *a, method=VLM.encode_query), params,
+                       ints(1, 1, 64), ints(1, 1))  # fmt: skip
+    if encoder == "embeddings":
+        # Beside the additions, XLA counts a few more for each number to mask padding and to look rows up.
+        assert flops.query_flops(model, 64) == 64 * 768 <= theirs <= 6 * 64 * 768
+    else:
+        assert flops.query_flops(model, 64) == pytest.approx(theirs, rel=0.05)
+        assert flops.query_flops(model, 64) == flops.query_flops(dataclasses.replace(
+            model, query=QueryConfig()), 64) / 2  # fmt: skip
 
 
 def test_decoder_prefill_and_decode(cost):

@@ -125,6 +125,7 @@ def hf_original(config: RunConfig, family: str) -> dict[str, Any]:
         ("model.compressor.name", compressor.name, ("quecc", "none")),
         ("model.compressor.heads", compressor.heads if quecc else HEADS, (HEADS,)),
         ("model.compressor.query", compressor.query if quecc else "question", ("question",)),
+        ("model.query.encoder", model.query.encoder if quecc else "decoder", ("decoder",)),
         ("model.vision.levels", vision.levels if quecc else LEVELS, (LEVELS,)),
     ]
     for name, value, allowed in wanted:

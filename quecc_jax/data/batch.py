@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from quecc_jax.config import DataConfig, ModelConfig
-from quecc_jax.geometry import hidden_indices
+from quecc_jax.geometry import hidden_indices, query_width
 
 IGNORE = -100
 """Label of a position that carries no loss."""
@@ -43,7 +43,7 @@ class Batch(NamedTuple):
     features: Array = None
     """[B, I, n, K, D] float16 or float32 cached tower states, see `geometry.hidden_indices`."""
     query_features: Array = None
-    """[B, I, H] float16 cached query features; None where the decoder computes them."""
+    """[B, I, H] float16 cached query features; None where their encoder computes them."""
     ids: np.ndarray | None = None
     """[B] int64 identity of each row's sample, or [B, C] of each packed row's C samples or fewer, -1 for
     none; those that are left out stand here too. Stays on the host."""
@@ -64,7 +64,7 @@ def batch_spec(model: ModelConfig, data: DataConfig, rows: int, cached: bool = F
     levels = len(hidden_indices(vision))
     pixels: Any = jax.ShapeDtypeStruct((b, i, side, side, 3), jnp.uint8)
     features: Any = jax.ShapeDtypeStruct((b, i, vision.patches, levels, vision.width), jnp.float16)
-    query_features: Any = jax.ShapeDtypeStruct((b, i, model.decoder.width), jnp.float16)
+    query_features: Any = jax.ShapeDtypeStruct((b, i, query_width(model)), jnp.float16)
     return Batch(
         tokens=ints(b, s), slots=ints(b, s), labels=ints(b, s), positions=ints(b, s),
         segments=ints(b, s), queries=ints(b, i, q), query_lengths=ints(b, i),

@@ -4,8 +4,8 @@
     NAME-*.array_record    float16 of one picture or row a record
 
 Beside the pictures of a pool or of prepared data NAME is `features`, the tower's states [n, K, D] of each
-picture; beside prepared data also `queries`, the decoder's query feature [H] of each row, which stage 1 can
-read. Their size does not depend on V.
+picture; beside prepared data also `queries`, the query feature [H] of each row, which runs with a
+frozen encoder can read. Their size does not depend on V.
 """
 
 import concurrent.futures
@@ -21,7 +21,7 @@ from quecc_jax.errors import BadRow, UserError
 from quecc_jax.paths import AnyPath, place, write_text
 
 Name = Literal["features", "queries"]
-MAKER = {"features": "tower", "queries": "decoder"}
+MAKER = {"features": "tower", "queries": "query encoder"}
 ITEMS = 1024
 """Pictures of one shard: 4.8 GB of CLIP-L/14-336's states in four layers."""
 THREADS = 4

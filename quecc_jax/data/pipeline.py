@@ -22,7 +22,7 @@ from quecc_jax.data.measure import measure
 from quecc_jax.data.order import Order
 from quecc_jax.data.sources import Encoded, Source, open_sources, read_rows
 from quecc_jax.errors import BadRow, UserError
-from quecc_jax.geometry import hidden_indices
+from quecc_jax.geometry import hidden_indices, query_width
 
 PREFETCH = 2
 """Batches made ahead, per worker."""
@@ -38,7 +38,7 @@ class Assemble:
 
     def __init__(self, sources: Sequence[Source], data: DataConfig, model: ModelConfig):
         self.sources, self.data = sources, data
-        self.visual_tokens, self.width = model.visual_tokens, model.decoder.width
+        self.visual_tokens, self.width = model.visual_tokens, query_width(model)
         vision = model.vision
         self.pixels = (vision.image_size, vision.image_size, 3)
         self.features = (vision.patches, len(hidden_indices(vision)), vision.width)

@@ -146,7 +146,7 @@ class RowSource:
 
 
 class Questions:
-    """The bare questions of rows, as numbers for the decoder's pass."""
+    """The bare questions of rows, as numbers for their encoder."""
 
     def __init__(self, rows: Sequence[dict[str, Any]], layout: Layout):
         self.rows = rows
@@ -170,7 +170,7 @@ class Questions:
 
 def check_questions(name: str, queries: Features, questions: Questions) -> None:
     """Raises UserError if stored query features are of questions in other tokens."""
-    if queries.fingerprint.partition("-")[2] != questions.fingerprint():
+    if queries.fingerprint.rpartition("-")[2] != questions.fingerprint():
         raise UserError(f"the queries of {name} were made with another tokenizer or data.query_length; write "
                         "them anew with launch.prepare_data --queries, or set data.cached_queries = False")
 

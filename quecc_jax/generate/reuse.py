@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from quecc_jax.config import ModelConfig
 from quecc_jax.data.batch import Batch
 from quecc_jax.generate.decode import on_mesh
+from quecc_jax.geometry import query_width
 from quecc_jax.models.vlm import VLM
 from quecc_jax.sharding import batch_parts, batch_sharding, replicated
 
@@ -119,7 +120,7 @@ class Encoders:
         if states is None:
             keys = {(r, n): pictures[r][n] for r, n in present}
             states = self._gather("pictures", self.reuse.pictures, keys, (b, i), params, (batch.pixels,))
-        query = jnp.zeros((b, i, c.decoder.width), jnp.dtype(c.dtype))
+        query = jnp.zeros((b, i, query_width(c)), jnp.dtype(c.dtype))
         if c.compressor.reads_question:
             ids = np.asarray(batch.queries)
             keys = {(r, n): ids[r, n, : lengths[r, n]].tobytes() for r, n in present}

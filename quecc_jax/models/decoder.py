@@ -166,17 +166,21 @@ class Decoder(nn.Module):
         self.norm = make_norm(c)
         if self.unrolled:
             self.layers = [layer(c, self.dtype, self.kernel, self.gradients) for _ in range(c.depth)]
-            return
+        else:
+            self.layers = self._stack(layer, c.depth)
+
+    def _stack(self, layer: Any, depth: int, **place: Any) -> Any:
+        """`depth` layers, scanned."""
         stack = nn.scan(
             layer,
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast),
-            length=c.depth,
+            length=depth,
             unroll=self.scan_unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        self.layers = stack(c, self.dtype, self.kernel, self.gradients)
+        return stack(self.config, self.dtype, self.kernel, self.gradients, **place)
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Embeddings [B, S, D] of token ids [B, S]."""
@@ -187,7 +191,7 @@ class Decoder(nn.Module):
 
     def __call__(
         self, x: jax.Array, positions: jax.Array, segments: jax.Array, cache: Cache | None = None,
-        first: bool = False,
+        first: bool = False, layers: int | None = None,
     ) -> tuple[jax.Array, Cache | None]:  # fmt: skip
         """Final hidden states, after the last norm.
 
@@ -198,6 +202,8 @@ class Decoder(nn.Module):
           cache: earlier positions to attend to; the new ones are appended. The caller keeps
             length + S within its places.
           first: nothing is in the cache yet, so the new positions attend to one another alone.
+          layers: how many layers run, from the first, where it is not all of them: an early exit, which
+            the final norm follows as it does all of them. It takes no cache and gives no gradient.
 
         Returns:
           Hidden states [B, S, D] and the extended cache (None without one).
@@ -210,7 +216,8 @@ class Decoder(nn.Module):
         windows = layer_windows(c)
         if cache is None:
             mask = causal(segments, positions)._replace(slopes=slopes)
-            return self.norm(self._run(x, None, windows, angles, mask, None)[0]), None
+            run = self._run if layers is None or layers == c.depth else functools.partial(self._lead, layers)
+            return self.norm(run(x, None, windows, angles, mask, None)[0]), None
         start = jnp.zeros_like(cache.length) if first else cache.length
         append = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=1)
         held = append(cache.segments, segments), append(cache.positions, positions)
@@ -235,6 +242,24 @@ class Decoder(nn.Module):
             x, held = layer(x, held, None if windows is None else windows[number], *rest)
             filled.append(held)
         return x, None if cached is None else tuple(zip(*filled, strict=True))
+
+    def _lead(
+        self, count: int, x: jax.Array, cached: None, windows: jax.Array | None, *rest: Any
+    ) -> tuple[jax.Array, None]:
+        """The first `count` layers, without gradient."""
+        layers: Any = self.layers
+        windows = None if windows is None else windows[:count]
+        if self.unrolled:
+            for number, layer in enumerate(layers[:count]):
+                x, _ = layer(x, None, None if windows is None else windows[number], *rest)
+            return jax.lax.stop_gradient(x), None
+        if self.is_initializing():
+            # The stack is whole or not there: its parameters are those of all layers.
+            return self._run(x, cached, None, *rest)
+        held = jax.lax.stop_gradient(nn.meta.unbox(self.variables["params"]["layers"]))
+        first = jax.tree.map(lambda leaf: leaf[:count], held)
+        lead = self._stack(DecoderLayer, count, parent=None)
+        return lead.apply({"params": first}, jax.lax.stop_gradient(x), None, windows, *rest)
 
     def output_matrix(self) -> jax.Array:
         """The matrix [D, vocab] that turns hidden states into logits."""

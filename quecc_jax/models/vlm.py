@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from quecc_jax.config import ModelConfig
 from quecc_jax.data.batch import Batch
 from quecc_jax.data.images import normalise
+from quecc_jax.geometry import query_width
 from quecc_jax.models.clip import ClipTower, split_features
 from quecc_jax.models.compressors import make_compressor
 from quecc_jax.models.decoder import Cache, Decoder, embedding_variance
@@ -35,21 +36,30 @@ class VLM(nn.Module):
         )
 
     def encode_query(self, queries: jax.Array, lengths: jax.Array) -> jax.Array:
-        """Query features [B, I, H]: the decoder's final hidden state at each query's last token.
+        """Query features [B, I, H] by the encoder that `model.query` names, without gradient.
 
-        The text-only pass carries no gradient (QueCC's query embedding).
+        The paper's is the decoder's final hidden state at each query's last token, after a pass over the
+        bare question. An early exit runs the first layers and the final norm; `embeddings` is the float32
+        mean of the real tokens' embeddings.
 
         Args:
           queries: int32 [B, I, Q] token ids.
           lengths: int32 [B, I] real tokens of each; 0 is allowed and gives an unused vector.
         """
-        b, i, q = queries.shape
+        query, (b, i, q) = self.config.query, queries.shape
         flat, last = queries.reshape(b * i, q), jnp.maximum(lengths.reshape(b * i) - 1, 0)
         index = jnp.arange(q)
         segments = (index[None] <= last[:, None]).astype(jnp.int32)
         positions = jnp.broadcast_to(index, flat.shape)
-        hidden, _ = self.decoder(self.decoder.embed(flat), positions, segments)
-        feature = by_rows(jnp.take_along_axis(hidden, last[:, None, None], axis=1))
+        embedded = self.decoder.embed(flat)
+        if query.encoder == "embeddings":
+            real = segments[..., None].astype(jnp.float32)
+            total = jnp.sum(embedded.astype(jnp.float32) * real, axis=1)
+            feature = by_rows(total / jnp.sum(real, axis=1)).astype(embedded.dtype)
+        else:
+            layers = query.layer if query.encoder == "early_exit" else None
+            hidden, _ = self.decoder(embedded, positions, segments, layers=layers)
+            feature = by_rows(jnp.take_along_axis(hidden, last[:, None, None], axis=1))
         return jax.lax.stop_gradient(feature.reshape(b, i, -1))
 
     def encode_image(self, pixels: jax.Array) -> jax.Array:
@@ -75,7 +85,7 @@ class VLM(nn.Module):
         """Visual tokens [B, I, V, M] of a batch, from its pixels and questions or what is cached of them."""
         states = batch.features if batch.features is not None else self.encode_image(batch.pixels)
         if not self.config.compressor.reads_question:
-            query = jnp.zeros((*batch.queries.shape[:2], self.config.decoder.width), states.dtype)
+            query = jnp.zeros((*batch.queries.shape[:2], query_width(self.config)), states.dtype)
         elif batch.query_features is not None:
             query = batch.query_features.astype(self.config.dtype)
         else:

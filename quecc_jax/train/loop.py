@@ -13,7 +13,7 @@ from quecc_jax.data.features import read_features
 from quecc_jax.data.pipeline import make_iterator
 from quecc_jax.distributed import STALL_S, Watchdog, local_rows
 from quecc_jax.errors import UserError
-from quecc_jax.fingerprint import decoder_fingerprint, tower_fingerprint
+from quecc_jax.fingerprint import query_fingerprint, tower_fingerprint
 from quecc_jax.paths import place
 from quecc_jax.sharding import make_mesh
 from quecc_jax.train.checkpoint import Checkpoints, Resumable, load_params, notice
@@ -148,14 +148,14 @@ def named_tower(config: RunConfig) -> str | None:
 
 
 def check_queries(config: RunConfig, state: TrainState) -> None:
-    """Raises UserError if stored query features are of another decoder than the run's frozen one."""
+    """Raises UserError if stored query features are of another encoder than the run's, which is frozen."""
     if not config.data.cached_queries:
         return
-    ours = decoder_fingerprint(state.frozen["decoder"], config.model.decoder)
+    ours = query_fingerprint(state.frozen, config.model)
     for source in config.data.sources:
-        theirs = read_features(source.path, name="queries").fingerprint.partition("-")[0]
+        theirs = read_features(source.path, name="queries").fingerprint.rpartition("-")[0]
         if theirs != ours:
-            raise UserError(f"the queries of {source.path} are of another decoder ({theirs}, not {ours}); "
+            raise UserError(f"the queries of {source.path} are of another encoder ({theirs}, not {ours}); "
                             "write them anew, or set data.cached_queries = False")
 
 

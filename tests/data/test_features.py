@@ -1,12 +1,22 @@
 """Features beside prepared data: of the right tower, for every picture that can be read."""
 
 import dataclasses
+import types
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
-from quecc_jax.config import CheckpointConfig, DataConfig, MeshConfig, RunConfig, SourceConfig, TrainConfig
+from quecc_jax.config import (
+    CheckpointConfig,
+    DataConfig,
+    MeshConfig,
+    QueryConfig,
+    RunConfig,
+    SourceConfig,
+    TrainConfig,
+)
 from quecc_jax.data.images import load_pixels, normalise
 from quecc_jax.data.pipeline import eval_batches
 from quecc_jax.errors import UserError
@@ -14,9 +24,10 @@ from quecc_jax.fingerprint import fingerprint, tower_fingerprint
 from quecc_jax.models.clip import ClipTower
 from quecc_jax.sharding import make_mesh
 from quecc_jax.train.checkpoint import save_params
-from quecc_jax.train.loop import train
+from quecc_jax.train.loop import check_queries, train
 from tests.data.photos import write_llava
 from tests.launch.test_prepare_data import main_with
+from tests.tiny import random_params
 
 ONE_STEP = TrainConfig(steps=1, batch_size=8)
 
@@ -97,7 +108,7 @@ def test_stored_queries_train_as_computed_ones_do_and_only_of_this_decoder(prepa
     assert stored["loss"] != computed["loss"]
     np.testing.assert_allclose(stored["loss"], again["loss"], rtol=1e-5)
     assert stored["loss"] != again["loss"]  # rounded to float16, they cannot agree to the last bit
-    with pytest.raises(UserError, match="are of another decoder"):
+    with pytest.raises(UserError, match="are of another encoder"):
         quiet(dataclasses.replace(config, out=str(tmp_path / "other"), init_from="",
                                   train=dataclasses.replace(ONE_STEP, seed=9)))
     short = dataclasses.replace(config.data, query_length=2)
@@ -105,6 +116,33 @@ def test_stored_queries_train_as_computed_ones_do_and_only_of_this_decoder(prepa
         quiet(dataclasses.replace(config, out=str(tmp_path / "short"), data=short))
     with pytest.raises(UserError, match=r"cached_queries needs a frozen decoder"):
         quiet(dataclasses.replace(config, train=dataclasses.replace(ONE_STEP, stage=2)))
+
+
+def test_stored_queries_name_their_encoder_and_train_with_no_other(prepared, tmp_path):
+    _, out, run, _ = prepared
+    params = random_params(dataclasses.replace(run, data=cached(prepared), train=ONE_STEP))
+    given = dataclasses.replace(run, out=str(tmp_path / "decoder"))
+    save_params(given, {"decoder": params["decoder"]})
+    main_with("--out", out, "--queries", "--checkpoint", given.out, "--encoder", "embeddings")
+    config = dataclasses.replace(
+        given, data=cached(prepared, cached_queries=True),
+        model=dataclasses.replace(run.model, query=QueryConfig("embeddings")))
+    batch, = eval_batches(config.data, config.model, 12)
+    table, seen = params["decoder"]["embedding"], 0
+    for row, picture in np.argwhere(batch.query_lengths > 0):
+        ids = batch.queries[row, picture, : batch.query_lengths[row, picture]]
+        np.testing.assert_allclose(batch.query_features[row, picture], table[ids].mean(axis=0), atol=1e-3)
+        seen += 1
+    assert seen
+    frozen: Any = types.SimpleNamespace(frozen=jax.device_put(params))
+    check_queries(config, frozen)
+    for query in (QueryConfig(), QueryConfig("early_exit", 1)):
+        other = dataclasses.replace(config, model=dataclasses.replace(config.model, query=query))
+        with pytest.raises(UserError, match=r"another encoder \(embeddings:\w+, not (decoder|early_exit 1):"):
+            check_queries(other, frozen)
+    with pytest.raises(UserError, match=r"query\.layer 2 is not between 1 and the 1 layers"):
+        main_with("--out", out, "--queries", "--checkpoint", given.out, "--encoder", "early_exit",
+                  "--layer", 2)
 
 
 def test_a_fingerprint_tells_what_matters_apart_on_any_mesh(prepared, model):

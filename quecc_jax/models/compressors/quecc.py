@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from quecc_jax.config import ModelConfig
 from quecc_jax.data.batch import Batch
-from quecc_jax.geometry import output_grid
+from quecc_jax.geometry import output_grid, query_width
 from quecc_jax.models.compressors.base import (
     EPS,
     Cost,
@@ -30,7 +30,7 @@ def build(config: ModelConfig, dtype: Any, name: str | None) -> nn.Module:
 def cost(config: ModelConfig) -> Cost:
     """Towers, convolution, absorbed region attention and the question's projection."""
     d, n, v = config.vision.width, config.vision.patches, config.visual_tokens
-    levels, heads, text = len(config.vision.levels), config.compressor.heads, config.decoder.width
+    levels, heads, text = len(config.vision.levels), config.compressor.heads, query_width(config)
     towers = 2 * (levels * d * d + d * d) + 2 * d * d
     convolution = config.compressor.kernel**2 * d
     params = towers + 4 * d * d + convolution + text * d
