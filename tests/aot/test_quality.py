@@ -8,6 +8,7 @@ import typing
 import pytest
 
 from quecc_jax.aot import hlo
+from quecc_jax.aot.collectives import collectives
 from quecc_jax.aot.quality import MOST_FLOPS, backward_flops, defects
 from quecc_jax.aot.topology import parse_topology, prepare_environment, topology_devices
 from quecc_jax.config import MeshConfig, ModelConfig
@@ -74,6 +75,13 @@ def test_the_tower_runs_forward_only_and_the_decoder_both_ways(compiled):
 def test_stage_1_spends_half_of_stage_2s_backward_pass_on_the_decoder(compiled):
     one, two = (backward_flops(compiled[stage, "full"], "decoder/") for stage in (1, 2))
     assert 0.4 * two < one < 0.75 * two
+
+
+@pytest.mark.parametrize("key", [(2, "full"), (1, "full")])
+def test_pictures_stay_where_their_rows_are(compiled, key):
+    """With fewer rows of activations than a matrix has, the partitioner may move them rather than weights."""
+    moved = [one for one in collectives(compiled[key]) if one.kind == "all-to-all"]
+    assert [one.op_name for one in moved] == []
 
 
 def test_what_is_wrong_is_said(compiled):

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from quecc_jax.models.layers import LayerNorm, linear, logical, matrix_init
+from quecc_jax.models.layers import LayerNorm, by_rows, linear, logical, matrix_init
 
 EPS = 1e-6
 
@@ -62,7 +62,7 @@ class Tower(nn.Module):
         """x [P, n, C] -> [P, n, D]."""
         x = linear(self.width, ("embed", "mlp"), dtype=self.dtype, name="fc1")(x)
         x = jax.nn.gelu(x, approximate=False)
-        x = linear(self.width, ("mlp", "embed"), dtype=self.dtype, name="fc2")(x)
+        x = by_rows(linear(self.width, ("mlp", "embed"), dtype=self.dtype, name="fc2")(x))
         return LayerNorm(EPS, name="norm")(x)
 
 
@@ -93,14 +93,17 @@ class RegionAttention(nn.Module):
             axes = ("embed", "heads", "head_dim")
             kernels[name] = self.param(f"{name}_kernel", logical(matrix_init(1), *axes), (width, *split))
             biases[name] = self.param(f"{name}_bias", logical(nn.initializers.zeros, *axes[1:]), split)
+        split_axes = ("batch", None, "heads", None)
         # The key bias adds the same number to every logit of a query, which softmax ignores; it
         # is declared because the original's checkpoints carry it.
         cast = functools.partial(jnp.asarray, dtype=self.dtype)
         q = jnp.einsum("bvd,dhk->bvhk", queries, cast(kernels["q"])) + cast(biases["q"])
         q = jnp.einsum("bvhk,dhk->bvhd", q, cast(kernels["k"]))
+        q = nn.with_logical_constraint(q, split_axes)
         logits = jnp.einsum("bvhd,bvrd->bvhr", q, keys, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(logits / math.sqrt(split[1]), axis=-1)
         self.sow("intermediates", "attention", weights)
         average = jnp.einsum("bvhr,bvrd->bvhd", weights.astype(self.dtype), values)
+        average = nn.with_logical_constraint(average, split_axes)
         out = jnp.einsum("bvhd,dhk->bvhk", average, cast(kernels["v"])) + cast(biases["v"])
         return linear(width, ("heads", "head_dim", "embed"), inputs=2, dtype=self.dtype, name="out")(out)

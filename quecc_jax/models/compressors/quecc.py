@@ -63,9 +63,8 @@ class QueCC(nn.Module):
         text = linear(width, ("mlp", "embed"), dtype=self.dtype, name="text_projection")(query)
         text = by_rows(LayerNorm(EPS, name="text_norm")(by_rows(text)))
         q = Tower(width, self.dtype, name="q_proj")(single + text)
-        q = DepthwiseConv(self.kernel, self.stride, self.dtype, name="q_downsample")(
-            q.reshape(p, grid, grid, width)
-        )
+        q = q.reshape(p, grid, grid, width)
+        q = by_rows(DepthwiseConv(self.kernel, self.stride, self.dtype, name="q_downsample")(q))
         k = Tower(width, self.dtype, name="k_proj")(multi)
         v = Tower(width, self.dtype, name="v_proj")(multi)
         attend = RegionAttention(self.heads, self.dtype, name="clip_attn")
