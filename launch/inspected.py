@@ -76,7 +76,7 @@ def look(config: RunConfig, count: int) -> Seen:
     data, model, size = config.data, config.model, config.train.batch_size
     sources = open_sources(data, model)
     draws, _ = draw_batches(sources, data, model, size, config.train.seed)
-    assemble, tokenizer = Assemble(sources, data, model), load_tokenizer(data.tokenizer)
+    assemble, tokenizer = Assemble(sources, data, model), load_tokenizer(data.tokenizer, data.query_tokenizer)
     tally, rows = Tally(dataclasses.replace(data, max_bad_share=1.0), sum(map(len, sources))), list[Row]()
     number = 0
     while len(rows) < count:
@@ -112,7 +112,8 @@ def _row(batch: Batch, place: int, number: int, draw: Draw, why: dict[int, str],
 def _view(batch: Batch, place: int, picture: int, tokenizer: Tokenizer) -> View:
     tokens = int(batch.query_lengths[place, picture])
     pixels = None if batch.pixels is None else batch.pixels[place, picture]
-    return View(pixels, tokenizer.decode(batch.queries[place, picture, :tokens]), tokens)
+    reader = tokenizer.questions or tokenizer
+    return View(pixels, reader.decode(batch.queries[place, picture, :tokens]), tokens)
 
 
 def _spans(tokens: np.ndarray, slots: np.ndarray, labels: np.ndarray, tokenizer: Tokenizer,

@@ -47,7 +47,7 @@ class Options:
     """Store the tower's states of every picture beside the pictures of --out, for data.cached_features."""
     queries: bool = False
     """Store the feature of every row's question in --out, for data.cached_queries."""
-    encoder: Literal["run", "decoder", "early_exit", "embeddings"] = "run"
+    encoder: Literal["run", "decoder", "early_exit", "embeddings", "clip_text"] = "run"
     """The questions' encoder, model.query.encoder of the runs to come; `run` takes that of --checkpoint."""
     layer: int = 0
     """Decoder layers of --encoder early_exit."""
@@ -165,14 +165,16 @@ def write_queries(options: Options) -> None:
     from quecc_jax.data.tokenizer import load_tokenizer
     from quecc_jax.fingerprint import query_fingerprint
     from quecc_jax.models.vlm import VLM
-    from quecc_jax.train.checkpoint import load_params
+    from quecc_jax.train.checkpoint import load_params, load_run_config
 
-    config, params = load_params(options.checkpoint, ["decoder"])
+    config = load_run_config(options.checkpoint)
     if options.encoder != "run":
         query = dataclasses.replace(config.model.query, encoder=options.encoder, layer=options.layer)
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, query=query))
     validate(config)
-    layout = Layout(load_tokenizer(config.data.tokenizer), config.data, config.model.visual_tokens, False)
+    _, params = load_params(options.checkpoint, ["decoder" if config.model.query.reads_decoder else "text"])
+    tokenizer = load_tokenizer(config.data.tokenizer, config.data.query_tokenizer)
+    layout = Layout(tokenizer, config.data, config.model.visual_tokens, False)
     questions = Questions(open_prepared(options.out).rows, layout)
     held, total = jax.device_put(params), len(questions.rows)
 

@@ -178,6 +178,9 @@ class DataConfig:
     sources: tuple[SourceConfig, ...] = ()
     tokenizer: str = ""
     """Directory of a tokenizer that transformers' AutoTokenizer reads offline."""
+    query_tokenizer: str = ""
+    """Directory of the tokenizer of bare questions, where model.query.encoder has its own vocabulary
+    (`clip_text`); it must write a start and an end token around a text."""
     template: Literal["plain", "v1", "short", "llama_2", "mistral_instruct", "phi3", "mpt", "qwen"] = "v1"
     """LLaVA's stage 1 captions, LLaVA's conversations, these without the system sentence, or another
     family's prompt format; `data.templates` has them."""
@@ -197,7 +200,8 @@ class DataConfig:
     --features. A tower that the run names (tower_from, init_from) must be the one that made them."""
     cached_queries: bool = False
     """Read the stored feature of each question instead of computing it, where its encoder (model.query) is
-    frozen: in stage 1. Every source must be prepared data with --queries of that encoder."""
+    frozen: in stage 1, and `clip_text` in stage 2 too. Every source must be prepared data with --queries of
+    that encoder; one that the run names (tower_from, init_from) must be the one that made them."""
     too_long: Literal["error", "truncate", "drop"] = "truncate"
     """What becomes of a row above max_length. Truncation cuts text only, and a row whose picture it would
     cut is an error; a dropped row leaves its place in the batch empty. Both are counted."""
@@ -311,7 +315,8 @@ class RunConfig:
     init_from: str = ""
     """Run directory whose parameters start this one, e.g. stage 1 before stage 2."""
     tower_from: str = ""
-    """Run directory that holds the tower: its features were cached, or `init_from` has none."""
+    """Run directory that holds the frozen towers, of pictures and (`clip_text`) of questions, which
+    `init_from` has not: their features were cached, or they come from elsewhere."""
     profile: str = ""
     """FIRST:LAST traces these steps with JAX's profiler into `out`/profile."""
 
@@ -375,14 +380,26 @@ def validate(config: RunConfig) -> None:
 def _query_checks(config: RunConfig) -> list[tuple[bool, str]]:
     """(holds, what to say if it does not) for every rule about the question's encoder."""
     query, depth, stage = config.model.query, config.model.decoder.depth, config.train.stage
-    early = query.encoder == "early_exit"
+    early, own, data = query.encoder == "early_exit", not query.reads_decoder, config.data
+    # Nobody asks where there is no picture, or a compressor that does not listen; weights alone have no text.
+    idle = not (config.model.compressor.reads_question and data.images_per_row and data.tokenizer)
     return [
         (1 <= query.layer <= depth if early else not query.layer,
          f"model.query.layer {query.layer} is not between 1 and the {depth} layers of the decoder" if early
          else f"model.query.layer {query.layer} belongs to early_exit, but model.query.encoder is "
          f"{query.encoder}"),
-        (not config.data.cached_queries or stage == 1,
-         f"data.cached_queries needs a frozen decoder, but train.stage is {stage}"),
+        (not data.cached_queries or stage == 1 or (stage == 2 and not query.reads_decoder),
+         f"data.cached_queries needs a frozen encoder of the question, but train.stage is {stage} and "
+         f"model.query.encoder {query.encoder}"),
+        (own == bool(data.query_tokenizer) or idle,
+         "model.query.encoder clip_text needs data.query_tokenizer, the directory of CLIP's tokenizer" if own
+         else f"data.query_tokenizer {data.query_tokenizer} is for the questions of clip_text, but "
+         f"model.query.encoder is {query.encoder}"),
+        (not own or idle or 3 <= data.query_length <= query.text.positions,
+         f"data.query_length {data.query_length} is not between 3 and the {query.text.positions} positions "
+         "of CLIP's text tower"),
+        (query.text.width % query.text.heads == 0,
+         f"model.query.text.width {query.text.width} is not a multiple of its {query.text.heads} heads"),
     ]
 
 

@@ -50,7 +50,10 @@ def fingerprint(params: Any, *settings: Any) -> str:
 def query_fingerprint(params: dict[str, Any], model: ModelConfig) -> str:
     """Of query features, but for the questions: the encoder's name and settings, a colon, and what its
     parameters are (`params` by top-level name)."""
-    query, decoder = model.query, params["decoder"]
+    query = model.query
+    if query.encoder == "clip_text":
+        return f"clip_text:{fingerprint(params['text'], dataclasses.asdict(query.text))}"
+    decoder = params["decoder"]
     if query.encoder == "embeddings":
         return f"embeddings:{fingerprint(decoder['embedding'], model.dtype)}"
     name = f"early_exit {query.layer}" if query.encoder == "early_exit" else "decoder"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from quecc_jax.config import DecoderConfig, ModelConfig, RunConfig, VisionConfig
 from quecc_jax.geometry import hidden_indices, projector_depth, query_layers
+from quecc_jax.query_config import ClipTextConfig
 
 if TYPE_CHECKING:
     from quecc_jax.models.compressors.base import Cost
@@ -26,6 +27,12 @@ def tower_params(config: VisionConfig) -> int:
     d = config.width
     layers = hidden_indices(config)[-1] * (4 * d * d + 2 * d * config.mlp_width)
     return layers + 3 * config.patch_size**2 * d
+
+
+def text_params(config: ClipTextConfig) -> int:
+    """Weights of CLIP's text tower without its tables, norms and biases left out."""
+    d = config.width
+    return config.depth * (4 * d * d + 2 * d * config.mlp_width) + d * config.projection
 
 
 def projector_params(config: ModelConfig) -> int:
@@ -71,6 +78,11 @@ def query_flops(config: ModelConfig, tokens: int) -> float:
         return 0.0
     if config.query.encoder == "embeddings":
         return float(tokens * config.decoder.width)
+    if config.query.encoder == "clip_text":
+        text = config.query.text
+        # The end token's state alone is projected.
+        projection, attention = text.width * text.projection, text.depth * tokens**2 * text.width
+        return 2.0 * (tokens * (text_params(text) - projection) + projection) + 4.0 * attention
     layers = dataclasses.replace(config.decoder, depth=query_layers(config))
     return decoder_flops(layers, tokens, tokens, 0)
 

@@ -48,13 +48,15 @@ def output_tokens(config: CompressorConfig, grid: int) -> int:
 
 def query_width(config: ModelConfig) -> int:
     """Width H of the question's feature."""
-    return config.decoder.width
+    text = config.query.text
+    return config.decoder.width if config.query.reads_decoder else text.projection or text.width
 
 
 def query_layers(config: ModelConfig) -> int:
     """Layers of the question's encoder, which run one after the other before the compressor can."""
     query = config.query
-    return {"decoder": config.decoder.depth, "early_exit": query.layer, "embeddings": 0}[query.encoder]
+    layers = {"decoder": config.decoder.depth, "early_exit": query.layer, "clip_text": query.text.depth}
+    return layers.get(query.encoder, 0)
 
 
 def projector_depth(kind: str) -> int:

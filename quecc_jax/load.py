@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from quecc_jax.config import MeshConfig, RunConfig, VisionConfig, validate
+from quecc_jax.config import MeshConfig, RunConfig, validate
 from quecc_jax.data.batch import batch_spec
 from quecc_jax.errors import UserError
 from quecc_jax.generate.engine import Engine
@@ -21,8 +21,8 @@ def load_vlm(
 ) -> tuple[RunConfig, dict[str, Any]]:
     """A run's settings and all parameters that answer questions about pixels.
 
-    A run on cached features has no tower; it comes from the run that its `tower_from` names. A run
-    on text alone needs none.
+    A run on cached features has no tower, of pictures or of questions; it comes from the run that its
+    `tower_from` names. A run on text alone needs none.
 
     Args:
       mesh: where the parameters go, sharded by the logical rules; None for the first device.
@@ -37,11 +37,12 @@ def load_vlm(
     config = load_run_config(run_dir)
     validate(config)
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1]) if mesh is None else mesh
-    abstract = abstract_params(config, mesh, batch_spec(config.model, config.data, 1))
+    data = dataclasses.replace(config.data, cached_queries=False)
+    abstract = abstract_params(config, mesh, batch_spec(config.model, data, 1))
     _, params = load_params(run_dir, abstract=abstract)
     missing = abstract.keys() - params.keys()
-    if missing == {"vision"}:
-        params |= _tower(config, run_dir, abstract["vision"])
+    if missing and missing <= {"vision", "text"}:
+        params |= _towers(config, run_dir, {name: abstract[name] for name in missing})
     elif missing:
         raise UserError(f"{run_dir} has no parameters {', '.join(sorted(missing))}; "
                         "give the directory of a whole model")
@@ -59,18 +60,23 @@ def load_engine(run_dir: str | os.PathLike[str], mesh: MeshConfig | None = None)
     return Engine(config, params, mesh=over)
 
 
-def _tower(config: RunConfig, run_dir: str | os.PathLike[str], abstract: Any) -> dict[str, Any]:
+def _towers(config: RunConfig, run_dir: str | os.PathLike[str], abstract: dict[str, Any]) -> dict[str, Any]:
     if not config.tower_from:
         raise UserError(f"{run_dir} was trained on cached features and names no tower; set tower_from in its "
                         "config.json to the run that holds the tower")
     try:
-        source, params = load_params(config.tower_from, ["vision"], {"vision": abstract})
+        source, params = load_params(config.tower_from, abstract, abstract)
     except UserError as error:
         raise UserError(f"tower_from of {run_dir}: {error}") from None
     # Activation and norm constant leave no trace in shapes; which states are read is the reader's choice.
-    for field in dataclasses.fields(VisionConfig):
-        theirs, ours = (getattr(c.model.vision, field.name) for c in (source, config))
-        if theirs != ours and field.name not in ("levels", "select_layer"):
-            raise UserError(f"tower_from of {run_dir}: the tower in {config.tower_from} has {field.name} "
-                            f"{theirs}, expected {ours}; name the tower that made the cached features")
+    pairs: dict[str, Any] = {
+        "vision": (source.model.vision, config.model.vision),
+        "text": (source.model.query.text, config.model.query.text),
+    }
+    for found, wanted in (pairs[name] for name in sorted(abstract)):
+        for field in dataclasses.fields(wanted):
+            theirs, ours = getattr(found, field.name), getattr(wanted, field.name)
+            if theirs != ours and field.name not in ("levels", "select_layer"):
+                raise UserError(f"tower_from of {run_dir}: the tower in {config.tower_from} has {field.name} "
+                                f"{theirs}, expected {ours}; name the tower that made the cached features")
     return params

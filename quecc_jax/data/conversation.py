@@ -189,9 +189,18 @@ def _encode(talk: Talk, pictures: int, tokenizer: Tokenizer, data: DataConfig,
 
 def query_ids(question: str, tokenizer: Tokenizer, data: DataConfig) -> np.ndarray:
     """The query for pictures that a human turn asks about, int32 [Q], Q <= data.query_length: the turn
-    without placeholders, bare behind BOS, or the word "image" where nothing is left."""
-    bare = question.replace(PLACEHOLDER, "").strip() or "image"
-    return np.array((*_bos(tokenizer), *tokenizer.encode(bare))[: data.query_length], np.int32)
+    without placeholders, bare behind BOS, or the word "image" where nothing is left.
+
+    With `data.query_tokenizer` the ids are of that one, and the last is its EOS, as CLIP's text tower needs
+    it however long the question is.
+    """
+    bare, room = question.replace(PLACEHOLDER, "").strip() or "image", data.query_length
+    if not data.query_tokenizer:
+        return np.array((*_bos(tokenizer), *tokenizer.encode(bare))[:room], np.int32)
+    own = tokenizer.questions
+    if own is None:
+        raise ValueError("the tokenizer was loaded without data.query_tokenizer")
+    return np.array((*(*_bos(own), *own.encode(bare))[: room - 1], own.eos_token_id), np.int32)
 
 
 def _bos(tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -293,6 +293,16 @@ def _offsets(lengths: Sequence[int]) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
 
+def check_vocabularies(tokenizer: Tokenizer, model: ModelConfig) -> None:
+    """Raises UserError if a tokenizer has more tokens than what reads them."""
+    readers = [("model.decoder", tokenizer, model.decoder.vocab_size),
+               ("model.query.text", tokenizer.questions, model.query.text.vocab_size)]
+    for name, one, room in readers:
+        if one is not None and len(one) > room:
+            raise UserError(f"the tokenizer in {one.directory} has {len(one)} tokens, but {name}.vocab_size "
+                            f"is {room}; raise it or give the model's own tokenizer")
+
+
 def open_sources(data: DataConfig, model: ModelConfig, fingerprint: str | None = None,
                  prompts: bool = False) -> list[Source]:
     """Opens the sources of a run in the order of the config.
@@ -309,10 +319,8 @@ def open_sources(data: DataConfig, model: ModelConfig, fingerprint: str | None =
     """
     if not data.sources:
         raise UserError("data.sources is empty; name at least one data set")
-    tokenizer, room = load_tokenizer(data.tokenizer), model.decoder.vocab_size
-    if len(tokenizer) > room:
-        raise UserError(f"the tokenizer in {data.tokenizer} has {len(tokenizer)} tokens, but "
-                        f"model.decoder.vocab_size is {room}; raise it or give the model's own tokenizer")
+    tokenizer = load_tokenizer(data.tokenizer, data.query_tokenizer)
+    check_vocabularies(tokenizer, model)
     layout = Layout(tokenizer, data, model.visual_tokens, prompts)
     sources: list[Source] = []
     for config in data.sources:

@@ -24,19 +24,19 @@ class Tokenizer:
     """A transformers tokenizer as the data pipeline sees it: text to ids, and back.
 
     `encode` adds no BOS or EOS, but finds the special tokens that a text spells out. It remembers
-    recent answers, since conversations repeat their fixed parts; instances pickle as their directory.
+    recent answers, since conversations repeat their fixed parts; instances pickle as their directories.
     """
 
-    def __init__(self, directory: str | Path):
+    def __init__(self, directory: str | Path, questions: str | Path = "", setting: str = "data.tokenizer"):
         self.directory = str(directory)
         if not place(directory).is_dir():
-            raise UserError(f"data.tokenizer {self.directory!r} is not a directory; give one that holds "
+            raise UserError(f"{setting} {self.directory!r} is not a directory; give one that holds "
                             "tokenizer.json or another file that transformers' AutoTokenizer reads")
         try:
             with local_copy(directory) as files:
                 self.hf, self._pieces = _read(files)
         except Exception as error:
-            raise UserError(f"data.tokenizer {self.directory} holds no tokenizer that transformers reads "
+            raise UserError(f"{setting} {self.directory} holds no tokenizer that transformers reads "
                             f"({type(error).__name__}); save one there with save_pretrained") from error
         if self.hf.eos_token_id is None:
             raise UserError(f"the tokenizer in {self.directory} has no eos token, which closes every "
@@ -44,6 +44,8 @@ class Tokenizer:
         self.bos_token_id: int | None = _bos(self.hf)
         """What stands in front of every text; None where this tokenizer's models expect nothing."""
         self.eos_token_id: int = self.hf.eos_token_id
+        self.questions = Tokenizer(questions, setting="data.query_tokenizer") if questions else None
+        """What reads bare questions where their encoder has its own vocabulary."""
         self._specials = self.hf.added_tokens_decoder
         self._encode = functools.lru_cache(maxsize=1 << 16)(self._encode_now)
         # Only tokenizers of the SentencePiece kind write a blank before a text's first word.
@@ -90,7 +92,7 @@ class Tokenizer:
         return len(self.hf)
 
     def __reduce__(self) -> tuple:
-        return Tokenizer, (self.directory,)
+        return Tokenizer, (self.directory, self.questions.directory if self.questions else "")
 
 
 def _read(directory: Path) -> tuple[Any, SentencePieces | None]:
@@ -117,13 +119,13 @@ def _bos(hf: Any) -> int | None:
     return hf.bos_token_id if hf.encode("a")[:1] == [hf.bos_token_id] else None
 
 
-def load_tokenizer(directory: str | Path) -> Tokenizer:
-    """The tokenizer that is saved in a directory.
+def load_tokenizer(directory: str | Path, questions: str | Path = "") -> Tokenizer:
+    """The tokenizer that is saved in a directory, with that of bare questions if it is another.
 
     Raises:
       UserError: there is no such directory, no readable tokenizer in it, or it has no eos token.
     """
-    return Tokenizer(directory)
+    return Tokenizer(directory, questions)
 
 
 def train_word_tokenizer(texts: Iterable[str], directory: str | Path, minimum: int = 1) -> int:

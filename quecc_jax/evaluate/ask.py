@@ -70,7 +70,7 @@ def ask(
 
 def _longest(data: DataConfig, config: RunConfig) -> int:
     """Places that the longest prompt needs, in a bucket: a run's max_length is many times a question's."""
-    tokenizer, rows = load_tokenizer(data.tokenizer), read_rows(data.sources[0])
+    tokenizer, rows = load_tokenizer(data.tokenizer, data.query_tokenizer), read_rows(data.sources[0])
     longest = 0
     for number, row in enumerate(rows, start=1):
         try:

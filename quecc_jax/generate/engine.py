@@ -103,7 +103,7 @@ class Engine:
     ):  # fmt: skip
         self.config, self.chunk = config, chunk
         self.reuse = Reuse() if reuse is None else reuse
-        self.tokenizer = load_tokenizer(config.data.tokenizer)
+        self.tokenizer = load_tokenizer(config.data.tokenizer, config.data.query_tokenizer)
         if mesh is None:
             # A mesh of one device is another sharding than none, which would compile programs twice.
             params = jax.device_put(params, jax.devices()[0])

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 
 from quecc_jax.config import VisionConfig
 from quecc_jax.geometry import hidden_indices
-from quecc_jax.models.attention import attention
+from quecc_jax.models.attention import MaskSpec, attention
 from quecc_jax.models.compressors.base import Features
 from quecc_jax.models.layers import LayerNorm, by_rows, linear, logical
+from quecc_jax.query_config import ClipTextConfig
 
 
 def split_features(states: jax.Array, config: VisionConfig) -> Features:
@@ -52,20 +53,20 @@ def sine_cosine_init(key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.fl
 
 
 class ClipLayer(nn.Module):
-    """Pre-norm transformer layer, full attention, biases everywhere."""
+    """Pre-norm transformer layer with biases everywhere, of the vision and of the text tower."""
 
-    config: VisionConfig
+    config: VisionConfig | ClipTextConfig
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
-        """x [B, 1 + n, D] -> (new x, the same as a scan output)."""
+    def __call__(self, x: jax.Array, mask: MaskSpec | None) -> tuple[jax.Array, jax.Array]:
+        """x [B, S, D] -> (new x, the same as a scan output); no mask lets all places see one another."""
         c = self.config
         dense = functools.partial(linear, dtype=self.dtype)
         heads = (c.heads, c.width // c.heads)
         y = LayerNorm(c.norm_eps, name="norm1")(x)
         q, k, v = (dense(heads, ("embed", "heads", "head_dim"), name=name)(y) for name in "qkv")
-        y = attention(q, k, v, mask=None)
+        y = attention(q, k, v, mask)
         residual = functools.partial(dense, c.width, variance=0.5 / c.depth)
         x = x + residual(("heads", "head_dim", "embed"), inputs=2, name="out")(y)
         y = LayerNorm(c.norm_eps, name="norm2")(x)

@@ -11,6 +11,7 @@ from quecc_jax.data.batch import Batch
 from quecc_jax.data.images import normalise
 from quecc_jax.geometry import query_width
 from quecc_jax.models.clip import ClipTower, split_features
+from quecc_jax.models.clip_text import ClipText
 from quecc_jax.models.compressors import make_compressor
 from quecc_jax.models.decoder import Cache, Decoder, embedding_variance
 from quecc_jax.models.layers import by_rows
@@ -18,7 +19,8 @@ from quecc_jax.models.projector import Projector
 
 
 class VLM(nn.Module):
-    """Tower, compressor, projector and decoder; parameters live under those four names."""
+    """Tower, compressor, projector and decoder; parameters live under `vision`, the three other names, and
+    `text` where CLIP's text tower encodes the questions."""
 
     config: ModelConfig
     unrolled: bool = False
@@ -31,6 +33,8 @@ class VLM(nn.Module):
         self.compressor = make_compressor(c, dtype)
         # Visual tokens start on the scale of the text embeddings that they stand among.
         self.projector = Projector(c.projector, c.decoder.width, dtype, embedding_variance(c.decoder))
+        if not c.query.reads_decoder:
+            self.text = ClipText(c.query.text, dtype)
         self.decoder = Decoder(
             c.decoder, dtype, c.remat, c.attention, self.unrolled, c.scan_unroll, jnp.dtype(c.gradients)
         )
@@ -40,10 +44,10 @@ class VLM(nn.Module):
 
         The paper's is the decoder's final hidden state at each query's last token, after a pass over the
         bare question. An early exit runs the first layers and the final norm; `embeddings` is the float32
-        mean of the real tokens' embeddings.
+        mean of the real tokens' embeddings; `clip_text` is CLIP's text tower.
 
         Args:
-          queries: int32 [B, I, Q] token ids.
+          queries: int32 [B, I, Q] token ids, of the encoder's own vocabulary.
           lengths: int32 [B, I] real tokens of each; 0 is allowed and gives an unused vector.
         """
         query, (b, i, q) = self.config.query, queries.shape
@@ -51,14 +55,15 @@ class VLM(nn.Module):
         index = jnp.arange(q)
         segments = (index[None] <= last[:, None]).astype(jnp.int32)
         positions = jnp.broadcast_to(index, flat.shape)
-        embedded = self.decoder.embed(flat)
-        if query.encoder == "embeddings":
-            real = segments[..., None].astype(jnp.float32)
+        if query.encoder == "clip_text":
+            feature = by_rows(self.text(flat, last))
+        elif query.encoder == "embeddings":
+            real, embedded = segments[..., None].astype(jnp.float32), self.decoder.embed(flat)
             total = jnp.sum(embedded.astype(jnp.float32) * real, axis=1)
             feature = by_rows(total / jnp.sum(real, axis=1)).astype(embedded.dtype)
         else:
             layers = query.layer if query.encoder == "early_exit" else None
-            hidden, _ = self.decoder(embedded, positions, segments, layers=layers)
+            hidden, _ = self.decoder(self.decoder.embed(flat), positions, segments, layers=layers)
             feature = by_rows(jnp.take_along_axis(hidden, last[:, None, None], axis=1))
         return jax.lax.stop_gradient(feature.reshape(b, i, -1))
 

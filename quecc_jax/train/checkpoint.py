@@ -2,6 +2,7 @@
 
     config.json      the run's settings
     tokenizer/       copy of the tokenizer's files, so that the directory stands alone
+    query_tokenizer/ the same of the questions' own, if there is one
     frozen/          parameters that this run never changes, written once
     checkpoints/N/   after N steps: params (the trained ones), optimizer (slots and counters), and the
                      data's position in its metadata
@@ -34,6 +35,8 @@ from quecc_jax.train.state import TrainState
 
 Tree = dict[str, Any]
 
+TOKENIZERS = ("tokenizer", "query_tokenizer")
+"""Settings of `data` that name a tokenizer, and the run's folders of their copies."""
 COUNTERS = ("step", "bad_run", "skipped")
 SLOT = "slot/"
 
@@ -145,9 +148,10 @@ class Checkpoints:
             remove(self.run / "frozen")
 
     def describe(self) -> None:
-        """Writes config.json and the tokenizer's files."""
+        """Writes config.json and the tokenizers' files."""
         if jax.process_index() == 0:
-            copy_tokenizer(self.config.data.tokenizer, self.run / "tokenizer")
+            for name in TOKENIZERS:
+                copy_tokenizer(getattr(self.config.data, name), self.run / name)
             save_config(self.config, self.run / "config.json")
 
     def save(self, step: int, state: TrainState, data: Resumable, last: bool = False) -> bool:
@@ -324,24 +328,22 @@ def copy_tokenizer(source: str, target: Path) -> None:
         copy_files(source, aside, without=WEIGHTS)
     except OSError as error:
         remove(aside)
-        raise UserError(f"data.tokenizer {source} cannot be copied into the run ({error})") from None
+        raise UserError(f"tokenizer {source} cannot be copied into the run ({error})") from None
     if aside != target:
         remove(target)
         os.replace(aside, target)
 
 
 def load_run_config(run_dir: str | os.PathLike[str]) -> RunConfig:
-    """A run's settings, pointing to the run's own copy of the tokenizer.
+    """A run's settings, pointing to the run's own copies of its tokenizers.
 
     Raises:
       UserError: the directory is not that of a run, or its config.json is broken.
     """
     run = place(run_dir)
     config = load_config(run / "config.json")
-    if (run / "tokenizer").is_dir():
-        data = dataclasses.replace(config.data, tokenizer=str(run / "tokenizer"))
-        config = dataclasses.replace(config, data=data)
-    return config
+    own: dict[str, Any] = {name: str(run / name) for name in TOKENIZERS if (run / name).is_dir()}
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **own))
 
 
 def save_params(config: RunConfig, params: Tree) -> None:
@@ -360,7 +362,8 @@ def save_params(config: RunConfig, params: Tree) -> None:
         with fresh_directory(run) as aside:
             with quiet_libraries(), chunked_by_layer():
                 ocp.save_checkpointables(aside / "checkpoints" / "0", {"params": params})
-            copy_tokenizer(config.data.tokenizer, aside / "tokenizer")
+            for name in TOKENIZERS:
+                copy_tokenizer(getattr(config.data, name), aside / name)
             save_config(config, aside / "config.json")
     except OSError as error:
         raise UserError(f"out directory {run} cannot be written ({error}); choose another") from None

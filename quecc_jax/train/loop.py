@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import jax
 
@@ -138,30 +138,50 @@ def named_tower(config: RunConfig) -> str | None:
     """
     if not config.data.cached_features:
         return None
-    params = load_params(config.tower_from, ["vision"])[1] if config.tower_from else {}
-    if not params and config.init_from:
-        with contextlib.suppress(UserError):
-            params = load_params(config.init_from, ["vision"])[1]
+    params = _named(config, "vision")
     if not params:
         return None
     return tower_fingerprint(params["vision"], config.model.vision, config.data.image_aspect)
 
 
+def _named(config: RunConfig, name: Literal["vision", "text"]) -> dict[str, Any]:
+    """{name: parameters} of a tower, from `tower_from`, or else from `init_from` if that has one; or empty.
+
+    Raises:
+      UserError: `tower_from` is given and neither has one.
+    """
+    absent: UserError | None = None
+    for run in filter(None, (config.tower_from, config.init_from)):
+        try:
+            return load_params(run, [name])[1]
+        except UserError as error:
+            absent = absent or error
+    if absent is not None and config.tower_from:
+        raise absent
+    return {}
+
+
 def check_queries(config: RunConfig, state: TrainState) -> None:
-    """Raises UserError if stored query features are of another encoder than the run's, which is frozen."""
+    """Raises UserError if stored query features are of another encoder than the run's, which is frozen.
+
+    A text tower takes no part in such a run; it is the one that `tower_from` or `init_from` names, any if
+    they name none.
+    """
     if not config.data.cached_queries:
         return
-    ours = query_fingerprint(state.frozen, config.model)
+    own = not config.model.query.reads_decoder
+    params = _named(config, "text") if own else state.frozen
+    ours = query_fingerprint(params, config.model) if params else f"{config.model.query.encoder}:"
     for source in config.data.sources:
         theirs = read_features(source.path, name="queries").fingerprint.rpartition("-")[0]
-        if theirs != ours:
+        if not (theirs == ours or (not params and theirs.startswith(ours))):
             raise UserError(f"the queries of {source.path} are of another encoder ({theirs}, not {ours}); "
                             "write them anew, or set data.cached_queries = False")
 
 
 def initial_state(config: RunConfig, trainer: Trainer, tell: Callable[[str], None] = notice) -> TrainState:
     """A fresh state from the run's seed, with the parameters of `init_from` where both runs have them,
-    and the tower of `tower_from` if that one has none.
+    and the towers of `tower_from` that it has not.
 
     Raises:
       UserError: `init_from` is not a run, shares no parameters with this one, or has other shapes.
@@ -173,8 +193,12 @@ def initial_state(config: RunConfig, trainer: Trainer, tell: Callable[[str], Non
         if not params:
             known = ", ".join(sorted(abstract))
             raise UserError(f"init_from {config.init_from} has none of this run's parameters ({known})")
-    if config.tower_from and "vision" in abstract and "vision" not in params:
-        params |= load_params(config.tower_from, ["vision"], {"vision": abstract["vision"]})[1]
+    towers: dict[str, Any] = {k: abstract[k] for k in ("vision", "text") if k in abstract and k not in params}
+    if config.tower_from and towers:
+        params |= load_params(config.tower_from, None, towers)[1]
+        if absent := sorted(towers.keys() - params.keys()):
+            raise UserError(f"tower_from {config.tower_from} has no parameters {', '.join(absent)}; name a "
+                            "run that has them")
     if params and (fresh := sorted(abstract.keys() - params.keys())):
         tell(f"not in {config.init_from or config.tower_from} and started at random: {', '.join(fresh)}")
     if not abstract.keys() - params.keys():

@@ -21,12 +21,17 @@ from quecc_jax.data.images import load_pixels, normalise
 from quecc_jax.data.pipeline import eval_batches
 from quecc_jax.errors import UserError
 from quecc_jax.fingerprint import fingerprint, tower_fingerprint
+from quecc_jax.generate.engine import Limits, Question
+from quecc_jax.load import load_engine
 from quecc_jax.models.clip import ClipTower
+from quecc_jax.query_config import ClipTextConfig
 from quecc_jax.sharding import make_mesh
-from quecc_jax.train.checkpoint import save_params
+from quecc_jax.train.checkpoint import load_params, save_params
 from quecc_jax.train.loop import check_queries, train
+from tests.clip_words import write_clip_tokenizer
 from tests.data.photos import write_llava
 from tests.launch.test_prepare_data import main_with
+from tests.models.reference import clip_text
 from tests.tiny import random_params
 
 ONE_STEP = TrainConfig(steps=1, batch_size=8)
@@ -159,3 +164,47 @@ def test_a_fingerprint_tells_what_matters_apart_on_any_mesh(prepared, model):
     spread = jax.device_put(half.astype(np.float32), rows)
     assert fingerprint({"a": half}) == fingerprint({"a": spread}) != fingerprint({"a": half[::-1]})
     assert fingerprint({"a": half}) != fingerprint({"b": half})
+
+
+@pytest.mark.slow
+def test_clip_s_text_tower_trains_alike_cached_and_computed_and_answers(prepared, tmp_path):
+    path, out, run, tower = prepared
+    words = write_clip_tokenizer(tmp_path / "bytes")
+    text = ClipTextConfig(vocab_size=words, width=16, depth=1, heads=2, mlp_width=16, projection=12)
+    model = dataclasses.replace(run.model, query=QueryConfig("clip_text", text=text))
+    data = cached(prepared, query_tokenizer=str(tmp_path / "bytes"), query_length=9)
+    config = dataclasses.replace(run, out=str(tmp_path / "computed"), model=model, data=data,
+                                 train=dataclasses.replace(ONE_STEP, stage=2))
+    params = {"vision": tower, "text": random_params(config)["text"]}
+    towers = dataclasses.replace(config, out=str(tmp_path / "towers"))
+    save_params(towers, params)
+    with pytest.raises(UserError, match=r"tower_from .* has no parameters text; name a run"):
+        quiet(dataclasses.replace(config, tower_from=run.out))
+    config = dataclasses.replace(config, tower_from=towers.out)
+    computed = quiet(config)
+    held = load_params(config.out, ["text"])[1]
+    jax.tree.map(np.testing.assert_array_equal, held, {"text": params["text"]})
+    main_with("--out", out, "--queries", "--checkpoint", towers.out)
+    batch, = eval_batches(dataclasses.replace(data, cached_queries=True), model, 12)
+    # The last rows ask for ten tokens, and lose one of them, but not their end.
+    assert batch.query_lengths.max() == 9 and batch.query_lengths[11, 1] == 9
+    for row, picture in np.argwhere(batch.query_lengths > 0):
+        ids = batch.queries[row, picture, : batch.query_lengths[row, picture]]
+        assert (ids[0], ids[-1]) == (words - 2, words - 1)
+        wanted = clip_text(params["text"], text, ids)
+        np.testing.assert_allclose(batch.query_features[row, picture], wanted, rtol=1e-2, atol=1e-2)
+    stored = dataclasses.replace(config, out=str(tmp_path / "stored"),
+                                 data=dataclasses.replace(data, cached_queries=True))
+    again = quiet(stored)
+    np.testing.assert_allclose(again["loss"], computed["loss"], rtol=1e-3)
+    with pytest.raises(UserError, match="has no parameters text"):
+        load_params(stored.out, ["text"])
+    # The run has a copy of its questions' tokenizer, and names the towers' run.
+    engine = load_engine(stored.out)
+    assert engine.config.data.query_tokenizer == f"{stored.out}/query_tokenizer"
+    question = Question("what color is it, and where?", (engine.picture(path.parent / "gqa/images/1.jpg"),))
+    assert len(engine.answers([question], Limits(2))) == 1
+    found, = engine.reuse.questions._held.values()
+    reader: Any = engine.tokenizer.questions
+    ids = [*reader.hf(question.text)["input_ids"][:8], words - 1]
+    np.testing.assert_allclose(found, clip_text(params["text"], text, np.array(ids)), rtol=1e-3, atol=1e-4)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from quecc_jax.config import DecoderConfig, VisionConfig
+from quecc_jax.query_config import ClipTextConfig
 
 Tree = dict[str, Any]
 
@@ -135,17 +136,29 @@ def tower(params: Tree, config: VisionConfig, picture: np.ndarray) -> list[np.nd
             patch = picture[down * s : (down + 1) * s, across * s : (across + 1) * s]
             rows.append(np.einsum("abc,abcd->d", patch.astype(np.float64), kernel))
     x = layer_norm(params["pre_norm"], np.stack(rows) + params["position_embedding"], c.norm_eps)
-    states, d = [x[1:]], c.width // c.heads
+    states = [x[1:]]
     for index in range(c.depth):
-        p = layer(params["layers"], index)
-        y = layer_norm(p["norm1"], x, c.norm_eps)
-        q, k, v = (affine(p[name], y, c.width) for name in "qkv")
-        parts = [slice(h * d, (h + 1) * d) for h in range(c.heads)]
-        seen = np.ones((len(x), len(x)), bool)
-        heads = [attend(q[:, part], k[:, part], v[:, part], seen) for part in parts]
-        x = x + affine(p["out"], np.concatenate(heads, -1), c.width)
-        y = affine(p["fc1"], layer_norm(p["norm2"], x, c.norm_eps), c.mlp_width)
-        y = y / (1 + np.exp(-1.702 * y)) if c.activation == "quick_gelu" else gelu(y)
-        x = x + affine(p["fc2"], y, c.width)
+        x = clip_layer(layer(params["layers"], index), c, x, np.ones((len(x), len(x)), bool))
         states.append(x[1:])
     return states
+
+
+def clip_layer(p: Tree, c: VisionConfig | ClipTextConfig, x: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """One layer of either tower of CLIP: x [S, D], bool [S, S]."""
+    y, d = layer_norm(p["norm1"], x, c.norm_eps), c.width // c.heads
+    q, k, v = (affine(p[name], y, c.width) for name in "qkv")
+    parts = [slice(h * d, (h + 1) * d) for h in range(c.heads)]
+    heads = [attend(q[:, part], k[:, part], v[:, part], seen) for part in parts]
+    x = x + affine(p["out"], np.concatenate(heads, -1), c.width)
+    y = affine(p["fc1"], layer_norm(p["norm2"], x, c.norm_eps), c.mlp_width)
+    y = y / (1 + np.exp(-1.702 * y)) if c.activation == "quick_gelu" else gelu(y)
+    return x + affine(p["fc2"], y, c.width)
+
+
+def clip_text(params: Tree, config: ClipTextConfig, ids: np.ndarray) -> np.ndarray:
+    """CLIP's text feature [H] of one text's ids, its end token last."""
+    x = params["token_embedding"][ids].astype(np.float64) + params["position_embedding"][: len(ids)]
+    for index in range(config.depth):
+        x = clip_layer(layer(params["layers"], index), config, x, np.tri(len(ids), dtype=bool))
+    last = layer_norm(params["final_norm"], x[-1], config.norm_eps)
+    return last @ params["projection"]["kernel"] if config.projection else last

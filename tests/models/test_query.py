@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from quecc_jax.config import DecoderConfig, QueryConfig
+from quecc_jax.geometry import query_width
 from quecc_jax.models.decoder import unstack
 from quecc_jax.models.vlm import VLM
-from tests.models.reference import decode
+from quecc_jax.query_config import ClipTextConfig
+from tests.models.reference import clip_text, decode
 from tests.tiny import MODEL, random_batch, random_params, run
 
 CONFIG = run(batch_size=3)
@@ -81,18 +83,39 @@ def test_embeddings_are_the_mean_over_real_tokens(dtype):
         np.testing.assert_allclose(made[row, picture].astype(np.float64), expected, atol=1e-6, rtol=5e-3)
 
 
-@pytest.mark.parametrize("query", [{"encoder": "early_exit", "layer": 1}, {"encoder": "embeddings"}])
+TEXT = ClipTextConfig(vocab_size=64, positions=6, width=24, depth=2, heads=3, mlp_width=40, projection=20)
+WITH_TEXT = run({"query": QueryConfig("clip_text", text=TEXT)}, batch_size=3)
+
+
+@pytest.mark.parametrize("projection, activation", [(20, "quick_gelu"), (0, "gelu")])
+def test_clip_s_text_tower_gives_the_state_of_the_end_token(projection, activation):
+    text = dataclasses.replace(TEXT, projection=projection, activation=activation)
+    model = with_query(MODEL, encoder="clip_text", text=text)
+    params = random_params(run({"query": model.query}, batch_size=3))
+    made = encode(model, params, BATCH.queries, BATCH.query_lengths)
+    assert made.shape[-1] == query_width(model) == (projection or 24)
+    for row, picture, ids in asked():
+        expected = clip_text(params["text"], text, ids)
+        np.testing.assert_allclose(made[row, picture], expected, rtol=1e-3, atol=1e-4)
+    # Longer padding than the tower has positions, as a bucket of generation may bring.
+    wide = np.pad(BATCH.queries, ((0, 0), (0, 0), (0, 2)), constant_values=9)
+    np.testing.assert_array_equal(encode(model, params, wide, BATCH.query_lengths), made)
+
+
+@pytest.mark.parametrize("query", [
+    {"encoder": "early_exit", "layer": 1}, {"encoder": "embeddings"}, {"encoder": "clip_text", "text": TEXT}])
 def test_padding_changes_nothing_an_empty_question_is_finite_and_no_gradient_passes(query):
     model = with_query(MODEL, **query)
+    params = random_params(WITH_TEXT)
     queries, lengths = np.array(BATCH.queries), BATCH.query_lengths
-    made = encode(model, PARAMS, queries, lengths)
+    made = encode(model, params, queries, lengths)
     assert np.isfinite(made).all() and (lengths == 0).any()
     beyond = np.arange(queries.shape[-1]) >= lengths[..., None]
-    other = encode(model, PARAMS, np.where(beyond, 63 - queries, queries), lengths)
+    other = encode(model, params, np.where(beyond, 63 - queries, queries), lengths)
     np.testing.assert_array_equal(other[lengths > 0], made[lengths > 0])
 
     def total(params: Any) -> Any:
         feature: Any = VLM(model).apply({"params": params}, queries, lengths, method=VLM.encode_query)
         return jnp.sum(feature**2)
 
-    assert not any(leaf.any() for leaf in jax.tree.leaves(jax.grad(total)(PARAMS)))
+    assert not any(leaf.any() for leaf in jax.tree.leaves(jax.grad(total)(params)))
