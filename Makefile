@@ -4,13 +4,14 @@ VENV := .venv
 PY := $(VENV)/bin/python
 OUT ?= runs/$(if $(filter-out 0,$(QUICK)),quick,demo)
 STUDY_OUT ?= runs/study
+COMPARISON_OUT ?= runs/compressors
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo study test test-all test-parity test-lmms lint typecheck
+.PHONY: help demo study study-compressors test test-all test-parity test-lmms lint typecheck
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "  QUICK=1 shortens the demo, OUT=DIR moves its results, PYTHON=... picks the interpreter"
 
 demo: $(VENV)/.installed ## Train a grid of small models, fit the scaling law, write runs/demo/report.html
@@ -18,6 +19,9 @@ demo: $(VENV)/.installed ## Train a grid of small models, fit the scaling law, w
 
 study: $(VENV)/.installed ## The demo at length: three seeds, resumable cell by cell
 	$(PY) -m launch.demo --study --out $(STUDY_OUT)
+
+study-compressors: $(VENV)/.installed ## Every compressor on the same bed, three seeds, resumable; at most 90 minutes
+	$(PY) -m launch.comparison --out $(COMPARISON_OUT)
 
 test: lint typecheck ## Lint, type check and every test that is not slow
 	$(PY) -m pytest --ignore=tests/parity --ignore=tests/lmms -m "not slow"

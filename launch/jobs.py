@@ -133,23 +133,10 @@ def train_cell(out: str, plan: Plan, cell: Cell, report: Report) -> dict[str, An
     """Stage 1, stage 2, and greedy answers to the test questions of one cell of the grid."""
     started = time.time()
     model = model_config(plan, cell, len(load_tokenizer(f"{out}/data/tokenizer")))
-    data, base = picture_data(out, "train", cell.visual_tokens), f"{out}/cells/{cell.name}"
-    losses, source = {}, f"{out}/language/{cell.decoder}"
-    total = (plan.stage1_steps + plan.stage2_steps) * 1.1
-    stages: tuple[tuple[Literal[1, 2], int, float], ...] = (
-        (1, plan.stage1_steps, plan.stage1_rate), (2, plan.stage2_steps, plan.stage2_rate))  # fmt: skip
-    for stage, steps, rate in stages:
-        config = run_config(
-            f"{base}/stage{stage}", model, data, stage, steps, rate, plan, cell.seed,
-            init_from=source, tower_from=f"{out}/tower",
-        )  # fmt: skip
-        losses[f"stage{stage}"] = run_stage(
-            config, report, plan.stage1_steps * (stage == 2), total, f"stage {stage}"
-        )
-        source = config.out
+    run, losses = train_stages(out, plan, model, cell.decoder, cell.seed, f"{out}/cells/{cell.name}", report)
     trained = time.time() - started
-    report(total / 1.1, total, "answers")
-    scores, answers = answer(model, picture_data(out, "test", cell.visual_tokens), source)
+    report(10, 11, "answers")
+    scores, answers = answer(model, picture_data(out, "test", cell.visual_tokens), run)
     return {
         "decoder": cell.decoder,
         "visual_tokens": cell.visual_tokens,
@@ -162,6 +149,32 @@ def train_cell(out: str, plan: Plan, cell: Cell, report: Report) -> dict[str, An
         "loss": losses,
         "samples": save_samples(out, cell, answers),
     }
+
+
+def train_stages(
+    out: str, plan: Plan, model: ModelConfig, decoder: str, seed: int, base: str, report: Report
+) -> tuple[str, dict[str, list[list[float]]]]:
+    """Both stages of one model, from the plan's language model of that name and its tower.
+
+    Returns:
+      The directory of stage 2's run, and the loss curve of each stage.
+    """
+    data = picture_data(out, "train", model.visual_tokens)
+    losses, source = {}, f"{out}/language/{decoder}"
+    # A tenth is left for what follows.
+    total = (plan.stage1_steps + plan.stage2_steps) * 1.1
+    stages: tuple[tuple[Literal[1, 2], int, float], ...] = (
+        (1, plan.stage1_steps, plan.stage1_rate), (2, plan.stage2_steps, plan.stage2_rate))  # fmt: skip
+    for stage, steps, rate in stages:
+        config = run_config(
+            f"{base}/stage{stage}", model, data, stage, steps, rate, plan, seed,
+            init_from=source, tower_from=f"{out}/tower",
+        )  # fmt: skip
+        losses[f"stage{stage}"] = run_stage(
+            config, report, plan.stage1_steps * (stage == 2), total, f"stage {stage}"
+        )
+        source = config.out
+    return source, losses
 
 
 def measure_attention(out: str, plan: Plan, report: Report) -> list[dict[str, Any]]:

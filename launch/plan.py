@@ -72,13 +72,11 @@ class Plan:
     stage1_rate: float = 1e-3
     stage2_rate: float = 4e-4
 
-    @property
-    def vision(self) -> VisionConfig:
-        """The small tower: 8 x 8 patches, four levels."""
-        return VisionConfig(
-            image_size=96, patch_size=12, width=64, depth=4, heads=2, mlp_width=256,
-            select_layer=-2, levels=(1, 2, 3, 4),
-        )  # fmt: skip
+    vision: VisionConfig = VisionConfig(
+        image_size=96, patch_size=12, width=64, depth=4, heads=2, mlp_width=256,
+        select_layer=-2, levels=(1, 2, 3, 4),
+    )  # fmt: skip
+    """The small tower: 8 x 8 patches, four levels."""
 
 
 @dataclasses.dataclass(frozen=True)

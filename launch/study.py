@@ -15,31 +15,36 @@ from launch.scheduler import Job, run_jobs, write_json
 from quecc_jax.errors import UserError
 
 
-def plan_jobs(plan: Plan) -> list[Job]:
-    """All jobs of a plan, each after those it needs."""
-
-    def seconds(steps: int, tokens: int, decoder: str) -> float:
-        # Measured on one core of a 2.6 GHz EPYC; only the order and the time left depend on it.
-        d = decoder_size(plan, decoder)
-        weights = 13 * d.width**2 * d.depth
-        return steps * plan.batch_size / 64 * tokens * (9e-4 + 1.2e-8 * weights)
-
+def shared_jobs(plan: Plan) -> list[Job]:
+    """What every model of a plan needs or is compared with: data, tower, language models, the baseline."""
     cost = plan.tower_steps * plan.tower_batch / 320
     jobs = [
         Job("data", "launch.jobs:make_data", cost=15, phase="data"),
         Job("tower", "launch.jobs:make_tower", (), ("data",), cost, "tower"),
     ]
     for d in plan.decoders:
-        cost = 15 + seconds(plan.language_steps, DOCUMENT_TOKENS, d.name)
+        cost = 15 + training_seconds(plan, plan.language_steps, DOCUMENT_TOKENS, d.name)
         job = Job(f"language-{d.name}", "launch.jobs:train_language", (d.name,), ("data",), cost)
         jobs.append(dataclasses.replace(job, phase="language models"))
     name = plan.decoders[-1].name
-    cost = 20 + seconds(plan.stage2_steps, TEXT_TOKENS, name)
+    cost = 20 + training_seconds(plan, plan.stage2_steps, TEXT_TOKENS, name)
     job = Job("baseline", "launch.jobs:train_baseline", (name,), (f"language-{name}",), cost)
-    jobs.append(dataclasses.replace(job, phase="question-only baseline"))
+    return [*jobs, dataclasses.replace(job, phase="question-only baseline")]
+
+
+def training_seconds(plan: Plan, steps: int, tokens: int, decoder: str) -> float:
+    """Measured on one core of a 2.6 GHz EPYC; only the order of jobs and the time left depend on it."""
+    d = decoder_size(plan, decoder)
+    weights = 13 * d.width**2 * d.depth
+    return steps * plan.batch_size / 64 * tokens * (9e-4 + 1.2e-8 * weights)
+
+
+def plan_jobs(plan: Plan) -> list[Job]:
+    """All jobs of a plan, each after those it needs."""
+    jobs = shared_jobs(plan)
     for cell in cells(plan):
         steps, tokens = plan.stage1_steps + plan.stage2_steps, TEXT_TOKENS + cell.visual_tokens
-        cost = 35 + seconds(steps, tokens, cell.decoder)
+        cost = 35 + training_seconds(plan, steps, tokens, cell.decoder)
         needs = ("tower", f"language-{cell.decoder}")
         jobs.append(Job(f"cell-{cell.name}", "launch.jobs:train_cell", (cell,), needs, cost, "cells"))
     if single := tuple(f"cell-{c.name}" for c in cells(plan) if c.visual_tokens == 1):
@@ -59,6 +64,22 @@ def run_study(plan: Plan, out: str, command: str) -> dict[str, Any]:
     """
     folder, jobs = Path(out), plan_jobs(plan)
     claim(folder, plan)
+    run_all(jobs, plan, folder)
+    results = collect(plan, jobs, folder, command)
+    write_json(folder / "results.json", results)
+
+    from launch.report import write_report
+
+    write_report(results, folder)
+    return results
+
+
+def run_all(jobs: list[Job], plan: Plan, folder: Path) -> None:
+    """Runs the jobs that have no result yet, and adds the time that this took to the directory's.
+
+    Raises:
+      UserError: a job failed (the others are finished first).
+    """
     began = time.time()
     try:
         failed, skipped = run_jobs(jobs, plan, folder)
@@ -68,13 +89,6 @@ def run_study(plan: Plan, out: str, command: str) -> dict[str, Any]:
         files = ", ".join(str(folder / "jobs" / f"{name}.error") for name in failed)
         left = f", and {', '.join(skipped)} could not run without" if skipped else ""
         raise UserError(f"failed: {', '.join(failed)}{left}; see {files}, then start it again to retry")
-    results = collect(plan, jobs, folder, command)
-    write_json(folder / "results.json", results)
-
-    from launch.report import write_report
-
-    write_report(results, folder)
-    return results
 
 
 def claim(folder: Path, plan: Any) -> None:
@@ -103,20 +117,13 @@ def add_seconds(folder: Path, seconds: float) -> None:
 
 def collect(plan: Plan, jobs: list[Job], folder: Path, command: str) -> dict[str, Any]:
     """Puts the jobs' results together and fits the law per task."""
-    raw = {j.name: json.loads((folder / "jobs" / f"{j.name}.json").read_text()) for j in jobs}
-    results = {name: r["result"] for name, r in raw.items()}
-    phases: dict[str, float] = {}
-    for job in jobs:
-        phases[job.phase] = phases.get(job.phase, 0.0) + raw[job.name]["seconds"]
+    results, seconds = job_results(jobs, folder)
     done = [results[f"cell-{c.name}"] for c in cells(plan)]
     params = {c["decoder"]: c["params"] for c in done}
     extremes = dict.fromkeys((plan.visual_tokens[0], plan.visual_tokens[-1]))
     shown = [f"cell-{Cell(plan.decoders[-1].name, v, plan.seeds[0]).name}" for v in extremes]
     summary = {
-        "command": command,
-        "machine": machine(),
-        "started": json.loads((folder / "plan.json").read_text())["started"],
-        "seconds": {"total": json.loads((folder / "seconds.json").read_text()), **phases},
+        **making(folder, command, seconds),
         "plan": dataclasses.asdict(plan),
         "tasks": list(TASKS),
         "visual_tokens": list(plan.visual_tokens),
@@ -133,6 +140,25 @@ def collect(plan: Plan, jobs: list[Job], folder: Path, command: str) -> dict[str
         "samples": [sample for name in shown for sample in results[name]["samples"]],
     }
     return {**summary, "fits": fit_laws(summary)}
+
+
+def job_results(jobs: list[Job], folder: Path) -> tuple[dict[str, Any], dict[str, float]]:
+    """Every job's value by its name, and the seconds that all jobs of each phase took."""
+    raw = {j.name: json.loads((folder / "jobs" / f"{j.name}.json").read_text()) for j in jobs}
+    phases: dict[str, float] = {}
+    for job in jobs:
+        phases[job.phase] = phases.get(job.phase, 0.0) + raw[job.name]["seconds"]
+    return {name: r["result"] for name, r in raw.items()}, phases
+
+
+def making(folder: Path, command: str, seconds: dict[str, float]) -> dict[str, Any]:
+    """How the results in a directory were made: command, machine, start, seconds by phase."""
+    return {
+        "command": command,
+        "machine": machine(),
+        "started": json.loads((folder / "plan.json").read_text())["started"],
+        "seconds": {"total": json.loads((folder / "seconds.json").read_text()), **seconds},
+    }
 
 
 def fit_laws(results: dict[str, Any]) -> dict[str, Any]:

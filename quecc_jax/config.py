@@ -120,8 +120,8 @@ class ModelConfig:
     """Tower, compressor, projector and decoder of one vision-language model."""
 
     vision: VisionConfig = VisionConfig()
-    compressor: CompressorConfig = CompressorConfig()  # noqa: RUF009 (frozen, as all here)
-    query: QueryConfig = QueryConfig()  # noqa: RUF009
+    compressor: CompressorConfig = CompressorConfig()
+    query: QueryConfig = QueryConfig()
     projector: str = "mlp2x_gelu"
     """`linear`, `matrix` (the same without bias), `identity` or `mlpNx_gelu` with N >= 1."""
     decoder: DecoderConfig = DecoderConfig()
