@@ -27,6 +27,9 @@ class Import:
     """Directory of a CLIP tower, where the weights do not bring one."""
     projector: Path | None = None
     """mm_projector file of the original project, to stand before a bare language model."""
+    text: Path | None = None
+    """Directory of a CLIP model whose text tower is to encode the questions (model.query.encoder
+    clip_text)."""
     dtype: DType = "keep"
     """Stored type of all numbers; "keep" changes none."""
     allow_pickle: bool = False
@@ -43,7 +46,7 @@ class Export:
     """Directory to write."""
     format: Literal["auto", "llava", "llava_hf"] = "auto"
     """The form in which an imported run came, or the original project's; or one of these by name."""
-    only: Literal["projector", "decoder", "vision"] | None = None
+    only: Literal["projector", "decoder", "vision", "text"] | None = None
     """Only this part of the model."""
     dtype: DType = "keep"
     """Type of all numbers in the files."""
@@ -76,7 +79,7 @@ def import_(options: Import) -> None:
     started = time.monotonic()
     plan = import_weights(
         options.from_, options.out, vision=options.vision, projector=options.projector,
-        dtype=options.dtype, allow_pickle=options.allow_pickle,
+        text=options.text, dtype=options.dtype, allow_pickle=options.allow_pickle,
     )  # fmt: skip
     counts = ", ".join(f"{name} {count:,}" for name, count in parameters(plan).items())
     print(f"{options.out}: {counts} parameters, {time.monotonic() - started:.0f} s")

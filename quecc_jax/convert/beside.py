@@ -4,7 +4,8 @@ An imported run keeps the files of its sources, so that an export can put them b
 
     source/tensors.json           names and shapes of every tensor, by source
     source/model/                 config.json and the other files beside the model's weights
-    source/vision/, projector/    the same of a tower and a projector that were given apart
+    source/vision/, projector/    the same of a tower and a projector that were given apart,
+    source/text/                  and of a CLIP whose text tower encodes the questions
     source/*/carried.safetensors  tensors that no parameter of ours holds, such as buffers
 """
 
@@ -123,7 +124,7 @@ def copy_tokenizer_files(directory: Path, target: Path) -> None:
 
 
 def keep_sources(run: Path, opened: dict[str, Opened]) -> None:
-    """Writes `source/` and `tokenizer/` of an imported run."""
+    """Writes `source/`, `tokenizer/` and `query_tokenizer/` of an imported run."""
     for name, one in opened.items():
         folder = run / "source" / name
         folder.mkdir(parents=True)
@@ -136,6 +137,8 @@ def keep_sources(run: Path, opened: dict[str, Opened]) -> None:
     model = opened["model"].directory
     if model is not None:
         copy_tokenizer_files(model, run / "tokenizer")
+    if "text" in opened and (text := opened["text"].directory) is not None:
+        copy_tokenizer_files(text, run / "query_tokenizer")
     shapes = {name: {k: list(v) for k, v in one.source.found.items()} for name, one in opened.items()}
     write_json(shapes, run / "source" / "tensors.json")
 

@@ -7,6 +7,7 @@ from typing import Any
 from quecc_jax.config import VisionConfig
 from quecc_jax.convert.rules import Arrays, Place, Rule, dense, norm, same
 from quecc_jax.errors import UserError
+from quecc_jax.query_config import ClipTextConfig
 
 LEVELS = (12, 16, 22, 23)
 """Hidden states that the original's multi-level features always come from."""
@@ -96,7 +97,7 @@ def hf_vision_config(config: VisionConfig) -> dict[str, Any]:
 def vision_rules(config: VisionConfig, prefix: str = "vision_model.") -> list[Rule]:
     """Rules of a tower whose names begin with `prefix`; our leaves are under `vision`."""
     width, patch = config.width, config.patch_size
-    place, split = Place(("vision",)), (config.heads, width // config.heads)
+    place = Place(("vision",))
     embeddings = f"{prefix}embeddings"
 
     def rows(theirs: Arrays) -> Arrays:
@@ -121,12 +122,17 @@ def vision_rules(config: VisionConfig, prefix: str = "vision_model.") -> list[Ru
     if config.post_norm:
         rules += norm(f"{prefix}post_layernorm", place, "post_norm", width, bias=True)
     for i in range(config.depth):
-        name, layer = f"{prefix}encoder.layers.{i}", Place(("vision", "layers"), i)
-        rules += norm(f"{name}.layer_norm1", layer, "norm1", width, bias=True)
-        rules += norm(f"{name}.layer_norm2", layer, "norm2", width, bias=True)
-        for k in "qkv":
-            rules += dense(f"{name}.self_attn.{k}_proj", layer, k, (width,), split, bias=True)
-        rules += dense(f"{name}.self_attn.out_proj", layer, "out", split, (width,), bias=True)
-        rules += dense(f"{name}.mlp.fc1", layer, "fc1", (width,), (config.mlp_width,), bias=True)
-        rules += dense(f"{name}.mlp.fc2", layer, "fc2", (config.mlp_width,), (width,), bias=True)
+        rules += layer_rules(config, f"{prefix}encoder.layers.{i}", Place(("vision", "layers"), i))
     return rules
+
+
+def layer_rules(config: VisionConfig | ClipTextConfig, name: str, layer: Place) -> list[Rule]:
+    """Rules of one layer of either tower."""
+    width, split = config.width, (config.heads, config.width // config.heads)
+    rules = norm(f"{name}.layer_norm1", layer, "norm1", width, bias=True)
+    rules += norm(f"{name}.layer_norm2", layer, "norm2", width, bias=True)
+    for k in "qkv":
+        rules += dense(f"{name}.self_attn.{k}_proj", layer, k, (width,), split, bias=True)
+    rules += dense(f"{name}.self_attn.out_proj", layer, "out", split, (width,), bias=True)
+    rules += dense(f"{name}.mlp.fc1", layer, "fc1", (width,), (config.mlp_width,), bias=True)
+    return rules + dense(f"{name}.mlp.fc2", layer, "fc2", (config.mlp_width,), (width,), bias=True)

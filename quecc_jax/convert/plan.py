@@ -5,9 +5,17 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from quecc_jax.config import CompressorConfig, ModelConfig, RunConfig, VisionConfig, validate
+from quecc_jax.config import CompressorConfig, ModelConfig, QueryConfig, RunConfig, VisionConfig, validate
 from quecc_jax.config_io import from_dict, to_dict
 from quecc_jax.convert.clip import ANCHOR, hf_vision_config, ignored_names, vision_config, vision_rules
+from quecc_jax.convert.clip_text import (
+    PROJECTION,
+    TEXT_ANCHOR,
+    hf_text_config,
+    not_text_names,
+    text_config,
+    text_rules,
+)
 from quecc_jax.convert.families import (
     decoder_config,
     decoder_rules,
@@ -31,9 +39,9 @@ from quecc_jax.convert.llava import (
 from quecc_jax.convert.rules import Rule, Shape, check
 from quecc_jax.errors import UserError
 
-Layout = Literal["llava", "llava_hf", "decoder", "clip", "projector"]
+Layout = Literal["llava", "llava_hf", "decoder", "clip", "clip_text", "projector"]
 """The original project's whole model; transformers' LlavaForConditionalGeneration; a language model;
-a CLIP vision tower; the original's stage 1 output, compressor and projector alone."""
+a CLIP vision tower; a CLIP text tower; the original's stage 1 output, compressor and projector alone."""
 
 TEMPLATES = {"llama": "v1", "mistral": "mistral_instruct", "qwen2": "qwen", "phi3": "phi3", "mpt": "mpt"}
 """Conversation template that models of a family are fine-tuned with."""
@@ -61,6 +69,8 @@ class Part:
     rules: tuple[Rule, ...]
     ignored: tuple[str, ...] = ()
     """Names there that no rule reads, knowingly."""
+    carried: bool = True
+    """Whether they are set aside, so that an export gives them back."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +85,7 @@ class ImportPlan:
     family: str | None
     """The decoder's model_type; None without a decoder."""
     parts: dict[str, Part]
-    """By source, "model", "vision" or "projector": those that tensors are read from."""
+    """By source, "model", "vision", "projector" or "text": those that tensors are read from."""
 
     @property
     def rules(self) -> tuple[Rule, ...]:
@@ -91,7 +101,8 @@ class ExportPlan:
     rules: tuple[Rule, ...]
 
 
-def plan_import(model: Source, vision: Source | None = None, projector: Source | None = None) -> ImportPlan:
+def plan_import(model: Source, vision: Source | None = None, projector: Source | None = None,
+                text: Source | None = None) -> ImportPlan:  # fmt: skip
     """Decides what a checkpoint is and checks that its tensors are exactly those it needs.
 
     A language model alone gives parameters `decoder`, a CLIP tower `vision`, a stage 1 output
@@ -103,6 +114,7 @@ def plan_import(model: Source, vision: Source | None = None, projector: Source |
       model: a language model, a CLIP tower, or a vision-language model of either format.
       vision: a CLIP tower.
       projector: the original's `mm_projector.bin` with the config.json written beside it.
+      text: a CLIP text tower, or a whole CLIP, that is to encode the questions.
 
     Raises:
       UserError: missing, unknown or reshaped tensors, all of them; a setting that is not implemented;
@@ -123,10 +135,12 @@ def plan_import(model: Source, vision: Source | None = None, projector: Source |
     if spare:
         raise UserError(f"{model.where} leaves no room for {spare[0].where}; give a language model to put it "
                         "in front of, or leave it out")
+    if text is not None:
+        plan = _with_text(plan, text)
     # The numbers are a stranger's: they must be of our types as well as fit each other.
     from_dict(ModelConfig, to_dict(plan.config.model), "model")
     validate(plan.config)
-    sources = {"model": model, "vision": vision, "projector": projector}
+    sources = {"model": model, "vision": vision, "projector": projector, "text": text}
     for name, part in plan.parts.items():
         source = sources[name]
         assert source is not None
@@ -148,6 +162,8 @@ def plan_export(config: RunConfig, layout: Layout, family: str | None = None) ->
     model = config.model
     if layout == "clip":
         return ExportPlan(hf_vision_config(model.vision), tuple(vision_rules(model.vision)))
+    if layout == "clip_text":
+        return ExportPlan(hf_text_config(model.query.text), tuple(text_rules(model.query.text)))
     family = family or guess_family(model.decoder)
     if layout == "decoder":
         hf = hf_decoder_config(model.decoder, family, config.data.max_length)
@@ -281,6 +297,17 @@ def _tower_part(source: Source, tower: VisionConfig) -> tuple[Part, VisionConfig
     tower = _with_post_norm(tower, source.found, prefix)
     ignored = (*ignored_names(source.found), *_buffers(source.found))
     return Part(tuple(vision_rules(tower, prefix)), tuple(dict.fromkeys(ignored))), tower
+
+
+def _with_text(plan: ImportPlan, source: Source) -> ImportPlan:
+    """The plan of a model whose questions a text tower encodes."""
+    prefix = _before(source.found, TEXT_ANCHOR)
+    tower = text_config(source.hf, projected=PROJECTION in source.found)
+    rules = text_rules(tower, "text_model." if prefix is None else prefix)
+    part = Part(tuple(rules), tuple(not_text_names(source.found)), carried=False)
+    model = dataclasses.replace(plan.config.model, query=QueryConfig("clip_text", text=tower))
+    config = dataclasses.replace(plan.config, model=model)
+    return dataclasses.replace(plan, config=config, parts=plan.parts | {"text": part})
 
 
 def _with_post_norm(tower: VisionConfig, found: Mapping[str, Shape], prefix: str) -> VisionConfig:

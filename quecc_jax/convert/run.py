@@ -22,6 +22,7 @@ from quecc_jax.convert.tensors import SafetensorsFile, TensorSource
 from quecc_jax.convert.writer import ShardWriter, Spec
 from quecc_jax.data.files import fresh_directory
 from quecc_jax.errors import UserError
+from quecc_jax.train.checkpoint import TOKENIZERS
 
 DType = Literal["keep", "float32", "bfloat16", "float16"]
 """What floating-point numbers become; "keep" changes none."""
@@ -35,6 +36,7 @@ def import_weights(
     *,
     vision: Path | None = None,
     projector: Path | None = None,
+    text: Path | None = None,
     dtype: DType = "keep",
     allow_pickle: bool = False,
 ) -> ImportPlan:
@@ -47,6 +49,7 @@ def import_weights(
       vision: a CLIP tower's directory; None takes the one that the source's config.json names, if it
         lies beside it.
       projector: the original's mm_projector file, or its directory.
+      text: a CLIP model's directory, whose text tower and tokenizer are to encode the questions.
       dtype: how floating-point numbers are stored.
       allow_pickle: whether pickles may be read.
 
@@ -55,7 +58,7 @@ def import_weights(
     """
     _refuse_existing(out, "--out")
     with contextlib.ExitStack() as stack:
-        paths = {"model": source, "vision": vision, "projector": projector}
+        paths = {"model": source, "vision": vision, "projector": projector, "text": text}
         opened: dict[str, Opened] = {}
         for name, path in paths.items():
             if name == "vision" and path is None and projector is None:
@@ -64,14 +67,16 @@ def import_weights(
                 opened[name] = open_checkpoint(path, allow_pickle)
                 stack.callback(opened[name].tensors.close)
         sources = {name: one.source for name, one in opened.items()}
-        plan = plan_import(sources["model"], sources.get("vision"), sources.get("projector"))
+        others = (sources.get(name) for name in ("vision", "projector", "text"))
+        plan = plan_import(sources["model"], *others)
         tensors = {name: opened[name].tensors for name in plan.parts}
         types = {n: leaf_dtypes(part.rules, tensors[n].dtypes, dtype) for n, part in plan.parts.items()}
-        carried = {n: {k: _form(tensors[n], k) for k in part.ignored} for n, part in plan.parts.items()}
+        carried = {n: {k: _form(tensors[n], k) for k in part.ignored if part.carried}
+                   for n, part in plan.parts.items()}  # fmt: skip
         total = sum(
             _form(tensors[name], tensor).size
             for name, part in plan.parts.items()
-            for tensor in (*part.ignored, *(t for rule in part.rules for t in rule.theirs))
+            for tensor in (*carried[name], *(t for rule in part.rules for t in rule.theirs))
         )
         aside = stack.enter_context(_new_directory(out, "--out"))
         keep_sources(aside, opened)
@@ -84,8 +89,10 @@ def import_weights(
             if specs:
                 with ShardWriter(aside / "source" / name, specs, sum_bytes(specs), CARRIED) as shard:
                     _carry(shard, specs, tensors[name], bar.add)
-        tokenizer = str(out / "tokenizer") if (aside / "tokenizer").is_dir() else ""
-        data = dataclasses.replace(plan.config.data, tokenizer=tokenizer)
+        held = {name: str(out / name) if (aside / name).is_dir() else "" for name in TOKENIZERS}
+        data = dataclasses.replace(
+            plan.config.data, tokenizer=held["tokenizer"], query_tokenizer=held["query_tokenizer"]
+        )
         save_config(dataclasses.replace(plan.config, out=str(out), data=data), aside / "config.json")
     return plan
 

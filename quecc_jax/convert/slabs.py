@@ -155,9 +155,11 @@ class SlabReader:
         if frozen.is_dir():
             self._add(frozen, lambda: ocp.metadata(frozen).metadata)
         self._add(self._newest, lambda: ocp.checkpointables_metadata(self._newest).metadata["params"])
-        if self.config.tower_from and not any(path[0] == "vision" for path in self._folder_of):
+        towers = {"vision"} if self.config.model.query.reads_decoder else {"vision", "text"}
+        absent = towers - {path[0] for path in self._folder_of}
+        if self.config.tower_from and absent:
             tower = SlabReader(Path(self.config.tower_from))._folder_of
-            self._folder_of |= {path: folder for path, folder in tower.items() if path[0] == "vision"}
+            self._folder_of |= {path: folder for path, folder in tower.items() if path[0] in absent}
         self._arrays = {path: self._open(path) for path in self._folder_of}
         self.shapes: dict[LeafPath, Shape] = {p: tuple(a.shape) for p, a in self._arrays.items()}
         self.dtypes = {p: np.dtype(a.dtype.numpy_dtype) for p, a in self._arrays.items()}

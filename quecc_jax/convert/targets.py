@@ -23,8 +23,8 @@ from quecc_jax.errors import UserError
 Format = Literal["auto", "llava", "llava_hf"]
 """The form in which an imported run came, or the usual one of another run's parts; the original
 project's; transformers' LlavaForConditionalGeneration."""
-Only = Literal["projector", "decoder", "vision"]
-"""A part of a model: compressor and projector together, the language model, the tower."""
+Only = Literal["projector", "decoder", "vision", "text"]
+"""A part of a model: compressor and projector together, the language model, the towers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +48,9 @@ class Target:
         folder.mkdir(parents=True, exist_ok=True)
         if self.kept is not None:
             copy_beside(self.kept, folder)
-        tokenizer = reader.run / "tokenizer"
-        has_text = self.folder == "" and (self.hf or {}).get("model_type") != "clip_vision_model"
+        kind = (self.hf or {}).get("model_type")
+        tokenizer = reader.run / ("query_tokenizer" if kind == "clip_text_model" else "tokenizer")
+        has_text = kind == "clip_text_model" or (self.folder == "" and kind != "clip_vision_model")
         if has_text and tokenizer.is_dir():
             copy_tokenizer_files(tokenizer, folder)
         if self.hf is None:
@@ -67,11 +68,12 @@ def export_targets(reader: SlabReader, layout: Format, only: Only | None) -> lis
     """
     kept, family = kept_sources(reader.run), None
     if kept is not None:
-        plan = plan_import(kept["model"], kept.get("vision"), kept.get("projector"))
+        plan = plan_import(kept["model"], *(kept.get(name) for name in ("vision", "projector", "text")))
         family = plan.family
-        if layout == "auto" and only is None and not (plan.layout == "decoder" and len(plan.parts) > 1):
+        if layout == "auto" and only is None and not (plan.layout == "decoder" and "vision" in plan.parts):
             return _as_it_came(reader, plan)
-    parts: dict[Only, Layout] = {"projector": "projector", "decoder": "decoder", "vision": "clip"}
+    parts: dict[Only, Layout] = {"projector": "projector", "decoder": "decoder", "vision": "clip",
+                                 "text": "clip_text"}  # fmt: skip
     form = parts[only] if only else _usual_layout(reader) if layout == "auto" else layout
     plan_out = plan_export(reader.config, form, family)
     name = "mm_projector" if form == "projector" else "model"
@@ -96,6 +98,9 @@ def _as_it_came(reader: SlabReader, plan: ImportPlan) -> list[Target]:
         else:
             rules = plan_export(reader.config, "clip").rules if plan.layout == "llava" else ()
             targets.append(Target(folder, rules, kept=source / "vision"))
+    if "text" in plan.parts:
+        text = plan_export(reader.config, "clip_text")
+        targets.append(Target("text", text.rules, text.hf))
     return targets
 
 
@@ -110,7 +115,7 @@ def _usual_layout(reader: SlabReader) -> Layout:
         if have == parts:
             return layout
     raise UserError(f"{reader.run} holds {' and '.join(sorted(have))}, which is no whole model; "
-                    "export one part with --only projector, decoder or vision")  # fmt: skip
+                    "export one part with --only projector, decoder, vision or text")  # fmt: skip
 
 
 def check_leaves(reader: SlabReader, targets: Iterable[Target], whole: bool) -> None:

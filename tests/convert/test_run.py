@@ -8,6 +8,7 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -109,6 +110,37 @@ def test_a_model_of_the_original_format_with_its_tower_beside(tmp_path: Path) ->
     assert all(file.is_file() for file in files)
     import_weights(tmp_path / "out", tmp_path / "again")
     assert_same_params(tmp_path / "run", tmp_path / "again")
+
+
+def test_a_text_tower_encodes_the_questions_of_a_model_and_goes_home_beside_it(tmp_path: Path) -> None:
+    given, run, out, only = (tmp_path / name for name in ("given", "run", "out", "only"))
+    clip, language = load("clip"), small("llama")
+    write_checkpoint(given / "clip", clip["config"], clip["tensors"], F32)
+    write_checkpoint(given / "llm", language["config"], language["tensors"], F32)
+    import_weights(given / "llm", run, vision=given / "clip", text=given / "clip")
+    config = load_config(run / "config.json")
+    text, theirs = config.model.query.text, clip["config"]["text_config"]
+    assert config.model.query.encoder == "clip_text"
+    assert (text.width, text.projection) == (theirs["hidden_size"], clip["config"]["projection_dim"])
+    assert config.data.query_tokenizer == str(run / "query_tokenizer")
+    assert set(load_params(run)[1]) == {"vision", "decoder", "text"}
+    # What the tower has no part in is not kept a second time.
+    assert (run / "source" / "vision" / "carried.safetensors").is_file()
+    assert not (run / "source" / "text" / "carried.safetensors").exists()
+    export_weights(run, only, only="text")
+    found, whole = open_tensors(only), open_tensors(given / "clip")
+    names = {n for n in whole.shapes if n.startswith("text_") and "position_ids" not in n}
+    assert set(found.shapes) == names and all(same_bits(found.read(n), whole.read(n)) for n in names)
+    assert (only / "tokenizer_config.json").is_file() and not (only / "preprocessor_config.json").exists()
+    import_weights(given / "clip", tmp_path / "towers", text=only)
+    towers, parts = load_params(tmp_path / "towers")
+    assert set(parts) == {"vision", "text"} and towers.model.query.text == text
+    jax.tree.map(np.testing.assert_array_equal, parts["text"], load_params(run)[1]["text"])
+    export_weights(tmp_path / "towers", out)
+    assert_same_tensors(given / "clip", out)
+    assert_same_tensors(only, out / "text")
+    with pytest.raises(UserError, match="'llama' is not a CLIP text tower"):
+        import_weights(given / "llm", tmp_path / "none", text=given / "llm")
 
 
 def test_a_tower_apart_comes_back_apart(tmp_path: Path) -> None:

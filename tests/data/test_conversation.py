@@ -1,6 +1,7 @@
 """Ids, labels and slots of conversations against cases laid out by hand and random ones."""
 
 import dataclasses
+import pickle
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from quecc_jax.config import DataConfig
 from quecc_jax.data.batch import IGNORE
 from quecc_jax.data.conversation import encode, prompt
 from quecc_jax.data.templates import SYSTEM
+from quecc_jax.data.tokenizer import load_tokenizer
 from quecc_jax.errors import UserError
+from tests.clip_words import write_clip_tokenizer
 
 SHORT = DataConfig(template="short", max_length=64, query_length=16, images_per_row=2)
 
@@ -110,6 +113,18 @@ def test_query_is_truncated(tokenizer):
     made = encode(row("<image> one two three", "red", image=1), tokenizer,
                   dataclasses.replace(SHORT, query_length=2), 1)
     assert tokenizer.hf.convert_ids_to_tokens(made["query"].tolist()) == ["<bos>", "one"]
+
+
+@pytest.mark.parametrize("text", ["Which one?", "", "a  much longer QUESTION, with 3 blanks & a café"])
+def test_a_query_in_clip_s_tokens_is_what_its_own_tokenizer_makes_of_the_text(text, tokenizer, tmp_path):
+    write_clip_tokenizer(tmp_path / "clip")
+    both = pickle.loads(pickle.dumps(load_tokenizer(tokenizer.directory, tmp_path / "clip")))
+    data = dataclasses.replace(SHORT, query_tokenizer=str(tmp_path / "clip"), query_length=16)
+    made = encode(row(f"<image>{text}", "red", image=1), both, data, 1)
+    wanted = both.questions.hf(text or "image", truncation=True, max_length=16)["input_ids"]
+    assert made["query"].tolist() == wanted
+    alone = encode(row(f"<image>{text}", "red", image=1), tokenizer, SHORT, 1)
+    assert np.array_equal(made["tokens"], alone["tokens"])
 
 
 WORDS = st.lists(st.sampled_from(["red", "one", "two", "3", "?", "Look", "<image>"]),

@@ -1,4 +1,4 @@
-"""The tower against transformers' CLIPVisionModel with the same random weights."""
+"""CLIP's two towers against those of transformers with the same random weights."""
 
 from typing import Any
 
@@ -11,12 +11,42 @@ import transformers
 
 from quecc_jax.config import VisionConfig
 from quecc_jax.convert.clip import vision_config, vision_rules
+from quecc_jax.convert.clip_text import TEXT_ANCHOR, hf_text_config, text_config, text_rules
 from quecc_jax.convert.rules import from_tree, to_tree
 from quecc_jax.models.clip import ClipTower
+from quecc_jax.models.clip_text import ClipText
 from tests.golden_check import TOLERANCE
 from tests.parity.compare import errors, gradients, randomise
 
 DEPTH = 3
+
+
+@pytest.mark.parametrize("projected, end", [(True, 49), (True, 2), (False, 49)])
+def test_the_text_tower_agrees(projected, end):
+    """As transformers pool: at the first end token, or, under configs of old, at the largest id."""
+    hf = transformers.CLIPTextConfig(
+        vocab_size=50, hidden_size=24, intermediate_size=40, projection_dim=20, num_hidden_layers=DEPTH,
+        num_attention_heads=3, max_position_embeddings=10, layer_norm_eps=1e-3, eos_token_id=end,
+    )  # fmt: skip
+    kind = transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel
+    theirs = kind(hf).float().eval()
+    state = randomise(theirs)
+    config = text_config(hf.to_dict(), projected)
+    assert config.activation == "quick_gelu" and (config.projection, config.positions) == (20 * projected, 10)
+    prefix = next(name for name in state if name.endswith(TEXT_ANCHOR)).removesuffix(TEXT_ANCHOR)
+    rules = text_rules(config, prefix)
+    params = to_tree(rules, state)["text"]
+    rng = np.random.default_rng(1)
+    ids, lengths = rng.integers(1, 48, (4, 10)), np.array([10, 7, 3, 2])
+    for row, length in zip(ids, lengths, strict=True):
+        row[0], row[length - 1 :] = 48, 49
+    out = theirs(torch.from_numpy(ids))
+    wanted = (out.text_embeds if projected else out.pooler_output).detach().numpy()
+    run = jax.jit(lambda *a: ClipText(config, jnp.dtype("float32")).apply({"params": params}, *a))
+    found = errors({"text": run(ids, lengths - 1)}, {"text": wanted}, False)
+    assert max(found.values()) < 1e-5, found
+    described = text_config(hf_text_config(config), projected)
+    assert described == config
 
 
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
