@@ -1,0 +1,118 @@
+"""Conversations about several pictures: each picture is compressed with its conversation's question."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from quecc_jax.config import DecoderConfig, RunConfig, SourceConfig
+from quecc_jax.data.conversation import query_ids
+from quecc_jax.data.images import load_pixels
+from quecc_jax.data.pipeline import make_iterator, rows_by_id
+from quecc_jax.evaluate.predict import predict
+from quecc_jax.generate.engine import Engine, Limits, Question
+from quecc_jax.models.vlm import VLM
+from tests.tiny import random_params
+
+TALKS = [
+    ((), ["one?", "red", "two?", "blue"]),
+    ((0,), ["<image>\none?", "red", "two?", "blue"]),
+    ((1, 2), ["<image> two <image>", "green"]),
+    ((2,), ["three?", "red", "<image> one?", "blue"]),
+    ((0, 1, 2), ["<image>\n<image>\nred or blue?", "red", "and <image> ?", "green"]),
+    ((1,), ["<image>", "two"]),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("talks")
+    rng = np.random.default_rng(0)
+    for k in range(3):
+        Image.fromarray(rng.integers(0, 256, (24, 24, 3), np.uint8)).save(folder / f"{k}.png")
+    speakers = ("human", "gpt")
+    rows = [{"image": [f"{k}.png" for k in pictures],
+             "conversations": [{"from": speakers[n % 2], "value": text} for n, text in enumerate(said)]}
+            for pictures, said in TALKS]
+    (folder / "rows.json").write_text(json.dumps(rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(folder, tokenizer, model) -> RunConfig:
+    decoder = DecoderConfig(vocab_size=len(tokenizer), width=16, depth=2, heads=2, kv_heads=2, mlp_width=32)
+    model = dataclasses.replace(model, decoder=decoder, dtype="float32", remat="none")
+    source = SourceConfig(path=str(folder / "rows.json"), images=str(folder))
+    data = dataclasses.replace(RunConfig().data, sources=(source,), tokenizer=tokenizer.directory,
+                               template="short", max_length=48, query_length=8, images_per_row=3,
+                               cache=str(folder / "cache"))  # fmt: skip
+    return RunConfig(model=model, data=data)
+
+
+@pytest.fixture(scope="module")
+def params(config):
+    return random_params(config, seed=3)
+
+
+@pytest.fixture(scope="module")
+def alone(config, params, folder, tokenizer):
+    """(picture, question) -> its visual tokens [V, M], from this picture and this question alone."""
+    def one(model: VLM, pixels, ids, length):
+        return model.compress(model.encode_image(pixels), model.encode_query(ids, length))[0, 0]
+
+    run = jax.jit(lambda *given: VLM(config.model).apply({"params": params}, *given, method=one))
+
+    def tokens(picture: int, question: str) -> np.ndarray:
+        ids = query_ids(question, tokenizer, config.data)
+        padded = np.pad(ids, (0, config.data.query_length - len(ids)))
+        pixels = load_pixels(folder / f"{picture}.png", config.model.vision)
+        return np.asarray(run(pixels[None, None], padded[None, None], np.full((1, 1), len(ids))))
+
+    return {(picture, said[0]): tokens(picture, said[0]) for pictures, said in TALKS for picture in pictures}
+
+
+@pytest.mark.parametrize("batching", ["pad", "grouped", "packed"])
+def test_each_picture_is_compressed_with_the_first_question_of_its_own_conversation(
+        config, params, alone, batching):
+    data = dataclasses.replace(config.data, batching=batching, halvings=0, window=6, packed_images=4)
+    splice = jax.jit(lambda batch: VLM(config.model).apply({"params": params}, batch, method=VLM.splice))
+    rows, seen = list(rows_by_id(data)), set()
+    with make_iterator(data, config.model, 3, seed=1) as batches:
+        for batch in (next(batches) for _ in range(4)):
+            assert batch.ids is not None
+            inputs = np.asarray(splice(batch._replace(ids=None)))
+            for place, ids in enumerate(batch.ids.reshape(3, -1)):
+                for segment, identity in enumerate(ids[ids >= 0], start=1):
+                    pictures, said = TALKS[rows.index(identity)]
+                    here = (batch.segments[place] == segment) & (batch.slots[place] >= 0)
+                    wanted = [alone[picture, said[0]] for picture in pictures]
+                    np.testing.assert_allclose(inputs[place, here],
+                                               np.concatenate([np.zeros((0, 16)), *wanted]), atol=1e-5)
+                    seen.add(int(identity))
+    assert seen == set(rows)
+
+
+def test_answers_about_several_pictures_are_those_of_a_data_set_with_them(config, params, folder):
+    data = dataclasses.replace(config.data, max_length=64)
+    answers = predict(config.model, data, params, max_new_tokens=6, batch_size=6)
+    engine = Engine(dataclasses.replace(config, data=data), params, chunk=2)
+    pictures = [engine.picture(folder / f"{k}.png") for k in range(3)]
+    # The data set's first question decides which pictures a prompt has, so those of later turns are left out.
+    chosen = [k for k, (shown, said) in enumerate(TALKS) if said[0].count("<image>") == len(shown)]
+    questions = [Question(TALKS[k][1][0], tuple(pictures[p] for p in TALKS[k][0])) for k in chosen]
+    run = engine.run(questions, Limits(6))
+    assert run.finish() == [answers[k].prediction for k in chosen]
+    assert [usage.visual_tokens for usage in run.usage] == [4 * len(TALKS[k][0]) for k in chosen]
+    # What was said before stays, and pictures may stand in any turn of it.
+    turns = ("<image>\n<image>\nred or blue?", "red", "and <image> ?")
+    later = Question(turns[2], tuple(pictures), turns[:2])
+    batch, _, lengths, _ = engine._lay_out([later], 4)
+    assert batch.slots[0][batch.slots[0] >= 0].tolist() == list(range(12)) and lengths[0] > 12
+    assert len(engine.answers([later], Limits(4))) == 1
+    maps, swapped = (np.asarray(engine.attention(later._replace(pictures=order)))
+                     for order in (tuple(pictures), tuple(pictures[::-1])))
+    np.testing.assert_allclose(maps, swapped[::-1], atol=1e-6)
