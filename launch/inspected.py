@@ -9,6 +9,7 @@ import numpy as np
 from quecc_jax.config import RunConfig
 from quecc_jax.data.batch import IGNORE, Batch
 from quecc_jax.data.batching import Draw, Grouped, Packed
+from quecc_jax.data.elastic import Elastic, choices
 from quecc_jax.data.faults import Tally
 from quecc_jax.data.pipeline import Assemble, draw_batches
 from quecc_jax.data.sources import Source, open_sources
@@ -86,22 +87,22 @@ def look(config: RunConfig, count: int) -> Seen:
         batch, read = assemble(draw)
         tally.add(read)
         why = {one.id: one.message for one in read.left_out}
-        rows += [_row(batch, place, number, draw, why, sources, tokenizer, model.visual_tokens)
+        rows += [_row(batch, place, number, draw, why, sources, tokenizer, model.made_tokens)
                  for place in range(len(draw.ids))]  # fmt: skip
         number += 1
     return Seen(config, rows, _facts(config, sources, draws))
 
 
 def _row(batch: Batch, place: int, number: int, draw: Draw, why: dict[int, str], sources: Sequence[Source],
-         tokenizer: Tokenizer, visual_tokens: int) -> Row:
+         tokenizer: Tokenizer, made_tokens: int) -> Row:
     ids = [one for one in np.atleast_1d(draw.ids[place]).tolist() if one >= 0]
     talks, picture = list[Talk](), 0
     for segment, identity in enumerate((one for one in ids if one not in why), start=1):
         here = batch.segments[place] == segment
         slots, labels = batch.slots[place][here], batch.labels[place][here]
-        pictures = len(set((slots[slots >= 0] // visual_tokens).tolist()))
+        pictures = len(set((slots[slots >= 0] // made_tokens).tolist()))
         views = [_view(batch, place, picture + k, tokenizer) for k in range(pictures)]
-        spans = _spans(batch.tokens[place][here], slots, labels, tokenizer, visual_tokens)
+        spans = _spans(batch.tokens[place][here], slots, labels, tokenizer, made_tokens)
         where = sources[identity >> 32].where(identity & 0xFFFFFFFF)
         talks.append(Talk(where, spans, int(here.sum()), int((labels != IGNORE).sum()), views))
         picture += pictures
@@ -117,9 +118,9 @@ def _view(batch: Batch, place: int, picture: int, tokenizer: Tokenizer) -> View:
 
 
 def _spans(tokens: np.ndarray, slots: np.ndarray, labels: np.ndarray, tokenizer: Tokenizer,
-           visual_tokens: int) -> list[Span]:
+           made_tokens: int) -> list[Span]:
     """Runs of tokens alike in loss and picture, in order."""
-    kinds = np.where(slots >= 0, 2 + slots // visual_tokens, (labels != IGNORE).astype(int))
+    kinds = np.where(slots >= 0, 2 + slots // made_tokens, (labels != IGNORE).astype(int))
     spans, start = list[Span](), 0
     for stop in [*(np.flatnonzero(np.diff(kinds)) + 1).tolist(), len(kinds)]:
         count = stop - start
@@ -132,14 +133,19 @@ def _spans(tokens: np.ndarray, slots: np.ndarray, labels: np.ndarray, tokenizer:
     return spans
 
 
+def _visual_tokens(config: RunConfig) -> str:
+    return " or ".join(map(str, choices(config.data, config.model) or (config.model.visual_tokens,)))
+
+
 def _facts(config: RunConfig, sources: Sequence[Source], draws: Any) -> list[tuple[str, str]]:
     """What can be said of the whole stream, as pairs of name and value."""
     data, size = config.data, config.train.batch_size
     rows = sum(map(len, sources))
     facts = [("rows", f"{rows:,}"), ("batching", data.batching), ("template", data.template),
-             ("visual tokens of a picture", str(config.model.visual_tokens))]  # fmt: skip
+             ("visual tokens of a picture", _visual_tokens(config))]  # fmt: skip
     if data.batching == "pad":
         return [*facts, ("steps of an epoch", f"{rows / size:,.1f} of {size} rows")]
+    draws = draws.draws if isinstance(draws, Elastic) else draws
     measures = draws.measures
     tokens, pictures = int(measures.tokens.sum()), int(measures.pictures.sum())
     facts.append(("tokens of a row", f"{tokens / rows:,.0f} on average, {measures.tokens.max():,} at most"))

@@ -12,12 +12,16 @@ class Kind(NamedTuple):
     shape: Literal["grid", "free", "all"] = "grid"
     """How V is found: `grid` tokens stand on an output grid that `kernel` and `stride` give; `free` ones
     need none and may be any number `tokens`; `all` patches are passed on."""
+    elastic: bool = False
+    """The same weights can make different V; see `CompressorConfig.elastic`."""
+    nested: bool = False
+    """Where they do, V tokens are the first V of more; otherwise each V has tokens of its own."""
 
 
 COMPRESSORS: dict[str, Kind] = {
-    "quecc": Kind(reads_question=True),
+    "quecc": Kind(reads_question=True, elastic=True),
     "tokenpacker": Kind(),
-    "avgpool": Kind(),
+    "avgpool": Kind(elastic=True),
     "none": Kind(shape="all"),
 }
 """Each name is a module of `models.compressors`, which says what it must define."""
@@ -42,6 +46,10 @@ class CompressorConfig:
     tokens: int = 0
     """V of compressors that need no grid (mqt, prumerge, resampler, llava_mini); 0 takes that of `kernel`
     and `stride`, as the others do."""
+    elastic: tuple[int, ...] = ()
+    """Values V, ascending, that one set of weights is trained for: each batch draws one of them, and the
+    model serves any. `kernel` and `stride` are not read then. With `tokens` set to one of them, that V alone
+    is computed, of the same weights; a trained model serves its largest unless told otherwise."""
     heads: int = 8
     query: Literal["question", "zero"] = "question"
     """What is injected into the features: the question's feature, or zeros (the ablation)."""

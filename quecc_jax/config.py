@@ -141,10 +141,26 @@ class ModelConfig:
 
     @property
     def visual_tokens(self) -> int:
-        """Tokens V that one picture occupies in the decoder's input."""
+        """Tokens V that one picture occupies in the decoder's input; the most of those that are drawn."""
         from quecc_jax.geometry import output_tokens
 
         return output_tokens(self.compressor, self.vision.grid)
+
+    @property
+    def drawn_tokens(self) -> tuple[int, ...]:
+        """Values V that batches draw from, ascending; empty where V is fixed."""
+        return () if self.compressor.tokens else self.compressor.elastic
+
+    @property
+    def made_tokens(self) -> int:
+        """Tokens T that the compressor makes of a picture: V, or those of all V that are drawn."""
+        return sum(self.made_scales)
+
+    @property
+    def made_scales(self) -> tuple[int, ...]:
+        """The parts of T, one V behind the other: V alone, or all that are drawn unless they are nested."""
+        whole = not self.drawn_tokens or self.compressor.kind.nested
+        return (self.visual_tokens,) if whole else self.drawn_tokens
 
 
 @dataclasses.dataclass(frozen=True)

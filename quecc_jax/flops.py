@@ -8,7 +8,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from quecc_jax.config import DecoderConfig, ModelConfig, RunConfig, VisionConfig
-from quecc_jax.geometry import hidden_indices, projector_depth, query_layers
+from quecc_jax.geometry import hidden_indices, projector_depth, query_layers, served
 from quecc_jax.query_config import ClipTextConfig
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def compressor_cost(config: ModelConfig) -> "Cost":
 
 def projector_flops(config: ModelConfig) -> float:
     """Forward FLOPs of the projector for one picture."""
-    return 2.0 * config.visual_tokens * projector_params(config)
+    return 2.0 * config.made_tokens * projector_params(config)
 
 
 def query_flops(config: ModelConfig, tokens: int) -> float:
@@ -93,10 +93,12 @@ def answer_flops(
     """FLOPs of answering one question about one picture, by part.
 
     Args:
+      config: an elastic model answers with its largest V unless `geometry.served` chose another.
       question: tokens of the bare question (query pass).
       prompt: text tokens of the decoder's prompt; the V visual tokens come on top.
       answer: generated tokens.
     """
+    config = served(config)
     length, steps = prompt + config.visual_tokens, max(answer - 1, 0)
     # The first token comes from the prefill; the k-th step after it attends to length + k places.
     context = length + (steps + 1) / 2

@@ -1,8 +1,11 @@
 """Sizes that follow from a config alone; light to import, so that counting needs no model code."""
 
+import dataclasses
+import math
 import re
 
 from quecc_jax.config import CompressorConfig, ModelConfig, VisionConfig
+from quecc_jax.errors import UserError
 
 
 def hidden_indices(config: VisionConfig) -> tuple[int, ...]:
@@ -32,8 +35,11 @@ def output_grid(grid: int, kernel: int, stride: int) -> int:
 
 
 def output_tokens(config: CompressorConfig, grid: int) -> int:
-    """Tokens V per picture of grid x grid patches; ValueError if the geometry does not fit."""
+    """Tokens V per picture of grid x grid patches, the most of an elastic compressor's if none is chosen;
+    ValueError if the geometry does not fit."""
     shape = config.kind.shape
+    if config.elastic:
+        return _elastic_tokens(config, grid)
     if config.tokens and shape != "free":
         raise ValueError(f"{config.name} takes V from kernel and stride, not from tokens {config.tokens}; "
                          "leave tokens at 0")
@@ -44,6 +50,52 @@ def output_tokens(config: CompressorConfig, grid: int) -> int:
     if not 0 < config.tokens <= grid**2:
         raise ValueError(f"tokens {config.tokens} is not between 1 and the {grid**2} patches of a picture")
     return config.tokens
+
+
+def _elastic_tokens(config: CompressorConfig, grid: int) -> int:
+    choices = config.elastic
+    if not config.kind.elastic:
+        raise ValueError(f"{config.name} makes one V only; leave elastic empty")
+    if config.tokens and config.tokens not in choices:
+        raise ValueError(f"tokens {config.tokens} is none of the elastic {choices}; choose one of them, or 0")
+    if list(choices) != sorted(set(choices)) or choices[0] < 1 or choices[-1] > grid**2:
+        raise ValueError(f"elastic {choices} is not a list of ascending numbers up to {grid**2}; order them")
+    sides = [s for s in range(1, grid + 1) if grid % s == 0]
+    if config.kind.shape == "grid" and not {s * s for s in sides}.issuperset(choices):
+        raise ValueError(f"not all of elastic {choices} tile a {grid} x {grid} grid; "
+                         f"these do: {[s * s for s in sides]}")
+    return config.tokens or choices[-1]
+
+
+def output_sides(config: ModelConfig) -> tuple[int, ...]:
+    """Sides h of a grid compressor's output grids, one for each V that it makes side by side."""
+    return tuple(math.isqrt(v) for v in config.made_scales)
+
+
+def first_token(config: ModelConfig, visual_tokens: int) -> int:
+    """Which of the T tokens that the compressor makes of a picture is the first of those of this V."""
+    scales = config.made_scales
+    return 0 if len(scales) == 1 else sum(scales[: scales.index(visual_tokens)])
+
+
+def served(config: ModelConfig, visual_tokens: int = 0) -> ModelConfig:
+    """The model as it answers: a compressor with several V makes the one asked for, by default the largest.
+
+    Args:
+      config: a trained model's.
+      visual_tokens: V, or 0 for the model's own or largest.
+
+    Raises:
+      UserError: the model does not make this V.
+    """
+    choices = config.compressor.elastic or (config.visual_tokens,)
+    v = visual_tokens or config.visual_tokens
+    if v not in choices:
+        known = " or ".join(map(str, choices))
+        raise UserError(f"this model makes {known} visual tokens of a picture, not {v}; ask for one of them")
+    if not config.compressor.elastic:
+        return config
+    return dataclasses.replace(config, compressor=dataclasses.replace(config.compressor, tokens=v))
 
 
 def query_width(config: ModelConfig) -> int:

@@ -11,13 +11,14 @@ from quecc_jax.config import MeshConfig, RunConfig, validate
 from quecc_jax.data.batch import batch_spec
 from quecc_jax.errors import UserError
 from quecc_jax.generate.engine import Engine
+from quecc_jax.geometry import served
 from quecc_jax.sharding import make_mesh
 from quecc_jax.train.checkpoint import load_params, load_run_config
 from quecc_jax.train.step import abstract_params
 
 
 def load_vlm(
-    run_dir: str | os.PathLike[str], mesh: Mesh | None = None
+    run_dir: str | os.PathLike[str], mesh: Mesh | None = None, visual_tokens: int = 0
 ) -> tuple[RunConfig, dict[str, Any]]:
     """A run's settings and all parameters that answer questions about pixels.
 
@@ -26,16 +27,18 @@ def load_vlm(
 
     Args:
       mesh: where the parameters go, sharded by the logical rules; None for the first device.
+      visual_tokens: V of a model that serves several; 0 is its own or largest.
 
     Returns:
       The run's config (with its own tokenizer) and float32 parameters by top-level name.
 
     Raises:
       UserError: not a run's directory, or one of other shapes than its config says; no tower, or one
-        of another model.
+        of another model; or the model does not make so many visual tokens.
     """
     config = load_run_config(run_dir)
     validate(config)
+    config = dataclasses.replace(config, model=served(config.model, visual_tokens))
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1]) if mesh is None else mesh
     data = dataclasses.replace(config.data, cached_queries=False)
     abstract = abstract_params(config, mesh, batch_spec(config.model, data, 1))
@@ -49,14 +52,16 @@ def load_vlm(
     return config, params
 
 
-def load_engine(run_dir: str | os.PathLike[str], mesh: MeshConfig | None = None) -> Engine:
+def load_engine(
+    run_dir: str | os.PathLike[str], mesh: MeshConfig | None = None, visual_tokens: int = 0
+) -> Engine:
     """A run's whole model, ready to answer; a mesh of one device, or None, is the first device.
 
     Raises:
       UserError: as `load_vlm`, or the mesh does not fit the devices.
     """
     over = None if mesh is None or mesh == MeshConfig(1, 1, 1) else make_mesh(mesh)
-    config, params = load_vlm(run_dir, over)
+    config, params = load_vlm(run_dir, over, visual_tokens)
     return Engine(config, params, mesh=over)
 
 

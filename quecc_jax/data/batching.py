@@ -24,6 +24,8 @@ class Draw(NamedTuple):
     """Tokens S of a row."""
     images: int
     """Pictures I of a row."""
+    visual_tokens: int = 0
+    """Slots V of a picture where that is drawn; 0 where it is not."""
 
 
 class Measures(NamedTuple):

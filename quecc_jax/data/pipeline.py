@@ -17,6 +17,7 @@ from absl import flags
 from quecc_jax.config import DataConfig, ModelConfig
 from quecc_jax.data.batch import IGNORE, Batch
 from quecc_jax.data.batching import Draw, Grouped, Packed, Padded, row_lengths
+from quecc_jax.data.elastic import Elastic, Slots, choices
 from quecc_jax.data.faults import DROPPED, LeftOut, Read, Tally
 from quecc_jax.data.measure import measure
 from quecc_jax.data.order import Order
@@ -38,7 +39,7 @@ class Assemble:
 
     def __init__(self, sources: Sequence[Source], data: DataConfig, model: ModelConfig):
         self.sources, self.data = sources, data
-        self.visual_tokens, self.width = model.visual_tokens, query_width(model)
+        self.slots, self.width = Slots(model), query_width(model)
         vision = model.vision
         self.pixels = (vision.image_size, vision.image_size, 3)
         self.features = (vision.patches, len(hidden_indices(vision)), vision.width)
@@ -73,15 +74,15 @@ class Assemble:
                 except BadRow as bad:
                     left_out.append(LeftOut(identity, bad.fault, str(bad)))
                     continue
-                length = len(made.codes)
-                if not length:
+                if not len(made.codes):
                     left_out.append(LeftOut(identity, DROPPED, f"{self._where(identity)}: it is longer than "
                                                                f"data.max_length {self.data.max_length}"))
                     continue
+                laid = self.slots(made.codes, made.loss, picture, draw.visual_tokens)
+                length = len(laid[0])
                 here, segment = slice(start, start + length), segment + 1
-                slots = made.codes - picture * self.visual_tokens
-                codes[place, here] = np.where(made.codes < 0, slots, made.codes)
-                loss[place, here], segments[place, here] = made.loss, segment
+                codes[place, here], loss[place, here] = laid
+                segments[place, here] = segment
                 positions[place, here] = np.arange(length)
                 queries[place, picture:picture + pictures, :len(made.query)] = made.query
                 query_lengths[place, picture:picture + pictures] = len(made.query)
@@ -267,15 +268,21 @@ def draw_batches(sources: Sequence[Source], data: DataConfig, model: ModelConfig
     order = Order(sizes, given or None, seed)
     stream: dict[str, Any] = {"rows": order.rows, "sources": sizes, "weights": weights, "seed": seed,
                               "batch_size": batch_size, "batching": data.batching}
+    draws: Sequence[Draw]
     if data.batching == "pad":
-        return Padded(order, batch_size, data.max_length, data.images_per_row), stream
-    measures = measure(sources, data, model.visual_tokens)
-    stream |= {"window": data.window, "lengths": measures.digest()}
-    images = data.row_images(model.visual_tokens)
-    if data.batching == "grouped":
-        return Grouped(order, measures, batch_size, data.window, row_lengths(data), images), stream
-    stream |= {"max_length": data.max_length, "images": images}
-    return Packed(order, measures, batch_size, data.window, data.max_length, images), stream
+        draws = Padded(order, batch_size, data.max_length, data.images_per_row)
+    else:
+        measures = measure(sources, data, model.visual_tokens)
+        stream |= {"window": data.window, "lengths": measures.digest()}
+        images = data.row_images(model.visual_tokens)
+        if data.batching == "grouped":
+            draws = Grouped(order, measures, batch_size, data.window, row_lengths(data), images)
+        else:
+            stream |= {"max_length": data.max_length, "images": images}
+            draws = Packed(order, measures, batch_size, data.window, data.max_length, images)
+    if values := choices(data, model):
+        return Elastic(draws, data, model, seed), stream | {"elastic": list(values)}
+    return draws, stream
 
 
 def eval_batches(data: DataConfig, model: ModelConfig, batch_size: int, *, prompts: bool = False,

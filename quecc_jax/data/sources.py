@@ -11,6 +11,7 @@ import numpy as np
 from quecc_jax.config import DataConfig, ModelConfig, SourceConfig
 from quecc_jax.data import easyvqa
 from quecc_jax.data.conversation import encode, image_refs
+from quecc_jax.data.elastic import text_length
 from quecc_jax.data.features import Features, read_features
 from quecc_jax.data.folders import FilePictures, FolderPictures, Folders
 from quecc_jax.data.pool import read_pool
@@ -72,10 +73,15 @@ class Layout(NamedTuple):
     visual_tokens: int
     prompts: bool
     """Stop where the first answer begins, for generation."""
+    text_length: int = 0
+    """Tokens that a row without pictures may have, if fewer than data.max_length; 0 if not."""
 
     def __call__(self, row: dict[str, Any]) -> Encoded:
         """Encodes a row, or raises BadRow; the caller adds where it stands."""
-        made = encode(row, self.tokenizer, self.data, self.visual_tokens, prompt=self.prompts)
+        data = self.data
+        if self.text_length and not image_refs(row):
+            data = dataclasses.replace(data, max_length=self.text_length)
+        made = encode(row, self.tokenizer, data, self.visual_tokens, prompt=self.prompts)
         slots = made["slots"]
         return Encoded(np.where(slots >= 0, -1 - slots, made["tokens"]), made["labels"] >= 0, made["query"],
                        bool(made["cut"]))
@@ -321,7 +327,7 @@ def open_sources(data: DataConfig, model: ModelConfig, fingerprint: str | None =
         raise UserError("data.sources is empty; name at least one data set")
     tokenizer = load_tokenizer(data.tokenizer, data.query_tokenizer)
     check_vocabularies(tokenizer, model)
-    layout = Layout(tokenizer, data, model.visual_tokens, prompts)
+    layout = Layout(tokenizer, data, model.visual_tokens, prompts, text_length(data, model))
     sources: list[Source] = []
     for config in data.sources:
         if config.kind == "pool":

@@ -15,6 +15,7 @@ from quecc_jax.generate import build_generator
 from quecc_jax.generate.decode import decoding_params
 from quecc_jax.generate.reuse import Encoders, Reuse
 from quecc_jax.generate.text import cut
+from quecc_jax.geometry import served
 
 
 class Answer(NamedTuple):
@@ -49,6 +50,7 @@ def predict(
     """Greedy answers to the first question of every row of `data.sources`, in order.
 
     Args:
+      model: an elastic one answers with its largest V unless `geometry.served` chose another.
       params: parameters by top-level name; `vision` may be missing when data.cached_features is set.
       progress: called with the number of answered rows after every batch.
       each: called with every answer as soon as its batch is done.
@@ -58,6 +60,7 @@ def predict(
     Raises:
       UserError: a source cannot be read, or a row has no answer to compare with or is too long.
     """
+    model = served(model)
     tokenizer = load_tokenizer(data.tokenizer)
     ends = stops(data.template, tokenizer)
     generate = build_generator(model, max_new_tokens, ends.ids[0], ends.ids[1:])

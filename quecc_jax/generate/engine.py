@@ -1,5 +1,6 @@
 """Answers to questions about pictures, in text that streams: buckets, batches, stop texts and reuse."""
 
+import dataclasses
 import functools
 import hashlib
 import time
@@ -21,6 +22,7 @@ from quecc_jax.generate.decode import advance, begin, decoding_params, on_mesh
 from quecc_jax.generate.reuse import Encoders, Reuse, round_up
 from quecc_jax.generate.sampling import Sampling
 from quecc_jax.generate.text import TextStream
+from quecc_jax.geometry import served
 from quecc_jax.models.vlm import VLM
 from quecc_jax.sharding import batch_parts, batch_sharding
 
@@ -101,7 +103,8 @@ class Engine:
         self, config: RunConfig, params: dict[str, Any], *, reuse: Reuse | None = None,
         mesh: Mesh | None = None, chunk: int = 8,
     ):  # fmt: skip
-        self.config, self.chunk = config, chunk
+        self.config = config = dataclasses.replace(config, model=served(config.model))
+        self.chunk = chunk
         self.reuse = Reuse() if reuse is None else reuse
         self.tokenizer = load_tokenizer(config.data.tokenizer, config.data.query_tokenizer)
         if mesh is None:

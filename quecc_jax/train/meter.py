@@ -38,6 +38,7 @@ class Meter:
         self.loss, self.label_tokens, self.tokens, self.flops = math.nan, 0, 0, 0.0
         self.compile_seconds = 0.0
         self._waiting: list[Metrics] = []
+        self._drawn: list[int] = []
         self._start = self._mark = _Mark(time.perf_counter(), self.step, 0, 0.0)
         self._began = self._start.time if began is None else began
         self._lost = {"start": self._start.time - self._began, "compile": 0.0, "data": 0.0, "saving": 0.0}
@@ -53,6 +54,8 @@ class Meter:
     def add(self, batch: Batch, metrics: Metrics) -> None:
         """Takes note of one dispatched step; `batch` is the host's, `metrics` stay on the device."""
         self._waiting.append(metrics)
+        if self.config.model.drawn_tokens:
+            self._drawn.append(visual_tokens(batch, self.config.model.made_tokens))
         self.step += 1
         # Other processes' rows are taken to be as long as this one's.
         share = len(batch.segments) / self.config.train.batch_size
@@ -73,7 +76,8 @@ class Meter:
           step; loss (mean over the interval's label tokens, in nats, skipped steps left out);
           grad_norm and learning_rate of the last step; skipped (steps so far); steps_per_s,
           tokens_per_s (non-padding positions) and flops_per_s (model FLOPs) of the interval;
-          seconds since the first step and seconds_left.
+          seconds since the first step and seconds_left. Where a batch draws its V, also visual_tokens (that
+          of the last step) and loss_vV of each V in the interval.
 
         Raises:
           UserError: more than `train.max_bad_steps` non-finite steps in a row.
@@ -81,14 +85,14 @@ class Meter:
         steps, self._waiting = jax.device_get(self._waiting), []
         for number, one in enumerate(steps, start=self.step - len(steps) + 1):
             self._check(one, number)
-        good = [(float(s["loss"]), float(s["label_tokens"])) for s in steps if s["finite"]]
-        labels = sum(count for _, count in good)
-        self.loss = sum(loss * count for loss, count in good) / labels if labels else math.nan
+        self.loss, labels = _mean_loss(steps)
         self.label_tokens += round(labels)
 
         now = _Mark(time.perf_counter(), self.step, self.tokens, self.flops)
         steps_per_s, tokens_per_s, flops_per_s = self._rates(self._mark, now)
         self._mark = now
+        by_tokens = _by_tokens(self._drawn, steps)
+        self._drawn = []
         return {
             "step": self.step,
             "loss": self.loss,
@@ -100,6 +104,7 @@ class Meter:
             "flops_per_s": flops_per_s,
             "seconds": now.time - self._start.time,
             "seconds_left": (self.config.train.steps - self.step) / self._rates(self._start, now)[0],
+            **by_tokens,
         }
 
     def summary(self) -> dict[str, Any]:
@@ -148,6 +153,27 @@ class Meter:
                 f"loss or gradient (loss {float(step['loss'])}, gradient norm {float(step['grad_norm'])}); "
                 "lower optimizer.learning_rate, look at the data there, or raise train.max_bad_steps"
             )
+
+
+def visual_tokens(batch: Batch, made_tokens: int) -> int:
+    """V of a batch where that is drawn: the different ones of a picture's T tokens that have slots."""
+    slots = np.asarray(batch.slots)
+    return len(np.unique(slots[slots >= 0] % made_tokens))
+
+
+def _mean_loss(steps: list[Metrics]) -> tuple[float, float]:
+    """Mean over label tokens and their number, non-finite steps left out."""
+    good = [(float(s["loss"]), float(s["label_tokens"])) for s in steps if s["finite"]]
+    labels = sum(count for _, count in good)
+    return sum(loss * count for loss, count in good) / labels if labels else math.nan, labels
+
+
+def _by_tokens(drawn: list[int], steps: list[Metrics]) -> Record:
+    """The last step's V, and the mean loss of the steps of each V; empty where none is drawn."""
+    if not drawn:
+        return {}
+    parts = {v: [s for s, one in zip(steps, drawn, strict=True) if one == v] for v in sorted(set(drawn))}
+    return {"visual_tokens": drawn[-1]} | {f"loss_v{v}": _mean_loss(part)[0] for v, part in parts.items()}
 
 
 class _Mark(NamedTuple):

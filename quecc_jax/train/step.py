@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from quecc_jax.config import RunConfig
 from quecc_jax.data.batch import Batch, batch_spec
+from quecc_jax.data.elastic import padded_lengths
 from quecc_jax.errors import UserError
 from quecc_jax.models.vlm import VLM
 from quecc_jax.sharding import batch_parts, batch_sharding, parameter_shardings, replicated, sharding_rules
@@ -149,8 +150,9 @@ def check_division(config: RunConfig, mesh: Mesh) -> None:
             f"train.batch_size {train.batch_size} in train.accumulation {train.accumulation} slices gives "
             f"{rows} rows, which do not divide over {parts} devices of mesh axes data and fsdp; change one"
         )
-    for name in ("max_length", "query_length"):
-        size = getattr(data, name)
+    sizes = [("query_length", data.query_length)]
+    sizes += [("max_length", length) for length in padded_lengths(data, config.model)]
+    for name, size in sizes:
         if config.mesh.sequence_parallel and size % tensor:
             raise UserError(f"mesh.sequence_parallel: data.{name} {size} does not divide over the {tensor} "
                             "devices of mesh axis tensor; change one of them")  # fmt: skip

@@ -8,29 +8,30 @@ import jax.numpy as jnp
 
 from quecc_jax.config import ModelConfig
 from quecc_jax.data.batch import Batch
-from quecc_jax.geometry import output_grid
+from quecc_jax.geometry import output_sides
 from quecc_jax.models.compressors.base import Cost, Features, picture_grid, regions
 
 
 def build(config: ModelConfig, dtype: Any, name: str | None) -> nn.Module:
     """The module for a model."""
-    return AveragePool(config.compressor.kernel, config.compressor.stride, dtype, name=name)
+    return AveragePool(output_sides(config), dtype, name=name)
 
 
 def cost(config: ModelConfig) -> Cost:
-    """One addition per value."""
-    return Cost(0, float(config.vision.patches * config.vision.width))
+    """One addition per value and V."""
+    return Cost(0, float(len(config.made_scales) * config.vision.patches * config.vision.width))
 
 
 class AveragePool(nn.Module):
     """Means over the squares of the output grid; it has no parameters."""
 
-    kernel: int
-    stride: int
+    sides: tuple[int, ...]
+    """Sides of the output grid, one for each V."""
     dtype: Any = jnp.float32
 
     def __call__(self, features: Features, query: jax.Array, batch: Batch | None = None) -> jax.Array:
-        """[P, V, D] of X_s [P, n, D]; X_m and the query are not read."""
+        """[P, V, D] of X_s [P, n, D], one V behind the other; X_m and the query are not read."""
         del query, batch
-        side = output_grid(picture_grid(features.single), self.kernel, self.stride)
-        return regions(features.single, side).mean(axis=2, dtype=jnp.float32).astype(self.dtype)
+        picture_grid(features.single)
+        made = [regions(features.single, side).mean(axis=2, dtype=jnp.float32) for side in self.sides]
+        return jnp.concatenate(made, axis=1).astype(self.dtype)

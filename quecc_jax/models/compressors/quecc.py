@@ -1,10 +1,12 @@
 """QueCC: query-based convolutional cross-attention compression (arXiv 2411.03312, section 4)."""
 
+import math
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from quecc_jax.config import ModelConfig
 from quecc_jax.data.batch import Batch
@@ -24,32 +26,54 @@ from quecc_jax.models.layers import LayerNorm, by_rows, linear, logical
 def build(config: ModelConfig, dtype: Any, name: str | None) -> nn.Module:
     """The module for a model."""
     c = config.compressor
-    return QueCC(c.kernel, c.stride, c.heads, dtype, name=name)
+    if not c.elastic:
+        return QueCC(c.kernel, c.stride, c.heads, dtype, name=name)
+    base, windows = _windows(config)
+    return QueCC(base, base, c.heads, dtype, windows, name=name)
+
+
+def _windows(config: ModelConfig) -> tuple[int, tuple[int, ...]]:
+    """Side of an elastic compressor's kernel, in patches, and of the windows that it is resized to."""
+    base, *windows = (config.vision.grid // math.isqrt(v)
+                      for v in (config.compressor.elastic[0], *config.made_scales))  # fmt: skip
+    return base, tuple(windows)
 
 
 def cost(config: ModelConfig) -> Cost:
-    """Towers, convolution, absorbed region attention and the question's projection."""
-    d, n, v = config.vision.width, config.vision.patches, config.visual_tokens
+    """Towers, convolution, absorbed region attention and the question's projection. Resizing an elastic
+    compressor's kernel is no work of a picture's."""
+    d, n, v = config.vision.width, config.vision.patches, config.made_tokens
     levels, heads, text = len(config.vision.levels), config.compressor.heads, query_width(config)
     towers = 2 * (levels * d * d + d * d) + 2 * d * d
-    convolution = config.compressor.kernel**2 * d
-    params = towers + 4 * d * d + convolution + text * d
-    multiplied = n * towers + v * convolution + 4 * v * d * d + 2 * n * heads * d + text * d
+    scales, kernel = len(config.made_scales), config.compressor.kernel
+    convolution = v * kernel**2 * d
+    if config.compressor.elastic:
+        kernel, convolution = _windows(config)[0], scales * n * d
+    params = towers + 4 * d * d + kernel**2 * d + text * d
+    multiplied = n * towers + convolution + 4 * v * d * d + scales * 2 * n * heads * d + text * d
     return Cost(params, 2.0 * multiplied, 2.0 * 2 * n * levels * d * d)
 
 
 class QueCC(nn.Module):
-    """The compressor. `kernel` and `stride` are in patches; V = output_grid(...)^2."""
+    """The compressor. `kernel` and `stride` are in patches; V = output_grid(...)^2.
+
+    An elastic one makes tokens at several V of the same weights. Nothing but the convolution depends on V:
+    its one kernel is learned for the largest window (the fewest tokens) and resized to the others
+    (`DepthwiseConv`); towers, text projection and attention are shared as they are, and the towers run once
+    for all V. With a single V it is plain QueCC.
+    """
 
     kernel: int
     stride: int
     heads: int = 8
     dtype: Any = jnp.float32
+    windows: tuple[int, ...] = ()
+    """Sides of an elastic compressor's windows, one for each V; they do not overlap, whatever `stride` is."""
 
     @nn.compact
     def __call__(self, features: Features, query: jax.Array, batch: Batch | None = None) -> jax.Array:
         """Compressed tokens [P, V, D] of features X_s [P, n, D] and X_m [P, n, levels * D] and the
-        questions' features t [P, 1, H].
+        questions' features t [P, 1, H]; of several V, those of one behind those of the other.
 
         Raises:
           ValueError: n is not a square, the output grid does not divide the input's, or the heads
@@ -58,35 +82,53 @@ class QueCC(nn.Module):
         del batch
         single, multi, query = (x.astype(self.dtype) for x in (features.single, features.multi, query))
         (p, _, width), grid = single.shape, picture_grid(single)
-        side = output_grid(grid, self.kernel, self.stride)
 
         text = linear(width, ("mlp", "embed"), dtype=self.dtype, name="text_projection")(query)
         text = by_rows(LayerNorm(EPS, name="text_norm")(by_rows(text)))
         q = Tower(width, self.dtype, name="q_proj")(single + text)
         q = q.reshape(p, grid, grid, width)
-        q = by_rows(DepthwiseConv(self.kernel, self.stride, self.dtype, name="q_downsample")(q))
+        downsample = DepthwiseConv(self.kernel, self.stride, self.dtype, name="q_downsample")
         k = Tower(width, self.dtype, name="k_proj")(multi)
         v = Tower(width, self.dtype, name="v_proj")(multi)
         attend = RegionAttention(self.heads, self.dtype, name="clip_attn")
-        return attend(q.reshape(p, side * side, width), regions(k, side), regions(v, side))
+        made = []
+        for window in self.windows or (0,):
+            scale = by_rows(downsample(q, window))
+            side = scale.shape[1]
+            made.append(attend(scale.reshape(p, side * side, width), regions(k, side), regions(v, side)))
+        return jnp.concatenate(made, axis=1)
 
 
 class DepthwiseConv(nn.Module):
-    """Depthwise convolution without padding: every channel has its own kernel."""
+    """Depthwise convolution without padding: every channel has its own kernel.
+
+    A smaller window w uses the kernel resized from k x k to w x w: each of its weights is the sum of what it
+    covers, R K R^T with R [w, k] the lengths in which w equal parts of a line overlap its k equal parts, in
+    units of the latter. So the kernel is one weighting of a region, seen at several resolutions: a pattern in
+    the region keeps its weight at every V, the sum stays the same, and any w fits any k (4 and 6, say). It
+    also keeps initialisation right: where w divides k, sums of k / w by k / w independent weights of variance
+    1 / k^2 are independent weights of variance 1 / w^2, those of a kernel of side w from the start.
+    """
 
     kernel: int
     stride: int
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """x [B, g, g, D] -> [B, h, h, D]."""
+    def __call__(self, x: jax.Array, window: int = 0) -> jax.Array:
+        """x [B, g, g, D] -> [B, h, h, D]; `window` is the side that the kernel is resized to, and the stride
+        then, if it is not 0."""
         b, grid, _, width = x.shape
-        k, s = self.kernel, self.stride
-        side = output_grid(grid, k, s)
+        k, s = self.kernel, window or self.stride
+        side = output_grid(grid, window or k, s)
         init = logical(nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=(0, 1)),
                        None, None, None, "embed")  # fmt: skip
-        kernel = self.param("kernel", init, (k, k, 1, width)).astype(self.dtype)
+        kernel = self.param("kernel", init, (k, k, 1, width))
+        if window and window != k:
+            parts = jnp.asarray(overlaps(window, k))
+            kernel = jnp.einsum("ar,bs,rsod->abod", parts, parts, kernel, precision="highest")
+            k = window
+        kernel = kernel.astype(self.dtype)
         bias = self.param("bias", logical(nn.initializers.zeros, "embed"), (width,)).astype(self.dtype)
         if k == s:
             # Windows that do not overlap are a weighted sum, which every backend runs as one pass.
@@ -97,3 +139,12 @@ class DepthwiseConv(nn.Module):
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )  # fmt: skip
         return out + bias
+
+
+def overlaps(coarse: int, fine: int) -> np.ndarray:
+    """float32 [coarse, fine]: in how much of its length each of `fine` equal parts of a line lies within each
+    of `coarse` equal parts; columns sum to one."""
+    edges = np.arange(coarse + 1) * (fine / coarse)
+    start, part = edges[:-1, None], np.arange(fine)
+    shared = np.minimum(edges[1:, None], part + 1) - np.maximum(start, part)
+    return np.maximum(shared, 0).astype(np.float32)

@@ -1,0 +1,96 @@
+"""Batches for an elastic compressor: each has one V of several, drawn by its number.
+
+A row is laid out once, for the largest V. For a smaller one its pictures lose slots and its text stays.
+"""
+
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+
+from quecc_jax.config import DataConfig, ModelConfig
+from quecc_jax.data.batching import Draw
+from quecc_jax.data.order import permutation
+from quecc_jax.geometry import first_token
+
+GRANULE = 128
+"""Row lengths keep the powers of two in data.max_length up to this one, which is a TPU's tile."""
+
+
+def drawn(values: Sequence[int], seed: int, number: int) -> int:
+    """V of the number-th batch: every len(values) batches in a row have each V once, in random order."""
+    turn, place = divmod(number, len(values))
+    return values[permutation(len(values), seed, turn, 3)[place]]
+
+
+def row_length(data: DataConfig, largest: int, visual_tokens: int) -> int:
+    """Tokens S of a padded row where a picture takes V of the `largest` number of slots.
+
+    It holds every row with a picture that data.max_length holds at the largest V.
+    """
+    length = data.max_length - (largest - visual_tokens)
+    granule = min(data.max_length & -data.max_length, GRANULE)
+    return -(-length // granule) * granule
+
+
+def choices(data: DataConfig, model: ModelConfig) -> tuple[int, ...]:
+    """Values V that the batches of a run draw from; empty where V is fixed, or there are no pictures."""
+    return model.drawn_tokens if data.images_per_row else ()
+
+
+def padded_lengths(data: DataConfig, model: ModelConfig) -> tuple[int, ...]:
+    """Lengths S that the padded rows of a run may have."""
+    drawn_from = choices(data, model) if data.batching == "pad" else ()
+    return tuple(row_length(data, max(drawn_from), v) for v in drawn_from) or (data.max_length,)
+
+
+def text_length(data: DataConfig, model: ModelConfig) -> int:
+    """Tokens that a row without pictures may have: data.max_length, or less where padded rows of a batch
+    are as short as their V makes them, so that it is the same row at every V."""
+    return min(padded_lengths(data, model))
+
+
+class Elastic(Sequence[Draw]):
+    """Batches laid out for a V that is drawn for each, the same in every process.
+
+    Padded batches get the length that their V needs; those of other kinds keep theirs.
+    """
+
+    def __init__(self, draws: Sequence[Draw], data: DataConfig, model: ModelConfig, seed: int):
+        self.draws, self.data, self.values, self.seed = draws, data, choices(data, model), seed
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, number: int) -> Draw:  # type: ignore[override]
+        draw, v = self.draws[number], drawn(self.values, self.seed, number)
+        padded = self.data.batching == "pad"
+        length = row_length(self.data, max(self.values), v) if padded else draw.length
+        return draw._replace(length=length, visual_tokens=v)
+
+
+class Slots:
+    """Where the visual tokens of a row's pictures stand among all that a model makes of them, T each."""
+
+    def __init__(self, model: ModelConfig):
+        self.model, self.laid_out, self.stride = model, model.visual_tokens, model.made_tokens
+
+    def __call__(self, codes: np.ndarray, loss: np.ndarray, picture: int,
+                 visual_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+        """A conversation's codes and loss mask (`Encoded`), laid out for the largest V, at this V.
+
+        Args:
+          codes: int32 [L], slots counted from the conversation's first picture.
+          loss: bool [L]
+          picture: the conversation's first among the pictures of its row.
+          visual_tokens: V; 0 is that of the layout, the largest.
+
+        Returns:
+          The same for a row: int32 [L'] and bool [L'], slots counted through the row's [I * T] tokens.
+        """
+        visual_tokens = visual_tokens or self.laid_out
+        number, place = np.divmod(-1 - codes, self.laid_out)
+        text = codes >= 0
+        kept = text | (place < visual_tokens)
+        slots = (picture + number) * self.stride + first_token(self.model, visual_tokens) + place
+        return np.where(text, codes, -1 - slots)[kept].astype(np.int32), loss[kept]
