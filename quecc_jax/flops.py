@@ -35,6 +35,15 @@ def text_params(config: ClipTextConfig) -> int:
     return config.depth * (4 * d * d + 2 * d * config.mlp_width) + d * config.projection
 
 
+def query_params(config: ModelConfig) -> int:
+    """Weights that a pass over a question reads, tables, norms and biases left out; 0 without a query."""
+    if not config.compressor.reads_question or config.query.encoder == "embeddings":
+        return 0
+    if config.query.encoder == "clip_text":
+        return text_params(config.query.text)
+    return decoder_params(dataclasses.replace(config.decoder, depth=query_layers(config)))
+
+
 def projector_params(config: ModelConfig) -> int:
     """Weights of the projector, biases left out."""
     depth, d, m = projector_depth(config.projector), config.vision.width, config.decoder.width
@@ -77,7 +86,7 @@ def query_flops(config: ModelConfig, tokens: int) -> float:
     if not config.compressor.reads_question:
         return 0.0
     if config.query.encoder == "embeddings":
-        return float(tokens * config.decoder.width)
+        return 1.0 * tokens * config.decoder.width
     if config.query.encoder == "clip_text":
         text = config.query.text
         # The end token's state alone is projected.

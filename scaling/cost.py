@@ -11,17 +11,20 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from quecc_jax import flops, presets
 from quecc_jax.aot.chips import CHIPS
-from quecc_jax.config import CompressorConfig, DecoderConfig, ModelConfig, VisionConfig
+from quecc_jax.config import CompressorConfig, DecoderConfig, ModelConfig, QueryConfig, VisionConfig
 from quecc_jax.errors import UserError as LibraryError
+from quecc_jax.geometry import query_layers
 from scaling.errors import UserError
 from scaling.text import COST_AXIS, PER, Kind
 
 PARTS = ("tower", "query", "compressor", "prefill", "decode")
 BYTES = 2
 """Of a weight or a cached number, in bfloat16."""
-_VISION = VisionConfig()
+_VISION, _PAPERS = VisionConfig(), QueryConfig()
 _NEAR = 2.0
 """Largest factor between a size without a preset and the preset whose shape is scaled to it."""
 
@@ -42,7 +45,21 @@ class Lengths(NamedTuple):
     answer: int
     """G, generated tokens; the prefill gives the first."""
     question: Any
-    """Tokens of the bare question, which QueCC's own pass reads."""
+    """Tokens of the bare question, which its encoder reads."""
+
+
+class EncoderCost(NamedTuple):
+    """What one encoder of the question takes of one choice."""
+
+    query: QueryConfig
+    layers: int
+    """That run one after the other before the compressor can."""
+    flops: float
+    share: float
+    """Of all FLOPs of a query."""
+    seconds: float | None
+    """Per batch; None without a machine."""
+    seconds_share: float | None
 
 
 class Work(NamedTuple):
@@ -79,6 +96,8 @@ class Setup:
     batch: int = 1
     usd_per_hour: float | None = None
     """Of one chip."""
+    query: QueryConfig = QueryConfig()  # noqa: RUF009 (frozen)
+    """What encodes the question, where a compressor reads it."""
 
 
 def find_llm(text: str) -> Llm:
@@ -156,12 +175,18 @@ def find_machine(text: str, count: int = 1, efficiency: float = 1.0) -> Machine:
     )
 
 
-def model_config(llm: Llm, visual_tokens: float) -> ModelConfig:
+def model_config(llm: Llm, visual_tokens: float, query: QueryConfig = _PAPERS) -> ModelConfig:
     """CLIP-L/14 at 336 pixels and QueCC in front of a decoder; all patches mean no compressor.
 
     Raises:
-      UserError: QueCC cannot make that many tokens of the tower's grid.
+      UserError: QueCC cannot make that many tokens of the tower's grid, or the decoder has not the layers
+        that `query` wants to run.
     """
+    if query.layer > llm.decoder.depth:
+        raise UserError(
+            f"{llm.name} has {llm.decoder.depth} layers, too few for an exit after {query.layer}; give a "
+            "smaller --exit-layer."
+        )
     grid = _VISION.grid
     side = math.isqrt(int(visual_tokens))
     if side * side != visual_tokens or side == 0 or grid % side:
@@ -174,7 +199,7 @@ def model_config(llm: Llm, visual_tokens: float) -> ModelConfig:
         CompressorConfig(name="none") if side == grid
         else CompressorConfig(kernel=grid // side, stride=grid // side)
     )  # fmt: skip
-    return ModelConfig(vision=_VISION, compressor=compressor, decoder=llm.decoder)
+    return ModelConfig(vision=_VISION, compressor=compressor, query=query, decoder=llm.decoder)
 
 
 def cache_bytes(decoder: DecoderConfig) -> float:
@@ -183,9 +208,15 @@ def cache_bytes(decoder: DecoderConfig) -> float:
 
 
 def work_of_query(config: ModelConfig, lengths: Lengths) -> dict[str, Work]:
-    """FLOPs and bytes of one query, by part in the order of PARTS; fields broadcast like `lengths`."""
+    """FLOPs and bytes of one query, by part in the order of PARTS; fields broadcast like `lengths`.
+
+    A text tower reads a question up to its number of positions. The mean of embeddings reads the question's
+    rows of the table and no other weights.
+    """
     text, answer, question = lengths
-    decoder = config.decoder
+    decoder, encoder = config.decoder, config.query.encoder
+    if encoder == "clip_text":
+        question = np.minimum(question, config.query.text.positions)
     counted = flops.answer_flops(config, question, text, answer)
     layers = BYTES * flops.decoder_params(decoder)
     all_weights = layers + BYTES * decoder.width * decoder.vocab_size
@@ -193,12 +224,14 @@ def work_of_query(config: ModelConfig, lengths: Lengths) -> dict[str, Work]:
     cache = cache_bytes(decoder)
     shared = {
         "tower": BYTES * flops.tower_params(config.vision),
-        "query": layers * (question > 0) if config.compressor.reads_question else 0.0,
+        "query": BYTES * flops.query_params(config) * (question > 0),
         "compressor": BYTES * (flops.compressor_cost(config).params + flops.projector_params(config)),
         "prefill": all_weights,
         "decode": steps * all_weights,
     }
-    own = {"prefill": cache * length, "decode": cache * steps * (length + (steps + 1) / 2)}
+    looked_up = config.compressor.reads_question and encoder == "embeddings"
+    rows = BYTES * decoder.width * question if looked_up else 0.0
+    own = {"query": rows, "prefill": cache * length, "decode": cache * steps * (length + (steps + 1) / 2)}
     return {part: Work(counted[part], 1.0 * shared[part], own.get(part, 0.0)) for part in PARTS}
 
 
@@ -207,6 +240,29 @@ def seconds_of(work: Work, machine: Machine, batch: int) -> Any:
     compute = batch * work.flops / machine.flops
     memory = (work.shared + batch * work.own) / machine.bandwidth
     return (compute + memory + abs(compute - memory)) / 2
+
+
+def encoder_costs(
+    name: str, params_b: float, visual_tokens: float, lengths: Lengths, setup: Setup
+) -> list[EncoderCost]:
+    """Every encoder of the question before one language model, by its name (else its size) in billions.
+
+    The early exit is the one of `setup`, or after a quarter of the layers.
+    """
+    llm = find_llm(name if name in presets.SIZES_B else f"{params_b:.12g}")
+    layer = setup.query.layer or max(1, llm.decoder.depth // 4)
+    found = []
+    for query in (_PAPERS, QueryConfig("early_exit", layer), QueryConfig("embeddings"),
+                  QueryConfig("clip_text")):  # fmt: skip
+        config = model_config(llm, visual_tokens, query)
+        work = work_of_query(config, lengths)
+        seconds = share = None
+        if setup.machine is not None:
+            times = {part: seconds_of(one, setup.machine, setup.batch) for part, one in work.items()}
+            seconds, share = times["query"], times["query"] / sum(times.values())
+        own, total = work["query"].flops, sum(part.flops for part in work.values())
+        found.append(EncoderCost(query, query_layers(config), own, own / total, seconds, share))
+    return found
 
 
 def query_cost(work: Mapping[str, Work], setup: Setup) -> Any:
@@ -227,12 +283,21 @@ def usd_per_million_seconds(setup: Setup) -> float:
     return setup.usd_per_hour * setup.machine.count * 1e6 / 3600
 
 
+def text_tower_params(config: ModelConfig) -> int:
+    """Weights that a model holds to encode questions beside its decoder, tables included."""
+    text = config.query.text
+    if config.query.reads_decoder or not config.compressor.reads_question:
+        return 0
+    return flops.text_params(text) + (text.vocab_size + text.positions) * text.width
+
+
 def memory_of(config: ModelConfig, lengths: Lengths, batch: int) -> Any:
     """Bytes of all weights and of the caches of a batch, at the end of its answers."""
     decoder = config.decoder
     tables = decoder.width * decoder.vocab_size * (1 if decoder.tie_embeddings else 2)
     weights = flops.decoder_params(decoder) + tables + flops.tower_params(config.vision)
     weights += flops.compressor_cost(config).params + flops.projector_params(config)
+    weights += text_tower_params(config)
     context = lengths.text + config.visual_tokens + lengths.answer
     return BYTES * weights + batch * context * cache_bytes(decoder)
 
@@ -252,7 +317,7 @@ def counted_prices(llms: Sequence[Llm], visual_tokens: Sequence[float], setup: S
         "cost_model": f"all parts counted{where}",
         "bytes": BYTES,
         "tower": {"flops": flops.tower_flops(_VISION), "bytes": BYTES * flops.tower_params(_VISION)},
-        "llms": [_coefficients(llm, counts) for llm in llms],
+        "llms": [_coefficients(llm, counts, setup.query) for llm in llms],
         "machine": None if machine is None else {
             "flops": machine.flops, "bandwidth": machine.bandwidth, "memory": machine.memory
         },
@@ -261,10 +326,10 @@ def counted_prices(llms: Sequence[Llm], visual_tokens: Sequence[float], setup: S
     }  # fmt: skip
 
 
-def _coefficients(llm: Llm, counts: Sequence[float]) -> dict[str, Any]:
+def _coefficients(llm: Llm, counts: Sequence[float], query: QueryConfig) -> dict[str, Any]:
     decoder = llm.decoder
     output = decoder.width * decoder.vocab_size
-    configs = [model_config(llm, count) for count in counts]
+    configs = [model_config(llm, count, query) for count in counts]
     return {
         "n": llm.params_b,
         "name": llm.name,
@@ -273,6 +338,7 @@ def _coefficients(llm: Llm, counts: Sequence[float]) -> dict[str, Any]:
         "tables": output if decoder.tie_embeddings else 2 * output,
         "attention": flops.attention_flops(decoder, 1, 1),
         "cache": cache_bytes(decoder),
+        "query": _question(model_config(llm, 1, query)),
         "adapters": [
             {
                 "flops": flops.compressor_cost(config).flops + flops.projector_flops(config),
@@ -282,3 +348,16 @@ def _coefficients(llm: Llm, counts: Sequence[float]) -> dict[str, Any]:
             for config in configs
         ],
     }
+
+
+def _question(config: ModelConfig) -> dict[str, float]:
+    """What encoding q tokens takes: fixed + linear q + square q^2 FLOPs, and bytes."""
+    fixed, one, two = (flops.query_flops(config, tokens) for tokens in (0, 1, 2))
+    square = (two - 2 * one + fixed) / 2
+    one_token = work_of_query(config, Lengths(1, 1, 1))["query"]
+    text = config.query.text
+    return {
+        "fixed": fixed, "linear": one - fixed - square, "square": square,
+        "bytes": one_token.shared, "own": one_token.own, "memory": BYTES * text_tower_params(config),
+        "most": text.positions if config.query.encoder == "clip_text" else 10**9,
+    }  # fmt: skip

@@ -59,7 +59,15 @@ def add_plan(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         "--question-tokens",
         type=_count,
         metavar="N",
-        help="tokens of the bare question, which QueCC's own pass reads (default: Q)",
+        help="tokens of the bare question, which its encoder reads (default: Q)",
+    )
+    plan.add_argument(
+        "--encoder",
+        choices=("decoder", "early_exit", "embeddings", "clip_text"),
+        help="what encodes the question for the compressor (default: decoder, the paper's)",
+    )
+    plan.add_argument(
+        "--exit-layer", type=_whole, metavar="L", help="layers that --encoder early_exit runs"
     )
     plan.add_argument(
         "--answer-tokens", type=_whole, metavar="G", help=f"generated tokens (default: {_ANSWER})"
@@ -138,12 +146,14 @@ def run_plan(options: argparse.Namespace) -> None:
         raise UserError(f"Cannot write to {out}: {problem.strerror}.") from None
     print(fit.law.formula())
     print(f"cost: {asked.cost_model}; {asked.convention}")
-    for title, (header, rows) in (
+    for title, table in (
         ("Where the recommended choice's cost goes", plan_report.parts_table(plan, asked)),
+        ("What encodes its question", plan_report.encoders_table(plan, asked)),
         ("Frontier", plan_report.frontier_table(plan, asked)),
         ("One step away", plan_report.neighbour_table(plan, asked)),
     ):
-        print(f"\n{title}\n{_columns([header, *rows])}")
+        if table is not None:
+            print(f"\n{title}\n{_columns([table[0], *table[1]])}")
     print(f"\n{plan_report.advice(plan, asked)}")
     for sentence in plan_report.notes(plan, asked):
         print(f"note: {sentence}")
@@ -153,12 +163,14 @@ def run_plan(options: argparse.Namespace) -> None:
 def _check(options: argparse.Namespace) -> None:
     """Options that would do nothing are mistakes."""
     if options.cost == "published":
-        for name in ("ms", "usd", "chip", "answer_tokens", "question_tokens"):
+        for name in ("ms", "usd", "chip", "answer_tokens", "question_tokens", "encoder", "exit_layer"):
             if getattr(options, name) is not None:
                 raise UserError(
                     f"--{name.replace('_', '-')} needs --cost counted; the published cost 2N(Q + V) knows "
                     "FLOPs of prefill alone."
                 )
+    if (options.encoder == "early_exit") != (options.exit_layer is not None):
+        raise UserError("--encoder early_exit and --exit-layer go together: the exit, and after which layer.")
     if options.chip is None:
         for name in ("ms", "usd", "chips", "efficiency", "batch", "price"):
             if getattr(options, name) is not None:
@@ -168,13 +180,14 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _setup(options: argparse.Namespace) -> "Setup":
-    from scaling.cost import Setup, find_machine
+    from scaling.cost import QueryConfig, Setup, find_machine
 
     machine = None
     if options.chip is not None:
         machine = find_machine(options.chip, options.chips or 1, options.efficiency or 1.0)
     kind: Kind = "flops" if options.flops else "seconds" if options.ms else "usd"
-    return Setup(kind, machine, options.batch or 1, options.price)
+    query = QueryConfig(options.encoder or "decoder", options.exit_layer or 0)
+    return Setup(kind, machine, options.batch or 1, options.price, query)
 
 
 def _sizes(names: Sequence[str]) -> list[float]:

@@ -44,10 +44,12 @@ def page(plan: Plan, asked: Question, explorer: str) -> str:
     def table(made: plan_report.Table) -> str:
         return table_html(made[1], made[0])
 
+    encoders = plan_report.encoders_table(plan, asked)
     sections = [
         Section("What the budget buys", [
             paragraph(plan_report.advice(plan, asked)),
             table(plan_report.parts_table(plan, asked)),
+            *([] if encoders is None else [table(encoders)]),
             paragraph(f"Law: {asked.fit.law.formula()}.", "muted"),
             '<div class="note">' + bullets(plan_report.notes(plan, asked)) + "</div>",
         ]),

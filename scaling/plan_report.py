@@ -5,13 +5,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from scaling.cost import PARTS, Lengths, Setup
+from scaling.cost import PARTS, Lengths, QueryConfig, Setup, encoder_costs
 from scaling.plan import UNITS, Plan, choice_of
 from scaling.saved import SavedFit
 from scaling.text import PER, amount, flops_text, size_name
 
 PART_NAMES = {
-    "tower": "vision tower", "query": "QueCC's query pass", "compressor": "compressor and projector",
+    "tower": "vision tower", "query": "encoder of the question", "compressor": "compressor and projector",
     "prefill": "prefill", "decode": "decode",
 }  # fmt: skip
 
@@ -32,7 +32,7 @@ class Question(NamedTuple):
         if not self.counted:
             return f"published cost 2N(Q + V), Q = {text:g}"
         reads = "all" if question == text else f"{question:g}"
-        return f"{self._counted}, Q = {text:g} text tokens, of which the query pass reads {reads}"
+        return f"{self._counted}, Q = {text:g} text tokens, of which {self.encoder} reads {reads}"
 
     @property
     def cost_model_of_all(self) -> str:
@@ -41,7 +41,12 @@ class Question(NamedTuple):
             return "published cost 2N(Q + V)"
         text, _, question = self.lengths
         reads = "all Q" if question == text else f"up to {question:g}"
-        return f"{self._counted}, the query pass reads {reads} text tokens"
+        return f"{self._counted}, {self.encoder} reads {reads} text tokens"
+
+    @property
+    def encoder(self) -> str:
+        """What encodes the question."""
+        return f"the question's encoder ({encoder_name(self.setup.query)})"
 
     @property
     def _counted(self) -> str:
@@ -56,6 +61,11 @@ class Question(NamedTuple):
     def convention(self) -> str:
         """What T counts, in one line."""
         return self.fit.law.convention
+
+
+def encoder_name(query: QueryConfig) -> str:
+    """`early_exit 8`."""
+    return f"{query.encoder} {query.layer}" if query.layer else query.encoder
 
 
 def choice_name(plan: Plan, index: int) -> str:
@@ -128,12 +138,15 @@ def notes(plan: Plan, asked: Question) -> list[str]:
         fixed = options.flops["tower"][k] / sum(options.flops[part][k] for part in PARTS)
         said.append(
             f"The vision tower is {100 * fixed:.0f} % of this choice's FLOPs and the same for all; the "
-            "published cost 2N(Q + V) leaves out tower, compressor, query pass and decode."
+            "published cost 2N(Q + V) leaves out tower, compressor, the question's encoder and decode."
         )
         if any(options.flops["query"] == 0) and any(options.flops["query"] > 0):
+            read = {"decoder": "all weights", "early_exit": "the weights of its layers"}
+            once_more = read.get(asked.setup.query.encoder)
+            waits = f", and with small batches the question waits for {once_more} once more" * bool(once_more)
             said.append(
-                "All patches as tokens need neither compressor nor query pass; fewer pay for both, and with "
-                "small batches the pass over the question waits for all weights once more."
+                "All patches as tokens need neither compressor nor an encoder of the question; fewer pay for "
+                f"both{waits}."
             )
     elif fit.law.tokens == "V":
         best = fit.law.optimal_visual_tokens(float(options.visual_tokens[0]), np.inf)
@@ -160,6 +173,7 @@ def plan_record(plan: Plan, asked: Question) -> dict[str, Any]:
         "query_tokens": asked.lengths.text,
         "question_tokens": asked.lengths.question if asked.counted else None,
         "answer_tokens": asked.lengths.answer if asked.counted else None,
+        "query_encoder": encoder_name(setup.query) if asked.counted else None,
         "machine": machine,
         "batch": setup.batch if machine else None,
         "usd_per_hour": setup.usd_per_hour,
@@ -235,6 +249,24 @@ def parts_table(plan: Plan, asked: Question) -> Table:
     if o.seconds:
         last += [amount(sum(values[k] for values in o.seconds.values()), "seconds"), ""]
     return header, [*rows, last]
+
+
+def encoders_table(plan: Plan, asked: Question) -> Table | None:
+    """What each encoder of the question would make of the recommended choice; None where nobody asks."""
+    o, k = plan.options, plan.best
+    if not o.flops.get("query", np.zeros(len(o.cost)))[k]:
+        return None
+    header = ["encoder of the question", "layers waited for", "FLOPs", "share of the query"]
+    header += ["time per batch", "share"] if o.seconds else []
+    rows = []
+    for one in encoder_costs(o.llms[k], o.params_b[k], o.visual_tokens[k], asked.lengths, asked.setup):
+        here = " (counted above)" if one.query == asked.setup.query else ""
+        name, share = encoder_name(one.query) + here, f"{100 * one.share:.2g} %"
+        row = [name, f"{one.layers}", flops_text(one.flops), share]
+        if one.seconds is not None and one.seconds_share is not None:
+            row += [amount(one.seconds, "seconds"), f"{100 * one.seconds_share:.2g} %"]
+        rows.append(row)
+    return header, rows
 
 
 def frontier_table(plan: Plan, asked: Question) -> Table:

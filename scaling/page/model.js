@@ -17,13 +17,13 @@ const model = (() => {
     const context = length + (steps + 1) / 2;
     const pass = (tokens, seen, logits) =>
       2 * (llm.layers * tokens + llm.output * logits) + llm.attention * tokens * seen;
-    const weights = data.bytes * llm.layers, all = data.bytes * (llm.layers + llm.output);
-    const adapter = llm.adapters[j];
+    const all = data.bytes * (llm.layers + llm.output);
+    const adapter = llm.adapters[j], encoder = llm.query, asked = Math.min(read, encoder.most);
     return {
       tower: { flops: data.tower.flops, shared: data.tower.bytes, own: 0 },
       query: {
-        flops: adapter.reads ? pass(read, read, 0) : 0,
-        shared: adapter.reads && read > 0 ? weights : 0, own: 0,
+        flops: adapter.reads ? encoder.fixed + encoder.linear * asked + encoder.square * asked * asked : 0,
+        shared: adapter.reads && read > 0 ? encoder.bytes : 0, own: adapter.reads ? encoder.own * asked : 0,
       },
       compressor: { flops: adapter.flops, shared: adapter.bytes, own: 0 },
       prefill: { flops: pass(length, length, 1), shared: all, own: llm.cache * length },
@@ -42,8 +42,9 @@ const model = (() => {
 
   function fits(data, state, i, v, j) {
     if (!data.machine) return true;
-    const llm = data.llms[i], context = state.text + v + state.answer;
-    const weights = data.bytes * llm.tables + data.bytes * llm.layers + data.tower.bytes + llm.adapters[j].bytes;
+    const llm = data.llms[i], adapter = llm.adapters[j], context = state.text + v + state.answer;
+    const weights = data.bytes * llm.tables + data.bytes * llm.layers + data.tower.bytes + adapter.bytes +
+      (adapter.reads ? llm.query.memory : 0);
     return weights + data.batch * context * llm.cache <= data.machine.memory;
   }
 

@@ -8,7 +8,7 @@ import pytest
 
 from quecc_jax import flops
 from scaling import cost
-from scaling.cost import Lengths, Setup, find_llm, find_machine, model_config
+from scaling.cost import Lengths, QueryConfig, Setup, find_llm, find_machine, model_config
 from scaling.errors import UserError
 
 LENGTHS = Lengths(text=80, answer=16, question=20)
@@ -22,6 +22,39 @@ def test_flops_are_those_of_the_one_counter(visual_tokens):
     assert {part: w.flops for part, w in work.items()} == flops.answer_flops(config, 20, 80, 16)
     assert tuple(work) == cost.PARTS
     assert (work["query"].flops == 0) == (visual_tokens == 576)
+
+
+def test_each_encoder_of_the_question_reads_its_own_weights():
+    """FLOPs, bytes and memory before Qwen-1.5-7B, counted here by hand."""
+    llm, layer = find_llm("7"), 4096 * 4096 * 4 + 3 * 4096 * 11008
+    text = 12 * (4 * 768**2 + 2 * 768 * 3072)
+    early = QueryConfig("early_exit", 8)
+    encoders = [QueryConfig(), early, QueryConfig("embeddings"), QueryConfig("clip_text")]
+    whole, eight, mean, clip = (model_config(llm, 1, query) for query in encoders)
+    works = [cost.work_of_query(config, LENGTHS)["query"] for config in (whole, eight, mean, clip)]
+    assert [work.flops for work in works] == [
+        32 * (2 * 20 * layer + 4 * 20 * 20 * 4096), 8 * (2 * 20 * layer + 4 * 20 * 20 * 4096), 20 * 4096,
+        2 * (20 * text + 768 * 768) + 4 * 12 * 20 * 20 * 768,
+    ]  # fmt: skip
+    shared = [2 * 32 * layer, 2 * 8 * layer, 0, 2 * (text + 768 * 768)]
+    assert [work.shared for work in works] == shared
+    assert [work.own for work in works] == [0, 0, 2 * 20 * 4096, 0]
+    held = [cost.memory_of(config, LENGTHS, 1) for config in (whole, eight, mean, clip)]
+    # The compressor reads a narrower feature, which saves it weights.
+    narrower = 2 * 1024 * (4096 - 768)
+    tables = 2 * (49408 + 77) * 768
+    assert held[0] == held[1] == held[2] == held[3] - (shared[3] + tables - narrower)
+    # CLIP reads no more than its positions.
+    long = cost.work_of_query(clip, Lengths(300, 1, 200))["query"]
+    assert long == cost.work_of_query(clip, Lengths(300, 1, 77))["query"]
+    setup = Setup("seconds", find_machine("h100"), 1, query=encoders[1])
+    found = cost.encoder_costs("qwen1.5-7b", 7, 1, LENGTHS, setup)
+    assert [one.layers for one in found] == [32, 8, 0, 12]
+    assert [one.flops for one in found] == [work.flops for work in works]
+    assert all(one.seconds is not None for one in found) and found[0].share > found[1].share > found[3].share
+    for query in encoders:
+        without = cost.work_of_query(model_config(llm, 576, query), LENGTHS)["query"]
+        assert without.flops == without.shared == without.own == 0
 
 
 def test_seconds_of_a_hand_made_decoder():
@@ -93,6 +126,7 @@ def test_a_size_between_presets_is_scaled():
         (lambda: find_machine("h100", efficiency=1.5), "efficiency"),
         (lambda: model_config(find_llm("4"), 50), "1, 4, 9, 16, 36, 64, 144, 576"),
         (lambda: model_config(find_llm("4"), 25), "24 x 24"),
+        (lambda: model_config(find_llm("4"), 1, QueryConfig("early_exit", 41)), "40 layers, too few"),
     ],
 )
 def test_mistakes_in_words(wrong, said):

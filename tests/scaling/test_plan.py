@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import scaling
 from scaling import cost
-from scaling.cost import Lengths, Setup, find_llm, find_machine
+from scaling.cost import Lengths, QueryConfig, Setup, find_llm, find_machine
 from scaling.errors import UserError
 from scaling.explorer import Start, explorer_data, published_prices
 from scaling.law import Law, Params
@@ -180,12 +180,15 @@ def test_the_page_recommends_what_python_recommends():
         Setup("flops"), Setup("seconds", find_machine("l4"), 4),
         Setup("usd", find_machine("v5e", 2), 16, 1.2),
     ]  # fmt: skip
+    early = QueryConfig("early_exit", 6)
+    encoders = [QueryConfig(), early, QueryConfig("embeddings"), QueryConfig("clip_text")]
     llms = [find_llm(name) for name in ("0.5", "1.8", "4", "14")]
     for trial in range(24):
         law = Law((LAW if trial % 2 else OCR).params, "Q+V" if trial % 3 == 0 else "V", 0)
         text, answer = int(rng.integers(0, 400)), int(rng.integers(1, 100))
         question = int(rng.integers(0, text + 1))
-        lengths, setup, samples = Lengths(text, answer, question), setups[trial % 3], draws(law)
+        lengths, samples = Lengths(text, answer, question), draws(law)
+        setup = dataclasses.replace(setups[trial % 3], query=encoders[trial // 3 % 4])
         law = Law(law.params, law.tokens, text)
         counted = trial % 4 != 0 or setup.kind != "flops"
         options = (

@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from scaling.__main__ import main
+from scaling.cost import Lengths, find_llm, model_config, work_of_query
 from tests.scaling.test_report import _Balance
 
 BUDGET = ["--flops", "3e12"]
@@ -129,9 +130,29 @@ def test_published_cost_names_the_closed_form(fit_folder, tmp_path, capsys):
     assert "3B" in said and "recommended" in said
 
 
+def test_a_cheaper_encoder_is_counted_and_all_are_shown(fit_folder, tmp_path, capsys):
+    options = ["--llms", "0.5", "7", "--visual-tokens", "1", "16", "--chip", "h100", "--ms", "60"]
+    options += ["--encoder", "early_exit", "--exit-layer", "6", "--query-tokens", "40"]
+    assert main(["plan", "--fit", str(fit_folder), "--out", str(tmp_path), *options]) == 0
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["query_encoder"] == "early_exit 6"
+    for choice in plan["choices"]:
+        llm = find_llm(f"{choice['params_b']:g}")
+        whole = work_of_query(model_config(llm, choice["visual_tokens"]), Lengths(40, 16, 40))
+        assert choice["flops"]["query"] == pytest.approx(6 / llm.decoder.depth * whole["query"].flops)
+        assert choice["flops"]["prefill"] == whole["prefill"].flops
+    said = capsys.readouterr().out
+    assert "early_exit 6 (counted above)" in said and "layers waited for" in said
+    page = (tmp_path / "plan.html").read_text()
+    assert all(name in page for name in ("early_exit 6 (counted above)", "embeddings", "clip_text"))
+
+
 @pytest.mark.parametrize(
     "options, said",
     [
+        ([*BUDGET, "--encoder", "early_exit"], "go together"),
+        ([*BUDGET, "--encoder", "early_exit", "--exit-layer", "99"], "too few for an exit after 99"),
+        ([*BUDGET, "--encoder", "embeddings", "--cost", "published"], "--encoder needs --cost counted"),
         (["--flops", "1e9"], "buys no choice; the cheapest"),
         (["--ms", "5"], "needs a --chip"),
         ([*BUDGET, "--batch", "4"], "needs a --chip"),
