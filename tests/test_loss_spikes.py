@@ -1,0 +1,66 @@
+"""The measuring side of benchmarks/loss_spikes.py: what counts as a spike, and the twin language model."""
+
+import dataclasses
+import functools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks.loss_spikes import SMALL_TEXT, WINDOW, relapse, rms, shrink, spikes
+from quecc_jax.config import DecoderConfig
+from quecc_jax.models.decoder import Decoder
+from tests.tiny import random_like
+
+
+def falling(seed: int) -> np.ndarray:
+    """A loss that falls from 2 to 0.7 with noise of a tenth of it."""
+    noise = 1 + 0.1 * np.random.default_rng(seed).normal(size=300)
+    return (0.7 + 1.3 * np.exp(-np.arange(300) / 60)) * np.clip(noise, 0.75, 1.25)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_noise_is_no_spike_and_jumps_are_counted_once(seed):
+    loss = falling(seed)
+    assert spikes(loss) == [] and relapse(loss) < 0.15
+    loss[[120, 124, 200]] = 3.0, 4.0, 2.5
+    loss[10] = 9.0  # before there is a window to compare with
+    (first, high), (second, low) = spikes(loss)
+    assert (first, second) == (120, 200) and 2.9 < high < 3.4 and 1.6 < low < 1.9
+
+
+def test_a_loss_that_is_no_number_is_a_spike():
+    loss = falling(0)
+    loss[100] = math.nan
+    assert [step for step, _ in spikes(loss)] == [100]
+
+
+def test_a_relapse_lasts():
+    loss = falling(0)
+    loss[250:] += 1.0
+    assert relapse(loss) == pytest.approx(1.0, abs=0.15)
+    assert spikes(loss)[0][0] - 250 < WINDOW
+
+
+def test_small_text_embeddings_are_the_same_function():
+    config = DecoderConfig(vocab_size=40, width=32, depth=2, heads=2, kv_heads=1, mlp_width=48,
+                           tie_embeddings=True)  # fmt: skip
+    tokens = jnp.asarray(np.random.default_rng(0).integers(40, size=(2, 9)))
+    places = jnp.tile(jnp.arange(9), (2, 1)), jnp.ones((2, 9), jnp.int32)
+
+    def logits(config, params):
+        model, variables = Decoder(config), {"params": params}
+        embedded = model.apply(variables, tokens, method="embed")
+        hidden, _ = model.apply(variables, embedded, *places)
+        return model.apply(variables, hidden, method="logits")
+
+    start = functools.partial(Decoder(config).init, jax.random.key(0))
+    params = random_like(nn.meta.unbox(jax.eval_shape(start, jnp.zeros((2, 9, 32)), *places)["params"]))
+    small = shrink(params)
+    assert rms(small["embedding"]) == pytest.approx(SMALL_TEXT)
+    eps = config.norm_eps * (SMALL_TEXT / rms(params["embedding"])) ** 2
+    twin = dataclasses.replace(config, tie_embeddings=False, norm_eps=eps)
+    np.testing.assert_allclose(logits(twin, small), logits(config, params), rtol=1e-4, atol=1e-4)
