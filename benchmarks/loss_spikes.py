@@ -55,6 +55,8 @@ DOCS = Path(__file__).parents[1] / "docs"
 WINDOW, MERGE, RELAPSE = 50, 10, 20
 SMALL_TEXT = 0.02
 """Standard deviation of a 7B model's text embeddings, about."""
+HIGHEST = 2.5
+"""Loss at the figure's upper edge; spikes beyond it are marked there."""
 PROBE_EVERY = 20
 """Steps between measurements of the visual tokens' scale."""
 
@@ -394,18 +396,18 @@ def figure(results: list[dict[str, Any]], style: Style) -> Figure:
     grid = drawn.subplots(2, 2, sharex=True, sharey=True)
     for axes, (rate, init) in zip(grid.flat, itertools.product((1e-3, 1e-2), INITS), strict=True):
         dress(axes, theme)
-        axes.set_title(f"{init} values, rate {rate:g}", color=theme.ink, fontsize=12, loc="left")
+        axes.set_title(f"first values: {init}, rate {rate:g}", color=theme.ink, fontsize=12, loc="left")
         for v, colour in colours.items():
             of_v = [loss for case, loss in known.items() if case == Case(v, init, rate=rate, seed=case.seed)]
             for loss in of_v:
                 axes.plot(loss, color=colour, lw=0.6, alpha=0.35)
                 at = [t for t, _ in spikes(loss)]
-                axes.plot(at, loss[at], "o", ms=7, mfc="none", mec=theme.accent, mew=1.5, zorder=3)
+                axes.plot(at, np.minimum(loss[at], HIGHEST), "o", clip_on=False, ms=7, mfc="none", mec=theme.accent, mew=1.5, zorder=3)
             if of_v:
                 smooth = np.convolve(np.mean(of_v, axis=0), np.ones(RELAPSE) / RELAPSE, "valid")
                 steps = np.arange(RELAPSE - 1, len(of_v[0]))
                 axes.plot(steps, smooth, color=colour, lw=2.2, label=f"V = {v}")
-        axes.set_ylim(0, 2.5)
+        axes.set_ylim(0, HIGHEST)
     grid[0, 0].legend(frameon=False, labelcolor=theme.ink, ncols=2)
     drawn.supxlabel("step of stage 1", color=theme.ink, fontsize=12)
     drawn.supylabel("loss (nats per label token)", color=theme.ink, fontsize=12)
