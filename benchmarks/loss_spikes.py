@@ -402,7 +402,8 @@ def figure(results: list[dict[str, Any]], style: Style) -> Figure:
             for loss in of_v:
                 axes.plot(loss, color=colour, lw=0.6, alpha=0.35)
                 at = [t for t, _ in spikes(loss)]
-                axes.plot(at, np.minimum(loss[at], HIGHEST), "o", clip_on=False, ms=7, mfc="none", mec=theme.accent, mew=1.5, zorder=3)
+                height = np.minimum(loss[at], 0.97 * HIGHEST)
+                axes.plot(at, height, "o", ms=7, mfc="none", mec=theme.accent, mew=1.5, zorder=3)
             if of_v:
                 smooth = np.convolve(np.mean(of_v, axis=0), np.ones(RELAPSE) / RELAPSE, "valid")
                 steps = np.arange(RELAPSE - 1, len(of_v[0]))
