@@ -38,7 +38,6 @@ from quecc_jax.config import (
     OptimizerConfig,
     RunConfig,
     TrainConfig,
-    VisionConfig,
 )
 from quecc_jax.data.batch import Batch
 from quecc_jax.data.pipeline import make_iterator
@@ -61,21 +60,12 @@ PROBE_EVERY = 20
 """Steps between measurements of the visual tokens' scale."""
 
 
-@dataclasses.dataclass(frozen=True)
-class FineBed(Plan):
+def fine_bed() -> Plan:
     """The study's bed with 8-pixel patches: 12 x 12 of them."""
-
-    decoders: tuple[DecoderSize, ...] = (DecoderSize("M", 64, 2),)
-    visual_tokens: tuple[int, ...] = (1, 16, 36, 144)
-    test_pictures: int = 300
-    batch_size: int = 8
-    tower_steps: int = 700
-    language_steps: int = 1600
-
-    @property
-    def vision(self) -> VisionConfig:
-        """The study's tower on smaller patches."""
-        return dataclasses.replace(super().vision, patch_size=8)
+    return Plan(
+        decoders=(DecoderSize("M", 64, 2),), visual_tokens=(1, 16, 36, 144), test_pictures=300, batch_size=8,
+        tower_steps=700, language_steps=1600, vision=dataclasses.replace(Plan().vision, patch_size=8),
+    )  # fmt: skip
 
 
 Init = Literal["ours", "original"]
@@ -420,7 +410,7 @@ def main() -> None:
     parser.add_argument("--out", default="runs/loss_spikes", help="parts and runs, kept between calls")
     parser.add_argument("--seeds", type=int, default=2)
     options = parser.parse_args()
-    plan = FineBed()
+    plan = fine_bed()
     Path(options.out).mkdir(parents=True, exist_ok=True)
     prepare(options.out, plan)
     results = run_all(options.out, plan, cases(options.seeds))

@@ -1,5 +1,7 @@
 """The original's initial values in benchmarks/loss_spikes.py against those of torch's own modules."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ from quecc_jax.models.projector import Projector
 WIDTH, TEXT, LEVELS, KERNEL = 64, 96, 4, 6
 
 
-def spread(x: torch.Tensor | jax.Array) -> tuple[float, float]:
+def spread(x: Any) -> tuple[float, float]:
     """(Standard deviation, largest magnitude)."""
     array = x.detach().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)
     return float(array.std()), float(np.abs(array).max())
