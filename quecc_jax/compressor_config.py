@@ -16,12 +16,18 @@ class Kind(NamedTuple):
     """The same weights can make different V; see `CompressorConfig.elastic`."""
     nested: bool = False
     """Where they do, V tokens are the first V of more; otherwise each V has tokens of its own."""
+    projected: bool = False
+    """It acts on what the projector made of all patches, in place of the projector on what it made."""
 
 
 COMPRESSORS: dict[str, Kind] = {
     "quecc": Kind(reads_question=True, elastic=True),
     "tokenpacker": Kind(),
+    "m3": Kind(projected=True),
+    "mqt": Kind(shape="free"),
     "avgpool": Kind(elastic=True),
+    "conv": Kind(),
+    "resampler": Kind(shape="free"),
     "none": Kind(shape="all"),
 }
 """Each name is a module of `models.compressors`, which says what it must define."""
@@ -51,6 +57,8 @@ class CompressorConfig:
     model serves any. `kernel` and `stride` are not read then. With `tokens` set to one of them, that V alone
     is computed, of the same weights; a trained model serves its largest unless told otherwise."""
     heads: int = 8
+    queries: int = 256
+    """How many queries mqt learns, a square number; the first V of them are used."""
     query: Literal["question", "zero"] = "question"
     """What is injected into the features: the question's feature, or zeros (the ablation)."""
 

@@ -78,7 +78,8 @@ def compressor_cost(config: ModelConfig) -> "Cost":
 
 def projector_flops(config: ModelConfig) -> float:
     """Forward FLOPs of the projector for one picture."""
-    return 2.0 * config.made_tokens * projector_params(config)
+    tokens = config.vision.patches if config.compressor.kind.projected else config.made_tokens
+    return 2.0 * tokens * projector_params(config)
 
 
 def query_flops(config: ModelConfig, tokens: int) -> float:

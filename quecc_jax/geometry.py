@@ -45,11 +45,13 @@ def output_tokens(config: CompressorConfig, grid: int) -> int:
                          "leave tokens at 0")
     if shape == "all":
         return grid**2
-    if not config.tokens:
-        return output_grid(grid, config.kernel, config.stride) ** 2
-    if not 0 < config.tokens <= grid**2:
-        raise ValueError(f"tokens {config.tokens} is not between 1 and the {grid**2} patches of a picture")
-    return config.tokens
+    tokens = config.tokens or output_grid(grid, config.kernel, config.stride) ** 2
+    if not 0 < tokens <= grid**2:
+        raise ValueError(f"tokens {tokens} is not between 1 and the {grid**2} patches of a picture")
+    queries = config.queries
+    if config.name == "mqt" and (tokens > queries or math.isqrt(queries) ** 2 != queries):
+        raise ValueError(f"queries {queries} is not a square number of at least the {tokens} tokens")
+    return tokens
 
 
 def _elastic_tokens(config: CompressorConfig, grid: int) -> int:

@@ -1,6 +1,6 @@
 """Compares this library with arrays computed by the original PyTorch code.
 
-    python -m tests.golden_check PATH.npz     a compressor alone
+    python -m tests.golden_check PATH.npz     a compressor alone: QueCC, TokenPacker or MQT
     python -m tests.golden_check DIRECTORY    a whole model in the original's on-disk format
 
 prints a JSON object {key: max relative error} and exits 1 if any error exceeds 1e-4.
@@ -8,49 +8,84 @@ prints a JSON object {key: max relative error} and exits 1 if any error exceeds 
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from quecc_jax.convert.quecc import from_torch, to_torch
+from quecc_jax.convert import mqt, quecc, tokenpacker
 from quecc_jax.models.compressors.base import Features
+from quecc_jax.models.compressors.mqt import MQT
 from quecc_jax.models.compressors.quecc import QueCC
+from quecc_jax.models.compressors.tokenpacker import TokenPacker
+from quecc_jax.models.projector import Projector
 from tests import golden_model
 from tests.measure import TOLERANCE, error
+
+Tree = dict[str, Any]
+
+
+class Original(NamedTuple):
+    """A golden file's module here, and its parameters under "compressor" and "projector"."""
+
+    compressor: nn.Module
+    projector: Projector
+    params: Tree
+    names: Callable[[Tree], dict[str, Any]]
+    """The original's names of such parameters."""
 
 
 def _group(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
 
 
+def _original(arrays: dict[str, np.ndarray]) -> Original:
+    """Which compressor a file holds is told by the names of its parameters."""
+    theirs, meta = _group(arrays, "param/"), [int(x) for x in arrays["meta"]]
+    if "pos_embed" in theirs:
+        _, heads, _, side, width, tokens = meta
+        compressor: Any = MQT(side**2, tokens, heads)
+        return Original(compressor, Projector("matrix", width), mqt.from_torch(theirs, heads), mqt.to_torch)
+    if "q_proj_1.weight" in theirs:
+        _, heads, _, scale, width = meta
+        return Original(TokenPacker(scale, scale, heads), Projector("mlp2x_gelu", width),
+                        tokenpacker.from_torch(theirs, heads), tokenpacker.to_torch)  # fmt: skip
+    width, _, _, kernel, stride, heads = meta
+    return Original(QueCC(kernel, stride, heads), Projector("identity", width),
+                    {"compressor": quecc.from_torch(theirs, heads), "projector": {}},
+                    lambda params: quecc.to_torch(params["compressor"]))  # fmt: skip
+
+
 def check(path: Path) -> dict[str, float]:
-    """Maximal relative error per key of a `quecc_*.npz` file, in float32.
+    """Maximal relative error per key of a compressor's file, in float32.
 
     The error of a key is max|a - b| / (max|b| + 1e-3 G) with G the largest |gradient| of the file
     for gradients and 0 for the others.
     """
     with np.load(path) as file:
         arrays = dict(file)
-    _, _, _, kernel, stride, heads = (int(x) for x in arrays["meta"])
-    module: Any = QueCC(kernel, stride, heads)
-    inputs = tuple(arrays[f"in/{k}"] for k in ("single_level", "multi_level", "query"))
+    original, inputs = _original(arrays), _group(arrays, "in/")
 
-    def objective(params: Any, inputs: Any) -> tuple[jax.Array, jax.Array]:
-        single, multi, query = inputs
-        out = module.apply({"params": params}, Features(single, multi), query)
+    def objective(params: Tree, inputs: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        absent = jnp.zeros(())
+        features = Features(inputs["single_level"], inputs.get("multi_level", absent))
+        call: Any = original.compressor.apply
+        tokens = call({"params": params["compressor"]}, features, inputs.get("query", absent))
+        out: Any = original.projector.apply({"params": params["projector"]}, tokens)
         return jnp.sum(out * arrays["cotangent"]), out
 
     with jax.default_matmul_precision("highest"):
         run = jax.jit(jax.value_and_grad(objective, argnums=(0, 1), has_aux=True))
-        (_, out), (grads, input_grads) = run(from_torch(_group(arrays, "param/"), heads), inputs)
+        (_, out), (grads, input_grads) = run(original.params, inputs)
 
     pairs = {"out": (out, arrays["out"])}
-    pairs |= {f"grad/{k}": (g, arrays[f"grad/{k}"]) for k, g in to_torch(grads).items()}
-    for name, ours in zip(("single_level", "multi_level", "query"), input_grads, strict=True):
-        pairs[f"grad_in/{name}"] = (ours, arrays[f"grad_in/{name}"])
+    pairs |= {f"grad/{k}": (g, arrays[f"grad/{k}"]) for k, g in original.names(grads).items()
+              if k != "pos_embed"}  # fmt: skip
+    pairs |= {f"grad_in/{k}": (g, arrays[f"grad_in/{k}"]) for k, g in input_grads.items()}
     missing = {k for k in arrays if k == "out" or k.startswith("grad")} ^ set(pairs)
     if missing:
         raise ValueError(f"{path} and the module disagree on the keys {sorted(missing)}")

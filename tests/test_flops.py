@@ -5,13 +5,16 @@ which needs no compilation and lets the sizes be large enough for matrix product
 """
 
 import dataclasses
+import math
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
 
 from quecc_jax import flops
+from quecc_jax.compressor_config import COMPRESSORS
 from quecc_jax.config import (
     CompressorConfig,
     DataConfig,
@@ -24,6 +27,8 @@ from quecc_jax.config import (
     VisionConfig,
 )
 from quecc_jax.data.batch import Batch, batch_spec
+from quecc_jax.models.compressors import make_compressor
+from quecc_jax.models.compressors.base import Features
 from quecc_jax.models.decoder import Decoder, empty_cache, unstack
 from quecc_jax.models.vlm import VLM
 from quecc_jax.query_config import ClipTextConfig
@@ -45,7 +50,7 @@ CONFIG = RunConfig(
 
 def xla_flops(function: Any, *arguments: Any) -> float:
     counts: Any = jax.jit(function).lower(*arguments).cost_analysis()
-    return counts["flops"]
+    return counts.get("flops", 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +83,25 @@ def test_tower(cost):
 
 
 @pytest.mark.parametrize("stride", [16, 4, 1])
-def test_compressor_and_projector(stride):
-    model = dataclasses.replace(MODEL, compressor=CompressorConfig(kernel=stride, stride=stride, heads=4))
+@pytest.mark.parametrize("name", COMPRESSORS)
+def test_compressor_alone(name, stride):
+    compressor = CompressorConfig(name, kernel=stride, stride=stride, heads=4)
+    model = dataclasses.replace(MODEL, compressor=compressor)
+    width = 768 if COMPRESSORS[name].projected else 512
+    single, multi = floats(1, 256, width), floats(1, 256, 3 * 512)
+    inputs: Any = Features(single, multi), floats(1, 1, 768)  # type: ignore[arg-type]
+    module = make_compressor(model)
+    variables = nn.meta.unbox(jax.eval_shape(module.init, jax.random.key(0), *inputs))
+    cost = flops.compressor_cost(model)
+    assert cost.flops == pytest.approx(xla_flops(module.apply, variables, *inputs), rel=0.05)
+    weights = [math.prod(x.shape) for path, x in jax.tree.leaves_with_path(variables.get("params", {}))
+               if path[-1].key not in ("scale", "bias") and not path[-1].key.endswith("_bias")]  # fmt: skip
+    assert cost.params == sum(weights) and 0 <= cost.first <= cost.flops
+
+
+@pytest.mark.parametrize("name", COMPRESSORS)
+def test_compressor_and_projector(name):
+    model = dataclasses.replace(MODEL, compressor=CompressorConfig(name, kernel=4, stride=4, heads=4))
     parameters = jax.eval_shape(
         lambda: VLM(model).init(jax.random.key(0), jnp.zeros((1, 1, 256, 2, 512)), jnp.zeros((1, 1, 768)),
                                 method=VLM.compress))  # fmt: skip

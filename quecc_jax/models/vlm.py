@@ -83,7 +83,12 @@ class VLM(nn.Module):
         b, i = states.shape[:2]
         flat = states.reshape(b * i, *states.shape[2:])
         features = jax.tree.map(by_rows, split_features(flat, self.config.vision))
-        tokens = by_rows(self.projector(self.compressor(features, query.reshape(b * i, 1, -1), batch)))
+        query = query.reshape(b * i, 1, -1)
+        if self.config.compressor.kind.projected:
+            projected = features._replace(single=by_rows(self.projector(features.single)))
+            tokens = by_rows(self.compressor(projected, query, batch))
+        else:
+            tokens = by_rows(self.projector(self.compressor(features, query, batch)))
         return tokens.reshape(b, i, *tokens.shape[1:])
 
     def visual_tokens(self, batch: Batch) -> jax.Array:

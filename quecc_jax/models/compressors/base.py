@@ -12,6 +12,9 @@ from quecc_jax.models.layers import LayerNorm, by_rows, linear, logical, matrix_
 
 EPS = 1e-6
 
+NORM = 7
+"""FLOPs of a LayerNorm per value."""
+
 
 class Features(NamedTuple):
     """The frozen tower's view of P pictures, n patches each in raster order."""
@@ -23,7 +26,7 @@ class Features(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """Of one picture, norms, biases, activations and softmax left out."""
+    """Of one picture, biases, activations and softmax left out, and norms where products dwarf them."""
 
     params: int = 0
     """Weights."""
@@ -66,12 +69,27 @@ class Tower(nn.Module):
         return LayerNorm(EPS, name="norm")(x)
 
 
-class RegionAttention(nn.Module):
-    """Multi-head attention of one query per region over that region's patches.
+def attention_products(width: int, patches: int, queries: int, heads: int) -> int:
+    """Multiply-adds of `RegionAttention` where V queries read all n patches of a picture, its four
+    matrices among them."""
+    d, n, v = width, patches, queries
+    if _absorbs(v, n, heads, d):
+        return 4 * v * d * d + 2 * v * n * heads * d
+    return 2 * v * d * d + 2 * n * d * d + 2 * v * n * d
 
-    With a single query the projections move to the query's side: keys are never projected (the
-    key matrix is folded into the query), and values are projected after averaging. Per picture
-    that replaces 2 n D^2 multiply-adds by 2 V D^2 + 2 n H D.
+
+def _absorbs(queries: int, patches: int, heads: int, width: int) -> bool:
+    """Whether V queries of n patches cost less with the keys' and values' matrices on their side."""
+    return queries * (patches * (heads - 1) + width) <= patches * width
+
+
+class RegionAttention(nn.Module):
+    """Multi-head attention of V queries, each over the patches of its own region, or all over the same.
+
+    Where few queries read a patch, one of a region always, the projections move to the query's side: keys
+    are never projected (the key matrix is folded into the query), and values are projected after averaging.
+    Per picture that replaces 2 n D^2 multiply-adds by 2 V D^2 + 2 n H D if regions are the queries' own, and
+    by 2 V D^2 + 2 V n (H - 1) D if all queries read the whole picture.
     """
 
     heads: int
@@ -79,7 +97,8 @@ class RegionAttention(nn.Module):
 
     @nn.compact
     def __call__(self, queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
-        """queries [P, V, D], keys and values [P, V, R, D] for regions of R patches -> [P, V, D].
+        """Queries [P, V, D]; keys and values [P, V, R, D] for regions of R patches, or [P, n, D] for all
+        queries together -> [P, V, D].
 
         Raises:
           ValueError: the heads do not divide D.
@@ -93,17 +112,36 @@ class RegionAttention(nn.Module):
             axes = ("embed", "heads", "head_dim")
             kernels[name] = self.param(f"{name}_kernel", logical(matrix_init(1), *axes), (width, *split))
             biases[name] = self.param(f"{name}_bias", logical(nn.initializers.zeros, *axes[1:]), split)
-        split_axes = ("batch", None, "heads", None)
+        cast = functools.partial(jnp.asarray, dtype=self.dtype)
+        kernels, biases = jax.tree.map(cast, (kernels, biases))
         # The key bias adds the same number to every logit of a query, which softmax ignores; it
         # is declared because the original's checkpoints carry it.
-        cast = functools.partial(jnp.asarray, dtype=self.dtype)
-        q = jnp.einsum("bvd,dhk->bvhk", queries, cast(kernels["q"])) + cast(biases["q"])
-        q = jnp.einsum("bvhk,dhk->bvhd", q, cast(kernels["k"]))
-        q = nn.with_logical_constraint(q, split_axes)
-        logits = jnp.einsum("bvhd,bvrd->bvhr", q, keys, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(logits / math.sqrt(split[1]), axis=-1)
-        self.sow("intermediates", "attention", weights)
-        average = jnp.einsum("bvhr,bvrd->bvhd", weights.astype(self.dtype), values)
-        average = nn.with_logical_constraint(average, split_axes)
-        out = jnp.einsum("bvhd,dhk->bvhk", average, cast(kernels["v"])) + cast(biases["v"])
+        q = jnp.einsum("bvd,dhk->bvhk", queries, kernels["q"]) + biases["q"]
+        own = keys.ndim == 4
+        if own or _absorbs(queries.shape[1], keys.shape[1], self.heads, width):
+            patches = "bvrd" if own else "brd"
+            q = jnp.einsum("bvhk,dhk->bvhd", q, kernels["k"])
+            weights = self._weights(f"bvhd,{patches}->bvhr", q, keys, split[1])
+            average = jnp.einsum(f"bvhr,{patches}->bvhd", weights, values)
+            average = nn.with_logical_constraint(average, _by_heads(average))
+            out = jnp.einsum("bvhd,dhk->bvhk", average, kernels["v"])
+        else:
+            k = jnp.einsum("brd,dhk->brhk", keys, kernels["k"])
+            v = jnp.einsum("brd,dhk->brhk", values, kernels["v"])
+            weights = self._weights("bvhk,brhk->bvhr", q, k, split[1])
+            out = jnp.einsum("bvhr,brhk->bvhk", weights, v)
+        out = out + biases["v"]
         return linear(width, ("heads", "head_dim", "embed"), inputs=2, dtype=self.dtype, name="out")(out)
+
+    def _weights(self, product: str, q: jax.Array, keys: jax.Array, head_dim: int) -> jax.Array:
+        """Softmax [P, V, H, R] of queries times keys; kept in float32 as the intermediate `attention`."""
+        q = nn.with_logical_constraint(q, _by_heads(q))
+        logits = jnp.einsum(product, q, keys, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(logits / math.sqrt(head_dim), axis=-1)
+        self.sow("intermediates", "attention", weights)
+        return weights.astype(self.dtype)
+
+
+def _by_heads(x: jax.Array) -> tuple[str | None, ...]:
+    """Logical axes of x [P, V, H, ...]; a row that all pictures share is not split."""
+    return ("batch" if x.shape[0] > 1 else None, None, "heads", None)

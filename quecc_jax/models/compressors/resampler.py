@@ -1,0 +1,86 @@
+"""A learned-query resampler, as in Flamingo (arXiv 2204.14198) and BLIP-2 (arXiv 2301.12597)."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from quecc_jax.config import ModelConfig
+from quecc_jax.data.batch import Batch
+from quecc_jax.models.compressors.base import (
+    EPS,
+    NORM,
+    Cost,
+    Features,
+    RegionAttention,
+    attention_products,
+    picture_grid,
+)
+from quecc_jax.models.compressors.positions import sine_cosine
+from quecc_jax.models.layers import LayerNorm, by_rows, linear, logical
+
+BLOCKS = 2
+WIDENING = 4
+"""Width of the MLP's hidden layer in multiples of D."""
+
+
+def build(config: ModelConfig, dtype: Any, name: str | None) -> nn.Module:
+    """The module for a model."""
+    return Resampler(config.visual_tokens, config.compressor.heads, dtype, name=name)
+
+
+def cost(config: ModelConfig) -> Cost:
+    """The queries, and attention, MLP and the patches' norm of each block."""
+    d, n, v = config.vision.width, config.vision.patches, config.visual_tokens
+    block = 4 * d * d + 2 * WIDENING * d * d
+    multiplied = 2 * WIDENING * v * d * d + attention_products(d, n, v, config.compressor.heads)
+    # Norms and positions are added to what few queries multiply.
+    return Cost(v * d + BLOCKS * block, BLOCKS * (2.0 * multiplied + (NORM + 1) * n * d))
+
+
+class Resampler(nn.Module):
+    """V learned queries read the whole picture in two blocks, then a LayerNorm.
+
+    A block is q += Attention(LN(q), LN(x) + pos, LN(x)), then q += MLP(LN(q)), with 2-D sine-cosine
+    positions of the patches.
+    """
+
+    tokens: int
+    heads: int = 8
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: Features, query: jax.Array, batch: Batch | None = None) -> jax.Array:
+        """Compressed tokens [P, V, D] of X_s [P, n, D]; X_m and the question are not read.
+
+        Raises:
+          ValueError: n is not a square, D is not a multiple of four, or the heads do not divide D.
+        """
+        del query, batch
+        x = features.single.astype(self.dtype)
+        positions = jnp.asarray(sine_cosine(picture_grid(x), x.shape[-1]), self.dtype)
+        learned = self.param("queries", logical(nn.initializers.normal(1.0), None, "embed"),
+                             (self.tokens, x.shape[-1]))  # fmt: skip
+        q = jnp.broadcast_to(learned.astype(self.dtype), (x.shape[0], *learned.shape))
+        for i in range(BLOCKS):
+            q = Block(self.heads, self.dtype, name=f"block{i + 1}")(by_rows(q), x, positions)
+        return LayerNorm(EPS, name="norm")(q)
+
+
+class Block(nn.Module):
+    """Cross-attention and an MLP, each behind a norm and beside a residual connection."""
+
+    heads: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, q: jax.Array, x: jax.Array, positions: jax.Array) -> jax.Array:
+        """q [P, V, D], x [P, n, D] and positions [n, D] -> [P, V, D]."""
+        width, dense = q.shape[-1], functools.partial(linear, dtype=self.dtype)
+        x = LayerNorm(EPS, name="x_norm")(x)
+        attend = RegionAttention(self.heads, self.dtype, name="attention")
+        q = q + attend(LayerNorm(EPS, name="q_norm")(q), x + positions, x)
+        y = dense(WIDENING * width, ("embed", "mlp"), name="fc1")(LayerNorm(EPS, name="mlp_norm")(q))
+        return q + dense(width, ("mlp", "embed"), name="fc2")(jax.nn.gelu(y, approximate=False))

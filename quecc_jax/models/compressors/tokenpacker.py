@@ -1,0 +1,77 @@
+"""TokenPacker (arXiv 2407.02392): coarse tokens that each take detail from their own region."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from quecc_jax.config import ModelConfig
+from quecc_jax.data.batch import Batch
+from quecc_jax.geometry import output_grid
+from quecc_jax.models.compressors.base import (
+    EPS,
+    Cost,
+    Features,
+    RegionAttention,
+    Tower,
+    picture_grid,
+    regions,
+)
+from quecc_jax.models.layers import LayerNorm, by_rows, linear
+
+
+def build(config: ModelConfig, dtype: Any, name: str | None) -> nn.Module:
+    """The module for a model. Its own MLP to the decoder's width is the projector `mlp2x_gelu`."""
+    c = config.compressor
+    return TokenPacker(c.kernel, c.stride, c.heads, dtype, name=name)
+
+
+def cost(config: ModelConfig) -> Cost:
+    """Two towers, the queries' matrix and absorbed region attention."""
+    d, n, v = config.vision.width, config.vision.patches, config.visual_tokens
+    levels = len(config.vision.levels)
+    towers = 2 * (levels * d * d + d * d)
+    multiplied = n * towers + v * d * d + 4 * v * d * d + 2 * n * config.compressor.heads * d
+    return Cost(towers + d * d + 4 * d * d, 2.0 * multiplied, 2.0 * (2 * n * levels * d * d + v * d * d))
+
+
+class TokenPacker(nn.Module):
+    """q = LN(resize(X_s) W), k = LN(MLP(X_m)), v = LN(MLP(X_m)); each q attends to its own region.
+
+    `kernel` and `stride` give the output grid of side h, V = h^2; nothing else depends on them.
+    """
+
+    kernel: int
+    stride: int
+    heads: int = 8
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: Features, query: jax.Array, batch: Batch | None = None) -> jax.Array:
+        """Compressed tokens [P, V, D] of X_s [P, n, D] and X_m [P, n, levels * D]; no question is read.
+
+        Raises:
+          ValueError: n is not a square, the output grid does not divide the input's, or the heads
+            do not divide D.
+        """
+        del query, batch
+        single, multi = (x.astype(self.dtype) for x in features)
+        side = output_grid(picture_grid(single), self.kernel, self.stride)
+        q = linear(single.shape[-1], ("mlp", "embed"), bias=False, dtype=self.dtype, name="q_proj")(
+            region_centres(single, side))  # fmt: skip
+        q = LayerNorm(EPS, name="q_norm")(by_rows(q))
+        k = Tower(single.shape[-1], self.dtype, name="k_proj")(multi)
+        v = Tower(single.shape[-1], self.dtype, name="v_proj")(multi)
+        attend = RegionAttention(self.heads, self.dtype, name="clip_attn")
+        return attend(q, regions(k, side), regions(v, side))
+
+
+def region_centres(x: jax.Array, side: int) -> jax.Array:
+    """x [P, g^2, D] resized to [P, h^2, D] by bilinear interpolation with pixel centres aligned and no
+    antialiasing: as h divides g, the patch in the middle of each region, or the mean of the four there."""
+    p, _, width = x.shape
+    region = picture_grid(x) // side
+    middle = slice((region - 1) // 2, region // 2 + 1)
+    squares = x.reshape(p, side, region, side, region, width)[:, :, middle, :, middle]
+    return squares.mean(axis=(2, 4), dtype=jnp.float32).astype(x.dtype).reshape(p, side * side, width)

@@ -1,0 +1,198 @@
+"""What holds for every compressor of the registry, and what those without golden arrays compute."""
+
+import dataclasses
+import functools
+import importlib
+import pkgutil
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from quecc_jax.compressor_config import COMPRESSORS
+from quecc_jax.config import MeshConfig, ModelConfig, validate
+from quecc_jax.errors import UserError
+from quecc_jax.generate.decode import on_mesh
+from quecc_jax.geometry import hidden_indices
+from quecc_jax.models import compressors
+from quecc_jax.models.compressors.base import RegionAttention
+from quecc_jax.models.vlm import VLM
+from quecc_jax.sharding import batch_sharding, make_mesh
+from tests.models.reference import affine, attend, gelu, layer_norm
+from tests.tiny import MODEL, RUN, random_like, random_params
+
+GRID, WIDTH = MODEL.vision.grid, MODEL.vision.width
+
+
+def model(name: str, dtype: Any = "float32", **settings: Any) -> ModelConfig:
+    compressor = dataclasses.replace(MODEL.compressor, name=name, **settings)
+    return dataclasses.replace(MODEL, compressor=compressor, dtype=dtype)
+
+
+def inputs(rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """The tower's states [rows, 1, n, K, D] and questions' features [rows, 1, H]."""
+    rng, states = np.random.default_rng(0), len(hidden_indices(MODEL.vision))
+    shapes = (rows, 1, GRID**2, states, WIDTH), (rows, 1, MODEL.decoder.width)
+    return tuple(rng.normal(size=shape).astype(np.float32) for shape in shapes)  # type: ignore[return-value]
+
+
+def trained(config: ModelConfig, seed: int = 0) -> dict[str, Any]:
+    params = random_params(dataclasses.replace(RUN, model=config), seed)
+    return {k: v for k, v in params.items() if k in ("compressor", "projector")}
+
+
+def outcome(config: ModelConfig, mesh: Any = None) -> tuple[Any, Any]:
+    """Visual tokens [8, 1, V, M] of eight pictures, and the gradients of compressor and projector."""
+    def loss(params: Any, states: jax.Array, query: jax.Array) -> tuple[jax.Array, jax.Array]:
+        tokens: Any = VLM(config).apply({"params": params}, states, query, method=VLM.compress)
+        return jnp.sum(jnp.sin(tokens.astype(jnp.float32))), tokens
+
+    arrays = inputs(8)
+    if mesh is not None:
+        arrays = jax.device_put(arrays, batch_sharding(mesh))
+    run = on_mesh(jax.jit(jax.grad(loss, has_aux=True)), mesh)
+    grads, tokens = jax.device_get(run(trained(config), *arrays))
+    return tokens, grads
+
+
+def test_one_file_and_one_line_each():
+    found = {m.name: importlib.import_module(f"{compressors.__name__}.{m.name}")
+             for m in pkgutil.iter_modules(compressors.__path__)}  # fmt: skip
+    assert {name for name, module in found.items() if hasattr(module, "build")} == set(COMPRESSORS)
+    assert all(callable(found[name].cost) and found[name].__doc__ for name in COMPRESSORS)
+
+
+@pytest.mark.parametrize("name", COMPRESSORS)
+def test_every_compressor_under_the_model(name):
+    config = model(name)
+    tokens, grads = outcome(config)
+    assert tokens.shape == (8, 1, config.visual_tokens, MODEL.decoder.width) and tokens.dtype == np.float32
+    assert config.visual_tokens == (GRID**2 if COMPRESSORS[name].shape == "all" else 4)
+    largest = [np.abs(x).max() for x in jax.tree.leaves(grads)]
+    assert np.isfinite(tokens).all() and np.isfinite(largest).all() and min(largest) >= 0 < max(largest)
+
+    split, split_grads = outcome(config, make_mesh(MeshConfig(2, 2, 2)))
+    np.testing.assert_allclose(split, tokens, rtol=1e-4, atol=1e-4 * np.abs(tokens).max())
+    for ours, wanted in zip(jax.tree.leaves(split_grads), jax.tree.leaves(grads), strict=True):
+        np.testing.assert_allclose(ours, wanted, rtol=1e-3, atol=1e-4 * max(largest))
+
+    rough, rough_grads = outcome(model(name, "bfloat16"))
+    assert rough.dtype == jnp.bfloat16 and {x.dtype for x in jax.tree.leaves(rough_grads)} <= {np.dtype("f4")}
+    np.testing.assert_allclose(rough.astype(np.float32), tokens, atol=0.1 * np.abs(tokens).max())
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(rough_grads))
+
+
+@pytest.mark.parametrize("name", [name for name, kind in COMPRESSORS.items() if kind.shape == "free"])
+def test_tokens_without_a_grid_may_be_any_number(name):
+    config = model(name, tokens=5)
+    states, query = inputs(2)
+    shape = jax.eval_shape(lambda p, *a: VLM(config).apply({"params": p}, *a, method=VLM.compress),
+                           trained(config), states, query)  # fmt: skip
+    assert shape.shape == (2, 1, 5, MODEL.decoder.width)
+
+
+@pytest.mark.parametrize("settings, message", [
+    ({"name": "avgpool", "tokens": 4}, "avgpool takes V from kernel and stride, not from tokens 4"),
+    ({"name": "resampler", "tokens": 17}, "tokens 17 is not between 1 and the 16 patches"),
+    ({"name": "mqt", "queries": 8}, "queries 8 is not a square number of at least the 4 tokens"),
+    ({"name": "mqt", "tokens": 10, "queries": 9}, "queries 9 is not a square .* the 10 tokens"),
+])  # fmt: skip
+def test_settings_that_do_not_fit_are_named(settings, message):
+    with pytest.raises(UserError, match=message):
+        validate(dataclasses.replace(RUN, model=model(**settings)))
+
+
+def parts(config: ModelConfig) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """Tokens [V, M] of one picture, its select layer's patches [n, D] and the parameters."""
+    states, query = inputs(1)
+    params = trained(config)
+    run = jax.jit(lambda p, *a: VLM(config).apply({"params": p}, *a, method=VLM.compress))
+    tokens = run(params, states, query)
+    select = hidden_indices(MODEL.vision).index(MODEL.vision.depth - 1)
+    return np.asarray(tokens[0, 0]), states[0, 0, :, select].astype(np.float64), params
+
+
+def project(params: dict[str, Any], x: np.ndarray) -> np.ndarray:
+    p, width = params["projector"], MODEL.decoder.width
+    return affine(p["fc2"], gelu(affine(p["fc1"], x, width)), width)
+
+
+def squares(x: np.ndarray) -> list[np.ndarray]:
+    """The four 2 x 2 squares of a 4 x 4 grid, each [4, C]."""
+    return [np.stack([x[GRID * (y + b) + z + a] for b in (0, 1) for a in (0, 1)])
+            for y in (0, 2) for z in (0, 2)]  # fmt: skip
+
+
+def test_average_pooling_before_and_after_the_projector():
+    before, x, params = parts(model("avgpool"))
+    expected = project(params, np.stack([s.mean(0) for s in squares(x)]))
+    np.testing.assert_allclose(before, expected, rtol=1e-3, atol=1e-3)
+    after, x, params = parts(model("m3"))
+    expected = np.stack([s.mean(0) for s in squares(project(params, x))])
+    np.testing.assert_allclose(after, expected, rtol=1e-3, atol=1e-3)
+    assert np.abs(after - before).max() > 0.1
+
+
+def test_a_convolution_alone():
+    ours, x, params = parts(model("conv"))
+    p = params["compressor"]["downsample"]
+    tokens = [np.einsum("rc,rc->c", s, p["kernel"].reshape(4, WIDTH)) + p["bias"] for s in squares(x)]
+    np.testing.assert_allclose(ours, project(params, np.stack(tokens)), rtol=1e-3, atol=1e-3)
+
+
+def position(side: int, width: int, row: int, column: int) -> np.ndarray:
+    halves = []
+    for place in (column, row):
+        angles = [place / 10000 ** (4 * i / width) for i in range(width // 4)]
+        halves += [np.sin(angles), np.cos(angles)]
+    return np.concatenate(halves)
+
+
+def heads_of(p: dict[str, Any], q: np.ndarray, k: np.ndarray, v: np.ndarray, heads: int) -> np.ndarray:
+    """Multi-head attention with every projection written out: q [V, D], k and v [n, D] -> [V, D]."""
+    width = q.shape[1]
+    q, k, v = (affine({"kernel": p[f"{n}_kernel"], "bias": p[f"{n}_bias"]}, x, width)
+               for n, x in (("q", q), ("k", k), ("v", v)))  # fmt: skip
+    d, seen = width // heads, np.ones((len(q), len(k)), bool)
+    parts = [slice(h * d, (h + 1) * d) for h in range(heads)]
+    found = [attend(q[:, part], k[:, part], v[:, part], seen) for part in parts]
+    return affine(p["out"], np.concatenate(found, -1), width)
+
+
+def test_the_resampler_is_two_blocks_of_attention_and_mlp():
+    ours, x, params = parts(model("resampler", tokens=3))
+    p = params["compressor"]
+    positions = np.stack([position(GRID, WIDTH, *divmod(i, GRID)) for i in range(GRID**2)])
+    q = p["queries"].astype(np.float64)
+    for block in (p["block1"], p["block2"]):
+        y = layer_norm(block["x_norm"], x, 1e-6)
+        q = q + heads_of(block["attention"], layer_norm(block["q_norm"], q, 1e-6), y + positions, y, 4)
+        hidden = gelu(affine(block["fc1"], layer_norm(block["mlp_norm"], q, 1e-6), 4 * WIDTH))
+        q = q + affine(block["fc2"], hidden, WIDTH)
+    np.testing.assert_allclose(ours, project(params, layer_norm(p["norm"], q, 1e-6)), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("tokens, heads", [(1, 2), (2, 4), (12, 4)])
+def test_attention_over_the_whole_picture_is_multi_head_attention(tokens, heads):
+    # The last has so many queries that keys and values are projected; the others have their own few.
+    rng, width = np.random.default_rng(0), 16
+    q, k, v = (rng.normal(size=(2, n, width)).astype(np.float32) for n in (tokens, 9, 9))
+    module: Any = RegionAttention(heads, jnp.float32)
+    shapes = nn.meta.unbox(jax.eval_shape(lambda: module.init(jax.random.key(0), q, k, v))["params"])
+    params = random_like(shapes)
+
+    def run(q: np.ndarray, k: np.ndarray) -> Any:
+        apply = jax.jit(functools.partial(module.apply, mutable=["intermediates"]))
+        return apply({"params": params}, q, k, v)
+
+    ours, sown = run(q, k)
+    expected = np.stack([heads_of(params, *one, heads) for one in zip(q, k, v, strict=True)])
+    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4)
+    (weights,) = sown["intermediates"]["attention"]
+    assert weights.shape == (2, tokens, heads, 9)
+    # Keys that all pictures share are as good as copies of them.
+    copied = run(np.stack([q[0]] * 2), np.stack([k[0]] * 2))
+    np.testing.assert_allclose(run(q[:1], k[:1])[0], copied[0], rtol=1e-4, atol=1e-5)
