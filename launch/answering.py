@@ -31,6 +31,8 @@ class Answering:
     seed: int = 0
     """Of what is drawn: the same seed, the same answer."""
 
+    visual_tokens: int = 0
+    """Tokens V that a picture becomes, of those that an elastic model serves; 0 takes the most."""
     mesh: MeshConfig = dataclasses.field(default_factory=lambda: MeshConfig(1, 1, 1))
     """Devices per mesh axis; more than one splits parameters, cache and rows by the logical rules."""
 

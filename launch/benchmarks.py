@@ -21,8 +21,13 @@ _PUBLISHED = Path(__file__).parent / "data" / "table1.json"
 
 
 def run(checkpoint: Path, names: str, data: Path, out: Path, *, name: str, limit: int | None,
-        max_new_tokens: int | None, batch_size: int, seed: int, html: bool) -> dict[str, Any]:  # fmt: skip
+        max_new_tokens: int | None, batch_size: int, seed: int, html: bool,
+        visual_tokens: int = 0) -> dict[str, Any]:  # fmt: skip
     """Answers, scores and writes everything below `out`; a run that was stopped goes on.
+
+    Args:
+      visual_tokens: V of a model that serves several; 0 is its largest. The others are as in
+        `launch.evaluate`.
 
     Returns:
       What results.json holds.
@@ -37,7 +42,7 @@ def run(checkpoint: Path, names: str, data: Path, out: Path, *, name: str, limit
 
     tasks = chosen(names)
     questions = _load(tasks, data, limit)
-    config, params = load_vlm(checkpoint)
+    config, params = load_vlm(checkpoint, visual_tokens=visual_tokens)
     model = name or checkpoint.absolute().name
     judged: dict[str, list[Judged]] = {}
     results: dict[str, Any] = {

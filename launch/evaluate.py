@@ -42,6 +42,8 @@ class Options:
     """What a .json file's picture paths are relative to; None for the file's own folder."""
     max_new_tokens: int | None = None
     """Longest answer, in tokens; None for 32, and for what LLaVA's scripts allow on benchmarks."""
+    visual_tokens: int = 0
+    """Tokens V that a picture becomes, of those that an elastic model serves; 0 takes the most."""
     batch_size: int = 64
     """Questions answered at a time."""
     limit: int | None = None
@@ -81,7 +83,7 @@ def score_benchmarks(options: Options) -> None:
     results = benchmarks.run(
         options.checkpoint, options.tasks, options.data, options.out, name=options.name, limit=options.limit,
         max_new_tokens=options.max_new_tokens, batch_size=options.batch_size, seed=options.seed,
-        html=options.html,
+        html=options.html, visual_tokens=options.visual_tokens,
     )  # fmt: skip
     benchmarks.show(results, options.out)
 
@@ -102,11 +104,11 @@ def score_source(options: Options) -> None:
     source = open_source(options.data, options.images)
     make_directory(options.out)
     began = time.monotonic()
-    answers, reuse = answer_all(options, source)
+    answers, about = answer_all(options, source)
     results = {
         "checkpoint": str(options.checkpoint), "data": str(options.data),
         "max_new_tokens": answer_tokens(options), "seconds": round(time.monotonic() - began, 1),
-        **summarise(answers), "reuse": reuse,
+        **summarise(answers), **about,
     }  # fmt: skip
     records = (
         {"id": a.row.get("id"), "kind": kind(a), "question": a.question, "prediction": a.prediction,
@@ -139,7 +141,8 @@ def open_source(data: Path, images: Path | None) -> SourceConfig:
 
 
 def answer_all(options: Options, source: SourceConfig) -> "tuple[list[Answer], dict[str, Any]]":
-    """Greedy answers to the source's questions, under a progress bar on stderr, and what was reused."""
+    """Greedy answers to the source's questions, under a progress bar on stderr; and visual_tokens (V) and
+    reuse, what was computed once for several."""
     # Imported late, so that --help and mistakes in the command line answer at once.
     from quecc_jax.data.sources import read_rows
     from quecc_jax.evaluate.predict import predict
@@ -147,7 +150,7 @@ def answer_all(options: Options, source: SourceConfig) -> "tuple[list[Answer], d
     from quecc_jax.load import load_vlm
 
     total = len(read_rows(source))
-    config, params = load_vlm(options.checkpoint)
+    config, params = load_vlm(options.checkpoint, visual_tokens=options.visual_tokens)
     data = dataclasses.replace(config.data, sources=(source,), cached_features=False, cached_queries=False)
     with bars() as bar:
         task = bar.add_task("answering", total=total)
@@ -156,7 +159,7 @@ def answer_all(options: Options, source: SourceConfig) -> "tuple[list[Answer], d
             config.model, data, params, max_new_tokens=answer_tokens(options), reuse=reuse,
             batch_size=options.batch_size, progress=lambda rows: bar.update(task, completed=rows),
         )  # fmt: skip
-    return answers, reuse.report()
+    return answers, {"visual_tokens": config.model.visual_tokens, "reuse": reuse.report()}
 
 
 def kind(answer: "Answer") -> str:

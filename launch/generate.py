@@ -41,7 +41,7 @@ def main() -> None:
     from quecc_jax.generate.engine import Question
     from quecc_jax.load import load_engine
 
-    engine = load_engine(options.checkpoint, options.mesh)
+    engine = load_engine(options.checkpoint, options.mesh, options.visual_tokens)
     pictures = tuple(engine.picture(image) for image in options.image)
     question = Question(options.question, pictures)
     for _, piece in engine.run([question], limits):

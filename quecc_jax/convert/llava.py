@@ -123,6 +123,7 @@ def hf_original(config: RunConfig, family: str) -> dict[str, Any]:
     quecc = compressor.name == "quecc"
     wanted = [
         ("model.compressor.name", compressor.name, ("quecc", "none")),
+        ("model.compressor.elastic", compressor.elastic if quecc else (), ((),)),
         ("model.compressor.heads", compressor.heads if quecc else HEADS, (HEADS,)),
         ("model.compressor.query", compressor.query if quecc else "question", ("question",)),
         ("model.query.encoder", model.query.encoder if quecc else "decoder", ("decoder",)),

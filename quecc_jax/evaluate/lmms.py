@@ -33,20 +33,21 @@ class QueccJax(lmms):
     Args:
       checkpoint: directory of the run.
       batch_size: questions answered at a time.
+      visual_tokens: V of a model that serves several; 0 is its largest.
 
     Raises:
       UserError: no such run, or an option that is not one.
     """
 
     def __init__(self, checkpoint: str, batch_size: int | str = 1, device: str | None = None,
-                 **unknown: Any) -> None:  # fmt: skip
+                 visual_tokens: int | str = 0, **unknown: Any) -> None:  # fmt: skip
         super().__init__()
         # lmms-eval passes these to every model; jax has chosen the device.
         unknown.pop("max_batch_size", None)
         if unknown:
             raise UserError(f"{', '.join(unknown)} is not an option of quecc_jax; leave it out")
         self.batch_size = int(batch_size)
-        self.config, self.params = load_vlm(checkpoint)
+        self.config, self.params = load_vlm(checkpoint, visual_tokens=int(visual_tokens))
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """The answer to every request, in their order, cut before the first of its `until` texts.
