@@ -31,6 +31,9 @@ class VisionConfig:
     """Hidden states concatenated into the multi-level features."""
     post_norm: bool = False
     """The tower carries CLIP's final norm. No feature passes through it; it is there for export."""
+    scales: tuple[int, ...] = (1,)
+    """S2's multi-scale features: at scale s the picture is s times image_size wide and high, and the tower
+    sees it in s x s tiles. Ascending; pictures are read at the largest. See `models.scales`."""
 
     @property
     def grid(self) -> int:
@@ -41,6 +44,21 @@ class VisionConfig:
     def patches(self) -> int:
         """Patches of one picture (n = grid squared)."""
         return self.grid**2
+
+    @property
+    def input_size(self) -> int:
+        """Side of the square that a picture is read as, in pixels."""
+        return self.image_size * self.scales[-1]
+
+    @property
+    def tiles_seen(self) -> int:
+        """Squares of image_size that the tower sees of one picture, over all scales."""
+        return sum(scale * scale for scale in self.scales)
+
+    @property
+    def feature_width(self) -> int:
+        """Channels D of a state that compressors and the projector read: those of all scales."""
+        return self.width * len(self.scales)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -349,6 +367,8 @@ def validate(config: RunConfig) -> None:
          f"vision.image_size {vision.image_size} is not a multiple of patch_size {vision.patch_size}"),
         (vision.width % vision.heads == 0,
          f"vision.width {vision.width} is not a multiple of its {vision.heads} heads"),
+        (bool(vision.scales) and vision.scales[0] > 0 and tuple(sorted({*vision.scales})) == vision.scales,
+         f"vision.scales {vision.scales} are not ascending whole numbers from 1 on"),
         *_decoder_checks(decoder),
         (decoder.depth % max(config.model.scan_unroll, 1) == 0 and config.model.scan_unroll > 0,
          f"model.scan_unroll {config.model.scan_unroll} does not divide decoder.depth {decoder.depth}"),
@@ -377,10 +397,11 @@ def validate(config: RunConfig) -> None:
         depth = projector_depth(config.model.projector)
     except ValueError as error:
         raise UserError(f"model.projector: {error}") from None
-    if depth == 0 and vision.width != decoder.width:
+    if depth == 0 and vision.feature_width != decoder.width:
+        scales = f" x {len(vision.scales)} vision.scales" if len(vision.scales) > 1 else ""
         raise UserError(
-            f"model.projector identity needs vision.width {vision.width} and decoder.width {decoder.width} "
-            "to be equal; change one of them or use linear"
+            f"model.projector identity needs vision.width {vision.width}{scales} and decoder.width "
+            f"{decoder.width} to be equal; change one of them or use linear"
         )
     if depth == 0 and config.model.compressor.name == "none" and train.stage == 1:
         raise UserError("train.stage 1 has nothing to train: there is neither compressor nor projector; "

@@ -46,7 +46,7 @@ def query_params(config: ModelConfig) -> int:
 
 def projector_params(config: ModelConfig) -> int:
     """Weights of the projector, biases left out."""
-    depth, d, m = projector_depth(config.projector), config.vision.width, config.decoder.width
+    depth, d, m = projector_depth(config.projector), config.vision.feature_width, config.decoder.width
     return d * m + (depth - 1) * m * m if depth else 0
 
 
@@ -62,10 +62,11 @@ def decoder_flops(config: DecoderConfig, tokens: int, context: float, logits: in
 
 
 def tower_flops(config: VisionConfig) -> float:
-    """Forward FLOPs of the vision tower for one picture, up to the last layer that is read."""
+    """Forward FLOPs of the vision tower for one picture, at all scales, up to the last layer that is read."""
     n, d = config.patches + 1, config.width
     layer = 2.0 * n * (4 * d * d + 2 * d * config.mlp_width) + 4.0 * n * n * d
-    return hidden_indices(config)[-1] * layer + 2.0 * config.patches * 3 * config.patch_size**2 * d
+    square = hidden_indices(config)[-1] * layer + 2.0 * config.patches * 3 * config.patch_size**2 * d
+    return config.tiles_seen * square
 
 
 def compressor_cost(config: ModelConfig) -> "Cost":

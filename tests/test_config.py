@@ -37,6 +37,8 @@ def test_known_projectors(kind):
         ("model.projector", "identity", "vision.width 16 and decoder.width 32"),
         ("model.vision.patch_size", 5, "vision.image_size 16"),
         ("model.vision.heads", 3, "vision.width 16"),
+        ("model.vision.scales", (2, 1), r"vision.scales \(2, 1\) are not ascending"),
+        ("model.vision.scales", (), "vision.scales"),
         ("model.vision.levels", (1, 4), "outside the 4 hidden states"),
         ("model.vision.select_layer", -5, "outside the 4 hidden states"),
         ("model.decoder.heads", 3, "decoder.width 32"),

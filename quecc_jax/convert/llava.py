@@ -21,7 +21,6 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "mm_vision_token_compression_type": ("quecc", None),
     "mm_use_im_start_end": (False, None),
     "image_aspect_ratio": ("pad", "square", None),
-    "s2": (False, None),
 }
 _ONLY_HF: dict[str, tuple[Any, ...]] = {
     "vision_feature_select_strategy": ("default",),
@@ -81,7 +80,9 @@ def original_model(hf: dict[str, Any], tower: VisionConfig) -> ModelConfig:
     if quecc and depth == 0:
         raise UserError("config.json has mm_projector_type 'identity' beside a compressor, which the "
                         "original then leaves out; set mm_vision_token_compression_type to null")
-    sizes = {"mm_hidden_size": tower.width}
+    if hf.get("s2"):
+        tower = dataclasses.replace(tower, scales=_scales(hf, tower))
+    sizes = {"mm_hidden_size": tower.feature_width}
     if quecc:
         sizes |= {
             "mm_vision_output_text_embedding_size": decoder.width,
@@ -128,13 +129,14 @@ def hf_original(config: RunConfig, family: str) -> dict[str, Any]:
         ("model.compressor.query", compressor.query if quecc else "question", ("question",)),
         ("model.query.encoder", model.query.encoder if quecc else "decoder", ("decoder",)),
         ("model.vision.levels", vision.levels if quecc else LEVELS, (LEVELS,)),
+        ("model.vision.scales[0]", vision.scales[0], (1,)),
     ]
     for name, value, allowed in wanted:
         if value not in allowed:
             raise UserError(f"the original project has no {name} {value!r}, only "
                             f"{' or '.join(repr(a) for a in allowed)}; "
                             "this run cannot be written in its format")
-    tower = dataclasses.replace(vision, select_layer=-2, levels=LEVELS, post_norm=True)
+    tower = dataclasses.replace(vision, select_layer=-2, levels=LEVELS, post_norm=True, scales=(1,))
     names = [name for name, known in KNOWN.items() if known == tower]
     kind = ORIGINAL[family]
     hf = hf_decoder_config(model.decoder, family, config.data.max_length) | {
@@ -144,7 +146,7 @@ def hf_original(config: RunConfig, family: str) -> dict[str, Any]:
         "use_mm_proj": True,
         "mm_vision_tower": names[0] if names else "clip",
         "mm_projector_type": model.projector,
-        "mm_hidden_size": vision.width,
+        "mm_hidden_size": vision.feature_width,
         "mm_vision_select_layer": select,
         "mm_vision_select_feature": "patch",
         "mm_patch_merge_type": "flat",
@@ -154,6 +156,8 @@ def hf_original(config: RunConfig, family: str) -> dict[str, Any]:
         "tokenizer_padding_side": "right",
         "tokenizer_model_max_length": config.data.max_length,
     }
+    if len(vision.scales) > 1:
+        hf |= {"s2": True, "s2_scales": ",".join(str(scale * vision.image_size) for scale in vision.scales)}
     if quecc:
         hf |= {
             "mm_vision_token_compression_type": "quecc",
@@ -178,9 +182,9 @@ def adapter_rules(model: ModelConfig, prefix: str) -> list[Rule]:
     vision, compressor, decoder = model.vision, model.compressor, model.decoder
     if compressor.name == "quecc":
         first = 1
-        multi = vision.width * len(vision.levels)
+        multi = vision.feature_width * len(vision.levels)
         rules += quecc_rules(
-            vision.width, decoder.width, multi, compressor.kernel, compressor.heads, f"{prefix}0."
+            vision.feature_width, decoder.width, multi, compressor.kernel, compressor.heads, f"{prefix}0."
         )
     # GELUs stand between the linear layers and take numbers too.
     return rules + projector_rules(model, lambda i: f"{prefix}{first + 2 * i}")
@@ -191,7 +195,7 @@ def projector_rules(model: ModelConfig, name: Callable[[int], str]) -> list[Rule
     rules: list[Rule] = []
     place, wide = Place(("projector",)), (model.decoder.width,)
     for i in range(projector_depth(model.projector)):
-        ins = wide if i else (model.vision.width,)
+        ins = wide if i else (model.vision.feature_width,)
         rules += dense(name(i), place, f"fc{i + 1}", ins, wide, bias=True)
     return rules
 
@@ -231,6 +235,7 @@ def hf_llava(config: RunConfig, family: str) -> dict[str, Any]:
     model = config.model
     for name, value, only in (
         ("compressor.name", model.compressor.name, "none"), ("projector", model.projector, "mlp2x_gelu"),
+        ("vision.scales", model.vision.scales, (1,)),
     ):  # fmt: skip
         if value != only:
             raise UserError(f"llava-hf has no model.{name} {value!r}, only {only!r}; "
@@ -253,6 +258,15 @@ def hf_llava(config: RunConfig, family: str) -> dict[str, Any]:
 def llava_hf_adapter_rules(model: ModelConfig, prefix: str = "multi_modal_projector.") -> list[Rule]:
     """The projector under llava-hf's names."""
     return projector_rules(model, lambda i: f"{prefix}linear_{i + 1}")
+
+
+def _scales(hf: dict[str, Any], tower: VisionConfig) -> tuple[int, ...]:
+    """S2's scales in units of the tower's input, from their sizes in pixels."""
+    sizes = sorted(int(size) for size in str(hf.get("s2_scales") or "336,672,1008").split(","))
+    if sizes[0] != tower.image_size or any(size % tower.image_size for size in sizes):
+        raise UserError(f"s2_scales {hf.get('s2_scales')!r} in config.json are not multiples of the tower's "
+                        f"{tower.image_size} pixels, that size first; give the model's own tower")
+    return tuple(size // tower.image_size for size in sizes)
 
 
 def _refuse(hf: dict[str, Any], only: dict[str, tuple[Any, ...]]) -> None:

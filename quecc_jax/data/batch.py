@@ -60,10 +60,10 @@ def batch_spec(model: ModelConfig, data: DataConfig, rows: int, cached: bool = F
     def ints(*shape: int) -> Any:
         return jax.ShapeDtypeStruct(shape, jnp.int32)
 
-    side = vision.image_size
+    side = vision.input_size
     levels = len(hidden_indices(vision))
     pixels: Any = jax.ShapeDtypeStruct((b, i, side, side, 3), jnp.uint8)
-    features: Any = jax.ShapeDtypeStruct((b, i, vision.patches, levels, vision.width), jnp.float16)
+    features: Any = jax.ShapeDtypeStruct((b, i, vision.patches, levels, vision.feature_width), jnp.float16)
     query_features: Any = jax.ShapeDtypeStruct((b, i, query_width(model)), jnp.float16)
     return Batch(
         tokens=ints(b, s), slots=ints(b, s), labels=ints(b, s), positions=ints(b, s),

@@ -48,7 +48,7 @@ def load_pixels(image: Picture, vision: VisionConfig,
                 aspect: Literal["pad", "square"] = "pad") -> np.ndarray:
     """Reads a picture and brings it to the tower's size.
 
-    The steps are those of CLIP's image processor (shortest side to `image_size`, bicubic; centre
+    The steps are those of CLIP's image processor (shortest side to `input_size`, bicubic; centre
     crop), for `pad` after padding to a square with CLIP's mean colour. The processor's last step,
     `normalise`, is left to the device: 8 bits are a quarter of the bytes to assemble and to move.
 
@@ -58,12 +58,12 @@ def load_pixels(image: Picture, vision: VisionConfig,
       aspect: `pad` keeps the whole picture, `square` crops the longer side.
 
     Returns:
-      uint8 [H, W, 3], H = W = vision.image_size, upright by the EXIF orientation.
+      uint8 [H, W, 3], H = W = vision.input_size, upright by the EXIF orientation.
 
     Raises:
       BadRow: names a file that is missing or is not a readable picture of a sensible size.
     """
-    return np.asarray(fit(open_image(image), vision.image_size, aspect))
+    return np.asarray(fit(open_image(image), vision.input_size, aspect))
 
 
 def open_image(image: Picture) -> Image.Image:

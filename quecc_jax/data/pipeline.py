@@ -41,8 +41,8 @@ class Assemble:
         self.sources, self.data = sources, data
         self.slots, self.width = Slots(model), query_width(model)
         vision = model.vision
-        self.pixels = (vision.image_size, vision.image_size, 3)
-        self.features = (vision.patches, len(hidden_indices(vision)), vision.width)
+        self.pixels = (vision.input_size, vision.input_size, 3)
+        self.features = (vision.patches, len(hidden_indices(vision)), vision.feature_width)
 
     def __call__(self, draw: Draw) -> tuple[Batch, Read]:
         """The batch of a draw, and what came of its samples.

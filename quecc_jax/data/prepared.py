@@ -78,7 +78,7 @@ class PreparedPictures:
     def __init__(self, prepared: Prepared, vision: VisionConfig, data: DataConfig):
         self.records, self.recipe = prepared.pictures, prepared.recipe
         self.vision, self.aspect = vision, data.image_aspect
-        recipe, size = prepared.recipe, vision.image_size
+        recipe, size = prepared.recipe, vision.input_size
         if recipe.size and data.images_per_row and (recipe.size, recipe.aspect) != (size, self.aspect):
             raise UserError(f"{prepared.directory} holds pictures of {recipe.size} pixels, aspect "
                             f"{recipe.aspect}, but the run asks for {size}, {self.aspect}; prepare it with "

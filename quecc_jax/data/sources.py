@@ -206,10 +206,10 @@ class PoolSource:
         if layout.data.cached_features:
             self._features = _tower_features(directory, model, fingerprint)
         else:
-            size = model.vision.image_size
+            size = model.vision.input_size
             if pool.images.shape[1:3] != (size, size):
                 raise UserError(f"{directory} holds pictures of {pool.images.shape[1]} pixels but "
-                                f"vision.image_size is {size}; build the pool at {size}")
+                                f"vision.input_size is {size}; build the pool at {size}")
             self._pixels = _Mapped(str(pool.directory / "images.npy"))
 
     def _table(self, rows: Sequence[dict[str, Any]], layout: Layout) -> None:
@@ -276,7 +276,7 @@ def _tower_features(directory: str, model: ModelConfig, fingerprint: str | None)
       UserError: there are none, or they are of another tower.
     """
     found = read_features(directory, fingerprint)
-    wanted = (model.vision.patches, len(hidden_indices(model.vision)), model.vision.width)
+    wanted = (model.vision.patches, len(hidden_indices(model.vision)), model.vision.feature_width)
     if found.shape[1:] != wanted:
         raise UserError(f"the features of {directory} are {found.shape[1:]} per picture but "
                         f"model.vision asks for {wanted} (patches, states, width); write them anew")

@@ -184,7 +184,7 @@ class Engine:
         """A batch of nothing but padding, its rows and queries rounded up."""
         split = 1 if self._mesh is None else batch_parts(self._mesh)
         b, q = round_up(rows, split), round_up(query)
-        side = self.config.model.vision.image_size
+        side = self.config.model.vision.input_size
         none = np.zeros((b, length), np.int32)
         return Batch(
             tokens=none.copy(), slots=none - 1, labels=np.full_like(none, IGNORE), positions=none.copy(),

@@ -13,6 +13,7 @@ from quecc_jax.geometry import hidden_indices
 from quecc_jax.models.attention import MaskSpec, attention
 from quecc_jax.models.compressors.base import Features
 from quecc_jax.models.layers import LayerNorm, by_rows, linear, logical
+from quecc_jax.models.scales import join_scales, split_scales
 from quecc_jax.query_config import ClipTextConfig
 
 
@@ -84,13 +85,15 @@ class ClipTower(nn.Module):
 
     @nn.compact
     def __call__(self, pixels: jax.Array) -> jax.Array:
-        """Hidden states [B, n, K, D] listed by `hidden_indices`, from pixels [B, H, W, 3]."""
+        """Hidden states [B, n, K, D] listed by `hidden_indices`, from pixels [B, H, W, 3]; D is
+        `feature_width`, that of all scales."""
         c = self.config
-        b, g, p = pixels.shape[0], c.grid, c.patch_size
-        if pixels.shape[1:] != (c.image_size, c.image_size, 3):
+        if pixels.shape[1:] != (c.input_size, c.input_size, 3):
             raise ValueError(
-                f"pixels are {pixels.shape[1:]}, the tower takes {(c.image_size, c.image_size, 3)}"
+                f"pixels are {pixels.shape[1:]}, the tower takes {(c.input_size, c.input_size, 3)}"
             )
+        pixels = split_scales(pixels, c)
+        b, g, p = pixels.shape[0], c.grid, c.patch_size
         patches = pixels.astype(self.dtype).reshape(b, g, p, g, p, 3).transpose(0, 1, 3, 2, 4, 5)
         patches = patches.reshape(b, g * g, p * p * 3)
         x = linear(c.width, (None, "embed"), bias=False, dtype=self.dtype, name="patch_embedding")(patches)
@@ -119,4 +122,4 @@ class ClipTower(nn.Module):
             # Declared for its parameters alone: an imported tower must be able to leave complete.
             LayerNorm(c.norm_eps, name="post_norm")(last[:, 0])
         states = jnp.concatenate([x[None], states])[jnp.array(hidden_indices(c))]
-        return states[:, :, 1:].transpose(1, 2, 0, 3)
+        return join_scales(states[:, :, 1:].transpose(1, 2, 0, 3), c)

@@ -19,7 +19,7 @@ def build(config: ModelConfig, dtype: Any, name: str | None) -> nn.Module:
 
 def cost(config: ModelConfig) -> Cost:
     """One addition per value and V."""
-    return Cost(0, float(len(config.made_scales) * config.vision.patches * config.vision.width))
+    return Cost(0, float(len(config.made_scales) * config.vision.patches * config.vision.feature_width))
 
 
 class AveragePool(nn.Module):

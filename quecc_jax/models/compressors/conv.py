@@ -20,9 +20,9 @@ def build(config: ModelConfig, dtype: Any, name: str | None) -> nn.Module:
 
 def cost(config: ModelConfig) -> Cost:
     """One k x k window and a bias per token and channel."""
-    window, values = config.compressor.kernel**2, config.visual_tokens * config.vision.width
+    window, values = config.compressor.kernel**2, config.visual_tokens * config.vision.feature_width
     multiplied = 2.0 * window * values
-    return Cost(window * config.vision.width, multiplied + values, multiplied)
+    return Cost(window * config.vision.feature_width, multiplied + values, multiplied)
 
 
 class Convolution(nn.Module):

@@ -32,7 +32,7 @@ def cost(config: ModelConfig) -> Cost:
 
     What keys and queries make is the same for all pictures of a batch, but counted for each.
     """
-    d, n, v, c = config.vision.width, config.vision.patches, config.visual_tokens, config.compressor
+    d, n, v, c = config.vision.feature_width, config.vision.patches, config.visual_tokens, config.compressor
     return Cost(c.queries * d + 4 * d * d, 2.0 * attention_products(d, n, v, c.heads) + 2 * NORM * n * d)
 
 

@@ -42,7 +42,7 @@ def _windows(config: ModelConfig) -> tuple[int, tuple[int, ...]]:
 def cost(config: ModelConfig) -> Cost:
     """Towers, convolution, absorbed region attention and the question's projection. Resizing an elastic
     compressor's kernel is no work of a picture's."""
-    d, n, v = config.vision.width, config.vision.patches, config.made_tokens
+    d, n, v = config.vision.feature_width, config.vision.patches, config.made_tokens
     levels, heads, text = len(config.vision.levels), config.compressor.heads, query_width(config)
     towers = 2 * (levels * d * d + d * d) + 2 * d * d
     scales, kernel = len(config.made_scales), config.compressor.kernel

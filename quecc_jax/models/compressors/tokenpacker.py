@@ -29,7 +29,7 @@ def build(config: ModelConfig, dtype: Any, name: str | None) -> nn.Module:
 
 def cost(config: ModelConfig) -> Cost:
     """Two towers, the queries' matrix and absorbed region attention."""
-    d, n, v = config.vision.width, config.vision.patches, config.visual_tokens
+    d, n, v = config.vision.feature_width, config.vision.patches, config.visual_tokens
     levels = len(config.vision.levels)
     towers = 2 * (levels * d * d + d * d)
     multiplied = n * towers + v * d * d + 4 * v * d * d + 2 * n * config.compressor.heads * d

@@ -1,0 +1,67 @@
+"""S2 (arXiv 2403.13043): one tower over a picture at several scales, features side by side.
+
+At scale s the picture, s times the tower's input along each side, is cut into s x s tiles that the tower sees
+one by one. Their features make a map of (s g) x (s g) patches, averaged down to g x g.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from quecc_jax.config import VisionConfig
+
+
+def split_scales(pixels: jax.Array, config: VisionConfig) -> jax.Array:
+    """Tiles [B * T, H, W, 3] of pictures [B, input, input, 3]; T = sum of s^2, each picture's together.
+
+    Smaller scales are made of the largest by bicubic interpolation, as the original does it: by torch's
+    kernel (a = -0.75), without antialiasing.
+    """
+    if config.scales == (1,):
+        return pixels
+    b, side, parts = pixels.shape[0], config.image_size, []
+    for scale in config.scales:
+        scaled = pixels
+        if scale * side != config.input_size:
+            matrix = bicubic(config.input_size, scale * side)
+            product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+            scaled = product("yh,bhwc,xw->byxc", matrix, pixels.astype(jnp.float32), matrix)
+        tiles = scaled.astype(pixels.dtype).reshape(b, scale, side, scale, side, 3)
+        parts.append(tiles.transpose(0, 1, 3, 2, 4, 5).reshape(b, scale * scale, side, side, 3))
+    return jnp.concatenate(parts, axis=1).reshape(-1, side, side, 3)
+
+
+def join_scales(states: jax.Array, config: VisionConfig) -> jax.Array:
+    """States [B, n, K, scales * D] of the tiles' states [B * T, n, K, D] that `split_scales` made.
+
+    Channels stand scale by scale, in the config's order; averages are taken in float32.
+    """
+    if config.scales == (1,):
+        return states
+    (_, n, kept, width), grid = states.shape, config.grid
+    states = states.reshape(-1, config.tiles_seen, n, kept, width)
+    parts, first = [], 0
+    for scale in config.scales:
+        tiles = states[:, first : first + scale * scale]
+        first += scale * scale
+        tiles = tiles.reshape(-1, scale, scale, grid, grid, kept, width).transpose(0, 1, 3, 2, 4, 5, 6)
+        squares = tiles.reshape(-1, grid, scale, grid, scale, kept, width)
+        parts.append(squares.mean(axis=(2, 4), dtype=jnp.float32).reshape(-1, n, kept, width))
+    return jnp.concatenate(parts, axis=-1).astype(states.dtype)
+
+
+def bicubic(size: int, target: int) -> np.ndarray:
+    """float32 [target, size]: bicubic interpolation as torch has it (a = -0.75, corners not aligned, the
+    edge repeated, no antialiasing)."""
+    a, matrix = -0.75, np.zeros((target, size))
+    for row in range(target):
+        at = (row + 0.5) * size / target - 0.5
+        for tap in range(math.floor(at) - 1, math.floor(at) + 3):
+            x = abs(at - tap)
+            near = ((a + 2) * x - (a + 3)) * x * x + 1
+            far = ((x - 5) * x + 8) * x * a - 4 * a
+            matrix[row, min(max(tap, 0), size - 1)] += near if x <= 1 else far
+    return matrix.astype(np.float32)
