@@ -171,6 +171,11 @@ def write_queries(options: Options) -> None:
     if options.encoder != "run":
         query = dataclasses.replace(config.model.query, encoder=options.encoder, layer=options.layer)
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, query=query))
+    if config.model.query.reads_decoder:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, query_tokenizer=""))
+    elif not config.data.query_tokenizer:
+        raise UserError(f"{options.checkpoint} has no query_tokenizer, whose tokens clip_text reads; import "
+                        "the text tower with python -m launch.convert import --text")
     validate(config)
     _, params = load_params(options.checkpoint, ["decoder" if config.model.query.reads_decoder else "text"])
     tokenizer = load_tokenizer(config.data.tokenizer, config.data.query_tokenizer)

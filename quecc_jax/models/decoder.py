@@ -166,21 +166,17 @@ class Decoder(nn.Module):
         self.norm = make_norm(c)
         if self.unrolled:
             self.layers = [layer(c, self.dtype, self.kernel, self.gradients) for _ in range(c.depth)]
-        else:
-            self.layers = self._stack(layer, c.depth)
-
-    def _stack(self, layer: Any, depth: int, **place: Any) -> Any:
-        """`depth` layers, scanned."""
+            return
         stack = nn.scan(
             layer,
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast),
-            length=depth,
+            length=c.depth,
             unroll=self.scan_unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        return stack(self.config, self.dtype, self.kernel, self.gradients, **place)
+        self.layers = stack(c, self.dtype, self.kernel, self.gradients)
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Embeddings [B, S, D] of token ids [B, S]."""
@@ -248,7 +244,6 @@ class Decoder(nn.Module):
     ) -> tuple[jax.Array, None]:
         """The first `count` layers, without gradient."""
         layers: Any = self.layers
-        windows = None if windows is None else windows[:count]
         if self.unrolled:
             for number, layer in enumerate(layers[:count]):
                 x, _ = layer(x, None, None if windows is None else windows[number], *rest)
@@ -257,9 +252,16 @@ class Decoder(nn.Module):
             # The stack is whole or not there: its parameters are those of all layers.
             return self._run(x, cached, None, *rest)
         held = jax.lax.stop_gradient(nn.meta.unbox(self.variables["params"]["layers"]))
-        first = jax.tree.map(lambda leaf: leaf[:count], held)
-        lead = self._stack(DecoderLayer, count, parent=None)
-        return lead.apply({"params": first}, jax.lax.stop_gradient(x), None, windows, *rest)
+        layer = DecoderLayer(self.config, self.dtype, self.kernel, self.gradients, parent=None)
+
+        def one(x: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
+            # Picked inside the loop, no layer is copied but the one at work.
+            pick = functools.partial(jax.lax.dynamic_index_in_dim, index=number, keepdims=False)
+            own, window = jax.tree.map(pick, (held, windows))
+            made: Any = layer.apply({"params": own}, x, None, window, *rest)
+            return made[0], None
+
+        return jax.lax.scan(one, jax.lax.stop_gradient(x), jnp.arange(count))
 
     def output_matrix(self) -> jax.Array:
         """The matrix [D, vocab] that turns hidden states into logits."""
