@@ -62,21 +62,25 @@ def accumulated_gradients(
     def objective(trainable: dict[str, Any], part: Batch) -> tuple[jax.Array, jax.Array]:
         return loss_sum(model, {**frozen, **trainable}, part, chunk)
 
-    gradient = jax.value_and_grad(objective, has_aux=True)
     if slices == 1:
-        (total, count), grads = gradient(trainable, batch)
+        (total, count), grads = jax.value_and_grad(objective, has_aux=True)(trainable, batch)
     else:
         # Row r goes to slice r % slices, so that every device keeps rows of its own in each slice.
         cut = (batch.tokens.shape[0] // slices, slices)
         parts = jax.tree.map(lambda x: x.reshape(*cut, *x.shape[1:]).swapaxes(0, 1), batch)
+        # The backward pass adds each layer's gradient to these as it gets to it: a slice has no gradients
+        # of its own beside the sums.
+        refs = jax.tree.map(lambda x: jax.new_ref(jnp.zeros_like(x)), trainable)
 
-        def add(sums: Any, part: Batch) -> tuple[Any, None]:
-            (total, count), grads = gradient(trainable, part)
-            return jax.tree.map(jnp.add, sums, (total, count, grads)), None
+        def add(sums: tuple[jax.Array, jax.Array], part: Batch) -> tuple[tuple[jax.Array, jax.Array], None]:
+            backward: Any
+            total, backward, count = jax.vjp(lambda t: objective(t, part), trainable, has_aux=True)
+            backward.with_refs(refs)(jnp.ones_like(total))
+            return (sums[0] + total, sums[1] + count), None
 
         zero = jnp.zeros((), jnp.float32)
-        start = (zero, zero, jax.tree.map(jnp.zeros_like, trainable))
-        (total, count, grads), _ = jax.lax.scan(add, start, parts)
+        (total, count), _ = jax.lax.scan(add, (zero, zero), parts)
+        grads = jax.tree.map(jax.freeze, refs)
     scale = 1.0 / jnp.maximum(count, 1.0)
     return total * scale, count, jax.tree.map(lambda g: g * scale, grads)
 

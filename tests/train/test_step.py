@@ -4,7 +4,9 @@ Compiling is what takes time here, so every run is made once for all tests that 
 starts from random arrays instead of a compiled initialiser, which has a test of its own.
 """
 
+import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,7 @@ from quecc_jax.data.images import normalise
 from quecc_jax.models.vlm import VLM
 from quecc_jax.sharding import make_mesh
 from quecc_jax.train.state import TrainState, split_params
-from quecc_jax.train.step import Trainer, build_trainer
+from quecc_jax.train.step import Trainer, accumulated_gradients, build_trainer
 from tests import tiny
 
 ONE = MeshConfig(1, 1, 1)
@@ -90,6 +92,21 @@ def test_accumulation_is_the_mean_over_all_label_tokens():
     sliced, _, accumulated = train(run(accumulation=4))
     np.testing.assert_allclose(sliced, whole, rtol=1e-5)
     assert_same(accumulated.trainable, state.trainable, 1e-4)
+
+
+def test_accumulation_holds_no_second_set_of_gradients():
+    """The slices are as large as the batch without accumulation, the layers larger than their activations."""
+    decoder = dataclasses.replace(tiny.RUN.model.decoder, width=128, depth=16, mlp_width=512)
+    temporaries = {}
+    for slices in (1, 4):
+        config = run(model={"decoder": decoder, "remat": "full"}, data={"images_per_row": 0}, stage=0,
+                     batch_size=slices, accumulation=slices)  # fmt: skip
+        trainer, model, chunk = trainer_on(config), VLM(config.model), config.train.loss_chunk
+        gradients = jax.jit(lambda p, b, m=model, n=slices, c=chunk: accumulated_gradients(m, p, {}, b, n, c))
+        compiled = gradients.lower(trainer.abstract_state.trainable, trainer.abstract_batch).compile()
+        memory: Any = compiled.memory_analysis()
+        temporaries[slices], result = memory.temp_size_in_bytes, memory.output_size_in_bytes
+    assert temporaries[4] < temporaries[1] + 0.2 * result
 
 
 def test_a_batch_of_text_alone_is_cut_into_slices_too():
