@@ -108,8 +108,8 @@ class Page:
         return {"id": name, "width": width, "height": height}
 
     def ask(self, body: bytes) -> Iterator[dict[str, Any]]:
-        """Events of one answer: {"text": piece} as they come, then {"usage", "answer", "attention", "query"},
-        the attention for the words that the compressor read.
+        """Events of one answer: {"text": piece} as they come, then {"usage", "answer", "query", "attention",
+        "squares"}, the attention for the words that the compressor read.
 
         Raises:
           Refused: the request is malformed, names an unknown picture, or too many wait.
@@ -142,18 +142,22 @@ class Page:
                 run = self.engine.run([question], limits)
                 for _, piece in run:
                     yield {"text": piece}
-                yield {"usage": run.usage[0]._asdict(), "answer": run.texts()[0],
-                       "attention": self._looked(question), "query": question.asked()}  # fmt: skip
+                yield {"usage": run.usage[0]._asdict(), "answer": run.texts()[0], "query": question.asked(),
+                       **self._looked(question)}  # fmt: skip
         finally:
             self._room.release()
 
-    def _looked(self, question: Any) -> list[list[list[float]]] | None:
-        """[I, V, (g / h)^2]: the mean over heads of every visual token's attention."""
+    def _looked(self, question: Any) -> dict[str, Any]:
+        """`attention` [I, V, n], the mean over heads of every visual token's, and how many `squares` along a
+        side of the picture belong to one token each, see `own_squares`; both None without."""
+        from quecc_jax.evaluate.attention import own_squares
+
         weights = self.engine.attention(question) if question.pictures else None
         if weights is None:
-            return None
+            return {"attention": None, "squares": None}
         mean = weights.mean(axis=2)
-        return np.round(mean.reshape(*mean.shape[:2], -1), 5).tolist()
+        return {"attention": np.round(mean.reshape(*mean.shape[:2], -1), 5).tolist(),
+                "squares": own_squares(weights[0])}  # fmt: skip
 
 
 def _fields(body: bytes) -> dict[str, Any]:

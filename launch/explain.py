@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from quecc_jax.errors import UserError
-from quecc_jax.evaluate.attention import patch_map
+from quecc_jax.evaluate.attention import own_squares, patch_map
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,8 +20,8 @@ def explain(engine: "Engine", question: "Question", other: str, limits: "Limits"
     """Draws the first picture of a question under the attention for it and for another question, with both
     answers, and the difference of the two maps.
 
-    A patch's number is its share of its visual token's attention, the mean over heads, times the patches
-    that the token reads: 1 is as much as every patch would get from a token that looks nowhere.
+    A patch's number is its share of attention, the mean over visual tokens and heads, times the patches: 1 is
+    as much as every patch would get from tokens that look nowhere in particular.
 
     Raises:
       UserError: the model has no compressor that attends, or the file cannot be written.
@@ -34,8 +34,8 @@ def explain(engine: "Engine", question: "Question", other: str, limits: "Limits"
     if weights[0] is None or weights[1] is None:
         raise UserError("--explain needs a compressor that attends to the picture; this model has none")
     answers = [engine.answers([one], limits)[0] for one in questions]
-    region = weights[0].shape[-1]
-    maps = [patch_map(one[0]) * region**2 for one in weights if one is not None]
+    maps = [patch_map(one[0]) for one in weights if one is not None]
+    region = len(maps[0]) // own_squares(weights[0][0])
     change = maps[0] - maps[1]
     picture, side = question.pictures[0].array, maps[0].shape[0]
     where = (-0.5, side - 0.5, side - 0.5, -0.5)
@@ -69,7 +69,7 @@ def explain(engine: "Engine", question: "Question", other: str, limits: "Limits"
 def _overlay(
     panel: "Axes", picture: np.ndarray, shown: np.ndarray, region: int, colours: tuple[str, float, float]
 ) -> "AxesImage":
-    """A map over the greyed picture, with lines between the squares of the visual tokens."""
+    """A map over the greyed picture, with lines between the squares of visual tokens that have their own."""
     side = shown.shape[0]
     where, (name, low, high) = (-0.5, side - 0.5, side - 0.5, -0.5), colours
     panel.imshow(picture.mean(axis=-1), cmap="gray", extent=where, vmin=0, vmax=255)

@@ -189,7 +189,7 @@ def measure_attention(out: str, plan: Plan, report: Report) -> list[dict[str, An
         report(number, len(chosen), cell.name)
         config, params = load_params(f"{out}/cells/{cell.name}/stage2")
         shares: dict[str, list[float]] = {}
-        for row, weights in attention_maps(config.model, picture_data(out, "test", 1), params, 200):
+        for row, weights in attention_maps(config.model, picture_data(out, "test", 1), params):
             if place := asked_cell(row["conversations"][0]["value"]):
                 inside = cell_of_patch == place[0] * m + place[1]
                 shares.setdefault(row["kind"], []).append(float(weights[0, 0][:, inside].sum(-1).mean()))

@@ -74,7 +74,7 @@ def predict(
     for batch in eval_batches(data, model, batch_size, prompts=True):
         assert batch.ids is not None
         ids = batch.ids.tolist()
-        visual, _ = encode(params, batch, [picture_keys(i, rows[i]) if i >= 0 else [] for i in ids])
+        visual = encode(params, batch, [picture_keys(i, rows[i]) if i >= 0 else [] for i in ids])
         prompts = batch._replace(ids=None, pixels=None, features=None)
         tokens = jax.device_get(generate(params, prompts, visual)).tolist()
         for identity, own in zip(ids, tokens, strict=True):

@@ -141,10 +141,10 @@ class Engine:
         return Run(self, questions, limits)
 
     def attention(self, question: Question) -> np.ndarray | None:
-        """Where the compressor looks: float32 [I, V, H, g / h, g / h], see `Encoders`; None without."""
+        """Where the compressor looks: float32 [I, V, H, g, g], see `Encoders.attention`; None without."""
         batch, keys, _, _ = self._lay_out([question], 1)
-        _, weights = self._encoders(self.params, batch, keys)
-        return None if weights is None else np.asarray(weights[0])
+        weights = self._encoders.attention(self.params, batch, keys)
+        return None if weights is None else weights[0]
 
     def _lay_out(
         self, questions: Sequence[Question], new: int
@@ -231,7 +231,7 @@ class Run:
         engine, limits = self._engine, self._limits
         batch, keys, lengths, places = self._laid_out
         rows = batch.tokens.shape[0]
-        visual = engine._encoders(engine.params, batch, keys)[0] if batch.pixels is not None else None
+        visual = engine._encoders(engine.params, batch, keys) if batch.pixels is not None else None
         draws = None
         if limits.sampling is not None:
             draws = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(limits.seed), np.arange(rows))

@@ -94,28 +94,44 @@ class Encoders:
         model = VLM(config, unrolled=True)
         self._encode = {name: functools.partial(on_mesh(encode, mesh), model)
                         for name, encode in (("questions", _questions), ("pictures", _pictures))}  # fmt: skip
-        self._compress = functools.partial(on_mesh(_compress, mesh), model)
+        self._compress, self._look = (functools.partial(on_mesh(one, mesh), model)
+                                      for one in (_compress, _look))  # fmt: skip
 
-    def __call__(
-        self, params: Any, batch: Batch, pictures: Sequence[Sequence[Hashable]]
-    ) -> tuple[jax.Array, jax.Array | None]:
-        """Visual tokens of a batch.
+    def __call__(self, params: Any, batch: Batch, pictures: Sequence[Sequence[Hashable]]) -> jax.Array:
+        """Visual tokens [B, I, V, M] of a batch.
 
         Args:
           params: in `decoding_params`' form.
           batch: on the host, with pixels, or with features, which are taken as they are.
           pictures: for each row the keys of its pictures; equal keys mean equal pixels.
-
-        Returns:
-          Visual tokens [B, I, V, M], and float32 [B, I, V, H, g / h, g / h], the weights by which each of
-          the V tokens averages its own square of the g x g patches in each of H heads; None where the
-          compressor does not attend, or no row has a picture.
         """
+        c, (b, i) = self.config, batch.queries.shape[:2]
+        inputs = self._inputs(params, batch, pictures)
+        if inputs is None:
+            return jnp.zeros((b, i, c.visual_tokens, c.decoder.width), jnp.dtype(c.dtype))
+        return self._compress(params, *inputs)
+
+    def attention(
+        self, params: Any, batch: Batch, pictures: Sequence[Sequence[Hashable]]
+    ) -> np.ndarray | None:
+        """Where the compressor looks: float32 [B, I, V, H, g, g] of the same arguments, the weights by which
+        each of the V tokens averages the g x g patches in each of H heads. They sum to one; outside of its
+        own square a token that has one gives zeros. Where a compressor attends more than once, the last time
+        counts. None where it does not attend, or no row has a picture.
+        """
+        inputs = self._inputs(params, batch, pictures)
+        weights = None if inputs is None else self._look(params, *inputs)
+        return None if weights is None else over_picture(np.asarray(weights), self.config.vision.grid)
+
+    def _inputs(
+        self, params: Any, batch: Batch, pictures: Sequence[Sequence[Hashable]]
+    ) -> tuple[Any, Any] | None:
+        """The tower's states [B, I, n, K, D] and the questions' features [B, I, H], unless there is none."""
         c, (b, i) = self.config, batch.queries.shape[:2]
         lengths = np.asarray(batch.query_lengths)
         present = [(r, n) for r in range(b) for n in range(i) if lengths[r, n]]
         if not present:
-            return jnp.zeros((b, i, c.visual_tokens, c.decoder.width), jnp.dtype(c.dtype)), None
+            return None
         states = batch.features
         if states is None:
             keys = {(r, n): pictures[r][n] for r, n in present}
@@ -127,7 +143,7 @@ class Encoders:
             query = self._gather("questions", self.reuse.questions, keys, (b, i), params, (ids, lengths))
         if self._mesh is not None:
             states, query = jax.device_put((states, query), batch_sharding(self._mesh))
-        return self._compress(params, states, query)
+        return states, query
 
     def _gather(
         self, name: str, held: Lru, keys: dict[tuple[int, int], Hashable], shape: tuple[int, int],
@@ -189,22 +205,43 @@ def _pictures(model: VLM, params: Any, pixels: jax.Array) -> tuple[jax.Array, ..
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _compress(model: VLM, params: Any, states: jax.Array, query: jax.Array) -> tuple[jax.Array, Any]:
-    made: Any = model.apply({"params": params}, states, query, method=VLM.compress,
-                            mutable=["intermediates"])  # fmt: skip
-    tokens, weights = made[0], jax.tree.leaves(made[1])
-    return tokens, _by_region(weights[0], tokens.shape, model.config) if weights else None
+def _compress(model: VLM, params: Any, states: jax.Array, query: jax.Array) -> jax.Array:
+    tokens: Any = model.apply({"params": params}, states, query, method=VLM.compress)
+    return tokens
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _look(model: VLM, params: Any, states: jax.Array, query: jax.Array) -> jax.Array | None:
+    _, sown = model.apply({"params": params}, states, query, method=VLM.compress, mutable=["intermediates"])
+    found = jax.tree.leaves(sown)
+    if not found:
+        return None
+    # Weights that do not depend on the picture have one row for all.
+    (b, i), shape = states.shape[:2], found[-1].shape[1:]
+    return jnp.broadcast_to(found[-1], (b * i, *shape)).reshape(b, i, *shape)
 
 
 def _rows(x: Any) -> tuple[jax.Array, ...]:
     return tuple(x[r, 0] for r in range(x.shape[0]))
 
 
-def _by_region(weights: jax.Array, tokens: tuple[int, ...], config: ModelConfig) -> jax.Array:
-    """[B, I, V, H, g / h, g / h] of QueCC's own [B I, V, H, R]."""
-    b, i, v, _ = tokens
-    region = config.vision.grid // math.isqrt(v)
-    return weights.reshape(b, i, v, -1, region, region)
+def over_picture(weights: np.ndarray, grid: int) -> np.ndarray:
+    """Attention weights laid out over the whole picture, [..., V, H, g, g].
+
+    Args:
+      weights: [..., V, H, R]. R = g^2 are all patches. Fewer are those of the token's own square: V = h^2
+        squares tile the picture, both in raster order.
+      grid: g.
+    """
+    *rows, v, heads, r = weights.shape
+    out = np.zeros((*rows, v, heads, grid, grid), weights.dtype)
+    region = math.isqrt(r)
+    across = grid // region
+    for token in range(v):
+        y, x = (place % across * region for place in (token // across, token))
+        square = weights[..., token, :, :].reshape(*rows, heads, region, region)
+        out[..., token, :, y : y + region, x : x + region] = square
+    return out
 
 
 def round_up(number: int, multiple: int = 1) -> int:

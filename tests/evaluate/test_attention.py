@@ -5,13 +5,16 @@ import dataclasses
 import numpy as np
 import pytest
 
+from quecc_jax.compressor_config import COMPRESSORS
 from quecc_jax.config import DataConfig, SourceConfig
 from quecc_jax.data.pool import build_pool, write_features
 from quecc_jax.data.templates import template_text
 from quecc_jax.data.tokenizer import train_word_tokenizer
-from quecc_jax.evaluate.attention import attention_maps
+from quecc_jax.evaluate.attention import attention_maps, own_squares, patch_map
+from quecc_jax.generate.decode import decoding_params
+from quecc_jax.generate.reuse import Encoders, Reuse, over_picture
 from quecc_jax.geometry import hidden_indices
-from tests.tiny import MODEL, RUN, random_params
+from tests.tiny import MODEL, RUN, random_batch, random_params, run
 
 V, HEADS, GRID = 4, 4, 4
 
@@ -32,20 +35,16 @@ def data(pool, tmp_path_factory):
 
 
 def maps(data, pool, features, fingerprint):
-    """All rows' maps [rows, V, H, g, g] laid out over the picture, zero outside a token's region."""
+    """All rows' maps [rows, V, H, g, g]."""
     write_features(pool, lambda images: features[: len(images)], 128, fingerprint)
     params = random_params(dataclasses.replace(RUN, data=data))
     params.pop("vision")
     rows, out = [], []
     for row, weights in attention_maps(MODEL, data, params, batch_size=4):
-        assert weights.shape == (1, V, HEADS, 2, 2)
+        assert weights.shape == (1, V, HEADS, GRID, GRID)
         np.testing.assert_allclose(weights.sum(axis=(-2, -1)), 1.0, rtol=1e-5)
-        whole = np.zeros((V, HEADS, GRID, GRID))
-        for token in range(V):
-            r, c = divmod(token, 2)
-            whole[token, :, 2 * r : 2 * r + 2, 2 * c : 2 * c + 2] = weights[0, token]
         rows.append(row)
-        out.append(whole)
+        out.append(weights[0])
     return rows, np.stack(out)
 
 
@@ -70,3 +69,39 @@ def test_a_patch_whose_keys_change_changes_its_own_region_alone(pool, data):
     same = np.delete(ratio, place, axis=-1)
     np.testing.assert_allclose(same / same[:, :1], 1.0, rtol=1e-3)
     assert np.median(np.abs(ratio[:, place] / same[:, 0] - 1)) > 0.02
+
+
+@pytest.mark.parametrize("name", COMPRESSORS)
+def test_the_maps_of_every_compressor(name):
+    """Shape and sums; squares of their own where tokens have them; and whose maps depend on the picture."""
+    compressor = dataclasses.replace(MODEL.compressor, name=name)
+    config = run(model={"compressor": compressor}, data={"max_length": 48}, batch_size=2)
+    params = decoding_params(random_params(config), config.model)
+    batch = random_batch(config, pictures=[2, 1])
+    shape = (2, 2, GRID**2, len(hidden_indices(MODEL.vision)), MODEL.vision.width)
+    features = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    found = Encoders(config.model, Reuse()).attention(
+        params, batch._replace(pixels=None, features=features), [["a", "b"], ["c"]])  # fmt: skip
+    if name in ("avgpool", "conv", "m3", "none"):
+        assert found is None
+        return
+    v = config.model.visual_tokens
+    assert found is not None and found.shape[:3] == (2, 2, v) and found.shape[4:] == (GRID, GRID)
+    np.testing.assert_allclose(found.sum(axis=(-2, -1)), 1, rtol=1e-5)
+    assert own_squares(found[0, 0]) == (2 if name in ("quecc", "tokenpacker") else 1)
+    assert bool(np.abs(found[0, 0] - found[0, 1]).max() > 1e-3) == (name != "mqt")
+    np.testing.assert_allclose(patch_map(found[0, 0]).mean(), 1, rtol=1e-5)
+
+
+def test_a_tokens_own_square_has_its_place():
+    own = np.arange(1.0, 25).reshape(4, 2, 3)[:, :, :1] * np.ones(9)
+    laid = over_picture(own, 6)
+    assert laid.shape == (4, 2, 6, 6) and own_squares(laid) == 2
+    for token, (y, x) in enumerate([(0, 0), (0, 3), (3, 0), (3, 3)]):
+        np.testing.assert_array_equal(laid[token, :, y : y + 3, x : x + 3].reshape(2, 9), own[token])
+    assert laid.sum() == own.sum()
+    everywhere = over_picture(np.broadcast_to(np.arange(36.0), (3, 4, 2, 36)), 6)
+    np.testing.assert_array_equal(everywhere[2, 3, 1], np.arange(36.0).reshape(6, 6))
+    assert own_squares(everywhere[0]) == 1
+    np.testing.assert_allclose(patch_map(everywhere[0] / everywhere[0, 0, 0].sum()),
+                               np.arange(36.0).reshape(6, 6) * 36 / 630)  # fmt: skip

@@ -147,8 +147,8 @@ def test_the_server_answers_as_the_engine_does(engine, server, pictures):
     weights = engine.attention(question)
     assert weights is not None
     mean = np.array(last["attention"])
-    assert mean.shape == (1, 4, 4)
-    np.testing.assert_allclose(mean, weights.mean(axis=2).reshape(1, 4, 4), atol=1e-5)
+    assert mean.shape == (1, 4, 16) and last["squares"] == 2
+    np.testing.assert_allclose(mean, weights.mean(axis=2).reshape(1, 4, 16), atol=1e-5)
     np.testing.assert_allclose(mean.sum(axis=-1), 1, atol=1e-4)
 
 
