@@ -119,7 +119,7 @@ def test_stored_queries_train_as_computed_ones_do_and_only_of_this_decoder(prepa
     short = dataclasses.replace(config.data, query_length=2)
     with pytest.raises(UserError, match=r"another tokenizer or data\.query_length"):
         quiet(dataclasses.replace(config, out=str(tmp_path / "short"), data=short))
-    with pytest.raises(UserError, match=r"cached_queries needs a frozen decoder"):
+    with pytest.raises(UserError, match=r"cached_queries needs a frozen encoder of the question"):
         quiet(dataclasses.replace(config, train=dataclasses.replace(ONE_STEP, stage=2)))
 
 
