@@ -22,11 +22,11 @@ class Kind(NamedTuple):
 
 COMPRESSORS: dict[str, Kind] = {
     "quecc": Kind(reads_question=True, elastic=True),
-    "tokenpacker": Kind(),
-    "m3": Kind(projected=True),
-    "mqt": Kind(shape="free"),
+    "tokenpacker": Kind(elastic=True),
+    "m3": Kind(elastic=True, projected=True),
+    "mqt": Kind(shape="free", elastic=True, nested=True),
     "avgpool": Kind(elastic=True),
-    "conv": Kind(),
+    "conv": Kind(elastic=True),
     "resampler": Kind(shape="free"),
     "none": Kind(shape="all"),
 }

@@ -48,10 +48,14 @@ def output_tokens(config: CompressorConfig, grid: int) -> int:
     tokens = config.tokens or output_grid(grid, config.kernel, config.stride) ** 2
     if not 0 < tokens <= grid**2:
         raise ValueError(f"tokens {tokens} is not between 1 and the {grid**2} patches of a picture")
+    _check_queries(config, tokens)
+    return tokens
+
+
+def _check_queries(config: CompressorConfig, tokens: int) -> None:
     queries = config.queries
     if config.name == "mqt" and (tokens > queries or math.isqrt(queries) ** 2 != queries):
         raise ValueError(f"queries {queries} is not a square number of at least the {tokens} tokens")
-    return tokens
 
 
 def _elastic_tokens(config: CompressorConfig, grid: int) -> int:
@@ -66,6 +70,7 @@ def _elastic_tokens(config: CompressorConfig, grid: int) -> int:
     if config.kind.shape == "grid" and not {s * s for s in sides}.issuperset(choices):
         raise ValueError(f"not all of elastic {choices} tile a {grid} x {grid} grid; "
                          f"these do: {[s * s for s in sides]}")
+    _check_queries(config, choices[-1])
     return config.tokens or choices[-1]
 
 

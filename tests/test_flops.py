@@ -85,8 +85,19 @@ def test_tower(cost):
 @pytest.mark.parametrize("stride", [16, 4, 1])
 @pytest.mark.parametrize("name", COMPRESSORS)
 def test_compressor_alone(name, stride):
-    compressor = CompressorConfig(name, kernel=stride, stride=stride, heads=4)
-    model = dataclasses.replace(MODEL, compressor=compressor)
+    assert_counted(CompressorConfig(name, kernel=stride, stride=stride, heads=4))
+
+
+# The lone convolution is so little work that resizing its kernel, once for all pictures, outweighs it.
+@pytest.mark.parametrize("name", [name for name, kind in COMPRESSORS.items()
+                                  if kind.elastic and name != "conv"])  # fmt: skip
+def test_compressor_at_every_v(name):
+    assert_counted(CompressorConfig(name, elastic=(1, 4, 16, 64), heads=4))
+
+
+def assert_counted(compressor: CompressorConfig) -> None:
+    """FLOPs are those that XLA counts, weights those of the parameters."""
+    model, name = dataclasses.replace(MODEL, compressor=compressor), compressor.name
     width = 768 if COMPRESSORS[name].projected else 512
     single, multi = floats(1, 256, width), floats(1, 256, 3 * 512)
     inputs: Any = Features(single, multi), floats(1, 1, 768)  # type: ignore[arg-type]

@@ -54,10 +54,14 @@ def conversations(batch, model, v):
                    tuple(np.flatnonzero(~text)[::v]), len(np.unique(pictures)))  # fmt: skip
 
 
-@pytest.mark.parametrize("batching", ["pad", "grouped", "packed"])
-def test_only_the_slots_of_a_picture_differ(pools, settings, model, elastic, batching, tmp_path):
+@pytest.mark.parametrize("name, batching", [("quecc", "pad"), ("quecc", "grouped"), ("quecc", "packed"),
+                                            ("mqt", "pad")])  # fmt: skip
+def test_only_the_slots_of_a_picture_differ(settings, model, elastic, name, batching, tmp_path):
     """Against the batches that the model of one V, the largest, gets from the same seed."""
     data = settings(MOSAIC, READING, batching=batching, packed_images=3, cache=str(tmp_path), window=40)
+    compressor = dataclasses.replace(elastic.compressor, name=name, queries=16)
+    elastic = dataclasses.replace(elastic, compressor=compressor)
+    assert elastic.made_tokens == (16 if name == "mqt" else 21)
     fixed = dataclasses.replace(model, compressor=CompressorConfig(kernel=1, stride=1, heads=2))
     with make_iterator(data, elastic, 6, 5) as ours, make_iterator(data, fixed, 6, 5) as theirs:
         for number in range(6):

@@ -28,7 +28,7 @@ def model_of(name: str = "quecc", elastic: tuple[int, ...] = (1, 4, 9, 16), grid
              ) -> ModelConfig:  # fmt: skip
     vision = VisionConfig(image_size=4 * grid, patch_size=4, width=16, depth=3, heads=2, mlp_width=32,
                           levels=(1, 2, 3))  # fmt: skip
-    compressor = CompressorConfig(name=name, elastic=elastic, heads=2, **more)
+    compressor = CompressorConfig(name=name, elastic=elastic, heads=2, queries=16, **more)
     return dataclasses.replace(MODEL, vision=vision, compressor=compressor)
 
 

@@ -2,11 +2,13 @@
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from quecc_jax.models.layers import LayerNorm, by_rows, linear, logical, matrix_init
 
@@ -52,6 +54,21 @@ def regions(x: jax.Array, side: int) -> jax.Array:
     region = math.isqrt(n) // side
     x = x.reshape(p, side, region, side, region, width).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(p, side * side, region * region, width)
+
+
+def attend_by_region(
+    attend: "RegionAttention", queries: jax.Array, keys: jax.Array, values: jax.Array, sides: Sequence[int]
+) -> jax.Array:
+    """[P, T, D]: each query averages the values of its own region.
+
+    Args:
+      queries: [P, T, D], those of one output grid behind those of the other.
+      keys, values: [P, n, D]
+      sides: h of each output grid; T is the sum of their squares.
+    """
+    parts = jnp.split(queries, np.cumsum(np.square(sides))[:-1], axis=1)
+    made = [attend(q, regions(keys, h), regions(values, h)) for q, h in zip(parts, sides, strict=True)]
+    return jnp.concatenate(made, axis=1)
 
 
 class Tower(nn.Module):

@@ -9,20 +9,28 @@ import jax.numpy as jnp
 from quecc_jax.config import ModelConfig
 from quecc_jax.data.batch import Batch
 from quecc_jax.models.compressors.base import Cost, Features, picture_grid
-from quecc_jax.models.compressors.quecc import DepthwiseConv
+from quecc_jax.models.compressors.quecc import DepthwiseConv, windows
 from quecc_jax.models.layers import by_rows
 
 
 def build(config: ModelConfig, dtype: Any, name: str | None) -> nn.Module:
     """The module for a model."""
-    return Convolution(config.compressor.kernel, config.compressor.stride, dtype, name=name)
+    c = config.compressor
+    if not c.elastic:
+        return Convolution(c.kernel, c.stride, dtype, name=name)
+    base, sides = windows(config)
+    return Convolution(base, base, dtype, sides, name=name)
 
 
 def cost(config: ModelConfig) -> Cost:
     """One k x k window and a bias per token and channel."""
-    window, values = config.compressor.kernel**2, config.visual_tokens * config.vision.feature_width
-    multiplied = 2.0 * window * values
-    return Cost(window * config.vision.feature_width, multiplied + values, multiplied)
+    d, window = config.vision.feature_width, config.compressor.kernel**2
+    multiplied, values = 2.0 * window * config.visual_tokens * d, config.made_tokens * d
+    if config.compressor.elastic:
+        # Windows that do not overlap read every patch once.
+        window = windows(config)[0] ** 2
+        multiplied = 2.0 * len(config.made_scales) * config.vision.patches * d
+    return Cost(window * d, multiplied + values, multiplied)
 
 
 class Convolution(nn.Module):
@@ -31,10 +39,12 @@ class Convolution(nn.Module):
     kernel: int
     stride: int
     dtype: Any = jnp.float32
+    windows: tuple[int, ...] = ()
+    """As QueCC's, whose convolution this is."""
 
     @nn.compact
     def __call__(self, features: Features, query: jax.Array, batch: Batch | None = None) -> jax.Array:
-        """[P, V, D] of X_s [P, n, D]; X_m and the question are not read.
+        """[P, V, D] of X_s [P, n, D], one V behind the other; X_m and the question are not read.
 
         Raises:
           ValueError: n is not a square, or the output grid does not divide the input's.
@@ -42,5 +52,6 @@ class Convolution(nn.Module):
         del query, batch
         x, grid = features.single.astype(self.dtype), picture_grid(features.single)
         x = x.reshape(x.shape[0], grid, grid, x.shape[-1])
-        x = by_rows(DepthwiseConv(self.kernel, self.stride, self.dtype, name="downsample")(x))
-        return x.reshape(x.shape[0], -1, x.shape[-1])
+        downsample = DepthwiseConv(self.kernel, self.stride, self.dtype, name="downsample")
+        made = [downsample(x, window) for window in self.windows or (0,)]
+        return by_rows(jnp.concatenate([y.reshape(x.shape[0], -1, x.shape[-1]) for y in made], axis=1))

@@ -17,8 +17,8 @@ from quecc_jax.models.compressors.base import (
     Features,
     RegionAttention,
     Tower,
+    attend_by_region,
     picture_grid,
-    regions,
 )
 from quecc_jax.models.layers import LayerNorm, by_rows, linear, logical
 
@@ -28,15 +28,15 @@ def build(config: ModelConfig, dtype: Any, name: str | None) -> nn.Module:
     c = config.compressor
     if not c.elastic:
         return QueCC(c.kernel, c.stride, c.heads, dtype, name=name)
-    base, windows = _windows(config)
-    return QueCC(base, base, c.heads, dtype, windows, name=name)
+    base, sides = windows(config)
+    return QueCC(base, base, c.heads, dtype, sides, name=name)
 
 
-def _windows(config: ModelConfig) -> tuple[int, tuple[int, ...]]:
+def windows(config: ModelConfig) -> tuple[int, tuple[int, ...]]:
     """Side of an elastic compressor's kernel, in patches, and of the windows that it is resized to."""
-    base, *windows = (config.vision.grid // math.isqrt(v)
-                      for v in (config.compressor.elastic[0], *config.made_scales))  # fmt: skip
-    return base, tuple(windows)
+    base, *sides = (config.vision.grid // math.isqrt(v)
+                    for v in (config.compressor.elastic[0], *config.made_scales))  # fmt: skip
+    return base, tuple(sides)
 
 
 def cost(config: ModelConfig) -> Cost:
@@ -48,7 +48,7 @@ def cost(config: ModelConfig) -> Cost:
     scales, kernel = len(config.made_scales), config.compressor.kernel
     convolution = v * kernel**2 * d
     if config.compressor.elastic:
-        kernel, convolution = _windows(config)[0], scales * n * d
+        kernel, convolution = windows(config)[0], scales * n * d
     params = towers + 4 * d * d + kernel**2 * d + text * d
     multiplied = n * towers + convolution + 4 * v * d * d + scales * 2 * n * heads * d + text * d
     return Cost(params, 2.0 * multiplied, 2.0 * 2 * n * levels * d * d)
@@ -91,12 +91,9 @@ class QueCC(nn.Module):
         k = Tower(width, self.dtype, name="k_proj")(multi)
         v = Tower(width, self.dtype, name="v_proj")(multi)
         attend = RegionAttention(self.heads, self.dtype, name="clip_attn")
-        made = []
-        for window in self.windows or (0,):
-            scale = by_rows(downsample(q, window))
-            side = scale.shape[1]
-            made.append(attend(scale.reshape(p, side * side, width), regions(k, side), regions(v, side)))
-        return jnp.concatenate(made, axis=1)
+        made = [downsample(q, window) for window in self.windows or (0,)]
+        q = by_rows(jnp.concatenate([x.reshape(p, -1, width) for x in made], axis=1))
+        return attend_by_region(attend, q, k, v, [x.shape[1] for x in made])
 
 
 class DepthwiseConv(nn.Module):

@@ -8,15 +8,15 @@ import jax.numpy as jnp
 
 from quecc_jax.config import ModelConfig
 from quecc_jax.data.batch import Batch
-from quecc_jax.geometry import output_grid
+from quecc_jax.geometry import output_grid, output_sides
 from quecc_jax.models.compressors.base import (
     EPS,
     Cost,
     Features,
     RegionAttention,
     Tower,
+    attend_by_region,
     picture_grid,
-    regions,
 )
 from quecc_jax.models.layers import LayerNorm, by_rows, linear
 
@@ -24,32 +24,36 @@ from quecc_jax.models.layers import LayerNorm, by_rows, linear
 def build(config: ModelConfig, dtype: Any, name: str | None) -> nn.Module:
     """The module for a model. Its own MLP to the decoder's width is the projector `mlp2x_gelu`."""
     c = config.compressor
-    return TokenPacker(c.kernel, c.stride, c.heads, dtype, name=name)
+    return TokenPacker(c.kernel, c.stride, c.heads, dtype, output_sides(config), name=name)
 
 
 def cost(config: ModelConfig) -> Cost:
     """Two towers, the queries' matrix and absorbed region attention."""
-    d, n, v = config.vision.feature_width, config.vision.patches, config.visual_tokens
-    levels = len(config.vision.levels)
+    d, n, v = config.vision.feature_width, config.vision.patches, config.made_tokens
+    levels, heads = len(config.vision.levels), config.compressor.heads * len(config.made_scales)
     towers = 2 * (levels * d * d + d * d)
-    multiplied = n * towers + v * d * d + 4 * v * d * d + 2 * n * config.compressor.heads * d
+    multiplied = n * towers + v * d * d + 4 * v * d * d + 2 * n * heads * d
     return Cost(towers + d * d + 4 * d * d, 2.0 * multiplied, 2.0 * (2 * n * levels * d * d + v * d * d))
 
 
 class TokenPacker(nn.Module):
     """q = LN(resize(X_s) W), k = LN(MLP(X_m)), v = LN(MLP(X_m)); each q attends to its own region.
 
-    `kernel` and `stride` give the output grid of side h, V = h^2; nothing else depends on them.
+    `kernel` and `stride` give the output grid of side h, V = h^2; nothing else depends on them, so that one
+    set of weights makes any V.
     """
 
     kernel: int
     stride: int
     heads: int = 8
     dtype: Any = jnp.float32
+    sides: tuple[int, ...] = ()
+    """h of each output grid, in place of that of `kernel` and `stride`."""
 
     @nn.compact
     def __call__(self, features: Features, query: jax.Array, batch: Batch | None = None) -> jax.Array:
-        """Compressed tokens [P, V, D] of X_s [P, n, D] and X_m [P, n, levels * D]; no question is read.
+        """Compressed tokens [P, V, D] of X_s [P, n, D] and X_m [P, n, levels * D], one V behind the other; no
+        question is read.
 
         Raises:
           ValueError: n is not a square, the output grid does not divide the input's, or the heads
@@ -57,14 +61,14 @@ class TokenPacker(nn.Module):
         """
         del query, batch
         single, multi = (x.astype(self.dtype) for x in features)
-        side = output_grid(picture_grid(single), self.kernel, self.stride)
+        sides = self.sides or (output_grid(picture_grid(single), self.kernel, self.stride),)
         q = linear(single.shape[-1], ("mlp", "embed"), bias=False, dtype=self.dtype, name="q_proj")(
-            region_centres(single, side))  # fmt: skip
+            jnp.concatenate([region_centres(single, side) for side in sides], axis=1))  # fmt: skip
         q = LayerNorm(EPS, name="q_norm")(by_rows(q))
         k = Tower(single.shape[-1], self.dtype, name="k_proj")(multi)
         v = Tower(single.shape[-1], self.dtype, name="v_proj")(multi)
         attend = RegionAttention(self.heads, self.dtype, name="clip_attn")
-        return attend(q, regions(k, side), regions(v, side))
+        return attend_by_region(attend, q, k, v, sides)
 
 
 def region_centres(x: jax.Array, side: int) -> jax.Array:
