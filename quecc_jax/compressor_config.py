@@ -18,6 +18,8 @@ class Kind(NamedTuple):
     """Where they do, V tokens are the first V of more; otherwise each V has tokens of its own."""
     projected: bool = False
     """It acts on what the projector made of all patches, in place of the projector on what it made."""
+    fuses: bool = False
+    """It has a method `fuse`, by which the instruction reads the picture before the decoder does."""
 
 
 COMPRESSORS: dict[str, Kind] = {
@@ -28,6 +30,7 @@ COMPRESSORS: dict[str, Kind] = {
     "avgpool": Kind(elastic=True),
     "conv": Kind(elastic=True),
     "resampler": Kind(shape="free"),
+    "llava_mini": Kind(shape="free", fuses=True),
     "none": Kind(shape="all"),
 }
 """Each name is a module of `models.compressors`, which says what it must define."""
@@ -61,6 +64,9 @@ class CompressorConfig:
     """How many queries mqt learns, a square number; the first V of them are used."""
     query: Literal["question", "zero"] = "question"
     """What is injected into the features: the question's feature, or zeros (the ablation)."""
+    fusion_layers: int = 4
+    """LLaVA-Mini's pre-fusion: decoder layers in which the instruction reads patches and compressed tokens
+    before the decoder does; 0 leaves it out."""
 
     @property
     def kind(self) -> Kind:
@@ -71,3 +77,8 @@ class CompressorConfig:
     def reads_question(self) -> bool:
         """Whether visual tokens depend on the question, which then needs a pass of its own."""
         return self.kind.reads_question and self.query == "question"
+
+    @property
+    def fuses(self) -> bool:
+        """Whether the instruction's embeddings are rewritten before the decoder reads them."""
+        return self.kind.fuses and self.fusion_layers > 0

@@ -180,6 +180,13 @@ class ModelConfig:
         whole = not self.drawn_tokens or self.compressor.kind.nested
         return (self.visual_tokens,) if whole else self.drawn_tokens
 
+    @property
+    def fusion_layers(self) -> DecoderConfig:
+        """The layers of LLaVA-Mini's pre-fusion: like the decoder's, but that nothing is out of sight."""
+        return dataclasses.replace(
+            self.decoder, depth=self.compressor.fusion_layers, window=0, full_layers=0
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class SourceConfig:
@@ -377,6 +384,8 @@ def validate(config: RunConfig) -> None:
          f"model.attention {config.model.attention} takes neither decoder.positions alibi nor windows that "
          "spare some layers (decoder.full_layers)"),
         *_query_checks(config),
+        (config.model.compressor.fusion_layers >= 0,
+         f"model.compressor.fusion_layers {config.model.compressor.fusion_layers} is negative"),
         (train.batch_size % train.accumulation == 0,
          f"train.batch_size {train.batch_size} does not split into {train.accumulation} slices"),
         (all(-vision.depth - 1 <= k <= vision.depth for k in (*vision.levels, vision.select_layer)),

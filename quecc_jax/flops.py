@@ -83,6 +83,16 @@ def projector_flops(config: ModelConfig) -> float:
     return 2.0 * tokens * projector_params(config)
 
 
+def fusion_flops(config: ModelConfig, pictures: int, text: int) -> float:
+    """Forward FLOPs of LLaVA-Mini's pre-fusion of `text` text positions with some pictures, whose patches
+    are projected for it; 0 where there is none."""
+    if not config.compressor.fuses or not pictures:
+        return 0.0
+    length = pictures * (config.vision.patches + config.visual_tokens) + text
+    layers = decoder_flops(config.fusion_layers, length, length, 0)
+    return layers + 2.0 * pictures * config.vision.patches * projector_params(config)
+
+
 def query_flops(config: ModelConfig, tokens: int) -> float:
     """FLOPs of encoding a bare question of `tokens` tokens; 0 where the compressor reads none."""
     if not config.compressor.reads_question:
@@ -116,7 +126,8 @@ def answer_flops(
     return {
         "tower": tower_flops(config.vision) if include_tower else 0.0,
         "query": query_flops(config, question),
-        "compressor": compressor_cost(config).flops + projector_flops(config),
+        "compressor": compressor_cost(config).flops + projector_flops(config)
+        + fusion_flops(config, 1, prompt),
         "prefill": decoder_flops(config.decoder, length, length, 1),
         "decode": decoder_flops(config.decoder, steps, context, steps),
     }
@@ -151,5 +162,20 @@ def train_flops(config: RunConfig, length: int | None = None, images: int | None
         if not compressor.params:
             first = projector_flops(dataclasses.replace(model, projector="linear")) if adapter else 0.0
         picture += adapter if stage == 0 else 3.0 * adapter - first
-        total += images * picture
+        total += images * picture + _fusion_train_flops(config, length, images)
     return total * config.train.batch_size
+
+
+def _fusion_train_flops(config: RunConfig, length: int, images: int) -> float:
+    """The pre-fusion's part of a row; its text has a gradient in every stage."""
+    model = config.model
+    forward = fusion_flops(model, images, length)
+    if not forward:
+        return 0.0
+    projected = 2.0 * images * model.vision.patches
+    if config.train.stage == 0:
+        positions = length + images * (model.vision.patches + model.visual_tokens)
+        frozen = 2.0 * positions * decoder_params(model.fusion_layers)
+        return 3.0 * forward - frozen - 2.0 * projected * projector_params(model)
+    linear = dataclasses.replace(model, projector="linear")
+    return 3.0 * forward - projected * (projector_params(linear) if projector_params(model) else 0)

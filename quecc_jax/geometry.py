@@ -56,6 +56,8 @@ def _check_queries(config: CompressorConfig, tokens: int) -> None:
     queries = config.queries
     if config.name == "mqt" and (tokens > queries or math.isqrt(queries) ** 2 != queries):
         raise ValueError(f"queries {queries} is not a square number of at least the {tokens} tokens")
+    if config.name == "llava_mini" and math.isqrt(tokens) ** 2 != tokens:
+        raise ValueError(f"tokens {tokens} is not a square number, but llava_mini's queries are a square")
 
 
 def _elastic_tokens(config: CompressorConfig, grid: int) -> int:

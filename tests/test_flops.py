@@ -85,7 +85,7 @@ def test_tower(cost):
 @pytest.mark.parametrize("stride", [16, 4, 1])
 @pytest.mark.parametrize("name", COMPRESSORS)
 def test_compressor_alone(name, stride):
-    assert_counted(CompressorConfig(name, kernel=stride, stride=stride, heads=4))
+    assert_counted(CompressorConfig(name, kernel=stride, stride=stride, heads=4, fusion_layers=0))
 
 
 # The lone convolution is so little work that resizing its kernel, once for all pictures, outweighs it.
@@ -211,10 +211,11 @@ def test_an_answer_is_the_sum_of_its_parts():
 
 @pytest.mark.parametrize("stage, pictures, cached, compressor", [
     (0, 0, True, "quecc"), (0, 1, True, "quecc"), (1, 2, True, "quecc"), (2, 1, True, "quecc"),
-    (2, 1, False, "quecc"), (1, 1, True, "none")])  # fmt: skip
+    (2, 1, False, "quecc"), (1, 1, True, "none"), (0, 1, True, "llava_mini"), (1, 1, True, "llava_mini"),
+    (2, 2, True, "llava_mini")])  # fmt: skip
 def test_a_training_step(stage, pictures, cached, compressor):
     model = dataclasses.replace(
-        MODEL, compressor=dataclasses.replace(MODEL.compressor, name=compressor)
+        MODEL, compressor=dataclasses.replace(MODEL.compressor, name=compressor, fusion_layers=1)
     )
     config = dataclasses.replace(
         CONFIG,

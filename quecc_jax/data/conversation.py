@@ -90,7 +90,7 @@ def prompt(question: str, images: int, tokenizer: Tokenizer, data: DataConfig, v
       system: Replaces the template's system sentence.
 
     Returns:
-      As `encode`.
+      As `encode`; the history's answers are labelled, so that a pre-fusion leaves them out as in training.
 
     Raises:
       UserError: as `encode`, or the history does not end with an answer.
@@ -221,7 +221,7 @@ def _lay_out(talk: Talk, tokenizer: Tokenizer, data: DataConfig,
     turns = [_placed(turn, data) for turn in talk.turns]
     picture = 0
     for piece, answer in pieces(TEMPLATES[data.template], turns, talk.system):
-        learned = not asked and piece is not Mark.BOS and (answer or data.labels == "all")
+        learned = piece is not Mark.BOS and (answer or (data.labels == "all" and not asked))
         parts: Sequence[str | Mark] = piece.split(PLACEHOLDER) if isinstance(piece, str) else [piece]
         for number, part in enumerate(parts):
             if number:

@@ -12,7 +12,7 @@ from quecc_jax.config import ModelConfig
 from quecc_jax.data.batch import Batch
 from quecc_jax.generate.sampling import Sampling, choose
 from quecc_jax.models.decoder import Cache, empty_cache, unstack
-from quecc_jax.models.vlm import VLM
+from quecc_jax.models.vlm import VLM, Visual
 from quecc_jax.sharding import RULES
 
 Params = dict[str, Any]
@@ -56,7 +56,7 @@ def decoding_params(params: Params, config: ModelConfig) -> Params:
 
 
 def begin(
-    model: Any, ends: tuple[int, ...], params: Params, batch: Batch, visual: jax.Array | None,
+    model: Any, ends: tuple[int, ...], params: Params, batch: Batch, visual: Visual | None,
     sampling: Sampling | None, keys: jax.Array | None, new: int,
 ) -> State:  # fmt: skip
     """Reads the prompts and chooses each row's first token.
@@ -66,7 +66,7 @@ def begin(
       ends: tokens that end an answer, EOS first; the others come out as EOS.
       batch: prompts that end where their answers begin, padded at the end; rows without any token
         are done at once.
-      visual: visual tokens [B, I, V, M] where they are known already.
+      visual: the batch's visual tokens where they are known already.
       sampling: None is greedy.
       keys: typed random keys [B]; needed unless greedy.
       new: places that the cache has behind the prompts.
@@ -151,7 +151,7 @@ def build_generator(
     model, ends = VLM(config, unrolled=True), (eos, *also)
 
     def generate(
-        params: Params, batch: Batch, visual: jax.Array | None = None, sampling: Sampling | None = None,
+        params: Params, batch: Batch, visual: Visual | None = None, sampling: Sampling | None = None,
         keys: jax.Array | None = None,
     ) -> jax.Array:  # fmt: skip
         params = decoding_params(params, config)

@@ -175,6 +175,7 @@ class Engine:
             length, count, asked = len(one["tokens"]), len(question.pictures), len(one["query"])
             batch.tokens[row, :length], batch.slots[row, :length] = one["tokens"], one["slots"]
             batch.positions[row, :length], batch.segments[row, :length] = np.arange(length), 1
+            batch.labels[row, :length] = one["labels"]
             batch.queries[row, :count, :asked], batch.query_lengths[row, :count] = one["query"], asked
             for place, picture in enumerate(question.pictures):
                 batch.pixels[row, place] = picture.array

@@ -17,7 +17,7 @@ from quecc_jax.config import ModelConfig
 from quecc_jax.data.batch import Batch
 from quecc_jax.generate.decode import on_mesh
 from quecc_jax.geometry import query_width
-from quecc_jax.models.vlm import VLM
+from quecc_jax.models.vlm import VLM, Visual
 from quecc_jax.sharding import batch_parts, batch_sharding, replicated
 
 MIB = 1 << 20
@@ -97,8 +97,8 @@ class Encoders:
         self._compress, self._look = (functools.partial(on_mesh(one, mesh), model)
                                       for one in (_compress, _look))  # fmt: skip
 
-    def __call__(self, params: Any, batch: Batch, pictures: Sequence[Sequence[Hashable]]) -> jax.Array:
-        """Visual tokens [B, I, V, M] of a batch.
+    def __call__(self, params: Any, batch: Batch, pictures: Sequence[Sequence[Hashable]]) -> Visual:
+        """What the decoder's input takes of a batch's pictures.
 
         Args:
           params: in `decoding_params`' form.
@@ -108,7 +108,7 @@ class Encoders:
         c, (b, i) = self.config, batch.queries.shape[:2]
         inputs = self._inputs(params, batch, pictures)
         if inputs is None:
-            return jnp.zeros((b, i, c.visual_tokens, c.decoder.width), jnp.dtype(c.dtype))
+            return Visual(jnp.zeros((b, i, c.visual_tokens, c.decoder.width), jnp.dtype(c.dtype)))
         return self._compress(params, *inputs)
 
     def attention(
@@ -205,9 +205,9 @@ def _pictures(model: VLM, params: Any, pixels: jax.Array) -> tuple[jax.Array, ..
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _compress(model: VLM, params: Any, states: jax.Array, query: jax.Array) -> jax.Array:
-    tokens: Any = model.apply({"params": params}, states, query, method=VLM.compress)
-    return tokens
+def _compress(model: VLM, params: Any, states: jax.Array, query: jax.Array) -> Visual:
+    visual: Any = model.apply({"params": params}, states, query, method=VLM.see)
+    return visual
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -75,6 +75,8 @@ class DecoderLayer(nn.Module):
     dtype: Any
     kernel: Kernel
     gradients: Any
+    added: float = 1.0
+    """Variance that the layers add to the stream at initialisation, in parts of the embedding's."""
 
     @nn.compact
     def __call__(
@@ -110,7 +112,7 @@ class DecoderLayer(nn.Module):
         mask = mask._replace(window=(c.window or None) if window is None else window)
         y = attention(q, k, v, mask, self.kernel)
         # What 2 L blocks add to the stream together starts as large as the embedding.
-        variance = 0.5 * embedding_variance(c) / c.depth
+        variance = 0.5 * self.added * embedding_variance(c) / c.depth
         residual = functools.partial(dense, c.width, bias=False, variance=variance)
         x = x + residual(("heads", "head_dim", "embed"), inputs=2, name="out")(y)
         x = split(x, ("batch", "sequence", None))
@@ -123,6 +125,31 @@ class DecoderLayer(nn.Module):
         y = split(y, ("batch", None, "mlp"))
         x = x + residual(("mlp", "embed"), name="down")(y)
         return split(x, ("batch", "sequence", None)), cached
+
+
+def recomputed(remat: str) -> Any:
+    """`DecoderLayer` as a class that recomputes in its backward pass what `ModelConfig.remat` names."""
+    if remat == "none":
+        return DecoderLayer
+    policies = jax.checkpoint_policies
+    kept = {
+        "dots": policies.dots_with_no_batch_dims_saveable,
+        "attention": policies.save_only_these_names(SAVED),
+    }
+    return nn.remat(DecoderLayer, policy=kept.get(remat), prevent_cse=False)
+
+
+def scanned(layer: Any, depth: int, unroll: int = 1) -> Any:
+    """A class of `depth` layers, made like one and scanned, `unroll` of them per turn."""
+    return nn.scan(
+        layer,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast),
+        length=depth,
+        unroll=unroll,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )
 
 
 def layer_windows(config: DecoderConfig) -> jax.Array | None:
@@ -155,28 +182,17 @@ class Decoder(nn.Module):
         if not c.tie_embeddings:
             head = logical(matrix_init(1), "embed", "vocab")
             self.head = self.param("head", head, (c.width, c.vocab_size))
-        layer: Any = DecoderLayer
-        if self.remat != "none":
-            policies = jax.checkpoint_policies
-            kept = {
-                "dots": policies.dots_with_no_batch_dims_saveable,
-                "attention": policies.save_only_these_names(SAVED),
-            }
-            layer = nn.remat(DecoderLayer, policy=kept.get(self.remat), prevent_cse=False)
+        layer = recomputed(self.remat)
         self.norm = make_norm(c)
         if self.unrolled:
             self.layers = [layer(c, self.dtype, self.kernel, self.gradients) for _ in range(c.depth)]
-            return
-        stack = nn.scan(
-            layer,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast),
-            length=c.depth,
-            unroll=self.scan_unroll,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )
-        self.layers = stack(c, self.dtype, self.kernel, self.gradients)
+        else:
+            self.layers = self._stack(layer, c.depth)
+
+    def _stack(self, layer: Any, depth: int, **place: Any) -> Any:
+        """`depth` layers, scanned."""
+        stack = scanned(layer, depth, self.scan_unroll)
+        return stack(self.config, self.dtype, self.kernel, self.gradients, **place)
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Embeddings [B, S, D] of token ids [B, S]."""
@@ -244,6 +260,7 @@ class Decoder(nn.Module):
     ) -> tuple[jax.Array, None]:
         """The first `count` layers, without gradient."""
         layers: Any = self.layers
+        windows = None if windows is None else windows[:count]
         if self.unrolled:
             for number, layer in enumerate(layers[:count]):
                 x, _ = layer(x, None, None if windows is None else windows[number], *rest)
@@ -252,16 +269,9 @@ class Decoder(nn.Module):
             # The stack is whole or not there: its parameters are those of all layers.
             return self._run(x, cached, None, *rest)
         held = jax.lax.stop_gradient(nn.meta.unbox(self.variables["params"]["layers"]))
-        layer = DecoderLayer(self.config, self.dtype, self.kernel, self.gradients, parent=None)
-
-        def one(x: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
-            # Picked inside the loop, no layer is copied but the one at work.
-            pick = functools.partial(jax.lax.dynamic_index_in_dim, index=number, keepdims=False)
-            own, window = jax.tree.map(pick, (held, windows))
-            made: Any = layer.apply({"params": own}, x, None, window, *rest)
-            return made[0], None
-
-        return jax.lax.scan(one, jax.lax.stop_gradient(x), jnp.arange(count))
+        first = jax.tree.map(lambda leaf: leaf[:count], held)
+        lead = self._stack(DecoderLayer, count, parent=None)
+        return lead.apply({"params": first}, jax.lax.stop_gradient(x), None, windows, *rest)
 
     def output_matrix(self) -> jax.Array:
         """The matrix [D, vocab] that turns hidden states into logits."""

@@ -1,6 +1,6 @@
 """The vision-language model: encode the question, encode and compress the picture, splice, decode."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,6 +16,15 @@ from quecc_jax.models.compressors import make_compressor
 from quecc_jax.models.decoder import Cache, Decoder, embedding_variance
 from quecc_jax.models.layers import by_rows
 from quecc_jax.models.projector import Projector
+
+
+class Visual(NamedTuple):
+    """What the decoder's input takes of a batch's pictures."""
+
+    tokens: jax.Array
+    """[B, I, V, M] visual tokens."""
+    patches: jax.Array | None = None
+    """[B, I, n, M] projected patches, where the compressor's pre-fusion reads them."""
 
 
 class VLM(nn.Module):
@@ -91,8 +100,16 @@ class VLM(nn.Module):
             tokens = by_rows(self.projector(self.compressor(features, query, batch)))
         return tokens.reshape(b, i, *tokens.shape[1:])
 
-    def visual_tokens(self, batch: Batch) -> jax.Array:
-        """Visual tokens [B, I, V, M] of a batch, from its pixels and questions or what is cached of them."""
+    def see(self, states: jax.Array, query: jax.Array, batch: Batch | None = None) -> Visual:
+        """What `compress` gives, and beside it the patches for a pre-fusion."""
+        tokens = self.compress(states, query, batch)
+        if not self.config.compressor.fuses:
+            return Visual(tokens)
+        single = split_features(states, self.config.vision).single.astype(self.config.dtype)
+        return Visual(tokens, self.projector(single))
+
+    def visual(self, batch: Batch) -> Visual:
+        """`Visual` of a batch, from its pixels and questions or what is cached of them."""
         states = batch.features if batch.features is not None else self.encode_image(batch.pixels)
         if not self.config.compressor.reads_question:
             query = jnp.zeros((*batch.queries.shape[:2], query_width(self.config)), states.dtype)
@@ -100,20 +117,27 @@ class VLM(nn.Module):
             query = batch.query_features.astype(self.config.dtype)
         else:
             query = self.encode_query(batch.queries, batch.query_lengths)
-        return self.compress(states, query, batch)
+        return self.see(states, query, batch)
 
-    def splice(self, batch: Batch, visual: jax.Array | None = None) -> jax.Array:
-        """Decoder inputs [B, S, M]: token embeddings, with visual tokens in their slots.
+    def visual_tokens(self, batch: Batch) -> jax.Array:
+        """Visual tokens [B, I, V, M] of a batch."""
+        return self.visual(batch).tokens
+
+    def splice(self, batch: Batch, visual: Visual | None = None) -> jax.Array:
+        """Decoder inputs [B, S, M]: token embeddings, those of instructions after the pre-fusion if there
+        is one, with visual tokens in their slots.
 
         Args:
-          visual: the batch's visual tokens [B, I, V, M] where they are known already.
+          visual: the batch's, where it is known already.
         """
         text = self.decoder.embed(batch.tokens)
         if batch.queries.shape[1] == 0:
             return text
-        visual = self.visual_tokens(batch) if visual is None else visual
-        visual = visual.reshape(visual.shape[0], -1, visual.shape[-1])
-        here = jnp.take_along_axis(visual, jnp.maximum(batch.slots, 0)[..., None], axis=1)
+        visual = self.visual(batch) if visual is None else visual
+        if visual.patches is not None:
+            text = self.compressor.fuse(text, visual.patches, visual.tokens, batch)
+        tokens = visual.tokens.reshape(len(text), -1, text.shape[-1])
+        here = jnp.take_along_axis(tokens, jnp.maximum(batch.slots, 0)[..., None], axis=1)
         return jnp.where(batch.slots[..., None] >= 0, here.astype(text.dtype), text)
 
     def __call__(self, batch: Batch) -> jax.Array:
@@ -122,7 +146,7 @@ class VLM(nn.Module):
         return hidden
 
     def prefill(
-        self, batch: Batch, cache: Cache, visual: jax.Array | None = None
+        self, batch: Batch, cache: Cache, visual: Visual | None = None
     ) -> tuple[jax.Array, Cache]:
         """Hidden states [B, S, M] of a batch of prompts, and the cache, empty before, that holds them."""
         x = self.splice(batch, visual)

@@ -176,7 +176,7 @@ def test_prompt_is_what_precedes_the_answer(tokenizer, question, pictures, templ
 
 def test_prompt_with_a_history(tokenizer):
     asked = prompt("two?", 1, tokenizer, SHORT, 2, history=["one?", "red"], system="Look")
-    assert spell(asked, tokenizer) == ("<bos> Look USER : #0 #1 one ? ASSISTANT : red <eos> "
+    assert spell(asked, tokenizer) == ("<bos> Look USER : #0 #1 one ? ASSISTANT : *red *<eos> "
                                        "USER : two ? ASSISTANT :")
     assert tokenizer.decode(asked["query"]) == "one?"
     before = prompt("one?", 1, tokenizer, SHORT, 2, system="Look")

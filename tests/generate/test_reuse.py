@@ -48,7 +48,7 @@ def test_visual_tokens_are_those_of_the_model_on_the_first_call_and_the_second(p
     encode, wanted = Encoders(MODEL, Reuse()), plain(params, batch)
     assert np.abs(wanted[0, 0] - wanted[1, 0]).max() > 1e-2
     for _ in range(2):
-        check(encode(params, batch, KEYS), wanted, batch.query_lengths)
+        check(encode(params, batch, KEYS).tokens, wanted, batch.query_lengths)
     # Four pictures shown, of which two are one; four queries, of which two are one. Then all again.
     report = encode.reuse.report()
     assert (report["pictures"]["misses"], report["pictures"]["hits"]) == (3, 5)
@@ -60,7 +60,7 @@ def test_visual_tokens_are_those_of_the_model_on_the_first_call_and_the_second(p
 
 def test_features_on_eight_devices_are_those_of_one(params, batch):
     mesh = make_mesh(MeshConfig(2, 2, 2))
-    tokens = Encoders(MODEL, Reuse(), mesh)(params, batch, KEYS)
+    tokens = Encoders(MODEL, Reuse(), mesh)(params, batch, KEYS).tokens
     check(tokens, plain(params, batch), batch.query_lengths)
 
 
@@ -68,7 +68,7 @@ def test_cached_features_are_taken_as_they_are(params, batch):
     model, pixels = VLM(MODEL, unrolled=True), jnp.asarray(batch.pixels)
     states = model.apply({"params": params}, pixels, method="encode_image")
     encode = Encoders(MODEL, Reuse())
-    tokens = encode(params, batch._replace(pixels=None, features=np.asarray(states)), KEYS)
+    tokens = encode(params, batch._replace(pixels=None, features=np.asarray(states)), KEYS).tokens
     check(tokens, plain(params, batch), batch.query_lengths)
     assert encode.reuse.counted["pictures"] == Counter()
 
@@ -77,7 +77,7 @@ def test_a_model_that_reads_no_question_computes_none(batch):
     config = run(model={"compressor": CompressorConfig(name="none")}, batch_size=4)
     params = decoding_params(random_params(config, seed=1), config.model)
     encode = Encoders(config.model, Reuse())
-    tokens = encode(params, batch, KEYS)
+    tokens = encode(params, batch, KEYS).tokens
     assert encode.attention(params, batch, KEYS) is None and tokens.shape == (4, 2, 16, 32)
     assert encode.reuse.counted["questions"] == Counter()
 
@@ -85,7 +85,7 @@ def test_a_model_that_reads_no_question_computes_none(batch):
 def test_no_pictures_cost_nothing(params, batch):
     encode = Encoders(MODEL, Reuse())
     blind = batch._replace(query_lengths=np.zeros((4, 2), np.int32))
-    tokens = encode(params, blind, 4 * [[]])
+    tokens = encode(params, blind, 4 * [[]]).tokens
     assert encode.attention(params, blind, 4 * [[]]) is None
     assert tokens.shape == (4, 2, 4, 32) and not np.asarray(tokens).any()
     assert encode.reuse.report()["pictures"] == {

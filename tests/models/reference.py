@@ -1,6 +1,7 @@
 """The same mathematics once more, in plain NumPy and float64: one row, one head, one query at a time."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -91,7 +92,18 @@ def slopes(heads: int, bias_max: int) -> list[float]:
 
 
 def decode(params: Tree, config: DecoderConfig, x: np.ndarray, places: int = 0) -> np.ndarray:
-    """Final hidden states of one unpadded conversation in a decoder of any family.
+    """Final hidden states of one unpadded conversation in a decoder of any family; `decode_layers`, then
+    the norm."""
+    scale = {"scale": np.asarray(params["norm"]["scale"], np.float64)}
+    return _norm(config)(scale, decode_layers(params["layers"], config, x, places), config.norm_eps)
+
+
+def _norm(config: DecoderConfig) -> Callable[..., np.ndarray]:
+    return rms_norm if config.norm == "rms" else lambda p, x, eps: layer_norm({"bias": 0.0, **p}, x, eps)
+
+
+def decode_layers(layers: Tree, config: DecoderConfig, x: np.ndarray, places: int = 0) -> np.ndarray:
+    """One unpadded conversation after a scanned stack of decoder layers.
 
     Args:
       x: embeddings [S, D].
@@ -99,10 +111,10 @@ def decode(params: Tree, config: DecoderConfig, x: np.ndarray, places: int = 0) 
     """
     c, length = config, len(x)
     d, positions = c.head_dim, np.arange(length)
-    norm = rms_norm if c.norm == "rms" else lambda p, x, eps: layer_norm({"bias": 0.0, **p}, x, eps)
+    norm = _norm(config)
     x, distance = np.asarray(x, np.float64), positions[:, None] - positions[None]
     for index in range(c.depth):
-        p = layer(params["layers"], index)
+        p = layer(layers, index)
         limit = c.window if c.window and index >= c.full_layers else length
         allowed = (distance >= 0) & (distance < limit)
         y = norm(p["norm1"], x, c.norm_eps)
@@ -123,7 +135,7 @@ def decode(params: Tree, config: DecoderConfig, x: np.ndarray, places: int = 0) 
         y, gate = affine(p["up"], y, c.mlp_width), affine(p["gate"], y, c.mlp_width) if "gate" in p else None
         y = gelu(y) if gate is None else silu(gate) * y
         x = x + affine(p["down"], y, c.width)
-    return norm({"scale": np.asarray(params["norm"]["scale"], np.float64)}, x, c.norm_eps)
+    return x
 
 
 def tower(params: Tree, config: VisionConfig, picture: np.ndarray) -> list[np.ndarray]:
