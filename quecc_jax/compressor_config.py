@@ -18,19 +18,21 @@ class Kind(NamedTuple):
     """Where they do, V tokens are the first V of more; otherwise each V has tokens of its own."""
     projected: bool = False
     """It acts on what the projector made of all patches, in place of the projector on what it made."""
-    fuses: bool = False
-    """It has a method `fuse`, by which the instruction reads the picture before the decoder does."""
+    memory: Literal["none", "patches", "regions"] = "none"
+    """What the instruction reads of the picture before the decoder does: all patches, or a few `memory`
+    tokens. The module's call then gives them behind its tokens, and it has a method `fuse`."""
 
 
 COMPRESSORS: dict[str, Kind] = {
     "quecc": Kind(reads_question=True, elastic=True),
+    "quecc_plus": Kind(reads_question=True, memory="regions"),
     "tokenpacker": Kind(elastic=True),
     "m3": Kind(elastic=True, projected=True),
     "mqt": Kind(shape="free", elastic=True, nested=True),
     "avgpool": Kind(elastic=True),
     "conv": Kind(elastic=True),
     "resampler": Kind(shape="free"),
-    "llava_mini": Kind(shape="free", fuses=True),
+    "llava_mini": Kind(shape="free", memory="patches"),
     "none": Kind(shape="all"),
 }
 """Each name is a module of `models.compressors`, which says what it must define."""
@@ -65,8 +67,15 @@ class CompressorConfig:
     query: Literal["question", "zero"] = "question"
     """What is injected into the features: the question's feature, or zeros (the ablation)."""
     fusion_layers: int = 4
-    """LLaVA-Mini's pre-fusion: decoder layers in which the instruction reads patches and compressed tokens
-    before the decoder does; 0 leaves it out."""
+    """The pre-fusion of llava_mini (4 layers originally) and quecc_plus (1 is meant): decoder layers in
+    which the instruction reads patches or `memory` and the compressed tokens before the decoder does; 0
+    leaves it out."""
+    memory: int = 4
+    """quecc_plus: region tokens R that the instruction reads, a square number that tiles the grid."""
+    registers: bool = False
+    """quecc_plus: attention by learned queries, whatever is asked, beside the question's."""
+    rounds: int = 1
+    """quecc_plus: attention in so many rounds, each of which knows what those before have found."""
 
     @property
     def kind(self) -> Kind:
@@ -81,4 +90,4 @@ class CompressorConfig:
     @property
     def fuses(self) -> bool:
         """Whether the instruction's embeddings are rewritten before the decoder reads them."""
-        return self.kind.fuses and self.fusion_layers > 0
+        return self.kind.memory != "none" and self.fusion_layers > 0

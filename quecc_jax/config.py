@@ -181,8 +181,15 @@ class ModelConfig:
         return (self.visual_tokens,) if whole else self.drawn_tokens
 
     @property
+    def memory_tokens(self) -> int:
+        """Tokens R of a picture that the instruction reads before the decoder does; 0 without pre-fusion."""
+        if not self.compressor.fuses:
+            return 0
+        return self.vision.patches if self.compressor.kind.memory == "patches" else self.compressor.memory
+
+    @property
     def fusion_layers(self) -> DecoderConfig:
-        """The layers of LLaVA-Mini's pre-fusion: like the decoder's, but that nothing is out of sight."""
+        """The layers of the pre-fusion: like the decoder's, but that nothing is out of sight."""
         return dataclasses.replace(
             self.decoder, depth=self.compressor.fusion_layers, window=0, full_layers=0
         )

@@ -84,13 +84,14 @@ def projector_flops(config: ModelConfig) -> float:
 
 
 def fusion_flops(config: ModelConfig, pictures: int, text: int) -> float:
-    """Forward FLOPs of LLaVA-Mini's pre-fusion of `text` text positions with some pictures, whose patches
-    are projected for it; 0 where there is none."""
-    if not config.compressor.fuses or not pictures:
+    """Forward FLOPs of the pre-fusion of `text` text positions with some pictures, whose memory is projected
+    for it; 0 where there is none."""
+    memory = config.memory_tokens
+    if not memory or not pictures:
         return 0.0
-    length = pictures * (config.vision.patches + config.visual_tokens) + text
+    length = pictures * (memory + config.visual_tokens) + text
     layers = decoder_flops(config.fusion_layers, length, length, 0)
-    return layers + 2.0 * pictures * config.vision.patches * projector_params(config)
+    return layers + 2.0 * pictures * memory * projector_params(config)
 
 
 def query_flops(config: ModelConfig, tokens: int) -> float:
@@ -172,10 +173,12 @@ def _fusion_train_flops(config: RunConfig, length: int, images: int) -> float:
     forward = fusion_flops(model, images, length)
     if not forward:
         return 0.0
-    projected = 2.0 * images * model.vision.patches
+    projected = 2.0 * images * model.memory_tokens
     if config.train.stage == 0:
-        positions = length + images * (model.vision.patches + model.visual_tokens)
+        positions = length + images * (model.memory_tokens + model.visual_tokens)
         frozen = 2.0 * positions * decoder_params(model.fusion_layers)
         return 3.0 * forward - frozen - 2.0 * projected * projector_params(model)
-    linear = dataclasses.replace(model, projector="linear")
-    return 3.0 * forward - projected * (projector_params(linear) if projector_params(model) else 0)
+    if model.compressor.kind.memory == "regions" or not projector_params(model):
+        return 3.0 * forward
+    # The projector acts on the tower's own states there.
+    return 3.0 * forward - projected * projector_params(dataclasses.replace(model, projector="linear"))

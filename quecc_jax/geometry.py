@@ -48,6 +48,10 @@ def output_tokens(config: CompressorConfig, grid: int) -> int:
     tokens = config.tokens or output_grid(grid, config.kernel, config.stride) ** 2
     if not 0 < tokens <= grid**2:
         raise ValueError(f"tokens {tokens} is not between 1 and the {grid**2} patches of a picture")
+    if config.name == "quecc_plus" and config.fuses:
+        side = math.isqrt(config.memory)
+        if not side or side**2 != config.memory or grid % side:
+            raise ValueError(f"memory {config.memory} is not the square of a divisor of the grid's {grid}")
     _check_queries(config, tokens)
     return tokens
 

@@ -23,8 +23,8 @@ class Visual(NamedTuple):
 
     tokens: jax.Array
     """[B, I, V, M] visual tokens."""
-    patches: jax.Array | None = None
-    """[B, I, n, M] projected patches, where the compressor's pre-fusion reads them."""
+    memory: jax.Array | None = None
+    """[B, I, R, M] what the compressor's pre-fusion reads of the pictures."""
 
 
 class VLM(nn.Module):
@@ -88,7 +88,8 @@ class VLM(nn.Module):
         return jax.lax.stop_gradient(states.reshape(b, i, *states.shape[1:]))
 
     def compress(self, states: jax.Array, query: jax.Array, batch: Batch | None = None) -> jax.Array:
-        """Visual tokens [B, I, V, M] from tower states [B, I, n, K, D] and queries [B, I, H] of a batch."""
+        """Visual tokens [B, I, V, M] from tower states [B, I, n, K, D] and queries [B, I, H] of a batch; the
+        memory of a pre-fusion stands behind them."""
         b, i = states.shape[:2]
         flat = states.reshape(b * i, *states.shape[2:])
         features = jax.tree.map(by_rows, split_features(flat, self.config.vision))
@@ -101,12 +102,12 @@ class VLM(nn.Module):
         return tokens.reshape(b, i, *tokens.shape[1:])
 
     def see(self, states: jax.Array, query: jax.Array, batch: Batch | None = None) -> Visual:
-        """What `compress` gives, and beside it the patches for a pre-fusion."""
-        tokens = self.compress(states, query, batch)
+        """What `compress` gives, with the memory of a pre-fusion apart."""
+        made = self.compress(states, query, batch)
         if not self.config.compressor.fuses:
-            return Visual(tokens)
-        single = split_features(states, self.config.vision).single.astype(self.config.dtype)
-        return Visual(tokens, self.projector(single))
+            return Visual(made)
+        v = self.config.visual_tokens
+        return Visual(made[:, :, :v], made[:, :, v:])
 
     def visual(self, batch: Batch) -> Visual:
         """`Visual` of a batch, from its pixels and questions or what is cached of them."""
@@ -134,8 +135,8 @@ class VLM(nn.Module):
         if batch.queries.shape[1] == 0:
             return text
         visual = self.visual(batch) if visual is None else visual
-        if visual.patches is not None:
-            text = self.compressor.fuse(text, visual.patches, visual.tokens, batch)
+        if visual.memory is not None:
+            text = self.compressor.fuse(text, visual.memory, visual.tokens, batch)
         tokens = visual.tokens.reshape(len(text), -1, text.shape[-1])
         here = jnp.take_along_axis(tokens, jnp.maximum(batch.slots, 0)[..., None], axis=1)
         return jnp.where(batch.slots[..., None] >= 0, here.astype(text.dtype), text)

@@ -69,7 +69,8 @@ def test_one_file_and_one_line_each():
 def test_every_compressor_under_the_model(name):
     config = model(name)
     tokens, grads = outcome(config)
-    assert tokens.shape == (8, 1, config.visual_tokens, MODEL.decoder.width) and tokens.dtype == np.float32
+    made = config.visual_tokens + config.memory_tokens
+    assert tokens.shape == (8, 1, made, MODEL.decoder.width) and tokens.dtype == np.float32
     assert config.visual_tokens == (GRID**2 if COMPRESSORS[name].shape == "all" else 4)
     largest = [np.abs(x).max() for x in jax.tree.leaves(grads)]
     assert np.isfinite(tokens).all() and np.isfinite(largest).all() and min(largest) >= 0 < max(largest)
@@ -92,7 +93,7 @@ def test_tokens_without_a_grid_may_be_any_number(name):
     states, query = inputs(2)
     shape = jax.eval_shape(lambda p, *a: VLM(config).apply({"params": p}, *a, method=VLM.compress),
                            trained(config), states, query)  # fmt: skip
-    assert shape.shape == (2, 1, tokens, MODEL.decoder.width)
+    assert shape.shape == (2, 1, tokens + config.memory_tokens, MODEL.decoder.width)
 
 
 @pytest.mark.parametrize("settings, message", [

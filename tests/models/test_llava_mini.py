@@ -79,7 +79,8 @@ def test_the_resampler_is_one_cross_attention_of_learned_queries(tokens):
         see = np.ones((tokens, N), bool)
         parts = [slice(h * width, (h + 1) * width) for h in range(heads)]
         out = np.concatenate([attend(q_[:, s], k[:, s], v[:, s], see) for s in parts], axis=-1)
-        np.testing.assert_allclose(mine, affine(p["out"], out, d), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(mine[:tokens], affine(p["out"], out, d), rtol=1e-3, atol=1e-4)
+        np.testing.assert_array_equal(mine[tokens:], picture)
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +207,7 @@ def test_answers_are_the_full_passes_choice_and_pictures_are_encoded_once(params
     encode = Encoders(CONFIG.model, Reuse())
     for _ in range(2):
         visual = encode(params, prompts, [[], ["a"], ["b", "c"]])
-        assert visual.patches is not None and visual.patches.shape == (3, 2, N, M)
+        assert visual.memory is not None and visual.memory.shape == (3, 2, N, M)
         answers = generate(params, prompts._replace(pixels=None), visual)
         np.testing.assert_array_equal(answers, wanted)
     assert encode.reuse.counted["pictures"].misses == 3

@@ -68,7 +68,8 @@ class LlavaMini(nn.Module):
             self.fusion = Fusion(c, self.dtype)
 
     def __call__(self, features: Features, query: jax.Array, batch: Batch | None = None) -> jax.Array:
-        """Compressed tokens [P, V, D] of X_s [P, n, D]; X_m and the question's feature are not read.
+        """Compressed tokens [P, V, D] of X_s [P, n, D], and X_s itself behind them where there is a
+        pre-fusion; X_m and the question's feature are not read.
 
         Raises:
           ValueError: n is not a square, D is not a multiple of four, or the heads do not divide D.
@@ -78,19 +79,23 @@ class LlavaMini(nn.Module):
         grid, width = picture_grid(x), x.shape[-1]
         positions = sine_cosine(round(self.tokens**0.5), width)
         q = (self.q_norm(self.queries) + positions).astype(self.dtype)
-        return self.attention(q[None], x + jnp.asarray(bicubic(positions, grid), self.dtype), x)
+        tokens = self.attention(q[None], x + jnp.asarray(bicubic(positions, grid), self.dtype), x)
+        if not self.config.compressor.fuses:
+            return tokens
+        return jnp.concatenate([tokens, features.single.astype(self.dtype)], axis=1)
 
-    def fuse(self, text: jax.Array, patches: jax.Array, tokens: jax.Array, batch: Batch) -> jax.Array:
+    def fuse(self, text: jax.Array, memory: jax.Array, tokens: jax.Array, batch: Batch) -> jax.Array:
         """`Fusion` of a batch."""
-        return self.fusion(text, patches, tokens, batch)
+        return self.fusion(text, memory, tokens, batch)
 
 
 class Fusion(nn.Module):
-    """The pre-fusion: decoder layers of its own over [patches, compressed tokens, instruction].
+    """The pre-fusion: decoder layers of its own over [memory, compressed tokens, instruction]. The memory is
+    all patches in LLaVA-Mini and a few region tokens in quecc_plus.
 
     Text takes part where it carries no label (answers keep their embeddings, and the decoder has to find
     them itself) and belongs to a conversation with a picture; there, what comes out replaces its embedding.
-    A conversation's pictures stand before its text whatever its slots say, patches of all of them, then
+    A conversation's pictures stand before its text whatever its slots say, memory of all of them, then
     tokens of all of them, at positions counted from 0, and attention is causal among what takes part.
     Compressed tokens enter the decoder as the projector made them.
 
@@ -101,16 +106,16 @@ class Fusion(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, text: jax.Array, patches: jax.Array, tokens: jax.Array, batch: Batch) -> jax.Array:
+    def __call__(self, text: jax.Array, memory: jax.Array, tokens: jax.Array, batch: Batch) -> jax.Array:
         """Text embeddings [B, S, M], those of instructions replaced.
 
         Args:
           text: embeddings [B, S, M] of the batch's tokens.
-          patches: projected patches [B, I, n, M].
+          memory: projected [B, I, R, M].
           tokens: projected visual tokens [B, I, V, M].
         """
         c, layers = self.config, self.config.fusion_layers
-        (b, s, width), (i, n), v = text.shape, patches.shape[1:3], tokens.shape[2]
+        (b, s, width), (i, r), v = text.shape, memory.shape[1:3], tokens.shape[2]
         owner = jnp.where(batch.slots >= 0, batch.slots // v, -1)
         # A picture is of the conversation that has its slots; an absent one of none.
         mine = owner[..., None] == jnp.arange(i)
@@ -118,11 +123,11 @@ class Fusion(nn.Module):
         shown = jnp.any(batch.segments[..., None] == pictures[:, None], axis=-1)
         takes_part = shown & (batch.segments > 0) & (batch.slots < 0) & (batch.labels == IGNORE)
         segments = jnp.concatenate([
-            jnp.repeat(pictures, n, axis=1), jnp.repeat(pictures, v, axis=1),
+            jnp.repeat(pictures, r, axis=1), jnp.repeat(pictures, v, axis=1),
             jnp.where(takes_part, batch.segments, 0),
         ], axis=1)  # fmt: skip
         x = jnp.concatenate([part.reshape(b, -1, width).astype(self.dtype)
-                             for part in (patches, tokens, text)], axis=1)  # fmt: skip
+                             for part in (memory, tokens, text)], axis=1)  # fmt: skip
         length = x.shape[1]
         x = jnp.pad(x, ((0, 0), (0, -length % MULTIPLE), (0, 0)))
         x = nn.with_logical_constraint(x, ("batch", "sequence", None))
