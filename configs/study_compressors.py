@@ -1,16 +1,37 @@
-"""The comparison of compressors: one decoder, V = 1, 4, 16, three seeds.
+"""The comparison of compressors: one decoder, V = 1, 4, 16, three seeds; and the ladder at one token.
 
     make study-compressors    python -m launch.comparison
 """
 
 import dataclasses
 
-from launch.comparison_plan import Comparison, Entry, on_grid
+from launch.comparison_plan import Comparison, Entry, at_every_v, on_grid
 from launch.plan import DecoderSize, Plan
 from quecc_jax.config import CompressorConfig
 
 COUNTS = (1, 4, 16)
-OWN = "ours"
+OWN = "QueCC-plus"
+FUSED = CompressorConfig("quecc_plus", fusion_layers=1)
+BARE = CompressorConfig("quecc_plus", fusion_layers=0)
+
+RIVALS = {
+    "QueCC": CompressorConfig("quecc"),
+    "TokenPacker": CompressorConfig("tokenpacker"),
+    # One layer of two, where the original has 4 of 32: less costs it its point, more would not be small.
+    "LLaVA-Mini": CompressorConfig("llava_mini", fusion_layers=1),
+    "resampler": CompressorConfig("resampler"),
+    "convolution": CompressorConfig("conv"),
+    "average pooling": CompressorConfig("avgpool"),
+}
+LADDER = {
+    "+ registers": dataclasses.replace(BARE, registers=True),
+    "+ a second round": dataclasses.replace(BARE, rounds=2),
+    "+ memory of 16": dataclasses.replace(FUSED, memory=16),
+    "+ memory of 4 and registers": dataclasses.replace(FUSED, registers=True),
+}
+"""What was tried on the way to QueCC-plus, which is QueCC and a memory of 4."""
+ELASTIC = {"M3": CompressorConfig("m3"), "MQT": CompressorConfig("mqt", queries=16)}
+"""One set of weights serves every V, as they were made for."""
 
 
 def plan() -> Plan:
@@ -23,14 +44,15 @@ def plan() -> Plan:
 
 def entries(plan: Plan) -> tuple[Entry, ...]:
     """Every run."""
-    rivals = (
-        ("QueCC", CompressorConfig("quecc")),
-        ("TokenPacker", CompressorConfig("tokenpacker")),
-        ("average pooling", CompressorConfig("avgpool")),
-    )
     made = []
-    for label, config in rivals:
+    for label, config in RIVALS.items():
         made += on_grid(label, "comparison", config, plan, COUNTS)
+    for label, config in ELASTIC.items():
+        made += at_every_v(label, "comparison", config, plan, COUNTS)
+    made += at_every_v("QueCC, elastic", "elastic", RIVALS["QueCC"], plan, COUNTS)
+    made += on_grid(OWN, "comparison", FUSED, plan, (1,))
+    for label, config in LADDER.items():
+        made += on_grid(label, "ladder", config, plan, (1,))
     everything = CompressorConfig("none")
     made += [Entry("no compressor", "comparison", seed, (everything,), everything) for seed in plan.seeds]
     return tuple(made)

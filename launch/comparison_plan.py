@@ -53,11 +53,13 @@ def on_grid(
     return made
 
 
-def at_every_v(label: str, config: CompressorConfig, plan: Plan, counts: tuple[int, ...]) -> list[Entry]:
+def at_every_v(
+    label: str, part: Part, config: CompressorConfig, plan: Plan, counts: tuple[int, ...]
+) -> list[Entry]:
     """One run for each seed whose weights serve every V, in as many steps as a run at one V."""
     trained = dataclasses.replace(config, elastic=counts)
     tested = tuple(dataclasses.replace(trained, tokens=v) for v in counts)
-    return [Entry(label, "elastic", seed, tested, trained) for seed in plan.seeds]
+    return [Entry(label, part, seed, tested, trained) for seed in plan.seeds]
 
 
 def with_compressor(plan: Plan, compressor: CompressorConfig, vocabulary: int) -> ModelConfig:
