@@ -71,10 +71,17 @@ def test_a_patch_whose_keys_change_changes_its_own_region_alone(pool, data):
     assert np.median(np.abs(ratio[:, place] / same[:, 0] - 1)) > 0.02
 
 
-@pytest.mark.parametrize("name", COMPRESSORS)
-def test_the_maps_of_every_compressor(name):
+def everything(**settings):
+    """quecc_plus with all its attentions, of which those of the visual tokens alone are shown."""
+    return dataclasses.replace(MODEL.compressor, name="quecc_plus", memory=16, registers=True, **settings)
+
+
+@pytest.mark.parametrize("compressor", [
+    *(dataclasses.replace(MODEL.compressor, name=name) for name in COMPRESSORS),
+    everything(rounds=1), everything(rounds=3)], ids=lambda c: f"{c.name}-{c.rounds}")  # fmt: skip
+def test_the_maps_of_every_compressor(compressor):
     """Shape and sums; squares of their own where tokens have them; and whose maps depend on the picture."""
-    compressor = dataclasses.replace(MODEL.compressor, name=name)
+    name = compressor.name
     config = run(model={"compressor": compressor}, data={"max_length": 48}, batch_size=2)
     params = decoding_params(random_params(config), config.model)
     batch = random_batch(config, pictures=[2, 1])
@@ -88,7 +95,7 @@ def test_the_maps_of_every_compressor(name):
     v = config.model.visual_tokens
     assert found is not None and found.shape[:3] == (2, 2, v) and found.shape[4:] == (GRID, GRID)
     np.testing.assert_allclose(found.sum(axis=(-2, -1)), 1, rtol=1e-5)
-    assert own_squares(found[0, 0]) == (2 if name in ("quecc", "tokenpacker") else 1)
+    assert own_squares(found[0, 0]) == (2 if name in ("quecc", "quecc_plus", "tokenpacker") else 1)
     assert bool(np.abs(found[0, 0] - found[0, 1]).max() > 1e-3) == (name != "mqt")
     np.testing.assert_allclose(patch_map(found[0, 0]).mean(), 1, rtol=1e-5)
 

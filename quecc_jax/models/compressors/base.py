@@ -111,6 +111,8 @@ class RegionAttention(nn.Module):
 
     heads: int
     dtype: Any
+    shown: bool = True
+    """Attention maps may show its weights: each query makes one visual token."""
 
     @nn.compact
     def __call__(self, queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
@@ -151,11 +153,13 @@ class RegionAttention(nn.Module):
         return linear(width, ("heads", "head_dim", "embed"), inputs=2, dtype=self.dtype, name="out")(out)
 
     def _weights(self, product: str, q: jax.Array, keys: jax.Array, head_dim: int) -> jax.Array:
-        """Softmax [P, V, H, R] of queries times keys; kept in float32 as the intermediate `attention`."""
+        """Softmax [P, V, H, R] of queries times keys; kept in float32 as the intermediate `attention`, if
+        shown."""
         q = nn.with_logical_constraint(q, _by_heads(q))
         logits = jnp.einsum(product, q, keys, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(logits / math.sqrt(head_dim), axis=-1)
-        self.sow("intermediates", "attention", weights)
+        if self.shown:
+            self.sow("intermediates", "attention", weights)
         return weights.astype(self.dtype)
 
 

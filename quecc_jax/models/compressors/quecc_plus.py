@@ -80,13 +80,13 @@ class QueCCPlus(nn.Module):
         if c.registers:
             init = logical(nn.initializers.normal(1.0), "embed")
             self.register = self.param("register", init, (width,))
-            self.register_attn = RegionAttention(c.heads, self.dtype)
+            self.register_attn = RegionAttention(c.heads, self.dtype, shown=False)
         self.round_norms = [LayerNorm(EPS) for _ in range(c.rounds - 1)]
         self.round_attn = [RegionAttention(c.heads, self.dtype) for _ in range(c.rounds - 1)]
         if c.fuses:
             window = self.config.vision.grid // round(c.memory**0.5)
             self.memory_downsample = DepthwiseConv(window, window, self.dtype)
-            self.memory_attn = RegionAttention(c.heads, self.dtype)
+            self.memory_attn = RegionAttention(c.heads, self.dtype, shown=False)
             self.fusion = Fusion(self.config, self.dtype)
 
     def __call__(self, features: Features, query: jax.Array, batch: Batch | None = None) -> jax.Array:
