@@ -137,7 +137,7 @@ def write_features(options: Options) -> None:
 
     prepared = open_prepared(options.out)
     config, params = load_params(options.checkpoint, ["vision"])
-    vision = config.model.vision
+    vision = config.model.tower
     data = dataclasses.replace(config.data, image_aspect=prepared.recipe.aspect if prepared.recipe.size
                                else options.aspect)  # fmt: skip
     pictures, total = PreparedPictures(prepared, vision, data), len(prepared.pictures)

@@ -21,6 +21,8 @@ class Kind(NamedTuple):
     memory: Literal["none", "patches", "regions"] = "none"
     """What the instruction reads of the picture before the decoder does: all patches, or a few `memory`
     tokens. The module's call then gives them behind its tokens, and it has a method `fuse`."""
+    reads_attention: bool = False
+    """It reads CLS' attention and the keys of a tower layer, which the tower keeps beside its states then."""
 
 
 COMPRESSORS: dict[str, Kind] = {
@@ -32,6 +34,8 @@ COMPRESSORS: dict[str, Kind] = {
     "avgpool": Kind(elastic=True),
     "conv": Kind(elastic=True),
     "resampler": Kind(shape="free"),
+    "prumerge": Kind(shape="free", reads_attention=True),
+    "prumerge_plus": Kind(shape="free", reads_attention=True),
     "llava_mini": Kind(shape="free", memory="patches"),
     "none": Kind(shape="all"),
 }

@@ -35,6 +35,21 @@ class VisionConfig:
     """S2's multi-scale features: at scale s the picture is s times image_size wide and high, and the tower
     sees it in s x s tiles. Ascending; pictures are read at the largest. See `models.scales`."""
 
+    attention: bool = False
+    """Beside the states, CLS' own among them, queries and keys are kept of the layer that reads the select
+    layer's states. Compressors that need them (prumerge) have them without it; it is for features that are
+    stored for several compressors."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of a kept state: patches, and CLS in front where it is kept."""
+        return self.patches + self.attention
+
+    @property
+    def select_index(self) -> int:
+        """The select layer, counted from 0, the embedding."""
+        return self.select_layer if self.select_layer >= 0 else self.depth + 1 + self.select_layer
+
     @property
     def grid(self) -> int:
         """Patches along one side of the picture."""
@@ -156,6 +171,13 @@ class ModelConfig:
     attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
     """What computes the decoder's attention: `auto` takes splash attention on TPUs, cuDNN on NVIDIA GPUs
     and XLA elsewhere and where these do not fit; splash is interpreted, slowly, off TPUs."""
+
+    @property
+    def tower(self) -> VisionConfig:
+        """`vision`, with what the compressor asks of it."""
+        if not self.compressor.kind.reads_attention:
+            return self.vision
+        return dataclasses.replace(self.vision, attention=True)
 
     @property
     def visual_tokens(self) -> int:
@@ -391,6 +413,7 @@ def validate(config: RunConfig) -> None:
          f"model.attention {config.model.attention} takes neither decoder.positions alibi nor windows that "
          "spare some layers (decoder.full_layers)"),
         *_query_checks(config),
+        *_attention_checks(config.model),
         (config.model.compressor.fusion_layers >= 0,
          f"model.compressor.fusion_layers {config.model.compressor.fusion_layers} is negative"),
         (train.batch_size % train.accumulation == 0,
@@ -428,6 +451,18 @@ def validate(config: RunConfig) -> None:
             f"data.max_length {config.data.max_length} leaves no room for text beside "
             f"{config.data.images_per_row} x {visual} visual tokens; raise it"
         )
+
+
+def _attention_checks(model: ModelConfig) -> list[tuple[bool, str]]:
+    """(holds, what to say if it does not) for every rule about what PruMerge reads."""
+    vision = model.tower
+    who = "vision.attention" if model.vision.attention else f"compressor {model.compressor.name}"
+    return [
+        (not vision.attention or vision.select_index < vision.depth,
+         f"{who} reads the layer behind vision.select_layer {vision.select_layer}, which is the last"),
+        (not vision.attention or vision.scales == (1,),
+         f"{who} reads the attention of one CLS, but vision.scales {vision.scales} have several"),
+    ]
 
 
 def _query_checks(config: RunConfig) -> list[tuple[bool, str]]:

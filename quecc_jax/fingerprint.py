@@ -63,6 +63,8 @@ def query_fingerprint(params: dict[str, Any], model: ModelConfig) -> str:
 def tower_fingerprint(params: Any, vision: VisionConfig, aspect: str) -> str:
     """Of a tower's states: its parameters, which states are kept, and how pictures are made square."""
     settings = {k: v for k, v in dataclasses.asdict(vision).items() if k not in ("levels", "select_layer")}
+    if not vision.attention:
+        del settings["attention"]
     if vision.scales == (1,):
         # Features that were stored before there were scales stay known.
         del settings["scales"]

@@ -66,7 +66,8 @@ def tower_flops(config: VisionConfig) -> float:
     n, d = config.patches + 1, config.width
     layer = 2.0 * n * (4 * d * d + 2 * d * config.mlp_width) + 4.0 * n * n * d
     square = hidden_indices(config)[-1] * layer + 2.0 * config.patches * 3 * config.patch_size**2 * d
-    return config.tiles_seen * square
+    attention = 4.0 * n * d * d if config.attention else 0.0
+    return config.tiles_seen * square + attention
 
 
 def compressor_cost(config: ModelConfig) -> "Cost":
@@ -125,7 +126,7 @@ def answer_flops(
     # The first token comes from the prefill; the k-th step after it attends to length + k places.
     context = length + (steps + 1) / 2
     return {
-        "tower": tower_flops(config.vision) if include_tower else 0.0,
+        "tower": tower_flops(config.tower) if include_tower else 0.0,
         "query": query_flops(config, question),
         "compressor": compressor_cost(config).flops + projector_flops(config)
         + fusion_flops(config, 1, prompt),
@@ -148,7 +149,6 @@ def train_flops(config: RunConfig, length: int | None = None, images: int | None
       images: picture places of a row of it; None is the most that the config gives one.
     """
     model, data, stage = config.model, config.data, config.train.stage
-    vision = model.vision
     length = data.max_length if length is None else length
     images = data.row_images(model.visual_tokens) if images is None else images
     decoder = decoder_flops(model.decoder, length, length, length)
@@ -156,12 +156,14 @@ def train_flops(config: RunConfig, length: int | None = None, images: int | None
     if stage == 1:
         total -= decoder - attention_flops(model.decoder, length, length)
     if images:
-        picture = 0.0 if data.cached_features else tower_flops(vision)
+        picture = 0.0 if data.cached_features else tower_flops(model.tower)
         picture += 0.0 if data.cached_queries else query_flops(model, data.query_length)
         compressor = compressor_cost(model)
         adapter, first = compressor.flops + projector_flops(model), compressor.first
         if not compressor.params:
-            first = projector_flops(dataclasses.replace(model, projector="linear")) if adapter else 0.0
+            # What has no weights acts on the tower's states, too.
+            linear = dataclasses.replace(model, projector="linear")
+            first = 2.0 * compressor.flops + (projector_flops(linear) if projector_params(model) else 0.0)
         picture += adapter if stage == 0 else 3.0 * adapter - first
         total += images * picture + _fusion_train_flops(config, length, images)
     return total * config.train.batch_size

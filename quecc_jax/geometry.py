@@ -14,6 +14,12 @@ def hidden_indices(config: VisionConfig) -> tuple[int, ...]:
     return tuple(sorted({k if k >= 0 else config.depth + 1 + k for k in wanted}))
 
 
+def state_shape(config: VisionConfig) -> tuple[int, int, int]:
+    """(rows, K, D) of what is kept of the tower for one picture: K hidden states, and behind them a layer's
+    queries and keys where these are kept."""
+    return config.rows, len(hidden_indices(config)) + 2 * config.attention, config.feature_width
+
+
 def output_grid(grid: int, kernel: int, stride: int) -> int:
     """Side h of a compressor's output grid, (grid - kernel) // stride + 1.
 

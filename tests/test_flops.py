@@ -27,6 +27,7 @@ from quecc_jax.config import (
     VisionConfig,
 )
 from quecc_jax.data.batch import Batch, batch_spec
+from quecc_jax.geometry import state_shape
 from quecc_jax.models.compressors import make_compressor
 from quecc_jax.models.compressors.base import Features
 from quecc_jax.models.decoder import Decoder, empty_cache, unstack
@@ -100,7 +101,8 @@ def assert_counted(compressor: CompressorConfig) -> None:
     model, name = dataclasses.replace(MODEL, compressor=compressor), compressor.name
     width = 768 if COMPRESSORS[name].projected else 512
     single, multi = floats(1, 256, width), floats(1, 256, 3 * 512)
-    inputs: Any = Features(single, multi), floats(1, 1, 768)  # type: ignore[arg-type]
+    read = (floats(1, 256), floats(1, 256, 512)) if COMPRESSORS[name].reads_attention else ()
+    inputs: Any = Features(single, multi, *read), floats(1, 1, 768)  # type: ignore[arg-type]
     module = make_compressor(model)
     variables = nn.meta.unbox(jax.eval_shape(module.init, jax.random.key(0), *inputs))
     cost = flops.compressor_cost(model)
@@ -113,15 +115,15 @@ def assert_counted(compressor: CompressorConfig) -> None:
 @pytest.mark.parametrize("name", COMPRESSORS)
 def test_compressor_and_projector(name):
     model = dataclasses.replace(MODEL, compressor=CompressorConfig(name, kernel=4, stride=4, heads=4))
-    parameters = jax.eval_shape(
-        lambda: VLM(model).init(jax.random.key(0), jnp.zeros((1, 1, 256, 2, 512)), jnp.zeros((1, 1, 768)),
-                                method=VLM.compress))  # fmt: skip
+    states = floats(1, 1, *state_shape(model.tower))
+    parameters = jax.eval_shape(lambda *a: VLM(model).init(jax.random.key(0), *a, method=VLM.compress),
+                                states, floats(1, 1, 768))  # fmt: skip
     ours = flops.compressor_cost(model).flops + flops.projector_flops(model)
     # The memory's projection is counted with the pre-fusion that reads it.
     ours += 2.0 * model.memory_tokens * flops.projector_params(model)
     theirs = xla_flops(
         lambda p, *a: VLM(model).apply(p, *a, method=VLM.compress),
-        parameters, floats(1, 1, 256, 2, 512), floats(1, 1, 768))  # fmt: skip
+        parameters, states, floats(1, 1, 768))  # fmt: skip
     assert ours == pytest.approx(theirs, rel=0.05)
 
 
@@ -214,7 +216,8 @@ def test_an_answer_is_the_sum_of_its_parts():
 @pytest.mark.parametrize("stage, pictures, cached, compressor", [
     (0, 0, True, "quecc"), (0, 1, True, "quecc"), (1, 2, True, "quecc"), (2, 1, True, "quecc"),
     (2, 1, False, "quecc"), (1, 1, True, "none"), (0, 1, True, "llava_mini"), (1, 1, True, "llava_mini"),
-    (2, 2, True, "llava_mini"), (1, 1, True, "quecc_plus"), (2, 1, True, "quecc_plus")])  # fmt: skip
+    (2, 2, True, "llava_mini"), (1, 1, True, "quecc_plus"), (2, 1, True, "quecc_plus"),
+    (1, 1, True, "prumerge")])  # fmt: skip
 def test_a_training_step(stage, pictures, cached, compressor):
     model = dataclasses.replace(
         MODEL, compressor=dataclasses.replace(MODEL.compressor, name=compressor, fusion_layers=1)

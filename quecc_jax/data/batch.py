@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from quecc_jax.config import DataConfig, ModelConfig
-from quecc_jax.geometry import hidden_indices, query_width
+from quecc_jax.geometry import query_width, state_shape
 
 IGNORE = -100
 """Label of a position that carries no loss."""
@@ -41,7 +41,7 @@ class Batch(NamedTuple):
     pixels: Array = None
     """[B, I, H, W, 3] uint8, normalised on the device; None when features are given."""
     features: Array = None
-    """[B, I, n, K, D] float16 or float32 cached tower states, see `geometry.hidden_indices`."""
+    """[B, I, n, K, D] float16 or float32 cached tower states, see `geometry.state_shape`."""
     query_features: Array = None
     """[B, I, H] float16 cached query features; None where their encoder computes them."""
     ids: np.ndarray | None = None
@@ -61,9 +61,8 @@ def batch_spec(model: ModelConfig, data: DataConfig, rows: int, cached: bool = F
         return jax.ShapeDtypeStruct(shape, jnp.int32)
 
     side = vision.input_size
-    levels = len(hidden_indices(vision))
     pixels: Any = jax.ShapeDtypeStruct((b, i, side, side, 3), jnp.uint8)
-    features: Any = jax.ShapeDtypeStruct((b, i, vision.patches, levels, vision.feature_width), jnp.float16)
+    features: Any = jax.ShapeDtypeStruct((b, i, *state_shape(model.tower)), jnp.float16)
     query_features: Any = jax.ShapeDtypeStruct((b, i, query_width(model)), jnp.float16)
     return Batch(
         tokens=ints(b, s), slots=ints(b, s), labels=ints(b, s), positions=ints(b, s),

@@ -23,7 +23,7 @@ from quecc_jax.data.measure import measure
 from quecc_jax.data.order import Order
 from quecc_jax.data.sources import Encoded, Source, open_sources, read_rows
 from quecc_jax.errors import BadRow, UserError
-from quecc_jax.geometry import hidden_indices, query_width
+from quecc_jax.geometry import query_width, state_shape
 
 PREFETCH = 2
 """Batches made ahead, per worker."""
@@ -42,7 +42,7 @@ class Assemble:
         self.slots, self.width = Slots(model), query_width(model)
         vision = model.vision
         self.pixels = (vision.input_size, vision.input_size, 3)
-        self.features = (vision.patches, len(hidden_indices(vision)), vision.feature_width)
+        self.features = state_shape(model.tower)
 
     def __call__(self, draw: Draw) -> tuple[Batch, Read]:
         """The batch of a draw, and what came of its samples.

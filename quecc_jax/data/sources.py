@@ -19,7 +19,7 @@ from quecc_jax.data.prepared import PreparedPictures, open_prepared
 from quecc_jax.data.rowfile import RowFile
 from quecc_jax.data.tokenizer import Tokenizer, load_tokenizer
 from quecc_jax.errors import BadRow, UserError
-from quecc_jax.geometry import hidden_indices
+from quecc_jax.geometry import state_shape
 
 SAMPLED = 256
 """Rows whose questions tell tokenizers apart."""
@@ -276,10 +276,11 @@ def _tower_features(directory: str, model: ModelConfig, fingerprint: str | None)
       UserError: there are none, or they are of another tower.
     """
     found = read_features(directory, fingerprint)
-    wanted = (model.vision.patches, len(hidden_indices(model.vision)), model.vision.feature_width)
+    wanted = state_shape(model.tower)
     if found.shape[1:] != wanted:
         raise UserError(f"the features of {directory} are {found.shape[1:]} per picture but "
-                        f"model.vision asks for {wanted} (patches, states, width); write them anew")
+                        f"model.vision and {model.compressor.name} ask for {wanted} (patches, states, "
+                        "width); write them anew")
     return found
 
 

@@ -18,17 +18,25 @@ from quecc_jax.query_config import ClipTextConfig
 
 
 def split_features(states: jax.Array, config: VisionConfig) -> Features:
-    """What compressors read, from the stacked hidden states [..., n, K, D] listed by `hidden_indices`.
+    """What compressors read, from what the tower keeps, [..., rows, K, D] of `state_shape`.
 
     X_m holds the levels side by side in the order of the config (QueCC section 4, TokenPacker's
     multi-level input).
     """
     place = {k: i for i, k in enumerate(hidden_indices(config))}
+    patches = states[..., config.rows - config.patches :, :, :]
 
     def state(k: int) -> jax.Array:
-        return states[..., place[k if k >= 0 else config.depth + 1 + k], :]
+        return patches[..., place[k if k >= 0 else config.depth + 1 + k], :]
 
-    return Features(state(config.select_layer), jnp.concatenate([state(k) for k in config.levels], axis=-1))
+    single = state(config.select_layer)
+    multi = jnp.concatenate([state(k) for k in config.levels], axis=-1)
+    if not config.attention:
+        return Features(single, multi)
+    cls, keys = states[..., 0, -2, :], states[..., -1, :]
+    logits = jnp.einsum("...d,...nd->...n", cls, keys, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(logits / math.sqrt(config.width), axis=-1)
+    return Features(single, multi, weights[..., 1:], keys[..., 1:, :])
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
@@ -78,15 +86,16 @@ class ClipLayer(nn.Module):
 
 
 class ClipTower(nn.Module):
-    """The tower up to its hidden states; CLS is used inside and dropped from the result."""
+    """The tower up to its hidden states. CLS is used inside, and dropped from the result unless the config
+    keeps it."""
 
     config: VisionConfig
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, pixels: jax.Array) -> jax.Array:
-        """Hidden states [B, n, K, D] listed by `hidden_indices`, from pixels [B, H, W, 3]; D is
-        `feature_width`, that of all scales."""
+        """Hidden states [B, rows, K, D] of `state_shape`, listed by `hidden_indices`, from pixels
+        [B, H, W, 3]; D is `feature_width`, that of all scales."""
         c = self.config
         if pixels.shape[1:] != (c.input_size, c.input_size, 3):
             raise ValueError(
@@ -121,5 +130,21 @@ class ClipTower(nn.Module):
         if c.post_norm:
             # Declared for its parameters alone: an imported tower must be able to leave complete.
             LayerNorm(c.norm_eps, name="post_norm")(last[:, 0])
-        states = jnp.concatenate([x[None], states])[jnp.array(hidden_indices(c))]
-        return join_scales(states[:, :, 1:].transpose(1, 2, 0, 3), c)
+        states = jnp.concatenate([x[None], states])
+        kept = states[jnp.array(hidden_indices(c))]
+        if c.attention:
+            kept = jnp.concatenate([kept, self._queries_and_keys(states[c.select_index])])
+        return join_scales(kept[:, :, c.patches + 1 - c.rows :].transpose(1, 2, 0, 3), c)
+
+    def _queries_and_keys(self, x: jax.Array) -> jax.Array:
+        """[2, B, 1 + n, D] of the layer that reads the select layer's states x [B, 1 + n, D]."""
+        c = self.config
+        if self.is_initializing():
+            return jnp.stack([x, x])
+        layers = nn.meta.unbox(self.variables["params"]["layers"])
+        p = jax.tree.map(lambda leaf: leaf[c.select_index], layers)
+        y = LayerNorm(c.norm_eps, parent=None).apply({"params": p["norm1"]}, x)
+        dense = linear((c.heads, c.width // c.heads), ("embed", "heads", "head_dim"), dtype=self.dtype,
+                       parent=None)  # fmt: skip
+        made: list[Any] = [dense.apply({"params": p[name]}, y) for name in "qk"]
+        return jnp.stack(made).reshape(2, *x.shape)

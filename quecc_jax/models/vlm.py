@@ -38,7 +38,7 @@ class VLM(nn.Module):
     def setup(self) -> None:
         c = self.config
         dtype: Any = jnp.dtype(c.dtype)
-        self.vision = ClipTower(c.vision, dtype)
+        self.vision = ClipTower(c.tower, dtype)
         self.compressor = make_compressor(c, dtype)
         # Visual tokens start on the scale of the text embeddings that they stand among.
         self.projector = Projector(c.projector, c.decoder.width, dtype, embedding_variance(c.decoder))
@@ -92,7 +92,7 @@ class VLM(nn.Module):
         memory of a pre-fusion stands behind them."""
         b, i = states.shape[:2]
         flat = states.reshape(b * i, *states.shape[2:])
-        features = jax.tree.map(by_rows, split_features(flat, self.config.vision))
+        features = jax.tree.map(by_rows, split_features(flat, self.config.tower))
         query = query.reshape(b * i, 1, -1)
         if self.config.compressor.kind.projected:
             projected = features._replace(single=by_rows(self.projector(features.single)))

@@ -7,6 +7,7 @@ two heads for them a tower forgets where a patch stands, and no compressor could
 No question takes part, so the tower cannot favour a compressor that knows it.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -77,6 +78,7 @@ def train_tower(
     for pool in train:
         if pool.meta["split"] != "train":
             raise UserError(f"{pool.directory} is a test split; the tower trains on training pools only")
+    config = dataclasses.replace(config, attention=False)
     model = DenseHeads(config)
     rng = np.random.default_rng(seed)
     rate = optax.warmup_cosine_decay_schedule(0.0, learning_rate, max(1, steps // 20), steps)

@@ -138,8 +138,8 @@ def decode_layers(layers: Tree, config: DecoderConfig, x: np.ndarray, places: in
     return x
 
 
-def tower(params: Tree, config: VisionConfig, picture: np.ndarray) -> list[np.ndarray]:
-    """All depth + 1 hidden states [n, D] of one picture [H, W, 3], CLS dropped."""
+def tower(params: Tree, config: VisionConfig, picture: np.ndarray, cls: bool = False) -> list[np.ndarray]:
+    """All depth + 1 hidden states [n, D] of one picture [H, W, 3], or [1 + n, D] with CLS."""
     c, s = config, config.patch_size
     kernel = np.asarray(params["patch_embedding"]["kernel"], np.float64).reshape(s, s, 3, c.width)
     rows = [np.asarray(params["class_embedding"], np.float64)]
@@ -148,11 +148,11 @@ def tower(params: Tree, config: VisionConfig, picture: np.ndarray) -> list[np.nd
             patch = picture[down * s : (down + 1) * s, across * s : (across + 1) * s]
             rows.append(np.einsum("abc,abcd->d", patch.astype(np.float64), kernel))
     x = layer_norm(params["pre_norm"], np.stack(rows) + params["position_embedding"], c.norm_eps)
-    states = [x[1:]]
+    states = [x]
     for index in range(c.depth):
         x = clip_layer(layer(params["layers"], index), c, x, np.ones((len(x), len(x)), bool))
-        states.append(x[1:])
-    return states
+        states.append(x)
+    return states if cls else [x[1:] for x in states]
 
 
 def clip_layer(p: Tree, c: VisionConfig | ClipTextConfig, x: np.ndarray, seen: np.ndarray) -> np.ndarray:

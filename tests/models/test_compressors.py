@@ -16,7 +16,7 @@ from quecc_jax.compressor_config import COMPRESSORS
 from quecc_jax.config import MeshConfig, ModelConfig, validate
 from quecc_jax.errors import UserError
 from quecc_jax.generate.decode import on_mesh
-from quecc_jax.geometry import hidden_indices
+from quecc_jax.geometry import hidden_indices, state_shape
 from quecc_jax.models import compressors
 from quecc_jax.models.compressors.base import RegionAttention
 from quecc_jax.models.vlm import VLM
@@ -32,10 +32,10 @@ def model(name: str, dtype: Any = "float32", **settings: Any) -> ModelConfig:
     return dataclasses.replace(MODEL, compressor=compressor, dtype=dtype)
 
 
-def inputs(rows: int) -> tuple[np.ndarray, np.ndarray]:
+def inputs(config: ModelConfig, rows: int) -> tuple[np.ndarray, np.ndarray]:
     """The tower's states [rows, 1, n, K, D] and questions' features [rows, 1, H]."""
-    rng, states = np.random.default_rng(0), len(hidden_indices(MODEL.vision))
-    shapes = (rows, 1, GRID**2, states, WIDTH), (rows, 1, MODEL.decoder.width)
+    rng = np.random.default_rng(0)
+    shapes = (rows, 1, *state_shape(config.tower)), (rows, 1, MODEL.decoder.width)
     return tuple(rng.normal(size=shape).astype(np.float32) for shape in shapes)  # type: ignore[return-value]
 
 
@@ -50,7 +50,7 @@ def outcome(config: ModelConfig, mesh: Any = None) -> tuple[Any, Any]:
         tokens: Any = VLM(config).apply({"params": params}, states, query, method=VLM.compress)
         return jnp.sum(jnp.sin(tokens.astype(jnp.float32))), tokens
 
-    arrays = inputs(8)
+    arrays = inputs(config, 8)
     if mesh is not None:
         arrays = jax.device_put(arrays, batch_sharding(mesh))
     run = on_mesh(jax.jit(jax.grad(loss, has_aux=True)), mesh)
@@ -90,7 +90,7 @@ def test_every_compressor_under_the_model(name):
 def test_tokens_without_a_grid_may_be_any_number(name):
     tokens = 9 if name == "llava_mini" else 5  # Its queries are a square.
     config = model(name, tokens=tokens)
-    states, query = inputs(2)
+    states, query = inputs(config, 2)
     shape = jax.eval_shape(lambda p, *a: VLM(config).apply({"params": p}, *a, method=VLM.compress),
                            trained(config), states, query)  # fmt: skip
     assert shape.shape == (2, 1, tokens + config.memory_tokens, MODEL.decoder.width)
@@ -110,7 +110,7 @@ def test_settings_that_do_not_fit_are_named(settings, message):
 
 def parts(config: ModelConfig) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """Tokens [V, M] of one picture, its select layer's patches [n, D] and the parameters."""
-    states, query = inputs(1)
+    states, query = inputs(config, 1)
     params = trained(config)
     run = jax.jit(lambda p, *a: VLM(config).apply({"params": p}, *a, method=VLM.compress))
     tokens = run(params, states, query)

@@ -25,6 +25,11 @@ class Features(NamedTuple):
     """X_s [P, n, D], the select layer's states."""
     multi: jax.Array
     """X_m [P, n, levels * D], the states of several levels side by side."""
+    attention: jax.Array | None = None
+    """float32 [P, n], CLS' attention to the patches in the layer that reads the select layer's states:
+    softmax over CLS and patches of one head as wide as all. None where the tower keeps none."""
+    keys: jax.Array | None = None
+    """[P, n, D], that layer's keys of the patches."""
 
 
 class Cost(NamedTuple):

@@ -60,7 +60,7 @@ class TokenPacker(nn.Module):
             do not divide D.
         """
         del query, batch
-        single, multi = (x.astype(self.dtype) for x in features)
+        single, multi = (x.astype(self.dtype) for x in (features.single, features.multi))
         sides = self.sides or (output_grid(picture_grid(single), self.kernel, self.stride),)
         q = linear(single.shape[-1], ("mlp", "embed"), bias=False, dtype=self.dtype, name="q_proj")(
             jnp.concatenate([region_centres(single, side) for side in sides], axis=1))  # fmt: skip
