@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from quecc_jax.config import RunConfig
-from quecc_jax.data.batch import IGNORE, Batch
+from quecc_jax.data.batch import IGNORE, NEWLINE, Batch
 from quecc_jax.data.batching import Draw, Grouped, Packed
 from quecc_jax.data.elastic import Elastic, choices
 from quecc_jax.data.faults import Tally
@@ -100,7 +100,7 @@ def _row(batch: Batch, place: int, number: int, draw: Draw, why: dict[int, str],
     for segment, identity in enumerate((one for one in ids if one not in why), start=1):
         here = batch.segments[place] == segment
         slots, labels = batch.slots[place][here], batch.labels[place][here]
-        pictures = len(set((slots[slots >= 0] // made_tokens).tolist()))
+        pictures = sources[identity >> 32].encoded(identity & 0xFFFFFFFF).places
         views = [_view(batch, place, picture + k, tokenizer) for k in range(pictures)]
         spans = _spans(batch.tokens[place][here], slots, labels, tokenizer, made_tokens)
         where = sources[identity >> 32].where(identity & 0xFFFFFFFF)
@@ -121,6 +121,9 @@ def _spans(tokens: np.ndarray, slots: np.ndarray, labels: np.ndarray, tokenizer:
            made_tokens: int) -> list[Span]:
     """Runs of tokens alike in loss and picture, in order."""
     kinds = np.where(slots >= 0, 2 + slots // made_tokens, (labels != IGNORE).astype(int))
+    if (slots == NEWLINE).any():
+        # The map of an any-resolution picture runs through its tiles row by row.
+        kinds = np.where(slots >= 0, 2, kinds)
     spans, start = list[Span](), 0
     for stop in [*(np.flatnonzero(np.diff(kinds)) + 1).tolist(), len(kinds)]:
         count = stop - start

@@ -34,6 +34,9 @@ class VisionConfig:
     scales: tuple[int, ...] = (1,)
     """S2's multi-scale features: at scale s the picture is s times image_size wide and high, and the tower
     sees it in s x s tiles. Ascending; pictures are read at the largest. See `models.scales`."""
+    tiles: tuple[tuple[int, int], ...] = ()
+    """Any-resolution pictures, as LLaVA-NeXT's: grids (rows, columns) of squares of image_size, of which each
+    picture takes the one that fits it best, beside a square of the whole. See `data.tiles`."""
 
     attention: bool = False
     """Beside the states, CLS' own among them, queries and keys are kept of the layer that reads the select
@@ -69,6 +72,11 @@ class VisionConfig:
     def tiles_seen(self) -> int:
         """Squares of image_size that the tower sees of one picture, over all scales."""
         return sum(scale * scale for scale in self.scales)
+
+    @property
+    def places(self) -> int:
+        """Places among a row's pictures that one picture takes at most: the whole and its tiles."""
+        return 1 + max((rows * columns for rows, columns in self.tiles), default=0)
 
     @property
     def feature_width(self) -> int:
@@ -187,6 +195,12 @@ class ModelConfig:
         return output_tokens(self.compressor, self.vision.grid)
 
     @property
+    def has_newline(self) -> bool:
+        """Tiles make one map of tokens, each row of which ends with a learned vector, as their tokens stand
+        on a grid."""
+        return bool(self.vision.tiles) and self.compressor.kind.shape != "free"
+
+    @property
     def drawn_tokens(self) -> tuple[int, ...]:
         """Values V that batches draw from, ascending; empty where V is fixed."""
         return () if self.compressor.tokens else self.compressor.elastic
@@ -297,16 +311,18 @@ class DataConfig:
     max_bad_share: float = 0.01
     """Share of skipped rows among those read, counted as 1000 at least, above which the run ends."""
     image_aspect: Literal["pad", "square"] = "pad"
-    """Fit a picture to the square input by padding with the mean colour, or by cropping."""
+    """Fit a picture to the square input by padding with the mean colour, or by cropping. With vision.tiles
+    it plays no part: the whole is squeezed into its square, and tiles are padded with black."""
     workers: int = 0
     """Grain worker processes; 0 reads in the training process."""
 
-    def row_images(self, visual_tokens: int) -> int:
-        """Pictures I that a row of a batch has room for, where a picture is `visual_tokens` tokens V."""
+    def row_images(self, visual_tokens: int, places: int = 1) -> int:
+        """Pictures I that a row of a batch has room for, where a picture is `visual_tokens` tokens V, or
+        with tiles up to `places` times V, in as many places of the I."""
         if self.batching != "packed" or not self.images_per_row:
-            return self.images_per_row
-        fitting = -(-self.max_length // (visual_tokens + 256))
-        return self.packed_images or max(self.images_per_row, fitting)
+            return self.images_per_row * places
+        fitting = -(-self.max_length // (visual_tokens * places + 256))
+        return self.packed_images or max(self.images_per_row, fitting) * places
 
 
 @dataclasses.dataclass(frozen=True)
@@ -445,7 +461,12 @@ def validate(config: RunConfig) -> None:
     if depth == 0 and config.model.compressor.name == "none" and train.stage == 1:
         raise UserError("train.stage 1 has nothing to train: there is neither compressor nor projector; "
                         "choose stage 0 or 2")
-    _check_data(config.data)
+    _check_data(config.data, vision.places)
+    if vision.tiles:
+        _check_tiles(config)
+        from quecc_jax.geometry import tiled_tokens
+
+        visual = tiled_tokens(config.model)
     if visual * config.data.images_per_row >= config.data.max_length:
         raise UserError(
             f"data.max_length {config.data.max_length} leaves no room for text beside "
@@ -491,14 +512,32 @@ def _query_checks(config: RunConfig) -> list[tuple[bool, str]]:
     ]
 
 
-def _check_data(data: DataConfig) -> None:
+def _check_tiles(config: RunConfig) -> None:
+    """Checks that pictures of any resolution can be had."""
+    vision, data = config.model.vision, config.data
+    if not all(len(grid) == 2 and min(grid) > 0 for grid in vision.tiles):
+        raise UserError(f"model.vision.tiles {vision.tiles} are not all numbers of rows and columns; give "
+                        "pairs such as (2, 1)")
+    if vision.scales != (1,):
+        raise UserError(f"model.vision.tiles and vision.scales {vision.scales} both cut a picture into "
+                        "tiles; leave one of them out")
+    if config.model.drawn_tokens:
+        raise UserError("model.vision.tiles need one V, for the length of a row depends on it, but "
+                        f"compressor.elastic draws from {config.model.drawn_tokens}; leave one of them out")
+    if data.images_per_row and (data.cached_features or any(s.kind == "pool" for s in data.sources)):
+        raise UserError("model.vision.tiles need the pictures themselves, but a pool or data.cached_features "
+                        "holds squares of them; name their files, or leave vision.tiles out")
+
+
+def _check_data(data: DataConfig, places: int) -> None:
     """Checks the numbers that say how batches are formed."""
     if data.window < 1 or data.halvings < 0:
         raise UserError(f"data.window {data.window} is no number of rows, or data.halvings {data.halvings} "
                         "is negative; change one of them")
-    if 0 < data.packed_images < data.images_per_row:
+    if 0 < data.packed_images < data.images_per_row * places:
+        each = f" x {places} with its tiles" if places > 1 else ""
         raise UserError(f"data.packed_images {data.packed_images} is less than the data.images_per_row "
-                        f"{data.images_per_row} that one conversation may have; raise it")
+                        f"{data.images_per_row}{each} that one conversation may have; raise it")
     if not 0 <= data.max_bad_share <= 1:
         raise UserError(f"data.max_bad_share {data.max_bad_share} is no share; give a number from 0 to 1")
 

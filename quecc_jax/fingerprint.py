@@ -63,6 +63,8 @@ def query_fingerprint(params: dict[str, Any], model: ModelConfig) -> str:
 def tower_fingerprint(params: Any, vision: VisionConfig, aspect: str) -> str:
     """Of a tower's states: its parameters, which states are kept, and how pictures are made square."""
     settings = {k: v for k, v in dataclasses.asdict(vision).items() if k not in ("levels", "select_layer")}
+    # Stored features are of squares; how larger pictures would be cut does not matter.
+    del settings["tiles"]
     if not vision.attention:
         del settings["attention"]
     if vision.scales == (1,):

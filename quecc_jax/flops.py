@@ -111,8 +111,9 @@ def query_flops(config: ModelConfig, tokens: int) -> float:
 
 
 def answer_flops(
-    config: ModelConfig, question: int, prompt: int, answer: int, include_tower: bool = True
-) -> dict[str, float]:
+    config: ModelConfig, question: int, prompt: int, answer: int, include_tower: bool = True,
+    squares: int = 1, visual: int = 0,
+) -> dict[str, float]:  # fmt: skip
     """FLOPs of answering one question about one picture, by part.
 
     Args:
@@ -120,16 +121,18 @@ def answer_flops(
       question: tokens of the bare question (query pass).
       prompt: text tokens of the decoder's prompt; the V visual tokens come on top.
       answer: generated tokens.
+      squares: that the tower sees of the picture: one more than it has tiles.
+      visual: its tokens where they are not squares x V, as `data.tiles.arrange` says.
     """
     config = served(config)
-    length, steps = prompt + config.visual_tokens, max(answer - 1, 0)
+    length, steps = prompt + (visual or squares * config.visual_tokens), max(answer - 1, 0)
     # The first token comes from the prefill; the k-th step after it attends to length + k places.
     context = length + (steps + 1) / 2
     return {
-        "tower": tower_flops(config.tower) if include_tower else 0.0,
+        "tower": squares * tower_flops(config.tower) if include_tower else 0.0,
         "query": query_flops(config, question),
-        "compressor": compressor_cost(config).flops + projector_flops(config)
-        + fusion_flops(config, 1, prompt),
+        "compressor": squares * (compressor_cost(config).flops + projector_flops(config))
+        + fusion_flops(config, squares, prompt),
         "prefill": decoder_flops(config.decoder, length, length, 1),
         "decode": decoder_flops(config.decoder, steps, context, steps),
     }
@@ -150,7 +153,7 @@ def train_flops(config: RunConfig, length: int | None = None, images: int | None
     """
     model, data, stage = config.model, config.data, config.train.stage
     length = data.max_length if length is None else length
-    images = data.row_images(model.visual_tokens) if images is None else images
+    images = data.row_images(model.visual_tokens, model.vision.places) if images is None else images
     decoder = decoder_flops(model.decoder, length, length, length)
     total = 3.0 * decoder
     if stage == 1:

@@ -117,6 +117,13 @@ def served(config: ModelConfig, visual_tokens: int = 0) -> ModelConfig:
     return dataclasses.replace(config, compressor=dataclasses.replace(config.compressor, tokens=v))
 
 
+def tiled_tokens(config: ModelConfig) -> int:
+    """Tokens of an any-resolution picture that fills its largest map, newlines included."""
+    v = config.visual_tokens
+    side = math.isqrt(v) if config.has_newline else 0
+    return max(v * (1 + rows * columns) + rows * side for rows, columns in config.vision.tiles)
+
+
 def query_width(config: ModelConfig) -> int:
     """Width H of the question's feature."""
     text = config.query.text

@@ -211,6 +211,10 @@ def test_an_answer_is_the_sum_of_its_parts():
     assert parts["decode"] == steps
     assert parts["tower"] == flops.tower_flops(MODEL.vision)
     assert flops.answer_flops(MODEL, 10, 20, 4, include_tower=False) == {**parts, "tower": 0.0}
+    # A picture of four tiles, whose map lost some of its tokens and gained newlines.
+    tiled = flops.answer_flops(MODEL, 10, 20, 4, squares=5, visual=70)
+    assert tiled["tower"] == 5 * parts["tower"] and tiled["compressor"] == 5 * parts["compressor"]
+    assert tiled["prefill"] == flops.decoder_flops(decoder, 90, 90, 1) and tiled["query"] == parts["query"]
 
 
 @pytest.mark.parametrize("stage, pictures, cached, compressor", [

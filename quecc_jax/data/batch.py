@@ -12,6 +12,9 @@ from quecc_jax.geometry import query_width, state_shape
 IGNORE = -100
 """Label of a position that carries no loss."""
 
+NEWLINE = np.iinfo(np.int32).max
+"""Slot of the learned vector that ends a row of an any-resolution picture's map of tokens."""
+
 Array = Any
 """np.ndarray on the host, jax.Array on the device."""
 
@@ -27,7 +30,7 @@ class Batch(NamedTuple):
     tokens: Array
     """[B, S] token ids; 0 at visual slots and padding."""
     slots: Array
-    """[B, S] index into the row's flat visual tokens, -1 where the position is text."""
+    """[B, S] index into the row's flat visual tokens, or NEWLINE; -1 where the position is text."""
     labels: Array
     """[B, S] the position's own token id where it carries loss, IGNORE elsewhere (unshifted)."""
     positions: Array
@@ -54,8 +57,8 @@ def batch_spec(model: ModelConfig, data: DataConfig, rows: int, cached: bool = F
 
     Grouped batches may be shorter, and without picture places; this is the largest.
     """
-    b, s, i, q = rows, data.max_length, data.row_images(model.visual_tokens), data.query_length
-    vision = model.vision
+    b, s, q, vision = rows, data.max_length, data.query_length, model.vision
+    i = data.row_images(model.visual_tokens, vision.places)
 
     def ints(*shape: int) -> Any:
         return jax.ShapeDtypeStruct(shape, jnp.int32)

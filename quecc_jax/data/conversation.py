@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from quecc_jax.config import DataConfig
-from quecc_jax.data.batch import IGNORE
+from quecc_jax.data.batch import IGNORE, NEWLINE
 from quecc_jax.data.templates import PLACEHOLDER, TEMPLATES, Mark, pieces
+from quecc_jax.data.tiles import Arrangement
 from quecc_jax.data.tokenizer import Tokenizer
 from quecc_jax.errors import BadRow, UserError
 
@@ -41,7 +42,7 @@ def image_refs(row: dict[str, Any]) -> list[Any]:
 
 
 def encode(row: dict[str, Any], tokenizer: Tokenizer, data: DataConfig, visual_tokens: int,
-           prompt: bool = False) -> dict[str, np.ndarray]:
+           prompt: bool = False, arranged: Sequence[Arrangement] = ()) -> dict[str, np.ndarray]:
     """Lays out one LLaVA-format row.
 
     The query is the first human turn without placeholders, or the word "image" where nothing is left
@@ -57,11 +58,12 @@ def encode(row: dict[str, Any], tokenizer: Tokenizer, data: DataConfig, visual_t
       data: Template, label choice and lengths.
       visual_tokens: Slots V that one picture takes.
       prompt: Stop right where the first answer begins; no position carries loss then.
+      arranged: What stands for each picture, if not its V tokens.
 
     Returns:
       int32 arrays: `tokens`, `labels` and `slots` of one length L <= data.max_length (see `Batch`),
-      `query` of at most data.query_length; and `cut` [], the number of tokens that did not fit: all
-      of them, and L = 0, where data.too_long drops the row.
+      `query` of at most data.query_length; `places` [], those that its pictures take; and `cut` [], the
+      number of tokens that did not fit: all of them, and L = 0, where data.too_long drops the row.
 
     Raises:
       BadRow: the row is not of that form, its text is not UTF-8, its placeholders and pictures differ
@@ -74,11 +76,12 @@ def encode(row: dict[str, Any], tokenizer: Tokenizer, data: DataConfig, visual_t
         raise BadRow("turns", "its last turn has no answer; add one or drop the turn")
     _check(talk, pictures, data)
     return _encode(talk._replace(turns=talk.turns[:1]) if prompt else talk, pictures, tokenizer, data,
-                   visual_tokens)
+                   visual_tokens, arranged)
 
 
 def prompt(question: str, images: int, tokenizer: Tokenizer, data: DataConfig, visual_tokens: int,
-           history: Sequence[str] = (), system: str | None = None) -> dict[str, np.ndarray]:
+           history: Sequence[str] = (), system: str | None = None,
+           arranged: Sequence[Arrangement] = ()) -> dict[str, np.ndarray]:
     """Lays out a question for generation, as `encode` does a row, ending where the answer begins.
 
     Args:
@@ -88,6 +91,7 @@ def prompt(question: str, images: int, tokenizer: Tokenizer, data: DataConfig, v
       history: What human and assistant said before, in turn, the human first. The prompt of a longer
         history begins with the ids of the shorter one's.
       system: Replaces the template's system sentence.
+      arranged: What stands for each picture, if not its V tokens.
 
     Returns:
       As `encode`; the history's answers are labelled, so that a pre-fusion leaves them out as in training.
@@ -97,7 +101,7 @@ def prompt(question: str, images: int, tokenizer: Tokenizer, data: DataConfig, v
     """
     talk = _asking(question, images, history, system)
     _check(talk, images, data)
-    return _encode(talk, images, tokenizer, data, visual_tokens)
+    return _encode(talk, images, tokenizer, data, visual_tokens, arranged)
 
 
 def prompt_text(question: str, images: int, tokenizer: Tokenizer, data: DataConfig,
@@ -171,9 +175,10 @@ def _check(talk: Talk, pictures: int, data: DataConfig) -> None:
                                           f"{data.images_per_row}; raise that or split the row")
 
 
-def _encode(talk: Talk, pictures: int, tokenizer: Tokenizer, data: DataConfig,
-            visual_tokens: int) -> dict[str, np.ndarray]:
-    tokens, slots, loss = _lay_out(talk, tokenizer, data, visual_tokens)
+def _encode(talk: Talk, pictures: int, tokenizer: Tokenizer, data: DataConfig, visual_tokens: int,
+            arranged: Sequence[Arrangement]) -> dict[str, np.ndarray]:
+    arranged = arranged or [Arrangement(1, np.arange(visual_tokens))] * pictures
+    tokens, slots, loss = _lay_out(talk, tokenizer, data, visual_tokens, arranged)
     cut = _fit(slots, loss, data, asked=len(talk.turns) % 2 == 1)
     kept = len(tokens) - cut
     ids, learned = np.array(tokens[:kept], np.int32), np.array(loss[:kept], bool)
@@ -183,6 +188,7 @@ def _encode(talk: Talk, pictures: int, tokenizer: Tokenizer, data: DataConfig,
         "slots": np.array(slots[:kept], np.int32),
         "labels": np.where(learned, ids, IGNORE).astype(np.int32),
         "query": query_ids(question, tokenizer, data),
+        "places": np.array(sum(one.places for one in arranged), np.int32),
         "cut": np.array(cut, np.int32),
     }
 
@@ -213,22 +219,23 @@ def _placed(turn: str, data: DataConfig) -> str:
     return f"{PLACEHOLDER}\n{turn.replace(PLACEHOLDER, '').strip()}".strip()
 
 
-def _lay_out(talk: Talk, tokenizer: Tokenizer, data: DataConfig,
-             visual_tokens: int) -> tuple[list[int], list[int], list[bool]]:
+def _lay_out(talk: Talk, tokenizer: Tokenizer, data: DataConfig, visual_tokens: int,
+             arranged: Sequence[Arrangement]) -> tuple[list[int], list[int], list[bool]]:
     start = _bos(tokenizer)
     tokens, slots, loss = list(start), [-1] * len(start), [False] * len(start)
     asked = len(talk.turns) % 2 == 1
     turns = [_placed(turn, data) for turn in talk.turns]
-    picture = 0
+    place, coming = 0, iter(arranged)
     for piece, answer in pieces(TEMPLATES[data.template], turns, talk.system):
         learned = piece is not Mark.BOS and (answer or (data.labels == "all" and not asked))
         parts: Sequence[str | Mark] = piece.split(PLACEHOLDER) if isinstance(piece, str) else [piece]
         for number, part in enumerate(parts):
             if number:
-                tokens += [0] * visual_tokens
-                slots += range(picture * visual_tokens, (picture + 1) * visual_tokens)
-                loss += [False] * visual_tokens
-                picture += 1
+                places, own = next(coming)
+                tokens += [0] * len(own)
+                slots += np.where(own == NEWLINE, NEWLINE, own + place * visual_tokens).tolist()
+                loss += [False] * len(own)
+                place += places
             begins = len(tokens) == len(start) or slots[-1] >= 0
             ids = _ids(part, tokenizer, None if begins else tokens[-1])
             tokens += ids

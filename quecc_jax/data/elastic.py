@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from quecc_jax.config import DataConfig, ModelConfig
+from quecc_jax.data.batch import NEWLINE
 from quecc_jax.data.batching import Draw
 from quecc_jax.data.order import permutation
 from quecc_jax.geometry import first_token
@@ -93,4 +94,5 @@ class Slots:
         text = codes >= 0
         kept = text | (place < visual_tokens)
         slots = (picture + number) * self.stride + first_token(self.model, visual_tokens) + place
+        slots = np.where(codes == -1 - NEWLINE, NEWLINE, slots)
         return np.where(text, codes, -1 - slots)[kept].astype(np.int32), loss[kept]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from quecc_jax.config import DataConfig, VisionConfig
-from quecc_jax.data.images import load_pixels
+from quecc_jax.data.images import load_pixels, picture_size
 from quecc_jax.errors import BadRow
 from quecc_jax.paths import place
 
@@ -43,8 +43,12 @@ class FolderPictures:
         self.folders, self.vision, self.aspect = folders, vision, data.image_aspect
 
     def __call__(self, ref: Any) -> np.ndarray:
-        """uint8 [H, W, 3]."""
+        """As `load_pixels`."""
         return load_pixels(self.folders.find(ref), self.vision, self.aspect)
+
+    def size(self, ref: Any) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return picture_size(self.folders.find(ref))
 
 
 class FilePictures:
@@ -54,5 +58,9 @@ class FilePictures:
         self.vision, self.aspect = vision, data.image_aspect
 
     def __call__(self, ref: Any) -> np.ndarray:
-        """uint8 [H, W, 3]."""
+        """As `load_pixels`."""
         return load_pixels(BytesIO(ref), self.vision, self.aspect)
+
+    def size(self, ref: Any) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return picture_size(BytesIO(ref))

@@ -1,15 +1,19 @@
 """Pictures from files to the tower's input, as CLIP's image processor makes them."""
 
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from quecc_jax.config import VisionConfig
+from quecc_jax.data.tiles import split
 from quecc_jax.errors import BadRow, UserError
 from quecc_jax.paths import is_remote, place
+
+T = TypeVar("T")
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -40,6 +44,8 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """What makes a picture of each EXIF orientation upright; 1 is upright."""
+SIDEWAYS = tuple(turn for tag, turn in TURNS.items() if tag > 4)
+"""Those that exchange width and height."""
 BAND = 256
 """Rows that are padded at once."""
 
@@ -58,12 +64,16 @@ def load_pixels(image: Picture, vision: VisionConfig,
       aspect: `pad` keeps the whole picture, `square` crops the longer side.
 
     Returns:
-      uint8 [H, W, 3], H = W = vision.input_size, upright by the EXIF orientation.
+      uint8 [H, W, 3], H = W = vision.input_size, upright by the EXIF orientation; with vision.tiles
+      [1 + tiles, H, W, 3], the whole and its tiles, see `data.tiles`.
 
     Raises:
       BadRow: names a file that is missing or is not a readable picture of a sensible size.
     """
-    return np.asarray(fit(open_image(image), vision.input_size, aspect))
+    opened = open_image(image)
+    if vision.tiles:
+        return split(opened, vision.tiles, vision.image_size)
+    return np.asarray(fit(opened, vision.input_size, aspect))
 
 
 def open_image(image: Picture) -> Image.Image:
@@ -81,6 +91,24 @@ def open_image(image: Picture) -> Image.Image:
       BadRow: names the file that is missing, unreadable, damaged, empty, has more than MAX_PIXELS
         pixels, or is longer than MAX_ASPECT times its width.
     """
+    return _opened(image, _upright_rgb)
+
+
+def picture_size(image: Picture) -> tuple[int, int]:
+    """Width and height of the upright picture, in pixels, of which no more is decoded than they need.
+
+    Raises:
+      BadRow: as `open_image`, but for damage behind the header.
+    """
+    def upright(opened: Image.Image) -> tuple[int, int]:
+        turned = _turn(opened) in SIDEWAYS
+        return (opened.height, opened.width) if turned else opened.size
+
+    return _opened(image, upright)
+
+
+def _opened(image: Picture, read: Callable[[Image.Image], T]) -> T:
+    """What is read of a picture's file, after a look at its header."""
     if isinstance(image, str | Path):
         name = str(image)
     else:
@@ -88,11 +116,11 @@ def open_image(image: Picture) -> Image.Image:
     try:
         if isinstance(image, Image.Image):
             _check_size(image, name)
-            return _upright_rgb(image)
+            return read(image)
         source = BytesIO(place(image).read_bytes()) if isinstance(image, str) and is_remote(image) else image
         with Image.open(source, formats=FORMATS) as opened:
             _check_size(opened, name)
-            return _upright_rgb(opened)
+            return read(opened)
     except UserError:
         raise
     except FileNotFoundError:

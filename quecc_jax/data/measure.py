@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -30,8 +31,10 @@ CHUNK = 1024
 """Rows that a process measures at a time; then the pass looks whether too many are bad."""
 
 
-def measure(sources: Sequence[Source], data: DataConfig, visual_tokens: int) -> Measures:
-    """Tokens and pictures of every row, without reading pictures; rows that are left out have none.
+def measure(sources: Sequence[Source], data: DataConfig, visual_tokens: int,
+            arranged: tuple[Any, ...] = ()) -> Measures:
+    """Tokens of every row and the places of its pictures, of which no more than their sizes are read; rows
+    that are left out have none.
 
     The lengths of files are kept in `data.cache`, under the files' size and time of change and all settings
     that lengths depend on. Pools have theirs at hand. `data.workers` processes share the pass.
@@ -40,20 +43,23 @@ def measure(sources: Sequence[Source], data: DataConfig, visual_tokens: int) -> 
       sources: of a run, in its order.
       data: policies for bad and long rows, the cache folder, and what lengths depend on.
       visual_tokens: slots V of a picture.
+      arranged: what the arrangement of any-resolution pictures depends on.
 
     Raises:
       UserError: a row is bad and may not be, or too large a share of them is.
     """
-    parts = [_one(source, config, data, visual_tokens)
+    parts = [_one(source, config, data, visual_tokens, arranged)
              for source, config in zip(sources, data.sources, strict=True)]  # fmt: skip
     return Measures(*(np.concatenate(fields) for fields in zip(*parts, strict=True)))
 
 
-def _one(source: Source, config: SourceConfig, data: DataConfig, visual_tokens: int) -> Measures:
+def _one(source: Source, config: SourceConfig, data: DataConfig, visual_tokens: int,
+         arranged: tuple[Any, ...]) -> Measures:
     files, path = _files(config), None
     if files:
         settings = (FORMAT, files, _tokenizer_stamp(data.tokenizer), visual_tokens, data.template,
-                    data.image_place, data.labels, data.max_length, data.images_per_row, data.too_long)
+                    data.image_place, data.labels, data.max_length, data.images_per_row, data.too_long,
+                    *arranged)
         name = hashlib.sha256(repr(settings).encode()).hexdigest()[:24]
         path = (Path(data.cache) if data.cache else cache_folder()) / f"lengths-{name}.npy"
         kept = _read(path, len(source))
@@ -111,7 +117,7 @@ def _lengths(source: Source, start: int, stop: int) -> tuple[np.ndarray, Read]:
             left_out.append(LeftOut(row, error.fault, str(error)))
             continue
         if len(encoded.codes):
-            made[:, number] = len(encoded.codes), source.pictures(row)
+            made[:, number] = len(encoded.codes), encoded.places
         else:
             left_out.append(LeftOut(row, DROPPED, ""))
     return made, Read(stop - start, (), tuple(left_out))

@@ -22,6 +22,7 @@ from quecc_jax.data.faults import DROPPED, LeftOut, Read, Tally
 from quecc_jax.data.measure import measure
 from quecc_jax.data.order import Order
 from quecc_jax.data.sources import Encoded, Source, open_sources, read_rows
+from quecc_jax.data.tiles import arrangement_settings
 from quecc_jax.errors import BadRow, UserError
 from quecc_jax.geometry import query_width, state_shape
 
@@ -104,14 +105,14 @@ class Assemble:
         return self.sources[identity >> 32].where(identity & 0xFFFFFFFF)
 
     def _sample(self, identity: int, seen: np.ndarray | None) -> tuple[Encoded, int]:
-        """A sample and its number of pictures, which are written to the front of `seen` [.., ...].
+        """A sample and the places of its pictures, which are written to the front of `seen` [.., ...].
 
         Raises:
           BadRow: `seen` is then as it was, zeros.
         """
         source, row = self.sources[identity >> 32], identity & 0xFFFFFFFF
         made = source.encoded(row)
-        pictures = source.pictures(row) if len(made.codes) else 0
+        pictures = made.places if len(made.codes) else 0
         if pictures and seen is not None:
             try:
                 (source.write_features if self.data.cached_features else source.write_pixels)(row, seen)
@@ -269,12 +270,12 @@ def draw_batches(sources: Sequence[Source], data: DataConfig, model: ModelConfig
     stream: dict[str, Any] = {"rows": order.rows, "sources": sizes, "weights": weights, "seed": seed,
                               "batch_size": batch_size, "batching": data.batching}
     draws: Sequence[Draw]
+    images = data.row_images(model.visual_tokens, model.vision.places)
     if data.batching == "pad":
-        draws = Padded(order, batch_size, data.max_length, data.images_per_row)
+        draws = Padded(order, batch_size, data.max_length, images)
     else:
-        measures = measure(sources, data, model.visual_tokens)
+        measures = measure(sources, data, model.visual_tokens, arrangement_settings(model))
         stream |= {"window": data.window, "lengths": measures.digest()}
-        images = data.row_images(model.visual_tokens)
         if data.batching == "grouped":
             draws = Grouped(order, measures, batch_size, data.window, row_lengths(data), images)
         else:
@@ -306,12 +307,13 @@ def eval_batches(data: DataConfig, model: ModelConfig, batch_size: int, *, promp
     data = dataclasses.replace(data, batching="pad", bad_rows="error")
     sources, tally = open_sources(data, model, fingerprint, prompts), Tally(data, 0)
     assemble = Assemble(sources, data, model)
+    images = data.row_images(model.visual_tokens, model.vision.places)
     ids = np.concatenate([row_ids(number, len(source)) for number, source in enumerate(sources)])
     for start in range(0, len(ids), batch_size):
         chosen = ids[start:start + batch_size]
         fill = np.full(batch_size - len(chosen), -1, np.int64)
         filled = np.concatenate([chosen, fill])
-        batch, read = assemble(Draw(filled, data.max_length, data.images_per_row))
+        batch, read = assemble(Draw(filled, data.max_length, images))
         tally.add(read)
         yield batch
 

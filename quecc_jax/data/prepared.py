@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from quecc_jax.config import DataConfig, VisionConfig
-from quecc_jax.data.images import load_pixels
+from quecc_jax.data.images import load_pixels, picture_size
 from quecc_jax.data.records import Records
 from quecc_jax.errors import BadRow, UserError
 from quecc_jax.paths import AnyPath, place
@@ -79,6 +79,9 @@ class PreparedPictures:
         self.records, self.recipe = prepared.pictures, prepared.recipe
         self.vision, self.aspect = vision, data.image_aspect
         recipe, size = prepared.recipe, vision.input_size
+        if recipe.size and data.images_per_row and vision.tiles:
+            raise UserError(f"{prepared.directory} holds squares of {recipe.size} pixels, but "
+                            "model.vision.tiles need whole pictures; prepare it without --resize")
         if recipe.size and data.images_per_row and (recipe.size, recipe.aspect) != (size, self.aspect):
             raise UserError(f"{prepared.directory} holds pictures of {recipe.size} pixels, aspect "
                             f"{recipe.aspect}, but the run asks for {size}, {self.aspect}; prepare it with "
@@ -86,14 +89,21 @@ class PreparedPictures:
                             "data.image_aspect")
 
     def __call__(self, number: Any) -> np.ndarray:
-        """uint8 [H, W, 3]."""
-        if not isinstance(number, int) or not 0 <= number < len(self.records):
-            raise BadRow("not a row", f"its picture {number!r} is not among the {len(self.records)}; prepare "
-                                      "the data anew")
-        record = readable(self.records[number])
+        """As `load_pixels`."""
+        record = self._record(number)
         if self.recipe.size and self.recipe.encoding == "raw":
             return np.frombuffer(record, np.uint8).reshape(self.recipe.size, self.recipe.size, 3)
         return load_pixels(BytesIO(record), self.vision, self.aspect)
+
+    def size(self, number: Any) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return picture_size(BytesIO(self._record(number)))
+
+    def _record(self, number: Any) -> bytes:
+        if not isinstance(number, int) or not 0 <= number < len(self.records):
+            raise BadRow("not a row", f"its picture {number!r} is not among the {len(self.records)}; prepare "
+                                      "the data anew")
+        return readable(self.records[number])
 
 
 def fault_record(bad: BadRow) -> bytes:

@@ -17,6 +17,7 @@ from quecc_jax.data.folders import FilePictures, FolderPictures, Folders
 from quecc_jax.data.pool import read_pool
 from quecc_jax.data.prepared import PreparedPictures, open_prepared
 from quecc_jax.data.rowfile import RowFile
+from quecc_jax.data.tiles import Arrangement, arrange
 from quecc_jax.data.tokenizer import Tokenizer, load_tokenizer
 from quecc_jax.errors import BadRow, UserError
 from quecc_jax.geometry import state_shape
@@ -36,6 +37,8 @@ class Encoded(NamedTuple):
     """int32 [<= Q] bare question."""
     cut: bool
     """The row was truncated, or dropped if nothing is left of it."""
+    places: int
+    """Places among the pictures of a batch's row that its pictures take: one each, or more with tiles."""
 
 
 class Source(Protocol):
@@ -50,10 +53,7 @@ class Source(Protocol):
         """The place of a row, for messages."""
 
     def encoded(self, row: int) -> Encoded:
-        """The row without its pictures, which are not read. Raises BadRow."""
-
-    def pictures(self, row: int) -> int:
-        """How many pictures the row has; asked of rows that `encoded` takes."""
+        """The row without its pictures, of which the size at most is read. Raises BadRow."""
 
     def write_pixels(self, row: int, out: np.ndarray) -> None:
         """Writes the pictures into the first places of uint8 [I, H, W, 3]."""
@@ -63,6 +63,16 @@ class Source(Protocol):
 
     def query(self, row: int) -> np.ndarray:
         """The cached query feature, float16 [H]; asked of rows that `encoded` takes."""
+
+
+class Arrange(NamedTuple):
+    """What stands for an any-resolution picture, which is asked for its size alone."""
+
+    size: Callable[[Any], tuple[int, int]]
+    model: ModelConfig
+
+    def __call__(self, ref: Any) -> Arrangement:
+        return arrange(*self.size(ref), self.model)
 
 
 class Layout(NamedTuple):
@@ -75,16 +85,20 @@ class Layout(NamedTuple):
     """Stop where the first answer begins, for generation."""
     text_length: int = 0
     """Tokens that a row without pictures may have, if fewer than data.max_length; 0 if not."""
+    arrange: Arrange | None = None
+    """What stands for a picture, by its reference; None for its V tokens."""
 
     def __call__(self, row: dict[str, Any]) -> Encoded:
         """Encodes a row, or raises BadRow; the caller adds where it stands."""
         data = self.data
         if self.text_length and not image_refs(row):
             data = dataclasses.replace(data, max_length=self.text_length)
-        made = encode(row, self.tokenizer, data, self.visual_tokens, prompt=self.prompts)
+        refs = image_refs(row) if self.arrange and isinstance(row, dict) else []
+        arranged = [self.arrange(ref) for ref in refs] if self.arrange else []
+        made = encode(row, self.tokenizer, data, self.visual_tokens, self.prompts, arranged)
         slots = made["slots"]
         return Encoded(np.where(slots >= 0, -1 - slots, made["tokens"]), made["labels"] >= 0, made["query"],
-                       bool(made["cut"]))
+                       bool(made["cut"]), int(made["places"]))
 
 
 class RowSource:
@@ -129,9 +143,6 @@ class RowSource:
         except BadRow as error:
             raise error.at(self.where(row)) from None
 
-    def pictures(self, row: int) -> int:
-        return len(image_refs(self.row(row)))
-
     def write_pixels(self, row: int, out: np.ndarray) -> None:
         self._write(row, self._read, out)
 
@@ -144,11 +155,14 @@ class RowSource:
         self._write(row, self._features.__getitem__, out)
 
     def _write(self, row: int, read: Callable[[Any], np.ndarray], out: np.ndarray) -> None:
-        for place, ref in enumerate(image_refs(self.row(row))):
+        place = 0
+        for ref in image_refs(self.row(row)):
             try:
-                out[place] = read(ref)
+                seen = read(ref).reshape(-1, *out.shape[1:])
             except BadRow as error:
                 raise error.at(self.where(row)) from None
+            out[place:place + len(seen)] = seen
+            place += len(seen)
 
 
 class Questions:
@@ -158,7 +172,7 @@ class Questions:
         self.rows = rows
         # A question depends on no template and no length but its own.
         data = dataclasses.replace(layout.data, template="v1", max_length=1 << 20, images_per_row=64)
-        self.layout = layout._replace(data=data)
+        self.layout = layout._replace(data=data, arrange=None)
 
     def __call__(self, row: int) -> np.ndarray:
         """int32 [Q + 1]: a row's token ids, filled up with zeros, and their number; or BadRow."""
@@ -229,7 +243,7 @@ class PoolSource:
                         raise error.at(self.where(number)) from None
                     self._bad[len(kinds)] = error.at(self.where(number))
                     none = np.zeros(0, np.int32)
-                    kinds.append(Encoded(none, none > 0, none, False))
+                    kinds.append(Encoded(none, none > 0, none, False, 0))
             self._kind[number] = place[key]
         self._start = _offsets([len(kind.codes) for kind in kinds])
         self._query_start = _offsets([len(kind.query) for kind in kinds])
@@ -250,10 +264,8 @@ class PoolSource:
             raise self._bad[kind]
         span = slice(self._start[kind], self._start[kind + 1])
         query = self._query[self._query_start[kind]:self._query_start[kind + 1]]
-        return Encoded(self._codes[span], self._loss[span], query, bool(self._cut[kind]))
-
-    def pictures(self, row: int) -> int:
-        return int(self._first[row + 1] - self._first[row])
+        return Encoded(self._codes[span], self._loss[span], query, bool(self._cut[kind]),
+                       int(self._first[row + 1] - self._first[row]))
 
     def write_pixels(self, row: int, out: np.ndarray) -> None:
         assert self._pixels is not None
@@ -349,7 +361,7 @@ def open_sources(data: DataConfig, model: ModelConfig, fingerprint: str | None =
 
 def _row_source(config: SourceConfig, layout: Layout, model: ModelConfig, fingerprint: str | None) -> Source:
     data, vision, rows = layout.data, model.vision, read_rows(config)
-    read: Callable[[Any], np.ndarray]
+    read: PreparedPictures | FilePictures | FolderPictures
     features = queries = None
     if config.kind == "array_record":
         read = PreparedPictures(open_prepared(config.path), vision, data)
@@ -362,6 +374,8 @@ def _row_source(config: SourceConfig, layout: Layout, model: ModelConfig, finger
         read = FilePictures(vision, data)
     else:
         read = FolderPictures(Folders(config.roots), vision, data)
+    if vision.tiles and data.images_per_row:
+        layout = layout._replace(arrange=Arrange(read.size, model))
     return RowSource(config.path or f"easy-VQA {config.split}", rows, read, layout, features,
                      queries)
 

@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from quecc_jax.config import DataConfig, RunConfig, SourceConfig
-from quecc_jax.data.conversation import encode
-from quecc_jax.data.sources import read_rows
+from quecc_jax.data.sources import open_sources
 from quecc_jax.data.templates import PLACEHOLDER
-from quecc_jax.data.tokenizer import load_tokenizer
 from quecc_jax.errors import UserError
 from quecc_jax.evaluate.predict import predict
 from quecc_jax.generate.engine import SMALLEST
@@ -70,14 +68,8 @@ def ask(
 
 def _longest(data: DataConfig, config: RunConfig) -> int:
     """Places that the longest prompt needs, in a bucket: a run's max_length is many times a question's."""
-    tokenizer, rows = load_tokenizer(data.tokenizer, data.query_tokenizer), read_rows(data.sources[0])
-    longest = 0
-    for number, row in enumerate(rows, start=1):
-        try:
-            made = encode(row, tokenizer, data, config.model.visual_tokens, prompt=True)
-        except UserError as error:
-            raise UserError(f"{data.sources[0].path}, row {number}: {error}") from None
-        longest = max(longest, len(made["tokens"]))
+    source, = open_sources(data, config.model, prompts=True)
+    longest = max(len(source.encoded(row).codes) for row in range(len(source)))
     return min(data.max_length, max(SMALLEST, round_up(longest)))
 
 

@@ -71,10 +71,12 @@ def predict(
         if isinstance(turns, list) and len(turns) < 2:
             where = f"{data.sources[identity >> 32].path}, row {(identity & 0xFFFFFFFF) + 1}"
             raise UserError(f"{where} has no answer to compare with; add one")
+    places = data.row_images(model.visual_tokens, model.vision.places) if model.vision.tiles else 0
     for batch in eval_batches(data, model, batch_size, prompts=True):
         assert batch.ids is not None
         ids = batch.ids.tolist()
-        visual = encode(params, batch, [picture_keys(i, rows[i]) if i >= 0 else [] for i in ids])
+        keys = [picture_keys(i, rows[i], places) if i >= 0 else [] for i in ids]
+        visual = encode(params, batch, keys)
         prompts = batch._replace(ids=None, pixels=None, features=None)
         tokens = jax.device_get(generate(params, prompts, visual)).tolist()
         for identity, own in zip(ids, tokens, strict=True):
@@ -85,9 +87,13 @@ def predict(
     return answers
 
 
-def picture_keys(identity: int, row: dict[str, Any]) -> list[Hashable]:
-    """What tells the pictures of a row from others of the same sources; `Encoders` takes it."""
-    return [(identity >> 32, str(ref)) for ref in image_refs(row)]
+def picture_keys(identity: int, row: dict[str, Any], places: int = 0) -> list[Hashable]:
+    """What tells the pictures of a row from others of the same sources; `Encoders` takes it. With tiles it
+    tells apart all `places` of a row, which others with the same pictures share."""
+    refs = image_refs(row)
+    if places:
+        return [(identity >> 32, str(refs), number) for number in range(places)]
+    return [(identity >> 32, str(ref)) for ref in refs]
 
 
 def read_answer(ids: list[int], tokenizer: Tokenizer, ends: Stops) -> str:

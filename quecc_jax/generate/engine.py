@@ -14,8 +14,9 @@ from jax.sharding import Mesh
 from quecc_jax.config import RunConfig
 from quecc_jax.data.batch import IGNORE, Batch
 from quecc_jax.data.conversation import prompt, query_ids
-from quecc_jax.data.images import Picture, load_pixels
+from quecc_jax.data.images import Picture, load_pixels, picture_size
 from quecc_jax.data.templates import stops
+from quecc_jax.data.tiles import Arrangement, arrange
 from quecc_jax.data.tokenizer import load_tokenizer
 from quecc_jax.errors import UserError
 from quecc_jax.generate.decode import advance, begin, decoding_params, on_mesh
@@ -39,9 +40,17 @@ class Pixels(NamedTuple):
     """A picture as the tower takes it."""
 
     array: np.ndarray
-    """uint8 [H, W, 3]"""
+    """uint8 [H, W, 3]; of an any-resolution picture the whole, in the tower's square"""
     key: Hashable
     """Equal keys mean equal pixels."""
+    tiles: np.ndarray | None = None
+    """uint8 [tiles, H, W, 3] of an any-resolution picture"""
+    arranged: Arrangement | None = None
+    """What stands for such a picture in the text."""
+
+    def squares(self) -> list[np.ndarray]:
+        """All that the tower sees of it."""
+        return [self.array, *(() if self.tiles is None else self.tiles)]
 
 
 class Question(NamedTuple):
@@ -78,6 +87,7 @@ class Usage(NamedTuple):
     prompt_tokens: int
     """Visual tokens included."""
     visual_tokens: int
+    """Newlines of any-resolution pictures included."""
     new_tokens: int
     """Tokens of the answer, its end left out."""
     first_token_seconds: float
@@ -125,8 +135,12 @@ class Engine:
         """
         if not self.config.data.images_per_row:
             raise UserError("this model was trained on text alone and takes no picture; leave it out")
-        array = load_pixels(image, self.config.model.vision, self.config.data.image_aspect)
-        return Pixels(array, hashlib.blake2b(array.tobytes(), digest_size=16).digest())
+        model = self.config.model
+        array = load_pixels(image, model.vision, self.config.data.image_aspect)
+        key = hashlib.blake2b(array.tobytes(), digest_size=16).digest()
+        if not model.vision.tiles:
+            return Pixels(array, key)
+        return Pixels(array[0], key, array[1:], arrange(*picture_size(image), model))
 
     def answers(self, questions: Sequence[Question], limits: Limits) -> list[str]:
         """The answers to some questions, all in one batch."""
@@ -141,10 +155,14 @@ class Engine:
         return Run(self, questions, limits)
 
     def attention(self, question: Question) -> np.ndarray | None:
-        """Where the compressor looks: float32 [I, V, H, g, g], see `Encoders.attention`; None without."""
+        """Where the compressor looks: float32 [I, V, H, g, g], see `Encoders.attention`; None without. Of
+        any-resolution pictures it is the whole that counts."""
         batch, keys, _, _ = self._lay_out([question], 1)
         weights = self._encoders.attention(self.params, batch, keys)
-        return None if weights is None else weights[0]
+        if weights is None:
+            return None
+        taken = [len(picture.squares()) for picture in question.pictures]
+        return weights[0][np.cumsum([0, *taken[:-1]])]
 
     def _lay_out(
         self, questions: Sequence[Question], new: int
@@ -161,25 +179,29 @@ class Engine:
                 raise UserError("the question is empty; ask something, or give a picture")
             try:
                 one = prompt(question.text, count, self.tokenizer, data, model.visual_tokens,
-                             question.history)  # fmt: skip
+                             question.history,
+                             arranged=[p.arranged for p in question.pictures if p.arranged])  # fmt: skip
             except UserError as error:
                 raise UserError(f"question {question.text!r}: {error}") from None
             if question.query == "latest" and count:
                 one["query"] = query_ids(question.text, self.tokenizer, data)
             made.append(one)
         lengths = [len(one["tokens"]) for one in made]
-        pictures = max(len(question.pictures) for question in questions)
+        pictures = max(len(question.pictures) for question in questions) * model.vision.places
         length, places = self._places(max(lengths), new)
         batch = self._empty(len(made), length, pictures, max(len(one["query"]) for one in made))
         for row, (question, one) in enumerate(zip(questions, made, strict=True)):
-            length, count, asked = len(one["tokens"]), len(question.pictures), len(one["query"])
+            squares = [square for picture in question.pictures for square in picture.squares()]
+            length, count, asked = len(one["tokens"]), len(squares), len(one["query"])
             batch.tokens[row, :length], batch.slots[row, :length] = one["tokens"], one["slots"]
             batch.positions[row, :length], batch.segments[row, :length] = np.arange(length), 1
             batch.labels[row, :length] = one["labels"]
             batch.queries[row, :count, :asked], batch.query_lengths[row, :count] = one["query"], asked
-            for place, picture in enumerate(question.pictures):
-                batch.pixels[row, place] = picture.array
-        return batch, [[picture.key for picture in q.pictures] for q in questions], lengths, places
+            for place, square in enumerate(squares):
+                batch.pixels[row, place] = square
+        keys: list[list[Hashable]] = [
+            [(p.key, number) for p in q.pictures for number in range(len(p.squares()))] for q in questions]
+        return batch, keys, lengths, places
 
     def _empty(self, rows: int, length: int, pictures: int, query: int) -> Batch:
         """A batch of nothing but padding, its rows and queries rounded up."""
@@ -267,10 +289,9 @@ class Run:
             if piece := self._texts[row].finish():
                 yield row, piece
         seconds = time.perf_counter() - self._began
-        visual_tokens = engine.config.model.visual_tokens
         self.usage = [
-            Usage(length, len(q.pictures) * visual_tokens, len(text.ids), first, seconds, how)
-            for length, q, text, how in zip(lengths, self._questions, self._texts, ended, strict=True)
+            Usage(length, int((slots >= 0).sum()), len(text.ids), first, seconds, how)
+            for length, slots, text, how in zip(lengths, batch.slots, self._texts, ended, strict=False)
         ]
 
     def _own(self, tokens: np.ndarray, room: int) -> tuple[list[int], bool]:

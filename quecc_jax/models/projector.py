@@ -1,5 +1,6 @@
 """The projector from tower width to decoder width."""
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from quecc_jax.geometry import projector_depth
-from quecc_jax.models.layers import linear
+from quecc_jax.models.layers import linear, logical
 
 
 class Projector(nn.Module):
@@ -19,6 +20,13 @@ class Projector(nn.Module):
     dtype: Any = jnp.float32
     variance: float = 1.0
     """Of the outputs relative to the inputs, at initialisation."""
+    has_newline: bool = False
+    """Beside it stands `newline` [M], learned, which ends a row of an any-resolution picture's map."""
+
+    def setup(self) -> None:
+        if self.has_newline:
+            normal = logical(nn.initializers.normal(math.sqrt(self.variance / self.width)), "embed")
+            self.newline = self.param("newline", normal, (self.width,))
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

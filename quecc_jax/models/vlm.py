@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from quecc_jax.config import ModelConfig
-from quecc_jax.data.batch import Batch
+from quecc_jax.data.batch import NEWLINE, Batch
 from quecc_jax.data.images import normalise
 from quecc_jax.geometry import query_width
 from quecc_jax.models.clip import ClipTower, split_features
@@ -41,7 +41,8 @@ class VLM(nn.Module):
         self.vision = ClipTower(c.tower, dtype)
         self.compressor = make_compressor(c, dtype)
         # Visual tokens start on the scale of the text embeddings that they stand among.
-        self.projector = Projector(c.projector, c.decoder.width, dtype, embedding_variance(c.decoder))
+        self.projector = Projector(c.projector, c.decoder.width, dtype, embedding_variance(c.decoder),
+                                   c.has_newline)
         if not c.query.reads_decoder:
             self.text = ClipText(c.query.text, dtype)
         self.decoder = Decoder(
@@ -138,7 +139,10 @@ class VLM(nn.Module):
         if visual.memory is not None:
             text = self.compressor.fuse(text, visual.memory, visual.tokens, batch)
         tokens = visual.tokens.reshape(len(text), -1, text.shape[-1])
-        here = jnp.take_along_axis(tokens, jnp.maximum(batch.slots, 0)[..., None], axis=1)
+        here = jnp.take_along_axis(tokens, jnp.clip(batch.slots, 0, tokens.shape[1] - 1)[..., None], axis=1)
+        if self.config.has_newline:
+            newline = self.projector.newline.astype(here.dtype)
+            here = jnp.where(batch.slots[..., None] == NEWLINE, newline, here)
         return jnp.where(batch.slots[..., None] >= 0, here.astype(text.dtype), text)
 
     def __call__(self, batch: Batch) -> jax.Array:

@@ -1,0 +1,96 @@
+"""Any-resolution pictures, as LLaVA-NeXT has them: the whole, squeezed into the tower's square, then tiles.
+
+The tiles are those of a larger picture of rows x columns squares, into which the picture is scaled and
+centred on black. Every square is one place among the pictures of a row; only where their tokens stand in the
+text, and which stand nowhere, is the matter of this file.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from quecc_jax.config import ModelConfig
+from quecc_jax.data.batch import NEWLINE
+
+Grid = tuple[int, int]
+"""Rows and columns of tiles."""
+
+
+class Arrangement(NamedTuple):
+    """What stands for one picture in the text."""
+
+    places: int
+    """Squares that the tower sees, the whole first."""
+    slots: np.ndarray
+    """int32 [L] index into their places * V tokens, or NEWLINE."""
+
+
+def best_grid(width: int, height: int, grids: Sequence[Grid], side: int) -> Grid:
+    """The grid on which the picture keeps most of its pixels, and of those the one that wastes least."""
+    def fit(grid: Grid) -> tuple[int, int]:
+        rows, columns = grid[0] * side, grid[1] * side
+        scale = min(columns / width, rows / height)
+        kept = min(int(width * scale) * int(height * scale), width * height)
+        return kept, kept - rows * columns
+
+    return max(grids, key=fit)
+
+
+def split(image: Image.Image, grids: Sequence[Grid], side: int) -> np.ndarray:
+    """uint8 [1 + rows * columns, side, side, 3] of an RGB picture: the whole, then its tiles row by row."""
+    rows, columns = best_grid(*image.size, grids, side)
+    across, down = columns * side, rows * side
+    if (by_width := across / image.width) < (by_height := down / image.height):
+        width, height = across, min(math.ceil(image.height * by_width), down)
+    else:
+        width, height = min(math.ceil(image.width * by_height), across), down
+    canvas = Image.new("RGB", (across, down))
+    scaled = image.resize((width, height), Image.Resampling.BICUBIC)
+    canvas.paste(scaled, ((across - width) // 2, (down - height) // 2))
+    tiles = np.asarray(canvas).reshape(rows, side, columns, side, 3).transpose(0, 2, 1, 3, 4)
+    whole = np.asarray(image.resize((side, side), Image.Resampling.BICUBIC))
+    return np.concatenate([whole[None], tiles.reshape(-1, side, side, 3)])
+
+
+def unpadded(width: int, height: int, rows: int, columns: int) -> tuple[slice, slice]:
+    """Rows and columns of a map of tokens that hold some of a picture; one at least is left of each.
+
+    The original leaves none where the picture is thinner than a token of the map.
+    """
+    if width / height > columns / rows:
+        kept = max(1, int(round(height * (columns / width), 7)))
+        margin = (rows - kept) // 2
+        return slice(margin, rows - margin), slice(0, columns)
+    kept = max(1, int(round(width * (rows / height), 7)))
+    margin = (columns - kept) // 2
+    return slice(0, rows), slice(margin, columns - margin)
+
+
+def arrange(width: int, height: int, model: ModelConfig) -> Arrangement:
+    """Tokens of the whole, then those of the tiles as one map without its padding, a newline behind each
+    row of it. Tokens without a place on a grid follow each other tile by tile, all of them.
+
+    Args:
+      width, height: of the picture, in pixels, upright.
+      model: gives the grids of tiles and the compressor's output.
+    """
+    vision, v = model.vision, model.visual_tokens
+    rows, columns = best_grid(width, height, vision.tiles, vision.image_size)
+    places, whole = 1 + rows * columns, np.arange(v, dtype=np.int32)
+    if not model.has_newline:
+        return Arrangement(places, np.arange(places * v, dtype=np.int32))
+    side = math.isqrt(v)
+    index = v + np.arange(rows * columns * v, dtype=np.int32).reshape(rows, columns, side, side)
+    whole_map = index.transpose(0, 2, 1, 3).reshape(rows * side, columns * side)
+    kept = whole_map[unpadded(width, height, rows * side, columns * side)]
+    lines = np.pad(kept, ((0, 0), (0, 1)), constant_values=NEWLINE)
+    return Arrangement(places, np.concatenate([whole, lines.reshape(-1)]))
+
+
+def arrangement_settings(model: ModelConfig) -> tuple[Any, ...]:
+    """What `arrange` depends on beside V, for names of stored lengths; empty without tiles."""
+    vision = model.vision
+    return (vision.tiles, vision.image_size, model.has_newline) if vision.tiles else ()

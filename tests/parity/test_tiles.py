@@ -1,0 +1,60 @@
+"""Any-resolution pictures against transformers' LLaVA-NeXT: grids, pixels and the order of tokens."""
+
+import types
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from transformers.image_processing_utils import select_best_resolution
+from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
+from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
+
+from quecc_jax.config import CompressorConfig, ModelConfig, VisionConfig
+from quecc_jax.data.batch import NEWLINE
+from quecc_jax.data.images import load_pixels, normalise
+from quecc_jax.data.tiles import arrange, best_grid
+
+GRIDS = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
+SIZES = st.integers(20, 2000)
+
+
+@settings(deadline=None, max_examples=500)
+@given(SIZES, SIZES)
+def test_the_grid_is_the_same(width, height):
+    theirs = select_best_resolution((height, width), [(r * 336, c * 336) for r, c in GRIDS])
+    rows, columns = best_grid(width, height, GRIDS, 336)
+    assert (rows * 336, columns * 336) == theirs
+
+
+@settings(deadline=None, max_examples=300)
+@given(SIZES, SIZES, st.sampled_from([1, 2, 3, 6, 12, 24]))
+def test_tokens_stand_in_the_same_order(width, height, side):
+    """Each token is its index, the newline is -1."""
+    compressor = CompressorConfig(kernel=24 // side, stride=24 // side)
+    model = ModelConfig(vision=VisionConfig(tiles=GRIDS), compressor=compressor)
+    ours = arrange(width, height, model)
+    vision = types.SimpleNamespace(image_size=336, patch_size=336 // side)
+    pinpoints = [[r * 336, c * 336] for r, c in GRIDS]
+    config = types.SimpleNamespace(vision_config=vision, image_grid_pinpoints=pinpoints)
+    theirs: Any = types.SimpleNamespace(config=config)
+    index = torch.arange(ours.places * side**2, dtype=torch.float64).reshape(ours.places, -1, 1)
+    packed, _ = LlavaNextModel.pack_image_features(
+        theirs, [index], [(height, width)], "default", torch.full((1,), -1.0, dtype=torch.float64))
+    slots = packed[0][:, 0].numpy().astype(int)
+    assume(len(slots) > side**2 and slots[side**2] >= 0)  # They drop pictures thinner than a token.
+    np.testing.assert_array_equal(np.where(ours.slots == NEWLINE, -1, ours.slots), slots)
+
+
+@pytest.mark.parametrize("width, height", [(300, 200), (150, 460), (97, 101), (700, 90)])
+def test_pixels_are_the_same(width, height):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
+    side = {"height": 56, "width": 56}
+    processor = LlavaNextImageProcessorPil(
+        size={"shortest_edge": 56}, crop_size=side, image_grid_pinpoints=[[r * 56, c * 56] for r, c in GRIDS])
+    theirs = processor(picture, return_tensors="np")["pixel_values"][0]
+    ours = normalise(load_pixels(picture, VisionConfig(image_size=56, tiles=GRIDS)))
+    np.testing.assert_allclose(ours, theirs.transpose(0, 2, 3, 1)[: len(ours)], atol=1e-5)
