@@ -91,9 +91,10 @@ class Layout(NamedTuple):
     def __call__(self, row: dict[str, Any]) -> Encoded:
         """Encodes a row, or raises BadRow; the caller adds where it stands."""
         data = self.data
-        if self.text_length and not image_refs(row):
+        # What is no row at all has no pictures either; `encode` says so.
+        refs = image_refs(row) if isinstance(row, dict) else []
+        if self.text_length and not refs:
             data = dataclasses.replace(data, max_length=self.text_length)
-        refs = image_refs(row) if self.arrange and isinstance(row, dict) else []
         arranged = [self.arrange(ref) for ref in refs] if self.arrange else []
         made = encode(row, self.tokenizer, data, self.visual_tokens, self.prompts, arranged)
         slots = made["slots"]
