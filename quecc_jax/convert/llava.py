@@ -1,14 +1,14 @@
 """Whole vision-language models: the original LLaVA and QueCC format, and llava-hf's."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from quecc_jax.config import CompressorConfig, ModelConfig, RunConfig, VisionConfig
 from quecc_jax.convert.clip import KNOWN, LEVELS, hf_vision_config, vision_config
 from quecc_jax.convert.families import ORIGINAL, decoder_config, hf_decoder_config
 from quecc_jax.convert.quecc import quecc_rules
-from quecc_jax.convert.rules import Place, Rule, dense
+from quecc_jax.convert.rules import Place, Rule, dense, same
 from quecc_jax.errors import UserError
 from quecc_jax.geometry import projector_depth
 
@@ -28,7 +28,13 @@ _ONLY_HF: dict[str, tuple[Any, ...]] = {
     "multimodal_projector_bias": (True,),
 }
 """Settings that change what the model computes, with the values that are implemented."""
+_ANYRES = {"mm_patch_merge_type": "spatial_unpad", "image_aspect_ratio": "anyres"}
+"""What the original says of any-resolution pictures; both, or the values above."""
+_PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+"""Sizes (height, width) of LLaVA-NeXT's maps where a config.json of transformers does not say them."""
 
+NEWLINE = "image_newline"
+"""How all formats call the end of a map's row."""
 _TOWER_HF = {
     "model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096, "patch_size": 14,
     "image_size": 336, "num_hidden_layers": 24, "num_attention_heads": 16,
@@ -42,8 +48,8 @@ def is_original(hf: dict[str, Any]) -> bool:
 
 
 def is_llava_hf(hf: dict[str, Any]) -> bool:
-    """Whether a config.json is of transformers' LlavaForConditionalGeneration."""
-    return hf.get("model_type") == "llava" and "text_config" in hf
+    """Whether a config.json is of transformers' LlavaForConditionalGeneration, or of LLaVA-NeXT's."""
+    return hf.get("model_type") in ("llava", "llava_next") and "text_config" in hf
 
 
 def original_tower(hf: dict[str, Any]) -> VisionConfig:
@@ -69,7 +75,8 @@ def original_model(hf: dict[str, Any], tower: VisionConfig) -> ModelConfig:
     Raises:
       UserError: a setting that is not implemented or does not fit the tower, by name.
     """
-    _refuse(hf, _ONLY)
+    anyres = all(hf.get(name) == value for name, value in _ANYRES.items())
+    _refuse(hf, {name: only for name, only in _ONLY.items() if not (anyres and name in _ANYRES)})
     projector = hf.get("mm_projector_type") or "linear"
     try:
         depth = projector_depth(projector)
@@ -80,6 +87,10 @@ def original_model(hf: dict[str, Any], tower: VisionConfig) -> ModelConfig:
     if quecc and depth == 0:
         raise UserError("config.json has mm_projector_type 'identity' beside a compressor, which the "
                         "original then leaves out; set mm_vision_token_compression_type to null")
+    if anyres:
+        # Widths come first here.
+        sizes_of_maps = [(height, width) for width, height in hf.get("image_grid_pinpoints") or ()]
+        tower = dataclasses.replace(tower, tiles=_tiles(sizes_of_maps, tower))
     if hf.get("s2"):
         tower = dataclasses.replace(tower, scales=_scales(hf, tower))
     sizes = {"mm_hidden_size": tower.feature_width}
@@ -130,13 +141,14 @@ def hf_original(config: RunConfig, family: str) -> dict[str, Any]:
         ("model.query.encoder", model.query.encoder if quecc else "decoder", ("decoder",)),
         ("model.vision.levels", vision.levels if quecc else LEVELS, (LEVELS,)),
         ("model.vision.scales[0]", vision.scales[0], (1,)),
+        ("model.vision.tiles", vision.tiles, ((),) if quecc else (vision.tiles,)),
     ]
     for name, value, allowed in wanted:
         if value not in allowed:
             raise UserError(f"the original project has no {name} {value!r}, only "
                             f"{' or '.join(repr(a) for a in allowed)}; "
                             "this run cannot be written in its format")
-    tower = dataclasses.replace(vision, select_layer=-2, levels=LEVELS, post_norm=True, scales=(1,))
+    tower = dataclasses.replace(vision, select_layer=-2, levels=LEVELS, post_norm=True, scales=(1,), tiles=())
     names = [name for name, known in KNOWN.items() if known == tower]
     kind = ORIGINAL[family]
     hf = hf_decoder_config(model.decoder, family, config.data.max_length) | {
@@ -156,6 +168,8 @@ def hf_original(config: RunConfig, family: str) -> dict[str, Any]:
         "tokenizer_padding_side": "right",
         "tokenizer_model_max_length": config.data.max_length,
     }
+    if vision.tiles:
+        hf |= _ANYRES | {"image_grid_pinpoints": [[width, height] for height, width in _pinpoints(vision)]}
     if len(vision.scales) > 1:
         hf |= {"s2": True, "s2_scales": ",".join(str(scale * vision.image_size) for scale in vision.scales)}
     if quecc:
@@ -187,21 +201,22 @@ def adapter_rules(model: ModelConfig, prefix: str) -> list[Rule]:
             vision.feature_width, decoder.width, multi, compressor.kernel, compressor.heads, f"{prefix}0."
         )
     # GELUs stand between the linear layers and take numbers too.
-    return rules + projector_rules(model, lambda i: f"{prefix}{first + 2 * i}")
+    newline = prefix.removesuffix("mm_projector.") + NEWLINE
+    return rules + projector_rules(model, lambda i: f"{prefix}{first + 2 * i}", newline)
 
 
-def projector_rules(model: ModelConfig, name: Callable[[int], str]) -> list[Rule]:
-    """The projector, whose linear layer i = 0, 1, ... they call name(i)."""
+def projector_rules(model: ModelConfig, name: Callable[[int], str], newline: str) -> list[Rule]:
+    """The projector, whose linear layer i = 0, 1, ... they call name(i), and the end of a map's row."""
     rules: list[Rule] = []
     place, wide = Place(("projector",)), (model.decoder.width,)
     for i in range(projector_depth(model.projector)):
         ins = wide if i else (model.vision.feature_width,)
         rules += dense(name(i), place, f"fc{i + 1}", ins, wide, bias=True)
-    return rules
+    return [*rules, same(newline, place.slab("newline", *wide))] if model.has_newline else rules
 
 
 def llava_hf_model(hf: dict[str, Any]) -> ModelConfig:
-    """The model that a config.json of LlavaForConditionalGeneration describes.
+    """The model that a config.json of LlavaForConditionalGeneration or LLaVA-NeXT's class describes.
 
     Raises:
       UserError: a setting that is not implemented, by name.
@@ -216,6 +231,8 @@ def llava_hf_model(hf: dict[str, Any]) -> ModelConfig:
         text["tie_word_embeddings"] = True
     vision = {"model_type": "clip_vision_model"} | (hf.get("vision_config") or _TOWER_HF)
     tower = vision_config(vision, select)
+    if hf["model_type"] == "llava_next":
+        tower = dataclasses.replace(tower, tiles=_tiles(hf.get("image_grid_pinpoints") or _PINPOINTS, tower))
     return ModelConfig(
         vision=dataclasses.replace(tower, levels=(select,)),
         compressor=CompressorConfig("none"),
@@ -225,7 +242,8 @@ def llava_hf_model(hf: dict[str, Any]) -> ModelConfig:
 
 
 def hf_llava(config: RunConfig, family: str) -> dict[str, Any]:
-    """The config.json of LlavaForConditionalGeneration for a run's model.
+    """The config.json of LlavaForConditionalGeneration, or with tiles of LLaVA-NeXT's class, for a run's
+    model.
 
     The vocabulary's last id stands for the picture, since the format needs an id that text does not use.
 
@@ -240,9 +258,11 @@ def hf_llava(config: RunConfig, family: str) -> dict[str, Any]:
         if value != only:
             raise UserError(f"llava-hf has no model.{name} {value!r}, only {only!r}; "
                             "export in the original format")
+    tiles = model.vision.tiles
     return {
-        "architectures": ["LlavaForConditionalGeneration"],
-        "model_type": "llava",
+        "architectures": [f"Llava{'Next' if tiles else ''}ForConditionalGeneration"],
+        "model_type": "llava_next" if tiles else "llava",
+        **({"image_grid_pinpoints": _pinpoints(model.vision)} if tiles else {}),
         "text_config": hf_decoder_config(model.decoder, family, config.data.max_length),
         "vision_config": hf_vision_config(model.vision),
         "vision_feature_layer": model.vision.select_layer,
@@ -257,7 +277,22 @@ def hf_llava(config: RunConfig, family: str) -> dict[str, Any]:
 
 def llava_hf_adapter_rules(model: ModelConfig, prefix: str = "multi_modal_projector.") -> list[Rule]:
     """The projector under llava-hf's names."""
-    return projector_rules(model, lambda i: f"{prefix}linear_{i + 1}")
+    newline = prefix.removesuffix("multi_modal_projector.") + NEWLINE
+    return projector_rules(model, lambda i: f"{prefix}linear_{i + 1}", newline)
+
+
+def _tiles(sizes: Sequence[Sequence[int]], tower: VisionConfig) -> tuple[tuple[int, int], ...]:
+    """Grids of squares in maps of some heights and widths in pixels."""
+    side = tower.image_size
+    if not sizes or any(height % side or width % side for height, width in sizes):
+        raise UserError("image_grid_pinpoints in config.json are not multiples of the tower's "
+                        f"{side} pixels; give the model's own tower")
+    return tuple((height // side, width // side) for height, width in sizes)
+
+
+def _pinpoints(vision: VisionConfig) -> list[list[int]]:
+    """Heights and widths in pixels of the maps of any-resolution pictures."""
+    return [[rows * vision.image_size, columns * vision.image_size] for rows, columns in vision.tiles]
 
 
 def _scales(hf: dict[str, Any], tower: VisionConfig) -> tuple[int, ...]:

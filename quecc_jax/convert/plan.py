@@ -25,6 +25,7 @@ from quecc_jax.convert.families import (
     settings,
 )
 from quecc_jax.convert.llava import (
+    NEWLINE,
     adapter_rules,
     hf_llava,
     hf_original,
@@ -38,6 +39,7 @@ from quecc_jax.convert.llava import (
 )
 from quecc_jax.convert.rules import Rule, Shape, check
 from quecc_jax.errors import UserError
+from quecc_jax.geometry import tiled_tokens
 
 Layout = Literal["llava", "llava_hf", "decoder", "clip", "clip_text", "projector"]
 """The original project's whole model; transformers' LlavaForConditionalGeneration; a language model;
@@ -220,7 +222,7 @@ def _import_original(source: Source, vision: Source | None) -> ImportPlan:
     family, body = family_of(source.hf), original_body(family_of(source.hf))
     tower = vision_config(vision.hf) if vision else original_tower(source.hf)
     prefix = _before(source.found, "mm_projector.", inside=True) or f"{body}mm_projector."
-    if source.found and all(name.startswith(prefix) for name in source.found):
+    if source.found and all(name.startswith(prefix) or name.endswith(NEWLINE) for name in source.found):
         model = original_model(source.hf, tower)
         parts = {"model": Part(tuple(adapter_rules(model, prefix)))}
         return ImportPlan(_run(model, family, source.hf, stage=1), "projector", family, parts)
@@ -266,11 +268,12 @@ def _run(model: ModelConfig, family: str, hf: dict[str, Any], stage: Literal[0, 
     full = settings(hf, family) if family_of(hf) == family else hf
     longest = full.get("max_position_embeddings") or full.get("max_seq_len") or 2048
     template: Any = TEMPLATES[family]
+    pictures = images * tiled_tokens(model) if model.vision.tiles else 0
     data = dataclasses.replace(
         run.data,
         template=template,
-        image_aspect=hf.get("image_aspect_ratio") or "square",
-        max_length=hf.get("tokenizer_model_max_length") or min(longest, run.data.max_length),
+        image_aspect="pad" if model.vision.tiles else hf.get("image_aspect_ratio") or "square",
+        max_length=hf.get("tokenizer_model_max_length") or min(longest, run.data.max_length + pictures),
         images_per_row=images,
     )
     return dataclasses.replace(run, data=data, train=dataclasses.replace(run.train, stage=stage))
@@ -320,7 +323,8 @@ def _buffers(names: Iterable[str]) -> tuple[str, ...]:
 
 def _multimodal(hf: dict[str, Any]) -> dict[str, Any]:
     """The settings of an original config.json that are not its decoder's."""
-    return {k: v for k, v in hf.items() if k.startswith("mm_") or k == "image_aspect_ratio"}
+    others = ("image_aspect_ratio", "image_grid_pinpoints", "s2", "s2_scales")
+    return {k: v for k, v in hf.items() if k.startswith("mm_") or k in others}
 
 
 def _before(names: Iterable[str], part: str, inside: bool = False) -> str | None:

@@ -63,6 +63,14 @@ PLANS: dict[str, tuple[Callable[[], ImportPlan], list[str]]] = {
     "clip_vision_model": (lambda: plan_import(source("clip_vision_model")), ["vision"]),
     "clip": (lambda: plan_import(source("clip")), ["vision"]),
     "llava": (lambda: plan_import(source("llava")), ["vision", "projector", "decoder"]),
+    "llava_next": (lambda: plan_import(source("llava_next")), ["vision", "projector", "decoder"]),
+    "llava_next with an inner model": (
+        lambda: plan_import(renamed("llava_next", {
+            "vision_tower": "model.vision_tower", "multi_modal_projector": "model.multi_modal_projector",
+            "image_newline": "model.image_newline", "language_model.lm_head": "lm_head",
+            "language_model.model.": "model.language_model."})),
+        ["vision", "projector", "decoder"],
+    ),
     "llava of older transformers": (
         lambda: plan_import(renamed("llava", {"vision_tower.": "vision_tower.vision_model."})),
         ["vision", "projector", "decoder"],
@@ -94,7 +102,8 @@ def test_rules_fill_every_parameter_of_the_parts_once_and_no_other(name):
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
-@pytest.mark.parametrize("case", [*FAMILIES, "clip_vision_model", "clip", "llava", "llava_tiny"])
+@pytest.mark.parametrize(
+    "case", [*FAMILIES, "clip_vision_model", "clip", "llava", "llava_next", "llava_tiny"])
 def test_reading_and_writing_a_checkpoint_changes_no_bit(case, dtype):
     given = source(case)
     plan = plan_import(given, source("clip_tiny") if case == "llava_tiny" else None)
@@ -168,6 +177,28 @@ def test_llava_without_a_compressor_passes_all_patches_and_its_projector_moves_u
     hf = plan_export(plan.config, "llava_hf")
     shapes = {n: s for r in hf.rules for n, s in zip(r.theirs, r.shapes, strict=True)}
     assert plan_import(Source(hf.hf, shapes)).config.model == plan.config.model
+
+
+def test_any_resolution_goes_out_and_in_by_either_format():
+    plan = plan_import(source("llava_next"))
+    assert plan.config.model.vision.tiles == ((1, 2), (2, 2), (3, 1))
+    for layout in ("llava", "llava_hf", "projector"):
+        export = plan_export(plan.config, layout)
+        shapes = {n: s for r in export.rules for n, s in zip(r.theirs, r.shapes, strict=True)}
+        assert [name for name in shapes if name.endswith("image_newline")]
+        # The original's format says nothing of the tower.
+        tower = None if layout == "llava_hf" else source("clip_vision_model")
+        again = plan_import(Source(export.hf, shapes), tower)
+        assert again.config.model.vision.tiles == plan.config.model.vision.tiles
+        assert leaf_shapes(again.rules).keys() >= {("projector", "newline")}
+    assert plan_export(plan.config, "llava").hf["image_grid_pinpoints"] == [[24, 12], [24, 24], [12, 36]]
+    with_tiles = tiny()
+    vision = dataclasses.replace(with_tiles.model.vision, tiles=((2, 2),))
+    with pytest.raises(UserError, match=r"model\.vision\.tiles"):
+        plan_export(dataclasses.replace(with_tiles, model=dataclasses.replace(
+            with_tiles.model, vision=vision)), "llava")  # fmt: skip
+    with pytest.raises(UserError, match="image_grid_pinpoints .* multiples of the tower's 12"):
+        plan_import(source("llava_next", image_grid_pinpoints=[[12, 20]]))
 
 
 def test_what_is_knowingly_left_out_is_reported_and_nothing_else():

@@ -54,6 +54,9 @@ def models() -> dict[str, Any]:
         "clip": t.CLIPModel(t.CLIPConfig(text_config=TEXT, vision_config=TOWER, projection_dim=6)),
         "llava": t.LlavaForConditionalGeneration(t.LlavaConfig(
             vision_config=vision, text_config=text, image_token_index=39)),
+        "llava_next": t.LlavaNextForConditionalGeneration(t.LlavaNextConfig(
+            vision_config=vision, text_config=text, image_token_index=39,
+            image_grid_pinpoints=[[12, 24], [24, 24], [36, 12]])),
     }  # fmt: skip
 
 
@@ -74,7 +77,7 @@ def live() -> dict[str, Any]:
     return models()
 
 
-@pytest.mark.parametrize("case", [*DEFAULTS, "clip_vision_model", "clip", "llava"])
+@pytest.mark.parametrize("case", [*DEFAULTS, "clip_vision_model", "clip", "llava", "llava_next"])
 def test_the_stored_names_and_configs_are_those_that_transformers_writes(live, case):
     assert written(live[case]) == load(case)
 
@@ -95,7 +98,9 @@ def test_transformers_reads_the_configs_we_write_as_we_do(family):
 
 @pytest.mark.parametrize(
     "case, layout, kind",
-    [("llava", "llava_hf", "LlavaForConditionalGeneration"), ("clip_vision_model", "clip", "CLIPVisionModel")]
+    [("llava", "llava_hf", "LlavaForConditionalGeneration"),
+     ("llava_next", "llava_hf", "LlavaNextForConditionalGeneration"),
+     ("clip_vision_model", "clip", "CLIPVisionModel")]
     + [(f, "decoder", "AutoModelForCausalLM") for f in DEFAULTS],
 )
 def test_transformers_loads_what_we_write_without_a_name_to_spare(live, case, layout, kind, tmp_path):

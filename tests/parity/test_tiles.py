@@ -1,8 +1,10 @@
 """Any-resolution pictures against transformers' LLaVA-NeXT: grids, pixels and the order of tokens."""
 
+import dataclasses
 import types
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -14,9 +16,14 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
 
 from quecc_jax.config import CompressorConfig, ModelConfig, VisionConfig
-from quecc_jax.data.batch import NEWLINE
+from quecc_jax.convert.plan import Source, plan_import
+from quecc_jax.convert.rules import to_tree
+from quecc_jax.data.batch import NEWLINE, Batch
 from quecc_jax.data.images import load_pixels, normalise
 from quecc_jax.data.tiles import arrange, best_grid
+from quecc_jax.models.vlm import VLM
+from tests.parity.compare import randomise
+from tests.parity.test_names import models
 
 GRIDS = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
 SIZES = st.integers(20, 2000)
@@ -47,6 +54,33 @@ def test_tokens_stand_in_the_same_order(width, height, side):
     slots = packed[0][:, 0].numpy().astype(int)
     assume(len(slots) > side**2 and slots[side**2] >= 0)  # They drop pictures thinner than a token.
     np.testing.assert_array_equal(np.where(ours.slots == NEWLINE, -1, ours.slots), slots)
+
+
+@pytest.mark.parametrize("width, height", [(40, 19), (17, 60), (25, 25)])
+def test_a_whole_model_gives_the_same_logits(width, height):
+    theirs = models()["llava_next"].float().eval()
+    state = randomise(theirs)
+    plan = plan_import(Source(theirs.config.to_dict(), {k: tuple(v.shape) for k, v in state.items()}))
+    model = dataclasses.replace(plan.config.model, dtype="float32", remat="none")
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
+    pixels, stands = load_pixels(picture, model.vision), arrange(width, height, model)
+    # A token, the picture, and two more.
+    length = len(stands.slots) + 3
+    tokens, slots = np.zeros((1, length), np.int32), np.full((1, length), -1, np.int32)
+    tokens[0, [0, -2, -1]], slots[0, 1:-2] = (1, 7, 9), stands.slots
+    batch = Batch(
+        tokens=tokens, slots=slots, labels=tokens, positions=np.arange(length, dtype=np.int32)[None],
+        segments=np.ones_like(tokens), queries=np.zeros((1, len(pixels), 2), np.int32),
+        query_lengths=np.ones((1, len(pixels)), np.int32), pixels=pixels[None])  # fmt: skip
+    params, vlm = to_tree(plan.rules, state), VLM(model)
+    hidden = jax.jit(lambda b: vlm.apply({"params": params}, b))(batch)
+    ours: Any = vlm.apply({"params": params}, hidden, method=VLM.logits)
+    given = np.where(slots >= 0, 39, tokens)
+    out = theirs(
+        input_ids=torch.from_numpy(given).long(), image_sizes=torch.tensor([[height, width]]),
+        pixel_values=torch.from_numpy(normalise(pixels)).permute(0, 3, 1, 2)[None])  # fmt: skip
+    wanted = out.logits.detach().numpy()
+    np.testing.assert_allclose(ours, wanted, rtol=1e-3, atol=1e-3 * np.abs(wanted).max())
 
 
 @pytest.mark.parametrize("width, height", [(300, 200), (150, 460), (97, 101), (700, 90)])
