@@ -104,7 +104,8 @@ def cases(seeds: int) -> list[Case]:
     """All runs; each line changes one factor of one before it."""
     large, infinite = (36, 144), float("inf")
     found = [Case(v, init, rate=rate) for rate in (1e-3, 1e-2) for init in INITS for v in large]
-    found += [Case(v, init, ratio, "small", 1e-2) for init, ratio in SCALES for v in large]
+    found += [Case(v, init, ratio, "small", rate)
+              for rate in (1e-3, 1e-2) for init, ratio in SCALES for v in large]  # fmt: skip
     found += [Case(v, init, rate=rate) for rate in (1e-3, 1e-2) for init in INITS for v in (1, 16)]
     found += [Case(v, init, rate=1e-2, clip=infinite) for init in INITS for v in large]
     found += [Case(144, rate=1e-2, b2=0.99), Case(144, rate=1e-2, dtype="bfloat16")]
