@@ -19,6 +19,8 @@ RIVALS = {
     "TokenPacker": CompressorConfig("tokenpacker"),
     # One layer of two, where the original has 4 of 32: less costs it its point, more would not be small.
     "LLaVA-Mini": CompressorConfig("llava_mini", fusion_layers=1),
+    "PruMerge": CompressorConfig("prumerge"),
+    "PruMerge+": CompressorConfig("prumerge_plus"),
     "resampler": CompressorConfig("resampler"),
     "convolution": CompressorConfig("conv"),
     "average pooling": CompressorConfig("avgpool"),
@@ -27,7 +29,6 @@ LADDER = {
     "+ registers": dataclasses.replace(BARE, registers=True),
     "+ a second round": dataclasses.replace(BARE, rounds=2),
     "+ memory of 16": dataclasses.replace(FUSED, memory=16),
-    "+ memory of 4 and registers": dataclasses.replace(FUSED, registers=True),
 }
 """What was tried on the way to QueCC-plus, which is QueCC and a memory of 4."""
 ELASTIC = {"M3": CompressorConfig("m3"), "MQT": CompressorConfig("mqt", queries=16)}
@@ -35,8 +36,9 @@ ELASTIC = {"M3": CompressorConfig("m3"), "MQT": CompressorConfig("mqt", queries=
 
 
 def plan() -> Plan:
-    """The study's decoder M and its data."""
+    """The study's decoder M and its data; the tower also keeps what PruMerge reads."""
     return Plan(
+        vision=dataclasses.replace(Plan().vision, attention=True),
         decoders=(DecoderSize("M", 64, 2),), visual_tokens=COUNTS, seeds=(0, 1, 2), ablation_seeds=(),
         test_pictures=300, tower_steps=2400, language_steps=1600, stage1_steps=300, stage2_steps=4000,
     )  # fmt: skip
