@@ -33,6 +33,7 @@ def test_the_maps_of_both_questions_and_their_difference_are_drawn(engine, pictu
     question = Question(QUESTIONS[0], (engine.picture(picture),))
     explain(engine, question, QUESTIONS[1], Limits(4), tmp_path / "out.png")
     panels = drawn["figure"].axes[:4]
+    assert all(len(panel.lines) == 2 for panel in panels[1:])
     maps = [np.asarray(panel.images[1].get_array()) for panel in panels[1:]]
     for shown, text in zip(maps, QUESTIONS[:2], strict=False):
         weights = engine.attention(question._replace(text=text))
@@ -76,3 +77,16 @@ def test_a_model_that_does_not_attend_has_nothing_to_explain(picture, tmp_path):
     plain = tiny_engine(tmp_path, name="none")
     with pytest.raises(UserError, match="this model has none"):
         explain(plain, Question("what?", (plain.picture(picture),)), "image", Limits(2), tmp_path / "x.png")
+
+
+def test_tokens_that_see_the_whole_picture_have_no_squares(picture, tmp_path, monkeypatch):
+    drawn: dict[str, Figure] = {}
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **options: (
+        drawn.update(figure=self), path.write_bytes(b"png"), None)[-1])  # fmt: skip
+    engine = tiny_engine(tmp_path, name="resampler")
+    question = Question(QUESTIONS[0], (engine.picture(picture),))
+    explain(engine, question, QUESTIONS[1], Limits(2), tmp_path / "out.png")
+    panel = drawn["figure"].axes[1]
+    weights = engine.attention(question)
+    assert weights.shape == (1, 4, 2, 4, 4) and not panel.lines
+    np.testing.assert_allclose(panel.images[1].get_array(), weights[0].mean(axis=(0, 1)) * 16, rtol=1e-5)
