@@ -38,6 +38,9 @@ class VisionConfig:
     """Any-resolution pictures, as LLaVA-NeXT's: grids (rows, columns) of squares of image_size, of which each
     picture takes the one that fits it best, beside a square of the whole. See `data.tiles`."""
 
+    keep_cls: bool = False
+    """The select layer's CLS passes the projector, too, and stands in front of a picture's compressed tokens:
+    one more, as in LLaVA's cls_patch."""
     attention: bool = False
     """Beside the states, CLS' own among them, queries and keys are kept of the layer that reads the select
     layer's states. Compressors that need them (prumerge) have them without it; it is for features that are
@@ -46,7 +49,7 @@ class VisionConfig:
     @property
     def rows(self) -> int:
         """Rows of a kept state: patches, and CLS in front where it is kept."""
-        return self.patches + self.attention
+        return self.patches + (self.keep_cls or self.attention)
 
     @property
     def select_index(self) -> int:
@@ -189,7 +192,12 @@ class ModelConfig:
 
     @property
     def visual_tokens(self) -> int:
-        """Tokens V that one picture occupies in the decoder's input; the most of those that are drawn."""
+        """Tokens V that one picture occupies in the decoder's input, CLS among them where it is kept; the
+        most of those that are drawn."""
+        return self.vision.keep_cls + self._compressed
+
+    @property
+    def _compressed(self) -> int:
         from quecc_jax.geometry import output_tokens
 
         return output_tokens(self.compressor, self.vision.grid)
@@ -207,14 +215,15 @@ class ModelConfig:
 
     @property
     def made_tokens(self) -> int:
-        """Tokens T that the compressor makes of a picture: V, or those of all V that are drawn."""
+        """Tokens T that the compressor makes of a picture: V (without CLS), or those of all V that are
+        drawn."""
         return sum(self.made_scales)
 
     @property
     def made_scales(self) -> tuple[int, ...]:
         """The parts of T, one V behind the other: V alone, or all that are drawn unless they are nested."""
         whole = not self.drawn_tokens or self.compressor.kind.nested
-        return (self.visual_tokens,) if whole else self.drawn_tokens
+        return (self._compressed,) if whole else self.drawn_tokens
 
     @property
     def memory_tokens(self) -> int:
@@ -429,7 +438,7 @@ def validate(config: RunConfig) -> None:
          f"model.attention {config.model.attention} takes neither decoder.positions alibi nor windows that "
          "spare some layers (decoder.full_layers)"),
         *_query_checks(config),
-        *_attention_checks(config.model),
+        *_cls_checks(config.model),
         (config.model.compressor.fusion_layers >= 0,
          f"model.compressor.fusion_layers {config.model.compressor.fusion_layers} is negative"),
         (train.batch_size % train.accumulation == 0,
@@ -474,8 +483,8 @@ def validate(config: RunConfig) -> None:
         )
 
 
-def _attention_checks(model: ModelConfig) -> list[tuple[bool, str]]:
-    """(holds, what to say if it does not) for every rule about what PruMerge reads."""
+def _cls_checks(model: ModelConfig) -> list[tuple[bool, str]]:
+    """(holds, what to say if it does not) for every rule about CLS, kept or read by PruMerge."""
     vision = model.tower
     who = "vision.attention" if model.vision.attention else f"compressor {model.compressor.name}"
     return [
@@ -483,6 +492,12 @@ def _attention_checks(model: ModelConfig) -> list[tuple[bool, str]]:
          f"{who} reads the layer behind vision.select_layer {vision.select_layer}, which is the last"),
         (not vision.attention or vision.scales == (1,),
          f"{who} reads the attention of one CLS, but vision.scales {vision.scales} have several"),
+        (not vision.keep_cls or vision.scales == (1,),
+         f"vision.keep_cls keeps one CLS, but vision.scales {vision.scales} have several"),
+        (not (vision.keep_cls and model.has_newline),
+         f"vision.keep_cls has no place on the one map that {model.compressor.name} makes of vision.tiles"),
+        (not vision.keep_cls or not model.compressor.elastic,
+         f"vision.keep_cls stands in front of one V, but compressor.elastic has {model.compressor.elastic}"),
     ]
 
 

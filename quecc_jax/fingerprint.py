@@ -65,9 +65,7 @@ def tower_fingerprint(params: Any, vision: VisionConfig, aspect: str) -> str:
     settings = {k: v for k, v in dataclasses.asdict(vision).items() if k not in ("levels", "select_layer")}
     # Stored features are of squares; how larger pictures would be cut does not matter.
     del settings["tiles"]
-    if not vision.attention:
-        del settings["attention"]
-    if vision.scales == (1,):
-        # Features that were stored before there were scales stay known.
-        del settings["scales"]
+    # Features that were stored before there were such settings stay known.
+    settings = {k: v for k, v in settings.items()
+                if (k, v) not in (("scales", (1,)), ("attention", False), ("keep_cls", False))}  # fmt: skip
     return fingerprint(params, settings, hidden_indices(vision), aspect)

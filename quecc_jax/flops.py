@@ -81,6 +81,7 @@ def compressor_cost(config: ModelConfig) -> "Cost":
 def projector_flops(config: ModelConfig) -> float:
     """Forward FLOPs of the projector for one picture."""
     tokens = config.vision.patches if config.compressor.kind.projected else config.made_tokens
+    tokens += config.vision.keep_cls
     return 2.0 * tokens * projector_params(config)
 
 

@@ -16,14 +16,14 @@ HEADS = 8
 """Attention heads of the original's QueCC, whatever the tower."""
 
 _ONLY: dict[str, tuple[Any, ...]] = {
-    "mm_vision_select_feature": ("patch",),
+    "mm_vision_select_feature": ("patch", "cls_patch"),
     "mm_patch_merge_type": ("flat", None),
     "mm_vision_token_compression_type": ("quecc", None),
     "mm_use_im_start_end": (False, None),
     "image_aspect_ratio": ("pad", "square", None),
 }
 _ONLY_HF: dict[str, tuple[Any, ...]] = {
-    "vision_feature_select_strategy": ("default",),
+    "vision_feature_select_strategy": ("default", "full"),
     "projector_hidden_act": ("gelu",),
     "multimodal_projector_bias": (True,),
 }
@@ -91,6 +91,10 @@ def original_model(hf: dict[str, Any], tower: VisionConfig) -> ModelConfig:
         # Widths come first here.
         sizes_of_maps = [(height, width) for width, height in hf.get("image_grid_pinpoints") or ()]
         tower = dataclasses.replace(tower, tiles=_tiles(sizes_of_maps, tower))
+    keep_cls = hf.get("mm_vision_select_feature") == "cls_patch"
+    if quecc and keep_cls:
+        raise UserError("config.json has mm_vision_select_feature 'cls_patch' beside QueCC, which reads "
+                        "patches alone; use a model with 'patch'")
     if hf.get("s2"):
         tower = dataclasses.replace(tower, scales=_scales(hf, tower))
     sizes = {"mm_hidden_size": tower.feature_width}
@@ -113,8 +117,9 @@ def original_model(hf: dict[str, Any], tower: VisionConfig) -> ModelConfig:
         stride=hf.get("mm_vision_token_compression_stride") or 4,
         heads=HEADS,
     )
+    levels = LEVELS if quecc else (select,)
     return ModelConfig(
-        vision=dataclasses.replace(tower, select_layer=select, levels=LEVELS if quecc else (select,)),
+        vision=dataclasses.replace(tower, select_layer=select, levels=levels, keep_cls=keep_cls),
         compressor=compressor if quecc else CompressorConfig("none"),
         projector=projector,
         decoder=decoder,
@@ -142,13 +147,15 @@ def hf_original(config: RunConfig, family: str) -> dict[str, Any]:
         ("model.vision.levels", vision.levels if quecc else LEVELS, (LEVELS,)),
         ("model.vision.scales[0]", vision.scales[0], (1,)),
         ("model.vision.tiles", vision.tiles, ((),) if quecc else (vision.tiles,)),
+        ("model.vision.keep_cls", quecc and vision.keep_cls, (False,)),
     ]
     for name, value, allowed in wanted:
         if value not in allowed:
             raise UserError(f"the original project has no {name} {value!r}, only "
                             f"{' or '.join(repr(a) for a in allowed)}; "
                             "this run cannot be written in its format")
-    tower = dataclasses.replace(vision, select_layer=-2, levels=LEVELS, post_norm=True, scales=(1,), tiles=())
+    tower = dataclasses.replace(vision, select_layer=-2, levels=LEVELS, post_norm=True, scales=(1,),
+                                tiles=(), keep_cls=False, attention=False)  # fmt: skip
     names = [name for name, known in KNOWN.items() if known == tower]
     kind = ORIGINAL[family]
     hf = hf_decoder_config(model.decoder, family, config.data.max_length) | {
@@ -160,7 +167,7 @@ def hf_original(config: RunConfig, family: str) -> dict[str, Any]:
         "mm_projector_type": model.projector,
         "mm_hidden_size": vision.feature_width,
         "mm_vision_select_layer": select,
-        "mm_vision_select_feature": "patch",
+        "mm_vision_select_feature": "cls_patch" if vision.keep_cls else "patch",
         "mm_patch_merge_type": "flat",
         "mm_use_im_start_end": False,
         "mm_use_im_patch_token": False,
@@ -234,7 +241,9 @@ def llava_hf_model(hf: dict[str, Any]) -> ModelConfig:
     if hf["model_type"] == "llava_next":
         tower = dataclasses.replace(tower, tiles=_tiles(hf.get("image_grid_pinpoints") or _PINPOINTS, tower))
     return ModelConfig(
-        vision=dataclasses.replace(tower, levels=(select,)),
+        vision=dataclasses.replace(
+            tower, levels=(select,), keep_cls=hf.get("vision_feature_select_strategy") == "full"
+        ),
         compressor=CompressorConfig("none"),
         projector="mlp2x_gelu",
         decoder=decoder_config(text),
@@ -266,11 +275,11 @@ def hf_llava(config: RunConfig, family: str) -> dict[str, Any]:
         "text_config": hf_decoder_config(model.decoder, family, config.data.max_length),
         "vision_config": hf_vision_config(model.vision),
         "vision_feature_layer": model.vision.select_layer,
-        "vision_feature_select_strategy": "default",
+        "vision_feature_select_strategy": "full" if model.vision.keep_cls else "default",
         "projector_hidden_act": "gelu",
         "multimodal_projector_bias": True,
         "image_token_index": model.decoder.vocab_size - 1,
-        "image_seq_length": model.vision.patches,
+        "image_seq_length": model.visual_tokens,
         "tie_word_embeddings": model.decoder.tie_embeddings,
     }
 

@@ -75,6 +75,7 @@ class Slots:
 
     def __init__(self, model: ModelConfig):
         self.model, self.laid_out, self.stride = model, model.visual_tokens, model.made_tokens
+        self.stride += model.vision.keep_cls
 
     def __call__(self, codes: np.ndarray, loss: np.ndarray, picture: int,
                  visual_tokens: int) -> tuple[np.ndarray, np.ndarray]:

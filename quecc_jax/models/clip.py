@@ -24,19 +24,22 @@ def split_features(states: jax.Array, config: VisionConfig) -> Features:
     multi-level input).
     """
     place = {k: i for i, k in enumerate(hidden_indices(config))}
-    patches = states[..., config.rows - config.patches :, :, :]
+    extra = config.rows - config.patches
 
     def state(k: int) -> jax.Array:
-        return patches[..., place[k if k >= 0 else config.depth + 1 + k], :]
+        return states[..., place[k if k >= 0 else config.depth + 1 + k], :]
 
     single = state(config.select_layer)
-    multi = jnp.concatenate([state(k) for k in config.levels], axis=-1)
-    if not config.attention:
-        return Features(single, multi)
-    cls, keys = states[..., 0, -2, :], states[..., -1, :]
-    logits = jnp.einsum("...d,...nd->...n", cls, keys, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(logits / math.sqrt(config.width), axis=-1)
-    return Features(single, multi, weights[..., 1:], keys[..., 1:, :])
+    multi = jnp.concatenate([state(k)[..., extra:, :] for k in config.levels], axis=-1)
+    features = Features(single[..., extra:, :], multi)
+    if config.keep_cls:
+        features = features._replace(cls=single[..., :1, :])
+    if config.attention:
+        query, keys = states[..., 0, -2, :], states[..., -1, :]
+        logits = jnp.einsum("...d,...nd->...n", query, keys, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(logits / math.sqrt(config.width), axis=-1)
+        features = features._replace(attention=weights[..., 1:], keys=keys[..., 1:, :])
+    return features
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:

@@ -100,6 +100,9 @@ class VLM(nn.Module):
             tokens = by_rows(self.compressor(projected, query, batch))
         else:
             tokens = by_rows(self.projector(self.compressor(features, query, batch)))
+        if features.cls is not None:
+            cls = self.projector(features.cls.astype(tokens.dtype)).astype(tokens.dtype)
+            tokens = jnp.concatenate([by_rows(cls), tokens], axis=1)
         return tokens.reshape(b, i, *tokens.shape[1:])
 
     def see(self, states: jax.Array, query: jax.Array, batch: Batch | None = None) -> Visual:

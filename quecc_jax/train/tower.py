@@ -78,7 +78,7 @@ def train_tower(
     for pool in train:
         if pool.meta["split"] != "train":
             raise UserError(f"{pool.directory} is a test split; the tower trains on training pools only")
-    config = dataclasses.replace(config, attention=False)
+    config = dataclasses.replace(config, attention=False, keep_cls=False)
     model = DenseHeads(config)
     rng = np.random.default_rng(seed)
     rate = optax.warmup_cosine_decay_schedule(0.0, learning_rate, max(1, steps // 20), steps)

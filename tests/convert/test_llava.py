@@ -166,17 +166,19 @@ def test_a_published_tower_needs_no_directory_and_is_named_again():
     assert export.hf["mm_vision_tower"] == "openai/clip-vit-large-patch14-336"
 
 
-def test_llava_without_a_compressor_passes_all_patches_and_its_projector_moves_up():
-    changes = {"mm_vision_token_compression_type": None}
+@pytest.mark.parametrize("select, tokens", [("patch", 144), ("cls_patch", 145)])
+def test_llava_without_a_compressor_passes_all_patches_and_its_projector_moves_up(select, tokens):
+    changes = {"mm_vision_token_compression_type": None, "mm_vision_select_feature": select}
     given = without(source("llava_tiny", **changes), "mm_projector.0")
     found = {k.replace("projector.1", "projector.0").replace("projector.3", "projector.2"): s
              for k, s in given.found.items()}  # fmt: skip
     plan = plan_import(dataclasses.replace(given, found=found), source("clip_tiny"))
-    assert plan.config.model.compressor.name == "none" and plan.config.model.visual_tokens == 144
+    assert plan.config.model.compressor.name == "none" and plan.config.model.visual_tokens == tokens
     assert leaf_shapes(plan.rules) == model_leaves(plan.config)
     hf = plan_export(plan.config, "llava_hf")
     shapes = {n: s for r in hf.rules for n, s in zip(r.theirs, r.shapes, strict=True)}
     assert plan_import(Source(hf.hf, shapes)).config.model == plan.config.model
+    assert plan_export(plan.config, "llava").hf["mm_vision_select_feature"] == select
 
 
 def test_any_resolution_goes_out_and_in_by_either_format():
@@ -253,7 +255,7 @@ REFUSALS = [
      "image_aspect_ratio 'anyres'"),
     (lambda: plan_import(source("llava"), source("clip_tiny")), "no room for clip_tiny"),
     (lambda: plan_import(source("llava", vision_feature_layer=[-2, -5])), r"vision_feature_layer \[-2, -5\]"),
-    (lambda: plan_import(source("llava", vision_feature_select_strategy="full")), "'full'"),
+    (lambda: plan_import(source("llava", vision_feature_select_strategy="cls")), "'cls'"),
     (lambda: plan_import(decoder_for_the_tiny_projector(), None, stage_one()), "no vision tower"),
     (lambda: plan_import(decoder_for_the_tiny_projector(), source("clip_tiny"), source("llama")),
      "which projector"),

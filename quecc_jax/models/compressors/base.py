@@ -30,6 +30,8 @@ class Features(NamedTuple):
     softmax over CLS and patches of one head as wide as all. None where the tower keeps none."""
     keys: jax.Array | None = None
     """[P, n, D], that layer's keys of the patches."""
+    cls: jax.Array | None = None
+    """[P, 1, D], the select layer's CLS, where the tower keeps it for the decoder."""
 
 
 class Cost(NamedTuple):

@@ -25,7 +25,7 @@ def build(config: ModelConfig, dtype: Any, name: str | None) -> nn.Module:
 def cost(config: ModelConfig) -> Cost:
     """One k x k window and a bias per token and channel."""
     d, window = config.vision.feature_width, config.compressor.kernel**2
-    multiplied, values = 2.0 * window * config.visual_tokens * d, config.made_tokens * d
+    multiplied, values = 2.0 * window * config.made_tokens * d, config.made_tokens * d
     if config.compressor.elastic:
         # Windows that do not overlap read every patch once.
         window = windows(config)[0] ** 2

@@ -29,7 +29,7 @@ MULTIPLE = 16
 
 def build(config: ModelConfig, dtype: Any, name: str | None) -> nn.Module:
     """The module for a model."""
-    return LlavaMini(config, config.visual_tokens, dtype, name=name)
+    return LlavaMini(config, config.made_tokens, dtype, name=name)
 
 
 def cost(config: ModelConfig) -> Cost:
@@ -37,7 +37,7 @@ def cost(config: ModelConfig) -> Cost:
     depend on the text, are `flops.fusion_flops`."""
     from quecc_jax.flops import decoder_params
 
-    d, v, c = config.vision.feature_width, config.visual_tokens, config.compressor
+    d, v, c = config.vision.feature_width, config.made_tokens, config.compressor
     n = config.vision.patches
     fusion = decoder_params(config.fusion_layers) if c.fuses else 0
     # Norm and positions are added to what few queries multiply.

@@ -24,7 +24,7 @@ from quecc_jax.models.layers import LayerNorm, logical
 def build(config: ModelConfig, dtype: Any, name: str | None) -> nn.Module:
     """The module for a model. The original's matrix to the decoder's width is the projector `matrix`."""
     c = config.compressor
-    return MQT(c.queries, config.visual_tokens, c.heads, dtype, name=name)
+    return MQT(c.queries, config.made_tokens, c.heads, dtype, name=name)
 
 
 def cost(config: ModelConfig) -> Cost:
@@ -32,7 +32,7 @@ def cost(config: ModelConfig) -> Cost:
 
     What keys and queries make is the same for all pictures of a batch, but counted for each.
     """
-    d, n, v, c = config.vision.feature_width, config.vision.patches, config.visual_tokens, config.compressor
+    d, n, v, c = config.vision.feature_width, config.vision.patches, config.made_tokens, config.compressor
     return Cost(c.queries * d + 4 * d * d, 2.0 * attention_products(d, n, v, c.heads) + 2 * NORM * n * d)
 
 

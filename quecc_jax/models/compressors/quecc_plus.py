@@ -40,7 +40,7 @@ def cost(config: ModelConfig) -> Cost:
     `params`; its FLOPs, which depend on the text, are `flops.fusion_flops`."""
     from quecc_jax.flops import decoder_params
 
-    c, d, n, v = config.compressor, config.vision.width, config.vision.patches, config.visual_tokens
+    c, d, n, v = config.compressor, config.vision.width, config.vision.patches, config.made_tokens
     base = quecc.cost(config)
 
     def attention(queries: int) -> int:

@@ -28,12 +28,12 @@ WIDENING = 4
 
 def build(config: ModelConfig, dtype: Any, name: str | None) -> nn.Module:
     """The module for a model."""
-    return Resampler(config.visual_tokens, config.compressor.heads, dtype, name=name)
+    return Resampler(config.made_tokens, config.compressor.heads, dtype, name=name)
 
 
 def cost(config: ModelConfig) -> Cost:
     """The queries, and attention, MLP and the patches' norm of each block."""
-    d, n, v = config.vision.feature_width, config.vision.patches, config.visual_tokens
+    d, n, v = config.vision.feature_width, config.vision.patches, config.made_tokens
     block = 4 * d * d + 2 * WIDENING * d * d
     multiplied = 2 * WIDENING * v * d * d + attention_products(d, n, v, config.compressor.heads)
     # Norms and positions are added to what few queries multiply.
