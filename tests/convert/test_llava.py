@@ -199,7 +199,7 @@ def test_any_resolution_goes_out_and_in_by_either_format():
     with pytest.raises(UserError, match=r"model\.vision\.tiles"):
         plan_export(dataclasses.replace(with_tiles, model=dataclasses.replace(
             with_tiles.model, vision=vision)), "llava")  # fmt: skip
-    with pytest.raises(UserError, match="image_grid_pinpoints .* multiples of the tower's 12"):
+    with pytest.raises(UserError, match=r"image_grid_pinpoints .* multiples of the tower's 12"):
         plan_import(source("llava_next", image_grid_pinpoints=[[12, 20]]))
 
 

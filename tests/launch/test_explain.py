@@ -88,5 +88,6 @@ def test_tokens_that_see_the_whole_picture_have_no_squares(picture, tmp_path, mo
     explain(engine, question, QUESTIONS[1], Limits(2), tmp_path / "out.png")
     panel = drawn["figure"].axes[1]
     weights = engine.attention(question)
-    assert weights.shape == (1, 4, 2, 4, 4) and not panel.lines
-    np.testing.assert_allclose(panel.images[1].get_array(), weights[0].mean(axis=(0, 1)) * 16, rtol=1e-5)
+    assert weights is not None and weights.shape == (1, 4, 2, 4, 4) and not panel.lines
+    drawn_map = np.asarray(panel.images[1].get_array())
+    np.testing.assert_allclose(drawn_map, weights[0].mean(axis=(0, 1)) * 16, rtol=1e-5)
