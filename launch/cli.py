@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 
 import tyro
 
-from quecc_jax.config import RunConfig, validate
+from quecc_jax.config import RunConfig
 from quecc_jax.config_io import from_dict, nearest, to_dict
 from quecc_jax.errors import UserError
+from quecc_jax.validation import validate
 
 T = TypeVar("T")
 

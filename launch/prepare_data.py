@@ -158,7 +158,6 @@ def write_queries(options: Options) -> None:
     """Stores the feature of every question; its encoder must fit into one device."""
     import jax
 
-    from quecc_jax.config import validate
     from quecc_jax.data import features
     from quecc_jax.data.prepared import open_prepared
     from quecc_jax.data.sources import Layout, Questions
@@ -166,6 +165,7 @@ def write_queries(options: Options) -> None:
     from quecc_jax.fingerprint import query_fingerprint
     from quecc_jax.models.vlm import VLM
     from quecc_jax.train.checkpoint import load_params, load_run_config
+    from quecc_jax.validation import validate
 
     config = load_run_config(options.checkpoint)
     if options.encoder != "run":

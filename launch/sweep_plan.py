@@ -4,10 +4,11 @@ import dataclasses
 import math
 from typing import Any, Literal
 
-from quecc_jax.config import CompressorConfig, DecoderConfig, RunConfig, SourceConfig, validate
+from quecc_jax.config import CompressorConfig, DecoderConfig, RunConfig, SourceConfig
 from quecc_jax.errors import UserError
 from quecc_jax.flops import train_flops
 from quecc_jax.presets import SIZES_B, decoder
+from quecc_jax.validation import validate
 
 
 @dataclasses.dataclass(frozen=True)

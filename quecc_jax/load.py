@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from quecc_jax.config import MeshConfig, RunConfig, validate
+from quecc_jax.config import MeshConfig, RunConfig
 from quecc_jax.data.batch import batch_spec
 from quecc_jax.errors import UserError
 from quecc_jax.generate.engine import Engine
@@ -15,6 +15,7 @@ from quecc_jax.geometry import served
 from quecc_jax.sharding import make_mesh
 from quecc_jax.train.checkpoint import load_params, load_run_config
 from quecc_jax.train.step import abstract_params
+from quecc_jax.validation import validate
 
 
 def load_vlm(

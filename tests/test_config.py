@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 
-from quecc_jax.config import CompressorConfig, RunConfig, validate
+from quecc_jax.config import CompressorConfig, RunConfig
 from quecc_jax.errors import UserError
+from quecc_jax.validation import validate
 from tests.tiny import RUN
 
 

@@ -6,9 +6,9 @@ import pytest
 
 from benchmarks import pods
 from launch.cli import load_config_file, parse_run
-from quecc_jax.config import validate
 from quecc_jax.errors import UserError
 from quecc_jax.presets import decoder
+from quecc_jax.validation import validate
 
 FILES = sorted(p.name for p in Path("configs").glob("*_stage?.py"))
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from quecc_jax.config import CompressorConfig, ModelConfig, QueryConfig, RunConfig, VisionConfig, validate
+from quecc_jax.config import CompressorConfig, ModelConfig, QueryConfig, RunConfig, VisionConfig
 from quecc_jax.config_io import from_dict, to_dict
 from quecc_jax.convert.clip import ANCHOR, hf_vision_config, ignored_names, vision_config, vision_rules
 from quecc_jax.convert.clip_text import (
@@ -40,6 +40,7 @@ from quecc_jax.convert.llava import (
 from quecc_jax.convert.rules import Rule, Shape, check
 from quecc_jax.errors import UserError
 from quecc_jax.geometry import tiled_tokens
+from quecc_jax.validation import validate
 
 Layout = Literal["llava", "llava_hf", "decoder", "clip", "clip_text", "projector"]
 """The original project's whole model; transformers' LlavaForConditionalGeneration; a language model;

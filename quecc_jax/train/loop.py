@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 
 import jax
 
-from quecc_jax.config import RunConfig, validate
+from quecc_jax.config import RunConfig
 from quecc_jax.data.batch import Batch
 from quecc_jax.data.features import read_features
 from quecc_jax.data.pipeline import make_iterator
@@ -25,6 +25,7 @@ from quecc_jax.train.profile import Profile, parse_window
 from quecc_jax.train.progress import Display, Records, Terminal
 from quecc_jax.train.state import TrainState
 from quecc_jax.train.step import Trainer, build_trainer
+from quecc_jax.validation import validate
 
 
 class BatchIterator(Resumable, Protocol):

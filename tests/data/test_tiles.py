@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from quecc_jax.config import DecoderConfig, RunConfig, SourceConfig, validate
+from quecc_jax.config import DecoderConfig, RunConfig, SourceConfig
 from quecc_jax.data.conversation import query_ids
 from quecc_jax.data.images import load_pixels, picture_size
 from quecc_jax.data.pipeline import eval_batches, make_iterator
@@ -20,6 +20,7 @@ from quecc_jax.errors import BadRow, UserError
 from quecc_jax.evaluate.predict import predict
 from quecc_jax.generate.engine import Engine, Limits, Question
 from quecc_jax.models.vlm import VLM
+from quecc_jax.validation import validate
 from tests.tiny import random_params
 
 TILES = ((2, 2), (3, 1))

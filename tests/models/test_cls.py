@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from quecc_jax import flops
-from quecc_jax.config import ModelConfig, validate
+from quecc_jax.config import ModelConfig
 from quecc_jax.data.elastic import Slots
 from quecc_jax.data.images import normalise
 from quecc_jax.errors import UserError
 from quecc_jax.models.vlm import VLM
+from quecc_jax.validation import validate
 from tests.models.reference import affine, gelu, tower
 from tests.tiny import MODEL, RUN, random_batch, random_params, run
 

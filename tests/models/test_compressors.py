@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from quecc_jax.compressor_config import COMPRESSORS
-from quecc_jax.config import MeshConfig, ModelConfig, validate
+from quecc_jax.config import MeshConfig, ModelConfig
 from quecc_jax.errors import UserError
 from quecc_jax.generate.decode import on_mesh
 from quecc_jax.geometry import hidden_indices, state_shape
@@ -21,6 +21,7 @@ from quecc_jax.models import compressors
 from quecc_jax.models.compressors.base import RegionAttention
 from quecc_jax.models.vlm import VLM
 from quecc_jax.sharding import batch_sharding, make_mesh
+from quecc_jax.validation import validate
 from tests.models.reference import affine, attend, gelu, layer_norm
 from tests.tiny import MODEL, RUN, random_like, random_params
 

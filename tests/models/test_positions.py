@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quecc_jax.config import DecoderConfig, RopeScaling, RunConfig, validate
+from quecc_jax.config import DecoderConfig, RopeScaling, RunConfig
 from quecc_jax.errors import UserError
 from quecc_jax.models.attention import MaskSpec, dense_bias, dense_mask
 from quecc_jax.models.positions import alibi_slopes, rotary_angles, rotary_frequencies, rotate
+from quecc_jax.validation import validate
 
 BASE = DecoderConfig(width=16, heads=2, kv_heads=2, rope_theta=16.0)
 """Heads of eight channels: four pairs, frequencies 1, 1/2, 1/4 and 1/8."""

@@ -7,11 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from quecc_jax.config import validate
 from quecc_jax.errors import UserError
 from quecc_jax.models.clip import ClipTower, split_features
 from quecc_jax.models.compressors import make_compressor
 from quecc_jax.models.compressors.base import Features
+from quecc_jax.validation import validate
 from tests.models.reference import affine, layer, layer_norm, softmax, tower
 from tests.tiny import MODEL, random_like, run
 

@@ -10,12 +10,13 @@ import pytest
 from flax import linen as nn
 
 from quecc_jax import flops
-from quecc_jax.config import CompressorConfig, validate
+from quecc_jax.config import CompressorConfig
 from quecc_jax.errors import UserError
 from quecc_jax.models.compressors.base import Features, RegionAttention, regions
 from quecc_jax.models.compressors.quecc import QueCC
 from quecc_jax.models.compressors.quecc_plus import QueCCPlus
 from quecc_jax.models.vlm import VLM
+from quecc_jax.validation import validate
 from tests.tiny import MODEL, RUN, random_batch, random_like, random_params
 
 D, N, V = MODEL.vision.width, MODEL.vision.patches, 4

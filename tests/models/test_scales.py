@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from quecc_jax import flops
-from quecc_jax.config import VisionConfig, validate
+from quecc_jax.config import VisionConfig
 from quecc_jax.convert.llava import original_model
 from quecc_jax.data.batch import batch_spec
 from quecc_jax.errors import UserError
 from quecc_jax.models.clip import ClipTower
 from quecc_jax.models.scales import bicubic
 from quecc_jax.models.vlm import VLM
+from quecc_jax.validation import validate
 from tests import tiny
 from tests.convert.names import load
 from tests.models.test_clip import tower_params
