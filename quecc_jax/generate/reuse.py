@@ -117,7 +117,7 @@ class Encoders:
         """Where the compressor looks: float32 [B, I, V, H, g, g] of the same arguments, the weights by which
         each of the V tokens averages the g x g patches in each of H heads. They sum to one; outside of its
         own square a token that has one gives zeros. Where a compressor attends more than once, the last time
-        counts. None where it does not attend, or no row has a picture.
+        counts; a kept CLS passes by. None where it does not attend, or no row has a picture.
         """
         inputs = self._inputs(params, batch, pictures)
         weights = None if inputs is None else self._look(params, *inputs)

@@ -13,7 +13,7 @@ from quecc_jax.data.tokenizer import train_word_tokenizer
 from quecc_jax.evaluate.attention import attention_maps, own_squares, patch_map
 from quecc_jax.generate.decode import decoding_params
 from quecc_jax.generate.reuse import Encoders, Reuse, over_picture
-from quecc_jax.geometry import hidden_indices
+from quecc_jax.geometry import hidden_indices, state_shape
 from tests.tiny import MODEL, RUN, random_batch, random_params, run
 
 V, HEADS, GRID = 4, 4, 4
@@ -85,7 +85,7 @@ def test_the_maps_of_every_compressor(compressor):
     config = run(model={"compressor": compressor}, data={"max_length": 48}, batch_size=2)
     params = decoding_params(random_params(config), config.model)
     batch = random_batch(config, pictures=[2, 1])
-    shape = (2, 2, GRID**2, len(hidden_indices(MODEL.vision)), MODEL.vision.width)
+    shape = (2, 2, *state_shape(config.model.tower))
     features = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     found = Encoders(config.model, Reuse()).attention(
         params, batch._replace(pixels=None, features=features), [["a", "b"], ["c"]])  # fmt: skip
