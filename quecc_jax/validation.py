@@ -2,6 +2,7 @@
 
 from quecc_jax.config import DataConfig, DecoderConfig, ModelConfig, RunConfig
 from quecc_jax.errors import UserError
+from quecc_jax.flops import compressor_cost
 from quecc_jax.geometry import projector_depth, tiled_tokens
 
 
@@ -53,9 +54,9 @@ def validate(config: RunConfig) -> None:
             f"model.projector identity needs vision.width {vision.width}{scales} and decoder.width "
             f"{decoder.width} to be equal; change one of them or use linear"
         )
-    if depth == 0 and config.model.compressor.name == "none" and train.stage == 1:
-        raise UserError("train.stage 1 has nothing to train: there is neither compressor nor projector; "
-                        "choose stage 0 or 2")
+    if depth == 0 and train.stage == 1 and not compressor_cost(config.model).params:
+        raise UserError("train.stage 1 has nothing to train: neither compressor nor projector has "
+                        "parameters; choose stage 0 or 2")
     _check_data(config.data, vision.places)
     if vision.tiles:
         _check_tiles(config)

@@ -64,9 +64,10 @@ def test_kernels_are_not_asked_for_what_they_do_not_take(decoder):
         validate(dataclasses.replace(RUN, model=dataclasses.replace(model, attention="splash")))
 
 
-def test_a_stage_that_trains_nothing_is_refused():
+@pytest.mark.parametrize("name", ["none", "avgpool"])
+def test_a_stage_that_trains_nothing_is_refused(name):
     model = dataclasses.replace(
-        RUN.model, projector="identity", compressor=CompressorConfig(name="none"),
+        RUN.model, projector="identity", compressor=CompressorConfig(name, kernel=2, stride=2),
         decoder=dataclasses.replace(RUN.model.decoder, width=16),
     )  # fmt: skip
     bare = dataclasses.replace(RUN, model=model, data=dataclasses.replace(RUN.data, max_length=64))
