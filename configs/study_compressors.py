@@ -9,7 +9,6 @@ from launch.comparison_plan import Comparison, Entry, at_every_v, on_grid
 from launch.plan import DecoderSize, Plan
 from quecc_jax.config import CompressorConfig
 
-COUNTS = (1, 4, 16)
 OWN = "QueCC-plus"
 FUSED = CompressorConfig("quecc_plus", fusion_layers=1)
 BARE = CompressorConfig("quecc_plus", fusion_layers=0)
@@ -39,7 +38,7 @@ def plan() -> Plan:
     """The study's decoder M and its data; the tower also keeps what PruMerge reads."""
     return Plan(
         vision=dataclasses.replace(Plan().vision, attention=True),
-        decoders=(DecoderSize("M", 64, 2),), visual_tokens=COUNTS, seeds=(0, 1, 2), ablation_seeds=(),
+        decoders=(DecoderSize("M", 64, 2),), visual_tokens=(1, 4, 16), seeds=(0, 1, 2), ablation_seeds=(),
         test_pictures=300, tower_steps=2400, language_steps=1600, stage1_steps=300, stage2_steps=4000,
     )  # fmt: skip
 
@@ -48,10 +47,10 @@ def entries(plan: Plan) -> tuple[Entry, ...]:
     """Every run."""
     made = []
     for label, config in RIVALS.items():
-        made += on_grid(label, "comparison", config, plan, COUNTS)
+        made += on_grid(label, "comparison", config, plan, plan.visual_tokens)
     for label, config in ELASTIC.items():
-        made += at_every_v(label, "comparison", config, plan, COUNTS)
-    made += at_every_v("QueCC, elastic", "elastic", RIVALS["QueCC"], plan, COUNTS)
+        made += at_every_v(label, "comparison", config, plan, plan.visual_tokens)
+    made += at_every_v("QueCC, elastic", "elastic", RIVALS["QueCC"], plan, plan.visual_tokens)
     made += on_grid(OWN, "comparison", FUSED, plan, (1,))
     for label, config in LADDER.items():
         made += on_grid(label, "ladder", config, plan, (1,))
@@ -66,9 +65,9 @@ def comparison() -> Comparison:
 
 
 def quick() -> Comparison:
-    """A few steps of every run, to see every part work."""
+    """A few steps of every run at one token, to see every part work."""
     small = dataclasses.replace(
-        plan(), seeds=(0,), pictures=200, test_pictures=20, documents=1000, tower_steps=20, language_steps=20,
-        stage1_steps=4, stage2_steps=10,
+        plan(), visual_tokens=(1,), seeds=(0,), pictures=200, test_pictures=20, documents=1000,
+        tower_steps=20, language_steps=20, stage1_steps=4, stage2_steps=10,
     )  # fmt: skip
     return Comparison(small, entries(small), OWN)

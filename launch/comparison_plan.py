@@ -63,6 +63,6 @@ def at_every_v(
 
 
 def with_compressor(plan: Plan, compressor: CompressorConfig, vocabulary: int) -> ModelConfig:
-    """The plan's middle decoder behind a compressor."""
+    """The plan's first decoder behind a compressor."""
     model = model_config(plan, Cell(plan.decoders[0].name, 1, 0), vocabulary)
     return dataclasses.replace(model, compressor=compressor)
