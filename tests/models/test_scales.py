@@ -58,7 +58,7 @@ def test_bicubic_weights_sum_to_one_and_keep_straight_lines(size, target):
     np.testing.assert_allclose((matrix @ np.arange(size))[inside], centres[inside], atol=0.1)
 
 
-@pytest.mark.parametrize("name", ["quecc", "tokenpacker", "none"])
+@pytest.mark.parametrize("name", ["quecc", "quecc_plus", "tokenpacker", "none"])
 def test_a_model_reads_all_scales(name):
     """The compressor has their width, the questions' gradient passes, and pictures come at the largest."""
     compressor = dataclasses.replace(tiny.MODEL.compressor, name=name)

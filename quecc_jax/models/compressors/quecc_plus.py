@@ -40,7 +40,7 @@ def cost(config: ModelConfig) -> Cost:
     `params`; its FLOPs, which depend on the text, are `flops.fusion_flops`."""
     from quecc_jax.flops import decoder_params
 
-    c, d, n, v = config.compressor, config.vision.width, config.vision.patches, config.made_tokens
+    c, d, n, v = config.compressor, config.vision.feature_width, config.vision.patches, config.made_tokens
     base = quecc.cost(config)
 
     def attention(queries: int) -> int:
@@ -71,7 +71,7 @@ class QueCCPlus(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
-        c, width = self.config.compressor, self.config.vision.width
+        c, width = self.config.compressor, self.config.vision.feature_width
         self.text_projection = linear(width, ("mlp", "embed"), dtype=self.dtype)
         self.text_norm = LayerNorm(EPS)
         self.q_proj, self.k_proj, self.v_proj = (Tower(width, self.dtype) for _ in range(3))
