@@ -39,12 +39,13 @@ def plan() -> Plan:
     return Plan(
         vision=dataclasses.replace(Plan().vision, attention=True),
         decoders=(DecoderSize("M", 64, 2),), visual_tokens=(1, 4, 16), seeds=(0, 1, 2), ablation_seeds=(),
-        test_pictures=300, tower_steps=2400, language_steps=1600, stage1_steps=300, stage2_steps=4000,
+        test_pictures=300, tower_steps=2400, language_steps=1600, stage1_steps=300, stage2_steps=3000,
     )  # fmt: skip
 
 
 def entries(plan: Plan) -> tuple[Entry, ...]:
-    """Every run."""
+    """Every run, seed by seed: runs that differ in the seed alone share their programs, and should not
+    compile them side by side."""
     made = []
     for label, config in RIVALS.items():
         made += on_grid(label, "comparison", config, plan, plan.visual_tokens)
@@ -56,7 +57,7 @@ def entries(plan: Plan) -> tuple[Entry, ...]:
         made += on_grid(label, "ladder", config, plan, (1,))
     everything = CompressorConfig("none")
     made += [Entry("no compressor", "comparison", seed, (everything,), everything) for seed in plan.seeds]
-    return tuple(made)
+    return tuple(sorted(made, key=lambda entry: entry.seed))
 
 
 def comparison() -> Comparison:
