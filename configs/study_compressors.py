@@ -39,7 +39,7 @@ def plan() -> Plan:
     return Plan(
         vision=dataclasses.replace(Plan().vision, attention=True),
         decoders=(DecoderSize("M", 64, 2),), visual_tokens=(1, 4, 16), seeds=(0, 1, 2), ablation_seeds=(),
-        test_pictures=300, tower_steps=2400, language_steps=1600, stage1_steps=300, stage2_steps=3000,
+        test_pictures=300, tower_steps=2400, language_steps=1600, stage1_steps=300, stage2_steps=2500,
     )  # fmt: skip
 
 
