@@ -8,7 +8,7 @@ COMPARISON_OUT ?= runs/compressors
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo study study-compressors test test-all test-parity test-lmms lint typecheck
+.PHONY: help demo study study-compressors test test-all test-parity test-gpu test-lmms lint typecheck
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,13 +24,16 @@ study-compressors: $(VENV)/.installed ## Every compressor on the same bed, three
 	$(PY) -m launch.comparison --out $(COMPARISON_OUT)
 
 test: lint typecheck ## Lint, type check and every test that is not slow
-	$(PY) -m pytest --ignore=tests/parity --ignore=tests/lmms -m "not slow"
+	$(PY) -m pytest --ignore=tests/parity --ignore=tests/gpu --ignore=tests/lmms -m "not slow"
 
 test-all: lint typecheck ## The same with the slow tests
-	$(PY) -m pytest --ignore=tests/parity --ignore=tests/lmms
+	$(PY) -m pytest --ignore=tests/parity --ignore=tests/gpu --ignore=tests/lmms
 
 test-parity: $(VENV)/.installed-parity ## Compare live with PyTorch models; installs PyTorch and a 135M language model
 	$(PY) -m pytest tests/parity
+
+test-gpu: $(VENV)/.installed-test ## What only an NVIDIA GPU can show, with its JAX in $(VENV) already
+	JAX_PLATFORMS=cuda,cpu $(PY) -m pytest tests/gpu
 
 test-lmms: $(VENV)-lmms/.installed ## Run lmms-eval itself on a tiny model; installs it beside $(VENV)
 	$(VENV)-lmms/bin/python -m pytest tests/lmms

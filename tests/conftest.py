@@ -1,4 +1,5 @@
-"""Every test sees eight emulated CPU devices, compiled for in a hurry; subprocesses inherit both."""
+"""Every test sees eight emulated CPU devices, compiled for in a hurry; subprocesses inherit both. With
+JAX_PLATFORMS=cuda,cpu, for the tests of `make test-gpu`, they see the GPU instead."""
 
 import os
 
@@ -9,10 +10,11 @@ from launch.compile_flags import FAST_COMPILE
 # Compiling is most of the tests' time.
 FLAGS = ("--xla_force_host_platform_device_count=8", *FAST_COMPILE)
 
-given = os.environ.get("XLA_FLAGS", "")
-added = [flag for flag in FLAGS if flag.split("=")[0] not in given]
-os.environ["XLA_FLAGS"] = " ".join([given, *added]).strip()
-os.environ["JAX_PLATFORMS"] = "cpu"
+if os.environ.get("JAX_PLATFORMS") != "cuda,cpu":
+    given = os.environ.get("XLA_FLAGS", "")
+    added = [flag for flag in FLAGS if flag.split("=")[0] not in given]
+    os.environ["XLA_FLAGS"] = " ".join([given, *added]).strip()
+    os.environ["JAX_PLATFORMS"] = "cpu"
 
 
 @pytest.fixture
