@@ -1,6 +1,5 @@
 """The comparison's own jobs, as `launch.jobs`: training one entry, and timing all compressors."""
 
-import dataclasses
 import shutil
 import time
 from collections.abc import Callable
@@ -20,8 +19,8 @@ from quecc_jax.data.tokenizer import load_tokenizer
 from quecc_jax.flops import compressor_cost, projector_flops, projector_params, query_flops
 from quecc_jax.models.vlm import VLM
 
-PICTURES = 32
-"""Pictures that are timed at once."""
+PICTURES, ROUNDS = 32, 15
+"""Pictures that are timed at once, and how often."""
 
 
 def train_entry(out: str, plan: Plan, entry: Entry, report: Report) -> list[dict[str, Any]]:
@@ -54,20 +53,21 @@ def measure(
     float32: the median of rounds in which all take turns.
     """
     words = len(load_tokenizer(f"{out}/data/tokenizer"))
+    models = [with_compressor(plan, config, words) for _, config in configs]
     tasks: list[Callable[[], Any]] = []
-    for label, config in configs:
+    for (label, _), model in zip(configs, models, strict=True):
         report(len(tasks), 2 * len(configs), f"compiling {label}")
-        tasks.append(_timed(with_compressor(plan, config, words), plan, out))
-    rounds, spent = 15, np.zeros((len(tasks), 15))
-    for turn in range(rounds):
-        report(rounds + turn, 2 * rounds, "timing")
+        tasks.append(_timed(model, out))
+    spent = np.zeros((len(tasks), ROUNDS))
+    for turn in range(ROUNDS):
+        report(ROUNDS + turn, 2 * ROUNDS, "timing")
         for place, run in enumerate(tasks):
             began = time.perf_counter()
             run()
             spent[place, turn] = time.perf_counter() - began
     found = []
-    for (label, config), seconds in zip(configs, np.median(spent, axis=1) / PICTURES, strict=True):
-        model = with_compressor(plan, config, words)
+    times = np.median(spent, axis=1) / PICTURES
+    for (label, _), model, seconds in zip(configs, models, times, strict=True):
         cost, question = compressor_cost(model), picture_data(out, "test", model.visual_tokens).query_length
         found.append({
             "label": label, "visual_tokens": model.visual_tokens, "params": cost.params,
@@ -78,10 +78,9 @@ def measure(
     return found
 
 
-def _timed(model: ModelConfig, plan: Plan, out: str) -> Callable[[], Any]:
+def _timed(model: ModelConfig, out: str) -> Callable[[], Any]:
     """A call that waits for the visual tokens of PICTURES pictures, compiled already."""
-    data = dataclasses.replace(picture_data(out, "test", model.visual_tokens), cached_features=True)
-    spec = batch_spec(model, data, PICTURES, cached=True)
+    spec = batch_spec(model, picture_data(out, "test", model.visual_tokens), PICTURES, cached=True)
     rng = np.random.default_rng(0)
 
     def fill(x: Any) -> np.ndarray:

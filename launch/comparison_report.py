@@ -4,11 +4,9 @@ python -m launch.comparison_report --results runs/compressors/results.json
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tyro
@@ -21,8 +19,8 @@ from launch import comparison_summary as summary
 from launch.comparison_summary import Difference, Key
 from launch.figures import embed
 from launch.findings import brief, title
-from launch.summary import Results, Score
-from quecc_jax.errors import UserError, run_cli
+from launch.summary import Results, Score, read_results
+from quecc_jax.errors import run_cli
 from scaling.report import Section, bullets, html_page, paragraph, table_html, write_atomically
 from scaling.style import DPI, THEMES, Style, dress
 
@@ -304,11 +302,7 @@ class Options:
 def main() -> None:
     """Command line."""
     path = tyro.cli(Options).results
-    try:
-        results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
-        raise UserError(f"cannot read results from {path}: {problem}") from None
-    print(write_report(results, path.parent))
+    print(write_report(read_results(path), path.parent))
 
 
 if __name__ == "__main__":

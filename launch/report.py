@@ -6,7 +6,6 @@ python -m launch.report --results runs/demo/results.json
 import base64
 import dataclasses
 import html
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from launch import summary
 from launch.figures import embed, figure_ablation, figure_accuracy, figure_losses
 from launch.findings import brief, findings, title
 from launch.law_report import law_section
-from launch.summary import Results, Score
+from launch.summary import Results, Score, read_results
 from quecc_jax.errors import UserError, run_cli
 from scaling.report import Section, bullets, html_page, paragraph, table_html, write_atomically
 from scaling.style import Style
@@ -318,11 +317,7 @@ class Options:
 def main() -> None:
     """Command line."""
     path = tyro.cli(Options).results
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
-        raise UserError(f"cannot read results from {path}: {problem}") from None
-    print(write_report(results, path.parent))
+    print(write_report(read_results(path), path.parent))
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@ An accuracy is a fraction in 0..1. `kind` arguments take either a task ("mosaic"
 over all its test questions, or a question type ("mosaic/cell").
 """
 
+import json
 import math
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +27,18 @@ _REQUIRED = (
     "command", "machine", "started", "seconds", "tasks", "visual_tokens", "seeds", "decoders", "cells",
     "baseline", "attention", "plan", "fits", "samples",
 )  # fmt: skip
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """A run's results.json.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise UserError(f"cannot read results from {path}: {problem}") from None
 
 
 class Score(NamedTuple):

@@ -50,10 +50,14 @@ class VisionConfig:
         """Rows of a kept state: patches, and CLS in front where it is kept."""
         return self.patches + (self.keep_cls or self.attention)
 
+    def state_index(self, layer: int) -> int:
+        """A hidden state counted from 0, the embedding; negative ones count from the end."""
+        return layer if layer >= 0 else self.depth + 1 + layer
+
     @property
     def select_index(self) -> int:
-        """The select layer, counted from 0, the embedding."""
-        return self.select_layer if self.select_layer >= 0 else self.depth + 1 + self.select_layer
+        """The select layer's `state_index`."""
+        return self.state_index(self.select_layer)
 
     @property
     def grid(self) -> int:

@@ -10,8 +10,7 @@ from quecc_jax.errors import UserError
 
 def hidden_indices(config: VisionConfig) -> tuple[int, ...]:
     """Hidden states that are used at all, ascending, as indices 0 (embedding) to depth."""
-    wanted = (*config.levels, config.select_layer)
-    return tuple(sorted({k if k >= 0 else config.depth + 1 + k for k in wanted}))
+    return tuple(sorted({config.state_index(k) for k in (*config.levels, config.select_layer)}))
 
 
 def state_shape(config: VisionConfig) -> tuple[int, int, int]:
@@ -54,16 +53,17 @@ def output_tokens(config: CompressorConfig, grid: int) -> int:
     tokens = config.tokens or output_grid(grid, config.kernel, config.stride) ** 2
     if not 0 < tokens <= grid**2:
         raise ValueError(f"tokens {tokens} is not between 1 and the {grid**2} patches of a picture")
-    if config.name == "quecc_plus" and config.fuses:
-        side = math.isqrt(config.memory)
-        if not side or side**2 != config.memory or grid % side:
-            raise ValueError(f"memory {config.memory} is not the square of a divisor of the grid's {grid}")
-    _check_queries(config, tokens)
+    _check_own(config, tokens, grid)
     return tokens
 
 
-def _check_queries(config: CompressorConfig, tokens: int) -> None:
-    queries = config.queries
+def _check_own(config: CompressorConfig, tokens: int, grid: int) -> None:
+    """ValueError if what only one compressor has does not fit V or the grid."""
+    queries, side = config.queries, math.isqrt(config.memory)
+    if config.name == "quecc_plus" and config.fuses and (
+        not side or side**2 != config.memory or grid % side
+    ):  # fmt: skip
+        raise ValueError(f"memory {config.memory} is not the square of a divisor of the grid's {grid}")
     if config.name == "mqt" and (tokens > queries or math.isqrt(queries) ** 2 != queries):
         raise ValueError(f"queries {queries} is not a square number of at least the {tokens} tokens")
     if config.name == "llava_mini" and math.isqrt(tokens) ** 2 != tokens:
@@ -82,7 +82,7 @@ def _elastic_tokens(config: CompressorConfig, grid: int) -> int:
     if config.kind.shape == "grid" and not {s * s for s in sides}.issuperset(choices):
         raise ValueError(f"not all of elastic {choices} tile a {grid} x {grid} grid; "
                          f"these do: {[s * s for s in sides]}")
-    _check_queries(config, choices[-1])
+    _check_own(config, choices[-1], grid)
     return config.tokens or choices[-1]
 
 

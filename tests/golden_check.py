@@ -55,8 +55,8 @@ def _original(arrays: dict[str, np.ndarray]) -> Original:
         compressor: Any = MQT(side**2, tokens, heads)
         return Original(compressor, Projector("matrix", width), mqt.from_torch(theirs, heads), mqt.to_torch)
     if "q_proj_1.weight" in theirs:
-        _, heads, _, scale, width = meta
-        return Original(TokenPacker(scale, scale, heads), Projector("mlp2x_gelu", width),
+        _, heads, grid, scale, width = meta
+        return Original(TokenPacker((grid // scale,), heads), Projector("mlp2x_gelu", width),
                         tokenpacker.from_torch(theirs, heads), tokenpacker.to_torch)  # fmt: skip
     width, _, _, kernel, stride, heads = meta
     return Original(QueCC(kernel, stride, heads), Projector("identity", width),

@@ -83,18 +83,16 @@ class Layout(NamedTuple):
     visual_tokens: int
     prompts: bool
     """Stop where the first answer begins, for generation."""
-    text_length: int = 0
-    """Tokens that a row without pictures may have, if fewer than data.max_length; 0 if not."""
+    text: DataConfig | None = None
+    """What holds for a row without pictures in place of `data`, if anything does."""
     arrange: Arrange | None = None
     """What stands for a picture, by its reference; None for its V tokens."""
 
     def __call__(self, row: dict[str, Any]) -> Encoded:
         """Encodes a row, or raises BadRow; the caller adds where it stands."""
-        data = self.data
         # What is no row at all has no pictures either; `encode` says so.
         refs = image_refs(row) if isinstance(row, dict) else []
-        if self.text_length and not refs:
-            data = dataclasses.replace(data, max_length=self.text_length)
+        data = self.data if refs or self.text is None else self.text
         arranged = [self.arrange(ref) for ref in refs] if self.arrange else []
         made = encode(row, self.tokenizer, data, self.visual_tokens, self.prompts, arranged)
         slots = made["slots"]
@@ -341,7 +339,8 @@ def open_sources(data: DataConfig, model: ModelConfig, fingerprint: str | None =
         raise UserError("data.sources is empty; name at least one data set")
     tokenizer = load_tokenizer(data.tokenizer, data.query_tokenizer)
     check_vocabularies(tokenizer, model)
-    layout = Layout(tokenizer, data, model.visual_tokens, prompts, text_length(data, model))
+    text = dataclasses.replace(data, max_length=text_length(data, model))
+    layout = Layout(tokenizer, data, model.visual_tokens, prompts, text)
     sources: list[Source] = []
     for config in data.sources:
         if config.kind == "pool":

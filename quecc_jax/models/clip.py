@@ -27,7 +27,7 @@ def split_features(states: jax.Array, config: VisionConfig) -> Features:
     extra = config.rows - config.patches
 
     def state(k: int) -> jax.Array:
-        return states[..., place[k if k >= 0 else config.depth + 1 + k], :]
+        return states[..., place[config.state_index(k)], :]
 
     single = state(config.select_layer)
     multi = jnp.concatenate([state(k)[..., extra:, :] for k in config.levels], axis=-1)

@@ -5,13 +5,12 @@ one by one. Their features make a map of (s g) x (s g) patches, averaged down to
 """
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from quecc_jax.config import VisionConfig
+from quecc_jax.models.bicubic import bicubic_weights
 
 
 def split_scales(pixels: jax.Array, config: VisionConfig) -> jax.Array:
@@ -26,7 +25,7 @@ def split_scales(pixels: jax.Array, config: VisionConfig) -> jax.Array:
     for scale in config.scales:
         scaled = pixels
         if scale * side != config.input_size:
-            matrix = bicubic(config.input_size, scale * side)
+            matrix = jnp.asarray(bicubic_weights(config.input_size, scale * side), jnp.float32)
             product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
             scaled = product("yh,bhwc,xw->byxc", matrix, pixels.astype(jnp.float32), matrix)
         tiles = scaled.astype(pixels.dtype).reshape(b, scale, side, scale, side, 3)
@@ -51,17 +50,3 @@ def join_scales(states: jax.Array, config: VisionConfig) -> jax.Array:
         squares = tiles.reshape(-1, grid, scale, grid, scale, kept, width)
         parts.append(squares.mean(axis=(2, 4), dtype=jnp.float32).reshape(-1, n, kept, width))
     return jnp.concatenate(parts, axis=-1).astype(states.dtype)
-
-
-def bicubic(size: int, target: int) -> np.ndarray:
-    """float32 [target, size]: bicubic interpolation as torch has it (a = -0.75, corners not aligned, the
-    edge repeated, no antialiasing)."""
-    a, matrix = -0.75, np.zeros((target, size))
-    for row in range(target):
-        at = (row + 0.5) * size / target - 0.5
-        for tap in range(math.floor(at) - 1, math.floor(at) + 3):
-            x = abs(at - tap)
-            near = ((a + 2) * x - (a + 3)) * x * x + 1
-            far = ((x - 5) * x + 8) * x * a - 4 * a
-            matrix[row, min(max(tap, 0), size - 1)] += near if x <= 1 else far
-    return matrix.astype(np.float32)

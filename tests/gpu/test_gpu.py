@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ from tests.models.test_attention import both_ways, inputs
 
 pytestmark = pytest.mark.skipif(jax.default_backend() != "gpu", reason="there is no GPU")
 
-HALF = {"vocab_size": 64, "width": 128, "heads": 2, "kv_heads": 2, "mlp_width": 96}
+HALF: dict[str, Any] = {"vocab_size": 64, "width": 128, "heads": 2, "kv_heads": 2, "mlp_width": 96}
 """A decoder whose heads are 64 wide, which cuDNN takes."""
 
 
@@ -38,7 +39,8 @@ def test_cudnn_is_as_close_to_the_truth_as_xla(length, groups, window):
     q, k, v, w, mask = inputs(length=length, groups=groups, width=64, dtype=jnp.bfloat16)
     mask = mask._replace(window=window)
     with jax.default_matmul_precision("highest"):
-        exact = both_ways(xla_attention, *(x.astype(jnp.float32) for x in (q, k, v, w)), mask)
+        a, b, c, weight = (x.astype(jnp.float32) for x in (q, k, v, w))
+        exact = both_ways(xla_attention, a, b, c, weight, mask)
     xla = errors(both_ways(xla_attention, q, k, v, w, mask), exact)
     cudnn = errors(both_ways(cudnn_attention, q, k, v, w, mask), exact)
     assert (cudnn < np.maximum(2 * xla, 2**-7)).all(), (cudnn, xla)

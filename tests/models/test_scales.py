@@ -12,8 +12,8 @@ from quecc_jax.config import VisionConfig
 from quecc_jax.convert.llava import original_model
 from quecc_jax.data.batch import batch_spec
 from quecc_jax.errors import UserError
+from quecc_jax.models.bicubic import bicubic_weights
 from quecc_jax.models.clip import ClipTower
-from quecc_jax.models.scales import bicubic
 from quecc_jax.models.vlm import VLM
 from quecc_jax.validation import validate
 from tests import tiny
@@ -32,7 +32,7 @@ def test_features_are_those_of_all_tiles_averaged_onto_one_grid():
     tower = jax.jit(lambda tile: ClipTower(once).apply({"params": params}, tile))
     wanted = []
     for scale in SCALES:
-        resize = bicubic(3 * side, scale * side)
+        resize = bicubic_weights(3 * side, scale * side)
         scaled = np.einsum("yh,bhwc,xw->byxc", resize, pixels, resize) if scale < 3 else pixels
         whole = np.zeros((2, scale * grid, scale * grid, 3, 16), np.float32)
         for row, column in np.ndindex(scale, scale):
@@ -51,7 +51,7 @@ def test_features_are_those_of_all_tiles_averaged_onto_one_grid():
 
 @pytest.mark.parametrize("size, target", [(12, 4), (24, 16), (5, 9)])
 def test_bicubic_weights_sum_to_one_and_keep_straight_lines(size, target):
-    matrix = bicubic(size, target)
+    matrix = bicubic_weights(size, target)
     np.testing.assert_allclose(matrix.sum(axis=1), 1, atol=1e-6)
     inside = slice(2, -2) if target > 4 else slice(1, -1)
     centres = (np.arange(target) + 0.5) * size / target - 0.5

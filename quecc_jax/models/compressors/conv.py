@@ -15,20 +15,16 @@ from quecc_jax.models.layers import by_rows
 
 def build(config: ModelConfig, dtype: Any, name: str | None) -> nn.Module:
     """The module for a model."""
-    c = config.compressor
-    if not c.elastic:
-        return Convolution(c.kernel, c.stride, dtype, name=name)
-    base, sides = windows(config)
-    return Convolution(base, base, dtype, sides, name=name)
+    kernel, stride, sides = windows(config)
+    return Convolution(kernel, stride, dtype, sides, name=name)
 
 
 def cost(config: ModelConfig) -> Cost:
     """One k x k window and a bias per token and channel."""
-    d, window = config.vision.feature_width, config.compressor.kernel**2
+    d, window = config.vision.feature_width, windows(config)[0] ** 2
     multiplied, values = 2.0 * window * config.made_tokens * d, config.made_tokens * d
     if config.compressor.elastic:
         # Windows that do not overlap read every patch once.
-        window = windows(config)[0] ** 2
         multiplied = 2.0 * len(config.made_scales) * config.vision.patches * d
     return Cost(window * d, multiplied + values, multiplied)
 

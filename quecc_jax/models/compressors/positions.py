@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from quecc_jax.models.bicubic import bicubic_weights
+
 
 def sine_cosine(side: int, width: int) -> np.ndarray:
     """float32 [side^2, D] in raster order: sines and cosines of the column, then of the row.
@@ -22,24 +24,10 @@ def sine_cosine(side: int, width: int) -> np.ndarray:
 
 
 def bicubic(x: np.ndarray, grid: int) -> np.ndarray:
-    """x [s^2, D] on a side s square, resized to [grid^2, D] as PyTorch's bicubic interpolation does:
-    Keys' kernel with a = -3/4, pixel centres aligned, borders repeated, no antialiasing."""
+    """x [s^2, D] on a side s square, resized to [grid^2, D] as PyTorch's bicubic interpolation does."""
     side = round(len(x) ** 0.5)
     if side == grid:
         return x
-    weights = _bicubic_weights(side, grid)
+    weights = bicubic_weights(side, grid)
     square = x.reshape(side, side, -1).astype(np.float64)
     return np.einsum("is,jt,std->ijd", weights, weights, square).reshape(grid * grid, -1).astype(x.dtype)
-
-
-def _bicubic_weights(old: int, new: int) -> np.ndarray:
-    """[new, old]: what each new place takes from the old ones."""
-    a, weights = -0.75, np.zeros((new, old))
-    for place in range(new):
-        source = (place + 0.5) * old / new - 0.5
-        for index in range(int(np.floor(source)) - 1, int(np.floor(source)) + 3):
-            t = abs(source - index)
-            near = ((a + 2) * t - (a + 3)) * t * t + 1
-            far = ((t - 5) * t + 8) * t * a - 4 * a
-            weights[place, min(max(index, 0), old - 1)] += near if t <= 1 else far
-    return weights

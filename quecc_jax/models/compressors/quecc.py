@@ -25,18 +25,18 @@ from quecc_jax.models.layers import LayerNorm, by_rows, linear, logical
 
 def build(config: ModelConfig, dtype: Any, name: str | None) -> nn.Module:
     """The module for a model."""
+    kernel, stride, sides = windows(config)
+    return QueCC(kernel, stride, config.compressor.heads, dtype, sides, name=name)
+
+
+def windows(config: ModelConfig) -> tuple[int, int, tuple[int, ...]]:
+    """Sides in patches of the convolution's kernel and stride, and of the windows that an elastic
+    compressor's kernel is resized to."""
     c = config.compressor
     if not c.elastic:
-        return QueCC(c.kernel, c.stride, c.heads, dtype, name=name)
-    base, sides = windows(config)
-    return QueCC(base, base, c.heads, dtype, sides, name=name)
-
-
-def windows(config: ModelConfig) -> tuple[int, tuple[int, ...]]:
-    """Side of an elastic compressor's kernel, in patches, and of the windows that it is resized to."""
-    base, *sides = (config.vision.grid // math.isqrt(v)
-                    for v in (config.compressor.elastic[0], *config.made_scales))  # fmt: skip
-    return base, tuple(sides)
+        return c.kernel, c.stride, ()
+    base, *sides = (config.vision.grid // math.isqrt(v) for v in (c.elastic[0], *config.made_scales))
+    return base, base, tuple(sides)
 
 
 def cost(config: ModelConfig) -> Cost:
@@ -45,10 +45,8 @@ def cost(config: ModelConfig) -> Cost:
     d, n, v = config.vision.feature_width, config.vision.patches, config.made_tokens
     levels, heads, text = len(config.vision.levels), config.compressor.heads, query_width(config)
     towers = 2 * (levels * d * d + d * d) + 2 * d * d
-    scales, kernel = len(config.made_scales), config.compressor.kernel
-    convolution = v * kernel**2 * d
-    if config.compressor.elastic:
-        kernel, convolution = windows(config)[0], scales * n * d
+    scales, kernel = len(config.made_scales), windows(config)[0]
+    convolution = (scales * n if config.compressor.elastic else v * kernel**2) * d
     params = towers + 4 * d * d + kernel**2 * d + text * d
     multiplied = n * towers + convolution + 4 * v * d * d + scales * 2 * n * heads * d + text * d
     return Cost(params, 2.0 * multiplied, 2.0 * 2 * n * levels * d * d)

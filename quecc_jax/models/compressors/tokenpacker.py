@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from quecc_jax.config import ModelConfig
 from quecc_jax.data.batch import Batch
-from quecc_jax.geometry import output_grid, output_sides
+from quecc_jax.geometry import output_sides
 from quecc_jax.models.compressors.base import (
     EPS,
     Cost,
@@ -23,8 +23,7 @@ from quecc_jax.models.layers import LayerNorm, by_rows, linear
 
 def build(config: ModelConfig, dtype: Any, name: str | None) -> nn.Module:
     """The module for a model. Its own MLP to the decoder's width is the projector `mlp2x_gelu`."""
-    c = config.compressor
-    return TokenPacker(c.kernel, c.stride, c.heads, dtype, output_sides(config), name=name)
+    return TokenPacker(output_sides(config), config.compressor.heads, dtype, name=name)
 
 
 def cost(config: ModelConfig) -> Cost:
@@ -39,16 +38,12 @@ def cost(config: ModelConfig) -> Cost:
 class TokenPacker(nn.Module):
     """q = LN(resize(X_s) W), k = LN(MLP(X_m)), v = LN(MLP(X_m)); each q attends to its own region.
 
-    `kernel` and `stride` give the output grid of side h, V = h^2; nothing else depends on them, so that one
-    set of weights makes any V.
+    No weight depends on the sides h of the output grids, V = h^2 each: one set of weights makes any V.
     """
 
-    kernel: int
-    stride: int
+    sides: tuple[int, ...]
     heads: int = 8
     dtype: Any = jnp.float32
-    sides: tuple[int, ...] = ()
-    """h of each output grid, in place of that of `kernel` and `stride`."""
 
     @nn.compact
     def __call__(self, features: Features, query: jax.Array, batch: Batch | None = None) -> jax.Array:
@@ -56,19 +51,17 @@ class TokenPacker(nn.Module):
         question is read.
 
         Raises:
-          ValueError: n is not a square, the output grid does not divide the input's, or the heads
-            do not divide D.
+          ValueError: n is not a square, or the heads do not divide D.
         """
         del query, batch
         single, multi = (x.astype(self.dtype) for x in (features.single, features.multi))
-        sides = self.sides or (output_grid(picture_grid(single), self.kernel, self.stride),)
         q = linear(single.shape[-1], ("mlp", "embed"), bias=False, dtype=self.dtype, name="q_proj")(
-            jnp.concatenate([region_centres(single, side) for side in sides], axis=1))  # fmt: skip
+            jnp.concatenate([region_centres(single, side) for side in self.sides], axis=1))  # fmt: skip
         q = LayerNorm(EPS, name="q_norm")(by_rows(q))
         k = Tower(single.shape[-1], self.dtype, name="k_proj")(multi)
         v = Tower(single.shape[-1], self.dtype, name="v_proj")(multi)
         attend = RegionAttention(self.heads, self.dtype, name="clip_attn")
-        return attend_by_region(attend, q, k, v, sides)
+        return attend_by_region(attend, q, k, v, self.sides)
 
 
 def region_centres(x: jax.Array, side: int) -> jax.Array:
