@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.loss_spikes import SMALL_TEXT, WINDOW, relapse, rms, shrink, spikes
+from benchmarks.loss_spikes import SMALL_TEXT, WINDOW, heights, relapse, rms, shrink, spikes
 from quecc_jax.config import DecoderConfig
 from quecc_jax.models.decoder import Decoder
 from tests.tiny import random_like
@@ -30,6 +30,16 @@ def test_noise_is_no_spike_and_jumps_are_counted_once(seed):
     loss[10] = 9.0  # before there is a window to compare with
     (first, high), (second, low) = spikes(loss)
     assert (first, second) == (120, 200) and 2.9 < high < 3.4 and 1.6 < low < 1.9
+
+
+def test_a_batch_that_is_hard_for_all_is_no_height():
+    """Three runs share the batches' ups and downs; one of them has a spike of its own."""
+    batches = np.random.default_rng(1).normal(size=120)
+    losses = [batches, batches + 0.01, batches - 0.01]
+    losses[2] = losses[2] + 2.0 * (np.arange(120) == 90)
+    runs = [{"case": {"seed": 0, "stage": 1}, "loss": loss.tolist()} for loss in losses]
+    other = {"case": {"seed": 1, "stage": 1}, "loss": (5 * batches).tolist()}
+    np.testing.assert_allclose(heights([*runs, other]), [0.0, 0.01, 1.98, 0.0], atol=0.011)
 
 
 def test_a_loss_that_is_no_number_is_a_spike():
