@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.markdown import table
 from quecc_jax.aot.chips import GIB
 from quecc_jax.aot.topology import parse_topology, prepare_environment
 from quecc_jax.config import DataConfig, DecoderConfig, MeshConfig, ModelConfig, RunConfig, TrainConfig
@@ -174,11 +175,9 @@ def saving() -> list[list[str]]:
 
 def fill(name: str, rows: list[list[str]]) -> None:
     """Puts a table between the page's two marks of that name."""
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    lines.insert(1, "|" + "---|" * len(rows[0]))
     before, rest = PAGE.read_text().split(f"<!-- {name} -->\n", 1)
     after = rest.split("<!-- end -->", 1)[1]
-    write_text(PAGE, f"{before}<!-- {name} -->\n" + "\n".join(lines) + f"\n<!-- end -->{after}")
+    write_text(PAGE, f"{before}<!-- {name} -->\n{table(rows[0], rows[1:])}\n<!-- end -->{after}")
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ from quecc_jax.generate.decode import advance, begin, decoding_params
 from quecc_jax.generate.engine import Engine, Limits, Question
 from quecc_jax.models.vlm import VLM
 from quecc_jax.presets import decoder
+from quecc_jax.train.step import boxed_params
 
 STRIDES = {1: 24, 4: 12, 16: 6, 36: 4, 64: 3, 144: 2, 576: 1}
 TOWER = VisionConfig(width=768, depth=12, heads=12, mlp_width=3072, levels=(3, 6, 9, 11))
@@ -57,13 +58,7 @@ def model_of(visual_tokens: int) -> ModelConfig:
 
 def random_params(config: RunConfig) -> dict[str, Any]:
     """Small random numbers in the shapes of a run's parameters."""
-    model, spec = VLM(config.model), batch_spec(config.model, config.data, 1)
-
-    def touch(model: VLM, batch: Batch) -> jax.Array:
-        model.output_matrix()
-        return model(batch)
-
-    shapes = jax.eval_shape(lambda b: model.init(jax.random.key(0), b, method=touch)["params"], spec)
+    shapes = boxed_params(config, batch_spec(config.model, config.data, 1))
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda x: jnp.asarray(0.02 * rng.standard_normal(x.shape, np.float32)),
                         nn.meta.unbox(shapes))  # fmt: skip
@@ -85,7 +80,7 @@ def part_v(new: int, repeats: int) -> None:
             measured: dict[str, list[float]] = {"new": [], "seen": [], "again": [], "rate": []}
             usage = None
             for round_ in range(repeats + 1):
-                picture = engine.picture(_image(rng, side))
+                picture = engine.picture(noise(rng, side))
                 first = Question(" ".join(rng.choice(words, 16)), (picture,))
                 other = Question(" ".join(rng.choice(words, 16)), (picture,))
                 for name, question in (("new", first), ("seen", other), ("again", other)):
@@ -106,7 +101,8 @@ def part_v(new: int, repeats: int) -> None:
                     print(f"      reuse of {name}: {row}")
 
 
-def _image(rng: np.random.Generator, side: int) -> Any:
+def noise(rng: np.random.Generator, side: int) -> Any:
+    """A picture of it."""
     from PIL import Image
 
     return Image.fromarray(rng.integers(0, 256, (side, side, 3)).astype(np.uint8))

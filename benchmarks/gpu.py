@@ -30,26 +30,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.generate import STRIDES
+from benchmarks.generate import noise
+from benchmarks.markdown import table
 from quecc_jax import flops
 from quecc_jax.aot.chips import find_chip
-from quecc_jax.config import (
-    CompressorConfig,
-    DataConfig,
-    MeshConfig,
-    ModelConfig,
-    RunConfig,
-    TrainConfig,
-    VisionConfig,
-)
+from quecc_jax.config import DataConfig, MeshConfig, ModelConfig, RunConfig, TrainConfig
 from quecc_jax.data.batch import IGNORE, Batch, batch_spec
 from quecc_jax.data.tokenizer import train_word_tokenizer
 from quecc_jax.generate.engine import Engine, Limits, Question
 from quecc_jax.models.attention import causal, cudnn_attention, xla_attention
-from quecc_jax.presets import decoder
 from quecc_jax.sharding import make_mesh
 from quecc_jax.train.step import boxed_params, build_trainer
-from scaling.cost import PARTS, Lengths, Machine, find_machine, seconds_of, work_of_query
+from scaling.cost import (
+    PARTS,
+    Lengths,
+    Machine,
+    find_llm,
+    find_machine,
+    model_config,
+    seconds_of,
+    work_of_query,
+)
 
 WORDS = 12
 """Of a question."""
@@ -116,14 +117,11 @@ def attention_kernels(repeats: int) -> list[dict[str, Any]]:
 
 def model_of(llm: str, visual_tokens: int, small: bool) -> ModelConfig:
     """CLIP-L/14 at 336 pixels and QueCC before the decoder; `small` keeps two layers of each."""
-    stride = STRIDES[visual_tokens]
-    compressor = CompressorConfig("none" if stride == 1 else "quecc", kernel=stride, stride=stride)
-    language = decoder(llm)
-    vision = VisionConfig()
-    if small:
-        language = dataclasses.replace(language, depth=2)
-        vision = dataclasses.replace(vision, depth=3, levels=(1, 2, 3))
-    return ModelConfig(vision=vision, compressor=compressor, decoder=language)
+    model = model_config(find_llm(llm), visual_tokens)
+    if not small:
+        return model
+    vision = dataclasses.replace(model.vision, depth=3, levels=(1, 2, 3))
+    return dataclasses.replace(model, vision=vision, decoder=dataclasses.replace(model.decoder, depth=2))
 
 
 def random_params(config: RunConfig) -> dict[str, Any]:
@@ -152,10 +150,7 @@ def predicted(model: ModelConfig, machine: Machine, rows: int, text: int, questi
 
 def new_picture(engine: Engine, rng: np.random.Generator) -> Any:
     """Noise, as the engine takes it."""
-    from PIL import Image
-
-    side = engine.config.model.vision.image_size
-    return engine.picture(Image.fromarray(rng.integers(0, 256, (side, side, 3)).astype(np.uint8)))
+    return engine.picture(noise(rng, engine.config.model.vision.image_size))
 
 
 def answers(
@@ -285,12 +280,6 @@ def tables(found: dict[str, Any]) -> str:
               f"{r[f'xla {way}'] / r[f'cudnn {way}']:.1f}"))]
          for r in found["attention"]]))  # fmt: skip
     return "\n\n".join(blocks)
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def main() -> None:

@@ -34,6 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
+from benchmarks import markdown
 from launch.jobs import make_data, make_tower, train_language
 from launch.plan import Cell, DecoderSize, Plan, model_config, picture_data
 from quecc_jax.config import (
@@ -384,16 +385,16 @@ def table(results: list[dict[str, Any]]) -> str:
     groups: dict[Case, list[int]] = {}
     for number, result in enumerate(results):
         groups.setdefault(Case(**result["case"])._replace(seed=0), []).append(number)
-    lines = [["V", "first values", "embeddings", "stage", "rate", "other", *COLUMNS, "above the median run"]]
+    head = ("V", "first values", "embeddings", "stage", "rate", "other", *COLUMNS, "above the median run")
+    lines = []
     for case, group in groups.items():
         init = f"{case.init}, ratio {case.ratio:g}" if case.ratio else case.init
         rest = {"clip": case.clip, "b2": case.b2, "dtype": case.dtype}
         other = ", ".join(f"{k} {v}" for k, v in rest.items() if v != Case._field_defaults[k])
         what = [case.visual_tokens, init, case.text, case.stage, case.rate, other or "-"]
         highest = f"{max(above[k] for k in group):.2f}"
-        lines.append([*map(str, what), *figures([results[k] for k in group]), highest])
-    lines.insert(1, ["---"] * len(lines[0]))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        lines.append([*what, *figures([results[k] for k in group]), highest])
+    return markdown.table(head, lines)
 
 
 def figure(results: list[dict[str, Any]], style: Style) -> Figure:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from benchmarks.markdown import table
 from launch.cli import parse_run
 from quecc_jax.aot.chips import GIB
 from quecc_jax.aot.roofline import EFFICIENCY
@@ -151,8 +152,7 @@ def write_table(work: Path) -> None:
     """Writes docs/pods.json, and the table in docs/pods.md between its two marks."""
     reports = [(row, json.loads(file.read_text())) for row in rows()
                if (file := work / f"{row.name}.json").exists()]  # fmt: skip
-    lines = ["| " + " | ".join(HEADINGS) + " |", "|" + "---|" * len(HEADINGS)]
-    lines += ["| " + " | ".join(cells(row, report)) + " |" for row, report in sorted(reports, key=_order)]
+    lines = [table(HEADINGS, [cells(row, report) for row, report in sorted(reports, key=_order)])]
     done = {row for row, _ in reports}
     if rest := [row.name for row in rows() if row not in done]:
         lines += ["", f"Not compiled for this table: {', '.join(rest)}."]

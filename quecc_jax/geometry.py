@@ -59,11 +59,11 @@ def output_tokens(config: CompressorConfig, grid: int) -> int:
 
 def _check_own(config: CompressorConfig, tokens: int, grid: int) -> None:
     """ValueError if what only one compressor has does not fit V or the grid."""
-    queries, side = config.queries, math.isqrt(config.memory)
-    if config.name == "quecc_plus" and config.fuses and (
-        not side or side**2 != config.memory or grid % side
-    ):  # fmt: skip
-        raise ValueError(f"memory {config.memory} is not the square of a divisor of the grid's {grid}")
+    queries = config.queries
+    if config.name == "quecc_plus" and config.fuses:
+        side = math.isqrt(config.memory)
+        if not side or side**2 != config.memory or grid % side:
+            raise ValueError(f"memory {config.memory} is not the square of a divisor of the grid's {grid}")
     if config.name == "mqt" and (tokens > queries or math.isqrt(queries) ** 2 != queries):
         raise ValueError(f"queries {queries} is not a square number of at least the {tokens} tokens")
     if config.name == "llava_mini" and math.isqrt(tokens) ** 2 != tokens:

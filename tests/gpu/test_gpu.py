@@ -20,17 +20,12 @@ from quecc_jax.train.state import split_params
 from quecc_jax.train.step import accumulated_gradients, build_trainer
 from tests import tiny
 from tests.golden_check import TOLERANCE, check
-from tests.models.test_attention import both_ways, inputs
+from tests.models.test_attention import both_ways, errors, inputs
 
 pytestmark = pytest.mark.skipif(jax.default_backend() != "gpu", reason="there is no GPU")
 
 HALF: dict[str, Any] = {"vocab_size": 64, "width": 128, "heads": 2, "kv_heads": 2, "mlp_width": 96}
 """A decoder whose heads are 64 wide, which cuDNN takes."""
-
-
-def errors(ours, expected):
-    """Largest difference of each array relative to the largest expected number."""
-    return np.array([np.abs(a - b).max() / np.abs(b).max() for a, b in zip(ours, expected, strict=True)])
 
 
 @pytest.mark.parametrize("length, groups, window", [(40, 4, None), (128, 1, 5), (300, 2, 130)])

@@ -43,6 +43,11 @@ def both_ways(compute, q, k, v, w, mask, **options):
     return [np.asarray(x, np.float32) for x in (out * (weight != 0), *grads)]
 
 
+def errors(ours, exact):
+    """Largest difference of each array relative to the largest expected number."""
+    return np.array([np.abs(a - b).max() / np.abs(b).max() for a, b in zip(ours, exact, strict=True)])
+
+
 def close(ours, expected, tolerance):
     for one, other in zip(ours, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance * np.abs(other).max())
@@ -85,8 +90,7 @@ def test_splash_in_bfloat16_is_as_close_to_the_truth_as_xla():
     exact = both_ways(xla_attention, a, b, c, weight, mask)
 
     def error(compute, **options):
-        made = both_ways(compute, q, k, v, weight, mask, **options)
-        return np.array([np.abs(a - b).max() / np.abs(b).max() for a, b in zip(made, exact, strict=True)])
+        return errors(both_ways(compute, q, k, v, weight, mask, **options), exact)
 
     xla, splash = error(xla_attention), error(splash_attention, interpret=True)
     assert (splash < np.maximum(2 * xla, 2**-7)).all() and xla.max() < 0.03
