@@ -5,10 +5,12 @@ PY := $(VENV)/bin/python
 OUT ?= runs/$(if $(filter-out 0,$(QUICK)),quick,demo)
 STUDY_OUT ?= runs/study
 COMPARISON_OUT ?= runs/compressors
+# Tests that have a command of their own.
+APART := --ignore=tests/conformance --ignore=tests/parity --ignore=tests/gpu --ignore=tests/lmms
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo study study-compressors test test-all test-parity test-gpu test-lmms lint typecheck
+.PHONY: help demo study study-compressors test test-all test-conformance test-parity test-gpu test-lmms lint typecheck
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,13 +26,16 @@ study-compressors: $(VENV)/.installed ## Every compressor on the same bed, three
 	$(PY) -m launch.comparison --out $(COMPARISON_OUT)
 
 test: lint typecheck ## Lint, type check and every test that is not slow
-	$(PY) -m pytest --ignore=tests/parity --ignore=tests/gpu --ignore=tests/lmms -m "not slow"
+	$(PY) -m pytest $(APART) -m "not slow"
 
 test-all: lint typecheck ## The same with the slow tests
-	$(PY) -m pytest --ignore=tests/parity --ignore=tests/gpu --ignore=tests/lmms
+	$(PY) -m pytest $(APART)
 
 test-parity: $(VENV)/.installed-parity ## Compare live with PyTorch models; installs PyTorch and a 135M language model
 	$(PY) -m pytest tests/parity
+
+test-conformance: $(VENV)/.installed-parity ## Other projects' files, prompts and programs: a table of expected and obtained
+	$(PY) -m pytest tests/conformance
 
 test-gpu: $(VENV)/.installed-test ## What only an NVIDIA GPU can show, with its JAX in $(VENV) already
 	JAX_PLATFORMS=cuda,cpu $(PY) -m pytest tests/gpu
