@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from quecc_jax.config import DataConfig
-from quecc_jax.data.batching import Draw, Grouped, Measures, Packed, Padded, row_lengths
+from quecc_jax.data.batching import Draw, Grouped, Measures, Packed, Padded, Queries, row_lengths
 from quecc_jax.data.order import Order
 
 
@@ -118,13 +118,17 @@ def compare(rows: int, max_length: int, batch_size: int, visual_tokens: int, ima
             window: int = DataConfig.window) -> dict[str, Use]:
     """Use by the name of the batching, over an epoch of drawn rows."""
     text, pictures, _ = draw(rows)
-    measures = Measures(np.minimum(text + visual_tokens * pictures, max_length), pictures)
+    # Shapes of questions play no part here: one bucket.
+    measures = Measures(np.minimum(text + visual_tokens * pictures, max_length), pictures, pictures)
+    queries = Queries((max_length,), measures.queries)
     order = Order([len(text)], None, 0)
     data = DataConfig(max_length=max_length, batching="packed", packed_images=images)
-    grouped = Grouped(order, measures, batch_size, window, row_lengths(data), 1)
-    packed = Packed(order, measures, batch_size, window, max_length, data.row_images(visual_tokens))
+    grouped = Grouped(order, measures, queries, batch_size, window, row_lengths(data), 1)
+    packed = Packed(order, measures, queries, batch_size, window, max_length,
+                    data.row_images(visual_tokens))  # fmt: skip
+    padded = Padded(order, queries, batch_size, max_length, 1)
     return {
-        "pad": measure(iter(Padded(order, batch_size, max_length, 1)), measures, len(text) // batch_size),
+        "pad": measure(iter(padded), measures, len(text) // batch_size),
         "grouped": measure(iter(grouped), measures, grouped.batches),
         "packed": measure(iter(packed), measures, packed.epoch() // batch_size),
     }

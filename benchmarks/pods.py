@@ -84,7 +84,8 @@ class Row(NamedTuple):
         """What the command line overrides."""
         stride = str({1: 24, 4: 12, 16: 6, 36: 4}[self.visual_tokens])
         geometry = ["--model.compressor.kernel", stride, "--model.compressor.stride", stride]
-        return SETTINGS[self.model, self.stage, self.slice].split() + geometry
+        # One program a row: questions of up to 64 tokens, which is what a batch of LLaVA's data needs.
+        return SETTINGS[self.model, self.stage, self.slice].split() + geometry + ["--data.query-length", "64"]
 
 
 def rows() -> list[Row]:

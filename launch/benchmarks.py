@@ -35,7 +35,7 @@ def run(checkpoint: Path, names: str, data: Path, out: Path, *, name: str, limit
     Raises:
       UserError: unknown benchmarks, missing files or pictures, or what `run_task` says.
     """
-    from quecc_jax.evaluate.benchmark import run_task, summary
+    from quecc_jax.evaluate.benchmark import cut_questions, run_task, summary
     from quecc_jax.evaluate.tasks import chosen
     from quecc_jax.generate.reuse import Reuse
     from quecc_jax.load import load_vlm
@@ -59,6 +59,7 @@ def run(checkpoint: Path, names: str, data: Path, out: Path, *, name: str, limit
                 reuse=reuse,
             )  # fmt: skip
             results["tasks"][task.name] = {**summary(task, judged[task.name], 1000, seed),
+                                           "cut_questions": cut_questions(questions[task.name], config),
                                            "seconds": round(time.monotonic() - began, 1),
                                            "reuse": reuse.report()}  # fmt: skip
             # After every benchmark, so that a run stopped later has told what it knew.
@@ -146,6 +147,9 @@ def show(results: Mapping[str, Any], out: Path) -> None:
     console = Console()
     console.print(table)
     for name, task in results["tasks"].items():
+        if task["cut_questions"]:
+            cut = f"{task['cut_questions']} questions that the compressor reads"
+            console.print(f"{name}: data.query_length cut {cut}", soft_wrap=True)
         parts = [f"{row['hits']} of {row['hits'] + row['misses']} features of {what}"
                  for what, row in task["reuse"].items() if row["hits"]]  # fmt: skip
         if parts:

@@ -32,8 +32,8 @@ class Options(Answering):
     """Directory of a trained run."""
     image: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Picture to begin with."""
-    query: Literal["first", "latest"] = "first"
-    """Whose words condition the compressor: the first question's about the picture, as in training and in
+    query: Literal["own", "latest"] = "own"
+    """Whose words condition the compressor: those of the turn that shows the picture, as in training and in
     the original, or the latest question's, which compresses the picture anew at every turn."""
     web: bool = False
     """Serve a page instead of talking in the terminal."""
@@ -50,7 +50,7 @@ class Options(Answering):
 class Conversation:
     """What was said about which pictures."""
 
-    def __init__(self, engine: "Engine", limits: "Limits", query: Literal["first", "latest"]):
+    def __init__(self, engine: "Engine", limits: "Limits", query: Literal["own", "latest"]):
         self.engine, self.limits, self.query = engine, limits, query
         self.pictures: tuple[Pixels, ...] = ()
         self.history: tuple[str, ...] = ()

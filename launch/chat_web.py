@@ -62,7 +62,7 @@ class Refused(Exception):
 class Page:
     """What the page can ask for, apart from HTTP."""
 
-    def __init__(self, engine: "Engine", limits: "Limits", query: Literal["first", "latest"],
+    def __init__(self, engine: "Engine", limits: "Limits", query: Literal["own", "latest"],
                  max_bytes: int, max_pixels: int):  # fmt: skip
         self.engine, self.limits, self.query = engine, limits, query
         self.max_bytes, self.max_pixels = max_bytes, max_pixels
@@ -176,7 +176,7 @@ def _fields(body: bytes) -> dict[str, Any]:
                 raise ValueError
         if not all(isinstance(x, str) for x in (*asked["history"], *asked["pictures"])):
             raise ValueError
-        if asked["query"] not in (None, "first", "latest") or not 0 <= (asked["seed"] or 0) < 2**31:
+        if asked["query"] not in (None, "own", "latest") or not 0 <= (asked["seed"] or 0) < 2**31:
             raise ValueError
     except ValueError:
         raise Refused(400, "the question is not of the form that the page sends") from None

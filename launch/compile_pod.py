@@ -42,15 +42,18 @@ def main() -> None:
         return
     from rich.console import Console
 
-    from quecc_jax.aot.report import pod_report, remedies
+    from quecc_jax.aot.report import pod_reports, remedies
 
     console = Console(stderr=True)
-    with console.status(f"Compiling {rest[0]} for {topology.name}; minutes for a model of billions"):
-        report = pod_report(config, topology)
-    show(report, config)
+    title = f"Compiling {rest[0]} for {topology.name}; minutes for a model of billions"
+    with console.status(title) as status:
+        reports = pod_reports(config, topology, lambda what: status.update(f"{title}: {what}"))
+    report = reports[0]
+    show(reports, config)
     if options.json:
         Path(options.json).parent.mkdir(parents=True, exist_ok=True)
-        write_text(Path(options.json), json.dumps(report.to_dict(), indent=1) + "\n")
+        whole = report.to_dict() | {"shorter_queries": [one.to_dict() for one in reports[1:]]}
+        write_text(Path(options.json), json.dumps(whole, indent=1) + "\n")
     if not report.fits:
         raise UserError(
             f"the step needs {report.needed / GIB:.2f} GiB per chip and {topology.name} has "
@@ -97,13 +100,14 @@ def show_sharding(config: RunConfig, topology: Topology) -> None:
           f"{slots / GIB:.3f} GiB of optimizer state for the {len(trained)} trained ones")  # fmt: skip
 
 
-def show(report: "PodReport", config: RunConfig) -> None:
-    """Prints a report for people."""
+def show(reports: "list[PodReport]", config: RunConfig) -> None:
+    """Prints reports for people: that of the longest questions, and how the others differ."""
     from rich.markup import escape
     from rich.table import Table
 
     from quecc_jax.aot.roofline import EFFICIENCY
 
+    report = reports[0]
     table = Table(title=f"{config.out}, stage {config.train.stage}, on {report.topology}",
                   title_justify="left", show_header=False)  # fmt: skip
 
@@ -115,7 +119,8 @@ def show(report: "PodReport", config: RunConfig) -> None:
     line("mesh", f"{report.chips} chips: {mesh}{sequence}")
     line("step", f"{config.train.batch_size} rows of {config.data.max_length} tokens, "
                  f"{config.train.accumulation} slices of {report.rows_per_chip:g} rows per chip, "
-                 f"remat {config.model.remat}, V {config.model.visual_tokens}")  # fmt: skip
+                 f"remat {config.model.remat}, V {config.model.visual_tokens}, questions of up to "
+                 f"{report.query_length} tokens")  # fmt: skip
     table.add_section()
     m = report.memory
     verdict = "[green]fits[/]" if report.fits else "[red]does not fit[/]"
@@ -143,6 +148,12 @@ def show(report: "PodReport", config: RunConfig) -> None:
     line("predicted run", f"{report.run_hours:.2f} h for {config.train.steps} steps, "
                           f"{report.run_hours * report.chips:.0f} chip hours")  # fmt: skip
     line("compile time", f"{report.compile_seconds:.0f} s, after {report.trace_seconds:.0f} s of tracing")
+    if reports[1:]:
+        table.add_section()
+    for one in reports[1:]:
+        line(f"questions of up to {one.query_length}",
+             f"{one.needed / GIB:.2f} GiB, {one.step_seconds:.3f} s a step, {one.run_hours:.2f} h if no "
+             "batch has longer ones")  # fmt: skip
     _print(table)
 
 

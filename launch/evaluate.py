@@ -168,7 +168,8 @@ def kind(answer: "Answer") -> str:
 
 
 def summarise(answers: "Sequence[Answer]") -> dict[str, Any]:
-    """Number of questions, accuracy and its binomial standard error, in all and per kind."""
+    """Number of questions, accuracy and its binomial standard error, in all and per kind, and how many
+    were cut for the compressor."""
     from quecc_jax.evaluate.score import accuracy, standard_error
 
     def scores(share: float, count: int) -> dict[str, Any]:
@@ -177,7 +178,8 @@ def summarise(answers: "Sequence[Answer]") -> dict[str, Any]:
 
     total = accuracy(answers, key=lambda _: "all")["all"]
     kinds = accuracy(answers, key=kind)
-    return {**scores(*total), "kinds": {name: scores(*score) for name, score in kinds.items()}}
+    return {**scores(*total), "cut_questions": sum(one.question_cut for one in answers),
+            "kinds": {name: scores(*score) for name, score in kinds.items()}}  # fmt: skip
 
 
 def show(results: dict[str, Any]) -> None:
@@ -193,6 +195,8 @@ def show(results: dict[str, Any]) -> None:
         percent = (f"{100 * row[part]:.1f}" for part in ("accuracy", "standard_error"))
         table.add_row(name, str(row["questions"]), *percent, end_section=name == lines[-1][0])
     Console().print(table)
+    if results["cut_questions"]:
+        print(f"data.query_length cut {results['cut_questions']} questions for the compressor")
     for what, row in results["reuse"].items():
         saved = "" if row["seconds_saved"] is None else f", about {row['seconds_saved']:.1f} s saved"
         if row["hits"]:

@@ -160,6 +160,7 @@ def write_queries(options: Options) -> None:
 
     from quecc_jax.data import features
     from quecc_jax.data.prepared import open_prepared
+    from quecc_jax.data.queries import bucket, limit_buckets
     from quecc_jax.data.sources import Layout, Questions
     from quecc_jax.data.tokenizer import load_tokenizer
     from quecc_jax.fingerprint import query_fingerprint
@@ -183,16 +184,21 @@ def write_queries(options: Options) -> None:
     questions = Questions(open_prepared(options.out).rows, layout)
     held, total = jax.device_put(params), len(questions.rows)
 
+    buckets = limit_buckets(config.data, config.model)
+
     @jax.jit
-    def run(params: Any, asked: Any) -> Any:
-        ids, lengths = asked[:, None, :-1], asked[:, -1:]
+    def run(params: Any, ids: Any, lengths: Any) -> Any:
         made: Any = VLM(config.model).apply({"params": params}, ids, lengths, method=VLM.encode_query)
         return made[:, 0]
+
+    def encode(asked: Any) -> Any:
+        lengths = asked[:, -1:]
+        return run(held, asked[:, None, : bucket(int(lengths.max()), buckets)], lengths)
 
     fingerprint = f"{query_fingerprint(held, config.model)}-{questions.fingerprint()}"
     with bar("questions") as show:
         stored = features.write_features(
-            options.out, total, questions, lambda asked: run(held, asked), options.batch_size, fingerprint,
+            options.out, total, questions, encode, options.batch_size, fingerprint,
             lambda done: show(done, total), "queries",
         )  # fmt: skip
     size = sum(shard.bytes for shard in stored.records.shards)

@@ -187,7 +187,8 @@ def tested(sweep: Sweep, run: str) -> dict[str, dict[str, float]]:
                 config.model, data, params, max_new_tokens=test.max_new_tokens, batch_size=sweep.batch_size
             )
             share, count = accuracy(answers, lambda _: "all")["all"]
-            found[test.name] = {"score": share, "stderr": standard_error(share, count)}
+            found[test.name] = {"score": share, "stderr": standard_error(share, count),
+                                "cut_questions": sum(one.question_cut for one in answers)}  # fmt: skip
     if sweep.benchmarks:
         results = benchmarks.run(
             Path(run), sweep.benchmarks, Path(sweep.benchmark_data), Path(run, "benchmarks"), name="",

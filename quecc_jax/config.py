@@ -287,8 +287,9 @@ class DataConfig:
     """Positions that carry loss: answers and their end, or all text (plain language modelling)."""
     max_length: int = 2048
     """Tokens S of a row, visual slots included."""
-    query_length: int = 64
-    """Tokens Q kept of the question that conditions the compressor."""
+    query_length: int = 0
+    """Tokens that are kept of a question for the compressor; what it cuts is counted. 0 keeps the whole turn,
+    as the original does: a turn is no longer than its row. `data.queries` has the shapes of batches."""
     images_per_row: int = 1
     """Pictures I a conversation, and a row that holds one, has room for; 0 makes a run on text alone."""
     cached_features: bool = False
@@ -327,6 +328,11 @@ class DataConfig:
     it plays no part: the whole is squeezed into its square, and tiles are padded with black."""
     workers: int = 0
     """Grain worker processes; 0 reads in the training process."""
+
+    @property
+    def query_limit(self) -> int:
+        """Most tokens Q of a question for the compressor."""
+        return self.query_length or self.max_length
 
     def row_images(self, visual_tokens: int, places: int = 1) -> int:
         """Pictures I that a row of a batch has room for, where a picture is `visual_tokens` tokens V, or

@@ -139,7 +139,8 @@ def answer_flops(
     }
 
 
-def train_flops(config: RunConfig, length: int | None = None, images: int | None = None) -> float:
+def train_flops(config: RunConfig, length: int | None = None, images: int | None = None,
+                query: int | None = None) -> float:  # fmt: skip
     """Model FLOPs of one optimizer step: forward, and backward of what is trained.
 
     A matrix product costs twice its forward again in the backward pass: once for the gradient of
@@ -151,6 +152,7 @@ def train_flops(config: RunConfig, length: int | None = None, images: int | None
       config: the run.
       length: tokens of a row of this step's batch; None is data.max_length. Grouped batches differ.
       images: picture places of a row of it; None is the most that the config gives one.
+      query: tokens of its questions, padding included; None is the most, data.query_limit.
     """
     model, data, stage = config.model, config.data, config.train.stage
     length = data.max_length if length is None else length
@@ -161,7 +163,8 @@ def train_flops(config: RunConfig, length: int | None = None, images: int | None
         total -= decoder - attention_flops(model.decoder, length, length)
     if images:
         picture = 0.0 if data.cached_features else tower_flops(model.tower)
-        picture += 0.0 if data.cached_queries else query_flops(model, data.query_length)
+        query = data.query_limit if query is None else query
+        picture += 0.0 if data.cached_queries else query_flops(model, query)
         compressor = compressor_cost(model)
         adapter, first = compressor.flops + projector_flops(model), compressor.first
         if not compressor.params:

@@ -104,9 +104,10 @@ def _query_checks(config: RunConfig) -> list[tuple[bool, str]]:
          "model.query.encoder clip_text needs data.query_tokenizer, the directory of CLIP's tokenizer" if own
          else f"data.query_tokenizer {data.query_tokenizer} is for the questions of clip_text, but "
          f"model.query.encoder is {query.encoder}"),
+        (data.query_length >= 0, f"data.query_length {data.query_length} is negative"),
         (not own or idle or 3 <= data.query_length <= query.text.positions,
          f"data.query_length {data.query_length} is not between 3 and the {query.text.positions} positions "
-         "of CLIP's text tower"),
+         f"of CLIP's text tower, which cannot read a longer question; set it to {query.text.positions}"),
         (query.text.width % query.text.heads == 0,
          f"model.query.text.width {query.text.width} is not a multiple of its {query.text.heads} heads"),
     ]

@@ -85,7 +85,7 @@ def random_batch(config: RunConfig, seed: int = 0, pictures: list[int] | None = 
         slots[r, 1 : 1 + count * v] = np.arange(count * v)
         labels[r, length - 4 : length] = tokens[r, length - 4 : length]
         segments[r, :length] = 1
-        lengths[r, :count] = rng.integers(1, data.query_length + 1, count)
+        lengths[r, :count] = rng.integers(1, data.query_limit + 1, count)
     side = model.vision.image_size
     return Batch(
         tokens=tokens,
@@ -93,7 +93,7 @@ def random_batch(config: RunConfig, seed: int = 0, pictures: list[int] | None = 
         labels=labels,
         positions=np.broadcast_to(np.arange(s, dtype=np.int32), (b, s)).copy(),
         segments=segments,
-        queries=rng.integers(1, model.decoder.vocab_size, (b, i, data.query_length)).astype(np.int32),
+        queries=rng.integers(1, model.decoder.vocab_size, (b, i, data.query_limit)).astype(np.int32),
         query_lengths=lengths,
         pixels=rng.integers(0, 256, (b, i, side, side, 3), dtype=np.uint8),
         ids=np.arange(b, dtype=np.int64),

@@ -4,6 +4,7 @@ import dataclasses
 import re
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ from quecc_jax.aot.roofline import Bounds, Exchange, bounds, exchanges
 from quecc_jax.aot.topology import Topology, topology_devices
 from quecc_jax.aot.traffic import traffic
 from quecc_jax.config import RunConfig
+from quecc_jax.data.queries import query_buckets
 from quecc_jax.errors import UserError
 from quecc_jax.flops import train_flops
 from quecc_jax.sharding import batch_parts, make_mesh
-from quecc_jax.train.step import build_trainer
+from quecc_jax.train.step import Trainer, build_trainer
 
 LARGEST = 12
 """Buffers that a report lists."""
@@ -36,6 +38,8 @@ class PodReport:
     mesh: dict[str, int]
     rows_per_chip: float
     """Rows of one accumulation slice per chip."""
+    query_length: int
+    """Tokens Q of a batch's questions in this program: one of `queries.query_buckets`."""
     memory: Memory
     needed: int
     """Bytes of main memory that the compiler counts, padding and fragmentation included."""
@@ -82,33 +86,46 @@ class PodReport:
         return {**vars(self), **rows, **derived, "memory": memory, "bounds": self.bounds._asdict()}
 
 
-def pod_report(config: RunConfig, topology: Topology) -> PodReport:
-    """Lowers and compiles the run's step for a topology; reports on it.
+def pod_reports(config: RunConfig, topology: Topology, tell: Callable[[str], None]) -> list[PodReport]:
+    """Lowers and compiles the run's step for a topology, once for every bucket of questions, and reports on
+    each, the longest first.
 
     A step that the compiler refuses for its memory is reported like any other.
+
+    Args:
+      tell: called with what is compiled next.
 
     Raises:
       UserError: the topology is not known, the compiler not installed, or the run does not divide over it.
     """
-    devices = topology_devices(topology)
-    mesh = make_mesh(config.mesh, devices)
-    began = time.perf_counter()
-    lowered = build_trainer(config, mesh).lower()
+    buckets = query_buckets(config.data, config.model)[::-1]
+    mesh = make_mesh(config.mesh, topology_devices(topology))
+    trainer, found = build_trainer(config, mesh), list[PodReport]()
+    for number, length in enumerate(buckets, start=1):
+        tell(f"questions of up to {length} tokens, {number} of {len(buckets)} programs")
+        found.append(_pod_report(config, topology, trainer, length))
+    return found
+
+
+def _pod_report(config: RunConfig, topology: Topology, trainer: Trainer, query_length: int) -> PodReport:
+    mesh, began = trainer.mesh, time.perf_counter()
+    lowered = trainer.lower(query_length=query_length)
     traced = time.perf_counter()
     program, memory, buffers, needed, limit = _compile(lowered, topology)
     compiled = time.perf_counter()
 
-    chips = len(devices)
+    chips = mesh.devices.size
     flops, moved = hlo.flops(program), traffic(program)
     sent = exchanges(collectives(program), topology, list(mesh.devices.flat))
     limits = bounds(topology, flops, moved, sent)
-    model = train_flops(config)
+    model = train_flops(config, query=query_length)
     parts = batch_parts(mesh)
     return PodReport(
         topology=topology.name,
         chips=chips,
         mesh=dict(mesh.shape),
         rows_per_chip=config.train.batch_size / config.train.accumulation / parts,
+        query_length=query_length,
         memory=memory,
         needed=needed,
         limit=limit,

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from quecc_jax.config import DataConfig, ModelConfig
+from quecc_jax.data.queries import query_buckets
 from quecc_jax.geometry import query_width, state_shape
 
 IGNORE = -100
@@ -38,7 +39,8 @@ class Batch(NamedTuple):
     segments: Array
     """[B, S] 1, 2, ... for the conversations packed into the row, 0 for padding."""
     queries: Array
-    """[B, I, Q] bare question (BOS first) that conditions each picture's compression."""
+    """[B, I, Q] bare question (BOS first) that conditions each picture's compression; Q is one of
+    `queries.query_buckets`."""
     query_lengths: Array
     """[B, I] real tokens of each query; 0 for an absent picture."""
     pixels: Array = None
@@ -52,12 +54,14 @@ class Batch(NamedTuple):
     none; those that are left out stand here too. Stays on the host."""
 
 
-def batch_spec(model: ModelConfig, data: DataConfig, rows: int, cached: bool = False) -> Batch:
+def batch_spec(model: ModelConfig, data: DataConfig, rows: int, cached: bool = False,
+               query_length: int = 0) -> Batch:  # fmt: skip
     """Shapes and dtypes of a batch of `rows` rows, for initialisation and ahead-of-time compiling.
 
-    Grouped batches may be shorter, and without picture places; this is the largest.
+    Grouped batches may be shorter, and without picture places; this is the largest, with queries of
+    `query_length` tokens, one of `queries.query_buckets`, or the longest for 0.
     """
-    b, s, q, vision = rows, data.max_length, data.query_length, model.vision
+    b, s, q, vision = rows, data.max_length, query_length or query_buckets(data, model)[-1], model.vision
     i = data.row_images(model.visual_tokens, vision.places)
 
     def ints(*shape: int) -> Any:

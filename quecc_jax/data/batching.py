@@ -13,6 +13,7 @@ import numpy as np
 
 from quecc_jax.config import DataConfig
 from quecc_jax.data.order import Order, permutation
+from quecc_jax.data.queries import bucket
 
 
 class Draw(NamedTuple):
@@ -24,6 +25,8 @@ class Draw(NamedTuple):
     """Tokens S of a row."""
     images: int
     """Pictures I of a row."""
+    query_length: int = 0
+    """Tokens Q of a query; 0 for the shortest bucket that holds those of the rows."""
     visual_tokens: int = 0
     """Slots V of a picture where that is drawn; 0 where it is not."""
 
@@ -35,18 +38,38 @@ class Measures(NamedTuple):
     """int32 [N], visual tokens included; 0 for a row that is left out."""
     pictures: np.ndarray
     """int32 [N]"""
+    queries: np.ndarray
+    """int32 [N] tokens of the longest question about a row's pictures."""
 
     def digest(self) -> str:
-        """Short hash: a stream that was drawn by other measures cannot be continued."""
-        content = b"".join(np.ascontiguousarray(field, np.int32).tobytes() for field in self)
+        """Short hash: a stream that was drawn by other measures cannot be continued. How long questions are
+        decides shapes, not what is drawn."""
+        drawn_by = (self.tokens, self.pictures)
+        content = b"".join(np.ascontiguousarray(field, np.int32).tobytes() for field in drawn_by)
         return hashlib.sha256(content).hexdigest()[:16]
+
+
+class Queries(NamedTuple):
+    """How long the questions of a batch may be."""
+
+    buckets: tuple[int, ...]
+    """`queries.query_buckets`."""
+    lengths: np.ndarray
+    """int32 [N], `Measures.queries`; of no rows where there is one bucket."""
+
+    def __call__(self, rows: np.ndarray) -> int:
+        """The bucket of a batch of these rows."""
+        if len(self.buckets) == 1:
+            return self.buckets[0]
+        return bucket(int(self.lengths[rows].max(initial=0)), self.buckets)
 
 
 class Padded(Sequence[Draw]):
     """B rows as the order has them; batches run across the ends of epochs."""
 
-    def __init__(self, order: Order, batch_size: int, length: int, images: int):
-        self.order, self.batch_size, self.length, self.images = order, batch_size, length, images
+    def __init__(self, order: Order, queries: Queries, batch_size: int, length: int, images: int):
+        self.order, self.queries = order, queries
+        self.batch_size, self.length, self.images = batch_size, length, images
 
     def __len__(self) -> int:
         return sys.maxsize
@@ -54,7 +77,7 @@ class Padded(Sequence[Draw]):
     def __getitem__(self, number: int) -> Draw:  # type: ignore[override]
         start = number * self.batch_size
         rows = self.order(start, start + self.batch_size)
-        return Draw(self.order.ids(rows), self.length, self.images)
+        return Draw(self.order.ids(rows), self.length, self.images, self.queries(rows))
 
 
 class Grouped(Sequence[Draw]):
@@ -68,15 +91,16 @@ class Grouped(Sequence[Draw]):
     Args:
       order: of the rows.
       measures: of the order's rows.
+      queries: lengths that a batch's questions may have.
       batch_size: B.
       window: rows that are sorted together; B gives batches of random lengths, as the original has them.
       lengths: row lengths that a batch may have, ascending.
       images: pictures I of a row.
     """
 
-    def __init__(self, order: Order, measures: Measures, batch_size: int, window: int,
+    def __init__(self, order: Order, measures: Measures, queries: Queries, batch_size: int, window: int,
                  lengths: Sequence[int], images: int):
-        self.order, self.measures, self.batch_size = order, measures, batch_size
+        self.order, self.measures, self.queries, self.batch_size = order, measures, queries, batch_size
         self.window, self.lengths, self.images = window, tuple(lengths), images
         self.batches = -(-order.rows // batch_size)
         """Of an epoch."""
@@ -94,13 +118,13 @@ class Grouped(Sequence[Draw]):
         longest = int(self.measures.tokens[real].max(initial=0))
         length = next(length for length in self.lengths if length >= longest)
         images = self.images if self.measures.pictures[real].any() else 0
-        return Draw(self.order.ids(rows), length, images)
+        return Draw(self.order.ids(rows), length, images, self.queries(real))
 
     def _grouped(self, epoch: int) -> np.ndarray:
         """int64 [batches, B], the rows of every batch of an epoch, -1 for an empty place."""
         size = self.order.rows
         rows = self.order(epoch * size, (epoch + 1) * size)
-        tokens, pictures = (field[rows] for field in self.measures)
+        tokens, pictures = self.measures.tokens[rows], self.measures.pictures[rows]
         # Rows that are left out go where the one before goes, lest they gather in batches of nothing.
         before = np.maximum.accumulate(np.where(tokens > 0, np.arange(size), 0))
         tokens, pictures = tokens[before], pictures[before]
@@ -128,15 +152,16 @@ class Packed(Sequence[Draw]):
     Args:
       order: of the rows.
       measures: of the order's rows.
+      queries: lengths that a batch's questions may have.
       batch_size: B packed rows.
       window: about how many rows are packed together.
       length: tokens S of a packed row.
       images: pictures I of a packed row.
     """
 
-    def __init__(self, order: Order, measures: Measures, batch_size: int, window: int, length: int,
-                 images: int):
-        self.order, self.measures, self.batch_size = order, measures, batch_size
+    def __init__(self, order: Order, measures: Measures, queries: Queries, batch_size: int, window: int,
+                 length: int, images: int):
+        self.order, self.measures, self.queries, self.batch_size = order, measures, queries, batch_size
         self.length, self.images = length, images
         self.windows = max(1, round(order.rows / window))
         """Of an epoch."""
@@ -153,7 +178,7 @@ class Packed(Sequence[Draw]):
         ids = np.full((len(rows), max(map(len, rows))), -1, np.int64)
         for place, row in enumerate(rows):
             ids[place, : len(row)] = self.order.ids(row)
-        return Draw(ids, self.length, self.images)
+        return Draw(ids, self.length, self.images, self.queries(np.concatenate(rows)))
 
     def epoch(self, epoch: int = 0) -> int:
         """Packed rows of the epochs up to this one, itself included."""

@@ -45,9 +45,8 @@ def encode(row: dict[str, Any], tokenizer: Tokenizer, data: DataConfig, visual_t
            prompt: bool = False, arranged: Sequence[Arrangement] = ()) -> dict[str, np.ndarray]:
     """Lays out one LLaVA-format row.
 
-    The query is the first human turn without placeholders, or the word "image" where nothing is left
-    or the row has no picture; it is tokenised bare behind BOS and is the same for every picture and
-    under every template.
+    The query of a picture is the human turn that holds its placeholder (see `query_turns`) without
+    placeholders, tokenised bare behind BOS; it is the same under every template.
 
     Args:
       row: {"image": one or several picture references, or absent; "conversations": turns
@@ -62,8 +61,10 @@ def encode(row: dict[str, Any], tokenizer: Tokenizer, data: DataConfig, visual_t
 
     Returns:
       int32 arrays: `tokens`, `labels` and `slots` of one length L <= data.max_length (see `Batch`),
-      `query` of at most data.query_length; `places` [], those that its pictures take; and `cut` [], the
-      number of tokens that did not fit: all of them, and L = 0, where data.too_long drops the row.
+      `queries` [P, Q] of the P places that its pictures take, Q that of the longest, at most
+      data.query_limit; `query_lengths` [P]; `query_cut` [], the tokens that this limit took from its
+      questions; and `cut` [], the number of tokens that did not fit: all of them, and L = 0, where
+      data.too_long drops the row.
 
     Raises:
       BadRow: the row is not of that form, its text is not UTF-8, its placeholders and pictures differ
@@ -75,13 +76,13 @@ def encode(row: dict[str, Any], tokenizer: Tokenizer, data: DataConfig, visual_t
     if not prompt and len(talk.turns) % 2:
         raise BadRow("turns", "its last turn has no answer; add one or drop the turn")
     _check(talk, pictures, data)
-    return _encode(talk._replace(turns=talk.turns[:1]) if prompt else talk, pictures, tokenizer, data,
+    return _encode(talk, talk._replace(turns=talk.turns[:1]) if prompt else talk, pictures, tokenizer, data,
                    visual_tokens, arranged)
 
 
 def prompt(question: str, images: int, tokenizer: Tokenizer, data: DataConfig, visual_tokens: int,
            history: Sequence[str] = (), system: str | None = None,
-           arranged: Sequence[Arrangement] = ()) -> dict[str, np.ndarray]:
+           arranged: Sequence[Arrangement] = (), latest: bool = False) -> dict[str, np.ndarray]:
     """Lays out a question for generation, as `encode` does a row, ending where the answer begins.
 
     Args:
@@ -92,6 +93,7 @@ def prompt(question: str, images: int, tokenizer: Tokenizer, data: DataConfig, v
         history begins with the ids of the shorter one's.
       system: Replaces the template's system sentence.
       arranged: What stands for each picture, if not its V tokens.
+      latest: The query of every picture is what is asked now, not the turn that holds it.
 
     Returns:
       As `encode`; the history's answers are labelled, so that a pre-fusion leaves them out as in training.
@@ -101,7 +103,8 @@ def prompt(question: str, images: int, tokenizer: Tokenizer, data: DataConfig, v
     """
     talk = _asking(question, images, history, system)
     _check(talk, images, data)
-    return _encode(talk, images, tokenizer, data, visual_tokens, arranged)
+    asked = [question] * images if latest else None
+    return _encode(talk, talk, images, tokenizer, data, visual_tokens, arranged, asked)
 
 
 def prompt_text(question: str, images: int, tokenizer: Tokenizer, data: DataConfig,
@@ -113,6 +116,19 @@ def prompt_text(question: str, images: int, tokenizer: Tokenizer, data: DataConf
     laid = pieces(TEMPLATES[data.template], turns, system)
     parts: list[str | Mark] = [Mark.BOS, *(part for part, _ in laid)]
     return "".join(part if isinstance(part, str) else tokenizer.decode(marks[part], False) for part in parts)
+
+
+def query_turns(turns: Sequence[str], system: str | None = None) -> list[str]:
+    """The turn whose words condition each picture of a conversation, in the order of their placeholders.
+
+    It is the human turn that holds the placeholder, as in the original, whose query is the text between a
+    row's last placeholder and the answer. A picture in an answer belongs to the turn that is answered, and
+    one in the system sentence to the first turn.
+    """
+    found = [turns[0]] * (system or "").count(PLACEHOLDER)
+    for number, turn in enumerate(turns):
+        found += [turns[number - number % 2]] * turn.count(PLACEHOLDER)
+    return found
 
 
 def _asking(question: str, images: int, history: Sequence[str], system: str | None) -> Talk:
@@ -175,38 +191,64 @@ def _check(talk: Talk, pictures: int, data: DataConfig) -> None:
                                           f"{data.images_per_row}; raise that or split the row")
 
 
-def _encode(talk: Talk, pictures: int, tokenizer: Tokenizer, data: DataConfig, visual_tokens: int,
-            arranged: Sequence[Arrangement]) -> dict[str, np.ndarray]:
+def _encode(whole: Talk, talk: Talk, pictures: int, tokenizer: Tokenizer, data: DataConfig,
+            visual_tokens: int, arranged: Sequence[Arrangement], asked: Sequence[str] | None = None,
+            ) -> dict[str, np.ndarray]:
+    """Lays out `talk`, the begin of a whole conversation; `asked` are its pictures' queries, if not their
+    turns."""
     arranged = arranged or [Arrangement(1, np.arange(visual_tokens))] * pictures
     tokens, slots, loss = _lay_out(talk, tokenizer, data, visual_tokens, arranged)
     cut = _fit(slots, loss, data, asked=len(talk.turns) % 2 == 1)
     kept = len(tokens) - cut
     ids, learned = np.array(tokens[:kept], np.int32), np.array(loss[:kept], bool)
-    question = talk.turns[0] if pictures else ""
+    asked = query_turns(whole.turns, whole.system) if asked is None else asked
+    places = [one.places for one in arranged]
+    queries, query_lengths, query_cut = _queries(asked, places, tokenizer, data)
     return {
         "tokens": ids,
         "slots": np.array(slots[:kept], np.int32),
         "labels": np.where(learned, ids, IGNORE).astype(np.int32),
-        "query": query_ids(question, tokenizer, data),
-        "places": np.array(sum(one.places for one in arranged), np.int32),
+        "queries": queries,
+        "query_lengths": query_lengths,
+        "query_cut": query_cut,
         "cut": np.array(cut, np.int32),
     }
 
 
-def query_ids(question: str, tokenizer: Tokenizer, data: DataConfig) -> np.ndarray:
-    """The query for pictures that a human turn asks about, int32 [Q], Q <= data.query_length: the turn
-    without placeholders, bare behind BOS, or the word "image" where nothing is left.
+def _queries(asked: Sequence[str], places: Sequence[int], tokenizer: Tokenizer, data: DataConfig,
+             ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`queries`, `query_lengths` and `query_cut` of `encode`, of pictures that take so many places each."""
+    read = [query_ids(turn, tokenizer, data) for turn in asked]
+    rows = [ids for (ids, _), count in zip(read, places, strict=True) for _ in range(count)]
+    lengths = np.array([len(ids) for ids in rows], np.int32)
+    queries = np.zeros((len(rows), lengths.max(initial=0)), np.int32)
+    for row, ids in zip(queries, rows, strict=True):
+        row[: len(ids)] = ids
+    return queries, lengths, np.array(sum(cut for _, cut in read), np.int32)
+
+
+def query_ids(question: str, tokenizer: Tokenizer, data: DataConfig) -> tuple[np.ndarray, int]:
+    """The query for pictures that a human turn asks about.
+
+    A turn of nothing but placeholders is BOS alone, as in the original. Where texts have no BOS, the
+    original reads the state of a padding token; the word "image" stands in there, its own query for rows
+    without a picture.
 
     With `data.query_tokenizer` the ids are of that one, and the last is its EOS, as CLIP's text tower needs
     it however long the question is.
+
+    Returns:
+      int32 [Q], the turn without placeholders, bare behind BOS, Q <= data.query_limit; and the number of
+      tokens that the limit cut.
     """
-    bare, room = question.replace(PLACEHOLDER, "").strip() or "image", data.query_length
-    if not data.query_tokenizer:
-        return np.array((*_bos(tokenizer), *tokenizer.encode(bare))[:room], np.int32)
-    own = tokenizer.questions
-    if own is None:
+    bare, room = question.replace(PLACEHOLDER, "").strip(), data.query_limit
+    reader = tokenizer.questions if data.query_tokenizer else tokenizer
+    if reader is None:
         raise ValueError("the tokenizer was loaded without data.query_tokenizer")
-    return np.array((*(*_bos(own), *own.encode(bare))[: room - 1], own.eos_token_id), np.int32)
+    end = (reader.eos_token_id,) if data.query_tokenizer else ()
+    ids = (*_bos(reader), *reader.encode(bare or ("" if _bos(reader) else "image")))
+    kept = ids[: room - len(end)]
+    return np.array((*kept, *end), np.int32), len(ids) - len(kept)
 
 
 def _bos(tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -31,6 +31,8 @@ class Read(NamedTuple):
     """How many there were."""
     truncated: tuple[int, ...]
     """Identities of those that lost the end of their text."""
+    cut_questions: tuple[int, ...]
+    """Identities of those whose question for the compressor lost its end."""
     left_out: tuple[LeftOut, ...]
 
 
@@ -52,6 +54,8 @@ class Tally:
         """What was left out, by identity, in the order of finding it: once, however many epochs meet it."""
         self.truncated: dict[int, None] = {}
         """Identities of the rows whose text was cut, in the order of finding them."""
+        self.cut_questions: dict[int, None] = {}
+        """Identities of the rows whose question for the compressor was cut, in the order of finding them."""
 
     def add(self, read: Read) -> None:
         """Takes note of one batch.
@@ -64,6 +68,7 @@ class Tally:
             raise UserError(bad[0].message)
         self.read += read.rows
         self.truncated |= dict.fromkeys(read.truncated)
+        self.cut_questions |= dict.fromkeys(read.cut_questions)
         self.reasons.update(one.reason for one in read.left_out)
         for one in read.left_out:
             self.left_out.setdefault(one.id, one)

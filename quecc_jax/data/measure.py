@@ -21,7 +21,7 @@ from quecc_jax.data.sources import Source
 from quecc_jax.errors import BadRow
 from quecc_jax.paths import cache_folder, is_remote, place
 
-FORMAT = 1
+FORMAT = 2
 """Raise it when the same rows come to have other lengths."""
 BAD = -1
 """Stands for the length of a bad row where lengths are kept."""
@@ -33,8 +33,8 @@ CHUNK = 1024
 
 def measure(sources: Sequence[Source], data: DataConfig, visual_tokens: int,
             arranged: tuple[Any, ...] = ()) -> Measures:
-    """Tokens of every row and the places of its pictures, of which no more than their sizes are read; rows
-    that are left out have none.
+    """Tokens of every row, the places of its pictures, of which no more than their sizes are read, and the
+    tokens of its questions; rows that are left out have none.
 
     The lengths of files are kept in `data.cache`, under the files' size and time of change and all settings
     that lengths depend on. Pools have theirs at hand. `data.workers` processes share the pass.
@@ -57,16 +57,17 @@ def _one(source: Source, config: SourceConfig, data: DataConfig, visual_tokens: 
          arranged: tuple[Any, ...]) -> Measures:
     files, path = _files(config), None
     if files:
+        asking = _tokenizer_stamp(data.query_tokenizer) if data.query_tokenizer else ""
         settings = (FORMAT, files, _tokenizer_stamp(data.tokenizer), visual_tokens, data.template,
                     data.image_place, data.labels, data.max_length, data.images_per_row, data.too_long,
-                    *arranged)
+                    asking, data.query_limit, *arranged)
         name = hashlib.sha256(repr(settings).encode()).hexdigest()[:24]
         path = (Path(data.cache) if data.cache else cache_folder()) / f"lengths-{name}.npy"
         kept = _read(path, len(source))
         # Too many bad rows are met again, so that the error can name one.
         limit = data.max_bad_share * len(source) if data.bad_rows == "skip" else 0
         if kept is not None and (kept[0] == BAD).sum() <= limit:
-            return Measures(np.maximum(kept[0], 0), kept[1])
+            return Measures(np.maximum(kept[0], 0), *kept[1:])
     parts, tally = list[np.ndarray](), Tally(data, len(source))
     with contextlib.ExitStack() as stack:
         show = stack.enter_context(_bar(f"lengths of {config.path or config.kind}", len(source)))
@@ -77,7 +78,7 @@ def _one(source: Source, config: SourceConfig, data: DataConfig, visual_tokens: 
     made = np.concatenate(parts, axis=1)
     if path is not None:
         _write(path, made)
-    return Measures(np.maximum(made[0], 0), made[1])
+    return Measures(np.maximum(made[0], 0), *made[1:])
 
 
 def _passed(source: Source, workers: int, stack: contextlib.ExitStack) -> Iterator[tuple[np.ndarray, Read]]:
@@ -107,8 +108,8 @@ class _Worker:
 
 
 def _lengths(source: Source, start: int, stop: int) -> tuple[np.ndarray, Read]:
-    """int32 [2, stop - start] tokens (or BAD) and pictures, and what came of the rows."""
-    made, left_out = np.zeros((2, stop - start), np.int32), list[LeftOut]()
+    """int32 [3, stop - start] tokens (or BAD), pictures and questions' tokens, and what came of the rows."""
+    made, left_out = np.zeros((3, stop - start), np.int32), list[LeftOut]()
     for number, row in enumerate(range(start, stop)):
         try:
             encoded = source.encoded(row)
@@ -117,10 +118,10 @@ def _lengths(source: Source, start: int, stop: int) -> tuple[np.ndarray, Read]:
             left_out.append(LeftOut(row, error.fault, str(error)))
             continue
         if len(encoded.codes):
-            made[:, number] = len(encoded.codes), encoded.places
+            made[:, number] = len(encoded.codes), encoded.places, encoded.query_lengths.max(initial=0)
         else:
             left_out.append(LeftOut(row, DROPPED, ""))
-    return made, Read(stop - start, (), tuple(left_out))
+    return made, Read(stop - start, (), (), tuple(left_out))
 
 
 @contextlib.contextmanager
@@ -162,7 +163,7 @@ def _read(path: Path, rows: int) -> np.ndarray | None:
         kept = np.load(path)
     except (OSError, ValueError, EOFError):
         return None
-    return kept if kept.shape == (2, rows) and kept.dtype == np.int32 else None
+    return kept if kept.shape == (3, rows) and kept.dtype == np.int32 else None
 
 
 def _write(path: Path, made: np.ndarray) -> None:

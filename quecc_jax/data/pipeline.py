@@ -16,11 +16,12 @@ from absl import flags
 
 from quecc_jax.config import DataConfig, ModelConfig
 from quecc_jax.data.batch import IGNORE, Batch
-from quecc_jax.data.batching import Draw, Grouped, Packed, Padded, row_lengths
+from quecc_jax.data.batching import Draw, Grouped, Measures, Packed, Padded, Queries, row_lengths
 from quecc_jax.data.elastic import Elastic, Slots, choices
 from quecc_jax.data.faults import DROPPED, LeftOut, Read, Tally
 from quecc_jax.data.measure import measure
 from quecc_jax.data.order import Order
+from quecc_jax.data.queries import bucket, query_buckets
 from quecc_jax.data.sources import Encoded, Source, open_sources, read_rows
 from quecc_jax.data.tiles import arrangement_settings
 from quecc_jax.errors import BadRow, UserError
@@ -44,6 +45,7 @@ class Assemble:
         vision = model.vision
         self.pixels = (vision.input_size, vision.input_size, 3)
         self.features = state_shape(model.tower)
+        self.buckets = query_buckets(data, model)
 
     def __call__(self, draw: Draw) -> tuple[Batch, Read]:
         """The batch of a draw, and what came of its samples.
@@ -52,10 +54,10 @@ class Assemble:
         up, and a row that held nothing else is empty, without text and pictures.
         """
         ids = draw.ids if draw.ids.ndim == 2 else draw.ids[:, None]
-        b, s, i, q = len(ids), draw.length, draw.images, self.data.query_length
+        b, s, i = len(ids), draw.length, draw.images
         codes, loss = np.zeros((b, s), np.int32), np.zeros((b, s), bool)
         positions, segments = np.zeros((2, b, s), np.int32)
-        queries, query_lengths = np.zeros((b, i, q), np.int32), np.zeros((b, i), np.int32)
+        asked, query_lengths = list[tuple[int, int, np.ndarray]](), np.zeros((b, i), np.int32)
         seen: np.ndarray | None = None
         if i and self.data.cached_features:
             seen = np.zeros((b, i, *self.features), np.float16)
@@ -64,14 +66,15 @@ class Assemble:
         query_features: np.ndarray | None = None
         if i and self.data.cached_queries:
             query_features = np.zeros((b, i, self.width), np.float16)
-        truncated, left_out = list[int](), list[LeftOut]()
+        truncated, cut_questions, left_out = list[int](), list[int](), list[LeftOut]()
         for place, row in enumerate(ids.tolist()):
             start, picture, segment = 0, 0, 0
             for identity in row:
                 if identity < 0:
                     continue
                 try:
-                    made, pictures = self._sample(identity, None if seen is None else seen[place, picture:])
+                    made, query = self._sample(identity, None if seen is None else seen[place, picture:])
+                    pictures = made.places
                 except BadRow as bad:
                     left_out.append(LeftOut(identity, bad.fault, str(bad)))
                     continue
@@ -85,41 +88,49 @@ class Assemble:
                 codes[place, here], loss[place, here] = laid
                 segments[place, here] = segment
                 positions[place, here] = np.arange(length)
-                queries[place, picture:picture + pictures, :len(made.query)] = made.query
-                query_lengths[place, picture:picture + pictures] = len(made.query)
-                if pictures and query_features is not None:
-                    source = self.sources[identity >> 32]
-                    query_features[place, picture:picture + pictures] = source.query(identity & 0xFFFFFFFF)
+                if pictures:
+                    asked.append((place, picture, made.queries))
+                    query_lengths[place, picture:picture + pictures] = made.query_lengths
+                if query is not None and query_features is not None:
+                    query_features[place, picture:picture + pictures] = query
                 start, picture = start + length, picture + pictures
                 if made.cut:
                     truncated.append(identity)
+                if made.query_cut:
+                    cut_questions.append(identity)
+        q = draw.query_length or bucket(int(query_lengths.max(initial=0)), self.buckets)
+        queries = np.zeros((b, i, q), np.int32)
+        for place, picture, ids_asked in asked:
+            queries[place, picture:picture + len(ids_asked), :ids_asked.shape[1]] = ids_asked
         cached = self.data.cached_features
         return Batch(
             tokens=np.maximum(codes, 0), slots=np.where(codes < 0, -1 - codes, -1),
             labels=np.where(loss, codes, IGNORE), positions=positions, segments=segments, queries=queries,
             query_lengths=query_lengths, pixels=None if cached else seen, features=seen if cached else None,
             query_features=query_features, ids=draw.ids), Read(
-                int((ids >= 0).sum()), tuple(truncated), tuple(left_out))
+                int((ids >= 0).sum()), tuple(truncated), tuple(cut_questions), tuple(left_out))
 
     def _where(self, identity: int) -> str:
         return self.sources[identity >> 32].where(identity & 0xFFFFFFFF)
 
-    def _sample(self, identity: int, seen: np.ndarray | None) -> tuple[Encoded, int]:
-        """A sample and the places of its pictures, which are written to the front of `seen` [.., ...].
+    def _sample(self, identity: int, seen: np.ndarray | None) -> tuple[Encoded, np.ndarray | None]:
+        """A sample, its pictures written to the front of `seen` [.., ...], and its stored query feature if
+        queries are stored.
 
         Raises:
           BadRow: `seen` is then as it was, zeros.
         """
         source, row = self.sources[identity >> 32], identity & 0xFFFFFFFF
         made = source.encoded(row)
-        pictures = made.places if len(made.codes) else 0
-        if pictures and seen is not None:
-            try:
-                (source.write_features if self.data.cached_features else source.write_pixels)(row, seen)
-            except BadRow:
-                seen[:pictures] = 0
-                raise
-        return made, pictures
+        if not len(made.codes) or not made.places or seen is None:
+            return made, None
+        query = source.query(row) if self.data.cached_queries else None
+        try:
+            (source.write_features if self.data.cached_features else source.write_pixels)(row, seen)
+        except BadRow:
+            seen[:made.places] = 0
+            raise
+        return made, query
 
 
 class Take:
@@ -271,23 +282,27 @@ def draw_batches(sources: Sequence[Source], data: DataConfig, model: ModelConfig
                               "batch_size": batch_size, "batching": data.batching}
     draws: Sequence[Draw]
     images = data.row_images(model.visual_tokens, model.vision.places)
-    if data.batching == "pad":
-        draws = Padded(order, batch_size, data.max_length, images)
-    else:
+    buckets = query_buckets(data, model) if images else (data.query_limit,)
+    measures = Measures(*np.zeros((3, 0), np.int32))
+    if data.batching != "pad" or len(buckets) > 1:
         measures = measure(sources, data, model.visual_tokens, arrangement_settings(model))
+    queries = Queries(buckets, measures.queries)
+    if data.batching == "pad":
+        draws = Padded(order, queries, batch_size, data.max_length, images)
+    else:
         stream |= {"window": data.window, "lengths": measures.digest()}
         if data.batching == "grouped":
-            draws = Grouped(order, measures, batch_size, data.window, row_lengths(data), images)
+            draws = Grouped(order, measures, queries, batch_size, data.window, row_lengths(data), images)
         else:
             stream |= {"max_length": data.max_length, "images": images}
-            draws = Packed(order, measures, batch_size, data.window, data.max_length, images)
+            draws = Packed(order, measures, queries, batch_size, data.window, data.max_length, images)
     if values := choices(data, model):
         return Elastic(draws, data, model, seed), stream | {"elastic": list(values)}
     return draws, stream
 
 
 def eval_batches(data: DataConfig, model: ModelConfig, batch_size: int, *, prompts: bool = False,
-                 fingerprint: str | None = None) -> Iterator[Batch]:
+                 fingerprint: str | None = None, tally: Tally | None = None) -> Iterator[Batch]:
     """Every row once, in order, source by source.
 
     Args:
@@ -297,6 +312,7 @@ def eval_batches(data: DataConfig, model: ModelConfig, batch_size: int, *, promp
       prompts: Stop each row where its first answer begins (for generation) instead of laying out
         the whole conversation with its labels.
       fingerprint: The tower that cached features must be of; None takes any.
+      tally: Is told what came of the rows of each batch, before it is given out.
 
     Yields:
       numpy `Batch`es of batch_size rows; the last is filled with empty rows of id -1.
@@ -305,7 +321,7 @@ def eval_batches(data: DataConfig, model: ModelConfig, batch_size: int, *, promp
       UserError: as `make_iterator`, and for any bad row: what is left out cannot be scored.
     """
     data = dataclasses.replace(data, batching="pad", bad_rows="error")
-    sources, tally = open_sources(data, model, fingerprint, prompts), Tally(data, 0)
+    sources, strict = open_sources(data, model, fingerprint, prompts), Tally(data, 0)
     assemble = Assemble(sources, data, model)
     images = data.row_images(model.visual_tokens, model.vision.places)
     ids = np.concatenate([row_ids(number, len(source)) for number, source in enumerate(sources)])
@@ -314,7 +330,9 @@ def eval_batches(data: DataConfig, model: ModelConfig, batch_size: int, *, promp
         fill = np.full(batch_size - len(chosen), -1, np.int64)
         filled = np.concatenate([chosen, fill])
         batch, read = assemble(Draw(filled, data.max_length, images))
-        tally.add(read)
+        strict.add(read)
+        if tally is not None:
+            tally.add(read)
         yield batch
 
 

@@ -33,12 +33,19 @@ class Encoded(NamedTuple):
     """int32 [L] a token id, or -1 - k where slot k of the row's visual tokens stands."""
     loss: np.ndarray
     """bool [L] positions that carry loss."""
-    query: np.ndarray
-    """int32 [<= Q] bare question."""
+    queries: np.ndarray
+    """int32 [P, <= Q] bare question about the picture of each of P places."""
+    query_lengths: np.ndarray
+    """int32 [P]"""
+    query_cut: bool
+    """data.query_length cut a question."""
     cut: bool
     """The row was truncated, or dropped if nothing is left of it."""
-    places: int
-    """Places among the pictures of a batch's row that its pictures take: one each, or more with tiles."""
+
+    @property
+    def places(self) -> int:
+        """Places among the pictures of a batch's row that its pictures take: one each, or more with tiles."""
+        return len(self.query_lengths)
 
 
 class Source(Protocol):
@@ -96,8 +103,8 @@ class Layout(NamedTuple):
         arranged = [self.arrange(ref) for ref in refs] if self.arrange else []
         made = encode(row, self.tokenizer, data, self.visual_tokens, self.prompts, arranged)
         slots = made["slots"]
-        return Encoded(np.where(slots >= 0, -1 - slots, made["tokens"]), made["labels"] >= 0, made["query"],
-                       bool(made["cut"]), int(made["places"]))
+        return Encoded(np.where(slots >= 0, -1 - slots, made["tokens"]), made["labels"] >= 0, made["queries"],
+                       made["query_lengths"], bool(made["query_cut"]), bool(made["cut"]))
 
 
 class RowSource:
@@ -170,20 +177,36 @@ class Questions:
     def __init__(self, rows: Sequence[dict[str, Any]], layout: Layout):
         self.rows = rows
         # A question depends on no template and no length but its own.
-        data = dataclasses.replace(layout.data, template="v1", max_length=1 << 20, images_per_row=64)
+        data = dataclasses.replace(layout.data, template="v1", query_length=layout.data.query_limit,
+                                   max_length=1 << 20, images_per_row=64)  # fmt: skip
         self.layout = layout._replace(data=data, arrange=None)
 
+    def ids(self, row: int) -> np.ndarray:
+        """int32 [<= Q]: token ids of the question about a row's pictures, none without a picture.
+
+        Raises:
+          BadRow: the row cannot be read, or different turns ask about its pictures.
+        """
+        made = self.layout(self.rows[row])
+        asked = {ids[:length].tobytes() for ids, length in zip(made.queries, made.query_lengths, strict=True)}
+        if len(asked) > 1:
+            raise BadRow("turns", "its pictures stand in different turns, and stored queries are one a row; "
+                                  "set data.cached_queries = False, or make a row of each turn")
+        return np.frombuffer(asked.pop() if asked else b"", np.int32)
+
     def __call__(self, row: int) -> np.ndarray:
-        """int32 [Q + 1]: a row's token ids, filled up with zeros, and their number; or BadRow."""
-        query, length = self.layout(self.rows[row]).query, self.layout.data.query_length
-        return np.concatenate([query, np.zeros(length - len(query), np.int32), [len(query)]]).astype(np.int32)
+        """int32 [Q + 1]: the row's `ids`, filled up with zeros, and their number; or BadRow."""
+        ids = self.ids(row)
+        room = self.layout.data.query_limit - len(ids)
+        return np.concatenate([ids, np.zeros(room, np.int32), [len(ids)]]).astype(np.int32)
 
     def fingerprint(self) -> str:
-        """Of the tokenizer and query_length, by what they make of SAMPLED rows."""
+        """Of the tokenizer and the limit, by what they make of SAMPLED rows."""
         total = hashlib.sha256()
         for row in np.linspace(0, len(self.rows) - 1, min(SAMPLED, len(self.rows))).astype(int).tolist():
             with contextlib.suppress(BadRow):
-                total.update(self(row).tobytes())
+                ids = self.ids(row)
+                total.update(np.array([len(ids), *ids], np.int32).tobytes())
         return total.hexdigest()[:16]
 
 
@@ -242,14 +265,17 @@ class PoolSource:
                         raise error.at(self.where(number)) from None
                     self._bad[len(kinds)] = error.at(self.where(number))
                     none = np.zeros(0, np.int32)
-                    kinds.append(Encoded(none, none > 0, none, False, 0))
+                    kinds.append(Encoded(none, none > 0, none[:, None], none, False, False))
             self._kind[number] = place[key]
         self._start = _offsets([len(kind.codes) for kind in kinds])
-        self._query_start = _offsets([len(kind.query) for kind in kinds])
+        self._query_start = _offsets([kind.queries.size for kind in kinds])
+        self._asked = _offsets([kind.places for kind in kinds])
+        """Places of the kinds before each."""
         self._codes = np.concatenate([np.zeros(0, np.int32), *(kind.codes for kind in kinds)])
         self._loss = np.concatenate([np.zeros(0, bool), *(kind.loss for kind in kinds)])
-        self._query = np.concatenate([np.zeros(0, np.int32), *(kind.query for kind in kinds)])
-        self._cut = np.array([kind.cut for kind in kinds], bool)
+        self._query = np.concatenate([np.zeros(0, np.int32), *(kind.queries.ravel() for kind in kinds)])
+        self._query_lengths = np.concatenate([np.zeros(0, np.int32), *(kind.query_lengths for kind in kinds)])
+        self._cut = np.array([(kind.query_cut, kind.cut) for kind in kinds], bool).reshape(-1, 2)
 
     def __len__(self) -> int:
         return len(self._kind)
@@ -262,9 +288,10 @@ class PoolSource:
         if kind in self._bad:
             raise self._bad[kind]
         span = slice(self._start[kind], self._start[kind + 1])
-        query = self._query[self._query_start[kind]:self._query_start[kind + 1]]
-        return Encoded(self._codes[span], self._loss[span], query, bool(self._cut[kind]),
-                       int(self._first[row + 1] - self._first[row]))
+        lengths = self._query_lengths[self._asked[kind]:self._asked[kind + 1]]
+        queries = self._query[self._query_start[kind]:self._query_start[kind + 1]]
+        queries = queries.reshape(len(lengths), lengths.max(initial=0))
+        return Encoded(self._codes[span], self._loss[span], queries, lengths, *self._cut[kind].tolist())
 
     def write_pixels(self, row: int, out: np.ndarray) -> None:
         assert self._pixels is not None

@@ -61,7 +61,8 @@ def ask(
     with tempfile.TemporaryDirectory() as scratch:
         data = as_source(questions, [""] * len(questions), config, Path(scratch))
         with naming(questions):
-            data = dataclasses.replace(data, max_length=_longest(data, config))
+            # A question may be longer than its row: some templates leave the human's words out.
+            data = dataclasses.replace(data, max_length=_longest(data, config), query_length=data.query_limit)
             predict(config.model, data, params, max_new_tokens=max_new_tokens, batch_size=batch_size,
                     reuse=reuse, each=lambda answer: keep(answer.row["id"], answer.prediction))  # fmt: skip
 

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from quecc_jax.config import RunConfig
-from quecc_jax.data.conversation import prompt_text
+from quecc_jax.data.conversation import prompt_text, query_ids
 from quecc_jax.data.files import read_json
 from quecc_jax.data.tokenizer import load_tokenizer
 from quecc_jax.errors import UserError
@@ -67,6 +67,7 @@ def run_task(
         "task": task.name, "model": fingerprint(params), "visual_tokens": config.model.visual_tokens,
         "max_new_tokens": max_new_tokens, "template": config.data.template, "dtype": config.model.dtype,
         "image_aspect": config.data.image_aspect, "query": config.model.compressor.query,
+        "query_length": config.data.query_length,
     })  # fmt: skip
     kept = _kept(folder / ANSWERS, samples)
     wanted = {sample.id for sample in samples}
@@ -100,6 +101,14 @@ def run_task(
     write_lines(folder / LLAVA, llava_answers(judged, model))
     task.write(folder, judged, data)
     return judged
+
+
+def cut_questions(samples: Iterable[Sample], config: RunConfig) -> int:
+    """How many of the questions about pictures data.query_length cuts before the compressor reads them."""
+    if not config.model.compressor.reads_question:
+        return 0
+    tokenizer = load_tokenizer(config.data.tokenizer, config.data.query_tokenizer)
+    return sum(query_ids(sample.prompt, tokenizer, config.data)[1] > 0 for sample in samples if sample.images)
 
 
 def fingerprint(params: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ import jax
 
 from quecc_jax.config import DataConfig, ModelConfig
 from quecc_jax.data.conversation import PLACEHOLDER, image_refs
+from quecc_jax.data.faults import Tally
 from quecc_jax.data.pipeline import eval_batches, rows_by_id
 from quecc_jax.data.templates import Stops, stops
 from quecc_jax.data.tokenizer import Tokenizer, load_tokenizer
@@ -24,6 +25,8 @@ class Answer(NamedTuple):
     row: dict[str, Any]
     """The LLaVA-format row that asks it."""
     prediction: str
+    question_cut: bool = False
+    """data.query_length cut the question that the compressor reads."""
 
     @property
     def truth(self) -> str:
@@ -72,7 +75,8 @@ def predict(
             where = f"{data.sources[identity >> 32].path}, row {(identity & 0xFFFFFFFF) + 1}"
             raise UserError(f"{where} has no answer to compare with; add one")
     places = data.row_images(model.visual_tokens, model.vision.places) if model.vision.tiles else 0
-    for batch in eval_batches(data, model, batch_size, prompts=True):
+    tally = Tally(data, len(rows))
+    for batch in eval_batches(data, model, batch_size, prompts=True, tally=tally):
         assert batch.ids is not None
         ids = batch.ids.tolist()
         keys = [picture_keys(i, rows[i], places) if i >= 0 else [] for i in ids]
@@ -81,7 +85,8 @@ def predict(
         tokens = jax.device_get(generate(params, prompts, visual)).tolist()
         for identity, own in zip(ids, tokens, strict=True):
             if identity >= 0:
-                answers.append(Answer(rows[identity], read_answer(own, tokenizer, ends)))
+                answer, cut_question = read_answer(own, tokenizer, ends), identity in tally.cut_questions
+                answers.append(Answer(rows[identity], answer, cut_question))
                 each(answers[-1])
         progress(len(answers))
     return answers

@@ -13,9 +13,9 @@ from jax.sharding import Mesh
 
 from quecc_jax.config import RunConfig
 from quecc_jax.data.batch import IGNORE, Batch
-from quecc_jax.data.conversation import prompt, query_ids
+from quecc_jax.data.conversation import prompt, query_turns
 from quecc_jax.data.images import Picture, load_pixels, picture_size
-from quecc_jax.data.templates import stops
+from quecc_jax.data.templates import PLACEHOLDER, stops
 from quecc_jax.data.tiles import Arrangement, arrange
 from quecc_jax.data.tokenizer import load_tokenizer
 from quecc_jax.errors import UserError
@@ -30,6 +30,10 @@ from quecc_jax.sharding import batch_parts, batch_sharding
 SMALLEST = 32
 """Prompts and answers are padded to at least so many places, so that few programs are compiled."""
 
+
+Query = Literal["own", "latest"]
+"""Whose words condition the compressor: those of the turn that holds the picture, as in training and in the
+original, or the latest turn's, for which the pictures are compressed anew at every turn."""
 
 BEGIN: Any = jax.jit(begin, static_argnums=(0, 1, 7))
 ADVANCE: Any = jax.jit(advance, static_argnums=(0, 1, 6), donate_argnums=3)
@@ -60,13 +64,14 @@ class Question(NamedTuple):
     pictures: tuple[Pixels, ...] = ()
     history: tuple[str, ...] = ()
     """What human and assistant said before, in turn, the human first."""
-    query: Literal["first", "latest"] = "first"
-    """Whose words condition the compressor: the human's first turn's, as in training and in the original,
-    or the latest turn's, for which the pictures are compressed anew at every turn."""
+    query: Query = "own"
+    """Whose words condition the compressor."""
 
     def asked(self) -> str:
-        """The turn whose words condition the compressor."""
-        return self.history[0] if self.history and self.query == "first" else self.text
+        """The turn whose words condition the compression of the last picture, without placeholders."""
+        turns = [*self.history, self.text]
+        asked = turns if self.query == "latest" else query_turns(turns) or turns[:1]
+        return asked[-1].replace(PLACEHOLDER, "").strip()
 
 
 class Limits(NamedTuple):
@@ -88,6 +93,8 @@ class Usage(NamedTuple):
     """Visual tokens included."""
     visual_tokens: int
     """Newlines of any-resolution pictures included."""
+    cut_question_tokens: int
+    """Of the question for the compressor, that data.query_length left out."""
     new_tokens: int
     """Tokens of the answer, its end left out."""
     first_token_seconds: float
@@ -166,8 +173,9 @@ class Engine:
 
     def _lay_out(
         self, questions: Sequence[Question], new: int
-    ) -> tuple[Batch, list[list[Hashable]], list[int], int]:
-        """The batch on the host, keys of its pictures, lengths of the prompts, and places for answers."""
+    ) -> tuple[Batch, list[list[Hashable]], list[tuple[int, int]], int]:
+        """The batch on the host, keys of its pictures, of each prompt its length and the tokens that its
+        question lost, and places for answers."""
         data, model = self.config.data, self.config.model
         made = []
         for question in questions:
@@ -180,28 +188,29 @@ class Engine:
             try:
                 one = prompt(question.text, count, self.tokenizer, data, model.visual_tokens,
                              question.history,
-                             arranged=[p.arranged for p in question.pictures if p.arranged])  # fmt: skip
+                             arranged=[p.arranged for p in question.pictures if p.arranged],
+                             latest=question.query == "latest")  # fmt: skip
             except UserError as error:
                 raise UserError(f"question {question.text!r}: {error}") from None
-            if question.query == "latest" and count:
-                one["query"] = query_ids(question.text, self.tokenizer, data)
             made.append(one)
-        lengths = [len(one["tokens"]) for one in made]
+        sizes = [(len(one["tokens"]), int(one["query_cut"])) for one in made]
         pictures = max(len(question.pictures) for question in questions) * model.vision.places
-        length, places = self._places(max(lengths), new)
-        batch = self._empty(len(made), length, pictures, max(len(one["query"]) for one in made))
+        length, places = self._places(max(length for length, _ in sizes), new)
+        longest = max(one["queries"].shape[1] for one in made)
+        batch = self._empty(len(made), length, pictures, max(1, longest))
         for row, (question, one) in enumerate(zip(questions, made, strict=True)):
             squares = [square for picture in question.pictures for square in picture.squares()]
-            length, count, asked = len(one["tokens"]), len(squares), len(one["query"])
+            length, (count, asked) = len(one["tokens"]), one["queries"].shape
             batch.tokens[row, :length], batch.slots[row, :length] = one["tokens"], one["slots"]
             batch.positions[row, :length], batch.segments[row, :length] = np.arange(length), 1
             batch.labels[row, :length] = one["labels"]
-            batch.queries[row, :count, :asked], batch.query_lengths[row, :count] = one["query"], asked
+            batch.queries[row, :count, :asked] = one["queries"]
+            batch.query_lengths[row, :count] = one["query_lengths"]
             for place, square in enumerate(squares):
                 batch.pixels[row, place] = square
         keys: list[list[Hashable]] = [
             [(p.key, number) for p in q.pictures for number in range(len(p.squares()))] for q in questions]
-        return batch, keys, lengths, places
+        return batch, keys, sizes, places
 
     def _empty(self, rows: int, length: int, pictures: int, query: int) -> Batch:
         """A batch of nothing but padding, its rows and queries rounded up."""
@@ -252,7 +261,7 @@ class Run:
 
     def __iter__(self) -> Iterator[tuple[int, str]]:
         engine, limits = self._engine, self._limits
-        batch, keys, lengths, places = self._laid_out
+        batch, keys, sizes, places = self._laid_out
         rows = batch.tokens.shape[0]
         visual = engine._encoders(engine.params, batch, keys) if batch.pixels is not None else None
         draws = None
@@ -290,8 +299,8 @@ class Run:
                 yield row, piece
         seconds = time.perf_counter() - self._began
         self.usage = [
-            Usage(length, int((slots >= 0).sum()), len(text.ids), first, seconds, how)
-            for length, slots, text, how in zip(lengths, batch.slots, self._texts, ended, strict=False)
+            Usage(length, int((slots >= 0).sum()), cut, len(text.ids), first, seconds, how)
+            for (length, cut), slots, text, how in zip(sizes, batch.slots, self._texts, ended, strict=False)
         ]
 
     def _own(self, tokens: np.ndarray, room: int) -> tuple[list[int], bool]:

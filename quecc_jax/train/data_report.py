@@ -29,46 +29,54 @@ class DataReport:
 
     def __init__(self, run: Path, done: int, tally: Tally | None):
         self.path, self.tally = run / FILE, tally
-        self._told = 0, 0
+        self._told = [0, 0, 0]
         self._left_out: dict[int, LeftOut] = {}
         self._truncated: set[int] = set()
+        self._cut_questions: set[int] = set()
         if done and self.path.exists():
             found = json.loads(self.path.read_text())
             self._left_out = {one["id"]: LeftOut(**one) for one in found["left_out_rows"]}
             self._truncated = set(found["truncated_rows"])
+            self._cut_questions = set(found.get("cut_question_rows", ()))
         self._written = self._counts() if done else None
 
     def record(self) -> Record:
-        """The counts for a log line, by the names `truncated`, `dropped` and LEFT_OUT + each reason.
+        """The counts for a log line, by the names `truncated`, `cut_questions`, `dropped` and LEFT_OUT + each
+        reason.
 
         All processes must call this together.
         """
         if self.tally is None:
             return {}
+        tally = self.tally
+        found: list[list[Any]] = [[*tally.left_out.values()], [*tally.truncated], [*tally.cut_questions]]
         # What is new stands at the end: dictionaries keep their order.
-        left_out, truncated = list(self.tally.left_out.values()), list(self.tally.truncated)
-        new = [left_out[self._told[0] :], truncated[self._told[1] :]]
-        self._told = len(left_out), len(truncated)
-        for theirs in gathered(new):
-            self._left_out = {one[0]: LeftOut(*one) for one in theirs[0]} | self._left_out
-            self._truncated.update(theirs[1])
-        dropped, cut = self._counts()
+        new = [items[told:] for items, told in zip(found, self._told, strict=True)]
+        self._told = [len(items) for items in found]
+        for left_out, truncated, cut_questions in gathered(new):
+            self._left_out = {one[0]: LeftOut(*one) for one in left_out} | self._left_out
+            self._truncated.update(truncated)
+            self._cut_questions.update(cut_questions)
+        dropped, cut, questions = self._counts()
         reasons = sorted(self._reasons().items())
-        return {"truncated": cut, "dropped": dropped, **{LEFT_OUT + reason: n for reason, n in reasons}}
+        return {"truncated": cut, "cut_questions": questions, "dropped": dropped,
+                **{LEFT_OUT + reason: n for reason, n in reasons}}  # fmt: skip
 
     def write(self) -> None:
         """Writes the file, in the first process, if there is anything new to say."""
         if self.tally is None or jax.process_index() or self._written == self._counts():
             return
         self._written = self._counts()
-        head = {"rows": self.tally.rows, "left_out": self._reasons(), "truncated": len(self._truncated)}
+        head = {"rows": self.tally.rows, "left_out": self._reasons(), "truncated": len(self._truncated),
+                "cut_questions": len(self._cut_questions)}  # fmt: skip
         rows = ",\n  ".join(json.dumps(one._asdict()) for one in sorted(self._left_out.values()))
         write_text(self.path, json.dumps(head, indent=1)[:-2]
                    + f',\n "left_out_rows": [\n  {rows}\n ],\n'
-                   + f' "truncated_rows": {sorted(self._truncated)}\n}}\n')  # fmt: skip
+                   + f' "truncated_rows": {sorted(self._truncated)},\n'
+                   + f' "cut_question_rows": {sorted(self._cut_questions)}\n}}\n')  # fmt: skip
 
-    def _counts(self) -> tuple[int, int]:
-        return len(self._left_out), len(self._truncated)
+    def _counts(self) -> tuple[int, int, int]:
+        return len(self._left_out), len(self._truncated), len(self._cut_questions)
 
     def _reasons(self) -> dict[str, int]:
         return dict(collections.Counter(one.reason for one in self._left_out.values()).most_common())

@@ -52,6 +52,8 @@ def describe(record: Record) -> str:
     ]
     if record["skipped"]:
         parts.append(f"{record['skipped']:.0f} skipped")
+    if questions := record.get("cut_questions"):
+        parts.append(f"{questions:.0f} questions cut by data.query_length")
     left_out = {name.removeprefix(LEFT_OUT): n for name, n in record.items() if name.startswith(LEFT_OUT)}
     if left_out:
         parts.append(f"{sum(left_out.values()):.0f} rows left out ({describe_reasons(left_out)})")

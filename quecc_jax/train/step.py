@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from quecc_jax.config import RunConfig
 from quecc_jax.data.batch import Batch, batch_spec
 from quecc_jax.data.elastic import padded_lengths
+from quecc_jax.data.queries import query_buckets
 from quecc_jax.errors import UserError
 from quecc_jax.models.vlm import VLM
 from quecc_jax.sharding import batch_parts, batch_sharding, parameter_shardings, replicated, sharding_rules
@@ -39,7 +40,8 @@ class Trainer(NamedTuple):
     """Host batch to sharded device arrays, without `ids`."""
     lower: Callable[..., jax.stages.Lowered]
     """The very step, lowered for its abstract state and batch; the mesh's devices need not be here.
-    `lower("cuda")` takes them for NVIDIA GPUs, whatever they are."""
+    `lower("cuda")` takes them for NVIDIA GPUs, whatever they are; `query_length` is a bucket of the batch's
+    questions, the longest for 0."""
 
 
 def loss_sum(model: VLM, params: dict[str, Any], batch: Batch, chunk: int) -> tuple[jax.Array, jax.Array]:
@@ -154,7 +156,7 @@ def check_division(config: RunConfig, mesh: Mesh) -> None:
             f"train.batch_size {train.batch_size} in train.accumulation {train.accumulation} slices gives "
             f"{rows} rows, which do not divide over {parts} devices of mesh axes data and fsdp; change one"
         )
-    sizes = [("query_length", data.query_length)]
+    sizes = [("query_length", size) for size in query_buckets(data, config.model)]
     sizes += [("max_length", length) for length in padded_lengths(data, config.model)]
     for name, size in sizes:
         if config.mesh.sequence_parallel and size % tensor:
@@ -213,13 +215,15 @@ def build_trainer(config: RunConfig, mesh: Mesh) -> Trainer:
         with jax.set_mesh(mesh):
             return jitted(state, batch)
 
-    def lower(platform: str = "") -> jax.stages.Lowered:
+    def lower(platform: str = "", query_length: int = 0) -> jax.stages.Lowered:
+        batch = batch_spec(config.model, config.data, train.batch_size, config.data.cached_features,
+                           query_length)  # fmt: skip
         with jax.set_mesh(mesh):
             if not platform:
-                return jitted.lower(abstract, spec)
+                return jitted.lower(abstract, batch)
             device = jax.sharding.AbstractDevice(platform, None, "gpu" if platform == "cuda" else platform)
             with jax.sharding.use_abstract_mesh(mesh.abstract_mesh.update(abstract_device=device)):
-                return jitted.trace(abstract, spec).lower(lowering_platforms=(platform,))
+                return jitted.trace(abstract, batch).lower(lowering_platforms=(platform,))
 
     def put(batch: Batch) -> Batch:
         return jax.tree.map(

@@ -24,7 +24,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if not rows:
         return
     terminalreporter.section("conformance")
-    table = [("", "kind", "case", "expected", "obtained")]
+    table: list[tuple[str, ...]] = [("", "kind", "case", "expected", "obtained")]
     table += [("ok" if want == got else "NO", kind, case, want, got) for kind, case, want, got in rows]
     table = [tuple(_short(cell) for cell in row) for row in table]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]

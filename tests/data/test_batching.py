@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from benchmarks.packing import compare
 from quecc_jax.config import DataConfig
-from quecc_jax.data.batching import Grouped, Measures, Packed, Padded, pack, row_lengths
+from quecc_jax.data.batching import Grouped, Measures, Packed, Padded, Queries, pack, row_lengths
 from quecc_jax.data.order import Order
+
+ONE_BUCKET = Queries((512,), np.zeros(0, np.int32))
 
 
 def lengths_of(rows: int, seed: int = 0, left_out: float = 0.02) -> Measures:
@@ -19,7 +21,8 @@ def lengths_of(rows: int, seed: int = 0, left_out: float = 0.02) -> Measures:
     tokens = np.minimum(rng.lognormal(4.5, 0.8, rows), 512).astype(np.int32)
     pictures = (rng.random(rows) > 0.125).astype(np.int32) * rng.choice([1, 1, 1, 2], rows)
     bad = rng.random(rows) < left_out
-    return Measures(np.where(bad, 0, tokens).astype(np.int32), np.where(bad, 0, pictures).astype(np.int32))
+    fields = (tokens, pictures, np.minimum(tokens // 2 + 1, 128) * (pictures > 0))
+    return Measures(*(np.where(bad, 0, field).astype(np.int32) for field in fields))
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
@@ -62,7 +65,7 @@ def waste(batches, tokens):
 def test_grouped_batches_are_those_of_the_original_sampler_in_distribution(window):
     measures = lengths_of(5003, left_out=0)
     order, pictured = Order([5003], None, 1), measures.pictures > 0
-    grouped = Grouped(order, measures, 16, window, [512], 2)
+    grouped = Grouped(order, measures, ONE_BUCKET, 16, window, [512], 2)
     ours = [draw.ids[draw.ids >= 0] for draw in (grouped[k] for k in range(grouped.batches))]
     theirs = plain_groups(measures.tokens, pictured, 16, window, np.random.default_rng(0))
     assert len(ours) == len(theirs)
@@ -82,7 +85,7 @@ def test_grouped_batches_are_those_of_the_original_sampler_in_distribution(windo
 
 def test_left_out_rows_spread_over_grouped_batches():
     measures = lengths_of(3000, left_out=0.1)
-    grouped = Grouped(Order([3000], None, 0), measures, 16, 500, [512], 2)
+    grouped = Grouped(Order([3000], None, 0), measures, ONE_BUCKET, 16, 500, [512], 2)
     empty = [(measures.tokens[draw.ids[draw.ids >= 0]] == 0).sum() for draw in
              (grouped[k] for k in range(grouped.batches))]
     assert max(empty) <= 8 and np.mean(empty) == pytest.approx(1.6, abs=0.3)
@@ -93,7 +96,7 @@ def test_a_grouped_batch_is_as_long_as_it_needs_and_text_has_no_picture_places()
     data = DataConfig(max_length=512, halvings=2)
     assert row_lengths(data) == [128, 256, 512]
     assert row_lengths(DataConfig(max_length=5, halvings=1)) == [3, 5]
-    grouped = Grouped(Order([2000], None, 0), measures, 8, 200, row_lengths(data), 2)
+    grouped = Grouped(Order([2000], None, 0), measures, ONE_BUCKET, 8, 200, row_lengths(data), 2)
     shapes = set()
     for number in range(grouped.batches):
         draw = grouped[number]
@@ -107,10 +110,10 @@ def test_a_grouped_batch_is_as_long_as_it_needs_and_text_has_no_picture_places()
 
 def batching(kind, order, measures, batch_size, window):
     if kind == "pad":
-        return Padded(order, batch_size, 512, 2)
+        return Padded(order, ONE_BUCKET, batch_size, 512, 2)
     if kind == "grouped":
-        return Grouped(order, measures, batch_size, window, [128, 512], 2)
-    return Packed(order, measures, batch_size, window, 512, 4)
+        return Grouped(order, measures, ONE_BUCKET, batch_size, window, [128, 512], 2)
+    return Packed(order, measures, ONE_BUCKET, batch_size, window, 512, 4)
 
 
 def epochs(kind, drawn, rows, batch_size, count):
@@ -156,9 +159,9 @@ def test_any_batch_can_be_made_without_those_before_it(kind, weights):
 
 def test_packed_rows_are_full_of_tokens_where_pictures_leave_room():
     measures = lengths_of(4000)
-    packed = Packed(Order([4000], None, 0), measures, 4, 1000, 512, 16)
+    packed = Packed(Order([4000], None, 0), measures, ONE_BUCKET, 4, 1000, 512, 16)
     assert measures.tokens.sum() / packed.epoch() / 512 > 0.97
-    narrow = Packed(Order([4000], None, 0), measures, 4, 1000, 512, 2)
+    narrow = Packed(Order([4000], None, 0), measures, ONE_BUCKET, 4, 1000, 512, 2)
     assert narrow.epoch() == pytest.approx(measures.pictures.sum() / 2, rel=0.02)
 
 

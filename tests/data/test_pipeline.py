@@ -225,7 +225,7 @@ def test_text_only_run(text_pool, tokenizer, model):
     with make_iterator(data, model, 16, 0) as iterator:
         batch, = take(iterator, 1)
     assert batch.pixels is None and batch.features is None
-    assert batch.queries.shape == (16, 0, 64) and batch.query_lengths.shape == (16, 0)
+    assert batch.queries.shape == (16, 0, 96) and batch.query_lengths.shape == (16, 0)
     assert (batch.slots == -1).all()
     labels = batch.segments.astype(bool)
     labels[:, 0] = False

@@ -1,4 +1,4 @@
-"""Conversations about several pictures: each picture is compressed with its conversation's question."""
+"""Conversations about several pictures: each is compressed with the question of its own turn."""
 
 import dataclasses
 import json
@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from quecc_jax.config import DecoderConfig, RunConfig, SourceConfig
-from quecc_jax.data.conversation import query_ids
+from quecc_jax.data.conversation import query_ids, query_turns
 from quecc_jax.data.images import load_pixels
 from quecc_jax.data.pipeline import make_iterator, rows_by_id
 from quecc_jax.evaluate.predict import predict
@@ -67,16 +67,17 @@ def alone(config, params, folder, tokenizer):
     run = jax.jit(lambda *given: VLM(config.model).apply({"params": params}, *given, method=one))
 
     def tokens(picture: int, question: str) -> np.ndarray:
-        ids = query_ids(question, tokenizer, config.data)
-        padded = np.pad(ids, (0, config.data.query_length - len(ids)))
+        ids, _ = query_ids(question, tokenizer, config.data)
+        padded = np.pad(ids, (0, config.data.query_limit - len(ids)))
         pixels = load_pixels(folder / f"{picture}.png", config.model.vision)
         return np.asarray(run(pixels[None, None], padded[None, None], np.full((1, 1), len(ids))))
 
-    return {(picture, said[0]): tokens(picture, said[0]) for pictures, said in TALKS for picture in pictures}
+    return {(picture, turn): tokens(picture, turn) for pictures, said in TALKS
+            for picture, turn in zip(pictures, query_turns(said), strict=True)}  # fmt: skip
 
 
 @pytest.mark.parametrize("batching", ["pad", "grouped", "packed"])
-def test_each_picture_is_compressed_with_the_first_question_of_its_own_conversation(
+def test_each_picture_is_compressed_with_the_question_of_its_own_turn(
         config, params, alone, batching):
     data = dataclasses.replace(config.data, batching=batching, halvings=0, window=6, packed_images=4)
     splice = jax.jit(lambda batch: VLM(config.model).apply({"params": params}, batch, method=VLM.splice))
@@ -89,7 +90,8 @@ def test_each_picture_is_compressed_with_the_first_question_of_its_own_conversat
                 for segment, identity in enumerate(ids[ids >= 0], start=1):
                     pictures, said = TALKS[rows.index(identity)]
                     here = (batch.segments[place] == segment) & (batch.slots[place] >= 0)
-                    wanted = [alone[picture, said[0]] for picture in pictures]
+                    asked = zip(pictures, query_turns(said), strict=True)
+                    wanted = [alone[picture, turn] for picture, turn in asked]
                     np.testing.assert_allclose(inputs[place, here],
                                                np.concatenate([np.zeros((0, 16)), *wanted]), atol=1e-5)
                     seen.add(int(identity))
@@ -110,9 +112,13 @@ def test_answers_about_several_pictures_are_those_of_a_data_set_with_them(config
     # What was said before stays, and pictures may stand in any turn of it.
     turns = ("<image>\n<image>\nred or blue?", "red", "and <image> ?")
     later = Question(turns[2], tuple(pictures), turns[:2])
-    batch, _, lengths, _ = engine._lay_out([later], 4)
-    assert batch.slots[0][batch.slots[0] >= 0].tolist() == list(range(12)) and lengths[0] > 12
+    batch, _, sizes, _ = engine._lay_out([later], 4)
+    assert batch.slots[0][batch.slots[0] >= 0].tolist() == list(range(12)) and sizes[0][0] > 12
+    asked = zip(batch.queries[0], batch.query_lengths[0], strict=True)
+    own = [engine.tokenizer.decode(ids[:length]) for ids, length in asked]
+    assert own == ["red blue?", "red blue?", "and?"] and later.asked() == "and  ?"
     assert len(engine.answers([later], Limits(4))) == 1
+    later = later._replace(query="latest")
     maps, swapped = (np.asarray(engine.attention(later._replace(pictures=order)))
                      for order in (tuple(pictures), tuple(pictures[::-1])))
     np.testing.assert_allclose(maps, swapped[::-1], atol=1e-6)

@@ -76,7 +76,7 @@ def stands(config, params, folder, tokenizer):
         _, (rows, columns), kept = PICTURES[picture]
         squares = load_pixels(folder / f"{picture}.png", config.model.vision)
         assert len(squares) == 1 + rows * columns
-        ids = query_ids(question, tokenizer, config.data)
+        ids, _ = query_ids(question, tokenizer, config.data)
         padded = np.zeros((5, 24, 24, 3), np.uint8)
         padded[: len(squares)] = squares
         asked = np.tile(np.pad(ids, (0, 8 - len(ids))), (1, 5, 1))

@@ -38,7 +38,7 @@ def pictures(tmp_path_factory) -> list[Path]:
 
 def talk_through(engine: Engine, *lines: str, **settings: Any) -> tuple[terminal.Conversation, str, str]:
     """The conversation after some lines, and what was printed on stdout and stderr."""
-    talk, said = terminal.Conversation(engine, LIMITS, settings.pop("query", "first")), iter(lines)
+    talk, said = terminal.Conversation(engine, LIMITS, settings.pop("query", "own")), iter(lines)
     out, err = io.StringIO(), io.StringIO()
 
     def read(prompt: str) -> str:
@@ -103,7 +103,7 @@ def test_the_latest_question_may_condition_the_compressor(engine, pictures):
 @pytest.fixture
 def server(engine) -> Iterator[tuple[Page, int]]:
     """The page's own object, and the port it is served at."""
-    page = Page(engine, LIMITS, "first", max_bytes=200_000, max_pixels=1_000_000)
+    page = Page(engine, LIMITS, "own", max_bytes=200_000, max_pixels=1_000_000)
     made = make_server(page, "127.0.0.1", 0)
     thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
@@ -219,7 +219,7 @@ def test_only_the_newest_pictures_are_kept(server):
 
 def test_the_address_must_be_free(server, engine):
     _, port = server
-    page = Page(engine, LIMITS, "first", 1, 1)
+    page = Page(engine, LIMITS, "own", 1, 1)
     for host, number in (("127.0.0.1", port), ("203.0.113.1", 0), ("127.0.0.1", 99999)):
         with pytest.raises(UserError, match=f"--host {host} --port {number} cannot be listened at"):
             make_server(page, host, number)

@@ -55,7 +55,7 @@ class Faulty(Batches):
     def __next__(self):
         batch, n = super().__next__(), self.taken
         left_out = LeftOut(0, DROPPED, "file, row 1"), LeftOut(n, "turns", f"file, row {n + 1}")
-        self.tally.add(Read(8, (2 * n, 2 * n + 1), left_out))
+        self.tally.add(Read(8, (2 * n, 2 * n + 1), (2 * n,), left_out))
         return batch
 
 

@@ -31,8 +31,8 @@ def conversations(config, seed=0) -> list[dict[str, Any]]:
         labels[0], labels[-1] = IGNORE, tokens[-1]
         made.append({
             "tokens": np.where(slots < 0, tokens, 0), "slots": slots, "labels": labels,
-            "queries": rng.integers(1, config.model.decoder.vocab_size, (pictures, config.data.query_length)),
-            "query_lengths": rng.integers(2, config.data.query_length + 1, pictures),
+            "queries": rng.integers(1, config.model.decoder.vocab_size, (pictures, config.data.query_limit)),
+            "query_lengths": rng.integers(2, config.data.query_limit + 1, pictures),
             "pixels": rng.normal(size=(pictures, side, side, 3)).astype(np.float32),
         })  # fmt: skip
     return made
@@ -40,7 +40,7 @@ def conversations(config, seed=0) -> list[dict[str, Any]]:
 
 def lay(config, rows: list[list[dict[str, Any]]], length: int, images: int) -> Batch:
     """Rows of conversations one after another, written independently of the data pipeline."""
-    b, q, side = len(rows), config.data.query_length, config.model.vision.image_size
+    b, q, side = len(rows), config.data.query_limit, config.model.vision.image_size
     batch = Batch(
         tokens=np.zeros((b, length), np.int32), slots=np.full((b, length), -1, np.int32),
         labels=np.full((b, length), IGNORE, np.int32), positions=np.zeros((b, length), np.int32),

@@ -1,0 +1,137 @@
+"""Questions for the compressor: whose turn, never cut without a word, and the shapes that batches have."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from quecc_jax.config import (
+    CompressorConfig,
+    DataConfig,
+    DecoderConfig,
+    ModelConfig,
+    RopeScaling,
+    SourceConfig,
+)
+from quecc_jax.data.conversation import encode, prompt, query_ids, query_turns
+from quecc_jax.data.faults import Tally
+from quecc_jax.data.pipeline import eval_batches, make_iterator
+from quecc_jax.data.queries import BUCKETS, limit_buckets, query_buckets
+from tests.data.test_conversation import SHORT, row
+
+LONG = "one two three red green blue " * 30
+
+
+def words(tokenizer, ids):
+    return tokenizer.hf.convert_ids_to_tokens(ids.tolist())
+
+
+def test_a_question_is_never_cut_unless_a_limit_says_so(tokenizer):
+    whole = dataclasses.replace(SHORT, max_length=512, query_length=0)
+    made = encode(row(f"<image> {LONG}", "red", image=1), tokenizer, whole, 1)
+    assert words(tokenizer, made["queries"][0]) == ["<bos>", *LONG.split()] and made["query_cut"] == 0
+    cut = encode(row("<image> one two three", "red", image=1), tokenizer,
+                 dataclasses.replace(SHORT, query_length=2), 1)  # fmt: skip
+    assert words(tokenizer, cut["queries"][0]) == ["<bos>", "one"] and cut["query_cut"] == 2
+
+
+def test_a_turn_of_nothing_but_placeholders_is_bos_alone_as_in_the_original(tokenizer, monkeypatch):
+    made = encode(row("<image>", "red", image=1), tokenizer, SHORT, 1)
+    assert made["queries"].tolist() == [[tokenizer.bos_token_id]]
+    assert encode(row("one?", "red"), tokenizer, SHORT, 1)["queries"].shape == (0, 0)
+    # Without a BOS the original reads a padding token's state: its word for no question stands in.
+    monkeypatch.setattr(tokenizer, "bos_token_id", None)
+    assert words(tokenizer, query_ids(" <image> ", tokenizer, SHORT)[0]) == ["image"]
+
+
+@pytest.mark.parametrize("turns, system, asked", [
+    (["<image>\na", "x", "b", "y"], None, ["<image>\na"]),
+    (["a", "x", "<image> b", "y"], None, ["<image> b"]),
+    (["<image> a", "x", "<image><image> b", "y"], None, ["<image> a", *["<image><image> b"] * 2]),
+    (["a", "<image>", "b"], None, ["a"]),
+    (["a", "x", "b"], "<image>", ["a"]),
+    (["a"], None, []),
+])  # fmt: skip
+def test_the_query_is_the_picture_s_own_turn(turns, system, asked):
+    assert query_turns(turns, system) == asked
+
+
+def test_every_picture_has_the_query_of_its_turn_and_the_latest_where_asked(tokenizer):
+    data = dataclasses.replace(SHORT, images_per_row=3)
+    talk = ("<image> one", "red", "two", "blue")
+    own = prompt("<image> three", 2, tokenizer, data, 1, talk)
+    assert [tokenizer.decode(ids) for ids in own["queries"]] == ["one", "three"]
+    late = prompt("green?", 1, tokenizer, data, 1, talk, latest=True)
+    assert [tokenizer.decode(ids) for ids in late["queries"]] == ["green?"]
+
+
+READS, BLIND = ModelConfig(), ModelConfig(compressor=CompressorConfig("avgpool"))
+LONGROPE = ModelConfig(decoder=DecoderConfig(rope_scaling=RopeScaling("longrope", original_length=4096)))
+
+
+@given(limit=st.integers(1, 200_000), scaled=st.booleans())
+@settings(max_examples=300, deadline=None)
+def test_few_buckets_reach_up_to_the_limit_and_cut_nothing(limit, scaled):
+    data = DataConfig(max_length=max(limit, 8), query_length=limit)
+    found = limit_buckets(data, LONGROPE if scaled else READS)
+    assert found[-1] == limit and list(found) == sorted(set(found)) and len(found) <= BUCKETS
+    if scaled and limit > 4096:
+        assert 4096 in found
+
+
+def test_buckets_of_the_usual_limits():
+    assert query_buckets(DataConfig(max_length=2048), READS) == (32, 128, 512, 2048)
+    assert query_buckets(DataConfig(query_length=64), READS) == (64,)
+    assert query_buckets(DataConfig(max_length=28), READS) == (28,)
+    assert query_buckets(DataConfig(max_length=8192), LONGROPE) == (128, 512, 4096, 8192)
+    for data, model in ((DataConfig(), BLIND), (DataConfig(cached_queries=True), READS)):
+        assert query_buckets(data, model) == (2048,)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, tokenizer):
+    """Rows with questions of 1 to 300 words, every fourth without a picture."""
+    root = tmp_path_factory.mktemp("questions")
+    Image.new("RGB", (24, 24)).save(root / "a.png")
+    rng, rows = np.random.default_rng(0), []
+    for k in range(40):
+        asked = " ".join(rng.choice(["one", "two", "red"], 1 + int(300 * rng.random() ** 6)))
+        rows.append(row(f"<image>\n{asked}", "red", image="a.png") if k % 4 else row(asked, "red"))
+    (root / "rows.json").write_text(json.dumps(rows))
+    source = SourceConfig(path=str(root / "rows.json"), images=str(root))
+    return DataConfig(sources=(source,), tokenizer=tokenizer.directory, template="short", max_length=512,
+                      cache=str(root / "cache"))  # fmt: skip
+
+
+@pytest.mark.parametrize("batching", ["pad", "grouped", "packed"])
+def test_a_batch_takes_the_shortest_bucket_and_all_hosts_the_same(data, model, batching):
+    data = dataclasses.replace(data, batching=batching, packed_images=4)
+    seen = set()
+    with (make_iterator(data, model, 4, seed=1) as whole,
+          make_iterator(data, model, 4, seed=1, rows=[0, 1]) as first,
+          make_iterator(data, model, 4, seed=1, rows=[2, 3]) as second):  # fmt: skip
+        for _ in range(12):
+            batch, *parts = (next(one) for one in (whole, first, second))
+            longest, q = batch.query_lengths.max(initial=0), batch.queries.shape[2]
+            assert q == next(size for size in (32, 128, 512) if size >= longest)
+            assert [part.queries.shape[2] for part in parts] == [q, q]
+            seen.add(q)
+    assert len(seen) >= 2
+
+
+def test_questions_that_a_limit_cuts_are_counted(data, model):
+    limited, tally = dataclasses.replace(data, query_length=8), Tally(data, 40)
+    rows = json.loads(Path(data.sources[0].path).read_text())
+    long = {k for k, one in enumerate(rows) if "image" in one
+            and len(one["conversations"][0]["value"].split()) > 8}  # fmt: skip
+    for batch in eval_batches(limited, model, 8, tally=tally):
+        assert batch.queries.shape[2] == 8
+    assert set(tally.cut_questions) == long and 0 < len(long) < 30
+    whole = Tally(data, 40)
+    assert {batch.queries.shape[2] for batch in eval_batches(data, model, 8, tally=whole)} <= {32, 128, 512}
+    assert not whole.cut_questions
