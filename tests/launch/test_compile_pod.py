@@ -24,7 +24,8 @@ def compile_pod(*arguments: str) -> subprocess.CompletedProcess:
 @needs_libtpu
 def test_a_step_compiles_for_a_slice_that_is_not_here(tmp_path):
     out = tmp_path / "new" / "report.json"
-    ran = compile_pod(CONFIG, "--topology", "v5e:2x2", "--json", str(out), "--model.remat", "none")
+    ran = compile_pod(CONFIG, "--topology", "v5e:2x2", "--json", str(out), "--model.remat", "none",
+                      "--data.query-length", "128")  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     for heading in ("memory per chip", "fits", "FLOPs per step", "all-gather, ICI", "predicted MFU"):
         assert heading in ran.stdout, heading
@@ -36,6 +37,11 @@ def test_a_step_compiles_for_a_slice_that_is_not_here(tmp_path):
     assert memory["aliased"] > 0.95 * memory["output"] and memory["total"] <= report["needed"] * 1.01
     assert any("decoder/layers/gate" in b["name"] for b in report["buffers"])
     assert report["unknown_loops"] == [] and report["defects"] == []
+    # Every length that a batch's questions may have is a program of its own.
+    (shorter,) = report["shorter_queries"]
+    assert (report["query_length"], shorter["query_length"]) == (128, 32)
+    assert shorter["model_flops"] < report["model_flops"] and "questions of up to 32" in ran.stdout
+    assert 0.99 <= shorter["flops_ratio"] <= 1.10
 
 
 @needs_libtpu
