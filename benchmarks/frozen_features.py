@@ -53,7 +53,8 @@ def random_batch(spec: Batch, rng: np.random.Generator) -> Batch:
             "positions": np.tile(np.arange(length, dtype=np.int32), (rows, 1)),
             "segments": np.ones(slots.shape, np.int32),
             "queries": rng.integers(1, 8192, spec.queries.shape).astype(np.int32),
-            "query_lengths": np.full(spec.query_lengths.shape, 32, np.int32)}  # fmt: skip
+            "query_segments": np.ones(spec.queries.shape, np.int32),
+            "query_ends": np.full(spec.query_ends.shape, 31, np.int32)}  # fmt: skip
     if spec.pixels is not None:
         made["pixels"] = rng.integers(0, 256, spec.pixels.shape, dtype=np.uint8)
     else:

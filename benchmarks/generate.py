@@ -124,7 +124,8 @@ class Ours:
         self.batch = Batch(
             tokens=tokens, slots=np.full_like(tokens, -1), labels=np.full_like(tokens, IGNORE),
             positions=np.arange(ids.size, dtype=np.int32)[None], segments=np.ones_like(tokens),
-            queries=np.zeros((1, 0, 4), np.int32), query_lengths=np.zeros((1, 0), np.int32),
+            queries=np.zeros((1, 0), np.int32), query_segments=np.zeros((1, 0), np.int32),
+            query_ends=np.zeros((1, 0), np.int32),
         )  # fmt: skip
         self.new = new
         self.begin = jax.jit(functools.partial(begin, model, (-1,)), static_argnums=5)

@@ -250,8 +250,9 @@ def full_batch(config: RunConfig) -> Batch:
         tokens=tokens, slots=slots, labels=labels,
         positions=np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape).copy(),
         segments=np.ones_like(tokens),
-        queries=rng.integers(1, model.decoder.vocab_size, (rows, 1, data.query_limit)).astype(np.int32),
-        query_lengths=np.full((rows, 1), data.query_limit, np.int32),
+        queries=rng.integers(1, model.decoder.vocab_size, (rows, data.query_limit)).astype(np.int32),
+        query_segments=np.ones((rows, data.query_limit), np.int32),
+        query_ends=np.full((rows, 1), data.query_limit - 1, np.int32),
         pixels=rng.integers(0, 256, (rows, 1, side, side, 3), dtype=np.uint8),
     )  # fmt: skip
 

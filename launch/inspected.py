@@ -12,6 +12,7 @@ from quecc_jax.data.batching import Draw, Grouped, Packed
 from quecc_jax.data.elastic import Elastic, choices
 from quecc_jax.data.faults import Tally
 from quecc_jax.data.pipeline import Assemble, draw_batches
+from quecc_jax.data.queries import question_ids
 from quecc_jax.data.sources import Source, open_sources
 from quecc_jax.data.tokenizer import Tokenizer, load_tokenizer
 
@@ -111,10 +112,10 @@ def _row(batch: Batch, place: int, number: int, draw: Draw, why: dict[int, str],
 
 
 def _view(batch: Batch, place: int, picture: int, tokenizer: Tokenizer) -> View:
-    tokens = int(batch.query_lengths[place, picture])
+    asked = question_ids(batch.queries[place], batch.query_segments[place], batch.query_ends[place, picture])
     pixels = None if batch.pixels is None else batch.pixels[place, picture]
     reader = tokenizer.questions or tokenizer
-    return View(pixels, reader.decode(batch.queries[place, picture, :tokens]), tokens)
+    return View(pixels, reader.decode(asked), len(asked))
 
 
 def _spans(tokens: np.ndarray, slots: np.ndarray, labels: np.ndarray, tokenizer: Tokenizer,

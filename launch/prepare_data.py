@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
+import numpy as np
+
 from launch.bars import bars
 from launch.cli import parse_options
 from quecc_jax.errors import UserError, run_cli
@@ -184,16 +186,18 @@ def write_queries(options: Options) -> None:
     questions = Questions(open_prepared(options.out).rows, layout)
     held, total = jax.device_put(params), len(questions.rows)
 
-    buckets = limit_buckets(config.data, config.model)
+    buckets = limit_buckets(config.data.query_limit)
 
     @jax.jit
     def run(params: Any, ids: Any, lengths: Any) -> Any:
-        made: Any = VLM(config.model).apply({"params": params}, ids, lengths, method=VLM.encode_query)
+        segments = (np.arange(ids.shape[1]) < lengths).astype(np.int32)
+        made: Any = VLM(config.model).apply({"params": params}, ids, segments, lengths - 1,
+                                            method=VLM.encode_query)  # fmt: skip
         return made[:, 0]
 
     def encode(asked: Any) -> Any:
         lengths = asked[:, -1:]
-        return run(held, asked[:, None, : bucket(int(lengths.max()), buckets)], lengths)
+        return run(held, asked[:, : bucket(int(lengths.max()), buckets)], lengths)
 
     fingerprint = f"{query_fingerprint(held, config.model)}-{questions.fingerprint()}"
     with bar("questions") as show:

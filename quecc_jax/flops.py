@@ -8,6 +8,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from quecc_jax.config import DecoderConfig, ModelConfig, RunConfig, VisionConfig
+from quecc_jax.data.queries import row_limit
 from quecc_jax.geometry import hidden_indices, projector_depth, query_layers, served
 from quecc_jax.query_config import ClipTextConfig
 
@@ -152,7 +153,7 @@ def train_flops(config: RunConfig, length: int | None = None, images: int | None
       config: the run.
       length: tokens of a row of this step's batch; None is data.max_length. Grouped batches differ.
       images: picture places of a row of it; None is the most that the config gives one.
-      query: tokens of its questions, padding included; None is the most, data.query_limit.
+      query: tokens of a row's questions, padding included; None is the most that a row may have.
     """
     model, data, stage = config.model, config.data, config.train.stage
     length = data.max_length if length is None else length
@@ -163,8 +164,8 @@ def train_flops(config: RunConfig, length: int | None = None, images: int | None
         total -= decoder - attention_flops(model.decoder, length, length)
     if images:
         picture = 0.0 if data.cached_features else tower_flops(model.tower)
-        query = data.query_limit if query is None else query
-        picture += 0.0 if data.cached_queries else query_flops(model, query)
+        query = row_limit(data, images) if query is None else query
+        total += 0.0 if data.cached_queries else query_flops(model, query)
         compressor = compressor_cost(model)
         adapter, first = compressor.flops + projector_flops(model), compressor.first
         if not compressor.params:

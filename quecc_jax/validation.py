@@ -90,6 +90,7 @@ def _query_checks(config: RunConfig) -> list[tuple[bool, str]]:
     """(holds, what to say if it does not) for every rule about the question's encoder."""
     query, depth, stage = config.model.query, config.model.decoder.depth, config.train.stage
     early, own, data = query.encoder == "early_exit", not query.reads_decoder, config.data
+    scaling = config.model.decoder.rope_scaling
     # Nobody asks where there is no picture, or a compressor that does not listen; weights alone have no text.
     idle = not (config.model.compressor.reads_question and data.images_per_row and data.tokenizer)
     return [
@@ -108,6 +109,9 @@ def _query_checks(config: RunConfig) -> list[tuple[bool, str]]:
         (not own or idle or 3 <= data.query_length <= query.text.positions,
          f"data.query_length {data.query_length} is not between 3 and the {query.text.positions} positions "
          f"of CLIP's text tower, which cannot read a longer question; set it to {query.text.positions}"),
+        (scaling.kind != "longrope" or own or idle or data.query_limit <= scaling.original_length,
+         f"questions of up to {data.query_limit} tokens are more than the {scaling.original_length} within "
+         "which the decoder reads a short text (rope_scaling longrope); set data.query_length to that"),
         (query.text.width % query.text.heads == 0,
          f"model.query.text.width {query.text.width} is not a multiple of its {query.text.heads} heads"),
     ]

@@ -121,7 +121,7 @@ def _check_text(golden: Golden) -> dict[str, float]:
 def _query(golden: Golden, made: dict[str, np.ndarray]) -> np.ndarray:
     """A row's query; of a row without a picture the original's, which no token depends on."""
     if len(made["queries"]):
-        return made["queries"][0]
+        return made["queries"]
     return query_ids("image", golden.tokenizer, DataConfig())[0]
 
 
@@ -135,7 +135,8 @@ def _batch(golden: Golden) -> Batch:
     pixels = np.zeros((b, 1, side, side, 3), np.float32)
     empty = {"tokens": 0, "slots": -1, "labels": IGNORE, "positions": 0, "segments": 0}
     fields = {name: np.full((b, length), fill, np.int32) for name, fill in empty.items()}
-    queries, query_lengths = np.zeros((b, 1, QUERY_TOKENS), np.int32), np.zeros((b, 1), np.int32)
+    queries, query_segments = np.zeros((2, b, QUERY_TOKENS), np.int32)
+    query_ends = np.zeros((b, 1), np.int32)
     for place, (row, one) in enumerate(zip(golden.rows, made, strict=True)):
         count = len(one["tokens"])
         for name in ("tokens", "slots", "labels"):
@@ -143,10 +144,12 @@ def _batch(golden: Golden) -> Batch:
         fields["positions"][place, :count] = np.arange(count)
         fields["segments"][place, :count] = 1
         query = _query(golden, one)
-        queries[place, 0, : len(query)], query_lengths[place] = query, len(query)
+        queries[place, : len(query)], query_segments[place, : len(query)] = query, 1
+        query_ends[place] = len(query) - 1
         for image in image_refs(row):
             pixels[place, 0] = _pixels(golden, image)
-    return Batch(queries=queries, query_lengths=query_lengths, pixels=pixels, **fields)
+    return Batch(queries=queries, query_segments=query_segments, query_ends=query_ends, pixels=pixels,
+                 **fields)  # fmt: skip
 
 
 def _pixels(golden: Golden, image: str) -> np.ndarray:
@@ -165,7 +168,7 @@ def _check_arrays(golden: Golden) -> dict[str, float]:
     def forward(batch: Batch) -> dict[str, jax.Array]:
         states = apply(VLM.encode_image, batch.pixels)
         features = split_features(states[:, 0], golden.model.vision)
-        query = apply(VLM.encode_query, batch.queries, batch.query_lengths)
+        query = apply(VLM.encode_query, batch.queries, batch.query_segments, batch.query_ends)
         logits = apply(VLM.logits, apply(VLM.__call__, batch))
         return {
             "single_level": features.single, "multi_level": features.multi, "query_feature": query,
@@ -241,7 +244,8 @@ def _check_answers(golden: Golden) -> dict[str, float]:
             tokens=made["tokens"][None], slots=made["slots"][None],
             labels=np.full((1, length), IGNORE, np.int32),
             positions=np.arange(length, dtype=np.int32)[None], segments=np.ones((1, length), np.int32),
-            queries=made["queries"][None], query_lengths=made["query_lengths"][None],
+            queries=made["queries"][None],
+            query_segments=np.ones((1, len(made["queries"])), np.int32), query_ends=made["query_ends"][None],
             pixels=np.stack([_pixels(golden, p) for p in pictures])[None],
         )  # fmt: skip
         generate = build_generator(golden.model, len(greedy), golden.tokenizer.eos_token_id)

@@ -135,7 +135,7 @@ def test_without_a_compressor_only_the_projector_counts():
 
 def test_query(cost):
     assert flops.query_flops(MODEL, 64) == pytest.approx(
-        cost(VLM.encode_query, ints(1, 1, 64), ints(1, 1)), rel=0.05)  # fmt: skip
+        cost(VLM.encode_query, ints(1, 64), ints(1, 64), ints(1, 1)), rel=0.05)  # fmt: skip
     zero = dataclasses.replace(MODEL, compressor=dataclasses.replace(MODEL.compressor, query="zero"))
     assert flops.query_flops(zero, 64) == 0.0
 
@@ -149,7 +149,7 @@ def test_other_query_encoders(encoder, layer):
     config = dataclasses.replace(CONFIG, model=model)
     params = abstract_params(config, mesh, batch_spec(model, config.data, 1))
     theirs = xla_flops(lambda p, *a: VLM(model).apply({"params": p}, *a, method=VLM.encode_query), params,
-                       ints(1, 1, 64), ints(1, 1))  # fmt: skip
+                       ints(1, 64), ints(1, 64), ints(1, 1))  # fmt: skip
     if encoder == "embeddings":
         # Beside the additions, XLA counts a few more for each number to mask padding and to look rows up.
         assert flops.query_flops(model, 64) == 64 * 768 <= theirs <= 6 * 64 * 768

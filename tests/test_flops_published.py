@@ -81,7 +81,8 @@ def test_every_part_of_an_answer(unrolled, name, kernel):
         "decode": (ANSWER - 1) * xla_flops(config, scored, bfloat((1, 1, d)), cache=cache),
     }
     if config.compressor.reads_question:
-        theirs["query"] = xla_flops(config, VLM.encode_query, ints(1, 1, QUESTION), ints(1, 1))
+        asked = ints(1, QUESTION), ints(1, QUESTION), ints(1, 1)
+        theirs["query"] = xla_flops(config, VLM.encode_query, *asked)
     for part, count in theirs.items():
         assert parts[part] == pytest.approx(count, rel=0.02), part
 

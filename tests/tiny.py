@@ -18,6 +18,7 @@ from quecc_jax.config import (
     VisionConfig,
 )
 from quecc_jax.data.batch import IGNORE, Batch, batch_spec
+from quecc_jax.data.queries import question_ids, question_segments, row_limit
 from quecc_jax.sharding import make_mesh
 from quecc_jax.train.step import abstract_params
 
@@ -77,7 +78,7 @@ def random_batch(config: RunConfig, seed: int = 0, pictures: list[int] | None = 
     pictures = pictures or [r % (i + 1) for r in range(b)]
     tokens, slots = np.zeros((b, s), np.int32), np.full((b, s), -1, np.int32)
     labels, segments = np.full((b, s), IGNORE, np.int32), np.zeros((b, s), np.int32)
-    lengths = np.zeros((b, i), np.int32)
+    query_ends, q = np.full((b, i), -1, np.int32), row_limit(data, i)
     for r, count in enumerate(pictures):
         length = int(rng.integers(count * v + 8, s + 1)) if count * v + 8 <= s else s
         tokens[r, :length] = rng.integers(1, model.decoder.vocab_size, length)
@@ -85,7 +86,7 @@ def random_batch(config: RunConfig, seed: int = 0, pictures: list[int] | None = 
         slots[r, 1 : 1 + count * v] = np.arange(count * v)
         labels[r, length - 4 : length] = tokens[r, length - 4 : length]
         segments[r, :length] = 1
-        lengths[r, :count] = rng.integers(1, data.query_limit + 1, count)
+        query_ends[r, :count] = np.cumsum(rng.integers(1, data.query_limit + 1, count)) - 1
     side = model.vision.image_size
     return Batch(
         tokens=tokens,
@@ -93,8 +94,16 @@ def random_batch(config: RunConfig, seed: int = 0, pictures: list[int] | None = 
         labels=labels,
         positions=np.broadcast_to(np.arange(s, dtype=np.int32), (b, s)).copy(),
         segments=segments,
-        queries=rng.integers(1, model.decoder.vocab_size, (b, i, data.query_limit)).astype(np.int32),
-        query_lengths=lengths,
+        queries=rng.integers(1, model.decoder.vocab_size, (b, q)).astype(np.int32),
+        query_segments=np.stack([question_segments(ends[ends >= 0], q) for ends in query_ends]),
+        query_ends=query_ends,
         pixels=rng.integers(0, 256, (b, i, side, side, 3), dtype=np.uint8),
         ids=np.arange(b, dtype=np.int64),
     )
+
+
+def asked(batch: Batch) -> list[tuple[int, int, np.ndarray]]:
+    """(row, picture, ids) of every question of a batch."""
+    queries, segments, ends = batch.queries, batch.query_segments, batch.query_ends
+    return [(row, picture, question_ids(queries[row], segments[row], ends[row, picture]))
+            for row, picture in np.argwhere(ends >= 0)]  # fmt: skip

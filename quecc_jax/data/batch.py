@@ -25,7 +25,7 @@ class Batch(NamedTuple):
 
     A picture is I-th of its row and owns V consecutive slots of that row's flat visual tokens
     [I * V]. A text-only row is an ordinary row none of whose positions has a slot; its pictures
-    are zeros and its queries are empty.
+    are zeros and it has no queries.
     """
 
     tokens: Array
@@ -39,10 +39,13 @@ class Batch(NamedTuple):
     segments: Array
     """[B, S] 1, 2, ... for the conversations packed into the row, 0 for padding."""
     queries: Array
-    """[B, I, Q] bare question (BOS first) that conditions each picture's compression; Q is one of
-    `queries.query_buckets`."""
-    query_lengths: Array
-    """[B, I] real tokens of each query; 0 for an absent picture."""
+    """[B, Q] bare questions (BOS first) that condition the pictures' compression, one behind the other; Q is
+    one of `queries.query_buckets`."""
+    query_segments: Array
+    """[B, Q] 1, 2, ... for the questions of the row, 0 for padding."""
+    query_ends: Array
+    """[B, I] place in the row's queries of the last token of the question about each picture; -1 for no
+    picture."""
     pixels: Array = None
     """[B, I, H, W, 3] uint8, normalised on the device; None when features are given."""
     features: Array = None
@@ -61,8 +64,9 @@ def batch_spec(model: ModelConfig, data: DataConfig, rows: int, cached: bool = F
     Grouped batches may be shorter, and without picture places; this is the largest, with queries of
     `query_length` tokens, one of `queries.query_buckets`, or the longest for 0.
     """
-    b, s, q, vision = rows, data.max_length, query_length or query_buckets(data, model)[-1], model.vision
+    b, s, vision = rows, data.max_length, model.vision
     i = data.row_images(model.visual_tokens, vision.places)
+    q = (query_length or query_buckets(data, model)[-1]) if i else 0
 
     def ints(*shape: int) -> Any:
         return jax.ShapeDtypeStruct(shape, jnp.int32)
@@ -73,7 +77,7 @@ def batch_spec(model: ModelConfig, data: DataConfig, rows: int, cached: bool = F
     query_features: Any = jax.ShapeDtypeStruct((b, i, query_width(model)), jnp.float16)
     return Batch(
         tokens=ints(b, s), slots=ints(b, s), labels=ints(b, s), positions=ints(b, s),
-        segments=ints(b, s), queries=ints(b, i, q), query_lengths=ints(b, i),
+        segments=ints(b, s), queries=ints(b, q), query_segments=ints(b, q), query_ends=ints(b, i),
         pixels=pixels if i and not cached else None, features=features if i and cached else None,
         query_features=query_features if i and data.cached_queries else None,
     )

@@ -6,8 +6,8 @@ so that a run continues anywhere, whatever its number of processes and workers.
 
 import hashlib
 import sys
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,7 +26,7 @@ class Draw(NamedTuple):
     images: int
     """Pictures I of a row."""
     query_length: int = 0
-    """Tokens Q of a query; 0 for the shortest bucket that holds those of the rows."""
+    """Tokens Q of a row's queries; 0 for the shortest bucket that holds those of the rows."""
     visual_tokens: int = 0
     """Slots V of a picture where that is drawn; 0 where it is not."""
 
@@ -39,29 +39,34 @@ class Measures(NamedTuple):
     pictures: np.ndarray
     """int32 [N]"""
     queries: np.ndarray
-    """int32 [N] tokens of the longest question about a row's pictures."""
+    """int32 [N] tokens of the questions about a row's pictures."""
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """int32 [N] what a conversation needs of a packed row, where questions have as much room as tokens.
+        They are fewer, but where a template leaves the human's words out."""
+        return np.maximum(self.tokens, self.queries)
 
     def digest(self) -> str:
-        """Short hash: a stream that was drawn by other measures cannot be continued. How long questions are
-        decides shapes, not what is drawn."""
-        drawn_by = (self.tokens, self.pictures)
+        """Short hash: a stream that was drawn by other measures cannot be continued."""
+        drawn_by = (self.sizes, self.pictures)
         content = b"".join(np.ascontiguousarray(field, np.int32).tobytes() for field in drawn_by)
         return hashlib.sha256(content).hexdigest()[:16]
 
 
 class Queries(NamedTuple):
-    """How long the questions of a batch may be."""
+    """How long the questions of a batch's rows may be."""
 
     buckets: tuple[int, ...]
     """`queries.query_buckets`."""
     lengths: np.ndarray
     """int32 [N], `Measures.queries`; of no rows where there is one bucket."""
 
-    def __call__(self, rows: np.ndarray) -> int:
-        """The bucket of a batch of these rows."""
+    def __call__(self, rows: Iterable[Any]) -> int:
+        """The bucket of a batch of these rows, each one number or those of a packed row."""
         if len(self.buckets) == 1:
             return self.buckets[0]
-        return bucket(int(self.lengths[rows].max(initial=0)), self.buckets)
+        return bucket(max((int(self.lengths[row].sum()) for row in rows), default=0), self.buckets)
 
 
 class Padded(Sequence[Draw]):
@@ -178,7 +183,7 @@ class Packed(Sequence[Draw]):
         ids = np.full((len(rows), max(map(len, rows))), -1, np.int64)
         for place, row in enumerate(rows):
             ids[place, : len(row)] = self.order.ids(row)
-        return Draw(ids, self.length, self.images, self.queries(np.concatenate(rows)))
+        return Draw(ids, self.length, self.images, self.queries(rows))
 
     def epoch(self, epoch: int = 0) -> int:
         """Packed rows of the epochs up to this one, itself included."""
@@ -207,7 +212,7 @@ class Packed(Sequence[Draw]):
         size = self.order.rows
         first, last = (size * k // self.windows for k in (place, place + 1))
         rows = self.order(epoch * size + first, epoch * size + last)
-        packed = pack(self.measures.tokens[rows], self.measures.pictures[rows], self.length, self.images)
+        packed = pack(self.measures.sizes[rows], self.measures.pictures[rows], self.length, self.images)
         shuffled = permutation(len(packed), self.order.seed, number, 2)
         return [rows[packed[k]] for k in shuffled]
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from quecc_jax.config import DataConfig
 from quecc_jax.data.batch import IGNORE, NEWLINE
+from quecc_jax.data.queries import row_limit
 from quecc_jax.data.templates import PLACEHOLDER, TEMPLATES, Mark, pieces
 from quecc_jax.data.tiles import Arrangement
 from quecc_jax.data.tokenizer import Tokenizer
@@ -61,10 +62,10 @@ def encode(row: dict[str, Any], tokenizer: Tokenizer, data: DataConfig, visual_t
 
     Returns:
       int32 arrays: `tokens`, `labels` and `slots` of one length L <= data.max_length (see `Batch`),
-      `queries` [P, Q] of the P places that its pictures take, Q that of the longest, at most
-      data.query_limit; `query_lengths` [P]; `query_cut` [], the tokens that this limit took from its
-      questions; and `cut` [], the number of tokens that did not fit: all of them, and L = 0, where
-      data.too_long drops the row.
+      `queries` [Q], the different questions about its pictures one behind the other, each of at most
+      data.query_limit tokens; `query_ends` [P], where among them the question ends about the picture in each
+      of P places; `query_cut` [], the tokens that limits took from questions; and `cut` [], the number of
+      tokens that did not fit: all of them, and L = 0, where data.too_long drops the row.
 
     Raises:
       BadRow: the row is not of that form, its text is not UTF-8, its placeholders and pictures differ
@@ -203,13 +204,13 @@ def _encode(whole: Talk, talk: Talk, pictures: int, tokenizer: Tokenizer, data: 
     ids, learned = np.array(tokens[:kept], np.int32), np.array(loss[:kept], bool)
     asked = query_turns(whole.turns, whole.system) if asked is None else asked
     places = [one.places for one in arranged]
-    queries, query_lengths, query_cut = _queries(asked, places, tokenizer, data)
+    queries, query_ends, query_cut = _queries(asked, places, tokenizer, data)
     return {
         "tokens": ids,
         "slots": np.array(slots[:kept], np.int32),
         "labels": np.where(learned, ids, IGNORE).astype(np.int32),
         "queries": queries,
-        "query_lengths": query_lengths,
+        "query_ends": query_ends,
         "query_cut": query_cut,
         "cut": np.array(cut, np.int32),
     }
@@ -217,14 +218,19 @@ def _encode(whole: Talk, talk: Talk, pictures: int, tokenizer: Tokenizer, data: 
 
 def _queries(asked: Sequence[str], places: Sequence[int], tokenizer: Tokenizer, data: DataConfig,
              ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`queries`, `query_lengths` and `query_cut` of `encode`, of pictures that take so many places each."""
-    read = [query_ids(turn, tokenizer, data) for turn in asked]
-    rows = [ids for (ids, _), count in zip(read, places, strict=True) for _ in range(count)]
-    lengths = np.array([len(ids) for ids in rows], np.int32)
-    queries = np.zeros((len(rows), lengths.max(initial=0)), np.int32)
-    for row, ids in zip(queries, rows, strict=True):
-        row[: len(ids)] = ids
-    return queries, lengths, np.array(sum(cut for _, cut in read), np.int32)
+    """`queries`, `query_ends` and `query_cut` of `encode`, of pictures that take so many places each."""
+    turns = list(dict.fromkeys(asked))
+    read = [query_ids(turn, tokenizer, data) for turn in turns]
+    # A row that was truncated may hold less than the whole of its turns.
+    room, cut, kept = row_limit(data, len(asked)), sum(cut for _, cut in read), list[np.ndarray]()
+    for behind, (ids, _) in zip(range(len(read))[::-1], read, strict=True):
+        kept.append(ids[: room - behind])
+        cut += len(ids) - len(kept[-1])
+        room -= len(kept[-1])
+    last = dict(zip(turns, np.cumsum([len(ids) for ids in kept]) - 1, strict=True))
+    ends = [last[turn] for turn, count in zip(asked, places, strict=True) for _ in range(count)]
+    none = np.zeros(0, np.int32)
+    return np.concatenate([none, *kept]), np.array(ends, np.int32), np.array(cut, np.int32)
 
 
 def query_ids(question: str, tokenizer: Tokenizer, data: DataConfig) -> tuple[np.ndarray, int]:

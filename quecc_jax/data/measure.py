@@ -118,7 +118,7 @@ def _lengths(source: Source, start: int, stop: int) -> tuple[np.ndarray, Read]:
             left_out.append(LeftOut(row, error.fault, str(error)))
             continue
         if len(encoded.codes):
-            made[:, number] = len(encoded.codes), encoded.places, encoded.query_lengths.max(initial=0)
+            made[:, number] = len(encoded.codes), encoded.places, len(encoded.queries)
         else:
             left_out.append(LeftOut(row, DROPPED, ""))
     return made, Read(stop - start, (), (), tuple(left_out))

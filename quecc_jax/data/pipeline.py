@@ -21,7 +21,7 @@ from quecc_jax.data.elastic import Elastic, Slots, choices
 from quecc_jax.data.faults import DROPPED, LeftOut, Read, Tally
 from quecc_jax.data.measure import measure
 from quecc_jax.data.order import Order
-from quecc_jax.data.queries import bucket, query_buckets
+from quecc_jax.data.queries import bucket, query_buckets, question_segments
 from quecc_jax.data.sources import Encoded, Source, open_sources, read_rows
 from quecc_jax.data.tiles import arrangement_settings
 from quecc_jax.errors import BadRow, UserError
@@ -57,7 +57,7 @@ class Assemble:
         b, s, i = len(ids), draw.length, draw.images
         codes, loss = np.zeros((b, s), np.int32), np.zeros((b, s), bool)
         positions, segments = np.zeros((2, b, s), np.int32)
-        asked, query_lengths = list[tuple[int, int, np.ndarray]](), np.zeros((b, i), np.int32)
+        asked, query_ends = [list[np.ndarray]() for _ in range(b)], np.full((b, i), -1, np.int32)
         seen: np.ndarray | None = None
         if i and self.data.cached_features:
             seen = np.zeros((b, i, *self.features), np.float16)
@@ -68,7 +68,7 @@ class Assemble:
             query_features = np.zeros((b, i, self.width), np.float16)
         truncated, cut_questions, left_out = list[int](), list[int](), list[LeftOut]()
         for place, row in enumerate(ids.tolist()):
-            start, picture, segment = 0, 0, 0
+            start, picture, segment, question = 0, 0, 0, 0
             for identity in row:
                 if identity < 0:
                     continue
@@ -88,9 +88,9 @@ class Assemble:
                 codes[place, here], loss[place, here] = laid
                 segments[place, here] = segment
                 positions[place, here] = np.arange(length)
-                if pictures:
-                    asked.append((place, picture, made.queries))
-                    query_lengths[place, picture:picture + pictures] = made.query_lengths
+                asked[place].append(made.queries)
+                query_ends[place, picture:picture + pictures] = question + made.query_ends
+                question += len(made.queries)
                 if query is not None and query_features is not None:
                     query_features[place, picture:picture + pictures] = query
                 start, picture = start + length, picture + pictures
@@ -98,17 +98,20 @@ class Assemble:
                     truncated.append(identity)
                 if made.query_cut:
                     cut_questions.append(identity)
-        q = draw.query_length or bucket(int(query_lengths.max(initial=0)), self.buckets)
-        queries = np.zeros((b, i, q), np.int32)
-        for place, picture, ids_asked in asked:
-            queries[place, picture:picture + len(ids_asked), :ids_asked.shape[1]] = ids_asked
+        q = (draw.query_length or bucket(max(sum(map(len, row)) for row in asked), self.buckets)) if i else 0
+        queries, query_segments = np.zeros((2, b, q), np.int32)
+        for place, row_asked in enumerate(asked):
+            flat = np.concatenate([np.zeros(0, np.int32), *row_asked])
+            queries[place, :len(flat)] = flat
+            query_segments[place] = question_segments(query_ends[place][query_ends[place] >= 0], q)
         cached = self.data.cached_features
-        return Batch(
+        batch = Batch(
             tokens=np.maximum(codes, 0), slots=np.where(codes < 0, -1 - codes, -1),
             labels=np.where(loss, codes, IGNORE), positions=positions, segments=segments, queries=queries,
-            query_lengths=query_lengths, pixels=None if cached else seen, features=seen if cached else None,
-            query_features=query_features, ids=draw.ids), Read(
-                int((ids >= 0).sum()), tuple(truncated), tuple(cut_questions), tuple(left_out))
+            query_segments=query_segments, query_ends=query_ends, pixels=None if cached else seen,
+            features=seen if cached else None, query_features=query_features, ids=draw.ids)
+        rows = int((ids >= 0).sum())
+        return batch, Read(rows, tuple(truncated), tuple(cut_questions), tuple(left_out))
 
     def _where(self, identity: int) -> str:
         return self.sources[identity >> 32].where(identity & 0xFFFFFFFF)
@@ -282,9 +285,9 @@ def draw_batches(sources: Sequence[Source], data: DataConfig, model: ModelConfig
                               "batch_size": batch_size, "batching": data.batching}
     draws: Sequence[Draw]
     images = data.row_images(model.visual_tokens, model.vision.places)
-    buckets = query_buckets(data, model) if images else (data.query_limit,)
+    buckets = query_buckets(data, model)
     measures = Measures(*np.zeros((3, 0), np.int32))
-    if data.batching != "pad" or len(buckets) > 1:
+    if data.batching != "pad" or (images and len(buckets) > 1):
         measures = measure(sources, data, model.visual_tokens, arrangement_settings(model))
     queries = Queries(buckets, measures.queries)
     if data.batching == "pad":

@@ -1,10 +1,13 @@
-"""How long the questions of a batch may be: a few static shapes, of which it takes the shortest that fits.
+"""Questions for the compressor in a batch: one behind the other in a row, in a few static lengths.
 
-Nothing is cut to fit a shape. The bucket follows from the plan of the global batch, so that every process
-compiles and runs the same program.
+Nothing is cut to fit a shape. The length of a batch follows from the plan of the global batch, so that every
+process compiles and runs the same program.
 """
 
 from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 from quecc_jax.config import DataConfig, ModelConfig
 
@@ -15,30 +18,43 @@ RATIO = 4
 """Of two neighbouring buckets: with powers of four, four of them reach from 32 tokens to 2,048."""
 
 
-def query_buckets(data: DataConfig, model: ModelConfig) -> tuple[int, ...]:
-    """Lengths Q that the queries of a training batch may have, ascending: `limit_buckets`, or the limit alone
-    where the step reads no question, because the compressor reads none or its feature is stored."""
-    if data.cached_queries or not model.compressor.reads_question:
-        return (data.query_limit,)
-    return limit_buckets(data, model)
+def row_limit(data: DataConfig, pictures: int) -> int:
+    """Most tokens of the questions about so many pictures of a row.
 
-
-def limit_buckets(data: DataConfig, model: ModelConfig) -> tuple[int, ...]:
-    """`data.query_limit` and at most three shorter lengths, ascending.
-
-    Decoders with `longrope` turn their heads otherwise in rows above `original_length`: a bucket ends there,
-    so that no shorter question is read as a long one.
+    In the decoder's own tokens they are no more than the row's, of which they are parts.
     """
-    limit, scaling = data.query_limit, model.decoder.rope_scaling
+    most = data.query_limit * pictures
+    return most if data.query_tokenizer else min(most, data.max_length)
+
+
+def query_buckets(data: DataConfig, model: ModelConfig) -> tuple[int, ...]:
+    """Lengths Q that the queries of a training batch may have, ascending: `limit_buckets`, or the longest
+    alone where the step reads no question, because the compressor reads none or its feature is stored."""
+    buckets = limit_buckets(row_limit(data, data.row_images(model.visual_tokens, model.vision.places)))
+    return buckets[-1:] if data.cached_queries or not model.compressor.reads_question else buckets
+
+
+def limit_buckets(limit: int) -> tuple[int, ...]:
+    """A limit and at most three shorter lengths, ascending."""
     buckets = [limit]
     while len(buckets) < BUCKETS and buckets[-1] >= SHORTEST * RATIO:
         buckets.append(-(-buckets[-1] // RATIO))
-    if scaling.kind == "longrope" and model.query.reads_decoder and limit > scaling.original_length:
-        lower = max((size for size in buckets if size <= scaling.original_length), default=buckets[-1])
-        buckets = [*(size for size in buckets if size != lower or size == limit), scaling.original_length]
-    return tuple(sorted(buckets))
+    return tuple(buckets[::-1])
 
 
 def bucket(length: int, buckets: Sequence[int]) -> int:
     """The shortest bucket that holds so many tokens."""
     return next(size for size in buckets if size >= length)
+
+
+def question_segments(ends: np.ndarray, length: int) -> np.ndarray:
+    """int32 [length]: 1, 2, ... for each of the questions that end at `ends`, in any order and repeated; 0
+    behind the last."""
+    last = np.unique(ends)
+    number = np.searchsorted(last, np.arange(length)) + 1
+    return np.where(number <= len(last), number, 0).astype(np.int32)
+
+
+def question_ids(queries: Any, segments: Any, end: int) -> np.ndarray:
+    """int32 [<= Q]: the question that ends there, of a row's queries and segments [Q]."""
+    return np.asarray(queries)[np.asarray(segments) == segments[end]]

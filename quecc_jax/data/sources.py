@@ -34,18 +34,18 @@ class Encoded(NamedTuple):
     loss: np.ndarray
     """bool [L] positions that carry loss."""
     queries: np.ndarray
-    """int32 [P, <= Q] bare question about the picture of each of P places."""
-    query_lengths: np.ndarray
-    """int32 [P]"""
+    """int32 [<= Q] bare questions about its pictures, one behind the other."""
+    query_ends: np.ndarray
+    """int32 [P] where among them the question ends about the picture in each of P places."""
     query_cut: bool
-    """data.query_length cut a question."""
+    """A question was cut."""
     cut: bool
     """The row was truncated, or dropped if nothing is left of it."""
 
     @property
     def places(self) -> int:
         """Places among the pictures of a batch's row that its pictures take: one each, or more with tiles."""
-        return len(self.query_lengths)
+        return len(self.query_ends)
 
 
 class Source(Protocol):
@@ -104,7 +104,7 @@ class Layout(NamedTuple):
         made = encode(row, self.tokenizer, data, self.visual_tokens, self.prompts, arranged)
         slots = made["slots"]
         return Encoded(np.where(slots >= 0, -1 - slots, made["tokens"]), made["labels"] >= 0, made["queries"],
-                       made["query_lengths"], bool(made["query_cut"]), bool(made["cut"]))
+                       made["query_ends"], bool(made["query_cut"]), bool(made["cut"]))
 
 
 class RowSource:
@@ -188,11 +188,10 @@ class Questions:
           BadRow: the row cannot be read, or different turns ask about its pictures.
         """
         made = self.layout(self.rows[row])
-        asked = {ids[:length].tobytes() for ids, length in zip(made.queries, made.query_lengths, strict=True)}
-        if len(asked) > 1:
+        if len(set(made.query_ends.tolist())) > 1:
             raise BadRow("turns", "its pictures stand in different turns, and stored queries are one a row; "
                                   "set data.cached_queries = False, or make a row of each turn")
-        return np.frombuffer(asked.pop() if asked else b"", np.int32)
+        return made.queries
 
     def __call__(self, row: int) -> np.ndarray:
         """int32 [Q + 1]: the row's `ids`, filled up with zeros, and their number; or BadRow."""
@@ -265,16 +264,15 @@ class PoolSource:
                         raise error.at(self.where(number)) from None
                     self._bad[len(kinds)] = error.at(self.where(number))
                     none = np.zeros(0, np.int32)
-                    kinds.append(Encoded(none, none > 0, none[:, None], none, False, False))
+                    kinds.append(Encoded(none, none > 0, none, none, False, False))
             self._kind[number] = place[key]
         self._start = _offsets([len(kind.codes) for kind in kinds])
-        self._query_start = _offsets([kind.queries.size for kind in kinds])
-        self._asked = _offsets([kind.places for kind in kinds])
-        """Places of the kinds before each."""
+        self._query_start = _offsets([len(kind.queries) for kind in kinds])
+        self._ends_start = _offsets([kind.places for kind in kinds])
         self._codes = np.concatenate([np.zeros(0, np.int32), *(kind.codes for kind in kinds)])
         self._loss = np.concatenate([np.zeros(0, bool), *(kind.loss for kind in kinds)])
-        self._query = np.concatenate([np.zeros(0, np.int32), *(kind.queries.ravel() for kind in kinds)])
-        self._query_lengths = np.concatenate([np.zeros(0, np.int32), *(kind.query_lengths for kind in kinds)])
+        self._query = np.concatenate([np.zeros(0, np.int32), *(kind.queries for kind in kinds)])
+        self._query_ends = np.concatenate([np.zeros(0, np.int32), *(kind.query_ends for kind in kinds)])
         self._cut = np.array([(kind.query_cut, kind.cut) for kind in kinds], bool).reshape(-1, 2)
 
     def __len__(self) -> int:
@@ -288,10 +286,9 @@ class PoolSource:
         if kind in self._bad:
             raise self._bad[kind]
         span = slice(self._start[kind], self._start[kind + 1])
-        lengths = self._query_lengths[self._asked[kind]:self._asked[kind + 1]]
         queries = self._query[self._query_start[kind]:self._query_start[kind + 1]]
-        queries = queries.reshape(len(lengths), lengths.max(initial=0))
-        return Encoded(self._codes[span], self._loss[span], queries, lengths, *self._cut[kind].tolist())
+        ends = self._query_ends[self._ends_start[kind]:self._ends_start[kind + 1]]
+        return Encoded(self._codes[span], self._loss[span], queries, ends, *self._cut[kind].tolist())
 
     def write_pixels(self, row: int, out: np.ndarray) -> None:
         assert self._pixels is not None

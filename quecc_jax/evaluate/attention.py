@@ -35,8 +35,8 @@ def attention_maps(
         weights = encode.attention(params, batch, [picture_keys(i, rows[i]) if i >= 0 else [] for i in ids])
         if weights is None:
             continue
-        for identity, found, lengths in zip(ids, weights, batch.query_lengths, strict=True):
-            present = int(np.count_nonzero(lengths))
+        for identity, found, ends in zip(ids, weights, batch.query_ends, strict=True):
+            present = int(np.count_nonzero(ends >= 0))
             if identity >= 0 and present:
                 yield rows[identity], found[:present]
 

@@ -15,6 +15,7 @@ from quecc_jax.config import RunConfig
 from quecc_jax.data.batch import IGNORE, Batch
 from quecc_jax.data.conversation import prompt, query_turns
 from quecc_jax.data.images import Picture, load_pixels, picture_size
+from quecc_jax.data.queries import question_segments
 from quecc_jax.data.templates import PLACEHOLDER, stops
 from quecc_jax.data.tiles import Arrangement, arrange
 from quecc_jax.data.tokenizer import load_tokenizer
@@ -196,16 +197,15 @@ class Engine:
         sizes = [(len(one["tokens"]), int(one["query_cut"])) for one in made]
         pictures = max(len(question.pictures) for question in questions) * model.vision.places
         length, places = self._places(max(length for length, _ in sizes), new)
-        longest = max(one["queries"].shape[1] for one in made)
-        batch = self._empty(len(made), length, pictures, max(1, longest))
+        batch = self._empty(len(made), length, pictures, max(len(one["queries"]) for one in made))
         for row, (question, one) in enumerate(zip(questions, made, strict=True)):
             squares = [square for picture in question.pictures for square in picture.squares()]
-            length, (count, asked) = len(one["tokens"]), one["queries"].shape
+            length, count, asked = len(one["tokens"]), len(squares), len(one["queries"])
             batch.tokens[row, :length], batch.slots[row, :length] = one["tokens"], one["slots"]
             batch.positions[row, :length], batch.segments[row, :length] = np.arange(length), 1
             batch.labels[row, :length] = one["labels"]
-            batch.queries[row, :count, :asked] = one["queries"]
-            batch.query_lengths[row, :count] = one["query_lengths"]
+            batch.queries[row, :asked], batch.query_ends[row, :count] = one["queries"], one["query_ends"]
+            batch.query_segments[row] = question_segments(one["query_ends"], batch.queries.shape[1])
             for place, square in enumerate(squares):
                 batch.pixels[row, place] = square
         keys: list[list[Hashable]] = [
@@ -215,13 +215,13 @@ class Engine:
     def _empty(self, rows: int, length: int, pictures: int, query: int) -> Batch:
         """A batch of nothing but padding, its rows and queries rounded up."""
         split = 1 if self._mesh is None else batch_parts(self._mesh)
-        b, q = round_up(rows, split), round_up(query)
+        b, q = round_up(rows, split), round_up(query) if pictures else 0
         side = self.config.model.vision.input_size
         none = np.zeros((b, length), np.int32)
         return Batch(
             tokens=none.copy(), slots=none - 1, labels=np.full_like(none, IGNORE), positions=none.copy(),
-            segments=none.copy(), queries=np.zeros((b, pictures, q), np.int32),
-            query_lengths=np.zeros((b, pictures), np.int32),
+            segments=none.copy(), queries=np.zeros((b, q), np.int32),
+            query_segments=np.zeros((b, q), np.int32), query_ends=np.full((b, pictures), -1, np.int32),
             pixels=np.zeros((b, pictures, side, side, 3), np.uint8) if pictures else None,
         )  # fmt: skip
 

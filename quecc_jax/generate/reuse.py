@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from quecc_jax.config import ModelConfig
 from quecc_jax.data.batch import Batch
+from quecc_jax.data.queries import question_ids
 from quecc_jax.generate.decode import on_mesh
 from quecc_jax.geometry import query_width
 from quecc_jax.models.vlm import VLM, Visual
@@ -105,7 +106,7 @@ class Encoders:
           batch: on the host, with pixels, or with features, which are taken as they are.
           pictures: for each row the keys of its pictures; equal keys mean equal pixels.
         """
-        c, (b, i) = self.config, batch.queries.shape[:2]
+        c, (b, i) = self.config, batch.query_ends.shape
         inputs = self._inputs(params, batch, pictures)
         if inputs is None:
             return Visual(jnp.zeros((b, i, c.visual_tokens, c.decoder.width), jnp.dtype(c.dtype)))
@@ -127,9 +128,9 @@ class Encoders:
         self, params: Any, batch: Batch, pictures: Sequence[Sequence[Hashable]]
     ) -> tuple[Any, Any] | None:
         """The tower's states [B, I, n, K, D] and the questions' features [B, I, H], unless there is none."""
-        c, (b, i) = self.config, batch.queries.shape[:2]
-        lengths = np.asarray(batch.query_lengths)
-        present = [(r, n) for r in range(b) for n in range(i) if lengths[r, n]]
+        c, (b, i) = self.config, batch.query_ends.shape
+        ends = np.asarray(batch.query_ends)
+        present = [(r, n) for r in range(b) for n in range(i) if ends[r, n] >= 0]
         if not present:
             return None
         states = batch.features
@@ -138,8 +139,12 @@ class Encoders:
             states = self._gather("pictures", self.reuse.pictures, keys, (b, i), params, (batch.pixels,))
         query = jnp.zeros((b, i, query_width(c)), jnp.dtype(c.dtype))
         if c.compressor.reads_question:
-            ids = np.asarray(batch.queries)
-            keys = {(r, n): ids[r, n, : lengths[r, n]].tobytes() for r, n in present}
+            queries, segments = np.asarray(batch.queries), np.asarray(batch.query_segments)
+            asked = {(r, n): question_ids(queries[r], segments[r], ends[r, n]) for r, n in present}
+            keys = {place: one.tobytes() for place, one in asked.items()}
+            ids, lengths = np.zeros((b, i, queries.shape[1]), np.int32), np.zeros((b, i), np.int32)
+            for place, one in asked.items():
+                ids[place][: len(one)], lengths[place] = one, len(one)
             query = self._gather("questions", self.reuse.questions, keys, (b, i), params, (ids, lengths))
         if self._mesh is not None:
             states, query = jax.device_put((states, query), batch_sharding(self._mesh))
@@ -196,7 +201,9 @@ class Encoders:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _questions(model: VLM, params: Any, ids: jax.Array, lengths: jax.Array) -> tuple[jax.Array, ...]:
-    return _rows(model.apply({"params": params}, ids, lengths, method=VLM.encode_query))
+    segments = (jnp.arange(ids.shape[-1]) < lengths[..., None]).astype(jnp.int32)
+    asked = ids[:, 0], segments[:, 0], lengths - 1
+    return _rows(model.apply({"params": params}, *asked, method=VLM.encode_query))
 
 
 @functools.partial(jax.jit, static_argnums=0)

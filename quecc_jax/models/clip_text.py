@@ -1,4 +1,4 @@
-"""CLIP's text transformer: a question's token ids to one vector in the space of the pictures' captions."""
+"""CLIP's text transformer: questions' token ids to vectors in the space of the pictures' captions."""
 
 import flax.linen as nn
 import jax
@@ -17,20 +17,20 @@ class ClipText(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, tokens: jax.Array, last: jax.Array) -> jax.Array:
-        """Features [B, H] of token ids [B, Q], the end token of each at `last` [B].
+    def __call__(
+        self, tokens: jax.Array, positions: jax.Array, segments: jax.Array, last: jax.Array
+    ) -> jax.Array:
+        """Features [B, I, H] of the texts in token ids [B, Q], each a segment, that end at `last` [B, I].
 
-        Q may exceed the positions that there are, if all places beyond are padding.
+        Positions [B, Q] count within a text and are less than those that there are, but in padding.
         """
         c = self.config
-        tokens = tokens[:, : c.positions]
         normal = nn.initializers.normal(0.02)
         table = self.param("token_embedding", logical(normal, "vocab", "embed"), (c.vocab_size, c.width))
         places = self.param("position_embedding", logical(normal, None, "embed"), (c.positions, c.width))
         table = nn.with_logical_constraint(table.astype(self.dtype), ("vocab", None))
-        index = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        x = by_rows(jnp.take(table, tokens, axis=0) + places[: tokens.shape[1]].astype(self.dtype))
-        # Nothing stands behind the end token that it could see, so padding needs no mask of its own.
+        place = jnp.take(places.astype(self.dtype), jnp.minimum(positions, c.positions - 1), axis=0)
+        x = by_rows(jnp.take(table, tokens, axis=0) + place)
         stack = nn.scan(
             ClipLayer,
             variable_axes={"params": 0},
@@ -39,8 +39,8 @@ class ClipText(nn.Module):
             length=c.depth,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        x, _ = stack(c, self.dtype, name="layers")(x, causal(jnp.ones_like(tokens), index))
-        x = jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
+        x, _ = stack(c, self.dtype, name="layers")(x, causal(segments, positions))
+        x = jnp.take_along_axis(x, last[..., None], axis=1)
         x = LayerNorm(c.norm_eps, name="final_norm")(x)
         if not c.projection:
             return x

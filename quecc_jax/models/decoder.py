@@ -203,7 +203,7 @@ class Decoder(nn.Module):
 
     def __call__(
         self, x: jax.Array, positions: jax.Array, segments: jax.Array, cache: Cache | None = None,
-        first: bool = False, layers: int | None = None,
+        first: bool = False, layers: int | None = None, rope_length: int | None = None,
     ) -> tuple[jax.Array, Cache | None]:  # fmt: skip
         """Final hidden states, after the last norm.
 
@@ -216,13 +216,15 @@ class Decoder(nn.Module):
           first: nothing is in the cache yet, so the new positions attend to one another alone.
           layers: how many layers run, from the first, where it is not all of them: an early exit, which
             the final norm follows as it does all of them. It takes no cache and gives no gradient.
+          rope_length: the length that decides the frequencies of `longrope`, where it is not that of the row
+            or the cache.
 
         Returns:
           Hidden states [B, S, D] and the extended cache (None without one).
         """
         c = self.config
         x = x.astype(self.dtype)
-        places = x.shape[1] if cache is None else cache.segments.shape[1]
+        places = rope_length or (x.shape[1] if cache is None else cache.segments.shape[1])
         angles = rotary_angles(positions, c, places) if c.positions == "rotary" else None
         slopes = alibi_slopes(c.heads, c.alibi_bias_max) if c.positions == "alibi" else None
         windows = layer_windows(c)

@@ -49,7 +49,7 @@ class VLM(nn.Module):
             c.decoder, dtype, c.remat, c.attention, self.unrolled, c.scan_unroll, jnp.dtype(c.gradients)
         )
 
-    def encode_query(self, queries: jax.Array, lengths: jax.Array) -> jax.Array:
+    def encode_query(self, queries: jax.Array, segments: jax.Array, ends: jax.Array) -> jax.Array:
         """Query features [B, I, H] by the encoder that `model.query` names, without gradient.
 
         The paper's is the decoder's final hidden state at each query's last token, after a pass over the
@@ -57,25 +57,28 @@ class VLM(nn.Module):
         mean of the real tokens' embeddings; `clip_text` is CLIP's text tower.
 
         Args:
-          queries: int32 [B, I, Q] token ids, of the encoder's own vocabulary.
-          lengths: int32 [B, I] real tokens of each; 0 is allowed and gives an unused vector.
+          queries: int32 [B, Q] token ids of a row's questions, of the encoder's own vocabulary.
+          segments: int32 [B, Q] 1, 2, ... for the questions, each of which sees itself alone; 0 is padding.
+          ends: int32 [B, I] the last token of the question about each picture; -1 gives an unused vector.
         """
-        query, (b, i, q) = self.config.query, queries.shape
-        flat, last = queries.reshape(b * i, q), jnp.maximum(lengths.reshape(b * i) - 1, 0)
-        index = jnp.arange(q)
-        segments = (index[None] <= last[:, None]).astype(jnp.int32)
-        positions = jnp.broadcast_to(index, flat.shape)
+        query, index = self.config.query, jnp.arange(queries.shape[1])
+        last, positions = jnp.maximum(ends, 0), segment_positions(segments)
         if query.encoder == "clip_text":
-            feature = by_rows(self.text(flat, last))
+            feature = by_rows(self.text(queries, positions, segments, last))
         elif query.encoder == "embeddings":
-            real, embedded = segments[..., None].astype(jnp.float32), self.decoder.embed(flat)
-            total = jnp.sum(embedded.astype(jnp.float32) * real, axis=1)
-            feature = by_rows(total / jnp.sum(real, axis=1)).astype(embedded.dtype)
+            own = jnp.take_along_axis(segments, last, axis=1)[..., None] == segments[:, None]
+            own = (own & (index <= last[..., None])).astype(jnp.float32)
+            embedded = self.decoder.embed(queries)
+            total = jnp.einsum("biq,bqh->bih", own, embedded.astype(jnp.float32))
+            feature = by_rows(total / jnp.sum(own, axis=-1, keepdims=True)).astype(embedded.dtype)
         else:
             layers = query.layer if query.encoder == "early_exit" else None
-            hidden, _ = self.decoder(self.decoder.embed(flat), positions, segments, layers=layers)
-            feature = by_rows(jnp.take_along_axis(hidden, last[:, None, None], axis=1))
-        return jax.lax.stop_gradient(feature.reshape(b, i, -1))
+            # However many stand in a row: a question alone is a short text.
+            hidden, _ = self.decoder(
+                self.decoder.embed(queries), positions, segments, layers=layers, rope_length=1
+            )
+            feature = by_rows(jnp.take_along_axis(hidden, last[..., None], axis=1))
+        return jax.lax.stop_gradient(feature)
 
     def encode_image(self, pixels: jax.Array) -> jax.Array:
         """Tower states [B, I, n, K, D] of pixels [B, I, H, W, 3], without gradient.
@@ -117,11 +120,11 @@ class VLM(nn.Module):
         """`Visual` of a batch, from its pixels and questions or what is cached of them."""
         states = batch.features if batch.features is not None else self.encode_image(batch.pixels)
         if not self.config.compressor.reads_question:
-            query = jnp.zeros((*batch.queries.shape[:2], query_width(self.config)), states.dtype)
+            query = jnp.zeros((*batch.query_ends.shape, query_width(self.config)), states.dtype)
         elif batch.query_features is not None:
             query = batch.query_features.astype(self.config.dtype)
         else:
-            query = self.encode_query(batch.queries, batch.query_lengths)
+            query = self.encode_query(batch.queries, batch.query_segments, batch.query_ends)
         return self.see(states, query, batch)
 
     def visual_tokens(self, batch: Batch) -> jax.Array:
@@ -136,7 +139,7 @@ class VLM(nn.Module):
           visual: the batch's, where it is known already.
         """
         text = self.decoder.embed(batch.tokens)
-        if batch.queries.shape[1] == 0:
+        if batch.query_ends.shape[1] == 0:
             return text
         visual = self.visual(batch) if visual is None else visual
         if visual.memory is not None:
@@ -180,3 +183,10 @@ class VLM(nn.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """float32 logits [..., vocab]."""
         return self.decoder.logits(hidden)
+
+
+def segment_positions(segments: jax.Array) -> jax.Array:
+    """int32 [B, Q]: each place's number within its segment, of int32 [B, Q] segments that lie together."""
+    index = jnp.broadcast_to(jnp.arange(segments.shape[1]), segments.shape)
+    begins = jnp.concatenate([jnp.zeros_like(segments[:, :1]), segments[:, :-1]], axis=1) != segments
+    return index - jax.lax.cummax(jnp.where(begins, index, 0), axis=1)

@@ -60,7 +60,9 @@ class Meter:
         # Other processes' rows are taken to be as long as this one's.
         share = len(batch.segments) / self.config.train.batch_size
         self.tokens += round(np.count_nonzero(batch.segments) / share)
-        self.flops += train_flops(self.config, batch.tokens.shape[1], *batch.queries.shape[1:])
+        self.flops += train_flops(
+            self.config, batch.tokens.shape[1], batch.query_ends.shape[1], batch.queries.shape[1]
+        )
         if not self.compile_seconds:
             jax.block_until_ready(metrics)
             now = time.perf_counter()

@@ -1,9 +1,10 @@
 """Whose words condition the compressor, and all of them: against the original code.
 
-expected/queries.json holds what locuslab/llava-token-compression (commit bdedebd) gives: conversations through
-its `preprocess_multimodal` and `preprocess` (template v1), the text that `prepare_inputs_labels_for_multimodal`
-hands to the tower, and that text's ids by the tokenizer of tests/golden/llava_tiny (transformers 4.37.2, its
-Python class). Rows called ScienceQA are of LLaVA's own evaluation.
+expected/queries.json holds what locuslab/llava-token-compression (commit bdedebd) gives: conversations
+through its `preprocess_multimodal` and `preprocess` (template v1), the text that its
+`prepare_inputs_labels_for_multimodal` hands to the tower, and that text's ids by the tokenizer of
+tests/golden/llava_tiny (transformers 4.37.2, its Python class). Rows called ScienceQA are of LLaVA's own
+evaluation.
 """
 
 import json
@@ -14,6 +15,7 @@ import pytest
 
 from quecc_jax.config import DataConfig
 from quecc_jax.data.conversation import encode
+from quecc_jax.data.queries import question_ids, question_segments
 from quecc_jax.data.tokenizer import load_tokenizer
 
 CASES = json.loads((Path(__file__).parent / "expected/queries.json").read_text(encoding="utf-8"))
@@ -34,7 +36,10 @@ def test_query_and_row(conforms, tokenizer, case):
     made = encode(row, tokenizer, DataConfig(template="v1", images_per_row=2), 1)
     # The original's query for rows without a picture is a word that no token depends on.
     expected = case["query_ids"] if pictures else []
-    obtained = made["queries"][-1][: made["query_lengths"][-1]].tolist() if pictures else []
+    obtained = made["queries"].tolist()
+    if pictures > 1:
+        segments = question_segments(made["query_ends"], len(obtained))
+        obtained = question_ids(made["queries"], segments, made["query_ends"][-1]).tolist()
     conforms("query", case["name"], expected, obtained)
     ids = np.where(made["slots"] >= 0, IMAGE, made["tokens"])
     conforms("row v1", case["name"], case["input_ids"], ids.tolist())
@@ -44,6 +49,6 @@ def test_each_picture_has_its_own_turn_where_the_original_takes_the_last_for_all
     case = next(case for case in CASES if case["name"] == "two pictures in two turns")
     turns = [{"from": "gpt" if n % 2 else "human", "value": text} for n, text in enumerate(case["turns"])]
     made = encode({"image": ["a", "b"], "conversations": turns}, tokenizer, DataConfig(images_per_row=2), 1)
-    texts = [tokenizer.decode(ids[:n])
-             for ids, n in zip(made["queries"], made["query_lengths"], strict=True)]  # fmt: skip
+    segments = question_segments(made["query_ends"], len(made["queries"]))
+    texts = [tokenizer.decode(question_ids(made["queries"], segments, end)) for end in made["query_ends"]]
     conforms("query", "two pictures, each of its turn", ["What is it?", "And what is this?"], texts)

@@ -237,7 +237,7 @@ def check(batch, place, good, config, tokenizer, model, folder, path):
         start += length
     assert not batch.tokens[place, start:].any() and (batch.labels[place, start:] == IGNORE).all()
     assert batch.pixels is None or not batch.pixels[place, picture:].any()
-    assert not batch.query_lengths[place, picture:].any()
+    assert (batch.query_ends[place, picture:] == -1).all()
 
 
 def test_two_thousand_mutated_rows(folder, tokenizer, model):

@@ -49,7 +49,7 @@ def conversations(batch, model, v):
             for picture in np.unique(pictures):
                 own = places[pictures == picture]
                 assert np.array_equal(own, first_token(model, v) + np.arange(v))
-                assert batch.query_lengths[row, picture]
+                assert batch.query_ends[row, picture] >= 0
             yield (tuple(batch.tokens[row][here][text]), tuple(batch.labels[row][here][text]),
                    tuple(np.flatnonzero(~text)[::v]), len(np.unique(pictures)))  # fmt: skip
 
@@ -69,7 +69,7 @@ def test_only_the_slots_of_a_picture_differ(settings, model, elastic, name, batc
             assert visual_tokens(one, elastic.made_tokens) == v
             assert one.tokens.shape[1] == (row_length(data, 16, v) if batching == "pad" else
                                            other.tokens.shape[1])  # fmt: skip
-            for name in ("queries", "query_lengths", "pixels", "ids"):
+            for name in ("queries", "query_segments", "query_ends", "pixels", "ids"):
                 assert np.array_equal(getattr(one, name), getattr(other, name))
             expected = [(text, labels, tuple(place - k * (16 - v) for k, place in enumerate(places)), count)
                         for text, labels, places, count in conversations(other, fixed, 16)]  # fmt: skip

@@ -32,7 +32,7 @@ from tests.clip_words import write_clip_tokenizer
 from tests.data.photos import write_llava
 from tests.launch.test_prepare_data import main_with
 from tests.models.reference import clip_text
-from tests.tiny import random_params
+from tests.tiny import asked, random_params
 
 ONE_STEP = TrainConfig(steps=1, batch_size=8)
 
@@ -134,8 +134,7 @@ def test_stored_queries_name_their_encoder_and_train_with_no_other(prepared, tmp
         model=dataclasses.replace(run.model, query=QueryConfig("embeddings")))
     batch, = eval_batches(config.data, config.model, 12)
     table, seen = params["decoder"]["embedding"], 0
-    for row, picture in np.argwhere(batch.query_lengths > 0):
-        ids = batch.queries[row, picture, : batch.query_lengths[row, picture]]
+    for row, picture, ids in asked(batch):
         np.testing.assert_allclose(batch.query_features[row, picture], table[ids].mean(axis=0), atol=1e-3)
         seen += 1
     assert seen
@@ -187,9 +186,8 @@ def test_clip_s_text_tower_trains_alike_cached_and_computed_and_answers(prepared
     main_with("--out", out, "--queries", "--checkpoint", towers.out)
     batch, = eval_batches(dataclasses.replace(data, cached_queries=True), model, 12)
     # The last rows ask for ten tokens, and lose one of them, but not their end.
-    assert batch.query_lengths.max() == 9 and batch.query_lengths[11, 1] == 9
-    for row, picture in np.argwhere(batch.query_lengths > 0):
-        ids = batch.queries[row, picture, : batch.query_lengths[row, picture]]
+    assert max(len(ids) for _, _, ids in asked(batch)) == len(asked(batch)[-1][2]) == 9
+    for row, picture, ids in asked(batch):
         assert (ids[0], ids[-1]) == (words - 2, words - 1)
         wanted = clip_text(params["text"], text, ids)
         np.testing.assert_allclose(batch.query_features[row, picture], wanted, rtol=1e-2, atol=1e-2)
@@ -206,5 +204,5 @@ def test_clip_s_text_tower_trains_alike_cached_and_computed_and_answers(prepared
     assert len(engine.answers([question], Limits(2))) == 1
     found, = engine.reuse.questions._held.values()
     reader: Any = engine.tokenizer.questions
-    ids = [*reader.hf(question.text)["input_ids"][:8], words - 1]
-    np.testing.assert_allclose(found, clip_text(params["text"], text, np.array(ids)), rtol=1e-3, atol=1e-4)
+    asking = [*reader.hf(question.text)["input_ids"][:8], words - 1]
+    np.testing.assert_allclose(found, clip_text(params["text"], text, np.array(asking)), rtol=1e-3, atol=1e-4)

@@ -17,6 +17,7 @@ from quecc_jax.data.easyvqa import picture_paths
 from quecc_jax.data.faults import LeftOut
 from quecc_jax.data.measure import measure
 from quecc_jax.data.pipeline import eval_batches, make_iterator
+from quecc_jax.data.queries import question_ids
 from quecc_jax.data.sources import open_sources
 from quecc_jax.errors import UserError
 
@@ -103,20 +104,22 @@ def test_a_packed_row_is_its_conversations_one_after_another(data, model):
             start, picture = 0, 0
             held = [alone[one] for one in batch.ids[k].tolist() if one in alone]
             for number, one in enumerate(held, start=1):
-                length, pictures = int(one.segments.sum()), int((one.query_lengths > 0).sum())
+                length, pictures = int(one.segments.sum()), int((one.query_ends >= 0).sum())
                 here, there = slice(start, start + length), slice(picture, picture + pictures)
                 assert (batch.segments[k, here] == number).all()
                 for name in ("tokens", "labels", "positions"):
                     assert np.array_equal(getattr(batch, name)[k, here], getattr(one, name)[0, :length]), name
                 slots = one.slots[0, :length]
                 assert np.array_equal(batch.slots[k, here], np.where(slots < 0, -1, slots + picture * v))
-                for name in ("pixels", "queries", "query_lengths"):
-                    wanted = getattr(one, name)[0, :pictures]
-                    assert np.array_equal(getattr(batch, name)[k, there], wanted), name
+                assert np.array_equal(batch.pixels[k, there], one.pixels[0, :pictures])
+                for place, own in enumerate(one.query_ends[0, :pictures], start=picture):
+                    wanted = question_ids(one.queries[0], one.query_segments[0], own)
+                    segments, end = batch.query_segments[k], batch.query_ends[k, place]
+                    assert np.array_equal(question_ids(batch.queries[k], segments, end), wanted)
                 start, picture, seen = start + length, picture + pictures, seen + 1
             assert not batch.segments[k, start:].any() and not batch.tokens[k, start:].any()
             assert (batch.labels[k, start:] == IGNORE).all() and (batch.slots[k, start:] == -1).all()
-            assert not batch.pixels[k, picture:].any() and not batch.query_lengths[k, picture:].any()
+            assert not batch.pixels[k, picture:].any() and (batch.query_ends[k, picture:] == -1).all()
             several += len(held) > 1
     assert seen > 45 and several > 15
 
@@ -217,10 +220,10 @@ def test_workers_change_no_batch_and_nothing_outlives_the_iterator(data, model, 
 def test_grouped_batches_of_text_have_no_picture_places(data, model):
     with make_iterator(batched(data, "grouped"), model, 4, 0) as iterator:
         batches = take(iterator, 16)
-    shapes = {(batch.tokens.shape, batch.query_lengths.shape, batch.pixels is None) for batch in batches}
+    shapes = {(batch.tokens.shape, batch.query_ends.shape, batch.pixels is None) for batch in batches}
     assert ((4, 40), (4, 0), True) in shapes and ((4, 80), (4, 2), False) in shapes
     for batch in batches:
-        assert batch.segments.any() and (batch.slots.max() >= 0) == (batch.query_lengths.size > 0)
+        assert batch.segments.any() and (batch.slots.max() >= 0) == (batch.query_ends.size > 0)
 
 
 def test_lengths_are_measured_once(data, model, tmp_path, monkeypatch):

@@ -169,7 +169,7 @@ def test_rows_carry_their_own_text_and_picture(pools, settings, model, tokenizer
         assert (batch.slots[k, length:] == -1).all() and (batch.labels[k, length:] == IGNORE).all()
         learned = batch.labels[k] != IGNORE
         assert tokenizer.decode(batch.labels[k][learned]) == answer
-        assert tokenizer.decode(batch.queries[k, 0, :batch.query_lengths[k, 0]]) == question
+        assert tokenizer.decode(batch.queries[k, :batch.query_ends[k, 0] + 1]) == question
         slots = batch.slots[k][batch.slots[k] >= 0]
         assert slots.tolist() == [0, 1, 2, 3] and not batch.tokens[k][batch.slots[k] >= 0].any()
         picture = sources[int(identity) >> 32].images[row["image"]]
@@ -225,7 +225,7 @@ def test_text_only_run(text_pool, tokenizer, model):
     with make_iterator(data, model, 16, 0) as iterator:
         batch, = take(iterator, 1)
     assert batch.pixels is None and batch.features is None
-    assert batch.queries.shape == (16, 0, 96) and batch.query_lengths.shape == (16, 0)
+    assert batch.queries.shape == (16, 0) and batch.query_ends.shape == (16, 0)
     assert (batch.slots == -1).all()
     labels = batch.segments.astype(bool)
     labels[:, 0] = False
@@ -265,8 +265,9 @@ def test_rows_with_no_one_and_two_pictures_share_a_batch(mixed_file, tokenizer, 
     batch, = evaluate(file_data(path, tokenizer), model, 3)
     assert batch.ids.tolist() == [0, 1, 2]
     assert [(row[row >= 0]).tolist() for row in batch.slots] == [[], [0, 1, 2, 3], list(range(8))]
-    assert (batch.query_lengths > 0).tolist() == [[False, False], [True, False], [True, True]]
-    assert np.array_equal(batch.queries[2, 0], batch.queries[2, 1])
+    assert (batch.query_ends >= 0).tolist() == [[False, False], [True, False], [True, True]]
+    # Two pictures of one turn share its question.
+    assert batch.query_ends[2, 0] == batch.query_ends[2, 1] and batch.query_segments.max() == 1
     assert not batch.queries[0].any() and not batch.pixels[0].any() and not batch.pixels[1, 1].any()
     for row, place, name in ((1, 0, "0.png"), (2, 0, "1.png"), (2, 1, "2.png")):
         np.testing.assert_array_equal(batch.pixels[row, place],
@@ -365,7 +366,7 @@ def test_skipped_rows_leave_their_places_empty_up_to_a_share(mixed_file, tokeniz
         assert sorted(batch.ids.tolist()) == [0, 1, 2]
         assert np.array_equal(batch.segments.any(1), batch.ids == 0)
         # Row 3's first picture is there; with the second it is left out as well.
-        assert not batch.pixels.any() and not batch.query_lengths.any() and not batch.queries.any()
+        assert not batch.pixels.any() and (batch.query_ends == -1).all() and not batch.queries.any()
         assert (batch.labels[batch.ids > 0] == IGNORE).all() and not batch.tokens[batch.ids > 0].any()
     data = dataclasses.replace(data, max_bad_share=0.5)
     with make_iterator(data, model, 3, 0) as iterator, pytest.raises(UserError, match="2 of the 3 rows read"):

@@ -16,12 +16,15 @@ from quecc_jax.config import (
     DecoderConfig,
     ModelConfig,
     RopeScaling,
+    RunConfig,
     SourceConfig,
 )
 from quecc_jax.data.conversation import encode, prompt, query_ids, query_turns
 from quecc_jax.data.faults import Tally
 from quecc_jax.data.pipeline import eval_batches, make_iterator
-from quecc_jax.data.queries import BUCKETS, limit_buckets, query_buckets
+from quecc_jax.data.queries import BUCKETS, limit_buckets, query_buckets, question_segments, row_limit
+from quecc_jax.errors import BadRow, UserError
+from quecc_jax.validation import validate
 from tests.data.test_conversation import SHORT, row
 
 LONG = "one two three red green blue " * 30
@@ -34,16 +37,17 @@ def words(tokenizer, ids):
 def test_a_question_is_never_cut_unless_a_limit_says_so(tokenizer):
     whole = dataclasses.replace(SHORT, max_length=512, query_length=0)
     made = encode(row(f"<image> {LONG}", "red", image=1), tokenizer, whole, 1)
-    assert words(tokenizer, made["queries"][0]) == ["<bos>", *LONG.split()] and made["query_cut"] == 0
+    assert words(tokenizer, made["queries"]) == ["<bos>", *LONG.split()] and made["query_cut"] == 0
     cut = encode(row("<image> one two three", "red", image=1), tokenizer,
                  dataclasses.replace(SHORT, query_length=2), 1)  # fmt: skip
-    assert words(tokenizer, cut["queries"][0]) == ["<bos>", "one"] and cut["query_cut"] == 2
+    assert words(tokenizer, cut["queries"]) == ["<bos>", "one"] and cut["query_cut"] == 2
 
 
 def test_a_turn_of_nothing_but_placeholders_is_bos_alone_as_in_the_original(tokenizer, monkeypatch):
     made = encode(row("<image>", "red", image=1), tokenizer, SHORT, 1)
-    assert made["queries"].tolist() == [[tokenizer.bos_token_id]]
-    assert encode(row("one?", "red"), tokenizer, SHORT, 1)["queries"].shape == (0, 0)
+    assert made["queries"].tolist() == [tokenizer.bos_token_id] and made["query_ends"].tolist() == [0]
+    none = encode(row("one?", "red"), tokenizer, SHORT, 1)
+    assert none["queries"].shape == none["query_ends"].shape == (0,)
     # Without a BOS the original reads a padding token's state: its word for no question stands in.
     monkeypatch.setattr(tokenizer, "bos_token_id", None)
     assert words(tokenizer, query_ids(" <image> ", tokenizer, SHORT)[0]) == ["image"]
@@ -65,30 +69,49 @@ def test_every_picture_has_the_query_of_its_turn_and_the_latest_where_asked(toke
     data = dataclasses.replace(SHORT, images_per_row=3)
     talk = ("<image> one", "red", "two", "blue")
     own = prompt("<image> three", 2, tokenizer, data, 1, talk)
-    assert [tokenizer.decode(ids) for ids in own["queries"]] == ["one", "three"]
+    assert words(tokenizer, own["queries"]) == ["<bos>", "one", "<bos>", "three"]
+    assert own["query_ends"].tolist() == [1, 3]
     late = prompt("green?", 1, tokenizer, data, 1, talk, latest=True)
-    assert [tokenizer.decode(ids) for ids in late["queries"]] == ["green?"]
+    assert words(tokenizer, late["queries"]) == ["<bos>", "green", "?"]
+    # Pictures of one turn share its question.
+    both = prompt("<image> and <image> three", 2, tokenizer, data, 1)
+    assert both["query_ends"].tolist() == [len(both["queries"]) - 1] * 2
+
+
+@given(turns=st.lists(st.integers(0, 30), min_size=1, max_size=5), limit=st.integers(5, 60))
+@settings(max_examples=100, deadline=None)
+def test_questions_never_take_more_than_a_row_has_for_them(tokenizer, turns, limit):
+    said = [text for count in turns for text in ("<image> " + "one " * count, "red")]
+    data = dataclasses.replace(SHORT, max_length=limit, query_length=0, images_per_row=5, too_long="truncate")
+    try:
+        made = encode(row(*said, image=list(range(len(turns)))), tokenizer, data, 1)
+    except BadRow:
+        return
+    different = dict.fromkeys(turns)
+    assert len(made["queries"]) <= row_limit(data, len(turns)) and len(made["query_ends"]) == len(turns)
+    assert len(made["queries"]) + made["query_cut"] == sum(1 + count for count in different)
+    segments = question_segments(made["query_ends"], limit)
+    assert segments[: len(made["queries"])].all() and not segments[len(made["queries"]):].any()
 
 
 READS, BLIND = ModelConfig(), ModelConfig(compressor=CompressorConfig("avgpool"))
-LONGROPE = ModelConfig(decoder=DecoderConfig(rope_scaling=RopeScaling("longrope", original_length=4096)))
+LONGROPE = ModelConfig(decoder=DecoderConfig(rope_scaling=RopeScaling(
+    "longrope", original_length=4096, short_factors=(1.0,) * 64, long_factors=(2.0,) * 64)))  # fmt: skip
 
 
-@given(limit=st.integers(1, 200_000), scaled=st.booleans())
+@given(limit=st.integers(0, 200_000))
 @settings(max_examples=300, deadline=None)
-def test_few_buckets_reach_up_to_the_limit_and_cut_nothing(limit, scaled):
-    data = DataConfig(max_length=max(limit, 8), query_length=limit)
-    found = limit_buckets(data, LONGROPE if scaled else READS)
+def test_few_buckets_reach_up_to_the_limit(limit):
+    found = limit_buckets(limit)
     assert found[-1] == limit and list(found) == sorted(set(found)) and len(found) <= BUCKETS
-    if scaled and limit > 4096:
-        assert 4096 in found
 
 
 def test_buckets_of_the_usual_limits():
     assert query_buckets(DataConfig(max_length=2048), READS) == (32, 128, 512, 2048)
     assert query_buckets(DataConfig(query_length=64), READS) == (64,)
     assert query_buckets(DataConfig(max_length=28), READS) == (28,)
-    assert query_buckets(DataConfig(max_length=8192), LONGROPE) == (128, 512, 4096, 8192)
+    packed = DataConfig(query_length=64, batching="packed", packed_images=8)
+    assert query_buckets(packed, READS) == (32, 128, 512)
     for data, model in ((DataConfig(), BLIND), (DataConfig(cached_queries=True), READS)):
         assert query_buckets(data, model) == (2048,)
 
@@ -100,7 +123,7 @@ def data(tmp_path_factory, tokenizer):
     Image.new("RGB", (24, 24)).save(root / "a.png")
     rng, rows = np.random.default_rng(0), []
     for k in range(40):
-        asked = " ".join(rng.choice(["one", "two", "red"], 1 + int(300 * rng.random() ** 6)))
+        asked = " ".join(rng.choice(["one", "two", "red"], 1 + int(300 * rng.random() ** 12)))
         rows.append(row(f"<image>\n{asked}", "red", image="a.png") if k % 4 else row(asked, "red"))
     (root / "rows.json").write_text(json.dumps(rows))
     source = SourceConfig(path=str(root / "rows.json"), images=str(root))
@@ -117,9 +140,12 @@ def test_a_batch_takes_the_shortest_bucket_and_all_hosts_the_same(data, model, b
           make_iterator(data, model, 4, seed=1, rows=[2, 3]) as second):  # fmt: skip
         for _ in range(12):
             batch, *parts = (next(one) for one in (whole, first, second))
-            longest, q = batch.query_lengths.max(initial=0), batch.queries.shape[2]
+            if not batch.query_ends.size:
+                assert all(one.queries.shape[1] == 0 for one in (batch, *parts))
+                continue
+            longest, q = batch.query_ends.max() + 1, batch.queries.shape[1]
             assert q == next(size for size in (32, 128, 512) if size >= longest)
-            assert [part.queries.shape[2] for part in parts] == [q, q]
+            assert [part.queries.shape[1] for part in parts] == [q, q]
             seen.add(q)
     assert len(seen) >= 2
 
@@ -130,8 +156,16 @@ def test_questions_that_a_limit_cuts_are_counted(data, model):
     long = {k for k, one in enumerate(rows) if "image" in one
             and len(one["conversations"][0]["value"].split()) > 8}  # fmt: skip
     for batch in eval_batches(limited, model, 8, tally=tally):
-        assert batch.queries.shape[2] == 8
+        assert batch.queries.shape[1] == 8
     assert set(tally.cut_questions) == long and 0 < len(long) < 30
     whole = Tally(data, 40)
-    assert {batch.queries.shape[2] for batch in eval_batches(data, model, 8, tally=whole)} <= {32, 128, 512}
+    assert {batch.queries.shape[1] for batch in eval_batches(data, model, 8, tally=whole)} <= {32, 128, 512}
     assert not whole.cut_questions
+
+
+def test_a_longrope_decoder_reads_every_question_as_a_short_text():
+    config = dataclasses.replace(RunConfig(), model=LONGROPE)
+    long = dataclasses.replace(config.data, max_length=8192, tokenizer="x")
+    with pytest.raises(UserError, match="questions of up to 8192 tokens are more than the 4096"):
+        validate(dataclasses.replace(config, data=long))
+    validate(dataclasses.replace(config, data=dataclasses.replace(long, query_length=4096)))

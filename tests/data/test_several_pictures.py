@@ -16,7 +16,7 @@ from quecc_jax.data.pipeline import make_iterator, rows_by_id
 from quecc_jax.evaluate.predict import predict
 from quecc_jax.generate.engine import Engine, Limits, Question
 from quecc_jax.models.vlm import VLM
-from tests.tiny import random_params
+from tests.tiny import asked, random_params
 
 TALKS = [
     ((), ["one?", "red", "two?", "blue"]),
@@ -61,16 +61,16 @@ def params(config):
 @pytest.fixture(scope="module")
 def alone(config, params, folder, tokenizer):
     """(picture, question) -> its visual tokens [V, M], from this picture and this question alone."""
-    def one(model: VLM, pixels, ids, length):
-        return model.compress(model.encode_image(pixels), model.encode_query(ids, length))[0, 0]
+    def one(model: VLM, pixels, *asked):
+        return model.compress(model.encode_image(pixels), model.encode_query(*asked))[0, 0]
 
     run = jax.jit(lambda *given: VLM(config.model).apply({"params": params}, *given, method=one))
 
     def tokens(picture: int, question: str) -> np.ndarray:
         ids, _ = query_ids(question, tokenizer, config.data)
-        padded = np.pad(ids, (0, config.data.query_limit - len(ids)))
+        padded, segments = np.pad(ids, (0, 8 - len(ids))), (np.arange(8) < len(ids)).astype(np.int32)
         pixels = load_pixels(folder / f"{picture}.png", config.model.vision)
-        return np.asarray(run(pixels[None, None], padded[None, None], np.full((1, 1), len(ids))))
+        return np.asarray(run(pixels[None, None], padded[None], segments[None], np.array([[len(ids) - 1]])))
 
     return {(picture, turn): tokens(picture, turn) for pictures, said in TALKS
             for picture, turn in zip(pictures, query_turns(said), strict=True)}  # fmt: skip
@@ -90,8 +90,8 @@ def test_each_picture_is_compressed_with_the_question_of_its_own_turn(
                 for segment, identity in enumerate(ids[ids >= 0], start=1):
                     pictures, said = TALKS[rows.index(identity)]
                     here = (batch.segments[place] == segment) & (batch.slots[place] >= 0)
-                    asked = zip(pictures, query_turns(said), strict=True)
-                    wanted = [alone[picture, turn] for picture, turn in asked]
+                    turns = zip(pictures, query_turns(said), strict=True)
+                    wanted = [alone[picture, turn] for picture, turn in turns]
                     np.testing.assert_allclose(inputs[place, here],
                                                np.concatenate([np.zeros((0, 16)), *wanted]), atol=1e-5)
                     seen.add(int(identity))
@@ -114,8 +114,7 @@ def test_answers_about_several_pictures_are_those_of_a_data_set_with_them(config
     later = Question(turns[2], tuple(pictures), turns[:2])
     batch, _, sizes, _ = engine._lay_out([later], 4)
     assert batch.slots[0][batch.slots[0] >= 0].tolist() == list(range(12)) and sizes[0][0] > 12
-    asked = zip(batch.queries[0], batch.query_lengths[0], strict=True)
-    own = [engine.tokenizer.decode(ids[:length]) for ids, length in asked]
+    own = [engine.tokenizer.decode(ids) for _, _, ids in asked(batch)]
     assert own == ["red blue?", "red blue?", "and?"] and later.asked() == "and  ?"
     assert len(engine.answers([later], Limits(4))) == 1
     later = later._replace(query="latest")

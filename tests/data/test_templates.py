@@ -74,7 +74,7 @@ def test_queries_equal_the_original_under_every_template(llama, template, name, 
     row = ROWS[name] | {"conversations": ROWS[name]["conversations"][:2]}
     made = encode(row, llama, DataConfig(template=template, max_length=512), 1)
     # The original encodes a word for a row without a picture, and no token depends on it.
-    assert made["queries"].tolist() == ([llama.hf.encode(text)] if "image" in row else [])
+    assert made["queries"].tolist() == (llama.hf.encode(text) if "image" in row else [])
 
 
 def inst(first, turns, again):

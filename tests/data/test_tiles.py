@@ -67,8 +67,8 @@ def params(config):
 @pytest.fixture(scope="module")
 def stands(config, params, folder, tokenizer):
     """(picture, question) -> what stands for the picture [L, M], put together square by square."""
-    def one(model: VLM, pixels, ids, length):
-        return model.compress(model.encode_image(pixels), model.encode_query(ids, length))[0]
+    def one(model: VLM, pixels, *asked):
+        return model.compress(model.encode_image(pixels), model.encode_query(*asked))[0]
 
     run = jax.jit(lambda *given: VLM(config.model).apply({"params": params}, *given, method=one))
 
@@ -79,8 +79,8 @@ def stands(config, params, folder, tokenizer):
         ids, _ = query_ids(question, tokenizer, config.data)
         padded = np.zeros((5, 24, 24, 3), np.uint8)
         padded[: len(squares)] = squares
-        asked = np.tile(np.pad(ids, (0, 8 - len(ids))), (1, 5, 1))
-        made = np.asarray(run(padded[None], asked, np.full((1, 5), len(ids))))
+        asked, segments = np.pad(ids, (0, 8 - len(ids))), (np.arange(8) < len(ids)).astype(np.int32)
+        made = np.asarray(run(padded[None], asked[None], segments[None], np.full((1, 5), len(ids) - 1)))
         whole, tiles = made[0], [made[1 + k].reshape(2, 2, 16) for k in range(rows * columns)]
         lines = [np.concatenate(tiles[r * columns : (r + 1) * columns], axis=1) for r in range(rows)]
         shown = np.concatenate(lines, axis=0)[kept]
@@ -97,7 +97,7 @@ def test_the_whole_comes_first_and_the_map_without_its_padding_row_by_row(config
     seen = set()
     with make_iterator(data, config.model, 2, seed=1) as batches:
         for batch in (next(batches) for _ in range(5)):
-            assert batch.ids is not None and batch.queries.shape[1] in (0, 15)
+            assert batch.ids is not None and batch.query_ends.shape[1] in (0, 15)
             inputs = np.asarray(splice(batch._replace(ids=None)))
             for place, ids in enumerate(batch.ids.reshape(2, -1)):
                 for segment, identity in enumerate(ids[ids >= 0].tolist(), start=1):

@@ -10,7 +10,7 @@ from quecc_jax.generate.decode import decoding_params
 from quecc_jax.generate.reuse import Counter, Encoders, Lru, Reuse, round_up
 from quecc_jax.models.vlm import VLM
 from quecc_jax.sharding import make_mesh
-from tests.tiny import MODEL, random_batch, random_params, run
+from tests.tiny import MODEL, asked, random_batch, random_params, run
 
 CONFIG = run(batch_size=4)
 
@@ -26,9 +26,11 @@ def batch():
     made = random_batch(CONFIG, seed=2, pictures=[1, 2, 1, 0])._replace(ids=None)
     pixels = np.random.default_rng(0).integers(0, 256, made.pixels.shape).astype(np.uint8)
     pixels[2, 0] = pixels[1, 0]
-    queries, lengths = made.queries.copy(), made.query_lengths.copy()
-    queries[0, 0], lengths[0, 0] = queries[1, 0], lengths[1, 0]
-    return made._replace(pixels=pixels, queries=queries, query_lengths=lengths)
+    asking = {name: getattr(made, name).copy() for name in ("queries", "query_segments", "query_ends")}
+    for array in asking.values():
+        array[0] = array[1]
+    asking["query_ends"][0, 1] = -1
+    return made._replace(pixels=pixels, **asking)
 
 
 KEYS = [["a"], ["b", "c"], ["b"], []]
@@ -39,8 +41,8 @@ def plain(params, batch) -> np.ndarray:
     return np.asarray(tokens)
 
 
-def check(found: jax.Array, wanted: np.ndarray, lengths: np.ndarray) -> None:
-    here = lengths > 0
+def check(found: jax.Array, wanted: np.ndarray, ends: np.ndarray) -> None:
+    here = ends >= 0
     np.testing.assert_allclose(np.asarray(found)[here], wanted[here], rtol=2e-4, atol=2e-5)
 
 
@@ -48,12 +50,11 @@ def test_visual_tokens_are_those_of_the_model_on_the_first_call_and_the_second(p
     encode, wanted = Encoders(MODEL, Reuse()), plain(params, batch)
     assert np.abs(wanted[0, 0] - wanted[1, 0]).max() > 1e-2
     for _ in range(2):
-        check(encode(params, batch, KEYS).tokens, wanted, batch.query_lengths)
+        check(encode(params, batch, KEYS).tokens, wanted, batch.query_ends)
     # Four pictures shown, of which two are one; four queries, of which two are one. Then all again.
     report = encode.reuse.report()
     assert (report["pictures"]["misses"], report["pictures"]["hits"]) == (3, 5)
-    queries, lengths = batch.queries.reshape(8, -1), batch.query_lengths.ravel()
-    different = len({q[:n].tobytes() for q, n in zip(queries, lengths, strict=True) if n})
+    different = len({ids.tobytes() for _, _, ids in asked(batch)})
     assert (report["questions"]["misses"], report["questions"]["hits"]) == (different, 8 - different)
     assert report["pictures"]["hit_rate"] == 5 / 8
 
@@ -61,7 +62,7 @@ def test_visual_tokens_are_those_of_the_model_on_the_first_call_and_the_second(p
 def test_features_on_eight_devices_are_those_of_one(params, batch):
     mesh = make_mesh(MeshConfig(2, 2, 2))
     tokens = Encoders(MODEL, Reuse(), mesh)(params, batch, KEYS).tokens
-    check(tokens, plain(params, batch), batch.query_lengths)
+    check(tokens, plain(params, batch), batch.query_ends)
 
 
 def test_cached_features_are_taken_as_they_are(params, batch):
@@ -69,7 +70,7 @@ def test_cached_features_are_taken_as_they_are(params, batch):
     states = model.apply({"params": params}, pixels, method="encode_image")
     encode = Encoders(MODEL, Reuse())
     tokens = encode(params, batch._replace(pixels=None, features=np.asarray(states)), KEYS).tokens
-    check(tokens, plain(params, batch), batch.query_lengths)
+    check(tokens, plain(params, batch), batch.query_ends)
     assert encode.reuse.counted["pictures"] == Counter()
 
 
@@ -84,7 +85,7 @@ def test_a_model_that_reads_no_question_computes_none(batch):
 
 def test_no_pictures_cost_nothing(params, batch):
     encode = Encoders(MODEL, Reuse())
-    blind = batch._replace(query_lengths=np.zeros((4, 2), np.int32))
+    blind = batch._replace(query_ends=np.full((4, 2), -1, np.int32))
     tokens = encode(params, blind, 4 * [[]]).tokens
     assert encode.attention(params, blind, 4 * [[]]) is None
     assert tokens.shape == (4, 2, 4, 32) and not np.asarray(tokens).any()

@@ -100,9 +100,11 @@ def batch() -> Batch:
     for answer in (slice(3, 6), slice(13, 14), slice(19, 20), slice(22, 23)):
         labels[answer] = tokens[answer]
     arrays = {name: np.array(getattr(made, name)) for name in ("tokens", "slots", "labels", "segments",
-                                                               "positions", "query_lengths")}  # fmt: skip
+                                                               "positions", "query_segments",
+                                                               "query_ends")}  # fmt: skip
     for name, row in (("tokens", np.where(slots < 0, tokens, 0)), ("slots", slots), ("labels", labels),
-                      ("segments", segments), ("query_lengths", np.array([3, 3])),
+                      ("segments", segments), ("query_segments", np.repeat([1, 2, 0], [3, 3, 6])),
+                      ("query_ends", np.array([2, 5])),
                       ("positions", np.concatenate([np.arange(n) for n in (6, 8, 10)]))):  # fmt: skip
         arrays[name][3] = row
     return made._replace(**arrays)

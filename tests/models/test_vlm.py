@@ -14,7 +14,7 @@ from quecc_jax.data.images import normalise
 from quecc_jax.geometry import hidden_indices
 from quecc_jax.models.vlm import VLM
 from tests.models.reference import affine, decode, gelu
-from tests.tiny import MODEL, RUN, random_batch, random_params
+from tests.tiny import MODEL, RUN, asked, random_batch, random_params
 
 CONFIG = dataclasses.replace(RUN, train=dataclasses.replace(RUN.train, batch_size=3))
 V = MODEL.visual_tokens
@@ -34,7 +34,7 @@ class Made(NamedTuple):
 
 
 def parts(model: VLM, batch: Batch) -> Made:
-    query = model.encode_query(batch.queries, batch.query_lengths)
+    query = model.encode_query(batch.queries, batch.query_segments, batch.query_ends)
     return Made(query, model.visual_tokens(batch), model.splice(batch), model(batch))
 
 
@@ -63,8 +63,10 @@ def made(compute, batch) -> Made:
 
 def changed(batch: Batch, field: str, row: int, picture: int) -> Batch:
     """The batch with other pixels or another query of one picture."""
-    array = np.array(getattr(batch, field))
-    array[row, picture] = 255 - array[row, picture] if field == "pixels" else 1 + array[row, picture] % 62
+    array, there = np.array(getattr(batch, field)), (row, picture)
+    if field == "queries":
+        there = (row, batch.query_segments[row] == batch.query_segments[row, batch.query_ends[row, picture]])
+    array[there] = 255 - array[there] if field == "pixels" else 1 + array[there] % 62
     return batch._replace(**{field: array})
 
 
@@ -75,11 +77,10 @@ def moved(before: np.ndarray, after: np.ndarray) -> list[bool]:
 
 def test_a_query_is_the_final_hidden_state_of_its_last_real_token(params, batch, made):
     table = params["decoder"]["embedding"]
-    for row, picture in np.argwhere(batch.query_lengths > 0):
-        ids = batch.queries[row, picture, : batch.query_lengths[row, picture]]
+    for row, picture, ids in asked(batch):
         expected = decode(params["decoder"], MODEL.decoder, table[ids])[-1]
         np.testing.assert_allclose(made.query[row, picture], expected, rtol=1e-3, atol=1e-4)
-    assert len(set(batch.query_lengths[batch.query_lengths > 0].tolist())) > 1
+    assert len({len(ids) for _, _, ids in asked(batch)}) > 1
 
 
 def test_every_picture_fills_its_own_slots_and_text_keeps_its_embedding(params, batch, made):

@@ -126,7 +126,8 @@ def test_cached_decoding_picks_what_their_full_passes_pick(pair):
     batch = Batch(
         tokens=tokens, slots=np.full((B, S), -1, np.int32), labels=np.zeros((B, S), np.int32),
         positions=np.tile(np.arange(S, dtype=np.int32), (B, 1)), segments=segments,
-        queries=np.zeros((B, 0, 4), np.int32), query_lengths=np.zeros((B, 0), np.int32),
+        queries=np.zeros((B, 0), np.int32), query_segments=np.zeros((B, 0), np.int32),
+        query_ends=np.zeros((B, 0), np.int32),
     )  # fmt: skip
     model = ModelConfig(decoder=pair.config, dtype="float32", remat="none")
     answers = np.asarray(build_generator(model, NEW, eos=-1)(pair.params, batch))

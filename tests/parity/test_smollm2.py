@@ -127,7 +127,8 @@ def test_the_capital_of_france(pair):
     batch = Batch(
         tokens=tokens, slots=np.full_like(tokens, -1), labels=np.zeros_like(tokens),
         positions=np.arange(tokens.size, dtype=np.int32)[None], segments=np.ones_like(tokens),
-        queries=np.zeros((1, 0, 4), np.int32), query_lengths=np.zeros((1, 0), np.int32),
+        queries=np.zeros((1, 0), np.int32), query_segments=np.zeros((1, 0), np.int32),
+        query_ends=np.zeros((1, 0), np.int32),
     )  # fmt: skip
     model = ModelConfig(decoder=pair.config, dtype="float32", remat="none")
     ours = np.asarray(build_generator(model, NEW, eos=-1)(pair.params, batch))[0]

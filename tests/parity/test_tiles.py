@@ -70,8 +70,9 @@ def test_a_whole_model_gives_the_same_logits(width, height):
     tokens[0, [0, -2, -1]], slots[0, 1:-2] = (1, 7, 9), stands.slots
     batch = Batch(
         tokens=tokens, slots=slots, labels=tokens, positions=np.arange(length, dtype=np.int32)[None],
-        segments=np.ones_like(tokens), queries=np.zeros((1, len(pixels), 2), np.int32),
-        query_lengths=np.ones((1, len(pixels)), np.int32), pixels=pixels[None])  # fmt: skip
+        segments=np.ones_like(tokens), queries=np.zeros((1, 2), np.int32),
+        query_segments=np.ones((1, 2), np.int32), query_ends=np.ones((1, len(pixels)), np.int32),
+        pixels=pixels[None])  # fmt: skip
     params, vlm = to_tree(plan.rules, state), VLM(model)
     hidden = jax.jit(lambda b: vlm.apply({"params": params}, b))(batch)
     ours: Any = vlm.apply({"params": params}, hidden, method=VLM.logits)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from quecc_jax.data.batch import IGNORE, Batch
+from quecc_jax.data.queries import row_limit
 from quecc_jax.models.vlm import VLM
 from quecc_jax.train.loss import shifted_targets
 from quecc_jax.train.step import accumulated_gradients
@@ -31,8 +32,8 @@ def conversations(config, seed=0) -> list[dict[str, Any]]:
         labels[0], labels[-1] = IGNORE, tokens[-1]
         made.append({
             "tokens": np.where(slots < 0, tokens, 0), "slots": slots, "labels": labels,
-            "queries": rng.integers(1, config.model.decoder.vocab_size, (pictures, config.data.query_limit)),
-            "query_lengths": rng.integers(2, config.data.query_limit + 1, pictures),
+            "queries": [rng.integers(1, config.model.decoder.vocab_size, rng.integers(2, 7))
+                        for _ in range(pictures)],
             "pixels": rng.normal(size=(pictures, side, side, 3)).astype(np.float32),
         })  # fmt: skip
     return made
@@ -40,25 +41,30 @@ def conversations(config, seed=0) -> list[dict[str, Any]]:
 
 def lay(config, rows: list[list[dict[str, Any]]], length: int, images: int) -> Batch:
     """Rows of conversations one after another, written independently of the data pipeline."""
-    b, q, side = len(rows), config.data.query_limit, config.model.vision.image_size
+    b, side = len(rows), config.model.vision.image_size
+    q = row_limit(config.data, images)
     batch = Batch(
         tokens=np.zeros((b, length), np.int32), slots=np.full((b, length), -1, np.int32),
         labels=np.full((b, length), IGNORE, np.int32), positions=np.zeros((b, length), np.int32),
-        segments=np.zeros((b, length), np.int32), queries=np.zeros((b, images, q), np.int32),
-        query_lengths=np.zeros((b, images), np.int32),
+        segments=np.zeros((b, length), np.int32), queries=np.zeros((b, q), np.int32),
+        query_segments=np.zeros((b, q), np.int32), query_ends=np.full((b, images), -1, np.int32),
         pixels=np.zeros((b, images, side, side, 3), np.float32),
     )  # fmt: skip
     for r, row in enumerate(rows):
-        start = picture = 0
+        start = picture = asking = 0
         for number, one in enumerate(row, start=1):
-            n, p = len(one["tokens"]), len(one["query_lengths"])
+            n, p = len(one["tokens"]), len(one["queries"])
             here, there = slice(start, start + n), slice(picture, picture + p)
             batch.tokens[r, here], batch.labels[r, here] = one["tokens"], one["labels"]
             moved = one["slots"] + picture * config.model.visual_tokens
             batch.slots[r, here] = np.where(one["slots"] < 0, -1, moved)
             batch.positions[r, here], batch.segments[r, here] = np.arange(n), number
-            for name in ("queries", "query_lengths", "pixels"):
-                getattr(batch, name)[r, there] = one[name]
+            batch.pixels[r, there] = one["pixels"]
+            for place, ids in enumerate(one["queries"], start=picture):
+                asked = slice(asking, asking + len(ids))
+                batch.queries[r, asked], batch.query_segments[r, asked] = ids, place + 1
+                asking += len(ids)
+                batch.query_ends[r, place] = asking - 1
             start, picture = start + n, picture + p
     return batch
 
@@ -111,7 +117,7 @@ def test_losses_and_gradients_are_those_of_conversations_on_their_own():
 def test_a_batch_without_picture_places_gives_what_empty_ones_give():
     config = run(data={"query_length": 6})
     model, params = VLM(config.model), random_params(config)
-    made = [one for one in conversations(config) if not len(one["query_lengths"])]
+    made = [one for one in conversations(config) if not one["queries"]]
     batches = [lay(config, [[one] for one in made], SHORT, images) for images in (0, 2)]
     batches[0] = batches[0]._replace(pixels=None)
     trainable = {name: params[name] for name in ("compressor", "projector", "decoder")}

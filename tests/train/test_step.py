@@ -115,7 +115,8 @@ def test_a_batch_of_text_alone_is_cut_into_slices_too():
     for config in (run(), run(accumulation=4)):
         batch = tiny.random_batch(config, pictures=[0] * 8)
         batch = batch._replace(
-            queries=batch.queries[:, :0], query_lengths=batch.query_lengths[:, :0], pixels=batch.pixels[:, :0]
+            queries=batch.queries[:, :0], query_segments=batch.query_segments[:, :0],
+            query_ends=batch.query_ends[:, :0], pixels=batch.pixels[:, :0]
         )
         trainer = trainer_on(config)
         losses.append(float(trainer.step(start(trainer, config), trainer.put(batch))[1]["loss"]))
@@ -213,7 +214,8 @@ def test_text_only_rows_ignore_pictures_and_text_only_runs_have_no_tower():
     small = trainer_on(text)
     assert set(small.abstract_state.trainable) == {"decoder"} and not small.abstract_state.frozen
     bare = Batch(**{**batch._asdict(), "queries": batch.queries[:, :0],
-                    "query_lengths": batch.query_lengths[:, :0], "pixels": None})  # fmt: skip
+                    "query_segments": batch.query_segments[:, :0],
+                    "query_ends": batch.query_ends[:, :0], "pixels": None})  # fmt: skip
     fresh = start(small, text)
     decoder = start(trainer, config).trainable["decoder"]
     _, metrics = small.step(fresh._replace(trainable={"decoder": decoder}), small.put(bare))
