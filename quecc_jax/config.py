@@ -352,6 +352,7 @@ class OptimizerConfig:
     """Separate peak rate for compressor and projector; the schedule's shape is shared."""
     warmup_ratio: float = 0.03
     weight_decay: float = 0.0
+    """Acts on matrices, tables and learned vectors; biases and the scales of norms are left alone."""
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8

@@ -1,0 +1,120 @@
+"""What weight decay acts on, parameter by parameter, and that AdamW is otherwise optax's own."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from quecc_jax.compressor_config import COMPRESSORS
+from quecc_jax.config import MeshConfig, ModelConfig, OptimizerConfig, QueryConfig
+from quecc_jax.data.batch import batch_spec
+from quecc_jax.sharding import make_mesh
+from quecc_jax.train.checkpoint import named_leaves
+from quecc_jax.train.optimizer import decays, make_optimizer, schedule
+from quecc_jax.train.step import abstract_params
+from tests.tiny import MODEL, RUN
+
+DECAYED = {
+    "kernel", "q_kernel", "k_kernel", "v_kernel", "embedding", "head", "token_embedding",
+    "class_embedding", "position_embedding", "queries", "register", "newline",
+}  # fmt: skip
+"""Matrices, tables, and vectors that are learned as inputs: what torch calls a parameter and no bias."""
+LEFT = {"scale", "bias", "q_bias", "k_bias", "v_bias"}
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    **{f"compressor {name}": {"compressor": {"name": name}} for name in COMPRESSORS},
+    "every part of quecc_plus": {"compressor": {"name": "quecc_plus", "registers": True, "rounds": 2}},
+    "elastic": {"compressor": {"elastic": (1, 4, 16)}},
+    "tiles": {"vision": {"tiles": ((1, 2), (2, 2)), "post_norm": True, "keep_cls": True}},
+    "linear projector": {"projector": "linear"},
+    "matrix": {"projector": "matrix"},
+    "a text tower": {"query": QueryConfig("clip_text")},
+    "qwen2": {"decoder": {"qkv_bias": True, "tie_embeddings": True}},
+    "mpt": {"decoder": {"norm": "layer", "mlp": "gelu", "positions": "alibi", "tie_embeddings": True}},
+}  # fmt: skip
+
+
+def variant(**changes: Any) -> ModelConfig:
+    """MODEL with some fields of its parts replaced."""
+    parts = {k: dataclasses.replace(getattr(MODEL, k), **v) if isinstance(v, dict) else v
+             for k, v in changes.items()}  # fmt: skip
+    return dataclasses.replace(MODEL, **parts)
+
+
+@functools.cache
+def paths(model: ModelConfig) -> list[str]:
+    run, mesh = dataclasses.replace(RUN, model=model), make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+    return list(named_leaves(abstract_params(run, mesh, batch_spec(model, run.data, 1))))
+
+
+@pytest.mark.parametrize("changes", VARIANTS.values(), ids=list(VARIANTS))
+def test_every_parameter_of_every_model_is_decayed_or_left_alone_by_name(changes):
+    """A parameter of a new name fails here until somebody says which it is."""
+    names = {path: path.rpartition("/")[2] for path in paths(variant(**changes))}
+    assert set(names.values()) <= DECAYED | LEFT
+    assert {path for path, name in names.items() if decays(name)} == {
+        path for path, name in names.items() if name in DECAYED}  # fmt: skip
+    # Whatever carries a norm's or a bias' name stands in a module of that kind.
+    assert all("norm" in path for path, name in names.items() if name == "scale")
+
+
+def test_no_name_is_listed_in_vain():
+    found = {path.rpartition("/")[2] for changes in VARIANTS.values() for path in paths(variant(**changes))}
+    assert found == DECAYED | LEFT
+
+
+PARAMS = {
+    "compressor": {"norm": {"scale": jnp.array([1.0, 2.0]), "bias": jnp.array([0.5, -1.0])},
+                   "attention": {"q_kernel": jnp.ones((2, 2)), "q_bias": jnp.ones(2)}},
+    "decoder": {"embedding": jnp.full((3, 2), 2.0), "head": jnp.full((2, 3), -1.0)},
+}  # fmt: skip
+MASK = {
+    "compressor": {"norm": {"scale": False, "bias": False}, "attention": {"q_kernel": True, "q_bias": False}},
+    "decoder": {"embedding": True, "head": True},
+}
+CONFIG = OptimizerConfig(learning_rate=1e-2, weight_decay=0.1, warmup_ratio=0.2)
+
+
+def reference(config: OptimizerConfig, mask: Any) -> optax.GradientTransformation:
+    adamw = optax.adamw(schedule(config, 10), config.b1, config.b2, config.eps,
+                        weight_decay=config.weight_decay, mask=mask)  # fmt: skip
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_five_steps_are_those_of_optax_with_a_mask(weight_decay):
+    config = dataclasses.replace(CONFIG, weight_decay=weight_decay)
+    runs = []
+    for optimizer in (make_optimizer(config, 10), reference(config, MASK)):
+        params: Any = PARAMS
+        state = optimizer.init(params)
+        for number in range(5):
+            grads = jax.tree.map(lambda x, n=number: jnp.sin(x * (n + 1)), params)
+            updates, state = optimizer.update(grads, state, params)
+            params = optax.apply_updates(params, updates)
+        runs.append(params)
+    jax.tree.map(np.testing.assert_array_equal, *runs)
+
+
+def test_without_gradients_weights_shrink_at_the_rate_of_their_part():
+    config = dataclasses.replace(CONFIG, warmup_ratio=0.0, projector_learning_rate=3e-2)
+    optimizer = make_optimizer(config, 10)
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, PARAMS), optimizer.init(PARAMS), PARAMS)
+    after: Any = optax.apply_updates(PARAMS, updates)
+    np.testing.assert_allclose(after["decoder"]["embedding"], 2.0 * (1 - 1e-2 * 0.1))
+    np.testing.assert_allclose(after["compressor"]["attention"]["q_kernel"], 1 - 3e-2 * 0.1)
+    jax.tree.map(np.testing.assert_array_equal, after["compressor"]["norm"], PARAMS["compressor"]["norm"])
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_the_state_is_that_of_runs_that_decayed_everything(weight_decay):
+    """Their checkpoints hold the state of optax.adamw without a mask."""
+    config = dataclasses.replace(CONFIG, weight_decay=weight_decay)
+    optimizers = make_optimizer(config, 10), reference(config, None)
+    ours, before = (jax.eval_shape(optimizer.init, PARAMS) for optimizer in optimizers)
+    assert jax.tree.structure(ours) == jax.tree.structure(before)  # type: ignore[operator]
