@@ -10,7 +10,7 @@ from pathlib import Path
 
 from configs import demo, study
 from launch.cli import parse_options
-from launch.compile_flags import FAST_COMPILE
+from launch.compile_flags import FAST_COMPILE, with_flags
 from launch.scheduler import clock
 from launch.study import command_line, run_study
 from quecc_jax.errors import UserError, run_cli
@@ -41,7 +41,7 @@ def main() -> None:
     plan = {"study": study.plan, "quick": demo.quick, "demo": demo.plan}[name]()
     out = options.out or f"runs/{name}"
     if options.quick:
-        os.environ["XLA_FLAGS"] = " ".join((*FAST_COMPILE, os.environ.get("XLA_FLAGS", "")))
+        os.environ["XLA_FLAGS"] = with_flags(os.environ.get("XLA_FLAGS", ""), FAST_COMPILE)
     # Its jobs are sized for processors, and run there.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     results = run_study(plan, out, command_line("launch.demo"))

@@ -23,6 +23,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from launch.compile_flags import ONE_THREAD, with_flags
 from quecc_jax.errors import UserError
 from quecc_jax.paths import write_text
 
@@ -113,9 +114,8 @@ def worker_environment() -> Iterator[None]:
     """Processes started inside compute on the CPU with one thread each: small models gain nothing
     from more. They keep the memory that a step frees for the next one, since handing it back to the
     system page by page took a quarter of the time at V = 64 (glibc; others ignore the names)."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
     wanted = {
-        "XLA_FLAGS": flags,
+        "XLA_FLAGS": with_flags(os.environ.get("XLA_FLAGS", ""), ONE_THREAD),
         "JAX_PLATFORMS": "cpu",
         "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
         "MALLOC_MMAP_THRESHOLD_": str(32 << 20),

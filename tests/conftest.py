@@ -5,15 +5,13 @@ import os
 
 import pytest
 
-from launch.compile_flags import FAST_COMPILE
+from launch.compile_flags import FAST_COMPILE, with_flags
 
 # Compiling is most of the tests' time.
 FLAGS = ("--xla_force_host_platform_device_count=8", *FAST_COMPILE)
 
 if os.environ.get("JAX_PLATFORMS") != "cuda,cpu":
-    given = os.environ.get("XLA_FLAGS", "")
-    added = [flag for flag in FLAGS if flag.split("=")[0] not in given]
-    os.environ["XLA_FLAGS"] = " ".join([given, *added]).strip()
+    os.environ["XLA_FLAGS"] = with_flags(os.environ.get("XLA_FLAGS", ""), FLAGS)
     os.environ["JAX_PLATFORMS"] = "cpu"
 
 
