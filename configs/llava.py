@@ -1,7 +1,17 @@
 """LLaVA-1.5's two stages with QueCC, for any published decoder; other `llava_` and `qwen_` files are values.
 
-Recipe: LLaVA-1.5's, as in the QueCC paper (arXiv 2411.03312): one epoch of 558k captions at global batch
-256, then one of 665k instructions at 128, rows of 2048 tokens, CLIP-L/14 at 336 pixels.
+Recipe: that of QueCC's scripts (arXiv 2411.03312; locuslab/llava-token-compression, scripts/v1_5/pretrain.sh
+and finetune.sh), which are LLaVA-1.5's but for the template of stage 1: one epoch of 558k captions, then one
+of 665k instructions, rows of 2048 tokens, CLIP-L/14 at 336 pixels. Where the values differ from the scripts':
+
+- A step has LLaVA-1.5's 256 and 128 rows. The scripts have 16 rows a device, in stage 1 in each of 4
+  accumulated slices (--gradient_accumulation_steps 4), and do not say how many devices: 4 would give 256,
+  8 give 128. Slices (train.accumulation) change no result here; docs/pods.md has them for each TPU slice.
+- V is 16; the scripts' example has kernel and stride 4, V = 36.
+- optimizer.clip_norm is 1, transformers' default. The scripts' DeepSpeed settings name no clipping, and
+  DeepSpeed then does none; --optimizer.clip-norm 1e9 does as they do.
+- A checkpoint every 500 steps instead of one at the end, and 8 processes that read instead of 4: neither
+  changes what is learned.
 """
 
 import dataclasses
@@ -24,10 +34,19 @@ CAPTIONS, INSTRUCTIONS = 558_128, 665_298
 """Rows of the two data sets."""
 GRID = 24
 """Patches along a side of the picture."""
+Template = Literal["v1", "qwen"]
 
 
-def stage1(language_model: str, out: str, visual_tokens: int = 16) -> RunConfig:
-    """Compressor and projector on captions."""
+def stage1(language_model: str, out: str, visual_tokens: int = 16, template: Template = "v1") -> RunConfig:
+    """Compressor and projector on captions.
+
+    The decoder reads them as conversations, as in QueCC's pretrain.sh (--version v1): system sentence,
+    instruction, and the caption, which ends with EOS. LLaVA-1.5's own stage 1 is --data.template plain:
+    picture, caption, newline, and no word of the instruction. What the compressor is asked is the
+    instruction ("Describe the image concisely.") under either. In the original it is so under v1 alone: its
+    query stands between the text's first newline and the word ASSISTANT, and of a plain row, where both are
+    missing, it makes an empty one.
+    """
     stride = GRID // math.isqrt(visual_tokens)
     return RunConfig(
         out=out,
@@ -38,26 +57,25 @@ def stage1(language_model: str, out: str, visual_tokens: int = 16) -> RunConfig:
         ),
         data=DataConfig(
             sources=(SourceConfig(path="data/blip_laion_cc_sbu_558k.json", images="data/images"),),
-            template="plain",
+            template=template,
             image_aspect="square",
             workers=8,
         ),
         optimizer=OptimizerConfig(learning_rate=1e-3),
-        train=TrainConfig(stage=1, steps=CAPTIONS // 256, batch_size=256),
+        train=TrainConfig(stage=1, steps=math.ceil(CAPTIONS / 256), batch_size=256),
     )
 
 
 def stage2(
-    language_model: str, out: str, init_from: str, visual_tokens: int = 16,
-    template: Literal["v1", "qwen"] = "v1",
-) -> RunConfig:  # fmt: skip
-    """The decoder too, on instructions."""
-    base = stage1(language_model, out, visual_tokens)
+    language_model: str, out: str, init_from: str, visual_tokens: int = 16, template: Template = "v1"
+) -> RunConfig:
+    """The decoder too, on instructions; a batch's rows have pictures or have none, and are of like length."""
+    base = stage1(language_model, out, visual_tokens, template)
     source = SourceConfig(path="data/llava_v1_5_mix665k.json", images="data")
     return dataclasses.replace(
         base,
-        data=dataclasses.replace(base.data, sources=(source,), template=template, image_aspect="pad"),
+        data=dataclasses.replace(base.data, sources=(source,), image_aspect="pad", batching="grouped"),
         optimizer=OptimizerConfig(learning_rate=2e-5),
-        train=TrainConfig(stage=2, steps=INSTRUCTIONS // 128, batch_size=128),
+        train=TrainConfig(stage=2, steps=math.ceil(INSTRUCTIONS / 128), batch_size=128),
         init_from=init_from,
     )

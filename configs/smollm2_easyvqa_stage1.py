@@ -11,6 +11,9 @@ demo's, trained from scratch on easy-VQA's pictures and mosaics of them; the dem
 features of every picture. Compressor and projector, 0.5 million parameters, train on those
 features; the decoder is frozen. V = 4 visual tokens; --model.compressor.kernel 8 and
 --model.compressor.stride 8 give V = 1.
+
+Of LLaVA's stage 1 (llava.py) it has the learning rate and its schedule. The rest is cut to two cores: a
+hundred steps of eight short rows, float32, nothing recomputed, and the last checkpoint alone.
 """
 
 from launch.plan import Plan

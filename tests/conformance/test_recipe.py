@@ -1,0 +1,13 @@
+"""The published configurations against the scripts of QueCC's authors (the table in tests/test_configs.py)."""
+
+import pytest
+
+from launch.cli import load_config_file
+from tests.test_configs import SCRIPTS, in_the_scripts_words
+
+
+@pytest.mark.parametrize("stage, script", [(1, "pretrain.sh"), (2, "finetune.sh")])
+def test_the_scripts_settings(conforms, stage, script):
+    ours = in_the_scripts_words(load_config_file(f"configs/llava_7b_stage{stage}.py"))
+    for key, value in SCRIPTS[stage].items():
+        conforms("recipe", f"{script} {key}", value, ours[key])
