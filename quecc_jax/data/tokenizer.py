@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from quecc_jax.data.bytepieces import byte_pieces
 from quecc_jax.data.files import fresh_directory
 from quecc_jax.data.sentencepieces import SentencePieces
 from quecc_jax.errors import UserError
@@ -47,6 +48,7 @@ class Tokenizer:
         self.questions = Tokenizer(questions, setting="data.query_tokenizer") if questions else None
         """What reads bare questions where their encoder has its own vocabulary."""
         self._specials = self.hf.added_tokens_decoder
+        self._byte_pieces = byte_pieces(self.hf)
         self._encode = functools.lru_cache(maxsize=1 << 16)(self._encode_now)
         # Only tokenizers of the SentencePiece kind write a blank before a text's first word.
         blank = self.hf.convert_ids_to_tokens(list(self._raw("\n")))[:1]
@@ -83,9 +85,24 @@ class Tokenizer:
         begins = after is None or (special is not None and self._blank_behind_special)
         return self._encode(text, not begins) if text else ()
 
-    def decode(self, ids: Sequence[int] | np.ndarray, skip_special_tokens: bool = True) -> str:
-        """Readable text of ids."""
-        return str(self.hf.decode(list(map(int, ids)), skip_special_tokens=skip_special_tokens)).strip()
+    def decode(self, ids: Sequence[int] | np.ndarray, skip_special_tokens: bool = True,
+               strip: bool = True) -> str:
+        """Readable text of ids.
+
+        Args:
+          ids: those that are no token are left out.
+          skip_special_tokens: leave special tokens out.
+          strip: leave out blanks at both ends.
+        """
+        kept = list(map(int, ids))
+        if self._byte_pieces is not None:
+            # What is left out does not part the bytes of a character.
+            out = {i for i, token in self._specials.items() if token.special and skip_special_tokens}
+            names = self.hf.convert_ids_to_tokens(kept)
+            kept = [i for i, name in zip(kept, names, strict=True) if name is not None and i not in out]
+            kept = self._byte_pieces.mended(kept)
+        text = str(self.hf.decode(kept, skip_special_tokens=skip_special_tokens))
+        return text.strip() if strip else text
 
     def __len__(self) -> int:
         """Size of the vocabulary, special tokens included."""

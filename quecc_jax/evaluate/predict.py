@@ -15,7 +15,7 @@ from quecc_jax.errors import UserError
 from quecc_jax.generate import build_generator
 from quecc_jax.generate.decode import decoding_params
 from quecc_jax.generate.reuse import Encoders, Reuse
-from quecc_jax.generate.text import cut
+from quecc_jax.generate.text import answer_text
 from quecc_jax.geometry import served
 
 
@@ -104,4 +104,4 @@ def picture_keys(identity: int, row: dict[str, Any], places: int = 0) -> list[Ha
 def read_answer(ids: list[int], tokenizer: Tokenizer, ends: Stops) -> str:
     """Text of generated ids up to the first end token, or to the text that ends an answer."""
     end = ids.index(ends.ids[0]) if ends.ids[0] in ids else len(ids)
-    return cut(tokenizer.decode(ids[:end]), (ends.text,) if ends.text else ())[0]
+    return answer_text(tokenizer, ids[:end], (ends.text,) if ends.text else ())

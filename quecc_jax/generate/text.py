@@ -1,19 +1,22 @@
 """Text of tokens while they come: pieces that never have to be taken back, and texts that end an answer."""
 
+import re
 from collections.abc import Iterable, Sequence
 
+from quecc_jax.data.bytepieces import REPLACEMENT
 from quecc_jax.data.tokenizer import Tokenizer
 
-BROKEN = "\ufffd"
-"""What decoders write for bytes that are no character, such as the first half of one."""
+_UNFINISHED = 3
+"""Bytes of a character that lacks its last one, at most; decoders write a replacement for some or each."""
+_CLEANED = re.compile(r"( (n'?|'[vr])?| ?' ?)$")
+"""Ends that transformers' clean-up of blanks may change when more follows, as in `do n't` and `it 's`."""
 
 
 class TextStream:
     """Tokens in, pieces of text out.
 
-    The pieces joined are the text of all tokens up to the first stop text, which is found wherever token
-    boundaries lie. Held back are an end that may become a stop text, bytes of a character that is not
-    complete, and blanks, until it is known what follows.
+    The pieces joined are `text`, whatever the tokens are. Held back are an end that may become a stop text,
+    bytes of a character that is not complete, and blanks, until it is known what follows.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()):
@@ -25,23 +28,36 @@ class TextStream:
     def push(self, ids: Iterable[int]) -> str:
         """The text that is certain after these tokens, and was not before."""
         self.ids += ids
-        text, self.stopped = cut(self._tokenizer.decode(self.ids), self._stop)
-        return self._send(text if self.stopped else certain(text, self._stop))
+        text, self.stopped = certain(_decoded(self._tokenizer, self.ids), self._stop)
+        # A decoder that takes back more than `certain` expects has to wait for the end.
+        return self._send(text) if text.startswith(self._sent) else ""
 
     def finish(self) -> str:
         """What was held back."""
-        return self._send(cut(self._tokenizer.decode(self.ids), self._stop)[0])
+        text, self.stopped = cut(_decoded(self._tokenizer, self.ids), self._stop)
+        return self._send(text)
 
     @property
     def text(self) -> str:
-        """All text so far, stop text left out."""
-        return cut(self._tokenizer.decode(self.ids), self._stop)[0]
+        """All text so far, stop text and blanks at both ends left out."""
+        return answer_text(self._tokenizer, self.ids, self._stop)
 
     def _send(self, text: str) -> str:
-        # Decoders that close gaps before punctuation may shorten what is held back, never more.
-        piece = text[len(self._sent) :] if text.startswith(self._sent) else ""
+        same = next((k for k, (a, b) in enumerate(zip(self._sent, text, strict=False)) if a != b),
+                    min(len(self._sent), len(text)))
+        piece = text[same:]
         self._sent += piece
         return piece
+
+
+def answer_text(tokenizer: Tokenizer, ids: Sequence[int], stop: Sequence[str] = ()) -> str:
+    """The text of an answer's tokens up to the first stop text, without blanks at both ends."""
+    return cut(_decoded(tokenizer, ids), stop)[0]
+
+
+def _decoded(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    # Blanks at the end stay, for a stop text may end with one.
+    return tokenizer.decode(ids, strip=False).lstrip()
 
 
 def cut(text: str, stop: Sequence[str]) -> tuple[str, str | None]:
@@ -53,8 +69,14 @@ def cut(text: str, stop: Sequence[str]) -> tuple[str, str | None]:
     return text[:at].rstrip(), which
 
 
-def certain(text: str, stop: Sequence[str]) -> str:
-    """The part of a text that is the same whatever follows."""
-    kept = text.rstrip(BROKEN)
+def certain(text: str, stop: Sequence[str]) -> tuple[str, str | None]:
+    """The part of `cut(text, stop)` that is the same whatever follows; the stop text once it is settled."""
+    kept = text[: len(text) - min(_UNFINISHED, len(text) - len(text.rstrip(REPLACEMENT)))]
+    kept = _CLEANED.sub("", kept)
     longest = max((n for s in stop for n in range(1, len(s)) if kept.endswith(s[:n])), default=0)
-    return kept[: len(kept) - longest].rstrip()
+    before, which = cut(kept, stop)
+    begins = len(kept) - longest
+    # Another stop text may have begun in front of the one that is there.
+    if which is not None and kept.index(which) <= begins:
+        return before, which
+    return kept[: min(begins, len(before))].rstrip(), None
