@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from quecc_jax.data.jsontext import MARK, decoded, parsed, reason
 from quecc_jax.errors import UserError
 from quecc_jax.paths import is_remote, place
 
@@ -37,34 +38,46 @@ def fresh_directory(directory: str | Path) -> Iterator[Path]:
 
 
 def read_json(path: str | Path) -> Any:
-    """The value in a JSON file, or the list of values in a .jsonl file (one a line).
+    """The value in a JSON file, or the list of values in a .jsonl file: one a line, or one JSON list.
 
     Raises:
       UserError: the file is missing, not UTF-8 or not JSON; names the line where it stops being JSON.
     """
     path = place(path) if is_remote(path) else Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        raw = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error}); check the path") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text at byte {error.start}; convert the file") from None
-    if path.suffix != ".jsonl":
-        try:
-            return json.loads(text)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {error.lineno} is not JSON: {error.msg}; repair it") from None
-    lines = text.split("\n")
+    text = decoded(str(path), raw)
+    if path.suffix == ".jsonl":
+        return _values(path, text)
+    if not text.strip():
+        raise UserError(f"{path} is empty; give a JSON file")
     try:
-        # One call for the whole file is several times faster than one a line.
-        values = json.loads("[" + ",".join(line for line in lines if line.strip()) + "]")
-    except json.JSONDecodeError:
-        values = []
-    if len(values) == sum(bool(line.strip()) for line in lines):
-        return values
-    for number, line in enumerate(lines, start=1):
-        try:
-            json.loads(line or "0")
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number} is not JSON: {error.msg}; repair it") from None
-    raise UserError(f"{path} does not hold one JSON value a line; repair it")
+        return parsed(text)
+    except json.JSONDecodeError as error:
+        what = reason(error) + (" (one value a line? then name it .jsonl)" if error.msg == "Extra data" else "")
+        raise UserError(f"{path}, line {error.lineno} is not JSON: {what}; repair it") from None
+    except (ValueError, RecursionError) as error:
+        what = reason(error) if isinstance(error, ValueError) else "it is nested too deeply"
+        raise UserError(f"{path} cannot be read: {what}; repair it") from None
+
+
+def _values(path: Path, text: str) -> list[Any]:
+    """The values of a .jsonl file."""
+    # Files that were joined have a byte order mark in front of some lines.
+    lines = [line.removeprefix(MARK) for line in text.split("\n")]
+    values, number = [], 0
+    try:
+        for number, line in enumerate(lines, start=1):  # noqa: B007 (the error names it)
+            if line.strip():
+                values.append(parsed(line))
+    except (ValueError, RecursionError) as error:
+        if text.lstrip().startswith("["):
+            with contextlib.suppress(ValueError, RecursionError):
+                return list(parsed(text))
+        what = reason(error) if isinstance(error, ValueError) else "it is nested too deeply"
+        raise UserError(f"{path}, line {number} is not JSON: {what}; repair it") from None
+    # A list of objects on one line is what the file holds; any other list is a value of it.
+    listed = len(values) == 1 and isinstance(values[0], list) and values[0][:1]
+    return values[0] if listed and isinstance(listed[0], dict) else values

@@ -14,11 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from quecc_jax.data.jsontext import MARK, begin, parsed, reason
 from quecc_jax.errors import BadRow, UserError
 from quecc_jax.paths import AnyPath, cached, is_remote, place
 
 CHUNK = 8 << 20
 """Bytes that are read at once to find the rows."""
+FIRST = 8 << 20
+"""Bytes among which a file's first line must end for the file to be told apart by it."""
 BLOCK = 1 << 16
 """Bytes between two places whose line is remembered, once a line has been asked for."""
 MAX_ROW = 64 << 20
@@ -28,10 +31,10 @@ _BLANK = re.compile(r"[ \t\r\n]*")
 
 
 class RowFile(Sequence[Any]):
-    """The values of a JSON list, or of a .jsonl file (one a line), each parsed when asked for.
+    """The values of a JSON list, or of a file with one a line, each parsed when asked for.
 
-    A file in a bucket is first copied to this machine. Pickles as path and positions, so that worker
-    processes read the file themselves.
+    Which of both it is, a file says by how it begins, in front of its name. A file in a bucket is first
+    copied to this machine. Pickles as path and positions, so that worker processes read it themselves.
 
     Raises:
       UserError: the file is missing, is no list, or its list is damaged; names the line.
@@ -41,7 +44,6 @@ class RowFile(Sequence[Any]):
 
     def __init__(self, path: AnyPath):
         self.path = str(path)
-        self._lines = place(path).suffix == ".jsonl"
         self._breaks: np.ndarray | None = None
         try:
             self._file = str(cached(path)) if is_remote(path) else self.path
@@ -50,6 +52,8 @@ class RowFile(Sequence[Any]):
         except OSError as error:
             reason = error.strerror or error
             raise UserError(f"{self.path} cannot be read ({reason}); check the path") from None
+        self._start = begin(self.path, self._bytes[:8]) if size else 0
+        self._lines = self._one_a_line(place(path).suffix == ".jsonl")
         spans = () if not size else self._line_spans() if self._lines else self._list_spans()
         self._spans = np.fromiter(spans, np.dtype((np.int64, 2)))
 
@@ -60,11 +64,24 @@ class RowFile(Sequence[Any]):
             except ValueError:
                 return b""  # An empty file cannot be mapped.
 
+    def _one_a_line(self, named_so: bool) -> bool:
+        """Whether each line is a row: so .jsonl files are, and so are others whatever they are called."""
+        head = self._bytes[self._start:self._start + FIRST].lstrip()
+        first, _, rest = head.partition(b"\n")
+        opens, more = first[:1], rest.lstrip()[:1]
+        if named_so and opens == b"[":
+            # Lines of lists are no rows, but somebody's values; a list of objects is a list of rows.
+            return _whole(first) and (bool(more) or first[1:].lstrip()[:1] != b"{")
+        return named_so or (opens == more == b"{" and _whole(first))
+
     def _line_spans(self) -> Iterator[tuple[int, int]]:
-        start, size = 0, len(self._bytes)
+        start, size = self._start, len(self._bytes)
+        mark = MARK.encode()
         while start < size:
             end = self._bytes.find(b"\n", start)
             end = size if end < 0 else end
+            # Files that were joined have a byte order mark in front of some lines.
+            start += len(mark) if self._bytes[start:start + len(mark)] == mark else 0
             if self._bytes[start:min(end, start + 80)].strip() or self._bytes[start:end].strip():
                 yield start, end
             start = end + 1
@@ -87,6 +104,11 @@ class RowFile(Sequence[Any]):
         if text.next():
             raise text.damaged("Extra data")
 
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+        return len(self._bytes)
+
     def __len__(self) -> int:
         return len(self._spans)
 
@@ -95,14 +117,12 @@ class RowFile(Sequence[Any]):
             return [self[index] for index in range(*row.indices(len(self)))]
         start, end = self._spans[row].tolist()
         try:
-            return json.loads(self._bytes[start:end].decode("utf-8"))
+            return parsed(self._bytes[start:end].decode("utf-8"))
         except UnicodeDecodeError as error:
             raise BadRow("text", f"it is not UTF-8 text at byte {start + error.start} of the file; "
                                  "convert it") from None
         except ValueError as error:
-            # Beside bad JSON: numbers of more digits than Python reads.
-            what = error.msg if isinstance(error, json.JSONDecodeError) else str(error).partition(";")[0]
-            raise BadRow("not a row", f"it is not JSON: {what}; repair it") from None
+            raise BadRow("not a row", f"it is not JSON: {reason(error)}; repair it") from None
         except RecursionError:
             raise BadRow("not a row", "it is nested too deeply; repair it") from None
 
@@ -128,6 +148,15 @@ class RowFile(Sequence[Any]):
         self._bytes = self._map()
 
 
+def _whole(line: bytes) -> bool:
+    """Whether a line is a JSON value of its own."""
+    try:
+        parsed(line.decode("utf-8"))
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 class _Window:
     """A moving part of a file as text, read forward value by value."""
 
@@ -137,7 +166,7 @@ class _Window:
         self._decode = codecs.getincrementaldecoder("utf-8")("surrogateescape").decode
         self._parse = json.JSONDecoder().raw_decode
         self._text, self._at = "", 0
-        self._position, self._read = 0, 0
+        self._position = self._read = rows._start
 
     def _more(self) -> bool:
         if self._read >= len(self._source):
@@ -176,7 +205,7 @@ class _Window:
             except json.JSONDecodeError as error:
                 if len(self._text) - self._at > MAX_ROW or not self._more():
                     self._to(min(error.pos, len(self._text)))
-                    raise self.damaged(error.msg) from None
+                    raise self.damaged(reason(error)) from None
                 continue
             except RecursionError:
                 raise self.damaged("nested too deeply") from None
