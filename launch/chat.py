@@ -10,6 +10,7 @@ import tyro
 
 from launch.answering import Answering
 from launch.cli import parse_options
+from quecc_jax.data.references import check_reference
 from quecc_jax.errors import UserError, run_cli
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ def command(line: str, talk: Conversation) -> str | None:
     if name == "/add" and len(talk.pictures) >= room > 0:
         raise UserError(f"the model was trained with at most {room} pictures a question; "
                         "/image replaces them")
+    check_reference(file)
     picture = talk.engine.picture(Path(file).expanduser())
     talk.pictures = (*talk.pictures, picture) if name == "/add" else (picture,)
     talk.history = ()

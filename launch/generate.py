@@ -38,10 +38,13 @@ def main() -> None:
     if options.explain is not None and not options.image:
         raise UserError("--explain draws on a picture; give one with --image")
     # Imported late, so that --help and mistakes in the command line answer at once.
+    from quecc_jax.data.references import check_reference
     from quecc_jax.generate.engine import Question
     from quecc_jax.load import load_engine
 
     engine = load_engine(options.checkpoint, options.mesh, options.visual_tokens)
+    for image in options.image:
+        check_reference(str(image))
     pictures = tuple(engine.picture(image) for image in options.image)
     question = Question(options.question, pictures)
     for _, piece in engine.run([question], limits):

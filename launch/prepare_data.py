@@ -26,7 +26,7 @@ class Options:
     out: str
     """Directory to write, here or as gs://BUCKET/PLACE."""
     data: str = ""
-    """The conversations, .json or .jsonl."""
+    """The conversations, .json or .jsonl, or a mixture of such files: LLaVA-NeXT's .yaml, or `{a,b}.json`."""
     images: tuple[str, ...] = ()
     """Folders of the pictures; several are searched in this order."""
     resize: int = 0

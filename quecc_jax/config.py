@@ -251,7 +251,8 @@ class SourceConfig:
     """`array_record` is what `launch.prepare_data` makes of a `llava_json`, and `tfds` what it makes with
     --format tfds."""
     path: str = ""
-    """The conversations file (.json or .jsonl, `llava_json`), or the directory of the others."""
+    """The conversations file (.json or .jsonl, `llava_json`), a mixture of such files as LLaVA-NeXT lists
+    them (.yaml, or braces as in `data/{a,b}.json`), or the directory of the others."""
     images: str | tuple[str, ...] = ""
     """Folder that the rows' picture paths are relative to, or several that are searched in this order
     (`llava_json`)."""

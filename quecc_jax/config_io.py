@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any, Literal, TypeVar
 
 from quecc_jax.config import RunConfig
+from quecc_jax.data.jsontext import decoded, parsed
 from quecc_jax.errors import UserError
 from quecc_jax.paths import place, write_text
 
@@ -119,7 +120,7 @@ def load_config(path: str | os.PathLike[str]) -> RunConfig:
       UserError: the file is missing, is not JSON, or holds unknown or mistyped settings.
     """
     try:
-        data = json.loads(place(path).read_text())
+        data = parsed(decoded(str(path), place(path).read_bytes()))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; is this the directory of a run?") from None
     except (OSError, ValueError) as error:

@@ -12,6 +12,7 @@ import numpy as np
 from quecc_jax.config import DataConfig
 from quecc_jax.data.batch import IGNORE, NEWLINE
 from quecc_jax.data.queries import row_limit
+from quecc_jax.data.references import image_refs
 from quecc_jax.data.templates import PLACEHOLDER, TEMPLATES, Mark, pieces
 from quecc_jax.data.tiles import Arrangement
 from quecc_jax.data.tokenizer import Tokenizer
@@ -28,18 +29,6 @@ class Talk(NamedTuple):
     """The row's own system sentence, if it has one."""
     turns: list[str]
     """Human and assistant in turn, the human first."""
-
-
-def image_refs(row: dict[str, Any]) -> list[Any]:
-    """References to a row's pictures, in the order of their placeholders; empty for a text-only row."""
-    image = row.get("image")
-    if image is None:
-        return []
-    refs = list(image) if isinstance(image, list | tuple) else [image]
-    for ref in refs:
-        if not isinstance(ref, str | int | bytes) or isinstance(ref, bool) or ref == "":
-            raise BadRow("not a row", f"its picture {str(ref)[:40]!r} is not the path of a file; write it so")
-    return refs
 
 
 def encode(row: dict[str, Any], tokenizer: Tokenizer, data: DataConfig, visual_tokens: int,

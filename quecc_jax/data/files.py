@@ -56,7 +56,8 @@ def read_json(path: str | Path) -> Any:
     try:
         return parsed(text)
     except json.JSONDecodeError as error:
-        what = reason(error) + (" (one value a line? then name it .jsonl)" if error.msg == "Extra data" else "")
+        more = " (one value a line? then name it .jsonl)" if error.msg == "Extra data" else ""
+        what = reason(error) + more
         raise UserError(f"{path}, line {error.lineno} is not JSON: {what}; repair it") from None
     except (ValueError, RecursionError) as error:
         what = reason(error) if isinstance(error, ValueError) else "it is nested too deeply"

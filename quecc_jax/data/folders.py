@@ -3,13 +3,14 @@
 import os
 from io import BytesIO
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 
 from quecc_jax.config import DataConfig, VisionConfig
 from quecc_jax.data.images import load_pixels, picture_size
 from quecc_jax.errors import BadRow
-from quecc_jax.paths import place
+from quecc_jax.paths import is_remote, place
 
 
 class Folders:
@@ -22,18 +23,28 @@ class Folders:
         """The path of a picture.
 
         Raises:
-          BadRow: the reference is no path, or there are several folders and none has the picture.
+          BadRow: the reference is no path, or there are several folders and none has the picture, or the
+            path is written as Windows or an address writes it.
         """
         if not isinstance(ref, str):
             raise BadRow("not a row", f"its picture {ref!r} is not the path of a file; write it so")
-        if len(self.roots) == 1:
+        if is_remote(ref):
+            return ref
+        odd = "\\" in ref or "%" in ref
+        if len(self.roots) == 1 and not odd:
             return os.path.join(self.roots[0], ref)
-        for root in self.roots:
-            path = os.path.join(root, ref)
-            if place(path).exists():
-                return path
-        raise BadRow("picture missing",
-                     f"picture {ref} is in none of {', '.join(self.roots)}; check the folders")
+        if (path := self._existing(ref)) is not None:
+            return path
+        for what, plain in (("backslashes", ref.replace("\\", "/")), ("percent signs", unquote(ref))):
+            if plain != ref and self._existing(plain) is not None:
+                raise BadRow("picture missing",
+                             f"picture {ref} is not there but {plain} is; write it without {what}")
+        searched = ", ".join(root or "." for root in self.roots)
+        raise BadRow("picture missing", f"picture {ref} is in none of {searched}; check the folders")
+
+    def _existing(self, ref: str) -> str | None:
+        paths = (os.path.join(root, ref) for root in self.roots)
+        return next((path for path in paths if place(path).exists()), None)
 
 
 class FolderPictures:

@@ -17,6 +17,7 @@ from rich.progress import Progress, TimeRemainingColumn
 from quecc_jax.config import DataConfig, SourceConfig
 from quecc_jax.data.batching import Measures
 from quecc_jax.data.faults import DROPPED, LeftOut, Read, Tally
+from quecc_jax.data.mixture import files_of
 from quecc_jax.data.sources import Source
 from quecc_jax.errors import BadRow
 from quecc_jax.paths import cache_folder, is_remote, place
@@ -140,13 +141,12 @@ def _files(config: SourceConfig) -> list[tuple[str, int, float]]:
         return []
     path = place(config.path)
     try:
-        files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+        files = sorted(path.glob("*.json")) if path.is_dir() else [*map(place, files_of(config.path))]
         stats = [(str(file), file.stat()) for file in files]
     except OSError:
         return []
-    if is_remote(config.path):
-        return [(name, stat.length, stat.mtime) for name, stat in stats]  # type: ignore[attr-defined]
-    return [(name, stat.st_size, stat.st_mtime) for name, stat in stats]
+    return [(name, stat.length, stat.mtime) if is_remote(name)  # type: ignore[attr-defined]
+            else (name, stat.st_size, stat.st_mtime) for name, stat in stats]
 
 
 def _tokenizer_stamp(directory: str) -> str:

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from quecc_jax.data.conversation import image_refs
 from quecc_jax.data.folders import Folders
 from quecc_jax.data.images import fit, open_image
+from quecc_jax.data.mixture import Mixture, open_rows
 from quecc_jax.data.prepared import FORMAT, MANIFEST, Recipe, fault_record
 from quecc_jax.data.records import Shard, forget, made, write_shard
+from quecc_jax.data.references import image_refs
 from quecc_jax.data.rowfile import RowFile
 from quecc_jax.errors import BadRow, UserError
 from quecc_jax.paths import AnyPath, place, write_text
@@ -55,7 +56,7 @@ def prepare(data: AnyPath, images: tuple[str, ...], out: AnyPath, recipe: Recipe
     What an interrupted call of the same arguments has left is kept, shard by shard.
 
     Args:
-      data: .json or .jsonl file.
+      data: .json or .jsonl file, or a mixture of such files.
       images: folders of its pictures.
       out: directory to write, here or in a bucket.
       recipe: how pictures are stored.
@@ -70,7 +71,7 @@ def prepare(data: AnyPath, images: tuple[str, ...], out: AnyPath, recipe: Recipe
     Raises:
       UserError: the file or a picture cannot be read, or `out` was made from something else.
     """
-    rows = RowFile(data)
+    rows = open_rows(data)
     key = _begin(rows, images, out, recipe, skip_bad, (shard_pictures, shard_rows))
     refs, bad = _pictures_of(rows, skip_bad)
     files = list(refs)
@@ -93,11 +94,13 @@ def prepare(data: AnyPath, images: tuple[str, ...], out: AnyPath, recipe: Recipe
     return manifest
 
 
-def _begin(rows: RowFile, images: tuple[str, ...], out: AnyPath, recipe: Recipe, skip_bad: bool,
+def _begin(rows: RowFile | Mixture, images: tuple[str, ...], out: AnyPath, recipe: Recipe, skip_bad: bool,
            sizes: tuple[int, int]) -> str:
     """The key of this work, after checking that `out` holds none of another."""
-    work = {"source": rows.path, "bytes": len(rows._bytes), "rows": len(rows), "images": list(images),
+    work = {"source": rows.path, "bytes": rows.size, "rows": len(rows), "images": list(images),
             "recipe": vars(recipe), "skip_bad": skip_bad, "shards": sizes}
+    if isinstance(rows, Mixture):
+        work["parts"] = rows.parts
     text = json.dumps(work, sort_keys=True)
     folder = place(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -115,7 +118,7 @@ def _name(kind: str, number: int, items: int, per_shard: int) -> str:
     return f"{kind}-{number:05}-of-{-(-items // per_shard):05}.array_record"
 
 
-def _pictures_of(rows: RowFile, skip_bad: bool) -> tuple[dict[str, int], dict[int, BadRow]]:
+def _pictures_of(rows: RowFile | Mixture, skip_bad: bool) -> tuple[dict[str, int], dict[int, BadRow]]:
     """The number of every picture by its path, in the order of the rows, and what is wrong with rows."""
     refs: dict[str, int] = {}
     bad: dict[int, BadRow] = {}
@@ -137,7 +140,7 @@ def _pictures_of(rows: RowFile, skip_bad: bool) -> tuple[dict[str, int], dict[in
     return refs, bad
 
 
-def _row_shards(rows: RowFile, refs: dict[str, int], bad: dict[int, BadRow], out: AnyPath, key: str,
+def _row_shards(rows: RowFile | Mixture, refs: dict[str, int], bad: dict[int, BadRow], out: AnyPath, key: str,
                 per_shard: int) -> list[Shard]:
     def records(start: int) -> Iterator[bytes]:
         for number in range(start, min(start + per_shard, len(rows))):
@@ -268,7 +271,7 @@ def inline_rows(data: AnyPath, images: tuple[str, ...], recipe: Recipe, *,
     Raises:
       UserError: a row or a picture cannot be read; with `skip_bad` such rows are left out.
     """
-    rows, folders = RowFile(data), Folders(images)
+    rows, folders = open_rows(data), Folders(images)
     for number in range(len(rows)):
         try:
             row = rows[number]

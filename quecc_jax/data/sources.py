@@ -10,12 +10,14 @@ import numpy as np
 
 from quecc_jax.config import DataConfig, ModelConfig, SourceConfig
 from quecc_jax.data import easyvqa
-from quecc_jax.data.conversation import encode, image_refs
+from quecc_jax.data.conversation import encode
 from quecc_jax.data.elastic import text_length
 from quecc_jax.data.features import Features, read_features
 from quecc_jax.data.folders import FilePictures, FolderPictures, Folders
+from quecc_jax.data.mixture import Mixture, open_rows
 from quecc_jax.data.pool import read_pool
 from quecc_jax.data.prepared import PreparedPictures, open_prepared
+from quecc_jax.data.references import image_refs
 from quecc_jax.data.rowfile import RowFile
 from quecc_jax.data.tiles import Arrangement, arrange
 from quecc_jax.data.tokenizer import Tokenizer, load_tokenizer
@@ -129,7 +131,9 @@ class RowSource:
         return len(self.rows)
 
     def where(self, row: int) -> str:
-        return self.rows.where(row) if isinstance(self.rows, RowFile) else f"{self.name}, row {row + 1}"
+        if isinstance(self.rows, RowFile | Mixture):
+            return self.rows.where(row)
+        return f"{self.name}, row {row + 1}"
 
     def row(self, number: int) -> dict[str, Any]:
         """A row as it was given, or BadRow; the last one is kept, as its parts are asked for one by one."""
@@ -424,4 +428,4 @@ def read_rows(config: SourceConfig) -> Sequence[dict[str, Any]]:
         from quecc_jax.data.tfds_rows import TfdsRows
 
         return TfdsRows(config.path, config.split)
-    return RowFile(config.path)
+    return open_rows(config.path)

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 import jax
 
 from quecc_jax.config import DataConfig, ModelConfig
-from quecc_jax.data.conversation import PLACEHOLDER, image_refs
+from quecc_jax.data.conversation import PLACEHOLDER
 from quecc_jax.data.faults import Tally
 from quecc_jax.data.pipeline import eval_batches, rows_by_id
+from quecc_jax.data.references import image_refs
 from quecc_jax.data.templates import Stops, stops
 from quecc_jax.data.tokenizer import Tokenizer, load_tokenizer
 from quecc_jax.errors import UserError

@@ -17,9 +17,10 @@ from PIL import Image
 
 from quecc_jax.config import DataConfig, SourceConfig
 from quecc_jax.data.batch import IGNORE
-from quecc_jax.data.conversation import encode, image_refs
+from quecc_jax.data.conversation import encode
 from quecc_jax.data.images import load_pixels
 from quecc_jax.data.pipeline import make_iterator
+from quecc_jax.data.references import image_refs
 from quecc_jax.data.rowfile import RowFile
 from quecc_jax.errors import BadRow, UserError
 
