@@ -6,6 +6,7 @@ query and step, both in bfloat16; activations are taken to stay on the chip. A p
 its FLOPs at the chip's peak and its bytes at the chip's bandwidth (the roofline model).
 """
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
@@ -15,13 +16,15 @@ import numpy as np
 
 from quecc_jax import flops, presets
 from quecc_jax.aot.chips import CHIPS
+from quecc_jax.compressor_config import COMPRESSORS
 from quecc_jax.config import CompressorConfig, DecoderConfig, ModelConfig, QueryConfig, VisionConfig
 from quecc_jax.errors import UserError as LibraryError
-from quecc_jax.geometry import query_layers
+from quecc_jax.geometry import output_tokens, query_layers
 from scaling.errors import UserError
 from scaling.text import COST_AXIS, PER, Kind
 
 PARTS = ("tower", "query", "compressor", "prefill", "decode")
+PAPERS_COMPRESSOR = "quecc"
 BYTES = 2
 """Of a weight or a cached number, in bfloat16."""
 _VISION, _PAPERS = VisionConfig(), QueryConfig()
@@ -98,6 +101,8 @@ class Setup:
     """Of one chip."""
     query: QueryConfig = QueryConfig()  # noqa: RUF009 (frozen)
     """What encodes the question, where a compressor reads it."""
+    compressor: str = PAPERS_COMPRESSOR
+    """What makes V visual tokens of a picture."""
 
 
 def find_llm(text: str) -> Llm:
@@ -175,31 +180,64 @@ def find_machine(text: str, count: int = 1, efficiency: float = 1.0) -> Machine:
     )
 
 
-def model_config(llm: Llm, visual_tokens: float, query: QueryConfig = _PAPERS) -> ModelConfig:
-    """CLIP-L/14 at 336 pixels and QueCC in front of a decoder; all patches mean no compressor.
+def compressor_config(name: str, visual_tokens: float) -> CompressorConfig:
+    """The compressor of that name that makes so many tokens of CLIP-L/14's patches at 336 pixels; all patches
+    mean none, but for those that read CLS' attention all the same.
 
     Raises:
-      UserError: QueCC cannot make that many tokens of the tower's grid, or the decoder has not the layers
-        that `query` wants to run.
+      UserError: there is no such compressor, or it cannot make that many tokens.
+    """
+    if name not in COMPRESSORS:
+        raise UserError(f"The compressor {name!r} is not known; name one of {', '.join(COMPRESSORS)}.")
+    kind, grid, count = COMPRESSORS[name], _VISION.grid, int(visual_tokens)
+    if visual_tokens == grid * grid and not kind.reads_attention:
+        return CompressorConfig(name="none")
+    sides = [side for side in range(1, grid + 1) if grid % side == 0]
+    if kind.shape == "grid":
+        if count == visual_tokens and (side := math.isqrt(count)) in sides and side * side == count:
+            return CompressorConfig(name=name, kernel=grid // side, stride=grid // side)
+        possible = ", ".join(str(side * side) for side in sides)
+    elif kind.shape == "all":
+        possible = f"{grid * grid}"
+    else:
+        made = CompressorConfig(name=name, tokens=count)
+        with contextlib.suppress(ValueError):
+            if count == visual_tokens == output_tokens(made, grid):
+                return made
+        top = made.queries if name == "mqt" else grid * grid
+        possible = f"square numbers up to {top}" if name == "llava_mini" else f"1 to {top}"
+        possible += "" if top == grid * grid else f", and {grid * grid}"
+    raise UserError(
+        f"V = {visual_tokens:g} visual tokens cannot be made of {grid} x {grid} patches by {name}; possible "
+        f"are {possible} (--compressor names another, such as mqt; any number with --cost published)."
+    )
+
+
+def model_config(
+    llm: Llm, visual_tokens: float, query: QueryConfig = _PAPERS, compressor: str = PAPERS_COMPRESSOR
+) -> ModelConfig:
+    """CLIP-L/14 at 336 pixels and a compressor in front of a decoder.
+
+    Raises:
+      UserError: as `compressor_config`; or the compressor rewrites the instruction, which is not counted
+        here; or the decoder has not the layers that `query` wants to run.
     """
     if query.layer > llm.decoder.depth:
         raise UserError(
             f"{llm.name} has {llm.decoder.depth} layers, too few for an exit after {query.layer}; give a "
             "smaller --exit-layer."
         )
-    grid = _VISION.grid
-    side = math.isqrt(int(visual_tokens))
-    if side * side != visual_tokens or side == 0 or grid % side:
-        possible = ", ".join(str(s * s) for s in range(1, grid + 1) if grid % s == 0)
+    made = compressor_config(compressor, visual_tokens)
+    if COMPRESSORS[compressor].memory != "none":
         raise UserError(
-            f"V = {visual_tokens:g} visual tokens cannot be made of {grid} x {grid} patches; possible are "
-            f"{possible} (any number with --cost published)."
+            f"The pre-fusion of {compressor} with the instruction is not counted here; count with --cost "
+            "published."
         )
-    compressor = (
-        CompressorConfig(name="none") if side == grid
-        else CompressorConfig(kernel=grid // side, stride=grid // side)
-    )  # fmt: skip
-    return ModelConfig(vision=_VISION, compressor=compressor, query=query, decoder=llm.decoder)
+    # MQT's projector is one matrix; the others have LLaVA-1.5's.
+    projector = "matrix" if made.name == "mqt" else ModelConfig.projector
+    return ModelConfig(
+        vision=_VISION, compressor=made, query=query, projector=projector, decoder=llm.decoder
+    )
 
 
 def cache_bytes(decoder: DecoderConfig) -> float:
@@ -254,7 +292,7 @@ def encoder_costs(
     found = []
     for query in (_PAPERS, QueryConfig("early_exit", layer), QueryConfig("embeddings"),
                   QueryConfig("clip_text")):  # fmt: skip
-        config = model_config(llm, visual_tokens, query)
+        config = model_config(llm, visual_tokens, query, setup.compressor)
         work = work_of_query(config, lengths)
         seconds = share = None
         if setup.machine is not None:
@@ -308,6 +346,7 @@ def counted_prices(llms: Sequence[Llm], visual_tokens: Sequence[float], setup: S
     machine = setup.machine
     where = "" if machine is None else f" on {machine.name}, batch {setup.batch}"
     unit = COST_AXIS[setup.kind]
+    tower = model_config(llms[0], counts[0], setup.query, setup.compressor).tower
     return {
         "counted": True,
         "kind": setup.kind,
@@ -316,8 +355,8 @@ def counted_prices(llms: Sequence[Llm], visual_tokens: Sequence[float], setup: S
         "axis": f"{unit}{where}",
         "cost_model": f"all parts counted{where}",
         "bytes": BYTES,
-        "tower": {"flops": flops.tower_flops(_VISION), "bytes": BYTES * flops.tower_params(_VISION)},
-        "llms": [_coefficients(llm, counts, setup.query) for llm in llms],
+        "tower": {"flops": flops.tower_flops(tower), "bytes": BYTES * flops.tower_params(tower)},
+        "llms": [_coefficients(llm, counts, setup) for llm in llms],
         "machine": None if machine is None else {
             "flops": machine.flops, "bandwidth": machine.bandwidth, "memory": machine.memory
         },
@@ -326,10 +365,12 @@ def counted_prices(llms: Sequence[Llm], visual_tokens: Sequence[float], setup: S
     }  # fmt: skip
 
 
-def _coefficients(llm: Llm, counts: Sequence[float], query: QueryConfig) -> dict[str, Any]:
+def _coefficients(llm: Llm, counts: Sequence[float], setup: Setup) -> dict[str, Any]:
     decoder = llm.decoder
     output = decoder.width * decoder.vocab_size
-    configs = [model_config(llm, count, query) for count in counts]
+    configs = [model_config(llm, count, setup.query, setup.compressor) for count in counts]
+    # All patches ask nobody; what the others ask is the same.
+    asking = next((config for config in configs if config.compressor.reads_question), configs[0])
     return {
         "n": llm.params_b,
         "name": llm.name,
@@ -338,7 +379,7 @@ def _coefficients(llm: Llm, counts: Sequence[float], query: QueryConfig) -> dict
         "tables": output if decoder.tie_embeddings else 2 * output,
         "attention": flops.attention_flops(decoder, 1, 1),
         "cache": cache_bytes(decoder),
-        "query": _question(model_config(llm, 1, query)),
+        "query": _question(asking),
         "adapters": [
             {
                 "flops": flops.compressor_cost(config).flops + flops.projector_flops(config),

@@ -100,11 +100,11 @@ def counted_options(
     """All pairs, every part counted from the real shapes.
 
     Raises:
-      UserError: QueCC cannot make one of the token counts.
+      UserError: the compressor cannot make one of the token counts.
     """
     llms = sorted(llms, key=lambda llm: llm.params_b)
     pairs = [(llm, v) for llm in llms for v in sorted(visual_tokens)]
-    configs = [cost.model_config(*pair, setup.query) for pair in pairs]
+    configs = [cost.model_config(*pair, setup.query, setup.compressor) for pair in pairs]
     works = [cost.work_of_query(config, lengths) for config in configs]
     machine, seconds, memory = setup.machine, {}, None
     if machine is not None:
@@ -222,7 +222,7 @@ def costs_over_text(
     at = Lengths(text, lengths.answer, question)
 
     def row(llm: Llm, count: float) -> np.ndarray:
-        config = cost.model_config(llm, count, setup.query)
+        config = cost.model_config(llm, count, setup.query, setup.compressor)
         price = np.broadcast_to(cost.query_cost(cost.work_of_query(config, at), setup), text.shape)
         if setup.machine is None:
             return price

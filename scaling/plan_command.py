@@ -85,6 +85,12 @@ def add_plan(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         metavar="V",
         help="token counts to choose from (default: the fit's)",
     )
+    plan.add_argument(
+        "--compressor",
+        metavar="NAME",
+        help="what makes the visual tokens: quecc (default, the paper's), mqt (any number to 256), m3, "
+        "prumerge (any number), tokenpacker, avgpool and others",
+    )
     machine = plan.add_argument_group("machine")
     machine.add_argument(
         "--chip",
@@ -111,7 +117,7 @@ def run_plan(options: argparse.Namespace) -> None:
     """Plans for one budget and writes everything to the folder."""
     # Imported here so that --help and usage errors answer at once.
     from scaling import plan_page, plan_report, report
-    from scaling.cost import Lengths, find_llm
+    from scaling.cost import Lengths, compressor_config, find_llm
     from scaling.plan import counted_options, make_plan, published_options
     from scaling.saved import load_fit
 
@@ -125,6 +131,9 @@ def run_plan(options: argparse.Namespace) -> None:
         raise UserError(f"The question's tokens are part of the text: at most {text:g}, not {question:g}.")
     lengths = Lengths(text, options.answer_tokens or _ANSWER, question)
     counts = _distinct(options.visual_tokens or fit.visual_tokens.tolist(), "visual tokens")
+    if options.compressor is not None:
+        for count in counts:
+            compressor_config(options.compressor, count)
     wanted = options.llms or [f"{n:.12g}" for n in fit.params_b]
     counted = options.cost == "counted"
     if counted:
@@ -169,6 +178,12 @@ def _check(options: argparse.Namespace) -> None:
                     f"--{name.replace('_', '-')} needs --cost counted; the published cost 2N(Q + V) knows "
                     "FLOPs of prefill alone."
                 )
+    for name in ("encoder", "question_tokens"):
+        if getattr(options, name) is not None and not _reads_question(options.compressor):
+            raise UserError(
+                f"--{name.replace('_', '-')} is of compressors that read the question, and "
+                f"{options.compressor} does not; leave it out."
+            )
     if (options.encoder == "early_exit") != (options.exit_layer is not None):
         raise UserError("--encoder early_exit and --exit-layer go together: the exit, and after which layer.")
     if options.chip is None:
@@ -179,15 +194,24 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError("--usd and --price go together: a budget in dollars, and what a chip's hour costs.")
 
 
+def _reads_question(compressor: str | None) -> bool:
+    from scaling.cost import COMPRESSORS, PAPERS_COMPRESSOR
+
+    kind = COMPRESSORS.get(compressor or PAPERS_COMPRESSOR)
+    return kind is None or kind.reads_question
+
+
 def _setup(options: argparse.Namespace) -> "Setup":
-    from scaling.cost import QueryConfig, Setup, find_machine
+    from scaling.cost import PAPERS_COMPRESSOR, QueryConfig, Setup, find_machine
 
     machine = None
     if options.chip is not None:
         machine = find_machine(options.chip, options.chips or 1, options.efficiency or 1.0)
     kind: Kind = "flops" if options.flops else "seconds" if options.ms else "usd"
     query = QueryConfig(options.encoder or "decoder", options.exit_layer or 0)
-    return Setup(kind, machine, options.batch or 1, options.price, query)
+    return Setup(
+        kind, machine, options.batch or 1, options.price, query, options.compressor or PAPERS_COMPRESSOR
+    )
 
 
 def _sizes(names: Sequence[str]) -> list[float]:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from scaling.cost import PARTS, Lengths, QueryConfig, Setup, encoder_costs
+from scaling.cost import COMPRESSORS, PAPERS_COMPRESSOR, PARTS, Lengths, QueryConfig, Setup, encoder_costs
 from scaling.plan import UNITS, Plan, choice_of
 from scaling.saved import SavedFit
 from scaling.text import PER, amount, flops_text, size_name
@@ -31,8 +31,11 @@ class Question(NamedTuple):
         text, _, question = self.lengths
         if not self.counted:
             return f"published cost 2N(Q + V), Q = {text:g}"
+        said = f"{self._counted}, Q = {text:g} text tokens"
+        if not COMPRESSORS[self.setup.compressor].reads_question:
+            return said
         reads = "all" if question == text else f"{question:g}"
-        return f"{self._counted}, Q = {text:g} text tokens, of which {self.encoder} reads {reads}"
+        return f"{said}, of which {self.encoder} reads {reads}"
 
     @property
     def cost_model_of_all(self) -> str:
@@ -40,6 +43,8 @@ class Question(NamedTuple):
         if not self.counted:
             return "published cost 2N(Q + V)"
         text, _, question = self.lengths
+        if not COMPRESSORS[self.setup.compressor].reads_question:
+            return self._counted
         reads = "all Q" if question == text else f"up to {question:g}"
         return f"{self._counted}, {self.encoder} reads {reads} text tokens"
 
@@ -51,6 +56,8 @@ class Question(NamedTuple):
     @property
     def _counted(self) -> str:
         machine, said = self.setup.machine, f"counted cost of all parts, G = {self.lengths.answer} generated"
+        if self.setup.compressor != PAPERS_COMPRESSOR:
+            said += f", compressor {self.setup.compressor}"
         if machine is None:
             return said
         share = "" if machine.efficiency == 1 else f", {100 * machine.efficiency:g} % of its peaks"
@@ -160,6 +167,7 @@ def plan_record(plan: Plan, asked: Question) -> dict[str, Any]:
     options, law, setup = plan.options, asked.fit.law, asked.setup
     on_frontier = set(plan.frontier.tolist())
     machine = None if setup.machine is None else dataclasses.asdict(setup.machine)
+    reads = COMPRESSORS[setup.compressor].reads_question
     choices = [_choice_record(plan, k) | {"on_frontier": k in on_frontier} for k in range(len(options.cost))]
     optimum = None
     if not asked.counted and law.tokens == "V":
@@ -173,7 +181,8 @@ def plan_record(plan: Plan, asked: Question) -> dict[str, Any]:
         "query_tokens": asked.lengths.text,
         "question_tokens": asked.lengths.question if asked.counted else None,
         "answer_tokens": asked.lengths.answer if asked.counted else None,
-        "query_encoder": encoder_name(setup.query) if asked.counted else None,
+        "compressor": setup.compressor if asked.counted else None,
+        "query_encoder": encoder_name(setup.query) if asked.counted and reads else None,
         "machine": machine,
         "batch": setup.batch if machine else None,
         "usd_per_hour": setup.usd_per_hour,

@@ -137,3 +137,40 @@ def test_mistakes_in_words(wrong, said):
 def test_costs_need_neither_jax_nor_flax():
     code = "import sys, scaling.cost, scaling.plan; sys.exit(bool({'jax', 'flax'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("name, counts", [
+    ("mqt", (1, 2, 8, 36, 256)), ("m3", (1, 9, 36, 144)), ("prumerge", (1, 5, 40, 576)), ("resampler", (7,)),
+    ("prumerge_plus", (144,)), ("tokenpacker", (4, 144)), ("avgpool", (64,)), ("conv", (16,)),
+])  # fmt: skip
+def test_every_compressor_costs_what_its_own_model_does(name, counts):
+    """The page's numbers are those of the library's counter, for the model that such a run would train."""
+    llm, lengths, setup = find_llm("1.8"), Lengths(30, 8, 12), Setup(compressor=name)
+    prices = cost.counted_prices([llm], counts, setup)
+    for count, adapter in zip(counts, prices["llms"][0]["adapters"], strict=True):
+        config = model_config(llm, count, compressor=name)
+        assert config.visual_tokens == count and config.compressor.name == name
+        counted = flops.answer_flops(config, 12, 30, 8)
+        work = cost.work_of_query(config, lengths)
+        assert {part: one.flops for part, one in work.items()} == counted
+        assert adapter["flops"] == counted["compressor"] and not adapter["reads"]
+        assert prices["tower"]["flops"] == counted["tower"] and counted["query"] == 0
+    plain = model_config(llm, 16, compressor="avgpool")
+    assert (prices["tower"]["flops"] > flops.tower_flops(plain.tower)) == name.startswith("prumerge")
+
+
+@pytest.mark.parametrize("name, count, says", [
+    ("mqt", 300, "possible are 1 to 256, and 576"), ("mqt", 2.5, "V = 2.5"), ("quecc", 8, "are 1, 4, 9"),
+    ("m3", 2, "by m3"), ("prumerge", 577, "possible are 1 to 576"), ("none", 36, "possible are 576"),
+    ("llava_mini", 2, "square numbers"), ("mtq", 2, "'mtq' is not known; name one of quecc"),
+    ("llava_mini", 4, "pre-fusion of llava_mini"), ("quecc_plus", 4, "pre-fusion of quecc_plus"),
+    ("mqt", 0, "V = 0"),
+])  # fmt: skip
+def test_a_compressor_is_held_to_what_it_can_make(name, count, says):
+    with pytest.raises(UserError, match=says):
+        model_config(find_llm("7"), count, compressor=name)
+
+
+def test_all_patches_are_no_compressor():
+    for name in ("mqt", "m3", "quecc", "resampler"):
+        assert model_config(find_llm("7"), 576, compressor=name).compressor.name == "none"

@@ -200,3 +200,28 @@ def test_no_budget_is_a_usage_error():
     command = [sys.executable, "-m", "scaling", "plan", "--fit", "general", "--out", "x"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and "--flops" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_plan_for_a_compressor_that_asks_nobody(fit_folder, tmp_path):
+    """MQT-LLaVA serves 2 to 256 tokens of one set of weights; its question has no encoder."""
+    options = ["--compressor", "mqt", "--visual-tokens", "2", "8", "256", "--llms", "7"]
+    assert main(["plan", "--fit", str(fit_folder), "--out", str(tmp_path), *BUDGET, *options]) == 0
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["compressor"] == "mqt" and plan["query_encoder"] is None
+    assert [c["visual_tokens"] for c in plan["choices"]] == [2, 8, 256]
+    assert all(c["flops"]["query"] == 0 for c in plan["choices"])
+    page = (tmp_path / "plan.html").read_text()
+    assert "compressor mqt" in page and "question's encoder (" not in page
+
+
+@pytest.mark.parametrize("options, says", [
+    (["--visual-tokens", "2", "8"], "by quecc; possible are 1, 4, 9"),
+    (["--visual-tokens", "2", "--compressor", "m3"], "by m3"),
+    (["--visual-tokens", "2", "--compressor", "m3", "--cost", "published"], "by m3"),
+    (["--compressor", "mqt", "--visual-tokens", "4", "--encoder", "decoder"], "mqt does not; leave it out"),
+    (["--compressor", "mqt", "--visual-tokens", "4", "--question-tokens", "4"], "mqt does not; leave it out"),
+    (["--compressor", "mtq"], "'mtq' is not known"),
+])  # fmt: skip
+def test_a_compressor_that_cannot_is_one_sentence(fit_folder, tmp_path, capsys, options, says):
+    assert main(["plan", "--fit", str(fit_folder), "--out", str(tmp_path), *BUDGET, *options]) == 2
+    assert says in capsys.readouterr().err
