@@ -27,6 +27,8 @@ Interval = tuple[float, float]
 
 _PULL = 1e3
 """Weight of a cell that pulls the law towards a value at a point, against 1 for the heaviest score."""
+_FAR = 100.0
+"""Errors are shares: one that lies so far away pulls the law as far as its bounds allow."""
 
 
 class Problems(NamedTuple):
@@ -120,6 +122,8 @@ def error_intervals(problems: Problems, n: np.ndarray, t: np.ndarray, level: flo
         lambda y, at: pulled(y, at)[1], estimate, deviation, np.where(side < 0, -np.inf, np.inf), side,
         problems.objective[row], problems.dof, level,
     )  # fmt: skip
+    # Where no pull reaches the limit, the bounds of the constants end the interval: what the law has there.
+    ends = np.where(np.isfinite(ends), ends, estimate + side * _FAR)
     return np.asarray(pulled(ends, np.arange(len(ends)))[0].reshape(k, points, 2))
 
 
@@ -265,7 +269,9 @@ def _find_ends(
         if len(going) == 0:
             break
         a, b, fa, fb = inner[going], outer[going], below[going], above[going]
-        x = b - fb * (b - a) / (fb - fa)
+        # Where A is beyond all measure the loss is infinite, and no line leads back: halve the way.
+        share = np.divide(fb, fb - fa, out=np.full_like(fb, 0.5), where=np.isfinite(fb))
+        x = b - share * (b - a)
         f = root(x, at[going]) - target[at[going]]
         is_out = f >= 0
         # Illinois: an end that stays twice counts half, so that both close in.

@@ -158,3 +158,44 @@ def test_nothing_to_profile():
     clean = noisy((0.5, 0.12, 0.08, 0.1), 0, noise=0.0)
     assert profiles(clean, fit_law(clean)) == {}
     assert profiles(published("general"), fit_law(published("general"), loss="huber", n_starts=32)) == {}
+
+
+# Scores of no law at all: the first fit has alpha at 0, the second both exponents at their upper bounds.
+LAWLESS = [
+    {"params_b": [0.0419, 0.2705, 0.6373], "visual_tokens": [1, 4],
+     "score": [[0.813, 0.913], [0.607, 0.729], [0.544, 0.935]]},
+    {"params_b": [0.2279, 0.6236, 0.8904], "visual_tokens": [1, 4],
+     "score": [[0.084, 0.833], [0.787, 0.239], [0.876, 0.059]]},
+]
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("scores", LAWLESS)
+def test_where_nothing_limits_a_constant_its_interval_is_no_accident(scores):
+    """No division by infinite losses; and no law within the limit has less error than the interval says."""
+    table = parse_scores(scores)
+    fit = fit_law(table, n_starts=64)
+    problems = problem_of(table, fit)
+    for low, high in (pair[0] for pair in constant_intervals(problems).values()):
+        assert low <= high and not np.isnan([low, high]).any()
+    n, t = np.full(2, 2 * table.params_b[-1]), table.visual_tokens[:2]
+    ends = error_intervals(problems, n, t)[0]
+    assert np.isfinite(ends).all() and (ends[:, 0] <= ends[:, 1]).all()
+    limit = fit.objective * (1 + student.ppf(0.975, problems.dof) ** 2 / problems.dof)
+    rng = np.random.default_rng(0)
+    cells = cells_of(table, fit.law)
+    near = [np.asarray(leaf, np.float64) for leaf in fit.law.params]
+    # Laws near the best one and all over the box.
+    count = 200_000
+    drawn = [
+        np.where(rng.random(count) < 0.5, np.minimum(x * np.exp(rng.normal(size=count)), top),
+                 top * rng.random(count))
+        for x, top in zip(near, (2.0, 5.0, 5.0, 1.0), strict=True)
+    ]  # fmt: skip
+    laws = Params(*(leaf[:, None] for leaf in drawn))
+    loss = ((error(laws, np.asarray(cells.n), np.asarray(cells.t)) - np.asarray(cells.y)) ** 2).sum(1)
+    inside = loss <= limit
+    assert inside.sum() > 20
+    # Errors are shares: laws that promise more than 1 there say nothing.
+    there = np.minimum(error(laws, n, t)[inside], 1)
+    assert (there.min(0) >= ends[:, 0] - 2e-3).all() and (there.max(0) <= ends[:, 1] + 2e-3).all()
