@@ -5,12 +5,22 @@ PY := $(VENV)/bin/python
 OUT ?= runs/$(if $(filter-out 0,$(QUICK)),quick,demo)
 STUDY_OUT ?= runs/study
 COMPARISON_OUT ?= runs/compressors
+# pyenv's interpreters are also there where its shims are not switched to them.
+PYENV := $(or $(PYENV_ROOT),$(HOME)/.pyenv)/versions
+PYTHONS = $(or $(PYTHON),python3.11 python3.12 python3.13 python3 $(wildcard $(PYENV)/3.1[1-3].*/bin/python))
+NEWEST_PYTHONS = $(or $(NEWEST_PYTHON),python3.13 python3.12 python3 \
+  $(wildcard $(PYENV)/3.13.*/bin/python $(PYENV)/3.12.*/bin/python))
+# $(call first_python,PYTHONS,11) is the first of them that is Python 3.11 or newer; nothing if none is.
+first_python = $(shell for python in $(1); do \
+  "$$python" -c 'import sys; sys.exit(sys.version_info < (3, $(2)))' 2>/dev/null && echo "$$python" && break; \
+  done)
 # Tests that have a command of their own.
 APART := --ignore=tests/conformance --ignore=tests/parity --ignore=tests/gpu --ignore=tests/lmms
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo study study-compressors test test-all test-conformance test-parity test-gpu test-lmms lint typecheck
+.PHONY: help demo study study-compressors test test-all test-conformance test-parity test-gpu test-lmms test-newest \
+  nightly lint typecheck
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +53,16 @@ test-gpu: $(VENV)/.installed-test ## What only an NVIDIA GPU can show, with its 
 test-lmms: $(VENV)-lmms/.installed ## Run lmms-eval itself on a tiny model; installs it beside $(VENV)
 	$(VENV)-lmms/bin/python -m pytest tests/lmms
 
+test-newest: ## Some of the tests on the newest releases, with Python 3.12 or newer; UPGRADE=1: today's
+	@if [ -z "$(call first_python,$(NEWEST_PYTHONS),12)" ]; then \
+	  echo "notice: no Python 3.12 or newer among $(NEWEST_PYTHONS); the newest releases are not tested" >&2; \
+	else \
+	  $(MAKE) --no-print-directory $(VENV)-newest/.installed $(if $(filter-out 0,$(UPGRADE)),upgrade-newest) && \
+	  $(VENV)-newest/bin/python -m pytest $(NEWEST) -m "not slow"; \
+	fi
+
+nightly: test-all test-conformance test-parity test-lmms test-newest ## Everything but what needs a GPU
+
 lint: $(VENV)/.installed-test ## Ruff
 	$(PY) -m ruff check .
 
@@ -52,14 +72,9 @@ typecheck: $(VENV)/.installed-test ## Mypy
 # A stamp is written only after pip succeeded, so an interrupted installation is simply repeated.
 $(VENV)/.installed: requirements.txt
 	@if ! $(PY) -m pip --version >/dev/null 2>&1; then \
-	  for python in $(or $(PYTHON),python3.11 python3.12 python3.13 python3); do \
-	    if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
-	      found=$$python; break; \
-	    fi; \
-	  done; \
+	  found="$(call first_python,$(PYTHONS),11)"; \
 	  if [ -z "$$found" ]; then \
-	    echo "error: no Python 3.11 or newer among" \
-	      "$(or $(PYTHON),python3.11 python3.12 python3.13 python3);" \
+	    echo "error: no Python 3.11 or newer among $(PYTHONS);" \
 	      "install one, or name yours: make PYTHON=/path/to/python" >&2; \
 	    exit 1; \
 	  fi; \
@@ -88,3 +103,20 @@ $(VENV)-lmms/.installed: $(VENV)/.installed-parity requirements-lmms.txt pyproje
 	@$(VENV)-lmms/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-lmms.txt
 	@$(VENV)-lmms/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
+
+# The project itself goes in too, so that its own bounds have to allow these versions.
+$(VENV)-newest/.installed: requirements-newest.txt pyproject.toml
+	@echo "Installing the newest releases into $(VENV)-newest, once"
+	@$(call first_python,$(NEWEST_PYTHONS),12) -m venv --clear $(VENV)-newest
+	@$(VENV)-newest/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-newest.txt -e .
+	@touch $@
+
+# Without its stamp, so that the next run has the pinned releases again.
+.PHONY: upgrade-newest
+upgrade-newest:
+	@rm -f $(VENV)-newest/.installed
+	@sed 's/==.*//' requirements-newest.txt | $(VENV)-newest/bin/python -m pip install --quiet \
+	  --disable-pip-version-check --upgrade -r /dev/stdin
+	@$(VENV)-newest/bin/python -m pip freeze | grep -iE \
+	  "^($$(sed '/^#/d; s/==.*//' requirements-newest.txt | paste -sd '|'))==" | grep -vxFf requirements-newest.txt || \
+	  echo "Nothing newer than requirements-newest.txt"
