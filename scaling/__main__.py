@@ -43,10 +43,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     fit.set_defaults(command=run_fit)
     fit.add_argument(
-        "--scores", required=True, metavar="FILE", default=argparse.SUPPRESS,
+        "--scores", required=True, metavar="FILE", nargs="+", default=argparse.SUPPRESS,
         help="JSON with params_b [n], visual_tokens [m], score [n x m] (null = missing), and optionally "
-        "tasks {name: [n x m]}, query_tokens, stderr [n x m]; "
-        "or a published table by name: general, ocr",
+        "tasks {name: [n x m]}, query_tokens, stderr [n x m]; .csv or .tsv, wide (params_b, then a column "
+        "for each V) or tidy (params_b, visual_tokens, score, stderr, task, seed); a folder of launch.sweep "
+        "or launch.demo; results of launch.evaluate or lmms-eval, one for each model, as FILE@7B,36 (size, "
+        "visual tokens); or a published table by name: general, ocr",
+    )  # fmt: skip
+    fit.add_argument(
+        "--metrics", nargs="+", metavar="TASK=METRIC", default=[],
+        help="the metric that counts of lmms-eval's task, as gqa=exact_match, with its best value where that "
+        "is not 1, as mme=mme_perception_score/2000",
     )  # fmt: skip
     fit.add_argument(
         "--out", required=True, metavar="DIR", type=Path, default=argparse.SUPPRESS,
@@ -103,11 +110,15 @@ def _parser() -> argparse.ArgumentParser:
 def run_fit(options: argparse.Namespace) -> None:
     """Fits one scores file, its tasks and its variants, and writes everything to the folder."""
     # Imported here so that --help and usage errors answer at once.
-    from scaling.table import published, read_scores
+    from scaling.results import read_sources
+    from scaling.table import PUBLISHED, published
 
     scores, out = options.scores, options.out
-    is_name = scores in ("general", "ocr") and not Path(scores).exists()
-    table = published(scores) if is_name else read_scores(scores, options.percent)
+    is_name = len(scores) == 1 and scores[0] in PUBLISHED and not Path(scores[0]).exists()
+    metrics = dict(pair.partition("=")[::2] for pair in options.metrics)
+    if not all(metrics.values()):
+        raise UserError("--metrics takes pairs such as gqa=exact_match.")
+    table = published(scores[0]) if is_name else read_sources(scores, metrics, options.percent)
 
     from scaling.solver import compile_in_background
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from scaling.columns import LARGEST_B, content_of
 from scaling.errors import UserError
 
 _REQUIRED = ("params_b", "visual_tokens", "score")
@@ -91,25 +92,62 @@ def published(name: str) -> ScoreTable:
 
 
 def read_scores(path: str | Path, percent: bool = False) -> ScoreTable:
-    """Reads and checks a scores file; `percent` says that scores run from 0 to 100.
+    """Reads and checks a scores file: JSON, or columns (.csv, .tsv) as `columns` describes them.
 
-    Raises UserError with one sentence that names the file and the defect.
+    `percent` says that scores run from 0 to 100. Raises UserError with one sentence that names the file and
+    the defect.
     """
     path = Path(path)
+    text = read_text(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as problem:
-        raise UserError(f"Cannot read the scores file {path}: {problem.strerror}.") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not a text file; a scores file is JSON.") from None
-    except json.JSONDecodeError as problem:
-        raise UserError(
-            f"{path} is not valid JSON: {problem.msg} at line {problem.lineno}, column {problem.colno}."
-        ) from None
-    try:
+        if path.suffix.lower() in (".csv", ".tsv", ".tab", ".txt"):
+            content, signs = content_of(text)
+            percent = percent or signs
+        else:
+            content = parse_json(text)
         return parse_scores(content, percent, default_name=path.stem)
     except UserError as problem:
         raise UserError(f"{path}: {problem}") from None
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, without a byte order mark.
+
+    Raises:
+      UserError: it cannot be read, or is no UTF-8 text.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as problem:
+        raise UserError(f"Cannot read the scores file {path}: {problem.strerror}.") from None
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        raise UserError(f"{path} is not a text file in UTF-8; a scores file is JSON, CSV or TSV.")
+    return text
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text, whose objects hold each name once.
+
+    Raises:
+      UserError: it is no JSON, or holds a name twice.
+    """
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            twice = next(name for name, _ in pairs if sum(name == other for other, _ in pairs) > 1)
+            raise UserError(f"The key {twice!r} stands in it twice; remove one.")
+        return made
+
+    try:
+        return json.loads(text, object_pairs_hook=unique)
+    except json.JSONDecodeError as problem:
+        raise UserError(
+            f"It is not valid JSON: {problem.msg} at line {problem.lineno}, column {problem.colno}."
+        ) from None
 
 
 def parse_scores(content: Any, percent: bool = False, default_name: str = "scores") -> ScoreTable:
@@ -125,12 +163,17 @@ def parse_scores(content: Any, percent: bool = False, default_name: str = "score
             raise UserError(f"The key {key!r} is missing.")
     params_b = _axis(content["params_b"], "params_b")
     visual_tokens = _axis(content["visual_tokens"], "visual_tokens")
+    if params_b.max() > LARGEST_B:
+        raise UserError(f"'params_b' holds {params_b.max():g}, but it counts billions of parameters.")
     rows, columns = np.argsort(params_b), np.argsort(visual_tokens)
 
     def grid(value: Any, key: str) -> np.ndarray:
         cells = _grid(value, key, params_b, visual_tokens, 100.0 if percent else 1.0)
         return cells[np.ix_(rows, columns)]
 
+    score = grid(content["score"], "score")
+    if percent and np.isfinite(score).any() and np.nanmax(score) <= 0.01:
+        raise UserError("No score is above 1, so these are no percentages; leave --percent out.")
     tasks = content.get("tasks") or {}
     if not isinstance(tasks, Mapping):
         raise UserError("'tasks' must be an object that maps each task's name to its scores.")
@@ -142,7 +185,7 @@ def parse_scores(content: Any, percent: bool = False, default_name: str = "score
         ScoreTable(
             params_b=params_b[rows],
             visual_tokens=visual_tokens[columns],
-            score=grid(content["score"], "score"),
+            score=score,
             stderr=None if stderr is None else grid(stderr, "stderr"),
             tasks={str(name): grid(value, f"tasks[{name!r}]") for name, value in tasks.items()},
             query_tokens=query_tokens,
