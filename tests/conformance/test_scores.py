@@ -1,7 +1,8 @@
 """Score tables of other programs, and plans for other compressors.
 
 Expected are the numbers that were written, and what MQT-LLaVA's README offers: 2 to 256 visual tokens of one
-set of weights. The lmms-eval file is a stand-in of what its 0.7.3 writes (evaluator.py, evaluation_tracker.py).
+set of weights. The lmms-eval file is a stand-in of what its 0.7.3 writes (evaluator.py,
+evaluation_tracker.py).
 """
 
 import csv
@@ -30,7 +31,8 @@ def spreadsheet(dialect: str, percent: bool = False) -> str:
 TIDY = "params_b,visual_tokens,score\n" + "".join(
     f"{n},{v},{x}\n" for n, row in zip(SIZES, SCORE, strict=True) for v, x in zip(COUNTS, row, strict=True))
 FILES = {
-    "Excel .csv": ("a.csv", "\ufeff" + spreadsheet("excel")), "Excel .tsv": ("a.tsv", spreadsheet("excel-tab")),
+    "Excel .csv": ("a.csv", "\ufeff" + spreadsheet("excel")),
+    "Excel .tsv": ("a.tsv", spreadsheet("excel-tab")),
     "percent signs": ("a.csv", spreadsheet("unix", percent=True)), "tidy .csv": ("a.csv", TIDY),
     "tidy .tsv": ("a.tsv", TIDY.replace(",", "\t")), "semicolons": ("a.csv", TIDY.replace(",", ";")),
 }  # fmt: skip
