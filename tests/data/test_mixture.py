@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 
+import numpy as np
 import pytest
 import yaml
 
@@ -88,7 +89,7 @@ def test_a_run_reads_a_mixture_and_says_which_file_is_bad(folder, tokenizer, mod
     data = DataConfig(sources=(SourceConfig(path=path),), tokenizer=tokenizer.directory, template="short",
                       max_length=48, images_per_row=0)  # fmt: skip
     with make_iterator(data, model, 8, 0) as batches:
-        assert sorted(next(batches).ids.tolist()) == list(range(8))
+        assert sorted(np.asarray(next(batches).ids).tolist()) == list(range(8))
     rows = json.loads((folder / "b.json").read_text())
     rows[9]["video"] = "a.mp4"
     (folder / "b.json").write_text(json.dumps(rows))
