@@ -6,6 +6,7 @@ drawn without a seed there, so their number alone is compared.
 """
 
 import json
+from typing import Any
 
 import pytest
 import yaml
@@ -80,7 +81,7 @@ def test_texts(conforms, folder, case):
 
 ASKED = {"conversations": [{"from": "human", "value": "<video>\nWhy?"}, {"from": "gpt", "value": "So."}]}
 READ = "only text and pictures are read; leave the row out"
-REFUSED = {
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "picture by URL": (PICTURED, "by URL are not fetched; download it and give the path of the file"),
     "video key": ({**ROW, "video": "a.mp4"}, READ),
     "video placeholder": (ASKED, READ),

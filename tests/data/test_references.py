@@ -119,7 +119,8 @@ def test_rows_about_films_are_left_out_by_policy_and_never_learned(tmp_path, tok
                       max_bad_share=1.0)  # fmt: skip
     with make_iterator(data, model, 8, 0) as batches:
         batch = next(batches)
-        assert batches.tally.reasons == {"modality": 1} and sorted(np.asarray(batch.ids).tolist()) == list(range(8))
+        assert batches.tally.reasons == {"modality": 1}
+        assert sorted(np.asarray(batch.ids).tolist()) == list(range(8))
         assert np.array_equal(batch.segments.any(1), batch.ids != 3)
     with pytest.raises(UserError, match=r"row 4 \(line 1\): it has 'video'.*--bad skip"):
         prepare(path, (), tmp_path / "prepared", Recipe(0, "pad", "jpeg", 95))

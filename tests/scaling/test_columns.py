@@ -1,6 +1,7 @@
 """Scores in columns: the same table as JSON gives, and one sentence where they can be read in two ways."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from scaling.errors import UserError
 from scaling.table import read_scores
 
 SIZES, COUNTS = [0.5, 1.8, 7], [1, 16, 36]
-SCORE = [[0.31, 0.38, 0.4], [0.41, 0.5, None], [0.6, 0.65, 0.7]]
+SCORE: list[list[Any]] = [[0.31, 0.38, 0.4], [0.41, 0.5, None], [0.6, 0.65, 0.7]]
 
 
 def rows(cell="{:g}", size="{:g}"):

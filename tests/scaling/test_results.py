@@ -96,7 +96,7 @@ def test_results_of_this_project(tmp_path):
     expected = np.reshape(list(GRID.values()), (2, 2))
     table = read_sources(sources, {})
     np.testing.assert_allclose(table.score, expected)
-    np.testing.assert_allclose(table.stderr, 0.01)
+    np.testing.assert_allclose(np.asarray(table.stderr), 0.01)
     sources = []
     for (n, v), score in GRID.items():
         metrics = {"accuracy": {"value": 100 * score, "standard_error": None}}
