@@ -2,23 +2,19 @@
 
 import collections
 import functools
-import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from quecc_jax.data.bytepieces import byte_pieces
 from quecc_jax.data.files import fresh_directory
-from quecc_jax.data.sentencepieces import SentencePieces
+from quecc_jax.data.sentencepieces import BLANK
+from quecc_jax.data.tokenizer_files import import_transformers, read_tokenizer
 from quecc_jax.errors import UserError
 from quecc_jax.paths import local_copy, place
 
 SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
-BLANK = "\u2581"
-"""How SentencePiece writes a blank."""
 
 
 class Tokenizer:
@@ -29,25 +25,34 @@ class Tokenizer:
     """
 
     def __init__(self, directory: str | Path, questions: str | Path = "", setting: str = "data.tokenizer"):
+        if not str(directory):
+            raise UserError(f"{setting} is empty; give a directory that holds tokenizer.json or another file "
+                            "of a tokenizer")
         self.directory = str(directory)
         if not place(directory).is_dir():
             raise UserError(f"{setting} {self.directory!r} is not a directory; give one that holds "
-                            "tokenizer.json or another file that transformers' AutoTokenizer reads")
+                            "tokenizer.json or another file of a tokenizer")
         try:
             with local_copy(directory) as files:
-                self.hf, self._pieces = _read(files)
+                read = read_tokenizer(files)
+        except UserError as error:
+            raise error.at(setting) from error
         except Exception as error:
+            cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise UserError(f"{setting} {self.directory} holds no tokenizer that transformers reads "
-                            f"({type(error).__name__}); save one there with save_pretrained") from error
+                            f"({cause}); save one there with save_pretrained") from error
+        self.hf = read.hf
         if self.hf.eos_token_id is None:
             raise UserError(f"the tokenizer in {self.directory} has no eos token, which closes every "
                             "answer; set eos_token in its tokenizer_config.json")
-        self.bos_token_id: int | None = _bos(self.hf)
+        self.bos_token_id: int | None = read.bos
         """What stands in front of every text; None where this tokenizer's models expect nothing."""
         self.eos_token_id: int = self.hf.eos_token_id
+        self.ends = read.ends
+        """Tokens that end an answer by the generation_config.json beside it; EOS may be among them."""
         self.questions = Tokenizer(questions, setting="data.query_tokenizer") if questions else None
         """What reads bare questions where their encoder has its own vocabulary."""
-        self._specials = self.hf.added_tokens_decoder
+        self._specials, self._raw = read.added, read.encode
         self._byte_pieces = byte_pieces(self.hf)
         self._encode = functools.lru_cache(maxsize=1 << 16)(self._encode_now)
         # Only tokenizers of the SentencePiece kind write a blank before a text's first word.
@@ -55,11 +60,6 @@ class Tokenizer:
         self._anchor = self._raw("\n") if blank == [BLANK] else ()
         behind = self.hf.convert_ids_to_tokens(list(self._raw(f"{self.hf.eos_token}a")))[1:2]
         self._blank_behind_special = bool(behind) and behind[0].startswith(BLANK)
-
-    def _raw(self, text: str) -> tuple[int, ...]:
-        if self._pieces is not None:
-            return self._pieces(text)
-        return tuple(self.hf.encode(text, add_special_tokens=False, verbose=False))
 
     def _encode_now(self, text: str, inside: bool) -> tuple[int, ...]:
         if not inside or not self._anchor:
@@ -112,30 +112,6 @@ class Tokenizer:
         return Tokenizer, (self.directory, self.questions.directory if self.questions else "")
 
 
-def _read(directory: Path) -> tuple[Any, SentencePieces | None]:
-    transformers = _transformers()
-    settings = directory / "tokenizer_config.json"
-    told = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
-    # A tokenizer that names its class needs no config.json, which may be of a model that transformers
-    # does not know.
-    config = {"config": transformers.PreTrainedConfig()} if told.get("tokenizer_class") else {}
-    hf = transformers.AutoTokenizer.from_pretrained(str(directory), local_files_only=True, **config)
-    model = directory / "tokenizer.model"
-    if not (model.is_file() and type(hf).__name__.startswith("Llama")):
-        return hf, None
-    # These models were trained with the Python tokenizers of transformers 4, which called
-    # SentencePiece; what version 5 builds from the same file differs where blanks repeat.
-    return hf, SentencePieces(model, hf.added_tokens_decoder, legacy=told.get("legacy") is not False)
-
-
-def _bos(hf: Any) -> int | None:
-    """The id that the tokenizer puts in front of a text."""
-    # Word-level tokenizers are this project's own: they say nothing of BOS, but always have it.
-    if hf.is_fast and type(hf.backend_tokenizer.model).__name__ == "WordLevel":
-        return hf.bos_token_id
-    return hf.bos_token_id if hf.encode("a")[:1] == [hf.bos_token_id] else None
-
-
 def load_tokenizer(directory: str | Path, questions: str | Path = "") -> Tokenizer:
     """The tokenizer that is saved in a directory, with that of bare questions if it is another.
 
@@ -180,16 +156,8 @@ def train_word_tokenizer(texts: Iterable[str], directory: str | Path, minimum: i
     backend.pre_tokenizer = split
     backend.decoder = decoders.WordPiece(prefix="##", cleanup=True)
     pad, bos, eos, unk = SPECIALS
-    tokenizer = _transformers().PreTrainedTokenizerFast(
+    tokenizer = import_transformers().PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token=pad, bos_token=bos, eos_token=eos, unk_token=unk)
     with fresh_directory(directory) as aside:
         tokenizer.save_pretrained(str(aside))
     return len(words)
-
-
-def _transformers() -> Any:
-    """The package, imported without its notice that PyTorch is absent: nothing here needs it."""
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    import transformers
-
-    return transformers
