@@ -33,6 +33,8 @@ class Answering:
 
     visual_tokens: int = 0
     """Tokens V that a picture becomes, of those that an elastic model serves; 0 takes the most."""
+    template: str = ""
+    """Conversation template to ask with, one of data.template; by default the run's own."""
     mesh: MeshConfig = dataclasses.field(default_factory=lambda: MeshConfig(1, 1, 1))
     """Devices per mesh axis; more than one splits parameters, cache and rows by the logical rules."""
 

@@ -22,11 +22,12 @@ _PUBLISHED = Path(__file__).parent / "data" / "table1.json"
 
 def run(checkpoint: Path, names: str, data: Path, out: Path, *, name: str, limit: int | None,
         max_new_tokens: int | None, batch_size: int, seed: int, html: bool,
-        visual_tokens: int = 0) -> dict[str, Any]:  # fmt: skip
+        visual_tokens: int = 0, template: str = "") -> dict[str, Any]:  # fmt: skip
     """Answers, scores and writes everything below `out`; a run that was stopped goes on.
 
     Args:
-      visual_tokens: V of a model that serves several; 0 is its largest. The others are as in
+      visual_tokens: V of a model that serves several; 0 is its largest.
+      template: conversation template to ask with; "" is the run's own. The others are as in
         `launch.evaluate`.
 
     Returns:
@@ -42,7 +43,7 @@ def run(checkpoint: Path, names: str, data: Path, out: Path, *, name: str, limit
 
     tasks = chosen(names)
     questions = _load(tasks, data, limit)
-    config, params = load_vlm(checkpoint, visual_tokens=visual_tokens)
+    config, params = load_vlm(checkpoint, visual_tokens=visual_tokens, template=template)
     model = name or checkpoint.absolute().name
     judged: dict[str, list[Judged]] = {}
     results: dict[str, Any] = {

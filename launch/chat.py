@@ -152,7 +152,7 @@ def main() -> None:
     # Imported late, so that --help and mistakes in the command line answer at once.
     from quecc_jax.load import load_engine
 
-    engine = load_engine(options.checkpoint, options.mesh, options.visual_tokens)
+    engine = load_engine(options.checkpoint, options.mesh, options.visual_tokens, options.template)
     if options.web:
         from launch.chat_web import Page, serve
 

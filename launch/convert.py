@@ -34,6 +34,8 @@ class Import:
     """Stored type of all numbers; "keep" changes none."""
     allow_pickle: bool = False
     """Also read .bin files, by torch's weights-only loader."""
+    template: str = ""
+    """Conversation template, one of data.template; by default the one that its chat template renders as."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,10 +81,12 @@ def import_(options: Import) -> None:
     started = time.monotonic()
     plan = import_weights(
         options.from_, options.out, vision=options.vision, projector=options.projector,
-        text=options.text, dtype=options.dtype, allow_pickle=options.allow_pickle,
+        text=options.text, dtype=options.dtype, allow_pickle=options.allow_pickle, template=options.template,
     )  # fmt: skip
     counts = ", ".join(f"{name} {count:,}" for name, count in parameters(plan).items())
     print(f"{options.out}: {counts} parameters, {time.monotonic() - started:.0f} s")
+    if plan.why:
+        print(f"template {plan.config.data.template}: {plan.why}")
 
 
 def export(options: Export) -> None:

@@ -44,6 +44,8 @@ class Options:
     """Longest answer, in tokens; None for 32, and for what LLaVA's scripts allow on benchmarks."""
     visual_tokens: int = 0
     """Tokens V that a picture becomes, of those that an elastic model serves; 0 takes the most."""
+    template: str = ""
+    """Conversation template to ask with, one of data.template; by default the run's own."""
     batch_size: int = 64
     """Questions answered at a time."""
     limit: int | None = None
@@ -83,7 +85,7 @@ def score_benchmarks(options: Options) -> None:
     results = benchmarks.run(
         options.checkpoint, options.tasks, options.data, options.out, name=options.name, limit=options.limit,
         max_new_tokens=options.max_new_tokens, batch_size=options.batch_size, seed=options.seed,
-        html=options.html, visual_tokens=options.visual_tokens,
+        html=options.html, visual_tokens=options.visual_tokens, template=options.template,
     )  # fmt: skip
     benchmarks.show(results, options.out)
 
@@ -150,7 +152,8 @@ def answer_all(options: Options, source: SourceConfig) -> "tuple[list[Answer], d
     from quecc_jax.load import load_vlm
 
     total = len(read_rows(source))
-    config, params = load_vlm(options.checkpoint, visual_tokens=options.visual_tokens)
+    config, params = load_vlm(options.checkpoint, visual_tokens=options.visual_tokens,
+                              template=options.template)  # fmt: skip
     data = dataclasses.replace(config.data, sources=(source,), cached_features=False, cached_queries=False)
     with bars() as bar:
         task = bar.add_task("answering", total=total)

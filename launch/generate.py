@@ -42,7 +42,7 @@ def main() -> None:
     from quecc_jax.generate.engine import Question
     from quecc_jax.load import load_engine
 
-    engine = load_engine(options.checkpoint, options.mesh, options.visual_tokens)
+    engine = load_engine(options.checkpoint, options.mesh, options.visual_tokens, options.template)
     for image in options.image:
         check_reference(str(image))
     pictures = tuple(engine.picture(image) for image in options.image)

@@ -278,7 +278,11 @@ class DataConfig:
     query_tokenizer: str = ""
     """Directory of the tokenizer of bare questions, where model.query.encoder has its own vocabulary
     (`clip_text`); it must write a start and an end token around a text."""
-    template: Literal["plain", "v1", "short", "llama_2", "mistral_instruct", "phi3", "mpt", "qwen"] = "v1"
+    template: Literal[
+        "plain", "v1", "short", "llama_2", "llama_2_chat", "llama_3", "llama_3_1", "llava_llama_3",
+        "mistral_instruct", "mistral_v1", "mistral_v3", "mistral_tekken", "phi3", "phi4_mini", "zephyr",
+        "mpt", "chatml_direct", "chatml", "qwen", "qwen1_5", "qwen2_5", "smollm2",
+    ] = "v1"  # fmt: skip
     """LLaVA's stage 1 captions, LLaVA's conversations, these without the system sentence, or another
     family's prompt format; `data.templates` has them."""
     image_place: Literal["front", "keep"] = "front"

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from quecc_jax.config import MeshConfig, RunConfig
 from quecc_jax.data.batch import batch_spec
+from quecc_jax.data.templates import check_name
 from quecc_jax.errors import UserError
 from quecc_jax.generate.engine import Engine
 from quecc_jax.geometry import served
@@ -19,7 +20,7 @@ from quecc_jax.validation import validate
 
 
 def load_vlm(
-    run_dir: str | os.PathLike[str], mesh: Mesh | None = None, visual_tokens: int = 0
+    run_dir: str | os.PathLike[str], mesh: Mesh | None = None, visual_tokens: int = 0, template: str = ""
 ) -> tuple[RunConfig, dict[str, Any]]:
     """A run's settings and all parameters that answer questions about pixels.
 
@@ -29,15 +30,19 @@ def load_vlm(
     Args:
       mesh: where the parameters go, sharded by the logical rules; None for the first device.
       visual_tokens: V of a model that serves several; 0 is its own or largest.
+      template: conversation template to ask with; "" is the run's own.
 
     Returns:
       The run's config (with its own tokenizer) and float32 parameters by top-level name.
 
     Raises:
       UserError: not a run's directory, or one of other shapes than its config says; no tower, or one
-        of another model; or the model does not make so many visual tokens.
+        of another model; the model does not make so many visual tokens; or no such template.
     """
     config = load_run_config(run_dir)
+    if template:
+        data: Any = {"template": check_name(template)}
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, **data))
     validate(config)
     config = dataclasses.replace(config, model=served(config.model, visual_tokens))
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1]) if mesh is None else mesh
@@ -54,7 +59,8 @@ def load_vlm(
 
 
 def load_engine(
-    run_dir: str | os.PathLike[str], mesh: MeshConfig | None = None, visual_tokens: int = 0
+    run_dir: str | os.PathLike[str], mesh: MeshConfig | None = None, visual_tokens: int = 0,
+    template: str = "",
 ) -> Engine:
     """A run's whole model, ready to answer; a mesh of one device, or None, is the first device.
 
@@ -62,7 +68,7 @@ def load_engine(
       UserError: as `load_vlm`, or the mesh does not fit the devices.
     """
     over = None if mesh is None or mesh == MeshConfig(1, 1, 1) else make_mesh(mesh)
-    config, params = load_vlm(run_dir, over, visual_tokens)
+    config, params = load_vlm(run_dir, over, visual_tokens, template)
     return Engine(config, params, mesh=over)
 
 

@@ -26,6 +26,7 @@ from quecc_jax.convert.tensors import TensorSource, open_tensors
 from quecc_jax.data.files import read_json
 from quecc_jax.data.images import CLIP_MEAN, CLIP_STD
 from quecc_jax.data.tokenizer import load_tokenizer
+from quecc_jax.data.tokenizer_files import MODEL_CONFIG, of_tokenizer
 from quecc_jax.errors import UserError
 from quecc_jax.train.checkpoint import notice
 
@@ -37,7 +38,7 @@ _TEXTS = {".json", ".txt", ".md", ".model", ".jinja", ".py", ".tiktoken", ""}
 
 _TOKENIZER = re.compile(
     r"tokenizer.*\.(json|model)|(special_tokens_map|added_tokens|vocab)\.json|(merges|vocab)\.txt"
-    r"|chat_template\.(jinja|json)|.*\.tiktoken"
+    r"|chat_template\.(jinja|json)|.*\.tiktoken|generation_config\.json"
 )
 
 
@@ -115,12 +116,18 @@ def copy_beside(directory: Path, target: Path) -> None:
 def copy_tokenizer_files(directory: Path, target: Path) -> None:
     """Copies a tokenizer's files alone; `target` is not made if there are none.
 
-    A config.json stays behind: transformers would take the tokenizer's class from its model_type.
+    A config.json stays behind: transformers would take the tokenizer's class from its model_type. What it
+    says of the tokenizer goes into a file of another name.
     """
-    for file in sorted(directory.iterdir()):
-        if file.is_file() and _TOKENIZER.fullmatch(file.name):
-            target.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, target / file.name)
+    files = [file for file in sorted(directory.iterdir())
+             if file.is_file() and _TOKENIZER.fullmatch(file.name)]  # fmt: skip
+    if {file.name for file in files} <= {"generation_config.json"}:
+        return
+    target.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        shutil.copyfile(file, target / file.name)
+    if (directory / "config.json").is_file():
+        write_json(of_tokenizer(_config(directory)), target / MODEL_CONFIG)
 
 
 def keep_sources(run: Path, opened: dict[str, Opened]) -> None:

@@ -46,9 +46,6 @@ Layout = Literal["llava", "llava_hf", "decoder", "clip", "clip_text", "projector
 """The original project's whole model; transformers' LlavaForConditionalGeneration; a language model;
 a CLIP vision tower; a CLIP text tower; the original's stage 1 output, compressor and projector alone."""
 
-TEMPLATES = {"llama": "v1", "mistral": "mistral_instruct", "qwen2": "qwen", "phi3": "phi3", "mpt": "mpt"}
-"""Conversation template that models of a family are fine-tuned with."""
-
 _BUFFERS = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|embeddings\.position_ids)")
 """Constants that old files store beside the weights."""
 
@@ -81,7 +78,7 @@ class ImportPlan:
     """A run's settings and the rules that fill its parameters."""
 
     config: RunConfig
-    """model and data.template, image_aspect, max_length, images_per_row; `out` and the tokenizer are the
+    """model and data.image_aspect, max_length, images_per_row; `out`, the tokenizer and the template are the
     caller's to set."""
     layout: Layout
     """The main source's format."""
@@ -89,6 +86,8 @@ class ImportPlan:
     """The decoder's model_type; None without a decoder."""
     parts: dict[str, Part]
     """By source, "model", "vision", "projector" or "text": those that tensors are read from."""
+    why: str = ""
+    """Why config.data.template is what it is."""
 
     @property
     def rules(self) -> tuple[Rule, ...]:
@@ -268,11 +267,9 @@ def _run(model: ModelConfig, family: str, hf: dict[str, Any], stage: Literal[0, 
     run = RunConfig(model=model)
     full = settings(hf, family) if family_of(hf) == family else hf
     longest = full.get("max_position_embeddings") or full.get("max_seq_len") or 2048
-    template: Any = TEMPLATES[family]
     pictures = images * tiled_tokens(model) if model.vision.tiles else 0
     data = dataclasses.replace(
         run.data,
-        template=template,
         image_aspect="pad" if model.vision.tiles else hf.get("image_aspect_ratio") or "square",
         max_length=hf.get("tokenizer_model_max_length") or min(longest, run.data.max_length + pictures),
         images_per_row=images,

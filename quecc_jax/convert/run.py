@@ -5,27 +5,31 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
 
 from quecc_jax.config_io import save_config
 from quecc_jax.convert.beside import CARRIED, Opened, keep_sources, open_checkpoint, tower_beside
-from quecc_jax.convert.plan import ImportPlan, plan_import
+from quecc_jax.convert.plan import ImportPlan, Layout, plan_import
 from quecc_jax.convert.progress import ByteBar
 from quecc_jax.convert.rules import Path as LeafPath
 from quecc_jax.convert.rules import Rule, leaf_shapes
 from quecc_jax.convert.slabs import SlabReader, SlabWriter
 from quecc_jax.convert.targets import Format, Only, Target, check_leaves, export_targets
+from quecc_jax.convert.template import Kind, choose_template
 from quecc_jax.convert.tensors import SafetensorsFile, TensorSource
 from quecc_jax.convert.writer import ShardWriter, Spec
 from quecc_jax.data.files import fresh_directory
+from quecc_jax.data.templates import check_name
 from quecc_jax.errors import UserError
 from quecc_jax.train.checkpoint import TOKENIZERS
 
 DType = Literal["keep", "float32", "bfloat16", "float16"]
 """What floating-point numbers become; "keep" changes none."""
+KINDS: dict[Layout, Kind] = {"llava_hf": "llava_hf", "decoder": "decoder"}
+"""Whose conversation templates the layouts have; the original project's where none is named."""
 Count = Callable[[int], None]
 """Told how many bytes are done."""
 
@@ -39,6 +43,7 @@ def import_weights(
     text: Path | None = None,
     dtype: DType = "keep",
     allow_pickle: bool = False,
+    template: str = "",
 ) -> ImportPlan:
     """Writes the weights of another project as a run directory, which `init_from`, `tower_from` and
     `load_vlm` read.
@@ -52,11 +57,15 @@ def import_weights(
       text: a CLIP model's directory, whose text tower and tokenizer are to encode the questions.
       dtype: how floating-point numbers are stored.
       allow_pickle: whether pickles may be read.
+      template: the conversation template; "" takes the one that the source's chat template renders as.
 
     Raises:
-      UserError: see `open_checkpoint` and `plan_import`; `out` exists, or cannot be written.
+      UserError: see `open_checkpoint`, `plan_import` and `choose_template`; `out` exists, or cannot be
+        written.
     """
     _refuse_existing(out, "--out")
+    if template:
+        check_name(template)
     with contextlib.ExitStack() as stack:
         paths = {"model": source, "vision": vision, "projector": projector, "text": text}
         opened: dict[str, Opened] = {}
@@ -80,6 +89,7 @@ def import_weights(
         )
         aside = stack.enter_context(_new_directory(out, "--out"))
         keep_sources(aside, opened)
+        plan = _with_template(plan, opened["model"].directory or aside / "tokenizer", template)
         merged = {path: kind for part in types.values() for path, kind in part.items()}
         bar = stack.enter_context(ByteBar(f"importing {source.name}", total))
         with SlabWriter(aside / "checkpoints" / "0", plan.rules, merged) as writer:
@@ -95,6 +105,16 @@ def import_weights(
         )
         save_config(dataclasses.replace(plan.config, out=str(out), data=data), aside / "config.json")
     return plan
+
+
+def _with_template(plan: ImportPlan, tokenizer: Path, given: str) -> ImportPlan:
+    if plan.family is None:
+        return plan
+    kind = KINDS.get(plan.layout, "original")
+    name, why = choose_template(tokenizer, plan.family, kind, given)
+    data: Any = {"template": name}
+    config = dataclasses.replace(plan.config, data=dataclasses.replace(plan.config.data, **data))
+    return dataclasses.replace(plan, config=config, why=why)
 
 
 def parameters(plan: ImportPlan) -> dict[str, int]:

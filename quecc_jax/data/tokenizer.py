@@ -48,11 +48,13 @@ class Tokenizer:
         self.bos_token_id: int | None = read.bos
         """What stands in front of every text; None where this tokenizer's models expect nothing."""
         self.eos_token_id: int = self.hf.eos_token_id
+        self.eos_token: str = self.hf.eos_token
         self.ends = read.ends
         """Tokens that end an answer by the generation_config.json beside it; EOS may be among them."""
         self.questions = Tokenizer(questions, setting="data.query_tokenizer") if questions else None
         """What reads bare questions where their encoder has its own vocabulary."""
-        self._specials, self._raw = read.added, read.encode
+        self.added, self._raw = read.added, read.encode
+        """The tokens that are found in a text before any splitting, by number; the ids of a whole text."""
         self._byte_pieces = byte_pieces(self.hf)
         self._encode = functools.lru_cache(maxsize=1 << 16)(self._encode_now)
         # Only tokenizers of the SentencePiece kind write a blank before a text's first word.
@@ -79,7 +81,7 @@ class Tokenizer:
         Returns:
           The ids that the text has there: a text cut into parts at words gives the ids of the whole.
         """
-        special = None if after is None else self._specials.get(after)
+        special = None if after is None else self.added.get(after)
         if special is not None and special.rstrip:
             text = text.lstrip()
         begins = after is None or (special is not None and self._blank_behind_special)
@@ -97,7 +99,7 @@ class Tokenizer:
         kept = list(map(int, ids))
         if self._byte_pieces is not None:
             # What is left out does not part the bytes of a character.
-            out = {i for i, token in self._specials.items() if token.special and skip_special_tokens}
+            out = {i for i, token in self.added.items() if token.special and skip_special_tokens}
             names = self.hf.convert_ids_to_tokens(kept)
             kept = [i for i, name in zip(kept, names, strict=True) if name is not None and i not in out]
             kept = self._byte_pieces.mended(kept)

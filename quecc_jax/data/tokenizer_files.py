@@ -45,6 +45,8 @@ JSON_ONLY = ("PreTrainedTokenizerFast", "PreTrainedTokenizer", "TokenizersBacken
 ADDS_BOS = ("llama", "codellama", "gemma")
 """Classes that put BOS in front unless add_bos_token is false, whatever tokenizer.json says."""
 _PROBES = ("Hello, what is it?", "two  blanks\n\nand   lines\t1234", "na\u00efve \u4f60\u597d \U0001f600 x=1")
+MODEL_CONFIG = "model_config.json"
+"""A file of this project's, where a tokenizer lies apart from its model: what `of_tokenizer` gives."""
 _VOCABULARIES = ("vocab.json", "merges.txt", "vocab.txt")
 _RULES = ("add_bos_token", "add_prefix_space")
 """Settings that change the ids of tokenizers without tokenizer.json."""
@@ -77,7 +79,7 @@ def read_tokenizer(directory: Path) -> Read:
     settings, kind, ends = _settings(directory), class_of(directory), _ends(directory)
     name = kind.removesuffix("Fast").removesuffix("Tokenizer").lower()
     model, whole = directory / "tokenizer.model", directory / "tokenizer.json"
-    if not any(file.is_file() for file in (model, whole, *(directory / name for name in _VOCABULARIES))):
+    if not holds_tokenizer(directory):
         raise UserError(f"{directory} holds no tokenizer; give a directory with tokenizer.json or "
                         "tokenizer.model, or save one there with save_pretrained")
     if settings.get("split_special_tokens"):
@@ -103,6 +105,11 @@ def read_tokenizer(directory: Path) -> Read:
     numbered = {int(number): _token(token) for number, token in settings["added_tokens_decoder"].items()}
     _check_numbers(hf, numbered, where)
     return Read(hf, _backend(hf), _bos(hf, settings, name, where, whole.is_file()), _table(hf), ends)
+
+
+def holds_tokenizer(directory: Path) -> bool:
+    """Whether a directory has a file with a vocabulary."""
+    return any((directory / file).is_file() for file in ("tokenizer.model", "tokenizer.json", *_VOCABULARIES))
 
 
 def _settings(directory: Path) -> dict[str, Any]:
@@ -152,11 +159,11 @@ def class_of(directory: Path) -> str:
     the class themselves. Where no file names one, config.json's model_type does, and a tokenizer.model
     alone is taken for LLaMA's.
     """
-    config = _object(directory / "config.json")
+    config = _model_config(directory)
     told = _object(directory / "tokenizer_config.json")
     kind = told.get("tokenizer_class") or config.get("tokenizer_class")
     if kind is None:
-        model_type = (config.get("text_config") or config).get("model_type")
+        model_type = config.get("model_type")
         alone = model_type is None and (directory / "tokenizer.model").is_file()
         return CLASSES.get(str(model_type), "LlamaTokenizer" if alone else JSON_ONLY[0])
     if str(kind).removesuffix("Fast").lower() == "llamatokenizer":
@@ -164,9 +171,25 @@ def class_of(directory: Path) -> str:
     return str(kind)
 
 
+def of_tokenizer(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model's config.json says of its tokenizer and of what ends an answer."""
+    own = config.get("text_config") or {}
+    told = {key: own.get(key, config.get(key)) for key in ("model_type", "tokenizer_class", "eos_token_id")}
+    return {key: value for key, value in told.items() if value is not None}
+
+
+def _model_config(directory: Path) -> dict[str, Any]:
+    return of_tokenizer(_object(directory / "config.json")) or _object(directory / MODEL_CONFIG)
+
+
 def _ends(directory: Path) -> tuple[int, ...]:
-    told = _object(directory / "generation_config.json").get("eos_token_id")
-    return tuple(told) if isinstance(told, list) else () if told is None else (int(told),)
+    file = directory / "generation_config.json"
+    told = _object(file).get("eos_token_id", _model_config(directory).get("eos_token_id"))
+    ends = told if isinstance(told, list) else [] if told is None else [told]
+    if not all(type(number) is int for number in ends):
+        raise UserError(f"eos_token_id in {file} or config.json is {told!r}; write a number or a list "
+                        "of numbers")
+    return tuple(ends)
 
 
 def _from_model(directory: Path, settings: dict[str, Any], kind: str, ends: tuple[int, ...]) -> Read:

@@ -34,20 +34,22 @@ class QueccJax(lmms):
       checkpoint: directory of the run.
       batch_size: questions answered at a time.
       visual_tokens: V of a model that serves several; 0 is its largest.
+      template: conversation template to ask with; "" is the run's own.
 
     Raises:
-      UserError: no such run, or an option that is not one.
+      UserError: no such run or template, or an option that is not one.
     """
 
     def __init__(self, checkpoint: str, batch_size: int | str = 1, device: str | None = None,
-                 visual_tokens: int | str = 0, **unknown: Any) -> None:  # fmt: skip
+                 visual_tokens: int | str = 0, template: str = "", **unknown: Any) -> None:  # fmt: skip
         super().__init__()
         # lmms-eval passes these to every model; jax has chosen the device.
         unknown.pop("max_batch_size", None)
         if unknown:
             raise UserError(f"{', '.join(unknown)} is not an option of quecc_jax; leave it out")
         self.batch_size = int(batch_size)
-        self.config, self.params = load_vlm(checkpoint, visual_tokens=int(visual_tokens))
+        self.config, self.params = load_vlm(checkpoint, visual_tokens=int(visual_tokens),
+                                            template=template)  # fmt: skip
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """The answer to every request, in their order, cut before the first of its `until` texts.

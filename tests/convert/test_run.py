@@ -406,15 +406,18 @@ def test_an_imported_run_says_what_it_is(tmp_path: Path) -> None:
     assert config == dataclasses.replace(
         plan.config,
         out=str(tmp_path / "run"),
-        data=dataclasses.replace(plan.config.data, tokenizer=str(tmp_path / "run" / "tokenizer")),
-    )
+        data=dataclasses.replace(plan.config.data, template="mistral_instruct",
+                                 tokenizer=str(tmp_path / "run" / "tokenizer")),
+    )  # fmt: skip
     assert isinstance(config, RunConfig) and set(SlabReader(tmp_path / "run").dtypes.values()) == {F16}
-    assert [p.name for p in (tmp_path / "run" / "tokenizer").iterdir()] == ["tokenizer_config.json"]
+    files = {p.name: p.read_text() for p in (tmp_path / "run" / "tokenizer").iterdir()}
+    assert files.keys() == {"model_config.json", "tokenizer_config.json"}
+    assert json.loads(files["model_config.json"])["model_type"] == "mistral"
 
 
 def test_a_gguf_file_comes_back_as_a_directory_of_hugging_faces(tmp_path: Path) -> None:
     write_gguf(tmp_path / "m.gguf")
-    import_weights(tmp_path / "m.gguf", tmp_path / "run")
+    import_weights(tmp_path / "m.gguf", tmp_path / "run", template="chatml")
     export_weights(tmp_path / "run", tmp_path / "out")
     found, gguf = open_tensors(tmp_path / "out"), GgufFile(tmp_path / "m.gguf")
     assert found.shapes.keys() == gguf.shapes.keys()

@@ -1,6 +1,7 @@
 """Prompt formats: ids and labels of the original's, and texts and labels written out by hand."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,15 @@ from transformers import PreTrainedTokenizerFast
 from quecc_jax.config import DataConfig
 from quecc_jax.data.batch import IGNORE
 from quecc_jax.data.conversation import encode, prompt
-from quecc_jax.data.templates import LLAMA_2_SYSTEM, MPT_SYSTEM, SYSTEM, TEMPLATES, stops
+from quecc_jax.data.templates import (
+    LLAMA_2_SYSTEM,
+    LLAVA_SYSTEM,
+    MPT_SYSTEM,
+    SYSTEM,
+    TEMPLATES,
+    check_name,
+    stops,
+)
 from quecc_jax.data.tokenizer import load_tokenizer
 from quecc_jax.errors import UserError
 
@@ -23,7 +32,8 @@ NAMES = ("conversations", "more_conversations")
 ROWS = {row["id"]: row for name in NAMES for row in json.loads((GOLDEN / f"{name}.json").read_text("utf-8"))}
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text("utf-8"))
 CASES = json.loads((GOLDEN / "templates.json").read_text("utf-8"))
-MARKS = ["<|im_start|>", "<|im_end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
+MARKS = ["<|im_start|>", "<|im_end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>",
+         "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +105,37 @@ def flat(opening, turns, ask, end, after=""):
     return out
 
 
+def mistral(first, turns, close, before):
+    """Mistral's own: `close` ends a question, `before` stands before an answer, nothing between turns."""
+    opening = f"{first}\n\n" if first else ""
+    out = [("<s>", False)]
+    for number, turn in enumerate(turns):
+        asked = f"[INST]{before}{'' if number else opening}{turn}{close}"
+        out.append((f"{before}{turn}</s>", True) if number % 2 else (asked, False))
+    return out
+
+
+def chatml(system, default, turns):
+    said = default if system is None else system
+    return flat("" if said == "" else f"<|im_start|>system\n{said}<|im_end|>\n", turns,
+                "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>", "\n")
+
+
+def header(role):
+    return f"<|start_header_id|>{role}<|end_header_id|>\n\n"
+
+
+def llama_3(opening, turns):
+    return flat(opening, turns, f"{header('user')}Q<|eot_id|>{header('assistant')}", "<|eot_id|>")
+
+
+def in_header(system):
+    return f"{header('system')}{system}<|eot_id|>" if system else ""
+
+
+DATES = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
+
+
 def sys_inst(system):
     return f"<<SYS>>\n{system}\n<</SYS>>\n\n" if system else ""
 
@@ -109,9 +150,27 @@ SPELLED = {
     "mpt": lambda s, t: flat("" if s == "" else "<|im_start|>system\n"
                              f"{MPT_SYSTEM if s is None else s}<|im_end|>", t,
                              "<|im_start|>user\nQ<|im_end|><|im_start|>assistant\n", "<|im_end|>"),
-    "qwen": lambda s, t: flat("" if s == "" else "<|im_start|>system\n"
-                              f"{'You are a helpful assistant.' if s is None else s}<|im_end|>\n", t,
-                              "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>", "\n"),
+    "chatml_direct": lambda s, t: flat(
+        "" if s == "" else f"<|im_start|>system\n{'Answer the questions.' if s is None else s}<|im_end|>", t,
+        "<|im_start|>user\nQ<|im_end|><|im_start|>assistant\n", "<|im_end|>"),
+    "qwen": lambda s, t: chatml(s, "You are a helpful assistant.", t),
+    "qwen1_5": lambda s, t: chatml(s, "You are a helpful assistant", t),
+    "qwen2_5": lambda s, t: chatml(
+        s, "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.", t),
+    "smollm2": lambda s, t: chatml(
+        s, "You are a helpful AI assistant named SmolLM, trained by Hugging Face", t),
+    "chatml": lambda s, t: chatml(s, "", t),
+    "llama_2_chat": lambda s, t: inst(sys_inst(s), t, "<s>"),
+    "llama_3": lambda s, t: llama_3(in_header(s), t),
+    "llama_3_1": lambda s, t: llama_3(in_header(DATES + (s or "")), t),
+    "llava_llama_3": lambda s, t: llama_3(in_header(LLAVA_SYSTEM if s is None else s), t),
+    "mistral_v1": lambda s, t: mistral(s, t, " [/INST]", " "),
+    "mistral_v3": lambda s, t: mistral(s, t, "[/INST]", " "),
+    "mistral_tekken": lambda s, t: mistral(s, t, "[/INST]", ""),
+    "phi4_mini": lambda s, t: flat(f"<|system|>{s}<|end|>" if s else "", t,
+                                   "<|user|>Q<|end|><|assistant|>", "<|end|>"),
+    "zephyr": lambda s, t: flat(f"<|system|>\n{s}</s>\n" if s else "", t,
+                                "<|user|>\nQ</s>\n<|assistant|>\n", "</s>", "\n"),
     "plain": lambda s, t: [("<s>" + "<image>" * t[0].count("<image>"), False),
                            *((answer + "\n", True) for answer in t[1:])],
 }
@@ -262,3 +321,17 @@ def test_what_ends_an_answer(llama, bytewise):
     assert stops("plain", llama) == ((2, 13), None)
     # A tokenizer without the mark spells it; the text ends the answer then.
     assert stops("qwen", llama) == ((2,), "<|im_end|>")
+
+
+def test_what_a_model_was_published_to_stop_at_ends_an_answer_too(bytewise, tmp_path):
+    shutil.copytree(bytewise.directory, tmp_path / "own")
+    eot, ended = bytewise.hf.convert_tokens_to_ids(["<|eot_id|>", "<|end|>"])
+    for told, ends in (([ended, eot], (1, eot, ended)), (ended, (1, eot, ended)), (None, (1, eot))):
+        (tmp_path / "own" / "generation_config.json").write_text(json.dumps({"eos_token_id": told}))
+        assert stops("llama_3", load_tokenizer(tmp_path / "own")) == (ends, None)
+
+
+def test_an_unknown_template_is_refused_with_the_choices():
+    assert check_name("llama_3") == "llama_3"
+    with pytest.raises(UserError, match="'llama3'; choose one of plain, v1"):
+        check_name("llama3")
