@@ -89,7 +89,7 @@ def import_weights(
         )
         aside = stack.enter_context(_new_directory(out, "--out"))
         keep_sources(aside, opened)
-        plan = _with_template(plan, opened["model"].directory or aside / "tokenizer", template)
+        plan = _with_template(plan, source, opened["model"].directory or aside / "tokenizer", template)
         merged = {path: kind for part in types.values() for path, kind in part.items()}
         bar = stack.enter_context(ByteBar(f"importing {source.name}", total))
         with SlabWriter(aside / "checkpoints" / "0", plan.rules, merged) as writer:
@@ -107,11 +107,12 @@ def import_weights(
     return plan
 
 
-def _with_template(plan: ImportPlan, tokenizer: Path, given: str) -> ImportPlan:
+def _with_template(plan: ImportPlan, source: Path, tokenizer: Path, given: str) -> ImportPlan:
+    """The plan with the conversation template of what is imported; that of a tower has none."""
     if plan.family is None:
         return plan
-    kind = KINDS.get(plan.layout, "original")
-    name, why = choose_template(tokenizer, plan.family, kind, given)
+    kind, within = KINDS.get(plan.layout, "original"), source if source.suffix == ".gguf" else None
+    name, why = choose_template(tokenizer, plan.family, kind, given, within)
     data: Any = {"template": name}
     config = dataclasses.replace(plan.config, data=dataclasses.replace(plan.config.data, **data))
     return dataclasses.replace(plan, config=config, why=why)

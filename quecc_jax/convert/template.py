@@ -72,11 +72,13 @@ class Choice(NamedTuple):
     why: str
 
 
-def choose_template(directory: Path, family: str, kind: Kind, given: str = "") -> Choice:
+def choose_template(directory: Path, family: str, kind: Kind, given: str = "",
+                    source: Path | None = None) -> Choice:  # fmt: skip
     """The template of a checkpoint.
 
     Args:
       directory: where its tokenizer and chat template lie; neither need be there.
+      source: the file that they were taken from, for messages, where the directory is not the checkpoint's.
       family: its decoder's.
       kind: whose it is.
       given: a template's name that is taken without looking; "" to look.
@@ -91,8 +93,9 @@ def choose_template(directory: Path, family: str, kind: Kind, given: str = "") -
         return Choice(BY_FAMILY[family], f"no tokenizer beside it, LLaVA's format for {family}")
     tokenizer = Tokenizer(directory, setting="--from")
     text, file = chat_template(directory, kind)
+    file = file if source is None else source
     if text is None:
-        return _without(tokenizer, directory, family)
+        return _without(tokenizer, file, family)
     name, why = recognise(text, tokenizer, file)
     choices = ORIGINALS.get(name, (name,)) if kind == "original" else (name,)
     if len(choices) > 1:
@@ -135,8 +138,7 @@ def recognise(text: str, tokenizer: Tokenizer, file: Path) -> Choice:
         render = functools.partial(_rendered, text, tokenizer, parts)
         picture = f"{PLACEHOLDER}\n" if parts and "image" in text else ""
         try:
-            found = _matching(render, tokenizer, picture)
-            begins = bool(bos := tokenizer.hf.bos_token) and render(ASKED[0], None, True).startswith(bos)
+            found, begins = _matching(render, tokenizer, picture)
         except Exception as error:  # It is a stranger's program, which may raise what it likes.
             # Most that know no parts fail at them; only the first failure says something.
             failed = failed if parts else f" ({type(error).__name__}: {' '.join(str(error).split())})"
@@ -151,24 +153,28 @@ def recognise(text: str, tokenizer: Tokenizer, file: Path) -> Choice:
                     f"{', '.join(TEMPLATES)} with --template NAME")
 
 
-def _matching(render: Render, tokenizer: Tokenizer, picture: str) -> Choice | None:
+def _matching(render: Render, tokenizer: Tokenizer, picture: str) -> tuple[Choice | None, bool]:
+    """The template that agrees, if one does; and whether the chat template writes BOS in front of it."""
     exact = [(name, template, "") for name, template in TEMPLATES.items() if not template.caption]
     close = [(name, template, ", but for what stands around answers") for name, template in SPELLINGS]
     for name, template, note in (*exact, *close):
         if _agrees(template, render, tokenizer, picture):
             alike = _same_system(template, render, tokenizer)
             note += "" if alike else ", but for system sentences that rows bring"
-            return Choice(name, f"its chat template renders as that{note}")
-    return None
+            first, bos = (picture + _Q1,), tokenizer.bos_token
+            begins = bool(bos) and render(first, None, True).startswith(bos)
+            begins = begins and not laid_out(template, first, None, tokenizer).startswith(bos)
+            return Choice(name, f"its chat template renders as that{note}"), begins
+    return None, False
 
 
-def _without(tokenizer: Tokenizer, directory: Path, family: str) -> Choice:
+def _without(tokenizer: Tokenizer, where: Path, family: str) -> Choice:
     """Where there is no chat template: LLaVA's for the family, unless the vocabulary has another's marks."""
     name = BY_FAMILY[family]
     known = {token.content for token in tokenizer.added.values() if token.content.startswith("<|")}
     others = [other for other, template in TEMPLATES.items() if template.end in known]
     if others and name not in others:
-        raise UserError(f"{directory} has no chat template, and its tokenizer knows "
+        raise UserError(f"{where} has no chat template, and its tokenizer knows "
                         f"{TEMPLATES[others[0]].end}, which LLaVA's format for {family} does not use; "
                         f"choose one of {', '.join([name, *others])} with --template NAME")
     return Choice(name, f"no chat template, LLaVA's format for {family}")
@@ -195,8 +201,8 @@ def _agrees(template: Template, render: Render, tokenizer: Tokenizer, picture: s
 
     def same(turns: Sequence[str], asked: bool, ends: Sequence[str]) -> bool:
         turns = (picture + turns[0], *turns[1:])
-        theirs = render(turns, None, asked).removeprefix(tokenizer.hf.bos_token or "")
-        return theirs in [laid_out(template, turns, None, tokenizer) + end for end in ends]
+        ours, starts = laid_out(template, turns, None, tokenizer), ("", tokenizer.bos_token)
+        return render(turns, None, asked) in [bos + ours + end for bos in starts for end in ends]
 
     if all(same(turns, True, ("",)) for turns in ASKED):
         return True
@@ -206,16 +212,16 @@ def _agrees(template: Template, render: Render, tokenizer: Tokenizer, picture: s
 
 def _same_system(template: Template, render: Render, tokenizer: Tokenizer) -> bool:
     try:
-        theirs = render((_Q1,), _S, True).removeprefix(tokenizer.hf.bos_token or "")
+        theirs = render((_Q1,), _S, True)
     except Exception:  # Some refuse a system sentence.
         return False
     ours = laid_out(template, (_Q1,), _S, tokenizer)
     # Chat templates that know no generation prompt end before the words that call for an answer.
-    return bool(theirs) and ours.startswith(theirs)
+    return _S in theirs and (ours.startswith(theirs) or (tokenizer.bos_token + ours).startswith(theirs))
 
 
 def laid_out(template: Template, turns: Sequence[str], system: str | None, tokenizer: Tokenizer) -> str:
     """A conversation as `data.conversation` lays it out, as text without the BOS in front."""
-    marks = {Mark.BOS: tokenizer.hf.bos_token or "", Mark.EOS: tokenizer.eos_token}
+    marks = {Mark.BOS: tokenizer.bos_token, Mark.EOS: tokenizer.eos_token}
     laid = (part for part, _ in pieces(template, turns, system))
     return "".join(marks[part] if isinstance(part, Mark) else part for part in laid)

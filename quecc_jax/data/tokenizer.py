@@ -48,6 +48,7 @@ class Tokenizer:
         self.bos_token_id: int | None = read.bos
         """What stands in front of every text; None where this tokenizer's models expect nothing."""
         self.eos_token_id: int = self.hf.eos_token_id
+        self.bos_token: str = self.hf.bos_token or ""
         self.eos_token: str = self.hf.eos_token
         self.ends = read.ends
         """Tokens that end an answer by the generation_config.json beside it; EOS may be among them."""

@@ -425,7 +425,7 @@ def test_a_gguf_file_comes_back_as_a_directory_of_hugging_faces(tmp_path: Path) 
     assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "llama"
     tokenizer = (tmp_path / "out" / "tokenizer.json").read_bytes()
     assert tokenizer == (tmp_path / "run" / "tokenizer" / "tokenizer.json").read_bytes()
-    import_weights(tmp_path / "out", tmp_path / "again")
+    import_weights(tmp_path / "out", tmp_path / "again", template="chatml")
     assert_same_params(tmp_path / "run", tmp_path / "again")
 
 
