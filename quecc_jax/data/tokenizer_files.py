@@ -143,7 +143,7 @@ def _object(file: Path) -> dict[str, Any]:
 
 def _roles(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
     """The special tokens that have a role, by it; those that are empty are left out."""
-    told = DEFAULTS.get(name, {}) | settings
+    told = {**DEFAULTS.get(name, {}), **settings}
     return {key: told[key] for key in NAMED if content(told.get(key))}
 
 

@@ -64,9 +64,9 @@ def test_ids_of_transformers_4(conforms: Any, tmp_path: Path, name: str) -> None
         assert "error" in told
         told = GOLDEN
     if isinstance(found, str):
-        wanted = REFUSED.get(name, "")
-        assert wanted or "error" in told, found
-        conforms(kind, name, "refused", "refused" if wanted in found else found)
+        says = REFUSED.get(name, "")
+        assert says or "error" in told, found
+        conforms(kind, name, "refused", "refused" if says in found else found)
         return
     # What 4.37 cannot read may be read here, but is then no case of this test.
     if "error" in told:
