@@ -13,16 +13,19 @@ import dataclasses
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from quecc_jax.config import VisionConfig
+from quecc_jax.convert.adapters import refuse_adapter_files
 from quecc_jax.convert.gguf import GgufFile, hf_config, write_tokenizer
 from quecc_jax.convert.llava import is_original
 from quecc_jax.convert.plan import Source
-from quecc_jax.convert.tensors import TensorSource, open_tensors
+from quecc_jax.convert.tensors import TensorSource, open_chosen, open_tensors
+from quecc_jax.convert.weight_files import PROJECTOR_ALONE, choose, folders_with_tensors
 from quecc_jax.data.files import read_json
 from quecc_jax.data.images import CLIP_MEAN, CLIP_STD
 from quecc_jax.data.tokenizer import load_tokenizer
@@ -50,24 +53,47 @@ class Opened:
     tensors: TensorSource
     directory: Path | None
     """Where the files beside it are; None if all is in one file."""
+    unread: Mapping[Path, str] = dataclasses.field(default_factory=dict)
+    """Files beside it that hold tensors too, and what they are."""
 
 
-def open_checkpoint(path: Path, allow_pickle: bool = False) -> Opened:
+def open_checkpoint(path: Path, allow_pickle: bool = False, projector: bool = False,
+                    read_apart: Path | None = None) -> Opened:  # fmt: skip
     """Opens a directory of weights, or one file with its config.json beside it, or a GGUF file.
 
+    Args:
+      path: the directory or file.
+      allow_pickle: whether pickles may be read.
+      projector: whether the original's mm_projector is wanted of a directory that also holds a model.
+      read_apart: what is read as the projector, which may lie beside these weights.
+
     Raises:
-      UserError: it cannot be read, see `open_tensors`, or has no config.json.
+      UserError: it cannot be read, see `open_tensors`, or has no config.json; or what lies beside would
+        change the weights: an adapter, or a projector that no tensor here stands for.
     """
     if path.suffix == ".gguf":
         gguf = GgufFile(path)
         return Opened(Source(hf_config(gguf), gguf.shapes, str(path)), gguf, None)
-    tensors = open_tensors(path, allow_pickle)
     directory = path.parent if path.is_file() else path
+    if directory.is_dir():
+        refuse_adapter_files(directory)
+    chosen = choose(path, projector) if path.is_dir() else None
+    tensors = open_tensors(path, allow_pickle) if chosen is None else open_chosen(chosen, allow_pickle)
     if not (directory / "config.json").is_file():
         raise UserError(f"{directory} has no config.json, which says what the weights are of; "
                         "put the one that was published with them there")  # fmt: skip
     _check_processor(directory / "preprocessor_config.json")
-    return Opened(Source(_config(directory), tensors.shapes, str(path)), tensors, directory)
+    unread = {path / name: kind for name, kind in chosen.unread.items()} if chosen else {}
+    inside = any("mm_projector." in name for name in tensors.shapes)
+    for file in [file for file, kind in unread.items() if kind == PROJECTOR_ALONE]:
+        if read_apart in (file, directory):
+            del unread[file]
+        elif not inside:
+            raise UserError(f"{file} lies beside a model without a projector; give it with --projector, "
+                            "or move it away")  # fmt: skip
+        else:
+            unread[file] = "the model has a projector of its own, which the original reads"
+    return Opened(Source(_config(directory), tensors.shapes, str(path)), tensors, directory, unread)
 
 
 def _check_processor(file: Path) -> None:
@@ -85,6 +111,16 @@ def _config(directory: Path) -> dict[str, Any]:
     if not isinstance(hf, dict):
         raise UserError(f"{directory / 'config.json'} is not an object; download it again")
     return hf
+
+
+def left_unread(opened: Mapping[str, Opened]) -> str:
+    """One sentence that names what holds tensors beside the weights that are read; "" if nothing does."""
+    sources = {one.directory.resolve(): one.directory for one in opened.values() if one.directory is not None}
+    said = [f"{file} ({kind})" for one in opened.values() for file, kind in one.unread.items()]
+    said += [f"{directory / name}/ (a folder)" for directory in sources.values()
+             for name in folders_with_tensors(directory)
+             if (directory / name).resolve() not in sources]  # fmt: skip
+    return f"these files beside the weights are not read: {', '.join(said)}" if said else ""
 
 
 def tower_beside(model: Opened) -> Path | None:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from quecc_jax.config import CompressorConfig, ModelConfig, QueryConfig, RunConfig, VisionConfig
 from quecc_jax.config_io import from_dict, to_dict
+from quecc_jax.convert.adapters import refuse_tensors
 from quecc_jax.convert.clip import ANCHOR, hf_vision_config, ignored_names, vision_config, vision_rules
 from quecc_jax.convert.clip_text import (
     PROJECTION,
@@ -122,6 +123,8 @@ def plan_import(model: Source, vision: Source | None = None, projector: Source |
       UserError: missing, unknown or reshaped tensors, all of them; a setting that is not implemented;
         or sources that do not go together.
     """
+    for source in filter(None, (model, vision, projector, text)):
+        refuse_tensors(source.found, source.hf, source.where)
     if model.hf.get("model_type") in ("clip", "clip_vision_model"):
         plan = _import_tower(model)
         spare = [s for s in (vision, projector) if s]

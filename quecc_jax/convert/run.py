@@ -11,7 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from quecc_jax.config_io import save_config
-from quecc_jax.convert.beside import CARRIED, Opened, keep_sources, open_checkpoint, tower_beside
+from quecc_jax.convert.beside import (
+    CARRIED,
+    Opened,
+    keep_sources,
+    left_unread,
+    open_checkpoint,
+    tower_beside,
+)
 from quecc_jax.convert.plan import ImportPlan, Layout, plan_import
 from quecc_jax.convert.progress import ByteBar
 from quecc_jax.convert.rules import Path as LeafPath
@@ -24,7 +31,7 @@ from quecc_jax.convert.writer import ShardWriter, Spec
 from quecc_jax.data.files import fresh_directory
 from quecc_jax.data.templates import check_name
 from quecc_jax.errors import UserError
-from quecc_jax.train.checkpoint import TOKENIZERS
+from quecc_jax.train.checkpoint import TOKENIZERS, notice
 
 DType = Literal["keep", "float32", "bfloat16", "float16"]
 """What floating-point numbers become; "keep" changes none."""
@@ -73,11 +80,13 @@ def import_weights(
             if name == "vision" and path is None and projector is None:
                 path = tower_beside(opened["model"])
             if path is not None:
-                opened[name] = open_checkpoint(path, allow_pickle)
+                opened[name] = open_checkpoint(path, allow_pickle, name == "projector", projector)
                 stack.callback(opened[name].tensors.close)
         sources = {name: one.source for name, one in opened.items()}
         others = (sources.get(name) for name in ("vision", "projector", "text"))
         plan = plan_import(sources["model"], *others)
+        if unread := left_unread(opened):
+            notice(unread)
         tensors = {name: opened[name].tensors for name in plan.parts}
         types = {n: leaf_dtypes(part.rules, tensors[n].dtypes, dtype) for n, part in plan.parts.items()}
         carried = {n: {k: _form(tensors[n], k) for k in part.ignored if part.carried}

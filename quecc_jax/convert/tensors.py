@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import ml_dtypes
 import numpy as np
 
-from quecc_jax.data.files import read_json
+from quecc_jax.convert.weight_files import Chosen, choose
 from quecc_jax.errors import UserError
 
 Shape = tuple[int, ...]
@@ -47,10 +47,7 @@ DTYPES: dict[str, np.dtype] = {
 
 
 def open_tensors(path: str | Path, allow_pickle: bool = False) -> TensorSource:
-    """The tensors of a checkpoint directory, or of one file of it.
-
-    A directory is read through its index where it has one; otherwise `model.safetensors`, or all of
-    its .safetensors files, or (pickles) `pytorch_model*.bin`, or all of its .bin files.
+    """The tensors of a checkpoint directory, see `weight_files.choose`, or of one file of it.
 
     Args:
       path: a directory, a .safetensors file, or a .bin, .pt or .pth file.
@@ -65,20 +62,27 @@ def open_tensors(path: str | Path, allow_pickle: bool = False) -> TensorSource:
         return _open_file(root, allow_pickle)
     if not root.is_dir():
         raise UserError(f"{root} does not exist; give a directory of weights or one weights file")
-    for pattern, fallback, index in (
-        ("model.safetensors", "*.safetensors", "model.safetensors.index.json"),
-        ("pytorch_model*.bin", "*.bin", "pytorch_model.bin.index.json"),
-    ):
-        if (root / index).is_file():
-            return _open_indexed(root / index, allow_pickle)
-        files = sorted(root.glob(pattern)) or sorted(root.glob(fallback))
-        if files := [f for f in files if f.name not in NOT_WEIGHTS]:
-            return Joined([(f, _open_file(f, allow_pickle)) for f in files])
-    raise UserError(f"{root} holds no .safetensors or .bin file; give the directory of a checkpoint")
+    return open_chosen(choose(root), allow_pickle)
 
 
-NOT_WEIGHTS = ("training_args.bin", "optimizer.bin", "scheduler.bin", "adapter_model.safetensors")
-"""Files that trainers leave beside a model's weights."""
+def open_chosen(chosen: Chosen, allow_pickle: bool = False) -> TensorSource:
+    """The tensors of a directory's weights.
+
+    Raises:
+      UserError: see `open_tensors`.
+    """
+    joined = Joined([(file, _open_file(file, allow_pickle)) for file in chosen.files])
+    if chosen.index is None:
+        return joined
+    for name, file in chosen.index.items():
+        found = joined.file_of.get(name)
+        if found is None or found.name != file:
+            raise UserError(f"the index in {chosen.files[0].parent} expects {name} in {file}, which lacks "
+                            "it; download both again")  # fmt: skip
+    if extra := [name for name in joined.shapes if name not in chosen.index]:
+        raise UserError(f"{joined.file_of[extra[0]]} holds {extra[0]}, which the index beside it does not "
+                        "list; the files are of different checkpoints")  # fmt: skip
+    return joined
 
 
 def _open_file(path: Path, allow_pickle: bool) -> TensorSource:
@@ -92,25 +96,6 @@ def _open_file(path: Path, allow_pickle: bool) -> TensorSource:
             "--allow-pickle to read it by torch's weights-only loader"
         )
     return PickleFile(path)
-
-
-def _open_indexed(index: Path, allow_pickle: bool) -> TensorSource:
-    where = read_json(index)
-    where = where.get("weight_map") if isinstance(where, dict) else None
-    if not isinstance(where, dict) or not all(isinstance(f, str) for f in where.values()):
-        raise UserError(f"{index} has no weight_map of tensor names to file names; download it again")
-    files = [index.parent / name for name in dict.fromkeys(where.values())]
-    for file in files:
-        if not file.is_file():
-            raise UserError(f"{index} names {file.name}, which is not there; download that file")
-    joined = Joined([(file, _open_file(file, allow_pickle)) for file in files])
-    for name, file in where.items():
-        if joined.file_of.get(name) != index.parent / file:
-            raise UserError(f"{index} expects {name} in {file}, which lacks it; download both again")
-    if extra := [name for name in joined.shapes if name not in where]:
-        raise UserError(f"{joined.file_of[extra[0]]} holds {extra[0]}, which {index.name} does not list; "
-                        "the files are of different checkpoints")  # fmt: skip
-    return joined
 
 
 class Joined:

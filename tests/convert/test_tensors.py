@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from quecc_jax.convert.tensors import DTYPES, open_tensors
+from quecc_jax.convert.weight_files import OTHER_FORM, PROJECTOR_ALONE, REST, TRAINING, choose
 from quecc_jax.errors import UserError
 
 
@@ -136,3 +137,20 @@ def test_pickles_are_refused_unless_asked_for(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(UserError, match="torch is not installed"):
         open_tensors(tmp_path, allow_pickle=True)
+
+
+def test_a_model_goes_before_its_projector_and_other_forms_before_neither(tmp_path):
+    for name in ("mm_projector.safetensors", "pytorch_model.bin", "tf_model.h5", "optimizer.pt"):
+        (tmp_path / name).touch()
+    chosen = choose(tmp_path)
+    assert [file.name for file in chosen.files] == ["pytorch_model.bin"]
+    assert dict(chosen.unread) == {
+        "mm_projector.safetensors": PROJECTOR_ALONE, "optimizer.pt": TRAINING, "tf_model.h5": OTHER_FORM}
+    projector = choose(tmp_path, projector=True)
+    assert [file.name for file in projector.files] == ["mm_projector.safetensors"]
+    assert projector.unread["pytorch_model.bin"] == REST
+    (tmp_path / "model.safetensors").touch()
+    assert choose(tmp_path).unread["pytorch_model.bin"] == OTHER_FORM
+    (tmp_path / "more.safetensors").touch()
+    with pytest.raises(UserError, match=r"holds more\.safetensors beside model\.safetensors"):
+        choose(tmp_path)

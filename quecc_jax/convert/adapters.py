@@ -1,0 +1,100 @@
+"""Weights that change other weights, and weights in a form that is not read: refused by name.
+
+An adapter is worth nothing without being merged into its base model; a file of it that is left out makes
+another model of the same name.
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from quecc_jax.errors import UserError
+
+TENSORS = (
+    r"safetensors|bin|pt|pth|ckpt|pkl|pickle|npz|npy|h5|msgpack|onnx|onnx_data|gguf|ggml|ot|tflite|mlmodel|pdparams"
+)
+"""Suffixes of files that may hold tensors, as alternatives of a regular expression."""
+
+_FILE = re.compile(
+    rf"adapter_config\.json|non_lora_trainables\..+|(adapters?|llama_adapter)([._-].*)?\.({TENSORS})"
+    rf"|.*lora.*\.({TENSORS})",
+    re.IGNORECASE,
+)
+"""Files of an adapter, as PEFT, LLaVA's training with LoRA, diffusers, MLX and LLaMA-Adapter call them."""
+
+_TENSOR = re.compile(
+    r"^base_model\.model\."
+    r"|(^|\.)(lora|ia3|hada|lokr|oft|boft|vera|vblora|randlora|fourierft|waveft|hra|bone|miss|shira|c3a|road"
+    r"|ln_tuning|trainable_tokens)_"
+    r"|(^|[._])lora([._]|$)"
+    r"|\.(base_layer|modules_to_save|original_module)\."
+    r"|(^|\.)(adaption_(prompt|gate)|prompt_(encoder|embeddings)|adapter_query|adapter)(\.|$)",
+    re.IGNORECASE,
+)
+"""Parts of tensor names that PEFT's methods (and LLaMA-Adapter) add to a model's own."""
+
+_QUANTISED = re.compile(
+    r"\.(qweight|qzeros|scales|g_idx|weight_scale(_inv|_2)?|input_scale|weight_zero_point|weight_packed"
+    r"|SCB|weight_format|weight\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..+))$"
+)
+"""Ends of names that GPTQ, AWQ, compressed-tensors, FP8 and bitsandbytes store beside quantised weights."""
+
+_DELTA = re.compile(r"(^|[-_.])delta([-_.]|$)", re.IGNORECASE)
+
+_MERGE = "merge it into its base model (PEFT: merge_and_unload) and give the merged weights"
+
+
+def is_adapter_file(name: str) -> bool:
+    """Whether a file of this name belongs to an adapter."""
+    return _FILE.fullmatch(name) is not None
+
+
+def refuse_adapter_files(directory: Path) -> None:
+    """Looks for adapters in a directory and in the folders right inside of it (checkpoint-500/ and such).
+
+    Raises:
+      UserError: there is one; all files of it are named.
+    """
+    if _DELTA.search(directory.resolve().name):
+        raise UserError(f"{directory} holds, as its name says, differences that have to be added to other "
+                        "weights; add them, and give the sum a name without 'delta'")  # fmt: skip
+    folders = [directory, *(f for f in sorted(directory.iterdir()) if f.is_dir() and f.name[0] != ".")]
+    found = [
+        str(file.relative_to(directory))
+        for folder in folders
+        for file in sorted(folder.iterdir())
+        if file.is_file() and is_adapter_file(file.name)
+    ]
+    if found:
+        raise UserError(f"{directory} holds an adapter ({', '.join(found)}), which changes the weights of "
+                        f"another model and is not read; {_MERGE}, or move it away if it is left over")
+
+
+def refuse_tensors(names: Iterable[str], hf: dict[str, Any], where: str) -> None:
+    """Looks for an adapter that was saved unmerged, and for quantised weights.
+
+    Args:
+      names: all tensors of a checkpoint.
+      hf: its config.json.
+      where: the checkpoint, for messages.
+
+    Raises:
+      UserError: there are some; a few are named.
+    """
+    names = list(names)
+    if added := [name for name in names if _TENSOR.search(name)]:
+        raise UserError(f"{where} holds tensors of an unmerged adapter ({_few(added)}); {_MERGE}")
+    parts = [hf, *(hf[name] for name in ("text_config", "vision_config") if isinstance(hf.get(name), dict))]
+    told = next((part["quantization_config"] for part in parts if part.get("quantization_config")), None)
+    stored = [name for name in names if _QUANTISED.search(name)]
+    if told or stored:
+        method = told.get("quant_method") if isinstance(told, dict) else None
+        signs = f"quantization_config of its config.json: {method or told!r}" if told else _few(stored)
+        raise UserError(f"{where} holds quantised weights ({signs}), which are not read; "
+                        "give the model in half precision")  # fmt: skip
+
+
+def _few(names: list[str]) -> str:
+    first = ", ".join(sorted(names)[:3])
+    return f"{first} and {len(names) - 3} more" if len(names) > 3 else first
