@@ -21,7 +21,8 @@ import numpy as np
 
 from quecc_jax.config import VisionConfig
 from quecc_jax.convert.adapters import refuse_adapter_files
-from quecc_jax.convert.gguf import GgufFile, hf_config, write_tokenizer
+from quecc_jax.convert.gguf import GgufFile, hf_config
+from quecc_jax.convert.gguf_tokenizer import Told, write_tokenizer
 from quecc_jax.convert.llava import is_original
 from quecc_jax.convert.plan import Source
 from quecc_jax.convert.tensors import TensorSource, open_chosen, open_tensors
@@ -174,9 +175,12 @@ def keep_sources(run: Path, opened: dict[str, Opened]) -> None:
         if one.directory is not None:
             copy_beside(one.directory, folder)
         else:
-            write_json(one.source.hf, folder / "config.json")
             assert isinstance(one.tensors, GgufFile)
-            write_tokenizer(one.tensors, run / "tokenizer")
+            metadata, file = one.tensors.metadata, one.tensors.path
+            write_json(one.source.hf, folder / "config.json")
+            ends = Told(metadata, file).ends
+            write_json({"eos_token_id": ends}, folder / "generation_config.json")
+            write_tokenizer(metadata, file, run / "tokenizer")
     model = opened["model"].directory
     if model is not None:
         copy_tokenizer_files(model, run / "tokenizer")

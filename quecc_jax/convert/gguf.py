@@ -1,18 +1,18 @@
-"""GGUF files of LLaMA-type models as Hugging Face would store them: tensors, config and tokenizer.
+"""GGUF files of LLaMA-type models as Hugging Face would store them: tensors and config.
 
 llama.cpp's conversion renames the tensors, interleaves the rotary halves of Q and K, quantises, and
-keeps config and tokenizer as metadata. All of it is undone here, so that such a file is one more
-Hugging Face checkpoint to everything else.
+keeps config and tokenizer as metadata. It is undone here and in `gguf_tokenizer`, so that such a file
+is one more Hugging Face checkpoint to everything else.
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from quecc_jax.data.files import fresh_directory
+from quecc_jax.convert.gguf_rope import scaling_of
+from quecc_jax.convert.gguf_tokenizer import Told
 from quecc_jax.errors import UserError
 
 WHOLE = {
@@ -33,10 +33,22 @@ LAYER = {
 }
 """GGUF's names and Hugging Face's."""
 
-DIGITS_ALONE = {"smollm": True, "gpt-2": False, "gpt2": False}
-"""By `tokenizer.ggml.pre`: whether every digit is split off before GPT-2's own splitting."""
-CONTROL, USER_DEFINED = 3, 4
-"""Entries of `tokenizer.ggml.token_type` that are matched in the text before any splitting."""
+FREQUENCIES = "rope_freqs.weight"
+"""What the frequency of each rotary pair is divided by; LLaMA 3.1 and later."""
+_HARMLESS = {
+    "vocab_size", "context_length", "embedding_length", "block_count", "feed_forward_length",
+    "attention.head_count", "attention.head_count_kv", "attention.layer_norm_rms_epsilon",
+    "attention.key_length", "attention.value_length", "rope.dimension_count", "rope.freq_base",
+    "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length",
+    "rope.scaling.finetuned", "rope.scale_linear", "tensor_data_layout",
+}  # fmt: skip
+_OFF = {
+    "expert_count": 0, "expert_used_count": 0, "attention.sliding_window": 0, "attention.causal": True,
+    "rope.scaling.attn_factor": 1.0, "attention.clamp_kqv": 0.0, "attention.max_alibi_bias": 0.0,
+    "logit_scale": 1.0, "embedding_scale": 1.0, "residual_scale": 1.0, "use_parallel_residual": False,
+    "attn_logit_softcapping": 0.0, "final_logit_softcapping": 0.0,
+}  # fmt: skip
+"""Settings that are read, and others with the value that changes nothing."""
 
 
 class GgufFile:
@@ -57,12 +69,30 @@ class GgufFile:
         reader = _open(self.path)
         self.metadata: dict[str, Any] = {name: field.contents() for name, field in reader.fields.items()}
         """GGUF's keys and values, tokenizer included."""
+        self._refuse_parts(reader.byte_order)
         if (kind := self.metadata.get("general.architecture")) != "llama":
             raise UserError(f"{path} holds a model of architecture {kind!r}; only llama is read from GGUF, "
                             "give the Hugging Face directory of this model")  # fmt: skip
-        self._tensors = {self._hf_name(tensor.name): tensor for tensor in reader.tensors}
+        held = {tensor.name: tensor for tensor in reader.tensors}
+        divisors = held.pop(FREQUENCIES, None)
+        self.divisors = None if divisors is None else np.array(divisors.data, np.float32).reshape(-1)
+        """float32 [pairs]: what the frequency of each rotary pair is divided by; None for ones."""
+        self._tensors = {self._hf_name(name): tensor for name, tensor in held.items()}
         self.shapes = {name: tuple(map(int, tensor.shape[::-1])) for name, tensor in self._tensors.items()}
         self.dtypes = dict.fromkeys(self.shapes, np.dtype(np.float32))
+
+    def _refuse_parts(self, order: str) -> None:
+        """Raises UserError for what is no whole model, or not in this machine's order of bytes."""
+        kind, count = self.metadata.get("general.type", "model"), int(self.metadata.get("split.count", 1))
+        if kind != "model":
+            raise UserError(f"{self.path} holds no model but something of type {kind!r} (general.type); "
+                            "give the model's file, with adapters merged into it")  # fmt: skip
+        if count > 1:
+            raise UserError(f"{self.path} is one of {count} parts of a model; join them with "
+                            "llama-gguf-split --merge and give the whole file")  # fmt: skip
+        if order != "I":
+            raise UserError(f"{self.path} was written for machines of the other order of bytes; "
+                            "convert the model to GGUF on a machine like this one")  # fmt: skip
 
     def _hf_name(self, name: str) -> str:
         if name in WHOLE:
@@ -119,6 +149,11 @@ def _open(path: Path) -> Any:
         raise UserError(f"{path} is not a file; check the path")
     try:
         return GGUFReader(path)
+    except ValueError as error:
+        if "GGMLQuantizationType" in str(error):
+            raise UserError(f"{path} holds tensors of a type that package gguf does not know ({error}); "
+                            "give a file in F16 or Q8_0") from None  # fmt: skip
+        raise UserError(f"{path} is truncated or not a GGUF file ({error}); download it again") from None
     except Exception as error:
         # The reader trusts the file and fails wherever its bytes lead it.
         raise UserError(f"{path} is truncated or not a GGUF file ({error}); download it again") from None
@@ -137,90 +172,81 @@ def hf_config(gguf: GgufFile) -> dict[str, Any]:
             raise UserError(f"{gguf.path} does not say its llama.{name}; download it again")
         return value
 
-    for name, harmless in (("expert_count", 0), ("rope.scaling.type", "none")):
-        if (value := setting(name, harmless)) != harmless:
-            raise UserError(f"{gguf.path} has llama.{name} {value!r}, which is not read from GGUF; "
+    for key, value in gguf.metadata.items():
+        name = key.removeprefix("llama.")
+        if name == key or name in _HARMLESS:
+            continue
+        if name not in _OFF or value != _OFF[name]:
+            raise UserError(f"{gguf.path} has {key} {value!r}, which is not read from GGUF; "
                             "give the Hugging Face directory of this model")  # fmt: skip
     width, heads = setting("embedding_length"), setting("attention.head_count")
+    special = Told(gguf.metadata, gguf.path).special
     tokens = gguf.metadata.get("tokenizer.ggml.tokens", ())
+    counts = {name: setting(name) for name in ("block_count", "feed_forward_length", "attention.head_count")}
+    counts["attention.head_count_kv"] = setting("attention.head_count_kv", heads)
+    for name, value in counts.items():
+        if not isinstance(value, int):
+            raise UserError(f"{gguf.path} has a llama.{name} for every layer, which is not read from GGUF; "
+                            "give a model whose layers are alike")  # fmt: skip
+    head = setting("attention.key_length", width // heads)
+    for name in ("rope.dimension_count", "attention.value_length"):
+        if (value := setting(name, head)) != head:
+            raise UserError(f"{gguf.path} has llama.{name} {value} beside heads of {head}, which is not read "
+                            "from GGUF; give the Hugging Face directory of this model")  # fmt: skip
+    vocabulary = gguf.shapes.get("model.embed_tokens.weight", (len(tokens),))[0]
+    if len(tokens) > vocabulary:
+        raise UserError(f"{gguf.path} has {len(tokens)} tokens and embeddings of {vocabulary}; "
+                        "convert the model to GGUF again")  # fmt: skip
+    theta = _decimal(setting("rope.freq_base", 10000.0))
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "vocab_size": gguf.shapes.get("model.embed_tokens.weight", (len(tokens),))[0],
+        "vocab_size": vocabulary,
         "hidden_size": width,
         "num_hidden_layers": setting("block_count"),
         "num_attention_heads": heads,
         "num_key_value_heads": setting("attention.head_count_kv", heads),
-        "head_dim": setting("attention.key_length", width // heads),
+        "head_dim": head,
         "intermediate_size": setting("feed_forward_length"),
         "hidden_act": "silu",
         "rms_norm_eps": _decimal(setting("attention.layer_norm_rms_epsilon")),
-        "rope_theta": _decimal(setting("rope.freq_base", 10000.0)),
+        "rope_theta": theta,
+        "rope_scaling": _scaling(gguf, head, theta),
         "max_position_embeddings": setting("context_length"),
         "tie_word_embeddings": "lm_head.weight" not in gguf.shapes,
         "attention_bias": False,
         "mlp_bias": False,
         "torch_dtype": "float32",
-        **{f"{name}_token_id": number for name, number in _special(gguf).items() if name != "unk"},
+        **{f"{name}_token_id": number for name, number in special.items() if name != "unk"},
     }
+
+
+def _scaling(gguf: GgufFile, head: int, theta: float) -> dict[str, Any] | None:
+    """The `rope_scaling` of Hugging Face's config.json.
+
+    Raises:
+      UserError: a kind that is not implemented, or divisors that no kind explains.
+    """
+    kind = gguf.metadata.get("llama.rope.scaling.type", "none")
+    # Files of 2023 know linear scaling alone, and name its factor otherwise.
+    factor = gguf.metadata.get("llama.rope.scaling.factor") or gguf.metadata.get("llama.rope.scale_linear")
+    if kind not in ("none", "linear") or (kind == "linear" and factor is None):
+        raise UserError(f"{gguf.path} has llama.rope.scaling.type {kind!r} with factor {factor}, which is "
+                        "not read from GGUF; give the Hugging Face directory of this model")  # fmt: skip
+    linear = factor is not None and factor != 1 and "llama.rope.scaling.type" not in gguf.metadata
+    if gguf.divisors is None:
+        return {"type": "linear", "factor": _decimal(factor)} if kind == "linear" or linear else None
+    if kind == "linear" or linear:
+        raise UserError(f"{gguf.path} has both {FREQUENCIES} and llama.rope.scaling; "
+                        "give the Hugging Face directory of this model")  # fmt: skip
+    try:
+        length = gguf.metadata.get("llama.rope.scaling.original_context_length")
+        return scaling_of(gguf.divisors, head, theta, length)
+    except ValueError as error:
+        raise UserError(f"{FREQUENCIES} in {gguf.path} {error}; give the Hugging Face directory of this "
+                        "model") from None  # fmt: skip
 
 
 def _decimal(value: float) -> float:
     """The shortest decimal that is this float32: 1e-5 instead of 9.999999747378752e-06."""
     return float(str(np.float32(value)))
-
-
-def _special(gguf: GgufFile) -> dict[str, int]:
-    """Ids of the special tokens by transformers' names: bos, eos, unk, pad."""
-    theirs = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
-    found = {name: gguf.metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in theirs.items()}
-    return {name: int(number) for name, number in found.items() if number is not None}
-
-
-def write_tokenizer(gguf: GgufFile, directory: str | Path) -> None:
-    """Saves the file's byte-level BPE tokenizer as transformers reads it.
-
-    Text is split as `tokenizer.ggml.pre` says. transformers' own conversion of GGUF files ignores
-    that key and differs where several blanks or line breaks stand before a digit.
-
-    Args:
-      directory: written whole or not at all; replaced when it exists.
-
-    Raises:
-      UserError: the file holds no tokenizer, or one of another kind.
-    """
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
-
-    told = {key.removeprefix("tokenizer.ggml."): value for key, value in gguf.metadata.items()}
-    if told.get("model") != "gpt2" or told.get("pre") not in DIGITS_ALONE:
-        raise UserError(f"the tokenizer in {gguf.path} is {told.get('model')!r} of kind {told.get('pre')!r}; "
-                        f"only gpt2 of kind {', '.join(DIGITS_ALONE)} is read from GGUF, "
-                        "give the Hugging Face directory of this model")  # fmt: skip
-    tokens: list[str] = told["tokens"]
-    merges = [tuple(merge.split(" ")) for merge in told["merges"]]
-    backend = Tokenizer(models.BPE({token: number for number, token in enumerate(tokens)}, merges))
-    split: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if DIGITS_ALONE[told["pre"]] else []
-    split.append(pre_tokenizers.ByteLevel(add_prefix_space=False))
-    backend.pre_tokenizer = pre_tokenizers.Sequence(split)
-    backend.decoder = decoders.ByteLevel()
-    for token, kind in zip(tokens, told["token_type"], strict=True):
-        if kind == CONTROL:
-            backend.add_special_tokens([AddedToken(token, special=True, normalized=False)])
-        elif kind == USER_DEFINED:
-            backend.add_tokens([AddedToken(token, special=False, normalized=False)])
-    special = _special(gguf)
-    if told.get("add_bos_token"):
-        number = special["bos"]
-        backend.post_processor = processors.TemplateProcessing(
-            single=[tokens[number], "$A"], special_tokens=[(tokens[number], number)])
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": gguf.metadata.get("llama.context_length"),
-        "chat_template": gguf.metadata.get("tokenizer.chat_template"),
-        **{f"{name}_token": tokens[number] for name, number in special.items()},
-    }
-    with fresh_directory(directory) as aside:
-        backend.save(str(aside / "tokenizer.json"))
-        text = json.dumps({key: value for key, value in config.items() if value is not None}, indent=2)
-        (aside / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quecc_jax.convert.families import decoder_config, decoder_rules
-from quecc_jax.convert.gguf import GgufFile, halves, hf_config, write_tokenizer
+from quecc_jax.convert.gguf import GgufFile, halves, hf_config
+from quecc_jax.convert.gguf_tokenizer import write_tokenizer
 from quecc_jax.convert.rules import check
 from quecc_jax.data.tokenizer import load_tokenizer
 from quecc_jax.errors import UserError
@@ -68,7 +69,8 @@ def write(path, *, arch="llama", kind=F32, extra=None, pre="smollm", tensors=Non
     writer.add_pad_token_id(2)
     writer.add_chat_template("{{ messages[0].content }}<|im_end|>")
     for key, value in (extra or {}).items():
-        (writer.add_bool if isinstance(value, bool) else writer.add_string)(key, value)
+        add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32}
+        add.get(type(value), writer.add_string)(key, value)
     weights = gguf_weights() | (tensors or {})
     for name, array in weights.items():
         chosen = F32 if array.ndim == 1 else kind
@@ -143,8 +145,20 @@ def test_an_own_output_matrix_unties(tmp_path):
 
 @pytest.mark.parametrize("change, says", [
     ({"arch": "gemma"}, "architecture 'gemma'"),
-    ({"tensors": {"rope_freqs.weight": np.ones(8, np.float32)}}, "rope_freqs.weight"),
+    ({"tensors": {"rope_freqs.weight": np.ones(7, np.float32)}}, r"rope_freqs\.weight .*has 7 numbers for 8"),
+    ({"tensors": {"rope_freqs.weight": np.arange(8, 0, -1, np.float32)}}, "rope_freqs.* no scaling"),
+    ({"tensors": {"rope_factors_long.weight": np.ones(8, np.float32)}}, r"rope_factors_long\.weight"),
+    ({"tensors": {"blk.0.attn_q.bias": np.ones(WIDTH, np.float32)}}, r"blk\.0\.attn_q\.bias"),
+    ({"tensors": {"blk.0.ffn_gate_exps.weight": np.ones((2, 4, 4), np.float32)}}, "ffn_gate_exps"),
     ({"extra": {"llama.rope.scaling.type": "yarn"}}, "rope.scaling.type 'yarn'"),
+    ({"extra": {"llama.rope.scaling.type": "linear"}}, "rope.scaling.type 'linear' with factor None"),
+    ({"extra": {"llama.attention.sliding_window": 64}}, "attention.sliding_window 64"),
+    ({"extra": {"llama.expert_count": 8}}, "expert_count 8"),
+    ({"extra": {"llama.rope.dimension_count": 8}}, "rope.dimension_count 8 beside heads of 16"),
+    ({"extra": {"llama.attention.value_length": 8}}, "attention.value_length 8 beside heads of 16"),
+    ({"extra": {"llama.residual_scale": 0.5}}, "residual_scale 0.5"),
+    ({"extra": {"general.type": "adapter"}}, "no model but something of type 'adapter'"),
+    ({"extra": {"split.count": 2}}, "one of 2 parts"),
 ])  # fmt: skip
 def test_what_is_not_a_plain_llama_is_refused(change, says, tmp_path):
     write(tmp_path / "m.gguf", **change)
@@ -166,12 +180,17 @@ def test_broken_files_are_refused_by_name(tmp_path):
         GgufFile(tmp_path / "none.gguf")
 
 
+def tokenizer_of(root: Path) -> None:
+    """Writes root/tokenizer of root/m.gguf."""
+    write_tokenizer(GgufFile(root / "m.gguf").metadata, root / "m.gguf", root / "tokenizer")
+
+
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     """The tiny tokenizer, written."""
     root = tmp_path_factory.mktemp("gguf")
     write(root / "m.gguf")
-    write_tokenizer(GgufFile(root / "m.gguf"), root / "tokenizer")
+    tokenizer_of(root)
     return root / "tokenizer"
 
 
@@ -193,7 +212,7 @@ def test_text_is_split_merged_and_marked_as_the_file_says(directory):
 @pytest.mark.parametrize("wanted", [True, False])
 def test_bos_stands_in_front_where_the_file_says_so(wanted, tmp_path):
     write(tmp_path / "m.gguf", extra={"tokenizer.ggml.add_bos_token": wanted})
-    write_tokenizer(GgufFile(tmp_path / "m.gguf"), tmp_path / "tokenizer")
+    tokenizer_of(tmp_path)
     tokenizer = load_tokenizer(tmp_path / "tokenizer")
     assert tokenizer.hf("ab")["input_ids"] == [1] * wanted + [TOKENS.index("ab")]
     assert tokenizer.bos_token_id == (1 if wanted else None)
@@ -207,14 +226,14 @@ def test_any_text_comes_back(directory, text):
 
 def test_gpt2s_own_splitting_keeps_digits_together(tmp_path):
     write(tmp_path / "m.gguf", pre="gpt-2")
-    write_tokenizer(GgufFile(tmp_path / "m.gguf"), tmp_path / "tokenizer")
+    tokenizer_of(tmp_path)
     assert words(tmp_path / "tokenizer", "12  12") == ["12", BLANK, BLANK, "12"]
 
 
 def test_another_kind_of_tokenizer_is_refused_and_writes_nothing(tmp_path):
     write(tmp_path / "m.gguf", pre="tekken")
-    with pytest.raises(UserError, match="kind 'tekken'"):
-        write_tokenizer(GgufFile(tmp_path / "m.gguf"), tmp_path / "tokenizer")
+    with pytest.raises(UserError, match="splits text as 'tekken' does"):
+        tokenizer_of(tmp_path)
     assert not (tmp_path / "tokenizer").exists()
 
 

@@ -12,7 +12,8 @@ import transformers
 
 from quecc_jax.config import DecoderConfig, ModelConfig
 from quecc_jax.convert.families import decoder_config, decoder_rules
-from quecc_jax.convert.gguf import GgufFile, hf_config, write_tokenizer
+from quecc_jax.convert.gguf import GgufFile, hf_config
+from quecc_jax.convert.gguf_tokenizer import write_tokenizer
 from quecc_jax.convert.rules import check, to_tree
 from quecc_jax.data.batch import Batch
 from quecc_jax.data.tokenizer import Tokenizer, load_tokenizer
@@ -56,7 +57,7 @@ def pair(tmp_path_factory) -> Pair:
     rules = decoder_rules(config, "llama")
     check(rules, gguf.shapes)
     params = to_tree(rules, {name: gguf.read(name) for name in gguf.shapes})
-    write_tokenizer(gguf, directory)
+    write_tokenizer(gguf.metadata, gguf.path, directory)
     where: dict[str, Any] = {"gguf_file": NAME, "local_files_only": True}
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
         model_file().parent, dtype=torch.float32, **where)

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quecc_jax.config import DataConfig
-from quecc_jax.convert.gguf import GgufFile, write_tokenizer
+from quecc_jax.convert.gguf import GgufFile
+from quecc_jax.convert.gguf_tokenizer import write_tokenizer
 from quecc_jax.data.batch import IGNORE
 from quecc_jax.data.conversation import encode, prompt
 from quecc_jax.data.templates import stops
@@ -19,7 +20,8 @@ CHATML = DataConfig(template="qwen", max_length=4096, images_per_row=9)
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     directory = tmp_path_factory.mktemp("smollm2") / "tokenizer"
-    write_tokenizer(GgufFile(model_file()), directory)
+    gguf = GgufFile(model_file())
+    write_tokenizer(gguf.metadata, gguf.path, directory)
     return load_tokenizer(directory)
 
 
