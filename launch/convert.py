@@ -49,13 +49,11 @@ class Export:
     format: Literal["auto", "llava", "llava_hf"] = "auto"
     """The form in which an imported run came, or the original project's; or one of these by name."""
     only: Literal["projector", "decoder", "vision", "text"] | None = None
-    """Only this part of the model."""
+    """Only this part of the model; the projector is also written as mm_projector.bin, as the original's."""
     dtype: DType = "keep"
     """Type of all numbers in the files."""
     shard_gb: float = 5.0
     """Size of one file, in 10^9 bytes."""
-    pickle: bool = False
-    """Write a bare projector as mm_projector.bin too; needs torch."""
 
 
 def main() -> None:
@@ -98,7 +96,7 @@ def export(options: Export) -> None:
     started = time.monotonic()
     files = export_weights(
         options.checkpoint, options.to, layout=options.format, only=options.only, dtype=options.dtype,
-        shard_bytes=int(options.shard_gb * 1e9), pickle=options.pickle,
+        shard_bytes=int(options.shard_gb * 1e9),
     )  # fmt: skip
     size = sum(file.stat().st_size for file in files)
     print(f"{options.to}: {len(files)} files, {size / 1e9:.2f} GB, {time.monotonic() - started:.0f} s")

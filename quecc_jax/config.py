@@ -150,6 +150,9 @@ class DecoderConfig:
     """Biases on the query, key and value projections, as in Qwen-1.5 and Qwen2."""
     tie_embeddings: bool = False
     """The output matrix is the embedding table."""
+    max_positions: int = 0
+    """Positions that the published model promises [max_position_embeddings], for exports; 0 is unknown. No
+    computation reads it."""
 
     @property
     def head_dim(self) -> int:

@@ -11,12 +11,15 @@ def qwen15(width: int, depth: int, heads: int, mlp_width: int, *, vocab_size: in
     return DecoderConfig(
         vocab_size=vocab_size, width=width, depth=depth, heads=heads, kv_heads=heads, mlp_width=mlp_width,
         norm_eps=1e-6, rope_theta=rope_theta, qkv_bias=True, tie_embeddings=tie_embeddings,
+        max_positions=32768,
     )  # fmt: skip
 
 
 DECODERS = {
-    "vicuna-7b": DecoderConfig(),
-    "vicuna-13b": DecoderConfig(width=5120, depth=40, heads=40, kv_heads=40, mlp_width=13824),
+    "vicuna-7b": DecoderConfig(max_positions=4096),
+    "vicuna-13b": DecoderConfig(
+        width=5120, depth=40, heads=40, kv_heads=40, mlp_width=13824, max_positions=4096,
+    ),
     "qwen1.5-0.5b": qwen15(1024, 24, 16, 2816, tie_embeddings=True),
     "qwen1.5-1.8b": qwen15(2048, 24, 16, 5504),
     "qwen1.5-4b": qwen15(2560, 40, 20, 6912, rope_theta=5e6),
@@ -24,7 +27,7 @@ DECODERS = {
     "qwen1.5-14b": qwen15(5120, 40, 40, 13696, vocab_size=152064),
     "smollm2-135m": DecoderConfig(
         vocab_size=49152, width=576, depth=30, heads=9, kv_heads=3, mlp_width=1536, rope_theta=1e5,
-        tie_embeddings=True,
+        tie_embeddings=True, max_positions=8192,
     ),
 }  # fmt: skip
 """LLaVA-1.5's two, the scaling study's five (Qwen-1.5), and the one that installs as a package."""

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from quecc_jax.config import VisionConfig
 from quecc_jax.convert.adapters import refuse_adapter_files
 from quecc_jax.convert.gguf import GgufFile, hf_config
 from quecc_jax.convert.gguf_tokenizer import Told, write_tokenizer
@@ -29,10 +28,8 @@ from quecc_jax.convert.tensors import TensorSource, open_chosen, open_tensors
 from quecc_jax.convert.weight_files import PROJECTOR_ALONE, choose, folders_with_tensors
 from quecc_jax.data.files import read_json
 from quecc_jax.data.images import CLIP_MEAN, CLIP_STD
-from quecc_jax.data.tokenizer import load_tokenizer
 from quecc_jax.data.tokenizer_files import MODEL_CONFIG, of_tokenizer
 from quecc_jax.errors import UserError
-from quecc_jax.train.checkpoint import notice
 
 CARRIED = "carried"
 """Name of the file of tensors that only an export needs."""
@@ -83,7 +80,7 @@ def open_checkpoint(path: Path, allow_pickle: bool = False, projector: bool = Fa
     if not (directory / "config.json").is_file():
         raise UserError(f"{directory} has no config.json, which says what the weights are of; "
                         "put the one that was published with them there")  # fmt: skip
-    _check_processor(directory / "preprocessor_config.json")
+    pictures = _pictures(directory)
     unread = {path / name: kind for name, kind in chosen.unread.items()} if chosen else {}
     inside = any("mm_projector." in name for name in tensors.shapes)
     for file in [file for file, kind in unread.items() if kind == PROJECTOR_ALONE]:
@@ -94,17 +91,28 @@ def open_checkpoint(path: Path, allow_pickle: bool = False, projector: bool = Fa
                             "or move it away")  # fmt: skip
         else:
             unread[file] = "the model has a projector of its own, which the original reads"
-    return Opened(Source(_config(directory), tensors.shapes, str(path)), tensors, directory, unread)
+    source = Source(_config(directory), tensors.shapes, str(path), pictures)
+    return Opened(source, tensors, directory, unread)
 
 
-def _check_processor(file: Path) -> None:
-    """Raises UserError if pictures are normalised in another way than CLIP's, which is the one there is."""
-    settings = read_json(file) if file.is_file() else {}
+def _pictures(directory: Path) -> dict[str, Any]:
+    """Settings of the image processor beside weights; transformers 5 keeps them in the processor's own.
+
+    Raises:
+      UserError: pictures are normalised in another way than CLIP's, which is the one there is.
+    """
+    file = directory / "preprocessor_config.json"
+    settings = read_json(file) if file.is_file() else None
+    if settings is None and (whole := directory / "processor_config.json").is_file():
+        file, held = whole, read_json(whole)
+        settings = held.get("image_processor") if isinstance(held, dict) else None
+    settings = {} if settings is None else settings
     for name, ours in (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD)):
         theirs: Any = settings.get(name, ours) if isinstance(settings, dict) else None
         if np.shape(theirs) != (3,) or not np.allclose(theirs, ours, rtol=0, atol=1e-6):
             raise UserError(f"{file} has {name} {theirs}, but pictures are normalised with CLIP's {ours}; "
                             "use a tower that was trained with these")  # fmt: skip
+    return settings
 
 
 def _config(directory: Path) -> dict[str, Any]:
@@ -201,36 +209,12 @@ def kept_sources(run: Path) -> dict[str, Source] | None:
         return None
     shapes = read_json(folder / "tensors.json")
     return {
-        name: Source(_config(folder / name), {k: tuple(v) for k, v in found.items()}, str(folder / name))
+        name: Source(
+            _config(folder / name), {k: tuple(v) for k, v in found.items()}, str(folder / name),
+            _pictures(folder / name),
+        )
         for name, found in shapes.items()
     }
-
-
-def special_ids(tokenizer: Path) -> dict[str, int]:
-    """A saved tokenizer's special ids as config.json calls them; empty without a tokenizer, and (with a
-    notice) where it cannot be read, since weights are exported all the same."""
-    if not tokenizer.is_dir():
-        return {}
-    try:
-        hf = load_tokenizer(tokenizer).hf
-    except UserError as error:
-        notice(f"WARNING: the config.json written names no special tokens: {error}")
-        return {}
-    ids = {f"{name}_token_id": getattr(hf, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-    return {name: number for name, number in ids.items() if number is not None}
-
-
-def processor_settings(vision: VisionConfig) -> dict[str, Any]:
-    """The preprocessor_config.json of CLIP's pictures at a tower's size."""
-    side = vision.image_size
-    return {
-        "image_processor_type": "CLIPImageProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True, "size": {"shortest_edge": side}, "resample": 3,
-        "do_center_crop": True, "crop_size": {"height": side, "width": side},
-        "do_rescale": True, "rescale_factor": 1 / 255,
-        "do_normalize": True, "image_mean": list(CLIP_MEAN), "image_std": list(CLIP_STD),
-    }  # fmt: skip
 
 
 def write_json(value: Any, path: Path) -> None:

@@ -136,6 +136,7 @@ def decoder_config(hf: dict[str, Any]) -> DecoderConfig:
             positions="alibi",
             alibi_bias_max=hf["attn_config"]["alibi_bias_max"],
             tie_embeddings=bool(hf["tie_word_embeddings"]),
+            max_positions=hf["max_seq_len"],
         )
     width, heads, depth = hf["hidden_size"], hf["num_attention_heads"], hf["num_hidden_layers"]
     head_width = hf["head_dim"] or 0
@@ -153,6 +154,7 @@ def decoder_config(hf: dict[str, Any]) -> DecoderConfig:
         full_layers=full_layers,
         qkv_bias=family == "qwen2",
         tie_embeddings=bool(hf["tie_word_embeddings"]),
+        max_positions=hf["max_position_embeddings"],
         **rope_settings(hf, partial=family == "phi3"),
     )
 
@@ -181,11 +183,12 @@ def hf_decoder_config(config: DecoderConfig, family: str, max_length: int = 2048
     Args:
       config: the decoder.
       family: the model_type to write.
-      max_length: positions that the file promises.
+      max_length: positions that the file promises where the decoder does not say its own.
 
     Raises:
       UserError: the family cannot express this decoder.
     """
+    positions = config.max_positions or max_length
     if family == "mpt":
         hf: dict[str, Any] = {
             "architectures": ["MptForCausalLM"],
@@ -193,7 +196,7 @@ def hf_decoder_config(config: DecoderConfig, family: str, max_length: int = 2048
             "n_heads": config.heads,
             "n_layers": config.depth,
             "expansion_ratio": 4,
-            "max_seq_len": max_length,
+            "max_seq_len": positions,
             "vocab_size": config.vocab_size,
             "layer_norm_epsilon": config.norm_eps,
             "no_bias": True,
@@ -210,7 +213,7 @@ def hf_decoder_config(config: DecoderConfig, family: str, max_length: int = 2048
             "num_attention_heads": config.heads,
             "num_key_value_heads": config.kv_heads,
             "hidden_act": "silu",
-            "max_position_embeddings": max_length,
+            "max_position_embeddings": positions,
             "rms_norm_eps": config.norm_eps,
             "tie_word_embeddings": config.tie_embeddings,
             **hf_rope(config),
@@ -226,7 +229,7 @@ def hf_decoder_config(config: DecoderConfig, family: str, max_length: int = 2048
     kept = decoder_config(hf)
     for field in dataclasses.fields(DecoderConfig):
         ours, theirs = getattr(config, field.name), getattr(kept, field.name)
-        if ours != theirs:
+        if ours != theirs and field.name != "max_positions":
             raise UserError(f"model_type {family} cannot express decoder.{field.name} {ours!r} "
                             f"(it would be read as {theirs!r}); export to another family")
     return hf

@@ -1,11 +1,12 @@
 """Whole vision-language models: the original LLaVA and QueCC format, and llava-hf's."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from quecc_jax.config import CompressorConfig, ModelConfig, RunConfig, VisionConfig
-from quecc_jax.convert.clip import KNOWN, LEVELS, hf_vision_config, vision_config
+from quecc_jax.convert.clip import KNOWN, LEVELS
 from quecc_jax.convert.families import ORIGINAL, decoder_config, hf_decoder_config
 from quecc_jax.convert.quecc import quecc_rules
 from quecc_jax.convert.rules import Place, Rule, dense, same
@@ -16,40 +17,22 @@ HEADS = 8
 """Attention heads of the original's QueCC, whatever the tower."""
 
 _ONLY: dict[str, tuple[Any, ...]] = {
+    "image_aspect_ratio": ("pad", "square", None),
     "mm_vision_select_feature": ("patch", "cls_patch"),
     "mm_patch_merge_type": ("flat", None),
     "mm_vision_token_compression_type": ("quecc", None),
     "mm_use_im_start_end": (False, None),
-    "image_aspect_ratio": ("pad", "square", None),
-}
-_ONLY_HF: dict[str, tuple[Any, ...]] = {
-    "vision_feature_select_strategy": ("default", "full"),
-    "projector_hidden_act": ("gelu",),
-    "multimodal_projector_bias": (True,),
+    "mm_resampler_type": (None,),
+    "use_mm_proj": (True, None),
 }
 """Settings that change what the model computes, with the values that are implemented."""
 _ANYRES = {"mm_patch_merge_type": "spatial_unpad", "image_aspect_ratio": "anyres"}
 """What the original says of any-resolution pictures; both, or the values above."""
-_PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
-"""Sizes (height, width) of LLaVA-NeXT's maps where a config.json of transformers does not say them."""
-
 NEWLINE = "image_newline"
 """How all formats call the end of a map's row."""
-_TOWER_HF = {
-    "model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096, "patch_size": 14,
-    "image_size": 336, "num_hidden_layers": 24, "num_attention_heads": 16,
-}  # fmt: skip
-"""The tower of a llava-hf config.json that does not describe one."""
-
-
 def is_original(hf: dict[str, Any]) -> bool:
     """Whether a config.json is of the original project's vision-language models."""
     return "text_config" not in hf and ("mm_projector_type" in hf or "mm_vision_tower" in hf)
-
-
-def is_llava_hf(hf: dict[str, Any]) -> bool:
-    """Whether a config.json is of transformers' LlavaForConditionalGeneration, or of LLaVA-NeXT's."""
-    return hf.get("model_type") in ("llava", "llava_next") and "text_config" in hf
 
 
 def original_tower(hf: dict[str, Any]) -> VisionConfig:
@@ -76,7 +59,7 @@ def original_model(hf: dict[str, Any], tower: VisionConfig) -> ModelConfig:
       UserError: a setting that is not implemented or does not fit the tower, by name.
     """
     anyres = all(hf.get(name) == value for name, value in _ANYRES.items())
-    _refuse(hf, {name: only for name, only in _ONLY.items() if not (anyres and name in _ANYRES)})
+    refuse(hf, {name: only for name, only in _ONLY.items() if not (anyres and name in _ANYRES)})
     projector = hf.get("mm_projector_type") or "linear"
     try:
         depth = projector_depth(projector)
@@ -90,7 +73,7 @@ def original_model(hf: dict[str, Any], tower: VisionConfig) -> ModelConfig:
     if anyres:
         # Widths come first here.
         sizes_of_maps = [(height, width) for width, height in hf.get("image_grid_pinpoints") or ()]
-        tower = dataclasses.replace(tower, tiles=_tiles(sizes_of_maps, tower))
+        tower = dataclasses.replace(tower, tiles=tiles_of(sizes_of_maps, tower))
     keep_cls = hf.get("mm_vision_select_feature") == "cls_patch"
     if quecc and keep_cls:
         raise UserError("config.json has mm_vision_select_feature 'cls_patch' beside QueCC, which reads "
@@ -176,7 +159,7 @@ def hf_original(config: RunConfig, family: str) -> dict[str, Any]:
         "tokenizer_model_max_length": config.data.max_length,
     }
     if vision.tiles:
-        hf |= _ANYRES | {"image_grid_pinpoints": [[width, height] for height, width in _pinpoints(vision)]}
+        hf |= _ANYRES | {"image_grid_pinpoints": [[width, height] for height, width in pinpoints(vision)]}
     if len(vision.scales) > 1:
         hf |= {"s2": True, "s2_scales": ",".join(str(scale * vision.image_size) for scale in vision.scales)}
     if quecc:
@@ -222,75 +205,7 @@ def projector_rules(model: ModelConfig, name: Callable[[int], str], newline: str
     return [*rules, same(newline, place.slab("newline", *wide))] if model.has_newline else rules
 
 
-def llava_hf_model(hf: dict[str, Any]) -> ModelConfig:
-    """The model that a config.json of LlavaForConditionalGeneration or LLaVA-NeXT's class describes.
-
-    Raises:
-      UserError: a setting that is not implemented, by name.
-    """
-    _refuse(hf, _ONLY_HF)
-    select = hf.get("vision_feature_layer", -2)
-    if not isinstance(select, int):
-        raise UserError(f"vision_feature_layer {select!r} in config.json is not implemented; "
-                        "use a model that reads a single layer")
-    text = {"model_type": "llama"} | hf["text_config"]
-    if hf.get("tie_word_embeddings"):
-        text["tie_word_embeddings"] = True
-    vision = {"model_type": "clip_vision_model"} | (hf.get("vision_config") or _TOWER_HF)
-    tower = vision_config(vision, select)
-    if hf["model_type"] == "llava_next":
-        tower = dataclasses.replace(tower, tiles=_tiles(hf.get("image_grid_pinpoints") or _PINPOINTS, tower))
-    return ModelConfig(
-        vision=dataclasses.replace(
-            tower, levels=(select,), keep_cls=hf.get("vision_feature_select_strategy") == "full"
-        ),
-        compressor=CompressorConfig("none"),
-        projector="mlp2x_gelu",
-        decoder=decoder_config(text),
-    )
-
-
-def hf_llava(config: RunConfig, family: str) -> dict[str, Any]:
-    """The config.json of LlavaForConditionalGeneration, or with tiles of LLaVA-NeXT's class, for a run's
-    model.
-
-    The vocabulary's last id stands for the picture, since the format needs an id that text does not use.
-
-    Raises:
-      UserError: transformers' class cannot express the model, by setting.
-    """
-    model = config.model
-    for name, value, only in (
-        ("compressor.name", model.compressor.name, "none"), ("projector", model.projector, "mlp2x_gelu"),
-        ("vision.scales", model.vision.scales, (1,)),
-    ):  # fmt: skip
-        if value != only:
-            raise UserError(f"llava-hf has no model.{name} {value!r}, only {only!r}; "
-                            "export in the original format")
-    tiles = model.vision.tiles
-    return {
-        "architectures": [f"Llava{'Next' if tiles else ''}ForConditionalGeneration"],
-        "model_type": "llava_next" if tiles else "llava",
-        **({"image_grid_pinpoints": _pinpoints(model.vision)} if tiles else {}),
-        "text_config": hf_decoder_config(model.decoder, family, config.data.max_length),
-        "vision_config": hf_vision_config(model.vision),
-        "vision_feature_layer": model.vision.select_layer,
-        "vision_feature_select_strategy": "full" if model.vision.keep_cls else "default",
-        "projector_hidden_act": "gelu",
-        "multimodal_projector_bias": True,
-        "image_token_index": model.decoder.vocab_size - 1,
-        "image_seq_length": model.visual_tokens,
-        "tie_word_embeddings": model.decoder.tie_embeddings,
-    }
-
-
-def llava_hf_adapter_rules(model: ModelConfig, prefix: str = "multi_modal_projector.") -> list[Rule]:
-    """The projector under llava-hf's names."""
-    newline = prefix.removesuffix("multi_modal_projector.") + NEWLINE
-    return projector_rules(model, lambda i: f"{prefix}linear_{i + 1}", newline)
-
-
-def _tiles(sizes: Sequence[Sequence[int]], tower: VisionConfig) -> tuple[tuple[int, int], ...]:
+def tiles_of(sizes: Sequence[Sequence[int]], tower: VisionConfig) -> tuple[tuple[int, int], ...]:
     """Grids of squares in maps of some heights and widths in pixels."""
     side = tower.image_size
     if not sizes or any(height % side or width % side for height, width in sizes):
@@ -299,7 +214,7 @@ def _tiles(sizes: Sequence[Sequence[int]], tower: VisionConfig) -> tuple[tuple[i
     return tuple((height // side, width // side) for height, width in sizes)
 
 
-def _pinpoints(vision: VisionConfig) -> list[list[int]]:
+def pinpoints(vision: VisionConfig) -> list[list[int]]:
     """Heights and widths in pixels of the maps of any-resolution pictures."""
     return [[rows * vision.image_size, columns * vision.image_size] for rows, columns in vision.tiles]
 
@@ -313,8 +228,25 @@ def _scales(hf: dict[str, Any], tower: VisionConfig) -> tuple[int, ...]:
     return tuple(size // tower.image_size for size in sizes)
 
 
-def _refuse(hf: dict[str, Any], only: dict[str, tuple[Any, ...]]) -> None:
+_MEANINGS = (
+    ("image_aspect_ratio", r"anyres_max_\d+", "tiles' tokens interpolated to at most so many squares' worth"),
+    ("image_aspect_ratio", r"anyres", "tiles, which are read together with mm_patch_merge_type 'spatial_unpad'"),
+    ("image_aspect_ratio", r"highres|crop_split", "fixed tiles of a larger picture"),
+    ("mm_patch_merge_type", r"spatial", "tiles' tokens in one map with its padding, without newlines"),
+    ("mm_patch_merge_type", r"spatial_unpad", "tiles' tokens in one map; image_aspect_ratio must be 'anyres'"),
+    ("mm_patch_merge_type", r".*maxpool.*", "tiles' tokens pooled by twos"),
+    ("mm_vision_select_feature", r"slicefour.*|slice_m.*", "several layers' states side by side"),
+    ("mm_use_im_start_end", r"True", "tokens of its own around every picture"),
+    ("mm_resampler_type", r".*", "a module between tower and projector"),
+)
+"""What settings of the original, and of LLaVA-NeXT's code, mean that are refused."""
+
+
+def refuse(hf: dict[str, Any], only: dict[str, tuple[Any, ...]]) -> None:
+    """Raises UserError, with its meaning where it is known, for a setting that has none of these values."""
     for name, allowed in only.items():
         if name in hf and hf[name] not in allowed:
-            raise UserError(f"{name} {hf[name]!r} in config.json is not implemented; "
+            known = [what for key, value, what in _MEANINGS if key == name and re.fullmatch(value, str(hf[name]))]
+            meaning = f" ({known[0]})" if known else ""
+            raise UserError(f"{name} {hf[name]!r} in config.json{meaning} is not implemented; "
                             f"use a model with {' or '.join(repr(a) for a in allowed)}")

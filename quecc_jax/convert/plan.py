@@ -28,16 +28,20 @@ from quecc_jax.convert.families import (
 from quecc_jax.convert.llava import (
     NEWLINE,
     adapter_rules,
-    hf_llava,
     hf_original,
-    is_llava_hf,
     is_original,
-    llava_hf_adapter_rules,
-    llava_hf_model,
     original_body,
     original_model,
     original_tower,
 )
+from quecc_jax.convert.llava_hf import (
+    hf_llava,
+    is_llava_hf,
+    llava_hf_adapter_rules,
+    llava_hf_model,
+    with_rows,
+)
+from quecc_jax.convert.processor import picture_aspect
 from quecc_jax.convert.rules import Rule, Shape, check
 from quecc_jax.errors import UserError
 from quecc_jax.geometry import tiled_tokens
@@ -61,6 +65,8 @@ class Source:
     """Shapes of all its tensors by name."""
     where: str = "the checkpoint"
     """Its directory or file, for messages."""
+    pictures: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Settings of the image processor beside it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,13 +159,16 @@ def plan_import(model: Source, vision: Source | None = None, projector: Source |
     return plan
 
 
-def plan_export(config: RunConfig, layout: Layout, family: str | None = None) -> ExportPlan:
+def plan_export(
+    config: RunConfig, layout: Layout, family: str | None = None, image_token: int | None = None
+) -> ExportPlan:
     """The config.json and rules that write a run's parameters in a format, under its usual names.
 
     Args:
       config: the run.
       layout: the format; "llava" may need a "clip" export beside it, see `llava.hf_original`.
       family: model_type of the decoder's names; None takes the first that can express it.
+      image_token: "llava_hf": the id that stands for a picture; None takes the first behind the vocabulary.
 
     Raises:
       UserError: the format cannot express the model, by setting.
@@ -174,12 +183,16 @@ def plan_export(config: RunConfig, layout: Layout, family: str | None = None) ->
         hf = hf_decoder_config(model.decoder, family, config.data.max_length)
         return ExportPlan(hf, tuple(decoder_rules(model.decoder, family)))
     if layout == "llava_hf":
+        number = model.decoder.vocab_size if image_token is None else image_token
+        hf = hf_llava(config, family, number)
         rules = [
             *vision_rules(model.vision, "vision_tower.vision_model."),
             *llava_hf_adapter_rules(model),
-            *decoder_rules(model.decoder, family, "language_model."),
+            *with_rows(
+                decoder_rules(model.decoder, family, "language_model."), hf["text_config"]["vocab_size"]
+            ),
         ]
-        return ExportPlan(hf_llava(config, family), tuple(rules))
+        return ExportPlan(hf, tuple(rules))
     body = original_body(family)
     rules = adapter_rules(model, f"{body}mm_projector.")
     if layout == "llava":
@@ -259,8 +272,9 @@ def _import_llava_hf(source: Source) -> ImportPlan:
         *llava_hf_adapter_rules(model, projector),
         *_decoder_part(source.found, model.decoder, family, "language_model."),
     ]
-    # transformers' own processor crops where the original's evaluation pads.
-    run = _run(model, family, text | {"image_aspect_ratio": "square"}, stage=2)
+    # The processor beside it counts; transformers' usual one crops where the original's evaluation pads.
+    aspect = picture_aspect(dict(source.pictures), vision.image_size)
+    run = _run(model, family, text | {"image_aspect_ratio": aspect}, stage=2)
     return ImportPlan(run, "llava_hf", family, {"model": Part(tuple(rules), _buffers(source.found))})
 
 

@@ -19,6 +19,7 @@ from quecc_jax.convert.beside import (
     open_checkpoint,
     tower_beside,
 )
+from quecc_jax.convert.pickles import save_pickle
 from quecc_jax.convert.plan import ImportPlan, Layout, plan_import
 from quecc_jax.convert.progress import ByteBar
 from quecc_jax.convert.rules import Path as LeafPath
@@ -26,7 +27,7 @@ from quecc_jax.convert.rules import Rule, leaf_shapes
 from quecc_jax.convert.slabs import SlabReader, SlabWriter
 from quecc_jax.convert.targets import Format, Only, Target, check_leaves, export_targets
 from quecc_jax.convert.template import Kind, choose_template
-from quecc_jax.convert.tensors import SafetensorsFile, TensorSource
+from quecc_jax.convert.tensors import SafetensorsFile, TensorSource, open_tensors
 from quecc_jax.convert.writer import ShardWriter, Spec
 from quecc_jax.data.files import fresh_directory
 from quecc_jax.data.templates import check_name
@@ -202,9 +203,10 @@ def export_weights(
     only: Only | None = None,
     dtype: DType = "keep",
     shard_bytes: int = 5_000_000_000,
-    pickle: bool = False,
 ) -> list[Path]:
     """Writes a run's newest weights in another project's format.
+
+    A bare projector is written as mm_projector.bin too, which is all that the original reads.
 
     Args:
       run: the run's directory.
@@ -214,7 +216,6 @@ def export_weights(
       only: a part of the model alone.
       dtype: what floating-point numbers become.
       shard_bytes: bytes of tensors above which a further file is begun.
-      pickle: whether a bare projector is written as mm_projector.bin too, which needs torch.
 
     Returns:
       The files written.
@@ -227,23 +228,21 @@ def export_weights(
     reader = SlabReader(run)
     targets = export_targets(reader, layout, only)
     check_leaves(reader, targets, whole=only is None)
-    if pickle and targets[0].name != "mm_projector":
-        raise UserError("a pickle is written of a bare projector only; add --only projector")
     carried = [_carried(target) for target in targets]
     specs = [_specs(target.rules, reader.dtypes, dtype) for target in targets]
     total = sum(map(sum_bytes, specs)) + sum(sum_bytes(forms) for _, forms in carried)
     with _new_directory(to, "--to") as aside, ByteBar(f"exporting {run.name}", total) as bar:
         for target, forms, (extra, extra_forms) in zip(targets, specs, carried, strict=True):
             folder = aside / target.folder
-            target.describe(reader, folder)
+            target.describe(reader, folder, _most(forms))
             if not forms:
                 continue
             with ShardWriter(folder, {**forms, **extra_forms}, shard_bytes, target.name) as writer:
                 drain(reader, target.rules, forms, writer, bar.add)
                 if extra is not None:
                     _carry(writer, extra_forms, extra, bar.add)
-        if pickle:
-            _save_pickle(aside)
+        if targets[0].name == "mm_projector":
+            save_pickle(open_tensors(aside), aside / "mm_projector.bin")
         names = sorted(p.relative_to(aside) for p in aside.rglob("*") if p.is_file())
     return [to / name for name in names]
 
@@ -272,6 +271,14 @@ def _specs(rules: Iterable[Rule], have: Mapping[LeafPath, np.dtype], dtype: DTyp
     return specs
 
 
+def _most(specs: Mapping[str, Spec]) -> str | None:
+    """The type of most numbers."""
+    sizes: dict[str, int] = {}
+    for spec in specs.values():
+        sizes[str(spec.dtype)] = sizes.get(str(spec.dtype), 0) + math.prod(spec.shape)
+    return max(sizes, key=lambda kind: sizes[kind]) if sizes else None
+
+
 def _carried(target: Target) -> tuple[TensorSource | None, dict[str, Spec]]:
     """Tensors that an import set aside for this target, and their forms."""
     if not target.carried or target.kept is None:
@@ -285,23 +292,6 @@ def _carry(writer: ShardWriter, names: Iterable[str], tensors: TensorSource, cou
         array = tensors.read(name)
         writer.write(name, array)
         count(array.nbytes)
-
-
-def _save_pickle(directory: Path) -> None:
-    """mm_projector.bin beside mm_projector.safetensors, as the original's training writes it."""
-    try:
-        import torch
-    except ImportError:
-        raise UserError("torch writes mm_projector.bin and is not installed; pip install torch, or leave out "
-                        "--pickle") from None  # fmt: skip
-    file = SafetensorsFile(directory / "mm_projector.safetensors")
-    state = {}
-    for name, dtype in file.dtypes.items():
-        kind = getattr(torch, str(dtype))
-        # NumPy knows no bfloat16 of torch's: bytes pass between them.
-        flat = torch.from_numpy(file.read(name).reshape(-1).view(np.uint8))
-        state[name] = flat.view(kind).reshape(file.shapes[name])
-    torch.save(state, directory / "mm_projector.bin")
 
 
 def _refuse_existing(path: Path, option: str) -> None:

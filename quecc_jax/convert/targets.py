@@ -5,20 +5,23 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
+from quecc_jax.config import RunConfig
 from quecc_jax.convert.beside import (
     copy_beside,
     copy_tokenizer_files,
     kept_sources,
-    processor_settings,
-    special_ids,
     tower_name,
     write_json,
 )
 from quecc_jax.convert.plan import ImportPlan, Layout, plan_export, plan_import
+from quecc_jax.convert.processor import clip_settings, image_token, special_ids, write_processor
 from quecc_jax.convert.rules import Path as LeafPath
 from quecc_jax.convert.rules import Rule, leaf_shapes
 from quecc_jax.convert.slabs import SlabReader
+from quecc_jax.data.templates import stops
+from quecc_jax.data.tokenizer import load_tokenizer
 from quecc_jax.errors import UserError
+from quecc_jax.train.checkpoint import load_run_config, notice
 
 Format = Literal["auto", "llava", "llava_hf"]
 """The form in which an imported run came, or the usual one of another run's parts; the original
@@ -43,8 +46,17 @@ class Target:
     name: str = "model"
     """What the names of its weights begin with."""
 
-    def describe(self, reader: SlabReader, folder: Path) -> None:
-        """Writes all but the weights."""
+    def describe(self, reader: SlabReader, folder: Path, dtype: str | None) -> None:
+        """Writes all but the weights.
+
+        Args:
+          reader: of the run.
+          folder: where to.
+          dtype: type of most numbers in the weights; None without weights.
+
+        Raises:
+          UserError: the tokenizer's files cannot take up the picture's token.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         if self.kept is not None:
             copy_beside(self.kept, folder)
@@ -55,9 +67,31 @@ class Target:
             copy_tokenizer_files(tokenizer, folder)
         if self.hf is None:
             return
-        write_json({**self.hf, **(special_ids(tokenizer) if has_text else {})}, folder / "config.json")
-        if not has_text or "vision_config" in self.hf:
-            write_json(processor_settings(reader.config.model.vision), folder / "preprocessor_config.json")
+        ids, ends = special_settings(tokenizer, reader.config) if has_text else ({}, {})
+        hf = {**self.hf, **ids, **({"torch_dtype": dtype} if dtype else {})}
+        if "text_config" in hf:
+            hf["text_config"] = {**hf["text_config"], **ids, "torch_dtype": dtype}
+        write_json(hf, folder / "config.json")
+        if ends and kind != "clip_text_model":
+            write_json(ends, folder / "generation_config.json")
+        if "image_token_index" in hf and tokenizer.is_dir():
+            write_processor(folder, reader.config, hf)
+        elif not has_text or "vision_config" in hf:
+            write_json(clip_settings(reader.config.model.vision), folder / "preprocessor_config.json")
+
+
+def special_settings(tokenizer: Path, config: RunConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What config.json and generation_config.json say of a saved tokenizer's special ids; empty without a
+    tokenizer, and (with a notice) where it cannot be read, since weights are exported all the same."""
+    if not tokenizer.is_dir():
+        return {}, {}
+    try:
+        read = load_tokenizer(tokenizer)
+    except UserError as error:
+        notice(f"WARNING: the config.json written names no special tokens: {error}")
+        return {}, {}
+    ids = special_ids(read)
+    return ids, {**ids, "eos_token_id": list(stops(config.data.template, read).ids)}
 
 
 def export_targets(reader: SlabReader, layout: Format, only: Only | None) -> list[Target]:
@@ -75,7 +109,10 @@ def export_targets(reader: SlabReader, layout: Format, only: Only | None) -> lis
     parts: dict[Only, Layout] = {"projector": "projector", "decoder": "decoder", "vision": "clip",
                                  "text": "clip_text"}  # fmt: skip
     form = parts[only] if only else _usual_layout(reader) if layout == "auto" else layout
-    plan_out = plan_export(reader.config, form, family)
+    tokenizer = reader.run / "tokenizer"
+    number = image_token(tokenizer) if form == "llava_hf" and tokenizer.is_dir() else None
+    config = _with_positions(reader.config)
+    plan_out = plan_export(config, form, family, number)
     name = "mm_projector" if form == "projector" else "model"
     targets = [Target("", plan_out.rules, plan_out.hf, name=name)]
     if form == "llava" and (folder := tower_name(plan_out.hf)) == "clip":
@@ -83,6 +120,22 @@ def export_targets(reader: SlabReader, layout: Format, only: Only | None) -> lis
         tower = plan_export(reader.config, "clip")
         targets.append(Target(folder, tower.rules, tower.hf))
     return targets
+
+
+def _with_positions(config: RunConfig) -> RunConfig:
+    """The run with what its decoder promises: its own word, or that of the runs that it started from."""
+    decoder, run = config.model.decoder, config
+    try:
+        while not run.model.decoder.max_positions and run.init_from:
+            run = load_run_config(run.init_from)
+    except UserError as error:
+        notice(f"WARNING: {error}")
+    positions = run.model.decoder.max_positions
+    if not positions:
+        notice("nothing says how many positions the decoder was made for; the config.json written says "
+               f"data.max_length, {config.data.max_length}")  # fmt: skip
+    decoder = dataclasses.replace(decoder, max_positions=positions)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, decoder=decoder))
 
 
 def _as_it_came(reader: SlabReader, plan: ImportPlan) -> list[Target]:

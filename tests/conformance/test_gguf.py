@@ -32,8 +32,9 @@ WORDS = ["<|endoftext|>", "a", "b", "ab", *(f"w{i}" for i in range(60))]
 """The vocabulary of the tiny files that the reports were reduced to."""
 TEXTS = [
     "Hello, what is it?", "  two  blanks", " one", "trail  ", "a\n\n b\t\tc", "\r\n x\r\r",
-    "1234 12.5 10000000", "don't I'LL we'Ve", "日本語🙂 émoji ﬁ", "Å Å", "x" * 50, "\x07 \x00.", "-- ==> ~/.config", "a  \n  b",
-    "", "ABCdef_ghi$%^ (x)", "   12", "\u00a0\u3000x", "\u0e01\u0e33",
+    "1234 12.5 10000000", "don't I'LL we'Ve", "日本語🙂 émoji ﬁ", "Å Å", "x" * 50,
+    "\x07 \x00.", "-- ==> ~/.config", "a  \n  b", "", "ABCdef_ghi$%^ (x)", "   12",
+    "\u00a0\u3000x", "\u0e01\u0e33",
 ]  # fmt: skip
 MARKS = ["<s>hi</s> there", "</s>  x", "ab</s>cd <s> ef", "<unk>", "x <s>\ny"]
 

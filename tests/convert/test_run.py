@@ -17,12 +17,12 @@ from safetensors.numpy import load_file, save_file
 
 from quecc_jax.config import RunConfig
 from quecc_jax.config_io import load_config, save_config
-from quecc_jax.convert.beside import special_ids
 from quecc_jax.convert.gguf import GgufFile
 from quecc_jax.convert.plan import Source, plan_import
 from quecc_jax.convert.rules import Rule, Slab
 from quecc_jax.convert.run import cast, drain, export_weights, fill, import_weights
 from quecc_jax.convert.slabs import SlabReader, SlabWriter
+from quecc_jax.convert.targets import special_settings
 from quecc_jax.convert.tensors import open_tensors
 from quecc_jax.convert.writer import ShardWriter, Spec
 from quecc_jax.data.images import CLIP_MEAN, CLIP_STD
@@ -186,9 +186,11 @@ def test_parts_combine_into_a_whole_model_of_the_original_format(tmp_path: Path)
 
 def test_a_new_config_names_the_tokenizers_special_tokens(capsys: pytest.CaptureFixture[str]) -> None:
     tokenizer = Path(__file__).parents[1] / "golden" / "llava_tiny"
-    assert special_ids(tokenizer) == {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    assert special_ids(tokenizer / "nowhere") == {}
-    assert special_ids(Path(__file__).parent) == {}
+    ids, ends = special_settings(tokenizer, RunConfig())
+    assert ids == {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    assert ends == ids | {"eos_token_id": [2]}
+    assert special_settings(tokenizer / "nowhere", RunConfig()) == ({}, {})
+    assert special_settings(Path(__file__).parent, RunConfig()) == ({}, {})
     assert "names no special tokens" in capsys.readouterr().err
 
 

@@ -76,7 +76,7 @@ def test_a_stage_1_projector_goes_there_and_back(tmp_path: Path) -> None:
     (given / "config.json").write_text(json.dumps(tiny["config"]))
     tower = tmp_path / "whole" / "clip_tiny"
     import_weights(given, tmp_path / "run", vision=tower, allow_pickle=True)
-    export_weights(tmp_path / "run", tmp_path / "out", pickle=True)
+    export_weights(tmp_path / "run", tmp_path / "out")
     back = torch.load(tmp_path / "out" / "mm_projector.bin", weights_only=True)
     assert back.keys() == state.keys()
     assert all(v.dtype == torch.bfloat16 and bits(v) == bits(state[k]) for k, v in back.items())

@@ -1,0 +1,183 @@
+"""What transformers' AutoProcessor reads beside a llava-hf model: pictures, prompts, the picture's token."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from quecc_jax.config import RunConfig, VisionConfig
+from quecc_jax.convert import sentencepiece_json
+from quecc_jax.convert.llava_hf import IMAGE
+from quecc_jax.data.files import read_json
+from quecc_jax.data.images import CLIP_MEAN, CLIP_STD
+from quecc_jax.data.templates import TEMPLATES
+from quecc_jax.data.tokenizer import Tokenizer, load_tokenizer
+from quecc_jax.errors import UserError
+
+
+def clip_settings(vision: VisionConfig) -> dict[str, Any]:
+    """The preprocessor_config.json of CLIP's pictures at a tower's size, which crops them."""
+    side = vision.image_size
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True, "size": {"shortest_edge": side}, "resample": 3,
+        "do_center_crop": True, "crop_size": {"height": side, "width": side},
+        "do_rescale": True, "rescale_factor": 1 / 255,
+        "do_normalize": True, "image_mean": list(CLIP_MEAN), "image_std": list(CLIP_STD),
+    }  # fmt: skip
+
+
+def picture_settings(config: RunConfig, pinpoints: list[list[int]] | None) -> dict[str, Any]:
+    """The preprocessor_config.json that prepares pictures as this run does: cropped, padded or in tiles."""
+    settings = clip_settings(config.model.vision)
+    if pinpoints is not None:
+        own = {"image_processor_type": "LlavaNextImageProcessor", "image_grid_pinpoints": pinpoints}
+        return settings | own | {"do_pad": True}
+    if config.data.image_aspect == "pad":
+        return settings | {"image_processor_type": "LlavaImageProcessor", "do_pad": True}
+    return settings
+
+
+def picture_aspect(settings: dict[str, Any], side: int) -> str:
+    """How a llava-hf model's processor fits pictures to a square: "pad" or "square".
+
+    Args:
+      settings: of its image processor; empty for CLIP's.
+      side: of the tower's square, in pixels.
+
+    Raises:
+      UserError: it prepares them in a way that is not implemented, by setting.
+    """
+    size = settings.get("size", side)
+    shortest = size.get("shortest_edge") if isinstance(size, dict) else size
+    crop = settings.get("crop_size", side)
+    cropped = (crop.get("height"), crop.get("width")) if isinstance(crop, dict) else (crop, crop)
+    wanted = {
+        "size": (shortest, side), "crop_size": (cropped, (side, side)),
+        "resample": (settings.get("resample", 3), 3),
+        **{name: (settings.get(name) is not False, True)
+           for name in ("do_resize", "do_center_crop", "do_rescale", "do_normalize")},
+    }  # fmt: skip
+    for name, (found, only) in wanted.items():
+        if found != only:
+            raise UserError(f"the image processor of this model has {name} {settings.get(name)!r}, which is "
+                            f"not implemented for a tower of {side} pixels; use a model with CLIP's own")
+    return "pad" if settings.get("do_pad") and "image_grid_pinpoints" not in settings else "square"
+
+
+def image_token(tokenizer: Path) -> int:
+    """The id of the picture's token: its own where the tokenizer has one, else the first that is free.
+
+    Raises:
+      UserError: the tokenizer cannot be read.
+    """
+    vocabulary = load_tokenizer(tokenizer).hf.get_vocab()
+    return vocabulary.get(IMAGE, max(vocabulary.values()) + 1)
+
+
+def write_processor(folder: Path, config: RunConfig, hf: dict[str, Any]) -> None:
+    """Completes an export whose tokenizer files are there already.
+
+    Args:
+      folder: the export.
+      config: the run.
+      hf: the config.json of the export, see `llava_hf.hf_llava`.
+
+    Raises:
+      UserError: the tokenizer's files cannot take up the picture's token.
+    """
+    tiles = "image_grid_pinpoints" in hf
+    kind = f"Llava{'Next' if tiles else ''}Processor"
+    settings = {
+        "processor_class": kind,
+        "patch_size": config.model.vision.patch_size,
+        "vision_feature_select_strategy": hf["vision_feature_select_strategy"],
+        # The class, which "default" then takes away again.
+        "num_additional_image_tokens": 1,
+        "image_token": IMAGE,
+    }
+    pictures = picture_settings(config, hf.get("image_grid_pinpoints"))
+    template = chat_template(config.data.template)
+    _write(folder / "processor_config.json", settings)
+    _write(folder / "preprocessor_config.json", {**pictures, "processor_class": kind})
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    # The only place where transformers before 4.52 looks.
+    _write(folder / "chat_template.json", {"chat_template": template})
+    _add_token(folder, hf["image_token_index"])
+
+
+def _add_token(folder: Path, number: int) -> None:
+    """Makes IMAGE a special token of the tokenizer whose files these are."""
+    token = {"content": IMAGE, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False,
+             "special": True}  # fmt: skip
+    path = folder / "tokenizer_config.json"
+    told = read_json(path) if path.is_file() else {}
+    added = {**told.get("added_tokens_decoder", {}), str(number): token}
+    _write(path, {**told, "added_tokens_decoder": added, "image_token": IMAGE})
+    path = folder / "tokenizer.json"
+    if (folder / "tokenizer.model").is_file():
+        from tokenizers import AddedToken
+
+        known = load_tokenizer(folder)
+        tokens = {**known.hf.added_tokens_decoder, number: AddedToken(IMAGE, normalized=False, special=True)}
+        sentencepiece_json.write_json(folder, known, tokens, told.get("legacy") is not False)
+    elif path.is_file():
+        whole = read_json(path)
+        others = [one for one in whole.get("added_tokens", []) if one["content"] != IMAGE]
+        _write(path, {**whole, "added_tokens": [*others, {"id": number, **token}]})
+    path = folder / "added_tokens.json"
+    if path.is_file():
+        _write(path, {**read_json(path), IMAGE: number})
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.hf.convert_tokens_to_ids(IMAGE) != number or tokenizer.encode(f"a{IMAGE}")[-1] != number:
+        raise UserError(f"the tokenizer of this run does not take {IMAGE} as token {number}; save it with "
+                        "save_pretrained as transformers does, and export again")  # fmt: skip
+
+
+def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
+    """A tokenizer's special ids as config.json calls them."""
+    ids = {f"{name}_token_id": getattr(tokenizer.hf, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    return {name: number for name, number in ids.items() if number is not None}
+
+
+def chat_template(name: str) -> str:
+    """A conversation template as Jinja: what `templates.pieces` lays down, but for BOS in front.
+
+    A message's content is a text, or a list of {"type": "image"} and {"type": "text", "text": ...}, whose
+    pictures come first, a line each. It ends where an answer begins if the human speaks last.
+    """
+    template, quoted = TEMPLATES[name], lambda text: json.dumps(text, ensure_ascii=False)
+    picture, words = ("<image>", "''") if template.caption else ("<image>\n", "part['text']")
+    human, answer = template.around_human, template.around_answer
+    outside, inside = ("''", "opening") if template.system_in_turn else ("opening", "''")
+    ending = "eos_token" if template.end is None else quoted(template.end)
+    again = "bos_token" if template.bos_every_turn else "''"
+    plain = "''" if template.caption else "content"
+    return (
+        "{%- macro said(content) -%}"
+        f"{{%- if content is string -%}}{{{{ {plain} }}}}{{%- else -%}}"
+        "{%- for part in content if part['type'] == 'image' -%}"
+        f"{{{{ {quoted(picture)} }}}}"
+        "{%- endfor -%}{%- for part in content if part['type'] == 'text' -%}"
+        f"{{{{ {words} }}}}"
+        "{%- endfor -%}{%- endif -%}{%- endmacro -%}"
+        f"{{%- set system = {quoted(template.system)} -%}}"
+        "{%- if messages[0]['role'] == 'system' -%}"
+        "{%- set system = said(messages[0]['content']) -%}{%- endif -%}"
+        f"{{%- set opening = {quoted(template.around_system[0])} + system + "
+        f"{quoted(template.around_system[1])} if system else '' -%}}"
+        f"{{%- set now = namespace(bos='', lead={outside}, inside={inside}) -%}}"
+        "{%- for message in messages -%}{%- if message['role'] == 'user' -%}"
+        f"{{{{ now.bos + now.lead + {quoted(human[0])} + now.inside + said(message['content']) + "
+        f"{quoted(human[1])} }}}}"
+        f"{{%- set now.bos = {again} -%}}{{%- set now.lead = '' -%}}{{%- set now.inside = '' -%}}"
+        "{%- elif message['role'] == 'assistant' -%}"
+        f"{{{{ {quoted(answer[0])} + said(message['content']) + {quoted(answer[1])} + {ending} }}}}"
+        f"{{%- set now.lead = {quoted(template.after)} -%}}"
+        "{%- endif -%}{%- endfor -%}"
+        "{%- if messages[-1]['role'] == 'assistant' -%}{{ now.lead }}{%- endif -%}"
+    )
+
+
+def _write(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
