@@ -230,10 +230,10 @@ def _scales(hf: dict[str, Any], tower: VisionConfig) -> tuple[int, ...]:
 
 _MEANINGS = (
     ("image_aspect_ratio", r"anyres_max_\d+", "tiles' tokens interpolated to at most so many squares' worth"),
-    ("image_aspect_ratio", r"anyres", "tiles, which are read together with mm_patch_merge_type 'spatial_unpad'"),
+    ("image_aspect_ratio", r"anyres", "tiles, which need mm_patch_merge_type 'spatial_unpad'"),
     ("image_aspect_ratio", r"highres|crop_split", "fixed tiles of a larger picture"),
     ("mm_patch_merge_type", r"spatial", "tiles' tokens in one map with its padding, without newlines"),
-    ("mm_patch_merge_type", r"spatial_unpad", "tiles' tokens in one map; image_aspect_ratio must be 'anyres'"),
+    ("mm_patch_merge_type", r"spatial_unpad", "tiles' tokens in one map, which need 'anyres'"),
     ("mm_patch_merge_type", r".*maxpool.*", "tiles' tokens pooled by twos"),
     ("mm_vision_select_feature", r"slicefour.*|slice_m.*", "several layers' states side by side"),
     ("mm_use_im_start_end", r"True", "tokens of its own around every picture"),
@@ -246,7 +246,8 @@ def refuse(hf: dict[str, Any], only: dict[str, tuple[Any, ...]]) -> None:
     """Raises UserError, with its meaning where it is known, for a setting that has none of these values."""
     for name, allowed in only.items():
         if name in hf and hf[name] not in allowed:
-            known = [what for key, value, what in _MEANINGS if key == name and re.fullmatch(value, str(hf[name]))]
+            said = str(hf[name])
+            known = [what for key, value, what in _MEANINGS if key == name and re.fullmatch(value, said)]
             meaning = f" ({known[0]})" if known else ""
             raise UserError(f"{name} {hf[name]!r} in config.json{meaning} is not implemented; "
                             f"use a model with {' or '.join(repr(a) for a in allowed)}")

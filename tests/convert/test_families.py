@@ -102,15 +102,31 @@ PUBLISHED: dict[str, tuple[dict[str, Any], DecoderConfig]] = {
 }  # fmt: skip
 
 
+PROMISED = {
+    "Vicuna-7B": 4096, "LLaMA-3.1-8B": 131072, "linear": 2048, "Mistral-7B-v0.1": 131072,
+    "Mistral-Nemo": 131072, "Qwen2-0.5B": 32768, "Qwen2 with windows from layer 20": 32768,
+    "Phi-3-mini-4k": 4096, "Phi-3-mini-128k": 131072, "MPT-7B": 2048, "the first LLaVA-1.5": 2048,
+}  # fmt: skip
+"""Positions that these configs promise, or transformers' defaults of their families."""
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_configs_are_these_decoders(name):
     hf, expected = PUBLISHED[name]
-    assert decoder_config(hf) == expected
+    assert decoder_config(hf) == dataclasses.replace(expected, max_positions=PROMISED[name])
+
+
+def test_a_decoder_that_does_not_say_its_positions_promises_the_runs():
+    config = DecoderConfig()
+    assert hf_decoder_config(config, "llama", 100)["max_position_embeddings"] == 100
+    assert hf_decoder_config(dataclasses.replace(config, max_positions=7), "llama", 100)[
+        "max_position_embeddings"] == 7  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_decoder_written_anew_is_the_same_decoder(name):
     hf, expected = PUBLISHED[name]
+    expected = dataclasses.replace(expected, max_positions=PROMISED[name])
     family = hf["model_type"] if hf["model_type"] in DEFAULTS else "llama"
     assert decoder_config(hf_decoder_config(expected, family)) == expected
     written = hf_decoder_config(expected, guess_family(expected))

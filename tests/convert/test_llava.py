@@ -177,7 +177,11 @@ def test_llava_without_a_compressor_passes_all_patches_and_its_projector_moves_u
     assert leaf_shapes(plan.rules) == model_leaves(plan.config)
     hf = plan_export(plan.config, "llava_hf")
     shapes = {n: s for r in hf.rules for n, s in zip(r.theirs, r.shapes, strict=True)}
-    assert plan_import(Source(hf.hf, shapes)).config.model == plan.config.model
+    # The picture's own token makes the vocabulary one longer.
+    decoder = dataclasses.replace(plan.config.model.decoder, vocab_size=32001)
+    assert plan.config.model.decoder.vocab_size == hf.hf["image_token_index"] == 32000
+    back = plan_import(Source(hf.hf, shapes)).config.model
+    assert back == dataclasses.replace(plan.config.model, decoder=decoder)
     assert plan_export(plan.config, "llava").hf["mm_vision_select_feature"] == select
 
 
@@ -201,6 +205,12 @@ def test_any_resolution_goes_out_and_in_by_either_format():
             with_tiles.model, vision=vision)), "llava")  # fmt: skip
     with pytest.raises(UserError, match=r"image_grid_pinpoints .* multiples of the tower's 12"):
         plan_import(source("llava_next", image_grid_pinpoints=[[12, 20]]))
+
+
+@pytest.mark.parametrize("layer", [-2, [-2], [-1]])
+def test_a_list_of_one_layer_is_that_layer(layer):
+    plan = plan_import(source("llava", vision_feature_layer=layer))
+    assert plan.config.model.vision.select_layer == (layer if isinstance(layer, int) else layer[0])
 
 
 def test_what_is_knowingly_left_out_is_reported_and_nothing_else():
@@ -253,6 +263,25 @@ REFUSALS = [
      "mm_projector_type .*'resnet'"),
     (lambda: plan_import(source("llava_tiny", image_aspect_ratio="anyres"), source("clip_tiny")),
      "image_aspect_ratio 'anyres'"),
+    *((functools.partial(plan_import, source("llava_tiny", **{name: value}), source("clip_tiny")), named)
+      for name, value, named in (
+          ("image_aspect_ratio", "anyres_max_9", r"anyres_max_9' .*\(tiles' tokens interpolated to at most"),
+          ("image_aspect_ratio", "highres", r"image_aspect_ratio 'highres' .*\(fixed tiles"),
+          ("mm_patch_merge_type", "spatial", r"mm_patch_merge_type 'spatial' .*\(tiles' tokens in one map"),
+          ("mm_patch_merge_type", "spatial_maxpool2x2", r"maxpool2x2' .*\(tiles' tokens pooled"),
+          ("mm_vision_select_feature", "slicefour_patch", r"slicefour_patch' .*\(several layers"),
+          ("mm_use_im_start_end", True, r"mm_use_im_start_end True .*\(tokens of its own"),
+          ("mm_resampler_type", "perceiver", r"mm_resampler_type 'perceiver' .*\(a module between"),
+          ("mm_projector_type", "mlp2x_res2x_gelu", "mm_projector_type .*'mlp2x_res2x_gelu'"),
+          ("mm_projector_type", "pooler", "mm_projector_type .*'pooler'"),
+      )),
+    (lambda: plan_import(source("llava_tiny", image_aspect_ratio="anyres_max_9",
+                                mm_patch_merge_type="spatial_unpad"), source("clip_tiny")),
+     "image_aspect_ratio 'anyres_max_9'"),
+    *((functools.partial(plan_import, dataclasses.replace(source("llava"), pictures={name: value})), name)
+      for name, value in (("size", {"height": 12, "width": 12}), ("size", {"shortest_edge": 13}),
+                          ("crop_size", 224), ("do_center_crop", False), ("resample", 2))),
+    (lambda: plan_import(source("llava_next", use_image_newline_parameter=False)), "newline_parameter False"),
     (lambda: plan_import(source("llava"), source("clip_tiny")), "no room for clip_tiny"),
     (lambda: plan_import(source("llava", vision_feature_layer=[-2, -5])), r"vision_feature_layer \[-2, -5\]"),
     (lambda: plan_import(source("llava", vision_feature_select_strategy="cls")), "'cls'"),
