@@ -233,10 +233,11 @@ def _scaling(gguf: GgufFile, head: int, theta: float) -> dict[str, Any] | None:
     if kind not in ("none", "linear") or (kind == "linear" and factor is None):
         raise UserError(f"{gguf.path} has llama.rope.scaling.type {kind!r} with factor {factor}, which is "
                         "not read from GGUF; give the Hugging Face directory of this model")  # fmt: skip
-    linear = factor is not None and factor != 1 and "llama.rope.scaling.type" not in gguf.metadata
+    # The factor counts where the kind is told, or where files know one kind alone.
+    linear = factor if kind == "linear" or "llama.rope.scaling.type" not in gguf.metadata else None
     if gguf.divisors is None:
-        return {"type": "linear", "factor": _decimal(factor)} if kind == "linear" or linear else None
-    if kind == "linear" or linear:
+        return {"type": "linear", "factor": _decimal(linear)} if linear not in (None, 1) else None
+    if linear not in (None, 1):
         raise UserError(f"{gguf.path} has both {FREQUENCIES} and llama.rope.scaling; "
                         "give the Hugging Face directory of this model")  # fmt: skip
     try:

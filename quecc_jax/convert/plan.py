@@ -129,8 +129,8 @@ def plan_import(model: Source, vision: Source | None = None, projector: Source |
       UserError: missing, unknown or reshaped tensors, all of them; a setting that is not implemented;
         or sources that do not go together.
     """
-    for source in filter(None, (model, vision, projector, text)):
-        refuse_tensors(source.found, source.hf, source.where)
+    for one in filter(None, (model, vision, projector, text)):
+        refuse_tensors(one.found, one.hf, one.where)
     if model.hf.get("model_type") in ("clip", "clip_vision_model"):
         plan = _import_tower(model)
         spare = [s for s in (vision, projector) if s]

@@ -24,8 +24,11 @@ _OTHER_FORMS = re.compile(
     r"|.*\.(onnx|onnx_data|gguf|tflite|mlmodel)|rust_model\.ot|openvino_.*\.bin"
 )
 
+_ARRAYS = re.compile(r".*\.(npz|npy|pkl|pickle)", re.IGNORECASE)
+
 TRAINING = "of its training"
 OTHER_FORM = "the weights in another form"
+ARRAYS = "arrays that no model is stored as"
 PROJECTOR_ALONE = "a projector apart"
 REST = "of the whole model"
 
@@ -91,6 +94,8 @@ def _kind(name: str, read: set[str]) -> str:
     """What an unread file is; "" where it may be part of the weights, or others."""
     if _TRAINING.fullmatch(name):
         return TRAINING
+    if _ARRAYS.fullmatch(name):
+        return ARRAYS
     if name in PROJECTOR:
         return OTHER_FORM if read & set(PROJECTOR) else PROJECTOR_ALONE
     if read & set(PROJECTOR) and (_OTHER_FORMS.fullmatch(name) or re.match(r"model[-.]", name)):

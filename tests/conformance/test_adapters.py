@@ -56,6 +56,16 @@ def peft(d: Path) -> None:
     (d / "adapter_config.json").write_text(CONFIG)
 
 
+def lora_in_a_folder(d: Path) -> None:
+    (d / "checkpoint-500").mkdir()
+    peft(d / "checkpoint-500")
+
+
+def arrays(d: Path) -> None:
+    np.savez(d / "expected.npz", x=np.ones(2))
+    (d / "some.pkl").write_bytes(b"x")
+
+
 def trained(d: Path) -> None:
     for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "rng_state_0.pth", "training_args.bin",
                  "random_states_0.pkl", "scaler.pt"):  # fmt: skip
@@ -82,7 +92,7 @@ def file(name: str, tensors: dict[str, np.ndarray] | None = None) -> Callable[[P
     return write
 
 
-BESIDE: dict[str, tuple[Callable[[Path], None], str, tuple[str, ...]]] = {
+BESIDE: dict[str, tuple[Callable[[Path], Any], str, tuple[str, ...]]] = {
     "a LoRA of PEFT": (peft, "refused", ("adapter_config.json", "adapter_model.safetensors")),
     "adapter_config.json alone": (
         lambda d: (d / "adapter_config.json").write_text(CONFIG), "refused", ("adapter_config.json",)),
@@ -97,12 +107,15 @@ BESIDE: dict[str, tuple[Callable[[Path], None], str, tuple[str, ...]]] = {
     "diffusers' pytorch_lora_weights.safetensors": (
         file("pytorch_lora_weights.safetensors"), "refused", ("pytorch_lora_weights.safetensors",)),
     "a LoRA in checkpoint-500/": (
-        lambda d: ((d / "checkpoint-500").mkdir(), peft(d / "checkpoint-500")), "refused",
+        lora_in_a_folder, "refused",
         ("checkpoint-500/adapter_config.json",)),
     "weights in checkpoint-500/": (file("checkpoint-500/model.safetensors"), "said", ("checkpoint-500",)),
     "Meta's form in original/": (file("original/consolidated.00.pth"), "said", ("original",)),
     "files of training": (trained, "said", ("optimizer.pt", "rng_state_0.pth", "training_args.bin")),
     "other forms of the weights": (forms, "said", FORMS),
+    "NumPy's arrays": (
+        arrays, "said",
+        ("expected.npz", "some.pkl")),
     "shards of another set": (
         file("model-00001-of-00003.safetensors"), "refused", ("model-00001-of-00003.safetensors",)),
     "model.safetensors beside an index of others": (
@@ -226,7 +239,7 @@ def test_a_projector_in_the_folder_of_its_language_model(
     (stage / "config.json").write_text(json.dumps(hf | {"model_type": "llama"}))
     pickle(stage / "pytorch_model.bin", random_tensors(shapes, np.float16))
     pickle(stage / "mm_projector.bin", projector(tmp_path / "tiny"))
-    given = {"vision": tmp_path / "tiny" / "clip_tiny", "allow_pickle": True}
+    given: dict[str, Any] = {"vision": tmp_path / "tiny" / "clip_tiny", "allow_pickle": True}
     act = lambda: import_weights(stage, tmp_path / "a", **given)  # noqa: E731
     conforms("mm_projector.bin", "beside pytorch_model.bin", "refused", obtained(capsys, act, "--projector"))
     (tmp_path / "llm").mkdir()

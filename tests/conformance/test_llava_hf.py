@@ -278,7 +278,8 @@ def test_chat_templates_say_what_prompts_say(name: str, conforms: Any) -> None:
         messages += [{"role": ("user", "assistant")[k % 2], "content": said[k]} for k in range(1, turns)]
         if system is not None:
             messages.insert(0, {"role": "system", "content": system})
-        (got,), _ = render_jinja_template([messages], chat_template=source, bos_token="<s>", eos_token="</s>")
+        named = {"bos_token": "<s>", "eos_token": "</s>"}
+        got = render_jinja_template([messages], chat_template=source, **named)[0][0]  # type: ignore[arg-type]
         wanted = prompt_text(said[turns - 1], pictures, tokenizer, data, said[: turns - 1], system)
         conforms("chat_template", f"{name}, {turns} turns, {pictures} pictures", wanted, f"<s>{got}")
 

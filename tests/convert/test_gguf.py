@@ -146,7 +146,7 @@ def test_an_own_output_matrix_unties(tmp_path):
 @pytest.mark.parametrize("change, says", [
     ({"arch": "gemma"}, "architecture 'gemma'"),
     ({"tensors": {"rope_freqs.weight": np.ones(7, np.float32)}}, r"rope_freqs\.weight .*has 7 numbers for 8"),
-    ({"tensors": {"rope_freqs.weight": np.arange(8, 0, -1, np.float32)}}, "rope_freqs.* no scaling"),
+    ({"tensors": {"rope_freqs.weight": np.arange(8, 0, -1).astype(np.float32)}}, "rope_freqs.* no scaling"),
     ({"tensors": {"rope_factors_long.weight": np.ones(8, np.float32)}}, r"rope_factors_long\.weight"),
     ({"tensors": {"blk.0.attn_q.bias": np.ones(WIDTH, np.float32)}}, r"blk\.0\.attn_q\.bias"),
     ({"tensors": {"blk.0.ffn_gate_exps.weight": np.ones((2, 4, 4), np.float32)}}, "ffn_gate_exps"),
