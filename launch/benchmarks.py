@@ -22,13 +22,13 @@ _PUBLISHED = Path(__file__).parent / "data" / "table1.json"
 
 def run(checkpoint: Path, names: str, data: Path, out: Path, *, name: str, limit: int | None,
         max_new_tokens: int | None, batch_size: int, seed: int, html: bool,
-        visual_tokens: int = 0, template: str = "") -> dict[str, Any]:  # fmt: skip
+         visual_tokens: int = 0, template: str = "", scorers: str = "") -> dict[str, Any]:  # fmt: skip
     """Answers, scores and writes everything below `out`; a run that was stopped goes on.
 
     Args:
       visual_tokens: V of a model that serves several; 0 is its largest.
-      template: conversation template to ask with; "" is the run's own. The others are as in
-        `launch.evaluate`.
+      template: conversation template to ask with; "" is the run's own.
+      scorers: whose rules read the answers, see `tasks.chosen`. The others are as in `launch.evaluate`.
 
     Returns:
       What results.json holds.
@@ -41,7 +41,7 @@ def run(checkpoint: Path, names: str, data: Path, out: Path, *, name: str, limit
     from quecc_jax.generate.reuse import Reuse
     from quecc_jax.load import load_vlm
 
-    tasks = chosen(names)
+    tasks = chosen(names, scorers)
     questions = _load(tasks, data, limit)
     config, params = load_vlm(checkpoint, visual_tokens=visual_tokens, template=template)
     model = name or checkpoint.absolute().name
@@ -112,10 +112,14 @@ def table1(results: Mapping[str, Any], tasks: "Sequence[Task]") -> str:
         if done is None or not task.column:
             continue
         if done["headline"] is None:
-            notes.append(f"{task.column}: answers are scored by the server; send {task.submit}.")
+            why = (f"answers are scored by the server; send {task.submit}" if task.submit
+                   else f"none of the questions asked counts for {task.headline}")  # fmt: skip
+            notes.append(f"{task.column}: {why}.")
             continue
         metric = done["metrics"][done["headline"]]
         own[task.column] = _plus_minus(metric["value"], metric["standard_error"])
+        if task.note:
+            notes.append(f"{task.column}: {task.note}.")
     rows = [[row["method"], row["visual_tokens"], *(row["scores"].get(c, "–") for c in columns)]
             for row in published["rows"]]  # fmt: skip
     rows.append([f"**{results['model']}**", results["visual_tokens"], *(own.get(c, "–") for c in columns)])
@@ -139,7 +143,8 @@ def show(results: Mapping[str, Any], out: Path) -> None:
     for name, task in results["tasks"].items():
         head = task["headline"]
         if head is None:
-            table.add_row(name, f"send {task['submit']}", str(task["questions"]), "–", "–")
+            told = f"send {task['submit']}" if "submit" in task else "none asked that counts"
+            table.add_row(name, told, str(task["questions"]), "–", "–")
             continue
         metric = task["metrics"][head]
         error = metric["standard_error"]

@@ -38,10 +38,14 @@ class Options:
     tasks: str = ""
     """Benchmarks between commas: pope, gqa, vqav2, vqav2_val, vizwiz, vizwiz_val, textvqa, scienceqa, mme,
     mmbench, mmbench_cn, seed, mmmu, ai2d, chartqa, docvqa, mathvista, llava_bench, mmvet."""
+    scorer: str = ""
+    """Benchmarks: whose rule reads the answers, where official programs differ, as TASK=NAME between commas,
+    such as mmmu=lmms_eval,mme=lmms_eval; others are read as papers do. results.json names the rule."""
     images: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """What a .json file's picture paths are relative to; None for the file's own folder."""
     max_new_tokens: int | None = None
-    """Longest answer, in tokens; None for 32, and for what LLaVA's scripts allow on benchmarks."""
+    """Longest answer, in tokens; None for 32, and on benchmarks for what the program allows whose prompts
+    they have."""
     visual_tokens: int = 0
     """Tokens V that a picture becomes, of those that an elastic model serves; 0 takes the most."""
     template: str = ""
@@ -86,6 +90,7 @@ def score_benchmarks(options: Options) -> None:
         options.checkpoint, options.tasks, options.data, options.out, name=options.name, limit=options.limit,
         max_new_tokens=options.max_new_tokens, batch_size=options.batch_size, seed=options.seed,
         html=options.html, visual_tokens=options.visual_tokens, template=options.template,
+        scorers=options.scorer,
     )  # fmt: skip
     benchmarks.show(results, options.out)
 
@@ -100,7 +105,7 @@ def make_directory(out: Path) -> None:
 
 def score_source(options: Options) -> None:
     """Answers every question of a data set, writes the files and prints the table."""
-    for name in ("limit", "name", "html"):
+    for name in ("limit", "name", "html", "scorer"):
         if getattr(options, name):
             raise UserError(f"--{name} goes with --tasks; name benchmarks or leave it out")
     source = open_source(options.data, options.images)

@@ -9,7 +9,7 @@ OUT/TASK/ holds
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +75,13 @@ def run_task(
     pending = [sample for sample in samples if sample.id not in answers]
     progress(len(answers))
     tokenizer = load_tokenizer(config.data.tokenizer)
-    # Rewritten whole at the start: a line that a kill cut short goes.
-    lines = Lines(folder / ANSWERS, (json.dumps(record, ensure_ascii=False) for record in kept))
+    # Rewritten whole at the start: a line that a kill cut short goes, and so do readings of another scorer.
+    lines = Lines(folder / ANSWERS, (json.dumps(record, ensure_ascii=False)
+                                     for record in _read_anew(kept, samples, task)))  # fmt: skip
 
     def keep(place: int, answer: str) -> None:
         sample = pending[place]
+        answer = answer.strip()
         answers[sample.id] = answer
         parsed, score = task.judge(sample, answer)
         images = [image if isinstance(image, str) else "in the data file" for image in sample.images]
@@ -154,21 +156,37 @@ def _kept(path: Path, samples: Sequence[Sample]) -> list[dict[str, Any]]:
     return list(records.values())
 
 
+def _read_anew(
+    kept: Iterable[dict[str, Any]], samples: Iterable[Sample], task: Task
+) -> Iterator[dict[str, Any]]:
+    """The records with the readings and scores of the task's scorer."""
+    asked = {sample.id: sample for sample in samples}
+    for record in kept:
+        if record["id"] in asked:
+            parsed, score = task.judge(asked[record["id"]], str(record["answer"]))
+            record = {**record, "parsed": parsed, "score": score}
+        yield record
+
+
 def summary(task: Task, judged: Sequence[Judged], resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
     """Numbers of questions and all metrics with bootstrap standard errors, as JSON holds them.
 
-    `metrics` is empty where the truth is not public. `unread` counts answers in which the benchmark's
-    rule found nothing.
+    `metrics` is empty where the truth is not public, and `headline` None; so it is where no question was
+    asked that the headline counts, such as one with a picture. `unread` counts answers in which the scorer
+    found nothing.
     """
     scored = [one for one in judged if one.score is not None]
     tallies = [task.tally(unit) for unit in task.units(scored)]
     found = evaluate(tallies, task.metrics, resamples, seed)
     return {
         "about": task.about, "questions": len(judged), "units": len(task.units(judged)),
-        "unread": sum(not one.parsed for one in judged), "headline": task.headline if found else None,
+        "unread": sum(task.scorer.unread(one.parsed) for one in judged),
+        "scorer": {"name": task.scorer.name, "follows": task.scorer.program,
+                   "others": [other.name for other in task.scorers[1:]]},
+        "headline": task.headline if task.headline in found else None,
         "metrics": {name: {"value": value, "standard_error": None if math.isnan(error) else error}
                     for name, (value, error) in found.items()},
-        **({"submit": task.submit} if task.submit else {}),
+        **({"submit": task.submit} if task.submit else {}), **({"note": task.note} if task.note else {}),
     }  # fmt: skip
 
 

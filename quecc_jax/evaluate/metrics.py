@@ -47,6 +47,11 @@ def normalise_answer(text: str) -> str:
     """
     text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
     text = text.replace("\n", " ").replace("\t", " ").strip()
+    return _processed(text)
+
+
+def _processed(text: str) -> str:
+    """The part of `normalise_answer` that the VQA challenge's own script has."""
     kept = text
     for mark in _PUNCTUATION:
         touches = f"{mark} " in text or f" {mark}" in text or _DIGIT_COMMA.search(text)
@@ -59,11 +64,25 @@ def normalise_answer(text: str) -> str:
 def vqa_accuracy(answer: str, humans: Sequence[str]) -> float:
     """Agreement with human answers in 0..1: min(matches / 3, 1), averaged over leaving one human out.
 
-    VQA accuracy (Antol et al. 2015, github.com/GT-Vision-Lab/VQA) with both sides normalised, as the
-    TextVQA and VizWiz evaluations do. The VQA script itself leaves both sides as they are where all
-    humans gave one answer; see `normalise_answer`.
+    VQA accuracy (Antol et al. 2015) with both sides normalised, as the TextVQA and VizWiz evaluations have
+    it; see `normalise_answer`.
     """
-    given, truths = normalise_answer(answer), [normalise_answer(human) for human in humans]
+    return _agreement(normalise_answer(answer), [normalise_answer(human) for human in humans])
+
+
+def vqa_challenge_accuracy(answer: str, humans: Sequence[str], always: bool = False) -> float:
+    """The same as the VQA challenge's own script computes it (vqaEval.py of github.com/GT-Vision-Lab/VQA).
+
+    Less is normalised: commas, question marks and possessives stay for the rule of punctuation, and where
+    all humans gave one answer both sides stay as they are, case included, unless `always`.
+    """
+    given, *truths = (" ".join(re.split("[\n\t]", text)).strip() for text in (answer, *humans))
+    if always or len(set(truths)) > 1:
+        given, *truths = map(_processed, (given, *truths))
+    return _agreement(given, truths)
+
+
+def _agreement(given: str, truths: Sequence[str]) -> float:
     if not truths:
         return 0.0
     matches = sum(truth == given for truth in truths)
@@ -87,12 +106,12 @@ def anls(answer: str, truths: Iterable[str], threshold: float = 0.5) -> float:
 
     ANLS (Biten et al. 2019, "Scene Text Visual Question Answering", eq. 1) as the Robust Reading
     Competition's script computes it: case and repeated blanks do not count, and a similarity of exactly
-    the threshold does.
+    the threshold does. Lengths are those in capitals, blanks included: the script's way.
     """
     best = 0.0
     for truth in truths:
         distance = edit_distance(" ".join(truth.lower().split()), " ".join(answer.lower().split()))
-        length = max(len(truth), len(answer))
+        length = max(len(truth.upper()), len(answer.upper()))
         best = max(best, 1 - distance / length if length else 1.0)
     return best if best >= threshold else 0.0
 
@@ -124,18 +143,3 @@ def says_no(text: str) -> bool:
     """
     words = text.split(".")[0].replace(",", "").split(" ")
     return any(word in words for word in ("No", "not", "no"))
-
-
-def leading_letter(text: str, letters: Sequence[str]) -> str:
-    """The option that an answer names, "" where it names none.
-
-    The whole answer, or its begin before ". ", or what follows "The answer is "; LLaVA's rule for
-    ScienceQA (llava/eval/eval_science_qa.py), where line breaks count as ". ".
-    """
-    text = text.replace("\n", ". ")
-    found = text.strip()
-    if found not in letters:
-        begin = re.match(r"([A-Z])\. ", text)
-        named = re.search(r"The answer is ([A-Z])\.", text) or re.search(r"The answer is ([A-Z])", text)
-        found = (begin or named or ["", ""])[1]
-    return found if found in letters else ""

@@ -1,11 +1,15 @@
-"""Stand-ins for the benchmarks: a few made-up questions each, in the layout of the real files.
+"""A few questions of each benchmark in the layout of the real files.
 
-Nothing in them is of the benchmarks themselves.
+Rows of POPE, GQA, VizWiz, TextVQA, ScienceQA, MME and MMBench are real (tests/real/llava_eval); their
+pictures, and truths that are not public, are made up. Of the other benchmarks everything is.
 """
 
 import base64
+import csv
 import io
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,19 @@ from pyarrow import parquet
 
 from quecc_jax.evaluate.tasks.base import LETTER, SHORT
 from quecc_jax.evaluate.tasks.mmmu import DOMAINS
-from quecc_jax.evaluate.tasks.vqa import UNANSWERABLE
+
+REAL = Path(__file__).parents[1] / "real/llava_eval"
+
+
+def real_lines(name: str) -> list[Any]:
+    """Records of a file of real rows, one JSON value a line."""
+    return [json.loads(line) for line in (REAL / name).read_text(encoding="utf-8").splitlines()]
+
+
+def real_table(name: str) -> list[dict[str, str]]:
+    """Rows of a tab-separated file of real rows."""
+    with (REAL / name).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
 
 
 def picture(seed: int) -> bytes:
@@ -44,31 +60,26 @@ def _lines(path: Path, values: list[Any]) -> None:
 
 
 def pope(root: Path) -> None:
-    """Four questions a split: two of each label."""
-    questions = []
-    for s, split in enumerate(("adversarial", "popular", "random")):
-        labels = []
-        for n in range(4):
-            image, text = f"COCO_val2014_{n:012d}.png", f"Is there a thing {n} in the image?"
-            label = "yes" if n < 2 else "no"
-            labels.append({"question_id": n + 1, "image": image, "text": text, "label": label})
-            questions.append({"question_id": 10 * s + n, "image": image, "text": f"{text}\n{SHORT}",
-                              "category": split})  # fmt: skip
-            _picture(root / "pope/val2014" / image, n)
-        _lines(root / f"pope/coco/coco_pope_{split}.json", labels)
-    _lines(root / "pope/llava_pope_test.jsonl", questions)
+    """Real rows and labels: four pictures a split, two of each label."""
+    (root / "pope/coco").mkdir(parents=True)
+    for split in ("adversarial", "popular", "random"):
+        shutil.copy(REAL / f"units/coco_pope_{split}.json", root / "pope/coco")
+    shutil.copy(REAL / "units/llava_pope_test.jsonl", root / "pope")
+    images = dict.fromkeys(row["image"] for row in real_lines("units/llava_pope_test.jsonl"))
+    for n, image in enumerate(images):
+        _picture(root / "pope/val2014" / image, n)
 
 
 def gqa(root: Path) -> None:
-    """An open question and two binary ones."""
-    truths = {"20": ("red", "query"), "21": ("yes", "verify"), "22": ("left", "choose")}
+    """Real rows: two open questions and a binary one; their truths are LLaVA's answers."""
+    rows, answers = real_lines("gqa_questions.jsonl")[:3], real_lines("gqa_answers.jsonl")[:3]
+    kinds = ("query", "query", "choose")
     _json(root / "gqa/data/testdev_balanced_questions.json",
-          {key: {"answer": answer, "imageId": "n1", "types": {"structural": kind}}
-           for key, (answer, kind) in truths.items()})  # fmt: skip
-    _lines(root / "gqa/llava_gqa_testdev_balanced.jsonl",
-           [{"question_id": key, "image": "n1.jpg", "category": "default",
-             "text": f"What of {key}?\n{SHORT}"} for key in truths])  # fmt: skip
-    _picture(root / "gqa/data/images/n1.jpg")
+          {row["question_id"]: {"answer": answer["text"].lower(), "types": {"structural": kind}}
+           for row, answer, kind in zip(rows, answers, kinds, strict=True)})  # fmt: skip
+    _lines(root / "gqa/llava_gqa_testdev_balanced.jsonl", rows)
+    for row in rows:
+        _picture(root / "gqa/data/images" / row["image"])
 
 
 def vqav2(root: Path) -> None:
@@ -98,11 +109,10 @@ def vqav2_val(root: Path) -> None:
 
 
 def vizwiz(root: Path) -> None:
-    """One question."""
-    _lines(root / "vizwiz/llava_test.jsonl",
-           [{"question_id": "VizWiz_test_0.jpg", "image": "VizWiz_test_0.jpg",
-             "text": f"What is this?\n{UNANSWERABLE}\n{SHORT}", "category": "default"}])  # fmt: skip
-    _picture(root / "vizwiz/test/VizWiz_test_0.jpg")
+    """One real row."""
+    row = real_lines("vizwiz_questions.jsonl")[0]
+    _lines(root / "vizwiz/llava_test.jsonl", [row])
+    _picture(root / "vizwiz/test" / row["image"])
 
 
 def vizwiz_val(root: Path) -> None:
@@ -117,71 +127,66 @@ def vizwiz_val(root: Path) -> None:
 
 
 def textvqa(root: Path) -> None:
-    """Two questions about one picture, one of them with OCR tokens."""
+    """Two real rows; their truths are LLaVA's answers, the questions in capitals."""
+    rows, answers = real_lines("textvqa_questions.jsonl")[:2], real_lines("textvqa_answers.jsonl")[:2]
     _json(root / "textvqa/TextVQA_0.5.1_val.json", {"data": [
-        {"image_id": "ab", "question": "what Is written?", "question_id": 1, "answers": ["stop"] * 10},
-        {"image_id": "ab", "question": "which number?", "question_id": 2, "answers": ["7"] * 10},
-    ]})  # fmt: skip
-    _lines(root / "textvqa/llava_textvqa_val_v051_ocr.jsonl", [
-        {"question_id": "ab", "image": "ab.jpg", "category": "default",
-         "text": f"what is written?\nReference OCR token: STOP, 7\n{SHORT}"},
-        {"question_id": "ab", "image": "ab.jpg", "category": "default", "text": f"which number?\n{SHORT}"},
-    ])  # fmt: skip
-    _picture(root / "textvqa/train_images/ab.jpg")
+        {"image_id": row["question_id"], "question": row["text"].split("\n")[0].upper(), "question_id": n,
+         "answers": [answer["text"]] * 10}
+        for n, (row, answer) in enumerate(zip(rows, answers, strict=True))]})  # fmt: skip
+    _lines(root / "textvqa/llava_textvqa_val_v051_ocr.jsonl", rows)
+    for row in rows:
+        _picture(root / "textvqa/train_images" / row["image"])
 
 
-def scienceqa(root: Path) -> None:
-    """One problem with a picture, one without, and one of another split."""
-    _json(root / "scienceqa/problems.json", {
-        "4": {"choices": ["cat", "dog"], "answer": 1, "split": "test"},
-        "5": {"choices": ["up", "down", "left"], "answer": 0, "split": "test"},
-        "6": {"choices": ["x", "y"], "answer": 0, "split": "train"},
-    })  # fmt: skip
-    _json(root / "scienceqa/pid_splits.json", {"test": ["4", "5"], "train": ["6"]})
-    _json(root / "scienceqa/llava_test_CQM-A.json", [
-        {"id": "4", "image": "4/image.png", "conversations": [
-            {"from": "human", "value": f"<image>\nWhich?\nA. cat\nB. dog\n{LETTER}"},
-            {"from": "gpt", "value": "B"}]},
-        {"id": "5", "conversations": [
-            {"from": "human", "value": f"Where?\nA. up\nB. down\nC. left\n{LETTER}"},
-            {"from": "gpt", "value": "A"}]},
-    ])  # fmt: skip
-    _picture(root / "scienceqa/images/test/4/image.png")
+def scienceqa(root: Path, rows: int = 2) -> None:
+    """Real rows, the first with a picture, the second without; and a problem of another split."""
+    questions = json.loads((REAL / "scienceqa_questions.json").read_text(encoding="utf-8"))[:rows]
+    problems: dict[str, Any] = {"x": {"choices": ["x", "y"], "answer": 0}}
+    for answer in real_lines("scienceqa_answers.jsonl")[:rows]:
+        choices = re.findall(r"^[A-E]\. (.*)$", answer["question"], re.MULTILINE)
+        truth = "ABCDE".index(answer["ground_truth"])
+        problems[answer["question_id"]] = {"choices": choices, "answer": truth}
+    _json(root / "scienceqa/problems.json", problems)
+    _json(root / "scienceqa/pid_splits.json", {"test": [row["id"] for row in questions], "train": ["x"]})
+    _json(root / "scienceqa/llava_test_CQM-A.json", questions)
+    for row in questions:
+        if "image" in row:
+            _picture(root / "scienceqa/images/test" / row["image"])
 
 
-def mme(root: Path) -> None:
-    """Two pictures of one perception category and one of a cognition category."""
-    release, lines = root / "MME/MME_Benchmark_release_version", []
-    for category, names in (("color", ("a", "b")), ("code_reasoning", ("0001",))):
-        for name in names:
-            nested = category == "color"
-            _picture(release / category / ("images" if nested else "") / f"{name}.png")
-            text = release / category / ("questions_answers_YN" if nested else "") / f"{name}.txt"
-            text.parent.mkdir(parents=True, exist_ok=True)
-            asked = [f"Is {name} {word}? Please answer yes or no." for word in ("red", "blue")]
-            text.write_text(f"{asked[0]}\tYes\n{asked[1]}\tNo\n")
-            image = f"{category}/images/{name}.png" if nested else f"{category}/{name}.png"
-            lines += [{"question_id": image, "image": image, "text": f"{question}\n{SHORT}",
-                       "category": category} for question in asked]  # fmt: skip
-    _lines(root / "MME/llava_mme.jsonl", lines)
+def mme(root: Path, folder: str = "units/", questions: str = "units/llava_mme.jsonl") -> None:
+    """Real rows: two pictures of one perception category and one of a cognition category.
+
+    Texts of the first lie in a folder of their own, those of the second beside the pictures: both occur.
+    """
+    release = root / "MME/MME_Benchmark_release_version"
+    rows = real_lines(questions)
+    texts: dict[Path, str] = {}
+    for line in (REAL / f"{folder}mme_truths.tsv").read_text(encoding="utf-8").splitlines():
+        category, name, asked = line.split("\t", 2)
+        beside = category == "code_reasoning"
+        path = release / category / ("" if beside else "questions_answers_YN") / name
+        texts[path] = texts.get(path, "") + f"{asked}\n"
+    for path, text in texts.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    for row in rows:
+        _picture(release / row["image"])
+    _lines(root / "MME/llava_mme.jsonl", rows)
 
 
-def _mmbench(root: Path, name: str) -> None:
-    """Two questions; the first, with two choices, is there in both rotations."""
-    def row(index: int, choices: list[str], answer: str, image: str, hint: str = "") -> dict[str, Any]:
-        given = dict(zip("ABCD", [*choices, "", "", "", ""], strict=False))
-        return {"index": index, "question": f'What is "{index % 10}"?', "hint": hint, **given,
-                "answer": answer, "category": "color", "image": image, "source": "made",
-                "l2-category": "fine", "comment": "", "split": "dev"}  # fmt: skip
-
+def _mmbench(root: Path, name: str, table: str = "units/mmbench.tsv") -> None:
+    """Real rows: two questions, the first of two choices in both rotations; the category is made up."""
     image = base64.b64encode(picture(1)).decode()
-    rows = [row(1, ["cat", "dog"], "A", image, "Look\nhere"), row(2, ["up", "down", "left"], "C", image),
-            row(1_000_001, ["dog", "cat"], "B", "1")]  # fmt: skip
-    quoted = ["\t".join(rows[0])]
-    quoted += ["\t".join('"' + str(v).replace('"', '""') + '"' for v in r.values()) for r in rows]
+    rows = [{**row, "category": "color", "image": image} for row in real_table(table)]
+    if len(rows) == 3:
+        rows[2]["image"] = rows[0]["index"]
     path = root / f"mmbench/{name}.tsv"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(quoted) + "\n")
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table_file = csv.DictWriter(file, list(rows[0]), delimiter="\t", lineterminator="\n")
+        table_file.writeheader()
+        table_file.writerows(rows)
 
 
 def mmbench(root: Path) -> None:
@@ -190,7 +195,7 @@ def mmbench(root: Path) -> None:
 
 
 def mmbench_cn(root: Path) -> None:
-    """See `_mmbench`."""
+    """The English rows stand in for the Chinese ones."""
     _mmbench(root, "mmbench_dev_cn_20231003")
 
 

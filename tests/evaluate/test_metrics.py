@@ -11,11 +11,11 @@ from quecc_jax.evaluate.bootstrap import evaluate, ratio
 from quecc_jax.evaluate.metrics import (
     anls,
     edit_distance,
-    leading_letter,
     normalise_answer,
     relaxed_match,
     says_no,
     vqa_accuracy,
+    vqa_challenge_accuracy,
 )
 from quecc_jax.evaluate.tasks.base import percentages
 
@@ -67,6 +67,8 @@ def test_anls_is_the_similarity_to_the_nearest_truth_above_one_half():
     assert anls("abcd", ["abxy"]) == 0.5  # Exactly the threshold counts.
     assert anls("abcde", ["abxyz"]) == 0.0
     assert anls("", ["x"]) == 0.0
+    assert anls("strasse", ["straße"]) == pytest.approx(1 - 2 / 7)
+    assert anls("ß", ["ß s"]) == pytest.approx(0.5)  # Of 4 capitals, two edits: not 1 - 2 / 3.
     assert anls("two  words", ["two words"]) == 1.0
 
 
@@ -100,12 +102,12 @@ def test_the_first_sentence_says_no(text, no):
     assert says_no(text) is no
 
 
-@pytest.mark.parametrize("text, letter", [
-    ("B", "B"), (" C ", "C"), ("A. a cat", "A"), ("A.", ""), ("D\nbecause", "D"), ("The answer is B.", "B"),
-    ("So The answer is C", "C"), ("F", ""), ("a cat", ""), ("B) dog", ""), ("", ""),
-])  # fmt: skip
-def test_the_letter_that_an_answer_begins_with(text, letter):
-    assert leading_letter(text, "ABCDE") == letter
+def test_the_vqa_challenge_leaves_unanimous_answers_as_they_are():
+    assert vqa_challenge_accuracy("two", ["2"] * 10) == 0.0 and vqa_accuracy("two", ["2"] * 10) == 1.0
+    assert vqa_challenge_accuracy("two", ["2"] * 10, always=True) == 1.0
+    assert vqa_challenge_accuracy("two", ["2"] * 9 + ["3"]) == 1.0
+    assert vqa_challenge_accuracy("Red", ["red"] * 10) == 0.0
+    assert vqa_challenge_accuracy("a\nb ", ["a b"] * 10) == 1.0
 
 
 def test_ratio_says_what_an_empty_sum_gives():

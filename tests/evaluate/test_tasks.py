@@ -10,10 +10,19 @@ import pytest
 
 from quecc_jax.data.images import open_image
 from quecc_jax.errors import UserError
+from quecc_jax.evaluate.benchmark import summary
 from quecc_jax.evaluate.bootstrap import evaluate
 from quecc_jax.evaluate.tasks import TASKS, chosen
-from quecc_jax.evaluate.tasks.base import LETTER, SHORT, Judged, limited, llava_answers, missing_files
-from quecc_jax.evaluate.tasks.mathvista import query
+from quecc_jax.evaluate.tasks.base import (
+    LETTER,
+    SHORT,
+    Judged,
+    Sample,
+    limited,
+    llava_answers,
+    missing_files,
+)
+from quecc_jax.evaluate.tasks.mathvista import extract, query
 from quecc_jax.evaluate.tasks.mmbench import LETTER_CN, infer_choice, infer_letter
 from quecc_jax.evaluate.tasks.mmmu import parse_choice, parse_open
 from tests.evaluate.standins import STANDINS, picture
@@ -87,7 +96,8 @@ def test_a_limit_takes_whole_units_spread_over_the_benchmark(data):
     task = TASKS["mme"]
     samples = task.load(data)
     kept = limited(task, samples, 4)
-    assert [sample.extra["picture"] for sample in kept] == ["color/a"] * 2 + ["color/b"] * 2
+    assert len(samples) == 6 and [sample.id for sample in kept] == [
+        "code_reasoning/0020#1", "code_reasoning/0020#2", "color/000000338560#1", "color/000000338560#2"]
     assert limited(task, samples, 1) == samples[:2] and limited(task, samples, None) == samples
     assert len(limited(TASKS["pope"], TASKS["pope"].load(data), 3)) == 3
 
@@ -95,7 +105,7 @@ def test_a_limit_takes_whole_units_spread_over_the_benchmark(data):
 def test_pope_by_hand(data):
     samples = TASKS["pope"].load(data)
     assert [sample.extra["split"] for sample in samples[::4]] == ["random", "popular", "adversarial"]
-    assert samples[0].prompt == f"Is there a thing 0 in the image?\n{SHORT}"
+    assert samples[0].prompt == f"Is there a snowboard in the image?\n{SHORT}"
     # random: all right; popular: always yes; adversarial: always no. Labels are yes yes no no.
     found = values("pope", data, ["Yes", "yes", "No", "no", *["Yes"] * 4, *["No, none."] * 4])
     assert found["accuracy/random"] == 100 and found["f1/random"] == 100
@@ -119,10 +129,11 @@ def test_pope_refuses_labels_of_other_questions(tmp_path):
 
 
 def test_gqa_by_hand(data, tmp_path):
-    answers = ["Red.", "no", "left"]
+    answers = ["Chair.", "no", "Small"]
     found = values("gqa", data, answers)
-    assert found == {"accuracy": pytest.approx(200 / 3), "accuracy/open": 100, "accuracy/binary": 50}
-    assert written("gqa", data, answers, tmp_path)[0] == {"questionId": "20", "prediction": "red"}
+    assert found == {"accuracy": pytest.approx(200 / 3), "accuracy/open": 50, "accuracy/binary": 100}
+    assert written("gqa", data, answers, tmp_path)[0] == {
+        "questionId": "201883195", "prediction": "chair"}  # fmt: skip
 
 
 def test_vqav2_is_scored_on_val_and_sent_whole_for_test(data, tmp_path):
@@ -146,39 +157,68 @@ def test_vizwiz_knows_unanswerable(data, tmp_path):
     found = values("vizwiz_val", data, ["Unanswerable", "Unanswerable"])
     # Nine of ten agree: at least eight others always do.
     assert found == {"accuracy": 50, "accuracy/other": 0, "accuracy/unanswerable": 100}
-    assert written("vizwiz", data, ["The can"], tmp_path) == [{"image": "VizWiz_test_0.jpg", "answer": "can"}]
+    assert written("vizwiz", data, ["The can"], tmp_path) == [
+        {"image": "VizWiz_test_00000001.jpg", "answer": "can"}]  # fmt: skip
 
 
 def test_textvqa_finds_the_truth_by_picture_and_question(data):
     samples = TASKS["textvqa"].load(data)
-    assert [sample.id for sample in samples] == ["ab/1", "ab/2"]
+    assert [sample.id for sample in samples] == ["01b3265b22d23b50/1", "07788c82bbbd1887/2"]
     assert "Reference OCR token" in samples[0].prompt
-    assert values("textvqa", data, ["Stop", "8"]) == {"accuracy": 50}
-    assert [a["question_id"] for a in llava_answers(judged("textvqa", data, ["a", "b"]), "m")] == ["ab", "ab"]
+    assert values("textvqa", data, ["1:26.", "8"]) == {"accuracy": 50}
+    assert [a["question_id"] for a in llava_answers(judged("textvqa", data, ["a", "b"]), "m")] == [
+        "01b3265b22d23b50", "07788c82bbbd1887"]  # fmt: skip
 
 
 def test_scienceqa_by_hand(data, tmp_path):
-    answers = ["B", "C. left"]
+    answers = ["A", "B. a poem"]
     assert values("scienceqa", data, answers) == {"accuracy": 50, "accuracy/image": 100, "accuracy/text": 0}
-    assert values("scienceqa", data, ["C", "D"])["accuracy"] == 0  # Letters of choices that are not there.
+    assert values("scienceqa", data, ["E", "C"])["accuracy"] == 0  # Letters of choices that are not there.
     sent = written("scienceqa", data, answers, tmp_path)
-    assert sent["results"] == {"4": 1, "5": 2} and sent["acc"] == 50
+    assert sent["results"] == {"445": 0, "1044": 1} and sent["acc"] == 50
+    assert written("scienceqa", data, ["E", "none"], tmp_path)["results"] == {"445": -1, "1044": -1}
     records = llava_answers(judged("scienceqa", data, answers), "model")
     assert [record["prompt"].startswith("<image>\n") for record in records] == [True, False]
 
 
+def test_scienceqa_counts_what_it_could_not_read(data):
+    found = summary(TASKS["scienceqa"], judged("scienceqa", data, ["A", "It is a poem"]), resamples=3)
+    assert found["unread"] == 1 and found["scorer"]["name"] == "llava"
+    assert "eval_science_qa.py" in found["scorer"]["follows"] and found["scorer"]["others"] == ["lmms_eval"]
+
+
+def test_another_scorer_is_named_and_used(data):
+    task, = chosen("scienceqa", "scienceqa=lmms_eval")
+    sample = task.load(data)[1]
+    assert task.judge(sample, "a") == ("A", 1) and TASKS["scienceqa"].judge(sample, "a") == ("FAILED", 0)
+    assert task.scorer.name == "lmms_eval" and [s.name for s in task.scorers[1:]] == ["llava"]
+    assert [t.scorer.name for t in chosen("mme,mmmu", "mmmu=lmms_eval")] == ["mme", "lmms_eval"]
+
+
+@pytest.mark.parametrize("scorers, message", [
+    ("mme=official", "mme has no scorer official; choose from mme, lmms_eval"),
+    ("gqa=llava", r"gqa=llava is not TASK=SCORER, once, for one of the benchmarks mme, mmmu; write for "
+                  "example mme=mme"),
+    ("lmms_eval", "is not TASK=SCORER"), ("mme=mme,mme=lmms_eval", "once"),
+])  # fmt: skip
+def test_scorers_that_are_none(scorers, message):
+    with pytest.raises(UserError, match=message):
+        chosen("mme,mmmu", scorers)
+
+
 def test_mme_adds_accuracy_and_accuracy_plus(data, tmp_path):
-    assert values("mme", data, ["Yes", "No", "Yes", "Yes", "no", "N"]) == {
+    assert values("mme", data, ["no", "No", "Yes", "No", "Yes", "Yes"]) == {
         "perception": pytest.approx(75 + 50), "perception/color": pytest.approx(125),
         "cognition": pytest.approx(50), "cognition/code_reasoning": pytest.approx(50)}  # fmt: skip
     TASKS["mme"].write(tmp_path, judged("mme", data, ["Yes"] * 6), data)
     first = (tmp_path / "results/color.txt").read_text().splitlines()[0]
-    assert first == "a.png\tIs a red? Please answer yes or no.\tYes\tYes"
+    assert first == ("000000338560.jpg\tIs there a blue and yellow fire hydrant in the image? Please answer "
+                     "yes or no.\tYes\tYes")  # fmt: skip
 
 
 @pytest.mark.parametrize("answer, parsed", [
-    ("Yes.", "yes"), ("n", "no"), ("y", "yes"), ("x", "other"), ("", "other"), ("It is no", "other"),
-    ("Noon", "no"), ("Yes, no", "yes"),
+    ("Yes.", "yes"), ("n", "other"), ("y", "other"), ("x", "other"), ("", "other"), ("It is no", "other"),
+    ("Noon", "no"), ("Yes, no", "yes"), (" yes", "yes"), ("  yes", "other"), ("y.es", "other"),
 ])  # fmt: skip
 def test_mme_reads_yes_or_no_in_four_letters(data, answer, parsed):
     sample = TASKS["mme"].load(data)[0]
@@ -189,21 +229,32 @@ def test_mme_refuses_a_picture_with_one_question(tmp_path):
     STANDINS["mme"](tmp_path)
     path = tmp_path / "MME/llava_mme.jsonl"
     path.write_text("\n".join(path.read_text().splitlines()[:5]))
-    with pytest.raises(UserError, match="asks 1 questions about code_reasoning/0001"):
+    with pytest.raises(UserError, match="asks 1 questions about color/000000047112"):
         TASKS["mme"].load(tmp_path)
 
 
 def test_mmbench_counts_a_question_only_if_all_rotations_are_right(data, tmp_path):
     samples = TASKS["mmbench"].load(data)
     assert [sample.images for sample in samples] == [(picture(1),)] * 3
-    assert samples[0].prompt == f'Look\nhere\nWhat is "1"?\nA. cat\nB. dog\n{LETTER}'
-    assert TASKS["mmbench_cn"].load(data)[1].prompt.endswith(f"\nC. left\n{LETTER_CN}")
+    assert samples[0].prompt == (
+        "This diagram shows the life cycle of an apple tree.\nWhich part of an apple tree might grow into a "
+        f"new tree?\nA. a seed\nB. a leaf\n{LETTER}")
+    assert TASKS["mmbench_cn"].load(data)[1].prompt.endswith(f"\nC. flexible\n{LETTER_CN}")
     half = {"circular": 50, "vanilla": 100, "circular/color": 50}
-    assert values("mmbench", data, ["A", "C", "A"]) == half  # The rotation is wrong.
-    assert values("mmbench", data, ["A", "left", "B. cat"])["circular"] == 100
-    assert values("mmbench", data, ["B", "(C)", "B"]) == {"circular": 50, "vanilla": 50, "circular/color": 50}
+    assert values("mmbench", data, ["A", "B", "A"]) == half  # The rotation is wrong.
+    assert values("mmbench", data, ["A", "smooth", "B. a seed"])["circular"] == 100
+    assert values("mmbench", data, ["B", "(B)", "B"]) == {"circular": 50, "vanilla": 50, "circular/color": 50}
     record = llava_answers(judged("mmbench", data, ["A", "B", "C"]), "m")[1]
-    assert record["options"] == ["up", "down", "left"] and record["option_char"] == ["A", "B", "C"]
+    assert record["options"] == ["blue", "smooth", "flexible"] and record["option_char"] == ["A", "B", "C"]
+
+
+def test_mmbench_takes_the_fields_for_missing_that_pandas_does(tmp_path):
+    STANDINS["mmbench"](tmp_path)
+    path = tmp_path / "mmbench/mmbench_dev_20230712.tsv"
+    path.write_text(path.read_text().replace("Select the best answer.", "nan").replace("flexible", "N/A"))
+    sample = TASKS["mmbench"].load(tmp_path)[1]
+    assert sample.prompt == (
+        f"Which property do these three objects have in common?\nA. blue\nB. smooth\n{LETTER}")
 
 
 def test_mmbench_sends_a_spreadsheet(data, tmp_path):
@@ -212,16 +263,18 @@ def test_mmbench_sends_a_spreadsheet(data, tmp_path):
     TASKS["mmbench"].write(tmp_path, judged("mmbench", data, ["A", "B", "C"]), data)
     rows = list(load_workbook(tmp_path / "mmbench_upload.xlsx").active.values)
     assert rows[0] == ("index", "question", "A", "B", "C", "D", "prediction", "answer", "split")
-    assert rows[1][:2] == (1, 'What is "1"?') and [row[6] for row in rows[1:]] == ["A", "B", "C"]
+    assert rows[1][:3] == (267, "Which part of an apple tree might grow into a new tree?", "a seed")
+    assert [row[6] for row in rows[1:]] == ["A", "B", "C"]
     assert [path.name for path in tmp_path.iterdir()] == ["mmbench_upload.xlsx"]
 
 
 @pytest.mark.parametrize("answer, letter", [
-    ("B", "B"), ("(C)", "C"), ("The answer is D.", "D"), ("A cat sits there", ""), ("A or B", ""),
-    ("Option A: it is so", "A"), ("it is b", ""), ("", ""),
+    ("B", "B"), ("(C)", "C"), ("The answer is D.", "D"), ("A cat sits there", "A"), ("A or B", ""),
+    ("Option A: it is so", "A"), ("it is b", ""), ("", ""), ("E", ""), ("I can't process this file.", "Z"),
 ])  # fmt: skip
 def test_mmbench_finds_one_letter(answer, letter):
-    assert infer_letter(answer) == letter
+    assert infer_letter(answer, 4) == letter
+    assert infer_letter(f"B, as everybody here can see {answer}", 4, last=4) == ("" if letter != "Z" else "Z")
 
 
 def test_mmbench_finds_one_choice():
@@ -250,20 +303,31 @@ def test_mmmu_by_hand(data):
     assert found["accuracy"] == 100 and found["accuracy/Science/Math"] == 100
     answers = ["1024" if "Math" in str(sample.id) else "C" for sample in samples.values()]
     assert values("mmmu", data, answers)["accuracy"] <= 100 * 2 / 30  # Art has no C: a seeded guess.
+    found = summary(TASKS["mmmu"], judged("mmmu", data, answers), resamples=3)
+    assert found["unread"] == 1 and "random" in found["note"]
 
 
 @pytest.mark.parametrize("answer, letter", [
     ("B", "B"), ("B.", "B"), ("(C) neither", "C"), ("not (A) but (B)", "B"), ("A then B", "B"),
-    ("I think that it must be neither", "C"), ("C.it", "C"),
+    ("I think that it must be neither", "C"), ("C.it", ""), ("B. dog", ""),
 ])  # fmt: skip
 def test_mmmu_takes_the_last_letter(answer, letter):
-    assert parse_choice(answer, ["a cat", "$5", "neither"], "seed") == letter
+    assert parse_choice(answer, ["a cat", "$5", "neither"]) == letter
 
 
-def test_mmmu_guesses_where_nothing_is_named():
-    guesses = {parse_choice("what?", ["x", "y", "z"], str(seed)) for seed in range(30)}
-    assert guesses == {"A", "B", "C"}
-    assert parse_choice("what?", ["x", "y", "z"], "7") == parse_choice("what?", ["x", "y", "z"], "7")
+@pytest.mark.parametrize("scorer", ["mmmu", "lmms_eval"])
+def test_mmmu_guesses_where_nothing_is_named_by_the_question_alone(scorer):
+    judge = TASKS["mmmu"].scored_by(scorer).judge
+    extra = {"choices": ["x", "y", "z"]}
+    guesses = [judge(Sample(f"q{n}", (), "", "B", extra), "what?") for n in range(30)]
+    assert {guess for guess, _ in guesses} == {"random A", "random B", "random C"}
+    assert all(score == (guess == "random B") for guess, score in guesses)
+    assert judge(Sample("q7", (), "", "B", extra), "else") == guesses[7]
+
+
+def test_mmmu_sends_the_letter_that_was_guessed(data, tmp_path):
+    sent = written("mmmu", data, ["what?"] * 30, tmp_path)
+    assert sent["validation_Math_1"] == "what?" and set(sent.values()) <= {"A", "B", "C", "what?"}
 
 
 @pytest.mark.parametrize("answer, found", [
@@ -281,6 +345,7 @@ def test_mmmu_candidates_of_open_answers(answer, found):
 def test_ai2d_asks_about_the_test_pictures(data):
     samples = TASKS["ai2d"].load(data)
     assert [sample.id for sample in samples] == ["1.png-0", "1.png-1"]
+    assert TASKS["ai2d"].max_new_tokens == TASKS["chartqa"].max_new_tokens == 16
     assert samples[0].prompt == f"What is X?\nA. ear\nB. nose\nC. eye\nD. leg\n{LETTER}"
     # The first is about a letter, which covers the label in its picture; the other picture is as it was.
     lettered, plain = (image for sample in samples for image in sample.images)
@@ -294,6 +359,7 @@ def test_ai2d_asks_about_the_test_pictures(data):
 
 
 def test_chartqa_and_docvqa_by_hand(data, tmp_path):
+    assert TASKS["chartqa"].load(data)[0].prompt.endswith("?\nAnswer the question with a single word.")
     assert values("chartqa", data, ["21", "yes"]) == {
         "accuracy": 100, "accuracy/human": 100, "accuracy/augmented": 100}  # fmt: skip
     assert values("chartqa", data, ["22", "yes"])["accuracy/human"] == 0
@@ -319,6 +385,25 @@ def test_mathvista_by_hand(data, tmp_path):
     assert asked.endswith("Question: Q?\nChoices:\n(A) x\n(B) y") and "option letter" in asked
 
 
+@pytest.mark.parametrize("kind, answer, found", [
+    ("integer", "2019-2020", "2020"), ("integer", "from 3-5 to 4", "4"), ("integer", "x = -5", "-5"),
+    ("integer", "it fell by \N{MINUS SIGN}7", "-7"), ("integer", "$1,450 a week", "1450"),
+    ("integer", "3-2=1", "1"), ("integer", "about 2e3 m", "2e3"), ("float", "it is 1/2", "1/2"),
+    ("list", "between 2007 and 2008", "[2007, 2008]"), ("list", "2019-2020", "[2019, 2020]"),
+    ("list", "[1, 2], no: [2, 3]", "[2, 3]"),
+])  # fmt: skip
+def test_mathvista_takes_no_hyphen_for_a_minus(kind, answer, found):
+    facts = {"question_type": "free_form", "answer_type": kind, "choices": None, "precision": 1}
+    assert extract(answer, facts) == found
+
+
+def test_mathvista_takes_the_only_choice_that_is_named():
+    facts = {"question_type": "multi_choice", "answer_type": "text", "choices": ["May", "June"]}
+    assert extract("the wettest month is May.", facts) == "May"
+    assert extract("not May, but June", facts) == "not May, but June"
+    assert extract("Maybe", facts) == "Maybe"
+
+
 def test_mathvista_takes_no_number_for_an_answer_without_one(data):
     assert TASKS["mathvista"].judge(TASKS["mathvista"].load(data)[2], "many") == ("", 0)
 
@@ -334,8 +419,8 @@ def test_graded_elsewhere_means_no_score_but_files(data, tmp_path):
 
 
 @pytest.mark.parametrize("name, file, text, message", [
-    ("gqa", "gqa/data/testdev_balanced_questions.json", "{}", "has no question 20; take the testdev"),
-    ("scienceqa", "scienceqa/problems.json", "{}", "problem 4 is not of the test split"),
+    ("gqa", "gqa/data/testdev_balanced_questions.json", "{}", "has no question 201883195; take the testdev"),
+    ("scienceqa", "scienceqa/problems.json", "{}", "problem 445 is not of the test split"),
     ("seed", "seed_bench/SEED-Bench.json", '{"question_type": {}, "questions": []}', "has no question 101"),
     ("textvqa", "textvqa/TextVQA_0.5.1_val.json", '{"data": []}', "line 1 asks what"),
     ("mmbench", "mmbench/mmbench_dev_20230712.tsv", "index\tquestion\n1\tx\n", "has no column A"),

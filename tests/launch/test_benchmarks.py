@@ -114,10 +114,12 @@ def test_results_and_table_say_the_same(finished):
     splits = ("random", "popular", "adversarial")
     accuracies = [pope["metrics"][f"accuracy/{split}"]["value"] for split in splits]
     assert sum(accuracies) / 3 == pytest.approx(100 * sum(right) / 12) and pope["questions"] == 12
-    # Four pictures are asked about in each of three splits, each time the same.
+    # Four pictures are asked about in each of three splits, two of them with other questions in one split.
     counted = pope["reuse"]
+    different = len({record["question"] for record in records(finished, "pope")})
+    assert different == 5
     assert (counted["pictures"]["hits"], counted["pictures"]["misses"]) == (8, 4)
-    assert (counted["questions"]["hits"], counted["questions"]["misses"]) == (8, 4)
+    assert (counted["questions"]["hits"], counted["questions"]["misses"]) == (12 - different, different)
     assert results["tasks"]["vizwiz"]["metrics"] == {} and "1911" in results["tasks"]["vizwiz"]["submit"]
     table = (finished / "table1.md").read_text()
     heads = [cell.strip() for cell in table.splitlines()[0].split("|")]
@@ -128,6 +130,7 @@ def test_results_and_table_say_the_same(finished):
     assert (own["Method"], own["V"], own["VizWiz"]) == ("**tiny**", "4", "–") and own["MME"] != "–"
     assert "| QueCC | 1 | 53.5 | 59.4 | 1269.1 | 81.3 | 69.9 | 46.8 | 44.1 | 67.3 |" in table
     assert "VizWiz: answers are scored by the server" in table and "2411.03312" in table
+    assert "POPE: the mean F1 of three splits" in table and "accuracy/random" in table
 
 
 def test_a_killed_run_goes_on_where_it_stopped(finished, run, score, tmp_path, monkeypatch):
@@ -152,12 +155,32 @@ def test_a_killed_run_goes_on_where_it_stopped(finished, run, score, tmp_path, m
 def test_a_limit_asks_less_and_says_so(score, tmp_path):
     status, _, err = score(tmp_path, "--limit", 2, tasks="mme,mmbench")
     assert status == 0, err
-    assert [record["id"] for record in records(tmp_path, "mme")] == ["color/a#1", "color/a#2"]
-    assert "about 2 questions of each benchmark" in (tmp_path / "table1.md").read_text()
+    assert [record["id"] for record in records(tmp_path, "mme")] == [
+        "code_reasoning/0020#1", "code_reasoning/0020#2"]  # fmt: skip
+    table = (tmp_path / "table1.md").read_text()
+    assert "about 2 questions of each benchmark" in table
+    # Both are about code: nothing is known of perception.
+    assert "MME: none of the questions asked counts for perception." in table
     # More questions later: those answered are kept.
     status, _, err = score(tmp_path, "--limit", 4, tasks="mme")
     assert status == 0 and "4/4" in err
-    assert [record["id"] for record in records(tmp_path, "mme")][:2] == ["color/a#1", "color/a#2"]
+    assert [record["id"] for record in records(tmp_path, "mme")][:2] == [
+        "code_reasoning/0020#1", "code_reasoning/0020#2"]  # fmt: skip
+
+
+def test_another_scorer_reads_kept_answers_anew_and_asks_nothing(finished, score, tmp_path, monkeypatch):
+    shutil.copytree(finished, tmp_path / "out")
+    path = tmp_path / "out/mme/answers.jsonl"
+    rows = records(tmp_path / "out", "mme")
+    path.write_text("".join(json.dumps({**row, "answer": "y"}) + "\n" for row in rows))
+    monkeypatch.setattr(ask_module, "predict", lambda *a, **k: pytest.fail("it asks again"))
+    for rule, reading in (("lmms_eval", "yes"), ("mme", "other")):
+        status, _, err = score(tmp_path / "out", "--scorer", f"mme={rule}", tasks="mme")
+        assert status == 0, err
+        results = json.loads((tmp_path / "out/results.json").read_text())["tasks"]["mme"]
+        assert results["scorer"]["name"] == rule and results["unread"] == (6 if reading == "other" else 0)
+        assert {row["parsed"] for row in records(tmp_path / "out", "mme")} == {reading}
+        assert sum(row["score"] for row in records(tmp_path / "out", "mme")) == (3 if reading == "yes" else 0)
 
 
 def test_answers_of_another_model_or_setting_are_not_mixed_in(finished, run, data, score, tmp_path):
@@ -169,7 +192,7 @@ def test_answers_of_another_model_or_setting_are_not_mixed_in(finished, run, dat
     assert fingerprint(params) == json.loads((finished / "pope/settings.json").read_text())["model"]
     assert fingerprint(tiny.random_params(run, seed=3)) != fingerprint(params)
     path = tmp_path / "out/pope/answers.jsonl"
-    path.write_text(path.read_text().replace("Is there a thing 0", "Is there no thing 0"))
+    path.write_text(path.read_text().replace("Is there a snow", "Is there no snow"))
     with pytest.raises(UserError, match="line 1 answers another question than the data files now ask as"):
         run_task(TASKS["pope"], TASKS["pope"].load(data), tmp_path / "out/pope", run, params,
                  max_new_tokens=3, batch_size=4, data=data, model="tiny")  # fmt: skip
@@ -199,11 +222,11 @@ def test_missing_and_torn_pictures_are_named(data, score, tmp_path, monkeypatch,
     arguments = ("--checkpoint", run.out, "--data", tmp_path / "data", "--out", tmp_path / "out",
                  "--max-new-tokens", 3, "--batch-size", 4, "--tasks")  # fmt: skip
     status, _, err = call(monkeypatch, capsys, *arguments, "pope")
-    assert status == 1 and "4 pictures are missing" in err and "COCO_val2014_000000000003.png" in err
-    (tmp_path / "data/vizwiz/test/VizWiz_test_0.jpg").write_bytes(b"torn")
+    assert status == 1 and "4 pictures are missing" in err and "COCO_val2014_000000211674.jpg" in err
+    (tmp_path / "data/vizwiz/test/VizWiz_test_00000001.jpg").write_bytes(b"torn")
     status, _, err = call(monkeypatch, capsys, *arguments, "vizwiz")
     assert status == 1
-    assert re.search(r"error: question VizWiz_test_0\.jpg: picture .* not a picture", err), err
+    assert re.search(r"error: question 1: picture .* not a picture", err), err
 
 
 def test_options_of_benchmarks_need_benchmarks(monkeypatch, capsys, tmp_path):

@@ -23,11 +23,16 @@ TASKS: dict[str, Task] = {
 }  # fmt: skip
 
 
-def chosen(names: str) -> list[Task]:
+def chosen(names: str, scorers: str = "") -> list[Task]:
     """Tasks from a list of names between commas, each once.
 
+    Args:
+      names: such as "mme,mmmu".
+      scorers: whose rule reads the answers, such as "mme=lmms_eval,mmmu=lmms_eval"; a benchmark that is not
+        named has its first.
+
     Raises:
-      UserError: a name is of no benchmark, or there is none.
+      UserError: a name is of no benchmark, or there is none; a scorer is of none of them.
     """
     wanted = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
     if not wanted:
@@ -36,4 +41,14 @@ def chosen(names: str) -> list[Task]:
         if name not in TASKS:
             raise UserError(f"{name} is not a benchmark; {nearest(name, list(TASKS), 'see --help')}; "
                             f"there are {', '.join(TASKS)}")
-    return [TASKS[name] for name in wanted]
+    rules: dict[str, str] = {}
+    for part in scorers.split(","):
+        task, equals, rule = part.strip().partition("=")
+        if not part.strip():
+            continue
+        if not equals or task not in wanted or task in rules:
+            raise UserError(f"--scorer {part.strip()} is not TASK=SCORER, once, for one of the benchmarks "
+                            f"{', '.join(wanted)}; write for example {wanted[0]}="
+                            f"{TASKS[wanted[0]].scorer.name}")
+        rules[task] = rule
+    return [TASKS[name].scored_by(rules[name]) if name in rules else TASKS[name] for name in wanted]

@@ -1,6 +1,8 @@
 """AI2D test: multiple choice about diagrams of school science."""
 
 import io
+import re
+import string
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,18 +12,31 @@ from PIL import ImageDraw, ImageFont
 from quecc_jax.data.files import read_json
 from quecc_jax.data.images import open_image
 from quecc_jax.errors import UserError
-from quecc_jax.evaluate.metrics import leading_letter
-from quecc_jax.evaluate.tasks.base import LETTER, File, Sample, Task, asked, field, letters, options
+from quecc_jax.evaluate.tasks.base import (
+    LETTER,
+    LMMS_EVAL,
+    File,
+    Sample,
+    Scorer,
+    Task,
+    asked,
+    field,
+    letters,
+    options,
+)
 
 _ZIP = "ai2-website.s3.amazonaws.com/data/ai2d-all.zip"
 _IDS = "s3-us-east-2.amazonaws.com/prior-datasets/ai2d_test_ids.csv"
+
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def load(data: Path) -> list[Sample]:
     """Questions about the pictures of the test split.
 
     Questions such as "What is A?" are about a picture whose labels are covered by letters
-    (Kembhavi et al. 2016, section 5); the data set says where, and `covered` draws them.
+    (Kembhavi et al. 2016, section 5); the data set says where, and `covered` draws them. The prompt is that
+    of lmms-eval's ai2d.
     """
     folder, samples = data / "ai2d", []
     listed = (folder / "ai2d_test_ids.csv").read_text(encoding="utf-8").replace(",", "\n").split()
@@ -65,15 +80,18 @@ def covered(image: str, annotation: Mapping[str, Any]) -> bytes:
 def judge(sample: Sample, answer: str) -> tuple[str, float]:
     """Accuracy of the chosen letter (Kembhavi et al. 2016, "A Diagram Is Worth A Dozen Images").
 
-    The letter alone, or at the begin before a period as LLaVA's ScienceQA script reads it.
+    lmms-eval's rule: a capital that begins the answer before a period, or else the whole answer, is
+    compared without punctuation and case.
     """
-    parsed = leading_letter(answer.strip().removesuffix("."), letters(sample.extra["choices"]))
-    return parsed, float(parsed == sample.truth)
+    begin = re.match(r"\s*([A-Z])\.", answer)
+    bare = (begin[1] if begin else answer).translate(_NO_PUNCTUATION).lower()
+    return bare.upper() if bare.upper() in letters(26) else "", float(bare == sample.truth.lower())
 
 
 AI2D = Task(
     "ai2d", "AI2D test, 3,088 questions on diagrams",
     (File("ai2d/ai2d_test_ids.csv", _IDS), File("ai2d/questions/", _ZIP), File("ai2d/annotations/", _ZIP),
      File("ai2d/images/", _ZIP)),
-    load, judge,
+    load, (Scorer("lmms_eval", f"tasks/ai2d/utils.py and ai2d.yaml of {LMMS_EVAL}", judge),),
+    max_new_tokens=16,
 )  # fmt: skip

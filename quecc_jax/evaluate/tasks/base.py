@@ -18,6 +18,9 @@ from quecc_jax.paths import write_text
 SHORT = "Answer the question using a single word or phrase."
 LETTER = "Answer with the option's letter from the given choices directly."
 """Response formats of LLaVA-1.5 (Liu et al. 2023, "Improved Baselines", table 7)."""
+LLAVA = "github.com/haotian-liu/LLaVA at commit c121f04"
+LMMS_EVAL = "lmms_eval 0.7.3"
+"""Where official programs were read and run to compare with."""
 EVAL_ZIP = "LLaVA's eval.zip, linked from docs/Evaluation.md of github.com/haotian-liu/LLaVA"
 
 
@@ -59,6 +62,24 @@ class Judged(NamedTuple):
 
 Judge = Callable[[Sample, str], tuple[str, float | None]]
 """From a question and its answer to what is read in it and how right that is."""
+
+
+class Scorer(NamedTuple):
+    """A rule by which answers are read, and the official program whose rule it is."""
+
+    name: str
+    """What --scorer calls it."""
+    program: str
+    """The program: file, repository and commit."""
+    judge: Judge
+    nothing: str = ""
+    """How a reading begins where the program finds none; an empty reading always means none."""
+
+    def unread(self, parsed: str) -> bool:
+        """Whether the program found nothing in the answer."""
+        return not parsed or (bool(self.nothing) and parsed.startswith(self.nothing))
+
+
 Write = Callable[[Path, Sequence[Judged], Path], None]
 """Writes into a folder the file that the benchmark's server or script takes; the last argument is the data
 directory."""
@@ -102,7 +123,8 @@ class Task:
     files: tuple[File, ...]
     load: Callable[[Path], list[Sample]]
     """Questions from the data directory; raises UserError where a file is not of the form it should be."""
-    judge: Judge
+    scorers: tuple[Scorer, ...]
+    """Rules for its answers: first the one that is used, then others that people use."""
     unit: Callable[[Sample], Any] = _own_unit
     """What the sample is drawn together with; samples of one unit share this value."""
     tally: Callable[[Sequence[Judged]], Tally] = scored_mean
@@ -115,7 +137,31 @@ class Task:
     submit: str = ""
     """Where answers are scored whose truth is not public."""
     max_new_tokens: int = 128
-    """Longest answer: that of LLaVA's scripts."""
+    """Longest answer: that of the program whose prompts it has."""
+    note: str = ""
+    """What to know before its numbers are held against published ones."""
+
+    @property
+    def scorer(self) -> Scorer:
+        """The rule that is used."""
+        return self.scorers[0]
+
+    @property
+    def judge(self) -> Judge:
+        """What the rule that is used says of a question and its answer."""
+        return self.scorer.judge
+
+    def scored_by(self, name: str) -> "Task":
+        """The same benchmark with another of its rules.
+
+        Raises:
+          UserError: it has no rule of that name.
+        """
+        found = [scorer for scorer in self.scorers if scorer.name == name]
+        if not found:
+            raise UserError(f"--scorer {self.name}={name}: {self.name} has no scorer {name}; choose from "
+                            f"{', '.join(scorer.name for scorer in self.scorers)}")
+        return dataclasses.replace(self, scorers=(*found, *(s for s in self.scorers if s.name != name)))
 
     def units(self, judged: Iterable[Judged]) -> list[list[Judged]]:
         """The answers by unit, in order of first appearance."""

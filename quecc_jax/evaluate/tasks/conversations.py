@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from quecc_jax.data.files import read_json
-from quecc_jax.evaluate.tasks.base import EVAL_ZIP, File, Judged, Sample, Task, field, write_json
+from quecc_jax.evaluate.tasks.base import EVAL_ZIP, File, Judged, Sample, Scorer, Task, field, write_json
 
 _WILD, _MMVET = "llava-bench-in-the-wild", "mm-vet"
 _WILD_SITE = "huggingface.co/datasets/liuhaotian/llava-bench-in-the-wild"
@@ -12,6 +12,7 @@ _WILD_SITE = "huggingface.co/datasets/liuhaotian/llava-bench-in-the-wild"
 
 def _loader(questions: str, images: str) -> Callable[[Path], list[Sample]]:
     def load(data: Path) -> list[Sample]:
+        """Questions as LLaVA's model_vqa.py asks them: as they stand, without a response format."""
         return [Sample(field(line, "question_id", data / questions, number),
                        (str(data / images / line["image"]),), line["text"], None,
                        {"kinds": [line["category"]] if "category" in line else []})
@@ -31,16 +32,17 @@ def _write_mmvet(folder: Path, judged: Sequence[Judged], data: Path) -> None:
     write_json(folder / "mmvet_results.json", {f"v1_{one.sample.id}": one.answer for one in judged})
 
 
+_GRADED = (Scorer("gpt4", "none here: GPT-4 grades the answers", judge),)
 LLAVA_BENCH = Task(
     "llava_bench", "LLaVA-Bench in the wild, 60 questions; answers only",
     (File(f"{_WILD}/questions.jsonl", _WILD_SITE), File(f"{_WILD}/images/", _WILD_SITE)),
-    _loader(f"{_WILD}/questions.jsonl", f"{_WILD}/images"), judge,
+    _loader(f"{_WILD}/questions.jsonl", f"{_WILD}/images"), _GRADED,
     submit="llava_answers.jsonl to LLaVA's eval_gpt_review_bench.py", max_new_tokens=1024,
 )  # fmt: skip
 MMVET = Task(
     "mmvet", "MM-Vet, 218 questions; answers only",
     (File(f"{_MMVET}/llava-mm-vet.jsonl", EVAL_ZIP),
      File(f"{_MMVET}/images/", "mm-vet.zip, release v1 of github.com/yuweihao/MM-Vet")),
-    _loader(f"{_MMVET}/llava-mm-vet.jsonl", f"{_MMVET}/images"), judge, write=_write_mmvet,
+    _loader(f"{_MMVET}/llava-mm-vet.jsonl", f"{_MMVET}/images"), _GRADED, write=_write_mmvet,
     submit="mmvet_results.json to the MM-Vet evaluator", max_new_tokens=1024,
 )  # fmt: skip

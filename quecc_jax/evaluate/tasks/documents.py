@@ -5,20 +5,33 @@ from pathlib import Path
 
 from quecc_jax.data.files import read_json
 from quecc_jax.evaluate.metrics import anls, relaxed_match
-from quecc_jax.evaluate.tasks.base import File, Judged, Sample, Task, asked, field, write_json
+from quecc_jax.evaluate.tasks.base import (
+    LMMS_EVAL,
+    File,
+    Judged,
+    Sample,
+    Scorer,
+    Task,
+    asked,
+    field,
+    write_json,
+)
 
 _CHARTQA_SITE = "github.com/vis-nlp/ChartQA (ChartQA Dataset.zip)"
 _DOCVQA_SITE = "the Robust Reading Competition, rrc.cvc.uab.es/?ch=17, task 1"
+_WORD = "Answer the question with a single word."
+"""Response format of lmms-eval's chartqa."""
 _DOCVQA = "docvqa/val_v1.0_withQT.json"
 
 
 def _load_chartqa(data: Path) -> list[Sample]:
+    """Questions in the words of lmms-eval's chartqa; LLaVA has no script for ChartQA."""
     samples = []
     for part in ("human", "augmented"):
         path = data / f"chartqa/test/test_{part}.json"
         for number, record in enumerate(read_json(path), start=1):
             image = data / "chartqa/test/png" / field(record, "imgname", path, number)
-            samples.append(Sample(f"{part}/{number}", (str(image),), asked(record["query"]),
+            samples.append(Sample(f"{part}/{number}", (str(image),), asked(record["query"], _WORD),
                                   str(record["label"]), {"kinds": [part]}))  # fmt: skip
     return samples
 
@@ -29,6 +42,7 @@ def _judge_chartqa(sample: Sample, answer: str) -> tuple[str, float]:
 
 
 def _load_docvqa(data: Path) -> list[Sample]:
+    """Questions in the words of lmms-eval's docvqa_val, which are LLaVA-1.5's for short answers."""
     path, samples = data / _DOCVQA, []
     for number, record in enumerate(read_json(path)["data"], start=1):
         image = data / "docvqa" / field(record, "image", path, number)
@@ -53,10 +67,14 @@ CHARTQA = Task(
     "chartqa", "ChartQA test, 2,500 questions on charts",
     (File("chartqa/test/test_human.json", _CHARTQA_SITE),
      File("chartqa/test/test_augmented.json", _CHARTQA_SITE), File("chartqa/test/png/", _CHARTQA_SITE)),
-    _load_chartqa, _judge_chartqa,
+    _load_chartqa,
+    (Scorer("lmms_eval", f"relaxed_correctness in tasks/chartqa/utils.py of {LMMS_EVAL}", _judge_chartqa),),
+    max_new_tokens=16,
 )  # fmt: skip
 DOCVQA = Task(
     "docvqa", "DocVQA validation, 5,349 questions on document pages; `accuracy` is the mean ANLS",
     (File(_DOCVQA, _DOCVQA_SITE), File("docvqa/documents/", _DOCVQA_SITE)),
-    _load_docvqa, _judge_docvqa, write=_write_docvqa,
+    _load_docvqa, (Scorer("lmms_eval", f"anls in api/metrics.py of {LMMS_EVAL}, as the competition has it",
+                          _judge_docvqa),),
+    write=_write_docvqa, max_new_tokens=32,
 )  # fmt: skip

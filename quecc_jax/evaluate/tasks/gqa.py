@@ -5,7 +5,17 @@ from pathlib import Path
 
 from quecc_jax.data.files import read_json
 from quecc_jax.errors import UserError
-from quecc_jax.evaluate.tasks.base import EVAL_ZIP, File, Judged, Sample, Task, field, write_json
+from quecc_jax.evaluate.tasks.base import (
+    EVAL_ZIP,
+    LLAVA,
+    File,
+    Judged,
+    Sample,
+    Scorer,
+    Task,
+    field,
+    write_json,
+)
 
 _SITE = "cs.stanford.edu/people/dorarad/gqa/download.html"
 _QUESTIONS = "gqa/llava_gqa_testdev_balanced.jsonl"
@@ -47,5 +57,6 @@ GQA = Task(
     "gqa", "GQA test-dev balanced, 12,578 questions",
     (File(_QUESTIONS, EVAL_ZIP), File(_TRUTHS, f"questions1.2.zip from {_SITE}"),
      File("gqa/data/images/", f"images.zip from {_SITE}")),
-    load, judge, column="GQA", write=write,
+    load, (Scorer("llava", f"scripts/convert_gqa_for_eval.py of {LLAVA} and GQA's eval.py", judge),),
+    column="GQA", write=write,
 )  # fmt: skip

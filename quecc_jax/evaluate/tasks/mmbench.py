@@ -3,13 +3,24 @@
 import base64
 import binascii
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from quecc_jax.errors import UserError
 from quecc_jax.evaluate.bootstrap import Tally, Totals, ratio
-from quecc_jax.evaluate.tasks.base import LETTER, File, Judged, Sample, Task, asked, letters, options
+from quecc_jax.evaluate.tasks.base import (
+    LETTER,
+    File,
+    Judged,
+    Sample,
+    Scorer,
+    Task,
+    asked,
+    letters,
+    options,
+)
 
 LETTER_CN = "请直接回答选项字母。"
 """LLaVA's response format for MMBench-CN."""
@@ -20,9 +31,18 @@ _NOT_SENT = ("hint", "category", "source", "image", "comment", "l2-category")
 """Columns that the server's spreadsheet lacks (LLaVA's convert_mmbench_for_submission.py)."""
 
 
-_AROUND = (("", ""), ("", "."), ("", ","), ("", ":"), ("", ")"), ("", ")."), ("(", ")"), ("(", ")."),
-           (":", ""), (":", ","), (":", "."), (":", ")"), (":", ")."))  # fmt: skip
-"""What may stand around a letter that names an option, in the order that it is looked for."""
+_MARKS = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
+_NO_ANSWER = "Z"
+"""VLMEvalKit's reading of a refusal."""
+_FAILED = "Failed to obtain answer via API"
+_TOLD = re.compile(r"(?i)answer\s+is\s+\**([ABCD])\**")
+_REFUSALS = ("Sorry, I can't help with images of people yet.", "I can't process this file.",
+             "I'm sorry, but without the image provided", "Cannot determine the answer")  # fmt: skip
+_NOT_GIVEN = frozenset((
+    "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A",
+    "NA", "NULL", "NaN", "None", "n/a", "nan", "null",
+))  # fmt: skip
+"""Fields that pandas.read_table, with which LLaVA reads the file, takes for missing."""
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
@@ -53,7 +73,12 @@ def _columns(path: Path) -> list[str]:
 
 
 def loader(name: str, form: str) -> Any:
-    """The function that loads `mmbench/NAME.tsv` and asks for answers in the response format `form`."""
+    """The function that loads `mmbench/NAME.tsv` and asks for answers in the response format `form`.
+
+    The text is that of LLaVA's model_vqa_mmbench.py with --single-pred-prompt (and --lang cn): hint,
+    question, choices up to the first that is not given, response format. Its answer file has it without the
+    last.
+    """
 
     def load(data: Path) -> list[Sample]:
         path, samples = data / f"mmbench/{name}.tsv", []
@@ -81,7 +106,7 @@ def loader(name: str, form: str) -> Any:
 
 
 def _given(value: str | None) -> bool:
-    return value is not None and value.strip().lower() not in ("", "nan", "none")
+    return value is not None and value not in _NOT_GIVEN and value.lower() not in ("nan", "none")
 
 
 def _choices(row: Mapping[str, str]) -> list[str]:
@@ -103,22 +128,42 @@ def _decoded(image: str, path: Path, number: int) -> bytes:
 
 def judge(sample: Sample, answer: str) -> tuple[str, float]:
     """The option that an answer names by letter or by its text, "" where it is not clear."""
-    parsed = infer_letter(answer) or infer_choice(answer, sample.extra["choices"])
+    choices = sample.extra["choices"]
+    parsed = infer_letter(answer, len(choices)) or infer_choice(answer, choices)
     return parsed, float(parsed == sample.truth)
 
 
-def infer_letter(answer: str) -> str:
-    """The one letter A to E that stands alone among the words, or with one kind of mark around it.
+def _judge_2026(sample: Sample, answer: str) -> tuple[str, float]:
+    """VLMEvalKit's rules of 2026: the letter must be among the last four words or follow "answer is", and the
+    text of a choice counts in short answers only."""
+    choices = sample.extra["choices"]
+    parsed = infer_letter(answer, len(choices), last=4)
+    told = _TOLD.search(answer)
+    if not parsed and told and told[1].upper() in letters(len(choices)) and _FAILED not in answer:
+        parsed = told[1].upper()
+    if not parsed and len(answer.lower()) <= 2 * sum(map(len, choices)):
+        parsed = infer_choice(answer, choices)
+    return parsed, float(parsed == sample.truth)
 
-    A lone A among more than three words may be an article and does not count.
+
+def infer_letter(answer: str, count: int, last: int | None = None) -> str:
+    """The one letter of `count` choices that is a word of the answer, marks apart; Z for a refusal.
+
+    Args:
+      answer: what was said.
+      count: of choices.
+      last: words at the answer's end among which it must come first; None for all.
     """
-    words = answer.split()
-    for before, after in _AROUND:
-        named = [letter for letter in letters(5) if before + letter + after in words]
-        bare = not before and not after
-        if len(named) == 1 and not (bare and "A" in words and len(words) > 3):
-            return named[0]
-    return ""
+    if _FAILED in answer:
+        return ""
+    if any(refusal in answer for refusal in _REFUSALS):
+        return _NO_ANSWER
+    words = answer.translate(_MARKS).split()
+    named = [letter for letter in letters(count) if letter in words]
+    if len(named) == 1:
+        far = last is not None and words.index(named[0]) < len(words) - last
+        return "" if far else named[0]
+    return _NO_ANSWER if not named and _NO_ANSWER in words else ""
 
 
 def infer_choice(answer: str, choices: Sequence[str]) -> str:
@@ -178,9 +223,17 @@ def write(folder: Path, judged: Sequence[Judged], data: Path) -> None:
     os.replace(aside, folder / "mmbench_upload.xlsx")
 
 
+_SCORERS = (
+    Scorer("vlmevalkit", "vlmeval/utils/matching_util.py of github.com/open-compass/VLMEvalKit at commit "
+           "c026693, as it was from 2024-02 to 2025-07, when table 1 was made", judge, _NO_ANSWER),
+    Scorer("vlmevalkit_2026", "the same file at commit e8e78f0 (2026-08)", _judge_2026, _NO_ANSWER),
+)  # fmt: skip
+
+
 def _task(name: str, file: str, form: str, about: str, column: str) -> Task:
-    return Task(name, about, (File(f"mmbench/{file}.tsv", f"{_SITE}/{file}.tsv"),), loader(file, form), judge,
-                unit, tally, metrics, headline="circular", column=column, write=write)  # fmt: skip
+    return Task(name, about, (File(f"mmbench/{file}.tsv", f"{_SITE}/{file}.tsv"),), loader(file, form),
+                _SCORERS, unit, tally, metrics, headline="circular", column=column, write=write,
+                max_new_tokens=1024)  # fmt: skip
 
 
 MMBENCH = _task("mmbench", "mmbench_dev_20230712", LETTER, "MMBench dev, with rotations", "MMB")

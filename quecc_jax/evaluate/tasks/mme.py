@@ -8,7 +8,17 @@ from typing import Any
 from quecc_jax.data.files import read_json
 from quecc_jax.errors import UserError
 from quecc_jax.evaluate.bootstrap import Tally, Totals, ratio
-from quecc_jax.evaluate.tasks.base import EVAL_ZIP, SHORT, File, Judged, Sample, Task, field
+from quecc_jax.evaluate.tasks.base import (
+    EVAL_ZIP,
+    LMMS_EVAL,
+    SHORT,
+    File,
+    Judged,
+    Sample,
+    Scorer,
+    Task,
+    field,
+)
 from quecc_jax.paths import write_text
 
 PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark",
@@ -60,12 +70,18 @@ def _truths(release: Path) -> dict[tuple[str, str, str], str]:
 
 
 def judge(sample: Sample, answer: str) -> tuple[str, float]:
-    """Yes or no: the whole answer or its first letter, or else a yes or no among its first four letters.
+    """Yes or no, whichever stands within the first four letters; anything else is "other" and wrong."""
+    return _scored(sample, answer.lower())
 
-    As MME's eval_tool/calculation.py reads answers; anything else is "other" and wrong.
-    """
+
+def _judge_lmms_eval(sample: Sample, answer: str) -> tuple[str, float]:
+    """lmms-eval's rule: the same, but blanks and periods go first, and y and n alone are yes and no."""
     text = answer.lower().strip().replace(".", "")
-    begin = text[:4] if len(text) > 1 else {"y": "yes", "n": "no"}.get(text, "")
+    return _scored(sample, {"y": "yes", "n": "no"}.get(text, text))
+
+
+def _scored(sample: Sample, text: str) -> tuple[str, float]:
+    begin = text[:4]
     parsed = "yes" if "yes" in begin else "no" if "no" in begin else "other"
     return parsed, float(parsed == str(sample.truth).lower())
 
@@ -117,5 +133,8 @@ MME = Task(
     "mme", "MME, 2,374 yes-or-no questions in 14 categories",
     (File(_QUESTIONS, EVAL_ZIP),
      File(f"{_RELEASE}/", "github.com/BradyFU/Awesome-Multimodal-Large-Language-Models, branch Evaluation")),
-    load, judge, unit, tally, metrics, headline="perception", column="MME", write=write,
+    load,
+    (Scorer("mme", "eval_tool/calculation.py of MME's eval_tool.zip (2023-07-01)", judge, "other"),
+     Scorer("lmms_eval", f"tasks/mme/utils.py of {LMMS_EVAL}", _judge_lmms_eval, "other")),
+    unit, tally, metrics, headline="perception", column="MME", write=write,
 )  # fmt: skip

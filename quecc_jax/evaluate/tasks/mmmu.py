@@ -10,9 +10,11 @@ from typing import Any
 from quecc_jax.errors import UserError
 from quecc_jax.evaluate.tasks.base import (
     LETTER,
+    LMMS_EVAL,
     File,
     Judged,
     Sample,
+    Scorer,
     Task,
     asked,
     letters,
@@ -32,6 +34,12 @@ DOMAINS: Mapping[str, tuple[str, ...]] = {
 """Subjects by domain (Yue et al. 2023, "MMMU", table 1)."""
 _FILE = "validation-00000-of-00001.parquet"
 _MARKS = ",.!?;:'"
+_RANDOM = "random "
+"""Begins the reading of an answer in which no choice was found."""
+Forms = tuple[tuple[str, str], ...]
+"""How an answer may write a letter, and as what its place is looked up."""
+_MMMU_FORMS: Forms = (("({})", "({})"), (" {} ", " {} "))
+_LMMS_EVAL_FORMS: Forms = (("({})", "({})"), ("{} ", " {} "), ("{}.", " {} "))
 _INDICATORS = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
 
 
@@ -82,14 +90,27 @@ def _open_truths(answer: str) -> list[str]:
 
 
 def judge(sample: Sample, answer: str) -> tuple[str, float]:
-    """The letter of a choice, or whether any part of an open answer is right.
+    """The letter of a choice, or whether any part of an open answer is right (Yue et al. 2023).
 
-    eval/utils/eval_utils.py of github.com/MMMU-Benchmark/MMMU (Yue et al. 2023). Where no choice is
-    found the official script picks one at random, and so does this, seeded by the question.
+    Where no choice is found the official program draws one, seeded once for all questions, so that a guess
+    hangs on every answer before it. Here it hangs on the question alone, and the reading says "random".
     """
-    if sample.extra["choices"]:
-        parsed = parse_choice(answer, sample.extra["choices"], seed=str(sample.id))
-        return parsed, float(parsed == sample.truth)
+    return _judged(sample, answer, _MMMU_FORMS)
+
+
+def _judge_lmms_eval(sample: Sample, answer: str) -> tuple[str, float]:
+    """lmms-eval's letters, which need no blank before them. Open answers are read as `judge` does: lmms-eval
+    keeps one candidate of an unordered set, so that its score differs from process to process."""
+    return _judged(sample, answer, _LMMS_EVAL_FORMS)
+
+
+def _judged(sample: Sample, answer: str, forms: Forms) -> tuple[str, float]:
+    if choices := sample.extra["choices"]:
+        letter = parse_choice(answer, choices, forms)
+        if letter:
+            return letter, float(letter == sample.truth)
+        letter = random.Random(str(sample.id)).choice(letters(len(choices)))
+        return f"{_RANDOM}{letter}", float(letter == sample.truth)
     found = parse_open(answer)
     truths = [part for truth in sample.truth for part in _normalised(truth)]
     right = any(any(isinstance(t, str) and t in part for t in truths) if isinstance(part, str)
@@ -97,16 +118,15 @@ def judge(sample: Sample, answer: str) -> tuple[str, float]:
     return "; ".join(map(str, found)), float(right)
 
 
-def parse_choice(answer: str, choices: Sequence[str], seed: str) -> str:
-    """The letter that an answer names last: as "(A)", as "A ", as "A.", or by the text of the choice.
+def parse_choice(answer: str, choices: Sequence[str], forms: Forms = _MMMU_FORMS) -> str:
+    """The letter that an answer names last, in the first form that occurs, or by the text of the choice.
 
-    Text counts in answers of more than five words only; without any of these, a random letter.
+    Text counts in answers of more than five words only. "" without any of these.
     """
     for mark in _MARKS:
         answer = answer.strip(mark)
     answer, names = f" {answer} ", letters(len(choices))
-    # The place of a letter followed by a period is looked up as of one between blanks: an official quirk.
-    for written, place in (("({})", "({})"), ("{} ", " {} "), ("{}.", " {} ")):
+    for written, place in forms:
         named = [name for name in names if written.format(name) in answer]
         if named:
             return max(named, key=lambda name: answer.rfind(place.format(name)))
@@ -117,7 +137,7 @@ def parse_choice(answer: str, choices: Sequence[str], seed: str) -> str:
                   if choice.lower() in lower]  # fmt: skip
         if within:
             return max(within)[2]
-    return random.Random(seed).choice(names)
+    return ""
 
 
 def parse_open(answer: str) -> list[str | float]:
@@ -163,12 +183,19 @@ def _normalised(text: str) -> list[str | float]:
 def write(folder: Path, judged: Sequence[Judged], data: Path) -> None:
     """mmmu_answers.json: the letter, or the answer to an open question, by id (main_eval_only.py)."""
     write_json(folder / "mmmu_answers.json",
-               {one.sample.id: one.parsed if one.sample.extra["choices"] else one.answer for one in judged})
+               {one.sample.id: one.parsed.removeprefix(_RANDOM) if one.sample.extra["choices"] else one.answer
+                for one in judged})  # fmt: skip
 
 
 MMMU = Task(
     "mmmu", "MMMU validation, 900 questions in 30 subjects",
     tuple(File(f"mmmu/{subject}/{_FILE}", "huggingface.co/datasets/MMMU/MMMU")
           for subjects in DOMAINS.values() for subject in subjects),
-    load, judge, write=write,
+    load,
+    (Scorer("mmmu", "mmmu/utils/eval_utils.py of github.com/MMMU-Benchmark/MMMU at commit bb0b95a", judge,
+            _RANDOM),
+     Scorer("lmms_eval", f"tasks/mmmu/utils.py of {LMMS_EVAL}, open answers as MMMU reads them",
+            _judge_lmms_eval, _RANDOM)),
+    write=write,
+    note="a random choice, drawn by the question's name, stands for each unread answer",
 )  # fmt: skip

@@ -10,7 +10,7 @@ from quecc_jax.data.files import read_json
 from quecc_jax.errors import UserError
 from quecc_jax.evaluate.bootstrap import Tally, Totals, ratio
 from quecc_jax.evaluate.metrics import says_no
-from quecc_jax.evaluate.tasks.base import EVAL_ZIP, File, Judged, Sample, Task, field
+from quecc_jax.evaluate.tasks.base import EVAL_ZIP, LLAVA, File, Judged, Sample, Scorer, Task, field
 
 _SPLITS = ("random", "popular", "adversarial")
 _COCO = "output/coco of github.com/AoiDragon/POPE at commit e3e3926, whose questions LLaVA asks"
@@ -64,8 +64,8 @@ def tally(unit: Sequence[Judged]) -> Tally:
 def metrics(totals: Totals) -> dict[str, Any]:
     """Accuracy, precision, recall, F1 and share of yes of each split in %, and the mean F1 over splits.
 
-    Li et al. 2023, "Evaluating Object Hallucination in Large Vision-Language Models", section 5; LLaVA's
-    and QueCC's tables show the mean F1. Precision, recall and F1 are 0 where nothing is positive.
+    Li et al. 2023, "Evaluating Object Hallucination in Large Vision-Language Models", section 5. LLaVA-1.5's
+    table shows the mean F1. Precision, recall and F1 are 0 where nothing is positive.
     """
     found: dict[str, Any] = {}
     present = [s for s in _SPLITS if any(f"{s}/{o}" in totals for o in ("tp", "fp", "tn", "fn"))]
@@ -84,5 +84,9 @@ POPE = Task(
     (File("pope/llava_pope_test.jsonl", EVAL_ZIP),
      *(File(f"pope/coco/coco_pope_{split}.json", _COCO) for split in _SPLITS),
      File("pope/val2014/", "images.cocodataset.org/zips/val2014.zip")),
-    load, judge, tally=tally, metrics=metrics, headline="f1", column="POPE",
+    load, (Scorer("llava", f"llava/eval/eval_pope.py of {LLAVA}, which is POPE's evaluate.py", judge),),
+    tally=tally, metrics=metrics, headline="f1", column="POPE",
+    note="the mean F1 of three splits, which LLaVA's row shows; the script in QueCC's repository prints the "
+         "accuracy on the random split alone (accuracy/random in results.json), and which of the two QueCC's "
+         "rows show it does not say",
 )  # fmt: skip

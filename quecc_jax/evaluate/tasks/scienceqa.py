@@ -1,20 +1,40 @@
 """ScienceQA test: school questions with choices, some about a picture."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from quecc_jax.data.files import read_json
 from quecc_jax.data.templates import PLACEHOLDER
 from quecc_jax.errors import UserError
-from quecc_jax.evaluate.metrics import leading_letter
-from quecc_jax.evaluate.tasks.base import EVAL_ZIP, File, Judged, Sample, Task, field, letters, write_json
+from quecc_jax.evaluate.tasks.base import (
+    EVAL_ZIP,
+    LETTER,
+    LLAVA,
+    LMMS_EVAL,
+    File,
+    Judged,
+    Sample,
+    Scorer,
+    Task,
+    asked,
+    field,
+    letters,
+    write_json,
+)
 
 _QUESTIONS = "scienceqa/llava_test_CQM-A.json"
+FAILED = "FAILED"
+"""LLaVA's reading of an answer in which it finds no letter."""
 _SITE = "data/scienceqa of github.com/lupantech/ScienceQA"
 
 
 def load(data: Path) -> list[Sample]:
-    """LLaVA's questions of the test split, with ScienceQA's answers."""
+    """LLaVA's questions of the test split, with ScienceQA's answers.
+
+    The file ends a question with its choices; the response format is what LLaVA's script adds to it
+    (llava/eval/model_vqa_science.py with --single-pred-prompt).
+    """
     problems, samples = read_json(data / "scienceqa/problems.json"), []
     test = set(read_json(data / "scienceqa/pid_splits.json")["test"])
     for number, line in enumerate(read_json(data / _QUESTIONS), start=1):
@@ -26,7 +46,8 @@ def load(data: Path) -> list[Sample]:
         images: tuple[str, ...] = ()
         if "image" in line:
             images = (str(data / "scienceqa/images/test" / line["image"]),)
-        prompt = line["conversations"][0]["value"].replace(PLACEHOLDER, "").strip()
+        question = field(line, "conversations", data / _QUESTIONS, number)[0]["value"]
+        prompt = asked(question.replace(PLACEHOLDER, "").strip(), LETTER)
         text = f"{PLACEHOLDER}\n{prompt}" if images else prompt
         samples.append(Sample(identity, images, prompt, letters(problem["answer"] + 1)[-1],
                               {"choices": len(problem["choices"]), "text": text,
@@ -35,13 +56,28 @@ def load(data: Path) -> list[Sample]:
 
 
 def judge(sample: Sample, answer: str) -> tuple[str, float]:
-    """The option that `metrics.leading_letter` reads among A to E, right if it is the answer's.
+    """The letter that `read_letter` finds, right if it is the answer's.
 
-    Lu et al. 2022, "Learn to Explain"; LLaVA's eval_science_qa.py. An answer that names no choice of
-    the question is wrong. `accuracy/image` is the IMG subset that papers report for LLaVA.
+    Lu et al. 2022, "Learn to Explain". `accuracy/image` is the IMG subset that papers report for LLaVA.
     """
-    parsed = leading_letter(answer, letters(5))
-    parsed = parsed if parsed in letters(sample.extra["choices"]) else ""
+    parsed = read_letter(answer)
+    return parsed, float(parsed == sample.truth)
+
+
+def read_letter(answer: str) -> str:
+    """The letter A to E that is the whole answer or begins it before ". ", or else the one capital that
+    follows "The answer is " with any sign behind it; FAILED where there is none, or where there are two."""
+    if answer in letters(5) or (answer[:1] in letters(5) and answer[1:3] == ". "):
+        return answer[0]
+    named = re.findall("The answer is ([A-Z]).", answer)
+    return named[0] if len(named) == 1 else FAILED
+
+
+def _judge_lmms_eval(sample: Sample, answer: str) -> tuple[str, float]:
+    """lmms-eval's rule: the letter in either case is the whole answer, or a capital begins it before a
+    period."""
+    text = answer.strip()
+    parsed = text.upper() if len(text) == 1 else text[0] if text[1:2] == "." and text[0].isupper() else FAILED
     return parsed, float(parsed == sample.truth)
 
 
@@ -50,14 +86,22 @@ def write(folder: Path, judged: Sequence[Judged], data: Path) -> None:
     right = sum(one.score or 0 for one in judged)
     write_json(folder / "result.json", {
         "acc": 100 * right / len(judged) if judged else None, "correct": int(right), "count": len(judged),
-        "results": {one.sample.id: "ABCDE".index(one.parsed) if one.parsed else -1 for one in judged},
+        "results": {one.sample.id: _index(one) for one in judged},
         "outputs": {one.sample.id: one.answer for one in judged},
     })  # fmt: skip
+
+
+def _index(one: Judged) -> int:
+    names = letters(one.sample.extra["choices"])
+    return names.index(one.parsed) if one.parsed in names else -1
 
 
 SCIENCEQA = Task(
     "scienceqa", "ScienceQA test, 4,241 questions, 2,017 with a picture",
     (File(_QUESTIONS, EVAL_ZIP), File("scienceqa/problems.json", _SITE),
      File("scienceqa/pid_splits.json", _SITE), File("scienceqa/images/test/", _SITE)),
-    load, judge, headline="accuracy/image", column="SQA", write=write,
+    load,
+    (Scorer("llava", f"llava/eval/eval_science_qa.py of {LLAVA}", judge, FAILED),
+     Scorer("lmms_eval", f"tasks/scienceqa/utils.py of {LMMS_EVAL}", _judge_lmms_eval, FAILED)),
+    headline="accuracy/image", column="SQA", write=write, max_new_tokens=1024,
 )  # fmt: skip

@@ -5,7 +5,17 @@ from pathlib import Path
 
 from quecc_jax.data.files import read_json
 from quecc_jax.errors import UserError
-from quecc_jax.evaluate.tasks.base import EVAL_ZIP, File, Judged, Sample, Task, field, write_lines
+from quecc_jax.evaluate.tasks.base import (
+    EVAL_ZIP,
+    LLAVA,
+    File,
+    Judged,
+    Sample,
+    Scorer,
+    Task,
+    field,
+    write_lines,
+)
 
 _QUESTIONS, _TRUTHS = "seed_bench/llava-seed-bench.jsonl", "seed_bench/SEED-Bench.json"
 _SITE = "DATASET.md of github.com/AILab-CVC/SEED-Bench"
@@ -46,5 +56,5 @@ SEED = Task(
     "seed", "SEED-Bench, 19,242 questions on pictures and video frames",
     (File(_QUESTIONS, EVAL_ZIP), File(_TRUTHS, _SITE), File("seed_bench/SEED-Bench-image/", _SITE),
      File("seed_bench/SEED-Bench-video-image/", f"videos of {_SITE}; LLaVA's eval.zip has a script")),
-    load, judge, write=write,
+    load, (Scorer("llava", f"scripts/convert_seed_for_submission.py of {LLAVA}", judge),), write=write,
 )  # fmt: skip

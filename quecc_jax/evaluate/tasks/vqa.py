@@ -5,13 +5,16 @@ from pathlib import Path
 
 from quecc_jax.data.files import read_json
 from quecc_jax.errors import UserError
-from quecc_jax.evaluate.metrics import normalise_answer, vqa_accuracy
+from quecc_jax.evaluate.metrics import normalise_answer, vqa_accuracy, vqa_challenge_accuracy
 from quecc_jax.evaluate.tasks.base import (
     EVAL_ZIP,
+    LLAVA,
+    LMMS_EVAL,
     SHORT,
     File,
     Judged,
     Sample,
+    Scorer,
     Task,
     asked,
     field,
@@ -33,6 +36,17 @@ def judge(sample: Sample, answer: str) -> tuple[str, float | None]:
     """
     score = None if sample.truth is None else vqa_accuracy(answer, sample.truth)
     return normalise_answer(answer), score
+
+
+def _judge_challenge(sample: Sample, answer: str) -> tuple[str, float]:
+    """What LLaVA sends to the VQA challenge, and what the challenge's script says of it."""
+    sent = normalise_answer(answer)
+    return sent, vqa_challenge_accuracy(sent, sample.truth)
+
+
+def _judge_lmms_eval(sample: Sample, answer: str) -> tuple[str, float]:
+    """lmms-eval's VQAv2: the challenge's normalisation alone, on both sides, always."""
+    return normalise_answer(answer), vqa_challenge_accuracy(answer, sample.truth, always=True)
 
 
 def _questions(path: Path, images: Path) -> list[Sample]:
@@ -114,11 +128,14 @@ def _write_vizwiz(folder: Path, judged: Sequence[Judged], data: Path) -> None:
                [{"image": one.sample.extra["image"], "answer": one.parsed} for one in judged])
 
 
+_M4C = "llava/eval/m4c_evaluator.py"
+_SENT = (Scorer("llava", f"none here, the truth is not public; answers are normalised by {_M4C} of {LLAVA}",
+                judge),)  # fmt: skip
 VQAV2 = Task(
     "vqav2", "VQAv2 test-dev, 107,394 questions whose answers only the server knows",
     (File("vqav2/llava_vqav2_mscoco_test-dev2015.jsonl", EVAL_ZIP), File(_EVERY, EVAL_ZIP),
      File("vqav2/test2015/", "images.cocodataset.org/zips/test2015.zip")),
-    _load_vqav2, judge, column="VQAv2", write=_write_vqav2,
+    _load_vqav2, _SENT, column="VQAv2", write=_write_vqav2,
     submit="vqav2_upload.json to eval.ai challenge 830",
 )  # fmt: skip
 VQAV2_VAL = Task(
@@ -126,24 +143,29 @@ VQAV2_VAL = Task(
     (File("vqav2/v2_OpenEnded_mscoco_val2014_questions.json", _VQA_SITE),
      File("vqav2/v2_mscoco_val2014_annotations.json", _VQA_SITE),
      File("vqav2/val2014/", "images.cocodataset.org/zips/val2014.zip")),
-    _load_vqav2_val, judge,
+    _load_vqav2_val,
+    (Scorer("vqa", "vqaEvaluation/vqaEval.py of github.com/GT-Vision-Lab/VQA at commit a013f00, on answers "
+            f"that {_M4C} of {LLAVA} has normalised", _judge_challenge),
+     Scorer("lmms_eval", f"tasks/vqav2/utils.py of {LMMS_EVAL}", _judge_lmms_eval)),
 )  # fmt: skip
 VIZWIZ = Task(
     "vizwiz", "VizWiz test, 8,000 questions whose answers only the server knows",
     (File("vizwiz/llava_test.jsonl", EVAL_ZIP), File("vizwiz/test/", f"test.zip from {_VIZWIZ_SITE}")),
-    _load_vizwiz, judge, column="VizWiz", write=_write_vizwiz,
+    _load_vizwiz, _SENT, column="VizWiz", write=_write_vizwiz,
     submit="vizwiz_upload.json to eval.ai challenge 1911",
 )  # fmt: skip
 VIZWIZ_VAL = Task(
     "vizwiz_val", "VizWiz val, 4,319 questions",
     (File("vizwiz/val.json", f"Annotations.zip from {_VIZWIZ_SITE}"),
      File("vizwiz/val/", f"val.zip from {_VIZWIZ_SITE}")),
-    _load_vizwiz_val, judge, write=_write_vizwiz,
+    _load_vizwiz_val, (Scorer("lmms_eval", f"tasks/vizwiz_vqa/utils.py of {LMMS_EVAL}", judge),),
+    write=_write_vizwiz,
 )  # fmt: skip
 TEXTVQA = Task(
     "textvqa", "TextVQA val, 5,000 questions with reference OCR tokens",
     (File("textvqa/llava_textvqa_val_v051_ocr.jsonl", EVAL_ZIP),
      File("textvqa/TextVQA_0.5.1_val.json", _TEXTVQA_SITE),
      File("textvqa/train_images/", f"train_val_images.zip from {_TEXTVQA_SITE}")),
-    _load_textvqa, judge, column="TextVQA",
+    _load_textvqa, (Scorer("llava", f"llava/eval/eval_textvqa.py and m4c_evaluator.py of {LLAVA}", judge),),
+    column="TextVQA",
 )  # fmt: skip
