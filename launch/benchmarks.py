@@ -22,13 +22,15 @@ _PUBLISHED = Path(__file__).parent / "data" / "table1.json"
 
 def run(checkpoint: Path, names: str, data: Path, out: Path, *, name: str, limit: int | None,
         max_new_tokens: int | None, batch_size: int, seed: int, html: bool,
-         visual_tokens: int = 0, template: str = "", scorers: str = "") -> dict[str, Any]:  # fmt: skip
+         visual_tokens: int = 0, template: str = "", scorers: str = "",
+         image_decoding: str = "run") -> dict[str, Any]:  # fmt: skip
     """Answers, scores and writes everything below `out`; a run that was stopped goes on.
 
     Args:
       visual_tokens: V of a model that serves several; 0 is its largest.
       template: conversation template to ask with; "" is the run's own.
-      scorers: whose rules read the answers, see `tasks.chosen`. The others are as in `launch.evaluate`.
+      scorers: whose rules read the answers, see `tasks.chosen`.
+      image_decoding: see `load.with_decoding`. The others are as in `launch.evaluate`.
 
     Returns:
       What results.json holds.
@@ -39,16 +41,18 @@ def run(checkpoint: Path, names: str, data: Path, out: Path, *, name: str, limit
     from quecc_jax.evaluate.benchmark import cut_questions, run_task, summary
     from quecc_jax.evaluate.tasks import chosen
     from quecc_jax.generate.reuse import Reuse
-    from quecc_jax.load import load_vlm
+    from quecc_jax.load import load_vlm, with_decoding
 
     tasks = chosen(names, scorers)
     questions = _load(tasks, data, limit)
     config, params = load_vlm(checkpoint, visual_tokens=visual_tokens, template=template)
+    config = with_decoding(config, image_decoding)
     model = name or checkpoint.absolute().name
     judged: dict[str, list[Judged]] = {}
     results: dict[str, Any] = {
         "model": model, "checkpoint": str(checkpoint), "visual_tokens": config.model.visual_tokens,
-        "limit": limit, "resamples": 1000, "seed": seed, "tasks": {},
+        "image_decoding": config.data.image_decoding, "limit": limit, "resamples": 1000, "seed": seed,
+        "tasks": {},
     }  # fmt: skip
     with bars() as bar:
         for task in tasks:

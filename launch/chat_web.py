@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 import numpy as np
-from PIL import Image
 
-from quecc_jax.errors import UserError
+from quecc_jax.data.images import picture_size
+from quecc_jax.errors import BadRow, UserError
 
 if TYPE_CHECKING:
     from quecc_jax.generate.engine import Engine, Limits, Pixels
@@ -91,9 +91,10 @@ class Page:
           UserError: as `open_image`.
         """
         try:
-            with Image.open(BytesIO(body), formats=UPLOADS) as opened:
-                width, height = opened.size
-        except Exception:
+            width, height = picture_size(BytesIO(body), formats=UPLOADS)
+        except BadRow as error:
+            if error.fault == "picture size":
+                raise
             raise Refused(415, f"this is no picture of the kinds {', '.join(UPLOADS)}; convert it") from None
         if width * height > self.max_pixels:
             raise Refused(413, f"the picture has {width} x {height} pixels, more than {self.max_pixels:,}; "

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -50,6 +50,9 @@ class Options:
     """Tokens V that a picture becomes, of those that an elastic model serves; 0 takes the most."""
     template: str = ""
     """Conversation template to ask with, one of data.template; by default the run's own."""
+    image_decoding: Literal["run", "upright", "original"] = "run"
+    """Pixels of a picture's file, instead of the run's own data.image_decoding; published numbers come from
+    `original`: not turned by EXIF, grey of 16 bits clipped."""
     batch_size: int = 64
     """Questions answered at a time."""
     limit: int | None = None
@@ -90,7 +93,7 @@ def score_benchmarks(options: Options) -> None:
         options.checkpoint, options.tasks, options.data, options.out, name=options.name, limit=options.limit,
         max_new_tokens=options.max_new_tokens, batch_size=options.batch_size, seed=options.seed,
         html=options.html, visual_tokens=options.visual_tokens, template=options.template,
-        scorers=options.scorer,
+        scorers=options.scorer, image_decoding=options.image_decoding,
     )  # fmt: skip
     benchmarks.show(results, options.out)
 
@@ -148,17 +151,18 @@ def open_source(data: Path, images: Path | None) -> SourceConfig:
 
 
 def answer_all(options: Options, source: SourceConfig) -> "tuple[list[Answer], dict[str, Any]]":
-    """Greedy answers to the source's questions, under a progress bar on stderr; and visual_tokens (V) and
-    reuse, what was computed once for several."""
+    """Greedy answers to the source's questions, under a progress bar on stderr; and visual_tokens (V),
+    image_decoding and reuse, what was computed once for several."""
     # Imported late, so that --help and mistakes in the command line answer at once.
     from quecc_jax.data.sources import read_rows
     from quecc_jax.evaluate.predict import predict
     from quecc_jax.generate.reuse import Reuse
-    from quecc_jax.load import load_vlm
+    from quecc_jax.load import load_vlm, with_decoding
 
     total = len(read_rows(source))
     config, params = load_vlm(options.checkpoint, visual_tokens=options.visual_tokens,
                               template=options.template)  # fmt: skip
+    config = with_decoding(config, options.image_decoding)
     data = dataclasses.replace(config.data, sources=(source,), cached_features=False, cached_queries=False)
     with bars() as bar:
         task = bar.add_task("answering", total=total)
@@ -167,7 +171,8 @@ def answer_all(options: Options, source: SourceConfig) -> "tuple[list[Answer], d
             config.model, data, params, max_new_tokens=answer_tokens(options), reuse=reuse,
             batch_size=options.batch_size, progress=lambda rows: bar.update(task, completed=rows),
         )  # fmt: skip
-    return answers, {"visual_tokens": config.model.visual_tokens, "reuse": reuse.report()}
+    return answers, {"visual_tokens": config.model.visual_tokens,
+                     "image_decoding": config.data.image_decoding, "reuse": reuse.report()}  # fmt: skip
 
 
 def kind(answer: "Answer") -> str:

@@ -88,7 +88,7 @@ def make_tower(out: str, plan: Plan, report: Report) -> dict[str, Any]:
         on_log=lambda step, loss: report(step * plan.tower_batch * 3, total, f"loss {loss:.3f}"),
     )  # fmt: skip
     params = jax.device_get(result.params)
-    fingerprint = tower_fingerprint(params, plan.vision, DataConfig().image_aspect)
+    fingerprint = tower_fingerprint(params, plan.vision, DataConfig())
     save_params(tower_run(out, plan), {"vision": params})
     done = plan.tower_steps * plan.tower_batch * 3
     run = feature_fn(plan.vision, params)

@@ -34,6 +34,8 @@ class Options:
     as they are."""
     aspect: Literal["pad", "square"] = "pad"
     """How --resize makes them square; data.image_aspect of the runs must be the same."""
+    decoding: Literal["upright", "original"] = "upright"
+    """How --resize reads pictures; data.image_decoding of the runs must be the same."""
     encode: Literal["jpeg", "png", "raw"] = "jpeg"
     """What --resize stores: JPEG, PNG (nothing is lost, decoding is slower) or bare pixels."""
     quality: int = 95
@@ -96,7 +98,7 @@ def as_array_record(options: Options) -> None:
     from quecc_jax.data.prepare import prepare
     from quecc_jax.data.prepared import Recipe
 
-    recipe = Recipe(options.resize, options.aspect, options.encode, options.quality)
+    recipe = Recipe(options.resize, options.aspect, options.encode, options.quality, options.decoding)
     began = time.monotonic()
     with bar("pictures") as show:
         manifest = prepare(
@@ -121,9 +123,9 @@ def as_tfds(options: Options) -> None:
 
     if options.resize and options.encode == "raw":
         raise UserError("--format tfds stores encoded pictures alone; take --encode jpeg or png")
-    recipe = Recipe(options.resize, options.aspect, options.encode, options.quality)
+    recipe = Recipe(options.resize, options.aspect, options.encode, options.quality, options.decoding)
     rows = inline_rows(options.data, options.images, recipe, skip_bad=options.bad == "skip")
-    builder = LlavaRows(rows=lambda: rows, data_dir=options.out)
+    builder = LlavaRows(rows=lambda: rows, recipe=recipe, data_dir=options.out)
     builder.download_and_prepare()
     print(f"{builder.data_path}: {builder.info.splits['train'].num_examples:,} rows, "
           f"{builder.info.dataset_size / 1e9:.2f} GB")
@@ -140,10 +142,10 @@ def write_features(options: Options) -> None:
     prepared = open_prepared(options.out)
     config, params = load_params(options.checkpoint, ["vision"])
     vision = config.model.tower
-    data = dataclasses.replace(config.data, image_aspect=prepared.recipe.aspect if prepared.recipe.size
-                               else options.aspect)  # fmt: skip
+    made = prepared.recipe if prepared.recipe.size else options
+    data = dataclasses.replace(config.data, image_aspect=made.aspect, image_decoding=made.decoding)
     pictures, total = PreparedPictures(prepared, vision, data), len(prepared.pictures)
-    fingerprint = tower_fingerprint(params["vision"], vision, data.image_aspect)
+    fingerprint = tower_fingerprint(params["vision"], vision, data)
     began = time.monotonic()
     with bar("pictures") as show:
         stored = features.write_features(

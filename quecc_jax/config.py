@@ -10,6 +10,9 @@ from typing import Literal
 from quecc_jax.compressor_config import CompressorConfig as CompressorConfig
 from quecc_jax.query_config import QueryConfig as QueryConfig
 
+ImageDecoding = Literal["upright", "original"]
+"""See `DataConfig.image_decoding`."""
+
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
@@ -331,6 +334,9 @@ class DataConfig:
     naming file and line, or it leaves its place empty and is counted in the run's data_report.json."""
     max_bad_share: float = 0.01
     """Share of skipped rows among those read, counted as 1000 at least, above which the run ends."""
+    image_decoding: ImageDecoding = "upright"
+    """Pixels of a picture's file. `upright` turns it by its EXIF orientation and scales grey of 16 bits;
+    `original` takes it as stored and clips such grey, as LLaVA does: published numbers come from such."""
     image_aspect: Literal["pad", "square"] = "pad"
     """Fit a picture to the square input by padding with the mean colour, or by cropping. With vision.tiles
     it plays no part: the whole is squeezed into its square, and tiles are padded with black."""

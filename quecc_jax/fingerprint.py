@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from quecc_jax.config import ModelConfig, VisionConfig
+from quecc_jax.config import DataConfig, ModelConfig, VisionConfig
 from quecc_jax.geometry import hidden_indices
 
 
@@ -60,12 +60,13 @@ def query_fingerprint(params: dict[str, Any], model: ModelConfig) -> str:
     return f"{name}:{fingerprint(decoder, dataclasses.asdict(model.decoder))}"
 
 
-def tower_fingerprint(params: Any, vision: VisionConfig, aspect: str) -> str:
-    """Of a tower's states: its parameters, which states are kept, and how pictures are made square."""
+def tower_fingerprint(params: Any, vision: VisionConfig, data: DataConfig) -> str:
+    """Of a tower's states: its parameters, which states are kept, how pictures are read and made square."""
     settings = {k: v for k, v in dataclasses.asdict(vision).items() if k not in ("levels", "select_layer")}
     # Stored features are of squares; how larger pictures would be cut does not matter.
     del settings["tiles"]
     # Features that were stored before there were such settings stay known.
     settings = {k: v for k, v in settings.items()
                 if (k, v) not in (("scales", (1,)), ("attention", False), ("keep_cls", False))}  # fmt: skip
-    return fingerprint(params, settings, hidden_indices(vision), aspect)
+    read = () if data.image_decoding == "upright" else (data.image_decoding,)
+    return fingerprint(params, settings, hidden_indices(vision), data.image_aspect, *read)

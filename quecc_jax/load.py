@@ -2,12 +2,12 @@
 
 import dataclasses
 import os
-from typing import Any
+from typing import Any, cast, get_args
 
 import jax
 from jax.sharding import Mesh
 
-from quecc_jax.config import MeshConfig, RunConfig
+from quecc_jax.config import ImageDecoding, MeshConfig, RunConfig
 from quecc_jax.data.batch import batch_spec
 from quecc_jax.data.templates import check_name
 from quecc_jax.errors import UserError
@@ -56,6 +56,21 @@ def load_vlm(
         raise UserError(f"{run_dir} has no parameters {', '.join(sorted(missing))}; "
                         "give the directory of a whole model")
     return config, params
+
+
+def with_decoding(config: RunConfig, decoding: str) -> RunConfig:
+    """The settings with another data.image_decoding; "run" leaves them as they are.
+
+    Raises:
+      UserError: there is no such decoding.
+    """
+    if decoding == "run":
+        return config
+    if decoding not in get_args(ImageDecoding):
+        raise UserError(f"image_decoding {decoding} is none of {', '.join(get_args(ImageDecoding))}; name "
+                        "one of them")  # fmt: skip
+    data = dataclasses.replace(config.data, image_decoding=cast("ImageDecoding", decoding))
+    return dataclasses.replace(config, data=data)
 
 
 def load_engine(

@@ -51,27 +51,28 @@ class FolderPictures:
     """Pictures by path, at the tower's size."""
 
     def __init__(self, folders: Folders, vision: VisionConfig, data: DataConfig):
-        self.folders, self.vision, self.aspect = folders, vision, data.image_aspect
+        self.folders, self.vision = folders, vision
+        self.aspect, self.decoding = data.image_aspect, data.image_decoding
 
     def __call__(self, ref: Any) -> np.ndarray:
         """As `load_pixels`."""
-        return load_pixels(self.folders.find(ref), self.vision, self.aspect)
+        return load_pixels(self.folders.find(ref), self.vision, self.aspect, self.decoding)
 
     def size(self, ref: Any) -> tuple[int, int]:
         """Width and height in pixels."""
-        return picture_size(self.folders.find(ref))
+        return picture_size(self.folders.find(ref), self.decoding)
 
 
 class FilePictures:
     """Pictures that stand in their rows as the bytes of their files, at the tower's size."""
 
     def __init__(self, vision: VisionConfig, data: DataConfig):
-        self.vision, self.aspect = vision, data.image_aspect
+        self.vision, self.aspect, self.decoding = vision, data.image_aspect, data.image_decoding
 
     def __call__(self, ref: Any) -> np.ndarray:
         """As `load_pixels`."""
-        return load_pixels(BytesIO(ref), self.vision, self.aspect)
+        return load_pixels(BytesIO(ref), self.vision, self.aspect, self.decoding)
 
     def size(self, ref: Any) -> tuple[int, int]:
         """Width and height in pixels."""
-        return picture_size(BytesIO(ref))
+        return picture_size(BytesIO(ref), self.decoding)

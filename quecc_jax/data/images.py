@@ -1,6 +1,6 @@
 """Pictures from files to the tower's input, as CLIP's image processor makes them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
@@ -8,7 +8,8 @@ from typing import IO, Any, Literal, TypeVar
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from quecc_jax.config import VisionConfig
+from quecc_jax.config import ImageDecoding, VisionConfig
+from quecc_jax.data.png import SIGNATURE, without_notes
 from quecc_jax.data.tiles import split
 from quecc_jax.errors import BadRow, UserError
 from quecc_jax.paths import is_remote, place
@@ -50,8 +51,8 @@ BAND = 256
 """Rows that are padded at once."""
 
 
-def load_pixels(image: Picture, vision: VisionConfig,
-                aspect: Literal["pad", "square"] = "pad") -> np.ndarray:
+def load_pixels(image: Picture, vision: VisionConfig, aspect: Literal["pad", "square"] = "pad",
+                decoding: ImageDecoding = "upright") -> np.ndarray:  # fmt: skip
     """Reads a picture and brings it to the tower's size.
 
     The steps are those of CLIP's image processor (shortest side to `input_size`, bicubic; centre
@@ -62,52 +63,58 @@ def load_pixels(image: Picture, vision: VisionConfig,
       image: Where the picture is.
       vision: Gives the side of the square input.
       aspect: `pad` keeps the whole picture, `square` crops the longer side.
+      decoding: as for `open_image`.
 
     Returns:
-      uint8 [H, W, 3], H = W = vision.input_size, upright by the EXIF orientation; with vision.tiles
+      uint8 [H, W, 3], H = W = vision.input_size; with vision.tiles
       [1 + tiles, H, W, 3], the whole and its tiles, see `data.tiles`.
 
     Raises:
       BadRow: names a file that is missing or is not a readable picture of a sensible size.
     """
-    opened = open_image(image)
+    opened = open_image(image, decoding)
     if vision.tiles:
         return split(opened, vision.tiles, vision.image_size)
     return np.asarray(fit(opened, vision.input_size, aspect))
 
 
-def open_image(image: Picture) -> Image.Image:
-    """The picture as it should be seen: upright, RGB, 8 bits.
+def open_image(image: Picture, decoding: ImageDecoding = "upright") -> Image.Image:
+    """The picture as RGB of 8 bits.
 
-    Alpha is dropped and the colours beneath it appear, as in the original, which never composites.
-    Of an animation the first frame is taken. Grey of 16 bits, whole numbers and floats are scaled
-    to 8 bits: from 0..1 (floats), 0..255 or 0..65535, whichever is the smallest that holds the
-    values, or else from their own minimum and maximum. Embedded colour profiles are ignored.
+    Alpha is dropped and the colours beneath it appear: LLaVA never composites. Of an animation the first
+    frame is taken. Embedded colour profiles and texts are ignored, of whatever size.
 
     Args:
       image: Where the picture is; one that is already open is left as it is.
+      decoding: `upright` turns it by its EXIF orientation. Grey of 16 bits, whole numbers and floats are
+        scaled to 8 bits: from 0..1 (floats), 0..255 or 0..65535, whichever is the smallest that holds the
+        values, or else from their own minimum and maximum. `original` gives the pixels that LLaVA reads,
+        those of Pillow's convert("RGB"): as stored (Pillow turns TIFF files itself), grey above 255 white.
+        In all else the two agree.
 
     Raises:
       BadRow: names the file that is missing, unreadable, damaged, empty, has more than MAX_PIXELS
         pixels, or is longer than MAX_ASPECT times its width.
     """
-    return _opened(image, _upright_rgb)
+    return _opened(image, _upright_rgb if decoding == "upright" else _stored_rgb)
 
 
-def picture_size(image: Picture) -> tuple[int, int]:
-    """Width and height of the upright picture, in pixels, of which no more is decoded than they need.
+def picture_size(image: Picture, decoding: ImageDecoding = "upright",
+                 formats: Sequence[str] = FORMATS) -> tuple[int, int]:  # fmt: skip
+    """Width and height of what `open_image` gives, in pixels; no more is decoded than they need.
 
     Raises:
-      BadRow: as `open_image`, but for damage behind the header.
+      BadRow: as `open_image`, but for damage behind the header; or it is none of the formats.
     """
-    def upright(opened: Image.Image) -> tuple[int, int]:
-        turned = _turn(opened) in SIDEWAYS
+    def size(opened: Image.Image) -> tuple[int, int]:
+        # Pillow turns TIFF files itself, and gives their size as it will be.
+        turned = decoding == "upright" and opened.format != "TIFF" and _turn(opened) in SIDEWAYS
         return (opened.height, opened.width) if turned else opened.size
 
-    return _opened(image, upright)
+    return _opened(image, size, formats)
 
 
-def _opened(image: Picture, read: Callable[[Image.Image], T]) -> T:
+def _opened(image: Picture, read: Callable[[Image.Image], T], formats: Sequence[str] = FORMATS) -> T:
     """What is read of a picture's file, after a look at its header."""
     if isinstance(image, str | Path):
         name = str(image)
@@ -118,9 +125,16 @@ def _opened(image: Picture, read: Callable[[Image.Image], T]) -> T:
             _check_size(image, name)
             return read(image)
         source = BytesIO(place(image).read_bytes()) if isinstance(image, str) and is_remote(image) else image
-        with Image.open(source, formats=FORMATS) as opened:
-            _check_size(opened, name)
-            return read(opened)
+        try:
+            return _read(source, name, read, formats)
+        except UserError:
+            raise
+        except Exception as error:
+            # Pillow refuses a PNG file for one large note that no pixel depends on.
+            bare = _without_notes(source)
+            if bare is None:
+                raise error from None
+            return _read(bare, name, read, formats)
     except UserError:
         raise
     except FileNotFoundError:
@@ -129,7 +143,7 @@ def _opened(image: Picture, read: Callable[[Image.Image], T]) -> T:
         raise BadRow("picture missing",
                      f"picture {name} cannot be opened ({error.strerror}); check the path") from None
     except UnidentifiedImageError:
-        raise BadRow("picture broken", f"picture {name} is not a picture, or none of {', '.join(FORMATS)}; "
+        raise BadRow("picture broken", f"picture {name} is not a picture, or none of {', '.join(formats)}; "
                                        "convert it") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise BadRow("picture size",
@@ -137,6 +151,25 @@ def _opened(image: Picture, read: Callable[[Image.Image], T]) -> T:
     except Exception as error:
         # Decoders meet damaged files with exceptions of every kind: struct.error, IndexError, ...
         raise BadRow("picture broken", f"picture {name} cannot be read ({error}); replace it") from None
+
+
+def _read(source: str | Path | IO[bytes], name: str, read: Callable[[Image.Image], T],
+          formats: Sequence[str]) -> T:  # fmt: skip
+    with Image.open(source, formats=formats) as opened:
+        _check_size(opened, name)
+        return read(opened)
+
+
+def _without_notes(source: str | Path | IO[bytes]) -> IO[bytes] | None:
+    """A PNG file without its notes; None for anything else, and where it has none."""
+    if isinstance(source, str | Path):
+        with open(source, "rb") as file:
+            data = file.read() if file.read(len(SIGNATURE)) == SIGNATURE and not file.seek(0) else b""
+    else:
+        source.seek(0)
+        data = source.read()
+    bare = without_notes(data)
+    return BytesIO(bare) if len(bare) < len(data) else None
 
 
 def _check_size(image: Image.Image, name: str) -> None:
@@ -156,13 +189,20 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
     turn = _turn(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = _eight_bits(image)
+    image = _stored_rgb(image)
+    return image if turn is None else image.transpose(turn)
+
+
+def _stored_rgb(image: Image.Image) -> Image.Image:
+    image.load()
     if "transparency" in image.info:
         image = image.copy()
         del image.info["transparency"]  # Pillow would warn that it gets lost.
     if image.mode in ("La", "RGBa"):
         image = image.convert(image.mode.upper())
     image = image.convert("RGB")
-    return image if turn is None else image.transpose(turn)
+    image.info.clear()  # A note that turned it must not turn it again, here or in a file of it.
+    return image
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:

@@ -61,7 +61,7 @@ def _one(source: Source, config: SourceConfig, data: DataConfig, visual_tokens: 
         asking = _tokenizer_stamp(data.query_tokenizer) if data.query_tokenizer else ""
         settings = (FORMAT, files, _tokenizer_stamp(data.tokenizer), visual_tokens, data.template,
                     data.image_place, data.labels, data.max_length, data.images_per_row, data.too_long,
-                    asking, data.query_limit, *arranged)
+                    asking, data.query_limit, *arranged, *_decoding(data, arranged))
         name = hashlib.sha256(repr(settings).encode()).hexdigest()[:24]
         path = (Path(data.cache) if data.cache else cache_folder()) / f"lengths-{name}.npy"
         kept = _read(path, len(source))
@@ -80,6 +80,11 @@ def _one(source: Source, config: SourceConfig, data: DataConfig, visual_tokens: 
     if path is not None:
         _write(path, made)
     return Measures(np.maximum(made[0], 0), *made[1:])
+
+
+def _decoding(data: DataConfig, arranged: tuple[Any, ...]) -> tuple[str, ...]:
+    """How pictures are read, where lengths depend on which way is up; lengths from before stay known."""
+    return (data.image_decoding,) if arranged and data.image_decoding != "upright" else ()
 
 
 def _passed(source: Source, workers: int, stack: contextlib.ExitStack) -> Iterator[tuple[np.ndarray, Read]]:

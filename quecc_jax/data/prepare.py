@@ -252,9 +252,9 @@ def stored(path: str, recipe: Recipe) -> bytes:
       BadRow: as `open_image`.
     """
     if not recipe.size:
-        open_image(path)
+        open_image(path, recipe.decoding)
         return place(path).read_bytes()
-    picture = fit(open_image(path), recipe.size, recipe.aspect)
+    picture = fit(open_image(path, recipe.decoding), recipe.size, recipe.aspect)
     if recipe.encoding == "raw":
         return np.asarray(picture).tobytes()
     file = BytesIO()

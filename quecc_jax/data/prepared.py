@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from quecc_jax.config import DataConfig, VisionConfig
+from quecc_jax.config import DataConfig, ImageDecoding, VisionConfig
 from quecc_jax.data.images import load_pixels, picture_size
 from quecc_jax.data.records import Records
 from quecc_jax.errors import BadRow, UserError
@@ -41,6 +41,9 @@ class Recipe:
     """Of resized pictures. `png` and `raw` (uint8 [size, size, 3]) lose nothing."""
     quality: int = 95
     """Of `jpeg`; colours are not subsampled."""
+    decoding: ImageDecoding = "upright"
+    """How resized pictures were read, as `DataConfig.image_decoding`; files stored as they are have not been
+    read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,36 +71,50 @@ class PreparedRows(Sequence[Any]):
         return json.loads(readable(self.records[row]))
 
 
+def check_recipe(directory: str, recipe: Recipe, vision: VisionConfig, data: DataConfig) -> None:
+    """That pictures stored in this way are those that a run reads.
+
+    Raises:
+      UserError: they are of another size, aspect or decoding.
+    """
+    if not recipe.size or not data.images_per_row:
+        return
+    size, aspect, decoding = vision.input_size, data.image_aspect, data.image_decoding
+    if vision.tiles:
+        raise UserError(f"{directory} holds squares of {recipe.size} pixels, but model.vision.tiles need "
+                        "whole pictures; prepare it without --resize")
+    if (recipe.size, recipe.aspect) != (size, aspect):
+        raise UserError(f"{directory} holds pictures of {recipe.size} pixels, aspect {recipe.aspect}, but "
+                        f"the run asks for {size}, {aspect}; prepare it with --resize {size} --aspect "
+                        f"{aspect}, or change vision.image_size or data.image_aspect")
+    if recipe.decoding != decoding:
+        raise UserError(f"{directory} holds pictures that were decoded {recipe.decoding}, but the run has "
+                        f"data.image_decoding {decoding}; prepare it with --decoding {decoding}, or change "
+                        "data.image_decoding")
+
+
 class PreparedPictures:
     """Pictures by number, at the tower's size.
 
     Raises:
-      UserError: they are stored at another size or aspect than the run asks for.
+      UserError: as `check_recipe`.
     """
 
     def __init__(self, prepared: Prepared, vision: VisionConfig, data: DataConfig):
+        check_recipe(prepared.directory, prepared.recipe, vision, data)
         self.records, self.recipe = prepared.pictures, prepared.recipe
-        self.vision, self.aspect = vision, data.image_aspect
-        recipe, size = prepared.recipe, vision.input_size
-        if recipe.size and data.images_per_row and vision.tiles:
-            raise UserError(f"{prepared.directory} holds squares of {recipe.size} pixels, but "
-                            "model.vision.tiles need whole pictures; prepare it without --resize")
-        if recipe.size and data.images_per_row and (recipe.size, recipe.aspect) != (size, self.aspect):
-            raise UserError(f"{prepared.directory} holds pictures of {recipe.size} pixels, aspect "
-                            f"{recipe.aspect}, but the run asks for {size}, {self.aspect}; prepare it with "
-                            f"--resize {size} --aspect {self.aspect}, or change vision.image_size or "
-                            "data.image_aspect")
+        self.vision, self.aspect, self.decoding = vision, data.image_aspect, data.image_decoding
 
     def __call__(self, number: Any) -> np.ndarray:
         """As `load_pixels`."""
         record = self._record(number)
         if self.recipe.size and self.recipe.encoding == "raw":
             return np.frombuffer(record, np.uint8).reshape(self.recipe.size, self.recipe.size, 3)
-        return load_pixels(BytesIO(record), self.vision, self.aspect)
+        return load_pixels(BytesIO(record), self.vision, self.aspect, self.decoding)
 
     def size(self, number: Any) -> tuple[int, int]:
         """Width and height in pixels."""
-        return picture_size(BytesIO(self._record(number)))
+        return picture_size(BytesIO(self._record(number)), self.decoding)
 
     def _record(self, number: Any) -> bytes:
         if not isinstance(number, int) or not 0 <= number < len(self.records):

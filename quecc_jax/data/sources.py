@@ -16,7 +16,7 @@ from quecc_jax.data.features import Features, read_features
 from quecc_jax.data.folders import FilePictures, FolderPictures, Folders
 from quecc_jax.data.mixture import Mixture, open_rows
 from quecc_jax.data.pool import read_pool
-from quecc_jax.data.prepared import PreparedPictures, open_prepared
+from quecc_jax.data.prepared import PreparedPictures, check_recipe, open_prepared
 from quecc_jax.data.references import image_refs
 from quecc_jax.data.rowfile import RowFile
 from quecc_jax.data.tiles import Arrangement, arrange
@@ -399,6 +399,10 @@ def _row_source(config: SourceConfig, layout: Layout, model: ModelConfig, finger
             queries = read_features(config.path, name="queries")
             check_questions(config.path, queries, Questions(rows, layout))
     elif config.kind == "tfds":
+        from quecc_jax.data.tfds_rows import TfdsRows
+
+        assert isinstance(rows, TfdsRows)
+        check_recipe(config.path, rows.recipe, vision, data)
         read = FilePictures(vision, data)
     else:
         read = FolderPictures(Folders(config.roots), vision, data)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
+from quecc_jax.data.prepared import Recipe
 from quecc_jax.errors import UserError
 
 
@@ -21,14 +22,15 @@ class LlavaRows(tfds.core.GeneratorBasedBuilder):
     url_infos: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, split: str = "train", rows: Callable[[], Iterable[dict[str, Any]]] = tuple,
-                 **more: Any):
+                 recipe: Recipe | None = None, **more: Any):  # fmt: skip
         """
         Args:
           split: the name of the only split.
           rows: gives {"id": text, "images": list of files' bytes, "conversations": turns}.
+          recipe: how the pictures were made, kept beside them; None where they are as they were.
           more: as for every builder.
         """
-        self._split, self._rows = split, rows
+        self._split, self._rows, self._recipe = split, rows, recipe or Recipe()
         super().__init__(file_format="array_record", **more)
 
     def _info(self) -> Any:
@@ -39,6 +41,7 @@ class LlavaRows(tfds.core.GeneratorBasedBuilder):
             "conversations": tfds.features.Sequence(turn),
         })
         return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True,
+                                     metadata=tfds.core.MetadataDict(recipe=vars(self._recipe)),
                                      description="LLaVA conversations with their pictures.")
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
@@ -88,6 +91,8 @@ class TfdsRows(Sequence[Any]):
             reason = str(error).strip().partition("\n")[0]
             raise UserError(f"{self.directory}, split {split} cannot be read ({reason}); make it with python "
                             "-m launch.prepare_data --format tfds") from None
+        kept = (builder.info.metadata or {}).get("recipe")
+        self.recipe = Recipe(**kept) if kept else Recipe()
         missing = {"images", "conversations"} - set(builder.info.features or ())
         if missing:
             raise UserError(f"{self.directory} has no {' and no '.join(sorted(missing))}; make it with "

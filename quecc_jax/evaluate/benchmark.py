@@ -66,8 +66,8 @@ def run_task(
     _check_settings(folder, {
         "task": task.name, "model": fingerprint(params), "visual_tokens": config.model.visual_tokens,
         "max_new_tokens": max_new_tokens, "template": config.data.template, "dtype": config.model.dtype,
-        "image_aspect": config.data.image_aspect, "query": config.model.compressor.query,
-        "query_length": config.data.query_length,
+        "image_aspect": config.data.image_aspect, "image_decoding": config.data.image_decoding,
+        "query": config.model.compressor.query, "query_length": config.data.query_length,
     })  # fmt: skip
     kept = _kept(folder / ANSWERS, samples)
     wanted = {sample.id for sample in samples}
@@ -129,6 +129,7 @@ def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
         write_json(path, settings)
         return
     found = read_json(path)
+    found = {"image_decoding": "upright", **found}  # What was read before there was a choice.
     differ = [f"{name} {found.get(name)} -> {value}" for name, value in settings.items()
               if found.get(name) != value]  # fmt: skip
     if differ:

@@ -9,12 +9,15 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from lmms_eval.api.model import lmms
+from PIL import Image
 
+from quecc_jax.data.images import open_image
 from quecc_jax.errors import UserError
 from quecc_jax.evaluate.ask import Question, ask
 from quecc_jax.evaluate.likelihood import log_likelihoods
-from quecc_jax.load import load_vlm
+from quecc_jax.load import load_vlm, with_decoding
 
 LONGEST = 128
 """Tokens of an answer where a task names no limit."""
@@ -35,21 +38,23 @@ class QueccJax(lmms):
       batch_size: questions answered at a time.
       visual_tokens: V of a model that serves several; 0 is its largest.
       template: conversation template to ask with; "" is the run's own.
+      image_decoding: `upright` or `original`, instead of the run's data.image_decoding.
 
     Raises:
       UserError: no such run or template, or an option that is not one.
     """
 
     def __init__(self, checkpoint: str, batch_size: int | str = 1, device: str | None = None,
-                 visual_tokens: int | str = 0, template: str = "", **unknown: Any) -> None:  # fmt: skip
+                 visual_tokens: int | str = 0, template: str = "", image_decoding: str = "",
+                 **unknown: Any) -> None:  # fmt: skip
         super().__init__()
         # lmms-eval passes these to every model; jax has chosen the device.
         unknown.pop("max_batch_size", None)
         if unknown:
             raise UserError(f"{', '.join(unknown)} is not an option of quecc_jax; leave it out")
         self.batch_size = int(batch_size)
-        self.config, self.params = load_vlm(checkpoint, visual_tokens=int(visual_tokens),
-                                            template=template)  # fmt: skip
+        config, self.params = load_vlm(checkpoint, visual_tokens=int(visual_tokens), template=template)
+        self.config = with_decoding(config, image_decoding or "run")
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """The answer to every request, in their order, cut before the first of its `until` texts.
@@ -76,7 +81,14 @@ class QueccJax(lmms):
     def _question(self, request: Any) -> Question:
         context, _, doc_to_visual, doc, task, split = request.args
         shown = doc_to_visual(self.task_dict[task][split][doc]) if doc_to_visual is not None else []
-        return Question(f"{task}/{doc}", context, tuple(_png(picture) for picture in shown or []))
+        return Question(f"{task}/{doc}", context, tuple(self._png(picture) for picture in shown or []))
+
+    def _png(self, picture: Any) -> bytes:
+        """A PIL picture as it is to be read, losslessly and without notes that would turn it once more."""
+        read = Image.fromarray(np.asarray(open_image(picture, self.config.data.image_decoding)))
+        out = io.BytesIO()
+        read.save(out, "PNG", compress_level=1)
+        return out.getvalue()
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """(log-probability, whether greedy decoding says it) of every request's answer, its end left out."""
@@ -114,10 +126,3 @@ def _cut(answer: str, until: str | Sequence[str] | None) -> str:
     for stop in (until,) if isinstance(until, str) else until or ():
         answer = answer.split(stop)[0] if stop else answer
     return answer.strip()
-
-
-def _png(picture: Any) -> bytes:
-    """A PIL picture, losslessly."""
-    out = io.BytesIO()
-    picture.convert("RGB").save(out, "PNG", compress_level=1)
-    return out.getvalue()

@@ -144,11 +144,12 @@ class Engine:
         if not self.config.data.images_per_row:
             raise UserError("this model was trained on text alone and takes no picture; leave it out")
         model = self.config.model
-        array = load_pixels(image, model.vision, self.config.data.image_aspect)
+        data = self.config.data
+        array = load_pixels(image, model.vision, data.image_aspect, data.image_decoding)
         key = hashlib.blake2b(array.tobytes(), digest_size=16).digest()
         if not model.vision.tiles:
             return Pixels(array, key)
-        return Pixels(array[0], key, array[1:], arrange(*picture_size(image), model))
+        return Pixels(array[0], key, array[1:], arrange(*picture_size(image, data.image_decoding), model))
 
     def answers(self, questions: Sequence[Question], limits: Limits) -> list[str]:
         """The answers to some questions, all in one batch."""

@@ -142,7 +142,7 @@ def named_tower(config: RunConfig) -> str | None:
     params = _named(config, "vision")
     if not params:
         return None
-    return tower_fingerprint(params["vision"], config.model.tower, config.data.image_aspect)
+    return tower_fingerprint(params["vision"], config.model.tower, config.data)
 
 
 def _named(config: RunConfig, name: Literal["vision", "text"]) -> dict[str, Any]:

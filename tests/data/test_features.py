@@ -152,12 +152,13 @@ def test_stored_queries_name_their_encoder_and_train_with_no_other(prepared, tmp
 def test_a_fingerprint_tells_what_matters_apart_on_any_mesh(prepared, model):
     _, _, _, params = prepared
     vision = model.vision
-    known = {tower_fingerprint(params, vision, "pad")}
+    known = {tower_fingerprint(params, vision, DataConfig())}
     for change in ({"norm_eps": 1e-6}, {"levels": (1, 2)}, {"activation": "gelu"}):
-        known.add(tower_fingerprint(params, dataclasses.replace(vision, **change), "pad"))
-    known.add(tower_fingerprint(params, vision, "square"))
-    known.add(tower_fingerprint(jax.tree.map(lambda x: x[::-1], params), vision, "pad"))
-    assert len(known) == 6
+        known.add(tower_fingerprint(params, dataclasses.replace(vision, **change), DataConfig()))
+    known.add(tower_fingerprint(params, vision, DataConfig(image_aspect="square")))
+    known.add(tower_fingerprint(params, vision, DataConfig(image_decoding="original")))
+    known.add(tower_fingerprint(jax.tree.map(lambda x: x[::-1], params), vision, DataConfig()))
+    assert len(known) == 7
     half = np.arange(64 * 6, dtype=np.float16).reshape(64, 6)
     rows = jax.sharding.NamedSharding(make_mesh(MeshConfig(1, 4, 2)), jax.sharding.PartitionSpec("fsdp"))
     spread = jax.device_put(half.astype(np.float32), rows)

@@ -12,13 +12,23 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from transformers.models.clip import CLIPImageProcessorPil
 
 from quecc_jax.config import VisionConfig
 from quecc_jax.data.easyvqa import picture_paths
-from quecc_jax.data.images import CLIP_MEAN, CLIP_STD, fit, load_pixels, normalise, open_image
-from quecc_jax.errors import UserError
+from quecc_jax.data.images import (
+    CLIP_MEAN,
+    CLIP_STD,
+    fit,
+    load_pixels,
+    normalise,
+    open_image,
+    picture_size,
+)
+from quecc_jax.data.png import without_notes
+from quecc_jax.errors import BadRow, UserError
+from tests.data.notes import NOTED, PROFILE, TEXT, TURN, chunk, png, turned
 
 VISION = VisionConfig(image_size=56, patch_size=14)
 GOLDEN = Path(__file__).parents[1] / "golden" / "pictures"
@@ -115,6 +125,77 @@ def test_every_exif_orientation_is_turned_upright(orientation, format):
     ours = seen(Image.fromarray(turned), format, exif=exif, lossless=True, quality=95)
     assert ours.shape == upright.shape
     assert np.abs(ours.astype(int) - upright).mean() < (3 if format == "JPEG" else 0.01)
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "AVIF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_original_takes_pixels_as_stored(orientation, format):
+    exif = Image.Exif()
+    exif[274] = orientation
+    file = stored(scene(48, 32), format, exif=exif, quality=95)
+    ours = open_image(file, "original")
+    assert ours.size == picture_size(file, "original") == (48, 32)
+    assert np.array_equal(np.asarray(ours), np.asarray(Image.open(file).convert("RGB")))
+    upright = open_image(file)
+    assert upright.size == picture_size(file) == ((32, 48) if orientation > 4 else (48, 32))
+    wanted = load_pixels(ours, VISION, "pad")
+    again = open_image(stored(upright, "PNG"))
+    assert np.array_equal(np.asarray(again), np.asarray(upright)), "what was turned is not turned again"
+    assert np.array_equal(np.asarray(open_image(upright)), np.asarray(upright))
+    assert np.array_equal(load_pixels(file, VISION, "pad", "original"), wanted)
+    assert np.array_equal(load_pixels(file, VISION, "pad"), wanted) == (orientation == 1)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_size_of_a_tiff_is_that_of_its_picture(orientation):
+    exif = Image.Exif()
+    exif[274] = orientation
+    file = stored(scene(48, 32), "TIFF", exif=exif)
+    for decoding in ("upright", "original"):  # Pillow turns TIFF files itself.
+        assert picture_size(file, decoding) == open_image(file, decoding).size
+
+
+@pytest.mark.parametrize("format, mode, dtype", [("PNG", "I;16", "<u2"), ("TIFF", "I;16B", ">u2"),
+                                                 ("TIFF", "I", "<i4")])
+def test_the_original_clips_16_bits(format, mode, dtype):
+    grey = np.array([[0, 7, 255, 256, 40000, 65535]])
+    file = stored(Image.frombytes(mode, (6, 1), grey.astype(dtype).tobytes()), format)
+    assert np.asarray(open_image(file, "original"))[0, :, 0].tolist() == [0, 7, 255, 255, 255, 255]
+    assert np.asarray(open_image(file))[0, :, 0].tolist() == [0, 0, 1, 1, 156, 255]
+
+
+@pytest.mark.parametrize("name", NOTED)
+def test_a_large_note_does_not_make_a_picture_unreadable(name, tmp_path):
+    (tmp_path / "noted.bin").write_bytes(NOTED[name]())
+    for place in (tmp_path / "noted.bin", str(tmp_path / "noted.bin")):
+        assert open_image(place).size == picture_size(place) == ((40, 60) if "turned" in name else (60, 40))
+    assert Image.MAX_IMAGE_PIXELS == 89_478_485 and PngImagePlugin.MAX_TEXT_CHUNK == 1 << 20
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
+def test_a_picture_with_a_large_note_that_is_cut_off_is_refused(share, tmp_path):
+    whole = NOTED["png profile"]()
+    (tmp_path / "cut.png").write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(BadRow, match=r"picture .*cut\.png (cannot be read|is not a picture)"):
+        open_image(tmp_path / "cut.png")
+
+
+def test_a_bomb_with_a_large_note_is_refused_by_its_header(tmp_path):
+    claims(tmp_path / "bomb.png", 50_000, 50_000)
+    data = (tmp_path / "bomb.png").read_bytes()
+    (tmp_path / "bomb.png").write_bytes(data[:33] + TEXT + data[33:])
+    with pytest.raises(BadRow, match=r"more than 89,000,000 pixels"):
+        open_image(tmp_path / "bomb.png")
+
+
+def test_notes_go_and_all_else_stays():
+    bare = png()
+    assert without_notes(png(TEXT, PROFILE)) == bare and without_notes(bare) == bare
+    assert without_notes(b"no PNG") == b"no PNG"
+    kept = png(chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + TURN), exif=turned())
+    assert without_notes(kept) == kept
+    for end in range(8, len(kept)):
+        assert len(without_notes(kept[:end])) <= end  # Cut anywhere, it raises nothing.
 
 
 @pytest.mark.parametrize("note", [b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM", b"Exif\0\0"])

@@ -211,6 +211,51 @@ def test_other_sizes_and_aspects_are_refused(llava, tokenizer, model, tmp_path):
         list(eval_batches(data_config(source, tokenizer, image_aspect="square"), large, 4))
 
 
+@pytest.fixture
+def turned(tmp_path):
+    """A LLaVA file of one row, whose picture is stored on its side, and its folder."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (24, 48, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[274] = 6
+    image.save(tmp_path / "a.png", exif=exif)
+    (tmp_path / "rows.json").write_text(json.dumps([{"image": "a.png", "conversations": [
+        {"from": "human", "value": "<image>\nred?"}, {"from": "gpt", "value": "blue"}]}]))
+    return tmp_path / "rows.json", tmp_path
+
+
+@pytest.mark.parametrize("size", [0, 24])
+def test_both_decodings_come_out_as_from_the_folder(turned, tokenizer, model, tmp_path, size):
+    path, folder = turned
+    seen = {}
+    for decoding in ("upright", "original"):
+        out = tmp_path / decoding
+        manifest = prepare(path, (str(folder),), out, Recipe(size, "pad", "raw", decoding=decoding))
+        assert manifest["recipe"]["decoding"] == decoding
+        made = SourceConfig("array_record", str(out))
+        (ours,) = eval_batches(data_config(made, tokenizer, image_decoding=decoding), model, 1)
+        source = SourceConfig(path=str(path), images=str(folder))
+        (wanted,) = eval_batches(data_config(source, tokenizer, image_decoding=decoding), model, 1)
+        assert np.array_equal(ours.pixels, wanted.pixels)
+        seen[decoding] = np.asarray(ours.pixels)
+    assert not np.array_equal(seen["upright"], seen["original"])
+
+
+def test_pictures_that_were_decoded_otherwise_are_refused(turned, tokenizer, model, tmp_path):
+    path, folder = turned
+    prepare(path, (str(folder),), tmp_path / "out", Recipe(24))
+    source = SourceConfig("array_record", str(tmp_path / "out"))
+    with pytest.raises(UserError, match=r"out holds pictures that were decoded upright, but the run has "
+                                        "data.image_decoding original; prepare it with --decoding original"):
+        list(eval_batches(data_config(source, tokenizer, image_decoding="original"), model, 1))
+    # Data prepared before there was a choice are upright.
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    del manifest["recipe"]["decoding"]
+    (tmp_path / "out/manifest.json").write_text(json.dumps(manifest))
+    assert list(eval_batches(data_config(source, tokenizer), model, 1))
+    with pytest.raises(UserError, match="decoded upright"):
+        list(eval_batches(data_config(source, tokenizer, image_decoding="original"), model, 1))
+
+
 def test_records_come_back_by_number_and_pickle(tmp_path):
     records = [bytes([k]) * k for k in range(11)]
     shards = [write_shard(tmp_path, name, "key", records[start:end])

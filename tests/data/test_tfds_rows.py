@@ -1,5 +1,6 @@
 """The same rows as a tensorflow-datasets data set, without TensorFlow."""
 
+import dataclasses
 import sys
 
 import numpy as np
@@ -52,6 +53,22 @@ def test_training_resumes_exactly(made, tokenizer, model):
         found = next(iterator)
     for left, right in ((found.ids, wanted.ids), (found.pixels, wanted.pixels)):
         np.testing.assert_array_equal(left, right)
+
+
+def test_resized_pictures_are_those_that_the_run_reads_or_refused(made, tokenizer, model, tmp_path):
+    from quecc_jax.data.tfds_rows import LlavaRows
+
+    path, _ = made
+    recipe = Recipe(24, "square", "png", decoding="original")
+    rows = inline_rows(path, (str(path.parent),), recipe)
+    LlavaRows(rows=lambda: rows, recipe=recipe, data_dir=str(tmp_path)).download_and_prepare()
+    data = settings(SourceConfig("tfds", str(tmp_path)), tokenizer)
+    asked = dataclasses.replace(data, image_aspect="square", image_decoding="original")
+    assert list(eval_batches(asked, model, 2))
+    for change, message in (({"image_aspect": "pad"}, "aspect square, but the run asks for 24, pad"),
+                            ({"image_decoding": "upright"}, "were decoded original, but")):  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            list(eval_batches(dataclasses.replace(asked, **change), model, 2))
 
 
 def test_what_is_missing_is_said(made, tokenizer, model, tmp_path):

@@ -155,6 +155,7 @@ def test_a_picture_that_is_missing_or_turned_is_known_before_it_is_read(config, 
     for name in ("turned.jpg", "turned.png"):
         turned.save(tmp_path / name, exif=exif)
         assert picture_size(tmp_path / name) == (24, 48)
+        assert picture_size(tmp_path / name, "original") == (48, 24)
     (tmp_path / "rows.json").write_text(json.dumps([{"image": "gone.png", "conversations": [
         {"from": "human", "value": "<image>"}, {"from": "gpt", "value": "red"}]}]))
     source = SourceConfig(path=str(tmp_path / "rows.json"), images=str(tmp_path))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from launch import benchmarks, evaluate
 from launch.failures import write_failures
@@ -181,6 +182,27 @@ def test_another_scorer_reads_kept_answers_anew_and_asks_nothing(finished, score
         assert results["scorer"]["name"] == rule and results["unread"] == (6 if reading == "other" else 0)
         assert {row["parsed"] for row in records(tmp_path / "out", "mme")} == {reading}
         assert sum(row["score"] for row in records(tmp_path / "out", "mme")) == (3 if reading == "yes" else 0)
+
+
+def test_pixels_may_be_those_of_the_original_and_are_recorded(finished, data, score, tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6
+    shutil.copytree(data, tmp_path / "data")
+    for path in (tmp_path / "data/vizwiz/test").iterdir():
+        Image.open(path).save(path, "PNG", exif=exif)
+    found = {}
+    for decoding in ("upright", "original"):
+        out = tmp_path / decoding
+        status, _, err = score(out, "--image-decoding", decoding, "--data", tmp_path / "data", tasks="vizwiz")
+        assert status == 0, err
+        assert json.loads((out / "results.json").read_text())["image_decoding"] == decoding
+        assert json.loads((out / "vizwiz/settings.json").read_text())["image_decoding"] == decoding
+        found[decoding] = records(out, "vizwiz")[0]["answer"]
+    assert json.loads((finished / "results.json").read_text())["image_decoding"] == "upright"
+    # The picture is stored as it lay in the other folder, so that only the original's reading is the same.
+    assert found["original"] == records(finished, "vizwiz")[0]["answer"]
+    status, _, err = score(tmp_path / "original", "--data", tmp_path / "data", tasks="vizwiz")
+    assert status == 1 and "image_decoding original -> upright" in err
 
 
 def test_answers_of_another_model_or_setting_are_not_mixed_in(finished, run, data, score, tmp_path):

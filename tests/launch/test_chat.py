@@ -20,6 +20,7 @@ from launch.chat_web import KEPT, Page, make_server
 from quecc_jax.errors import UserError
 from quecc_jax.generate.engine import Engine, Limits, Question
 from quecc_jax.generate.sampling import Sampling
+from tests.data.notes import NOTED
 from tests.launch.browser import absent, browser
 from tests.launch.talker import QUESTIONS, save_pictures, tiny_engine
 
@@ -181,6 +182,12 @@ def test_what_is_not_a_small_picture_is_refused(server):
     ]:
         found, reply, _ = call(port, "POST", "/picture", body)
         assert (found, message in json.loads(reply)["error"]) == (status, True), reply
+
+
+def test_a_picture_with_a_large_note_is_a_picture(server):
+    _, port = server
+    status, reply, _ = call(port, "POST", "/picture", NOTED["png zTXt"]())
+    assert (status, json.loads(reply)["width"], json.loads(reply)["height"]) == (200, 60, 40), reply
 
 
 def test_malformed_questions_are_refused(server, pictures):

@@ -64,7 +64,7 @@ def load(data: Path) -> list[Sample]:
 
 def covered(image: str, annotation: Mapping[str, Any]) -> bytes:
     """The picture as PNG, every text in it under a white box with the letter that questions call it by."""
-    picture = open_image(image)
+    picture = open_image(image, "original")  # The boxes are of the pixels as stored.
     draw = ImageDraw.Draw(picture)
     for text in annotation.get("text", {}).values():
         (left, top), (right, bottom) = text["rectangle"]
