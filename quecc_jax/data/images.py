@@ -1,6 +1,6 @@
 """Pictures from files to the tower's input, as CLIP's image processor makes them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
@@ -100,7 +100,7 @@ def open_image(image: Picture, decoding: ImageDecoding = "upright") -> Image.Ima
 
 
 def picture_size(image: Picture, decoding: ImageDecoding = "upright",
-                 formats: Sequence[str] = FORMATS) -> tuple[int, int]:  # fmt: skip
+                 formats: tuple[str, ...] = FORMATS) -> tuple[int, int]:  # fmt: skip
     """Width and height of what `open_image` gives, in pixels; no more is decoded than they need.
 
     Raises:
@@ -114,7 +114,7 @@ def picture_size(image: Picture, decoding: ImageDecoding = "upright",
     return _opened(image, size, formats)
 
 
-def _opened(image: Picture, read: Callable[[Image.Image], T], formats: Sequence[str] = FORMATS) -> T:
+def _opened(image: Picture, read: Callable[[Image.Image], T], formats: tuple[str, ...] = FORMATS) -> T:
     """What is read of a picture's file, after a look at its header."""
     if isinstance(image, str | Path):
         name = str(image)
@@ -154,7 +154,7 @@ def _opened(image: Picture, read: Callable[[Image.Image], T], formats: Sequence[
 
 
 def _read(source: str | Path | IO[bytes], name: str, read: Callable[[Image.Image], T],
-          formats: Sequence[str]) -> T:  # fmt: skip
+          formats: tuple[str, ...]) -> T:  # fmt: skip
     with Image.open(source, formats=formats) as opened:
         _check_size(opened, name)
         return read(opened)

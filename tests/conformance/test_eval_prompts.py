@@ -41,7 +41,7 @@ def with_stand_in_truths(name: str, root: Path) -> list[Sample]:
     rows = real_lines(f"{name}_questions.jsonl")
     if name == "gqa":
         write_lines(root / "gqa/llava_gqa_testdev_balanced.jsonl", rows)
-        truths = {row["question_id"]: {"answer": ""} for row in rows}
+        truths: dict[str, Any] = {row["question_id"]: {"answer": ""} for row in rows}
         (root / "gqa/data").mkdir()
         (root / "gqa/data/testdev_balanced_questions.json").write_text(json.dumps(truths))
     if name == "textvqa":

@@ -67,7 +67,7 @@ def test_every_scorer_has_been_held_against_its_program():
     all_of_them = {f"{task.name}.{scorer.name}" for task in TASKS.values() for scorer in task.scorers}
     assert all_of_them - tested == {
         "vqav2.llava", "vizwiz.llava", "seed.llava", "llava_bench.gpt4", "mmvet.gpt4", "mathvista.rules",
-        "mmbench_cn.vlmevalkit", "mmbench_cn.vlmevalkit_2026"}  # fmt: skip
+        "mmbench_cn.vlmevalkit", "mmbench_cn.vlmevalkit_2026", "mmbench_cn.lmms_eval"}  # fmt: skip
 
 
 @pytest.mark.parametrize("task, scorer, answer, choices, reading", LISTED)

@@ -13,7 +13,7 @@ from quecc_jax.convert.run import import_weights
 from quecc_jax.errors import UserError
 from quecc_jax.generate.engine import ADVANCE, BEGIN, Engine, Limits, Question
 from quecc_jax.generate.sampling import Sampling
-from quecc_jax.load import load_engine, load_vlm
+from quecc_jax.load import load_engine, load_vlm, with_decoding
 from tests.golden_pack import unpack
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "llava_tiny"
@@ -143,6 +143,17 @@ def test_a_picture_is_encoded_once_for_all_its_questions(engine, questions):
     for text in ("What is this?", "Which colour?", "What is this?"):
         engine.answers([Question(text, (picture,))], Limits(2))
     assert engine.reuse.counted["pictures"].misses == before + 1
+
+
+def test_a_picture_is_decoded_as_the_run_says(engine, run_dir, tmp_path):
+    image = Image.fromarray(np.arange(20 * 30 * 3, dtype=np.uint8).reshape(20, 30, 3))
+    exif = Image.Exif()
+    exif[274] = 6
+    image.save(tmp_path / "a.png", exif=exif)
+    stored, turned = (engine.picture(picture).key for picture in (image, tmp_path / "a.png"))
+    assert stored != turned
+    original = Engine(with_decoding(engine.config, "original"), engine.params)
+    assert original.picture(tmp_path / "a.png").key == stored
 
 
 def test_eight_devices_answer_as_one_does(run_dir, engine, questions, monkeypatch):

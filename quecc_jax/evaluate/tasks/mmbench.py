@@ -12,6 +12,7 @@ from quecc_jax.errors import UserError
 from quecc_jax.evaluate.bootstrap import Tally, Totals, ratio
 from quecc_jax.evaluate.tasks.base import (
     LETTER,
+    LMMS_EVAL,
     File,
     Judged,
     Sample,
@@ -38,6 +39,9 @@ _FAILED = "Failed to obtain answer via API"
 _TOLD = re.compile(r"(?i)answer\s+is\s+\**([ABCD])\**")
 _REFUSALS = ("Sorry, I can't help with images of people yet.", "I can't process this file.",
              "I'm sorry, but without the image provided", "Cannot determine the answer")  # fmt: skip
+_AROUND = (("", ""), ("", "."), ("", ","), ("", ":"), ("", ")"), ("", ")."), ("(", ")"), ("(", ")."),
+           (":", ""), (":", ","), (":", "."), (":", ")"), (":", ")."))  # fmt: skip
+"""What may stand around a letter for lmms-eval, in the order that it is looked for."""
 _NOT_GIVEN = frozenset((
     "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A",
     "NA", "NULL", "NaN", "None", "n/a", "nan", "null",
@@ -146,6 +150,20 @@ def _judge_2026(sample: Sample, answer: str) -> tuple[str, float]:
     return parsed, float(parsed == sample.truth)
 
 
+def _judge_lmms_eval(sample: Sample, answer: str) -> tuple[str, float]:
+    """lmms-eval's rule: the one letter A to E that stands alone among the words, or with one kind of mark
+    around it; a lone A among more than three words may be an article and does not count."""
+    words, parsed = answer.split() if _FAILED not in answer else [], ""
+    for before, after in _AROUND:
+        named = [letter for letter in letters(5) if before + letter + after in words]
+        bare = not before and not after
+        if len(named) == 1 and not (bare and "A" in words and len(words) > 3):
+            parsed = named[0]
+            break
+    parsed = parsed or infer_choice(answer, sample.extra["choices"])
+    return parsed, float(parsed == sample.truth)
+
+
 def infer_letter(answer: str, count: int, last: int | None = None) -> str:
     """The one letter of `count` choices that is a word of the answer, marks apart; Z for a refusal.
 
@@ -227,6 +245,7 @@ _SCORERS = (
     Scorer("vlmevalkit", "vlmeval/utils/matching_util.py of github.com/open-compass/VLMEvalKit at commit "
            "c026693, as it was from 2024-02 to 2025-07, when table 1 was made", judge, _NO_ANSWER),
     Scorer("vlmevalkit_2026", "the same file at commit e8e78f0 (2026-08)", _judge_2026, _NO_ANSWER),
+    Scorer("lmms_eval", f"tasks/mmbench/mmbench_evals.py of {LMMS_EVAL}", _judge_lmms_eval),
 )  # fmt: skip
 
 
