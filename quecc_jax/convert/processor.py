@@ -165,7 +165,7 @@ def chat_template(name: str) -> str:
         "{%- if messages[0]['role'] == 'system' -%}"
         "{%- set system = said(messages[0]['content']) -%}{%- endif -%}"
         f"{{%- set opening = {quoted(template.around_system[0])} + system + "
-        f"{quoted(template.around_system[1])} if system else '' -%}}"
+        f"{quoted(template.around_system[1])} if system or {template.empty_system} else '' -%}}"
         f"{{%- set now = namespace(bos='', lead={outside}, inside={inside}) -%}}"
         "{%- for message in messages -%}{%- if message['role'] == 'user' -%}"
         f"{{{{ now.bos + now.lead + {quoted(human[0])} + now.inside + said(message['content']) + "

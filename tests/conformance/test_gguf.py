@@ -371,7 +371,7 @@ def test_the_chat_template_and_the_ends_come_along(model: str, tmp_path: Path, c
     told = {"tokenizer.ggml.model": model, "tokenizer.ggml.scores": [-float(i) for i in range(64)],
             "tokenizer.ggml.eot_token_id": 2}  # fmt: skip
     write(tmp_path / "m.gguf", told | {"tokenizer.chat_template": "{{ messages[0].content }}"})
-    import_weights(tmp_path / "m.gguf", tmp_path / "run")
+    import_weights(tmp_path / "m.gguf", tmp_path / "run", template="chatml")
     export_weights(tmp_path / "run", tmp_path / "out")
     for directory in (tmp_path / "run" / "tokenizer", tmp_path / "out"):
         held = json.loads((directory / "tokenizer_config.json").read_text())["chat_template"]

