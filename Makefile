@@ -5,6 +5,11 @@ PY := $(VENV)/bin/python
 OUT ?= runs/$(if $(filter-out 0,$(QUICK)),quick,demo)
 STUDY_OUT ?= runs/study
 COMPARISON_OUT ?= runs/compressors
+# What touches jax, flax, optax, orbax, grain and transformers most, in under three minutes of one core.
+NEWEST := $(addprefix tests/,launch/test_compile_flags.py launch/test_scheduler.py test_sharding.py \
+  models/test_quecc.py models/test_golden_compressors.py test_golden_model.py data/test_tokenizer.py \
+  data/test_pipeline.py convert/test_run.py train/test_optimizer.py train/test_checkpoint.py \
+  generate/test_engine.py)
 # pyenv's interpreters are also there where its shims are not switched to them.
 PYENV := $(or $(PYENV_ROOT),$(HOME)/.pyenv)/versions
 PYTHONS = $(or $(PYTHON),python3.11 python3.12 python3.13 python3 $(wildcard $(PYENV)/3.1[1-3].*/bin/python))

@@ -1,4 +1,4 @@
-"""The published configurations against the scripts of QueCC's authors (the table in tests/test_configs.py)."""
+"""Published configurations against the scripts of QueCC's authors (the table in tests/test_configs.py)."""
 
 import pytest
 
