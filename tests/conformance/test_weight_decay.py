@@ -22,7 +22,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "llava_tiny"
 
 
 def by_their_names(rules: tuple[Rule, ...]) -> dict[str, bool]:
-    found = {}
+    found: dict[str, bool] = {}
     for rule in rules:
         (verdict,) = {decays(slab.path[-1]) for slab in rule.ours}
         found |= dict.fromkeys(rule.theirs, verdict)

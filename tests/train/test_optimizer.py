@@ -68,7 +68,7 @@ def test_no_name_is_listed_in_vain():
     assert found == DECAYED | LEFT
 
 
-PARAMS = {
+PARAMS: dict[str, Any] = {
     "compressor": {"norm": {"scale": jnp.array([1.0, 2.0]), "bias": jnp.array([0.5, -1.0])},
                    "attention": {"q_kernel": jnp.ones((2, 2)), "q_bias": jnp.ones(2)}},
     "decoder": {"embedding": jnp.full((3, 2), 2.0), "head": jnp.full((2, 3), -1.0)},
