@@ -186,9 +186,9 @@ def keep_sources(run: Path, opened: dict[str, Opened]) -> None:
             assert isinstance(one.tensors, GgufFile)
             metadata, file = one.tensors.metadata, one.tensors.path
             write_json(one.source.hf, folder / "config.json")
-            ends = Told(metadata, file).ends
-            write_json({"eos_token_id": ends}, folder / "generation_config.json")
             write_tokenizer(metadata, file, run / "tokenizer")
+            for beside in (folder, run / "tokenizer"):
+                write_json({"eos_token_id": Told(metadata, file).ends}, beside / "generation_config.json")
     model = opened["model"].directory
     if model is not None:
         copy_tokenizer_files(model, run / "tokenizer")

@@ -22,6 +22,7 @@ from quecc_jax.config_io import load_config
 from quecc_jax.convert.gguf import GgufFile, hf_config
 from quecc_jax.convert.gguf_tokenizer import write_tokenizer
 from quecc_jax.convert.run import export_weights, import_weights
+from quecc_jax.data.templates import stops
 from quecc_jax.data.tokenizer import Tokenizer, load_tokenizer
 from quecc_jax.errors import UserError
 from quecc_jax.models.positions import rotary_frequencies
@@ -378,6 +379,8 @@ def test_the_chat_template_and_the_ends_come_along(model: str, tmp_path: Path, c
         conforms("chat_template", f"{model}, {directory.name}", "{{ messages[0].content }}", held)
     ends = json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"]
     conforms("generation_config.json", f"{model}: eos and eot", [0, 2], ends)
+    tokenizer = load_tokenizer(tmp_path / "run" / "tokenizer")
+    conforms("ends of an answer", f"{model}: eos and eot", {0, 2}, set(stops("v1", tokenizer).ids))
     write(tmp_path / "m.gguf", told)
     import_weights(tmp_path / "m.gguf", tmp_path / "bare")
     held = json.loads((tmp_path / "bare" / "tokenizer" / "tokenizer_config.json").read_text())
