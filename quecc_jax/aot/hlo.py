@@ -75,30 +75,39 @@ class Program(NamedTuple):
 def parse(text: str) -> Program:
     """A program from what `jax.stages.Compiled.as_text` returns.
 
+    Newer compilers (libtpu 0.0.52) write `%x#3` where an operand is an element of a tuple. It becomes the
+    get-tuple-element instruction that older ones write out, named `x#3`.
+
     Raises:
       ValueError: the text has no entry computation.
     """
     computations: dict[str, Computation] = {}
     entry, body = "", None
+    kinds: dict[str, str] = {}
     # A Pallas kernel's metadata is the one attribute that is written over several lines.
     text = re.sub(r"kernel_metadata=\{\n([^\n]*)\n\}", r"kernel_metadata={\1}", text)
     for line in text.splitlines():
         if line.startswith(("%", "ENTRY ")) and line.endswith("{"):
             name = line.removeprefix("ENTRY ").split(" ", 1)[0].lstrip("%")
             entry = name if line.startswith("ENTRY ") else entry
-            body = computations[name] = {}
+            body, kinds = {}, {}
+            computations[name] = body
         elif line.startswith("}"):
             body = None
         elif body is not None and " = " in line:
-            instruction = _instruction(line)
-            body[instruction.name] = instruction
+            instruction, kind = _instruction(line)
+            for name in instruction.operands:
+                for end in (match.end() for match in re.finditer(r"#\d+", name)):
+                    body[name[:end]] = _element(name[:end], kinds)
+            body[instruction.name], kinds[instruction.name] = instruction, kind
     if not entry:
         raise ValueError("not the text of a compiled program: no line begins with ENTRY")
     partitions = re.search(r"num_partitions=(\d+)", text[: text.find("\n")])
     return Program(computations, entry, int(partitions[1]) if partitions else 1)
 
 
-def _instruction(line: str) -> Instruction:
+def _instruction(line: str) -> tuple[Instruction, str]:
+    """An instruction and the text of its type."""
     line = re.sub(r"/\*.*?\*/", "", line.strip())
     root = line.startswith("ROOT ")
     name, rest = line.removeprefix("ROOT ").split(" = ", 1)
@@ -106,9 +115,22 @@ def _instruction(line: str) -> Instruction:
     rest = rest[len(kind) :].lstrip()
     opcode, rest = rest.split("(", 1)
     inside = _value("(" + rest, 0)[1:-1]
-    operands = tuple(re.findall(r"%([\w.\-]+)", inside)) if opcode != "constant" else ()
+    operands = tuple(re.findall(r"%([\w.\-#]+)", inside)) if opcode != "constant" else ()
     arrays = tuple(_arrays(kind))
-    return Instruction(name.lstrip("%"), opcode, arrays, operands, rest[len(inside) + 1 :], inside, root)
+    made = Instruction(name.lstrip("%"), opcode, arrays, operands, rest[len(inside) + 1 :], inside, root)
+    return made, kind
+
+
+def _element(name: str, kinds: dict[str, str]) -> Instruction:
+    """The get-tuple-element that `x#3` stands for; `kinds` has the types of what came before."""
+    owner, _, index = name.rpartition("#")
+    parts, start, inside = [], 0, kinds[owner].strip()[1:-1]
+    while start < len(inside):
+        parts.append(_value(inside, start))
+        start += len(parts[-1]) + 1
+    kind = kinds[name] = [part for part in parts if part][int(index)]
+    return Instruction(name, "get-tuple-element", tuple(_arrays(kind)), (owner,), f", index={index}",
+                       f"%{owner}", False)  # fmt: skip
 
 
 def _value(text: str, start: int) -> str:
@@ -240,9 +262,9 @@ def instruction_flops(instruction: Instruction, computation: Computation) -> int
         return 2 * math.prod(instruction.arrays[0].dims) * contracted
     if instruction.opcode == "convolution":
         return _convolution_flops(instruction, computation)
-    if kernel := re.match(r"splash_m[hq]a_(fwd|dkv|dq)", instruction.name):
-        return _splash_flops(kernel[1], instruction, computation)
     if instruction.opcode == "custom-call":
+        if kernel := re.match(r"splash_m[hq]a_(fwd|dkv|dq)", instruction.name):
+            return _splash_flops(kernel[1], instruction, computation)
         declared = re.search(r'"cost_estimate":(\{[^{}]*\})', instruction.text)
         return int(json.loads(declared[1]).get("flops", 0)) if declared else 0
     return 0
