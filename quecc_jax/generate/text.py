@@ -8,7 +8,7 @@ from quecc_jax.data.tokenizer import Tokenizer
 
 _UNFINISHED = 3
 """Bytes of a character that lacks its last one, at most; decoders write a replacement for some or each."""
-_CLEANED = re.compile(r"( (n'?|'[vr])?| ?' ?)$")
+_CLEANED = re.compile(r"( (n'?|'[vr])?| ?' ?)\Z")
 """Ends that transformers' clean-up of blanks may change when more follows, as in `do n't` and `it 's`."""
 
 

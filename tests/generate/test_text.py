@@ -4,7 +4,7 @@ import itertools
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from quecc_jax.data.tokenizer import Tokenizer, load_tokenizer, train_word_tokenizer
@@ -110,6 +110,7 @@ def test_the_earliest_of_several_stop_texts_counts():
 
 @settings(max_examples=100)
 @given(st.text("ab#\n ", max_size=12), st.lists(st.text("ab#\n", min_size=1, max_size=3), max_size=2))
+@example("a \n", ["a\n"])
 def test_what_is_certain_never_changes(text, stop):
     """Against every continuation of up to three letters."""
     sure, which = certain(text, stop)
