@@ -61,16 +61,20 @@ def ask(
     with tempfile.TemporaryDirectory() as scratch:
         data = as_source(questions, [""] * len(questions), config, Path(scratch))
         with naming(questions):
-            # A question may be longer than its row: some templates leave the human's words out.
             data = dataclasses.replace(data, max_length=_longest(data, config), query_length=data.query_limit)
             predict(config.model, data, params, max_new_tokens=max_new_tokens, batch_size=batch_size,
                     reuse=reuse, each=lambda answer: keep(answer.row["id"], answer.prediction))  # fmt: skip
 
 
 def _longest(data: DataConfig, config: RunConfig) -> int:
-    """Places that the longest prompt needs, in a bucket: a run's max_length is many times a question's."""
+    """Places that the longest prompt needs, in a bucket: a run's max_length is many times a question's.
+
+    A question for the compressor needs as many, which may be more where a template leaves the human's words
+    out.
+    """
     source, = open_sources(data, config.model, prompts=True)
-    longest = max(len(source.encoded(row).codes) for row in range(len(source)))
+    made = map(source.encoded, range(len(source)))
+    longest = max(max(len(one.codes), len(one.queries)) for one in made)
     return min(data.max_length, max(SMALLEST, round_up(longest)))
 
 

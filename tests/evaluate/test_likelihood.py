@@ -1,12 +1,15 @@
 """Likelihoods of answers against a plain sum over full passes, and against what generation says."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
 from quecc_jax.data.batch import Batch
-from quecc_jax.data.conversation import encode
+from quecc_jax.data.conversation import encode, query_ids
 from quecc_jax.data.images import load_pixels
+from quecc_jax.data.pipeline import eval_batches
 from quecc_jax.data.tokenizer import load_tokenizer
 from quecc_jax.errors import UserError
 from quecc_jax.evaluate.ask import Question, ask
@@ -85,6 +88,26 @@ def test_what_generation_says_is_greedy_and_other_answers_are_not(loaded, questi
     assert [greedy for _, greedy in log_likelihoods(questions, said, *loaded, batch_size=2)] == [True] * 3
     others = ["square " + answer for answer in said]
     assert [greedy for _, greedy in log_likelihoods(questions, others, *loaded, batch_size=2)] == [False] * 3
+
+
+def test_a_question_that_its_template_leaves_out_is_read_whole_by_the_compressor(loaded, monkeypatch):
+    """Template plain has no words of the human, so that a row is shorter than its question."""
+    config, params = loaded
+    data = dataclasses.replace(config.data, template="plain", query_length=0)
+    config = dataclasses.replace(config, data=data)
+    question, seen = " ".join(["is it red what color"] * 10), list[np.ndarray]()
+
+    def spied(*args, **kwargs):
+        for batch in eval_batches(*args, **kwargs):
+            seen.append(batch.queries[0][: batch.query_ends[0, 0] + 1])
+            yield batch
+
+    monkeypatch.setattr("quecc_jax.evaluate.predict.eval_batches", spied)
+    ask([Question("a", question, (picture(0),))], config, params, max_new_tokens=1, batch_size=1,
+        keep=lambda place, answer: None)  # fmt: skip
+    whole, cut = query_ids(question, load_tokenizer(config.data.tokenizer), config.data)
+    assert cut == 0 and len(whole) == 51
+    assert seen[0].tolist() == whole.tolist()
 
 
 def test_an_answer_that_does_not_fit_is_an_error(loaded, questions):
