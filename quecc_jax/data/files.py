@@ -1,4 +1,4 @@
-"""Directories that appear whole or not at all."""
+"""Directories that appear whole or not at all, and text and JSON files of other programs."""
 
 import contextlib
 import json
@@ -37,19 +37,33 @@ def fresh_directory(directory: str | Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def read_json(path: str | Path) -> Any:
-    """The value in a JSON file, or the list of values in a .jsonl file: one a line, or one JSON list.
+def read_text(path: str | Path) -> str:
+    """The text of a file, without a byte order mark.
 
     Raises:
-      UserError: the file is missing, not UTF-8 or not JSON; names the line where it stops being JSON.
+      UserError: the file is missing or not UTF-8.
     """
     path = place(path) if is_remote(path) else Path(path)
     try:
         raw = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error}); check the path") from None
-    text = decoded(str(path), raw)
-    if path.suffix == ".jsonl":
+    return decoded(str(path), raw)
+
+
+def read_json_lines(path: str | Path) -> list[Any]:
+    """The values of a file with one JSON value a line, whatever it is called; raises as `read_json`."""
+    return _values(path, read_text(path))
+
+
+def read_json(path: str | Path) -> Any:
+    """The value in a JSON file, or the list of values in a .jsonl file: one a line, or one JSON list.
+
+    Raises:
+      UserError: the file is missing, not UTF-8 or not JSON; names the line where it stops being JSON.
+    """
+    text = read_text(path)
+    if Path(path).suffix == ".jsonl":
         return _values(path, text)
     if not text.strip():
         raise UserError(f"{path} is empty; give a JSON file")
@@ -64,7 +78,7 @@ def read_json(path: str | Path) -> Any:
         raise UserError(f"{path} cannot be read: {what}; repair it") from None
 
 
-def _values(path: Path, text: str) -> list[Any]:
+def _values(path: str | Path, text: str) -> list[Any]:
     """The values of a .jsonl file."""
     # Files that were joined have a byte order mark in front of some lines.
     lines = [line.removeprefix(MARK) for line in text.split("\n")]

@@ -76,6 +76,33 @@ def test_questions_have_unique_ids_and_pictures_that_exist(name, data):
             assert isinstance(image, bytes) or Path(image).is_file()
 
 
+@pytest.mark.parametrize("name", TASKS)
+def test_files_with_byte_order_marks_and_windows_line_ends_are_the_same_benchmark(name, data, tmp_path):
+    STANDINS[name](tmp_path)
+    for path in tmp_path.rglob("*"):
+        if path.suffix in (".json", ".jsonl", ".txt", ".tsv", ".csv"):
+            text = path.read_text(encoding="utf-8")
+            text = text if path.suffix == ".tsv" else text.replace("\n", "\r\n") + "\r\n"
+            path.write_text(text, encoding="utf-8-sig", newline="")
+    found, wanted = (TASKS[name].load(root) for root in (tmp_path, data))
+    assert [(s.id, s.prompt, s.truth) for s in found] == [(s.id, s.prompt, s.truth) for s in wanted]
+
+
+def test_a_line_ends_at_no_separator_of_unicode(tmp_path):
+    """Such characters may stand in JSON and in text."""
+    for name in ("pope", "mme"):
+        STANDINS[name](tmp_path)
+    path = tmp_path / "pope/coco/coco_pope_popular.json"
+    first, _, rest = path.read_text().partition("\n")
+    path.write_text(f'{{"note": "one\u2028two\x85three", {first[1:]}\n{rest}', encoding="utf-8")
+    assert len(TASKS["pope"].load(tmp_path)) == 12
+    wanted = [sample.truth for sample in TASKS["mme"].load(tmp_path)]
+    for path in (tmp_path / "MME").rglob("*.txt"):
+        others = [line.replace("\t", "\tnot ") for line in path.read_text().splitlines()]
+        path.write_text(path.read_text() + "".join(f"and\u2028{line}\n" for line in others), encoding="utf-8")
+    assert [sample.truth for sample in TASKS["mme"].load(tmp_path)] == wanted
+
+
 def test_missing_files_are_named_once(tmp_path):
     STANDINS["gqa"](tmp_path)
     (tmp_path / "gqa/llava_gqa_testdev_balanced.jsonl").unlink()

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import ImageDraw, ImageFont
 
-from quecc_jax.data.files import read_json
+from quecc_jax.data.files import read_json, read_text
 from quecc_jax.data.images import open_image
 from quecc_jax.errors import UserError
 from quecc_jax.evaluate.tasks.base import (
@@ -39,7 +39,7 @@ def load(data: Path) -> list[Sample]:
     of lmms-eval's ai2d.
     """
     folder, samples = data / "ai2d", []
-    listed = (folder / "ai2d_test_ids.csv").read_text(encoding="utf-8").replace(",", "\n").split()
+    listed = read_text(folder / "ai2d_test_ids.csv").replace(",", "\n").split()
     for identity in listed:
         path = folder / f"questions/{identity}.png.json"
         if not path.is_file():

@@ -72,7 +72,8 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 
 def _columns(path: Path) -> list[str]:
-    with path.open(encoding="utf-8") as file:
+    # pyarrow leaves a byte order mark out of the first name.
+    with path.open(encoding="utf-8-sig") as file:
         return file.readline().rstrip("\r\n").split("\t")
 
 

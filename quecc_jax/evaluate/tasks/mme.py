@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from quecc_jax.data.files import read_json
+from quecc_jax.data.files import read_json, read_text
 from quecc_jax.errors import UserError
 from quecc_jax.evaluate.bootstrap import Tally, Totals, ratio
 from quecc_jax.evaluate.tasks.base import (
@@ -62,7 +62,7 @@ def _truths(release: Path) -> dict[tuple[str, str, str], str]:
         folder = release / category / "questions_answers_YN"
         folder = folder if folder.is_dir() else release / category
         for path in sorted(folder.glob("*.txt")):
-            for line in path.read_text(encoding="utf-8").splitlines():
+            for line in read_text(path).split("\n"):
                 question, tab, truth = line.strip().rpartition("\t")
                 if tab:
                     found[category, path.stem, " ".join(question.split())] = truth.strip()

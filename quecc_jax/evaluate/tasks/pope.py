@@ -1,12 +1,11 @@
 """POPE: is this object in the picture?"""
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from quecc_jax.data.files import read_json
+from quecc_jax.data.files import read_json, read_json_lines
 from quecc_jax.errors import UserError
 from quecc_jax.evaluate.bootstrap import Tally, Totals, ratio
 from quecc_jax.evaluate.metrics import says_no
@@ -25,7 +24,8 @@ def load(data: Path) -> list[Sample]:
     samples = []
     for split in _SPLITS:
         path = folder / f"coco/coco_pope_{split}.json"
-        labels = _lines(path)
+        # POPE's .json files hold one value a line.
+        labels = read_json_lines(path)
         if len(labels) != len(asked[split]):
             raise UserError(f"{path} has {len(labels)} questions but llava_pope_test.jsonl has "
                             f"{len(asked[split])} of {split}; take both from the same release")
@@ -36,14 +36,6 @@ def load(data: Path) -> list[Sample]:
             samples.append(Sample(line["question_id"], (str(folder / "val2014" / line["image"]),),
                                   line["text"], field(truth, "label", path, number), {"split": split}))
     return samples
-
-
-def _lines(path: Path) -> list[Any]:
-    """POPE's .json files hold one JSON value a line."""
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except json.JSONDecodeError:
-        raise UserError(f"{path} does not hold one JSON value a line; download it again") from None
 
 
 def judge(sample: Sample, answer: str) -> tuple[str, float]:
