@@ -183,7 +183,7 @@ class Questions:
         # A question depends on no template and no length but its own.
         data = dataclasses.replace(layout.data, template="v1", query_length=layout.data.query_limit,
                                    max_length=1 << 20, images_per_row=64)  # fmt: skip
-        self.layout = layout._replace(data=data, arrange=None)
+        self.layout = layout._replace(data=data, text=None, arrange=None)
 
     def ids(self, row: int) -> np.ndarray:
         """int32 [<= Q]: token ids of the question about a row's pictures, none without a picture.

@@ -23,6 +23,7 @@ from quecc_jax.data.conversation import encode, prompt, query_ids, query_turns
 from quecc_jax.data.faults import Tally
 from quecc_jax.data.pipeline import eval_batches, make_iterator
 from quecc_jax.data.queries import BUCKETS, limit_buckets, query_buckets, question_segments, row_limit
+from quecc_jax.data.sources import Layout, Questions
 from quecc_jax.errors import BadRow, UserError
 from quecc_jax.validation import validate
 from tests.data.test_conversation import SHORT, row
@@ -161,6 +162,17 @@ def test_questions_that_a_limit_cuts_are_counted(data, model):
     whole = Tally(data, 40)
     assert {batch.queries.shape[1] for batch in eval_batches(data, model, 8, tally=whole)} <= {32, 128, 512}
     assert not whole.cut_questions
+
+
+def test_what_a_run_does_with_long_rows_of_text_is_nothing_to_stored_queries(tokenizer):
+    """A text too long to be learned has no picture that it asks about."""
+    rows = [row("<image>\nis it red", "red", image="a.png"), row(" ".join(["red"] * 80), "red")]
+    data = DataConfig(tokenizer=tokenizer.directory, template="short", max_length=64)
+    writer = Layout(tokenizer, data, 4, False)
+    reader = writer._replace(text=dataclasses.replace(data, max_length=48))
+    assert Questions(rows, reader).fingerprint() == Questions(rows, writer).fingerprint()
+    assert [Questions(rows, reader).ids(k).tolist() for k in (0, 1)] == [
+        query_ids("is it red", tokenizer, data)[0].tolist(), []]
 
 
 def test_a_longrope_decoder_reads_every_question_as_a_short_text():
