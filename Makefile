@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 OUT ?= runs/$(if $(filter-out 0,$(QUICK)),quick,demo)
 STUDY_OUT ?= runs/study
 COMPARISON_OUT ?= runs/compressors
-# What touches jax, flax, optax, orbax, grain, transformers and libtpu most, in under four minutes of one core.
+# What touches jax, flax, optax, orbax, grain, transformers and libtpu most: three minutes of one core.
 NEWEST := $(addprefix tests/,launch/test_compile_flags.py launch/test_scheduler.py test_sharding.py \
   models/test_quecc.py models/test_golden_compressors.py test_golden_model.py data/test_tokenizer.py \
   data/test_pipeline.py convert/test_run.py train/test_optimizer.py train/test_checkpoint.py \

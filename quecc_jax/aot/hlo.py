@@ -82,16 +82,16 @@ def parse(text: str) -> Program:
       ValueError: the text has no entry computation.
     """
     computations: dict[str, Computation] = {}
-    entry, body = "", None
-    kinds: dict[str, str] = {}
+    entry, kinds = "", dict[str, str]()
+    body: Computation | None = None
     # A Pallas kernel's metadata is the one attribute that is written over several lines.
     text = re.sub(r"kernel_metadata=\{\n([^\n]*)\n\}", r"kernel_metadata={\1}", text)
     for line in text.splitlines():
         if line.startswith(("%", "ENTRY ")) and line.endswith("{"):
             name = line.removeprefix("ENTRY ").split(" ", 1)[0].lstrip("%")
             entry = name if line.startswith("ENTRY ") else entry
-            body, kinds = {}, {}
-            computations[name] = body
+            body = computations[name] = {}
+            kinds = {}
         elif line.startswith("}"):
             body = None
         elif body is not None and " = " in line:
