@@ -1,5 +1,7 @@
 """What must hold of a run's settings together, and what to say where it does not."""
 
+import math
+
 from quecc_jax.config import DataConfig, DecoderConfig, ModelConfig, RunConfig
 from quecc_jax.errors import UserError
 from quecc_jax.flops import compressor_cost
@@ -31,6 +33,8 @@ def validate(config: RunConfig) -> None:
         *_cls_checks(config.model),
         (config.model.compressor.fusion_layers >= 0,
          f"model.compressor.fusion_layers {config.model.compressor.fusion_layers} is negative"),
+        (0 < config.optimizer.clip_norm < math.inf,
+         f"optimizer.clip_norm {config.optimizer.clip_norm} is not a positive number; 1e9 clips nothing"),
         (train.batch_size % train.accumulation == 0,
          f"train.batch_size {train.batch_size} does not split into {train.accumulation} slices"),
         (all(-vision.depth - 1 <= k <= vision.depth for k in (*vision.levels, vision.select_layer)),

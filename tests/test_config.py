@@ -49,6 +49,8 @@ def test_known_projectors(kind):
         ("data.max_length", 8, "leaves no room"),
         ("model.scan_unroll", 3, "scan_unroll 3 does not divide decoder.depth 2"),
         ("model.scan_unroll", 0, "scan_unroll 0"),
+        ("optimizer.clip_norm", float("inf"), "clip_norm inf is not a positive number; 1e9 clips nothing"),
+        ("data.query_length", -1, "data.query_length -1 is negative"),
     ],
 )
 def test_what_does_not_fit_is_named(path, value, says):
