@@ -26,7 +26,7 @@ from quecc_jax.convert.rules import Path as LeafPath
 from quecc_jax.convert.rules import Rule, leaf_shapes
 from quecc_jax.convert.slabs import SlabReader, SlabWriter
 from quecc_jax.convert.targets import Format, Only, Target, check_leaves, export_targets
-from quecc_jax.convert.template import Kind, choose_template
+from quecc_jax.convert.template import TOLD, Kind, choose_template, keep_template
 from quecc_jax.convert.tensors import SafetensorsFile, TensorSource, open_tensors
 from quecc_jax.convert.writer import ShardWriter, Spec
 from quecc_jax.data.files import fresh_directory
@@ -99,7 +99,7 @@ def import_weights(
         )
         aside = stack.enter_context(_new_directory(out, "--out"))
         keep_sources(aside, opened)
-        plan = _with_template(plan, source, opened["model"].directory or aside / "tokenizer", template)
+        plan = _with_template(plan, source, opened["model"], aside, template)
         merged = {path: kind for part in types.values() for path, kind in part.items()}
         bar = stack.enter_context(ByteBar(f"importing {source.name}", total))
         with SlabWriter(aside / "checkpoints" / "0", plan.rules, merged) as writer:
@@ -117,12 +117,13 @@ def import_weights(
     return plan
 
 
-def _with_template(plan: ImportPlan, source: Path, tokenizer: Path, given: str) -> ImportPlan:
+def _with_template(plan: ImportPlan, source: Path, model: Opened, aside: Path, given: str) -> ImportPlan:
     """The plan with the conversation template of what is imported; that of a tower has none."""
     if plan.family is None:
         return plan
     kind, within = KINDS.get(plan.layout, "original"), source if source.suffix == ".gguf" else None
-    name, why = choose_template(tokenizer, plan.family, kind, given, within)
+    tokenizer = model.directory or aside / "tokenizer"
+    name, why = choose_template(tokenizer, plan.family, kind, given, within, model.source.hf.get(TOLD))
     data: Any = {"template": name}
     config = dataclasses.replace(plan.config, data=dataclasses.replace(plan.config.data, **data))
     return dataclasses.replace(plan, config=config, why=why)
@@ -235,6 +236,8 @@ def export_weights(
         for target, forms, (extra, extra_forms) in zip(targets, specs, carried, strict=True):
             folder = aside / target.folder
             target.describe(reader, folder, _most(forms))
+            if target is targets[0]:
+                keep_template(folder, reader.config.data.template)
             if not forms:
                 continue
             with ShardWriter(folder, {**forms, **extra_forms}, shard_bytes, target.name) as writer:

@@ -11,6 +11,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from quecc_jax.convert.beside import write_json
+from quecc_jax.convert.families import family_of
+from quecc_jax.convert.llava import is_original
+from quecc_jax.convert.llava_hf import is_llava_hf
 from quecc_jax.data.files import read_json
 from quecc_jax.data.templates import (
     LLAMA_2_SYSTEM,
@@ -61,6 +65,9 @@ TAUGHT = ((_Q1, _A1), (_Q1, _A1, _Q2, _A2))
 DAY = "26 Jul 2024"
 """For chat templates that write today's date: the day that they fall back on."""
 
+TOLD = "conversation_template"
+"""Key of config.json in which an export names its template, where its other files would not give it back."""
+
 Render = Callable[[Sequence[str], str | None, bool], str]
 """(turns, system sentence or None, whether an answer is asked for) -> text."""
 
@@ -73,7 +80,7 @@ class Choice(NamedTuple):
 
 
 def choose_template(directory: Path, family: str, kind: Kind, given: str = "",
-                    source: Path | None = None) -> Choice:  # fmt: skip
+                    source: Path | None = None, told: str | None = None) -> Choice:  # fmt: skip
     """The template of a checkpoint.
 
     Args:
@@ -82,6 +89,7 @@ def choose_template(directory: Path, family: str, kind: Kind, given: str = "",
       family: its decoder's.
       kind: whose it is.
       given: a template's name that is taken without looking; "" to look.
+      told: what its config.json says under `TOLD`, which counts next.
 
     Raises:
       UserError: no such template; the tokenizer cannot be read; or the files leave more than one choice,
@@ -89,6 +97,11 @@ def choose_template(directory: Path, family: str, kind: Kind, given: str = "",
     """
     if given:
         return Choice(check_name(given), "as --template says")
+    if told is not None:
+        if told not in TEMPLATES:
+            raise UserError(f"{TOLD} in config.json is {told!r}; choose one of {', '.join(TEMPLATES)} with "
+                            "--template NAME")
+        return Choice(told, "as its config.json says")
     if not holds_tokenizer(directory):
         return Choice(BY_FAMILY[family], f"no tokenizer beside it, LLaVA's format for {family}")
     tokenizer = Tokenizer(directory, setting="--from")
@@ -102,6 +115,28 @@ def choose_template(directory: Path, family: str, kind: Kind, given: str = "",
         raise UserError(f"the chat template in {file} is {name}, but the original project trains such models "
                         f"with formats of its own; choose one of {', '.join(choices)} with --template NAME")
     return Choice(choices[0], why if choices[0] == name else f"LLaVA's own format where {why}")
+
+
+def keep_template(folder: Path, name: str) -> None:
+    """Names a run's template in the config.json of its export, unless importing that gives it anyway; that of
+    a tower has none.
+
+    Args:
+      folder: the export, complete but for the weights.
+      name: the template.
+    """
+    file = folder / "config.json"
+    hf = read_json(file)
+    if str(hf.get("model_type")).startswith("clip"):
+        return
+    kind: Kind = "llava_hf" if is_llava_hf(hf) else "original" if is_original(hf) else "decoder"
+    family = family_of({"model_type": "llama"} | hf["text_config"] if kind == "llava_hf" else hf)
+    try:
+        found = choose_template(folder, family, kind, told=hf.get(TOLD)).name
+    except UserError:  # It asks, or its tokenizer is not read.
+        found = ""
+    if found != name:
+        write_json({**hf, TOLD: name}, file)
 
 
 def chat_template(directory: Path, kind: Kind = "decoder") -> tuple[str | None, Path]:

@@ -192,6 +192,7 @@ class Engine:
                              question.history,
                              arranged=[p.arranged for p in question.pictures if p.arranged],
                              latest=question.query == "latest")  # fmt: skip
+                self._check_known(one)
             except UserError as error:
                 raise UserError(f"question {question.text!r}: {error}") from None
             made.append(one)
@@ -212,6 +213,19 @@ class Engine:
         keys: list[list[Hashable]] = [
             [(p.key, number) for p in q.pictures for number in range(len(p.squares()))] for q in questions]
         return batch, keys, sizes, places
+
+    def _check_known(self, one: dict[str, np.ndarray]) -> None:
+        """Raises UserError where a prompt has tokens that the model has no embedding of: looking one up
+        beyond a table gives the values of no token, without a word."""
+        tokenizer, model = self.tokenizer, self.config.model
+        readers = [(tokenizer, one["tokens"], model.decoder.vocab_size), (
+            (tokenizer, one["queries"], model.decoder.vocab_size) if tokenizer.questions is None
+            else (tokenizer.questions, one["queries"], model.query.text.vocab_size))]  # fmt: skip
+        for reader, ids, rows in readers:
+            if beyond := ids[ids >= rows].tolist():
+                token = reader.hf.convert_ids_to_tokens(beyond[0])
+                raise UserError(f"{token!r} is token {beyond[0]} of {reader.directory}, but the model has only "
+                                f"{rows} embeddings; give the tokenizer that belongs to it")
 
     def _empty(self, rows: int, length: int, pictures: int, query: int) -> Batch:
         """A batch of nothing but padding, its rows and queries rounded up."""

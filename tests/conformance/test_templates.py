@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from quecc_jax.config import DataConfig
-from quecc_jax.convert.run import import_weights
+from quecc_jax.convert.run import export_weights, import_weights
 from quecc_jax.convert.template import BY_FAMILY, choose_template
 from quecc_jax.data.conversation import prompt
 from quecc_jax.data.templates import TEMPLATES, stops
@@ -22,7 +22,7 @@ from quecc_jax.data.tokenizer import Tokenizer, load_tokenizer
 from quecc_jax.errors import UserError
 from tests.conformance.tokenizers.make import token, tokenizer_json
 from tests.convert.names import load
-from tests.convert.test_run import write_checkpoint
+from tests.convert.test_run import small, write_checkpoint
 
 MARKS = ["<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|system|>",
          "<|user|>", "<|assistant|>", "<|end|>", "[INST]", "[/INST]"]  # fmt: skip
@@ -267,6 +267,32 @@ def test_an_import_keeps_template_and_ends(
     conforms("template", f"import of {chat}", (CHATS[chat][1], set(ends)),
              (plan.config.data.template, set(tokenizer.hf.convert_ids_to_tokens(list(found)))))  # fmt: skip
     assert found[0] == tokenizer.eos_token_id and "renders as that" in plan.why
+
+
+@pytest.mark.parametrize(("chat", "name"), [
+    (None, "short"), (None, "v1"), (None, "plain"), ("Yi-34B-Chat", "chatml_direct"), ("Llama-3", "zephyr"),
+    ("Mistral-7B-Instruct-v0.2", "mistral_v1"), ("Mistral-7B-Instruct-v0.2", "mistral_instruct")])  # fmt: skip
+@pytest.mark.parametrize("case", ["llama", "llava_tiny"])
+def test_an_export_gives_the_template_back(
+    conforms: Any, tmp_path: Path, case: str, chat: str | None, name: str
+) -> None:
+    """No file of the original's format, or of a language model, says which template it was trained with; an
+    import of an export, and of its export in turn, answers with that of the run."""
+    write_checkpoint(tmp_path / "given", small(case)["config"], small(case)["tensors"], np.float16)
+    write(tmp_path / "given", chat and CHATS[chat][0], ())
+    tower = None if case == "llama" else tmp_path / "clip"
+    if tower:
+        write_checkpoint(tower, load("clip_tiny")["config"], load("clip_tiny")["tensors"], np.float16)
+    import_weights(tmp_path / "given", tmp_path / "0", vision=tower, template=name)
+    found = []
+    for number in (0, 1):
+        export_weights(tmp_path / f"{number}", tmp_path / f"out{number}")
+        plan = import_weights(tmp_path / f"out{number}", tmp_path / f"{number + 1}")
+        found.append(plan.config.data.template)
+    again = import_weights(tmp_path / "out1", tmp_path / "other", template="phi3").config.data.template
+    export_weights(tmp_path / "other", tmp_path / "out2")
+    found += [again, import_weights(tmp_path / "out2", tmp_path / "last").config.data.template]
+    conforms("template", f"export of {case}, {name}", [name, name, "phi3", "phi3"], found)
 
 
 def test_a_bos_that_is_a_mark_of_the_template(conforms: Any, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -177,6 +178,17 @@ def test_what_cannot_be_asked_is_said_at_once(engine, question, message):
     with pytest.raises(UserError, match=message) as caught:
         engine.run([question], Limits(4))
     assert "\n" not in str(caught.value)
+
+
+def test_tokens_without_an_embedding_are_refused(engine, run_dir, tmp_path):
+    shutil.copytree(run_dir / "tokenizer", tmp_path / "longer")
+    (tmp_path / "longer" / "added_tokens.json").write_text('{"<x>": 32000}')
+    data = dataclasses.replace(engine.config.data, tokenizer=str(tmp_path / "longer"))
+    longer = Engine(dataclasses.replace(engine.config, data=data), engine.params)
+    with pytest.raises(UserError, match="'<x>' is token 32000 of .* but the model has only 32000 embeddings"):
+        longer.answers([Question("a <x> b")], Limits(1))
+    limits, question = Limits(2), Question("a b")
+    assert longer.answers([question], limits) == engine.answers([question], limits)
 
 
 def test_pictures_beyond_the_models_number_are_refused_and_nothing_said_is_answered(engine, questions):
