@@ -5,7 +5,7 @@ another model of the same name.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ def is_adapter_file(name: str) -> bool:
 
 
 def refuse_adapter_files(directory: Path) -> None:
-    """Looks for adapters in a directory and in the folders right inside of it (checkpoint-500/ and such).
+    """Looks for adapters in a directory and in the folders inside of it (lora/checkpoint-500/ and such).
 
     Raises:
       UserError: there is one; all files of it are named.
@@ -59,16 +59,25 @@ def refuse_adapter_files(directory: Path) -> None:
     if _DELTA.search(directory.resolve().name):
         raise UserError(f"{directory} holds, as its name says, differences that have to be added to other "
                         "weights; add them, and give the sum a name without 'delta'")  # fmt: skip
-    folders = [directory, *(f for f in sorted(directory.iterdir()) if f.is_dir() and f.name[0] != ".")]
     found = [
         str(file.relative_to(directory))
-        for folder in folders
+        for folder in _folders(directory)
         for file in sorted(folder.iterdir())
-        if file.is_file() and is_adapter_file(file.name)
+        # A link to a file that is gone tells of an adapter all the same.
+        if not file.is_dir() and is_adapter_file(file.name)
     ]
     if found:
         raise UserError(f"{directory} holds an adapter ({', '.join(found)}), which changes the weights of "
                         f"another model and is not read; {_MERGE}, or move it away if it is left over")
+
+
+def _folders(directory: Path, levels: int = 3) -> Iterator[Path]:
+    """A directory and the folders inside of it, so many levels deep, since links may lead in circles."""
+    yield directory
+    if levels:
+        for folder in sorted(directory.iterdir()):
+            if folder.is_dir() and not folder.name.startswith("."):
+                yield from _folders(folder, levels - 1)
 
 
 def refuse_tensors(names: Iterable[str], hf: dict[str, Any], where: str) -> None:

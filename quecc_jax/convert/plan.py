@@ -202,7 +202,7 @@ def plan_export(
 
 
 def _import_tower(source: Source) -> ImportPlan:
-    tower = vision_config(source.hf)
+    tower = _tower_of(source)
     part, tower = _tower_part(source, tower)
     # A compressor that fits any grid, so that the settings are those of a valid run.
     compressor = CompressorConfig(kernel=tower.grid, stride=tower.grid)
@@ -219,7 +219,7 @@ def _import_decoder(source: Source, vision: Source | None, projector: Source | N
         return ImportPlan(run, "decoder", family, parts)
     if not vision:
         raise UserError(f"{source.where} has no vision tower; give its directory with --vision")
-    parts["vision"], tower = _tower_part(vision, vision_config(vision.hf))
+    parts["vision"], tower = _tower_part(vision, _tower_of(vision))
     if not projector:
         compressor = CompressorConfig(kernel=tower.grid, stride=tower.grid)
         model = ModelConfig(vision=tower, compressor=compressor, decoder=decoder)
@@ -236,7 +236,7 @@ def _import_decoder(source: Source, vision: Source | None, projector: Source | N
 
 def _import_original(source: Source, vision: Source | None) -> ImportPlan:
     family, body = family_of(source.hf), original_body(family_of(source.hf))
-    tower = vision_config(vision.hf) if vision else original_tower(source.hf)
+    tower = _tower_of(vision) if vision else original_tower(source.hf)
     prefix = _before(source.found, "mm_projector.", inside=True) or f"{body}mm_projector."
     if source.found and all(name.startswith(prefix) or name.endswith(NEWLINE) for name in source.found):
         model = original_model(source.hf, tower)
@@ -273,7 +273,7 @@ def _import_llava_hf(source: Source) -> ImportPlan:
         *_decoder_part(source.found, model.decoder, family, "language_model."),
     ]
     # The processor beside it counts; transformers' usual one crops where the original's evaluation pads.
-    aspect = picture_aspect(dict(source.pictures), vision.image_size)
+    aspect = picture_aspect(dict(source.pictures), vision.image_size, source.where)
     run = _run(model, family, text | {"image_aspect_ratio": aspect}, stage=2)
     return ImportPlan(run, "llava_hf", family, {"model": Part(tuple(rules), _buffers(source.found))})
 
@@ -306,6 +306,13 @@ def _decoder_part(found: Mapping[str, Shape], decoder: Any, family: str, prefix:
         body if embed is None else embed,
         head_too=head is not None,
     )
+
+
+def _tower_of(source: Source) -> VisionConfig:
+    """The tower of a CLIP directory, whose image processor is the one that the original project reads."""
+    tower = vision_config(source.hf)
+    picture_aspect(dict(source.pictures), tower.image_size, source.where)
+    return tower
 
 
 def _tower_part(source: Source, tower: VisionConfig) -> tuple[Part, VisionConfig]:

@@ -38,12 +38,13 @@ def picture_settings(config: RunConfig, pinpoints: list[list[int]] | None) -> di
     return settings
 
 
-def picture_aspect(settings: dict[str, Any], side: int) -> str:
-    """How a llava-hf model's processor fits pictures to a square: "pad" or "square".
+def picture_aspect(settings: dict[str, Any], side: int, where: str) -> str:
+    """How a processor fits pictures to a tower's square: "pad" or "square".
 
     Args:
-      settings: of its image processor; empty for CLIP's.
+      settings: of the image processor; empty for CLIP's.
       side: of the tower's square, in pixels.
+      where: the weights that it lies beside, for messages.
 
     Raises:
       UserError: it prepares them in a way that is not implemented, by setting.
@@ -55,13 +56,14 @@ def picture_aspect(settings: dict[str, Any], side: int) -> str:
     wanted = {
         "size": (shortest, side), "crop_size": (cropped, (side, side)),
         "resample": (settings.get("resample", 3), 3),
+        "rescale_factor": (round(settings.get("rescale_factor", 1 / 255) * 255, 4), 1),
         **{name: (settings.get(name) is not False, True)
            for name in ("do_resize", "do_center_crop", "do_rescale", "do_normalize")},
     }  # fmt: skip
     for name, (found, only) in wanted.items():
         if found != only:
-            raise UserError(f"the image processor of this model has {name} {settings.get(name)!r}, which is "
-                            f"not implemented for a tower of {side} pixels; use a model with CLIP's own")
+            raise UserError(f"the image processor of {where} has {name} {settings.get(name)!r}, which is not "
+                            f"implemented for a tower of {side} pixels; use a model with CLIP's own")
     return "pad" if settings.get("do_pad") and "image_grid_pinpoints" not in settings else "square"
 
 

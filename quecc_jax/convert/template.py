@@ -141,17 +141,28 @@ def keep_template(folder: Path, name: str) -> None:
 
 def chat_template(directory: Path, kind: Kind = "decoder") -> tuple[str | None, Path]:
     """(A checkpoint's chat template or None, its file), in transformers' order: a file of its own counts
-    before tokenizer_config.json, and a processor's chat_template.json before it where there is one."""
-    for name in ("chat_template.jinja", "chat_template.json", "tokenizer_config.json"):
-        file = directory / name
-        if not file.is_file() or (name == "chat_template.json" and kind != "llava_hf"):
+    before tokenizer_config.json, and a processor's before that where there is one. Of other checkpoints
+    transformers reads no processor, whose template is then better than none.
+
+    Raises:
+      UserError: there are several, by name, and none is the default.
+    """
+    processor, tokenizer = ("chat_template.json", "processor_config.json"), ("tokenizer_config.json",)
+    names = (*processor, *tokenizer) if kind == "llava_hf" else (*tokenizer, *processor)
+    for file in (directory / name for name in ("chat_template.jinja", *names)):
+        if not file.is_file():
             continue
         if file.suffix == ".jinja":
             return file.read_text(encoding="utf-8"), file
         told = read_json(file)
         text = told.get("chat_template") if isinstance(told, dict) else None
         if isinstance(text, list):
-            text = {one["name"]: one["template"] for one in text}.get("default")
+            text = {one.get("name"): one.get("template") for one in text}
+        if isinstance(text, dict):
+            if text and not text.get("default"):
+                raise UserError(f"{file} has chat templates called {', '.join(map(str, text))} and none "
+                                f"called default; choose one of {', '.join(TEMPLATES)} with --template NAME")
+            text = text.get("default")
         if text:
             return str(text), file
     return None, directory

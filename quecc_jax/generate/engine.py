@@ -224,8 +224,8 @@ class Engine:
         for reader, ids, rows in readers:
             if beyond := ids[ids >= rows].tolist():
                 token = reader.hf.convert_ids_to_tokens(beyond[0])
-                raise UserError(f"{token!r} is token {beyond[0]} of {reader.directory}, but the model has only "
-                                f"{rows} embeddings; give the tokenizer that belongs to it")
+                raise UserError(f"{token!r} is token {beyond[0]} of {reader.directory}, but the model has "
+                                f"only {rows} embeddings; give the tokenizer that belongs to it")
 
     def _empty(self, rows: int, length: int, pictures: int, query: int) -> Batch:
         """A batch of nothing but padding, its rows and queries rounded up."""

@@ -61,6 +61,12 @@ def lora_in_a_folder(d: Path) -> None:
     peft(d / "checkpoint-500")
 
 
+def lora_two_folders_down(d: Path) -> None:
+    (d / "lora" / "checkpoint-500").mkdir(parents=True)
+    peft(d / "lora" / "checkpoint-500")
+    (d / "lora" / "again").symlink_to(d)
+
+
 def arrays(d: Path) -> None:
     np.savez(d / "expected.npz", x=np.ones(2))
     (d / "some.pkl").write_bytes(b"x")
@@ -109,6 +115,12 @@ BESIDE: dict[str, tuple[Callable[[Path], Any], str, tuple[str, ...]]] = {
     "a LoRA in checkpoint-500/": (
         lora_in_a_folder, "refused",
         ("checkpoint-500/adapter_config.json",)),
+    "a LoRA in lora/checkpoint-500/": (
+        lora_two_folders_down, "refused",
+        ("lora/checkpoint-500/adapter_config.json",)),
+    "a link to an adapter that is gone": (
+        lambda d: (d / "adapter_model.safetensors").symlink_to("../blobs/gone"), "refused",
+        ("adapter_model.safetensors",)),
     "weights in checkpoint-500/": (file("checkpoint-500/model.safetensors"), "said", ("checkpoint-500",)),
     "Meta's form in original/": (file("original/consolidated.00.pth"), "said", ("original",)),
     "files of training": (trained, "said", ("optimizer.pt", "rng_state_0.pth", "training_args.bin")),

@@ -237,6 +237,31 @@ def test_where_chat_templates_lie(conforms: Any, tmp_path: Path) -> None:
     conforms("template", "where it lies", ["qwen", "smollm2", "qwen2_5", "qwen2_5"], found)
 
 
+@pytest.mark.parametrize("kind", ["original", "decoder", "llava_hf"])
+@pytest.mark.parametrize("file", ["chat_template.json", "processor_config.json"])
+def test_a_processors_chat_template_is_better_than_none(
+    conforms: Any, tmp_path: Path, file: str, kind: Any
+) -> None:
+    """Processors of transformers 4.43 wrote theirs into processor_config.json, later ones beside it."""
+    write(tmp_path, None)
+    (tmp_path / file).write_text(json.dumps({"chat_template": CHATS["Qwen2"][0]}))
+    conforms("template", f"{file}, {kind}", "qwen", choose_template(tmp_path, "llama", kind).name)
+
+
+@pytest.mark.parametrize("held", [list, dict])
+def test_several_chat_templates_without_a_default_ask(conforms: Any, tmp_path: Path, held: Any) -> None:
+    """transformers' apply_chat_template asks for a name then."""
+    write(tmp_path, None)
+    named = {"tool_use": CHATS["Phi-3"][0], "rag": CHATS["Qwen2"][0]}
+    told = named if held is dict else [{"name": name, "template": text} for name, text in named.items()]
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({**json.loads((tmp_path / "tokenizer_config.json").read_text()), "chat_template": told}))
+    with pytest.raises(UserError) as error:
+        choose_template(tmp_path, "llama", "decoder")
+    asks = "called tool_use, rag and none called default" in str(error.value)
+    conforms("template", f"several, none the default, {held.__name__}", True, asks)
+
+
 def test_a_bos_that_the_tokenizer_does_not_write_is_told(conforms: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
         choose_template(write(tmp_path, CHATS["Llama-3"][0], bos=False), "llama", "decoder")
@@ -271,7 +296,8 @@ def test_an_import_keeps_template_and_ends(
 
 @pytest.mark.parametrize(("chat", "name"), [
     (None, "short"), (None, "v1"), (None, "plain"), ("Yi-34B-Chat", "chatml_direct"), ("Llama-3", "zephyr"),
-    ("Mistral-7B-Instruct-v0.2", "mistral_v1"), ("Mistral-7B-Instruct-v0.2", "mistral_instruct")])  # fmt: skip
+    ("Mistral-7B-Instruct-v0.2", "mistral_v1"), ("Mistral-7B-Instruct-v0.2", "mistral_instruct"),
+])  # fmt: skip
 @pytest.mark.parametrize("case", ["llama", "llava_tiny"])
 def test_an_export_gives_the_template_back(
     conforms: Any, tmp_path: Path, case: str, chat: str | None, name: str

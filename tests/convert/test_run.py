@@ -452,3 +452,21 @@ def test_a_tower_for_pictures_that_are_normalised_otherwise_is_refused(tmp_path:
     settings.write_text(json.dumps({"image_mean": list(CLIP_MEAN), "image_std": list(CLIP_STD)}))
     import_weights(tmp_path / "clip", tmp_path / "run")
     assert load_config(tmp_path / "run" / "config.json").model.vision.depth
+
+
+@pytest.mark.parametrize("settings", [
+    {"do_normalize": False}, {"do_rescale": False}, {"rescale_factor": 1 / 127.5}, {"resample": 2},
+    {"do_center_crop": False}, {"size": {"shortest_edge": 96}}, {"crop_size": 32}], ids=str)  # fmt: skip
+def test_a_tower_for_pictures_that_are_prepared_otherwise_is_refused(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    """The original prepares pictures with the processor beside the tower, wherever its weights are."""
+    write_tiny(tmp_path / "given")
+    published = {"size": 48, "crop_size": 48, "resample": 3, "rescale_factor": 0.00392156862745098}
+    beside = tmp_path / "given" / "clip_tiny" / "preprocessor_config.json"
+    beside.write_text(json.dumps(published | settings))
+    for source in (tmp_path / "given", beside.parent):
+        with pytest.raises(UserError, match=f"image processor of .*clip_tiny has {next(iter(settings))} "):
+            import_weights(source, tmp_path / "run")
+    beside.write_text(json.dumps(published))
+    import_weights(tmp_path / "given", tmp_path / "run")

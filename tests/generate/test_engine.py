@@ -185,7 +185,7 @@ def test_tokens_without_an_embedding_are_refused(engine, run_dir, tmp_path):
     (tmp_path / "longer" / "added_tokens.json").write_text('{"<x>": 32000}')
     data = dataclasses.replace(engine.config.data, tokenizer=str(tmp_path / "longer"))
     longer = Engine(dataclasses.replace(engine.config, data=data), engine.params)
-    with pytest.raises(UserError, match="'<x>' is token 32000 of .* but the model has only 32000 embeddings"):
+    with pytest.raises(UserError, match=r"'<x>' is token 32000 of .* has only 32000 embeddings"):
         longer.answers([Question("a <x> b")], Limits(1))
     limits, question = Limits(2), Question("a b")
     assert longer.answers([question], limits) == engine.answers([question], limits)
