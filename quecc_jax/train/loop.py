@@ -1,13 +1,14 @@
 """The training loop: build, restore or start, step, log, save."""
 
 import contextlib
+import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, Protocol
 
 import jax
 
-from quecc_jax.config import RunConfig
+from quecc_jax.config import DecoderConfig, ModelConfig, RunConfig
 from quecc_jax.data.batch import Batch
 from quecc_jax.data.features import read_features
 from quecc_jax.data.pipeline import make_iterator
@@ -190,13 +191,16 @@ def initial_state(config: RunConfig, trainer: Trainer, tell: Callable[[str], Non
     abstract = {**trainer.abstract_state.trainable, **trainer.abstract_state.frozen}
     params: dict[str, Any] = {}
     if config.init_from:
-        _, params = load_params(config.init_from, abstract=abstract)
+        source, params = load_params(config.init_from, abstract=abstract)
         if not params:
             known = ", ".join(sorted(abstract))
             raise UserError(f"init_from {config.init_from} has none of this run's parameters ({known})")
+        _check_alike("init_from", config.init_from, source.model, config.model, params)
     towers: dict[str, Any] = {k: abstract[k] for k in ("vision", "text") if k in abstract and k not in params}
     if config.tower_from and towers:
-        params |= load_params(config.tower_from, None, towers)[1]
+        source, found = load_params(config.tower_from, None, towers)
+        _check_alike("tower_from", config.tower_from, source.model, config.model, found)
+        params |= found
         if absent := sorted(towers.keys() - params.keys()):
             raise UserError(f"tower_from {config.tower_from} has no parameters {', '.join(absent)}; name a "
                             "run that has them")
@@ -209,6 +213,28 @@ def initial_state(config: RunConfig, trainer: Trainer, tell: Callable[[str], Non
         trainable={k: params.get(k, v) for k, v in state.trainable.items()},
         frozen={k: params.get(k, v) for k, v in state.frozen.items()},
     )
+
+
+def _check_alike(
+    setting: str, run: str, theirs: ModelConfig, ours: ModelConfig, names: Iterable[str]
+) -> None:
+    """Raises UserError where two models compute otherwise with parameters of the same shapes."""
+    tower = ("heads", "norm_eps", "activation")
+    # Exports alone read the positions, and a head's width shows in shapes.
+    decoder = {f.name for f in dataclasses.fields(DecoderConfig)} - {"max_positions", "head_width"}
+    pairs: dict[str, tuple[Any, Any, Iterable[str]]] = {
+        "decoder": (theirs.decoder, ours.decoder, decoder),
+        "vision": (theirs.vision, ours.vision, tower),
+        "text": (theirs.query.text, ours.query.text, tower),
+    }
+    for name in sorted(pairs.keys() & set(names)):
+        there, here, fields = pairs[name]
+        for field in sorted(fields):
+            found, wanted = getattr(there, field), getattr(here, field)
+            if found != wanted:
+                where = f"model.{'query.text' if name == 'text' else name}.{field}"
+                raise UserError(f"{setting} {run} has {where} {found}, and this run {wanted}; give both the "
+                                "same, or change it in the other's config.json if you mean the difference")
 
 
 def next_batch(iterator: BatchIterator, step: int) -> Batch:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from quecc_jax.config import CheckpointConfig, MeshConfig
+from quecc_jax.config import CheckpointConfig, MeshConfig, RopeScaling
 from quecc_jax.config_io import load_config
 from quecc_jax.data.faults import DROPPED, LeftOut, Read, Tally
 from quecc_jax.errors import UserError
@@ -208,6 +208,29 @@ def test_init_from_is_strict(config, trainer, tmp_path):
     save_params(other, {"decoder": decoder})
     with pytest.raises(UserError, match=r"decoder/norm/scale has shape \(7,\) .*, expected shape \(32,\)"):
         initial_state(from_other, trainer)
+
+
+@pytest.mark.parametrize("setting, part, change", [
+    ("init_from", "decoder", {"rope_theta": 1e6}), ("init_from", "decoder", {"norm_eps": 1e-6}),
+    ("init_from", "decoder", {"rope_scaling": RopeScaling("linear", 4.0)}),
+    ("init_from", "decoder", {"window": 9}), ("init_from", "vision", {"activation": "gelu"}),
+    ("tower_from", "vision", {"activation": "gelu"}), ("tower_from", "vision", {"norm_eps": 1e-6}),
+], ids=str)  # fmt: skip
+def test_what_shapes_do_not_tell_of_the_run_before_must_agree(
+    config, trainer, tmp_path, setting, part, change
+):
+    state = trainer.abstract_state
+    params = {part: constant((state.trainable | state.frozen)[part], 0.25)}
+    changed = dataclasses.replace(getattr(config.model, part), **change)
+    model = dataclasses.replace(config.model, **{part: changed})
+    other = dataclasses.replace(config, out=str(tmp_path / "other"), model=model)
+    save_params(other, params)
+    message = rf"{setting} .*other has model\.{part}\.{next(iter(change))} .* this run"
+    with pytest.raises(UserError, match=message):
+        initial_state(dataclasses.replace(config, **{setting: other.out}), trainer)
+    same = dataclasses.replace(config, out=str(tmp_path / "same"))
+    save_params(same, params)
+    initial_state(dataclasses.replace(config, **{setting: same.out}), trainer)
 
 
 def test_data_that_ends_and_settings_that_do_not_fit_are_sentences(config, trainer):
