@@ -35,10 +35,11 @@ def query_buckets(data: DataConfig, model: ModelConfig) -> tuple[int, ...]:
 
 
 def limit_buckets(limit: int) -> tuple[int, ...]:
-    """A limit and at most three shorter lengths, ascending."""
+    """A limit and at most three shorter lengths, ascending; these are multiples of the shortest, so that they
+    divide over the devices of a mesh that splits sequences."""
     buckets = [limit]
     while len(buckets) < BUCKETS and buckets[-1] >= SHORTEST * RATIO:
-        buckets.append(-(-buckets[-1] // RATIO))
+        buckets.append(-(-buckets[-1] // (SHORTEST * RATIO)) * SHORTEST)
     return tuple(buckets[::-1])
 
 

@@ -156,8 +156,8 @@ def check_division(config: RunConfig, mesh: Mesh) -> None:
             f"train.batch_size {train.batch_size} in train.accumulation {train.accumulation} slices gives "
             f"{rows} rows, which do not divide over {parts} devices of mesh axes data and fsdp; change one"
         )
-    sizes = [("query_length", size) for size in query_buckets(data, config.model)]
-    sizes += [("max_length", length) for length in padded_lengths(data, config.model)]
+    sizes = [("max_length", length) for length in padded_lengths(data, config.model)]
+    sizes += [("query_length", size) for size in query_buckets(data, config.model)]
     for name, size in sizes:
         if config.mesh.sequence_parallel and size % tensor:
             raise UserError(f"mesh.sequence_parallel: data.{name} {size} does not divide over the {tensor} "

@@ -22,7 +22,14 @@ from quecc_jax.config import (
 from quecc_jax.data.conversation import encode, prompt, query_ids, query_turns
 from quecc_jax.data.faults import Tally
 from quecc_jax.data.pipeline import eval_batches, make_iterator
-from quecc_jax.data.queries import BUCKETS, limit_buckets, query_buckets, question_segments, row_limit
+from quecc_jax.data.queries import (
+    BUCKETS,
+    SHORTEST,
+    limit_buckets,
+    query_buckets,
+    question_segments,
+    row_limit,
+)
 from quecc_jax.data.sources import Layout, Questions
 from quecc_jax.errors import BadRow, UserError
 from quecc_jax.validation import validate
@@ -105,6 +112,7 @@ LONGROPE = ModelConfig(decoder=DecoderConfig(rope_scaling=RopeScaling(
 def test_few_buckets_reach_up_to_the_limit(limit):
     found = limit_buckets(limit)
     assert found[-1] == limit and list(found) == sorted(set(found)) and len(found) <= BUCKETS
+    assert not any(length % SHORTEST for length in found[:-1])
 
 
 def test_buckets_of_the_usual_limits():
