@@ -231,7 +231,7 @@ def flops_per_question(out: str, model: ModelConfig, answers: list[Answer]) -> d
     for a in answers:
         asked, reply = prompt(a.question, 1, tokenizer, data, model.visual_tokens), tokenizer.encode(a.truth)
         text = len(asked["tokens"]) - model.visual_tokens
-        parts = answer_flops(model, question=len(asked["queries"]), prompt=text, answer=len(reply) + 1)
+        parts = answer_flops(model, question=len(asked["query"]), prompt=text, answer=len(reply) + 1)
         sums[a.row["kind"].split("/")[0]].append(sum(parts.values()))
     return {t: float(np.mean(v)) for t, v in sums.items()}
 

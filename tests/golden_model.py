@@ -120,8 +120,8 @@ def _check_text(golden: Golden) -> dict[str, float]:
 
 def _query(golden: Golden, made: dict[str, np.ndarray]) -> np.ndarray:
     """A row's query; of a row without a picture the original's, which no token depends on."""
-    if len(made["queries"]):
-        return made["queries"]
+    if len(made["query"]):
+        return made["query"]
     return query_ids("image", golden.tokenizer, DataConfig())[0]
 
 
@@ -244,8 +244,8 @@ def _check_answers(golden: Golden) -> dict[str, float]:
             tokens=made["tokens"][None], slots=made["slots"][None],
             labels=np.full((1, length), IGNORE, np.int32),
             positions=np.arange(length, dtype=np.int32)[None], segments=np.ones((1, length), np.int32),
-            queries=made["queries"][None],
-            query_segments=np.ones((1, len(made["queries"])), np.int32), query_ends=made["query_ends"][None],
+            queries=made["query"][None],
+            query_segments=np.ones((1, len(made["query"])), np.int32), query_ends=made["query_ends"][None],
             pixels=np.stack([_pixels(golden, p) for p in pictures])[None],
         )  # fmt: skip
         generate = build_generator(golden.model, len(greedy), golden.tokenizer.eos_token_id)

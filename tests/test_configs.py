@@ -162,5 +162,5 @@ def test_a_caption_under_either_template_of_stage_1(template):
     assert " ".join(read.split()) == {"v1": f"{SYSTEM} USER: {ASKED} ASSISTANT:", "plain": ""}[template]
     assert tokenizer.decode(made["tokens"][learned]).strip() == SAID
     assert made["tokens"][-1] == end[template] and learned[-1]
-    assert tokenizer.decode(made["queries"]) == ASKED
+    assert tokenizer.decode(made["query"]) == ASKED
     assert (~text).sum() == 16

@@ -51,7 +51,7 @@ def encode(row: dict[str, Any], tokenizer: Tokenizer, data: DataConfig, visual_t
 
     Returns:
       int32 arrays: `tokens`, `labels` and `slots` of one length L <= data.max_length (see `Batch`),
-      `queries` [Q], the different questions about its pictures one behind the other, each of at most
+      `query` [Q], the different questions about its pictures one behind the other, each of at most
       data.query_limit tokens; `query_ends` [P], where among them the question ends about the picture in each
       of P places; `query_cut` [], the tokens that limits took from questions; and `cut` [], the number of
       tokens that did not fit: all of them, and L = 0, where data.too_long drops the row.
@@ -198,7 +198,7 @@ def _encode(whole: Talk, talk: Talk, pictures: int, tokenizer: Tokenizer, data: 
         "tokens": ids,
         "slots": np.array(slots[:kept], np.int32),
         "labels": np.where(learned, ids, IGNORE).astype(np.int32),
-        "queries": queries,
+        "query": queries,
         "query_ends": query_ends,
         "query_cut": query_cut,
         "cut": np.array(cut, np.int32),
@@ -207,7 +207,7 @@ def _encode(whole: Talk, talk: Talk, pictures: int, tokenizer: Tokenizer, data: 
 
 def _queries(asked: Sequence[str], places: Sequence[int], tokenizer: Tokenizer, data: DataConfig,
              ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`queries`, `query_ends` and `query_cut` of `encode`, of pictures that take so many places each."""
+    """`query`, `query_ends` and `query_cut` of `encode`, of pictures that take so many places each."""
     turns = list(dict.fromkeys(asked))
     read = [query_ids(turn, tokenizer, data) for turn in turns]
     # A row that was truncated may hold less than the whole of its turns.

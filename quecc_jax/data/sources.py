@@ -105,7 +105,7 @@ class Layout(NamedTuple):
         arranged = [self.arrange(ref) for ref in refs] if self.arrange else []
         made = encode(row, self.tokenizer, data, self.visual_tokens, self.prompts, arranged)
         slots = made["slots"]
-        return Encoded(np.where(slots >= 0, -1 - slots, made["tokens"]), made["labels"] >= 0, made["queries"],
+        return Encoded(np.where(slots >= 0, -1 - slots, made["tokens"]), made["labels"] >= 0, made["query"],
                        made["query_ends"], bool(made["query_cut"]), bool(made["cut"]))
 
 

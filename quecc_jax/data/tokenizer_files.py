@@ -85,6 +85,9 @@ def read_tokenizer(directory: Path) -> Read:
     if settings.get("split_special_tokens"):
         raise UserError(f"{directory} sets split_special_tokens, with which no text can hold the marks of a "
                         "conversation; set it to false in tokenizer_config.json")
+    if settings.get("add_eos_token"):
+        raise UserError(f"{directory} sets add_eos_token, which ends every prompt and question before it is "
+                        "answered; set it to false in tokenizer_config.json if the model was trained without")
     by_model = name == "llama" and model.is_file() and not (kind.endswith("Fast") and whole.is_file())
     if by_model:
         return _from_model(directory, settings, kind, ends)

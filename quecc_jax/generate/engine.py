@@ -199,14 +199,14 @@ class Engine:
         sizes = [(len(one["tokens"]), int(one["query_cut"])) for one in made]
         pictures = max(len(question.pictures) for question in questions) * model.vision.places
         length, places = self._places(max(length for length, _ in sizes), new)
-        batch = self._empty(len(made), length, pictures, max(len(one["queries"]) for one in made))
+        batch = self._empty(len(made), length, pictures, max(len(one["query"]) for one in made))
         for row, (question, one) in enumerate(zip(questions, made, strict=True)):
             squares = [square for picture in question.pictures for square in picture.squares()]
-            length, count, asked = len(one["tokens"]), len(squares), len(one["queries"])
+            length, count, asked = len(one["tokens"]), len(squares), len(one["query"])
             batch.tokens[row, :length], batch.slots[row, :length] = one["tokens"], one["slots"]
             batch.positions[row, :length], batch.segments[row, :length] = np.arange(length), 1
             batch.labels[row, :length] = one["labels"]
-            batch.queries[row, :asked], batch.query_ends[row, :count] = one["queries"], one["query_ends"]
+            batch.queries[row, :asked], batch.query_ends[row, :count] = one["query"], one["query_ends"]
             batch.query_segments[row] = question_segments(one["query_ends"], batch.queries.shape[1])
             for place, square in enumerate(squares):
                 batch.pixels[row, place] = square
@@ -219,8 +219,8 @@ class Engine:
         beyond a table gives the values of no token, without a word."""
         tokenizer, model = self.tokenizer, self.config.model
         readers = [(tokenizer, one["tokens"], model.decoder.vocab_size), (
-            (tokenizer, one["queries"], model.decoder.vocab_size) if tokenizer.questions is None
-            else (tokenizer.questions, one["queries"], model.query.text.vocab_size))]  # fmt: skip
+            (tokenizer, one["query"], model.decoder.vocab_size) if tokenizer.questions is None
+            else (tokenizer.questions, one["query"], model.query.text.vocab_size))]  # fmt: skip
         for reader, ids, rows in readers:
             if beyond := ids[ids >= rows].tolist():
                 token = reader.hf.convert_ids_to_tokens(beyond[0])

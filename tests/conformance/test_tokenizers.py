@@ -30,7 +30,7 @@ REFUSED = {
     "bos empty": "bos_token is empty", "eos empty": "eos_token is empty",
     "eos null": "eos_token is empty",
     "decoder with a gap": "'<image>' the number 32007", "decoder, single_word": "'What' with number 32000",
-    "split_special_tokens": "split_special_tokens",
+    "split_special_tokens": "split_special_tokens", "add_eos_token true": "sets add_eos_token",
     "no_blank.model, legacy": "changes text", "no_blank.model, not legacy": "changes text",
     "bytes, class LlamaTokenizer": "disagree on whether", "bytes, class LlamaTokenizerFast": "disagree",
     "bytes, class CodeLlamaTokenizer": "disagree", "bytes, legacy false": "disagree",

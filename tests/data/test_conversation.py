@@ -40,8 +40,8 @@ def spell(made, tokenizer):
 def test_picture_question_answer(tokenizer):
     made = encode(row("<image>\none red?", "yes", image=7), tokenizer, SHORT, 2)
     assert spell(made, tokenizer) == "<bos> USER : #0 #1 one red ? ASSISTANT : *yes *<eos>"
-    assert tokenizer.decode(made["queries"]) == "one red?"
-    assert made["queries"][0] == tokenizer.bos_token_id
+    assert tokenizer.decode(made["query"]) == "one red?"
+    assert made["query"][0] == tokenizer.bos_token_id
     assert {value.dtype for value in made.values()} == {np.dtype(np.int32)}
 
 
@@ -50,7 +50,7 @@ def test_two_turns_and_two_pictures(tokenizer):
                   SHORT, 2)
     assert spell(made, tokenizer) == ("<bos> USER : one #0 #1 two #2 #3 ASSISTANT : *red *<eos> "
                                       "USER : three ? ASSISTANT : *green *<eos>")
-    assert tokenizer.decode(made["queries"]) == "one two"
+    assert tokenizer.decode(made["query"]) == "one two"
 
 
 def test_word_templates(tokenizer):
@@ -61,7 +61,7 @@ def test_word_templates(tokenizer):
     assert spell(v1, tokenizer) == f"<bos> {system} USER : #0 red ? ASSISTANT : *blue *<eos>"
     plain = encode(question, tokenizer, dataclasses.replace(SHORT, template="plain"), 1)
     assert spell(plain, tokenizer) == "<bos> #0 *blue"
-    assert tokenizer.decode(plain["queries"]) == "red?"
+    assert tokenizer.decode(plain["query"]) == "red?"
 
 
 def test_all_labels_leave_out_bos_and_pictures(tokenizer):
@@ -85,7 +85,7 @@ def test_one_picture_comes_first_unless_it_shall_keep_its_place(tokenizer):
     front = encode(talk, tokenizer, data, 1)
     assert spell(front, tokenizer) == ("<bos> USER : #0 one two ASSISTANT : *red *<eos> "
                                        "USER : #1 three ASSISTANT : #2 *<eos>")
-    assert np.array_equal(kept["queries"], front["queries"])
+    assert np.array_equal(kept["query"], front["query"])
 
 
 def test_speakers_go_by_several_names(tokenizer):
@@ -98,7 +98,7 @@ def test_system_turn_comes_first_and_a_greeting_is_left_out(tokenizer):
     talk["image"] = 1
     assert spell(encode(talk, tokenizer, SHORT, 2), tokenizer) == (
         "<bos> Look at #0 #1 USER : one ? ASSISTANT : *two *<eos>")
-    assert tokenizer.decode(encode(talk, tokenizer, SHORT, 2)["queries"]) == "one?"
+    assert tokenizer.decode(encode(talk, tokenizer, SHORT, 2)["query"]) == "one?"
     plain = dataclasses.replace(SHORT, template="plain")
     with pytest.raises(UserError, match="system sentence"):
         encode(talk, tokenizer, plain, 2)
@@ -111,7 +111,7 @@ def test_a_query_in_clip_s_tokens_is_what_its_own_tokenizer_makes_of_the_text(te
     data = dataclasses.replace(SHORT, query_tokenizer=str(tmp_path / "clip"), query_length=16)
     made = encode(row(f"<image>{text}", "red", image=1), both, data, 1)
     wanted = both.questions.hf(text, truncation=True, max_length=16)["input_ids"]
-    assert made["queries"].tolist() == wanted
+    assert made["query"].tolist() == wanted
     alone = encode(row(f"<image>{text}", "red", image=1), tokenizer, SHORT, 1)
     assert np.array_equal(made["tokens"], alone["tokens"])
 
@@ -160,14 +160,14 @@ def test_prompt_is_what_precedes_the_answer(tokenizer, question, pictures, templ
     assert (asked["labels"] == IGNORE).all()
     assert taught["labels"][length] == tokenizer.encode("red")[0]
     assert (taught["labels"][:length] == IGNORE).all()
-    assert np.array_equal(asked["queries"], taught["queries"])
+    assert np.array_equal(asked["query"], taught["query"])
 
 
 def test_prompt_with_a_history(tokenizer):
     asked = prompt("two?", 1, tokenizer, SHORT, 2, history=["one?", "red"], system="Look")
     assert spell(asked, tokenizer) == ("<bos> Look USER : #0 #1 one ? ASSISTANT : *red *<eos> "
                                        "USER : two ? ASSISTANT :")
-    assert tokenizer.decode(asked["queries"]) == "one?"
+    assert tokenizer.decode(asked["query"]) == "one?"
     before = prompt("one?", 1, tokenizer, SHORT, 2, system="Look")
     assert np.array_equal(before["tokens"], asked["tokens"][: len(before["tokens"])])
     late = prompt("two <image>?", 1, tokenizer, SHORT, 1, history=["one?", "red"])

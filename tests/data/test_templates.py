@@ -84,7 +84,7 @@ def test_queries_equal_the_original_under_every_template(llama, template, name, 
     row = ROWS[name] | {"conversations": ROWS[name]["conversations"][:2]}
     made = encode(row, llama, DataConfig(template=template, max_length=512), 1)
     # The original encodes a word for a row without a picture, and no token depends on it.
-    assert made["queries"].tolist() == (llama.hf.encode(text) if "image" in row else [])
+    assert made["query"].tolist() == (llama.hf.encode(text) if "image" in row else [])
 
 
 def inst(first, turns, again):
@@ -264,7 +264,7 @@ def test_prompts_begin_what_is_taught(request, which, template, turns, system, v
         for key in ("tokens", "slots", "labels"):
             assert np.array_equal(made[key], taught[key][:length])
         assert taught["labels"][length - 1] == IGNORE != taught["labels"][length]
-        assert np.array_equal(made["queries"], taught["queries"])
+        assert np.array_equal(made["query"], taught["query"])
 
 
 @settings(max_examples=60, deadline=None)

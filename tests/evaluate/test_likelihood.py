@@ -51,8 +51,8 @@ def plain(loaded, question: str, answer: str, image) -> float:
     batch = Batch(
         tokens=made["tokens"][None], slots=made["slots"][None], labels=made["labels"][None],
         positions=np.arange(length, dtype=np.int32)[None], segments=np.ones((1, length), np.int32),
-        queries=made["queries"][None] if image else np.zeros((1, 1), np.int32),
-        query_segments=np.full((1, len(made["queries"]) or 1), int(bool(image)), np.int32),
+        queries=made["query"][None] if image else np.zeros((1, 1), np.int32),
+        query_segments=np.full((1, len(made["query"]) or 1), int(bool(image)), np.int32),
         query_ends=made["query_ends"][None] if image else np.full((1, 1), -1, np.int32),
         pixels=pixels[None, None],
     )  # fmt: skip

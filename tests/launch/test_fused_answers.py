@@ -38,8 +38,8 @@ def test_answers_are_the_full_passes_choice_also_after_a_first_answer(name, tmp_
         for end in range(length, length + NEW):
             batch = empty._replace(
                 tokens=tokens, slots=slots, labels=labels, positions=np.arange(ROOM)[None],
-                segments=(np.arange(ROOM) < end).astype(np.int32)[None], queries=made["queries"][None],
-                query_segments=np.ones((1, len(made["queries"])), np.int32),
+                segments=(np.arange(ROOM) < end).astype(np.int32)[None], queries=made["query"][None],
+                query_segments=np.ones((1, len(made["query"])), np.int32),
                 query_ends=made["query_ends"][None], pixels=picture.array[None, None],
             )  # fmt: skip
             # An answer is labelled, as in training, and so left out of the pre-fusion.
