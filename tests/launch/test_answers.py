@@ -143,6 +143,12 @@ def test_the_tower_comes_from_the_run_that_holds_it_and_must_fit(run, tmp_path):
         assert "\n" not in str(caught.value)
 
 
+def test_a_template_given_by_hand_is_asked_with(run):
+    assert load_vlm(run.out, template="llama_3")[0].data.template == "llama_3"
+    assert load.load_engine(run.out, template="chatml").config.data.template == "chatml"
+    assert load_vlm(run.out)[0].data.template == "short"
+
+
 def test_parameters_are_not_saved_over_a_training_run(run, tmp_path):
     (tmp_path / "checkpoints" / "500").mkdir(parents=True)
     with pytest.raises(UserError, match="holds a training run"):
@@ -234,6 +240,7 @@ def bad(tmp_path, run, pictures) -> dict[str, Path]:
     ("--checkpoint {run} --question <image>", "0 pictures but 1 <image> placeholders"),
     ("--checkpoint {run} --question " + "red" + ",red" * 40, "it has .. tokens but data.max_length is 64"),
     ("--checkpoint {run} --question q --max-new-tokens 0", "--max-new-tokens is 0; give at least 1"),
+    ("--checkpoint {run} --question q --template llama3", "no template 'llama3'; choose one of plain, v1"),
     ("--checkpoint {run}", "--question must be given"),
     ("--checkpoint {run} --qestion q", "--qestion is not an option; did you mean --question"),
 ])  # fmt: skip
@@ -250,6 +257,7 @@ def test_mistakes_of_generation_are_one_line(run, pictures, bad, monkeypatch, ca
     ("--data {torn}.json --images nowhere", "--images nowhere is not a folder"),
     ("--data {run}", "is not a pool"),
     ("--data {pool} --batch-size 0", "--batch-size is 0"),
+    ("--data {pool} --template vicuna", "no template 'vicuna'; choose one of plain, v1"),
     ("--data {pool} --out {silent}.json", "--out .* cannot be written"),
     ("--data {pool} --batch-size many", "batch-size.*'many'"),
 ])  # fmt: skip
