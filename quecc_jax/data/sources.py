@@ -179,7 +179,7 @@ class Questions:
     """The bare questions of rows, as numbers for their encoder."""
 
     def __init__(self, rows: Sequence[dict[str, Any]], layout: Layout):
-        self.rows = rows
+        self.rows, self.limit = rows, layout.data.query_length
         # A question depends on no template and no length but its own.
         data = dataclasses.replace(layout.data, template="v1", query_length=layout.data.query_limit,
                                    max_length=1 << 20, images_per_row=64)  # fmt: skip
@@ -204,8 +204,8 @@ class Questions:
         return np.concatenate([ids, np.zeros(room, np.int32), [len(ids)]]).astype(np.int32)
 
     def fingerprint(self) -> str:
-        """Of the tokenizer and the limit, by what they make of SAMPLED rows."""
-        total = hashlib.sha256()
+        """Of the limit that is set, and of the tokenizer by what it makes of SAMPLED rows."""
+        total = hashlib.sha256(str(self.limit).encode())
         for row in np.linspace(0, len(self.rows) - 1, min(SAMPLED, len(self.rows))).astype(int).tolist():
             with contextlib.suppress(BadRow):
                 ids = self.ids(row)

@@ -116,9 +116,11 @@ def test_stored_queries_train_as_computed_ones_do_and_only_of_this_decoder(prepa
     with pytest.raises(UserError, match="are of another encoder"):
         quiet(dataclasses.replace(config, out=str(tmp_path / "other"), init_from="",
                                   train=dataclasses.replace(ONE_STEP, seed=9)))
-    short = dataclasses.replace(config.data, query_length=2)
-    with pytest.raises(UserError, match=r"another tokenizer or data\.query_length"):
-        quiet(dataclasses.replace(config, out=str(tmp_path / "short"), data=short))
+    # A limit that cuts no question of these rows might cut another's: it has to be the same.
+    for limit in (2, config.data.query_length + 1):
+        short = dataclasses.replace(config.data, query_length=limit)
+        with pytest.raises(UserError, match=r"another tokenizer or data\.query_length"):
+            quiet(dataclasses.replace(config, out=str(tmp_path / "short"), data=short))
     with pytest.raises(UserError, match=r"cached_queries needs a frozen encoder of the question"):
         quiet(dataclasses.replace(config, train=dataclasses.replace(ONE_STEP, stage=2)))
 
