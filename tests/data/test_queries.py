@@ -159,6 +159,22 @@ def test_a_batch_takes_the_shortest_bucket_and_all_hosts_the_same(data, model, b
     assert len(seen) >= 2
 
 
+def test_packed_rows_have_room_for_the_questions_that_a_template_leaves_out(data, model, tmp_path):
+    """Captions of a few tokens under questions of 150: a row's questions may not exceed its length."""
+    rows = [row(f"<image>\n{'one ' * 150}", "red", image="a.png") for _ in range(20)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    source = dataclasses.replace(data.sources[0], path=str(tmp_path / "rows.json"))
+    data = dataclasses.replace(data, sources=(source,), template="plain", batching="packed", packed_images=8)
+    most = 0
+    with make_iterator(data, model, 2, seed=1) as batches:
+        for _ in range(8):
+            batch = next(batches)
+            most = max(most, int(batch.query_segments.max()))
+            assert batch.queries.shape[1] in query_buckets(data, model)
+        assert not batches.tally.cut_questions
+    assert most == 3
+
+
 def test_questions_that_a_limit_cuts_are_counted(data, model):
     limited, tally = dataclasses.replace(data, query_length=8), Tally(data, 40)
     rows = json.loads(Path(data.sources[0].path).read_text())
