@@ -47,9 +47,12 @@ def main() -> None:
         check_reference(str(image))
     pictures = tuple(engine.picture(image) for image in options.image)
     question = Question(options.question, pictures)
-    for _, piece in engine.run([question], limits):
+    run = engine.run([question], limits)
+    for _, piece in run:
         print(piece, end="", flush=True)
     print()
+    if cut := run.usage[0].cut():
+        print(cut, file=sys.stderr)
     if options.explain is not None:
         from launch.explain import explain
 

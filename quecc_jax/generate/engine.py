@@ -105,6 +105,11 @@ class Usage(NamedTuple):
     ended_by: str
     """`end` (a token), `stop` (a text) or `length`."""
 
+    def cut(self) -> str:
+        """What to say of a question that was cut; "" of a whole one."""
+        lost = self.cut_question_tokens
+        return f"data.query_length cut {lost} tokens of the question for the compressor" if lost else ""
+
 
 class Engine:
     """A model that answers. Programs are compiled once per bucket of rows, prompt and answer length.

@@ -143,6 +143,13 @@ def test_the_tower_comes_from_the_run_that_holds_it_and_must_fit(run, tmp_path):
         assert "\n" not in str(caught.value)
 
 
+def test_a_question_that_a_limit_cuts_is_told(run, pictures, monkeypatch, capsys):
+    asked = "--checkpoint", run.out, "--image", pictures[0], "--max-new-tokens", 2, "--question"
+    for words, says in ((30, "data.query_length cut 7 tokens of the question"), (3, "")):
+        status, _, err = call(monkeypatch, capsys, generate, *asked, "red " * words)
+        assert status == 0 and says in err and bool(says) == ("cut" in err)
+
+
 def test_a_template_given_by_hand_is_asked_with(run):
     assert load_vlm(run.out, template="llama_3")[0].data.template == "llama_3"
     assert load.load_engine(run.out, template="chatml").config.data.template == "chatml"
