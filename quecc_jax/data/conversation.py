@@ -66,7 +66,8 @@ def encode(row: dict[str, Any], tokenizer: Tokenizer, data: DataConfig, visual_t
     if not prompt and len(talk.turns) % 2:
         raise BadRow("turns", "its last turn has no answer; add one or drop the turn")
     _check(talk, pictures, data)
-    return _encode(talk, talk._replace(turns=talk.turns[:1]) if prompt else talk, pictures, tokenizer, data,
+    asked = query_turns(talk.turns, talk.system)
+    return _encode(talk._replace(turns=talk.turns[:1]) if prompt else talk, asked, tokenizer, data,
                    visual_tokens, arranged)
 
 
@@ -93,8 +94,8 @@ def prompt(question: str, images: int, tokenizer: Tokenizer, data: DataConfig, v
     """
     talk = _asking(question, images, history, system)
     _check(talk, images, data)
-    asked = [question] * images if latest else None
-    return _encode(talk, talk, images, tokenizer, data, visual_tokens, arranged, asked)
+    asked = [question] * images if latest else query_turns(talk.turns, talk.system)
+    return _encode(talk, asked, tokenizer, data, visual_tokens, arranged)
 
 
 def prompt_text(question: str, images: int, tokenizer: Tokenizer, data: DataConfig,
@@ -181,17 +182,14 @@ def _check(talk: Talk, pictures: int, data: DataConfig) -> None:
                                           f"{data.images_per_row}; raise that or split the row")
 
 
-def _encode(whole: Talk, talk: Talk, pictures: int, tokenizer: Tokenizer, data: DataConfig,
-            visual_tokens: int, arranged: Sequence[Arrangement], asked: Sequence[str] | None = None,
-            ) -> dict[str, np.ndarray]:
-    """Lays out `talk`, the begin of a whole conversation; `asked` are its pictures' queries, if not their
-    turns."""
-    arranged = arranged or [Arrangement(1, np.arange(visual_tokens))] * pictures
+def _encode(talk: Talk, asked: Sequence[str], tokenizer: Tokenizer, data: DataConfig, visual_tokens: int,
+            arranged: Sequence[Arrangement]) -> dict[str, np.ndarray]:
+    """Lays out a conversation; `asked` has the turn that conditions each of its pictures."""
+    arranged = arranged or [Arrangement(1, np.arange(visual_tokens))] * len(asked)
     tokens, slots, loss = _lay_out(talk, tokenizer, data, visual_tokens, arranged)
     cut = _fit(slots, loss, data, asked=len(talk.turns) % 2 == 1)
     kept = len(tokens) - cut
     ids, learned = np.array(tokens[:kept], np.int32), np.array(loss[:kept], bool)
-    asked = query_turns(whole.turns, whole.system) if asked is None else asked
     places = [one.places for one in arranged]
     queries, query_ends, query_cut = _queries(asked, places, tokenizer, data)
     return {
