@@ -6,10 +6,10 @@ OUT ?= runs/$(if $(filter-out 0,$(QUICK)),quick,demo)
 STUDY_OUT ?= runs/study
 COMPARISON_OUT ?= runs/compressors
 # What touches jax, flax, optax, orbax, grain, transformers and libtpu most: three minutes of one core.
-NEWEST := $(addprefix tests/,launch/test_compile_flags.py launch/test_scheduler.py test_sharding.py \
-  models/test_quecc.py models/test_golden_compressors.py test_golden_model.py data/test_tokenizer.py \
+NEWEST := $(addprefix tests/,test_xla_flags.py experiments/test_scheduler.py test_sharding.py \
+  models/test_quecc.py models/test_golden_compressors.py test_golden_model.py data/text/test_tokenizer.py \
   data/test_pipeline.py convert/test_run.py train/test_optimizer.py train/test_checkpoint.py \
-  generate/test_engine.py launch/test_compile_pod.py::test_a_step_compiles_for_a_slice_that_is_not_here)
+  generate/test_engine.py commands/test_compile_pod.py::test_a_step_compiles_for_a_slice_that_is_not_here)
 # pyenv's interpreters are also there where its shims are not switched to them.
 PYENV := $(or $(PYENV_ROOT),$(HOME)/.pyenv)/versions
 PYTHONS = $(or $(PYTHON),python3.11 python3.12 python3.13 python3 $(wildcard $(PYENV)/3.1[1-3].*/bin/python))
@@ -38,7 +38,7 @@ study: $(VENV)/.installed ## The demo at length: three seeds, resumable cell by 
 	$(PY) -m launch.demo --study --out $(STUDY_OUT)
 
 study-compressors: $(VENV)/.installed ## Every compressor on the same bed, three seeds, resumable; at most 90 minutes
-	$(PY) -m launch.comparison --out $(COMPARISON_OUT)
+	$(PY) -m launch.compare_compressors --out $(COMPARISON_OUT)
 
 test: lint typecheck ## Lint, type check and every test that is not slow
 	$(PY) -m pytest $(APART) -m "not slow"
@@ -68,7 +68,8 @@ test-newest: ## Some of the tests on the newest releases, with Python 3.12 or ne
 
 nightly: test-all test-conformance test-parity test-lmms test-newest ## Everything but what needs a GPU
 
-lint: $(VENV)/.installed-test ## Ruff
+lint: $(VENV)/.installed-test ## Ruff: format and lint
+	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 
 typecheck: $(VENV)/.installed-test ## Mypy

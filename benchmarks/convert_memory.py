@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 
 from quecc_jax.config import CompressorConfig, DecoderConfig, ModelConfig, RunConfig, VisionConfig
+from quecc_jax.convert.io.tensors import open_tensors
 from quecc_jax.convert.plan import plan_export
-from quecc_jax.convert.tensors import open_tensors
 
 SHARD = 5_000_000_000
 GIB = 1 << 30
@@ -113,16 +113,22 @@ def main() -> None:
         (given / "config.json").write_text(json.dumps(hf))
         write_sparse(given, shapes)
         limit = 2 * max(sizes) + 2 * GIB
-        print(f"{len(sizes)} tensors, {sum(sizes) / 1e9:.1f} GB, largest {max(sizes) / 1e6:.0f} MB; "
-              f"limit {limit / GIB:.2f} GiB = 2 x largest + 2 GiB", flush=True)  # fmt: skip
+        print(
+            f"{len(sizes)} tensors, {sum(sizes) / 1e9:.1f} GB, largest {max(sizes) / 1e6:.0f} MB; "
+            f"limit {limit / GIB:.2f} GiB = 2 x largest + 2 GiB",
+            flush=True,
+        )
         convert = "launch.convert"
         for verb, arguments in {
             "import": ("--from", given, "--out", run),
             "export": ("--checkpoint", run, "--to", out),
         }.items():
             seconds, peak = measured(convert, verb, *arguments)
-            print(f"{verb}: peak {peak / GIB:.2f} GiB, {peak / limit:.2f} of the limit, {seconds:.0f} s, "
-                  f"{sum(sizes) / seconds / 1e6:.0f} MB/s", flush=True)  # fmt: skip
+            print(
+                f"{verb}: peak {peak / GIB:.2f} GiB, {peak / limit:.2f} of the limit, {seconds:.0f} s, "
+                f"{sum(sizes) / seconds / 1e6:.0f} MB/s",
+                flush=True,
+            )
         compare(given, out)
         print("the export's names, shapes, types and random tensors are the original's")
     finally:

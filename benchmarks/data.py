@@ -41,9 +41,9 @@ def make_photos(folder: Path) -> None:
     """Writes the photos, a LLaVA file of one conversation each, a tokenizer, and prepared shards."""
     from sklearn.datasets import load_sample_images
 
-    from quecc_jax.data.prepare import prepare
-    from quecc_jax.data.prepared import Recipe
-    from quecc_jax.data.tokenizer import train_word_tokenizer
+    from quecc_jax.data.sources.prepare import prepare
+    from quecc_jax.data.sources.prepared import Recipe
+    from quecc_jax.data.text.tokenizer import train_word_tokenizer
 
     rng = np.random.default_rng(0)
     originals = [Image.fromarray(array) for array in load_sample_images().images]
@@ -58,9 +58,16 @@ def make_photos(folder: Path) -> None:
         crop = np.asarray(photo.crop((left, top, left + width, top + height)))[:, :: rng.choice([-1, 1])]
         noisy = crop * rng.uniform(0.7, 1.2) + rng.normal(0, 3, crop.shape)
         Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"{number}.jpg", quality=90)
-        rows.append({"id": str(number), "image": f"{number}.jpg", "conversations": [
-            {"from": "human", "value": "<image>\n" + " ".join(rng.choice(words, 12))},
-            {"from": "gpt", "value": " ".join(rng.choice(words, 40))}]})  # fmt: skip
+        rows.append(
+            {
+                "id": str(number),
+                "image": f"{number}.jpg",
+                "conversations": [
+                    {"from": "human", "value": "<image>\n" + " ".join(rng.choice(words, 12))},
+                    {"from": "gpt", "value": " ".join(rng.choice(words, 40))},
+                ],
+            }
+        )
     (folder / "rows.json").write_text(json.dumps(rows))
     train_word_tokenizer([" ".join(words)], folder / "tokenizer")
     prepare(folder / "rows.json", (str(folder),), folder / "prepared", Recipe(SIDE), workers=2)
@@ -164,8 +171,12 @@ def rate(batches: Iterator[int], seconds: float) -> float:
 def compare(folder: Path, names: list[str]) -> dict[str, float]:
     """The median rate of every contender, one running at a time."""
     command = [sys.executable, "-m", "benchmarks.data", "--folder", str(folder), "--measure"]
-    processes = {name: subprocess.Popen([*command, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        text=True, bufsize=1) for name in names}  # fmt: skip
+    processes = {
+        name: subprocess.Popen(
+            [*command, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+        )
+        for name in names
+    }
     rounds: dict[str, list[float]] = {name: [] for name in names}
     for process in processes.values():
         process.stdout.readline()  # type: ignore[union-attr]
@@ -230,11 +241,15 @@ def throughput(folder: Path) -> None:
         found = rate(batches, 2 * SECONDS)
         batches.close()  # type: ignore[attr-defined]
         alone = alone or found
-        print(f"{workers} worker processes on {len(os.sched_getaffinity(0))} cores: {found:.0f} samples/s, "
-              f"{found / alone:.2f}x one")
+        print(
+            f"{workers} worker processes on {len(os.sched_getaffinity(0))} cores: {found:.0f} samples/s, "
+            f"{found / alone:.2f}x one"
+        )
     found = epochs(folder, 24)
-    print(f"memory over 24 epochs of {PHOTOS} prepared photos with 2 workers, this process and its workers: "
-          f"{found[3]:.0f} MiB after 4, {found[11]:.0f} after 12, {found[-1]:.0f} after 24")
+    print(
+        f"memory over 24 epochs of {PHOTOS} prepared photos with 2 workers, this process and its workers: "
+        f"{found[3]:.0f} MiB after 4, {found[11]:.0f} after 12, {found[-1]:.0f} after 24"
+    )
 
 
 def row_memory(folder: Path) -> None:
@@ -252,16 +267,17 @@ def row_memory(folder: Path) -> None:
         file.write("\n]\n")
     print(f"{path.stat().st_size / 1e9:.2f} GB, 665,298 rows of 2 to 10 turns")
     for name, code in (
-        ("RowFile", "from quecc_jax.data.rowfile import RowFile; rows = RowFile(path)"),
+        ("RowFile", "from quecc_jax.data.sources.json_rows import RowFile; rows = RowFile(path)"),
         ("json.load", "import json; rows = json.load(open(path))"),
     ):
         script = (
-            f"import sys, time; path = sys.argv[1]; import quecc_jax.data.rowfile; "
+            f"import sys, time; path = sys.argv[1]; import quecc_jax.data.sources.json_rows; "
             f"from benchmarks.data import private; before = private(); began = time.perf_counter(); {code}; "
             f"print(time.perf_counter() - began, private() - before, len(rows))"
         )
-        done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True,
-                              check=True)  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True
+        )
         seconds, used, _ = map(float, done.stdout.split())
         print(f"{name:10} {seconds:5.1f} s to open, {used:6.0f} MiB of memory of its own")
 

@@ -37,22 +37,22 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "remat attention": {"remat": "attention"},
     "remat dots": {"remat": "dots"},
     "remat none": {"remat": "none"},
-    "attention by XLA": {"attention": "xla"},
+    "attention by XLA": {"attention_kernel": "xla"},
     "2 layers per turn": {"scan_unroll": 2},
     "4 layers per turn": {"scan_unroll": 4},
-    "gradients in float32": {"gradients": "float32"},
-    "accumulation 2": {"accumulation": 2},
-    "accumulation 4": {"accumulation": 4},
+    "gradients in float32": {"grad_reduce_dtype": "float32"},
+    "accumulation 2": {"grad_accum_steps": 2},
+    "accumulation 4": {"grad_accum_steps": 4},
 }
 """What a row changes; all else, and the first row, is one slice with every layer recomputed."""
 
 
-def run_config(accumulation: int = 1, **model: Any) -> RunConfig:
+def run_config(grad_accum_steps: int = 1, **model: Any) -> RunConfig:
     """The run of a row."""
     return RunConfig(
         model=ModelConfig(**model),
         data=DataConfig(images_per_row=0),
-        train=TrainConfig(stage=0, batch_size=ROWS * accumulation, accumulation=accumulation),
+        train=TrainConfig(stage=0, batch_size=ROWS * grad_accum_steps, grad_accum_steps=grad_accum_steps),
     )
 
 
@@ -86,25 +86,42 @@ def report_file(work: Path, name: str) -> Path:
 def compile_row(name: str, work: Path) -> None:
     """Leaves the row's report in `work`; a step that does not fit has one too."""
     # Imported here: JAX reads what `prepare_environment` says.
-    from quecc_jax.aot.report import pod_report
+    from quecc_jax.aot.report import pod_reports
 
-    report = pod_report(run_config(**SETTINGS[name]), parse_topology(TOPOLOGY))
+    report = pod_reports(run_config(**SETTINGS[name]), parse_topology(TOPOLOGY), print)[0]
     write_text(report_file(work, name), json.dumps(report.to_dict(), indent=1) + "\n")
 
 
 def switches(work: Path) -> list[list[str]]:
     """The first table: what the compiler reports."""
-    rows = [["setting", "temporaries, GiB", "donated, GiB", "HLO / model FLOPs", "HBM traffic, GiB",
-             "received from other chips, GiB", "predicted step, s", "compile, s"]]  # fmt: skip
+    rows = [
+        [
+            "setting",
+            "temporaries, GiB",
+            "donated, GiB",
+            "HLO / model FLOPs",
+            "HBM traffic, GiB",
+            "received from other chips, GiB",
+            "predicted step, s",
+            "compile, s",
+        ]
+    ]
     for name in SETTINGS:
         report = json.loads(report_file(work, name).read_text())
         memory = report["memory"]
         received = sum(one["bytes"] for one in report["exchanges"])
-        rows.append([
-            name, f"{memory['temporaries'] / GIB:.2f}", f"{memory['aliased'] / GIB:.2f}",
-            f"{report['flops_ratio']:.3f}", f"{report['traffic'] / GIB:.0f}", f"{received / GIB:.1f}",
-            f"{report['step_seconds']:.2f}", f"{report['compile_seconds']:.0f}",
-        ])  # fmt: skip
+        rows.append(
+            [
+                name,
+                f"{memory['temporaries'] / GIB:.2f}",
+                f"{memory['aliased'] / GIB:.2f}",
+                f"{report['flops_ratio']:.3f}",
+                f"{report['traffic'] / GIB:.0f}",
+                f"{received / GIB:.1f}",
+                f"{report['step_seconds']:.2f}",
+                f"{report['compile_seconds']:.0f}",
+            ]
+        )
     return rows
 
 
@@ -153,9 +170,11 @@ def saving() -> list[list[str]]:
     decoder = DecoderConfig(vocab_size=8192, width=512, depth=12, heads=8, kv_heads=8, mlp_width=1408)
     with tempfile.TemporaryDirectory() as out:
         config = RunConfig(
-            out=out, model=ModelConfig(decoder=decoder), train=TrainConfig(stage=0, steps=9, batch_size=1),
+            out=out,
+            model=ModelConfig(decoder=decoder),
+            train=TrainConfig(stage=0, steps=9, batch_size=1),
             data=DataConfig(images_per_row=0, max_length=128),
-        )  # fmt: skip
+        )
         trainer = build_trainer(config, make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1]))
         state = jax.block_until_ready(trainer.init(jax.random.key(0)))
         size = sum(x.nbytes for x in jax.tree.leaves(state)) / GIB

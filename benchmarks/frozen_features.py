@@ -25,8 +25,8 @@ from quecc_jax.config import (
     TrainConfig,
     VisionConfig,
 )
+from quecc_jax.config.shapes import hidden_indices
 from quecc_jax.data.batch import IGNORE, Batch
-from quecc_jax.geometry import hidden_indices
 from quecc_jax.sharding import make_mesh
 from quecc_jax.train.step import build_trainer
 
@@ -37,11 +37,16 @@ def config(cached: bool) -> RunConfig:
     """The run, with or without stored states."""
     vision = VisionConfig(width=384, heads=6, depth=12, mlp_width=1536, levels=(6, 8, 10, 11))
     decoder = DecoderConfig(vocab_size=8192, width=512, depth=12, heads=8, kv_heads=8, mlp_width=1408)
-    model = ModelConfig(vision, CompressorConfig(kernel=6, stride=6), decoder=decoder, dtype="float32",
-                        remat="none")  # fmt: skip
+    model = ModelConfig(
+        vision, CompressorConfig(kernel=6, stride=6), decoder=decoder, dtype="float32", remat="none"
+    )
     data = DataConfig(max_length=128, query_length=32, cached_features=cached)
-    return RunConfig(model=model, data=data, train=TrainConfig(stage=1, batch_size=4, loss_chunk=128),
-                     mesh=MeshConfig(1, 1, 1))  # fmt: skip
+    return RunConfig(
+        model=model,
+        data=data,
+        train=TrainConfig(stage=1, batch_size=4, loss_chunk=128),
+        mesh=MeshConfig(1, 1, 1),
+    )
 
 
 def random_batch(spec: Batch, rng: np.random.Generator) -> Batch:
@@ -49,12 +54,16 @@ def random_batch(spec: Batch, rng: np.random.Generator) -> Batch:
     rows, length = spec.tokens.shape
     slots = np.tile(np.where(np.arange(length) < 16, np.arange(length), -1), (rows, 1)).astype(np.int32)
     tokens = np.where(slots < 0, rng.integers(1, 8192, slots.shape), 0).astype(np.int32)
-    made = {"tokens": tokens, "slots": slots, "labels": np.where(slots < 0, tokens, IGNORE).astype(np.int32),
-            "positions": np.tile(np.arange(length, dtype=np.int32), (rows, 1)),
-            "segments": np.ones(slots.shape, np.int32),
-            "queries": rng.integers(1, 8192, spec.queries.shape).astype(np.int32),
-            "query_segments": np.ones(spec.queries.shape, np.int32),
-            "query_ends": np.full(spec.query_ends.shape, 31, np.int32)}  # fmt: skip
+    made = {
+        "tokens": tokens,
+        "slots": slots,
+        "labels": np.where(slots < 0, tokens, IGNORE).astype(np.int32),
+        "positions": np.tile(np.arange(length, dtype=np.int32), (rows, 1)),
+        "segments": np.ones(slots.shape, np.int32),
+        "queries": rng.integers(1, 8192, spec.queries.shape).astype(np.int32),
+        "query_segments": np.ones(spec.queries.shape, np.int32),
+        "query_ends": np.full(spec.query_ends.shape, 31, np.int32),
+    }
     if spec.pixels is not None:
         made["pixels"] = rng.integers(0, 256, spec.pixels.shape, dtype=np.uint8)
     else:
@@ -79,13 +88,17 @@ def main() -> None:
             times[cached].append(time.perf_counter() - began)
             running[cached] = (trainer, batch, state)
     pixels, stored = (statistics.median(times[cached]) for cached in (False, True))
-    print(f"stage-1 step of 4 rows: {pixels:.2f} s from pixels, {stored:.2f} s from stored states, "
-          f"{pixels / stored:.2f}x")
+    print(
+        f"stage-1 step of 4 rows: {pixels:.2f} s from pixels, {stored:.2f} s from stored states, "
+        f"{pixels / stored:.2f}x"
+    )
     for vision in (VisionConfig(), dataclasses.replace(VisionConfig(), levels=(23,))):
         states = len(hidden_indices(vision))
         size = vision.patches * states * vision.width * 2
-        print(f"CLIP-L/14-336, {states} of its states, float16: {size:,} bytes a picture, "
-              f"{size * PICTURES / 1e12:.2f} TB for {PICTURES:,}")
+        print(
+            f"CLIP-L/14-336, {states} of its states, float16: {size:,} bytes a picture, "
+            f"{size * PICTURES / 1e12:.2f} TB for {PICTURES:,}"
+        )
 
 
 if __name__ == "__main__":

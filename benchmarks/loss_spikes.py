@@ -35,25 +35,19 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks import markdown
-from launch.jobs import make_data, make_tower, train_language
-from launch.plan import Cell, DecoderSize, Plan, model_config, picture_data
-from quecc_jax.config import (
-    CheckpointConfig,
-    MeshConfig,
-    OptimizerConfig,
-    RunConfig,
-    TrainConfig,
-)
+from quecc_jax.config import CheckpointConfig, MeshConfig, OptimizerConfig, RunConfig, TrainConfig
 from quecc_jax.data.batch import Batch
 from quecc_jax.data.pipeline import make_iterator
-from quecc_jax.data.tokenizer import load_tokenizer
+from quecc_jax.data.text.tokenizer import load_tokenizer
+from quecc_jax.experiments.jobs import make_data, make_tower, train_language
+from quecc_jax.experiments.plan import Cell, DecoderSize, Plan, model_config, picture_data
 from quecc_jax.models.vlm import VLM
 from quecc_jax.sharding import make_mesh
 from quecc_jax.train.checkpoint import load_params, save_params
 from quecc_jax.train.loop import initial_state
 from quecc_jax.train.state import TrainState
 from quecc_jax.train.step import build_trainer, train_step
-from scaling.style import DPI, THEMES, Style, dress
+from scaling.report.style import DPI, THEMES, Style, dress
 
 DOCS = Path(__file__).parents[1] / "docs"
 WINDOW, MERGE, RELAPSE = 50, 10, 20
@@ -68,9 +62,14 @@ PROBE_EVERY = 20
 def fine_bed() -> Plan:
     """The study's bed with 8-pixel patches: 12 x 12 of them."""
     return Plan(
-        decoders=(DecoderSize("M", 64, 2),), visual_tokens=(1, 16, 36, 144), test_pictures=300, batch_size=8,
-        tower_steps=700, language_steps=1600, vision=dataclasses.replace(Plan().vision, patch_size=8),
-    )  # fmt: skip
+        decoders=(DecoderSize("M", 64, 2),),
+        visual_tokens=(1, 16, 36, 144),
+        test_pictures=300,
+        batch_size=8,
+        tower_steps=700,
+        language_steps=1600,
+        vision=dataclasses.replace(Plan().vision, patch_size=8),
+    )
 
 
 Init = Literal["ours", "original"]
@@ -110,8 +109,9 @@ def cases(seeds: int) -> list[Case]:
     initial values, scale and rate of stage 1, and the high rate of stage 2."""
     large, infinite = (36, 144), float("inf")
     found = [Case(v, init, rate=rate) for rate in (1e-3, 1e-2) for init in INITS for v in large]
-    found += [Case(v, init, ratio, "small", rate)
-              for rate in (1e-3, 1e-2) for init, ratio in SCALES for v in large]  # fmt: skip
+    found += [
+        Case(v, init, ratio, "small", rate) for rate in (1e-3, 1e-2) for init, ratio in SCALES for v in large
+    ]
     repeated = len(found)
     found += [Case(v, init, rate=rate) for rate in (1e-3, 1e-2) for init in INITS for v in (1, 16)]
     found += [Case(v, init, rate=1e-2, clip=infinite) for init in INITS for v in large]
@@ -190,12 +190,15 @@ def run_config(out: str, plan: Plan, case: Case) -> RunConfig:
     if case.stage == 2:
         source = f"{out}/trained/{Case(case.visual_tokens, case.init, seed=case.seed).name}"
     return RunConfig(
-        out=f"{out}/trained/{case.name}", model=run_model(out, plan, case),
+        out=f"{out}/trained/{case.name}",
+        model=run_model(out, plan, case),
         data=picture_data(out, "train", case.visual_tokens),
         optimizer=OptimizerConfig(case.rate if case.stage == 2 else 1.0, projector_learning_rate=1.0),
         train=TrainConfig(stage=case.stage, steps=case.steps, batch_size=plan.batch_size, seed=case.seed),
-        checkpoint=CheckpointConfig(every=0), mesh=MeshConfig(1, 1, 1), init_from=source,
-    )  # fmt: skip
+        checkpoint=CheckpointConfig(every=0),
+        mesh=MeshConfig(1, 1, 1),
+        init_from=source,
+    )
 
 
 def original_values(params: dict[str, Any], key: jax.Array) -> dict[str, Any]:
@@ -288,10 +291,13 @@ def run_case(stepper: Stepper, config: RunConfig, case: Case) -> dict[str, Any]:
         save_params(config, jax.device_get({**state.trainable, **state.frozen}))
     loss, norm = np.asarray(jax.device_get(kept)).T
     return {
-        "case": case._asdict(), "text": text, "scale": [float(x) for x in scales],
-        "loss": [round(float(x), 5) for x in loss], "grad_norm": [round(float(x), 5) for x in norm],
+        "case": case._asdict(),
+        "text": text,
+        "scale": [float(x) for x in scales],
+        "loss": [round(float(x), 5) for x in loss],
+        "grad_norm": [round(float(x), 5) for x in norm],
         "seconds": time.process_time() - began,
-    }  # fmt: skip
+    }
 
 
 def run_all(out: str, plan: Plan, wanted: list[Case]) -> list[dict[str, Any]]:
@@ -375,8 +381,10 @@ def heights(results: list[dict[str, Any]]) -> list[float]:
     for r in results:
         batches.setdefault((r["case"]["seed"], r["case"]["stage"]), []).append(np.array(r["loss"]))
     medians = {key: np.median(losses, axis=0) for key, losses in batches.items()}
-    return [float(np.max((np.array(r["loss"]) - medians[r["case"]["seed"], r["case"]["stage"]])[WINDOW:]))
-            for r in results]  # fmt: skip
+    return [
+        float(np.max((np.array(r["loss"]) - medians[r["case"]["seed"], r["case"]["stage"]])[WINDOW:]))
+        for r in results
+    ]
 
 
 def table(results: list[dict[str, Any]]) -> str:

@@ -26,8 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 from quecc_jax.config import DataConfig
-from quecc_jax.data.batching import Draw, Grouped, Measures, Packed, Padded, Queries, row_lengths
-from quecc_jax.data.order import Order
+from quecc_jax.data.packing import BatchPlan, Grouped, Packed, Padded, Queries, RowLengths, row_lengths
+from quecc_jax.data.sampler import Order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Use:
     """Time that drawing them took."""
 
 
-def measure(draws: Iterator[Draw], measures: Measures, batches: int) -> Use:
+def measure(draws: Iterator[BatchPlan], measures: RowLengths, batches: int) -> Use:
     """Use over the first so many batches of an epoch over one source."""
     positions = places = tokens = pictures = 0
     began = time.perf_counter()
@@ -114,18 +114,23 @@ def measure(draws: Iterator[Draw], measures: Measures, batches: int) -> Use:
     return Use(tokens / positions, pictures / max(places, 1), positions, places, batches, seconds)
 
 
-def compare(rows: int, max_length: int, batch_size: int, visual_tokens: int, images: int = 0,
-            window: int = DataConfig.window) -> dict[str, Use]:
+def compare(
+    rows: int,
+    max_length: int,
+    batch_size: int,
+    visual_tokens: int,
+    images: int = 0,
+    window: int = DataConfig.lookahead_rows,
+) -> dict[str, Use]:
     """Use by the name of the batching, over an epoch of drawn rows."""
     text, pictures, _ = draw(rows)
     # Shapes of questions play no part here: one bucket.
-    measures = Measures(np.minimum(text + visual_tokens * pictures, max_length), pictures, pictures)
+    measures = RowLengths(np.minimum(text + visual_tokens * pictures, max_length), pictures, pictures)
     queries = Queries((max_length,), measures.queries)
     order = Order([len(text)], None, 0)
     data = DataConfig(max_length=max_length, batching="packed", packed_images=images)
     grouped = Grouped(order, measures, queries, batch_size, window, row_lengths(data), 1)
-    packed = Packed(order, measures, queries, batch_size, window, max_length,
-                    data.row_images(visual_tokens))  # fmt: skip
+    packed = Packed(order, measures, queries, batch_size, window, max_length, data.row_images(visual_tokens))
     padded = Padded(order, queries, batch_size, max_length, 1)
     return {
         "pad": measure(iter(padded), measures, len(text) // batch_size),
@@ -163,10 +168,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         uses = compare(given.rows, given.max_length, given.batch_size, v, given.images)
         for name, use in uses.items():
             images = use.places / max(use.batches * given.batch_size, 1)
-            table.add_row(str(v), name, f"{use.tokens:.1%}", f"{use.images:.1%}", f"{images:.2f}",
-                          f"{use.batches:,}", f"{use.positions / 1e6:,.0f} M",
-                          f"{uses['pad'].positions / use.positions:.2f}",
-                          f"{use.seconds / given.rows * 1e6:.1f}")  # fmt: skip
+            table.add_row(
+                str(v),
+                name,
+                f"{use.tokens:.1%}",
+                f"{use.images:.1%}",
+                f"{images:.2f}",
+                f"{use.batches:,}",
+                f"{use.positions / 1e6:,.0f} M",
+                f"{uses['pad'].positions / use.positions:.2f}",
+                f"{use.seconds / given.rows * 1e6:.1f}",
+            )
     console.print(table)
     console.print(
         "tokens, pictures: share of positions and of picture places in use; I: picture places of a row, mean;"

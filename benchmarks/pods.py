@@ -20,34 +20,37 @@ from typing import Any, NamedTuple
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks.markdown import table
-from launch.cli import parse_run
 from quecc_jax.aot.chips import GIB
 from quecc_jax.aot.roofline import EFFICIENCY
-from quecc_jax.config_io import to_dict
+from quecc_jax.commands.cli import parse_run
+from quecc_jax.config.io import to_dict
 from quecc_jax.errors import UserError, run_cli
 from quecc_jax.paths import write_text
 
 ROOT = Path(__file__).parent.parent
 
 SLICES = {
-    "v5e-16": "v5e:4x4", "v5e-64": "v5e:8x8", "v5e-256": "v5e:16x16", "v5p-64": "v5p:2x4x4",
+    "v5e-16": "v5e:4x4",
+    "v5e-64": "v5e:8x8",
+    "v5e-256": "v5e:16x16",
+    "v5p-64": "v5p:2x4x4",
     "2 x v5e-64": "2*v5e:8x8",
-}  # fmt: skip
+}
 """Topologies by the names that Google rents them by. v5p's count TensorCores, two per chip."""
 
 SETTINGS: dict[tuple[str, int, str], str] = {
-    ("7b", 2, "v5e-16"): "--train.accumulation 4",
+    ("7b", 2, "v5e-16"): "--train.grad_accum_steps 4",
     ("7b", 2, "v5e-64"): "",
     ("7b", 2, "v5e-256"): "--mesh.tensor 2 --mesh.sequence-parallel",
     ("7b", 2, "v5p-64"): "--model.remat none",
-    ("7b", 1, "v5e-16"): "--train.accumulation 8",
-    ("7b", 1, "v5e-64"): "--train.accumulation 2",
+    ("7b", 1, "v5e-16"): "--train.grad_accum_steps 8",
+    ("7b", 1, "v5e-64"): "--train.grad_accum_steps 2",
     ("7b", 1, "v5e-256"): "",
-    ("7b", 1, "v5p-64"): "--train.accumulation 2 --model.remat none",
+    ("7b", 1, "v5p-64"): "--train.grad_accum_steps 2 --model.remat none",
     ("13b", 2, "v5e-64"): "",
-    ("13b", 2, "v5p-64"): "--train.accumulation 2 --model.remat none",
-    ("13b", 1, "v5e-64"): "--train.accumulation 2",
-    ("13b", 1, "v5p-64"): "--train.accumulation 4 --model.remat none",
+    ("13b", 2, "v5p-64"): "--train.grad_accum_steps 2 --model.remat none",
+    ("13b", 1, "v5e-64"): "--train.grad_accum_steps 2",
+    ("13b", 1, "v5p-64"): "--train.grad_accum_steps 4 --model.remat none",
     ("qwen 0.5b", 2, "v5e-64"): "",
     ("qwen 1.8b", 2, "v5e-64"): "",
     ("qwen 4b", 2, "v5e-64"): "",
@@ -76,8 +79,11 @@ class Row(NamedTuple):
     def config(self) -> str:
         """Its config file."""
         family, _, size = self.model.rpartition(" ")
-        return f"configs/qwen_stage{self.stage}.py:{size}" if family else \
-            f"configs/llava_{size}_stage{self.stage}.py"
+        return (
+            f"configs/qwen_stage{self.stage}.py:{size}"
+            if family
+            else f"configs/llava_{size}_stage{self.stage}.py"
+        )
 
     @property
     def settings(self) -> list[str]:
@@ -111,8 +117,13 @@ def main() -> None:
             print(f"{row.name}: {' '.join(command(row))}")
         return
     missing = [row for row in chosen if not (work / f"{row.name}.json").exists()]
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-               TextColumn("{task.fields[left]}"))  # fmt: skip
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}"),
+    )
     with Progress(*columns) as progress:
         task = progress.add_task("", total=len(missing), left="")
         began = time.monotonic()
@@ -138,21 +149,41 @@ def compile_row(row: Row, work: Path) -> None:
       UserError: the command ended without a report.
     """
     target = work / f"{row.name}.json"
-    ran = subprocess.run([sys.executable, *command(row)[1:], "--json", str(target)], cwd=ROOT,
-                         capture_output=True, text=True)  # fmt: skip
+    ran = subprocess.run(
+        [sys.executable, *command(row)[1:], "--json", str(target)], cwd=ROOT, capture_output=True, text=True
+    )
     if not target.exists():
         raise UserError(f"{row.name}: {ran.stderr.strip().splitlines()[-1]}")
 
 
-HEADINGS = ("model", "stage", "V", "slice", "mesh", "slices x rows", "remat", "arguments", "temporaries",
-            "needed", "HLO / model FLOPs", "compute", "HBM", "ICI", "DCN", "step", "MFU", "run",
-            "compile")  # fmt: skip
+HEADINGS = (
+    "model",
+    "stage",
+    "V",
+    "slice",
+    "mesh",
+    "slices x rows",
+    "remat",
+    "arguments",
+    "temporaries",
+    "needed",
+    "HLO / model FLOPs",
+    "compute",
+    "HBM",
+    "ICI",
+    "DCN",
+    "step",
+    "MFU",
+    "run",
+    "compile",
+)
 
 
 def write_table(work: Path) -> None:
     """Writes docs/pods.json, and the table in docs/pods.md between its two marks."""
-    reports = [(row, json.loads(file.read_text())) for row in rows()
-               if (file := work / f"{row.name}.json").exists()]  # fmt: skip
+    reports = [
+        (row, json.loads(file.read_text())) for row in rows() if (file := work / f"{row.name}.json").exists()
+    ]
     lines = [table(HEADINGS, [cells(row, report) for row, report in sorted(reports, key=_order)])]
     done = {row for row, _ in reports}
     if rest := [row.name for row in rows() if row not in done]:
@@ -184,13 +215,23 @@ def cells(row: Row, report: dict[str, Any]) -> list[str]:
     seconds = [f"{bounds[name]:.2f}" if bounds[name] else "" for name in ("compute", "hbm", "ici", "dcn")]
     fits = f"{report['needed'] / GIB:.1f} of {report['limit'] / GIB:.2f}"
     return [
-        row.model, str(row.stage), str(row.visual_tokens), row.slice, mesh,
-        f"{config['train']['accumulation']} x {report['rows_per_chip']:g}", config["model"]["remat"],
-        f"{memory['arguments'] / GIB:.2f}", f"{memory['temporaries'] / GIB:.2f}",
-        fits if report["fits"] else f"**{fits}**", f"{report['flops_ratio']:.3f}", *seconds,
-        f"{report['step_seconds']:.2f}", f"{report['mfu']:.0%}", f"{report['run_hours']:.1f} h",
+        row.model,
+        str(row.stage),
+        str(row.visual_tokens),
+        row.slice,
+        mesh,
+        f"{config['train']['grad_accum_steps']} x {report['rows_per_chip']:g}",
+        config["model"]["remat"],
+        f"{memory['arguments'] / GIB:.2f}",
+        f"{memory['temporaries'] / GIB:.2f}",
+        fits if report["fits"] else f"**{fits}**",
+        f"{report['flops_ratio']:.3f}",
+        *seconds,
+        f"{report['step_seconds']:.2f}",
+        f"{report['mfu']:.0%}",
+        f"{report['run_hours']:.1f} h",
         f"{report['compile_seconds']:.0f} s",
-    ]  # fmt: skip
+    ]
 
 
 if __name__ == "__main__":

@@ -84,9 +84,7 @@ def point_name(point: tuple[float, float]) -> str:
 def profile_method(problems: Problems) -> dict[str, np.ndarray]:
     """The intervals of `scaling fit`, [K, 2]."""
     ahead = error_intervals(problems, *np.transpose(UNSEEN))
-    return constant_intervals(problems) | {
-        point_name(point): ahead[:, i] for i, point in enumerate(UNSEEN)
-    }
+    return constant_intervals(problems) | {point_name(point): ahead[:, i] for i, point in enumerate(UNSEEN)}
 
 
 def linear_method(problems: Problems) -> dict[str, np.ndarray]:

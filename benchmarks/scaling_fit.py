@@ -83,8 +83,10 @@ def process_seconds(repeats: int) -> float:
             began = time.perf_counter()
             subprocess.run(
                 [sys.executable, "-m", "scaling", "fit", "--scores", "general", "--out", out],
-                check=True, capture_output=True, env=environment,
-            )  # fmt: skip
+                check=True,
+                capture_output=True,
+                env=environment,
+            )
             times.append(time.perf_counter() - began)
     return min(times)
 

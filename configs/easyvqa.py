@@ -6,9 +6,9 @@ python -m launch.train configs/easyvqa.py --train.steps 500
 import dataclasses
 
 from configs import demo
-from launch.plan import Cell, model_config, run_config
 from quecc_jax.config import DataConfig, MeshConfig, RunConfig, SourceConfig
-from quecc_jax.config_io import load_config
+from quecc_jax.config.io import load_config
+from quecc_jax.experiments.plan import Cell, model_config, run_config
 
 DEMO = "runs/demo"
 
@@ -19,11 +19,23 @@ def config() -> RunConfig:
     start = f"{DEMO}/cells/M-v4-s0/stage2"
     vocabulary = load_config(f"{start}/config.json").model.decoder.vocab_size
     data = DataConfig(
-        sources=(SourceConfig("easy_vqa"),), tokenizer=f"{DEMO}/data/tokenizer", template="short",
-        max_length=28, query_length=16, image_aspect="square",
-    )  # fmt: skip
+        sources=(SourceConfig("easy_vqa"),),
+        tokenizer=f"{DEMO}/data/tokenizer",
+        template="short",
+        max_length=28,
+        query_length=16,
+        image_aspect="square",
+    )
     run = run_config(
-        "runs/easyvqa", model_config(plan, Cell("M", 4, 0), vocabulary), data, 2, 500, 5e-4, plan, 0,
-        init_from=start, tower_from=f"{DEMO}/tower",
-    )  # fmt: skip
+        "runs/easyvqa",
+        model_config(plan, Cell("M", 4, 0), vocabulary),
+        data,
+        2,
+        500,
+        5e-4,
+        plan,
+        0,
+        init_from=start,
+        tower_from=f"{DEMO}/tower",
+    )
     return dataclasses.replace(run, mesh=MeshConfig(1, 1, 1))

@@ -6,7 +6,7 @@ of 665k instructions, rows of 2048 tokens, CLIP-L/14 at 336 pixels. Where the va
 
 - A step has LLaVA-1.5's 256 and 128 rows. The scripts have 16 rows a device, in stage 1 in each of 4
   accumulated slices (--gradient_accumulation_steps 4), and do not say how many devices: 4 would give 256,
-  8 give 128. Slices (train.accumulation) change no result here; docs/pods.md has them for each TPU slice.
+  8 give 128. Slices (train.grad_accum_steps) change no result here; docs/pods.md has them for each TPU slice.
 - V is 16; the scripts' example has kernel and stride 4, V = 36.
 - optimizer.clip_norm is 1, transformers' default. The scripts' DeepSpeed settings name no clipping, and
   DeepSpeed then does none; --optimizer.clip-norm 1e9 does as they do.
@@ -28,7 +28,7 @@ from quecc_jax.config import (
     TrainConfig,
     VisionConfig,
 )
-from quecc_jax.presets import decoder
+from quecc_jax.config.presets import decoder
 
 CAPTIONS, INSTRUCTIONS = 558_128, 665_298
 """Rows of the two data sets."""

@@ -7,7 +7,7 @@ Weights come from `python -m launch.convert import`, one run directory for each 
 """
 
 from configs import llava_7b_stage1, llava_7b_stage2
-from launch.sweep_plan import Llm, Sweep
+from quecc_jax.experiments.sweep_plan import Llm, Sweep
 
 SIZES = ("0.5b", "1.8b", "4b", "7b", "14b")
 

@@ -16,7 +16,6 @@ Of LLaVA's stage 1 (llava.py) it has the learning rate and its schedule. The res
 hundred steps of eight short rows, float32, nothing recomputed, and the last checkpoint alone.
 """
 
-from launch.plan import Plan
 from quecc_jax.config import (
     CheckpointConfig,
     CompressorConfig,
@@ -27,7 +26,8 @@ from quecc_jax.config import (
     SourceConfig,
     TrainConfig,
 )
-from quecc_jax.presets import decoder
+from quecc_jax.config.presets import decoder
+from quecc_jax.experiments.plan import Plan
 
 DEMO, WEIGHTS = "runs/demo", "weights/smollm2"
 
@@ -37,16 +37,23 @@ def config() -> RunConfig:
     return RunConfig(
         out="runs/smollm2_easyvqa_stage1",
         model=ModelConfig(
-            vision=Plan().vision, compressor=CompressorConfig(kernel=4, stride=4),
-            decoder=decoder("smollm2-135m"), dtype="float32", remat="none",
+            vision=Plan().vision,
+            compressor=CompressorConfig(kernel=4, stride=4),
+            decoder=decoder("smollm2-135m"),
+            dtype="float32",
+            remat="none",
         ),
         data=DataConfig(
-            sources=(SourceConfig("pool", f"{DEMO}/data/single-train"),), tokenizer=f"{WEIGHTS}/tokenizer",
-            template="qwen", max_length=40, query_length=12, cached_features=True,
+            sources=(SourceConfig("pool", f"{DEMO}/data/single-train"),),
+            tokenizer=f"{WEIGHTS}/tokenizer",
+            template="qwen",
+            max_length=40,
+            query_length=12,
+            cached_features=True,
         ),
         optimizer=OptimizerConfig(learning_rate=1e-3),
         train=TrainConfig(stage=1, steps=100, batch_size=8),
         checkpoint=CheckpointConfig(every=0, keep=1),
         init_from=WEIGHTS,
         tower_from=f"{DEMO}/tower",
-    )  # fmt: skip
+    )

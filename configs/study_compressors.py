@@ -1,13 +1,13 @@
 """The comparison of compressors: one decoder, V = 1, 4, 16, three seeds; and the ladder at one token.
 
-    make study-compressors    python -m launch.comparison
+make study-compressors    python -m launch.compare_compressors
 """
 
 import dataclasses
 
-from launch.comparison_plan import Comparison, Entry, at_every_v, on_grid
-from launch.plan import DecoderSize, Plan
 from quecc_jax.config import CompressorConfig
+from quecc_jax.experiments.comparison_plan import Comparison, Entry, at_every_v, on_grid
+from quecc_jax.experiments.plan import DecoderSize, Plan
 
 OWN = "QueCC-plus"
 FUSED = CompressorConfig("quecc_plus", fusion_layers=1)
@@ -37,10 +37,17 @@ ELASTIC = {"M3": CompressorConfig("m3"), "MQT": CompressorConfig("mqt", queries=
 def plan() -> Plan:
     """The study's decoder M and its data; the tower also keeps what PruMerge reads."""
     return Plan(
-        vision=dataclasses.replace(Plan().vision, attention=True),
-        decoders=(DecoderSize("M", 64, 2),), visual_tokens=(1, 4, 16), seeds=(0, 1, 2), ablation_seeds=(),
-        test_pictures=300, tower_steps=2400, language_steps=1600, stage1_steps=300, stage2_steps=2500,
-    )  # fmt: skip
+        vision=dataclasses.replace(Plan().vision, keep_attention=True),
+        decoders=(DecoderSize("M", 64, 2),),
+        visual_tokens=(1, 4, 16),
+        seeds=(0, 1, 2),
+        ablation_seeds=(),
+        test_pictures=300,
+        tower_steps=2400,
+        language_steps=1600,
+        stage1_steps=300,
+        stage2_steps=2500,
+    )
 
 
 def entries(plan: Plan) -> tuple[Entry, ...]:
@@ -68,7 +75,15 @@ def comparison() -> Comparison:
 def quick() -> Comparison:
     """A few steps of every run at one token, to see every part work."""
     small = dataclasses.replace(
-        plan(), visual_tokens=(1,), seeds=(0,), pictures=200, test_pictures=20, documents=1000,
-        tower_steps=20, language_steps=20, stage1_steps=4, stage2_steps=10,
-    )  # fmt: skip
+        plan(),
+        visual_tokens=(1,),
+        seeds=(0,),
+        pictures=200,
+        test_pictures=20,
+        documents=1000,
+        tower_steps=20,
+        language_steps=20,
+        stage1_steps=4,
+        stage2_steps=10,
+    )
     return Comparison(small, entries(small), OWN)

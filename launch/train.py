@@ -1,42 +1,7 @@
-"""Trains one run: `python -m launch.train configs/NAME.py --optimizer.learning-rate 1e-4`.
+"""`python -m launch.train`; see `quecc_jax.commands.train`."""
 
-On several hosts, start the same command on each of them; see `quecc_jax.distributed`.
-"""
-
-import sys
-
-from launch.cli import parse_run
+from quecc_jax.commands.train import main
 from quecc_jax.errors import run_cli
-
-
-def main() -> None:
-    """Parses the command line, trains, and prints where the result lies.
-
-    SIGTERM, which announces that the machine will be taken away, saves a checkpoint and ends with
-    status 0; the same command then continues.
-    """
-    config = parse_run(sys.argv[1:], "python -m launch.train")
-    # Imported late, so that --help and mistakes in the command line answer at once.
-    import jax
-
-    from quecc_jax.distributed import joined
-    from quecc_jax.train.loop import train
-    from quecc_jax.train.preemption import Preempted
-    from quecc_jax.train.progress import describe_goodput
-
-    with joined():
-        try:
-            summary = train(config)
-            report = f"{describe_goodput(summary)}\n{summary['out']}: step {summary['step']}, loss " \
-                     f"{summary['loss']:.4f}, {summary['skipped']} steps skipped, {summary['seconds']:.0f} s"
-            if summary["truncated"] or summary["dropped"]:
-                report += f"\n{summary['truncated']} rows were longer than data.max_length and lost their " \
-                          f"end, {summary['dropped']} were left out"
-        except Preempted as preempted:
-            report = f"{preempted}; the same command continues it"
-        if jax.process_index() == 0:
-            print(report)
-
 
 if __name__ == "__main__":
     run_cli(main)

@@ -77,16 +77,22 @@ def join(join_s: int = JOIN_S, heartbeat_s: int = HEARTBEAT_S) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             jax.distributed.initialize(
-                address, count, index, initialization_timeout=join_s + 60,
-                heartbeat_timeout_seconds=heartbeat_s, shutdown_timeout_seconds=heartbeat_s,
-            )  # fmt: skip
+                address,
+                count,
+                index,
+                initialization_timeout=join_s + 60,
+                heartbeat_timeout_seconds=heartbeat_s,
+                shutdown_timeout_seconds=heartbeat_s,
+            )
     except ValueError as error:
         # No cluster that JAX knows: the usual case of a single machine.
         if given is not None or any(several.values()):
             raise UserError(f"this process cannot join its run ({error}); check its JAX_ variables") from None
     except RuntimeError as error:
-        raise UserError(f"this process cannot join its run ({str(error).strip().partition(chr(10))[0]}); "
-                        "start the same command on every host") from None
+        raise UserError(
+            f"this process cannot join its run ({str(error).strip().partition(chr(10))[0]}); "
+            "start the same command on every host"
+        ) from None
     finally:
         alarm.cancel()
 

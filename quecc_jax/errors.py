@@ -5,9 +5,17 @@ from collections.abc import Callable
 from typing import Literal
 
 Fault = Literal[
-    "not a row", "text", "turns", "placeholders", "too many pictures", "too long",
-    "picture missing", "picture broken", "picture size", "modality",
-]  # fmt: skip
+    "not a row",
+    "text",
+    "turns",
+    "placeholders",
+    "too many pictures",
+    "too long",
+    "picture missing",
+    "picture broken",
+    "picture size",
+    "modality",
+]
 """What can be wrong with one row of a data set: it is no JSON object or has fields of the wrong type;
 text that is not UTF-8; no conversation of human and assistant in turn; other numbers of placeholders and
 pictures; more pictures than a row has room for; more tokens than fit, and not to be cut; a picture that

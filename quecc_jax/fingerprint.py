@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from quecc_jax.config import DataConfig, ModelConfig, VisionConfig
-from quecc_jax.geometry import hidden_indices
+from quecc_jax.config.shapes import hidden_indices
 
 
 @jax.jit
@@ -65,8 +65,13 @@ def tower_fingerprint(params: Any, vision: VisionConfig, data: DataConfig) -> st
     settings = {k: v for k, v in dataclasses.asdict(vision).items() if k not in ("levels", "select_layer")}
     # Stored features are of squares; how larger pictures would be cut does not matter.
     del settings["tiles"]
+    # Its name in the fingerprints of stored features.
+    settings["attention"] = settings.pop("keep_attention")
     # Features that were stored before there were such settings stay known.
-    settings = {k: v for k, v in settings.items()
-                if (k, v) not in (("scales", (1,)), ("attention", False), ("keep_cls", False))}  # fmt: skip
+    settings = {
+        k: v
+        for k, v in settings.items()
+        if (k, v) not in (("scales", (1,)), ("attention", False), ("keep_cls", False))
+    }
     read = () if data.image_decoding == "upright" else (data.image_decoding,)
     return fingerprint(params, settings, hidden_indices(vision), data.image_aspect, *read)

@@ -8,9 +8,9 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from quecc_jax.config import DecoderConfig, ModelConfig, RunConfig, VisionConfig
-from quecc_jax.data.queries import row_limit
-from quecc_jax.geometry import hidden_indices, projector_depth, query_layers, served
-from quecc_jax.query_config import ClipTextConfig
+from quecc_jax.config.query import ClipTextConfig
+from quecc_jax.config.shapes import at_visual_tokens, hidden_indices, projector_depth, query_layers
+from quecc_jax.data.text.queries import row_limit
 
 if TYPE_CHECKING:
     from quecc_jax.models.compressors.base import Cost
@@ -67,7 +67,7 @@ def tower_flops(config: VisionConfig) -> float:
     n, d = config.patches + 1, config.width
     layer = 2.0 * n * (4 * d * d + 2 * d * config.mlp_width) + 4.0 * n * n * d
     square = hidden_indices(config)[-1] * layer + 2.0 * config.patches * 3 * config.patch_size**2 * d
-    attention = 4.0 * n * d * d if config.attention else 0.0
+    attention = 4.0 * n * d * d if config.keep_attention else 0.0
     return config.tiles_seen * square + attention
 
 
@@ -81,7 +81,7 @@ def compressor_cost(config: ModelConfig) -> "Cost":
 
 def projector_flops(config: ModelConfig) -> float:
     """Forward FLOPs of the projector for one picture."""
-    tokens = config.vision.patches if config.compressor.kind.projected else config.made_tokens
+    tokens = config.vision.patches if config.compressor.kind.projected else config.num_output_tokens
     tokens += config.vision.keep_cls
     return 2.0 * tokens * projector_params(config)
 
@@ -113,20 +113,25 @@ def query_flops(config: ModelConfig, tokens: int) -> float:
 
 
 def answer_flops(
-    config: ModelConfig, question: int, prompt: int, answer: int, include_tower: bool = True,
-    squares: int = 1, visual: int = 0,
-) -> dict[str, float]:  # fmt: skip
+    config: ModelConfig,
+    question: int,
+    prompt: int,
+    answer: int,
+    include_tower: bool = True,
+    squares: int = 1,
+    visual: int = 0,
+) -> dict[str, float]:
     """FLOPs of answering one question about one picture, by part.
 
     Args:
-      config: an elastic model answers with its largest V unless `geometry.served` chose another.
+      config: an elastic model answers with its largest V unless `shapes.at_visual_tokens` chose another.
       question: tokens of the bare question (query pass).
       prompt: text tokens of the decoder's prompt; the V visual tokens come on top.
       answer: generated tokens.
       squares: that the tower sees of the picture: one more than it has tiles.
       visual: its tokens where they are not squares x V, as `data.tiles.arrange` says.
     """
-    config = served(config)
+    config = at_visual_tokens(config)
     length, steps = prompt + (visual or squares * config.visual_tokens), max(answer - 1, 0)
     # The first token comes from the prefill; the k-th step after it attends to length + k places.
     context = length + (steps + 1) / 2
@@ -140,8 +145,9 @@ def answer_flops(
     }
 
 
-def train_flops(config: RunConfig, length: int | None = None, images: int | None = None,
-                query: int | None = None) -> float:  # fmt: skip
+def train_flops(
+    config: RunConfig, length: int | None = None, images: int | None = None, query: int | None = None
+) -> float:
     """Model FLOPs of one optimizer step: forward, and backward of what is trained.
 
     A matrix product costs twice its forward again in the backward pass: once for the gradient of

@@ -8,15 +8,15 @@ import jax
 from jax.sharding import Mesh
 
 from quecc_jax.config import ImageDecoding, MeshConfig, RunConfig
+from quecc_jax.config.shapes import at_visual_tokens
+from quecc_jax.config.validation import validate
 from quecc_jax.data.batch import batch_spec
-from quecc_jax.data.templates import check_name
+from quecc_jax.data.text.templates import check_name
 from quecc_jax.errors import UserError
 from quecc_jax.generate.engine import Engine
-from quecc_jax.geometry import served
 from quecc_jax.sharding import make_mesh
 from quecc_jax.train.checkpoint import load_params, load_run_config
 from quecc_jax.train.step import abstract_params
-from quecc_jax.validation import validate
 
 
 def load_vlm(
@@ -44,7 +44,7 @@ def load_vlm(
         data: Any = {"template": check_name(template)}
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, **data))
     validate(config)
-    config = dataclasses.replace(config, model=served(config.model, visual_tokens))
+    config = dataclasses.replace(config, model=at_visual_tokens(config.model, visual_tokens))
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1]) if mesh is None else mesh
     data = dataclasses.replace(config.data, cached_queries=False)
     abstract = abstract_params(config, mesh, batch_spec(config.model, data, 1))
@@ -53,8 +53,9 @@ def load_vlm(
     if missing and missing <= {"vision", "text"}:
         params |= _towers(config, run_dir, {name: abstract[name] for name in missing})
     elif missing:
-        raise UserError(f"{run_dir} has no parameters {', '.join(sorted(missing))}; "
-                        "give the directory of a whole model")
+        raise UserError(
+            f"{run_dir} has no parameters {', '.join(sorted(missing))}; give the directory of a whole model"
+        )
     return config, params
 
 
@@ -67,14 +68,17 @@ def with_decoding(config: RunConfig, decoding: str) -> RunConfig:
     if decoding == "run":
         return config
     if decoding not in get_args(ImageDecoding):
-        raise UserError(f"image_decoding {decoding} is none of {', '.join(get_args(ImageDecoding))}; name "
-                        "one of them")  # fmt: skip
+        raise UserError(
+            f"image_decoding {decoding} is none of {', '.join(get_args(ImageDecoding))}; name one of them"
+        )
     data = dataclasses.replace(config.data, image_decoding=cast("ImageDecoding", decoding))
     return dataclasses.replace(config, data=data)
 
 
 def load_engine(
-    run_dir: str | os.PathLike[str], mesh: MeshConfig | None = None, visual_tokens: int = 0,
+    run_dir: str | os.PathLike[str],
+    mesh: MeshConfig | None = None,
+    visual_tokens: int = 0,
     template: str = "",
 ) -> Engine:
     """A run's whole model, ready to answer; a mesh of one device, or None, is the first device.
@@ -89,8 +93,10 @@ def load_engine(
 
 def _towers(config: RunConfig, run_dir: str | os.PathLike[str], abstract: dict[str, Any]) -> dict[str, Any]:
     if not config.tower_from:
-        raise UserError(f"{run_dir} was trained on cached features and names no tower; set tower_from in its "
-                        "config.json to the run that holds the tower")
+        raise UserError(
+            f"{run_dir} was trained on cached features and names no tower; set tower_from in its "
+            "config.json to the run that holds the tower"
+        )
     try:
         source, params = load_params(config.tower_from, abstract, abstract)
     except UserError as error:
@@ -104,6 +110,8 @@ def _towers(config: RunConfig, run_dir: str | os.PathLike[str], abstract: dict[s
         for field in dataclasses.fields(wanted):
             theirs, ours = getattr(found, field.name), getattr(wanted, field.name)
             if theirs != ours and field.name not in ("levels", "select_layer"):
-                raise UserError(f"tower_from of {run_dir}: the tower in {config.tower_from} has {field.name} "
-                                f"{theirs}, expected {ours}; name the tower that made the cached features")
+                raise UserError(
+                    f"tower_from of {run_dir}: the tower in {config.tower_from} has {field.name} "
+                    f"{theirs}, expected {ours}; name the tower that made the cached features"
+                )
     return params

@@ -39,8 +39,11 @@ ACTIVATION_AXES = ("batch", "sequence")
 
 def sharding_rules(config: MeshConfig) -> Rules:
     """The rules of a run: with `sequence_parallel` the residual stream's sequence lies over `tensor`."""
-    return (("sequence", "tensor"), *(r for r in RULES if r[0] != "sequence")) if config.sequence_parallel \
+    return (
+        (("sequence", "tensor"), *(r for r in RULES if r[0] != "sequence"))
+        if config.sequence_parallel
         else RULES
+    )
 
 
 def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
@@ -68,8 +71,10 @@ def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
     if slices == 1:
         return jax.make_mesh(tuple(sizes), AXES, axis_types=types, devices=devices)
     if sizes[0] % slices:
-        raise UserError(f"mesh.data {sizes[0]} does not divide over {slices} slices; make it a multiple, so "
-                        "that only gradients travel between slices")  # fmt: skip
+        raise UserError(
+            f"mesh.data {sizes[0]} does not divide over {slices} slices; make it a multiple, so "
+            "that only gradients travel between slices"
+        )
     inner, outer = (sizes[0] // slices, *sizes[1:]), (slices, 1, 1)
     return Mesh(mesh_utils.create_hybrid_device_mesh(inner, outer, devices), AXES, axis_types=types)
 
@@ -90,8 +95,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def resolve(names: tuple[str | None, ...], shape: tuple[int, ...], mesh: Mesh, rules: Rules = RULES,
-            where: str = "array") -> NamedSharding:  # fmt: skip
+def resolve(
+    names: tuple[str | None, ...],
+    shape: tuple[int, ...],
+    mesh: Mesh,
+    rules: Rules = RULES,
+    where: str = "array",
+) -> NamedSharding:
     """The sharding of one array from its logical axis names.
 
     Raises:
@@ -184,11 +194,15 @@ def parameter_shardings(boxed: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
     declared = {*ACTIVATION_AXES, *(name for _, box in boxes for name in box.names)}
     for name, target in rules:
         if name not in declared:
-            raise UserError(f"the sharding rule for {name!r} matches nothing; remove it, or use one of "
-                            f"{sorted(n for n in declared if n)}")  # fmt: skip
+            raise UserError(
+                f"the sharding rule for {name!r} matches nothing; remove it, or use one of "
+                f"{sorted(n for n in declared if n)}"
+            )
         axes = (target,) if isinstance(target, str) else tuple(target or ())
         if missing := [axis for axis in axes if axis not in mesh.shape]:
-            raise UserError(f"the sharding rule for {name!r} names the mesh axis {missing[0]!r}; the mesh "
-                            f"has {', '.join(mesh.shape)}")  # fmt: skip
+            raise UserError(
+                f"the sharding rule for {name!r} names the mesh axis {missing[0]!r}; the mesh "
+                f"has {', '.join(mesh.shape)}"
+            )
     found = [resolve(box.names, box.value.shape, mesh, rules, name) for name, box in boxes]
     return jax.tree.unflatten(jax.tree.structure(nn.meta.unbox(boxed)), found)

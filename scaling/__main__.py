@@ -43,64 +43,100 @@ def _parser() -> argparse.ArgumentParser:
     )
     fit.set_defaults(command=run_fit)
     fit.add_argument(
-        "--scores", required=True, metavar="FILE", nargs="+", default=argparse.SUPPRESS,
+        "--scores",
+        required=True,
+        metavar="FILE",
+        nargs="+",
+        default=argparse.SUPPRESS,
         help="JSON with params_b [n], visual_tokens [m], score [n x m] (null = missing), and optionally "
         "tasks {name: [n x m]}, query_tokens, stderr [n x m]; .csv or .tsv, wide (params_b, then a column "
         "for each V) or tidy (params_b, visual_tokens, score, stderr, task, seed); a folder of launch.sweep "
         "or launch.demo; results of launch.evaluate or lmms-eval, one for each model, as FILE@7B,36 (size, "
         "visual tokens); or a published table by name: general, ocr",
-    )  # fmt: skip
+    )
     fit.add_argument(
-        "--metrics", nargs="+", metavar="TASK=METRIC", default=[],
+        "--metrics",
+        nargs="+",
+        metavar="TASK=METRIC",
+        default=[],
         help="the metric that counts of lmms-eval's task, as gqa=exact_match, with its best value where that "
         "is not 1, as mme=mme_perception_score/2000",
-    )  # fmt: skip
+    )
     fit.add_argument(
-        "--out", required=True, metavar="DIR", type=Path, default=argparse.SUPPRESS,
+        "--out",
+        required=True,
+        metavar="DIR",
+        type=Path,
+        default=argparse.SUPPRESS,
         help="folder for the results; created if missing",
-    )  # fmt: skip
+    )
     fit.add_argument(
-        "--tokens", choices=("V", "Q+V"), default="V",
+        "--tokens",
+        choices=("V", "Q+V"),
+        default="V",
         help="what T counts: visual tokens (the paper's code) or text and visual tokens (its text)",
-    )  # fmt: skip
+    )
     fit.add_argument(
-        "--query-tokens", type=float, metavar="Q", default=argparse.SUPPRESS,
+        "--query-tokens",
+        type=float,
+        metavar="Q",
+        default=argparse.SUPPRESS,
         help="text tokens of one query (default: as the file says, else 50)",
-    )  # fmt: skip
+    )
     fit.add_argument(
-        "--fix-d", type=float, metavar="X", default=argparse.SUPPRESS,
+        "--fix-d",
+        type=float,
+        metavar="X",
+        default=argparse.SUPPRESS,
         help="hold D at this value in 0..1 (default: D is fitted)",
-    )  # fmt: skip
+    )
     fit.add_argument(
-        "--loss", choices=("least_squares", "weighted", "huber"), default="least_squares",
+        "--loss",
+        choices=("least_squares", "weighted", "huber"),
+        default="least_squares",
         help="squares; squares over stderr squared; Huber on the log of the error",
-    )  # fmt: skip
+    )
     fit.add_argument(
-        "--huber-delta", type=_positive_number, metavar="X", default=1e-3,
+        "--huber-delta",
+        type=_positive_number,
+        metavar="X",
+        default=1e-3,
         help="log error up to which --loss huber counts squared",
-    )  # fmt: skip
+    )
     fit.add_argument(
-        "--method", choices=("starts", "grid"), default="starts",
+        "--method",
+        choices=("starts", "grid"),
+        default="starts",
         help="many starts at once, or the published grid of 5,000,000 points, all of it",
-    )  # fmt: skip
+    )
     fit.add_argument(
-        "--box", choices=("non-negative", "published"), default="non-negative",
+        "--box",
+        choices=("non-negative", "published"),
+        default="non-negative",
         help="bounds: zero, or the published search's (A 0.2-0.7, alpha 0-0.2, beta 0-0.05, D 0-0.3)",
-    )  # fmt: skip
+    )
     fit.add_argument("--percent", action="store_true", help="scores run from 0 to 100")
     fit.add_argument("--starts", type=_positive, metavar="K", default=256, help="starting points")
     fit.add_argument(
-        "--predict", type=float, nargs="*", metavar="N", default=argparse.SUPPRESS,
+        "--predict",
+        type=float,
+        nargs="*",
+        metavar="N",
+        default=argparse.SUPPRESS,
         help="sizes in billions to predict scores for (default: twice the largest)",
-    )  # fmt: skip
+    )
     fit.add_argument(
-        "--resample", choices=("residual", "parametric", "cell", "task"), default="residual",
+        "--resample",
+        choices=("residual", "parametric", "cell", "task"),
+        default="residual",
         help="what the bootstrap draws anew",
-    )  # fmt: skip
+    )
     fit.add_argument(
-        "--interval", choices=("profile", "bootstrap"), default="profile",
+        "--interval",
+        choices=("profile", "bootstrap"),
+        default="profile",
         help="profile likelihood, which covers the truth as often as it says, or bootstrap percentiles",
-    )  # fmt: skip
+    )
     fit.add_argument("--refits", type=_positive, metavar="K", default=1000, help="bootstrap refits")
     fit.add_argument("--seed", type=int, default=0, help="seed of starts and bootstrap")
     plan_command.add_plan(commands)
@@ -125,11 +161,12 @@ def run_fit(options: argparse.Namespace) -> None:
     compiling = compile_in_background()
     import numpy as np
 
-    from scaling import fit_report, plot, report, scrutiny
+    from scaling import scrutiny
     from scaling.fit import NON_NEGATIVE, PUBLISHED_BOX, Loss, fit_law
-    from scaling.fit_explorer import figure_map
     from scaling.law import PARAMETERS, Tokens
-    from scaling.profile_plot import figure_profiles
+    from scaling.report import fit_report, page, plot
+    from scaling.report.fit_explorer import figure_map
+    from scaling.report.profile_plot import figure_profiles
     from scaling.uncertainty import Resample, assess
 
     fitted = functools.partial(
@@ -164,11 +201,15 @@ def run_fit(options: argparse.Namespace) -> None:
     record["samples"] = {name: [float(f"{x:.7g}") for x in leaf] for name, leaf in samples}
     record["rivals"] = {
         name: {
-            "tokens_convention": rival.law.tokens, **rival.law.params._asdict(),
-            "sse": rival.sse, "n_points": rival.n_points, "converged": rival.converged,
+            "tokens_convention": rival.law.tokens,
+            **rival.law.params._asdict(),
+            "sse": rival.sse,
+            "n_points": rival.n_points,
+            "converged": rival.converged,
         }
-        for name, rival in rivals.items() if rival is not fit
-    }  # fmt: skip
+        for name, rival in rivals.items()
+        if rival is not fit
+    }
     sections = fit_report.fit_sections(table, fit, trust, rivals)
     sections += scrutiny.scrutiny_sections(table, fit, seen)
     if table.tasks:
@@ -182,7 +223,7 @@ def run_fit(options: argparse.Namespace) -> None:
             name: fit_report.fit_record(parts[name], fits[name], trusted(parts[name], fits[name], alone))
             for name in parts
         }
-        sections.append(report.Section("Each task alone", [fit_report.rivals_html(fits)]))
+        sections.append(page.Section("Each task alone", [fit_report.rivals_html(fits)]))
     try:
         figures = {
             "error_vs_flops": plot.figure_error_vs_flops(table, fit),
@@ -193,10 +234,10 @@ def run_fit(options: argparse.Namespace) -> None:
         if trust.profiles:
             figures["profiles"] = figure_profiles(fit, trust.profiles)
         for name, figure in figures.items():
-            report.write_atomically(out / f"{name}.png", plot.figure_to_png(figure))
+            page.write_atomically(out / f"{name}.png", plot.figure_to_png(figure))
         title = f"Scaling law: {table.name}"
-        report.write_atomically(out / "fit.html", report.html_page(title, sections))
-        report.write_atomically(out / "fit.json", json.dumps(record, indent=2, allow_nan=False) + "\n")
+        page.write_atomically(out / "fit.html", page.html_page(title, sections))
+        page.write_atomically(out / "fit.json", json.dumps(record, indent=2, allow_nan=False) + "\n")
     except OSError as problem:
         raise UserError(f"Cannot write to {out}: {problem.strerror}.") from None
     print(fit.law.formula())

@@ -20,11 +20,23 @@ from typing import Any, NamedTuple
 from scaling.errors import UserError
 
 _NAMES = {
-    "params_b": "params_b", "params": "params", "parameters": "params", "n": "params", "size": "params",
-    "llm": "params", "visual_tokens": "visual_tokens", "v": "visual_tokens",
-    "score": "score", "accuracy": "score", "error": "error", "stderr": "stderr",
-    "standard_error": "stderr", "task": "task", "benchmark": "task", "seed": "seed",
-}  # fmt: skip
+    "params_b": "params_b",
+    "params": "params",
+    "parameters": "params",
+    "n": "params",
+    "size": "params",
+    "llm": "params",
+    "visual_tokens": "visual_tokens",
+    "v": "visual_tokens",
+    "score": "score",
+    "accuracy": "score",
+    "error": "error",
+    "stderr": "stderr",
+    "standard_error": "stderr",
+    "task": "task",
+    "benchmark": "task",
+    "seed": "seed",
+}
 _MISSING = {"", "na", "n/a", "nan", "null", "none", "-", "–", "—"}
 _UNITS = {"k": 1e-6, "m": 1e-3, "b": 1.0, "t": 1e3}
 _SIZE = re.compile(r"([0-9.]+(?:e[+-]?\d+)?)\s*([kmbt]?)", re.I)
@@ -75,8 +87,11 @@ def _plain(name: str) -> str:
 
 
 def _lines(text: str) -> tuple[list[str], list[Line]]:
-    numbered = [(number, line) for number, line in enumerate(re.split(r"\r\n|\n|\r", text), start=1)
-                if line.strip(" \t;,") and not line.startswith("#")]  # fmt: skip
+    numbered = [
+        (number, line)
+        for number, line in enumerate(re.split(r"\r\n|\n|\r", text), start=1)
+        if line.strip(" \t;,") and not line.startswith("#")
+    ]
     if not numbered:
         raise UserError("There is no line in it; write a header and scores.")
     marks = [mark for mark in "\t;," if mark in re.sub(r'"[^"]*"', "", numbered[0][1])]
@@ -115,8 +130,17 @@ def _tidy(header: Sequence[str], names: Sequence[str], lines: Sequence[Line]) ->
         for key, value in (("task", task), ("seed", seed)):
             if key in column and not value:
                 raise UserError(f"Line {number} has no {key}.")
-        cells.append(Cell(number, _size(row, column, number), _count(row[column["visual_tokens"]], number),
-                          task, seed, score, spread))  # fmt: skip
+        cells.append(
+            Cell(
+                number,
+                _size(row, column, number),
+                _count(row[column["visual_tokens"]], number),
+                task,
+                seed,
+                score,
+                spread,
+            )
+        )
     if measured == "error":
         whole = 100.0 if signs == {True} else 1.0
         if whole == 1 and any(cell.score is not None and cell.score > 1 for cell in cells):
@@ -139,8 +163,9 @@ def _wide(header: Sequence[str], names: Sequence[str], lines: Sequence[Line]) ->
     signs = set[bool]()
     cells = [
         Cell(number, _size(row, column, number), count, "", "", _number(row[name], number, name, signs), None)
-        for number, row in lines for name, count in counts.items()
-    ]  # fmt: skip
+        for number, row in lines
+        for name, count in counts.items()
+    ]
     return cells, signs
 
 
@@ -176,8 +201,9 @@ def _size(row: Mapping[str, str], column: Mapping[str, str], number: int) -> flo
             raise UserError(f"Line {number} has {text} as {own}, which counts billions; write 7, 7B or 500M.")
         return value / 1e9
     if "params_b" not in column:
-        raise UserError(f"Line {number} has {text} as {own}, without a unit; write 7B, or name the column "
-                        "params_b.")  # fmt: skip
+        raise UserError(
+            f"Line {number} has {text} as {own}, without a unit; write 7B, or name the column params_b."
+        )
     return value
 
 
@@ -202,8 +228,10 @@ def _number(text: str, line: int, own: str, signs: set[bool]) -> float | None:
         return None
     bare = text.removesuffix("%").strip()
     if not _is_number(bare):
-        raise UserError(f"Line {line} has {text!r} as {own}; write a number, or nothing for a missing score"
-                        f"{_comma(text)}.")  # fmt: skip
+        raise UserError(
+            f"Line {line} has {text!r} as {own}; write a number, or nothing for a missing score"
+            f"{_comma(text)}."
+        )
     signs.add(bare != text)
     return float(bare)
 
@@ -271,8 +299,10 @@ def content(cells: Sequence[Cell], what: str = "line") -> dict[str, Any]:
 
     scores = {task: grid("score", task) for task in tasks}
     made: dict[str, Any] = {
-        "params_b": sizes, "visual_tokens": counts, "score": over(list(scores.values()), False)
-    }  # fmt: skip
+        "params_b": sizes,
+        "visual_tokens": counts,
+        "score": over(list(scores.values()), False),
+    }
     if any(cell.stderr is not None for cell in cells):
         made["stderr"] = over([grid("stderr", task) for task in tasks], True)
     if tasks != [""]:

@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from quecc_jax import flops, presets
+from quecc_jax import flops
 from quecc_jax.aot.chips import CHIPS
-from quecc_jax.compressor_config import COMPRESSORS
-from quecc_jax.config import CompressorConfig, DecoderConfig, ModelConfig, QueryConfig, VisionConfig
+from quecc_jax.config import CompressorConfig, DecoderConfig, ModelConfig, QueryConfig, VisionConfig, presets
+from quecc_jax.config.compressor import COMPRESSORS
+from quecc_jax.config.shapes import output_tokens, query_layers
 from quecc_jax.errors import UserError as LibraryError
-from quecc_jax.geometry import output_tokens, query_layers
 from scaling.errors import UserError
-from scaling.text import COST_AXIS, PER, Kind
+from scaling.formatting import COST_AXIS, PER, Kind
 
 PARTS = ("tower", "query", "compressor", "prefill", "decode")
 PAPERS_COMPRESSOR = "quecc"
@@ -235,9 +235,7 @@ def model_config(
         )
     # MQT's projector is one matrix; the others have LLaVA-1.5's.
     projector = "matrix" if made.name == "mqt" else ModelConfig.projector
-    return ModelConfig(
-        vision=_VISION, compressor=made, query=query, projector=projector, decoder=llm.decoder
-    )
+    return ModelConfig(vision=_VISION, compressor=made, query=query, projector=projector, decoder=llm.decoder)
 
 
 def cache_bytes(decoder: DecoderConfig) -> float:
@@ -290,8 +288,12 @@ def encoder_costs(
     llm = find_llm(name if name in presets.SIZES_B else f"{params_b:.12g}")
     layer = setup.query.layer or max(1, llm.decoder.depth // 4)
     found = []
-    for query in (_PAPERS, QueryConfig("early_exit", layer), QueryConfig("embeddings"),
-                  QueryConfig("clip_text")):  # fmt: skip
+    for query in (
+        _PAPERS,
+        QueryConfig("early_exit", layer),
+        QueryConfig("embeddings"),
+        QueryConfig("clip_text"),
+    ):
         config = model_config(llm, visual_tokens, query, setup.compressor)
         work = work_of_query(config, lengths)
         seconds = share = None
@@ -357,12 +359,12 @@ def counted_prices(llms: Sequence[Llm], visual_tokens: Sequence[float], setup: S
         "bytes": BYTES,
         "tower": {"flops": flops.tower_flops(tower), "bytes": BYTES * flops.tower_params(tower)},
         "llms": [_coefficients(llm, counts, setup) for llm in llms],
-        "machine": None if machine is None else {
-            "flops": machine.flops, "bandwidth": machine.bandwidth, "memory": machine.memory
-        },
+        "machine": None
+        if machine is None
+        else {"flops": machine.flops, "bandwidth": machine.bandwidth, "memory": machine.memory},
         "batch": setup.batch,
         "usd": None if setup.usd_per_hour is None else usd_per_million_seconds(setup),
-    }  # fmt: skip
+    }
 
 
 def _coefficients(llm: Llm, counts: Sequence[float], setup: Setup) -> dict[str, Any]:
@@ -398,7 +400,11 @@ def _question(config: ModelConfig) -> dict[str, float]:
     one_token = work_of_query(config, Lengths(1, 1, 1))["query"]
     text = config.query.text
     return {
-        "fixed": fixed, "linear": one - fixed - square, "square": square,
-        "bytes": one_token.shared, "own": one_token.own, "memory": BYTES * text_tower_params(config),
+        "fixed": fixed,
+        "linear": one - fixed - square,
+        "square": square,
+        "bytes": one_token.shared,
+        "own": one_token.own,
+        "memory": BYTES * text_tower_params(config),
         "most": text.positions if config.query.encoder == "clip_text" else 10**9,
-    }  # fmt: skip
+    }

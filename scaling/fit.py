@@ -165,9 +165,7 @@ class _Found(NamedTuple):
     cross_check: VariableProjection | None
 
 
-def _from_starts(
-    cells: Cells, bounds: Bounds, n_starts: int, seed: int, huber_delta: float | None
-) -> _Found:
+def _from_starts(cells: Cells, bounds: Bounds, n_starts: int, seed: int, huber_delta: float | None) -> _Found:
     starts = random_starts(cells, bounds, n_starts, seed)
     found = solve_many(starts, cells, *bounds, huber_delta)
     best = int(np.argmin(found.objective))
@@ -183,10 +181,14 @@ def _from_starts(
         params, objective = level, scale
     check = None if huber_delta is not None else project_variables(cells, bounds)
     return _Found(
-        params, objective, n_starts, int(np.sum(found.objective <= objective + slack)),
-        int(found.iterations[best]), bool(found.converged[best] or is_level)
-        and (check is None or objective <= check.sse + slack), check,
-    )  # fmt: skip
+        params,
+        objective,
+        n_starts,
+        int(np.sum(found.objective <= objective + slack)),
+        int(found.iterations[best]),
+        bool(found.converged[best] or is_level) and (check is None or objective <= check.sse + slack),
+        check,
+    )
 
 
 def _from_grid(cells: Cells, bounds: Bounds, huber_delta: float | None) -> _Found:
@@ -196,9 +198,14 @@ def _from_grid(cells: Cells, bounds: Bounds, huber_delta: float | None) -> _Foun
     best = take(solve_many(start, cells, *bounds, huber_delta), 0)
     least = float(best.objective)
     return _Found(
-        grid.params, grid.objective, grid.n_points, 1, 0, grid.objective <= 1.05 * least,
+        grid.params,
+        grid.objective,
+        grid.n_points,
+        1,
+        0,
+        grid.objective <= 1.05 * least,
         VariableProjection(best.params, least),
-    )  # fmt: skip
+    )
 
 
 def default_query_tokens(table: ScoreTable, query_tokens: float | None) -> float:

@@ -27,9 +27,12 @@ class GridOptimum(NamedTuple):
 
 
 def search_grid(
-    cells: Cells, lower: Params, upper: Params, huber_delta: float | None = None,
+    cells: Cells,
+    lower: Params,
+    upper: Params,
+    huber_delta: float | None = None,
     points: Params = PUBLISHED_POINTS,
-) -> GridOptimum:  # fmt: skip
+) -> GridOptimum:
     """Evaluates the loss at every point of an even grid over a finite box, in float64.
 
     An axis whose ends coincide has one point.

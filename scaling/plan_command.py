@@ -66,9 +66,7 @@ def add_plan(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         choices=("decoder", "early_exit", "embeddings", "clip_text"),
         help="what encodes the question for the compressor (default: decoder, the paper's)",
     )
-    plan.add_argument(
-        "--exit-layer", type=_whole, metavar="L", help="layers that --encoder early_exit runs"
-    )
+    plan.add_argument("--exit-layer", type=_whole, metavar="L", help="layers that --encoder early_exit runs")
     plan.add_argument(
         "--answer-tokens", type=_whole, metavar="G", help=f"generated tokens (default: {_ANSWER})"
     )
@@ -116,10 +114,10 @@ def add_plan(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 def run_plan(options: argparse.Namespace) -> None:
     """Plans for one budget and writes everything to the folder."""
     # Imported here so that --help and usage errors answer at once.
-    from scaling import plan_page, plan_report, report
     from scaling.cost import Lengths, compressor_config, find_llm
-    from scaling.plan import counted_options, make_plan, published_options
-    from scaling.saved import load_fit
+    from scaling.planner import counted_options, make_plan, published_options
+    from scaling.report import page, plan_page, plan_report
+    from scaling.saved_fit import load_fit
 
     _check(options)
     setup = _setup(options)
@@ -148,9 +146,9 @@ def run_plan(options: argparse.Namespace) -> None:
     out = options.out
     try:
         for name, content in plan_page.files(plan, asked, llms).items():
-            report.write_atomically(out / name, content)
+            page.write_atomically(out / name, content)
         record = json.dumps(plan_report.plan_record(plan, asked), indent=2, allow_nan=False)
-        report.write_atomically(out / "plan.json", record + "\n")
+        page.write_atomically(out / "plan.json", record + "\n")
     except OSError as problem:
         raise UserError(f"Cannot write to {out}: {problem.strerror}.") from None
     print(fit.law.formula())

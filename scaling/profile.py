@@ -58,9 +58,7 @@ def problem_of(table: ScoreTable, fit: Fit) -> Problems:
     """One fitted table, K = 1."""
     cells = Cells(*(np.asarray(leaf)[None] for leaf in cells_of(table, fit.law, fit.loss)))
     params = Params(*(np.array([float(p)]) for p in fit.law.params))
-    return Problems(
-        cells, params, np.array([fit.objective]), fit.bounds, fit.n_points - fit.n_parameters
-    )  # fmt: skip
+    return Problems(cells, params, np.array([fit.objective]), fit.bounds, fit.n_points - fit.n_parameters)
 
 
 def constant_intervals(problems: Problems, level: float = 0.95) -> dict[str, np.ndarray]:
@@ -86,9 +84,15 @@ def constant_intervals(problems: Problems, level: float = 0.95) -> dict[str, np.
     deviation = standard_errors(problems)[row, which]
     bound = np.where(is_a & (bound <= 0), -np.inf, inward(bound, everything))
     ends = _find_ends(
-        loss, inward(estimate, everything), deviation, bound, side, problems.objective[row], problems.dof,
+        loss,
+        inward(estimate, everything),
+        deviation,
+        bound,
+        side,
+        problems.objective[row],
+        problems.dof,
         level,
-    )  # fmt: skip
+    )
     ends = outward(ends, everything).reshape(k, len(free), 2)
     found = {PARAMETERS[p]: ends[:, i] for i, p in enumerate(free)}
     held = {n: np.repeat(np.reshape(x, (-1, 1)), 2, axis=1) for n, x in problems.params._asdict().items()}
@@ -108,9 +112,11 @@ def error_intervals(problems: Problems, n: np.ndarray, t: np.ndarray, level: flo
         pull's weight, no law with that value there has less loss."""
         extra = Cells(n[point[at]], t[point[at]], y, pull[at])
         cells = Cells(
-            *(np.concatenate([a, b[:, None]], axis=1)
-              for a, b in zip(_rows(problems.cells, row[at]), extra, strict=True))
-        )  # fmt: skip
+            *(
+                np.concatenate([a, b[:, None]], axis=1)
+                for a, b in zip(_rows(problems.cells, row[at]), extra, strict=True)
+            )
+        )
         start = Params(*(leaf[row[at]] for leaf in _positive(problems.params)))
         found = solve_many(start, cells, *problems.bounds)
         there = error(found.params, extra.n, extra.t)
@@ -119,9 +125,15 @@ def error_intervals(problems: Problems, n: np.ndarray, t: np.ndarray, level: flo
     estimate = error(Params(*(leaf[row] for leaf in problems.params)), n[point], t[point])
     deviation = error_standard_errors(problems, n, t)[row, point]
     ends = _find_ends(
-        lambda y, at: pulled(y, at)[1], estimate, deviation, np.where(side < 0, -np.inf, np.inf), side,
-        problems.objective[row], problems.dof, level,
-    )  # fmt: skip
+        lambda y, at: pulled(y, at)[1],
+        estimate,
+        deviation,
+        np.where(side < 0, -np.inf, np.inf),
+        side,
+        problems.objective[row],
+        problems.dof,
+        level,
+    )
     # Where no pull reaches the limit, the bounds of the constants end the interval: what the law has there.
     ends = np.where(np.isfinite(ends), ends, estimate + side * _FAR)
     return np.asarray(pulled(ends, np.arange(len(ends)))[0].reshape(k, points, 2))
@@ -229,9 +241,15 @@ def _target_root(to_bound: np.ndarray, dof: int, level: float) -> np.ndarray:
 
 
 def _find_ends(
-    loss: Callable[[np.ndarray, np.ndarray], np.ndarray], estimate: np.ndarray, deviation: np.ndarray,
-    bound: np.ndarray, side: np.ndarray, least: np.ndarray, dof: int, level: float,
-) -> np.ndarray:  # fmt: skip
+    loss: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    estimate: np.ndarray,
+    deviation: np.ndarray,
+    bound: np.ndarray,
+    side: np.ndarray,
+    least: np.ndarray,
+    dof: int,
+    level: float,
+) -> np.ndarray:
     """Where each of Q profiles leaves its interval on the given side (-1 or 1), all arguments [Q].
 
     loss(values, at) evaluates the problems of the numbers `at`. First the bounds are tried, then an

@@ -51,8 +51,7 @@ def read_sources(sources: Sequence[str], metrics: Mapping[str, str], percent: bo
             return _named(path, content(_grid(found)))
     if percent:
         raise UserError("--percent is of a scores file; evaluations say their scale themselves.")
-    cells = [cell for number, one in enumerate(read, start=1)
-             for cell in _cells(one, number, metrics)]  # fmt: skip
+    cells = [cell for number, one in enumerate(read, start=1) for cell in _cells(one, number, metrics)]
     return _named(Path("evaluations"), content(cells, "evaluation"))
 
 
@@ -107,8 +106,9 @@ def _cells(source: Source, number: int, metrics: Mapping[str, str]) -> list[Cell
         raise UserError(f"{path} has {says} visual tokens, not {source.visual_tokens:g}; leave them out.")
     count = source.visual_tokens if says is None else float(says)
     if count is None:
-        raise UserError(f"{path} does not say its visual tokens; write them behind the path, as in "
-                        f"{path}@7B,36.")  # fmt: skip
+        raise UserError(
+            f"{path} does not say its visual tokens; write them behind the path, as in {path}@7B,36."
+        )
     return [Cell(number, source.params_b, count, task, "", score, spread) for task, score, spread in scores]
 
 
@@ -132,8 +132,11 @@ def _of_evaluate(path: Path, told: Mapping[str, Any]) -> Scores:
 def _of_lmms(path: Path, told: Mapping[str, Any], metrics: Mapping[str, str]) -> Scores:
     found: Scores = []
     for task, values in told["results"].items():
-        named = {key: value for key, value in values.items() if "," in key and "_stderr" not in key
-                 and _is_score(value)}  # fmt: skip
+        named = {
+            key: value
+            for key, value in values.items()
+            if "," in key and "_stderr" not in key and _is_score(value)
+        }
         if not named:
             continue
         wanted, _, top = metrics.get(task, "").partition("/")
@@ -193,6 +196,15 @@ def _grid(told: Mapping[str, Any]) -> list[Cell]:
     found = []
     for number, cell in enumerate(told["cells"], start=1):
         for task in told["tasks"] if cell["query"] == "question" else ():
-            found.append(Cell(number, sizes[cell["decoder"]], float(cell["visual_tokens"]), task,
-                              str(cell["seed"]), cell["scores"].get(task), None))  # fmt: skip
+            found.append(
+                Cell(
+                    number,
+                    sizes[cell["decoder"]],
+                    float(cell["visual_tokens"]),
+                    task,
+                    str(cell["seed"]),
+                    cell["scores"].get(task),
+                    None,
+                )
+            )
     return found

@@ -93,9 +93,16 @@ def _least_squares(
     drawn = [rng.uniform(np.maximum(low, -1), np.minimum(high, 1)) for _ in range(_STARTS)]
     for start in [np.clip(form.near, low, high), *drawn]:
         found = least_squares(
-            lambda c: form.predict(c, n, v) - y, start, bounds=(low, high), jac="3-point", x_scale="jac",
-            ftol=1e-12, xtol=1e-12, gtol=1e-12, max_nfev=300,
-        )  # fmt: skip
+            lambda c: form.predict(c, n, v) - y,
+            start,
+            bounds=(low, high),
+            jac="3-point",
+            x_scale="jac",
+            ftol=1e-12,
+            xtol=1e-12,
+            gtol=1e-12,
+            max_nfev=300,
+        )
         if best is None or found.cost < best.cost:
             best = found
     assert best is not None
@@ -123,22 +130,50 @@ def _forms(fit: Fit) -> list[_Form]:
 
     law = pick("A", "alpha", "beta", "D")
     forms = [
-        form("product", f"A / N^alpha / {t}^beta + D", law,
-             lambda c, n, v: c[0] * np.exp(-c[1] * n - c[2] * tokens(v)) + c[3]),
-        form("no floor", f"A / N^alpha / {t}^beta", pick("A", "alpha", "beta"),
-             lambda c, n, v: c[0] * np.exp(-c[1] * n - c[2] * tokens(v))),
-        form("additive", f"A / N^alpha + B / {t}^beta + D", pick("A", "alpha", "B", "beta", "D"),
-             lambda c, n, v: c[0] * np.exp(-c[1] * n) + c[2] * np.exp(-c[3] * tokens(v)) + c[4]),
-        form("log-linear", f"a - b ln N - c ln {t}", {"a": signed, "b": signed, "c": signed},
-             lambda c, n, v: c[0] - c[1] * n - c[2] * tokens(v)),
-        form("interaction", f"A / N^alpha / {t}^beta * exp(c ln N ln {t}) + D", {**law, "c": (-1.0, 1.0)},
-             lambda c, n, v: c[0] * np.exp(-c[1] * n - c[2] * tokens(v) + c[4] * n * tokens(v)) + c[3]),
-        form("text weighs", "A / N^alpha / (q + V)^beta + D, q fitted", {**law, "q": (0.0, 1e4)},
-             lambda c, n, v: c[0] * np.exp(-c[1] * n - c[2] * np.log(c[4] + v)) + c[3]),
-    ]  # fmt: skip
+        form(
+            "product",
+            f"A / N^alpha / {t}^beta + D",
+            law,
+            lambda c, n, v: c[0] * np.exp(-c[1] * n - c[2] * tokens(v)) + c[3],
+        ),
+        form(
+            "no floor",
+            f"A / N^alpha / {t}^beta",
+            pick("A", "alpha", "beta"),
+            lambda c, n, v: c[0] * np.exp(-c[1] * n - c[2] * tokens(v)),
+        ),
+        form(
+            "additive",
+            f"A / N^alpha + B / {t}^beta + D",
+            pick("A", "alpha", "B", "beta", "D"),
+            lambda c, n, v: c[0] * np.exp(-c[1] * n) + c[2] * np.exp(-c[3] * tokens(v)) + c[4],
+        ),
+        form(
+            "log-linear",
+            f"a - b ln N - c ln {t}",
+            {"a": signed, "b": signed, "c": signed},
+            lambda c, n, v: c[0] - c[1] * n - c[2] * tokens(v),
+        ),
+        form(
+            "interaction",
+            f"A / N^alpha / {t}^beta * exp(c ln N ln {t}) + D",
+            {**law, "c": (-1.0, 1.0)},
+            lambda c, n, v: c[0] * np.exp(-c[1] * n - c[2] * tokens(v) + c[4] * n * tokens(v)) + c[3],
+        ),
+        form(
+            "text weighs",
+            "A / N^alpha / (q + V)^beta + D, q fitted",
+            {**law, "q": (0.0, 1e4)},
+            lambda c, n, v: c[0] * np.exp(-c[1] * n - c[2] * np.log(c[4] + v)) + c[3],
+        ),
+    ]
     if fit.law.tokens == "V":
         forms.append(
-            form("text counts", f"A / N^alpha / ({q:g} + V)^beta + D", law,
-                 lambda c, n, v: c[0] * np.exp(-c[1] * n - c[2] * np.log(q + v)) + c[3])
-        )  # fmt: skip
+            form(
+                "text counts",
+                f"A / N^alpha / ({q:g} + V)^beta + D",
+                law,
+                lambda c, n, v: c[0] * np.exp(-c[1] * n - c[2] * np.log(q + v)) + c[3],
+            )
+        )
     return forms

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scaling.fit import Fit
+from scaling.formatting import size_name
 from scaling.holdout import HoldOut, Influence, Prediction, hold_out, influence, predict
-from scaling.report import Section, bullets, paragraph, table_html
+from scaling.report.page import Section, bullets, paragraph, table_html
 from scaling.rivals import RivalFit, compare
 from scaling.table import ScoreTable
-from scaling.text import size_name
 from scaling.uncertainty import Uncertainty
 
 _SHOWN = 8
@@ -97,32 +97,56 @@ def _unseen(seen: Scrutiny) -> Section:
     for each in seen.hold_outs:
         name = size_name(each.value) if each.axis == "params_b" else f"V = {each.value:g}"
         kind = "beyond the rest" if each.is_extrapolation else "between the rest"
-        rows.append([name, kind, each.n_points, _points(each.rmse), _points(each.bias, "+"),
-                     _points(each.worst, "+"), f"{100 * each.worst_share:.1f} %"])  # fmt: skip
+        rows.append(
+            [
+                name,
+                kind,
+                each.n_points,
+                _points(each.rmse),
+                _points(each.bias, "+"),
+                _points(each.worst, "+"),
+                f"{100 * each.worst_share:.1f} %",
+            ]
+        )
     header = ["left out", "", "scores", "rms miss", "mean miss", "worst", "worst / error"]
     fragments = [
-        paragraph("Each size and each token count is left out, the law fitted to the rest, and its "
-                  "prediction compared; a positive miss is too pessimistic."),
+        paragraph(
+            "Each size and each token count is left out, the law fitted to the rest, and its "
+            "prediction compared; a positive miss is too pessimistic."
+        ),
         table_html(rows, header) if rows else paragraph("There are too few cells to leave some out."),
-    ]  # fmt: skip
+    ]
     for ahead in seen.predictions:
         cells = zip(ahead.visual_tokens, ahead.score, ahead.low, ahead.high, strict=True)
         fragments += [
-            paragraph(f"Scores predicted for {size_name(ahead.params_b)}, with the 95 % interval of a new "
-                      "measurement, if the law holds that far:"),
-            table_html([[f"{v:g}", f"{100 * s:.2f}", f"{100 * low:.2f} to {100 * high:.2f}"]
-                        for v, s, low, high in cells], ["V", "score, %", "interval"]),
-        ]  # fmt: skip
+            paragraph(
+                f"Scores predicted for {size_name(ahead.params_b)}, with the 95 % interval of a new "
+                "measurement, if the law holds that far:"
+            ),
+            table_html(
+                [
+                    [f"{v:g}", f"{100 * s:.2f}", f"{100 * low:.2f} to {100 * high:.2f}"]
+                    for v, s, low, high in cells
+                ],
+                ["V", "score, %", "interval"],
+            ),
+        ]
     return Section("Scores it has not seen", fragments)
 
 
 def _rivals(seen: Scrutiny) -> Section:
     best = seen.rivals[0].aicc
     rows = [
-        [rival.name, rival.formula, rival.n_parameters, f"{rival.sse:.4e}",
-         f"+{rival.aicc - best:.1f}" if math.isfinite(rival.aicc) else "–", f"{100 * rival.weight:.0f} %"]
+        [
+            rival.name,
+            rival.formula,
+            rival.n_parameters,
+            f"{rival.sse:.4e}",
+            f"+{rival.aicc - best:.1f}" if math.isfinite(rival.aicc) else "–",
+            f"{100 * rival.weight:.0f} %",
+        ]
         for rival in seen.rivals
-    ]  # fmt: skip
+    ]
     explained = "AICc rewards fit and charges for constants; 2 apart is weak evidence, 10 is strong."
     header = ["law", "error =", "constants", "SSE", "AICc", "weight"]
     return Section("Rival laws", [table_html(rows, header), paragraph(explained, "muted")])
@@ -137,11 +161,18 @@ def _influence(table: ScoreTable, fit: Fit, seen: Scrutiny) -> Section:
         entry for entry in ranked[_SHOWN:] if (entry[1].params_b, entry[1].visual_tokens) in doubtful
     ]
     rows = [
-        [rank, _cell_name(cell), f"{cell.cook:.2f}", f"{cell.params.alpha:.4g}", f"{cell.params.beta:.4g}",
-         f"{cell.params.D:.3g}", f"{cell.best_count:.3g}",
-         doubtful.get((cell.params_b, cell.visual_tokens), "")]
+        [
+            rank,
+            _cell_name(cell),
+            f"{cell.cook:.2f}",
+            f"{cell.params.alpha:.4g}",
+            f"{cell.params.beta:.4g}",
+            f"{cell.params.D:.3g}",
+            f"{cell.best_count:.3g}",
+            doubtful.get((cell.params_b, cell.visual_tokens), ""),
+        ]
         for rank, cell in shown
-    ]  # fmt: skip
+    ]
     p = fit.law.params
     explained = (
         "The law without each score, by Cook's distance; "

@@ -141,9 +141,15 @@ def solve(
     # The first step is zero and only evaluates, so that the program holds the derivatives once.
     one, zero = jnp.ones((), x.dtype), jnp.zeros_like(x)
     first = _State(
-        x, jnp.inf * one, zero, jnp.eye(4, dtype=x.dtype), zero, 2e-2 * one, jnp.asarray(0),
+        x,
+        jnp.inf * one,
+        zero,
+        jnp.eye(4, dtype=x.dtype),
+        zero,
+        2e-2 * one,
+        jnp.asarray(0),
         jnp.asarray(False),
-    )  # fmt: skip
+    )
     last = jax.lax.while_loop(going, advance, first)
     return Solution(from_vector(last.x), last.objective, last.converged, last.iterations)
 

@@ -135,6 +135,7 @@ def parse_json(text: str) -> Any:
     Raises:
       UserError: it is no JSON, or holds a name twice.
     """
+
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         made = dict(pairs)
         if len(made) < len(pairs):

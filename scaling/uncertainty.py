@@ -123,8 +123,10 @@ def _not_identified(fit: Fit, curves: Mapping[str, Profile]) -> list[str]:
         return []
     low, high = floor.interval
     inside = (floor.values >= low) & (floor.values <= high)
-    ends = {name: [float(f(getattr(floor.params, name)[inside])) for f in (np.min, np.max)]
-            for name in ("alpha", "beta")}  # fmt: skip
+    ends = {
+        name: [float(f(getattr(floor.params, name)[inside])) for f in (np.min, np.max)]
+        for name in ("alpha", "beta")
+    }
     loose = [n for n, (a, b) in ends.items() if b - a > _LOOSE_SHARE * getattr(fit.law.params, n)]
     verb = ("D is not", "Neither D nor {} is", "None of D, {} and {} is")[len(loose)].format(*loose)
     return [
@@ -154,9 +156,13 @@ class Uncertainty:
 
 
 def assess(
-    table: ScoreTable, fit: Fit, resample: Resample = "residual", count: int = 1000, seed: int = 0,
+    table: ScoreTable,
+    fit: Fit,
+    resample: Resample = "residual",
+    count: int = 1000,
+    seed: int = 0,
     method: IntervalMethod = "profile",
-) -> Uncertainty:  # fmt: skip
+) -> Uncertainty:
     """95 % intervals, the profile of each constant, and what they mean in words.
 
     The default `profile` is the method that covers the truth as often as it says, near bounds too. A

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from launch.compile_flags import FAST_COMPILE, with_flags
+from quecc_jax.xla_flags import FAST_COMPILE, with_flags
 
 # Compiling is most of the tests' time.
 FLAGS = ("--xla_force_host_platform_device_count=8", *FAST_COMPILE)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from quecc_jax.convert import mqt, quecc, tokenpacker
+from quecc_jax.convert.formats import mqt, quecc, tokenpacker
 from quecc_jax.models.compressors.base import Features
 from quecc_jax.models.compressors.mqt import MQT
 from quecc_jax.models.compressors.quecc import QueCC
@@ -56,12 +56,19 @@ def _original(arrays: dict[str, np.ndarray]) -> Original:
         return Original(compressor, Projector("matrix", width), mqt.from_torch(theirs, heads), mqt.to_torch)
     if "q_proj_1.weight" in theirs:
         _, heads, grid, scale, width = meta
-        return Original(TokenPacker((grid // scale,), heads), Projector("mlp2x_gelu", width),
-                        tokenpacker.from_torch(theirs, heads), tokenpacker.to_torch)  # fmt: skip
+        return Original(
+            TokenPacker((grid // scale,), heads),
+            Projector("mlp2x_gelu", width),
+            tokenpacker.from_torch(theirs, heads),
+            tokenpacker.to_torch,
+        )
     width, _, _, kernel, stride, heads = meta
-    return Original(QueCC(kernel, stride, heads), Projector("identity", width),
-                    {"compressor": quecc.from_torch(theirs, heads), "projector": {}},
-                    lambda params: quecc.to_torch(params["compressor"]))  # fmt: skip
+    return Original(
+        QueCC(kernel, stride, heads),
+        Projector("identity", width),
+        {"compressor": quecc.from_torch(theirs, heads), "projector": {}},
+        lambda params: quecc.to_torch(params["compressor"]),
+    )
 
 
 def check(path: Path) -> dict[str, float]:
@@ -88,8 +95,9 @@ def check(path: Path) -> dict[str, float]:
         (_, out), (grads, input_grads) = run(original.params, inputs)
 
     pairs = {"out": (out, arrays["out"])}
-    pairs |= {f"grad/{k}": (g, arrays[f"grad/{k}"]) for k, g in original.names(grads).items()
-              if k != "pos_embed"}  # fmt: skip
+    pairs |= {
+        f"grad/{k}": (g, arrays[f"grad/{k}"]) for k, g in original.names(grads).items() if k != "pos_embed"
+    }
     pairs |= {f"grad_in/{k}": (g, arrays[f"grad_in/{k}"]) for k, g in input_grads.items()}
     missing = {k for k in arrays if k == "out" or k.startswith("grad")} ^ set(pairs)
     if missing:

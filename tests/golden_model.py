@@ -20,12 +20,12 @@ from quecc_jax.config import DataConfig, ModelConfig, RunConfig
 from quecc_jax.convert.plan import plan_export
 from quecc_jax.convert.run import import_weights
 from quecc_jax.data.batch import IGNORE, Batch
-from quecc_jax.data.conversation import encode, image_refs, prompt, query_ids
 from quecc_jax.data.images import load_pixels, normalise
-from quecc_jax.data.tokenizer import Tokenizer, load_tokenizer
+from quecc_jax.data.text.conversation import encode, image_refs, prompt, query_ids
+from quecc_jax.data.text.tokenizer import Tokenizer, load_tokenizer
 from quecc_jax.generate import build_generator
 from quecc_jax.load import load_vlm
-from quecc_jax.models.clip import split_features
+from quecc_jax.models.towers.clip import split_features
 from quecc_jax.models.vlm import VLM
 from quecc_jax.train.step import loss_sum
 from tests.measure import error
@@ -67,9 +67,11 @@ def check(folder: Path) -> dict[str, float]:
         golden = Golden(folder, run, params, tokenizer, rows, dict(file))
         with jax.default_matmul_precision("highest"):
             errors = {
-                **_check_text(golden), **_check_arrays(golden), **_check_answers(golden),
+                **_check_text(golden),
+                **_check_arrays(golden),
+                **_check_answers(golden),
                 **_check_templates(golden),
-            }  # fmt: skip
+            }
         return errors | dict.fromkeys(golden.expected.keys() - errors, math.inf)
 
 
@@ -83,8 +85,9 @@ def _exact(ours: Any, theirs: Any) -> float:
 
 def _data(golden: Golden, template: Any) -> DataConfig:
     length = golden.run.data.max_length
-    return dataclasses.replace(golden.run.data, template=template, max_length=length,
-                               query_length=QUERY_TOKENS, images_per_row=1)  # fmt: skip
+    return dataclasses.replace(
+        golden.run.data, template=template, max_length=length, query_length=QUERY_TOKENS, images_per_row=1
+    )
 
 
 def _collapsed(made: dict[str, np.ndarray], visual_tokens: int) -> tuple[list[int], list[int]]:
@@ -106,8 +109,9 @@ def _check_text(golden: Golden) -> dict[str, float]:
     made = _encoded(golden, texts["system_template"], golden.rows)
     pairs = [_collapsed(one, golden.model.visual_tokens) for one in made]
     real = expected["attention_mask"]
-    ids, labels = ([x[m].tolist() for x, m in zip(expected[k], real, strict=True)]
-                   for k in ("input_ids", "labels"))  # fmt: skip
+    ids, labels = (
+        [x[m].tolist() for x, m in zip(expected[k], real, strict=True)] for k in ("input_ids", "labels")
+    )
     found = [golden.tokenizer.decode(_query(golden, one)) for one in made]
     same = [len(i) == int(n) for (i, _), n in zip(pairs, real.sum(axis=1), strict=True)]
     return {
@@ -148,8 +152,9 @@ def _batch(golden: Golden) -> Batch:
         query_ends[place] = len(query) - 1
         for image in image_refs(row):
             pixels[place, 0] = _pixels(golden, image)
-    return Batch(queries=queries, query_segments=query_segments, query_ends=query_ends, pixels=pixels,
-                 **fields)  # fmt: skip
+    return Batch(
+        queries=queries, query_segments=query_segments, query_ends=query_ends, pixels=pixels, **fields
+    )
 
 
 def _pixels(golden: Golden, image: str) -> np.ndarray:
@@ -171,12 +176,14 @@ def _check_arrays(golden: Golden) -> dict[str, float]:
         query = apply(VLM.encode_query, batch.queries, batch.query_segments, batch.query_ends)
         logits = apply(VLM.logits, apply(VLM.__call__, batch))
         return {
-            "single_level": features.single, "multi_level": features.multi, "query_feature": query,
+            "single_level": features.single,
+            "multi_level": features.multi,
+            "query_feature": query,
             "visual_tokens": apply(VLM.compress, states, query)[:, 0],
             "inputs_embeds": jnp.where(real[..., None], apply(VLM.splice, batch), 0),
             "logits_logsumexp": jax.nn.logsumexp(logits, axis=-1),
             "logits_every_8th_position": logits[:, ::8],
-        }  # fmt: skip
+        }
 
     ours = jax.device_get(forward(batch))
     ours["pixel_values"] = np.asarray(batch.pixels)[:, 0].transpose(0, 3, 1, 2)
@@ -241,13 +248,16 @@ def _check_answers(golden: Golden) -> dict[str, float]:
         greedy = greedy[greedy[0] == golden.tokenizer.bos_token_id :]
         length = len(made["tokens"])
         batch = Batch(
-            tokens=made["tokens"][None], slots=made["slots"][None],
+            tokens=made["tokens"][None],
+            slots=made["slots"][None],
             labels=np.full((1, length), IGNORE, np.int32),
-            positions=np.arange(length, dtype=np.int32)[None], segments=np.ones((1, length), np.int32),
+            positions=np.arange(length, dtype=np.int32)[None],
+            segments=np.ones((1, length), np.int32),
             queries=made["query"][None],
-            query_segments=np.ones((1, len(made["query"])), np.int32), query_ends=made["query_ends"][None],
+            query_segments=np.ones((1, len(made["query"])), np.int32),
+            query_ends=made["query_ends"][None],
             pixels=np.stack([_pixels(golden, p) for p in pictures])[None],
-        )  # fmt: skip
+        )
         generate = build_generator(golden.model, len(greedy), golden.tokenizer.eos_token_id)
         found = np.asarray(generate(golden.params, batch))[0]
         errors[f"greedy_ids/{name}"] = _exact(found, greedy)

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from quecc_jax.data.tokenizer import load_tokenizer
+from quecc_jax.data.text.tokenizer import load_tokenizer
 
 EMBEDDING = "model.embed_tokens.weight"
 TOWER = "model.vision_tower.vision_tower."
@@ -65,8 +65,9 @@ def unpack(file: Path, folder: Path) -> None:
         group, name = key.split("/", 1)
         groups[group][name] = array
     save_file(groups["model"], folder / "model.safetensors")
-    tower = {k.removeprefix(TOWER): v.astype(np.float32) for k, v in groups["model"].items()
-             if k.startswith(TOWER)}  # fmt: skip
+    tower = {
+        k.removeprefix(TOWER): v.astype(np.float32) for k, v in groups["model"].items() if k.startswith(TOWER)
+    }
     save_file(tower, folder / "clip_tiny" / "model.safetensors")
     np.savez(folder / "expected.npz", **groups["expected"])  # type: ignore[arg-type]
 

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import pytest
 
 from quecc_jax import flops
-from quecc_jax.compressor_config import COMPRESSORS
 from quecc_jax.config import (
     CompressorConfig,
     DataConfig,
@@ -26,24 +25,33 @@ from quecc_jax.config import (
     TrainConfig,
     VisionConfig,
 )
+from quecc_jax.config.compressor import COMPRESSORS
+from quecc_jax.config.query import ClipTextConfig
+from quecc_jax.config.shapes import state_shape
 from quecc_jax.data.batch import Batch, batch_spec
-from quecc_jax.geometry import state_shape
 from quecc_jax.models.compressors import make_compressor
 from quecc_jax.models.compressors.base import Features
 from quecc_jax.models.decoder import Decoder, empty_cache, unstack
 from quecc_jax.models.vlm import VLM
-from quecc_jax.query_config import ClipTextConfig
 from quecc_jax.sharding import make_mesh
 from quecc_jax.train.step import abstract_params, build_trainer, train_step
 
 MODEL = ModelConfig(
-    vision=VisionConfig(image_size=224, patch_size=14, width=512, depth=1, heads=4, mlp_width=1024,
-                        levels=(0, 1, 1), select_layer=-1),
+    vision=VisionConfig(
+        image_size=224,
+        patch_size=14,
+        width=512,
+        depth=1,
+        heads=4,
+        mlp_width=1024,
+        levels=(0, 1, 1),
+        select_layer=-1,
+    ),
     compressor=CompressorConfig(kernel=4, stride=4, heads=4),
     decoder=DecoderConfig(vocab_size=256, width=768, depth=1, heads=6, kv_heads=2, mlp_width=1024),
     dtype="float32",
     remat="none",
-)  # fmt: skip
+)
 CONFIG = RunConfig(
     model=MODEL, data=DataConfig(max_length=256, query_length=64), train=TrainConfig(batch_size=2)
 )
@@ -80,7 +88,8 @@ def ints(*shape: int) -> jax.ShapeDtypeStruct:
 
 def test_tower(cost):
     assert flops.tower_flops(MODEL.vision) == pytest.approx(
-        cost(VLM.encode_image, floats(1, 1, 224, 224, 3)), rel=0.05)  # fmt: skip
+        cost(VLM.encode_image, floats(1, 1, 224, 224, 3)), rel=0.05
+    )
 
 
 @pytest.mark.parametrize("stride", [16, 4, 1])
@@ -90,8 +99,9 @@ def test_compressor_alone(name, stride):
 
 
 # The lone convolution is so little work that resizing its kernel, once for all pictures, outweighs it.
-@pytest.mark.parametrize("name", [name for name, kind in COMPRESSORS.items()
-                                  if kind.elastic and name != "conv"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name", [name for name, kind in COMPRESSORS.items() if kind.elastic and name != "conv"]
+)
 def test_compressor_at_every_v(name):
     assert_counted(CompressorConfig(name, elastic=(1, 4, 16, 64), heads=4))
 
@@ -107,8 +117,11 @@ def assert_counted(compressor: CompressorConfig) -> None:
     variables = nn.meta.unbox(jax.eval_shape(module.init, jax.random.key(0), *inputs))
     cost = flops.compressor_cost(model)
     assert cost.flops == pytest.approx(xla_flops(module.apply, variables, *inputs), rel=0.05)
-    weights = [math.prod(x.shape) for path, x in jax.tree.leaves_with_path(variables.get("params", {}))
-               if path[-1].key not in ("scale", "bias") and not path[-1].key.endswith("_bias")]  # fmt: skip
+    weights = [
+        math.prod(x.shape)
+        for path, x in jax.tree.leaves_with_path(variables.get("params", {}))
+        if path[-1].key not in ("scale", "bias") and not path[-1].key.endswith("_bias")
+    ]
     assert cost.params == sum(weights) and 0 <= cost.first <= cost.flops
 
 
@@ -116,14 +129,15 @@ def assert_counted(compressor: CompressorConfig) -> None:
 def test_compressor_and_projector(name):
     model = dataclasses.replace(MODEL, compressor=CompressorConfig(name, kernel=4, stride=4, heads=4))
     states = floats(1, 1, *state_shape(model.tower))
-    parameters = jax.eval_shape(lambda *a: VLM(model).init(jax.random.key(0), *a, method=VLM.compress),
-                                states, floats(1, 1, 768))  # fmt: skip
+    parameters = jax.eval_shape(
+        lambda *a: VLM(model).init(jax.random.key(0), *a, method=VLM.compress), states, floats(1, 1, 768)
+    )
     ours = flops.compressor_cost(model).flops + flops.projector_flops(model)
     # The memory's projection is counted with the pre-fusion that reads it.
     ours += 2.0 * model.memory_tokens * flops.projector_params(model)
     theirs = xla_flops(
-        lambda p, *a: VLM(model).apply(p, *a, method=VLM.compress),
-        parameters, states, floats(1, 1, 768))  # fmt: skip
+        lambda p, *a: VLM(model).apply(p, *a, method=VLM.compress), parameters, states, floats(1, 1, 768)
+    )
     assert ours == pytest.approx(theirs, rel=0.05)
 
 
@@ -135,7 +149,8 @@ def test_without_a_compressor_only_the_projector_counts():
 
 def test_query(cost):
     assert flops.query_flops(MODEL, 64) == pytest.approx(
-        cost(VLM.encode_query, ints(1, 64), ints(1, 64), ints(1, 1)), rel=0.05)  # fmt: skip
+        cost(VLM.encode_query, ints(1, 64), ints(1, 64), ints(1, 1)), rel=0.05
+    )
     zero = dataclasses.replace(MODEL, compressor=dataclasses.replace(MODEL.compressor, query="zero"))
     assert flops.query_flops(zero, 64) == 0.0
 
@@ -148,8 +163,13 @@ def test_other_query_encoders(encoder, layer):
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
     config = dataclasses.replace(CONFIG, model=model)
     params = abstract_params(config, mesh, batch_spec(model, config.data, 1))
-    theirs = xla_flops(lambda p, *a: VLM(model).apply({"params": p}, *a, method=VLM.encode_query), params,
-                       ints(1, 64), ints(1, 64), ints(1, 1))  # fmt: skip
+    theirs = xla_flops(
+        lambda p, *a: VLM(model).apply({"params": p}, *a, method=VLM.encode_query),
+        params,
+        ints(1, 64),
+        ints(1, 64),
+        ints(1, 1),
+    )
     if encoder == "embeddings":
         # Beside the additions, XLA counts a few more for each number to mask padding and to look rows up.
         assert flops.query_flops(model, 64) == 64 * 768 <= theirs <= 6 * 64 * 768
@@ -198,8 +218,9 @@ def test_layers_add_up():
         [flops.tower_flops(tower) for tower in towers],
     ):
         assert three - two == two - one > 0
-    assert flops.tower_flops(dataclasses.replace(towers[2], levels=(2,), select_layer=1)) == \
-        flops.tower_flops(towers[1])  # fmt: skip
+    assert flops.tower_flops(
+        dataclasses.replace(towers[2], levels=(2,), select_layer=1)
+    ) == flops.tower_flops(towers[1])
 
 
 def test_an_answer_is_the_sum_of_its_parts():
@@ -217,11 +238,23 @@ def test_an_answer_is_the_sum_of_its_parts():
     assert tiled["prefill"] == flops.decoder_flops(decoder, 90, 90, 1) and tiled["query"] == parts["query"]
 
 
-@pytest.mark.parametrize("stage, pictures, cached, compressor", [
-    (0, 0, True, "quecc"), (0, 1, True, "quecc"), (1, 2, True, "quecc"), (2, 1, True, "quecc"),
-    (2, 1, False, "quecc"), (1, 1, True, "none"), (0, 1, True, "llava_mini"), (1, 1, True, "llava_mini"),
-    (2, 2, True, "llava_mini"), (1, 1, True, "quecc_plus"), (2, 1, True, "quecc_plus"),
-    (1, 1, True, "prumerge")])  # fmt: skip
+@pytest.mark.parametrize(
+    "stage, pictures, cached, compressor",
+    [
+        (0, 0, True, "quecc"),
+        (0, 1, True, "quecc"),
+        (1, 2, True, "quecc"),
+        (2, 1, True, "quecc"),
+        (2, 1, False, "quecc"),
+        (1, 1, True, "none"),
+        (0, 1, True, "llava_mini"),
+        (1, 1, True, "llava_mini"),
+        (2, 2, True, "llava_mini"),
+        (1, 1, True, "quecc_plus"),
+        (2, 1, True, "quecc_plus"),
+        (1, 1, True, "prumerge"),
+    ],
+)
 def test_a_training_step(stage, pictures, cached, compressor):
     model = dataclasses.replace(
         MODEL, compressor=dataclasses.replace(MODEL.compressor, name=compressor, fusion_layers=1)

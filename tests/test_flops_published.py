@@ -14,10 +14,10 @@ import pytest
 
 from quecc_jax import flops
 from quecc_jax.config import CompressorConfig, ModelConfig
-from quecc_jax.geometry import hidden_indices
+from quecc_jax.config.presets import decoder
+from quecc_jax.config.shapes import hidden_indices
 from quecc_jax.models.decoder import empty_cache, unstack
 from quecc_jax.models.vlm import VLM
-from quecc_jax.presets import decoder
 
 QUESTION, TEXT, ANSWER = 32, 64, 16
 # V = 1, 16 and 144; the last is LLaVA-1.5's 576 tokens without a compressor.

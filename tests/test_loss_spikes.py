@@ -56,8 +56,9 @@ def test_a_relapse_lasts():
 
 
 def test_small_text_embeddings_are_the_same_function():
-    config = DecoderConfig(vocab_size=40, width=32, depth=2, heads=2, kv_heads=1, mlp_width=48,
-                           tie_embeddings=True)  # fmt: skip
+    config = DecoderConfig(
+        vocab_size=40, width=32, depth=2, heads=2, kv_heads=1, mlp_width=48, tie_embeddings=True
+    )
     tokens = jnp.asarray(np.random.default_rng(0).integers(40, size=(2, 9)))
     places = jnp.tile(jnp.arange(9), (2, 1)), jnp.ones((2, 9), jnp.int32)
 

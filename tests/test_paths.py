@@ -7,19 +7,19 @@ from PIL import Image
 
 from quecc_jax import paths
 from quecc_jax.config import RunConfig
-from quecc_jax.config_io import load_config, save_config
+from quecc_jax.config.io import load_config, save_config
 from quecc_jax.data.files import read_json
 from quecc_jax.data.images import open_image
-from quecc_jax.data.tokenizer import load_tokenizer, train_word_tokenizer
+from quecc_jax.data.text.tokenizer import load_tokenizer, train_word_tokenizer
 from quecc_jax.errors import UserError
 from quecc_jax.train.checkpoint import copy_tokenizer
 from quecc_jax.train.progress import Records, read_records
 from tests.train.test_progress import record
 
 
-@pytest.mark.parametrize("path, remote", [
-    ("gs://bucket/run", True), ("runs/a", False), ("/data/runs", False), ("a:b/c", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "path, remote", [("gs://bucket/run", True), ("runs/a", False), ("/data/runs", False), ("a:b/c", False)]
+)
 def test_what_lies_in_a_bucket(path, remote):
     assert paths.is_remote(path) == remote
     assert paths.is_remote(paths.place(path)) == remote
@@ -47,12 +47,14 @@ def test_tokenizers_there_and_back(bucket, tmp_path):
     (tmp_path / "tokenizer" / "model.safetensors").write_text("weights")
     copy_tokenizer(str(tmp_path / "tokenizer"), paths.place("gs://bucket/run/tokenizer"))
     assert {p.name for p in (bucket / "run" / "tokenizer").iterdir()} == {
-        p.name for p in (tmp_path / "tokenizer").iterdir()} - {"model.safetensors"}  # fmt: skip
+        p.name for p in (tmp_path / "tokenizer").iterdir()
+    } - {"model.safetensors"}
     here, there = load_tokenizer(str(tmp_path / "tokenizer")), load_tokenizer("gs://bucket/run/tokenizer")
     assert here.encode("how many dots") == there.encode("how many dots") != ()
     copy_tokenizer("gs://bucket/run/tokenizer", tmp_path / "back")
     assert (tmp_path / "back" / "tokenizer.json").read_bytes() == (
-        tmp_path / "tokenizer" / "tokenizer.json").read_bytes()  # fmt: skip
+        tmp_path / "tokenizer" / "tokenizer.json"
+    ).read_bytes()
     with pytest.raises(UserError, match="gs://bucket/none"):
         load_tokenizer("gs://bucket/none")
 

@@ -38,13 +38,19 @@ def test_the_table_holds_every_parameter_and_its_share():
     assert len(rows) == len(leaves)
 
 
-@pytest.mark.parametrize("rules, message", [
-    (tuple(r for r in RULES if r[0] != "mlp"), "compressor/k_proj/fc1/bias: .*'mlp' has no sharding rule"),
-    ((*RULES, ("mpl", "tensor")), "rule for 'mpl' matches nothing"),
-    ((*(r for r in RULES if r[0] != "mlp"), ("mlp", "fsdp")), "/kernel: axis 'mlp' .* a second time"),
-    ((*(r for r in RULES if r[0] != "mlp"), ("mlp", "model")), "'mlp' names the mesh axis 'model'"),
-    ((*(r for r in RULES if r[0] != "layers"), ("layers", "data")), "'layers' of size 3 does not divide"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "rules, message",
+    [
+        (
+            tuple(r for r in RULES if r[0] != "mlp"),
+            "compressor/k_proj/fc1/bias: .*'mlp' has no sharding rule",
+        ),
+        ((*RULES, ("mpl", "tensor")), "rule for 'mpl' matches nothing"),
+        ((*(r for r in RULES if r[0] != "mlp"), ("mlp", "fsdp")), "/kernel: axis 'mlp' .* a second time"),
+        ((*(r for r in RULES if r[0] != "mlp"), ("mlp", "model")), "'mlp' names the mesh axis 'model'"),
+        ((*(r for r in RULES if r[0] != "layers"), ("layers", "data")), "'layers' of size 3 does not divide"),
+    ],
+)
 def test_mistakes_in_rules_are_named(rules, message):
     with pytest.raises(UserError, match=message):
         parameter_shardings(tiny_boxes(), MESH, rules)
@@ -64,11 +70,19 @@ def test_sequence_parallel_moves_the_sequence_alone():
     }
 
 
-@pytest.mark.parametrize("mesh, data, train, message", [
-    (MeshConfig(4, 2, 1), {}, {"batch_size": 12}, "gives 12 rows, which do not divide over 8"),
-    (MeshConfig(4, 2, 1), {}, {"accumulation": 2}, "in train.accumulation 2 slices gives 4 rows"),
-    (MeshConfig(4, 1, 2, sequence_parallel=True), {"max_length": 25}, {}, "max_length 25 does not divide"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "mesh, data, train, message",
+    [
+        (MeshConfig(4, 2, 1), {}, {"batch_size": 12}, "gives 12 rows, which do not divide over 8"),
+        (MeshConfig(4, 2, 1), {}, {"grad_accum_steps": 2}, "in train.grad_accum_steps 2 slices gives 4 rows"),
+        (
+            MeshConfig(4, 1, 2, sequence_parallel=True),
+            {"max_length": 25},
+            {},
+            "max_length 25 does not divide",
+        ),
+    ],
+)
 def test_what_does_not_divide_over_the_mesh_is_named(mesh, data, train, message):
     config = dataclasses.replace(tiny.run(data=data, **train), mesh=mesh)
     with pytest.raises(UserError, match=message):

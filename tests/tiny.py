@@ -18,18 +18,26 @@ from quecc_jax.config import (
     VisionConfig,
 )
 from quecc_jax.data.batch import IGNORE, Batch, batch_spec
-from quecc_jax.data.queries import question_ids, question_segments, row_limit
+from quecc_jax.data.text.queries import question_ids, question_segments, row_limit
 from quecc_jax.sharding import make_mesh
 from quecc_jax.train.step import abstract_params
 
 MODEL = ModelConfig(
-    vision=VisionConfig(image_size=16, patch_size=4, width=16, depth=3, heads=2, mlp_width=32,
-                        select_layer=-2, levels=(1, 2, 3)),
+    vision=VisionConfig(
+        image_size=16,
+        patch_size=4,
+        width=16,
+        depth=3,
+        heads=2,
+        mlp_width=32,
+        select_layer=-2,
+        levels=(1, 2, 3),
+    ),
     compressor=CompressorConfig(kernel=2, stride=2, heads=4),
     decoder=DecoderConfig(vocab_size=64, width=32, depth=2, heads=4, kv_heads=2, mlp_width=48),
     dtype="float32",
     remat="none",
-)  # fmt: skip
+)
 
 RUN = RunConfig(
     model=MODEL,
@@ -105,5 +113,7 @@ def random_batch(config: RunConfig, seed: int = 0, pictures: list[int] | None = 
 def asked(batch: Batch) -> list[tuple[int, int, np.ndarray]]:
     """(row, picture, ids) of every question of a batch."""
     queries, segments, ends = batch.queries, batch.query_segments, batch.query_ends
-    return [(row, picture, question_ids(queries[row], segments[row], ends[row, picture]))
-            for row, picture in np.argwhere(ends >= 0)]  # fmt: skip
+    return [
+        (row, picture, question_ids(queries[row], segments[row], ends[row, picture]))
+        for row, picture in np.argwhere(ends >= 0)
+    ]

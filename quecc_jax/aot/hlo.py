@@ -12,9 +12,26 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 WIDTH = {
-    "pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "s32": 4, "u32": 4, "s64": 8,
-    "u64": 8, "f8e4m3fn": 1, "f8e5m2": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8, "c64": 8, "c128": 16,
-}  # fmt: skip
+    "pred": 1,
+    "s4": 0.5,
+    "u4": 0.5,
+    "s8": 1,
+    "u8": 1,
+    "s16": 2,
+    "u16": 2,
+    "s32": 4,
+    "u32": 4,
+    "s64": 8,
+    "u64": 8,
+    "f8e4m3fn": 1,
+    "f8e5m2": 1,
+    "bf16": 2,
+    "f16": 2,
+    "f32": 4,
+    "f64": 8,
+    "c64": 8,
+    "c128": 16,
+}
 """Bytes per element; types that are not listed (tokens, semaphores) take no space worth counting."""
 
 
@@ -129,8 +146,9 @@ def _element(name: str, kinds: dict[str, str]) -> Instruction:
         parts.append(_value(inside, start))
         start += len(parts[-1]) + 1
     kind = kinds[name] = [part for part in parts if part][int(index)]
-    return Instruction(name, "get-tuple-element", tuple(_arrays(kind)), (owner,), f", index={index}",
-                       f"%{owner}", False)  # fmt: skip
+    return Instruction(
+        name, "get-tuple-element", tuple(_arrays(kind)), (owner,), f", index={index}", f"%{owner}", False
+    )
 
 
 def _value(text: str, start: int) -> str:
@@ -165,8 +183,14 @@ def called(instruction: Instruction) -> list[str]:
     if instruction.opcode in ("while", "async-update", "async-done"):
         return []
     names = []
-    for attribute in ("calls", "to_apply", "branch_computations", "called_computations", "true_computation",
-                      "false_computation"):  # fmt: skip
+    for attribute in (
+        "calls",
+        "to_apply",
+        "branch_computations",
+        "called_computations",
+        "true_computation",
+        "false_computation",
+    ):
         names += re.findall(r"%([\w.\-]+)", instruction.attribute(attribute))
     return names
 

@@ -68,7 +68,7 @@ def _gathers(config: RunConfig, program: Program) -> Iterator[str]:
 
 def _logits(config: RunConfig, mesh: dict[str, int], program: Program) -> Iterator[str]:
     decoder, length = config.model.decoder, config.data.max_length
-    rows = config.train.batch_size // config.train.accumulation // (mesh["data"] * mesh["fsdp"])
+    rows = config.train.batch_size // config.train.grad_accum_steps // (mesh["data"] * mesh["fsdp"])
     vocabulary = {decoder.vocab_size, decoder.vocab_size // mesh["tensor"]}
     inner = fused(program)
     for name, instruction in _instructions(program):

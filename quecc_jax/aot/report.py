@@ -19,7 +19,7 @@ from quecc_jax.aot.roofline import Bounds, Exchange, bounds, exchanges
 from quecc_jax.aot.topology import Topology, topology_devices
 from quecc_jax.aot.traffic import traffic
 from quecc_jax.config import RunConfig
-from quecc_jax.data.queries import query_buckets
+from quecc_jax.data.text.queries import query_buckets
 from quecc_jax.errors import UserError
 from quecc_jax.flops import train_flops
 from quecc_jax.sharding import batch_parts, make_mesh
@@ -124,7 +124,7 @@ def _pod_report(config: RunConfig, topology: Topology, trainer: Trainer, query_l
         topology=topology.name,
         chips=chips,
         mesh=dict(mesh.shape),
-        rows_per_chip=config.train.batch_size / config.train.accumulation / parts,
+        rows_per_chip=config.train.batch_size / config.train.grad_accum_steps / parts,
         query_length=query_length,
         memory=memory,
         needed=needed,
@@ -207,8 +207,8 @@ def remedies(config: RunConfig, report: PodReport) -> list[str]:
         found.append("--model.remat full keeps only each layer's input")
     if report.rows_per_chip > 1:
         rows = _rows_that_fit(report)
-        slices = round(config.train.accumulation * report.rows_per_chip / rows)
-        found.append(f"--train.accumulation {slices} works on {rows} rows per chip at a time")
+        slices = round(config.train.grad_accum_steps * report.rows_per_chip / rows)
+        found.append(f"--train.grad_accum_steps {slices} works on {rows} rows per chip at a time")
     if not config.mesh.sequence_parallel or report.rows_per_chip <= 1:
         tensor = 2 * mesh["tensor"]
         found.append(f"--mesh.tensor {tensor} --mesh.sequence-parallel splits rows over {tensor} chips")

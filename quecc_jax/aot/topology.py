@@ -34,8 +34,10 @@ def parse_topology(text: str) -> Topology:
     match = re.fullmatch(r"(?:(\d+)\*)?(\w+):(\d+(?:x\d+){1,2})", text)
     tpus = [chip.name for chip in CHIPS if chip.axes]
     if not match or match[2] not in tpus:
-        raise UserError(f"topology {text!r} is not known; write CHIP:AxB, as in v5e:16x16, v5p:2x4x4 or "
-                        f"2*v5e:16x16 for two slices, with one of the chips {', '.join(tpus)}")  # fmt: skip
+        raise UserError(
+            f"topology {text!r} is not known; write CHIP:AxB, as in v5e:16x16, v5p:2x4x4 or "
+            f"2*v5e:16x16 for two slices, with one of the chips {', '.join(tpus)}"
+        )
     chip, shape = find_chip(match[2]), tuple(int(n) for n in match[3].split("x"))
     if len(shape) != chip.axes or 0 in shape or match[1] == "0":
         raise UserError(f"topology {text!r}: a {chip.name} slice has {chip.axes} axes of at least 1 chip")

@@ -3,10 +3,24 @@
 from quecc_jax.aot.collectives import KINDS, collectives
 from quecc_jax.aot.hlo import Array, Computation, Instruction, Program, called, fused, runs
 
-FREE = frozenset({
-    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call",
-    "after-all", "partition-id", "replica-id", "opt-barrier", "iota", "add-dependency",
-})  # fmt: skip
+FREE = frozenset(
+    {
+        "parameter",
+        "constant",
+        "tuple",
+        "get-tuple-element",
+        "bitcast",
+        "while",
+        "conditional",
+        "call",
+        "after-all",
+        "partition-id",
+        "replica-id",
+        "opt-barrier",
+        "iota",
+        "add-dependency",
+    }
+)
 """Opcodes that move nothing themselves."""
 SLICES = ("slice", "dynamic-slice", "gather")
 PASSING = ("bitcast", "reshape", "get-tuple-element", "tuple", "copy", "convert", "broadcast")

@@ -12,7 +12,8 @@ from typing import Any
 from quecc_jax.errors import UserError
 
 TENSORS = (
-    r"safetensors|bin|pt|pth|ckpt|pkl|pickle|npz|npy|h5|msgpack|onnx|onnx_data|gguf|ggml|ot|tflite|mlmodel|pdparams"
+    r"safetensors|bin|pt|pth|ckpt|pkl|pickle|npz|npy|h5|msgpack|onnx|onnx_data"
+    r"|gguf|ggml|ot|tflite|mlmodel|pdparams"
 )
 """Suffixes of files that may hold tensors, as alternatives of a regular expression."""
 
@@ -57,8 +58,10 @@ def refuse_adapter_files(directory: Path) -> None:
       UserError: there is one; all files of it are named.
     """
     if _DELTA.search(directory.resolve().name):
-        raise UserError(f"{directory} holds, as its name says, differences that have to be added to other "
-                        "weights; add them, and give the sum a name without 'delta'")  # fmt: skip
+        raise UserError(
+            f"{directory} holds, as its name says, differences that have to be added to other "
+            "weights; add them, and give the sum a name without 'delta'"
+        )
     found = [
         str(file.relative_to(directory))
         for folder in _folders(directory)
@@ -67,8 +70,10 @@ def refuse_adapter_files(directory: Path) -> None:
         if not file.is_dir() and is_adapter_file(file.name)
     ]
     if found:
-        raise UserError(f"{directory} holds an adapter ({', '.join(found)}), which changes the weights of "
-                        f"another model and is not read; {_MERGE}, or move it away if it is left over")
+        raise UserError(
+            f"{directory} holds an adapter ({', '.join(found)}), which changes the weights of "
+            f"another model and is not read; {_MERGE}, or move it away if it is left over"
+        )
 
 
 def _folders(directory: Path, levels: int = 3) -> Iterator[Path]:
@@ -100,8 +105,9 @@ def refuse_tensors(names: Iterable[str], hf: dict[str, Any], where: str) -> None
     if told or stored:
         method = told.get("quant_method") if isinstance(told, dict) else None
         signs = f"quantization_config of its config.json: {method or told!r}" if told else _few(stored)
-        raise UserError(f"{where} holds quantised weights ({signs}), which are not read; "
-                        "give the model in half precision")  # fmt: skip
+        raise UserError(
+            f"{where} holds quantised weights ({signs}), which are not read; give the model in half precision"
+        )
 
 
 def _few(names: list[str]) -> str:

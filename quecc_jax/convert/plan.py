@@ -6,10 +6,18 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from quecc_jax.config import CompressorConfig, ModelConfig, QueryConfig, RunConfig, VisionConfig
-from quecc_jax.config_io import from_dict, to_dict
+from quecc_jax.config.io import from_dict, to_dict
+from quecc_jax.config.shapes import tiled_tokens
+from quecc_jax.config.validation import validate
 from quecc_jax.convert.adapters import refuse_tensors
-from quecc_jax.convert.clip import ANCHOR, hf_vision_config, ignored_names, vision_config, vision_rules
-from quecc_jax.convert.clip_text import (
+from quecc_jax.convert.formats.clip import (
+    ANCHOR,
+    hf_vision_config,
+    ignored_names,
+    vision_config,
+    vision_rules,
+)
+from quecc_jax.convert.formats.clip_text import (
     PROJECTION,
     TEXT_ANCHOR,
     hf_text_config,
@@ -17,7 +25,7 @@ from quecc_jax.convert.clip_text import (
     text_config,
     text_rules,
 )
-from quecc_jax.convert.families import (
+from quecc_jax.convert.formats.language_models import (
     decoder_config,
     decoder_rules,
     family_of,
@@ -25,7 +33,7 @@ from quecc_jax.convert.families import (
     hf_decoder_config,
     settings,
 )
-from quecc_jax.convert.llava import (
+from quecc_jax.convert.formats.llava import (
     NEWLINE,
     adapter_rules,
     hf_original,
@@ -34,7 +42,7 @@ from quecc_jax.convert.llava import (
     original_model,
     original_tower,
 )
-from quecc_jax.convert.llava_hf import (
+from quecc_jax.convert.formats.llava_hf import (
     hf_llava,
     is_llava_hf,
     llava_hf_adapter_rules,
@@ -44,8 +52,6 @@ from quecc_jax.convert.llava_hf import (
 from quecc_jax.convert.processor import picture_aspect
 from quecc_jax.convert.rules import Rule, Shape, check
 from quecc_jax.errors import UserError
-from quecc_jax.geometry import tiled_tokens
-from quecc_jax.validation import validate
 
 Layout = Literal["llava", "llava_hf", "decoder", "clip", "clip_text", "projector"]
 """The original project's whole model; transformers' LlavaForConditionalGeneration; a language model;
@@ -110,8 +116,9 @@ class ExportPlan:
     rules: tuple[Rule, ...]
 
 
-def plan_import(model: Source, vision: Source | None = None, projector: Source | None = None,
-                text: Source | None = None) -> ImportPlan:  # fmt: skip
+def plan_import(
+    model: Source, vision: Source | None = None, projector: Source | None = None, text: Source | None = None
+) -> ImportPlan:
     """Decides what a checkpoint is and checks that its tensors are exactly those it needs.
 
     A language model alone gives parameters `decoder`, a CLIP tower `vision`, a stage 1 output
@@ -144,8 +151,10 @@ def plan_import(model: Source, vision: Source | None = None, projector: Source |
         plan = _import_decoder(model, vision, projector)
         spare = []
     if spare:
-        raise UserError(f"{model.where} leaves no room for {spare[0].where}; give a language model to put it "
-                        "in front of, or leave it out")
+        raise UserError(
+            f"{model.where} leaves no room for {spare[0].where}; give a language model to put it "
+            "in front of, or leave it out"
+        )
     if text is not None:
         plan = _with_text(plan, text)
     # The numbers are a stranger's: they must be of our types as well as fit each other.
@@ -225,8 +234,10 @@ def _import_decoder(source: Source, vision: Source | None, projector: Source | N
         model = ModelConfig(vision=tower, compressor=compressor, decoder=decoder)
         return ImportPlan(_run(model, family, source.hf, stage=1), "decoder", family, parts)
     if not is_original(projector.hf):
-        raise UserError(f"the config.json beside {projector.where} does not say which projector it is (no "
-                        "mm_projector_type); put the one that was written with it there")
+        raise UserError(
+            f"the config.json beside {projector.where} does not say which projector it is (no "
+            "mm_projector_type); put the one that was written with it there"
+        )
     # The decoder that is given counts, not the one that the projector was trained with.
     model = original_model(source.hf | _multimodal(projector.hf), tower)
     prefix = _before(projector.found, "mm_projector.", inside=True) or "model.mm_projector."
@@ -244,8 +255,10 @@ def _import_original(source: Source, vision: Source | None) -> ImportPlan:
         return ImportPlan(_run(model, family, source.hf, stage=1), "projector", family, parts)
     inside = _before(source.found, ANCHOR)
     if inside is None and vision is None:
-        raise UserError(f"{source.where} holds no vision tower; give the directory of "
-                        f"{source.hf.get('mm_vision_tower')!r} with --vision")
+        raise UserError(
+            f"{source.where} holds no vision tower; give the directory of "
+            f"{source.hf.get('mm_vision_tower')!r} with --vision"
+        )
     parts, rules = {}, []
     if inside is not None:
         tower = _with_post_norm(tower, source.found, inside)
@@ -278,8 +291,9 @@ def _import_llava_hf(source: Source) -> ImportPlan:
     return ImportPlan(run, "llava_hf", family, {"model": Part(tuple(rules), _buffers(source.found))})
 
 
-def _run(model: ModelConfig, family: str, hf: dict[str, Any], stage: Literal[0, 1, 2],
-         images: int = 1) -> RunConfig:  # fmt: skip
+def _run(
+    model: ModelConfig, family: str, hf: dict[str, Any], stage: Literal[0, 1, 2], images: int = 1
+) -> RunConfig:
     """Settings of a run that starts, or has ended, with these weights."""
     run = RunConfig(model=model)
     full = settings(hf, family) if family_of(hf) == family else hf
@@ -294,8 +308,9 @@ def _run(model: ModelConfig, family: str, hf: dict[str, Any], stage: Literal[0, 
     return dataclasses.replace(run, data=data, train=dataclasses.replace(run.train, stage=stage))
 
 
-def _decoder_part(found: Mapping[str, Shape], decoder: Any, family: str, prefix: str = "",
-                  body: str | None = None) -> list[Rule]:  # fmt: skip
+def _decoder_part(
+    found: Mapping[str, Shape], decoder: Any, family: str, prefix: str = "", body: str | None = None
+) -> list[Rule]:
     """The decoder's rules under the prefixes that its names have in this file."""
     embed = _before(found, "wte.weight" if family == "mpt" else "embed_tokens.weight")
     head = _before(found, "lm_head.weight")
@@ -361,6 +376,8 @@ def _before(names: Iterable[str], part: str, inside: bool = False) -> str | None
     else:
         found = {name.removesuffix(part) for name in names if name.endswith(part)}
     if len(found) > 1:
-        raise UserError(f"tensors called {part} stand under {', '.join(map(repr, sorted(found)))}; "
-                        "give a checkpoint that holds one model")
+        raise UserError(
+            f"tensors called {part} stand under {', '.join(map(repr, sorted(found)))}; "
+            "give a checkpoint that holds one model"
+        )
     return found.pop() if found else None

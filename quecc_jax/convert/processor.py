@@ -6,11 +6,11 @@ from typing import Any
 
 from quecc_jax.config import RunConfig, VisionConfig
 from quecc_jax.convert import sentencepiece_json
-from quecc_jax.convert.llava_hf import IMAGE
+from quecc_jax.convert.formats.llava_hf import IMAGE
 from quecc_jax.data.files import read_json
 from quecc_jax.data.images import CLIP_MEAN, CLIP_STD
-from quecc_jax.data.templates import TEMPLATES
-from quecc_jax.data.tokenizer import Tokenizer, load_tokenizer
+from quecc_jax.data.text.templates import TEMPLATES
+from quecc_jax.data.text.tokenizer import Tokenizer, load_tokenizer
 from quecc_jax.errors import UserError
 
 
@@ -20,11 +20,17 @@ def clip_settings(vision: VisionConfig) -> dict[str, Any]:
     return {
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,
-        "do_resize": True, "size": {"shortest_edge": side}, "resample": 3,
-        "do_center_crop": True, "crop_size": {"height": side, "width": side},
-        "do_rescale": True, "rescale_factor": 1 / 255,
-        "do_normalize": True, "image_mean": list(CLIP_MEAN), "image_std": list(CLIP_STD),
-    }  # fmt: skip
+        "do_resize": True,
+        "size": {"shortest_edge": side},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": side, "width": side},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(CLIP_MEAN),
+        "image_std": list(CLIP_STD),
+    }
 
 
 def picture_settings(config: RunConfig, pinpoints: list[list[int]] | None) -> dict[str, Any]:
@@ -54,16 +60,21 @@ def picture_aspect(settings: dict[str, Any], side: int, where: str) -> str:
     crop = settings.get("crop_size", side)
     cropped = (crop.get("height"), crop.get("width")) if isinstance(crop, dict) else (crop, crop)
     wanted = {
-        "size": (shortest, side), "crop_size": (cropped, (side, side)),
+        "size": (shortest, side),
+        "crop_size": (cropped, (side, side)),
         "resample": (settings.get("resample", 3), 3),
         "rescale_factor": (round(settings.get("rescale_factor", 1 / 255) * 255, 4), 1),
-        **{name: (settings.get(name) is not False, True)
-           for name in ("do_resize", "do_center_crop", "do_rescale", "do_normalize")},
-    }  # fmt: skip
+        **{
+            name: (settings.get(name) is not False, True)
+            for name in ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
+        },
+    }
     for name, (found, only) in wanted.items():
         if found != only:
-            raise UserError(f"the image processor of {where} has {name} {settings.get(name)!r}, which is not "
-                            f"implemented for a tower of {side} pixels; use a model with CLIP's own")
+            raise UserError(
+                f"the image processor of {where} has {name} {settings.get(name)!r}, which is not "
+                f"implemented for a tower of {side} pixels; use a model with CLIP's own"
+            )
     return "pad" if settings.get("do_pad") and "image_grid_pinpoints" not in settings else "square"
 
 
@@ -110,8 +121,14 @@ def write_processor(folder: Path, config: RunConfig, hf: dict[str, Any]) -> None
 
 def _add_token(folder: Path, number: int) -> None:
     """Makes IMAGE a special token of the tokenizer whose files these are."""
-    token = {"content": IMAGE, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False,
-             "special": True}  # fmt: skip
+    token = {
+        "content": IMAGE,
+        "lstrip": False,
+        "normalized": False,
+        "rstrip": False,
+        "single_word": False,
+        "special": True,
+    }
     path = folder / "tokenizer_config.json"
     told = read_json(path) if path.is_file() else {}
     added = {**told.get("added_tokens_decoder", {}), str(number): token}
@@ -132,8 +149,10 @@ def _add_token(folder: Path, number: int) -> None:
         _write(path, {**read_json(path), IMAGE: number})
     tokenizer = load_tokenizer(folder)
     if tokenizer.hf.convert_tokens_to_ids(IMAGE) != number or tokenizer.encode(f"a{IMAGE}")[-1] != number:
-        raise UserError(f"the tokenizer of this run does not take {IMAGE} as token {number}; save it with "
-                        "save_pretrained as transformers does, and export again")  # fmt: skip
+        raise UserError(
+            f"the tokenizer of this run does not take {IMAGE} as token {number}; save it with "
+            "save_pretrained as transformers does, and export again"
+        )
 
 
 def special_ids(tokenizer: Tokenizer) -> dict[str, int]:

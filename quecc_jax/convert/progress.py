@@ -28,9 +28,13 @@ class ByteBar:
         self._bar: Progress | None = None
         if sys.stderr.isatty():
             self._bar = Progress(
-                TextColumn("{task.description}"), BarColumn(24), DownloadColumn(), TransferSpeedColumn(),
-                TimeRemainingColumn(), console=Console(stderr=True),
-            )  # fmt: skip
+                TextColumn("{task.description}"),
+                BarColumn(24),
+                DownloadColumn(),
+                TransferSpeedColumn(),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+            )
             self._task = self._bar.add_task(title, total=total)
 
     def add(self, count: int) -> None:
@@ -44,8 +48,12 @@ class ByteBar:
             self._told = now
             rate = self.done / (now - self._started)
             left = duration((self.total - self.done) / rate)
-            print(f"{self.title} {human(self.done, 'B')} of {human(self.total, 'B')}  {human(rate, 'B/s')}  "
-                  f"{left} left", file=sys.stderr, flush=True)  # fmt: skip
+            print(
+                f"{self.title} {human(self.done, 'B')} of {human(self.total, 'B')}  {human(rate, 'B/s')}  "
+                f"{left} left",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def __enter__(self) -> "ByteBar":
         if self._bar is not None:

@@ -12,9 +12,13 @@ _KEYS = {
     "linear": {"factor"},
     "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
     "longrope": {
-        "short_factor", "long_factor", "factor", "attention_factor", "original_max_position_embeddings",
+        "short_factor",
+        "long_factor",
+        "factor",
+        "attention_factor",
+        "original_max_position_embeddings",
     },
-}  # fmt: skip
+}
 """Kinds that are implemented, and the settings of each."""
 
 
@@ -34,15 +38,20 @@ def rope_settings(hf: dict[str, Any], partial: bool) -> dict[str, Any]:
     # Phi-3's first files say "su" for what is called "longrope" since.
     kind = "longrope" if kind == "su" else kind
     if kind not in _KEYS:
-        raise UserError(f"rope_scaling {kind!r} is not implemented; use a model with one of "
-                        f"{', '.join(_KEYS)}")
+        raise UserError(
+            f"rope_scaling {kind!r} is not implemented; use a model with one of {', '.join(_KEYS)}"
+        )
     if unknown := sorted(given.keys() - _KEYS[kind] - _ALWAYS):
-        raise UserError(f"rope_scaling {kind!r} has the settings {', '.join(unknown)}, which are not "
-                        "implemented; use a model without them")
+        raise UserError(
+            f"rope_scaling {kind!r} has the settings {', '.join(unknown)}, which are not "
+            "implemented; use a model without them"
+        )
     fraction = float(given.get("partial_rotary_factor", hf.get("partial_rotary_factor")) or 1.0)
     if fraction != 1.0 and not partial:
-        raise UserError(f"partial_rotary_factor {fraction} is not implemented for model_type "
-                        f"{hf.get('model_type')!r}; use a model without it")
+        raise UserError(
+            f"partial_rotary_factor {fraction} is not implemented for model_type "
+            f"{hf.get('model_type')!r}; use a model without it"
+        )
     theta = float(given.get("rope_theta") or hf.get("rope_theta") or 10000.0)
     try:
         scaling = _scaling(kind, given, hf)

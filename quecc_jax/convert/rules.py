@@ -142,8 +142,12 @@ def leaf_shapes(rules: Iterable[Rule]) -> dict[Path, Shape]:
     return shapes
 
 
-def check(rules: Iterable[Rule], found: Mapping[str, Shape], ignored: Iterable[str] = (),
-          where: str = "the checkpoint") -> None:  # fmt: skip
+def check(
+    rules: Iterable[Rule],
+    found: Mapping[str, Shape],
+    ignored: Iterable[str] = (),
+    where: str = "the checkpoint",
+) -> None:
     """Compares the tensors that rules need with those that are there.
 
     Args:
@@ -182,7 +186,6 @@ def check(rules: Iterable[Rule], found: Mapping[str, Shape], ignored: Iterable[s
 def _some(names: Sequence[str]) -> str:
     first = ", ".join(sorted(names)[:SHOWN])
     return f"{first} and {len(names) - SHOWN} more" if len(names) > SHOWN else first
-
 
 
 def to_tree(rules: Iterable[Rule], tensors: Mapping[str, Array]) -> dict[str, Any]:

@@ -10,8 +10,16 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from quecc_jax.config_io import save_config
-from quecc_jax.convert.beside import (
+from quecc_jax.config.io import save_config
+from quecc_jax.convert.io.layer_store import SlabReader, SlabWriter
+from quecc_jax.convert.io.pickles import save_pickle
+from quecc_jax.convert.io.tensors import SafetensorsFile, TensorSource, open_tensors
+from quecc_jax.convert.io.writer import ShardWriter, Spec
+from quecc_jax.convert.plan import ImportPlan, Layout, plan_import
+from quecc_jax.convert.progress import ByteBar
+from quecc_jax.convert.rules import Path as LeafPath
+from quecc_jax.convert.rules import Rule, leaf_shapes
+from quecc_jax.convert.sidecar_files import (
     CARRIED,
     Opened,
     keep_sources,
@@ -19,18 +27,10 @@ from quecc_jax.convert.beside import (
     open_checkpoint,
     tower_beside,
 )
-from quecc_jax.convert.pickles import save_pickle
-from quecc_jax.convert.plan import ImportPlan, Layout, plan_import
-from quecc_jax.convert.progress import ByteBar
-from quecc_jax.convert.rules import Path as LeafPath
-from quecc_jax.convert.rules import Rule, leaf_shapes
-from quecc_jax.convert.slabs import SlabReader, SlabWriter
 from quecc_jax.convert.targets import Format, Only, Target, check_leaves, export_targets
-from quecc_jax.convert.template import TOLD, Kind, choose_template, keep_template
-from quecc_jax.convert.tensors import SafetensorsFile, TensorSource, open_tensors
-from quecc_jax.convert.writer import ShardWriter, Spec
+from quecc_jax.convert.template_match import TOLD, Kind, choose_template, keep_template
 from quecc_jax.data.files import fresh_directory
-from quecc_jax.data.templates import check_name
+from quecc_jax.data.text.templates import check_name
 from quecc_jax.errors import UserError
 from quecc_jax.train.checkpoint import TOKENIZERS, notice
 
@@ -90,8 +90,10 @@ def import_weights(
             notice(unread)
         tensors = {name: opened[name].tensors for name in plan.parts}
         types = {n: leaf_dtypes(part.rules, tensors[n].dtypes, dtype) for n, part in plan.parts.items()}
-        carried = {n: {k: _form(tensors[n], k) for k in part.ignored if part.carried}
-                   for n, part in plan.parts.items()}  # fmt: skip
+        carried = {
+            n: {k: _form(tensors[n], k) for k in part.ignored if part.carried}
+            for n, part in plan.parts.items()
+        }
         total = sum(
             _form(tensors[name], tensor).size
             for name, part in plan.parts.items()
@@ -138,9 +140,12 @@ def parameters(plan: ImportPlan) -> dict[str, int]:
 
 
 def fill(
-    writer: SlabWriter, rules: Iterable[Rule], tensors: TensorSource, types: Mapping[LeafPath, np.dtype],
+    writer: SlabWriter,
+    rules: Iterable[Rule],
+    tensors: TensorSource,
+    types: Mapping[LeafPath, np.dtype],
     count: Count,
-) -> None:  # fmt: skip
+) -> None:
     """Streams tensors into a checkpoint; one rule's tensors are in memory at a time."""
     for rule in rules:
         theirs = tuple(tensors.read(name) for name in rule.theirs)
@@ -168,14 +173,18 @@ def leaf_dtypes(
     for rule in rules:
         for name in rule.theirs:
             if not jnp.issubdtype(found[name], jnp.floating):
-                raise UserError(f"{name} is stored as {found[name]}; quantised weights are not read, "
-                                "give the model in half precision")  # fmt: skip
+                raise UserError(
+                    f"{name} is stored as {found[name]}; quantised weights are not read, "
+                    "give the model in half precision"
+                )
             for slab in rule.ours:
                 kind = types.setdefault(slab.path, found[name])
                 if dtype == "keep" and kind != found[name]:
                     leaf = "/".join(slab.path)
-                    raise UserError(f"{name} is {found[name]} and others that make up {leaf} are {kind}; "
-                                    "choose one type with --dtype")  # fmt: skip
+                    raise UserError(
+                        f"{name} is {found[name]} and others that make up {leaf} are {kind}; "
+                        "choose one type with --dtype"
+                    )
     return types if dtype == "keep" else dict.fromkeys(types, _numpy(dtype))
 
 
@@ -267,8 +276,10 @@ def _specs(rules: Iterable[Rule], have: Mapping[LeafPath, np.dtype], dtype: DTyp
     for rule in rules:
         kinds = {have[slab.path] for slab in rule.ours} if dtype == "keep" else {_numpy(dtype)}
         if len(kinds) > 1:
-            raise UserError(f"{rule.theirs[0]} would be made of {' and '.join(map(str, kinds))}; "
-                            "choose one type with --dtype")  # fmt: skip
+            raise UserError(
+                f"{rule.theirs[0]} would be made of {' and '.join(map(str, kinds))}; "
+                "choose one type with --dtype"
+            )
         (kind,) = kinds
         specs |= {name: Spec(shape, kind) for name, shape in zip(rule.theirs, rule.shapes, strict=True)}
     return specs

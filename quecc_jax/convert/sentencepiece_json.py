@@ -4,13 +4,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from quecc_jax.data.tokenizer import BLANK, Tokenizer
+from quecc_jax.data.text.tokenizer import BLANK, Tokenizer
 from quecc_jax.errors import UserError
 
 _SAMPLES = (
-    "Hello  there,\n\nyou", " a   b    c      d", "\n x", "12 345.6 -- don't",
+    "Hello  there,\n\nyou",
+    " a   b    c      d",
+    "\n x",
+    "12 345.6 -- don't",
     "\ufb01 A\u030a \u2460 \u65e5\u672c \U0001f642\t\tx",
-)  # fmt: skip
+)
 """Texts that tokenizers of the two kinds have been seen to differ in."""
 
 
@@ -37,30 +40,39 @@ def write_json(folder: Path, tokenizer: Tokenizer, added: Mapping[int, Any], leg
 
     pieces = SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
     vocabulary: Any = {pieces.id_to_piece(i): i for i in range(len(pieces))}
-    backend = Backend(models.BPE(
-        vocabulary, _merges(pieces), unk_token=pieces.id_to_piece(pieces.unk_id()), fuse_unk=True,
-        byte_fallback=True))  # fmt: skip
+    backend = Backend(
+        models.BPE(
+            vocabulary,
+            _merges(pieces),
+            unk_token=pieces.id_to_piece(pieces.unk_id()),
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
     blanks = normalizers.Replace(" ", BLANK)
     if legacy:
         backend.normalizer = normalizers.Sequence([normalizers.Prepend(BLANK), blanks])
     else:
         backend.normalizer = normalizers.Sequence([normalizers.Replace(Regex(r"\A\n"), " \n"), blanks])
         backend.pre_tokenizer = pre_tokenizers.Metaspace(BLANK, prepend_scheme="first", split=False)
-    backend.decoder = decoders.Sequence([
-        decoders.Replace(BLANK, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0),
-    ])  # fmt: skip
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace(BLANK, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
     for _, token in sorted(added.items()):
         add = backend.add_special_tokens if token.special else backend.add_tokens
         add([token])
     if (bos := tokenizer.bos_token_id) is not None:
         name = tokenizer.hf.convert_ids_to_tokens(bos)
         backend.post_processor = processors.TemplateProcessing(
-            single=[name, "$A"], special_tokens=[(name, bos)])  # fmt: skip
+            single=[name, "$A"], special_tokens=[(name, bos)]
+        )
     # Metaspace puts no blank in front of a text that begins with one; no prompt does.
     for text in _SAMPLES if legacy else [text for text in _SAMPLES if text[0] != " "]:
         if tuple(backend.encode(text, add_special_tokens=False).ids) != tokenizer.encode(text):
-            raise UserError("the tokenizer.model of this run cannot be written as a tokenizer.json, in which "
-                            f"{text!r} would get other ids; export in the original format")  # fmt: skip
+            raise UserError(
+                "the tokenizer.model of this run cannot be written as a tokenizer.json, in which "
+                f"{text!r} would get other ids; export in the original format"
+            )
     backend.save(str(folder / "tokenizer.json"))
 
 

@@ -6,20 +6,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 from quecc_jax.config import RunConfig
-from quecc_jax.convert.beside import (
+from quecc_jax.convert.io.layer_store import SlabReader
+from quecc_jax.convert.plan import ImportPlan, Layout, plan_export, plan_import
+from quecc_jax.convert.processor import clip_settings, image_token, special_ids, write_processor
+from quecc_jax.convert.rules import Path as LeafPath
+from quecc_jax.convert.rules import Rule, leaf_shapes
+from quecc_jax.convert.sidecar_files import (
     copy_beside,
     copy_tokenizer_files,
     kept_sources,
     tower_name,
     write_json,
 )
-from quecc_jax.convert.plan import ImportPlan, Layout, plan_export, plan_import
-from quecc_jax.convert.processor import clip_settings, image_token, special_ids, write_processor
-from quecc_jax.convert.rules import Path as LeafPath
-from quecc_jax.convert.rules import Rule, leaf_shapes
-from quecc_jax.convert.slabs import SlabReader
-from quecc_jax.data.templates import stops
-from quecc_jax.data.tokenizer import load_tokenizer
+from quecc_jax.data.text.templates import stops
+from quecc_jax.data.text.tokenizer import load_tokenizer
 from quecc_jax.errors import UserError
 from quecc_jax.train.checkpoint import load_run_config, notice
 
@@ -106,8 +106,12 @@ def export_targets(reader: SlabReader, layout: Format, only: Only | None) -> lis
         family = plan.family
         if layout == "auto" and only is None and not (plan.layout == "decoder" and "vision" in plan.parts):
             return _as_it_came(reader, plan)
-    parts: dict[Only, Layout] = {"projector": "projector", "decoder": "decoder", "vision": "clip",
-                                 "text": "clip_text"}  # fmt: skip
+    parts: dict[Only, Layout] = {
+        "projector": "projector",
+        "decoder": "decoder",
+        "vision": "clip",
+        "text": "clip_text",
+    }
     form = parts[only] if only else _usual_layout(reader) if layout == "auto" else layout
     tokenizer = reader.run / "tokenizer"
     number = image_token(tokenizer) if form == "llava_hf" and tokenizer.is_dir() else None
@@ -132,8 +136,10 @@ def _with_positions(config: RunConfig) -> RunConfig:
         notice(f"WARNING: {error}")
     positions = run.model.decoder.max_positions
     if not positions:
-        notice("nothing says how many positions the decoder was made for; the config.json written says "
-               f"data.max_length, {config.data.max_length}")  # fmt: skip
+        notice(
+            "nothing says how many positions the decoder was made for; the config.json written says "
+            f"data.max_length, {config.data.max_length}"
+        )
     decoder = dataclasses.replace(decoder, max_positions=positions)
     return dataclasses.replace(config, model=dataclasses.replace(config.model, decoder=decoder))
 
@@ -161,14 +167,19 @@ def _usual_layout(reader: SlabReader) -> Layout:
     """The original's format for a whole model; otherwise that of the part that a run is."""
     have = {path[0] for path in reader.shapes}
     known: list[tuple[set[str], Layout]] = [
-        ({"decoder"}, "decoder"), ({"vision"}, "clip"), ({"compressor", "projector"}, "projector"),
-        ({"projector"}, "projector"), (have | {"vision", "decoder", "projector"}, "llava"),
-    ]  # fmt: skip
+        ({"decoder"}, "decoder"),
+        ({"vision"}, "clip"),
+        ({"compressor", "projector"}, "projector"),
+        ({"projector"}, "projector"),
+        (have | {"vision", "decoder", "projector"}, "llava"),
+    ]
     for parts, layout in known:
         if have == parts:
             return layout
-    raise UserError(f"{reader.run} holds {' and '.join(sorted(have))}, which is no whole model; "
-                    "export one part with --only projector, decoder, vision or text")  # fmt: skip
+    raise UserError(
+        f"{reader.run} holds {' and '.join(sorted(have))}, which is no whole model; "
+        "export one part with --only projector, decoder, vision or text"
+    )
 
 
 def check_leaves(reader: SlabReader, targets: Iterable[Target], whole: bool) -> None:
@@ -191,5 +202,7 @@ def check_leaves(reader: SlabReader, targets: Iterable[Target], whole: bool) -> 
     for problem, paths in problems.items():
         if paths:
             listed = ", ".join("/".join(p) for p in paths[:20])
-            raise UserError(f"{reader.run} {problem} {len(paths)} parameters: {listed}; does its config.json "
-                            "belong to it, and is this the right format?")  # fmt: skip
+            raise UserError(
+                f"{reader.run} {problem} {len(paths)} parameters: {listed}; does its config.json "
+                "belong to it, and is this the right format?"
+            )

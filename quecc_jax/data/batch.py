@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from quecc_jax.config import DataConfig, ModelConfig
-from quecc_jax.data.queries import query_buckets
-from quecc_jax.geometry import query_width, state_shape
+from quecc_jax.config.shapes import query_width, state_shape
+from quecc_jax.data.text.queries import query_buckets
 
 IGNORE = -100
 """Label of a position that carries no loss."""
@@ -57,8 +57,9 @@ class Batch(NamedTuple):
     none; those that are left out stand here too. Stays on the host."""
 
 
-def batch_spec(model: ModelConfig, data: DataConfig, rows: int, cached: bool = False,
-               query_length: int = 0) -> Batch:  # fmt: skip
+def batch_spec(
+    model: ModelConfig, data: DataConfig, rows: int, cached: bool = False, query_length: int = 0
+) -> Batch:
     """Shapes and dtypes of a batch of `rows` rows, for initialisation and ahead-of-time compiling.
 
     Grouped batches may be shorter, and without picture places; this is the largest, with queries of
@@ -76,8 +77,15 @@ def batch_spec(model: ModelConfig, data: DataConfig, rows: int, cached: bool = F
     features: Any = jax.ShapeDtypeStruct((b, i, *state_shape(model.tower)), jnp.float16)
     query_features: Any = jax.ShapeDtypeStruct((b, i, query_width(model)), jnp.float16)
     return Batch(
-        tokens=ints(b, s), slots=ints(b, s), labels=ints(b, s), positions=ints(b, s),
-        segments=ints(b, s), queries=ints(b, q), query_segments=ints(b, q), query_ends=ints(b, i),
-        pixels=pixels if i and not cached else None, features=features if i and cached else None,
+        tokens=ints(b, s),
+        slots=ints(b, s),
+        labels=ints(b, s),
+        positions=ints(b, s),
+        segments=ints(b, s),
+        queries=ints(b, q),
+        query_segments=ints(b, q),
+        query_ends=ints(b, i),
+        pixels=pixels if i and not cached else None,
+        features=features if i and cached else None,
         query_features=query_features if i and data.cached_queries else None,
     )

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from quecc_jax.config import DataConfig, ModelConfig
+from quecc_jax.config.shapes import first_token
 from quecc_jax.data.batch import NEWLINE
-from quecc_jax.data.batching import Draw
-from quecc_jax.data.order import permutation
-from quecc_jax.geometry import first_token
+from quecc_jax.data.packing import BatchPlan
+from quecc_jax.data.sampler import permutation
 
 GRANULE = 128
 """Row lengths keep the powers of two in data.max_length up to this one, which is a TPU's tile."""
@@ -36,7 +36,7 @@ def row_length(data: DataConfig, largest: int, visual_tokens: int) -> int:
 
 def choices(data: DataConfig, model: ModelConfig) -> tuple[int, ...]:
     """Values V that the batches of a run draw from; empty where V is fixed, or there are no pictures."""
-    return model.drawn_tokens if data.images_per_row else ()
+    return model.elastic_choices if data.images_per_row else ()
 
 
 def padded_lengths(data: DataConfig, model: ModelConfig) -> tuple[int, ...]:
@@ -51,19 +51,19 @@ def text_length(data: DataConfig, model: ModelConfig) -> int:
     return min(padded_lengths(data, model))
 
 
-class Elastic(Sequence[Draw]):
+class Elastic(Sequence[BatchPlan]):
     """Batches laid out for a V that is drawn for each, the same in every process.
 
     Padded batches get the length that their V needs; those of other kinds keep theirs.
     """
 
-    def __init__(self, draws: Sequence[Draw], data: DataConfig, model: ModelConfig, seed: int):
+    def __init__(self, draws: Sequence[BatchPlan], data: DataConfig, model: ModelConfig, seed: int):
         self.draws, self.data, self.values, self.seed = draws, data, choices(data, model), seed
 
     def __len__(self) -> int:
         return sys.maxsize
 
-    def __getitem__(self, number: int) -> Draw:  # type: ignore[override]
+    def __getitem__(self, number: int) -> BatchPlan:  # type: ignore[override]
         draw, v = self.draws[number], drawn(self.values, self.seed, number)
         padded = self.data.batching == "pad"
         length = row_length(self.data, max(self.values), v) if padded else draw.length
@@ -74,11 +74,12 @@ class Slots:
     """Where the visual tokens of a row's pictures stand among all that a model makes of them, T each."""
 
     def __init__(self, model: ModelConfig):
-        self.model, self.laid_out, self.stride = model, model.visual_tokens, model.made_tokens
+        self.model, self.laid_out, self.stride = model, model.visual_tokens, model.num_output_tokens
         self.stride += model.vision.keep_cls
 
-    def __call__(self, codes: np.ndarray, loss: np.ndarray, picture: int,
-                 visual_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(
+        self, codes: np.ndarray, loss: np.ndarray, picture: int, visual_tokens: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         """A conversation's codes and loss mask (`Encoded`), laid out for the largest V, at this V.
 
         Args:

@@ -37,8 +37,9 @@ class Folders:
             return path
         for what, plain in (("backslashes", ref.replace("\\", "/")), ("percent signs", unquote(ref))):
             if plain != ref and self._existing(plain) is not None:
-                raise BadRow("picture missing",
-                             f"picture {ref} is not there but {plain} is; write it without {what}")
+                raise BadRow(
+                    "picture missing", f"picture {ref} is not there but {plain} is; write it without {what}"
+                )
         searched = ", ".join(root or "." for root in self.roots)
         raise BadRow("picture missing", f"picture {ref} is in none of {searched}; check the folders")
 

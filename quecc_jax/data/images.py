@@ -51,8 +51,12 @@ BAND = 256
 """Rows that are padded at once."""
 
 
-def load_pixels(image: Picture, vision: VisionConfig, aspect: Literal["pad", "square"] = "pad",
-                decoding: ImageDecoding = "upright") -> np.ndarray:  # fmt: skip
+def load_pixels(
+    image: Picture,
+    vision: VisionConfig,
+    aspect: Literal["pad", "square"] = "pad",
+    decoding: ImageDecoding = "upright",
+) -> np.ndarray:
     """Reads a picture and brings it to the tower's size.
 
     The steps are those of CLIP's image processor (shortest side to `input_size`, bicubic; centre
@@ -99,13 +103,15 @@ def open_image(image: Picture, decoding: ImageDecoding = "upright") -> Image.Ima
     return _opened(image, _upright_rgb if decoding == "upright" else _stored_rgb)
 
 
-def picture_size(image: Picture, decoding: ImageDecoding = "upright",
-                 formats: tuple[str, ...] = FORMATS) -> tuple[int, int]:  # fmt: skip
+def picture_size(
+    image: Picture, decoding: ImageDecoding = "upright", formats: tuple[str, ...] = FORMATS
+) -> tuple[int, int]:
     """Width and height of what `open_image` gives, in pixels; no more is decoded than they need.
 
     Raises:
       BadRow: as `open_image`, but for damage behind the header; or it is none of the formats.
     """
+
     def size(opened: Image.Image) -> tuple[int, int]:
         # Pillow turns TIFF files itself, and gives their size as it will be.
         turned = decoding == "upright" and opened.format != "TIFF" and _turn(opened) in SIDEWAYS
@@ -140,21 +146,25 @@ def _opened(image: Picture, read: Callable[[Image.Image], T], formats: tuple[str
     except FileNotFoundError:
         raise BadRow("picture missing", f"picture {name} does not exist; check the path") from None
     except (IsADirectoryError, PermissionError) as error:
-        raise BadRow("picture missing",
-                     f"picture {name} cannot be opened ({error.strerror}); check the path") from None
+        raise BadRow(
+            "picture missing", f"picture {name} cannot be opened ({error.strerror}); check the path"
+        ) from None
     except UnidentifiedImageError:
-        raise BadRow("picture broken", f"picture {name} is not a picture, or none of {', '.join(formats)}; "
-                                       "convert it") from None
+        raise BadRow(
+            "picture broken", f"picture {name} is not a picture, or none of {', '.join(formats)}; convert it"
+        ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise BadRow("picture size",
-                     f"picture {name} has more than {MAX_PIXELS:,} pixels; make it smaller") from None
+        raise BadRow(
+            "picture size", f"picture {name} has more than {MAX_PIXELS:,} pixels; make it smaller"
+        ) from None
     except Exception as error:
         # Decoders meet damaged files with exceptions of every kind: struct.error, IndexError, ...
         raise BadRow("picture broken", f"picture {name} cannot be read ({error}); replace it") from None
 
 
-def _read(source: str | Path | IO[bytes], name: str, read: Callable[[Image.Image], T],
-          formats: tuple[str, ...]) -> T:  # fmt: skip
+def _read(
+    source: str | Path | IO[bytes], name: str, read: Callable[[Image.Image], T], formats: tuple[str, ...]
+) -> T:
     with Image.open(source, formats=formats) as opened:
         _check_size(opened, name)
         return read(opened)
@@ -177,11 +187,16 @@ def _check_size(image: Image.Image, name: str) -> None:
     if not width or not height:
         raise BadRow("picture size", f"picture {name} is empty ({width} x {height} pixels); replace it")
     if width * height > MAX_PIXELS:
-        raise BadRow("picture size", f"picture {name} is {width} x {height}, more than {MAX_PIXELS:,} "
-                                     "pixels; make it smaller")
+        raise BadRow(
+            "picture size",
+            f"picture {name} is {width} x {height}, more than {MAX_PIXELS:,} pixels; make it smaller",
+        )
     if max(width, height) > MAX_ASPECT * min(width, height):
-        raise BadRow("picture size", f"picture {name} is {width} x {height} pixels, one side more than "
-                                     f"{MAX_ASPECT} times the other; crop it")
+        raise BadRow(
+            "picture size",
+            f"picture {name} is {width} x {height} pixels, one side more than "
+            f"{MAX_ASPECT} times the other; crop it",
+        )
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:

@@ -15,17 +15,17 @@ import numpy as np
 from absl import flags
 
 from quecc_jax.config import DataConfig, ModelConfig
+from quecc_jax.config.shapes import query_width, state_shape
+from quecc_jax.data.bad_rows import DROPPED, LeftOut, Read, Tally
 from quecc_jax.data.batch import IGNORE, Batch
-from quecc_jax.data.batching import Draw, Grouped, Measures, Packed, Padded, Queries, row_lengths
 from quecc_jax.data.elastic import Elastic, Slots, choices
-from quecc_jax.data.faults import DROPPED, LeftOut, Read, Tally
-from quecc_jax.data.measure import measure
-from quecc_jax.data.order import Order
-from quecc_jax.data.queries import bucket, query_buckets, question_segments
-from quecc_jax.data.sources import Encoded, Source, open_sources, read_rows
+from quecc_jax.data.lengths import measure
+from quecc_jax.data.packing import BatchPlan, Grouped, Packed, Padded, Queries, RowLengths, row_lengths
+from quecc_jax.data.sampler import Order
+from quecc_jax.data.sources.rows import Encoded, Source, open_sources, read_rows
+from quecc_jax.data.text.queries import bucket, query_buckets, question_segments
 from quecc_jax.data.tiles import arrangement_settings
 from quecc_jax.errors import BadRow, UserError
-from quecc_jax.geometry import query_width, state_shape
 
 PREFETCH = 2
 """Batches made ahead, per worker."""
@@ -36,7 +36,7 @@ def row_ids(source: int, rows: int) -> np.ndarray:
     return (np.int64(source) << 32) + np.arange(rows, dtype=np.int64)
 
 
-class Assemble:
+class Collate:
     """Makes the batch of given samples; pickles into grain's worker processes."""
 
     def __init__(self, sources: Sequence[Source], data: DataConfig, model: ModelConfig):
@@ -47,7 +47,7 @@ class Assemble:
         self.features = state_shape(model.tower)
         self.buckets = query_buckets(data, model)
 
-    def __call__(self, draw: Draw) -> tuple[Batch, Read]:
+    def __call__(self, draw: BatchPlan) -> tuple[Batch, Read]:
         """The batch of a draw, and what came of its samples.
 
         The samples of a row follow each other. One that is left out takes no room: those behind it move
@@ -79,8 +79,14 @@ class Assemble:
                     left_out.append(LeftOut(identity, bad.fault, str(bad)))
                     continue
                 if not len(made.codes):
-                    left_out.append(LeftOut(identity, DROPPED, f"{self._where(identity)}: it is longer than "
-                                                               f"data.max_length {self.data.max_length}"))
+                    left_out.append(
+                        LeftOut(
+                            identity,
+                            DROPPED,
+                            f"{self._where(identity)}: it is longer than "
+                            f"data.max_length {self.data.max_length}",
+                        )
+                    )
                     continue
                 laid = self.slots(made.codes, made.loss, picture, draw.visual_tokens)
                 length = len(laid[0])
@@ -89,10 +95,10 @@ class Assemble:
                 segments[place, here] = segment
                 positions[place, here] = np.arange(length)
                 asked[place].append(made.queries)
-                query_ends[place, picture:picture + pictures] = question + made.query_ends
+                query_ends[place, picture : picture + pictures] = question + made.query_ends
                 question += len(made.queries)
                 if query is not None and query_features is not None:
-                    query_features[place, picture:picture + pictures] = query
+                    query_features[place, picture : picture + pictures] = query
                 start, picture = start + length, picture + pictures
                 if made.cut:
                     truncated.append(identity)
@@ -102,14 +108,23 @@ class Assemble:
         queries, query_segments = np.zeros((2, b, q), np.int32)
         for place, row_asked in enumerate(asked):
             flat = np.concatenate([np.zeros(0, np.int32), *row_asked])
-            queries[place, :len(flat)] = flat
+            queries[place, : len(flat)] = flat
             query_segments[place] = question_segments(query_ends[place][query_ends[place] >= 0], q)
         cached = self.data.cached_features
         batch = Batch(
-            tokens=np.maximum(codes, 0), slots=np.where(codes < 0, -1 - codes, -1),
-            labels=np.where(loss, codes, IGNORE), positions=positions, segments=segments, queries=queries,
-            query_segments=query_segments, query_ends=query_ends, pixels=None if cached else seen,
-            features=seen if cached else None, query_features=query_features, ids=draw.ids)
+            tokens=np.maximum(codes, 0),
+            slots=np.where(codes < 0, -1 - codes, -1),
+            labels=np.where(loss, codes, IGNORE),
+            positions=positions,
+            segments=segments,
+            queries=queries,
+            query_segments=query_segments,
+            query_ends=query_ends,
+            pixels=None if cached else seen,
+            features=seen if cached else None,
+            query_features=query_features,
+            ids=draw.ids,
+        )
         rows = int((ids >= 0).sum())
         return batch, Read(rows, tuple(truncated), tuple(cut_questions), tuple(left_out))
 
@@ -131,7 +146,7 @@ class Assemble:
         try:
             (source.write_features if self.data.cached_features else source.write_pixels)(row, seen)
         except BadRow:
-            seen[:made.places] = 0
+            seen[: made.places] = 0
             raise
         return made, query
 
@@ -142,7 +157,7 @@ class Take:
     def __init__(self, rows: Sequence[int] | np.ndarray):
         self.rows = np.asarray(rows)
 
-    def __call__(self, draw: Draw) -> Draw:
+    def __call__(self, draw: BatchPlan) -> BatchPlan:
         return draw._replace(ids=draw.ids[self.rows])
 
 
@@ -178,7 +193,7 @@ class DataIterator:
         return batch
 
     def _start(self) -> grain.DatasetIterator:
-        rest = self._batches[self._taken:]
+        rest = self._batches[self._taken :]
         dataset = rest.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=PREFETCH))
         if self._workers:
             # Grain's worker processes read absl flags, which only absl's own main function parses.
@@ -200,8 +215,10 @@ class DataIterator:
         """
         stream = {key: value for key, value in state.items() if key != "taken"}
         if stream != self._stream:
-            raise UserError(f"the saved data position is of another stream ({stream}, now {self._stream}); "
-                            "continue with the same sources, weights, seed and batch size")
+            raise UserError(
+                f"the saved data position is of another stream ({stream}, now {self._stream}); "
+                "continue with the same sources, weights, seed and batch size"
+            )
         self.close()
         self._taken = state["taken"]
 
@@ -235,9 +252,15 @@ def end_deletions() -> None:
         threads.join()
 
 
-def make_iterator(data: DataConfig, model: ModelConfig, batch_size: int, seed: int, *,
-                  rows: Sequence[int] | np.ndarray | None = None,
-                  fingerprint: str | None = None) -> DataIterator:
+def make_iterator(
+    data: DataConfig,
+    model: ModelConfig,
+    batch_size: int,
+    seed: int,
+    *,
+    rows: Sequence[int] | np.ndarray | None = None,
+    fingerprint: str | None = None,
+) -> DataIterator:
     """An endless, shuffled, mixed stream of training batches, as `data.batching` says.
 
     Without weights every epoch of the joined sources visits each row once; with weights every source
@@ -265,11 +288,12 @@ def make_iterator(data: DataConfig, model: ModelConfig, batch_size: int, seed: i
     batches = grain.MapDataset.source(draws)
     if rows is not None:
         batches = batches.map(Take(rows))
-    return DataIterator(batches.map(Assemble(sources, data, model)), stream, data)
+    return DataIterator(batches.map(Collate(sources, data, model)), stream, data)
 
 
-def draw_batches(sources: Sequence[Source], data: DataConfig, model: ModelConfig, batch_size: int, seed: int,
-                 ) -> tuple[Sequence[Draw], dict[str, Any]]:
+def draw_batches(
+    sources: Sequence[Source], data: DataConfig, model: ModelConfig, batch_size: int, seed: int
+) -> tuple[Sequence[BatchPlan], dict[str, Any]]:
     """Which samples each batch of a stream holds, and what identifies the stream.
 
     Raises:
@@ -278,34 +302,50 @@ def draw_batches(sources: Sequence[Source], data: DataConfig, model: ModelConfig
     sizes, weights = [len(source) for source in sources], [config.weight for config in data.sources]
     given = [weight for weight in weights if weight is not None]
     if given and (len(given) < len(weights) or min(given) <= 0):
-        raise UserError(f"the weights of data.sources are {weights}; give every source a positive one, or "
-                        "none")
+        raise UserError(
+            f"the weights of data.sources are {weights}; give every source a positive one, or none"
+        )
     order = Order(sizes, given or None, seed)
-    stream: dict[str, Any] = {"rows": order.rows, "sources": sizes, "weights": weights, "seed": seed,
-                              "batch_size": batch_size, "batching": data.batching}
-    draws: Sequence[Draw]
+    stream: dict[str, Any] = {
+        "rows": order.rows,
+        "sources": sizes,
+        "weights": weights,
+        "seed": seed,
+        "batch_size": batch_size,
+        "batching": data.batching,
+    }
+    draws: Sequence[BatchPlan]
     images = data.row_images(model.visual_tokens, model.vision.places)
     buckets = query_buckets(data, model)
-    measures = Measures(*np.zeros((3, 0), np.int32))
+    measures = RowLengths(*np.zeros((3, 0), np.int32))
     if data.batching != "pad" or (images and len(buckets) > 1):
         measures = measure(sources, data, model.visual_tokens, arrangement_settings(model))
     queries = Queries(buckets, measures.queries)
     if data.batching == "pad":
         draws = Padded(order, queries, batch_size, data.max_length, images)
     else:
-        stream |= {"window": data.window, "lengths": measures.digest()}
+        stream |= {"window": data.lookahead_rows, "lengths": measures.digest()}
         if data.batching == "grouped":
-            draws = Grouped(order, measures, queries, batch_size, data.window, row_lengths(data), images)
+            draws = Grouped(
+                order, measures, queries, batch_size, data.lookahead_rows, row_lengths(data), images
+            )
         else:
             stream |= {"max_length": data.max_length, "images": images}
-            draws = Packed(order, measures, queries, batch_size, data.window, data.max_length, images)
+            draws = Packed(order, measures, queries, batch_size, data.lookahead_rows, data.max_length, images)
     if values := choices(data, model):
         return Elastic(draws, data, model, seed), stream | {"elastic": list(values)}
     return draws, stream
 
 
-def eval_batches(data: DataConfig, model: ModelConfig, batch_size: int, *, prompts: bool = False,
-                 fingerprint: str | None = None, tally: Tally | None = None) -> Iterator[Batch]:
+def eval_batches(
+    data: DataConfig,
+    model: ModelConfig,
+    batch_size: int,
+    *,
+    prompts: bool = False,
+    fingerprint: str | None = None,
+    tally: Tally | None = None,
+) -> Iterator[Batch]:
     """Every row once, in order, source by source.
 
     Args:
@@ -325,14 +365,14 @@ def eval_batches(data: DataConfig, model: ModelConfig, batch_size: int, *, promp
     """
     data = dataclasses.replace(data, batching="pad", bad_rows="error")
     sources, strict = open_sources(data, model, fingerprint, prompts), Tally(data, 0)
-    assemble = Assemble(sources, data, model)
+    assemble = Collate(sources, data, model)
     images = data.row_images(model.visual_tokens, model.vision.places)
     ids = np.concatenate([row_ids(number, len(source)) for number, source in enumerate(sources)])
     for start in range(0, len(ids), batch_size):
-        chosen = ids[start:start + batch_size]
+        chosen = ids[start : start + batch_size]
         fill = np.full(batch_size - len(chosen), -1, np.int64)
         filled = np.concatenate([chosen, fill])
-        batch, read = assemble(Draw(filled, data.max_length, images))
+        batch, read = assemble(BatchPlan(filled, data.max_length, images))
         strict.add(read)
         if tally is not None:
             tally.add(read)

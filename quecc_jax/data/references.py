@@ -12,13 +12,18 @@ from quecc_jax.errors import BadRow
 _OURS = frozenset(("id", "image", "conversations", "kind", "image_files"))
 """Keys that every reader knows; `image_files` keeps the paths of prepared pictures."""
 _PICTURES = re.compile(
-    r"(images|imgs?|pictures?|photos?|pixel_values|(image|img)_(paths?|files?|urls?|base64)|jpe?g|png)", re.I)
+    r"(images|imgs?|pictures?|photos?|pixel_values|(image|img)_(paths?|files?|urls?|base64)|jpe?g|png)", re.I
+)
 _OTHERS = re.compile(
     r"(videos?|audios?|speech|sounds?|recordings?|depths?|thermal|infrared|lidar|radar|point_?clouds?|mesh"
-    r"|frames)(_(paths?|files?|urls?|folder|dir|maps?|images?|frames?|list))?", re.I)
+    r"|frames)(_(paths?|files?|urls?|folder|dir|maps?|images?|frames?|list))?",
+    re.I,
+)
 _MEDIA = re.compile(
     r".\.(jpe?g|png|webp|gif|bmp|tiff?|heic|avif|mp4|avi|mov|mkv|webm|mpe?g|m4v|flv|wmv|wav|mp3|flac|ogg|opus|m4a"
-    r"|npy|npz|ply|pcd|las|obj|glb|exr|nii(\.gz)?|dcm|pdf)$", re.I)
+    r"|npy|npz|ply|pcd|las|obj|glb|exr|nii(\.gz)?|dcm|pdf)$",
+    re.I,
+)
 _PLACEHOLDER = r"<(video|audio|speech|sound|depth|thermal|point_?cloud)>"
 _BEGINS_OR_ENDS = re.compile(rf"^\s*{_PLACEHOLDER}|{_PLACEHOLDER}\s*$", re.I)
 _READ = "text and pictures are read; leave the row out"
@@ -45,15 +50,20 @@ def image_refs(row: dict[str, Any]) -> list[Any]:
 def check_reference(ref: str) -> None:
     """Raises BadRow if a picture is named by something that is fetched or unpacked, not read as a file."""
     if ref[:5].lower() == "data:":
-        raise BadRow("picture missing", "its picture stands in the text as a data: address; write it into a "
-                                        "file and give the path")
+        raise BadRow(
+            "picture missing",
+            "its picture stands in the text as a data: address; write it into a file and give the path",
+        )
     found = _URL.match(ref)
     if found is None or found[1].lower() == "gs":
         return
     if found[1].lower() == "file":
         raise BadRow("picture missing", f"picture {ref} is an address; give the path of the file alone")
-    raise BadRow("picture missing", f"picture {ref} is an address, and pictures by URL are not fetched; "
-                                    "download it and give the path of the file")
+    raise BadRow(
+        "picture missing",
+        f"picture {ref} is an address, and pictures by URL are not fetched; "
+        "download it and give the path of the file",
+    )
 
 
 def _check_others(row: Mapping[str, Any], pictures: bool) -> None:
@@ -66,8 +76,11 @@ def _check_others(row: Mapping[str, Any], pictures: bool) -> None:
         for key in turn.keys() - {"from", "value"}:
             _check_key(key, turn[key], key not in ("image", "images"), f"turn {number}")
         text = turn.get("value")
-        found = _BEGINS_OR_ENDS.search(text) if isinstance(text, str) and turn.get("from") in (
-            "human", "user") else None
+        found = (
+            _BEGINS_OR_ENDS.search(text)
+            if isinstance(text, str) and turn.get("from") in ("human", "user")
+            else None
+        )
         # Questions about HTML hold such words too, but with what closes them.
         if found and not any(f"</{(found[1] or found[2])}" in text for text in texts):
             raise BadRow("modality", f"turn {number} asks about {found[0].strip()}, and only {_READ}")
@@ -85,11 +98,17 @@ def _check_key(key: Any, value: Any, pictures: bool, where: str) -> None:
     if _OTHERS.fullmatch(name):
         raise BadRow("modality", f"{where} has {name!r}, and only {_READ}")
     if name.lower() == "images" or (not pictures and (name == "image" or _PICTURES.fullmatch(name))):
-        raise BadRow("modality", f"{where} has {name!r}, which is not read; name the pictures of a row "
-                                 "'image', a path or a list of paths")
+        raise BadRow(
+            "modality",
+            f"{where} has {name!r}, which is not read; name the pictures of a row "
+            "'image', a path or a list of paths",
+        )
     if not pictures and _is_media(value):
-        raise BadRow("modality", f"{where} has {name!r}, a file that is not read; name the pictures of a row "
-                                 "'image', and leave rows with other files out")
+        raise BadRow(
+            "modality",
+            f"{where} has {name!r}, a file that is not read; name the pictures of a row "
+            "'image', and leave rows with other files out",
+        )
 
 
 def _is_media(value: Any) -> bool:

@@ -30,6 +30,7 @@ class Arrangement(NamedTuple):
 
 def best_grid(width: int, height: int, grids: Sequence[Grid], side: int) -> Grid:
     """The grid on which the picture keeps most of its pixels, and of those the one that wastes least."""
+
     def fit(grid: Grid) -> tuple[int, int]:
         rows, columns = grid[0] * side, grid[1] * side
         scale = min(columns / width, rows / height)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from quecc_jax.config import DataConfig, RunConfig, SourceConfig
-from quecc_jax.data.sources import open_sources
-from quecc_jax.data.templates import PLACEHOLDER
+from quecc_jax.data.sources.rows import open_sources
+from quecc_jax.data.text.templates import PLACEHOLDER
 from quecc_jax.errors import UserError
 from quecc_jax.evaluate.predict import predict
 from quecc_jax.generate.engine import SMALLEST
@@ -62,8 +62,15 @@ def ask(
         data = as_source(questions, [""] * len(questions), config, Path(scratch))
         with naming(questions):
             data = dataclasses.replace(data, max_length=_longest(data, config), query_length=data.query_limit)
-            predict(config.model, data, params, max_new_tokens=max_new_tokens, batch_size=batch_size,
-                    reuse=reuse, each=lambda answer: keep(answer.row["id"], answer.prediction))  # fmt: skip
+            predict(
+                config.model,
+                data,
+                params,
+                max_new_tokens=max_new_tokens,
+                batch_size=batch_size,
+                reuse=reuse,
+                each=lambda answer: keep(answer.row["id"], answer.prediction),
+            )
 
 
 def _longest(data: DataConfig, config: RunConfig) -> int:
@@ -72,7 +79,7 @@ def _longest(data: DataConfig, config: RunConfig) -> int:
     A question for the compressor needs as many, which may be more where a template leaves the human's words
     out.
     """
-    source, = open_sources(data, config.model, prompts=True)
+    (source,) = open_sources(data, config.model, prompts=True)
     made = map(source.encoded, range(len(source)))
     longest = max(max(len(one.codes), len(one.queries)) for one in made)
     return min(data.max_length, max(SMALLEST, round_up(longest)))
@@ -90,8 +97,15 @@ def as_source(
     (scratch / _FILE).write_text(json.dumps(rows), encoding="utf-8")
     source = SourceConfig(kind="llava_json", path=str(scratch / _FILE), images=str(scratch))
     most = max(1, *(len(question.images) for question in questions))
-    return dataclasses.replace(config.data, sources=(source,), cached_features=False, cached_queries=False,
-                               images_per_row=most, labels="answers", too_long="error")  # fmt: skip
+    return dataclasses.replace(
+        config.data,
+        sources=(source,),
+        cached_features=False,
+        cached_queries=False,
+        images_per_row=most,
+        labels="answers",
+        too_long="error",
+    )
 
 
 @contextlib.contextmanager

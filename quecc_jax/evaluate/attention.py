@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from quecc_jax.config import DataConfig, ModelConfig
+from quecc_jax.config.shapes import at_visual_tokens
 from quecc_jax.data.pipeline import eval_batches, rows_by_id
 from quecc_jax.evaluate.predict import picture_keys
 from quecc_jax.generate.decode import decoding_params
 from quecc_jax.generate.reuse import Encoders, Reuse
-from quecc_jax.geometry import served
 
 
 def attention_maps(
@@ -26,7 +26,7 @@ def attention_maps(
     Raises:
       UserError: a source cannot be read.
     """
-    model = served(model)
+    model = at_visual_tokens(model)
     encode, rows = Encoders(model, Reuse()), rows_by_id(data)
     params = decoding_params(params, model)
     for batch in eval_batches(data, model, batch_size, prompts=True):

@@ -17,9 +17,9 @@ import jax
 import numpy as np
 
 from quecc_jax.config import RunConfig
-from quecc_jax.data.conversation import prompt_text, query_ids
 from quecc_jax.data.files import read_json
-from quecc_jax.data.tokenizer import load_tokenizer
+from quecc_jax.data.text.conversation import prompt_text, query_ids
+from quecc_jax.data.text.tokenizer import load_tokenizer
 from quecc_jax.errors import UserError
 from quecc_jax.evaluate.ask import Question, ask
 from quecc_jax.evaluate.bootstrap import evaluate
@@ -63,12 +63,21 @@ def run_task(
       UserError: the folder holds answers of another run, or a picture or prompt cannot be used.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _check_settings(folder, {
-        "task": task.name, "model": fingerprint(params), "visual_tokens": config.model.visual_tokens,
-        "max_new_tokens": max_new_tokens, "template": config.data.template, "dtype": config.model.dtype,
-        "image_aspect": config.data.image_aspect, "image_decoding": config.data.image_decoding,
-        "query": config.model.compressor.query, "query_length": config.data.query_length,
-    })  # fmt: skip
+    _check_settings(
+        folder,
+        {
+            "task": task.name,
+            "model": fingerprint(params),
+            "visual_tokens": config.model.visual_tokens,
+            "max_new_tokens": max_new_tokens,
+            "template": config.data.template,
+            "dtype": config.model.dtype,
+            "image_aspect": config.data.image_aspect,
+            "image_decoding": config.data.image_decoding,
+            "query": config.model.compressor.query,
+            "query_length": config.data.query_length,
+        },
+    )
     kept = _kept(folder / ANSWERS, samples)
     wanted = {sample.id for sample in samples}
     answers = {record["id"]: str(record["answer"]) for record in kept if record["id"] in wanted}
@@ -76,8 +85,10 @@ def run_task(
     progress(len(answers))
     tokenizer = load_tokenizer(config.data.tokenizer)
     # Rewritten whole at the start: a line that a kill cut short goes, and so do readings of another scorer.
-    lines = Lines(folder / ANSWERS, (json.dumps(record, ensure_ascii=False)
-                                     for record in _read_anew(kept, samples, task)))  # fmt: skip
+    lines = Lines(
+        folder / ANSWERS,
+        (json.dumps(record, ensure_ascii=False) for record in _read_anew(kept, samples, task)),
+    )
 
     def keep(place: int, answer: str) -> None:
         sample = pending[place]
@@ -85,21 +96,41 @@ def run_task(
         answers[sample.id] = answer
         parsed, score = task.judge(sample, answer)
         images = [image if isinstance(image, str) else "in the data file" for image in sample.images]
-        lines.add(json.dumps({
-            "id": sample.id, "images": images, "question": sample.prompt,
-            "prompt": prompt_text(sample.prompt, len(images), tokenizer, config.data),
-            "answer": answer, "parsed": parsed, "truth": sample.truth, "score": score,
-        }, ensure_ascii=False))  # fmt: skip
+        lines.add(
+            json.dumps(
+                {
+                    "id": sample.id,
+                    "images": images,
+                    "question": sample.prompt,
+                    "prompt": prompt_text(sample.prompt, len(images), tokenizer, config.data),
+                    "answer": answer,
+                    "parsed": parsed,
+                    "truth": sample.truth,
+                    "score": score,
+                },
+                ensure_ascii=False,
+            )
+        )
         progress(len(answers))
 
     try:
         questions = [Question(str(sample.id), sample.prompt, sample.images) for sample in pending]
-        ask(questions, config, params, max_new_tokens=max_new_tokens, batch_size=batch_size, keep=keep,
-            reuse=reuse)  # fmt: skip
+        ask(
+            questions,
+            config,
+            params,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            keep=keep,
+            reuse=reuse,
+        )
     finally:
         lines.close()
-    judged = [Judged(sample, answer, *task.judge(sample, answer))
-              for sample in samples for answer in (answers[sample.id],)]  # fmt: skip
+    judged = [
+        Judged(sample, answer, *task.judge(sample, answer))
+        for sample in samples
+        for answer in (answers[sample.id],)
+    ]
     write_lines(folder / LLAVA, llava_answers(judged, model))
     task.write(folder, judged, data)
     return judged
@@ -130,11 +161,14 @@ def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
         return
     found = read_json(path)
     found = {"image_decoding": "upright", **found}  # What was read before there was a choice.
-    differ = [f"{name} {found.get(name)} -> {value}" for name, value in settings.items()
-              if found.get(name) != value]  # fmt: skip
+    differ = [
+        f"{name} {found.get(name)} -> {value}" for name, value in settings.items() if found.get(name) != value
+    ]
     if differ:
-        raise UserError(f"{folder} holds answers under other settings ({', '.join(differ)}); choose another "
-                        "--out or remove that folder")
+        raise UserError(
+            f"{folder} holds answers under other settings ({', '.join(differ)}); choose another "
+            "--out or remove that folder"
+        )
 
 
 def _kept(path: Path, samples: Sequence[Sample]) -> list[dict[str, Any]]:
@@ -151,8 +185,10 @@ def _kept(path: Path, samples: Sequence[Sample]) -> list[dict[str, Any]]:
         except (json.JSONDecodeError, KeyError, TypeError):
             raise UserError(f"{path}, line {number} is damaged; remove that line") from None
         if prompts.get(record["id"], question[0]) != question[0]:
-            raise UserError(f"{path}, line {number} answers another question than the data files now ask as "
-                            f"{record['id']}; choose another --out")
+            raise UserError(
+                f"{path}, line {number} answers another question than the data files now ask as "
+                f"{record['id']}; choose another --out"
+            )
         records[record["id"]] = record
     return list(records.values())
 
@@ -180,15 +216,23 @@ def summary(task: Task, judged: Sequence[Judged], resamples: int = 1000, seed: i
     tallies = [task.tally(unit) for unit in task.units(scored)]
     found = evaluate(tallies, task.metrics, resamples, seed)
     return {
-        "about": task.about, "questions": len(judged), "units": len(task.units(judged)),
+        "about": task.about,
+        "questions": len(judged),
+        "units": len(task.units(judged)),
         "unread": sum(task.scorer.unread(one.parsed) for one in judged),
-        "scorer": {"name": task.scorer.name, "follows": task.scorer.program,
-                   "others": [other.name for other in task.scorers[1:]]},
+        "scorer": {
+            "name": task.scorer.name,
+            "follows": task.scorer.program,
+            "others": [other.name for other in task.scorers[1:]],
+        },
         "headline": task.headline if task.headline in found else None,
-        "metrics": {name: {"value": value, "standard_error": None if math.isnan(error) else error}
-                    for name, (value, error) in found.items()},
-        **({"submit": task.submit} if task.submit else {}), **({"note": task.note} if task.note else {}),
-    }  # fmt: skip
+        "metrics": {
+            name: {"value": value, "standard_error": None if math.isnan(error) else error}
+            for name, (value, error) in found.items()
+        },
+        **({"submit": task.submit} if task.submit else {}),
+        **({"note": task.note} if task.note else {}),
+    }
 
 
 def missing_pictures(samples: Iterable[Sample]) -> list[str]:

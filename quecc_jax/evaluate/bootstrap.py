@@ -24,8 +24,9 @@ def ratio(part: Any, whole: Any, empty: float = np.nan) -> Any:
     return np.where(whole == 0, empty, part / np.where(whole == 0, 1.0, whole))
 
 
-def evaluate(tallies: Sequence[Tally], metrics: Metrics, resamples: int = 1000,
-             seed: int = 0) -> dict[str, tuple[float, float]]:
+def evaluate(
+    tallies: Sequence[Tally], metrics: Metrics, resamples: int = 1000, seed: int = 0
+) -> dict[str, tuple[float, float]]:
     """(value, standard error) of every metric.
 
     The error is the standard deviation over `resamples` draws of as many units with replacement (Efron

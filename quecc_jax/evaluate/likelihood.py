@@ -12,8 +12,8 @@ import numpy as np
 from quecc_jax.config import RunConfig
 from quecc_jax.data.batch import IGNORE, Batch
 from quecc_jax.data.pipeline import eval_batches
-from quecc_jax.data.templates import end_ids
-from quecc_jax.data.tokenizer import load_tokenizer
+from quecc_jax.data.text.templates import end_ids
+from quecc_jax.data.text.tokenizer import load_tokenizer
 from quecc_jax.evaluate.ask import Question, as_source, naming
 from quecc_jax.models.vlm import VLM
 

@@ -44,9 +44,16 @@ class QueccJax(lmms):
       UserError: no such run or template, or an option that is not one.
     """
 
-    def __init__(self, checkpoint: str, batch_size: int | str = 1, device: str | None = None,
-                 visual_tokens: int | str = 0, template: str = "", image_decoding: str = "",
-                 **unknown: Any) -> None:  # fmt: skip
+    def __init__(
+        self,
+        checkpoint: str,
+        batch_size: int | str = 1,
+        device: str | None = None,
+        visual_tokens: int | str = 0,
+        template: str = "",
+        image_decoding: str = "",
+        **unknown: Any,
+    ) -> None:
         super().__init__()
         # lmms-eval passes these to every model; jax has chosen the device.
         unknown.pop("max_batch_size", None)
@@ -72,8 +79,14 @@ class QueccJax(lmms):
             def keep(number: int, answer: str, places: list[int] = places) -> None:
                 answers[places[number]] = _cut(answer, requests[places[number]].args[1].get("until"))
 
-            ask(questions, self.config, self.params, max_new_tokens=limit, batch_size=self.batch_size,
-                keep=keep)  # fmt: skip
+            ask(
+                questions,
+                self.config,
+                self.params,
+                max_new_tokens=limit,
+                batch_size=self.batch_size,
+                keep=keep,
+            )
         for request, answer in zip(requests, answers, strict=True):
             self.cache_hook.add_partial("generate_until", request.args, answer)
         return answers
@@ -97,8 +110,13 @@ class QueccJax(lmms):
             _, target, _, doc, task, split = request.args
             answer = target(self.task_dict[task][split][doc]) if callable(target) else target
             answers.append(str(answer).strip())
-        found = log_likelihoods([self._question(request) for request in requests], answers, self.config,
-                                self.params, batch_size=self.batch_size)  # fmt: skip
+        found = log_likelihoods(
+            [self._question(request) for request in requests],
+            answers,
+            self.config,
+            self.params,
+            batch_size=self.batch_size,
+        )
         for request, value in zip(requests, found, strict=True):
             self.cache_hook.add_partial("loglikelihood", request.args, value)
         return found
@@ -109,8 +127,9 @@ class QueccJax(lmms):
         Raises:
           UserError: always.
         """
-        raise UserError("quecc_jax answers single questions here; choose a task whose output_type is "
-                        "generate_until")
+        raise UserError(
+            "quecc_jax answers single questions here; choose a task whose output_type is generate_until"
+        )
 
 
 def _greedy_limit(options: dict[str, Any]) -> int:

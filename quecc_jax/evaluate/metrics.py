@@ -1,4 +1,4 @@
-"""Measures that several benchmarks share: whether one answer is right, and by how much."""
+"""RowLengths that several benchmarks share: whether one answer is right, and by how much."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -9,8 +9,20 @@ _PERIOD = re.compile(r"\.(?!\d)")
 _PERIODS = int(re.UNICODE)
 """The official script passes this flag where a count belongs, so it drops that many periods at most."""
 _ARTICLES = frozenset(("a", "an", "the"))
-_NUMBERS = {"none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5",
-            "six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10"}  # fmt: skip
+_NUMBERS = {
+    "none": "0",
+    "zero": "0",
+    "one": "1",
+    "two": "2",
+    "three": "3",
+    "four": "4",
+    "five": "5",
+    "six": "6",
+    "seven": "7",
+    "eight": "8",
+    "nine": "9",
+    "ten": "10",
+}
 _CONTRACTIONS = """
 'ow's'at 'twas I'd've I'm I've ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't
 hadn't've hasn't haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am might've

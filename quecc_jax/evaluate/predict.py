@@ -6,18 +6,18 @@ from typing import Any, NamedTuple
 import jax
 
 from quecc_jax.config import DataConfig, ModelConfig
-from quecc_jax.data.conversation import PLACEHOLDER
-from quecc_jax.data.faults import Tally
+from quecc_jax.config.shapes import at_visual_tokens
+from quecc_jax.data.bad_rows import Tally
 from quecc_jax.data.pipeline import eval_batches, rows_by_id
 from quecc_jax.data.references import image_refs
-from quecc_jax.data.templates import Stops, stops
-from quecc_jax.data.tokenizer import Tokenizer, load_tokenizer
+from quecc_jax.data.text.conversation import PLACEHOLDER
+from quecc_jax.data.text.templates import Stops, stops
+from quecc_jax.data.text.tokenizer import Tokenizer, load_tokenizer
 from quecc_jax.errors import UserError
 from quecc_jax.generate import build_generator
 from quecc_jax.generate.decode import decoding_params
 from quecc_jax.generate.reuse import Encoders, Reuse
-from quecc_jax.generate.text import answer_text
-from quecc_jax.geometry import served
+from quecc_jax.generate.text_stream import answer_text
 
 
 class Answer(NamedTuple):
@@ -54,7 +54,7 @@ def predict(
     """Greedy answers to the first question of every row of `data.sources`, in order.
 
     Args:
-      model: an elastic one answers with its largest V unless `geometry.served` chose another.
+      model: an elastic one answers with its largest V unless `shapes.at_visual_tokens` chose another.
       params: parameters by top-level name; `vision` may be missing when data.cached_features is set.
       progress: called with the number of answered rows after every batch.
       each: called with every answer as soon as its batch is done.
@@ -64,7 +64,7 @@ def predict(
     Raises:
       UserError: a source cannot be read, or a row has no answer to compare with or is too long.
     """
-    model = served(model)
+    model = at_visual_tokens(model)
     tokenizer = load_tokenizer(data.tokenizer)
     ends = stops(data.template, tokenizer)
     generate = build_generator(model, max_new_tokens, ends.ids[0], ends.ids[1:])

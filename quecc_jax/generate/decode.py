@@ -56,9 +56,15 @@ def decoding_params(params: Params, config: ModelConfig) -> Params:
 
 
 def begin(
-    model: Any, ends: tuple[int, ...], params: Params, batch: Batch, visual: Visual | None,
-    sampling: Sampling | None, keys: jax.Array | None, new: int,
-) -> State:  # fmt: skip
+    model: Any,
+    ends: tuple[int, ...],
+    params: Params,
+    batch: Batch,
+    visual: Visual | None,
+    sampling: Sampling | None,
+    keys: jax.Array | None,
+    new: int,
+) -> State:
     """Reads the prompts and chooses each row's first token.
 
     Args:
@@ -89,9 +95,14 @@ def begin(
 
 
 def advance(
-    model: Any, ends: tuple[int, ...], params: Params, state: State, sampling: Sampling | None,
-    keys: jax.Array | None, steps: int,
-) -> tuple[jax.Array, State]:  # fmt: skip
+    model: Any,
+    ends: tuple[int, ...],
+    params: Params,
+    state: State,
+    sampling: Sampling | None,
+    keys: jax.Array | None,
+    steps: int,
+) -> tuple[jax.Array, State]:
     """The next tokens int32 [B, steps], EOS from a row's end on; stops early when every row has ended."""
     rows = state.token.shape[0]
     out = jnp.full((rows, steps), ends[0], jnp.int32)
@@ -103,9 +114,13 @@ def advance(
         number, out, state = carry
         positions = (state.lengths + state.step - 1)[:, None]
         hidden, cache = model.apply(
-            {"params": params}, state.token[:, None], positions, jnp.ones_like(positions), state.cache,
+            {"params": params},
+            state.token[:, None],
+            positions,
+            jnp.ones_like(positions),
+            state.cache,
             method=VLM.extend,
-        )  # fmt: skip
+        )
         state = _choose(model, ends, params, hidden, state._replace(cache=cache), sampling, keys)
         return number + 1, out.at[:, number].set(state.token), state
 
@@ -114,9 +129,14 @@ def advance(
 
 
 def _choose(
-    model: Any, ends: tuple[int, ...], params: Params, hidden: jax.Array, state: State,
-    sampling: Sampling | None, keys: jax.Array | None,
-) -> State:  # fmt: skip
+    model: Any,
+    ends: tuple[int, ...],
+    params: Params,
+    hidden: jax.Array,
+    state: State,
+    sampling: Sampling | None,
+    keys: jax.Array | None,
+) -> State:
     """The state with the token that follows hidden [B, 1, M]."""
     logits = model.apply({"params": params}, hidden[:, 0], method=VLM.logits)
     seen = state.seen
@@ -151,9 +171,12 @@ def build_generator(
     model, ends = VLM(config, unrolled=True), (eos, *also)
 
     def generate(
-        params: Params, batch: Batch, visual: Visual | None = None, sampling: Sampling | None = None,
+        params: Params,
+        batch: Batch,
+        visual: Visual | None = None,
+        sampling: Sampling | None = None,
         keys: jax.Array | None = None,
-    ) -> jax.Array:  # fmt: skip
+    ) -> jax.Array:
         params = decoding_params(params, config)
         state = begin(model, ends, params, batch, visual, sampling, keys, max_new_tokens)
         first = state.token[:, None]

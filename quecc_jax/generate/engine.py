@@ -12,19 +12,19 @@ import numpy as np
 from jax.sharding import Mesh
 
 from quecc_jax.config import RunConfig
+from quecc_jax.config.shapes import at_visual_tokens
 from quecc_jax.data.batch import IGNORE, Batch
-from quecc_jax.data.conversation import prompt, query_turns
 from quecc_jax.data.images import Picture, load_pixels, picture_size
-from quecc_jax.data.queries import question_segments
-from quecc_jax.data.templates import PLACEHOLDER, stops
+from quecc_jax.data.text.conversation import prompt, query_turns
+from quecc_jax.data.text.queries import question_segments
+from quecc_jax.data.text.templates import PLACEHOLDER, stops
+from quecc_jax.data.text.tokenizer import load_tokenizer
 from quecc_jax.data.tiles import Arrangement, arrange
-from quecc_jax.data.tokenizer import load_tokenizer
 from quecc_jax.errors import UserError
 from quecc_jax.generate.decode import advance, begin, decoding_params, on_mesh
 from quecc_jax.generate.reuse import Encoders, Reuse, round_up
 from quecc_jax.generate.sampling import Sampling
-from quecc_jax.generate.text import TextStream
-from quecc_jax.geometry import served
+from quecc_jax.generate.text_stream import TextStream
 from quecc_jax.models.vlm import VLM
 from quecc_jax.sharding import batch_parts, batch_sharding
 
@@ -123,10 +123,15 @@ class Engine:
     """
 
     def __init__(
-        self, config: RunConfig, params: dict[str, Any], *, reuse: Reuse | None = None,
-        mesh: Mesh | None = None, chunk: int = 8,
-    ):  # fmt: skip
-        self.config = config = dataclasses.replace(config, model=served(config.model))
+        self,
+        config: RunConfig,
+        params: dict[str, Any],
+        *,
+        reuse: Reuse | None = None,
+        mesh: Mesh | None = None,
+        chunk: int = 8,
+    ):
+        self.config = config = dataclasses.replace(config, model=at_visual_tokens(config.model))
         self.chunk = chunk
         self.reuse = Reuse() if reuse is None else reuse
         self.tokenizer = load_tokenizer(config.data.tokenizer, config.data.query_tokenizer)
@@ -188,15 +193,23 @@ class Engine:
         for question in questions:
             count = len(question.pictures)
             if count > data.images_per_row:
-                raise UserError(f"{count} pictures are given but the model was trained with at most "
-                                f"{data.images_per_row} a question; give fewer")
+                raise UserError(
+                    f"{count} pictures are given but the model was trained with at most "
+                    f"{data.images_per_row} a question; give fewer"
+                )
             if not question.text.strip() and not count:
                 raise UserError("the question is empty; ask something, or give a picture")
             try:
-                one = prompt(question.text, count, self.tokenizer, data, model.visual_tokens,
-                             question.history,
-                             arranged=[p.arranged for p in question.pictures if p.arranged],
-                             latest=question.query == "latest")  # fmt: skip
+                one = prompt(
+                    question.text,
+                    count,
+                    self.tokenizer,
+                    data,
+                    model.visual_tokens,
+                    question.history,
+                    arranged=[p.arranged for p in question.pictures if p.arranged],
+                    latest=question.query == "latest",
+                )
                 self._check_known(one)
             except UserError as error:
                 raise UserError(f"question {question.text!r}: {error}") from None
@@ -216,21 +229,29 @@ class Engine:
             for place, square in enumerate(squares):
                 batch.pixels[row, place] = square
         keys: list[list[Hashable]] = [
-            [(p.key, number) for p in q.pictures for number in range(len(p.squares()))] for q in questions]
+            [(p.key, number) for p in q.pictures for number in range(len(p.squares()))] for q in questions
+        ]
         return batch, keys, sizes, places
 
     def _check_known(self, one: dict[str, np.ndarray]) -> None:
         """Raises UserError where a prompt has tokens that the model has no embedding of: looking one up
         beyond a table gives the values of no token, without a word."""
         tokenizer, model = self.tokenizer, self.config.model
-        readers = [(tokenizer, one["tokens"], model.decoder.vocab_size), (
-            (tokenizer, one["query"], model.decoder.vocab_size) if tokenizer.questions is None
-            else (tokenizer.questions, one["query"], model.query.text.vocab_size))]  # fmt: skip
+        readers = [
+            (tokenizer, one["tokens"], model.decoder.vocab_size),
+            (
+                (tokenizer, one["query"], model.decoder.vocab_size)
+                if tokenizer.questions is None
+                else (tokenizer.questions, one["query"], model.query.text.vocab_size)
+            ),
+        ]
         for reader, ids, rows in readers:
             if beyond := ids[ids >= rows].tolist():
                 token = reader.hf.convert_ids_to_tokens(beyond[0])
-                raise UserError(f"{token!r} is token {beyond[0]} of {reader.directory}, but the model has "
-                                f"only {rows} embeddings; give the tokenizer that belongs to it")
+                raise UserError(
+                    f"{token!r} is token {beyond[0]} of {reader.directory}, but the model has "
+                    f"only {rows} embeddings; give the tokenizer that belongs to it"
+                )
 
     def _empty(self, rows: int, length: int, pictures: int, query: int) -> Batch:
         """A batch of nothing but padding, its rows and queries rounded up."""
@@ -239,11 +260,16 @@ class Engine:
         side = self.config.model.vision.input_size
         none = np.zeros((b, length), np.int32)
         return Batch(
-            tokens=none.copy(), slots=none - 1, labels=np.full_like(none, IGNORE), positions=none.copy(),
-            segments=none.copy(), queries=np.zeros((b, q), np.int32),
-            query_segments=np.zeros((b, q), np.int32), query_ends=np.full((b, pictures), -1, np.int32),
+            tokens=none.copy(),
+            slots=none - 1,
+            labels=np.full_like(none, IGNORE),
+            positions=none.copy(),
+            segments=none.copy(),
+            queries=np.zeros((b, q), np.int32),
+            query_segments=np.zeros((b, q), np.int32),
+            query_ends=np.full((b, pictures), -1, np.int32),
             pixels=np.zeros((b, pictures, side, side, 3), np.uint8) if pictures else None,
-        )  # fmt: skip
+        )
 
     def _places(self, length: int, new: int) -> tuple[int, int]:
         """Places for prompts of up to `length` tokens, and behind them for answers of up to `new`."""

@@ -14,10 +14,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from quecc_jax.config import ModelConfig
+from quecc_jax.config.shapes import query_width
 from quecc_jax.data.batch import Batch
-from quecc_jax.data.queries import question_ids
+from quecc_jax.data.text.queries import question_ids
 from quecc_jax.generate.decode import on_mesh
-from quecc_jax.geometry import query_width
 from quecc_jax.models.vlm import VLM, Visual
 from quecc_jax.sharding import batch_parts, batch_sharding, replicated
 
@@ -65,8 +65,12 @@ class Counter:
         a miss; None where no miss was timed."""
         looked = self.hits + self.misses
         saved = round(self.hits * self.seconds / self.timed, 3) if self.timed else None
-        return {"hits": self.hits, "misses": self.misses, "hit_rate": self.hits / looked if looked else None,
-                "seconds_saved": saved}  # fmt: skip
+        return {
+            "hits": self.hits,
+            "misses": self.misses,
+            "hit_rate": self.hits / looked if looked else None,
+            "seconds_saved": saved,
+        }
 
 
 class Reuse:
@@ -93,10 +97,13 @@ class Encoders:
         self.config, self.reuse = config, reuse
         self._mesh, self._compiled = mesh, set[tuple[str, int]]()
         model = VLM(config, unrolled=True)
-        self._encode = {name: functools.partial(on_mesh(encode, mesh), model)
-                        for name, encode in (("questions", _questions), ("pictures", _pictures))}  # fmt: skip
-        self._compress, self._look = (functools.partial(on_mesh(one, mesh), model)
-                                      for one in (_compress, _look))  # fmt: skip
+        self._encode = {
+            name: functools.partial(on_mesh(encode, mesh), model)
+            for name, encode in (("questions", _questions), ("pictures", _pictures))
+        }
+        self._compress, self._look = (
+            functools.partial(on_mesh(one, mesh), model) for one in (_compress, _look)
+        )
 
     def __call__(self, params: Any, batch: Batch, pictures: Sequence[Sequence[Hashable]]) -> Visual:
         """What the decoder's input takes of a batch's pictures.
@@ -151,9 +158,14 @@ class Encoders:
         return states, query
 
     def _gather(
-        self, name: str, held: Lru, keys: dict[tuple[int, int], Hashable], shape: tuple[int, int],
-        params: Any, inputs: tuple[Any, ...],
-    ) -> jax.Array:  # fmt: skip
+        self,
+        name: str,
+        held: Lru,
+        keys: dict[tuple[int, int], Hashable],
+        shape: tuple[int, int],
+        params: Any,
+        inputs: tuple[Any, ...],
+    ) -> jax.Array:
         """[B, I, ...]: encodings of inputs [B, I, ...] by their places' keys, zeros in places without.
 
         Keys that are not held are encoded together, once each.
@@ -213,7 +225,7 @@ def _pictures(model: VLM, params: Any, pixels: jax.Array) -> tuple[jax.Array, ..
 
 @functools.partial(jax.jit, static_argnums=0)
 def _compress(model: VLM, params: Any, states: jax.Array, query: jax.Array) -> Visual:
-    visual: Any = model.apply({"params": params}, states, query, method=VLM.see)
+    visual: Any = model.apply({"params": params}, states, query, method=VLM.compress)
     return visual
 
 

@@ -33,9 +33,11 @@ def check_sampling(sampling: Sampling) -> None:
         (s.temperature >= 0, f"--temperature is {s.temperature}; give 0 (greedy) or more"),
         (s.top_k >= 0, f"--top-k is {s.top_k}; give 0 (no limit) or more"),
         (0 < s.top_p <= 1, f"--top-p is {s.top_p}; give more than 0 and at most 1"),
-        (s.repetition_penalty > 0, f"--repetition-penalty is {s.repetition_penalty}; give more than 0, "
-                                   "1 for none"),
-    ]  # fmt: skip
+        (
+            s.repetition_penalty > 0,
+            f"--repetition-penalty is {s.repetition_penalty}; give more than 0, 1 for none",
+        ),
+    ]
     for holds, message in checks:
         if not holds:
             raise UserError(message)

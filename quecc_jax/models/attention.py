@@ -120,7 +120,7 @@ def attention(
             return cudnn_attention(q, k, v, mask)
         except (NotImplementedError, RuntimeError) as error:
             if kernel == "cudnn":
-                raise UserError(f"model.attention cudnn: {error}; use auto or xla") from None
+                raise UserError(f"model.attention_kernel cudnn: {error}; use auto or xla") from None
     return xla_attention(q, k, v, mask)
 
 
@@ -237,8 +237,11 @@ def _splash_local(
     kernel = splash.make_splash_mha(
         splash.MultiHeadMask([one] * q.shape[2]),
         block_sizes=splash.BlockSizes(*(8 * (block,))),
-        head_shards=1, q_seq_shards=1, residual_checkpoint_name=SAVED, interpret=interpret,
-    )  # fmt: skip
+        head_shards=1,
+        q_seq_shards=1,
+        residual_checkpoint_name=SAVED,
+        interpret=interpret,
+    )
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
     each = jax.vmap(lambda q, k, v, s: kernel(q, k, v, segment_ids=splash.SegmentIds(s, s)))
     return each(q, k, v, segments).swapaxes(1, 2)

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 from quecc_jax.config import DecoderConfig
 from quecc_jax.models.attention import SAVED, Kernel, MaskSpec, attention, causal
-from quecc_jax.models.layers import LayerNorm, RMSNorm, by_rows, linear, logical, matrix_init
-from quecc_jax.models.positions import Angles, alibi_slopes, rotary_angles, rotate
+from quecc_jax.models.layers import LayerNorm, RMSNorm, constrain_batch, linear, matrix_init, with_axes
+from quecc_jax.models.rope import Angles, alibi_slopes, rotary_angles, rotate
 
 
 class Cache(NamedTuple):
@@ -35,11 +35,9 @@ def empty_cache(config: DecoderConfig, rows: int, places: int, dtype: Any = jnp.
 
     def layers() -> tuple[jax.Array, ...]:
         shape = (rows, places, config.kv_heads, config.head_dim)
-        return tuple(
-            nn.with_logical_constraint(jnp.zeros(shape, dtype), axes) for _ in range(config.depth)
-        )
+        return tuple(nn.with_logical_constraint(jnp.zeros(shape, dtype), axes) for _ in range(config.depth))
 
-    empty = by_rows(jnp.zeros((rows, places), jnp.int32))
+    empty = constrain_batch(jnp.zeros((rows, places), jnp.int32))
     return Cache(layers(), layers(), empty, empty, jnp.zeros((), jnp.int32))
 
 
@@ -94,7 +92,7 @@ class DecoderLayer(nn.Module):
         # Where the stream's sequence is split, products want whole rows and split heads and columns
         # instead; left alone, the partitioner splits rows there too and exchanges every weight twice.
         split = nn.with_logical_constraint
-        y = by_rows(make_norm(c, "norm1")(x))
+        y = constrain_batch(make_norm(c, "norm1")(x))
         q = dense((c.heads, c.head_dim), ("embed", "heads", "head_dim"), bias=c.qkv_bias, name="q")(y)
         kv = functools.partial(
             dense, (c.kv_heads, c.head_dim), ("embed", "kv_heads", "head_dim"), bias=c.qkv_bias
@@ -116,7 +114,7 @@ class DecoderLayer(nn.Module):
         residual = functools.partial(dense, c.width, bias=False, variance=variance)
         x = x + residual(("heads", "head_dim", "embed"), inputs=2, name="out")(y)
         x = split(x, ("batch", "sequence", None))
-        y = by_rows(make_norm(c, "norm2")(x))
+        y = constrain_batch(make_norm(c, "norm2")(x))
         up = functools.partial(dense, c.mlp_width, ("embed", "mlp"), bias=False)
         if c.mlp == "swiglu":
             y = jax.nn.silu(up(name="gate")(y)) * up(name="up")(y)
@@ -178,9 +176,9 @@ class Decoder(nn.Module):
     def setup(self) -> None:
         c = self.config
         table = nn.initializers.normal(embedding_variance(c) ** 0.5)
-        self.embedding = self.param("embedding", logical(table, "vocab", "embed"), (c.vocab_size, c.width))
+        self.embedding = self.param("embedding", with_axes(table, "vocab", "embed"), (c.vocab_size, c.width))
         if not c.tie_embeddings:
-            head = logical(matrix_init(1), "embed", "vocab")
+            head = with_axes(matrix_init(1), "embed", "vocab")
             self.head = self.param("head", head, (c.width, c.vocab_size))
         layer = recomputed(self.remat)
         self.norm = make_norm(c)
@@ -202,9 +200,15 @@ class Decoder(nn.Module):
         return nn.with_logical_constraint(jnp.take(table, tokens, axis=0), ("batch", "sequence", None))
 
     def __call__(
-        self, x: jax.Array, positions: jax.Array, segments: jax.Array, cache: Cache | None = None,
-        first: bool = False, layers: int | None = None, rope_length: int | None = None,
-    ) -> tuple[jax.Array, Cache | None]:  # fmt: skip
+        self,
+        x: jax.Array,
+        positions: jax.Array,
+        segments: jax.Array,
+        cache: Cache | None = None,
+        first: bool = False,
+        layers: int | None = None,
+        rope_length: int | None = None,
+    ) -> tuple[jax.Array, Cache | None]:
         """Final hidden states, after the last norm.
 
         Args:

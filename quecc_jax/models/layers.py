@@ -18,12 +18,12 @@ Initializer = Callable[..., Any]
 """(key, shape, dtype) -> array, or the array boxed with its axis names."""
 
 
-def logical(init: Initializer, *axes: str | None) -> Initializer:
+def with_axes(init: Initializer, *axes: str | None) -> Initializer:
     """Attaches logical axis names to what an initializer returns."""
     return nn.with_logical_partitioning(init, axes)
 
 
-def by_rows(x: jax.Array) -> jax.Array:
+def constrain_batch(x: jax.Array) -> jax.Array:
     """x [B, ...] with its rows, and nothing else, split over the mesh.
 
     Left alone, the partitioner may split activations like the parameters they meet, and exchange them
@@ -51,7 +51,7 @@ def product(x: jax.Array, kernel: jax.Array, inputs: int) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def wide_product(x: jax.Array, kernel: jax.Array, inputs: int) -> jax.Array:
+def matmul_fp32_grad(x: jax.Array, kernel: jax.Array, inputs: int) -> jax.Array:
     """`product` whose gradient of the kernel is float32 from the start.
 
     Otherwise it has x's type until it leaves the product, and so has its sum over devices.
@@ -73,7 +73,7 @@ def _wide_backward(inputs: int, saved: Any, slope: jax.Array) -> tuple[jax.Array
     return to_x, to_kernel.astype(kernel.dtype)
 
 
-wide_product.defvjp(_wide_forward, _wide_backward)
+matmul_fp32_grad.defvjp(_wide_forward, _wide_backward)
 
 
 class Linear(nn.Module):
@@ -93,12 +93,12 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         contracted = x.shape[x.ndim - self.inputs :]
-        init = logical(matrix_init(self.inputs, self.variance), *self.axes)
+        init = with_axes(matrix_init(self.inputs, self.variance), *self.axes)
         kernel = self.param("kernel", init, (*contracted, *self.features))
         wider = jnp.promote_types(self.dtype, self.gradients) != self.dtype
-        y = (wide_product if wider else product)(x.astype(self.dtype), kernel, self.inputs)
+        y = (matmul_fp32_grad if wider else product)(x.astype(self.dtype), kernel, self.inputs)
         if self.bias:
-            zeros = logical(nn.initializers.zeros, *self.axes[self.inputs :])
+            zeros = with_axes(nn.initializers.zeros, *self.axes[self.inputs :])
             y = y + self.param("bias", zeros, self.features).astype(self.dtype)
         return y
 
@@ -116,12 +116,12 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param("scale", logical(nn.initializers.ones, None), (x.shape[-1],))
+        scale = self.param("scale", with_axes(nn.initializers.ones, None), (x.shape[-1],))
         y = x.astype(jnp.float32)
         y = y - jnp.mean(y, axis=-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps) * scale
         if self.bias:
-            y = y + self.param("bias", logical(nn.initializers.zeros, None), (x.shape[-1],))
+            y = y + self.param("bias", with_axes(nn.initializers.zeros, None), (x.shape[-1],))
         return y.astype(x.dtype)
 
 
@@ -132,7 +132,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param("scale", logical(nn.initializers.ones, None), (x.shape[-1],))
+        scale = self.param("scale", with_axes(nn.initializers.ones, None), (x.shape[-1],))
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
         return (y * scale).astype(x.dtype)

@@ -7,8 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from quecc_jax.geometry import projector_depth
-from quecc_jax.models.layers import linear, logical
+from quecc_jax.config.shapes import projector_depth
+from quecc_jax.models.layers import linear, with_axes
 
 
 class Projector(nn.Module):
@@ -25,7 +25,7 @@ class Projector(nn.Module):
 
     def setup(self) -> None:
         if self.has_newline:
-            normal = logical(nn.initializers.normal(math.sqrt(self.variance / self.width)), "embed")
+            normal = with_axes(nn.initializers.normal(math.sqrt(self.variance / self.width)), "embed")
             self.newline = self.param("newline", normal, (self.width,))
 
     @nn.compact
@@ -38,6 +38,12 @@ class Projector(nn.Module):
             x = jax.nn.gelu(x, approximate=False) if i else x
             axes = ("embed", "mlp") if i == 0 else ("mlp", "embed")
             variance = self.variance if i == depth - 1 else 1.0
-            x = linear(self.width, axes, bias=self.kind != "matrix", dtype=self.dtype, variance=variance,
-                       name=f"fc{i + 1}")(x)
+            x = linear(
+                self.width,
+                axes,
+                bias=self.kind != "matrix",
+                dtype=self.dtype,
+                variance=variance,
+                name=f"fc{i + 1}",
+            )(x)
         return x

@@ -7,15 +7,15 @@ import jax
 import jax.numpy as jnp
 
 from quecc_jax.config import ModelConfig
+from quecc_jax.config.shapes import query_width
 from quecc_jax.data.batch import NEWLINE, Batch
 from quecc_jax.data.images import normalise
-from quecc_jax.geometry import query_width
-from quecc_jax.models.clip import ClipTower, split_features
-from quecc_jax.models.clip_text import ClipText
 from quecc_jax.models.compressors import make_compressor
 from quecc_jax.models.decoder import Cache, Decoder, embedding_variance
-from quecc_jax.models.layers import by_rows
+from quecc_jax.models.layers import constrain_batch
 from quecc_jax.models.projector import Projector
+from quecc_jax.models.towers.clip import ClipTower, split_features
+from quecc_jax.models.towers.clip_text import ClipText
 
 
 class Visual(NamedTuple):
@@ -28,7 +28,7 @@ class Visual(NamedTuple):
 
 
 class VLM(nn.Module):
-    """Tower, compressor, projector and decoder; parameters live under `vision`, the three other names, and
+    """MLPNorm, compressor, projector and decoder; parameters live under `vision`, the three other names, and
     `text` where CLIP's text tower encodes the questions."""
 
     config: ModelConfig
@@ -41,12 +41,19 @@ class VLM(nn.Module):
         self.vision = ClipTower(c.tower, dtype)
         self.compressor = make_compressor(c, dtype)
         # Visual tokens start on the scale of the text embeddings that they stand among.
-        self.projector = Projector(c.projector, c.decoder.width, dtype, embedding_variance(c.decoder),
-                                   c.has_newline)
+        self.projector = Projector(
+            c.projector, c.decoder.width, dtype, embedding_variance(c.decoder), c.has_newline
+        )
         if not c.query.reads_decoder:
             self.text = ClipText(c.query.text, dtype)
         self.decoder = Decoder(
-            c.decoder, dtype, c.remat, c.attention, self.unrolled, c.scan_unroll, jnp.dtype(c.gradients)
+            c.decoder,
+            dtype,
+            c.remat,
+            c.attention_kernel,
+            self.unrolled,
+            c.scan_unroll,
+            jnp.dtype(c.grad_reduce_dtype),
         )
 
     def encode_query(self, queries: jax.Array, segments: jax.Array, ends: jax.Array) -> jax.Array:
@@ -64,20 +71,20 @@ class VLM(nn.Module):
         query, index = self.config.query, jnp.arange(queries.shape[1])
         last, positions = jnp.maximum(ends, 0), segment_positions(segments)
         if query.encoder == "clip_text":
-            feature = by_rows(self.text(queries, positions, segments, last))
+            feature = constrain_batch(self.text(queries, positions, segments, last))
         elif query.encoder == "embeddings":
             own = jnp.take_along_axis(segments, last, axis=1)[..., None] == segments[:, None]
             own = (own & (index <= last[..., None])).astype(jnp.float32)
             embedded = self.decoder.embed(queries)
             total = jnp.einsum("biq,bqh->bih", own, embedded.astype(jnp.float32))
-            feature = by_rows(total / jnp.sum(own, axis=-1, keepdims=True)).astype(embedded.dtype)
+            feature = constrain_batch(total / jnp.sum(own, axis=-1, keepdims=True)).astype(embedded.dtype)
         else:
             layers = query.layer if query.encoder == "early_exit" else None
             # However many stand in a row: a question alone is a short text.
             hidden, _ = self.decoder(
                 self.decoder.embed(queries), positions, segments, layers=layers, rope_length=1
             )
-            feature = by_rows(jnp.take_along_axis(hidden, last[..., None], axis=1))
+            feature = constrain_batch(jnp.take_along_axis(hidden, last[..., None], axis=1))
         return jax.lax.stop_gradient(feature)
 
     def encode_image(self, pixels: jax.Array) -> jax.Array:
@@ -91,32 +98,28 @@ class VLM(nn.Module):
         states = self.vision(pixels.reshape(b * i, *pixels.shape[2:]))
         return jax.lax.stop_gradient(states.reshape(b, i, *states.shape[1:]))
 
-    def compress(self, states: jax.Array, query: jax.Array, batch: Batch | None = None) -> jax.Array:
-        """Visual tokens [B, I, V, M] from tower states [B, I, n, K, D] and queries [B, I, H] of a batch; the
-        memory of a pre-fusion stands behind them."""
+    def compress(self, states: jax.Array, query: jax.Array, batch: Batch | None = None) -> Visual:
+        """Visual tokens from tower states [B, I, n, K, D] and queries [B, I, H] of a batch."""
         b, i = states.shape[:2]
         flat = states.reshape(b * i, *states.shape[2:])
-        features = jax.tree.map(by_rows, split_features(flat, self.config.tower))
+        features = jax.tree.map(constrain_batch, split_features(flat, self.config.tower))
         query = query.reshape(b * i, 1, -1)
         if self.config.compressor.kind.projected:
-            projected = features._replace(single=by_rows(self.projector(features.single)))
-            tokens = by_rows(self.compressor(projected, query, batch))
+            projected = features._replace(single=constrain_batch(self.projector(features.single)))
+            tokens = constrain_batch(self.compressor(projected, query, batch))
         else:
-            tokens = by_rows(self.projector(self.compressor(features, query, batch)))
+            tokens = constrain_batch(self.projector(self.compressor(features, query, batch)))
         if features.cls is not None:
             cls = self.projector(features.cls.astype(tokens.dtype)).astype(tokens.dtype)
-            tokens = jnp.concatenate([by_rows(cls), tokens], axis=1)
-        return tokens.reshape(b, i, *tokens.shape[1:])
-
-    def see(self, states: jax.Array, query: jax.Array, batch: Batch | None = None) -> Visual:
-        """What `compress` gives, with the memory of a pre-fusion apart."""
-        made = self.compress(states, query, batch)
+            tokens = jnp.concatenate([constrain_batch(cls), tokens], axis=1)
+        tokens = tokens.reshape(b, i, *tokens.shape[1:])
         if not self.config.compressor.fuses:
-            return Visual(made)
+            return Visual(tokens)
+        # The memory of a pre-fusion stands behind the tokens.
         v = self.config.visual_tokens
-        return Visual(made[:, :, :v], made[:, :, v:])
+        return Visual(tokens[:, :, :v], tokens[:, :, v:])
 
-    def visual(self, batch: Batch) -> Visual:
+    def encode_visual(self, batch: Batch) -> Visual:
         """`Visual` of a batch, from its pixels and questions or what is cached of them."""
         states = batch.features if batch.features is not None else self.encode_image(batch.pixels)
         if not self.config.compressor.reads_question:
@@ -125,11 +128,11 @@ class VLM(nn.Module):
             query = batch.query_features.astype(self.config.dtype)
         else:
             query = self.encode_query(batch.queries, batch.query_segments, batch.query_ends)
-        return self.see(states, query, batch)
+        return self.compress(states, query, batch)
 
     def visual_tokens(self, batch: Batch) -> jax.Array:
         """Visual tokens [B, I, V, M] of a batch."""
-        return self.visual(batch).tokens
+        return self.encode_visual(batch).tokens
 
     def splice(self, batch: Batch, visual: Visual | None = None) -> jax.Array:
         """Decoder inputs [B, S, M]: token embeddings, those of instructions after the pre-fusion if there
@@ -141,7 +144,7 @@ class VLM(nn.Module):
         text = self.decoder.embed(batch.tokens)
         if batch.query_ends.shape[1] == 0:
             return text
-        visual = self.visual(batch) if visual is None else visual
+        visual = self.encode_visual(batch) if visual is None else visual
         if visual.memory is not None:
             text = self.compressor.fuse(text, visual.memory, visual.tokens, batch)
         tokens = visual.tokens.reshape(len(text), -1, text.shape[-1])
@@ -156,9 +159,7 @@ class VLM(nn.Module):
         hidden, _ = self.decoder(self.splice(batch), batch.positions, batch.segments)
         return hidden
 
-    def prefill(
-        self, batch: Batch, cache: Cache, visual: Visual | None = None
-    ) -> tuple[jax.Array, Cache]:
+    def prefill(self, batch: Batch, cache: Cache, visual: Visual | None = None) -> tuple[jax.Array, Cache]:
         """Hidden states [B, S, M] of a batch of prompts, and the cache, empty before, that holds them."""
         x = self.splice(batch, visual)
         return self._append(x, batch.positions, batch.segments, cache, first=True)

@@ -27,7 +27,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from quecc_jax.config import RunConfig
-from quecc_jax.config_io import differences, load_config, save_config
+from quecc_jax.config.io import differences, load_config, save_config
 from quecc_jax.data.files import fresh_directory
 from quecc_jax.errors import UserError
 from quecc_jax.paths import copy_files, is_remote, place, remove
@@ -109,8 +109,10 @@ class Checkpoints:
                 raise
             except Exception as error:  # orbax, tensorstore and json each fail in their own ways
                 if jax.process_count() > 1 or is_remote(self.run):
-                    raise UserError(f"checkpoint {step} of {self.run} cannot be read: {_first_line(error)}; "
-                                    "move it away to go back to the one before") from None  # fmt: skip
+                    raise UserError(
+                        f"checkpoint {step} of {self.run} cannot be read: {_first_line(error)}; "
+                        "move it away to go back to the one before"
+                    ) from None
                 damaged.append(step)
                 notice(f"WARNING: checkpoint {step} of {self.run} cannot be read: {_first_line(error)}")
         else:
@@ -431,4 +433,3 @@ def _read_params(run: Path, step: int, names: list[str] | None, abstract: Tree |
 def _host_form(leaf: Any) -> np.ndarray:
     """A numpy stand-in of a leaf's shape and dtype that takes no memory."""
     return np.broadcast_to(np.empty((), leaf.dtype), leaf.shape)
-

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from quecc_jax.data.faults import LeftOut, Tally
+from quecc_jax.data.bad_rows import LeftOut, Tally
 from quecc_jax.paths import write_text
 from quecc_jax.train.progress import LEFT_OUT, Record
 
@@ -59,21 +59,32 @@ class DataReport:
             self._cut_questions.update(cut_questions)
         dropped, cut, questions = self._counts()
         reasons = sorted(self._reasons().items())
-        return {"truncated": cut, "cut_questions": questions, "dropped": dropped,
-                **{LEFT_OUT + reason: n for reason, n in reasons}}  # fmt: skip
+        return {
+            "truncated": cut,
+            "cut_questions": questions,
+            "dropped": dropped,
+            **{LEFT_OUT + reason: n for reason, n in reasons},
+        }
 
     def write(self) -> None:
         """Writes the file, in the first process, if there is anything new to say."""
         if self.tally is None or jax.process_index() or self._written == self._counts():
             return
         self._written = self._counts()
-        head = {"rows": self.tally.rows, "left_out": self._reasons(), "truncated": len(self._truncated),
-                "cut_questions": len(self._cut_questions)}  # fmt: skip
+        head = {
+            "rows": self.tally.rows,
+            "left_out": self._reasons(),
+            "truncated": len(self._truncated),
+            "cut_questions": len(self._cut_questions),
+        }
         rows = ",\n  ".join(json.dumps(one._asdict()) for one in sorted(self._left_out.values()))
-        write_text(self.path, json.dumps(head, indent=1)[:-2]
-                   + f',\n "left_out_rows": [\n  {rows}\n ],\n'
-                   + f' "truncated_rows": {sorted(self._truncated)},\n'
-                   + f' "cut_question_rows": {sorted(self._cut_questions)}\n}}\n')  # fmt: skip
+        write_text(
+            self.path,
+            json.dumps(head, indent=1)[:-2]
+            + f',\n "left_out_rows": [\n  {rows}\n ],\n'
+            + f' "truncated_rows": {sorted(self._truncated)},\n'
+            + f' "cut_question_rows": {sorted(self._cut_questions)}\n}}\n',
+        )
 
     def _counts(self) -> tuple[int, int, int]:
         return len(self._left_out), len(self._truncated), len(self._cut_questions)

@@ -47,8 +47,10 @@ def run_lock(run: str) -> Iterator[None]:
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("run lock")
             if not path.exists():
-                raise UserError(f"out directory {run} is another one on process 0; give one that all hosts "
-                                "see, as gs://BUCKET/RUN")
+                raise UserError(
+                    f"out directory {run} is another one on process 0; give one that all hosts "
+                    "see, as gs://BUCKET/RUN"
+                )
         yield
 
 

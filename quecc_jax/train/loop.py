@@ -9,9 +9,10 @@ from typing import Any, Literal, Protocol
 import jax
 
 from quecc_jax.config import DecoderConfig, ModelConfig, RunConfig
+from quecc_jax.config.validation import validate
 from quecc_jax.data.batch import Batch
-from quecc_jax.data.features import read_features
 from quecc_jax.data.pipeline import make_iterator
+from quecc_jax.data.sources.feature_store import read_features
 from quecc_jax.distributed import STALL_S, Watchdog, local_rows
 from quecc_jax.errors import UserError
 from quecc_jax.fingerprint import query_fingerprint, tower_fingerprint
@@ -26,7 +27,6 @@ from quecc_jax.train.profile import Profile, parse_window
 from quecc_jax.train.progress import Display, Records, Terminal
 from quecc_jax.train.state import TrainState
 from quecc_jax.train.step import Trainer, build_trainer
-from quecc_jax.validation import validate
 
 
 class BatchIterator(Resumable, Protocol):
@@ -77,9 +77,13 @@ def train(
         if batches is None:
             rows = local_rows(trainer.mesh, config.train.batch_size) if jax.process_count() > 1 else None
             batches = make_iterator(
-                config.data, config.model, config.train.batch_size, config.train.seed, rows=rows,
+                config.data,
+                config.model,
+                config.train.batch_size,
+                config.train.seed,
+                rows=rows,
                 fingerprint=named_tower(config),
-            )  # fmt: skip
+            )
             stack.callback(batches.close)
         stack.enter_context(run_lock(config.out))
         checkpoints = stack.enter_context(Checkpoints(config))
@@ -177,8 +181,10 @@ def check_queries(config: RunConfig, state: TrainState) -> None:
     for source in config.data.sources:
         theirs = read_features(source.path, name="queries").fingerprint.rpartition("-")[0]
         if not (theirs == ours or (not params and theirs.startswith(ours))):
-            raise UserError(f"the queries of {source.path} are of another encoder ({theirs}, not {ours}); "
-                            "write them anew, or set data.cached_queries = False")
+            raise UserError(
+                f"the queries of {source.path} are of another encoder ({theirs}, not {ours}); "
+                "write them anew, or set data.cached_queries = False"
+            )
 
 
 def initial_state(config: RunConfig, trainer: Trainer, tell: Callable[[str], None] = notice) -> TrainState:
@@ -202,8 +208,10 @@ def initial_state(config: RunConfig, trainer: Trainer, tell: Callable[[str], Non
         _check_alike("tower_from", config.tower_from, source.model, config.model, found)
         params |= found
         if absent := sorted(towers.keys() - params.keys()):
-            raise UserError(f"tower_from {config.tower_from} has no parameters {', '.join(absent)}; name a "
-                            "run that has them")
+            raise UserError(
+                f"tower_from {config.tower_from} has no parameters {', '.join(absent)}; name a "
+                "run that has them"
+            )
     if params and (fresh := sorted(abstract.keys() - params.keys())):
         tell(f"not in {config.init_from or config.tower_from} and started at random: {', '.join(fresh)}")
     if not abstract.keys() - params.keys():
@@ -233,8 +241,10 @@ def _check_alike(
             found, wanted = getattr(there, field), getattr(here, field)
             if found != wanted:
                 where = f"model.{'query.text' if name == 'text' else name}.{field}"
-                raise UserError(f"{setting} {run} has {where} {found}, and this run {wanted}; give both the "
-                                "same, or change it in the other's config.json if you mean the difference")
+                raise UserError(
+                    f"{setting} {run} has {where} {found}, and this run {wanted}; give both the "
+                    "same, or change it in the other's config.json if you mean the difference"
+                )
 
 
 def next_batch(iterator: BatchIterator, step: int) -> Batch:

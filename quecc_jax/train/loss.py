@@ -68,7 +68,8 @@ def cross_entropy_sum(
             more, slope = _losses(h, weights, t)
             if trained:
                 gradient = gradient + jnp.einsum(
-                    "nbsd,nbsv->ndv", h, slope, preferred_element_type=jnp.float32)  # fmt: skip
+                    "nbsd,nbsv->ndv", h, slope, preferred_element_type=jnp.float32
+                )
                 gradient = nn.with_logical_constraint(gradient, ("batch", None, "vocab"))
             return (loss + more, gradient), jnp.einsum("nbsv,dv->nbsd", slope, weights)
 

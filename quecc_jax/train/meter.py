@@ -54,8 +54,8 @@ class Meter:
     def add(self, batch: Batch, metrics: Metrics) -> None:
         """Takes note of one dispatched step; `batch` is the host's, `metrics` stay on the device."""
         self._waiting.append(metrics)
-        if self.config.model.drawn_tokens:
-            self._drawn.append(visual_tokens(batch, self.config.model.made_tokens))
+        if self.config.model.elastic_choices:
+            self._drawn.append(visual_tokens(batch, self.config.model.num_output_tokens))
         self.step += 1
         # Other processes' rows are taken to be as long as this one's.
         share = len(batch.segments) / self.config.train.batch_size
@@ -157,10 +157,10 @@ class Meter:
             )
 
 
-def visual_tokens(batch: Batch, made_tokens: int) -> int:
+def visual_tokens(batch: Batch, num_output_tokens: int) -> int:
     """V of a batch where that is drawn: the different ones of a picture's T tokens that have slots."""
     slots = np.asarray(batch.slots)
-    return len(np.unique(slots[slots >= 0] % made_tokens))
+    return len(np.unique(slots[slots >= 0] % num_output_tokens))
 
 
 def _mean_loss(steps: list[Metrics]) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from quecc_jax.data.faults import describe as describe_reasons
+from quecc_jax.data.bad_rows import describe as describe_reasons
 from quecc_jax.paths import Lines, place, remove
 
 Record = dict[str, float]

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from quecc_jax.config import RunConfig
 from quecc_jax.data.batch import Batch, batch_spec
 from quecc_jax.data.elastic import padded_lengths
-from quecc_jax.data.queries import query_buckets
+from quecc_jax.data.text.queries import query_buckets
 from quecc_jax.errors import UserError
 from quecc_jax.models.vlm import VLM
 from quecc_jax.sharding import batch_parts, batch_sharding, parameter_shardings, replicated, sharding_rules
@@ -96,7 +96,7 @@ def train_step(model: VLM, config: RunConfig, state: TrainState, batch: Batch) -
     """
     train = config.train
     loss, count, grads = accumulated_gradients(
-        model, state.trainable, state.frozen, batch, train.accumulation, train.loss_chunk
+        model, state.trainable, state.frozen, batch, train.grad_accum_steps, train.loss_chunk
     )
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -150,18 +150,20 @@ def _touch(model: VLM, batch: Batch) -> jax.Array:
 def check_division(config: RunConfig, mesh: Mesh) -> None:
     """Raises UserError unless a slice's rows, and a sequence that is to be split, divide over the mesh."""
     train, data, tensor = config.train, config.data, mesh.shape["tensor"]
-    rows, parts = train.batch_size // train.accumulation, batch_parts(mesh)
+    rows, parts = train.batch_size // train.grad_accum_steps, batch_parts(mesh)
     if rows % parts:
         raise UserError(
-            f"train.batch_size {train.batch_size} in train.accumulation {train.accumulation} slices gives "
+            f"train.batch_size {train.batch_size} in train.grad_accum_steps {train.grad_accum_steps} slices gives "
             f"{rows} rows, which do not divide over {parts} devices of mesh axes data and fsdp; change one"
         )
     sizes = [("max_length", length) for length in padded_lengths(data, config.model)]
     sizes += [("query_length", size) for size in query_buckets(data, config.model)]
     for name, size in sizes:
         if config.mesh.sequence_parallel and size % tensor:
-            raise UserError(f"mesh.sequence_parallel: data.{name} {size} does not divide over the {tensor} "
-                            "devices of mesh axis tensor; change one of them")  # fmt: skip
+            raise UserError(
+                f"mesh.sequence_parallel: data.{name} {size} does not divide over the {tensor} "
+                "devices of mesh axis tensor; change one of them"
+            )
 
 
 def build_trainer(config: RunConfig, mesh: Mesh) -> Trainer:
@@ -187,8 +189,10 @@ def build_trainer(config: RunConfig, mesh: Mesh) -> Trainer:
         return TrainState(zero, trainable, frozen, optimizer.init(trainable), zero, zero)
 
     def init(key: jax.Array) -> TrainState:
-        example = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), batch_spec(
-            config.model, config.data, 1, config.data.cached_features))  # fmt: skip
+        example = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype),
+            batch_spec(config.model, config.data, 1, config.data.cached_features),
+        )
         return fresh(nn.meta.unbox(model.init(key, example, method=_touch)["params"]))
 
     trainable, frozen = split_params(params, train.stage)
@@ -216,8 +220,9 @@ def build_trainer(config: RunConfig, mesh: Mesh) -> Trainer:
             return jitted(state, batch)
 
     def lower(platform: str = "", query_length: int = 0) -> jax.stages.Lowered:
-        batch = batch_spec(config.model, config.data, train.batch_size, config.data.cached_features,
-                           query_length)  # fmt: skip
+        batch = batch_spec(
+            config.model, config.data, train.batch_size, config.data.cached_features, query_length
+        )
         with jax.set_mesh(mesh):
             if not platform:
                 return jitted.lower(abstract, batch)

@@ -30,11 +30,18 @@ def test_exchanges_in_loops_count_as_often_as_they_run():
     assert reduce.group == (0, 2, 4, 6, 8, 10, 12, 14)
 
 
-@pytest.mark.parametrize("groups, expected", [
-    ("{{1,3},{0,2}}", (1, 3)), ("{}", tuple(range(8))), ("[2,4]<=[8]", (0, 1, 2, 3)),
-    ("[4,2]<=[2,4]T(1,0)", (0, 4)), ("mesh['a'=2,'b'=4] {'b'}", (0, 1, 2, 3)),
-    ("mesh['a'=2,'b'=4] {'a'}", (0, 4)), ("mesh['a'=2,'b'=2,'c'=2] {'a', 'c'}", (0, 1, 4, 5)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "groups, expected",
+    [
+        ("{{1,3},{0,2}}", (1, 3)),
+        ("{}", tuple(range(8))),
+        ("[2,4]<=[8]", (0, 1, 2, 3)),
+        ("[4,2]<=[2,4]T(1,0)", (0, 4)),
+        ("mesh['a'=2,'b'=4] {'b'}", (0, 1, 2, 3)),
+        ("mesh['a'=2,'b'=4] {'a'}", (0, 4)),
+        ("mesh['a'=2,'b'=2,'c'=2] {'a', 'c'}", (0, 1, 4, 5)),
+    ],
+)
 def test_notations_of_groups(groups, expected):
     line = f"  %r = f32[4]{{0}} all-reduce(%x), channel_id=1, replica_groups={groups}, to_apply=%add"
     program = hlo.parse(f"HloModule m\nENTRY %main (x: f32[4]) -> f32[4] {{\n{line}\n}}\n")
@@ -42,7 +49,8 @@ def test_notations_of_groups(groups, expected):
 
 
 def test_exchanges_between_slices_go_through_the_hosts():
-    program = hlo.parse("""HloModule m, num_partitions=4
+    program = hlo.parse(
+        """HloModule m, num_partitions=4
 ENTRY %main (x: bf16[64,16]) -> bf16[64,16] {
   %x = bf16[64,16]{1,0} parameter(0)
   %after = token[] after-all()
@@ -54,7 +62,8 @@ _xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
   %got = (bf16[64,16]{1,0}, token[]) recv-done(%recv), channel_id=9, is_host_transfer=true
   ROOT %sum = bf16[64,16]{1,0} get-tuple-element(%got), index=0
 }
-""".replace("\\\n", ""))
+""".replace("\\\n", "")
+    )
     (found,) = collectives(program)
     assert (found.kind, found.operand, found.group) == ("all-reduce", 2 * 64 * 16, ())
     topology = parse_topology("2*v5e:2x2")
@@ -109,9 +118,10 @@ ENTRY %main (x: f32[64,16]) -> f32[8,16] {
     assert traffic(program) == 2 * size + size // 8
 
 
-@pytest.mark.parametrize("spec, kind, received", [
-    ((None, None), "all-gather", 3 * 16 * 8 * 4), ((None, "x"), "all-to-all", 16 * 8 * 4 * 3 // 4),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "spec, kind, received",
+    [((None, None), "all-gather", 3 * 16 * 8 * 4), ((None, "x"), "all-to-all", 16 * 8 * 4 * 3 // 4)],
+)
 def test_resharding(spec, kind, received):
     mesh = jax.make_mesh((4,), ("x",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
     rows, target = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("x", None), spec))

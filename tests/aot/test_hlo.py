@@ -67,7 +67,8 @@ ROWS = ("NHWC", "HWIO", "NHWC")
 def test_convolutions_count_products_with_real_numbers_only(padding, dilation):
     def convolve(x, kernel):
         return jax.lax.conv_general_dilated(
-            x, kernel, (1, 1), 2 * [(padding, padding)], 2 * [dilation], dimension_numbers=ROWS)  # fmt: skip
+            x, kernel, (1, 1), 2 * [(padding, padding)], 2 * [dilation], dimension_numbers=ROWS
+        )
 
     # A convolution of ones with ones counts its own products.
     x, kernel = jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 5))
@@ -77,7 +78,8 @@ def test_convolutions_count_products_with_real_numbers_only(padding, dilation):
 def test_grouped_convolutions():
     def depthwise(x, kernel):
         return jax.lax.conv_general_dilated(
-            x, kernel, (2, 2), "VALID", feature_group_count=6, dimension_numbers=ROWS)  # fmt: skip
+            x, kernel, (2, 2), "VALID", feature_group_count=6, dimension_numbers=ROWS
+        )
 
     assert hlo.flops(compiled(depthwise, (2, 9, 9, 6), (3, 3, 1, 6))) == 2 * 2 * 4 * 4 * 9 * 6
 
@@ -107,13 +109,21 @@ def test_blocks_that_splash_attention_skips_do_not_count():
         shapes = (f"s8[{mask}]", f"s8[{mask}]", "bf16[2,4,2048,128]")
         lines = [f"  %p{i} = {shape}{{0}} parameter({i})" for i, shape in enumerate(shapes)]
         call = f"  %splash_mha_{kind}_segmented.1 = (bf16[2,4,2048,128]{{0}}) custom-call(%p0, %p1, %p2, %p2)"
-        lines += [f'{call}, frontend_attributes={{kernel_metadata={{', '"xprof_metadata":"{\\"a\\": 1}"',
-                  '}}, metadata={op_name="jit(step)"}']  # fmt: skip
+        lines += [
+            f"{call}, frontend_attributes={{kernel_metadata={{",
+            '"xprof_metadata":"{\\"a\\": 1}"',
+            '}}, metadata={op_name="jit(step)"}',
+        ]
         return "\n".join(["HloModule m", "ENTRY %main () -> f32[] {", *lines, "}", ""])
 
     block = 2 * 8 * 512 * 512 * 128
-    counts = {("fwd", "1,4,4"): 20, ("dq", "1,4,4"): 30, ("dkv", "1,4,4"): 40, ("fwd", "1,4,2"): 14,
-              ("dkv", "1,2,4"): 28}  # fmt: skip
+    counts = {
+        ("fwd", "1,4,4"): 20,
+        ("dq", "1,4,4"): 30,
+        ("dkv", "1,4,4"): 40,
+        ("fwd", "1,4,2"): 14,
+        ("dkv", "1,2,4"): 28,
+    }
     for (kind, mask), count in counts.items():
         program = hlo.parse(text(kind, mask))
         assert hlo.flops(program) == count * block

@@ -38,8 +38,13 @@ def config(stage, remat):
 def compiled():
     """Compiled programs by (stage, remat); the command line's test has (2, none)."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("JAX_PLATFORMS", "TPU_SKIP_MDS_QUERY", "TPU_ACCELERATOR_TYPE", "TPU_WORKER_HOSTNAMES",
-                     "ALLOW_MULTIPLE_LIBTPU_LOAD"):  # fmt: skip
+        for name in (
+            "JAX_PLATFORMS",
+            "TPU_SKIP_MDS_QUERY",
+            "TPU_ACCELERATOR_TYPE",
+            "TPU_WORKER_HOSTNAMES",
+            "ALLOW_MULTIPLE_LIBTPU_LOAD",
+        ):
             patch.setenv(name, "")
         prepare_environment()
         mesh = make_mesh(MeshConfig(), topology_devices(parse_topology("v5e:2x2")))

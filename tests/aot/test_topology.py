@@ -6,19 +6,25 @@ from quecc_jax.aot.topology import parse_topology, topology_devices
 from quecc_jax.errors import UserError
 
 
-@pytest.mark.parametrize("text, shape, slices", [
-    ("v5e:16x16", (16, 16), 1), ("v5p:2x4x4", (2, 4, 4), 1), ("2*v5e:4x4", (4, 4), 2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, shape, slices", [("v5e:16x16", (16, 16), 1), ("v5p:2x4x4", (2, 4, 4), 1), ("2*v5e:4x4", (4, 4), 2)]
+)
 def test_names(text, shape, slices):
     topology = parse_topology(text)
     assert (topology.shape, topology.slices, topology.name) == (shape, slices, text)
 
 
-@pytest.mark.parametrize("text, message", [
-    ("v5e-16", "write CHIP:AxB"), ("h100:2x2", "one of the chips v4, v5e, v5p, v6e"),
-    ("v5e:4x4x4", "has 2 axes"), ("0*v5e:4x4", "at least 1"), ("v5p:4x4", "has 3 axes"),
-    ("2*v4:2x2x2", "no rate between slices is known for v4"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("v5e-16", "write CHIP:AxB"),
+        ("h100:2x2", "one of the chips v4, v5e, v5p, v6e"),
+        ("v5e:4x4x4", "has 2 axes"),
+        ("0*v5e:4x4", "at least 1"),
+        ("v5p:4x4", "has 3 axes"),
+        ("2*v4:2x2x2", "no rate between slices is known for v4"),
+    ],
+)
 def test_other_names_are_refused(text, message):
     with pytest.raises(UserError, match=message):
         parse_topology(text)

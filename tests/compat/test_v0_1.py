@@ -9,9 +9,10 @@ import jax
 import numpy as np
 import pytest
 
-from launch import convert
+from quecc_jax.commands import convert
 from quecc_jax.config import RunConfig
-from quecc_jax.config_io import from_dict, load_config
+from quecc_jax.config.io import from_dict, load_config
+from quecc_jax.config.renamed import with_new_names
 from quecc_jax.data.pipeline import make_iterator
 from quecc_jax.evaluate.predict import predict
 from quecc_jax.flops import answer_flops, compressor_cost, train_flops
@@ -29,8 +30,10 @@ COMPRESSORS = json.loads((ROOT / "compressors.json").read_text())
 
 
 def flat(params) -> dict[str, np.ndarray]:
-    return {"/".join(key.key for key in path): np.asarray(leaf)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(params)}  # fmt: skip
+    return {
+        "/".join(key.key for key in path): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
 
 
 def saved(step: int) -> dict[str, np.ndarray]:
@@ -65,10 +68,12 @@ def test_parameters_load_bit_by_bit(run):
 def test_the_engine_answers_as_it_did(run):
     engine = load_engine(run)
     questions = [
-        Question(row["conversations"][0]["value"].replace("<image>", "").strip(),
-                 (engine.picture(ROOT / "data" / row["image"]),))
+        Question(
+            row["conversations"][0]["value"].replace("<image>", "").strip(),
+            (engine.picture(ROOT / "data" / row["image"]),),
+        )
         for row in json.loads((ROOT / "data" / "rows.json").read_text())
-    ]  # fmt: skip
+    ]
     asked = engine.run(questions, Limits(8))
     assert list(asked)
     assert asked.texts() == EXPECTED["answers"]
@@ -124,7 +129,7 @@ def test_the_fit_gives_the_same_plan(tmp_path):
 @pytest.mark.parametrize("name", COMPRESSORS)
 def test_settings_of_every_compressor_are_read_and_counted_alike(name):
     was = COMPRESSORS[name]
-    config = from_dict(RunConfig, was["config"])
+    config = from_dict(RunConfig, with_new_names(was["config"])[0])
     assert config.model.visual_tokens == was["visual_tokens"]
     assert list(compressor_cost(config.model)) == was["cost"]
     assert train_flops(config) == was["train_flops"]

@@ -36,4 +36,4 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 def _short(text: str, most: int = 60) -> str:
     """The text's end is where prompts differ."""
-    return text if len(text) <= most else f"{text[:most // 2 - 2]} .. {text[-most // 2 + 2:]}"
+    return text if len(text) <= most else f"{text[: most // 2 - 2]} .. {text[-most // 2 + 2 :]}"

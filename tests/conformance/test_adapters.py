@@ -73,13 +73,28 @@ def arrays(d: Path) -> None:
 
 
 def trained(d: Path) -> None:
-    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth", "rng_state_0.pth", "training_args.bin",
-                 "random_states_0.pkl", "scaler.pt"):  # fmt: skip
+    for name in (
+        "optimizer.pt",
+        "scheduler.pt",
+        "rng_state.pth",
+        "rng_state_0.pth",
+        "training_args.bin",
+        "random_states_0.pkl",
+        "scaler.pt",
+    ):
         (d / name).write_bytes(b"a pickle")
 
 
-FORMS = ("tf_model.h5", "flax_model.msgpack", "model.onnx", "model-q8.gguf", "consolidated.00.pth",
-         "consolidated.safetensors", "pytorch_model.bin", "pytorch_model-00001-of-00002.bin")  # fmt: skip
+FORMS = (
+    "tf_model.h5",
+    "flax_model.msgpack",
+    "model.onnx",
+    "model-q8.gguf",
+    "consolidated.00.pth",
+    "consolidated.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model-00001-of-00002.bin",
+)
 
 
 def forms(d: Path) -> None:
@@ -101,42 +116,66 @@ def file(name: str, tensors: dict[str, np.ndarray] | None = None) -> Callable[[P
 BESIDE: dict[str, tuple[Callable[[Path], Any], str, tuple[str, ...]]] = {
     "a LoRA of PEFT": (peft, "refused", ("adapter_config.json", "adapter_model.safetensors")),
     "adapter_config.json alone": (
-        lambda d: (d / "adapter_config.json").write_text(CONFIG), "refused", ("adapter_config.json",)),
+        lambda d: (d / "adapter_config.json").write_text(CONFIG),
+        "refused",
+        ("adapter_config.json",),
+    ),
     "adapter_model.bin alone": (file("adapter_model.bin"), "refused", ("adapter_model.bin",)),
     "adapter_model.safetensors alone": (
-        file("adapter_model.safetensors"), "refused", ("adapter_model.safetensors",)),
+        file("adapter_model.safetensors"),
+        "refused",
+        ("adapter_model.safetensors",),
+    ),
     "adapter_model-00001-of-00002.safetensors": (
-        file("adapter_model-00001-of-00002.safetensors"), "refused", ("adapter_model-00001",)),
+        file("adapter_model-00001-of-00002.safetensors"),
+        "refused",
+        ("adapter_model-00001",),
+    ),
     "non_lora_trainables.bin alone": (
-        file("non_lora_trainables.bin"), "refused", ("non_lora_trainables.bin",)),
+        file("non_lora_trainables.bin"),
+        "refused",
+        ("non_lora_trainables.bin",),
+    ),
     "LLaMA-Adapter": (file("llama_adapter_len10_layer30_release.pth"), "refused", ("llama_adapter",)),
     "diffusers' pytorch_lora_weights.safetensors": (
-        file("pytorch_lora_weights.safetensors"), "refused", ("pytorch_lora_weights.safetensors",)),
-    "a LoRA in checkpoint-500/": (
-        lora_in_a_folder, "refused",
-        ("checkpoint-500/adapter_config.json",)),
+        file("pytorch_lora_weights.safetensors"),
+        "refused",
+        ("pytorch_lora_weights.safetensors",),
+    ),
+    "a LoRA in checkpoint-500/": (lora_in_a_folder, "refused", ("checkpoint-500/adapter_config.json",)),
     "a LoRA in lora/checkpoint-500/": (
-        lora_two_folders_down, "refused",
-        ("lora/checkpoint-500/adapter_config.json",)),
+        lora_two_folders_down,
+        "refused",
+        ("lora/checkpoint-500/adapter_config.json",),
+    ),
     "a link to an adapter that is gone": (
-        lambda d: (d / "adapter_model.safetensors").symlink_to("../blobs/gone"), "refused",
-        ("adapter_model.safetensors",)),
+        lambda d: (d / "adapter_model.safetensors").symlink_to("../blobs/gone"),
+        "refused",
+        ("adapter_model.safetensors",),
+    ),
     "weights in checkpoint-500/": (file("checkpoint-500/model.safetensors"), "said", ("checkpoint-500",)),
     "Meta's form in original/": (file("original/consolidated.00.pth"), "said", ("original",)),
     "files of training": (trained, "said", ("optimizer.pt", "rng_state_0.pth", "training_args.bin")),
     "other forms of the weights": (forms, "said", FORMS),
-    "NumPy's arrays": (
-        arrays, "said",
-        ("expected.npz", "some.pkl")),
+    "NumPy's arrays": (arrays, "said", ("expected.npz", "some.pkl")),
     "shards of another set": (
-        file("model-00001-of-00003.safetensors"), "refused", ("model-00001-of-00003.safetensors",)),
+        file("model-00001-of-00003.safetensors"),
+        "refused",
+        ("model-00001-of-00003.safetensors",),
+    ),
     "model.safetensors beside an index of others": (
-        file("model.safetensors"), "refused", ("model.safetensors",)),
+        file("model.safetensors"),
+        "refused",
+        ("model.safetensors",),
+    ),
     "weights of another name": (file("ema.safetensors"), "refused", ("ema.safetensors",)),
     "value_head.bin": (file("value_head.bin"), "refused", ("value_head.bin",)),
     "mm_projector.bin beside a language model": (
-        file("mm_projector.bin"), "refused", ("mm_projector.bin", "--projector")),
-}  # fmt: skip
+        file("mm_projector.bin"),
+        "refused",
+        ("mm_projector.bin", "--projector"),
+    ),
+}
 
 
 @pytest.mark.parametrize("case", BESIDE)
@@ -162,17 +201,22 @@ def test_a_lora_directory_is_refused_whatever_it_is_given_for(
     lora.mkdir()
     (lora / "config.json").write_text(json.dumps(tiny["config"]))
     peft(lora)
-    pickle(lora / "non_lora_trainables.bin",
-           {f"base_model.model.{k}": v for k, v in projector(tmp_path / "tiny").items()})  # fmt: skip
+    pickle(
+        lora / "non_lora_trainables.bin",
+        {f"base_model.model.{k}": v for k, v in projector(tmp_path / "tiny").items()},
+    )
     tower = tmp_path / "tiny" / "clip_tiny"
     given: dict[str, dict[str, Any]] = {
         "from": {"source": lora},
         "projector": {"source": tmp_path / "llm", "vision": tower, "projector": lora},
         "one file": {
-            "source": tmp_path / "llm", "vision": tower, "projector": lora / "non_lora_trainables.bin"},
+            "source": tmp_path / "llm",
+            "vision": tower,
+            "projector": lora / "non_lora_trainables.bin",
+        },
         "vision": {"source": tmp_path / "llm", "vision": lora},
         "text": {"source": tmp_path / "tiny", "text": lora},
-    }  # fmt: skip
+    }
     act = lambda: import_weights(out=tmp_path / "run", allow_pickle=True, **given[option])  # noqa: E731
     conforms("LoRA directory", f"as {option}", "refused", obtained(capsys, act, "adapter_config.json"))
 
@@ -238,9 +282,7 @@ def test_projectors_beside_models_that_have_one(tmp_path: Path, conforms: Any, c
     conforms("mm_projector.bin", "beside a whole model", "said", obtained(capsys, act, "mm_projector.bin"))
 
 
-def test_a_projector_in_the_folder_of_its_language_model(
-    tmp_path: Path, conforms: Any, capsys: Any
-) -> None:
+def test_a_projector_in_the_folder_of_its_language_model(tmp_path: Path, conforms: Any, capsys: Any) -> None:
     """A folder of stage 1 that holds the language model too serves both options."""
     write_tiny(tmp_path / "tiny")
     llm = decoder_for_the_tiny_projector()
@@ -258,7 +300,8 @@ def test_a_projector_in_the_folder_of_its_language_model(
     (tmp_path / "llm" / "config.json").write_text(json.dumps(llm.hf | {"vocab_size": 40}))
     pickle(tmp_path / "llm" / "pytorch_model.bin", random_tensors(shapes, np.float16))
     act = lambda: import_weights(  # noqa: E731
-        tmp_path / "llm", tmp_path / "b", projector=stage, **given)  # fmt: skip
+        tmp_path / "llm", tmp_path / "b", projector=stage, **given
+    )
     conforms("mm_projector.bin", "as --projector", "said", obtained(capsys, act, "pytorch_model.bin"))
 
 
@@ -288,10 +331,12 @@ INCOMPLETE: dict[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
     "the same, with pytorch_model.bin there": (both, ("model-1.safetensors", "download")),
     "only TensorFlow's": (only("tf_model.h5"), ("tf_model.h5",)),
     "only a GGUF file": (only("m.gguf"), ("give the GGUF file itself", "m.gguf")),
-    "only checkpoints": (only("checkpoint-1/model.safetensors", "checkpoint-2/model.safetensors"),
-                         ("checkpoint-1, checkpoint-2",)),
+    "only checkpoints": (
+        only("checkpoint-1/model.safetensors", "checkpoint-2/model.safetensors"),
+        ("checkpoint-1, checkpoint-2",),
+    ),
     "only files of training": (only("optimizer.pt", "training_args.bin"), ("optimizer.pt",)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", INCOMPLETE)

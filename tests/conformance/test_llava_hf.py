@@ -17,22 +17,23 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from quecc_jax.config import CompressorConfig, DataConfig, DecoderConfig, ModelConfig, RunConfig, VisionConfig
-from quecc_jax.config_io import load_config, save_config
+from quecc_jax.config.io import load_config, save_config
+from quecc_jax.convert.io.tensors import open_tensors
 from quecc_jax.convert.plan import plan_export
 from quecc_jax.convert.processor import chat_template
 from quecc_jax.convert.run import export_weights, import_weights
-from quecc_jax.convert.tensors import open_tensors
-from quecc_jax.data.conversation import prompt, prompt_text
 from quecc_jax.data.images import normalise
-from quecc_jax.data.templates import TEMPLATES
-from quecc_jax.data.tokenizer import load_tokenizer
+from quecc_jax.data.text.conversation import prompt, prompt_text
+from quecc_jax.data.text.templates import TEMPLATES
+from quecc_jax.data.text.tokenizer import load_tokenizer
 from quecc_jax.generate.engine import Engine, Limits, Question
 from quecc_jax.load import load_vlm
 from tests.convert.test_run import assert_same_tensors
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "llava_tiny"
-TOWER = VisionConfig(image_size=28, patch_size=7, width=16, depth=3, heads=2, mlp_width=32, levels=(-2,),
-                     post_norm=True)  # fmt: skip
+TOWER = VisionConfig(
+    image_size=28, patch_size=7, width=16, depth=3, heads=2, mlp_width=32, levels=(-2,), post_norm=True
+)
 DECODER = DecoderConfig(width=32, depth=2, heads=4, kv_heads=4, mlp_width=48, max_positions=4096)
 QUESTIONS = ["What is it?", "  Is  <this> a\n\ntest, 12 or 日本?", "an <image_> or an <img>?"]
 
@@ -54,11 +55,22 @@ def letters(directory: Path) -> Path:
     return directory
 
 
-def make_run(root: Path, family: str = "llama", template: str = "v1", aspect: str = "pad",
-             tower: VisionConfig = TOWER, legacy: bool = True, **decoder: Any) -> Path:  # fmt: skip
+def make_run(
+    root: Path,
+    family: str = "llama",
+    template: str = "v1",
+    aspect: str = "pad",
+    tower: VisionConfig = TOWER,
+    legacy: bool = True,
+    **decoder: Any,
+) -> Path:
     """A run of random weights, imported from the original's format."""
-    model = ModelConfig(vision=tower, compressor=CompressorConfig("none"), dtype="float32",
-                        decoder=dataclasses.replace(DECODER, **decoder))  # fmt: skip
+    model = ModelConfig(
+        vision=tower,
+        compressor=CompressorConfig("none"),
+        dtype="float32",
+        decoder=dataclasses.replace(DECODER, **decoder),
+    )
     config = RunConfig(model=model, data=DataConfig(template=template, image_aspect=aspect))  # type: ignore[arg-type]
     rng = np.random.default_rng(0)
     for folder, layout in (("given", "llava"), ("given/clip", "clip")):
@@ -128,13 +140,23 @@ CASES: dict[str, dict[str, Any]] = {
     "LLaMA-2's template": {"template": "llama_2"},
     "Mistral": {"family": "mistral", "template": "mistral_instruct", "window": 4096, "kv_heads": 2},
     "Qwen2, room for the token": {
-        "family": "qwen2", "template": "qwen", "qkv_bias": True, "vocab_size": 320, "norm_eps": 1e-6},
+        "family": "qwen2",
+        "template": "qwen",
+        "qkv_bias": True,
+        "vocab_size": 320,
+        "norm_eps": 1e-6,
+    },
     "Qwen2, no room, tied": {
-        "family": "qwen2", "template": "qwen", "qkv_bias": True, "vocab_size": 259, "tie_embeddings": True},
+        "family": "qwen2",
+        "template": "qwen",
+        "qkv_bias": True,
+        "vocab_size": 259,
+        "tie_embeddings": True,
+    },
     "a tokenizer that is not legacy": {"legacy": False},
     "CLS in front": {"tower": dataclasses.replace(TOWER, keep_cls=True)},
     "rows beyond the tokenizer": {"vocab_size": 32064},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -163,16 +185,20 @@ def test_transformers_answers_as_the_run_does(case: str, tmp_path: Path, conform
                 conforms(case, f"pixels, {what}", True, error < 1e-5)
             with torch.no_grad():
                 out = model.generate(**given, max_new_tokens=8, do_sample=False)
-            answer = processor.decode(out[0, len(wanted):], skip_special_tokens=True).strip()
+            answer = processor.decode(out[0, len(wanted) :], skip_special_tokens=True).strip()
             asked = Question(question, tuple(engine.picture(one) for one in shown))
             conforms(case, f"answer, {what}", answer, engine.answers([asked], limits)[0])
     history = ("What is it?", "A cat.")
-    talks = [*talk(history[0], 1), {"role": "assistant", "content": [{"type": "text", "text": history[1]}]},
-             *talk("Why?", 0)]  # fmt: skip
+    talks = [
+        *talk(history[0], 1),
+        {"role": "assistant", "content": [{"type": "text", "text": history[1]}]},
+        *talk("Why?", 0),
+    ]
     text = processor.apply_chat_template(talks, add_generation_prompt=True)
     given = processor(images=[picture(60, 40)], text=text, return_tensors="pt")
-    conforms(case, "ids, second turn", given["input_ids"][0].tolist(),
-             ids_of("Why?", 1, engine, number, history))  # fmt: skip
+    conforms(
+        case, "ids, second turn", given["input_ids"][0].tolist(), ids_of("Why?", 1, engine, number, history)
+    )
 
 
 @pytest.mark.parametrize("size", [(60, 40), (20, 70), (28, 28)])
@@ -187,7 +213,7 @@ def test_any_resolution_pictures(size: tuple[int, int], tmp_path: Path, conforms
     given = processor(images=[picture(*size)], text=text, return_tensors="pt")
     with torch.no_grad():
         out = model.generate(**given, max_new_tokens=8, do_sample=False)
-    answer = processor.decode(out[0, given["input_ids"].shape[1]:], skip_special_tokens=True).strip()
+    answer = processor.decode(out[0, given["input_ids"].shape[1] :], skip_special_tokens=True).strip()
     asked = Question("What is it?", (engine.picture(picture(*size)),))
     conforms("LLaVA-NeXT", f"answer, {size}", answer, engine.answers([asked], Limits(max_new_tokens=8))[0])
 
@@ -207,16 +233,28 @@ def test_an_export_comes_in_again_as_the_same_run(tmp_path: Path, conforms: Any)
     assert_same_tensors(tmp_path / "hf", tmp_path / "once_more")
     for file in (tmp_path / "hf").iterdir():
         if file.suffix != ".safetensors":
-            conforms("re-import", f"goes home: {file.name}", True,
-                     file.read_bytes() == (tmp_path / "once_more" / file.name).read_bytes())  # fmt: skip
+            conforms(
+                "re-import",
+                f"goes home: {file.name}",
+                True,
+                file.read_bytes() == (tmp_path / "once_more" / file.name).read_bytes(),
+            )
     export_weights(tmp_path / "again", tmp_path / "anew", layout="llava_hf")
     told = json.loads((tmp_path / "anew" / "config.json").read_text())
-    conforms("re-import", "exported anew: id, rows", (32000, 32001),
-             (told["image_token_index"], told["text_config"]["vocab_size"]))  # fmt: skip
+    conforms(
+        "re-import",
+        "exported anew: id, rows",
+        (32000, 32001),
+        (told["image_token_index"], told["text_config"]["vocab_size"]),
+    )
     first, second = (Engine(*load_vlm(p)) for p in (run, tmp_path / "again"))
     for shown in ((), (picture(60, 40),)):
-        answers = [engine.answers([Question("What is it?", tuple(map(engine.picture, shown)))],
-                                  Limits(max_new_tokens=8)) for engine in (first, second)]  # fmt: skip
+        answers = [
+            engine.answers(
+                [Question("What is it?", tuple(map(engine.picture, shown)))], Limits(max_new_tokens=8)
+            )
+            for engine in (first, second)
+        ]
         conforms("re-import", f"answer with {len(shown)} pictures", *answers)
 
 
@@ -269,7 +307,7 @@ def test_chat_templates_say_what_prompts_say(name: str, conforms: Any) -> None:
     tokenizer = load_tokenizer(GOLDEN)
     data = DataConfig(template=name)  # type: ignore[arg-type]
     source = chat_template(name)
-    said = ["What's \"it\"?", "A {{ cat }}.", "And\n\nthis?", "日本.", "Why?"]
+    said = ['What\'s "it"?', "A {{ cat }}.", "And\n\nthis?", "日本.", "Why?"]
     for turns, system, pictures in ((1, None, 1), (3, None, 0), (5, "Be <brief>.", 1), (3, "", 2)):
         if name == "plain" and turns > 1:
             continue
@@ -323,7 +361,8 @@ def test_the_projector_as_the_original_reads_it(tmp_path: Path, conforms: Any) -
         state = torch.load(tmp_path / "bare" / "mm_projector.bin", map_location="cpu", weights_only=only)
         same = {
             name: held.read(name).tobytes() == tensor.contiguous().view(torch.uint8).numpy().tobytes()
-            and tensor.dtype == torch.bfloat16 and tuple(tensor.shape) == held.shapes[name]
+            and tensor.dtype == torch.bfloat16
+            and tuple(tensor.shape) == held.shapes[name]
             for name, tensor in state.items()
-        }  # fmt: skip
+        }
         conforms("mm_projector", f"weights_only {only}", dict.fromkeys(held.shapes, True), same)

@@ -1,9 +1,9 @@
-"""Published configurations against the scripts of QueCC's authors (the table in tests/test_configs.py)."""
+"""Published configurations against the scripts of QueCC's authors (the table in tests/config/test_configs.py)."""
 
 import pytest
 
-from launch.cli import load_config_file
-from tests.test_configs import SCRIPTS, in_the_scripts_words
+from quecc_jax.commands.cli import load_config_file
+from tests.config.test_configs import SCRIPTS, in_the_scripts_words
 
 
 @pytest.mark.parametrize("stage, script", [(1, "pretrain.sh"), (2, "finetune.sh")])

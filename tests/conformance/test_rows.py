@@ -12,19 +12,32 @@ import pytest
 import yaml
 
 from quecc_jax.data.files import read_json
-from quecc_jax.data.mixture import open_rows
 from quecc_jax.data.references import image_refs
+from quecc_jax.data.sources.mixture import open_rows
 from quecc_jax.errors import UserError
 
 A = [f"a{k}" for k in range(7)]
 MIXTURES = {
-    "all": A, "first:3": A[:3], "first:10%": A[:1], "first:15%": A[:2], "end:2": A[5:], "end:20%": A[5:],
-    "first:0": [], "first:100": A, "end:100": A, "first: 3": A[:3], "first:150%": A, "end:1%": A[6:],
-}  # fmt: skip
+    "all": A,
+    "first:3": A[:3],
+    "first:10%": A[:1],
+    "first:15%": A[:2],
+    "end:2": A[5:],
+    "end:20%": A[5:],
+    "first:0": [],
+    "first:100": A,
+    "end:100": A,
+    "first: 3": A[:3],
+    "first:150%": A,
+    "end:1%": A[6:],
+}
 RANDOM = {"random:4": 4, "random:10%": 1, "random:200%": 7}
 ROW = {"id": 1, "conversations": [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "It."}]}
-PICTURED = {"id": 1, "image": "https://example.org/a.jpg", "conversations": [
-    {"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "It."}]}  # fmt: skip
+PICTURED = {
+    "id": 1,
+    "image": "https://example.org/a.jpg",
+    "conversations": [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "It."}],
+}
 
 
 @pytest.fixture
@@ -86,9 +99,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "video key": ({**ROW, "video": "a.mp4"}, READ),
     "video placeholder": (ASKED, READ),
     "audios key": ({**ROW, "audios": ["a.wav"]}, READ),
-    "images key": ({**ROW, "images": ["a.jpg"]}, "name the pictures of a row 'image', a path or a list of "
-                                                 "paths"),
-}  # fmt: skip
+    "images key": (
+        {**ROW, "images": ["a.jpg"]},
+        "name the pictures of a row 'image', a path or a list of paths",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -27,8 +27,9 @@ LISTED = [
     ("mmmu", "lmms_eval", "Option NBC 12 12 is DNA", ["cat", "dog", "red fox", "12"], "A"),
     ("mmmu", "mmmu", "DNA 12 answer", ["cat", "dog", "red fox", "12"], "random"),
     ("mmmu", "lmms_eval", "DNA 12 answer", ["cat", "dog", "red fox", "12"], "A"),
-    ("mme", "mme", "y", 0, "other"), ("mme", "lmms_eval", "y", 0, "yes"),
-]  # fmt: skip
+    ("mme", "mme", "y", 0, "other"),
+    ("mme", "lmms_eval", "y", 0, "yes"),
+]
 
 
 def judge(task: str, scorer: str, case: dict[str, Any]) -> tuple[Any, Any]:
@@ -52,11 +53,18 @@ def test_scorers_agree_with_the_programs_that_they_name(conforms, path):
     expected = [(case.get("reading"), case.get("score")) for case in table["cases"]]
     assert len(expected) > 90 and len(set(expected)) > 1
     obtained = [judge(task, scorer, case) for case in table["cases"]]
-    wrong = [(case["answer"], *pair) for case, *pair in zip(table["cases"], expected, obtained, strict=True)
-             if pair[0] != pair[1]]  # fmt: skip
+    wrong = [
+        (case["answer"], *pair)
+        for case, *pair in zip(table["cases"], expected, obtained, strict=True)
+        if pair[0] != pair[1]
+    ]
     agree = len(expected) - len(wrong)
-    conforms("scorer", f"{path.stem}, answers read alike", f"{len(expected)} of {len(expected)}",
-             f"{agree} of {len(expected)} {wrong[:3] or ''}".strip())  # fmt: skip
+    conforms(
+        "scorer",
+        f"{path.stem}, answers read alike",
+        f"{len(expected)} of {len(expected)}",
+        f"{agree} of {len(expected)} {wrong[:3] or ''}".strip(),
+    )
     if scorer != "normalise":
         assert table["program"] == TASKS[task].scored_by(scorer).scorer.program
 
@@ -66,8 +74,16 @@ def test_every_scorer_has_been_held_against_its_program():
     tested = {path.stem for path in OFFICIAL}
     all_of_them = {f"{task.name}.{scorer.name}" for task in TASKS.values() for scorer in task.scorers}
     assert all_of_them - tested == {
-        "vqav2.llava", "vizwiz.llava", "seed.llava", "llava_bench.gpt4", "mmvet.gpt4", "mathvista.rules",
-        "mmbench_cn.vlmevalkit", "mmbench_cn.vlmevalkit_2026", "mmbench_cn.lmms_eval"}  # fmt: skip
+        "vqav2.llava",
+        "vizwiz.llava",
+        "seed.llava",
+        "llava_bench.gpt4",
+        "mmvet.gpt4",
+        "mathvista.rules",
+        "mmbench_cn.vlmevalkit",
+        "mmbench_cn.vlmevalkit_2026",
+        "mmbench_cn.lmms_eval",
+    }
 
 
 @pytest.mark.parametrize("task, scorer, answer, choices, reading", LISTED)

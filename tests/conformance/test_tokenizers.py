@@ -13,34 +13,50 @@ from typing import Any
 import pytest
 from sentencepiece import SentencePieceProcessor
 
-from quecc_jax.convert.beside import copy_tokenizer_files
-from quecc_jax.data.tokenizer import load_tokenizer
+from quecc_jax.convert.sidecar_files import copy_tokenizer_files
+from quecc_jax.data.text.tokenizer import load_tokenizer
 from quecc_jax.errors import UserError
 from tests.conformance.tokenizers.make import HERE, JSON, MODEL, OTHERS, TEXTS, token, write
 
-EXPECTED: dict[str, dict[str, Any]] = json.loads(
-    (HERE / "expected.json").read_text("utf-8"))
+EXPECTED: dict[str, dict[str, Any]] = json.loads((HERE / "expected.json").read_text("utf-8"))
 GOLDEN = EXPECTED["golden"]
 NAMED_BY_USERS = ("class LLaMATokenizer", "no class", "model alone")
 REFUSED = {
     "class LlamaTokenizerFast, legacy false": "legacy false and class LlamaTokenizerFast",
     "class CodeLlamaTokenizer": "read from a tokenizer.json",
     "add_prefix_space false, legacy false": "legacy false and add_prefix_space false",
-    "empty strings": "bos_token is empty", "bos null": "bos_token is empty",
-    "bos empty": "bos_token is empty", "eos empty": "eos_token is empty",
+    "empty strings": "bos_token is empty",
+    "bos null": "bos_token is empty",
+    "bos empty": "bos_token is empty",
+    "eos empty": "eos_token is empty",
     "eos null": "eos_token is empty",
-    "decoder with a gap": "'<image>' the number 32007", "decoder, single_word": "'What' with number 32000",
-    "split_special_tokens": "split_special_tokens", "add_eos_token true": "sets add_eos_token",
-    "no_blank.model, legacy": "changes text", "no_blank.model, not legacy": "changes text",
-    "bytes, class LlamaTokenizer": "disagree on whether", "bytes, class LlamaTokenizerFast": "disagree",
-    "bytes, class CodeLlamaTokenizer": "disagree", "bytes, legacy false": "disagree",
+    "decoder with a gap": "'<image>' the number 32007",
+    "decoder, single_word": "'What' with number 32000",
+    "split_special_tokens": "split_special_tokens",
+    "add_eos_token true": "sets add_eos_token",
+    "no_blank.model, legacy": "changes text",
+    "no_blank.model, not legacy": "changes text",
+    "bytes, class LlamaTokenizer": "disagree on whether",
+    "bytes, class LlamaTokenizerFast": "disagree",
+    "bytes, class CodeLlamaTokenizer": "disagree",
+    "bytes, legacy false": "disagree",
     "bytes, no class, model llama": "disagree",
-    **{f"{base}, class {kind}, add_bos_token {adds}": "disagree" for base, adds in (
-        ("bytes", True), ("bytes with bos", False), ("bytes, cut and padded", False), ("pieces", False))
-       for kind in ("PreTrainedTokenizerFast", "GPT2Tokenizer")},
-    **{f"{base}, {name}": says for base in ("bytes", "bytes with bos", "bytes, cut and padded", "pieces")
-       for name, says in (("eos empty", "no eos token"), ("added_tokens.json elsewhere", "99999"))},
-}  # fmt: skip
+    **{
+        f"{base}, class {kind}, add_bos_token {adds}": "disagree"
+        for base, adds in (
+            ("bytes", True),
+            ("bytes with bos", False),
+            ("bytes, cut and padded", False),
+            ("pieces", False),
+        )
+        for kind in ("PreTrainedTokenizerFast", "GPT2Tokenizer")
+    },
+    **{
+        f"{base}, {name}": says
+        for base in ("bytes", "bytes with bos", "bytes, cut and padded", "pieces")
+        for name, says in (("eos empty", "no eos token"), ("added_tokens.json elsewhere", "99999"))
+    },
+}
 """What 4.37 reads and is refused here, with a part of the sentence: no marks of a conversation can be found,
 no token ends an answer, ids that could mean two things, or versions of transformers that differ."""
 
@@ -52,8 +68,12 @@ def obtained(directory: Path, name: str) -> dict[str, Any] | str:
     except UserError as error:
         assert str(error).count(";") >= 1 and "\n" not in str(error)
         return str(error)
-    return {"bos": read.bos_token_id, "eos": read.eos_token_id, "size": len(read),
-            "ids": [list(read.encode(text)) for text in TEXTS]}  # fmt: skip
+    return {
+        "bos": read.bos_token_id,
+        "eos": read.eos_token_id,
+        "size": len(read),
+        "ids": [list(read.encode(text)) for text in TEXTS],
+    }
 
 
 @pytest.mark.parametrize("name", [*MODEL, *OTHERS, *JSON])
@@ -74,8 +94,12 @@ def test_ids_of_transformers_4(conforms: Any, tmp_path: Path, name: str) -> None
     ids = {**GOLDEN["ids"], **told["ids"]}
     wanted = {**told, "ids": [ids[str(k)] for k in range(len(TEXTS))]}
     wrong = [TEXTS[k] for k in range(len(TEXTS)) if found["ids"][k] != wanted["ids"][k]]
-    conforms(kind, name, (told["bos"], told["eos"], told["size"], []),
-             (found["bos"], found["eos"], found["size"], wrong))  # fmt: skip
+    conforms(
+        kind,
+        name,
+        (told["bos"], told["eos"], told["size"], []),
+        (found["bos"], found["eos"], found["size"], wrong),
+    )
 
 
 def both(directory: Path, change: str) -> Path:
@@ -102,8 +126,12 @@ def test_a_tokenizer_json_that_agrees_with_tokenizer_model(conforms: Any, tmp_pa
     read = load_tokenizer(both(tmp_path, ""))
     own = SentencePieceProcessor(model_file=str(HERE / "pieces.model"))
     texts = ["the cat  is", " on a mat", "\u4f60\u597d x\U0001f600"]
-    conforms("tokenizer", "both files", [own.encode(text) for text in texts],
-             [list(read.encode(text)) for text in texts])  # fmt: skip
+    conforms(
+        "tokenizer",
+        "both files",
+        [own.encode(text) for text in texts],
+        [list(read.encode(text)) for text in texts],
+    )
 
 
 @pytest.mark.parametrize("change", ["numbers", "merges", "normalizer", "added"])
@@ -131,8 +159,12 @@ def test_the_cause_of_a_failure_is_told(conforms: Any, tmp_path: Path, text: str
     (tmp_path / "tokenizer.json").write_text(text)
     with pytest.raises(UserError) as error:
         load_tokenizer(tmp_path)
-    conforms("tokenizer", f"broken file {text}", (True, 1),
-             (says in str(error.value), len(str(error.value).splitlines())))  # fmt: skip
+    conforms(
+        "tokenizer",
+        f"broken file {text}",
+        (True, 1),
+        (says in str(error.value), len(str(error.value).splitlines())),
+    )
 
 
 def test_an_empty_setting_is_told(conforms: Any) -> None:

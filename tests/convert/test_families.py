@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from quecc_jax.config import DecoderConfig, RopeScaling
-from quecc_jax.convert.families import (
+from quecc_jax.convert.formats.language_models import (
     DEFAULTS,
     decoder_config,
     decoder_rules,
@@ -19,94 +19,206 @@ from quecc_jax.convert.rules import from_tree, to_tree
 from quecc_jax.errors import UserError
 from tests.convert.names import load, random_tensors
 
-QWEN = DecoderConfig(151936, 896, 24, 14, 2, mlp_width=4864, norm_eps=1e-6, rope_theta=1e6, qkv_bias=True,
-                     tie_embeddings=True)  # fmt: skip
+QWEN = DecoderConfig(
+    151936, 896, 24, 14, 2, mlp_width=4864, norm_eps=1e-6, rope_theta=1e6, qkv_bias=True, tie_embeddings=True
+)
 PHI = DecoderConfig(32064, 3072, mlp_width=8192, norm_eps=1e-5, window=2047)
 FACTORS = [1.0 + i / 48 for i in range(48)]
 
 PUBLISHED: dict[str, tuple[dict[str, Any], DecoderConfig]] = {
     "Vicuna-7B": (
-        {"model_type": "llama", "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 11008,
-         "max_position_embeddings": 4096, "num_attention_heads": 32, "num_hidden_layers": 32,
-         "num_key_value_heads": 32, "pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_scaling": None,
-         "tie_word_embeddings": False, "vocab_size": 32000},
+        {
+            "model_type": "llama",
+            "hidden_act": "silu",
+            "hidden_size": 4096,
+            "intermediate_size": 11008,
+            "max_position_embeddings": 4096,
+            "num_attention_heads": 32,
+            "num_hidden_layers": 32,
+            "num_key_value_heads": 32,
+            "pretraining_tp": 1,
+            "rms_norm_eps": 1e-05,
+            "rope_scaling": None,
+            "tie_word_embeddings": False,
+            "vocab_size": 32000,
+        },
         DecoderConfig(),
     ),
     "LLaMA-3.1-8B": (
-        {"model_type": "llama", "attention_bias": False, "hidden_size": 4096, "intermediate_size": 14336,
-         "max_position_embeddings": 131072, "mlp_bias": False, "num_attention_heads": 32,
-         "num_hidden_layers": 32, "num_key_value_heads": 8, "rms_norm_eps": 1e-05, "rope_theta": 500000.0,
-         "rope_scaling": {"factor": 8.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
-                          "original_max_position_embeddings": 8192, "rope_type": "llama3"},
-         "vocab_size": 128256},
-        DecoderConfig(128256, kv_heads=8, mlp_width=14336, rope_theta=5e5,
-                      rope_scaling=RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)),
+        {
+            "model_type": "llama",
+            "attention_bias": False,
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "max_position_embeddings": 131072,
+            "mlp_bias": False,
+            "num_attention_heads": 32,
+            "num_hidden_layers": 32,
+            "num_key_value_heads": 8,
+            "rms_norm_eps": 1e-05,
+            "rope_theta": 500000.0,
+            "rope_scaling": {
+                "factor": 8.0,
+                "high_freq_factor": 4.0,
+                "low_freq_factor": 1.0,
+                "original_max_position_embeddings": 8192,
+                "rope_type": "llama3",
+            },
+            "vocab_size": 128256,
+        },
+        DecoderConfig(
+            128256,
+            kv_heads=8,
+            mlp_width=14336,
+            rope_theta=5e5,
+            rope_scaling=RopeScaling("llama3", 8.0, 1.0, 4.0, 8192),
+        ),
     ),
     "linear": (
         {"model_type": "llama", "rms_norm_eps": 1e-5, "rope_scaling": {"type": "linear", "factor": 4.0}},
         DecoderConfig(rope_scaling=RopeScaling("linear", 4.0)),
     ),
     "Mistral-7B-v0.1": (
-        {"model_type": "mistral", "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32,
-         "num_hidden_layers": 32, "num_key_value_heads": 8, "rms_norm_eps": 1e-05, "rope_theta": 10000.0,
-         "sliding_window": 4096, "vocab_size": 32000},
+        {
+            "model_type": "mistral",
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "num_attention_heads": 32,
+            "num_hidden_layers": 32,
+            "num_key_value_heads": 8,
+            "rms_norm_eps": 1e-05,
+            "rope_theta": 10000.0,
+            "sliding_window": 4096,
+            "vocab_size": 32000,
+        },
         DecoderConfig(kv_heads=8, mlp_width=14336, window=4096),
     ),
     "Mistral-Nemo": (
-        {"model_type": "mistral", "head_dim": 128, "hidden_size": 5120, "intermediate_size": 14336,
-         "num_attention_heads": 32, "num_hidden_layers": 40, "num_key_value_heads": 8, "rms_norm_eps": 1e-05,
-         "rope_theta": 1000000.0, "sliding_window": None, "vocab_size": 131072},
+        {
+            "model_type": "mistral",
+            "head_dim": 128,
+            "hidden_size": 5120,
+            "intermediate_size": 14336,
+            "num_attention_heads": 32,
+            "num_hidden_layers": 40,
+            "num_key_value_heads": 8,
+            "rms_norm_eps": 1e-05,
+            "rope_theta": 1000000.0,
+            "sliding_window": None,
+            "vocab_size": 131072,
+        },
         DecoderConfig(131072, 5120, 40, kv_heads=8, head_width=128, mlp_width=14336, rope_theta=1e6),
     ),
     "Qwen2-0.5B": (
-        {"model_type": "qwen2", "hidden_size": 896, "intermediate_size": 4864, "num_attention_heads": 14,
-         "max_window_layers": 24, "num_hidden_layers": 24, "num_key_value_heads": 2, "rms_norm_eps": 1e-06,
-         "rope_theta": 1000000.0, "sliding_window": 131072, "tie_word_embeddings": True,
-         "use_sliding_window": False, "vocab_size": 151936},
+        {
+            "model_type": "qwen2",
+            "hidden_size": 896,
+            "intermediate_size": 4864,
+            "num_attention_heads": 14,
+            "max_window_layers": 24,
+            "num_hidden_layers": 24,
+            "num_key_value_heads": 2,
+            "rms_norm_eps": 1e-06,
+            "rope_theta": 1000000.0,
+            "sliding_window": 131072,
+            "tie_word_embeddings": True,
+            "use_sliding_window": False,
+            "vocab_size": 151936,
+        },
         QWEN,
     ),
     "Qwen2 with windows from layer 20": (
-        {"model_type": "qwen2", "hidden_size": 896, "intermediate_size": 4864, "num_attention_heads": 14,
-         "max_window_layers": 20, "num_hidden_layers": 24, "num_key_value_heads": 2,
-         "rope_parameters": {"rope_theta": 1000000.0, "rope_type": "default"}, "sliding_window": 512,
-         "tie_word_embeddings": True, "use_sliding_window": True, "vocab_size": 151936},
+        {
+            "model_type": "qwen2",
+            "hidden_size": 896,
+            "intermediate_size": 4864,
+            "num_attention_heads": 14,
+            "max_window_layers": 20,
+            "num_hidden_layers": 24,
+            "num_key_value_heads": 2,
+            "rope_parameters": {"rope_theta": 1000000.0, "rope_type": "default"},
+            "sliding_window": 512,
+            "tie_word_embeddings": True,
+            "use_sliding_window": True,
+            "vocab_size": 151936,
+        },
         dataclasses.replace(QWEN, window=512, full_layers=20),
     ),
     "Phi-3-mini-4k": (
-        {"model_type": "phi3", "hidden_size": 3072, "intermediate_size": 8192,
-         "max_position_embeddings": 4096,
-         "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 32,
-         "original_max_position_embeddings": 4096, "rms_norm_eps": 1e-05, "rope_scaling": None,
-         "rope_theta": 10000.0, "sliding_window": 2047, "vocab_size": 32064},
+        {
+            "model_type": "phi3",
+            "hidden_size": 3072,
+            "intermediate_size": 8192,
+            "max_position_embeddings": 4096,
+            "num_attention_heads": 32,
+            "num_hidden_layers": 32,
+            "num_key_value_heads": 32,
+            "original_max_position_embeddings": 4096,
+            "rms_norm_eps": 1e-05,
+            "rope_scaling": None,
+            "rope_theta": 10000.0,
+            "sliding_window": 2047,
+            "vocab_size": 32064,
+        },
         PHI,
     ),
     "Phi-3-mini-128k": (
-        {"model_type": "phi3", "max_position_embeddings": 131072, "original_max_position_embeddings": 4096,
-         "rope_scaling": {"type": "su", "short_factor": FACTORS, "long_factor": FACTORS[::-1]},
-         "sliding_window": 262144},
-        dataclasses.replace(PHI, window=262144, rope_scaling=RopeScaling(
-            "longrope", original_length=4096, short_factors=tuple(FACTORS), long_factors=tuple(FACTORS[::-1]),
-            attention_factor=math.sqrt(1 + math.log(32) / math.log(4096)))),
+        {
+            "model_type": "phi3",
+            "max_position_embeddings": 131072,
+            "original_max_position_embeddings": 4096,
+            "rope_scaling": {"type": "su", "short_factor": FACTORS, "long_factor": FACTORS[::-1]},
+            "sliding_window": 262144,
+        },
+        dataclasses.replace(
+            PHI,
+            window=262144,
+            rope_scaling=RopeScaling(
+                "longrope",
+                original_length=4096,
+                short_factors=tuple(FACTORS),
+                long_factors=tuple(FACTORS[::-1]),
+                attention_factor=math.sqrt(1 + math.log(32) / math.log(4096)),
+            ),
+        ),
     ),
     "MPT-7B": (
-        {"model_type": "mpt", "attn_config": {"alibi": True, "alibi_bias_max": 8, "attn_impl": "torch"},
-         "d_model": 4096, "expansion_ratio": 4, "learned_pos_emb": True, "n_heads": 32, "n_layers": 32,
-         "no_bias": True, "norm_type": "low_precision_layernorm", "vocab_size": 50432},
-        DecoderConfig(50432, mlp_width=16384, mlp="gelu", norm="layer", positions="alibi",
-                      tie_embeddings=True),
+        {
+            "model_type": "mpt",
+            "attn_config": {"alibi": True, "alibi_bias_max": 8, "attn_impl": "torch"},
+            "d_model": 4096,
+            "expansion_ratio": 4,
+            "learned_pos_emb": True,
+            "n_heads": 32,
+            "n_layers": 32,
+            "no_bias": True,
+            "norm_type": "low_precision_layernorm",
+            "vocab_size": 50432,
+        },
+        DecoderConfig(
+            50432, mlp_width=16384, mlp="gelu", norm="layer", positions="alibi", tie_embeddings=True
+        ),
     ),
     "the first LLaVA-1.5": (
         {"model_type": "llava", "rms_norm_eps": 1e-05, "mm_vision_tower": "x", "vocab_size": 32000},
         DecoderConfig(),
     ),
-}  # fmt: skip
+}
 
 
 PROMISED = {
-    "Vicuna-7B": 4096, "LLaMA-3.1-8B": 131072, "linear": 2048, "Mistral-7B-v0.1": 131072,
-    "Mistral-Nemo": 131072, "Qwen2-0.5B": 32768, "Qwen2 with windows from layer 20": 32768,
-    "Phi-3-mini-4k": 4096, "Phi-3-mini-128k": 131072, "MPT-7B": 2048, "the first LLaVA-1.5": 2048,
-}  # fmt: skip
+    "Vicuna-7B": 4096,
+    "LLaMA-3.1-8B": 131072,
+    "linear": 2048,
+    "Mistral-7B-v0.1": 131072,
+    "Mistral-Nemo": 131072,
+    "Qwen2-0.5B": 32768,
+    "Qwen2 with windows from layer 20": 32768,
+    "Phi-3-mini-4k": 4096,
+    "Phi-3-mini-128k": 131072,
+    "MPT-7B": 2048,
+    "the first LLaVA-1.5": 2048,
+}
 """Positions that these configs promise, or transformers' defaults of their families."""
 
 
@@ -119,8 +231,12 @@ def test_published_configs_are_these_decoders(name):
 def test_a_decoder_that_does_not_say_its_positions_promises_the_runs():
     config = DecoderConfig()
     assert hf_decoder_config(config, "llama", 100)["max_position_embeddings"] == 100
-    assert hf_decoder_config(dataclasses.replace(config, max_positions=7), "llama", 100)[
-        "max_position_embeddings"] == 7  # fmt: skip
+    assert (
+        hf_decoder_config(dataclasses.replace(config, max_positions=7), "llama", 100)[
+            "max_position_embeddings"
+        ]
+        == 7
+    )
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -146,8 +262,11 @@ def test_a_decoder_written_anew_is_the_same_decoder(name):
         ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0, "beta": 1}}, "settings beta"),
         ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
         ("llama", {"quantization_config": {"bits": 4}}, "quantization_config"),
-        ("qwen2", {"layer_types": ["sliding_attention", "full_attention"], "num_hidden_layers": 2},
-         "layer_types"),
+        (
+            "qwen2",
+            {"layer_types": ["sliding_attention", "full_attention"], "num_hidden_layers": 2},
+            "layer_types",
+        ),
         ("phi3", {"rope_scaling": {"type": "yarn", "short_factor": [1], "long_factor": [1]}}, "'yarn'"),
         ("llama", {"residual_multiplier": 0.22}, "residual_multiplier 0.22"),
         ("llama", {"attention_multiplier": 0.0078}, "attention_multiplier"),
@@ -161,7 +280,7 @@ def test_a_decoder_written_anew_is_the_same_decoder(name):
         ("mpt", {"logit_scale": "inv_sqrt_d_model"}, "logit_scale"),
         ("mpt", {"expansion_ratio": 3}, "expansion_ratio 3"),
     ],
-)  # fmt: skip
+)
 def test_what_is_not_implemented_is_refused_by_name(family, changes, named):
     with pytest.raises(UserError, match=named):
         decoder_config({"model_type": family} | changes)

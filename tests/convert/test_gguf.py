@@ -10,11 +10,11 @@ from gguf.quants import quantize
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quecc_jax.convert.families import decoder_config, decoder_rules
-from quecc_jax.convert.gguf import GgufFile, halves, hf_config
-from quecc_jax.convert.gguf_tokenizer import write_tokenizer
+from quecc_jax.convert.formats.gguf import GgufFile, halves, hf_config
+from quecc_jax.convert.formats.gguf_tokenizer import write_tokenizer
+from quecc_jax.convert.formats.language_models import decoder_config, decoder_rules
 from quecc_jax.convert.rules import check
-from quecc_jax.data.tokenizer import load_tokenizer
+from quecc_jax.data.text.tokenizer import load_tokenizer
 from quecc_jax.errors import UserError
 
 WIDTH, HEADS, KV_HEADS, MLP, DEPTH = 64, 4, 2, 96, 2
@@ -39,9 +39,17 @@ def gguf_weights():
     """Random tensors under GGUF's names, as [out, in]."""
     rng = np.random.default_rng(0)
     head = WIDTH // HEADS
-    layer = {"attn_q": (WIDTH, WIDTH), "attn_k": (KV_HEADS * head, WIDTH), "attn_v": (KV_HEADS * head, WIDTH),
-             "attn_output": (WIDTH, WIDTH), "ffn_gate": (MLP, WIDTH), "ffn_up": (MLP, WIDTH),
-             "ffn_down": (WIDTH, MLP), "attn_norm": (WIDTH,), "ffn_norm": (WIDTH,)}  # fmt: skip
+    layer = {
+        "attn_q": (WIDTH, WIDTH),
+        "attn_k": (KV_HEADS * head, WIDTH),
+        "attn_v": (KV_HEADS * head, WIDTH),
+        "attn_output": (WIDTH, WIDTH),
+        "ffn_gate": (MLP, WIDTH),
+        "ffn_up": (MLP, WIDTH),
+        "ffn_down": (WIDTH, MLP),
+        "attn_norm": (WIDTH,),
+        "ffn_norm": (WIDTH,),
+    }
     shapes = {f"blk.{i}.{name}.weight": shape for i in range(DEPTH) for name, shape in layer.items()}
     shapes |= {"token_embd.weight": (len(TOKENS), WIDTH), "output_norm.weight": (WIDTH,)}
     return {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
@@ -96,11 +104,13 @@ def test_the_source_satisfies_the_rules_of_its_own_config(tmp_path):
 def test_tensors_have_hugging_faces_names_and_values(kind, atol, tmp_path):
     weights = write(tmp_path / "m.gguf", kind=kind)
     gguf = GgufFile(tmp_path / "m.gguf")
-    pairs = {"model.layers.1.self_attn.v_proj.weight": "blk.1.attn_v.weight",
-             "model.layers.0.self_attn.o_proj.weight": "blk.0.attn_output.weight",
-             "model.layers.1.mlp.down_proj.weight": "blk.1.ffn_down.weight",
-             "model.layers.0.post_attention_layernorm.weight": "blk.0.ffn_norm.weight",
-             "model.embed_tokens.weight": "token_embd.weight"}  # fmt: skip
+    pairs = {
+        "model.layers.1.self_attn.v_proj.weight": "blk.1.attn_v.weight",
+        "model.layers.0.self_attn.o_proj.weight": "blk.0.attn_output.weight",
+        "model.layers.1.mlp.down_proj.weight": "blk.1.ffn_down.weight",
+        "model.layers.0.post_attention_layernorm.weight": "blk.0.ffn_norm.weight",
+        "model.embed_tokens.weight": "token_embd.weight",
+    }
     for theirs, name in pairs.items():
         array = gguf.read(theirs)
         assert array.dtype == gguf.dtypes[theirs] == np.float32 and array.shape == gguf.shapes[theirs]
@@ -122,8 +132,11 @@ def test_scores_of_q_and_k_survive_the_other_rotary_layout(tmp_path):
     head, angles = WIDTH // HEADS, np.arange(WIDTH // HEADS // 2) * 0.3
 
     def scores(query, key, interleaved):
-        return [np.dot(turn(q, 5 * angles, interleaved), turn(k, 2 * angles, interleaved))
-                for q in (query @ x).reshape(HEADS, head) for k in (key @ y).reshape(KV_HEADS, head)]
+        return [
+            np.dot(turn(q, 5 * angles, interleaved), turn(k, 2 * angles, interleaved))
+            for q in (query @ x).reshape(HEADS, head)
+            for k in (key @ y).reshape(KV_HEADS, head)
+        ]
 
     theirs = scores(weights["blk.0.attn_q.weight"], weights["blk.0.attn_k.weight"], True)
     layer = "model.layers.0.self_attn."
@@ -143,23 +156,32 @@ def test_an_own_output_matrix_unties(tmp_path):
     check(decoder_rules(decoder_config(hf_config(gguf)), "llama"), gguf.shapes)
 
 
-@pytest.mark.parametrize("change, says", [
-    ({"arch": "gemma"}, "architecture 'gemma'"),
-    ({"tensors": {"rope_freqs.weight": np.ones(7, np.float32)}}, r"rope_freqs\.weight .*has 7 numbers for 8"),
-    ({"tensors": {"rope_freqs.weight": np.arange(8, 0, -1).astype(np.float32)}}, "rope_freqs.* no scaling"),
-    ({"tensors": {"rope_factors_long.weight": np.ones(8, np.float32)}}, r"rope_factors_long\.weight"),
-    ({"tensors": {"blk.0.attn_q.bias": np.ones(WIDTH, np.float32)}}, r"blk\.0\.attn_q\.bias"),
-    ({"tensors": {"blk.0.ffn_gate_exps.weight": np.ones((2, 4, 4), np.float32)}}, "ffn_gate_exps"),
-    ({"extra": {"llama.rope.scaling.type": "yarn"}}, "rope.scaling.type 'yarn'"),
-    ({"extra": {"llama.rope.scaling.type": "linear"}}, "rope.scaling.type 'linear' with factor None"),
-    ({"extra": {"llama.attention.sliding_window": 64}}, "attention.sliding_window 64"),
-    ({"extra": {"llama.expert_count": 8}}, "expert_count 8"),
-    ({"extra": {"llama.rope.dimension_count": 8}}, "rope.dimension_count 8 beside heads of 16"),
-    ({"extra": {"llama.attention.value_length": 8}}, "attention.value_length 8 beside heads of 16"),
-    ({"extra": {"llama.residual_scale": 0.5}}, "residual_scale 0.5"),
-    ({"extra": {"general.type": "adapter"}}, "no model but something of type 'adapter'"),
-    ({"extra": {"split.count": 2}}, "one of 2 parts"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"arch": "gemma"}, "architecture 'gemma'"),
+        (
+            {"tensors": {"rope_freqs.weight": np.ones(7, np.float32)}},
+            r"rope_freqs\.weight .*has 7 numbers for 8",
+        ),
+        (
+            {"tensors": {"rope_freqs.weight": np.arange(8, 0, -1).astype(np.float32)}},
+            "rope_freqs.* no scaling",
+        ),
+        ({"tensors": {"rope_factors_long.weight": np.ones(8, np.float32)}}, r"rope_factors_long\.weight"),
+        ({"tensors": {"blk.0.attn_q.bias": np.ones(WIDTH, np.float32)}}, r"blk\.0\.attn_q\.bias"),
+        ({"tensors": {"blk.0.ffn_gate_exps.weight": np.ones((2, 4, 4), np.float32)}}, "ffn_gate_exps"),
+        ({"extra": {"llama.rope.scaling.type": "yarn"}}, "rope.scaling.type 'yarn'"),
+        ({"extra": {"llama.rope.scaling.type": "linear"}}, "rope.scaling.type 'linear' with factor None"),
+        ({"extra": {"llama.attention.sliding_window": 64}}, "attention.sliding_window 64"),
+        ({"extra": {"llama.expert_count": 8}}, "expert_count 8"),
+        ({"extra": {"llama.rope.dimension_count": 8}}, "rope.dimension_count 8 beside heads of 16"),
+        ({"extra": {"llama.attention.value_length": 8}}, "attention.value_length 8 beside heads of 16"),
+        ({"extra": {"llama.residual_scale": 0.5}}, "residual_scale 0.5"),
+        ({"extra": {"general.type": "adapter"}}, "no model but something of type 'adapter'"),
+        ({"extra": {"split.count": 2}}, "one of 2 parts"),
+    ],
+)
 def test_what_is_not_a_plain_llama_is_refused(change, says, tmp_path):
     write(tmp_path / "m.gguf", **change)
     with pytest.raises(UserError, match=says):
@@ -170,7 +192,7 @@ def test_broken_files_are_refused_by_name(tmp_path):
     write(tmp_path / "whole.gguf")
     whole = (tmp_path / "whole.gguf").read_bytes()
     for share in (0.0, 0.02, 0.3, 0.999):
-        (tmp_path / "cut.gguf").write_bytes(whole[:int(share * len(whole))])
+        (tmp_path / "cut.gguf").write_bytes(whole[: int(share * len(whole))])
         with pytest.raises(UserError, match=r"cut\.gguf is truncated"):
             GgufFile(tmp_path / "cut.gguf")
     (tmp_path / "text.gguf").write_text("this is no model at all, only text")

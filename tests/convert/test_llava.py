@@ -65,10 +65,18 @@ PLANS: dict[str, tuple[Callable[[], ImportPlan], list[str]]] = {
     "llava": (lambda: plan_import(source("llava")), ["vision", "projector", "decoder"]),
     "llava_next": (lambda: plan_import(source("llava_next")), ["vision", "projector", "decoder"]),
     "llava_next with an inner model": (
-        lambda: plan_import(renamed("llava_next", {
-            "vision_tower": "model.vision_tower", "multi_modal_projector": "model.multi_modal_projector",
-            "image_newline": "model.image_newline", "language_model.lm_head": "lm_head",
-            "language_model.model.": "model.language_model."})),
+        lambda: plan_import(
+            renamed(
+                "llava_next",
+                {
+                    "vision_tower": "model.vision_tower",
+                    "multi_modal_projector": "model.multi_modal_projector",
+                    "image_newline": "model.image_newline",
+                    "language_model.lm_head": "lm_head",
+                    "language_model.model.": "model.language_model.",
+                },
+            )
+        ),
         ["vision", "projector", "decoder"],
     ),
     "llava of older transformers": (
@@ -76,20 +84,34 @@ PLANS: dict[str, tuple[Callable[[], ImportPlan], list[str]]] = {
         ["vision", "projector", "decoder"],
     ),
     "llava with an inner model": (
-        lambda: plan_import(renamed("llava", {
-            "vision_tower": "model.vision_tower", "multi_modal_projector": "model.multi_modal_projector",
-            "language_model.lm_head": "lm_head", "language_model.model.": "model.language_model."})),
+        lambda: plan_import(
+            renamed(
+                "llava",
+                {
+                    "vision_tower": "model.vision_tower",
+                    "multi_modal_projector": "model.multi_modal_projector",
+                    "language_model.lm_head": "lm_head",
+                    "language_model.model.": "model.language_model.",
+                },
+            )
+        ),
         ["vision", "projector", "decoder"],
     ),
     "llava_tiny": (lambda: plan_import(source("llava_tiny"), source("clip_tiny")), WHOLE),
     "llava_tiny without its tower": (
-        lambda: plan_import(without(source("llava_tiny"), "vision_tower"), source("clip_tiny")), WHOLE),
+        lambda: plan_import(without(source("llava_tiny"), "vision_tower"), source("clip_tiny")),
+        WHOLE,
+    ),
     "stage 1 alone": (lambda: plan_import(stage_one(), source("clip_tiny")), ["compressor", "projector"]),
     "parts put together": (
-        lambda: plan_import(decoder_for_the_tiny_projector(), source("clip_tiny"), stage_one()), WHOLE),
+        lambda: plan_import(decoder_for_the_tiny_projector(), source("clip_tiny"), stage_one()),
+        WHOLE,
+    ),
     "a language model and a tower": (
-        lambda: plan_import(decoder_for_the_tiny_projector(), source("clip_tiny")), ["vision", "decoder"]),
-}  # fmt: skip
+        lambda: plan_import(decoder_for_the_tiny_projector(), source("clip_tiny")),
+        ["vision", "decoder"],
+    ),
+}
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -103,7 +125,8 @@ def test_rules_fill_every_parameter_of_the_parts_once_and_no_other(name):
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 @pytest.mark.parametrize(
-    "case", [*FAMILIES, "clip_vision_model", "clip", "llava", "llava_next", "llava_tiny"])
+    "case", [*FAMILIES, "clip_vision_model", "clip", "llava", "llava_next", "llava_tiny"]
+)
 def test_reading_and_writing_a_checkpoint_changes_no_bit(case, dtype):
     given = source(case)
     plan = plan_import(given, source("clip_tiny") if case == "llava_tiny" else None)
@@ -123,8 +146,10 @@ def test_the_tiny_model_is_written_under_exactly_the_originals_names_and_setting
     different = {k for k, v in export.hf.items() if given.hf.get(k) != v}
     # The tower's directory has a name of its own there.
     assert different == {"mm_vision_tower"} and export.hf["mm_vision_tower"] == "clip"
-    assert plan_import(Source(export.hf, given.found), source("clip_tiny")).config.model == plan_import(
-        given, source("clip_tiny")).config.model  # fmt: skip
+    assert (
+        plan_import(Source(export.hf, given.found), source("clip_tiny")).config.model
+        == plan_import(given, source("clip_tiny")).config.model
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -153,9 +178,10 @@ def test_settings_of_the_tiny_checkpoint():
 
 def test_a_published_tower_needs_no_directory_and_is_named_again():
     hf = load("llava_tiny")["config"] | {
-        "mm_vision_tower": "openai/clip-vit-large-patch14-336", "mm_hidden_size": 1024,
+        "mm_vision_tower": "openai/clip-vit-large-patch14-336",
+        "mm_hidden_size": 1024,
         "mm_vision_output_token_count": 576,
-    }  # fmt: skip
+    }
     tiny = plan_import(source("llava_tiny"), source("clip_tiny")).config
     tower = VisionConfig(post_norm=True)
     config = dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, vision=tower))
@@ -170,8 +196,10 @@ def test_a_published_tower_needs_no_directory_and_is_named_again():
 def test_llava_without_a_compressor_passes_all_patches_and_its_projector_moves_up(select, tokens):
     changes = {"mm_vision_token_compression_type": None, "mm_vision_select_feature": select}
     given = without(source("llava_tiny", **changes), "mm_projector.0")
-    found = {k.replace("projector.1", "projector.0").replace("projector.3", "projector.2"): s
-             for k, s in given.found.items()}  # fmt: skip
+    found = {
+        k.replace("projector.1", "projector.0").replace("projector.3", "projector.2"): s
+        for k, s in given.found.items()
+    }
     plan = plan_import(dataclasses.replace(given, found=found), source("clip_tiny"))
     assert plan.config.model.compressor.name == "none" and plan.config.model.visual_tokens == tokens
     assert leaf_shapes(plan.rules) == model_leaves(plan.config)
@@ -201,8 +229,10 @@ def test_any_resolution_goes_out_and_in_by_either_format():
     with_tiles = tiny()
     vision = dataclasses.replace(with_tiles.model.vision, tiles=((2, 2),))
     with pytest.raises(UserError, match=r"model\.vision\.tiles"):
-        plan_export(dataclasses.replace(with_tiles, model=dataclasses.replace(
-            with_tiles.model, vision=vision)), "llava")  # fmt: skip
+        plan_export(
+            dataclasses.replace(with_tiles, model=dataclasses.replace(with_tiles.model, vision=vision)),
+            "llava",
+        )
     with pytest.raises(UserError, match=r"image_grid_pinpoints .* multiples of the tower's 12"):
         plan_import(source("llava_next", image_grid_pinpoints=[[12, 20]]))
 
@@ -248,52 +278,87 @@ REFUSALS = [
     (lambda: plan_import(source("llama", num_key_value_heads=3)), "decoder.heads 4 .* kv_heads 3"),
     (lambda: plan_import(source("clip_tiny", hidden_act="relu")), "hidden_act 'relu'"),
     (lambda: plan_import(source("llava_tiny")), "'clip_tiny' without describing it; .* --vision"),
-    (lambda: plan_import(source("llava_tiny", mm_vision_select_feature="cls_patch"), source("clip_tiny")),
-     "mm_vision_select_feature 'cls_patch'"),
-    (lambda: plan_import(source("llava_tiny", mm_patch_merge_type="spatial_unpad"), source("clip_tiny")),
-     "mm_patch_merge_type 'spatial_unpad'"),
-    (lambda: plan_import(source("llava_tiny", mm_vision_token_compression_type="x"), source("clip_tiny")),
-     "mm_vision_token_compression_type 'x'"),
-    (lambda: plan_import(source("llava_tiny", mm_vision_token_compression_stride=2), source("clip_tiny")),
-     "stride 2"),
-    (lambda: plan_import(source("llava_tiny", mm_vision_output_text_embedding_size=64), source("clip_tiny")),
-     "mm_vision_output_text_embedding_size 64 .* make it 48"),
+    (
+        lambda: plan_import(source("llava_tiny", mm_vision_select_feature="cls_patch"), source("clip_tiny")),
+        "mm_vision_select_feature 'cls_patch'",
+    ),
+    (
+        lambda: plan_import(source("llava_tiny", mm_patch_merge_type="spatial_unpad"), source("clip_tiny")),
+        "mm_patch_merge_type 'spatial_unpad'",
+    ),
+    (
+        lambda: plan_import(source("llava_tiny", mm_vision_token_compression_type="x"), source("clip_tiny")),
+        "mm_vision_token_compression_type 'x'",
+    ),
+    (
+        lambda: plan_import(source("llava_tiny", mm_vision_token_compression_stride=2), source("clip_tiny")),
+        "stride 2",
+    ),
+    (
+        lambda: plan_import(
+            source("llava_tiny", mm_vision_output_text_embedding_size=64), source("clip_tiny")
+        ),
+        "mm_vision_output_text_embedding_size 64 .* make it 48",
+    ),
     (lambda: plan_import(source("llava_tiny"), source("clip_vision_model")), "mm_hidden_size 32"),
-    (lambda: plan_import(source("llava_tiny", mm_projector_type="resnet"), source("clip_tiny")),
-     "mm_projector_type .*'resnet'"),
-    (lambda: plan_import(source("llava_tiny", image_aspect_ratio="anyres"), source("clip_tiny")),
-     "image_aspect_ratio 'anyres'"),
-    *((functools.partial(plan_import, source("llava_tiny", **{name: value}), source("clip_tiny")), named)
-      for name, value, named in (
-          ("image_aspect_ratio", "anyres_max_9", r"anyres_max_9' .*\(tiles' tokens interpolated to at most"),
-          ("image_aspect_ratio", "highres", r"image_aspect_ratio 'highres' .*\(fixed tiles"),
-          ("mm_patch_merge_type", "spatial", r"mm_patch_merge_type 'spatial' .*\(tiles' tokens in one map"),
-          ("mm_patch_merge_type", "spatial_maxpool2x2", r"maxpool2x2' .*\(tiles' tokens pooled"),
-          ("mm_vision_select_feature", "slicefour_patch", r"slicefour_patch' .*\(several layers"),
-          ("mm_use_im_start_end", True, r"mm_use_im_start_end True .*\(tokens of its own"),
-          ("mm_resampler_type", "perceiver", r"mm_resampler_type 'perceiver' .*\(a module between"),
-          ("mm_projector_type", "mlp2x_res2x_gelu", "mm_projector_type .*'mlp2x_res2x_gelu'"),
-          ("mm_projector_type", "pooler", "mm_projector_type .*'pooler'"),
-      )),
-    (lambda: plan_import(source("llava_tiny", image_aspect_ratio="anyres_max_9",
-                                mm_patch_merge_type="spatial_unpad"), source("clip_tiny")),
-     "image_aspect_ratio 'anyres_max_9'"),
-    *((functools.partial(plan_import, dataclasses.replace(source("llava"), pictures={name: value})), name)
-      for name, value in (("size", {"height": 12, "width": 12}), ("size", {"shortest_edge": 13}),
-                          ("crop_size", 224), ("do_center_crop", False), ("resample", 2))),
+    (
+        lambda: plan_import(source("llava_tiny", mm_projector_type="resnet"), source("clip_tiny")),
+        "mm_projector_type .*'resnet'",
+    ),
+    (
+        lambda: plan_import(source("llava_tiny", image_aspect_ratio="anyres"), source("clip_tiny")),
+        "image_aspect_ratio 'anyres'",
+    ),
+    *(
+        (functools.partial(plan_import, source("llava_tiny", **{name: value}), source("clip_tiny")), named)
+        for name, value, named in (
+            (
+                "image_aspect_ratio",
+                "anyres_max_9",
+                r"anyres_max_9' .*\(tiles' tokens interpolated to at most",
+            ),
+            ("image_aspect_ratio", "highres", r"image_aspect_ratio 'highres' .*\(fixed tiles"),
+            ("mm_patch_merge_type", "spatial", r"mm_patch_merge_type 'spatial' .*\(tiles' tokens in one map"),
+            ("mm_patch_merge_type", "spatial_maxpool2x2", r"maxpool2x2' .*\(tiles' tokens pooled"),
+            ("mm_vision_select_feature", "slicefour_patch", r"slicefour_patch' .*\(several layers"),
+            ("mm_use_im_start_end", True, r"mm_use_im_start_end True .*\(tokens of its own"),
+            ("mm_resampler_type", "perceiver", r"mm_resampler_type 'perceiver' .*\(a module between"),
+            ("mm_projector_type", "mlp2x_res2x_gelu", "mm_projector_type .*'mlp2x_res2x_gelu'"),
+            ("mm_projector_type", "pooler", "mm_projector_type .*'pooler'"),
+        )
+    ),
+    (
+        lambda: plan_import(
+            source("llava_tiny", image_aspect_ratio="anyres_max_9", mm_patch_merge_type="spatial_unpad"),
+            source("clip_tiny"),
+        ),
+        "image_aspect_ratio 'anyres_max_9'",
+    ),
+    *(
+        (functools.partial(plan_import, dataclasses.replace(source("llava"), pictures={name: value})), name)
+        for name, value in (
+            ("size", {"height": 12, "width": 12}),
+            ("size", {"shortest_edge": 13}),
+            ("crop_size", 224),
+            ("do_center_crop", False),
+            ("resample", 2),
+        )
+    ),
     (lambda: plan_import(source("llava_next", use_image_newline_parameter=False)), "newline_parameter False"),
     (lambda: plan_import(source("llava"), source("clip_tiny")), "no room for clip_tiny"),
     (lambda: plan_import(source("llava", vision_feature_layer=[-2, -5])), r"vision_feature_layer \[-2, -5\]"),
     (lambda: plan_import(source("llava", vision_feature_select_strategy="cls")), "'cls'"),
     (lambda: plan_import(decoder_for_the_tiny_projector(), None, stage_one()), "no vision tower"),
-    (lambda: plan_import(decoder_for_the_tiny_projector(), source("clip_tiny"), source("llama")),
-     "which projector"),
+    (
+        lambda: plan_import(decoder_for_the_tiny_projector(), source("clip_tiny"), source("llama")),
+        "which projector",
+    ),
     (lambda: plan_import(source("llama"), source("clip_tiny"), stage_one()), "text_embedding_size 48 .* 16"),
     (lambda: plan_export(tiny(heads=4), "llava"), "model.compressor.heads 4"),
     (lambda: plan_export(tiny(query="zero"), "llava"), "model.compressor.query 'zero'"),
     (lambda: plan_export(tiny(), "llava_hf"), "model.compressor.name 'quecc'"),
     (lambda: plan_export(tiny(), "decoder", "mpt"), "mpt cannot express"),
-]  # fmt: skip
+]
 
 
 def tiny(**compressor: Any) -> RunConfig:

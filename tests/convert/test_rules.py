@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quecc_jax.convert.clip import vision_rules
-from quecc_jax.convert.quecc import quecc_rules
+from quecc_jax.convert.formats.clip import vision_rules
+from quecc_jax.convert.formats.quecc import quecc_rules
 from quecc_jax.convert.rules import (
     Place,
     Rule,
@@ -93,8 +93,9 @@ def test_patch_kernels_compute_the_towers_convolution():
 def test_leaves_are_stacked_and_gaps_or_double_fillings_are_found():
     layers = [same(f"s.{i}", Place(("layers",), i).slab("s", 3)) for i in range(3)]
     assert leaf_shapes([*layers, same("t", PLACE.slab("t", 2))]) == {
-        ("layers", "s"): (3, 3), ("part", "t"): (2,),
-    }  # fmt: skip
+        ("layers", "s"): (3, 3),
+        ("part", "t"): (2,),
+    }
     for broken in ([layers[0], layers[2]], [layers[1]], [*layers, same("x", PLACE.slab("x", 1)), layers[0]]):
         with pytest.raises(ValueError, match="layers/s"):
             leaf_shapes(broken)

@@ -16,15 +16,15 @@ from orbax.checkpoint import v1 as ocp
 from safetensors.numpy import load_file, save_file
 
 from quecc_jax.config import RunConfig
-from quecc_jax.config_io import load_config, save_config
-from quecc_jax.convert.gguf import GgufFile
+from quecc_jax.config.io import load_config, save_config
+from quecc_jax.convert.formats.gguf import GgufFile
+from quecc_jax.convert.io.layer_store import SlabReader, SlabWriter
+from quecc_jax.convert.io.tensors import open_tensors
+from quecc_jax.convert.io.writer import ShardWriter, Spec
 from quecc_jax.convert.plan import Source, plan_import
 from quecc_jax.convert.rules import Rule, Slab
 from quecc_jax.convert.run import cast, drain, export_weights, fill, import_weights
-from quecc_jax.convert.slabs import SlabReader, SlabWriter
 from quecc_jax.convert.targets import special_settings
-from quecc_jax.convert.tensors import open_tensors
-from quecc_jax.convert.writer import ShardWriter, Spec
 from quecc_jax.data.images import CLIP_MEAN, CLIP_STD
 from quecc_jax.errors import UserError
 from quecc_jax.train.checkpoint import load_params, named_leaves
@@ -384,9 +384,15 @@ def test_no_more_than_two_groups_of_tensors_are_ever_in_memory(tmp_path: Path) -
     """Sixty-four layers of fused matrices. tensorstore lets go of the last group some moments late."""
     path, group = ("decoder", "layers", "q", "kernel"), 2 * 64 * 8 * 2
     rules = [
-        Rule((f"a{i}", f"b{i}"), ((64, 8),) * 2, (Slab(path, i, (2, 64, 8)),),
-             lambda x: (np.stack(x),), lambda x: (x[0][0], x[0][1])) for i in range(64)
-    ]  # fmt: skip
+        Rule(
+            (f"a{i}", f"b{i}"),
+            ((64, 8),) * 2,
+            (Slab(path, i, (2, 64, 8)),),
+            lambda x: (np.stack(x),),
+            lambda x: (x[0][0], x[0][1]),
+        )
+        for i in range(64)
+    ]
     shapes = {name: shape for rule in rules for name, shape in zip(rule.theirs, rule.shapes, strict=True)}
     source = Counting(shapes)
     with SlabWriter(tmp_path / "0", rules, {path: BF16}) as writer:
@@ -408,9 +414,10 @@ def test_an_imported_run_says_what_it_is(tmp_path: Path) -> None:
     assert config == dataclasses.replace(
         plan.config,
         out=str(tmp_path / "run"),
-        data=dataclasses.replace(plan.config.data, template="mistral_instruct",
-                                 tokenizer=str(tmp_path / "run" / "tokenizer")),
-    )  # fmt: skip
+        data=dataclasses.replace(
+            plan.config.data, template="mistral_instruct", tokenizer=str(tmp_path / "run" / "tokenizer")
+        ),
+    )
     assert isinstance(config, RunConfig) and set(SlabReader(tmp_path / "run").dtypes.values()) == {F16}
     files = {p.name: p.read_text() for p in (tmp_path / "run" / "tokenizer").iterdir()}
     assert files.keys() == {"model_config.json", "tokenizer_config.json"}
@@ -454,9 +461,19 @@ def test_a_tower_for_pictures_that_are_normalised_otherwise_is_refused(tmp_path:
     assert load_config(tmp_path / "run" / "config.json").model.vision.depth
 
 
-@pytest.mark.parametrize("settings", [
-    {"do_normalize": False}, {"do_rescale": False}, {"rescale_factor": 1 / 127.5}, {"resample": 2},
-    {"do_center_crop": False}, {"size": {"shortest_edge": 96}}, {"crop_size": 32}], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"do_normalize": False},
+        {"do_rescale": False},
+        {"rescale_factor": 1 / 127.5},
+        {"resample": 2},
+        {"do_center_crop": False},
+        {"size": {"shortest_edge": 96}},
+        {"crop_size": 32},
+    ],
+    ids=str,
+)
 def test_a_tower_for_pictures_that_are_prepared_otherwise_is_refused(
     tmp_path: Path, settings: dict[str, Any]
 ) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from quecc_jax.convert.tensors import DTYPES, open_tensors
-from quecc_jax.convert.weight_files import OTHER_FORM, PROJECTOR_ALONE, REST, TRAINING, choose
+from quecc_jax.convert.io.tensors import DTYPES, open_tensors
+from quecc_jax.convert.io.weight_files import OTHER_FORM, PROJECTOR_ALONE, REST, TRAINING, choose
 from quecc_jax.errors import UserError
 
 
@@ -145,7 +145,10 @@ def test_a_model_goes_before_its_projector_and_other_forms_before_neither(tmp_pa
     chosen = choose(tmp_path)
     assert [file.name for file in chosen.files] == ["pytorch_model.bin"]
     assert dict(chosen.unread) == {
-        "mm_projector.safetensors": PROJECTOR_ALONE, "optimizer.pt": TRAINING, "tf_model.h5": OTHER_FORM}
+        "mm_projector.safetensors": PROJECTOR_ALONE,
+        "optimizer.pt": TRAINING,
+        "tf_model.h5": OTHER_FORM,
+    }
     projector = choose(tmp_path, projector=True)
     assert [file.name for file in projector.files] == ["mm_projector.safetensors"]
     assert projector.unread["pytorch_model.bin"] == REST

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from quecc_jax.convert.tensors import DTYPES, open_tensors
-from quecc_jax.convert.writer import ShardWriter, Spec
+from quecc_jax.convert.io.tensors import DTYPES, open_tensors
+from quecc_jax.convert.io.writer import ShardWriter, Spec
 from quecc_jax.errors import UserError
 from tests.convert.test_tensors import same_bits, tensors
 
@@ -62,8 +62,11 @@ def test_strided_and_transposed_arrays(tmp_path: Path) -> None:
     big = np.arange(24, dtype=np.float32).reshape(4, 6)
     wide = np.arange(70 * 130).reshape(70, 130)
     arrays: dict[str, np.ndarray] = {
-        "t": big.T, "s": big[::2, 1:], "w": wide.T, "b": wide.reshape(7, 10, 130).transpose(2, 0, 1),
-    }  # fmt: skip
+        "t": big.T,
+        "s": big[::2, 1:],
+        "w": wide.T,
+        "b": wide.reshape(7, 10, 130).transpose(2, 0, 1),
+    }
     write_all(tmp_path, arrays, 10**9, list(arrays))
     found = load_file(tmp_path / "model.safetensors")
     assert all(np.array_equal(found[k], v) for k, v in arrays.items())

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from quecc_jax.config import CompressorConfig, DataConfig, ModelConfig, SourceConfig, VisionConfig
-from quecc_jax.data.corpus import write_corpus
-from quecc_jax.data.pool import build_pool
-from quecc_jax.data.tokenizer import SPECIALS, load_tokenizer, train_word_tokenizer
+from quecc_jax.data.sources.pool import build_pool
+from quecc_jax.data.text.tokenizer import SPECIALS, load_tokenizer, train_word_tokenizer
+from quecc_jax.experiments.testbed.corpus import write_corpus
 
 
 @pytest.fixture(scope="session")
@@ -16,8 +16,11 @@ def pools(tmp_path_factory):
     root = tmp_path_factory.mktemp("pools")
     sizes: dict[Any, tuple[int, int]] = {"single": (60, 0), "mosaic": (50, 6), "reading": (40, 6)}
     splits: tuple[Any, ...] = ("train", "test")
-    return {(task, split): build_pool(task, split, root / f"{task}-{split}", 24, *sizes[task], seed=3)
-            for task in sizes for split in splits}
+    return {
+        (task, split): build_pool(task, split, root / f"{task}-{split}", 24, *sizes[task], seed=3)
+        for task in sizes
+        for split in splits
+    }
 
 
 @pytest.fixture(scope="session")
@@ -31,25 +34,46 @@ def text_pool(pools, tmp_path_factory):
 def tokenizer(text_pool, tmp_path_factory):
     directory = tmp_path_factory.mktemp("tokenizer") / "words"
     extra = ["Look at this picture. And that one: good, bad? red green blue one two three"]
-    train_word_tokenizer([turn["value"] for row in text_pool.rows for turn in row["conversations"]] + extra,
-                         directory)
+    train_word_tokenizer(
+        [turn["value"] for row in text_pool.rows for turn in row["conversations"]] + extra, directory
+    )
     return load_tokenizer(directory)
 
 
 @pytest.fixture(scope="session")
 def model():
     """24-pixel pictures of 4 x 4 patches, V = 4 visual tokens."""
-    vision = VisionConfig(image_size=24, patch_size=6, width=8, depth=3, heads=2, mlp_width=16,
-                          select_layer=-2, levels=(1, 2, 3))
+    vision = VisionConfig(
+        image_size=24,
+        patch_size=6,
+        width=8,
+        depth=3,
+        heads=2,
+        mlp_width=16,
+        select_layer=-2,
+        levels=(1, 2, 3),
+    )
     return ModelConfig(vision=vision, compressor=CompressorConfig(kernel=2, stride=2, heads=2))
 
 
 @pytest.fixture
 def settings(pools, tokenizer):
     """Makes a DataConfig over some of the pools."""
+
     def make(*names, weights=None, **more):
-        sources = tuple(SourceConfig(kind="pool", path=str(pools[name].directory), weight=weight)
-                        for name, weight in zip(names, weights or [None] * len(names), strict=True))
-        return DataConfig(**{"sources": sources, "tokenizer": tokenizer.directory, "template": "short",
-                             "max_length": 48, "query_length": 24, **more})
+        sources = tuple(
+            SourceConfig(kind="pool", path=str(pools[name].directory), weight=weight)
+            for name, weight in zip(names, weights or [None] * len(names), strict=True)
+        )
+        return DataConfig(
+            **{
+                "sources": sources,
+                "tokenizer": tokenizer.directory,
+                "template": "short",
+                "max_length": 48,
+                "query_length": 24,
+                **more,
+            }
+        )
+
     return make

@@ -9,9 +9,11 @@ import numpy as np
 from PIL import Image
 
 LONG = b"a" * 3_000_000
-TURN = (b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
-        b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF>'
-        b"</x:xmpmeta>")  # fmt: skip
+TURN = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF>'
+    b"</x:xmpmeta>"
+)
 """An XMP packet whose picture is to be turned by a quarter."""
 
 
@@ -56,14 +58,16 @@ NOTED: dict[str, Callable[[], bytes]] = {
     "png iTXt": lambda: png(chunk(b"iTXt", b"Comment\0\0\0\0\0" + LONG)),
     "png iTXt, packed": lambda: png(chunk(b"iTXt", b"Comment\0\1\0\0\0" + zlib.compress(LONG))),
     "png tEXt": lambda: png(chunk(b"tEXt", b"Comment\0" + LONG)),
-    "png 80 zTXt": lambda: png(*(chunk(b"zTXt", b"%d\0\0" % n + zlib.compress(LONG[:900_000]))
-                                 for n in range(80))),
+    "png 80 zTXt": lambda: png(
+        *(chunk(b"zTXt", b"%d\0\0" % n + zlib.compress(LONG[:900_000])) for n in range(80))
+    ),
     "png profile, broken": lambda: png(chunk(b"iCCP", b"p\0\0nonsense")),
     "png zTXt, broken": lambda: png(chunk(b"zTXt", b"C\0\0nonsense")),
     "png profile and EXIF, turned": lambda: png(PROFILE, exif=turned()),
     "png zTXt and XMP, turned": lambda: png(TEXT, chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + TURN)),
     "png zTXt and packed XMP, turned": lambda: png(
-        TEXT, chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(TURN))),
+        TEXT, chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(TURN))
+    ),
     "jpeg profile": lambda: stored("JPEG", icc_profile=bytes(5_000_000)),
     "jpeg comment": lambda: stored("JPEG", comment=LONG[:65_000]),
     "webp profile, turned": lambda: stored("WEBP", icc_profile=bytes(3_000_000), exif=turned()),
@@ -71,5 +75,5 @@ NOTED: dict[str, Callable[[], bytes]] = {
     "tiff description": lambda: stored("TIFF", tiffinfo={270: LONG.decode()}),
     "gif comment": lambda: stored("GIF", comment=LONG[:2_000_000]),
     "avif profile": lambda: stored("AVIF", icc_profile=bytes(3_000_000)),
-}  # fmt: skip
+}
 """Files by what they carry; "turned" ones are stored on their side."""

@@ -26,8 +26,10 @@ def write_llava(folder: Path) -> tuple[Path, list[dict[str, Any]]]:
     for r in range(ROWS):
         chosen = [names[(r + k) % 7] for k in range(r % 3)]
         question = "<image>\n" * len(chosen) + f"red é {r}?"
-        row = {"id": f"row-{r}", "conversations": [{"from": "human", "value": question},
-                                                  {"from": "gpt", "value": "blue"}]}
+        row = {
+            "id": f"row-{r}",
+            "conversations": [{"from": "human", "value": question}, {"from": "gpt", "value": "blue"}],
+        }
         rows.append(row | {"image": chosen[0] if len(chosen) == 1 else chosen} if chosen else row)
     path = folder / "mix.json"
     path.write_text(json.dumps(rows, indent=2, ensure_ascii=False), encoding="utf-8")

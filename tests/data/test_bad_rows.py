@@ -17,11 +17,11 @@ from PIL import Image
 
 from quecc_jax.config import DataConfig, SourceConfig
 from quecc_jax.data.batch import IGNORE
-from quecc_jax.data.conversation import encode
 from quecc_jax.data.images import load_pixels
 from quecc_jax.data.pipeline import make_iterator
 from quecc_jax.data.references import image_refs
-from quecc_jax.data.rowfile import RowFile
+from quecc_jax.data.sources.json_rows import RowFile
+from quecc_jax.data.text.conversation import encode
 from quecc_jax.errors import BadRow, UserError
 
 ROWS, EXAMPLES, LENGTH = 16, 170, 48
@@ -43,6 +43,7 @@ GOOD = [
 
 def bomb(width, height):
     """A PNG that says it is large; its pixels are not there."""
+
     def chunk(name, content):
         check = struct.pack(">I", zlib.crc32(name + content))
         return struct.pack(">I", len(content)) + name + content + check
@@ -77,15 +78,33 @@ def folder(tmp_path_factory):
     return root
 
 
-FINE_PICTURES = ["good.webp", "good.gif", "good.bmp", "good.tif", "alpha.png", "palette.png", "narrow.png",
-                 "deep.png", "./good.png"]
+FINE_PICTURES = [
+    "good.webp",
+    "good.gif",
+    "good.bmp",
+    "good.tif",
+    "alpha.png",
+    "palette.png",
+    "narrow.png",
+    "deep.png",
+    "./good.png",
+]
 POOR_PICTURES: dict[str, Any] = {
-    "none.png": "picture missing", "no/such/folder.png": "picture missing", "folder.png": "picture missing",
-    "empty.png": "picture broken", "text.png": "picture broken", "cut.png": "picture broken",
-    "cut.jpg": "picture broken", "headless.jpg": "picture broken", "a\0b.png": "picture broken",
-    "x" * 300 + ".png": "picture broken", "strip.png": "picture size", "bomb.png": "picture size",
-    "wide.png": "picture size", "nothing.png": ("picture size", "picture broken"),
-}  # fmt: skip
+    "none.png": "picture missing",
+    "no/such/folder.png": "picture missing",
+    "folder.png": "picture missing",
+    "empty.png": "picture broken",
+    "text.png": "picture broken",
+    "cut.png": "picture broken",
+    "cut.jpg": "picture broken",
+    "headless.jpg": "picture broken",
+    "a\0b.png": "picture broken",
+    "x" * 300 + ".png": "picture broken",
+    "strip.png": "picture size",
+    "bomb.png": "picture size",
+    "wide.png": "picture size",
+    "nothing.png": ("picture size", "picture broken"),
+}
 ODD: list[Any] = [None, 3, -1, 2.5, True, False, "", "text", [], ["a"], {}, {"a": 1}, [[]]]
 
 
@@ -94,12 +113,41 @@ def mutate(row, data):
     draw = data.draw
     row, turns = copy.deepcopy(row), copy.deepcopy(row["conversations"])
     pictured = "image" in row
-    kind = draw(st.sampled_from([
-        "as it is", "extra", "names", "system", "greeting", "unicode", "fine picture", "list of one",
-        "odd row", "odd turns", "odd turn", "odd value", "odd speaker", "one-sided", "order", "empty",
-        "surrogate", "bytes", "syntax", "deep", "number", "more placeholders", "fewer placeholders",
-        "picture", "odd picture", "too many", "long", "long picture", "unanswered",
-    ]))  # fmt: skip
+    kind = draw(
+        st.sampled_from(
+            [
+                "as it is",
+                "extra",
+                "names",
+                "system",
+                "greeting",
+                "unicode",
+                "fine picture",
+                "list of one",
+                "odd row",
+                "odd turns",
+                "odd turn",
+                "odd value",
+                "odd speaker",
+                "one-sided",
+                "order",
+                "empty",
+                "surrogate",
+                "bytes",
+                "syntax",
+                "deep",
+                "number",
+                "more placeholders",
+                "fewer placeholders",
+                "picture",
+                "odd picture",
+                "too many",
+                "long",
+                "long picture",
+                "unanswered",
+            ]
+        )
+    )
     fault: Any = None
     if kind == "extra":
         row |= {"id": draw(st.sampled_from(ODD)), "extra": draw(st.sampled_from(ODD)), "score": float("nan")}
@@ -192,10 +240,18 @@ def mutated_rows(data, folder, tokenizer, model, patch):
     path.write_bytes(b"\n".join(raw for raw, _ in made) + b"\n")
     source = SourceConfig(path=str(path), images=str(folder))
     config = DataConfig(
-        sources=(source,), tokenizer=tokenizer.directory, template="short", max_length=LENGTH, query_length=8,
-        images_per_row=2, packed_images=4, batching=data.draw(st.sampled_from(["pad", "grouped", "packed"])),
-        cache=str(folder / "cache"), bad_rows="skip", max_bad_share=1.0,
-    )  # fmt: skip
+        sources=(source,),
+        tokenizer=tokenizer.directory,
+        template="short",
+        max_length=LENGTH,
+        query_length=8,
+        images_per_row=2,
+        packed_images=4,
+        batching=data.draw(st.sampled_from(["pad", "grouped", "packed"])),
+        cache=str(folder / "cache"),
+        bad_rows="skip",
+        max_bad_share=1.0,
+    )
     held, left_out = set[int](), {}
     with make_iterator(config, model, 4, 0) as iterator:
         seen = set[int]()
@@ -244,7 +300,7 @@ def check(batch, place, good, config, tokenizer, model, folder, path):
 def test_two_thousand_mutated_rows(folder, tokenizer, model):
     counted["mutated"] = 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("quecc_jax.data.sources.load_tokenizer", lambda *_: tokenizer)
+        patch.setattr("quecc_jax.data.sources.rows.load_tokenizer", lambda *_: tokenizer)
         mutated_rows(folder=folder, tokenizer=tokenizer, model=model, patch=patch)
     assert counted["mutated"] >= 2000
 
@@ -281,8 +337,7 @@ def test_a_fatal_row_names_its_file_and_line(tmp_path, tokenizer, model, form):
     for batching in ("pad", "packed"):
         config = DataConfig(**{**vars(data), "batching": batching})
         said = rf"rows\.{form}, .*line (\d+).*: its last turn has no answer"
-        with pytest.raises(UserError, match=said) as caught, \
-                make_iterator(config, model, 4, 0) as iterator:
+        with pytest.raises(UserError, match=said) as caught, make_iterator(config, model, 4, 0) as iterator:
             next(iterator)
         named = int(str(caught.value).split("line ")[1].split(":")[0].rstrip(")"))
         # The line on which the row begins: in the indented form, its brace.
@@ -295,15 +350,22 @@ def test_more_than_a_share_of_bad_rows_ends_the_run_in_one_sentence(tmp_path, to
     path.write_text("\n".join(json.dumps(talk("red?") if k % 20 == 3 else GOOD[0]) for k in range(200)))
     source = SourceConfig(path=str(path))
     config: dict[str, Any] = {
-        "sources": (source,), "tokenizer": tokenizer.directory, "template": "short", "batching": batching,
-        "bad_rows": "skip", "max_length": 24, "cache": str(tmp_path / "cache"),
-    }  # fmt: skip
+        "sources": (source,),
+        "tokenizer": tokenizer.directory,
+        "template": "short",
+        "batching": batching,
+        "bad_rows": "skip",
+        "max_length": 24,
+        "cache": str(tmp_path / "cache"),
+    }
     with make_iterator(DataConfig(**config, max_bad_share=0.06), model, 20, 0) as iterator:
         while iterator.tally.read < 200:
             next(iterator)
         assert sorted(iterator.tally.left_out) == list(range(3, 200, 20))
     said = r"^\d+ of the \d+ rows read so far are bad \(\d+ turns\), more than data.max_bad_share 0.04 "
-    with pytest.raises(UserError, match=said), make_iterator(
-            DataConfig(**config, max_bad_share=0.04), model, 20, 0) as iterator:
+    with (
+        pytest.raises(UserError, match=said),
+        make_iterator(DataConfig(**config, max_bad_share=0.04), model, 20, 0) as iterator,
+    ):
         for _ in range(10):
             next(iterator)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from quecc_jax.config import CompressorConfig
+from quecc_jax.config.shapes import first_token
 from quecc_jax.data.batch import IGNORE
 from quecc_jax.data.elastic import drawn, padded_lengths, row_length
 from quecc_jax.data.pipeline import eval_batches, make_iterator
-from quecc_jax.geometry import first_token
 from quecc_jax.train.meter import visual_tokens
 
 MOSAIC, READING = ("mosaic", "train"), ("reading", "train")
@@ -31,9 +31,10 @@ def test_each_v_comes_once_a_turn_in_an_order_that_the_seed_decides():
     assert sequence(0) == sequence(0) != sequence(1)
 
 
-@pytest.mark.parametrize("length, largest, v, expected", [
-    (56, 36, 1, 24), (56, 36, 36, 56), (2048, 36, 1, 2048), (2048, 576, 1, 1536), (37, 16, 1, 22),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "length, largest, v, expected",
+    [(56, 36, 1, 24), (56, 36, 36, 56), (2048, 36, 1, 2048), (2048, 576, 1, 1536), (37, 16, 1, 22)],
+)
 def test_a_row_is_as_short_as_its_v_allows(settings, length, largest, v, expected):
     assert row_length(dataclasses.replace(settings(MOSAIC), max_length=length), largest, v) == expected
 
@@ -45,34 +46,44 @@ def conversations(batch, model, v):
             here = batch.segments[row] == segment
             slots, text = batch.slots[row][here], batch.slots[row][here] < 0
             assert np.array_equal(batch.positions[row][here], np.arange(here.sum()))
-            pictures, places = np.divmod(slots[~text], model.made_tokens)
+            pictures, places = np.divmod(slots[~text], model.num_output_tokens)
             for picture in np.unique(pictures):
                 own = places[pictures == picture]
                 assert np.array_equal(own, first_token(model, v) + np.arange(v))
                 assert batch.query_ends[row, picture] >= 0
-            yield (tuple(batch.tokens[row][here][text]), tuple(batch.labels[row][here][text]),
-                   tuple(np.flatnonzero(~text)[::v]), len(np.unique(pictures)))  # fmt: skip
+            yield (
+                tuple(batch.tokens[row][here][text]),
+                tuple(batch.labels[row][here][text]),
+                tuple(np.flatnonzero(~text)[::v]),
+                len(np.unique(pictures)),
+            )
 
 
-@pytest.mark.parametrize("name, batching", [("quecc", "pad"), ("quecc", "grouped"), ("quecc", "packed"),
-                                            ("mqt", "pad")])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, batching", [("quecc", "pad"), ("quecc", "grouped"), ("quecc", "packed"), ("mqt", "pad")]
+)
 def test_only_the_slots_of_a_picture_differ(settings, model, elastic, name, batching, tmp_path):
     """Against the batches that the model of one V, the largest, gets from the same seed."""
-    data = settings(MOSAIC, READING, batching=batching, packed_images=3, cache=str(tmp_path), window=40)
+    data = settings(
+        MOSAIC, READING, batching=batching, packed_images=3, cache=str(tmp_path), lookahead_rows=40
+    )
     compressor = dataclasses.replace(elastic.compressor, name=name, queries=16)
     elastic = dataclasses.replace(elastic, compressor=compressor)
-    assert elastic.made_tokens == (16 if name == "mqt" else 21)
+    assert elastic.num_output_tokens == (16 if name == "mqt" else 21)
     fixed = dataclasses.replace(model, compressor=CompressorConfig(kernel=1, stride=1, heads=2))
     with make_iterator(data, elastic, 6, 5) as ours, make_iterator(data, fixed, 6, 5) as theirs:
         for number in range(6):
             one, other, v = next(ours), next(theirs), drawn(VALUES, 5, number)
-            assert visual_tokens(one, elastic.made_tokens) == v
-            assert one.tokens.shape[1] == (row_length(data, 16, v) if batching == "pad" else
-                                           other.tokens.shape[1])  # fmt: skip
+            assert visual_tokens(one, elastic.num_output_tokens) == v
+            assert one.tokens.shape[1] == (
+                row_length(data, 16, v) if batching == "pad" else other.tokens.shape[1]
+            )
             for name in ("queries", "query_segments", "query_ends", "pixels", "ids"):
                 assert np.array_equal(getattr(one, name), getattr(other, name))
-            expected = [(text, labels, tuple(place - k * (16 - v) for k, place in enumerate(places)), count)
-                        for text, labels, places, count in conversations(other, fixed, 16)]  # fmt: skip
+            expected = [
+                (text, labels, tuple(place - k * (16 - v) for k, place in enumerate(places)), count)
+                for text, labels, places, count in conversations(other, fixed, 16)
+            ]
             assert list(conversations(one, elastic, v)) == expected
 
 
@@ -109,5 +120,5 @@ def test_text_is_the_same_at_every_v_and_fits_the_shortest_row(text_pool, settin
 
 def test_evaluation_lays_out_the_largest(settings, elastic):
     batch = next(eval_batches(settings(MOSAIC), elastic, 4))
-    assert visual_tokens(batch, elastic.made_tokens) == 16 and batch.slots.max() == 20
+    assert visual_tokens(batch, elastic.num_output_tokens) == 16 and batch.slots.max() == 20
     assert (batch.labels != IGNORE).any()

@@ -16,17 +16,9 @@ from PIL import Image, PngImagePlugin
 from transformers.models.clip import CLIPImageProcessorPil
 
 from quecc_jax.config import VisionConfig
-from quecc_jax.data.easyvqa import picture_paths
-from quecc_jax.data.images import (
-    CLIP_MEAN,
-    CLIP_STD,
-    fit,
-    load_pixels,
-    normalise,
-    open_image,
-    picture_size,
-)
+from quecc_jax.data.images import CLIP_MEAN, CLIP_STD, fit, load_pixels, normalise, open_image, picture_size
 from quecc_jax.data.png import without_notes
+from quecc_jax.data.sources.easy_vqa import picture_paths
 from quecc_jax.errors import BadRow, UserError
 from tests.data.notes import NOTED, PROFILE, TEXT, TURN, chunk, png, turned
 
@@ -67,8 +59,9 @@ def test_pad_gives_the_pixels_of_the_original_code(place, name):
 
 
 @settings(max_examples=40, deadline=None)
-@given(width=st.integers(20, 150) | st.integers(200, 600), height=st.integers(20, 600),
-       seed=st.integers(0, 9))
+@given(
+    width=st.integers(20, 150) | st.integers(200, 600), height=st.integers(20, 600), seed=st.integers(0, 9)
+)
 def test_square_is_the_clip_processor(width, height, seed):
     image = scene(width, height, seed)
     ours = load_pixels(image, VISION, "square")
@@ -85,7 +78,7 @@ def test_pad_is_the_clip_processor_after_padding(sides, seed):
     padded = np.empty((side, side, 3), np.uint8)
     padded[:] = [122, 116, 104]  # floor(255 * CLIP mean)
     top, left = (side - height) // 2, (side - width) // 2
-    padded[top:top + height, left:left + width] = np.asarray(image)
+    padded[top : top + height, left : left + width] = np.asarray(image)
     wanted = clip(Image.fromarray(padded), 56)
     np.testing.assert_allclose(normalise(load_pixels(image, VISION, "pad")), wanted, rtol=0, atol=1e-6)
 
@@ -108,8 +101,16 @@ def test_size_follows_the_config():
 
 
 # Which side of the upright picture the stored row 0 and column 0 are (EXIF 2.3, tag 274).
-EXIF_SIDES = {1: ("top", "left"), 2: ("top", "right"), 3: ("bottom", "right"), 4: ("bottom", "left"),
-              5: ("left", "top"), 6: ("right", "top"), 7: ("right", "bottom"), 8: ("left", "bottom")}
+EXIF_SIDES = {
+    1: ("top", "left"),
+    2: ("top", "right"),
+    3: ("bottom", "right"),
+    4: ("bottom", "left"),
+    5: ("left", "top"),
+    6: ("right", "top"),
+    7: ("right", "bottom"),
+    8: ("left", "bottom"),
+}
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF", "JPEG", "WEBP"])
@@ -155,8 +156,9 @@ def test_the_size_of_a_tiff_is_that_of_its_picture(orientation):
         assert picture_size(file, decoding) == open_image(file, decoding).size
 
 
-@pytest.mark.parametrize("format, mode, dtype", [("PNG", "I;16", "<u2"), ("TIFF", "I;16B", ">u2"),
-                                                 ("TIFF", "I", "<i4")])
+@pytest.mark.parametrize(
+    "format, mode, dtype", [("PNG", "I;16", "<u2"), ("TIFF", "I;16B", ">u2"), ("TIFF", "I", "<i4")]
+)
 def test_the_original_clips_16_bits(format, mode, dtype):
     grey = np.array([[0, 7, 255, 256, 40000, 65535]])
     file = stored(Image.frombytes(mode, (6, 1), grey.astype(dtype).tobytes()), format)
@@ -227,8 +229,10 @@ def test_black_and_white():
     assert np.array_equal(seen(Image.fromarray(checks)), np.repeat(checks[..., None] * np.uint8(255), 3, 2))
 
 
-@pytest.mark.parametrize("dtype, format, mode", [("<u2", "PNG", "I;16"), (">u2", "TIFF", "I;16B"),
-                                                 ("<u2", "TIFF", "I;16"), ("<i4", "TIFF", "I")])
+@pytest.mark.parametrize(
+    "dtype, format, mode",
+    [("<u2", "PNG", "I;16"), (">u2", "TIFF", "I;16B"), ("<u2", "TIFF", "I;16"), ("<i4", "TIFF", "I")],
+)
 def test_16_bits_are_scaled_not_clipped(dtype, format, mode):
     grey = np.linspace(0, 65535, 6 * 50).round().reshape(6, 50)
     array = grey.astype(dtype)
@@ -238,10 +242,18 @@ def test_16_bits_are_scaled_not_clipped(dtype, format, mode):
     assert np.abs(ours - grey[..., None] / 257).max() <= 0.5
 
 
-@pytest.mark.parametrize("low, high, black, white", [
-    (0.0, 1.0, 0.0, 1.0), (0.0, 0.5, 0.0, 1.0), (0.0, 200.0, 0.0, 255.0), (0.0, 60000.0, 0.0, 65535.0),
-    (-7.0, 5.0, -7.0, 5.0), (0.0, 1e6, 0.0, 1e6), (-3.0, -3.0, -3.0, 0.0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "low, high, black, white",
+    [
+        (0.0, 1.0, 0.0, 1.0),
+        (0.0, 0.5, 0.0, 1.0),
+        (0.0, 200.0, 0.0, 255.0),
+        (0.0, 60000.0, 0.0, 65535.0),
+        (-7.0, 5.0, -7.0, 5.0),
+        (0.0, 1e6, 0.0, 1e6),
+        (-3.0, -3.0, -3.0, 0.0),
+    ],
+)
 def test_floats_are_scaled_from_the_range_that_holds_them(low, high, black, white):
     values = np.linspace(low, high, 200, dtype=np.float32).reshape(10, 20)
     wanted = 255 * (values - black) / (white - black)
@@ -288,7 +300,7 @@ def test_of_an_animation_the_first_frame_is_taken(format):
 def test_truncated_files_are_refused_by_name(format, share, tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8)
     whole = stored(Image.fromarray(noise), format).getvalue()
-    (tmp_path / "cut.bin").write_bytes(whole[:int(share * len(whole))])
+    (tmp_path / "cut.bin").write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(UserError, match=r"cut\.bin"):
         open_image(tmp_path / "cut.bin")
 
@@ -309,12 +321,17 @@ def test_what_is_no_picture_is_refused_by_name(tmp_path):
 
 def claims(path, width, height):
     """A small PNG whose header claims a size, with no pixels to it."""
+
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b""))
-                     + chunk(b"IEND", b""))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize("action", ["error", "ignore"])

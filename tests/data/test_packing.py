@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 
 from quecc_jax.config import DataConfig, SourceConfig
+from quecc_jax.data.bad_rows import LeftOut
 from quecc_jax.data.batch import IGNORE, Batch, batch_spec
-from quecc_jax.data.easyvqa import picture_paths
-from quecc_jax.data.faults import LeftOut
-from quecc_jax.data.measure import measure
+from quecc_jax.data.lengths import measure
 from quecc_jax.data.pipeline import eval_batches, make_iterator
-from quecc_jax.data.queries import question_ids
-from quecc_jax.data.sources import open_sources
+from quecc_jax.data.sources.easy_vqa import picture_paths
+from quecc_jax.data.sources.rows import open_sources
+from quecc_jax.data.text.queries import question_ids
 from quecc_jax.errors import UserError
 
 BATCHINGS = ("pad", "grouped", "packed")
@@ -54,9 +54,20 @@ def rows_file(tmp_path_factory):
 @pytest.fixture
 def data(rows_file, tokenizer, tmp_path):
     source = SourceConfig(path=str(rows_file), images=str(rows_file.parent))
-    return DataConfig(sources=(source,), tokenizer=tokenizer.directory, template="short", max_length=80,
-                      query_length=8, images_per_row=2, packed_images=5, window=30, halvings=1,
-                      cache=str(tmp_path / "cache"), bad_rows="skip", max_bad_share=0.1)  # fmt: skip
+    return DataConfig(
+        sources=(source,),
+        tokenizer=tokenizer.directory,
+        template="short",
+        max_length=80,
+        query_length=8,
+        images_per_row=2,
+        packed_images=5,
+        lookahead_rows=30,
+        num_length_buckets=2,
+        cache=str(tmp_path / "cache"),
+        bad_rows="skip",
+        max_bad_share=0.1,
+    )
 
 
 def batched(data, batching):
@@ -150,7 +161,10 @@ def test_an_epoch_holds_every_row_once_on_any_number_of_hosts(data, model, batch
             parts.append(take(iterator, len(whole)))
             left_out |= iterator.tally.left_out
     assert {row: one.reason for row, one in left_out.items()} == {
-        7: "turns", 20: "picture missing", 40: "picture missing"}
+        7: "turns",
+        20: "picture missing",
+        40: "picture missing",
+    }
     for step, batch in enumerate(whole):
         for share, part in zip(np.arange(4).reshape(hosts, -1), parts, strict=True):
             assert_same(part[step], jax.tree.map(lambda x, s=share: x[s], batch))
@@ -185,9 +199,12 @@ def test_a_run_goes_on_at_another_number_of_hosts(data, model, batching, weights
 def test_the_state_knows_the_batching_and_the_lengths(data, model, tokenizer):
     with make_iterator(batched(data, "packed"), model, 4, 0) as iterator:
         state = iterator.get_state()
-    others = (batched(data, "pad"), batched(data, "grouped"),
-              dataclasses.replace(batched(data, "packed"), template="v1", max_length=160),
-              dataclasses.replace(batched(data, "packed"), packed_images=4))
+    others = (
+        batched(data, "pad"),
+        batched(data, "grouped"),
+        dataclasses.replace(batched(data, "packed"), template="v1", max_length=160),
+        dataclasses.replace(batched(data, "packed"), packed_images=4),
+    )
     for other in others:
         with make_iterator(other, model, 4, 0) as iterator, pytest.raises(Exception, match="another stream"):
             iterator.set_state(state)
@@ -230,8 +247,8 @@ def test_lengths_are_measured_once(data, model, tmp_path, monkeypatch):
     data = batched(data, "packed")
     with make_iterator(data, model, 4, 0) as iterator:
         first = next(iterator)
-    kept, = (tmp_path / "cache").iterdir()
-    monkeypatch.setattr("quecc_jax.data.measure._passed", lambda *_: pytest.fail("measured again"))
+    (kept,) = (tmp_path / "cache").iterdir()
+    monkeypatch.setattr("quecc_jax.data.lengths._passed", lambda *_: pytest.fail("measured again"))
     with make_iterator(data, model, 4, 0) as iterator:
         assert_same(next(iterator), first)
     monkeypatch.undo()
@@ -252,7 +269,7 @@ def test_processes_that_share_the_pass_measure_the_same(data, model, tmp_path, m
     data = batched(data, "packed")
     sources = open_sources(data, model)
     alone = measure(sources, data, 4)
-    monkeypatch.setattr("quecc_jax.data.measure.CHUNK", 7)
+    monkeypatch.setattr("quecc_jax.data.lengths.CHUNK", 7)
     before = children()
     apart = dataclasses.replace(data, workers=2, cache=str(tmp_path / "other"))
     shared = measure(sources, apart, 4)

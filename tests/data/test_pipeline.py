@@ -12,10 +12,10 @@ from PIL import Image
 
 from quecc_jax.config import DataConfig, SourceConfig
 from quecc_jax.data.batch import IGNORE, Batch, batch_spec
-from quecc_jax.data.easyvqa import picture_paths
 from quecc_jax.data.images import load_pixels
 from quecc_jax.data.pipeline import eval_batches, make_iterator, rows_by_id
-from quecc_jax.data.pool import build_pool, write_features
+from quecc_jax.data.sources.easy_vqa import picture_paths
+from quecc_jax.data.sources.pool import build_pool, write_features
 from quecc_jax.errors import UserError
 
 SINGLE, MOSAIC, READING = (("single", "train"), ("mosaic", "train"), ("reading", "train"))
@@ -48,7 +48,7 @@ def test_an_epoch_visits_every_row_once_in_a_new_order(pools, settings, model, b
     rows = rows_of(pools, MOSAIC, READING)
     with make_iterator(settings(MOSAIC, READING), model, batch_size, 0) as iterator:
         assert iterator.rows == rows
-        ids = ids_of(take(iterator, -(-2 * rows // batch_size)))[:2 * rows]
+        ids = ids_of(take(iterator, -(-2 * rows // batch_size)))[: 2 * rows]
     first, second = ids[:rows], ids[rows:]
     known = np.sort(list(rows_by_id(settings(MOSAIC, READING))))
     assert np.array_equal(np.sort(first), known) and np.array_equal(np.sort(second), known)
@@ -121,7 +121,7 @@ def test_processes_share_the_batch_and_resume_under_another_number(settings, mod
                 assert_same(part[step], jax.tree.map(lambda x, rows=rows: x[rows], batch))
     with make_iterator(data, model, 16, 0) as alone:
         alone.set_state(state)
-        following, = take(alone, 1)
+        (following,) = take(alone, 1)
     with make_iterator(data, model, 16, 0) as alone:
         assert_same(take(alone, 6)[-1], following)
 
@@ -131,7 +131,7 @@ def test_batches_are_what_the_spec_says(settings, model, cached, tmp_path):
     data = own_pool(settings, tmp_path, model, cached)
     spec = batch_spec(model, data, 6, cached=cached)
     with make_iterator(data, model, 6, 0) as iterator:
-        batch, = take(iterator, 1)
+        (batch,) = take(iterator, 1)
     for name, wanted, array in zip(Batch._fields, spec, batch, strict=True):
         if name == "ids":
             assert array.shape == (6,) and array.dtype == np.int64
@@ -158,7 +158,7 @@ def test_rows_carry_their_own_text_and_picture(pools, settings, model, tokenizer
     data = settings(SINGLE, READING)
     rows, sources = rows_by_id(data), (pools[SINGLE], pools[READING])
     with make_iterator(data, model, 32, 0) as iterator:
-        batch, = take(iterator, 1)
+        (batch,) = take(iterator, 1)
     for k, identity in enumerate(batch.ids):
         row = rows[int(identity)]
         question, answer = (turn["value"].removeprefix("<image>\n") for turn in row["conversations"])
@@ -169,7 +169,7 @@ def test_rows_carry_their_own_text_and_picture(pools, settings, model, tokenizer
         assert (batch.slots[k, length:] == -1).all() and (batch.labels[k, length:] == IGNORE).all()
         learned = batch.labels[k] != IGNORE
         assert tokenizer.decode(batch.labels[k][learned]) == answer
-        assert tokenizer.decode(batch.queries[k, :batch.query_ends[k, 0] + 1]) == question
+        assert tokenizer.decode(batch.queries[k, : batch.query_ends[k, 0] + 1]) == question
         slots = batch.slots[k][batch.slots[k] >= 0]
         assert slots.tolist() == [0, 1, 2, 3] and not batch.tokens[k][batch.slots[k] >= 0].any()
         picture = sources[int(identity) >> 32].images[row["image"]]
@@ -181,7 +181,7 @@ def test_cached_features_are_those_of_the_picture(settings, model, tmp_path):
     rows = rows_by_id(data)
     pool = build_pool("mosaic", "train", tmp_path / "same", 24, 20, 4)
     with make_iterator(data, model, 16, 0, fingerprint="tower-1") as iterator:
-        batch, = take(iterator, 1)
+        (batch,) = take(iterator, 1)
     assert batch.pixels is None
     for k, identity in enumerate(batch.ids):
         wanted = tower(pool.images[rows[int(identity)]["image"]][None])[0].astype(np.float16)
@@ -220,10 +220,16 @@ def test_a_tokenizer_larger_than_the_model_is_refused(settings, model, tokenizer
 
 
 def test_text_only_run(text_pool, tokenizer, model):
-    data = DataConfig(sources=(SourceConfig(kind="pool", path=str(text_pool.directory)),), template="plain",
-                      tokenizer=tokenizer.directory, max_length=96, images_per_row=0, labels="all")
+    data = DataConfig(
+        sources=(SourceConfig(kind="pool", path=str(text_pool.directory)),),
+        template="plain",
+        tokenizer=tokenizer.directory,
+        max_length=96,
+        images_per_row=0,
+        labels="all",
+    )
     with make_iterator(data, model, 16, 0) as iterator:
-        batch, = take(iterator, 1)
+        (batch,) = take(iterator, 1)
     assert batch.pixels is None and batch.features is None
     assert batch.queries.shape == (16, 0) and batch.query_ends.shape == (16, 0)
     assert (batch.slots == -1).all()
@@ -239,11 +245,21 @@ def mixed_file(tmp_path):
         Image.open(path).resize((40, 30)).save(tmp_path / f"{k}.png")
     rows = [
         {"id": "a", "conversations": [{"from": "human", "value": "red?"}, {"from": "gpt", "value": "blue"}]},
-        {"id": "b", "image": "0.png", "conversations": [
-            {"from": "human", "value": "<image>\none?"}, {"from": "gpt", "value": "red"}]},
-        {"id": "c", "image": ["1.png", "2.png"], "conversations": [
-            {"from": "human", "value": "<image> two <image>"}, {"from": "gpt", "value": "green"},
-            {"from": "human", "value": "three?"}, {"from": "gpt", "value": "red"}]},
+        {
+            "id": "b",
+            "image": "0.png",
+            "conversations": [{"from": "human", "value": "<image>\none?"}, {"from": "gpt", "value": "red"}],
+        },
+        {
+            "id": "c",
+            "image": ["1.png", "2.png"],
+            "conversations": [
+                {"from": "human", "value": "<image> two <image>"},
+                {"from": "gpt", "value": "green"},
+                {"from": "human", "value": "three?"},
+                {"from": "gpt", "value": "red"},
+            ],
+        },
     ]
     path = tmp_path / "rows.json"
     path.write_text(json.dumps(rows))
@@ -252,8 +268,17 @@ def mixed_file(tmp_path):
 
 def file_data(path, tokenizer, **more):
     source = SourceConfig(kind="llava_json", path=str(path), images=str(path.parent))
-    return DataConfig(**{"sources": (source,), "tokenizer": tokenizer.directory, "template": "short",
-                         "max_length": 48, "query_length": 8, "images_per_row": 2, **more})
+    return DataConfig(
+        **{
+            "sources": (source,),
+            "tokenizer": tokenizer.directory,
+            "template": "short",
+            "max_length": 48,
+            "query_length": 8,
+            "images_per_row": 2,
+            **more,
+        }
+    )
 
 
 @pytest.mark.parametrize("form", ["json", "jsonl"])
@@ -262,7 +287,7 @@ def test_rows_with_no_one_and_two_pictures_share_a_batch(mixed_file, tokenizer, 
     if form == "jsonl":
         path = path.with_suffix(".jsonl")
         path.write_text("".join(json.dumps(row) + "\n" for row in rows) + "\n")
-    batch, = evaluate(file_data(path, tokenizer), model, 3)
+    (batch,) = evaluate(file_data(path, tokenizer), model, 3)
     assert batch.ids.tolist() == [0, 1, 2]
     assert [(row[row >= 0]).tolist() for row in batch.slots] == [[], [0, 1, 2, 3], list(range(8))]
     assert (batch.query_ends >= 0).tolist() == [[False, False], [True, False], [True, True]]
@@ -270,16 +295,19 @@ def test_rows_with_no_one_and_two_pictures_share_a_batch(mixed_file, tokenizer, 
     assert batch.query_ends[2, 0] == batch.query_ends[2, 1] and batch.query_segments.max() == 1
     assert not batch.queries[0].any() and not batch.pixels[0].any() and not batch.pixels[1, 1].any()
     for row, place, name in ((1, 0, "0.png"), (2, 0, "1.png"), (2, 1, "2.png")):
-        np.testing.assert_array_equal(batch.pixels[row, place],
-                                      load_pixels(path.parent / name, model.vision))
+        np.testing.assert_array_equal(batch.pixels[row, place], load_pixels(path.parent / name, model.vision))
 
 
 def test_easy_vqa_is_a_source(tokenizer, model):
-    data = DataConfig(sources=(SourceConfig(kind="easy_vqa", split="test"),), tokenizer=tokenizer.directory,
-                      template="short", max_length=48)
+    data = DataConfig(
+        sources=(SourceConfig(kind="easy_vqa", split="test"),),
+        tokenizer=tokenizer.directory,
+        template="short",
+        max_length=48,
+    )
     with make_iterator(data, model, 4, 0) as iterator:
         assert iterator.rows == 9673
-        batch, = take(iterator, 1)
+        (batch,) = take(iterator, 1)
     row = rows_by_id(data)[int(batch.ids[2])]
     np.testing.assert_array_equal(batch.pixels[2, 0], load_pixels(row["image"], model.vision))
 
@@ -298,8 +326,7 @@ def test_evaluation_goes_through_every_row_in_order(pools, settings, model):
 
 def test_prompts_end_where_the_answer_begins(settings, model):
     data = settings(("reading", "test"))
-    for asked, taught in zip(evaluate(data, model, 64, prompts=True), evaluate(data, model, 64),
-                             strict=True):
+    for asked, taught in zip(evaluate(data, model, 64, prompts=True), evaluate(data, model, 64), strict=True):
         assert (asked.labels == IGNORE).all()
         for k in np.flatnonzero(asked.ids >= 0):
             length = asked.segments[k].sum()
@@ -311,8 +338,14 @@ def test_prompts_end_where_the_answer_begins(settings, model):
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_truncated_rows_are_counted(tmp_path, model, tokenizer, workers):
     path = tmp_path / "rows.json"
-    path.write_text(json.dumps([{"conversations": [
-        {"from": "human", "value": "one?"}, {"from": "gpt", "value": "red " * k}]} for k in range(1, 11)]))
+    path.write_text(
+        json.dumps(
+            [
+                {"conversations": [{"from": "human", "value": "one?"}, {"from": "gpt", "value": "red " * k}]}
+                for k in range(1, 11)
+            ]
+        )
+    )
     data = file_data(path, tokenizer, max_length=12, workers=workers)
     # <bos> USER : one ? ASSISTANT : and <eos> leave room for four words; six of the ten rows have more.
     with make_iterator(data, model, 5, 0) as iterator:
@@ -323,8 +356,14 @@ def test_truncated_rows_are_counted(tmp_path, model, tokenizer, workers):
 
 def test_dropped_rows_leave_their_places_empty(tmp_path, model, tokenizer):
     path = tmp_path / "rows.json"
-    path.write_text(json.dumps([{"conversations": [
-        {"from": "human", "value": "one?"}, {"from": "gpt", "value": "red " * k}]} for k in range(1, 11)]))
+    path.write_text(
+        json.dumps(
+            [
+                {"conversations": [{"from": "human", "value": "one?"}, {"from": "gpt", "value": "red " * k}]}
+                for k in range(1, 11)
+            ]
+        )
+    )
     with make_iterator(file_data(path, tokenizer, max_length=12, too_long="drop"), model, 5, 0) as iterator:
         batches = take(iterator, 4)
         tally = iterator.tally
@@ -341,8 +380,10 @@ def test_malformed_rows_and_missing_pictures_are_named(mixed_file, tokenizer, mo
     (path.parent / "2.png").unlink()
     with pytest.raises(UserError, match=r"rows\.json, row 3 \(line 1\): .*2\.png"):
         list(eval_batches(file_data(path, tokenizer), model, 3))
-    with make_iterator(file_data(path, tokenizer), model, 3, 0) as iterator, \
-            pytest.raises(UserError, match=r"rows\.json, row 3 \(line 1\): .*2\.png"):
+    with (
+        make_iterator(file_data(path, tokenizer), model, 3, 0) as iterator,
+        pytest.raises(UserError, match=r"rows\.json, row 3 \(line 1\): .*2\.png"),
+    ):
         next(iterator)
     rows[1]["conversations"][1]["from"] = "bot"
     path.write_text(json.dumps(rows))
@@ -361,7 +402,9 @@ def test_skipped_rows_leave_their_places_empty_up_to_a_share(mixed_file, tokeniz
         tally = iterator.tally
         assert tally.reasons == {"turns": 2, "picture missing": 2} and tally.read == 6
         assert {k: (one.reason, one.message.partition(": ")[0]) for k, one in tally.left_out.items()} == {
-            1: ("turns", f"{path}, row 2 (line 1)"), 2: ("picture missing", f"{path}, row 3 (line 1)")}
+            1: ("turns", f"{path}, row 2 (line 1)"),
+            2: ("picture missing", f"{path}, row 3 (line 1)"),
+        }
     for batch in batches:
         assert sorted(batch.ids.tolist()) == [0, 1, 2]
         assert np.array_equal(batch.segments.any(1), batch.ids == 0)
@@ -377,8 +420,12 @@ def test_skipped_rows_leave_their_places_empty_up_to_a_share(mixed_file, tokeniz
 
 def test_unreadable_files_are_named(tmp_path, tokenizer, model):
     path = tmp_path / "rows.jsonl"
-    for text, says in ((b'{"a": \n', "line 1: it is not JSON"), (b"\n1, 2\n", "line 2"), (b"", "no rows"),
-                       (b'{"a": "\xff"}\n', "UTF-8")):
+    for text, says in (
+        (b'{"a": \n', "line 1: it is not JSON"),
+        (b"\n1, 2\n", "line 2"),
+        (b"", "no rows"),
+        (b'{"a": "\xff"}\n', "UTF-8"),
+    ):
         path.write_bytes(text)
         with pytest.raises(UserError, match=says):
             evaluate(file_data(path, tokenizer), model, 2)

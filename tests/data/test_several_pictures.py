@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from quecc_jax.config import DecoderConfig, RunConfig, SourceConfig
-from quecc_jax.data.conversation import query_ids, query_turns
 from quecc_jax.data.images import load_pixels
 from quecc_jax.data.pipeline import make_iterator, rows_by_id
+from quecc_jax.data.text.conversation import query_ids, query_turns
 from quecc_jax.evaluate.predict import predict
 from quecc_jax.generate.engine import Engine, Limits, Question
 from quecc_jax.models.vlm import VLM
@@ -35,9 +35,13 @@ def folder(tmp_path_factory) -> Path:
     for k in range(3):
         Image.fromarray(rng.integers(0, 256, (24, 24, 3), np.uint8)).save(folder / f"{k}.png")
     speakers = ("human", "gpt")
-    rows = [{"image": [f"{k}.png" for k in pictures],
-             "conversations": [{"from": speakers[n % 2], "value": text} for n, text in enumerate(said)]}
-            for pictures, said in TALKS]
+    rows = [
+        {
+            "image": [f"{k}.png" for k in pictures],
+            "conversations": [{"from": speakers[n % 2], "value": text} for n, text in enumerate(said)],
+        }
+        for pictures, said in TALKS
+    ]
     (folder / "rows.json").write_text(json.dumps(rows))
     return folder
 
@@ -47,9 +51,16 @@ def config(folder, tokenizer, model) -> RunConfig:
     decoder = DecoderConfig(vocab_size=len(tokenizer), width=16, depth=2, heads=2, kv_heads=2, mlp_width=32)
     model = dataclasses.replace(model, decoder=decoder, dtype="float32", remat="none")
     source = SourceConfig(path=str(folder / "rows.json"), images=str(folder))
-    data = dataclasses.replace(RunConfig().data, sources=(source,), tokenizer=tokenizer.directory,
-                               template="short", max_length=48, query_length=8, images_per_row=3,
-                               cache=str(folder / "cache"))  # fmt: skip
+    data = dataclasses.replace(
+        RunConfig().data,
+        sources=(source,),
+        tokenizer=tokenizer.directory,
+        template="short",
+        max_length=48,
+        query_length=8,
+        images_per_row=3,
+        cache=str(folder / "cache"),
+    )
     return RunConfig(model=model, data=data)
 
 
@@ -61,8 +72,9 @@ def params(config):
 @pytest.fixture(scope="module")
 def alone(config, params, folder, tokenizer):
     """(picture, question) -> its visual tokens [V, M], from this picture and this question alone."""
+
     def one(model: VLM, pixels, *asked):
-        return model.compress(model.encode_image(pixels), model.encode_query(*asked))[0, 0]
+        return model.compress(model.encode_image(pixels), model.encode_query(*asked)).tokens[0, 0]
 
     run = jax.jit(lambda *given: VLM(config.model).apply({"params": params}, *given, method=one))
 
@@ -72,14 +84,18 @@ def alone(config, params, folder, tokenizer):
         pixels = load_pixels(folder / f"{picture}.png", config.model.vision)
         return np.asarray(run(pixels[None, None], padded[None], segments[None], np.array([[len(ids) - 1]])))
 
-    return {(picture, turn): tokens(picture, turn) for pictures, said in TALKS
-            for picture, turn in zip(pictures, query_turns(said), strict=True)}  # fmt: skip
+    return {
+        (picture, turn): tokens(picture, turn)
+        for pictures, said in TALKS
+        for picture, turn in zip(pictures, query_turns(said), strict=True)
+    }
 
 
 @pytest.mark.parametrize("batching", ["pad", "grouped", "packed"])
-def test_each_picture_is_compressed_with_the_question_of_its_own_turn(
-        config, params, alone, batching):
-    data = dataclasses.replace(config.data, batching=batching, halvings=0, window=6, packed_images=4)
+def test_each_picture_is_compressed_with_the_question_of_its_own_turn(config, params, alone, batching):
+    data = dataclasses.replace(
+        config.data, batching=batching, num_length_buckets=1, lookahead_rows=6, packed_images=4
+    )
     splice = jax.jit(lambda batch: VLM(config.model).apply({"params": params}, batch, method=VLM.splice))
     rows, seen = list(rows_by_id(data)), set()
     with make_iterator(data, config.model, 3, seed=1) as batches:
@@ -92,8 +108,9 @@ def test_each_picture_is_compressed_with_the_question_of_its_own_turn(
                     here = (batch.segments[place] == segment) & (batch.slots[place] >= 0)
                     turns = zip(pictures, query_turns(said), strict=True)
                     wanted = [alone[picture, turn] for picture, turn in turns]
-                    np.testing.assert_allclose(inputs[place, here],
-                                               np.concatenate([np.zeros((0, 16)), *wanted]), atol=1e-5)
+                    np.testing.assert_allclose(
+                        inputs[place, here], np.concatenate([np.zeros((0, 16)), *wanted]), atol=1e-5
+                    )
                     seen.add(int(identity))
     assert seen == set(rows)
 
@@ -118,6 +135,8 @@ def test_answers_about_several_pictures_are_those_of_a_data_set_with_them(config
     assert own == ["red blue?", "red blue?", "and?"] and later.asked() == "and  ?"
     assert len(engine.answers([later], Limits(4))) == 1
     later = later._replace(query="latest")
-    maps, swapped = (np.asarray(engine.attention(later._replace(pictures=order)))
-                     for order in (tuple(pictures), tuple(pictures[::-1])))
+    maps, swapped = (
+        np.asarray(engine.attention(later._replace(pictures=order)))
+        for order in (tuple(pictures), tuple(pictures[::-1]))
+    )
     np.testing.assert_allclose(maps, swapped[::-1], atol=1e-6)

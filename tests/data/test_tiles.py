@@ -12,25 +12,33 @@ import pytest
 from PIL import Image
 
 from quecc_jax.config import DecoderConfig, RunConfig, SourceConfig
-from quecc_jax.data.conversation import query_ids
+from quecc_jax.config.validation import validate
 from quecc_jax.data.images import load_pixels, picture_size
 from quecc_jax.data.pipeline import eval_batches, make_iterator
-from quecc_jax.data.sources import open_sources
+from quecc_jax.data.sources.rows import open_sources
+from quecc_jax.data.text.conversation import query_ids
 from quecc_jax.errors import BadRow, UserError
 from quecc_jax.evaluate.predict import predict
 from quecc_jax.generate.engine import Engine, Limits, Question
 from quecc_jax.models.vlm import VLM
-from quecc_jax.validation import validate
 from tests.tiny import random_params
 
 TILES = ((2, 2), (3, 1))
 # Width and height; grid; rows and columns of the map of tokens, 2 x 2 a tile, that hold some of the picture.
-PICTURES = [((48, 24), (2, 2), (slice(1, 3), slice(0, 4))),
-            ((20, 70), (3, 1), (slice(0, 6), slice(0, 2))),
-            ((40, 40), (2, 2), (slice(0, 4), slice(0, 4)))]
+PICTURES = [
+    ((48, 24), (2, 2), (slice(1, 3), slice(0, 4))),
+    ((20, 70), (3, 1), (slice(0, 6), slice(0, 2))),
+    ((40, 40), (2, 2), (slice(0, 4), slice(0, 4))),
+]
 LENGTHS = [4 + 2 * 5, 4 + 6 * 3, 4 + 4 * 5]
-TALKS = [((), "one?"), ((0,), "<image>\nred?"), ((1, 2), "<image> two <image>"), ((2,), "<image>\nblue?"),
-         ((2, 1, 0), "<image><image>\nthree? <image>"), ((1,), "<image>")]
+TALKS = [
+    ((), "one?"),
+    ((0,), "<image>\nred?"),
+    ((1, 2), "<image> two <image>"),
+    ((2,), "<image>\nblue?"),
+    ((2, 1, 0), "<image><image>\nthree? <image>"),
+    ((1,), "<image>"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +47,13 @@ def folder(tmp_path_factory) -> Path:
     rng = np.random.default_rng(0)
     for number, ((width, height), _, _) in enumerate(PICTURES):
         Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(folder / f"{number}.png")
-    rows = [{"image": [f"{k}.png" for k in pictures], "conversations": [
-        {"from": "human", "value": text}, {"from": "gpt", "value": "green"}]} for pictures, text in TALKS]
+    rows = [
+        {
+            "image": [f"{k}.png" for k in pictures],
+            "conversations": [{"from": "human", "value": text}, {"from": "gpt", "value": "green"}],
+        }
+        for pictures, text in TALKS
+    ]
     (folder / "rows.json").write_text(json.dumps(rows))
     return folder
 
@@ -51,9 +64,16 @@ def config(folder, tokenizer, model) -> RunConfig:
     vision = dataclasses.replace(model.vision, tiles=TILES)
     model = dataclasses.replace(model, vision=vision, decoder=decoder, dtype="float32", remat="none")
     source = SourceConfig(path=str(folder / "rows.json"), images=str(folder))
-    data = dataclasses.replace(RunConfig().data, sources=(source,), tokenizer=tokenizer.directory,
-                               template="short", max_length=96, query_length=8, images_per_row=3,
-                               cache=str(folder / "cache"))  # fmt: skip
+    data = dataclasses.replace(
+        RunConfig().data,
+        sources=(source,),
+        tokenizer=tokenizer.directory,
+        template="short",
+        max_length=96,
+        query_length=8,
+        images_per_row=3,
+        cache=str(folder / "cache"),
+    )
     config = RunConfig(model=model, data=data)
     validate(config)
     return config
@@ -67,8 +87,9 @@ def params(config):
 @pytest.fixture(scope="module")
 def stands(config, params, folder, tokenizer):
     """(picture, question) -> what stands for the picture [L, M], put together square by square."""
+
     def one(model: VLM, pixels, *asked):
-        return model.compress(model.encode_image(pixels), model.encode_query(*asked))[0]
+        return model.compress(model.encode_image(pixels), model.encode_query(*asked)).tokens[0]
 
     run = jax.jit(lambda *given: VLM(config.model).apply({"params": params}, *given, method=one))
 
@@ -92,7 +113,9 @@ def stands(config, params, folder, tokenizer):
 
 @pytest.mark.parametrize("batching", ["pad", "grouped", "packed"])
 def test_the_whole_comes_first_and_the_map_without_its_padding_row_by_row(config, params, stands, batching):
-    data = dataclasses.replace(config.data, batching=batching, halvings=0, window=6, packed_images=15)
+    data = dataclasses.replace(
+        config.data, batching=batching, num_length_buckets=1, lookahead_rows=6, packed_images=15
+    )
     splice = jax.jit(lambda batch: VLM(config.model).apply({"params": params}, batch, method=VLM.splice))
     seen = set()
     with make_iterator(data, config.model, 2, seed=1) as batches:
@@ -156,27 +179,40 @@ def test_a_picture_that_is_missing_or_turned_is_known_before_it_is_read(config, 
         turned.save(tmp_path / name, exif=exif)
         assert picture_size(tmp_path / name) == (24, 48)
         assert picture_size(tmp_path / name, "original") == (48, 24)
-    (tmp_path / "rows.json").write_text(json.dumps([{"image": "gone.png", "conversations": [
-        {"from": "human", "value": "<image>"}, {"from": "gpt", "value": "red"}]}]))
+    (tmp_path / "rows.json").write_text(
+        json.dumps(
+            [
+                {
+                    "image": "gone.png",
+                    "conversations": [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "red"}],
+                }
+            ]
+        )
+    )
     source = SourceConfig(path=str(tmp_path / "rows.json"), images=str(tmp_path))
     data = dataclasses.replace(config.data, sources=(source,))
     with pytest.raises(BadRow, match=r"rows.json, row 1 .*gone.png does not exist"):
         open_sources(data, config.model)[0].encoded(0)
 
 
-@pytest.mark.parametrize("vision, compressor, settings, message", [
-    ({"tiles": ((2, 0),)}, {}, {}, "not all numbers of rows and columns"),
-    ({"scales": (1, 2)}, {}, {}, "both cut a picture"),
-    ({}, {}, {"cached_features": True}, "need the pictures themselves"),
-    ({}, {}, {"sources": (SourceConfig(kind="pool", path="p"),)}, "need the pictures themselves"),
-    ({}, {}, {"batching": "packed", "packed_images": 14}, r"images_per_row 3 x 5 with its tiles"),
-    ({}, {}, {"max_length": 72}, r"no room for text beside 3 x 24 visual tokens"),
-    ({}, {"elastic": (1, 4)}, {}, "need one V"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "vision, compressor, settings, message",
+    [
+        ({"tiles": ((2, 0),)}, {}, {}, "not all numbers of rows and columns"),
+        ({"scales": (1, 2)}, {}, {}, "both cut a picture"),
+        ({}, {}, {"cached_features": True}, "need the pictures themselves"),
+        ({}, {}, {"sources": (SourceConfig(kind="pool", path="p"),)}, "need the pictures themselves"),
+        ({}, {}, {"batching": "packed", "packed_images": 14}, r"images_per_row 3 x 5 with its tiles"),
+        ({}, {}, {"max_length": 72}, r"no room for text beside 3 x 24 visual tokens"),
+        ({}, {"elastic": (1, 4)}, {}, "need one V"),
+    ],
+)
 def test_what_makes_no_sense_is_said(config, vision, compressor, settings, message):
     changed = dataclasses.replace(
-        config.model, vision=dataclasses.replace(config.model.vision, **vision),
-        compressor=dataclasses.replace(config.model.compressor, **compressor))  # fmt: skip
+        config.model,
+        vision=dataclasses.replace(config.model.vision, **vision),
+        compressor=dataclasses.replace(config.model.compressor, **compressor),
+    )
     data = dataclasses.replace(config.data, **settings)
     with pytest.raises(UserError, match=message):
         validate(dataclasses.replace(config, model=changed, data=data))

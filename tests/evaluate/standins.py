@@ -74,9 +74,13 @@ def gqa(root: Path) -> None:
     """Real rows: two open questions and a binary one; their truths are LLaVA's answers."""
     rows, answers = real_lines("gqa_questions.jsonl")[:3], real_lines("gqa_answers.jsonl")[:3]
     kinds = ("query", "query", "choose")
-    _json(root / "gqa/data/testdev_balanced_questions.json",
-          {row["question_id"]: {"answer": answer["text"].lower(), "types": {"structural": kind}}
-           for row, answer, kind in zip(rows, answers, kinds, strict=True)})  # fmt: skip
+    _json(
+        root / "gqa/data/testdev_balanced_questions.json",
+        {
+            row["question_id"]: {"answer": answer["text"].lower(), "types": {"structural": kind}}
+            for row, answer, kind in zip(rows, answers, kinds, strict=True)
+        },
+    )
     _lines(root / "gqa/llava_gqa_testdev_balanced.jsonl", rows)
     for row in rows:
         _picture(root / "gqa/data/images" / row["image"])
@@ -84,8 +88,15 @@ def gqa(root: Path) -> None:
 
 def vqav2(root: Path) -> None:
     """Two test-dev questions among three of the test set."""
-    lines = [{"question_id": n, "image": f"COCO_test2015_{n:012d}.jpg", "text": f"What is {n}?\n{SHORT}",
-              "category": "default"} for n in (1, 2, 3)]  # fmt: skip
+    lines = [
+        {
+            "question_id": n,
+            "image": f"COCO_test2015_{n:012d}.jpg",
+            "text": f"What is {n}?\n{SHORT}",
+            "category": "default",
+        }
+        for n in (1, 2, 3)
+    ]
     _lines(root / "vqav2/llava_vqav2_mscoco_test-dev2015.jsonl", lines[:2])
     _lines(root / "vqav2/llava_vqav2_mscoco_test2015.jsonl", lines)
     for line in lines:
@@ -98,11 +109,19 @@ def _humans(*answers: str) -> list[dict[str, Any]]:
 
 def vqav2_val(root: Path) -> None:
     """One question of each of two answer types."""
-    asked = [{"image_id": 7, "question": "What color?", "question_id": 70},
-             {"image_id": 7, "question": "How many?", "question_id": 71}]  # fmt: skip
-    truths = [{"question_id": 71, "image_id": 7, "answer_type": "number", "answers": _humans(*["2"] * 10)},
-              {"question_id": 70, "image_id": 7, "answer_type": "other",
-               "answers": _humans(*["red"] * 2, *["blue"] * 8)}]  # fmt: skip
+    asked = [
+        {"image_id": 7, "question": "What color?", "question_id": 70},
+        {"image_id": 7, "question": "How many?", "question_id": 71},
+    ]
+    truths = [
+        {"question_id": 71, "image_id": 7, "answer_type": "number", "answers": _humans(*["2"] * 10)},
+        {
+            "question_id": 70,
+            "image_id": 7,
+            "answer_type": "other",
+            "answers": _humans(*["red"] * 2, *["blue"] * 8),
+        },
+    ]
     _json(root / "vqav2/v2_OpenEnded_mscoco_val2014_questions.json", {"questions": asked})
     _json(root / "vqav2/v2_mscoco_val2014_annotations.json", {"annotations": truths})
     _picture(root / "vqav2/val2014/COCO_val2014_000000000007.jpg")
@@ -117,11 +136,23 @@ def vizwiz(root: Path) -> None:
 
 def vizwiz_val(root: Path) -> None:
     """One question that can be answered and one that cannot."""
-    records = [("a.jpg", "other", _humans(*["a can"] * 10)),
-               ("b.jpg", "unanswerable", _humans(*["unanswerable"] * 9, "blurry"))]  # fmt: skip
-    _json(root / "vizwiz/val.json",
-          [{"image": image, "question": "What is this?", "answers": humans, "answer_type": kind,
-            "answerable": int(kind == "other")} for image, kind, humans in records])  # fmt: skip
+    records = [
+        ("a.jpg", "other", _humans(*["a can"] * 10)),
+        ("b.jpg", "unanswerable", _humans(*["unanswerable"] * 9, "blurry")),
+    ]
+    _json(
+        root / "vizwiz/val.json",
+        [
+            {
+                "image": image,
+                "question": "What is this?",
+                "answers": humans,
+                "answer_type": kind,
+                "answerable": int(kind == "other"),
+            }
+            for image, kind, humans in records
+        ],
+    )
     for image, _, _ in records:
         _picture(root / "vizwiz/val" / image)
 
@@ -129,10 +160,20 @@ def vizwiz_val(root: Path) -> None:
 def textvqa(root: Path) -> None:
     """Two real rows; their truths are LLaVA's answers, the questions in capitals."""
     rows, answers = real_lines("textvqa_questions.jsonl")[:2], real_lines("textvqa_answers.jsonl")[:2]
-    _json(root / "textvqa/TextVQA_0.5.1_val.json", {"data": [
-        {"image_id": row["question_id"], "question": row["text"].split("\n")[0].upper(), "question_id": n,
-         "answers": [answer["text"]] * 10}
-        for n, (row, answer) in enumerate(zip(rows, answers, strict=True))]})  # fmt: skip
+    _json(
+        root / "textvqa/TextVQA_0.5.1_val.json",
+        {
+            "data": [
+                {
+                    "image_id": row["question_id"],
+                    "question": row["text"].split("\n")[0].upper(),
+                    "question_id": n,
+                    "answers": [answer["text"]] * 10,
+                }
+                for n, (row, answer) in enumerate(zip(rows, answers, strict=True))
+            ]
+        },
+    )
     _lines(root / "textvqa/llava_textvqa_val_v051_ocr.jsonl", rows)
     for row in rows:
         _picture(root / "textvqa/train_images" / row["image"])
@@ -201,18 +242,28 @@ def mmbench_cn(root: Path) -> None:
 
 def seed(root: Path) -> None:
     """A question on a picture and one on a video."""
-    _json(root / "seed_bench/SEED-Bench.json", {
-        "question_type": {"Scene Understanding": 1, "Action Recognition": 10},
-        "questions": [
-            {"question_id": "101", "answer": "B", "data_type": "image", "question_type_id": 1},
-            {"question_id": "v_1", "answer": "A", "data_type": "video", "question_type_id": 10},
-        ],
-    })  # fmt: skip
+    _json(
+        root / "seed_bench/SEED-Bench.json",
+        {
+            "question_type": {"Scene Understanding": 1, "Action Recognition": 10},
+            "questions": [
+                {"question_id": "101", "answer": "B", "data_type": "image", "question_type_id": 1},
+                {"question_id": "v_1", "answer": "A", "data_type": "video", "question_type_id": 10},
+            ],
+        },
+    )
     folders = {"101": "SEED-Bench-image/101", "v_1": "SEED-Bench-video-image/1.png"}
-    _lines(root / "seed_bench/llava-seed-bench.jsonl", [
-        {"question_id": int(key) if key.isdigit() else key, "image": image,
-         "text": f"What?\nA. a\nB. b\nC. c\nD. d\n{LETTER}"} for key, image in folders.items()
-    ])  # fmt: skip
+    _lines(
+        root / "seed_bench/llava-seed-bench.jsonl",
+        [
+            {
+                "question_id": int(key) if key.isdigit() else key,
+                "image": image,
+                "text": f"What?\nA. a\nB. b\nC. c\nD. d\n{LETTER}",
+            }
+            for key, image in folders.items()
+        ],
+    )
     for image in folders.values():
         _picture(root / "seed_bench" / image)
 
@@ -221,10 +272,13 @@ def mmmu(root: Path) -> None:
     """One question a subject; Math's is open, Art's has two pictures."""
     for subject in (subject for subjects in DOMAINS.values() for subject in subjects):
         row: dict[str, Any] = {
-            "id": f"validation_{subject}_1", "question": "What is in <image 1>?",
-            "options": "['a cat', '$5', 'neither']", "answer": "B", "question_type": "multiple-choice",
+            "id": f"validation_{subject}_1",
+            "question": "What is in <image 1>?",
+            "options": "['a cat', '$5', 'neither']",
+            "answer": "B",
+            "question_type": "multiple-choice",
             **{f"image_{n}": {"bytes": picture(n), "path": None} if n == 1 else None for n in range(1, 8)},
-        }  # fmt: skip
+        }
         if subject == "Math":
             row |= {"options": "[]", "answer": "['1,024', '2^10']", "question_type": "open"}
         if subject == "Art":
@@ -238,13 +292,34 @@ def ai2d(root: Path) -> None:
     """Two questions about a test picture, the first about a letter; another picture is of no split."""
     folder = root / "ai2d"
     for number in (1, 2):
-        _json(folder / f"annotations/{number}.png.json", {"text": {"T0": {
-            "id": "T0", "rectangle": [[4, 6], [24, 30]], "replacementText": "X",
-            "value": "ear"}}})  # fmt: skip
-        _json(folder / f"questions/{number}.png.json", {"imageName": f"{number}.png", "questions": {
-            f"What is {letter}?": {"abcLabel": not n, "answerTexts": ["ear", "nose", "eye", "leg"],
-                                   "correctAnswer": n, "questionId": f"{number}.png-{n}"}
-            for n, letter in enumerate("XY")}})  # fmt: skip
+        _json(
+            folder / f"annotations/{number}.png.json",
+            {
+                "text": {
+                    "T0": {
+                        "id": "T0",
+                        "rectangle": [[4, 6], [24, 30]],
+                        "replacementText": "X",
+                        "value": "ear",
+                    }
+                }
+            },
+        )
+        _json(
+            folder / f"questions/{number}.png.json",
+            {
+                "imageName": f"{number}.png",
+                "questions": {
+                    f"What is {letter}?": {
+                        "abcLabel": not n,
+                        "answerTexts": ["ear", "nose", "eye", "leg"],
+                        "correctAnswer": n,
+                        "questionId": f"{number}.png-{n}",
+                    }
+                    for n, letter in enumerate("XY")
+                },
+            },
+        )
         _picture(folder / f"images/{number}.png")
     (folder / "ai2d_test_ids.csv").write_text("1\n3\n")
 
@@ -252,60 +327,136 @@ def ai2d(root: Path) -> None:
 def chartqa(root: Path) -> None:
     """One human question and one augmented."""
     for part, label in (("human", "20"), ("augmented", "Yes")):
-        _json(root / f"chartqa/test/test_{part}.json",
-              [{"imgname": "c.png", "query": f"What of {part}?", "label": label}])  # fmt: skip
+        _json(
+            root / f"chartqa/test/test_{part}.json",
+            [{"imgname": "c.png", "query": f"What of {part}?", "label": label}],
+        )
     _picture(root / "chartqa/test/png/c.png")
 
 
 def docvqa(root: Path) -> None:
     """Two questions about a page."""
-    _json(root / "docvqa/val_v1.0_withQT.json", {"dataset_name": "SP-DocVQA", "data": [
-        {"questionId": 5, "question": "Which date?", "question_types": ["form"], "image": "documents/p_1.png",
-         "answers": ["May 1", "1 May"]},
-        {"questionId": 6, "question": "Who?", "question_types": ["layout"], "image": "documents/p_1.png",
-         "answers": ["Smith"]},
-    ]})  # fmt: skip
+    _json(
+        root / "docvqa/val_v1.0_withQT.json",
+        {
+            "dataset_name": "SP-DocVQA",
+            "data": [
+                {
+                    "questionId": 5,
+                    "question": "Which date?",
+                    "question_types": ["form"],
+                    "image": "documents/p_1.png",
+                    "answers": ["May 1", "1 May"],
+                },
+                {
+                    "questionId": 6,
+                    "question": "Who?",
+                    "question_types": ["layout"],
+                    "image": "documents/p_1.png",
+                    "answers": ["Smith"],
+                },
+            ],
+        },
+    )
     _picture(root / "docvqa/documents/p_1.png")
 
 
 def mathvista(root: Path) -> None:
     """A problem of every kind; the first brings its query text."""
     rows: list[dict[str, Any]] = [
-        {"question": "Which?", "choices": ["larger than", "equal to"], "unit": None, "precision": None,
-         "answer": "equal to", "question_type": "multi_choice", "answer_type": "text",
-         "query": "Hint: so.\nWhich?"},
-        {"question": "How long?", "choices": None, "unit": "m", "precision": 1.0, "answer": "1.2",
-         "question_type": "free_form", "answer_type": "float"},
-        {"question": "How many?", "choices": None, "unit": None, "precision": None, "answer": "14",
-         "question_type": "free_form", "answer_type": "integer"},
-        {"question": "When?", "choices": None, "unit": None, "precision": None, "answer": "[2007, 2008]",
-         "question_type": "free_form", "answer_type": "list"},
-    ]  # fmt: skip
-    _json(root / "mathvista/annot_testmini.json", {
-        str(n): {**row, "pid": str(n), "image": f"images/{n}.jpg",
-                 "metadata": {"task": "figure", "context": "plot"}}
-        for n, row in enumerate(rows, start=1)})  # fmt: skip
+        {
+            "question": "Which?",
+            "choices": ["larger than", "equal to"],
+            "unit": None,
+            "precision": None,
+            "answer": "equal to",
+            "question_type": "multi_choice",
+            "answer_type": "text",
+            "query": "Hint: so.\nWhich?",
+        },
+        {
+            "question": "How long?",
+            "choices": None,
+            "unit": "m",
+            "precision": 1.0,
+            "answer": "1.2",
+            "question_type": "free_form",
+            "answer_type": "float",
+        },
+        {
+            "question": "How many?",
+            "choices": None,
+            "unit": None,
+            "precision": None,
+            "answer": "14",
+            "question_type": "free_form",
+            "answer_type": "integer",
+        },
+        {
+            "question": "When?",
+            "choices": None,
+            "unit": None,
+            "precision": None,
+            "answer": "[2007, 2008]",
+            "question_type": "free_form",
+            "answer_type": "list",
+        },
+    ]
+    _json(
+        root / "mathvista/annot_testmini.json",
+        {
+            str(n): {
+                **row,
+                "pid": str(n),
+                "image": f"images/{n}.jpg",
+                "metadata": {"task": "figure", "context": "plot"},
+            }
+            for n, row in enumerate(rows, start=1)
+        },
+    )
     for n in range(1, 5):
         _picture(root / f"mathvista/images/{n}.jpg")
 
 
 def llava_bench(root: Path) -> None:
     """One question."""
-    _lines(root / "llava-bench-in-the-wild/questions.jsonl",
-           [{"question_id": 0, "image": "001.jpg", "text": "What is this?", "category": "conv"}])
+    _lines(
+        root / "llava-bench-in-the-wild/questions.jsonl",
+        [{"question_id": 0, "image": "001.jpg", "text": "What is this?", "category": "conv"}],
+    )
     _picture(root / "llava-bench-in-the-wild/images/001.jpg")
 
 
 def mmvet(root: Path) -> None:
     """One question."""
-    _lines(root / "mm-vet/llava-mm-vet.jsonl",
-           [{"question_id": 0, "image": "v1_0.png", "text": "What is x?"}])
+    _lines(
+        root / "mm-vet/llava-mm-vet.jsonl", [{"question_id": 0, "image": "v1_0.png", "text": "What is x?"}]
+    )
     _picture(root / "mm-vet/images/v1_0.png")
 
 
 STANDINS = {
     maker.__name__: maker
-    for maker in (pope, gqa, vqav2, vqav2_val, vizwiz, vizwiz_val, textvqa, scienceqa, mme,
-                  mmbench, mmbench_cn, seed, mmmu, ai2d, chartqa, docvqa, mathvista, llava_bench, mmvet)
-}  # fmt: skip
+    for maker in (
+        pope,
+        gqa,
+        vqav2,
+        vqav2_val,
+        vizwiz,
+        vizwiz_val,
+        textvqa,
+        scienceqa,
+        mme,
+        mmbench,
+        mmbench_cn,
+        seed,
+        mmmu,
+        ai2d,
+        chartqa,
+        docvqa,
+        mathvista,
+        llava_bench,
+        mmvet,
+    )
+}
 """Makers by benchmark: each writes its files into a data directory."""

@@ -5,15 +5,15 @@ import dataclasses
 import numpy as np
 import pytest
 
-from quecc_jax.compressor_config import COMPRESSORS
 from quecc_jax.config import DataConfig, SourceConfig
-from quecc_jax.data.pool import build_pool, write_features
-from quecc_jax.data.templates import template_text
-from quecc_jax.data.tokenizer import train_word_tokenizer
+from quecc_jax.config.compressor import COMPRESSORS
+from quecc_jax.config.shapes import hidden_indices, state_shape
+from quecc_jax.data.sources.pool import build_pool, write_features
+from quecc_jax.data.text.templates import template_text
+from quecc_jax.data.text.tokenizer import train_word_tokenizer
 from quecc_jax.evaluate.attention import attention_maps, own_squares, patch_map
 from quecc_jax.generate.decode import decoding_params
 from quecc_jax.generate.reuse import Encoders, Reuse, over_picture
-from quecc_jax.geometry import hidden_indices, state_shape
 from tests.tiny import MODEL, RUN, random_batch, random_params, run
 
 V, HEADS, GRID = 4, 4, 4
@@ -29,9 +29,13 @@ def data(pool, tmp_path_factory):
     directory = tmp_path_factory.mktemp("words") / "tokenizer"
     train_word_tokenizer([r["conversations"][0]["value"] for r in pool.rows] + [template_text()], directory)
     return DataConfig(
-        sources=(SourceConfig("pool", str(pool.directory), split="test"),), tokenizer=str(directory),
-        template="short", max_length=40, query_length=16, cached_features=True,
-    )  # fmt: skip
+        sources=(SourceConfig("pool", str(pool.directory), split="test"),),
+        tokenizer=str(directory),
+        template="short",
+        max_length=40,
+        query_length=16,
+        cached_features=True,
+    )
 
 
 def maps(data, pool, features, fingerprint):
@@ -76,9 +80,15 @@ def everything(**settings):
     return dataclasses.replace(MODEL.compressor, name="quecc_plus", memory=16, registers=True, **settings)
 
 
-@pytest.mark.parametrize("compressor", [
-    *(dataclasses.replace(MODEL.compressor, name=name) for name in COMPRESSORS),
-    everything(rounds=1), everything(rounds=3)], ids=lambda c: f"{c.name}-{c.rounds}")  # fmt: skip
+@pytest.mark.parametrize(
+    "compressor",
+    [
+        *(dataclasses.replace(MODEL.compressor, name=name) for name in COMPRESSORS),
+        everything(rounds=1),
+        everything(rounds=3),
+    ],
+    ids=lambda c: f"{c.name}-{c.rounds}",
+)
 def test_the_maps_of_every_compressor(compressor):
     """Shape and sums; squares of their own where tokens have them; and whose maps depend on the picture."""
     name = compressor.name
@@ -88,7 +98,8 @@ def test_the_maps_of_every_compressor(compressor):
     shape = (2, 2, *state_shape(config.model.tower))
     features = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     found = Encoders(config.model, Reuse()).attention(
-        params, batch._replace(pixels=None, features=features), [["a", "b"], ["c"]])  # fmt: skip
+        params, batch._replace(pixels=None, features=features), [["a", "b"], ["c"]]
+    )
     if name in ("avgpool", "conv", "m3", "none"):
         assert found is None
         return
@@ -110,5 +121,6 @@ def test_a_tokens_own_square_has_its_place():
     everywhere = over_picture(np.broadcast_to(np.arange(36.0), (3, 4, 2, 36)), 6)
     np.testing.assert_array_equal(everywhere[2, 3, 1], np.arange(36.0).reshape(6, 6))
     assert own_squares(everywhere[0]) == 1
-    np.testing.assert_allclose(patch_map(everywhere[0] / everywhere[0, 0, 0].sum()),
-                               np.arange(36.0).reshape(6, 6) * 36 / 630)  # fmt: skip
+    np.testing.assert_allclose(
+        patch_map(everywhere[0] / everywhere[0, 0, 0].sum()), np.arange(36.0).reshape(6, 6) * 36 / 630
+    )

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from quecc_jax.data.batch import Batch
-from quecc_jax.data.conversation import encode, query_ids
 from quecc_jax.data.images import load_pixels
 from quecc_jax.data.pipeline import eval_batches
-from quecc_jax.data.tokenizer import load_tokenizer
+from quecc_jax.data.text.conversation import encode, query_ids
+from quecc_jax.data.text.tokenizer import load_tokenizer
 from quecc_jax.errors import UserError
 from quecc_jax.evaluate.ask import Question, ask
 from quecc_jax.evaluate.likelihood import log_likelihoods
@@ -34,28 +34,38 @@ def questions(tmp_path_factory) -> list[Question]:
     """Two about a picture each, in memory and in a file, and one about none."""
     path = tmp_path_factory.mktemp("pictures") / "1.png"
     path.write_bytes(picture(1))
-    return [Question("a", TEXTS[0], (picture(0),)), Question("b", TEXTS[1], (str(path),)),
-            Question("c", TEXTS[2], ())]  # fmt: skip
+    return [
+        Question("a", TEXTS[0], (picture(0),)),
+        Question("b", TEXTS[1], (str(path),)),
+        Question("c", TEXTS[2], ()),
+    ]
 
 
 def plain(loaded, question: str, answer: str, image) -> float:
     """The sum by NumPy over one row, token by token."""
     config, params = loaded
     tokenizer, v = load_tokenizer(config.data.tokenizer), config.model.visual_tokens
-    row = {"conversations": [{"from": "human", "value": ("<image>\n" if image else "") + question},
-                             {"from": "gpt", "value": answer}]}  # fmt: skip
+    row = {
+        "conversations": [
+            {"from": "human", "value": ("<image>\n" if image else "") + question},
+            {"from": "gpt", "value": answer},
+        ]
+    }
     made = encode(row | ({"image": "x"} if image else {}), tokenizer, config.data, v)
     length = len(made["tokens"])
     side = config.model.vision.image_size
     pixels = load_pixels(image, config.model.vision) if image else np.zeros((side, side, 3), np.uint8)
     batch = Batch(
-        tokens=made["tokens"][None], slots=made["slots"][None], labels=made["labels"][None],
-        positions=np.arange(length, dtype=np.int32)[None], segments=np.ones((1, length), np.int32),
+        tokens=made["tokens"][None],
+        slots=made["slots"][None],
+        labels=made["labels"][None],
+        positions=np.arange(length, dtype=np.int32)[None],
+        segments=np.ones((1, length), np.int32),
         queries=made["query"][None] if image else np.zeros((1, 1), np.int32),
         query_segments=np.full((1, len(made["query"]) or 1), int(bool(image)), np.int32),
         query_ends=made["query_ends"][None] if image else np.full((1, 1), -1, np.int32),
         pixels=pixels[None, None],
-    )  # fmt: skip
+    )
 
     @jax.jit
     def forward(params, batch):
@@ -103,8 +113,14 @@ def test_a_question_that_its_template_leaves_out_is_read_whole_by_the_compressor
             yield batch
 
     monkeypatch.setattr("quecc_jax.evaluate.predict.eval_batches", spied)
-    ask([Question("a", question, (picture(0),))], config, params, max_new_tokens=1, batch_size=1,
-        keep=lambda place, answer: None)  # fmt: skip
+    ask(
+        [Question("a", question, (picture(0),))],
+        config,
+        params,
+        max_new_tokens=1,
+        batch_size=1,
+        keep=lambda place, answer: None,
+    )
     whole, cut = query_ids(question, load_tokenizer(config.data.tokenizer), config.data)
     assert cut == 0 and len(whole) == 51
     assert seen[0].tolist() == whole.tolist()

@@ -20,27 +20,30 @@ from quecc_jax.evaluate.metrics import (
 from quecc_jax.evaluate.tasks.base import percentages
 
 
-@pytest.mark.parametrize("text, wanted", [
-    ("The Red Car.", "red car"),
-    ("an apple, a pear", "apple pear"),
-    ("Two dogs", "2 dogs"),
-    ("none", "0"),
-    ("ten", "10"),
-    ("dont know", "don't know"),
-    ("hadntve", "hadntve"),  # Two apostrophes missing: the table knows one.
-    ("hadn'tve", "hadn't've"),
-    ("it's", "it 's"),  # "'s" is set apart before contractions are looked up.
-    ("somebody'd", "somebodyd"),
-    ("1,000 people", "1000 people"),
-    ("3.5 m", "3.5 m"),
-    ("v. small", "v small"),
-    ("black/white", "black white"),  # No blank beside the mark: it becomes one.
-    ("black / white", "black white"),
-    ("well-lit - room", "welllit room"),  # One blank beside a mark drops all of its kind.
-    ("red\nblue", "red blue"),
-    ("what?", "what"),
-    ("", ""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, wanted",
+    [
+        ("The Red Car.", "red car"),
+        ("an apple, a pear", "apple pear"),
+        ("Two dogs", "2 dogs"),
+        ("none", "0"),
+        ("ten", "10"),
+        ("dont know", "don't know"),
+        ("hadntve", "hadntve"),  # Two apostrophes missing: the table knows one.
+        ("hadn'tve", "hadn't've"),
+        ("it's", "it 's"),  # "'s" is set apart before contractions are looked up.
+        ("somebody'd", "somebodyd"),
+        ("1,000 people", "1000 people"),
+        ("3.5 m", "3.5 m"),
+        ("v. small", "v small"),
+        ("black/white", "black white"),  # No blank beside the mark: it becomes one.
+        ("black / white", "black white"),
+        ("well-lit - room", "welllit room"),  # One blank beside a mark drops all of its kind.
+        ("red\nblue", "red blue"),
+        ("what?", "what"),
+        ("", ""),
+    ],
+)
 def test_answers_are_normalised_as_the_vqa_challenge_does(text, wanted):
     assert normalise_answer(text) == wanted
 
@@ -83,21 +86,41 @@ def test_edit_distance_by_hand():
     assert edit_distance("kitten", "sitting") == 3 and edit_distance("", "abc") == 3
 
 
-@pytest.mark.parametrize("answer, truth, right", [
-    ("104", "100", True), ("105", "100", True), ("106", "100", False), ("95", "100", True),
-    ("94", "100", False),
-    ("12%", "0.12", True), ("12%", "12", False), ("Yes", "yes", True), ("no", "yes", False),
-    ("0", "0", True), ("0.01", "0", False), ("-100", "-104", True), ("1,000", "1000", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "answer, truth, right",
+    [
+        ("104", "100", True),
+        ("105", "100", True),
+        ("106", "100", False),
+        ("95", "100", True),
+        ("94", "100", False),
+        ("12%", "0.12", True),
+        ("12%", "12", False),
+        ("Yes", "yes", True),
+        ("no", "yes", False),
+        ("0", "0", True),
+        ("0.01", "0", False),
+        ("-100", "-104", True),
+        ("1,000", "1000", False),
+    ],
+)
 def test_relaxed_match_allows_five_percent(answer, truth, right):
     assert relaxed_match(answer, truth) is right
 
 
-@pytest.mark.parametrize("text, no", [
-    ("No", True), ("no, it is not", True), ("Yes", False), ("There is not a dog", True),
-    ("Yes. No dog.", False),
-    ("NO", False), ("nothing", False), ("", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, no",
+    [
+        ("No", True),
+        ("no, it is not", True),
+        ("Yes", False),
+        ("There is not a dog", True),
+        ("Yes. No dog.", False),
+        ("NO", False),
+        ("nothing", False),
+        ("", False),
+    ],
+)
 def test_the_first_sentence_says_no(text, no):
     assert says_no(text) is no
 
@@ -118,8 +141,10 @@ def test_ratio_says_what_an_empty_sum_gives():
 def test_the_bootstrap_error_of_a_mean_is_its_standard_error():
     rng = np.random.default_rng(1)
     right = rng.random(400) < 0.3
-    tallies = [{"score": float(r), "count": 1.0, "count/a": float(i < 50), "score/a": float(r and i < 50)}
-               for i, r in enumerate(right)]  # fmt: skip
+    tallies = [
+        {"score": float(r), "count": 1.0, "count/a": float(i < 50), "score/a": float(r and i < 50)}
+        for i, r in enumerate(right)
+    ]
     found = evaluate(tallies, percentages, resamples=2000)
     share = right.mean()
     assert found["accuracy"][0] == pytest.approx(100 * share)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from quecc_jax.data.templates import Stops
-from quecc_jax.data.tokenizer import load_tokenizer, train_word_tokenizer
+from quecc_jax.data.text.templates import Stops
+from quecc_jax.data.text.tokenizer import load_tokenizer, train_word_tokenizer
 from quecc_jax.evaluate.predict import read_answer
 
 

@@ -16,10 +16,19 @@ def answer(prediction: str, truth: str, kind: str = "a") -> Answer:
     return Answer({"conversations": turns, "kind": kind}, prediction)
 
 
-@pytest.mark.parametrize("prediction, truth, same", [
-    ("red", "red", True), ("Red ", "red", True), ("3  5 7", "3 5 7", True), ("", "", True),
-    ("red.", "red", False), ("3 57", "3 5 7", False), ("red red", "red", False), ("", "red", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "prediction, truth, same",
+    [
+        ("red", "red", True),
+        ("Red ", "red", True),
+        ("3  5 7", "3 5 7", True),
+        ("", "", True),
+        ("red.", "red", False),
+        ("3 57", "3 5 7", False),
+        ("red red", "red", False),
+        ("", "red", False),
+    ],
+)
 def test_exact_means_the_same_words(prediction, truth, same):
     assert is_exact(answer(prediction, truth)) is same
     assert answer(prediction, truth).question == "what?"

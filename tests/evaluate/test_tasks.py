@@ -13,15 +13,7 @@ from quecc_jax.errors import UserError
 from quecc_jax.evaluate.benchmark import summary
 from quecc_jax.evaluate.bootstrap import evaluate
 from quecc_jax.evaluate.tasks import TASKS, chosen
-from quecc_jax.evaluate.tasks.base import (
-    LETTER,
-    SHORT,
-    Judged,
-    Sample,
-    limited,
-    llava_answers,
-    missing_files,
-)
+from quecc_jax.evaluate.tasks.base import LETTER, SHORT, Judged, Sample, limited, llava_answers, missing_files
 from quecc_jax.evaluate.tasks.mathvista import extract, query
 from quecc_jax.evaluate.tasks.mmbench import LETTER_CN, infer_choice, infer_letter
 from quecc_jax.evaluate.tasks.mmmu import parse_choice, parse_open
@@ -39,8 +31,10 @@ def data(tmp_path_factory) -> Path:
 def judged(name: str, data: Path, answers: list[str]) -> list[Judged]:
     """The benchmark's questions, in order, with these answers."""
     samples = TASKS[name].load(data)
-    return [Judged(sample, answer, *TASKS[name].judge(sample, answer))
-            for sample, answer in zip(samples, answers, strict=True)]  # fmt: skip
+    return [
+        Judged(sample, answer, *TASKS[name].judge(sample, answer))
+        for sample, answer in zip(samples, answers, strict=True)
+    ]
 
 
 def values(name: str, data: Path, answers: list[str]) -> dict[str, float]:
@@ -108,7 +102,9 @@ def test_missing_files_are_named_once(tmp_path):
     (tmp_path / "gqa/llava_gqa_testdev_balanced.jsonl").unlink()
     missing = missing_files([TASKS["gqa"], TASKS["gqa"], TASKS["mmbench"]], tmp_path)
     assert [file.path for file in missing] == [
-        "gqa/llava_gqa_testdev_balanced.jsonl", "mmbench/mmbench_dev_20230712.tsv"]  # fmt: skip
+        "gqa/llava_gqa_testdev_balanced.jsonl",
+        "mmbench/mmbench_dev_20230712.tsv",
+    ]
 
 
 def test_names_of_benchmarks():
@@ -124,7 +120,11 @@ def test_a_limit_takes_whole_units_spread_over_the_benchmark(data):
     samples = task.load(data)
     kept = limited(task, samples, 4)
     assert len(samples) == 6 and [sample.id for sample in kept] == [
-        "code_reasoning/0020#1", "code_reasoning/0020#2", "color/000000338560#1", "color/000000338560#2"]
+        "code_reasoning/0020#1",
+        "code_reasoning/0020#2",
+        "color/000000338560#1",
+        "color/000000338560#2",
+    ]
     assert limited(task, samples, 1) == samples[:2] and limited(task, samples, None) == samples
     assert len(limited(TASKS["pope"], TASKS["pope"].load(data), 3)) == 3
 
@@ -159,8 +159,7 @@ def test_gqa_by_hand(data, tmp_path):
     answers = ["Chair.", "no", "Small"]
     found = values("gqa", data, answers)
     assert found == {"accuracy": pytest.approx(200 / 3), "accuracy/open": 50, "accuracy/binary": 100}
-    assert written("gqa", data, answers, tmp_path)[0] == {
-        "questionId": "201883195", "prediction": "chair"}  # fmt: skip
+    assert written("gqa", data, answers, tmp_path)[0] == {"questionId": "201883195", "prediction": "chair"}
 
 
 def test_vqav2_is_scored_on_val_and_sent_whole_for_test(data, tmp_path):
@@ -168,24 +167,28 @@ def test_vqav2_is_scored_on_val_and_sent_whole_for_test(data, tmp_path):
     assert str(samples[0].images[0]).endswith("val2014/COCO_val2014_000000000007.jpg")
     assert samples[0].prompt == f"What color?\n{SHORT}"
     found = values("vqav2_val", data, ["red", "two"])
-    assert found == {k: pytest.approx(v) for k, v in
-                     {"accuracy": 80, "accuracy/other": 60, "accuracy/number": 100}.items()}  # fmt: skip
+    assert found == {
+        k: pytest.approx(v) for k, v in {"accuracy": 80, "accuracy/other": 60, "accuracy/number": 100}.items()
+    }
     assert written("vqav2", data, ["A dog.", "two"], tmp_path) == [
-        {"question_id": 1, "answer": "dog"}, {"question_id": 2, "answer": "2"},
-        {"question_id": 3, "answer": ""}]  # fmt: skip
+        {"question_id": 1, "answer": "dog"},
+        {"question_id": 2, "answer": "2"},
+        {"question_id": 3, "answer": ""},
+    ]
     assert values("vqav2", data, ["a", "b"]) == {}
 
 
 def test_vizwiz_knows_unanswerable(data, tmp_path):
     samples = TASKS["vizwiz_val"].load(data)
     assert samples[0].prompt == (
-        "What is this?\nWhen the provided information is insufficient, respond with 'Unanswerable'.\n"
-        f"{SHORT}")
+        f"What is this?\nWhen the provided information is insufficient, respond with 'Unanswerable'.\n{SHORT}"
+    )
     found = values("vizwiz_val", data, ["Unanswerable", "Unanswerable"])
     # Nine of ten agree: at least eight others always do.
     assert found == {"accuracy": 50, "accuracy/other": 0, "accuracy/unanswerable": 100}
     assert written("vizwiz", data, ["The can"], tmp_path) == [
-        {"image": "VizWiz_test_00000001.jpg", "answer": "can"}]  # fmt: skip
+        {"image": "VizWiz_test_00000001.jpg", "answer": "can"}
+    ]
 
 
 def test_textvqa_finds_the_truth_by_picture_and_question(data):
@@ -194,7 +197,9 @@ def test_textvqa_finds_the_truth_by_picture_and_question(data):
     assert "Reference OCR token" in samples[0].prompt
     assert values("textvqa", data, ["1:26.", "8"]) == {"accuracy": 50}
     assert [a["question_id"] for a in llava_answers(judged("textvqa", data, ["a", "b"]), "m")] == [
-        "01b3265b22d23b50", "07788c82bbbd1887"]  # fmt: skip
+        "01b3265b22d23b50",
+        "07788c82bbbd1887",
+    ]
 
 
 def test_scienceqa_by_hand(data, tmp_path):
@@ -215,19 +220,26 @@ def test_scienceqa_counts_what_it_could_not_read(data):
 
 
 def test_another_scorer_is_named_and_used(data):
-    task, = chosen("scienceqa", "scienceqa=lmms_eval")
+    (task,) = chosen("scienceqa", "scienceqa=lmms_eval")
     sample = task.load(data)[1]
     assert task.judge(sample, "a") == ("A", 1) and TASKS["scienceqa"].judge(sample, "a") == ("FAILED", 0)
     assert task.scorer.name == "lmms_eval" and [s.name for s in task.scorers[1:]] == ["llava"]
     assert [t.scorer.name for t in chosen("mme,mmmu", "mmmu=lmms_eval")] == ["mme", "lmms_eval"]
 
 
-@pytest.mark.parametrize("scorers, message", [
-    ("mme=official", "mme has no scorer official; choose from mme, lmms_eval"),
-    ("gqa=llava", r"gqa=llava is not TASK=SCORER, once, for one of the benchmarks mme, mmmu; write for "
-                  "example mme=mme"),
-    ("lmms_eval", "is not TASK=SCORER"), ("mme=mme,mme=lmms_eval", "once"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "scorers, message",
+    [
+        ("mme=official", "mme has no scorer official; choose from mme, lmms_eval"),
+        (
+            "gqa=llava",
+            r"gqa=llava is not TASK=SCORER, once, for one of the benchmarks mme, mmmu; write for "
+            "example mme=mme",
+        ),
+        ("lmms_eval", "is not TASK=SCORER"),
+        ("mme=mme,mme=lmms_eval", "once"),
+    ],
+)
 def test_scorers_that_are_none(scorers, message):
     with pytest.raises(UserError, match=message):
         chosen("mme,mmmu", scorers)
@@ -235,18 +247,35 @@ def test_scorers_that_are_none(scorers, message):
 
 def test_mme_adds_accuracy_and_accuracy_plus(data, tmp_path):
     assert values("mme", data, ["no", "No", "Yes", "No", "Yes", "Yes"]) == {
-        "perception": pytest.approx(75 + 50), "perception/color": pytest.approx(125),
-        "cognition": pytest.approx(50), "cognition/code_reasoning": pytest.approx(50)}  # fmt: skip
+        "perception": pytest.approx(75 + 50),
+        "perception/color": pytest.approx(125),
+        "cognition": pytest.approx(50),
+        "cognition/code_reasoning": pytest.approx(50),
+    }
     TASKS["mme"].write(tmp_path, judged("mme", data, ["Yes"] * 6), data)
     first = (tmp_path / "results/color.txt").read_text().splitlines()[0]
-    assert first == ("000000338560.jpg\tIs there a blue and yellow fire hydrant in the image? Please answer "
-                     "yes or no.\tYes\tYes")  # fmt: skip
+    assert first == (
+        "000000338560.jpg\tIs there a blue and yellow fire hydrant in the image? Please answer "
+        "yes or no.\tYes\tYes"
+    )
 
 
-@pytest.mark.parametrize("answer, parsed", [
-    ("Yes.", "yes"), ("n", "other"), ("y", "other"), ("x", "other"), ("", "other"), ("It is no", "other"),
-    ("Noon", "no"), ("Yes, no", "yes"), (" yes", "yes"), ("  yes", "other"), ("y.es", "other"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "answer, parsed",
+    [
+        ("Yes.", "yes"),
+        ("n", "other"),
+        ("y", "other"),
+        ("x", "other"),
+        ("", "other"),
+        ("It is no", "other"),
+        ("Noon", "no"),
+        ("Yes, no", "yes"),
+        (" yes", "yes"),
+        ("  yes", "other"),
+        ("y.es", "other"),
+    ],
+)
 def test_mme_reads_yes_or_no_in_four_letters(data, answer, parsed):
     sample = TASKS["mme"].load(data)[0]
     assert TASKS["mme"].judge(sample, answer) == (parsed, float(parsed == "yes"))
@@ -265,7 +294,8 @@ def test_mmbench_counts_a_question_only_if_all_rotations_are_right(data, tmp_pat
     assert [sample.images for sample in samples] == [(picture(1),)] * 3
     assert samples[0].prompt == (
         "This diagram shows the life cycle of an apple tree.\nWhich part of an apple tree might grow into a "
-        f"new tree?\nA. a seed\nB. a leaf\n{LETTER}")
+        f"new tree?\nA. a seed\nB. a leaf\n{LETTER}"
+    )
     assert TASKS["mmbench_cn"].load(data)[1].prompt.endswith(f"\nC. flexible\n{LETTER_CN}")
     half = {"circular": 50, "vanilla": 100, "circular/color": 50}
     assert values("mmbench", data, ["A", "B", "A"]) == half  # The rotation is wrong.
@@ -281,7 +311,8 @@ def test_mmbench_takes_the_fields_for_missing_that_pandas_does(tmp_path):
     path.write_text(path.read_text().replace("Select the best answer.", "nan").replace("flexible", "N/A"))
     sample = TASKS["mmbench"].load(tmp_path)[1]
     assert sample.prompt == (
-        f"Which property do these three objects have in common?\nA. blue\nB. smooth\n{LETTER}")
+        f"Which property do these three objects have in common?\nA. blue\nB. smooth\n{LETTER}"
+    )
 
 
 def test_mmbench_sends_a_spreadsheet(data, tmp_path):
@@ -295,10 +326,21 @@ def test_mmbench_sends_a_spreadsheet(data, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mmbench_upload.xlsx"]
 
 
-@pytest.mark.parametrize("answer, letter", [
-    ("B", "B"), ("(C)", "C"), ("The answer is D.", "D"), ("A cat sits there", "A"), ("A or B", ""),
-    ("Option A: it is so", "A"), ("it is b", ""), ("", ""), ("E", ""), ("I can't process this file.", "Z"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "answer, letter",
+    [
+        ("B", "B"),
+        ("(C)", "C"),
+        ("The answer is D.", "D"),
+        ("A cat sits there", "A"),
+        ("A or B", ""),
+        ("Option A: it is so", "A"),
+        ("it is b", ""),
+        ("", ""),
+        ("E", ""),
+        ("I can't process this file.", "Z"),
+    ],
+)
 def test_mmbench_finds_one_letter(answer, letter):
     assert infer_letter(answer, 4) == letter
     assert infer_letter(f"B, as everybody here can see {answer}", 4, last=4) == ("" if letter != "Z" else "Z")
@@ -314,7 +356,9 @@ def test_seed_compares_whole_answers(data, tmp_path):
     assert (found["accuracy"], found["accuracy/image"], found["accuracy/video"]) == (50, 100, 0)
     assert found["accuracy/Scene Understanding"] == 100
     assert written("seed", data, ["B", "A"], tmp_path) == [
-        {"question_id": "101", "prediction": "B"}, {"question_id": "v_1", "prediction": "A"}]  # fmt: skip
+        {"question_id": "101", "prediction": "B"},
+        {"question_id": "v_1", "prediction": "A"},
+    ]
 
 
 def test_mmmu_by_hand(data):
@@ -334,10 +378,19 @@ def test_mmmu_by_hand(data):
     assert found["unread"] == 1 and "random" in str(found["note"])
 
 
-@pytest.mark.parametrize("answer, letter", [
-    ("B", "B"), ("B.", "B"), ("(C) neither", "C"), ("not (A) but (B)", "B"), ("A then B", "B"),
-    ("I think that it must be neither", "C"), ("C.it", ""), ("B. dog", ""),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "answer, letter",
+    [
+        ("B", "B"),
+        ("B.", "B"),
+        ("(C) neither", "C"),
+        ("not (A) but (B)", "B"),
+        ("A then B", "B"),
+        ("I think that it must be neither", "C"),
+        ("C.it", ""),
+        ("B. dog", ""),
+    ],
+)
 def test_mmmu_takes_the_last_letter(answer, letter):
     assert parse_choice(answer, ["a cat", "$5", "neither"]) == letter
 
@@ -357,14 +410,17 @@ def test_mmmu_sends_the_letter_that_was_guessed(data, tmp_path):
     assert sent["validation_Math_1"] == "what?" and set(sent.values()) <= {"A", "B", "C", "what?"}
 
 
-@pytest.mark.parametrize("answer, found", [
-    ("The answer is 3.14159.", [3.14]),
-    ("x = 1,200", [1200.0, 200.0]),  # The official pattern too finds 200 behind the comma.
-    ("so it is a dog", ["a dog"]),
-    ("b", [" b", "b "]),
-    ("Red\nit is so = -2e3 m", ["-2e3 m", -2000.0, 3.0]),  # And the 3 of e3.
-    ("is ?", ["is ?"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "answer, found",
+    [
+        ("The answer is 3.14159.", [3.14]),
+        ("x = 1,200", [1200.0, 200.0]),  # The official pattern too finds 200 behind the comma.
+        ("so it is a dog", ["a dog"]),
+        ("b", [" b", "b "]),
+        ("Red\nit is so = -2e3 m", ["-2e3 m", -2000.0, 3.0]),  # And the 3 of e3.
+        ("is ?", ["is ?"]),
+    ],
+)
 def test_mmmu_candidates_of_open_answers(answer, found):
     assert parse_open(answer) == found
 
@@ -388,7 +444,10 @@ def test_ai2d_asks_about_the_test_pictures(data):
 def test_chartqa_and_docvqa_by_hand(data, tmp_path):
     assert TASKS["chartqa"].load(data)[0].prompt.endswith("?\nAnswer the question with a single word.")
     assert values("chartqa", data, ["21", "yes"]) == {
-        "accuracy": 100, "accuracy/human": 100, "accuracy/augmented": 100}  # fmt: skip
+        "accuracy": 100,
+        "accuracy/human": 100,
+        "accuracy/augmented": 100,
+    }
     assert values("chartqa", data, ["22", "yes"])["accuracy/human"] == 0
     found = values("docvqa", data, ["May 2", "Jones"])
     assert found["accuracy/form"] == pytest.approx(80) and found["accuracy"] == pytest.approx(40)
@@ -400,25 +459,36 @@ def test_mathvista_by_hand(data, tmp_path):
     assert samples[0].prompt == "Hint: so.\nWhich?"
     assert samples[1].prompt == (
         "Hint: Please answer the question requiring a floating-point number with one decimal place and "
-        "provide the final value, e.g., 1.2, 1.3, 1.4, at the end.\nQuestion: How long? (Unit: m)")
+        "provide the final value, e.g., 1.2, 1.3, 1.4, at the end.\nQuestion: How long? (Unit: m)"
+    )
     answers = ["(B) equal to", "It is 1.23 m", "1,014", "between [2007, 2008]"]
     found = values("mathvista", data, answers)
     assert found["accuracy"] == 75 and found["accuracy/multi_choice"] == 100
     assert values("mathvista", data, ["equals to", "1.2", "14.0", "2007"])["accuracy"] == 75
     sent = written("mathvista", data, answers, tmp_path)
     assert sent["3"]["extraction"] == "1014" and sent["1"]["response"] == "(B) equal to"
-    asked = query({"question": "Q?", "question_type": "multi_choice", "answer_type": "text",
-                   "choices": ["x", "y"]})  # fmt: skip
+    asked = query(
+        {"question": "Q?", "question_type": "multi_choice", "answer_type": "text", "choices": ["x", "y"]}
+    )
     assert asked.endswith("Question: Q?\nChoices:\n(A) x\n(B) y") and "option letter" in asked
 
 
-@pytest.mark.parametrize("kind, answer, found", [
-    ("integer", "2019-2020", "2020"), ("integer", "from 3-5 to 4", "4"), ("integer", "x = -5", "-5"),
-    ("integer", "it fell by \N{MINUS SIGN}7", "-7"), ("integer", "$1,450 a week", "1450"),
-    ("integer", "3-2=1", "1"), ("integer", "about 2e3 m", "2e3"), ("float", "it is 1/2", "1/2"),
-    ("list", "between 2007 and 2008", "[2007, 2008]"), ("list", "2019-2020", "[2019, 2020]"),
-    ("list", "[1, 2], no: [2, 3]", "[2, 3]"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind, answer, found",
+    [
+        ("integer", "2019-2020", "2020"),
+        ("integer", "from 3-5 to 4", "4"),
+        ("integer", "x = -5", "-5"),
+        ("integer", "it fell by \N{MINUS SIGN}7", "-7"),
+        ("integer", "$1,450 a week", "1450"),
+        ("integer", "3-2=1", "1"),
+        ("integer", "about 2e3 m", "2e3"),
+        ("float", "it is 1/2", "1/2"),
+        ("list", "between 2007 and 2008", "[2007, 2008]"),
+        ("list", "2019-2020", "[2019, 2020]"),
+        ("list", "[1, 2], no: [2, 3]", "[2, 3]"),
+    ],
+)
 def test_mathvista_takes_no_hyphen_for_a_minus(kind, answer, found):
     facts = {"question_type": "free_form", "answer_type": kind, "choices": None, "precision": 1}
     assert extract(answer, facts) == found
@@ -445,16 +515,34 @@ def test_graded_elsewhere_means_no_score_but_files(data, tmp_path):
     assert (record["question_id"], record["prompt"], record["text"]) == (0, "What is this?", "A cat.")
 
 
-@pytest.mark.parametrize("name, file, text, message", [
-    ("gqa", "gqa/data/testdev_balanced_questions.json", "{}", "has no question 201883195; take the testdev"),
-    ("scienceqa", "scienceqa/problems.json", "{}", "problem 445 is not of the test split"),
-    ("seed", "seed_bench/SEED-Bench.json", '{"question_type": {}, "questions": []}', "has no question 101"),
-    ("textvqa", "textvqa/TextVQA_0.5.1_val.json", '{"data": []}', "line 1 asks what"),
-    ("mmbench", "mmbench/mmbench_dev_20230712.tsv", "index\tquestion\n1\tx\n", "has no column A"),
-    ("mmmu", "mmmu/Art/validation-00000-of-00001.parquet", "x", "is not a Parquet file"),
-    ("docvqa", "docvqa/val_v1.0_withQT.json", '{"data": [{}]}', "record 1 has no image"),
-    ("vqav2_val", "vqav2/v2_mscoco_val2014_annotations.json", '{"annotations": []}', "has no question 70"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, file, text, message",
+    [
+        (
+            "gqa",
+            "gqa/data/testdev_balanced_questions.json",
+            "{}",
+            "has no question 201883195; take the testdev",
+        ),
+        ("scienceqa", "scienceqa/problems.json", "{}", "problem 445 is not of the test split"),
+        (
+            "seed",
+            "seed_bench/SEED-Bench.json",
+            '{"question_type": {}, "questions": []}',
+            "has no question 101",
+        ),
+        ("textvqa", "textvqa/TextVQA_0.5.1_val.json", '{"data": []}', "line 1 asks what"),
+        ("mmbench", "mmbench/mmbench_dev_20230712.tsv", "index\tquestion\n1\tx\n", "has no column A"),
+        ("mmmu", "mmmu/Art/validation-00000-of-00001.parquet", "x", "is not a Parquet file"),
+        ("docvqa", "docvqa/val_v1.0_withQT.json", '{"data": [{}]}', "record 1 has no image"),
+        (
+            "vqav2_val",
+            "vqav2/v2_mscoco_val2014_annotations.json",
+            '{"annotations": []}',
+            "has no question 70",
+        ),
+    ],
+)
 def test_files_of_another_form_are_named(tmp_path, name, file, text, message):
     STANDINS[name](tmp_path)
     (tmp_path / file).write_text(text)

@@ -106,7 +106,9 @@ def test_the_cache_has_the_models_type(params, prompts):
         model = VLM(dataclasses.replace(MODEL, dtype=dtype), unrolled=True)
         shapes = jax.eval_shape(
             lambda p, b, m=model: begin(m, (0,), decoding_params(p, m.config), b, None, None, None, 3),
-            params, prompts)  # fmt: skip
+            params,
+            prompts,
+        )
         assert {a.dtype for a in (*shapes.cache.keys, *shapes.cache.values)} == {jnp.dtype(dtype)}
         assert {a.shape for a in shapes.cache.keys} == {(5, 20 + 3, 2, 8)}
 

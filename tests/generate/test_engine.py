@@ -46,8 +46,9 @@ def questions(engine) -> dict[str, Question]:
     rows = {row["id"]: row for row in json.loads((GOLDEN / "conversations.json").read_text())}
     return {
         name: Question(row["conversations"][0]["value"], (engine.picture(GOLDEN / row["image"]),))
-        for name, row in rows.items() if name in ("a", "b")
-    }  # fmt: skip
+        for name, row in rows.items()
+        if name in ("a", "b")
+    }
 
 
 def greedy_text(engine: Engine, wanted: dict) -> str:
@@ -129,8 +130,10 @@ def test_a_question_of_the_conversation_conditions_the_compressor(engine, questi
     picture = questions["a"].pictures
     first = Question("What is this?", picture)
     later = Question("And what colour is the sky above it?", picture, ("What is this?", "A house."))
-    maps = [engine.attention(q) for q in (first, later, later._replace(query="latest"),
-                                          Question(later.text, picture))]  # fmt: skip
+    maps = [
+        engine.attention(q)
+        for q in (first, later, later._replace(query="latest"), Question(later.text, picture))
+    ]
     assert maps[0].shape[:2] == (1, engine.config.model.visual_tokens)
     np.testing.assert_array_equal(maps[0], maps[1])
     np.testing.assert_allclose(maps[2], maps[3], atol=1e-6)
@@ -161,19 +164,26 @@ def test_eight_devices_answer_as_one_does(run_dir, engine, questions, monkeypatc
     spread = load_engine(run_dir, MeshConfig(4, 1, 2))
     model = dataclasses.replace(spread.config.model, dtype="float32", remat="none")
     assert model == engine.config.model or spread.config.model.dtype == "bfloat16"
-    over = Engine(dataclasses.replace(spread.config, model=model), load_vlm(run_dir, spread._mesh)[1],
-                  mesh=spread._mesh, chunk=4)  # fmt: skip
+    over = Engine(
+        dataclasses.replace(spread.config, model=model),
+        load_vlm(run_dir, spread._mesh)[1],
+        mesh=spread._mesh,
+        chunk=4,
+    )
     three = [*questions.values(), Question("Hello there, who are you?")]
     assert over.answers(three, Limits(12)) == engine.answers(three, Limits(12))
 
 
-@pytest.mark.parametrize("question, message", [
-    (Question(""), "the question is empty; ask something"),
-    (Question("  \n"), "the question is empty"),
-    (Question("<image>\nwhat?"), "0 pictures but 1 <image> placeholders"),
-    (Question("word " * 3000), "tokens but data.max_length is"),
-    (Question("and?", (), ("what?",)), "history ends with a question"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "question, message",
+    [
+        (Question(""), "the question is empty; ask something"),
+        (Question("  \n"), "the question is empty"),
+        (Question("<image>\nwhat?"), "0 pictures but 1 <image> placeholders"),
+        (Question("word " * 3000), "tokens but data.max_length is"),
+        (Question("and?", (), ("what?",)), "history ends with a question"),
+    ],
+)
 def test_what_cannot_be_asked_is_said_at_once(engine, question, message):
     with pytest.raises(UserError, match=message) as caught:
         engine.run([question], Limits(4))

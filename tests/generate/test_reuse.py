@@ -90,7 +90,11 @@ def test_no_pictures_cost_nothing(params, batch):
     assert encode.attention(params, blind, 4 * [[]]) is None
     assert tokens.shape == (4, 2, 4, 32) and not np.asarray(tokens).any()
     assert encode.reuse.report()["pictures"] == {
-        "hits": 0, "misses": 0, "hit_rate": None, "seconds_saved": None}  # fmt: skip
+        "hits": 0,
+        "misses": 0,
+        "hit_rate": None,
+        "seconds_saved": None,
+    }
 
 
 def test_what_was_used_longest_ago_leaves_first():
@@ -108,11 +112,28 @@ def test_what_was_used_longest_ago_leaves_first():
 
 def test_the_time_saved_is_the_hits_at_the_mean_time_of_a_timed_miss():
     assert Counter(hits=6, misses=4, timed=2, seconds=1.0).report() == {
-        "hits": 6, "misses": 4, "hit_rate": 0.6, "seconds_saved": 3.0}  # fmt: skip
+        "hits": 6,
+        "misses": 4,
+        "hit_rate": 0.6,
+        "seconds_saved": 3.0,
+    }
     assert Counter(hits=6, misses=4).report()["seconds_saved"] is None
 
 
 def test_buckets_grow_by_half_or_a_third():
     assert [round_up(n) for n in (1, 2, 3, 4, 5, 6, 7, 9, 13, 25, 33, 49, 65)] == [
-        1, 2, 3, 4, 6, 6, 8, 12, 16, 32, 48, 64, 96]  # fmt: skip
+        1,
+        2,
+        3,
+        4,
+        6,
+        6,
+        8,
+        12,
+        16,
+        32,
+        48,
+        64,
+        96,
+    ]
     assert all(n <= round_up(n, 4) and round_up(n, 4) % 4 == 0 for n in range(1, 40))

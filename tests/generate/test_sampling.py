@@ -38,9 +38,13 @@ run = jax.jit(process)
 
 
 @settings(deadline=None, max_examples=60)
-@given(seed=st.integers(0, 10**6), temperature=st.sampled_from([0.0, 0.3, 1.0, 2.5]),
-       top_k=st.integers(0, VOCAB + 3), top_p=st.sampled_from([0.01, 0.3, 0.77, 0.97, 1.0]),
-       penalty=st.sampled_from([0.5, 1.0, 1.7]))  # fmt: skip
+@given(
+    seed=st.integers(0, 10**6),
+    temperature=st.sampled_from([0.0, 0.3, 1.0, 2.5]),
+    top_k=st.integers(0, VOCAB + 3),
+    top_p=st.sampled_from([0.01, 0.3, 0.77, 0.97, 1.0]),
+    penalty=st.sampled_from([0.5, 1.0, 1.7]),
+)
 def test_the_rules_are_those_of_a_plain_loop(seed, temperature, top_k, top_p, penalty):
     rng = np.random.default_rng(seed)
     logits = (3 * rng.normal(size=(3, VOCAB))).astype(np.float32)
@@ -85,11 +89,16 @@ def test_a_row_is_drawn_by_its_own_key_and_step_whatever_stands_beside_it():
         assert choose(logits[2:3], seen[2:3], s, keys[2:3], jnp.int32(step)) == tokens[2]
 
 
-@pytest.mark.parametrize("settings, message", [
-    (Sampling(temperature=-1), "--temperature is -1"), (Sampling(top_k=-2), "--top-k is -2"),
-    (Sampling(top_p=0), "--top-p is 0"), (Sampling(top_p=1.5), "--top-p is 1.5"),
-    (Sampling(repetition_penalty=0), "--repetition-penalty is 0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        (Sampling(temperature=-1), "--temperature is -1"),
+        (Sampling(top_k=-2), "--top-k is -2"),
+        (Sampling(top_p=0), "--top-p is 0"),
+        (Sampling(top_p=1.5), "--top-p is 1.5"),
+        (Sampling(repetition_penalty=0), "--repetition-penalty is 0"),
+    ],
+)
 def test_settings_out_of_range_are_named(settings, message):
     with pytest.raises(UserError, match=message):
         check_sampling(settings)

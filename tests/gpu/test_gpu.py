@@ -87,8 +87,10 @@ def test_a_bfloat16_step_with_cudnn_is_one_with_xla():
         return gradients(one, params, batch, jax.devices()[0])
 
     with jax.default_matmul_precision("highest"):
-        exact = np.concatenate([x.ravel() for x in made(dtype="float32", attention="xla")])
-    xla, cudnn = (np.concatenate([x.ravel() for x in made(attention=kernel)]) for kernel in ("xla", "cudnn"))
+        exact = np.concatenate([x.ravel() for x in made(dtype="float32", attention_kernel="xla")])
+    xla, cudnn = (
+        np.concatenate([x.ravel() for x in made(attention_kernel=kernel)]) for kernel in ("xla", "cudnn")
+    )
     off = [np.linalg.norm(x - exact) / np.linalg.norm(exact) for x in (xla, cudnn)]
     assert off[1] < 1.5 * off[0] + 1e-3 and off[0] < 0.1, off
 

@@ -79,12 +79,20 @@ def docs(run, tmp_path_factory) -> list[dict[str, Any]]:
     images[-1] = ""
     config, params = load_vlm(run.out)
     answers = [""] * len(QUESTIONS)
-    ask([Question(q, q, (i,) if i else ()) for q, i in zip(QUESTIONS, images, strict=True)], config, params,
-        max_new_tokens=4, batch_size=2, keep=answers.__setitem__)  # fmt: skip
+    ask(
+        [Question(q, q, (i,) if i else ()) for q, i in zip(QUESTIONS, images, strict=True)],
+        config,
+        params,
+        max_new_tokens=4,
+        batch_size=2,
+        keep=answers.__setitem__,
+    )
     answers = [answer.split("?")[0].strip() for answer in answers]
     assert len(set(answers)) > 2, "answers hardly depend on question and picture; the test shows nothing"
-    return [{"question": q, "image": i, "answer": a if n < 3 else "something else", "said": a}
-            for n, (q, i, a) in enumerate(zip(QUESTIONS, images, answers, strict=True))]  # fmt: skip
+    return [
+        {"question": q, "image": i, "answer": a if n < 3 else "something else", "said": a}
+        for n, (q, i, a) in enumerate(zip(QUESTIONS, images, answers, strict=True))
+    ]
 
 
 def test_lmms_eval_scores_what_the_model_answers(run, docs, tmp_path):
@@ -92,14 +100,38 @@ def test_lmms_eval_scores_what_the_model_answers(run, docs, tmp_path):
     (tmp_path / "task").mkdir()
     (tmp_path / "task/local.yaml").write_text(TASK.format(data=tmp_path / "docs.json"))
     (tmp_path / "task/utils.py").write_text(UTILS)
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "JAX_PLATFORMS": "cpu",
-                   "HF_HOME": str(tmp_path / "hf")}  # fmt: skip
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "JAX_PLATFORMS": "cpu",
+        "HF_HOME": str(tmp_path / "hf"),
+    }
     done = subprocess.run(
-        [sys.executable, "-m", "lmms_eval", "--model", "quecc_jax", "--model_args", f"checkpoint={run.out}",
-         "--tasks", "quecc_local", "--include_path", str(tmp_path / "task"), "--batch_size", "2",
-         "--output_path", str(tmp_path / "out"), "--log_samples"],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "lmms_eval",
+            "--model",
+            "quecc_jax",
+            "--model_args",
+            f"checkpoint={run.out}",
+            "--tasks",
+            "quecc_local",
+            "--include_path",
+            str(tmp_path / "task"),
+            "--batch_size",
+            "2",
+            "--output_path",
+            str(tmp_path / "out"),
+            "--log_samples",
+        ],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     # lmms-eval ends with status 0 after an error of its own.
     found = list((tmp_path / "out").rglob("*results.json"))
     assert done.returncode == 0 and len(found) == 1, done.stderr[-3000:]
@@ -110,7 +142,8 @@ def test_lmms_eval_scores_what_the_model_answers(run, docs, tmp_path):
     lines = [json.loads(line) for line in samples.read_text().splitlines()]
     said = {line["doc_id"]: line["filtered_resps"] for line in lines}
     assert [str(said[n][0] if isinstance(said[n], list) else said[n]) for n in range(5)] == [
-        doc["said"] for doc in docs]  # fmt: skip
+        doc["said"] for doc in docs
+    ]
 
 
 def request(options: Any, text: str = QUESTIONS[0]) -> Any:
@@ -140,9 +173,13 @@ def test_given_answers_get_the_likelihoods_of_this_project(model):
     requests = [request(options, text) for options, text in zip(answers, QUESTIONS, strict=False)]
     requests.append(request(lambda doc: "green", QUESTIONS[2]))
     shown = picture_of(model)
-    wanted = log_likelihoods([Question("", text, (shown,)) for text in QUESTIONS[:3]],
-                             ["red", "blue two", "green"], model.config, model.params,
-                             batch_size=2)  # fmt: skip
+    wanted = log_likelihoods(
+        [Question("", text, (shown,)) for text in QUESTIONS[:3]],
+        ["red", "blue two", "green"],
+        model.config,
+        model.params,
+        batch_size=2,
+    )
     assert model.loglikelihood(requests) == wanted and len({value for value, _ in wanted}) == 3
 
 
@@ -155,7 +192,9 @@ def picture_of(model) -> bytes:
 
 def test_what_is_not_offered_is_refused_in_one_sentence(model, run):
     refused: list[tuple[dict[str, Any], str]] = [
-        ({"do_sample": True, "temperature": 0.7}, "greedily"), ({"num_beams": 3}, "beam")]  # fmt: skip
+        ({"do_sample": True, "temperature": 0.7}, "greedily"),
+        ({"num_beams": 3}, "beam"),
+    ]
     for options, message in refused:
         with pytest.raises(UserError, match=message):
             model.generate_until([request(options)])

@@ -22,9 +22,44 @@ from quecc_jax.evaluate.tasks import TASKS
 from quecc_jax.evaluate.tasks.base import Judged, Sample
 from quecc_jax.evaluate.tasks.mmmu import parse_open
 
-PIECES = ("a", "the", "A", "B", "C", "D", "(A)", "(B)", "C.", "D:", "yes", "no", "Yes.", "N", "two", "ten",
-          "dont", "couldnt've", "it's", "1,200", "3.5", "5%", "-2e3", "=", "answer is", "so", "\n", ". ", "?",
-          "/", "red-blue", "dog", "a cat", ",", "!", "\t")  # fmt: skip
+PIECES = (
+    "a",
+    "the",
+    "A",
+    "B",
+    "C",
+    "D",
+    "(A)",
+    "(B)",
+    "C.",
+    "D:",
+    "yes",
+    "no",
+    "Yes.",
+    "N",
+    "two",
+    "ten",
+    "dont",
+    "couldnt've",
+    "it's",
+    "1,200",
+    "3.5",
+    "5%",
+    "-2e3",
+    "=",
+    "answer is",
+    "so",
+    "\n",
+    ". ",
+    "?",
+    "/",
+    "red-blue",
+    "dog",
+    "a cat",
+    ",",
+    "!",
+    "\t",
+)
 WORDS = st.one_of(
     st.lists(st.sampled_from(PIECES), max_size=8).map(" ".join),
     st.lists(st.sampled_from(PIECES), max_size=5).map("".join),
@@ -59,8 +94,12 @@ def test_anls(answer, truths):
     assert anls(answer, truths) == pytest.approx(their_anls(truths, [answer])["anls"])
 
 
-NUMBERS = st.one_of(WORDS, st.floats(-200, 200).map("{:.2f}".format), st.integers(-50, 50).map(str),
-                    st.integers(0, 100).map("{}%".format))  # fmt: skip
+NUMBERS = st.one_of(
+    WORDS,
+    st.floats(-200, 200).map("{:.2f}".format),
+    st.integers(-50, 50).map(str),
+    st.integers(0, 100).map("{}%".format),
+)
 
 
 @many

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from quecc_jax.config import DecoderConfig, VisionConfig
-from quecc_jax.query_config import ClipTextConfig
+from quecc_jax.config.query import ClipTextConfig
 
 Tree = dict[str, Any]
 
@@ -32,12 +32,15 @@ def affine(p: Tree, x: np.ndarray, outputs: int) -> np.ndarray:
 
 def layer(params: Tree, index: int) -> Tree:
     """One layer of a scanned stack, in float64."""
-    return {k: layer(v, index) if isinstance(v, dict) else np.asarray(v[index], np.float64)
-            for k, v in params.items()}  # fmt: skip
+    return {
+        k: layer(v, index) if isinstance(v, dict) else np.asarray(v[index], np.float64)
+        for k, v in params.items()
+    }
 
 
-def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, allowed: np.ndarray,
-           bias: np.ndarray | float = 0.0) -> np.ndarray:  # fmt: skip
+def attend(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, allowed: np.ndarray, bias: np.ndarray | float = 0.0
+) -> np.ndarray:
     """One head: q [S, d], k and v [T, d], bool [S, T], logits' bias [S, T] -> [S, d]."""
     out, bias = np.zeros_like(q), np.broadcast_to(bias, allowed.shape)
     for i in range(len(q)):

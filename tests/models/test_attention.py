@@ -20,8 +20,9 @@ CUDNN = "jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version"
 def inputs(rows=2, length=40, heads=4, groups=2, width=16, seed=0, dtype=jnp.float32):
     """Random q, k, v, a weight for the outputs, and a mask: row 0 packed and padded, row 1 one long one."""
     rng = np.random.default_rng(seed)
-    q, k, v, w = (jnp.array(rng.normal(size=(rows, length, n, width)), dtype)
-                  for n in (heads, groups, groups, heads))  # fmt: skip
+    q, k, v, w = (
+        jnp.array(rng.normal(size=(rows, length, n, width)), dtype) for n in (heads, groups, groups, heads)
+    )
     segments = np.ones((rows, length), np.int32)
     segments[0, length // 3 :] = 2
     segments[0, -length // 4 :] = 0
@@ -114,10 +115,19 @@ def test_rows_that_do_not_divide_over_the_mesh_stay_with_xla():
     close(ours, both_ways(xla_attention, q, k, v, w, mask), 1e-5)
 
 
-@pytest.mark.parametrize("length, expected", [
-    (1, (128, 128)), (128, (128, 128)), (129, (256, 256)), (512, (512, 512)), (640, (384, 768)),
-    (2048, (512, 2048)), (2049, (512, 2560)), (4096, (512, 4096)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "length, expected",
+    [
+        (1, (128, 128)),
+        (128, (128, 128)),
+        (129, (256, 256)),
+        (512, (512, 512)),
+        (640, (384, 768)),
+        (2048, (512, 2048)),
+        (2049, (512, 2560)),
+        (4096, (512, 4096)),
+    ],
+)
 def test_blocks_hold_any_length(length, expected):
     assert blocks(length) == expected
 
@@ -150,9 +160,9 @@ def test_auto_goes_by_the_platform(platform, expected, monkeypatch):
     assert kernels(platform, monkeypatch, "splash") == ["splash"]
 
 
-@pytest.mark.parametrize("change", [
-    {"slopes": jnp.ones(4)}, {"window": jnp.array(3)}, {"q_index": jnp.arange(40)},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change", [{"slopes": jnp.ones(4)}, {"window": jnp.array(3)}, {"q_index": jnp.arange(40)}]
+)
 def test_what_other_kernels_do_not_take_is_left_to_xla(change, monkeypatch):
     for platform in ("tpu", "gpu"):
         assert kernels(platform, monkeypatch, **change) == ["xla"]
@@ -160,7 +170,9 @@ def test_what_other_kernels_do_not_take_is_left_to_xla(change, monkeypatch):
 
 def test_cudnn_by_name_says_why_it_cannot(monkeypatch):
     q, k, v, _, mask = inputs()
-    with pytest.raises(UserError, match=r"^model.attention cudnn: takes .*, not float32; use auto or xla$"):
+    with pytest.raises(
+        UserError, match=r"^model.attention_kernel cudnn: takes .*, not float32; use auto or xla$"
+    ):
         attention(q, k, v, mask, "cudnn")
     q, k, v = (x.astype(jnp.bfloat16) for x in (q, k, v))
     with pytest.raises(UserError, match="cuDNN is not detected"):

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quecc_jax.config import VisionConfig
-from quecc_jax.geometry import hidden_indices
-from quecc_jax.models.clip import ClipTower, sine_cosine_init, split_features
+from quecc_jax.config.shapes import hidden_indices
+from quecc_jax.models.towers.clip import ClipTower, sine_cosine_init, split_features
 from tests.models.reference import tower
 from tests.tiny import MODEL, random_like
 
@@ -27,9 +27,15 @@ def tower_params(config: VisionConfig) -> dict:
 
 
 @settings(deadline=None)
-@given(st.integers(1, 8).flatmap(lambda depth: st.tuples(
-    st.just(depth), st.lists(st.integers(-depth - 1, depth), min_size=1, max_size=5),
-    st.integers(-depth - 1, depth))))  # fmt: skip
+@given(
+    st.integers(1, 8).flatmap(
+        lambda depth: st.tuples(
+            st.just(depth),
+            st.lists(st.integers(-depth - 1, depth), min_size=1, max_size=5),
+            st.integers(-depth - 1, depth),
+        )
+    )
+)
 def test_levels_count_like_a_list_of_all_states(choice):
     depth, levels, select = choice
     config = VisionConfig(depth=depth, levels=tuple(levels), select_layer=select)

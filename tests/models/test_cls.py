@@ -9,11 +9,11 @@ import pytest
 
 from quecc_jax import flops
 from quecc_jax.config import ModelConfig
+from quecc_jax.config.validation import validate
 from quecc_jax.data.elastic import Slots
 from quecc_jax.data.images import normalise
 from quecc_jax.errors import UserError
 from quecc_jax.models.vlm import VLM
-from quecc_jax.validation import validate
 from tests.models.reference import affine, gelu, tower
 from tests.tiny import MODEL, RUN, random_batch, random_params, run
 
@@ -31,8 +31,9 @@ def models(name: str, **settings: Any) -> tuple[ModelConfig, ModelConfig]:
 @pytest.mark.parametrize("name", ["quecc", "m3", "none", "prumerge", "llava_mini"])
 def test_cls_passes_the_projector_and_stands_in_front(name):
     kept, plain = models(name)
-    config = run(model={"compressor": kept.compressor, "vision": kept.vision}, data={"max_length": 48},
-                 batch_size=2)  # fmt: skip
+    config = run(
+        model={"compressor": kept.compressor, "vision": kept.vision}, data={"max_length": 48}, batch_size=2
+    )
     batch, params = random_batch(config, pictures=[1, 2])._replace(ids=None), random_params(config)
     assert kept.visual_tokens == plain.visual_tokens + 1
 
@@ -53,13 +54,14 @@ def test_cls_passes_the_projector_and_stands_in_front(name):
     np.testing.assert_allclose(ours[1, 1, 0], wanted[0], rtol=1e-3, atol=1e-3)
     for row in range(2):
         here = batch.slots[row] >= 0
-        np.testing.assert_allclose(inputs[row][here], ours[row].reshape(-1, M)[batch.slots[row][here]],
-                                   rtol=1e-5)  # fmt: skip
+        np.testing.assert_allclose(
+            inputs[row][here], ours[row].reshape(-1, M)[batch.slots[row][here]], rtol=1e-5
+        )
 
 
 def test_everything_that_counts_tokens_counts_it():
     kept, plain = models("quecc")
-    assert (kept.visual_tokens, kept.made_tokens) == (5, 4)
+    assert (kept.visual_tokens, kept.num_output_tokens) == (5, 4)
     # The second picture of a row, whose conversation has one picture, laid out as [text, five slots].
     codes, _ = Slots(kept)(np.array([7, -1, -2, -3, -4, -5]), np.zeros(6, bool), 1, 0)
     assert codes.tolist() == [7, -6, -7, -8, -9, -10]
@@ -69,11 +71,14 @@ def test_everything_that_counts_tokens_counts_it():
     assert flops.compressor_cost(kept) == flops.compressor_cost(plain)
 
 
-@pytest.mark.parametrize("vision, compressor, message", [
-    ({"scales": (1, 2)}, {}, r"vision.keep_cls keeps one CLS, but vision.scales \(1, 2\) have several"),
-    ({"tiles": ((1, 2),)}, {}, "vision.keep_cls has no place on the one map that quecc makes"),
-    ({}, {"elastic": (1, 4)}, r"vision.keep_cls stands in front of one V, but compressor.elastic has"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "vision, compressor, message",
+    [
+        ({"scales": (1, 2)}, {}, r"vision.keep_cls keeps one CLS, but vision.scales \(1, 2\) have several"),
+        ({"tiles": ((1, 2),)}, {}, "vision.keep_cls has no place on the one map that quecc makes"),
+        ({}, {"elastic": (1, 4)}, r"vision.keep_cls stands in front of one V, but compressor.elastic has"),
+    ],
+)
 def test_where_it_makes_no_sense_is_said(vision, compressor, message):
     kept, _ = models("quecc", **compressor)
     kept = dataclasses.replace(kept, vision=dataclasses.replace(kept.vision, **vision))

@@ -12,16 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from quecc_jax.compressor_config import COMPRESSORS
 from quecc_jax.config import MeshConfig, ModelConfig
+from quecc_jax.config.compressor import COMPRESSORS
+from quecc_jax.config.shapes import hidden_indices, state_shape
+from quecc_jax.config.validation import validate
 from quecc_jax.errors import UserError
 from quecc_jax.generate.decode import on_mesh
-from quecc_jax.geometry import hidden_indices, state_shape
 from quecc_jax.models import compressors
 from quecc_jax.models.compressors.base import RegionAttention
 from quecc_jax.models.vlm import VLM
 from quecc_jax.sharding import batch_sharding, make_mesh
-from quecc_jax.validation import validate
 from tests.models.reference import affine, attend, gelu, layer_norm
 from tests.tiny import MODEL, RUN, random_like, random_params
 
@@ -47,8 +47,10 @@ def trained(config: ModelConfig, seed: int = 0) -> dict[str, Any]:
 
 def outcome(config: ModelConfig, mesh: Any = None) -> tuple[Any, Any]:
     """Visual tokens [8, 1, V, M] of eight pictures, and the gradients of compressor and projector."""
+
     def loss(params: Any, states: jax.Array, query: jax.Array) -> tuple[jax.Array, jax.Array]:
-        tokens: Any = VLM(config).apply({"params": params}, states, query, method=VLM.compress)
+        made: Any = VLM(config).apply({"params": params}, states, query, method=VLM.compress)
+        tokens = made.tokens if made.memory is None else jnp.concatenate(made, axis=2)
         return jnp.sum(jnp.sin(tokens.astype(jnp.float32))), tokens
 
     arrays = inputs(config, 8)
@@ -60,8 +62,10 @@ def outcome(config: ModelConfig, mesh: Any = None) -> tuple[Any, Any]:
 
 
 def test_one_file_and_one_line_each():
-    found = {m.name: importlib.import_module(f"{compressors.__name__}.{m.name}")
-             for m in pkgutil.iter_modules(compressors.__path__)}  # fmt: skip
+    found = {
+        m.name: importlib.import_module(f"{compressors.__name__}.{m.name}")
+        for m in pkgutil.iter_modules(compressors.__path__)
+    }
     assert {name for name, module in found.items() if hasattr(module, "build")} == set(COMPRESSORS)
     assert all(callable(found[name].cost) and found[name].__doc__ for name in COMPRESSORS)
 
@@ -92,18 +96,27 @@ def test_tokens_without_a_grid_may_be_any_number(name):
     tokens = 9 if name == "llava_mini" else 5  # Its queries are a square.
     config = model(name, tokens=tokens)
     states, query = inputs(config, 2)
-    shape = jax.eval_shape(lambda p, *a: VLM(config).apply({"params": p}, *a, method=VLM.compress),
-                           trained(config), states, query)  # fmt: skip
-    assert shape.shape == (2, 1, tokens + config.memory_tokens, MODEL.decoder.width)
+    made = jax.eval_shape(
+        lambda p, *a: VLM(config).apply({"params": p}, *a, method=VLM.compress),
+        trained(config),
+        states,
+        query,
+    )
+    assert made.tokens.shape == (2, 1, tokens, MODEL.decoder.width)
+    memory = 0 if made.memory is None else made.memory.shape[2]
+    assert memory == config.memory_tokens
 
 
-@pytest.mark.parametrize("settings, message", [
-    ({"name": "avgpool", "tokens": 4}, "avgpool takes V from kernel and stride, not from tokens 4"),
-    ({"name": "resampler", "tokens": 17}, "tokens 17 is not between 1 and the 16 patches"),
-    ({"name": "mqt", "queries": 8}, "queries 8 is not a square number of at least the 4 tokens"),
-    ({"name": "llava_mini", "tokens": 5}, "tokens 5 is not a square number"),
-    ({"name": "mqt", "tokens": 10, "queries": 9}, "queries 9 is not a square .* the 10 tokens"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"name": "avgpool", "tokens": 4}, "avgpool takes V from kernel and stride, not from tokens 4"),
+        ({"name": "resampler", "tokens": 17}, "tokens 17 is not between 1 and the 16 patches"),
+        ({"name": "mqt", "queries": 8}, "queries 8 is not a square number of at least the 4 tokens"),
+        ({"name": "llava_mini", "tokens": 5}, "tokens 5 is not a square number"),
+        ({"name": "mqt", "tokens": 10, "queries": 9}, "queries 9 is not a square .* the 10 tokens"),
+    ],
+)
 def test_settings_that_do_not_fit_are_named(settings, message):
     with pytest.raises(UserError, match=message):
         validate(dataclasses.replace(RUN, model=model(**settings)))
@@ -113,8 +126,8 @@ def parts(config: ModelConfig) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """Tokens [V, M] of one picture, its select layer's patches [n, D] and the parameters."""
     states, query = inputs(config, 1)
     params = trained(config)
-    run = jax.jit(lambda p, *a: VLM(config).apply({"params": p}, *a, method=VLM.compress))
-    tokens = run(params, states, query)
+    run: Any = jax.jit(lambda p, *a: VLM(config).apply({"params": p}, *a, method=VLM.compress))
+    tokens = run(params, states, query).tokens
     select = hidden_indices(MODEL.vision).index(MODEL.vision.depth - 1)
     return np.asarray(tokens[0, 0]), states[0, 0, :, select].astype(np.float64), params
 
@@ -126,8 +139,9 @@ def project(params: dict[str, Any], x: np.ndarray) -> np.ndarray:
 
 def squares(x: np.ndarray) -> list[np.ndarray]:
     """The four 2 x 2 squares of a 4 x 4 grid, each [4, C]."""
-    return [np.stack([x[GRID * (y + b) + z + a] for b in (0, 1) for a in (0, 1)])
-            for y in (0, 2) for z in (0, 2)]  # fmt: skip
+    return [
+        np.stack([x[GRID * (y + b) + z + a] for b in (0, 1) for a in (0, 1)]) for y in (0, 2) for z in (0, 2)
+    ]
 
 
 def test_average_pooling_before_and_after_the_projector():
@@ -158,8 +172,10 @@ def position(side: int, width: int, row: int, column: int) -> np.ndarray:
 def heads_of(p: dict[str, Any], q: np.ndarray, k: np.ndarray, v: np.ndarray, heads: int) -> np.ndarray:
     """Multi-head attention with every projection written out: q [V, D], k and v [n, D] -> [V, D]."""
     width = q.shape[1]
-    q, k, v = (affine({"kernel": p[f"{n}_kernel"], "bias": p[f"{n}_bias"]}, x, width)
-               for n, x in (("q", q), ("k", k), ("v", v)))  # fmt: skip
+    q, k, v = (
+        affine({"kernel": p[f"{n}_kernel"], "bias": p[f"{n}_bias"]}, x, width)
+        for n, x in (("q", q), ("k", k), ("v", v))
+    )
     d, seen = width // heads, np.ones((len(q), len(k)), bool)
     parts = [slice(h * d, (h + 1) * d) for h in range(heads)]
     found = [attend(q[:, part], k[:, part], v[:, part], seen) for part in parts]

@@ -56,7 +56,8 @@ def test_tied_embeddings_are_the_output_matrix(llama, qwen):
         close(model.apply(variables, hidden, method="logits"), hidden @ matrix)
         tokens = np.array([[3, 5]])
         np.testing.assert_array_equal(
-            model.apply(variables, tokens, method="embed"), made.params["embedding"][tokens])  # fmt: skip
+            model.apply(variables, tokens, method="embed"), made.params["embedding"][tokens]
+        )
 
 
 def test_later_positions_do_not_reach_earlier_ones(llama):

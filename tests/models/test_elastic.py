@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quecc_jax import flops
-from quecc_jax.compressor_config import COMPRESSORS
 from quecc_jax.config import CompressorConfig, ModelConfig, VisionConfig
+from quecc_jax.config.compressor import COMPRESSORS
+from quecc_jax.config.shapes import at_visual_tokens, first_token, output_tokens
 from quecc_jax.errors import UserError
-from quecc_jax.geometry import first_token, output_tokens, served
 from quecc_jax.models.compressors import make_compressor
 from quecc_jax.models.compressors.base import Features
 from quecc_jax.models.compressors.quecc import DepthwiseConv, overlaps
@@ -24,18 +24,22 @@ from tests.tiny import MODEL, random_like
 ELASTIC = [name for name, kind in COMPRESSORS.items() if kind.elastic]
 
 
-def model_of(name: str = "quecc", elastic: tuple[int, ...] = (1, 4, 9, 16), grid: int = 12, **more: Any,
-             ) -> ModelConfig:  # fmt: skip
-    vision = VisionConfig(image_size=4 * grid, patch_size=4, width=16, depth=3, heads=2, mlp_width=32,
-                          levels=(1, 2, 3))  # fmt: skip
+def model_of(
+    name: str = "quecc", elastic: tuple[int, ...] = (1, 4, 9, 16), grid: int = 12, **more: Any
+) -> ModelConfig:
+    vision = VisionConfig(
+        image_size=4 * grid, patch_size=4, width=16, depth=3, heads=2, mlp_width=32, levels=(1, 2, 3)
+    )
     compressor = CompressorConfig(name=name, elastic=elastic, heads=2, queries=16, **more)
     return dataclasses.replace(MODEL, vision=vision, compressor=compressor)
 
 
 def inputs(model: ModelConfig) -> tuple[Features, jax.Array]:
     rng, (n, d) = np.random.default_rng(0), (model.vision.patches, model.vision.width)
-    single, multi, query = (jnp.asarray(rng.normal(size=shape), jnp.float32)
-                            for shape in ((2, n, d), (2, n, 3 * d), (2, 1, model.decoder.width)))  # fmt: skip
+    single, multi, query = (
+        jnp.asarray(rng.normal(size=shape), jnp.float32)
+        for shape in ((2, n, d), (2, n, 3 * d), (2, 1, model.decoder.width))
+    )
     return Features(single, multi), query
 
 
@@ -54,15 +58,15 @@ def test_a_v_served_alone_is_a_slice_of_all(name):
     model = model_of(name)
     params = params_of(model)
     whole = tokens_of(model, params)
-    assert whole.shape == (2, model.made_tokens, 16)
+    assert whole.shape == (2, model.num_output_tokens, 16)
     for v in (1, 4, 9, 16):
-        alone, first = served(model, v), first_token(model, v)
+        alone, first = at_visual_tokens(model, v), first_token(model, v)
         assert jax.tree.map(np.shape, params_of(alone)) == jax.tree.map(np.shape, params)
-        assert alone.visual_tokens == alone.made_tokens == v and not alone.drawn_tokens
+        assert alone.visual_tokens == alone.num_output_tokens == v and not alone.elastic_choices
         np.testing.assert_allclose(tokens_of(alone, params), whole[:, first : first + v], atol=1e-5)
-    assert served(model) == served(model, 16)
+    assert at_visual_tokens(model) == at_visual_tokens(model, 16)
     with pytest.raises(UserError, match="makes 1 or 4 or 9 or 16 visual tokens of a picture, not 5"):
-        served(model, 5)
+        at_visual_tokens(model, 5)
 
 
 @pytest.mark.parametrize("name", [name for name in ELASTIC if COMPRESSORS[name].shape == "grid"])
@@ -113,16 +117,21 @@ def test_a_pattern_keeps_its_weight_at_every_v():
         for top in range(0, 12, window):
             x[:, top : top + window // 2] = 1
         made: Any = DepthwiseConv(12, 12, np.float32).apply(
-            {"params": {"kernel": kernel, "bias": np.zeros(1)}}, x, window)  # fmt: skip
+            {"params": {"kernel": kernel, "bias": np.zeros(1)}}, x, window
+        )
         np.testing.assert_allclose(made, 72.0)
 
 
-@pytest.mark.parametrize("change, grid, message", [
-    ({"elastic": (4, 1)}, 12, "order them"), ({"elastic": (0, 1)}, 12, "order them"),
-    ({"elastic": (1, 25)}, 12, r"tile a 12 x 12 grid; these do: \[1, 4, 9, 16, 36, 144\]"),
-    ({"elastic": (1, 4), "tokens": 9}, 12, "tokens 9 is none of the elastic"),
-    ({"name": "none", "elastic": (1, 4)}, 12, "none makes one V only"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, grid, message",
+    [
+        ({"elastic": (4, 1)}, 12, "order them"),
+        ({"elastic": (0, 1)}, 12, "order them"),
+        ({"elastic": (1, 25)}, 12, r"tile a 12 x 12 grid; these do: \[1, 4, 9, 16, 36, 144\]"),
+        ({"elastic": (1, 4), "tokens": 9}, 12, "tokens 9 is none of the elastic"),
+        ({"name": "none", "elastic": (1, 4)}, 12, "none makes one V only"),
+    ],
+)
 def test_what_does_not_fit_is_said(change, grid, message):
     with pytest.raises(ValueError, match=message):
         output_tokens(CompressorConfig(**change), grid)
@@ -131,6 +140,6 @@ def test_what_does_not_fit_is_said(change, grid, message):
 def test_all_v_together_cost_little_more_than_one():
     """The paper's sizes at V in 1, 4, 16, 36, 64: what is trained together against the largest alone."""
     model = ModelConfig(compressor=CompressorConfig(elastic=(1, 4, 16, 36, 64)))
-    together, largest = flops.compressor_cost(model), flops.compressor_cost(served(model))
-    assert together.params == largest.params == flops.compressor_cost(served(model, 1)).params
+    together, largest = flops.compressor_cost(model), flops.compressor_cost(at_visual_tokens(model))
+    assert together.params == largest.params == flops.compressor_cost(at_visual_tokens(model, 1)).params
     assert largest.flops < together.flops < 1.1 * largest.flops

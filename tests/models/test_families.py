@@ -14,24 +14,41 @@ from tests.models.reference import decode
 from tests.tiny import MODEL
 
 LLAMA = dataclasses.replace(MODEL.decoder, rope_theta=100.0)
-STRETCHED = RopeScaling("longrope", original_length=S, short_factors=(1.0, 1.5, 2.0),
-                        long_factors=(3.0, 1.25, 0.5), attention_factor=1.2)  # fmt: skip
+STRETCHED = RopeScaling(
+    "longrope",
+    original_length=S,
+    short_factors=(1.0, 1.5, 2.0),
+    long_factors=(3.0, 1.25, 0.5),
+    attention_factor=1.2,
+)
 
 CONFIGS = {
     "mistral": dataclasses.replace(LLAMA, head_width=12, window=3),
     "qwen2": dataclasses.replace(LLAMA, qkv_bias=True, window=2, full_layers=1),
     "llama31": dataclasses.replace(
-        LLAMA, rope_scaling=RopeScaling("llama3", factor=4.0, fast_turns=1.5, slow_turns=0.3,
-                                        original_length=16)),
+        LLAMA,
+        rope_scaling=RopeScaling("llama3", factor=4.0, fast_turns=1.5, slow_turns=0.3, original_length=16),
+    ),
     "linear": dataclasses.replace(LLAMA, rope_scaling=RopeScaling("linear", factor=3.0)),
     "phi3": dataclasses.replace(LLAMA, rope_fraction=0.75, rope_scaling=STRETCHED),
     "phi3_long": dataclasses.replace(
-        LLAMA, rope_fraction=0.75, rope_scaling=dataclasses.replace(STRETCHED, original_length=S - 1)),
-    "mpt": dataclasses.replace(LLAMA, kv_heads=4, positions="alibi", norm="layer", mlp="gelu",
-                               tie_embeddings=True),
-    "mpt_six_heads": dataclasses.replace(LLAMA, width=36, heads=6, kv_heads=6, positions="alibi",
-                                         alibi_bias_max=5, norm="layer", mlp="gelu", window=4),
-}  # fmt: skip
+        LLAMA, rope_fraction=0.75, rope_scaling=dataclasses.replace(STRETCHED, original_length=S - 1)
+    ),
+    "mpt": dataclasses.replace(
+        LLAMA, kv_heads=4, positions="alibi", norm="layer", mlp="gelu", tie_embeddings=True
+    ),
+    "mpt_six_heads": dataclasses.replace(
+        LLAMA,
+        width=36,
+        heads=6,
+        kv_heads=6,
+        positions="alibi",
+        alibi_bias_max=5,
+        norm="layer",
+        mlp="gelu",
+        window=4,
+    ),
+}
 
 
 @pytest.fixture(scope="module", params=CONFIGS)

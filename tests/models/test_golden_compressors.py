@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quecc_jax.convert import mqt, tokenpacker
+from quecc_jax.convert.formats import mqt, tokenpacker
 from quecc_jax.errors import UserError
 from tests.golden_check import TOLERANCE, check
 

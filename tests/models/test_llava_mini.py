@@ -62,9 +62,13 @@ def test_the_resampler_is_one_cross_attention_of_learned_queries(tokens):
     module = LlavaMini(CONFIG.model, tokens)
     x = np.random.default_rng(0).normal(size=(3, N, d)).astype(np.float32)
     given = Features(jnp.asarray(x), jnp.zeros((3, N, 1))), jnp.zeros((3, 1, 1))
-    params = random_like(jax.tree.map(
-        lambda leaf: leaf.value, jax.eval_shape(lambda: module.init(jax.random.key(0), *given)["params"]),
-        is_leaf=lambda leaf: hasattr(leaf, "value")))  # fmt: skip
+    params = random_like(
+        jax.tree.map(
+            lambda leaf: leaf.value,
+            jax.eval_shape(lambda: module.init(jax.random.key(0), *given)["params"]),
+            is_leaf=lambda leaf: hasattr(leaf, "value"),
+        )
+    )
     ours: Any = module.apply({"params": params}, *given)
 
     positions = np.array([[place(d, r, c) for c in range(side)] for r in range(side)])
@@ -74,8 +78,10 @@ def test_the_resampler_is_one_cross_attention_of_learned_queries(tokens):
     project = {k: {"kernel": p[f"{k}_kernel"], "bias": p[f"{k}_bias"]} for k in "qkv"}
     for picture, mine in zip(x.astype(np.float64), ours, strict=True):
         kv = layer_norm(params["kv_norm"], picture, 1e-6)
-        q_, k, v = (affine(project[name], y, d) for name, y in
-                    (("q", q), ("k", kv + resized(positions, 4)), ("v", kv)))  # fmt: skip
+        q_, k, v = (
+            affine(project[name], y, d)
+            for name, y in (("q", q), ("k", kv + resized(positions, 4)), ("v", kv))
+        )
         see = np.ones((tokens, N), bool)
         parts = [slice(h * width, (h + 1) * width) for h in range(heads)]
         out = np.concatenate([attend(q_[:, s], k[:, s], v[:, s], see) for s in parts], axis=-1)
@@ -99,13 +105,19 @@ def batch() -> Batch:
     slots[8:12], slots[14:18] = np.arange(4), np.arange(4, 8)
     for answer in (slice(3, 6), slice(13, 14), slice(19, 20), slice(22, 23)):
         labels[answer] = tokens[answer]
-    arrays = {name: np.array(getattr(made, name)) for name in ("tokens", "slots", "labels", "segments",
-                                                               "positions", "query_segments",
-                                                               "query_ends")}  # fmt: skip
-    for name, row in (("tokens", np.where(slots < 0, tokens, 0)), ("slots", slots), ("labels", labels),
-                      ("segments", segments), ("query_segments", np.repeat([1, 2, 0], [3, 3, 6])),
-                      ("query_ends", np.array([2, 5])),
-                      ("positions", np.concatenate([np.arange(n) for n in (6, 8, 10)]))):  # fmt: skip
+    arrays = {
+        name: np.array(getattr(made, name))
+        for name in ("tokens", "slots", "labels", "segments", "positions", "query_segments", "query_ends")
+    }
+    for name, row in (
+        ("tokens", np.where(slots < 0, tokens, 0)),
+        ("slots", slots),
+        ("labels", labels),
+        ("segments", segments),
+        ("query_segments", np.repeat([1, 2, 0], [3, 3, 6])),
+        ("query_ends", np.array([2, 5])),
+        ("positions", np.concatenate([np.arange(n) for n in (6, 8, 10)])),
+    ):
         arrays[name][3] = row
     return made._replace(**arrays)
 
@@ -120,8 +132,9 @@ def test_instructions_are_replaced_by_what_layers_over_picture_and_text_make_of_
     def parts(model: VLM, batch: Batch) -> Any:
         return model.encode_image(batch.pixels), model.visual_tokens(batch), model.splice(batch)
 
-    states, visual, ours = jax.device_get(jax.jit(
-        lambda b: VLM(CONFIG.model).apply({"params": params}, b, method=parts))(batch))  # fmt: skip
+    states, visual, ours = jax.device_get(
+        jax.jit(lambda b: VLM(CONFIG.model).apply({"params": params}, b, method=parts))(batch)
+    )
     table, layers = params["decoder"]["embedding"], params["compressor"]["fusion"]["layers"]
     # Of the states 1, 2 and 3 of a tower of three layers, the one before the last is selected.
     patches = [[projected(params, picture[:, 1]) for picture in row] for row in states]
@@ -150,8 +163,9 @@ def test_instructions_are_replaced_by_what_layers_over_picture_and_text_make_of_
 
 def test_a_new_pre_fusion_changes_nothing(batch):
     rng = np.random.default_rng(6)
-    text, patches, tokens = (rng.normal(size=(4, *size, M)).astype(np.float32)
-                             for size in ((24,), (2, N), (2, V)))  # fmt: skip
+    text, patches, tokens = (
+        rng.normal(size=(4, *size, M)).astype(np.float32) for size in ((24,), (2, N), (2, V))
+    )
     module = Fusion(CONFIG.model, jnp.float32)
     run_it = jax.jit(lambda *given: module.init_with_output(jax.random.key(0), *given))
     out, variables = run_it(text, patches, tokens, batch._replace(pixels=None))
@@ -167,8 +181,11 @@ def test_it_trains_and_a_mesh_that_splits_the_sequence_agrees(params, batch):
     for shape in (MeshConfig(1, 1, 1), MeshConfig(1, 2, 2, sequence_parallel=True)):
         count = shape.fsdp * shape.tensor
         given = dataclasses.replace(
-            CONFIG, mesh=shape, optimizer=OptimizerConfig(warmup_ratio=0.0, eps=1e-2),
-            train=dataclasses.replace(CONFIG.train, stage=1))  # fmt: skip
+            CONFIG,
+            mesh=shape,
+            optimizer=OptimizerConfig(warmup_ratio=0.0, eps=1e-2),
+            train=dataclasses.replace(CONFIG.train, stage=1),
+        )
         trainer = build_trainer(given, make_mesh(shape, jax.devices()[:count]))
         parts = split_params(params, 1)
         like = trainer.abstract_state
@@ -195,8 +212,11 @@ def test_answers_are_the_full_passes_choice_and_pictures_are_encoded_once(params
         prompts.segments[r, 16:] = prompts.tokens[r, 16:] = 0
     lengths = (prompts.segments > 0).sum(axis=1)
     grown = prompts._replace(tokens=prompts.tokens.copy(), segments=prompts.segments.copy())
-    choose = jax.jit(lambda b: jnp.argmax(model.apply(
-        {"params": params}, model.apply({"params": params}, b), method=VLM.logits), axis=-1))  # fmt: skip
+    choose = jax.jit(
+        lambda b: jnp.argmax(
+            model.apply({"params": params}, model.apply({"params": params}, b), method=VLM.logits), axis=-1
+        )
+    )
     wanted = np.zeros((3, new), np.int64)
     for step in range(new):
         picked = np.asarray(choose(grown))

@@ -7,11 +7,11 @@ import jax
 import numpy as np
 import pytest
 
+from quecc_jax.config.validation import validate
 from quecc_jax.errors import UserError
-from quecc_jax.models.clip import ClipTower, split_features
 from quecc_jax.models.compressors import make_compressor
 from quecc_jax.models.compressors.base import Features
-from quecc_jax.validation import validate
+from quecc_jax.models.towers.clip import ClipTower, split_features
 from tests.models.reference import affine, layer, layer_norm, softmax, tower
 from tests.tiny import MODEL, random_like, run
 
@@ -45,7 +45,8 @@ def test_tokens_are_kept_merged_and_summed_up_as_written_out(name, share, tokens
     module = make_compressor(dataclasses.replace(MODEL, vision=vision, compressor=compressor))
     single, attention, keys_ = (z.astype(np.float32) for z in (x, a, keys))
     ours = jax.jit(lambda *z: module.apply({}, Features(z[0], z[0], z[1], z[2]), None))(
-        single, attention, keys_)  # fmt: skip
+        single, attention, keys_
+    )
     for picture in range(2):
         evenly = (tokens - 1) // share if share else 0
         wanted = written_out(x[picture], a[picture], keys[picture], tokens, evenly)
@@ -55,11 +56,15 @@ def test_tokens_are_kept_merged_and_summed_up_as_written_out(name, share, tokens
 def test_the_tower_keeps_what_it_reads_and_its_states_stay_what_they_were():
     """The layer behind the select layer need not run: here it is the last, and no state of it is kept."""
     plain = dataclasses.replace(MODEL.vision, levels=(1, 2))
-    config = dataclasses.replace(plain, attention=True)
+    config = dataclasses.replace(plain, keep_attention=True)
     pixels = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
-    params = random_like(jax.tree.map(
-        lambda leaf: leaf.value, jax.eval_shape(ClipTower(config).init, jax.random.key(0), pixels)["params"],
-        is_leaf=lambda leaf: hasattr(leaf, "value")))  # fmt: skip
+    params = random_like(
+        jax.tree.map(
+            lambda leaf: leaf.value,
+            jax.eval_shape(ClipTower(config).init, jax.random.key(0), pixels)["params"],
+            is_leaf=lambda leaf: hasattr(leaf, "value"),
+        )
+    )
 
     def both(pixels: jax.Array) -> tuple[Features, ...]:
         made: list[Any] = [ClipTower(c).apply({"params": params}, pixels) for c in (config, plain)]
@@ -77,15 +82,17 @@ def test_the_tower_keeps_what_it_reads_and_its_states_stay_what_they_were():
         np.testing.assert_allclose(ours.attention[picture], softmax(k @ q[0] / 4)[1:], rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("vision, message", [
-    ({"select_layer": -1}, r"compressor prumerge reads the layer behind vision.select_layer -1"),
-    ({"scales": (1, 2)}, r"compressor prumerge reads the attention of one CLS"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "vision, message",
+    [
+        ({"select_layer": -1}, r"compressor prumerge reads the layer behind vision.select_layer -1"),
+        ({"scales": (1, 2)}, r"compressor prumerge reads the attention of one CLS"),
+    ],
+)
 def test_towers_that_have_no_such_attention_are_refused(vision, message):
     compressor = dataclasses.replace(MODEL.compressor, name="prumerge")
     with pytest.raises(UserError, match=message):
-        validate(run(model={"compressor": compressor,
-                            "vision": dataclasses.replace(MODEL.vision, **vision)}))  # fmt: skip
+        validate(run(model={"compressor": compressor, "vision": dataclasses.replace(MODEL.vision, **vision)}))
     with pytest.raises(ValueError, match="attention and keys, which the tower's states lack"):
         module = make_compressor(dataclasses.replace(MODEL, compressor=compressor))
         module.apply({}, Features(np.zeros((1, 16, 4)), np.zeros(())), None)  # type: ignore[arg-type]

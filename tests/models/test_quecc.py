@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quecc_jax.config import CompressorConfig, ModelConfig
-from quecc_jax.geometry import output_grid, output_tokens
+from quecc_jax.config.shapes import output_grid, output_tokens
 from quecc_jax.models.compressors import make_compressor
 from quecc_jax.models.compressors.base import Features, RegionAttention
 from quecc_jax.models.compressors.quecc import DepthwiseConv, QueCC
@@ -105,8 +105,12 @@ def test_region_attention_is_multi_head_attention_with_every_projection_written_
     ours = module.apply({"params": params}, *arrays)
 
     flat = {k: np.asarray(x, np.float64) for k, x in params.items() if k != "out"}
-    project = {name: lambda x, name=name: x @ flat[f"{name}_kernel"].reshape(width, width)
-               + flat[f"{name}_bias"].reshape(width) for name in "qkv"}  # fmt: skip
+    project = {
+        name: lambda x, name=name: (
+            x @ flat[f"{name}_kernel"].reshape(width, width) + flat[f"{name}_bias"].reshape(width)
+        )
+        for name in "qkv"
+    }
     expected = np.zeros((b, v, width))
     for i in range(b):
         for j in range(v):

@@ -11,12 +11,12 @@ from flax import linen as nn
 
 from quecc_jax import flops
 from quecc_jax.config import CompressorConfig
+from quecc_jax.config.validation import validate
 from quecc_jax.errors import UserError
 from quecc_jax.models.compressors.base import Features, RegionAttention, regions
 from quecc_jax.models.compressors.quecc import QueCC
 from quecc_jax.models.compressors.quecc_plus import QueCCPlus
 from quecc_jax.models.vlm import VLM
-from quecc_jax.validation import validate
 from tests.tiny import MODEL, RUN, random_batch, random_like, random_params
 
 D, N, V = MODEL.vision.width, MODEL.vision.patches, 4
@@ -33,8 +33,9 @@ def quecc(stride: int) -> Any:
 
 def inputs() -> tuple[Features, np.ndarray]:
     rng = np.random.default_rng(0)
-    single, multi, query = (rng.normal(size=s).astype(np.float32)
-                            for s in ((2, N, D), (2, N, 3 * D), (2, 1, 32)))  # fmt: skip
+    single, multi, query = (
+        rng.normal(size=s).astype(np.float32) for s in ((2, N, D), (2, N, 3 * D), (2, 1, 32))
+    )
     return Features(single, multi), query  # type: ignore[arg-type]
 
 
@@ -87,8 +88,9 @@ def test_the_memory_is_quecc_at_another_resolution_of_the_same_towers():
 
 
 def test_the_instruction_reads_the_memory_and_answers_do_not():
-    config = dataclasses.replace(RUN, model=dataclasses.replace(
-        MODEL, compressor=CompressorConfig(**{**BARE, "fusion_layers": 1})))  # fmt: skip
+    config = dataclasses.replace(
+        RUN, model=dataclasses.replace(MODEL, compressor=CompressorConfig(**{**BARE, "fusion_layers": 1}))
+    )
     batch, params = random_batch(config, pictures=[1] * 8), random_params(config)
     vlm = VLM(config.model)
     run = jax.jit(lambda params: vlm.apply({"params": params}, batch, method=VLM.splice))

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from quecc_jax.config import DecoderConfig, QueryConfig
+from quecc_jax.config.query import ClipTextConfig
+from quecc_jax.config.shapes import query_width
 from quecc_jax.data.batch import Batch
-from quecc_jax.geometry import query_width
 from quecc_jax.models.decoder import unstack
 from quecc_jax.models.vlm import VLM
-from quecc_jax.query_config import ClipTextConfig
 from tests.models.reference import clip_text, decode
 from tests.tiny import MODEL, asked, random_batch, random_params, run
 
@@ -37,8 +37,9 @@ def test_an_early_exit_is_the_normed_state_after_its_layers(layer):
     made = encode(with_query(DEEP, encoder="early_exit", layer=layer), PARAMS)
     short, table = dataclasses.replace(DEEP.decoder, depth=layer), PARAMS["decoder"]["embedding"]
     for row, picture, ids in asked(BATCH):
-        np.testing.assert_allclose(made[row, picture], decode(PARAMS["decoder"], short, table[ids])[-1],
-                                   rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(
+            made[row, picture], decode(PARAMS["decoder"], short, table[ids])[-1], rtol=1e-3, atol=1e-4
+        )
     loose = PARAMS | {"decoder": unstack(PARAMS["decoder"])}
     loosely = encode(with_query(DEEP, encoder="early_exit", layer=layer), loose, unrolled=True)
     np.testing.assert_allclose(loosely, made, rtol=1e-4, atol=1e-5)
@@ -53,16 +54,16 @@ def test_an_exit_after_all_layers_is_the_decoder_to_the_bit():
 
 
 def test_an_early_exit_sees_each_layer_s_window():
-    decoder = DecoderConfig(vocab_size=64, width=32, depth=4, heads=4, kv_heads=4, mlp_width=48, window=2,
-                            full_layers=1)
+    decoder = DecoderConfig(
+        vocab_size=64, width=32, depth=4, heads=4, kv_heads=4, mlp_width=48, window=2, full_layers=1
+    )
     model = with_query(dataclasses.replace(MODEL, decoder=decoder), encoder="early_exit", layer=3)
     params = random_params(run({"decoder": decoder}, batch_size=3))
     made = encode(model, params)
     first = jax.tree.map(lambda leaf: leaf[:3], params["decoder"]["layers"])
     cut = params | {"decoder": params["decoder"] | {"layers": first}}
     whole = dataclasses.replace(model, query=QueryConfig(), decoder=dataclasses.replace(decoder, depth=3))
-    np.testing.assert_allclose(made, encode(whole, cut), rtol=1e-5,
-                               atol=1e-6)
+    np.testing.assert_allclose(made, encode(whole, cut), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -92,13 +93,21 @@ def test_clip_s_text_tower_gives_the_state_of_the_end_token(projection, activati
         np.testing.assert_allclose(made[row, picture], expected, rtol=1e-3, atol=1e-4)
     # Longer rows than the tower has positions, as several questions and padding make them.
     assert BATCH.queries.shape[1] > text.positions
-    wide = BATCH._replace(queries=np.pad(BATCH.queries, ((0, 0), (0, 2)), constant_values=9),
-                          query_segments=np.pad(BATCH.query_segments, ((0, 0), (0, 2))))  # fmt: skip
+    wide = BATCH._replace(
+        queries=np.pad(BATCH.queries, ((0, 0), (0, 2)), constant_values=9),
+        query_segments=np.pad(BATCH.query_segments, ((0, 0), (0, 2))),
+    )
     np.testing.assert_allclose(encode(model, params, wide), made, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("query", [
-    {"encoder": "early_exit", "layer": 1}, {"encoder": "embeddings"}, {"encoder": "clip_text", "text": TEXT}])
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"encoder": "early_exit", "layer": 1},
+        {"encoder": "embeddings"},
+        {"encoder": "clip_text", "text": TEXT},
+    ],
+)
 def test_padding_changes_nothing_an_empty_question_is_finite_and_no_gradient_passes(query):
     model = with_query(MODEL, **query)
     params = random_params(WITH_TEXT)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from quecc_jax.config import CompressorConfig
+from quecc_jax.config.shapes import hidden_indices
 from quecc_jax.data.batch import Batch
 from quecc_jax.data.images import normalise
-from quecc_jax.geometry import hidden_indices
 from quecc_jax.models.vlm import VLM
 from tests.models.reference import affine, decode, gelu
 from tests.tiny import MODEL, RUN, asked, random_batch, random_params
@@ -130,8 +130,10 @@ def test_gradient_reaches_neither_tower_nor_decoder_through_the_visual_tokens(pa
         visual = model.apply({"params": params}, batch._replace(ids=None), method=VLM.visual_tokens)
         return jnp.sum(jnp.sin(visual))
 
-    sizes = {name: [float(np.abs(g).max()) for g in jax.tree.leaves(grads)]
-             for name, grads in jax.jit(jax.grad(total))(params).items()}  # fmt: skip
+    sizes = {
+        name: [float(np.abs(g).max()) for g in jax.tree.leaves(grads)]
+        for name, grads in jax.jit(jax.grad(total))(params).items()
+    }
     assert max(sizes["vision"]) == max(sizes["decoder"]) == 0.0
     # The key bias and the keys' LayerNorm bias have no effect on the output.
     assert sum(size == 0.0 for size in sizes["compressor"]) <= 2 and max(sizes["compressor"]) > 0.01

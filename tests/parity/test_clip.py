@@ -10,11 +10,11 @@ import torch
 import transformers
 
 from quecc_jax.config import VisionConfig
-from quecc_jax.convert.clip import vision_config, vision_rules
-from quecc_jax.convert.clip_text import TEXT_ANCHOR, hf_text_config, text_config, text_rules
+from quecc_jax.convert.formats.clip import vision_config, vision_rules
+from quecc_jax.convert.formats.clip_text import TEXT_ANCHOR, hf_text_config, text_config, text_rules
 from quecc_jax.convert.rules import from_tree, to_tree
-from quecc_jax.models.clip import ClipTower, split_features
-from quecc_jax.models.clip_text import ClipText
+from quecc_jax.models.towers.clip import ClipTower, split_features
+from quecc_jax.models.towers.clip_text import ClipText
 from tests.golden_check import TOLERANCE
 from tests.parity.compare import errors, gradients, randomise
 
@@ -25,9 +25,16 @@ DEPTH = 3
 def test_the_text_tower_agrees(projected, end):
     """As transformers pool: at the first end token, or, under configs of old, at the largest id."""
     hf = transformers.CLIPTextConfig(
-        vocab_size=50, hidden_size=24, intermediate_size=40, projection_dim=20, num_hidden_layers=DEPTH,
-        num_attention_heads=3, max_position_embeddings=10, layer_norm_eps=1e-3, eos_token_id=end,
-    )  # fmt: skip
+        vocab_size=50,
+        hidden_size=24,
+        intermediate_size=40,
+        projection_dim=20,
+        num_hidden_layers=DEPTH,
+        num_attention_heads=3,
+        max_position_embeddings=10,
+        layer_norm_eps=1e-3,
+        eos_token_id=end,
+    )
     kind = transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel
     theirs = kind(hf).float().eval()
     state = randomise(theirs)
@@ -54,13 +61,18 @@ def test_the_text_tower_agrees(projected, end):
 def test_the_attention_that_prumerge_reads_agrees():
     """Queries and keys of the last layer, which reads the select layer's states, and their softmax."""
     hf = transformers.CLIPVisionConfig(
-        hidden_size=24, intermediate_size=40, num_hidden_layers=DEPTH, num_attention_heads=3,
-        image_size=20, patch_size=5, layer_norm_eps=1e-3,
-    )  # fmt: skip
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=DEPTH,
+        num_attention_heads=3,
+        image_size=20,
+        patch_size=5,
+        layer_norm_eps=1e-3,
+    )
     theirs = transformers.CLIPVisionModel(hf).float().eval()
     state = randomise(theirs)
     described: VisionConfig = vision_config(hf.to_dict())
-    config = VisionConfig(**{**vars(described), "levels": (1,), "select_layer": -2, "attention": True})
+    config = VisionConfig(**{**vars(described), "levels": (1,), "select_layer": -2, "keep_attention": True})
     params = to_tree(vision_rules(config, prefix=""), state)["vision"]
     pixels = np.random.default_rng(1).normal(size=(2, 20, 20, 3)).astype(np.float32)
     states: Any = jax.jit(lambda x: ClipTower(config).apply({"params": params}, x))(pixels)
@@ -69,7 +81,8 @@ def test_the_attention_that_prumerge_reads_agrees():
     attend = theirs.encoder.layers[-1].self_attn
     for name in "qk":
         getattr(attend, f"{name}_proj").register_forward_hook(
-            lambda module, given, out, name=name: found.__setitem__(name, out))  # fmt: skip
+            lambda module, given, out, name=name: found.__setitem__(name, out)
+        )
     theirs(torch.from_numpy(pixels.transpose(0, 3, 1, 2)))
     q, k = found["q"], found["k"]
     weights = torch.softmax(q[:, :1] @ k.transpose(1, 2) / 24**0.5, dim=-1)[:, 0, 1:]
@@ -80,9 +93,15 @@ def test_the_attention_that_prumerge_reads_agrees():
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
 def test_all_hidden_states_and_gradients_agree(activation):
     hf = transformers.CLIPVisionConfig(
-        hidden_size=24, intermediate_size=40, num_hidden_layers=DEPTH, num_attention_heads=3,
-        image_size=20, patch_size=5, hidden_act=activation, layer_norm_eps=1e-3,
-    )  # fmt: skip
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=DEPTH,
+        num_attention_heads=3,
+        image_size=20,
+        patch_size=5,
+        hidden_act=activation,
+        layer_norm_eps=1e-3,
+    )
     theirs = transformers.CLIPVisionModel(hf).float().eval()
     state = randomise(theirs)
     described: VisionConfig = vision_config(hf.to_dict())

@@ -35,8 +35,9 @@ class TokenPacker(nn.Module):
         single, multi = inputs["single_level"], inputs["multi_level"]
         b, n, d = single.shape
         g = round(n**0.5)
-        small = F.interpolate(single.reshape(b, g, g, d).permute(0, 3, 1, 2), (g // self.scale,) * 2,
-                              mode="bilinear")  # fmt: skip
+        small = F.interpolate(
+            single.reshape(b, g, g, d).permute(0, 3, 1, 2), (g // self.scale,) * 2, mode="bilinear"
+        )
         q = self.ln_q_1(self.q_proj_1(small.permute(0, 2, 3, 1).reshape(b, -1, d)))
         k, v = self.ln_k_1(self.k_proj_1(multi)), self.ln_v_1(self.v_proj_1(multi))
         out = self.clip_attn(q.reshape(1, -1, d), self.squares(k), self.squares(v))[0]
@@ -91,8 +92,10 @@ def write(path: Path, module: nn.Module, inputs: dict[str, Any], meta: list[int]
     np.savez(path, meta=np.array(meta), **found)
 
 
-@pytest.mark.parametrize("width, heads, grid, scale, output", [
-    (16, 2, 6, 3, 20), (24, 3, 8, 2, 12), (16, 16, 8, 8, 16), (32, 1, 5, 5, 8), (8, 4, 3, 1, 8)])  # fmt: skip
+@pytest.mark.parametrize(
+    "width, heads, grid, scale, output",
+    [(16, 2, 6, 3, 20), (24, 3, 8, 2, 12), (16, 16, 8, 8, 16), (32, 1, 5, 5, 8), (8, 4, 3, 1, 8)],
+)
 def test_tokenpacker(tmp_path, width, heads, grid, scale, output):
     path = tmp_path / "tokenpacker.npz"
     inputs = {"single_level": (2, grid**2, width), "multi_level": (2, grid**2, 4 * width)}
@@ -101,12 +104,24 @@ def test_tokenpacker(tmp_path, width, heads, grid, scale, output):
     assert len(errors) == 26 and max(errors.values()) < TOLERANCE, errors
 
 
-@pytest.mark.parametrize("width, heads, grid, side, output, tokens", [
-    (32, 8, 7, 3, 20, 9), (16, 2, 4, 6, 24, 20), (24, 3, 5, 5, 12, 3), (16, 4, 8, 16, 8, 256),
-    (128, 8, 24, 16, 32, 16), (8, 1, 3, 1, 8, 1)])  # fmt: skip
+@pytest.mark.parametrize(
+    "width, heads, grid, side, output, tokens",
+    [
+        (32, 8, 7, 3, 20, 9),
+        (16, 2, 4, 6, 24, 20),
+        (24, 3, 5, 5, 12, 3),
+        (16, 4, 8, 16, 8, 256),
+        (128, 8, 24, 16, 32, 16),
+        (8, 1, 3, 1, 8, 1),
+    ],
+)
 def test_mqt(tmp_path, width, heads, grid, side, output, tokens):
     path = tmp_path / "mqt.npz"
-    write(path, MQT(width, heads, side, output, tokens), {"single_level": (2, grid**2, width)},
-          [width, heads, grid, side, output, tokens])  # fmt: skip
+    write(
+        path,
+        MQT(width, heads, side, output, tokens),
+        {"single_level": (2, grid**2, width)},
+        [width, heads, grid, side, output, tokens],
+    )
     errors = check(path)
     assert len(errors) == 14 and max(errors.values()) < TOLERANCE, errors

@@ -12,7 +12,7 @@ import transformers
 from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 
 from quecc_jax.config import DecoderConfig, ModelConfig
-from quecc_jax.convert.families import decoder_config, decoder_rules, family_of
+from quecc_jax.convert.formats.language_models import decoder_config, decoder_rules, family_of
 from quecc_jax.convert.rules import Rule, from_tree, to_tree
 from quecc_jax.data.batch import Batch
 from quecc_jax.generate import build_generator
@@ -25,36 +25,59 @@ LENGTHS = (8, 13)
 """Real tokens of the rows where rows are padded."""
 
 SMALL: dict[str, Any] = {
-    "vocab_size": 48, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
-    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
-LLAMA3 = {"rope_type": "llama3", "rope_theta": 50.0, "factor": 4.0, "low_freq_factor": 0.5,
-          "high_freq_factor": 3.0, "original_max_position_embeddings": 24}  # fmt: skip
-LONG = {"rope_type": "longrope", "rope_theta": 100.0, "short_factor": [1.0, 1.3, 2.0],
-        "long_factor": [1.5, 3.0, 0.6]}  # fmt: skip
+    "vocab_size": 48,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 50.0,
+    "factor": 4.0,
+    "low_freq_factor": 0.5,
+    "high_freq_factor": 3.0,
+    "original_max_position_embeddings": 24,
+}
+LONG = {
+    "rope_type": "longrope",
+    "rope_theta": 100.0,
+    "short_factor": [1.0, 1.3, 2.0],
+    "long_factor": [1.5, 3.0, 0.6],
+}
 MPT: dict[str, Any] = {"d_model": 24, "n_layers": 3, "vocab_size": 48, "max_seq_len": 64}
 
 CONFIGS: dict[str, transformers.PreTrainedConfig] = {
     "llama": transformers.LlamaConfig(**SMALL),
     "llama_linear": transformers.LlamaConfig(
-        **SMALL, rope_parameters={"rope_type": "linear", "rope_theta": 100.0, "factor": 3.0}),
+        **SMALL, rope_parameters={"rope_type": "linear", "rope_theta": 100.0, "factor": 3.0}
+    ),
     "llama_3.1": transformers.LlamaConfig(**SMALL, rope_parameters=LLAMA3),
     "mistral": transformers.MistralConfig(**SMALL, sliding_window=4),
     "mistral_nemo": transformers.MistralConfig(**SMALL, head_dim=10, sliding_window=None),
     "qwen2": transformers.Qwen2Config(**SMALL, tie_word_embeddings=True),
     "qwen2_window": transformers.Qwen2Config(
-        **SMALL, use_sliding_window=True, sliding_window=3, max_window_layers=1),
+        **SMALL, use_sliding_window=True, sliding_window=3, max_window_layers=1
+    ),
     "phi3_short": transformers.Phi3Config(
-        **SMALL, rope_parameters=LONG, original_max_position_embeddings=S + NEW),
+        **SMALL, rope_parameters=LONG, original_max_position_embeddings=S + NEW
+    ),
     "phi3_long": transformers.Phi3Config(
-        **SMALL, rope_parameters=LONG, original_max_position_embeddings=min(LENGTHS) - 1),
+        **SMALL, rope_parameters=LONG, original_max_position_embeddings=min(LENGTHS) - 1
+    ),
     "phi3_partial": transformers.Phi3Config(
-        **{**SMALL, "num_attention_heads": 3, "num_key_value_heads": 3}, sliding_window=5,
-        rope_parameters={"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.75}),
+        **{**SMALL, "num_attention_heads": 3, "num_key_value_heads": 3},
+        sliding_window=5,
+        rope_parameters={"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.75},
+    ),
     "mpt": transformers.MptConfig(**MPT, n_heads=4),
     "mpt_six_heads": transformers.MptConfig(**MPT, n_heads=6, attn_config={"alibi_bias_max": 5}),
-}  # fmt: skip
+}
 
 
 class Pair(NamedTuple):
@@ -106,7 +129,8 @@ def test_logits_and_all_gradients_agree(pair, padding):
 
     pair.theirs.zero_grad()
     out = pair.theirs(
-        input_ids=torch.from_numpy(tokens), attention_mask=torch.from_numpy(mask), use_cache=False)
+        input_ids=torch.from_numpy(tokens), attention_mask=torch.from_numpy(mask), use_cache=False
+    )
     (out.logits * torch.from_numpy(cotangent)).sum().backward()
     grads, logits = pair.run(pair.params, tokens, positions, mask, cotangent)
 
@@ -124,11 +148,15 @@ def test_cached_decoding_picks_what_their_full_passes_pick(pair):
     for row, length in enumerate(LENGTHS):
         tokens[row, length:], segments[row, :length] = 0, 1
     batch = Batch(
-        tokens=tokens, slots=np.full((B, S), -1, np.int32), labels=np.zeros((B, S), np.int32),
-        positions=np.tile(np.arange(S, dtype=np.int32), (B, 1)), segments=segments,
-        queries=np.zeros((B, 0), np.int32), query_segments=np.zeros((B, 0), np.int32),
+        tokens=tokens,
+        slots=np.full((B, S), -1, np.int32),
+        labels=np.zeros((B, S), np.int32),
+        positions=np.tile(np.arange(S, dtype=np.int32), (B, 1)),
+        segments=segments,
+        queries=np.zeros((B, 0), np.int32),
+        query_segments=np.zeros((B, 0), np.int32),
         query_ends=np.zeros((B, 0), np.int32),
-    )  # fmt: skip
+    )
     model = ModelConfig(decoder=pair.config, dtype="float32", remat="none")
     answers = np.asarray(build_generator(model, NEW, eos=-1)(pair.params, batch))
     for row, length in enumerate(LENGTHS):

@@ -38,8 +38,9 @@ def processor(tmp_path_factory):
 
 
 @settings(max_examples=25, deadline=None)
-@given(width=st.integers(30, 900), height=st.integers(30, 900),
-       mode=st.sampled_from(["RGB", "L", "RGBA", "P"]))
+@given(
+    width=st.integers(30, 900), height=st.integers(30, 900), mode=st.sampled_from(["RGB", "L", "RGBA", "P"])
+)
 def test_a_photo_of_any_size_and_mode(processor, width, height, mode):
     photo = Image.open(photo_directory() / "franz-kafka.jpg").resize((width, height)).convert(mode)
     mean = tuple(int(255 * part) for part in processor.image_mean)

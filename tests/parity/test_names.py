@@ -16,21 +16,39 @@ import transformers
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from quecc_jax.convert.families import DEFAULTS, decoder_config, hf_decoder_config
+from quecc_jax.convert.formats.language_models import DEFAULTS, decoder_config, hf_decoder_config
 from quecc_jax.convert.plan import plan_export, plan_import
 from quecc_jax.convert.rules import from_tree, to_tree
 from tests.convert.names import NAMES, load, source
 
 SMALL = {
-    "vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
-}  # fmt: skip
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
 TOWER = {
-    "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "image_size": 12, "patch_size": 4, "projection_dim": 6,
-}  # fmt: skip
-TEXT = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2,
-        "vocab_size": 20, "projection_dim": 6, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+    "hidden_size": 8,
+    "intermediate_size": 12,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 12,
+    "patch_size": 4,
+    "projection_dim": 6,
+}
+TEXT = {
+    "hidden_size": 8,
+    "intermediate_size": 12,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "vocab_size": 20,
+    "projection_dim": 6,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 LONGROPE = {"rope_type": "longrope", "short_factor": [1.0, 1.5], "long_factor": [2.0, 4.0]}
 AUTO: Any = transformers.AutoConfig
 IDS = {"pad_token_id": None, "bos_token_id": 1, "eos_token_id": 2}
@@ -46,18 +64,26 @@ def models() -> dict[str, Any]:
         "llama": t.LlamaForCausalLM(t.LlamaConfig(**SMALL)),
         "mistral": t.MistralForCausalLM(t.MistralConfig(**SMALL, head_dim=6, sliding_window=8)),
         "qwen2": t.Qwen2ForCausalLM(t.Qwen2Config(**SMALL, tie_word_embeddings=True)),
-        "phi3": t.Phi3ForCausalLM(t.Phi3Config(
-            **SMALL, **IDS, rope_parameters=LONGROPE, original_max_position_embeddings=32)),
-        "mpt": t.MptForCausalLM(t.MptConfig(
-            d_model=16, n_heads=4, n_layers=2, vocab_size=40, max_seq_len=64)),
+        "phi3": t.Phi3ForCausalLM(
+            t.Phi3Config(**SMALL, **IDS, rope_parameters=LONGROPE, original_max_position_embeddings=32)
+        ),
+        "mpt": t.MptForCausalLM(
+            t.MptConfig(d_model=16, n_heads=4, n_layers=2, vocab_size=40, max_seq_len=64)
+        ),
         "clip_vision_model": t.CLIPVisionModel(vision),
         "clip": t.CLIPModel(t.CLIPConfig(text_config=TEXT, vision_config=TOWER, projection_dim=6)),
-        "llava": t.LlavaForConditionalGeneration(t.LlavaConfig(
-            vision_config=vision, text_config=text, image_token_index=39)),
-        "llava_next": t.LlavaNextForConditionalGeneration(t.LlavaNextConfig(
-            vision_config=vision, text_config=text, image_token_index=39,
-            image_grid_pinpoints=[[12, 24], [24, 24], [36, 12]])),
-    }  # fmt: skip
+        "llava": t.LlavaForConditionalGeneration(
+            t.LlavaConfig(vision_config=vision, text_config=text, image_token_index=39)
+        ),
+        "llava_next": t.LlavaNextForConditionalGeneration(
+            t.LlavaNextConfig(
+                vision_config=vision,
+                text_config=text,
+                image_token_index=39,
+                image_grid_pinpoints=[[12, 24], [24, 24], [36, 12]],
+            )
+        ),
+    }
 
 
 def written(model: Any) -> dict[str, Any]:
@@ -98,9 +124,11 @@ def test_transformers_reads_the_configs_we_write_as_we_do(family):
 
 @pytest.mark.parametrize(
     "case, layout, kind",
-    [("llava", "llava_hf", "LlavaForConditionalGeneration"),
-     ("llava_next", "llava_hf", "LlavaNextForConditionalGeneration"),
-     ("clip_vision_model", "clip", "CLIPVisionModel")]
+    [
+        ("llava", "llava_hf", "LlavaForConditionalGeneration"),
+        ("llava_next", "llava_hf", "LlavaNextForConditionalGeneration"),
+        ("clip_vision_model", "clip", "CLIPVisionModel"),
+    ]
     + [(f, "decoder", "AutoModelForCausalLM") for f in DEFAULTS],
 )
 def test_transformers_loads_what_we_write_without_a_name_to_spare(live, case, layout, kind, tmp_path):

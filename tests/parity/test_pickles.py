@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from quecc_jax.convert import tensors
+from quecc_jax.convert.io import tensors
+from quecc_jax.convert.io.tensors import open_tensors
 from quecc_jax.convert.run import export_weights, import_weights
-from quecc_jax.convert.tensors import open_tensors
 from quecc_jax.errors import UserError
 from tests.convert.test_run import assert_same_tensors, small, write_checkpoint, write_tiny
 

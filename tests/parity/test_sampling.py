@@ -19,11 +19,21 @@ from quecc_jax.generate.sampling import Sampling, process
 ROWS, VOCAB = 6, 300
 
 
-@pytest.mark.parametrize("settings", [
-    {"repetition_penalty": 1.3}, {"repetition_penalty": 0.7}, {"temperature": 0.6}, {"top_k": 1},
-    {"top_k": 7}, {"top_k": 1000}, {"top_p": 0.9}, {"top_p": 0.05},
-    {"repetition_penalty": 1.2, "temperature": 1.7, "top_k": 50, "top_p": 0.8},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"repetition_penalty": 1.3},
+        {"repetition_penalty": 0.7},
+        {"temperature": 0.6},
+        {"top_k": 1},
+        {"top_k": 7},
+        {"top_k": 1000},
+        {"top_p": 0.9},
+        {"top_p": 0.05},
+        {"repetition_penalty": 1.2, "temperature": 1.7, "top_k": 50, "top_p": 0.8},
+    ],
+    ids=str,
+)
 def test_processed_logits_are_theirs(settings):
     rng = np.random.default_rng(0)
     logits = (4 * rng.normal(size=(ROWS, VOCAB))).astype(np.float32)

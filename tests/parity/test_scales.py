@@ -9,18 +9,22 @@ import torch
 import torch.nn.functional as F
 import transformers
 
-from quecc_jax.convert.clip import vision_config, vision_rules
+from quecc_jax.convert.formats.clip import vision_config, vision_rules
 from quecc_jax.convert.rules import to_tree
-from quecc_jax.models.clip import ClipTower
+from quecc_jax.models.towers.clip import ClipTower
 from tests.parity.compare import randomise
 
 
 @pytest.mark.parametrize("scales", [(1, 2), (1, 2, 3)])
 def test_features_agree(scales):
     hf = transformers.CLIPVisionConfig(
-        hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=3, image_size=20,
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        image_size=20,
         patch_size=5,
-    )  # fmt: skip
+    )
     theirs = transformers.CLIPVisionModel(hf).float().eval()
     state = randomise(theirs)
     config = dataclasses.replace(vision_config(hf.to_dict()), scales=scales, select_layer=-1, levels=(2,))

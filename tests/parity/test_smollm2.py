@@ -11,12 +11,12 @@ import torch
 import transformers
 
 from quecc_jax.config import DecoderConfig, ModelConfig
-from quecc_jax.convert.families import decoder_config, decoder_rules
-from quecc_jax.convert.gguf import GgufFile, hf_config
-from quecc_jax.convert.gguf_tokenizer import write_tokenizer
+from quecc_jax.convert.formats.gguf import GgufFile, hf_config
+from quecc_jax.convert.formats.gguf_tokenizer import write_tokenizer
+from quecc_jax.convert.formats.language_models import decoder_config, decoder_rules
 from quecc_jax.convert.rules import check, to_tree
 from quecc_jax.data.batch import Batch
-from quecc_jax.data.tokenizer import Tokenizer, load_tokenizer
+from quecc_jax.data.text.tokenizer import Tokenizer, load_tokenizer
 from quecc_jax.generate import build_generator
 from quecc_jax.models.decoder import Decoder
 from tests.golden_check import TOLERANCE
@@ -60,16 +60,30 @@ def pair(tmp_path_factory) -> Pair:
     write_tokenizer(gguf.metadata, gguf.path, directory)
     where: dict[str, Any] = {"gguf_file": NAME, "local_files_only": True}
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
-        model_file().parent, dtype=torch.float32, **where)
+        model_file().parent, dtype=torch.float32, **where
+    )
     their_tokenizer = transformers.AutoTokenizer.from_pretrained(model_file().parent, **where)
     return Pair(theirs.eval(), their_tokenizer, config, params, load_tokenizer(directory))
 
 
 def test_the_config_is_theirs(pair):
     ours, theirs = hf_config(GgufFile(model_file())), pair.theirs.config.to_dict()
-    for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "hidden_act",
-                 "num_key_value_heads", "head_dim", "vocab_size", "max_position_embeddings", "bos_token_id",
-                 "eos_token_id", "tie_word_embeddings", "attention_bias", "mlp_bias"):  # fmt: skip
+    for name in (
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "hidden_act",
+        "num_key_value_heads",
+        "head_dim",
+        "vocab_size",
+        "max_position_embeddings",
+        "bos_token_id",
+        "eos_token_id",
+        "tie_word_embeddings",
+        "attention_bias",
+        "mlp_bias",
+    ):
         assert ours[name] == theirs[name], name
     assert ours["rope_theta"] == theirs["rope_parameters"]["rope_theta"]
     assert np.float32(ours["rms_norm_eps"]) == np.float32(theirs["rms_norm_eps"])
@@ -126,16 +140,21 @@ def test_logits_are_theirs(pair):
 def test_the_capital_of_france(pair):
     tokens = np.array([pair.tokenizer.encode(PROMPT)], np.int32)
     batch = Batch(
-        tokens=tokens, slots=np.full_like(tokens, -1), labels=np.zeros_like(tokens),
-        positions=np.arange(tokens.size, dtype=np.int32)[None], segments=np.ones_like(tokens),
-        queries=np.zeros((1, 0), np.int32), query_segments=np.zeros((1, 0), np.int32),
+        tokens=tokens,
+        slots=np.full_like(tokens, -1),
+        labels=np.zeros_like(tokens),
+        positions=np.arange(tokens.size, dtype=np.int32)[None],
+        segments=np.ones_like(tokens),
+        queries=np.zeros((1, 0), np.int32),
+        query_segments=np.zeros((1, 0), np.int32),
         query_ends=np.zeros((1, 0), np.int32),
-    )  # fmt: skip
+    )
     model = ModelConfig(decoder=pair.config, dtype="float32", remat="none")
     ours = np.asarray(build_generator(model, NEW, eos=-1)(pair.params, batch))[0]
     with torch.no_grad():
-        grown = pair.theirs.generate(torch.from_numpy(tokens).long(), do_sample=False, max_new_tokens=NEW,
-                                     min_new_tokens=NEW)  # fmt: skip
+        grown = pair.theirs.generate(
+            torch.from_numpy(tokens).long(), do_sample=False, max_new_tokens=NEW, min_new_tokens=NEW
+        )
     np.testing.assert_array_equal(ours, grown[0, tokens.size :].numpy())
     text = pair.tokenizer.decode(ours)
     print(repr(PROMPT + " " + text))

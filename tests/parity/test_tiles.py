@@ -50,7 +50,8 @@ def test_tokens_stand_in_the_same_order(width, height, side):
     theirs: Any = types.SimpleNamespace(config=config)
     index = torch.arange(ours.places * side**2, dtype=torch.float64).reshape(ours.places, -1, 1)
     packed, _ = LlavaNextModel.pack_image_features(
-        theirs, [index], [(height, width)], "default", torch.full((1,), -1.0, dtype=torch.float64))
+        theirs, [index], [(height, width)], "default", torch.full((1,), -1.0, dtype=torch.float64)
+    )
     slots = packed[0][:, 0].numpy().astype(int)
     assume(len(slots) > side**2 and slots[side**2] >= 0)  # They drop pictures thinner than a token.
     np.testing.assert_array_equal(np.where(ours.slots == NEWLINE, -1, ours.slots), slots)
@@ -69,17 +70,25 @@ def test_a_whole_model_gives_the_same_logits(width, height):
     tokens, slots = np.zeros((1, length), np.int32), np.full((1, length), -1, np.int32)
     tokens[0, [0, -2, -1]], slots[0, 1:-2] = (1, 7, 9), stands.slots
     batch = Batch(
-        tokens=tokens, slots=slots, labels=tokens, positions=np.arange(length, dtype=np.int32)[None],
-        segments=np.ones_like(tokens), queries=np.zeros((1, 2), np.int32),
-        query_segments=np.ones((1, 2), np.int32), query_ends=np.ones((1, len(pixels)), np.int32),
-        pixels=pixels[None])  # fmt: skip
+        tokens=tokens,
+        slots=slots,
+        labels=tokens,
+        positions=np.arange(length, dtype=np.int32)[None],
+        segments=np.ones_like(tokens),
+        queries=np.zeros((1, 2), np.int32),
+        query_segments=np.ones((1, 2), np.int32),
+        query_ends=np.ones((1, len(pixels)), np.int32),
+        pixels=pixels[None],
+    )
     params, vlm = to_tree(plan.rules, state), VLM(model)
     hidden = jax.jit(lambda b: vlm.apply({"params": params}, b))(batch)
     ours: Any = vlm.apply({"params": params}, hidden, method=VLM.logits)
     given = np.where(slots >= 0, 39, tokens)
     out = theirs(
-        input_ids=torch.from_numpy(given).long(), image_sizes=torch.tensor([[height, width]]),
-        pixel_values=torch.from_numpy(normalise(pixels)).permute(0, 3, 1, 2)[None])  # fmt: skip
+        input_ids=torch.from_numpy(given).long(),
+        image_sizes=torch.tensor([[height, width]]),
+        pixel_values=torch.from_numpy(normalise(pixels)).permute(0, 3, 1, 2)[None],
+    )
     wanted = out.logits.detach().numpy()
     np.testing.assert_allclose(ours, wanted, rtol=1e-3, atol=1e-3 * np.abs(wanted).max())
 
@@ -89,7 +98,8 @@ def test_pixels_are_the_same(width, height):
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
     side = {"height": 56, "width": 56}
     processor = LlavaNextImageProcessorPil(
-        size={"shortest_edge": 56}, crop_size=side, image_grid_pinpoints=[[r * 56, c * 56] for r, c in GRIDS])
+        size={"shortest_edge": 56}, crop_size=side, image_grid_pinpoints=[[r * 56, c * 56] for r, c in GRIDS]
+    )
     theirs = processor(picture, return_tensors="np")["pixel_values"][0]
     ours = normalise(load_pixels(picture, VisionConfig(image_size=56, tiles=GRIDS)))
     np.testing.assert_allclose(ours, theirs.transpose(0, 2, 3, 1)[: len(ours)], atol=1e-5)

@@ -6,12 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quecc_jax.config import DataConfig
-from quecc_jax.convert.gguf import GgufFile
-from quecc_jax.convert.gguf_tokenizer import write_tokenizer
+from quecc_jax.convert.formats.gguf import GgufFile
+from quecc_jax.convert.formats.gguf_tokenizer import write_tokenizer
 from quecc_jax.data.batch import IGNORE
-from quecc_jax.data.conversation import encode, prompt
-from quecc_jax.data.templates import stops
-from quecc_jax.data.tokenizer import load_tokenizer
+from quecc_jax.data.text.conversation import encode, prompt
+from quecc_jax.data.text.templates import stops
+from quecc_jax.data.text.tokenizer import load_tokenizer
 from tests.parity.test_smollm2 import model_file
 
 CHATML = DataConfig(template="qwen", max_length=4096, images_per_row=9)
@@ -32,8 +32,12 @@ def published(tokenizer, system, turns, **more):
 
 
 def row(system, turns):
-    return {"conversations": [{"from": "system", "value": system}, *(
-        {"from": ("human", "gpt")[k % 2], "value": turn} for k, turn in enumerate(turns))]}
+    return {
+        "conversations": [
+            {"from": "system", "value": system},
+            *({"from": ("human", "gpt")[k % 2], "value": turn} for k, turn in enumerate(turns)),
+        ]
+    }
 
 
 # White space at the edge of an answer would be one token with the template's own.
@@ -48,7 +52,8 @@ def test_ids_and_labels_of_conversations(tokenizer, system, turns):
     assert made["tokens"].tolist() == published(tokenizer, system, said)
     learned = made["labels"][made["labels"] != IGNORE].tolist()
     assert tokenizer.decode(learned, skip_special_tokens=False) == "".join(
-        f"{answer}<|im_end|>" for answer in said[1::2])
+        f"{answer}<|im_end|>" for answer in said[1::2]
+    )
 
 
 @settings(max_examples=50, deadline=None)
@@ -68,7 +73,8 @@ def test_a_picture_stands_between_the_texts_of_its_turn(tokenizer):
     assert len(picture) == 3
     assert tokenizer.decode(before, False) == "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user"
     assert tokenizer.decode(after, False) == (
-        "What is it?<|im_end|>\n<|im_start|>assistant\nA circle.<|im_end|>")
+        "What is it?<|im_end|>\n<|im_start|>assistant\nA circle.<|im_end|>"
+    )
     assert tokenizer.hf.decode(before)[-1] == tokenizer.hf.decode(after)[0] == "\n"
 
 

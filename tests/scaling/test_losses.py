@@ -29,12 +29,17 @@ def test_huber_agrees_with_scipy(name, delta):
     best = np.inf
     for start in ((0.6, 0.05, 0.02, 0.01), (0.9, 0.03, 0.04, 0.05), tuple(fit.law.params)):
         for method, tight in (
-            ("Nelder-Mead", {"xatol": 1e-10, "fatol": 1e-14}), ("Powell", {"xtol": 1e-10, "ftol": 1e-14})
-        ):  # fmt: skip
+            ("Nelder-Mead", {"xatol": 1e-10, "fatol": 1e-14}),
+            ("Powell", {"xtol": 1e-10, "ftol": 1e-14}),
+        ):
             found = minimize(
-                huber_of_logs, start, (cells, delta), method, bounds=[(1e-3, 5)] + [(0, 1)] * 3,
+                huber_of_logs,
+                start,
+                (cells, delta),
+                method,
+                bounds=[(1e-3, 5)] + [(0, 1)] * 3,
                 options={"maxiter": 4000, "maxfev": 8000, **tight},
-            )  # fmt: skip
+            )
             best = min(best, found.fun)
     assert fit.objective <= best * (1 + 1e-6)
 

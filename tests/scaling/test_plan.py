@@ -15,11 +15,11 @@ import scaling
 from scaling import cost
 from scaling.cost import Lengths, QueryConfig, Setup, find_llm, find_machine
 from scaling.errors import UserError
-from scaling.explorer import Start, explorer_data, published_prices
 from scaling.law import Law, Params
-from scaling.plan import costs_over_text, counted_options, make_plan, published_options
-from scaling.plan_report import chosen_span
-from scaling.tokens_map import published_costs, tokens_map
+from scaling.planner import costs_over_text, counted_options, make_plan, published_options
+from scaling.report.explorer import Start, explorer_data, published_prices
+from scaling.report.plan_report import chosen_span
+from scaling.report.tokens_map import published_costs, tokens_map
 
 LAW = Law(Params(0.59077, 0.070937, 0.0151016, 0.0), "V", 50.0)
 OCR = Law(Params(0.91721, 0.028233, 0.039412, 0.0), "V", 50.0)
@@ -132,17 +132,19 @@ def test_the_map_agrees_with_single_plans():
     llms, setup = [find_llm("0.5"), find_llm("4")], Setup("seconds", find_machine("l4"), 8)
     for counted, law in ((True, LAW), (False, Law(OCR.params, "Q+V", 50))):
         costs = (
-            costs_over_text(llms, COUNTS, Lengths(50, 4, 50), setup, text) if counted
+            costs_over_text(llms, COUNTS, Lengths(50, 4, 50), setup, text)
+            if counted
             else published_costs([0.5, 4], COUNTS, text)
-        )  # fmt: skip
+        )
         unit = setup.kind if counted else "flops"
         found = tokens_map(law, [0.5, 4], COUNTS, costs, text, points=7)
         for j, q in enumerate(text):
             here = Law(law.params, law.tokens, q)
             options = (
-                counted_options(llms, COUNTS, Lengths(q, 4, q), setup) if counted
+                counted_options(llms, COUNTS, Lengths(q, 4, q), setup)
+                if counted
                 else published_options([0.5, 4], COUNTS, q)
-            )  # fmt: skip
+            )
             for i, budget in enumerate(found.budget):
                 if found.tokens[i, j] < 0:
                     with pytest.raises(UserError):
@@ -154,7 +156,7 @@ def test_the_map_agrees_with_single_plans():
 
 
 NODE = shutil.which("node")
-MODEL_JS = Path(scaling.__file__).parent / "page" / "model.js"
+MODEL_JS = Path(scaling.__file__).parent / "report" / "assets" / "model.js"
 ASK = """
 const model = require(process.argv[1]);
 const asked = JSON.parse(require("fs").readFileSync(0, "utf8"));
@@ -177,9 +179,10 @@ def test_the_page_recommends_what_python_recommends():
     rng = np.random.default_rng(1)
     asked, expected = [], []
     setups: list[Setup] = [
-        Setup("flops"), Setup("seconds", find_machine("l4"), 4),
+        Setup("flops"),
+        Setup("seconds", find_machine("l4"), 4),
         Setup("usd", find_machine("v5e", 2), 16, 1.2),
-    ]  # fmt: skip
+    ]
     early = QueryConfig("early_exit", 6)
     encoders = [QueryConfig(), early, QueryConfig("embeddings"), QueryConfig("clip_text")]
     llms = [find_llm(name) for name in ("0.5", "1.8", "4", "14")]
@@ -192,9 +195,10 @@ def test_the_page_recommends_what_python_recommends():
         law = Law(law.params, law.tokens, text)
         counted = trial % 4 != 0 or setup.kind != "flops"
         options = (
-            counted_options(llms, COUNTS, lengths, setup) if counted
+            counted_options(llms, COUNTS, lengths, setup)
+            if counted
             else published_options([0.5, 3.0, 7.0], COUNTS, text)
-        )  # fmt: skip
+        )
         budget = float(np.exp(rng.uniform(*np.log([options.cost.min(), options.cost.max()])))) * 1.001
         prices = cost.counted_prices(llms, COUNTS, setup) if counted else published_prices([0.5, 3.0, 7.0])
         data = explorer_data(law, samples, COUNTS, prices, Start(budget, *lengths))

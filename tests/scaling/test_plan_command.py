@@ -33,7 +33,11 @@ def plan_folder(fit_folder, tmp_path_factory):
 
 def test_the_record_holds_the_whole_plan(plan_folder):
     assert {path.name for path in plan_folder.iterdir()} == {
-        "plan.json", "plan.html", "error_vs_cost.png", "best_tokens.png"}  # fmt: skip
+        "plan.json",
+        "plan.html",
+        "error_vs_cost.png",
+        "best_tokens.png",
+    }
     plan = json.loads((plan_folder / "plan.json").read_text())
     best = plan["recommendation"]
     assert best["affordable"] and best["cost"] <= 0.06 == plan["budget"]["limit"]
@@ -69,9 +73,18 @@ def test_the_page_stands_alone(plan_folder):
 
 def browse(page, profile):
     """The page's elements after its scripts have run."""
-    command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
-               "--disable-background-networking", f"--user-data-dir={profile}",
-               "--virtual-time-budget=3000", "--dump-dom", f"file://{page}"]  # fmt: skip
+    command = [
+        str(CHROMIUM),
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-background-networking",
+        f"--user-data-dir={profile}",
+        "--virtual-time-budget=3000",
+        "--dump-dom",
+        f"file://{page}",
+    ]
     return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
 
 
@@ -214,14 +227,23 @@ def test_a_plan_for_a_compressor_that_asks_nobody(fit_folder, tmp_path):
     assert "compressor mqt" in page and "question's encoder (" not in page
 
 
-@pytest.mark.parametrize("options, says", [
-    (["--visual-tokens", "2", "8"], "by quecc; possible are 1, 4, 9"),
-    (["--visual-tokens", "2", "--compressor", "m3"], "by m3"),
-    (["--visual-tokens", "2", "--compressor", "m3", "--cost", "published"], "by m3"),
-    (["--compressor", "mqt", "--visual-tokens", "4", "--encoder", "decoder"], "mqt does not; leave it out"),
-    (["--compressor", "mqt", "--visual-tokens", "4", "--question-tokens", "4"], "mqt does not; leave it out"),
-    (["--compressor", "mtq"], "'mtq' is not known"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        (["--visual-tokens", "2", "8"], "by quecc; possible are 1, 4, 9"),
+        (["--visual-tokens", "2", "--compressor", "m3"], "by m3"),
+        (["--visual-tokens", "2", "--compressor", "m3", "--cost", "published"], "by m3"),
+        (
+            ["--compressor", "mqt", "--visual-tokens", "4", "--encoder", "decoder"],
+            "mqt does not; leave it out",
+        ),
+        (
+            ["--compressor", "mqt", "--visual-tokens", "4", "--question-tokens", "4"],
+            "mqt does not; leave it out",
+        ),
+        (["--compressor", "mtq"], "'mtq' is not known"),
+    ],
+)
 def test_a_compressor_that_cannot_is_one_sentence(fit_folder, tmp_path, capsys, options, says):
     assert main(["plan", "--fit", str(fit_folder), "--out", str(tmp_path), *BUDGET, *options]) == 2
     assert says in capsys.readouterr().err

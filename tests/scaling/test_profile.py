@@ -49,9 +49,7 @@ def test_a_batch_gives_what_each_table_gives():
     batch = constant_intervals(study.fitted(laws))
     for k in range(5):
         score = (1 - laws.cells.y[k]).reshape(len(study.SIZES), len(study.COUNTS))
-        table = parse_scores(
-            {"params_b": study.SIZES, "visual_tokens": study.COUNTS, "score": score}
-        )
+        table = parse_scores({"params_b": study.SIZES, "visual_tokens": study.COUNTS, "score": score})
         alone = constant_intervals(problem_of(table, fit_law(table)))
         for name in PARAMETERS:
             np.testing.assert_allclose(batch[name][k], alone[name][0], rtol=2e-3, atol=1e-5)
@@ -131,8 +129,9 @@ def test_predicted_error_is_profiled_too():
 
         at = np.array(fit.law.params[1:])
         for _ in range(3):
-            at = minimize(loss, at, method="Nelder-Mead",
-                          options={"xatol": 1e-10, "fatol": 1e-16, "maxfev": 4000}).x  # fmt: skip
+            at = minimize(
+                loss, at, method="Nelder-Mead", options={"xatol": 1e-10, "fatol": 1e-16, "maxfev": 4000}
+            ).x
         return loss(at)
 
     limit = fit.sse * (1 + student.ppf(0.975, fit.n_points - 4) ** 2 / (fit.n_points - 4))
@@ -162,10 +161,16 @@ def test_nothing_to_profile():
 
 # Scores of no law at all: the first fit has alpha at 0, the second both exponents at their upper bounds.
 LAWLESS = [
-    {"params_b": [0.0419, 0.2705, 0.6373], "visual_tokens": [1, 4],
-     "score": [[0.813, 0.913], [0.607, 0.729], [0.544, 0.935]]},
-    {"params_b": [0.2279, 0.6236, 0.8904], "visual_tokens": [1, 4],
-     "score": [[0.084, 0.833], [0.787, 0.239], [0.876, 0.059]]},
+    {
+        "params_b": [0.0419, 0.2705, 0.6373],
+        "visual_tokens": [1, 4],
+        "score": [[0.813, 0.913], [0.607, 0.729], [0.544, 0.935]],
+    },
+    {
+        "params_b": [0.2279, 0.6236, 0.8904],
+        "visual_tokens": [1, 4],
+        "score": [[0.084, 0.833], [0.787, 0.239], [0.876, 0.059]],
+    },
 ]
 
 
@@ -188,10 +193,13 @@ def test_where_nothing_limits_a_constant_its_interval_is_no_accident(scores):
     # Laws near the best one and all over the box.
     count = 200_000
     drawn = [
-        np.where(rng.random(count) < 0.5, np.minimum(x * np.exp(rng.normal(size=count)), top),
-                 top * rng.random(count))
+        np.where(
+            rng.random(count) < 0.5,
+            np.minimum(x * np.exp(rng.normal(size=count)), top),
+            top * rng.random(count),
+        )
         for x, top in zip(near, (2.0, 5.0, 5.0, 1.0), strict=True)
-    ]  # fmt: skip
+    ]
     laws = Params(*(leaf[:, None] for leaf in drawn))
     loss = ((error(laws, np.asarray(cells.n), np.asarray(cells.t)) - np.asarray(cells.y)) ** 2).sum(1)
     inside = loss <= limit

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from scaling.fit import fit_law
-from scaling.fit_report import interval_text
+from scaling.formatting import flops_text, size_name
 from scaling.frontier import measured_cost
-from scaling.plot import (
+from scaling.report.fit_report import interval_text
+from scaling.report.page import Section, figure_html, html_page, paragraph, table_html, write_atomically
+from scaling.report.plot import (
     figure_error_vs_flops,
     figure_error_vs_tokens,
     figure_in_both,
@@ -16,17 +18,22 @@ from scaling.plot import (
     figure_to_png,
     figure_to_svg,
 )
-from scaling.report import Section, figure_html, html_page, paragraph, table_html, write_atomically
 from scaling.table import parse_scores, published
-from scaling.text import flops_text, size_name
 
 FIGURES = (figure_error_vs_flops, figure_error_vs_tokens, figure_residuals)
 
 
-@pytest.mark.parametrize("ends, text", [
-    ((0.1, 0.25), "0.1 to 0.25"), ((0.1, None), "0.1 or more"), ((0.1, np.inf), "0.1 or more"),
-    ((None, 2), "2 or less"), ((None, None), "–"), (None, "–"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "ends, text",
+    [
+        ((0.1, 0.25), "0.1 to 0.25"),
+        ((0.1, None), "0.1 or more"),
+        ((0.1, np.inf), "0.1 or more"),
+        ((None, 2), "2 or less"),
+        ((None, None), "–"),
+        (None, "–"),
+    ],
+)
 def test_an_interval_may_lack_an_end(ends, text):
     assert interval_text(ends) == text
 
@@ -62,9 +69,13 @@ def test_figures_plot_the_numbers(ocr):
 
 def test_figures_stand_missing_cells_errors_and_counted_costs():
     table = parse_scores(
-        {"params_b": [0.0001, 0.0004], "visual_tokens": [1, 4, 16],
-         "score": [[0.1, 0.2, 0.3], [0.2, None, 0.45]], "stderr": [[0.01] * 3, [0.01, None, 0.02]]}
-    )  # fmt: skip
+        {
+            "params_b": [0.0001, 0.0004],
+            "visual_tokens": [1, 4, 16],
+            "score": [[0.1, 0.2, 0.3], [0.2, None, 0.45]],
+            "stderr": [[0.01] * 3, [0.01, None, 0.02]],
+        }
+    )
     fit = fit_law(table, n_starts=16)
     for draw in FIGURES:
         assert figure_to_png(draw(table, fit))[:4] == b"\x89PNG"
@@ -87,7 +98,11 @@ def test_dark_figure_is_the_light_one_in_other_colours(draw):
 def test_size_names():
     assert [size_name(n) for n in (7, 0.5, 0.04, 0.00012)] == ["7B", "0.5B", "40M", "120k"]
     assert [flops_text(x) for x in (0, 950, 8.06e6, 2.5e12)] == [
-        "0 FLOP", "950 FLOP", "8.06 MFLOP", "2.5 TFLOP"]  # fmt: skip
+        "0 FLOP",
+        "950 FLOP",
+        "8.06 MFLOP",
+        "2.5 TFLOP",
+    ]
 
 
 class _Balance(HTMLParser):
@@ -111,10 +126,18 @@ def test_page_is_balanced_escaped_and_self_contained():
     rows = [["<b>", 1], ["a & b", 2]]
     page = html_page(
         "A <title>",
-        [Section("Head & tail", [paragraph("x < y"), table_html(rows, ["name", "n"]),
-                                 figure_html("<svg/>", b"\x89PNG", 'a "quoted" alt', "below")])],
+        [
+            Section(
+                "Head & tail",
+                [
+                    paragraph("x < y"),
+                    table_html(rows, ["name", "n"]),
+                    figure_html("<svg/>", b"\x89PNG", 'a "quoted" alt', "below"),
+                ],
+            )
+        ],
         lead="1 < 2",
-    )  # fmt: skip
+    )
     parser = _Balance()
     parser.feed(page)
     assert parser.open == []

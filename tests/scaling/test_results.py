@@ -18,16 +18,31 @@ def lmms(score, v=None, **more):
     arguments = "pretrained=runs/a,batch=1" + ("" if v is None else f",visual_tokens={v}")
     return {
         "results": {
-            "gqa": {"alias": "gqa", "exact_match,none": score, "samples": 12, "exact_match_stderr,none": 0.01,
-                    "exact_match_stderr_clt,none": 0.01, "exact_match_stderr_clustered,none": "N/A"},
-            "mme": {"alias": "mme", "mme_perception_score,none": 2000 * score, "samples": 4,
-                    "mme_perception_score_stderr,none": "N/A", "mme_cognition_score,none": 300.0,
-                    "mme_cognition_score_stderr,none": "N/A"},
-            "group": {"alias": "group", " ": ""}, **more,
+            "gqa": {
+                "alias": "gqa",
+                "exact_match,none": score,
+                "samples": 12,
+                "exact_match_stderr,none": 0.01,
+                "exact_match_stderr_clt,none": 0.01,
+                "exact_match_stderr_clustered,none": "N/A",
+            },
+            "mme": {
+                "alias": "mme",
+                "mme_perception_score,none": 2000 * score,
+                "samples": 4,
+                "mme_perception_score_stderr,none": "N/A",
+                "mme_cognition_score,none": 300.0,
+                "mme_cognition_score_stderr,none": "N/A",
+            },
+            "group": {"alias": "group", " ": ""},
+            **more,
         },
-        "higher_is_better": {"gqa": {"exact_match": True}}, "configs": {}, "n-shot": {},
-        "config": {"model": "quecc_jax", "model_args": arguments}, "lmms_eval_version": "0.7.3",
-    }  # fmt: skip
+        "higher_is_better": {"gqa": {"exact_match": True}},
+        "configs": {},
+        "n-shot": {},
+        "config": {"model": "quecc_jax", "model_args": arguments},
+        "lmms_eval_version": "0.7.3",
+    }
 
 
 def write(path, value):
@@ -55,14 +70,18 @@ def test_lmms_eval_s_files_of_several_models(tmp_path):
     assert main(["fit", "--scores", *sources, "--out", str(out), *more]) in (0, 2)
 
 
-@pytest.mark.parametrize("source, metrics, says", [
-    ("@7B,4", {}, "has 2 metrics  of mme; name one with --metrics, as mme=mme_cognition_score"),
-    ("@7B,4", {"mme": "mme_perception_score"}, "is 640, above 1; say its best value"),
-    ("@7B,4", {"mme": "bleu"}, "has 0 metrics bleu of mme"),
-    ("@7B", METRICS, "does not say its visual tokens"),
-    ("", METRICS, "does not say its model's size"), ("@x,4", METRICS, "names 'x' as its model's size"),
-    ("@7B,4", {"mme": "mme_perception_score/x"}, "gives 'x' as the best value"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "source, metrics, says",
+    [
+        ("@7B,4", {}, "has 2 metrics  of mme; name one with --metrics, as mme=mme_cognition_score"),
+        ("@7B,4", {"mme": "mme_perception_score"}, "is 640, above 1; say its best value"),
+        ("@7B,4", {"mme": "bleu"}, "has 0 metrics bleu of mme"),
+        ("@7B", METRICS, "does not say its visual tokens"),
+        ("", METRICS, "does not say its model's size"),
+        ("@x,4", METRICS, "names 'x' as its model's size"),
+        ("@7B,4", {"mme": "mme_perception_score/x"}, "gives 'x' as the best value"),
+    ],
+)
 def test_what_an_lmms_eval_file_does_not_say_is_asked_for(tmp_path, source, metrics, says):
     path = write(tmp_path / "20260101_results.json", lmms(0.32))
     with pytest.raises(UserError, match=says):
@@ -89,8 +108,13 @@ def test_results_of_this_project(tmp_path):
     """`launch.evaluate` on a data set and on benchmarks, `launch.demo`, `launch.sweep`."""
     sources = []
     for (n, v), score in GRID.items():
-        told = {"checkpoint": "runs/a", "data": "pools/mosaic", "visual_tokens": v, "accuracy": score,
-                "standard_error": 0.01}  # fmt: skip
+        told = {
+            "checkpoint": "runs/a",
+            "data": "pools/mosaic",
+            "visual_tokens": v,
+            "accuracy": score,
+            "standard_error": 0.01,
+        }
         write(tmp_path / f"e{n}-{v}/results.json", told)
         sources.append(f"{tmp_path}/e{n}-{v}@{n}")
     expected = np.reshape(list(GRID.values()), (2, 2))
@@ -101,17 +125,27 @@ def test_results_of_this_project(tmp_path):
     for (n, v), score in GRID.items():
         metrics = {"accuracy": {"value": 100 * score, "standard_error": None}}
         perception = {"perception": {"value": 2000 * score, "standard_error": 3.0}}
-        tasks = {"gqa": {"headline": "accuracy", "metrics": metrics},
-                 "mme": {"headline": "perception", "metrics": perception}}  # fmt: skip
+        tasks = {
+            "gqa": {"headline": "accuracy", "metrics": metrics},
+            "mme": {"headline": "perception", "metrics": perception},
+        }
         write(tmp_path / f"b{n}-{v}/results.json", {"checkpoint": "a", "visual_tokens": v, "tasks": tasks})
         sources.append(f"{tmp_path}/b{n}-{v}@{n}B")
     table = read_sources(sources, {})
     np.testing.assert_allclose(table.score, expected)
     np.testing.assert_allclose(table.tasks["mme"], expected)
-    cells = [{"decoder": f"d{n}", "visual_tokens": v, "seed": seed, "query": query,
-              "scores": {"single": score + more if query == "question" else 0.0}}
-             for (n, v), score in GRID.items() for seed, more in ((0, 0.01), (1, -0.01))
-             for query in ("question", "zero")]  # fmt: skip
+    cells = [
+        {
+            "decoder": f"d{n}",
+            "visual_tokens": v,
+            "seed": seed,
+            "query": query,
+            "scores": {"single": score + more if query == "question" else 0.0},
+        }
+        for (n, v), score in GRID.items()
+        for seed, more in ((0, 0.01), (1, -0.01))
+        for query in ("question", "zero")
+    ]
     decoders = [{"name": f"d{n}", "params": n * 1e9} for n in (0.5, 7)]
     write(tmp_path / "demo/results.json", {"decoders": decoders, "cells": cells, "tasks": ["single"]})
     np.testing.assert_allclose(read_sources([str(tmp_path / "demo")], {}).score, expected)

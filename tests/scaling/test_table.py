@@ -6,11 +6,7 @@ import pytest
 from scaling.errors import UserError
 from scaling.table import parse_scores, published, read_scores
 
-GOOD = {
-    "params_b": [0.5, 2],
-    "visual_tokens": [1, 4, 16],
-    "score": [[0.1, 0.2, 0.3], [0.2, None, 0.4]],
-}
+GOOD = {"params_b": [0.5, 2], "visual_tokens": [1, 4, 16], "score": [[0.1, 0.2, 0.3], [0.2, None, 0.4]]}
 
 
 def test_good_file_reads_with_missing_cells(tmp_path):
@@ -26,9 +22,13 @@ def test_good_file_reads_with_missing_cells(tmp_path):
 
 def test_rows_and_columns_are_sorted_together():
     table = parse_scores(
-        {"params_b": [2, 0.5], "visual_tokens": [4, 1], "score": [[0.22, 0.21], [0.12, 0.11]],
-         "tasks": {"t": [[0.32, 0.31], [0.42, 0.41]]}}
-    )  # fmt: skip
+        {
+            "params_b": [2, 0.5],
+            "visual_tokens": [4, 1],
+            "score": [[0.22, 0.21], [0.12, 0.11]],
+            "tasks": {"t": [[0.32, 0.31], [0.42, 0.41]]},
+        }
+    )
     np.testing.assert_array_equal(table.params_b, [0.5, 2])
     np.testing.assert_array_equal(table.score, [[0.11, 0.12], [0.21, 0.22]])
     np.testing.assert_array_equal(table.tasks["t"], [[0.41, 0.42], [0.31, 0.32]])

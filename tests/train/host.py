@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jax
 
-from quecc_jax.config_io import load_config
+from quecc_jax.config.io import load_config
 from quecc_jax.data.pipeline import make_iterator
 from quecc_jax.distributed import joined, local_rows
 from quecc_jax.errors import run_cli

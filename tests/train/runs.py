@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from quecc_jax.config import MeshConfig, RunConfig
-from quecc_jax.config_io import load_config
+from quecc_jax.config.io import load_config
 from quecc_jax.data.batch import Batch
 from quecc_jax.data.pipeline import make_iterator
 from quecc_jax.sharding import make_mesh

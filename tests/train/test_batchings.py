@@ -16,9 +16,16 @@ from tests.train.test_hosts import Hosts
 
 def batched(config, batching, tmp_path, **more):
     data = dataclasses.replace(
-        config.data, batching=batching, packed_images=4, max_length=48, window=40, halvings=1,
-        images_per_row=1, cache=str(tmp_path / "cache"), **more,
-    )  # fmt: skip
+        config.data,
+        batching=batching,
+        packed_images=4,
+        max_length=48,
+        lookahead_rows=40,
+        num_length_buckets=2,
+        images_per_row=1,
+        cache=str(tmp_path / "cache"),
+        **more,
+    )
     return dataclasses.replace(config, data=data)
 
 
@@ -31,8 +38,9 @@ def test_a_run_learns_and_resumes_within_an_epoch(config, tmp_path, batching):
     whole = train(config, trainer=trainer, progress=lambda _: None)
     losses = [record["loss"] for record in read_records(config.out)]
     assert losses[-1] < losses[0] - 0.5
-    halfway = dataclasses.replace(config, out=str(tmp_path / "broken"),
-                                  train=dataclasses.replace(config.train, steps=7))  # fmt: skip
+    halfway = dataclasses.replace(
+        config, out=str(tmp_path / "broken"), train=dataclasses.replace(config.train, steps=7)
+    )
     train(halfway, trainer=trainer, progress=lambda _: None)
     rest = train(dataclasses.replace(config, out=halfway.out), trainer=trainer, progress=lambda _: None)
     assert [record["loss"] for record in read_records(halfway.out)] == losses
@@ -41,13 +49,14 @@ def test_a_run_learns_and_resumes_within_an_epoch(config, tmp_path, batching):
     if batching == "packed":
         # Rows of nine tokens: three or more of them share a row of 48.
         assert whole["tokens"] > 20 * 8 * 27 and whole["flops_per_s"] == pytest.approx(
-            whole["steps_per_s"] * train_flops(config))
+            whole["steps_per_s"] * train_flops(config)
+        )
 
 
 @pytest.mark.slow
 def test_what_several_processes_leave_out_stands_in_one_report(config, tmp_path):
     config = batched(config, "packed", tmp_path, bad_rows="skip", max_bad_share=0.2)
-    source, = config.data.sources
+    (source,) = config.data.sources
     rows = json.loads(Path(source.path).read_text())
     for number in (3, 11, 30):
         rows[number]["image"] = "gone.png"

@@ -221,7 +221,8 @@ def test_the_run_keeps_its_own_tokenizer_without_weights(base, tmp_path):
     shutil.copytree(base.data.tokenizer, source)
     (source / "model.safetensors").write_bytes(b"x" * 100)
     config = dataclasses.replace(
-        base, out=str(tmp_path / "run"), data=dataclasses.replace(base.data, tokenizer=str(source)))
+        base, out=str(tmp_path / "run"), data=dataclasses.replace(base.data, tokenizer=str(source))
+    )
     with Checkpoints(config) as checkpoints:
         checkpoints.describe()
     shutil.rmtree(source)

@@ -18,8 +18,9 @@ VALUES = (1, 4, 16)
 def test_an_elastic_run_learns_at_every_v_and_resumes(config, tmp_path, caplog):
     model = dataclasses.replace(config.model, compressor=CompressorConfig(elastic=VALUES, heads=4))
     data = dataclasses.replace(config.data, images_per_row=1, max_length=28)
-    config = dataclasses.replace(config, model=model, data=data,
-                                 train=dataclasses.replace(config.train, steps=24))  # fmt: skip
+    config = dataclasses.replace(
+        config, model=model, data=data, train=dataclasses.replace(config.train, steps=24)
+    )
     trainer = trainer_on(config)
     with jax.log_compiles():
         train(config, trainer=trainer, progress=lambda _: None)
@@ -33,8 +34,9 @@ def test_an_elastic_run_learns_at_every_v_and_resumes(config, tmp_path, caplog):
         assert np.mean(losses[-2:]) < losses[0] - 0.5
 
     # Saved after step 8, in the middle of a turn of three.
-    halfway = dataclasses.replace(config, out=str(tmp_path / "broken"),
-                                  train=dataclasses.replace(config.train, steps=8))  # fmt: skip
+    halfway = dataclasses.replace(
+        config, out=str(tmp_path / "broken"), train=dataclasses.replace(config.train, steps=8)
+    )
     train(halfway, trainer=trainer, progress=lambda _: None)
     train(dataclasses.replace(config, out=halfway.out), trainer=trainer, progress=lambda _: None)
     assert [r["loss"] for r in read_records(halfway.out)] == [r["loss"] for r in records]

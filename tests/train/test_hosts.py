@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from quecc_jax.config import MeshConfig, RunConfig
-from quecc_jax.config_io import save_config
+from quecc_jax.config.io import save_config
 from quecc_jax.train.progress import read_records
 from tests.train.runs import train_logged
 from tests.train.test_resume import ids
@@ -36,8 +36,16 @@ class Hosts:
         folder.mkdir()
         self.folder, self.config = folder, config
         save_config(config, folder / "config.json")
-        given = {"config": str(folder / "config.json"), "ids": str(folder), "pause": 0.0, "stuck": None,
-                 "join_s": 240, "heartbeat_s": 60, "stall_s": 600.0, **settings}  # fmt: skip
+        given = {
+            "config": str(folder / "config.json"),
+            "ids": str(folder),
+            "pause": 0.0,
+            "stuck": None,
+            "join_s": 240,
+            "heartbeat_s": 60,
+            "stall_s": 600.0,
+            **settings,
+        }
         (folder / "settings.json").write_text(json.dumps(given))
         with socket.socket() as free:
             free.bind(("localhost", 0))
@@ -46,13 +54,20 @@ class Hosts:
         flags = re.sub(rf"{size}=\d+", f"{size}={devices}", os.environ["XLA_FLAGS"])
         self.processes = [
             subprocess.Popen(
-                [sys.executable, "-m", "tests.train.host", str(folder / "settings.json")], cwd=ROOT,
-                env={**os.environ, "XLA_FLAGS": flags, "JAX_COORDINATOR_ADDRESS": address,
-                     "JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(number)},
-                stdout=(folder / f"{number}.out").open("w"), stderr=(folder / f"{number}.err").open("w"),
+                [sys.executable, "-m", "tests.train.host", str(folder / "settings.json")],
+                cwd=ROOT,
+                env={
+                    **os.environ,
+                    "XLA_FLAGS": flags,
+                    "JAX_COORDINATOR_ADDRESS": address,
+                    "JAX_NUM_PROCESSES": str(count),
+                    "JAX_PROCESS_ID": str(number),
+                },
+                stdout=(folder / f"{number}.out").open("w"),
+                stderr=(folder / f"{number}.err").open("w"),
             )
             for number in range(count)
-        ]  # fmt: skip
+        ]
 
     def __enter__(self) -> "Hosts":
         return self
@@ -111,10 +126,10 @@ def test_two_processes_end_when_one_is_killed_and_one_process_goes_on(several, t
         for number in range(2):
             # Half of every batch, in the order that one process would have read it.
             read = ids(hosts.folder / f"{number}.ids")
-            assert len(read) >= 5 and read == [b[4 * number:][:4] for b in batches[: len(read)]]
+            assert len(read) >= 5 and read == [b[4 * number :][:4] for b in batches[: len(read)]]
     train_logged(config, trainer, tmp_path / "rest.ids", 20)
     rest = ids(tmp_path / "rest.ids")
-    assert 0 < len(rest) < 20 and rest == batches[-len(rest):]
+    assert 0 < len(rest) < 20 and rest == batches[-len(rest) :]
     np.testing.assert_allclose(losses(config), expected, rtol=SAME)
 
 
@@ -131,7 +146,7 @@ def test_two_processes_stop_together_on_a_signal_to_one_and_one_process_goes_on(
             out = (hosts.folder / f"{number}.out").read_text()
             assert f"saved after step {reached} of 20" in out
             # Half of every batch, in the order that one process would have read it.
-            assert ids(hosts.folder / f"{number}.ids") == [b[4 * number:][:4] for b in batches[:reached]]
+            assert ids(hosts.folder / f"{number}.ids") == [b[4 * number :][:4] for b in batches[:reached]]
     assert (Path(config.out) / "checkpoints" / str(reached)).is_dir()
     train_logged(config, trainer, tmp_path / "rest.ids", 20)
     assert ids(tmp_path / "rest.ids") == batches[reached:]
@@ -155,7 +170,7 @@ def test_four_processes_end_when_one_is_killed_and_two_go_on(several, tmp_path, 
     with Hosts(config, 2, tmp_path / "two") as hosts:
         assert hosts.statuses(240) == [0, 0], hosts.said()
         first = ids(hosts.folder / "0.ids")
-        assert [b[:4] for b in batches[-len(first):]] == first and len(first) < 20
+        assert [b[:4] for b in batches[-len(first) :]] == first and len(first) < 20
     np.testing.assert_allclose(losses(config), expected, rtol=SAME)
 
 

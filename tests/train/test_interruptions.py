@@ -12,8 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from launch import train as command
 from quecc_jax import distributed
+from quecc_jax.commands import train as command
 from quecc_jax.errors import UserError
 from quecc_jax.train import lock, loop
 from quecc_jax.train.checkpoint import Checkpoints
@@ -94,8 +94,10 @@ def test_a_second_run_in_the_same_directory_is_refused(config, trainer):
 
     assert quiet(config, trainer, another)["step"] == 20
     host = os.uname().nodename
-    assert refused == [f"{config.out} is in use by process {os.getpid()} on {host}; wait for it, stop it, or "
-                       "give another out directory"]  # fmt: skip
+    assert refused == [
+        f"{config.out} is in use by process {os.getpid()} on {host}; wait for it, stop it, or "
+        "give another out directory"
+    ]
 
 
 def test_the_lock_of_a_process_that_is_gone_means_nothing(tmp_path):
@@ -133,8 +135,10 @@ def test_a_run_lives_in_a_bucket(config, trainer, bucket, monkeypatch):
     assert (here / "config.json").exists() and (here / "tokenizer").is_dir()
 
 
-@pytest.mark.parametrize("window, done, traced", [("3:5", 0, [3, 4, 5]), ("19:30", 0, [19, 20]),
-                                                  ("3:9", 7, [8, 9]), ("3:5", 7, [])])  # fmt: skip
+@pytest.mark.parametrize(
+    "window, done, traced",
+    [("3:5", 0, [3, 4, 5]), ("19:30", 0, [19, 20]), ("3:9", 7, [8, 9]), ("3:5", 7, [])],
+)
 def test_the_trace_holds_the_steps_of_its_window(config, trainer, monkeypatch, window, done, traced):
     events: list[Any] = []
 
@@ -157,7 +161,7 @@ def test_the_trace_holds_the_steps_of_its_window(config, trainer, monkeypatch, w
         with pytest.raises(Preempted):
             quiet(config, trainer, interrupted_at(done - 1))
     quiet(dataclasses.replace(config, profile=window), trainer._replace(step=step))
-    inside = events[events.index("on") + 1:events.index("off")] if "on" in events else []
+    inside = events[events.index("on") + 1 : events.index("off")] if "on" in events else []
     assert inside == traced and events.count("on") == events.count("off") == bool(traced)
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from quecc_jax.config import CheckpointConfig, MeshConfig, RopeScaling
-from quecc_jax.config_io import load_config
-from quecc_jax.data.faults import DROPPED, LeftOut, Read, Tally
+from quecc_jax.config.io import load_config
+from quecc_jax.data.bad_rows import DROPPED, LeftOut, Read, Tally
 from quecc_jax.errors import UserError
 from quecc_jax.flops import train_flops
 from quecc_jax.train.checkpoint import save_params
@@ -210,12 +210,19 @@ def test_init_from_is_strict(config, trainer, tmp_path):
         initial_state(from_other, trainer)
 
 
-@pytest.mark.parametrize("setting, part, change", [
-    ("init_from", "decoder", {"rope_theta": 1e6}), ("init_from", "decoder", {"norm_eps": 1e-6}),
-    ("init_from", "decoder", {"rope_scaling": RopeScaling("linear", 4.0)}),
-    ("init_from", "decoder", {"window": 9}), ("init_from", "vision", {"activation": "gelu"}),
-    ("tower_from", "vision", {"activation": "gelu"}), ("tower_from", "vision", {"norm_eps": 1e-6}),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "setting, part, change",
+    [
+        ("init_from", "decoder", {"rope_theta": 1e6}),
+        ("init_from", "decoder", {"norm_eps": 1e-6}),
+        ("init_from", "decoder", {"rope_scaling": RopeScaling("linear", 4.0)}),
+        ("init_from", "decoder", {"window": 9}),
+        ("init_from", "vision", {"activation": "gelu"}),
+        ("tower_from", "vision", {"activation": "gelu"}),
+        ("tower_from", "vision", {"norm_eps": 1e-6}),
+    ],
+    ids=str,
+)
 def test_what_shapes_do_not_tell_of_the_run_before_must_agree(
     config, trainer, tmp_path, setting, part, change
 ):

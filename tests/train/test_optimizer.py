@@ -10,8 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from quecc_jax.compressor_config import COMPRESSORS
 from quecc_jax.config import MeshConfig, ModelConfig, OptimizerConfig, QueryConfig
+from quecc_jax.config.compressor import COMPRESSORS
 from quecc_jax.data.batch import batch_spec
 from quecc_jax.sharding import make_mesh
 from quecc_jax.train.checkpoint import named_leaves
@@ -20,9 +20,19 @@ from quecc_jax.train.step import abstract_params
 from tests.tiny import MODEL, RUN
 
 DECAYED = {
-    "kernel", "q_kernel", "k_kernel", "v_kernel", "embedding", "head", "token_embedding",
-    "class_embedding", "position_embedding", "queries", "register", "newline",
-}  # fmt: skip
+    "kernel",
+    "q_kernel",
+    "k_kernel",
+    "v_kernel",
+    "embedding",
+    "head",
+    "token_embedding",
+    "class_embedding",
+    "position_embedding",
+    "queries",
+    "register",
+    "newline",
+}
 """Matrices, tables, and vectors that are learned as inputs: what torch calls a parameter and no bias."""
 LEFT = {"scale", "bias", "q_bias", "k_bias", "v_bias"}
 
@@ -36,13 +46,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "a text tower": {"query": QueryConfig("clip_text")},
     "qwen2": {"decoder": {"qkv_bias": True, "tie_embeddings": True}},
     "mpt": {"decoder": {"norm": "layer", "mlp": "gelu", "positions": "alibi", "tie_embeddings": True}},
-}  # fmt: skip
+}
 
 
 def variant(**changes: Any) -> ModelConfig:
     """MODEL with some fields of its parts replaced."""
-    parts = {k: dataclasses.replace(getattr(MODEL, k), **v) if isinstance(v, dict) else v
-             for k, v in changes.items()}  # fmt: skip
+    parts = {
+        k: dataclasses.replace(getattr(MODEL, k), **v) if isinstance(v, dict) else v
+        for k, v in changes.items()
+    }
     return dataclasses.replace(MODEL, **parts)
 
 
@@ -58,7 +70,8 @@ def test_every_parameter_of_every_model_is_decayed_or_left_alone_by_name(changes
     names = {path: path.rpartition("/")[2] for path in paths(variant(**changes))}
     assert set(names.values()) <= DECAYED | LEFT
     assert {path for path, name in names.items() if decays(name)} == {
-        path for path, name in names.items() if name in DECAYED}  # fmt: skip
+        path for path, name in names.items() if name in DECAYED
+    }
     # Whatever carries a norm's or a bias' name stands in a module of that kind.
     assert all("norm" in path for path, name in names.items() if name == "scale")
 
@@ -69,10 +82,12 @@ def test_no_name_is_listed_in_vain():
 
 
 PARAMS: dict[str, Any] = {
-    "compressor": {"norm": {"scale": jnp.array([1.0, 2.0]), "bias": jnp.array([0.5, -1.0])},
-                   "attention": {"q_kernel": jnp.ones((2, 2)), "q_bias": jnp.ones(2)}},
+    "compressor": {
+        "norm": {"scale": jnp.array([1.0, 2.0]), "bias": jnp.array([0.5, -1.0])},
+        "attention": {"q_kernel": jnp.ones((2, 2)), "q_bias": jnp.ones(2)},
+    },
     "decoder": {"embedding": jnp.full((3, 2), 2.0), "head": jnp.full((2, 3), -1.0)},
-}  # fmt: skip
+}
 MASK = {
     "compressor": {"norm": {"scale": False, "bias": False}, "attention": {"q_kernel": True, "q_bias": False}},
     "decoder": {"embedding": True, "head": True},
@@ -81,8 +96,9 @@ CONFIG = OptimizerConfig(learning_rate=1e-2, weight_decay=0.1, warmup_ratio=0.2)
 
 
 def reference(config: OptimizerConfig, mask: Any) -> optax.GradientTransformation:
-    adamw = optax.adamw(schedule(config, 10), config.b1, config.b2, config.eps,
-                        weight_decay=config.weight_decay, mask=mask)  # fmt: skip
+    adamw = optax.adamw(
+        schedule(config, 10), config.b1, config.b2, config.eps, weight_decay=config.weight_decay, mask=mask
+    )
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from quecc_jax.data.batch import IGNORE, Batch
-from quecc_jax.data.queries import row_limit
+from quecc_jax.data.text.queries import row_limit
 from quecc_jax.models.vlm import VLM
 from quecc_jax.train.loss import shifted_targets
 from quecc_jax.train.step import accumulated_gradients
@@ -30,12 +30,18 @@ def conversations(config, seed=0) -> list[dict[str, Any]]:
             slots[begin : begin + v] = number * v + np.arange(v)
         labels = np.where((rng.random(length) < 0.6) & (slots < 0), tokens, IGNORE)
         labels[0], labels[-1] = IGNORE, tokens[-1]
-        made.append({
-            "tokens": np.where(slots < 0, tokens, 0), "slots": slots, "labels": labels,
-            "queries": [rng.integers(1, config.model.decoder.vocab_size, rng.integers(2, 7))
-                        for _ in range(pictures)],
-            "pixels": rng.normal(size=(pictures, side, side, 3)).astype(np.float32),
-        })  # fmt: skip
+        made.append(
+            {
+                "tokens": np.where(slots < 0, tokens, 0),
+                "slots": slots,
+                "labels": labels,
+                "queries": [
+                    rng.integers(1, config.model.decoder.vocab_size, rng.integers(2, 7))
+                    for _ in range(pictures)
+                ],
+                "pixels": rng.normal(size=(pictures, side, side, 3)).astype(np.float32),
+            }
+        )
     return made
 
 
@@ -44,12 +50,16 @@ def lay(config, rows: list[list[dict[str, Any]]], length: int, images: int) -> B
     b, side = len(rows), config.model.vision.image_size
     q = row_limit(config.data, images)
     batch = Batch(
-        tokens=np.zeros((b, length), np.int32), slots=np.full((b, length), -1, np.int32),
-        labels=np.full((b, length), IGNORE, np.int32), positions=np.zeros((b, length), np.int32),
-        segments=np.zeros((b, length), np.int32), queries=np.zeros((b, q), np.int32),
-        query_segments=np.zeros((b, q), np.int32), query_ends=np.full((b, images), -1, np.int32),
+        tokens=np.zeros((b, length), np.int32),
+        slots=np.full((b, length), -1, np.int32),
+        labels=np.full((b, length), IGNORE, np.int32),
+        positions=np.zeros((b, length), np.int32),
+        segments=np.zeros((b, length), np.int32),
+        queries=np.zeros((b, q), np.int32),
+        query_segments=np.zeros((b, q), np.int32),
+        query_ends=np.full((b, images), -1, np.int32),
         pixels=np.zeros((b, images, side, side, 3), np.float32),
-    )  # fmt: skip
+    )
     for r, row in enumerate(rows):
         start = picture = asking = 0
         for number, one in enumerate(row, start=1):

@@ -22,7 +22,7 @@ from quecc_jax.models.vlm import VLM
 from quecc_jax.sharding import AXES, RULES, make_mesh
 from quecc_jax.train.step import build_trainer
 from tests import tiny
-from tests.launch.test_compile_pod import needs_libtpu
+from tests.commands.test_compile_pod import needs_libtpu
 from tests.models.test_attention import CUDNN
 
 
@@ -62,14 +62,21 @@ def test_a_tpu_gets_splash_attention_in_both_passes():
     text = compiled.as_text() or ""
     calls = [line for line in text.splitlines() if 'custom_call_target="tpu_custom_call"' in line]
     assert {m[0] for c in calls if (m := re.search(r"splash_mha_(fwd|dkv|dq)", c))} == {
-        "splash_mha_fwd", "splash_mha_dkv", "splash_mha_dq"}  # fmt: skip
+        "splash_mha_fwd",
+        "splash_mha_dkv",
+        "splash_mha_dq",
+    }
     # Two of four rows and two of four heads; keys and values of one of two groups.
     assert all("bf16[2,2,256,128]" in call and "bf16[2,1,256,128]" in call for call in calls)
     # One block of 256, so nothing is skipped: 2 + 3 + 4 products per layer, against 2 + 2 * 2 in the model.
     products = 2 * 2 * 256 * 256 * 128 * 2
     program = hlo.parse(text)
-    kernels = {i.name: hlo.instruction_flops(i, c) for c in program.computations.values()
-               for i in c.values() if i.name.startswith("splash")}  # fmt: skip
+    kernels = {
+        i.name: hlo.instruction_flops(i, c)
+        for c in program.computations.values()
+        for i in c.values()
+        if i.name.startswith("splash")
+    }
     assert sorted(kernels.values()) == [2 * products, 3 * products, 4 * products]
     assert 1.0 < 4 * hlo.flops(program) / train_flops(config) < 1.5
 

@@ -8,15 +8,33 @@ from quecc_jax.train.progress import Records, Terminal, describe, duration, huma
 
 
 def record(step, loss=1.5):
-    return {"step": step, "loss": loss, "grad_norm": 2.0, "learning_rate": 1e-3, "skipped": 0,
-            "steps_per_s": 2.0, "tokens_per_s": 12345.0, "flops_per_s": 3.2e12, "seconds": 5.0,
-            "seconds_left": 3725.0}  # fmt: skip
+    return {
+        "step": step,
+        "loss": loss,
+        "grad_norm": 2.0,
+        "learning_rate": 1e-3,
+        "skipped": 0,
+        "steps_per_s": 2.0,
+        "tokens_per_s": 12345.0,
+        "flops_per_s": 3.2e12,
+        "seconds": 5.0,
+        "seconds_left": 3725.0,
+    }
 
 
-@pytest.mark.parametrize("value, text", [
-    (0.5, "0.5 u"), (12.34, "12.3 u"), (999.4, "999 u"), (999.6, "1 ku"), (12345, "12.3 ku"),
-    (3.2e12, "3.2 Tu"), (4e18, "4 Eu"), (0.0, "0 u"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "value, text",
+    [
+        (0.5, "0.5 u"),
+        (12.34, "12.3 u"),
+        (999.4, "999 u"),
+        (999.6, "1 ku"),
+        (12345, "12.3 ku"),
+        (3.2e12, "3.2 Tu"),
+        (4e18, "4 Eu"),
+        (0.0, "0 u"),
+    ],
+)
 def test_human(value, text):
     assert human(value, "u") == text
 

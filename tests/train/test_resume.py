@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from quecc_jax.config_io import save_config
+from quecc_jax.config.io import save_config
 from quecc_jax.train.checkpoint import Checkpoints
 from quecc_jax.train.progress import read_records
 from tests.train.runs import Batches, train_logged

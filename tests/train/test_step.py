@@ -89,7 +89,7 @@ def test_initial_states_are_the_same_on_a_mesh_with_slots_and_counters_at_zero()
 
 def test_accumulation_is_the_mean_over_all_label_tokens():
     whole, _, state = train(run())
-    sliced, _, accumulated = train(run(accumulation=4))
+    sliced, _, accumulated = train(run(grad_accum_steps=4))
     np.testing.assert_allclose(sliced, whole, rtol=1e-5)
     assert_same(accumulated.trainable, state.trainable, 1e-4)
 
@@ -99,8 +99,13 @@ def test_accumulation_holds_no_second_set_of_gradients():
     decoder = dataclasses.replace(tiny.RUN.model.decoder, width=128, depth=16, mlp_width=512)
     temporaries = {}
     for slices in (1, 4):
-        config = run(model={"decoder": decoder, "remat": "full"}, data={"images_per_row": 0}, stage=0,
-                     batch_size=slices, accumulation=slices)  # fmt: skip
+        config = run(
+            model={"decoder": decoder, "remat": "full"},
+            data={"images_per_row": 0},
+            stage=0,
+            batch_size=slices,
+            grad_accum_steps=slices,
+        )
         trainer, model, chunk = trainer_on(config), VLM(config.model), config.train.loss_chunk
         gradients = jax.jit(lambda p, b, m=model, n=slices, c=chunk: accumulated_gradients(m, p, {}, b, n, c))
         compiled = gradients.lower(trainer.abstract_state.trainable, trainer.abstract_batch).compile()
@@ -112,20 +117,28 @@ def test_accumulation_holds_no_second_set_of_gradients():
 def test_a_batch_of_text_alone_is_cut_into_slices_too():
     """As grouped batching makes them: without a place for a picture."""
     losses = []
-    for config in (run(), run(accumulation=4)):
+    for config in (run(), run(grad_accum_steps=4)):
         batch = tiny.random_batch(config, pictures=[0] * 8)
         batch = batch._replace(
-            queries=batch.queries[:, :0], query_segments=batch.query_segments[:, :0],
-            query_ends=batch.query_ends[:, :0], pixels=batch.pixels[:, :0]
+            queries=batch.queries[:, :0],
+            query_segments=batch.query_segments[:, :0],
+            query_ends=batch.query_ends[:, :0],
+            pixels=batch.pixels[:, :0],
         )
         trainer = trainer_on(config)
         losses.append(float(trainer.step(start(trainer, config), trainer.put(batch))[1]["loss"]))
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
 
 
-@pytest.mark.parametrize("change", [
-    {"remat": "full"}, {"remat": "dots"}, {"remat": "attention", "attention": "splash", "scan_unroll": 2},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"remat": "full"},
+        {"remat": "dots"},
+        {"remat": "attention", "attention_kernel": "splash", "scan_unroll": 2},
+    ],
+    ids=str,
+)
 def test_remat_and_unrolling_change_nothing(change):
     losses, _, state = train(run())
     other_losses, _, other = train(run(model=change))
@@ -159,8 +172,10 @@ def test_loss_is_the_mean_over_the_batchs_labels_from_full_logits():
     assert losses[0] == metrics["loss"]
 
 
-@pytest.mark.parametrize("stage,names", [(0, {"decoder"}), (1, {"compressor", "projector"}),
-                                         (2, {"compressor", "projector", "decoder"})])  # fmt: skip
+@pytest.mark.parametrize(
+    "stage,names",
+    [(0, {"decoder"}), (1, {"compressor", "projector"}), (2, {"compressor", "projector", "decoder"})],
+)
 def test_stages_train_what_they_should(stage, names):
     _, before, after = train(run(stage=stage))
     assert set(after.trainable) == names
@@ -213,9 +228,15 @@ def test_text_only_rows_ignore_pictures_and_text_only_runs_have_no_tower():
     text = run(stage=0, data={"images_per_row": 0})
     small = trainer_on(text)
     assert set(small.abstract_state.trainable) == {"decoder"} and not small.abstract_state.frozen
-    bare = Batch(**{**batch._asdict(), "queries": batch.queries[:, :0],
-                    "query_segments": batch.query_segments[:, :0],
-                    "query_ends": batch.query_ends[:, :0], "pixels": None})  # fmt: skip
+    bare = Batch(
+        **{
+            **batch._asdict(),
+            "queries": batch.queries[:, :0],
+            "query_segments": batch.query_segments[:, :0],
+            "query_ends": batch.query_ends[:, :0],
+            "pixels": None,
+        }
+    )
     fresh = start(small, text)
     decoder = start(trainer, config).trainable["decoder"]
     _, metrics = small.step(fresh._replace(trainable={"decoder": decoder}), small.put(bare))

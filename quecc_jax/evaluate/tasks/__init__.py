@@ -1,6 +1,6 @@
 """The benchmarks by name."""
 
-from quecc_jax.config_io import nearest
+from quecc_jax.config.io import nearest
 from quecc_jax.errors import UserError
 from quecc_jax.evaluate.tasks.ai2d import AI2D
 from quecc_jax.evaluate.tasks.base import Task
@@ -18,9 +18,28 @@ from quecc_jax.evaluate.tasks.vqa import TEXTVQA, VIZWIZ, VIZWIZ_VAL, VQAV2, VQA
 
 TASKS: dict[str, Task] = {
     task.name: task
-    for task in (POPE, GQA, VQAV2, VQAV2_VAL, VIZWIZ, VIZWIZ_VAL, TEXTVQA, SCIENCEQA, MME, MMBENCH,
-                 MMBENCH_CN, SEED, MMMU, AI2D, CHARTQA, DOCVQA, MATHVISTA, LLAVA_BENCH, MMVET)
-}  # fmt: skip
+    for task in (
+        POPE,
+        GQA,
+        VQAV2,
+        VQAV2_VAL,
+        VIZWIZ,
+        VIZWIZ_VAL,
+        TEXTVQA,
+        SCIENCEQA,
+        MME,
+        MMBENCH,
+        MMBENCH_CN,
+        SEED,
+        MMMU,
+        AI2D,
+        CHARTQA,
+        DOCVQA,
+        MATHVISTA,
+        LLAVA_BENCH,
+        MMVET,
+    )
+}
 
 
 def chosen(names: str, scorers: str = "") -> list[Task]:
@@ -39,16 +58,20 @@ def chosen(names: str, scorers: str = "") -> list[Task]:
         raise UserError(f"no benchmark is named; choose from {', '.join(TASKS)}")
     for name in wanted:
         if name not in TASKS:
-            raise UserError(f"{name} is not a benchmark; {nearest(name, list(TASKS), 'see --help')}; "
-                            f"there are {', '.join(TASKS)}")
+            raise UserError(
+                f"{name} is not a benchmark; {nearest(name, list(TASKS), 'see --help')}; "
+                f"there are {', '.join(TASKS)}"
+            )
     rules: dict[str, str] = {}
     for part in scorers.split(","):
         task, equals, rule = part.strip().partition("=")
         if not part.strip():
             continue
         if not equals or task not in wanted or task in rules:
-            raise UserError(f"--scorer {part.strip()} is not TASK=SCORER, once, for one of the benchmarks "
-                            f"{', '.join(wanted)}; write for example {wanted[0]}="
-                            f"{TASKS[wanted[0]].scorer.name}")
+            raise UserError(
+                f"--scorer {part.strip()} is not TASK=SCORER, once, for one of the benchmarks "
+                f"{', '.join(wanted)}; write for example {wanted[0]}="
+                f"{TASKS[wanted[0]].scorer.name}"
+            )
         rules[task] = rule
     return [TASKS[name].scored_by(rules[name]) if name in rules else TASKS[name] for name in wanted]

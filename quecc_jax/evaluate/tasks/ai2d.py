@@ -52,13 +52,20 @@ def load(data: Path) -> list[Sample]:
             if truth.get("abcLabel") and lettered is None:
                 lettered = covered(image, read_json(folder / f"annotations/{identity}.png.json"))
             shown = lettered if truth.get("abcLabel") and lettered is not None else image
-            samples.append(Sample(truth["questionId"], (shown,),
-                                  asked(f"{question}\n{options(choices)}", LETTER),
-                                  letters(truth["correctAnswer"] + 1)[-1],
-                                  {"choices": len(choices)}))  # fmt: skip
+            samples.append(
+                Sample(
+                    truth["questionId"],
+                    (shown,),
+                    asked(f"{question}\n{options(choices)}", LETTER),
+                    letters(truth["correctAnswer"] + 1)[-1],
+                    {"choices": len(choices)},
+                )
+            )
     if not samples:
-        raise UserError(f"{folder / 'questions'} has no NAME.png.json of a picture that ai2d_test_ids.csv "
-                        "lists; unpack the whole data set")
+        raise UserError(
+            f"{folder / 'questions'} has no NAME.png.json of a picture that ai2d_test_ids.csv "
+            "lists; unpack the whole data set"
+        )
     return samples
 
 
@@ -89,9 +96,15 @@ def judge(sample: Sample, answer: str) -> tuple[str, float]:
 
 
 AI2D = Task(
-    "ai2d", "AI2D test, 3,088 questions on diagrams",
-    (File("ai2d/ai2d_test_ids.csv", _IDS), File("ai2d/questions/", _ZIP), File("ai2d/annotations/", _ZIP),
-     File("ai2d/images/", _ZIP)),
-    load, (Scorer("lmms_eval", f"tasks/ai2d/utils.py and ai2d.yaml of {LMMS_EVAL}", judge),),
+    "ai2d",
+    "AI2D test, 3,088 questions on diagrams",
+    (
+        File("ai2d/ai2d_test_ids.csv", _IDS),
+        File("ai2d/questions/", _ZIP),
+        File("ai2d/annotations/", _ZIP),
+        File("ai2d/images/", _ZIP),
+    ),
+    load,
+    (Scorer("lmms_eval", f"tasks/ai2d/utils.py and ai2d.yaml of {LMMS_EVAL}", judge),),
     max_new_tokens=16,
-)  # fmt: skip
+)

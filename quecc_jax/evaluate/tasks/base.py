@@ -105,8 +105,9 @@ def percentages(totals: Totals) -> dict[str, Any]:
     """Mean scores in %: `accuracy`, and `accuracy/KIND` for every kind."""
     return {
         name.replace("count", "accuracy", 1): 100 * ratio(totals[name.replace("count", "score", 1)], count)
-        for name, count in totals.items() if name.startswith("count")
-    }  # fmt: skip
+        for name, count in totals.items()
+        if name.startswith("count")
+    }
 
 
 def no_upload(folder: Path, judged: Sequence[Judged], data: Path) -> None:
@@ -159,8 +160,10 @@ class Task:
         """
         found = [scorer for scorer in self.scorers if scorer.name == name]
         if not found:
-            raise UserError(f"--scorer {self.name}={name}: {self.name} has no scorer {name}; choose from "
-                            f"{', '.join(scorer.name for scorer in self.scorers)}")
+            raise UserError(
+                f"--scorer {self.name}={name}: {self.name} has no scorer {name}; choose from "
+                f"{', '.join(scorer.name for scorer in self.scorers)}"
+            )
         return dataclasses.replace(self, scorers=(*found, *(s for s in self.scorers if s.name != name)))
 
     def units(self, judged: Iterable[Judged]) -> list[list[Judged]]:
@@ -174,8 +177,11 @@ class Task:
 def missing_files(tasks: Iterable[Task], data: Path) -> list[File]:
     """Files and folders of the tasks that are not in the data directory, each once."""
     wanted = dict.fromkeys(file for task in tasks for file in task.files)
-    return [f for f in wanted if not ((data / f.path).is_dir() if f.path.endswith("/")
-                                      else (data / f.path).is_file())]  # fmt: skip
+    return [
+        f
+        for f in wanted
+        if not ((data / f.path).is_dir() if f.path.endswith("/") else (data / f.path).is_file())
+    ]
 
 
 def limited(task: Task, samples: Sequence[Sample], limit: int | None) -> list[Sample]:
@@ -235,7 +241,15 @@ def llava_answers(judged: Iterable[Judged], model: str) -> list[dict[str, Any]]:
     for one in judged:
         question = one.sample.extra.get("question_id", one.sample.id)
         unique = hashlib.sha256(f"{model}\0{one.sample.id}\0{one.answer}".encode()).hexdigest()[:22]
-        records.append({"question_id": question, "prompt": one.sample.extra.get("text", one.sample.prompt),
-                        "text": one.answer, "answer_id": unique, "model_id": model,
-                        **one.sample.extra.get("llava", {}), "metadata": {}})  # fmt: skip
+        records.append(
+            {
+                "question_id": question,
+                "prompt": one.sample.extra.get("text", one.sample.prompt),
+                "text": one.answer,
+                "answer_id": unique,
+                "model_id": model,
+                **one.sample.extra.get("llava", {}),
+                "metadata": {},
+            }
+        )
     return records

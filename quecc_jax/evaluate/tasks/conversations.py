@@ -13,10 +13,16 @@ _WILD_SITE = "huggingface.co/datasets/liuhaotian/llava-bench-in-the-wild"
 def _loader(questions: str, images: str) -> Callable[[Path], list[Sample]]:
     def load(data: Path) -> list[Sample]:
         """Questions as LLaVA's model_vqa.py asks them: as they stand, without a response format."""
-        return [Sample(field(line, "question_id", data / questions, number),
-                       (str(data / images / line["image"]),), line["text"], None,
-                       {"kinds": [line["category"]] if "category" in line else []})
-                for number, line in enumerate(read_json(data / questions), start=1)]  # fmt: skip
+        return [
+            Sample(
+                field(line, "question_id", data / questions, number),
+                (str(data / images / line["image"]),),
+                line["text"],
+                None,
+                {"kinds": [line["category"]] if "category" in line else []},
+            )
+            for number, line in enumerate(read_json(data / questions), start=1)
+        ]
 
     return load
 
@@ -34,15 +40,24 @@ def _write_mmvet(folder: Path, judged: Sequence[Judged], data: Path) -> None:
 
 _GRADED = (Scorer("gpt4", "none here: GPT-4 grades the answers", judge),)
 LLAVA_BENCH = Task(
-    "llava_bench", "LLaVA-Bench in the wild, 60 questions; answers only",
+    "llava_bench",
+    "LLaVA-Bench in the wild, 60 questions; answers only",
     (File(f"{_WILD}/questions.jsonl", _WILD_SITE), File(f"{_WILD}/images/", _WILD_SITE)),
-    _loader(f"{_WILD}/questions.jsonl", f"{_WILD}/images"), _GRADED,
-    submit="llava_answers.jsonl to LLaVA's eval_gpt_review_bench.py", max_new_tokens=1024,
-)  # fmt: skip
+    _loader(f"{_WILD}/questions.jsonl", f"{_WILD}/images"),
+    _GRADED,
+    submit="llava_answers.jsonl to LLaVA's eval_gpt_review_bench.py",
+    max_new_tokens=1024,
+)
 MMVET = Task(
-    "mmvet", "MM-Vet, 218 questions; answers only",
-    (File(f"{_MMVET}/llava-mm-vet.jsonl", EVAL_ZIP),
-     File(f"{_MMVET}/images/", "mm-vet.zip, release v1 of github.com/yuweihao/MM-Vet")),
-    _loader(f"{_MMVET}/llava-mm-vet.jsonl", f"{_MMVET}/images"), _GRADED, write=_write_mmvet,
-    submit="mmvet_results.json to the MM-Vet evaluator", max_new_tokens=1024,
-)  # fmt: skip
+    "mmvet",
+    "MM-Vet, 218 questions; answers only",
+    (
+        File(f"{_MMVET}/llava-mm-vet.jsonl", EVAL_ZIP),
+        File(f"{_MMVET}/images/", "mm-vet.zip, release v1 of github.com/yuweihao/MM-Vet"),
+    ),
+    _loader(f"{_MMVET}/llava-mm-vet.jsonl", f"{_MMVET}/images"),
+    _GRADED,
+    write=_write_mmvet,
+    submit="mmvet_results.json to the MM-Vet evaluator",
+    max_new_tokens=1024,
+)

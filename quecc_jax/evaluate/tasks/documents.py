@@ -31,8 +31,15 @@ def _load_chartqa(data: Path) -> list[Sample]:
         path = data / f"chartqa/test/test_{part}.json"
         for number, record in enumerate(read_json(path), start=1):
             image = data / "chartqa/test/png" / field(record, "imgname", path, number)
-            samples.append(Sample(f"{part}/{number}", (str(image),), asked(record["query"], _WORD),
-                                  str(record["label"]), {"kinds": [part]}))  # fmt: skip
+            samples.append(
+                Sample(
+                    f"{part}/{number}",
+                    (str(image),),
+                    asked(record["query"], _WORD),
+                    str(record["label"]),
+                    {"kinds": [part]},
+                )
+            )
     return samples
 
 
@@ -47,9 +54,15 @@ def _load_docvqa(data: Path) -> list[Sample]:
     for number, record in enumerate(read_json(path)["data"], start=1):
         image = data / "docvqa" / field(record, "image", path, number)
         kinds = record.get("question_types") or []
-        samples.append(Sample(record["questionId"], (str(image),), asked(record["question"]),
-                              [str(truth) for truth in field(record, "answers", path, number)],
-                              {"kinds": kinds}))  # fmt: skip
+        samples.append(
+            Sample(
+                record["questionId"],
+                (str(image),),
+                asked(record["question"]),
+                [str(truth) for truth in field(record, "answers", path, number)],
+                {"kinds": kinds},
+            )
+        )
     return samples
 
 
@@ -59,22 +72,33 @@ def _judge_docvqa(sample: Sample, answer: str) -> tuple[str, float]:
 
 
 def _write_docvqa(folder: Path, judged: Sequence[Judged], data: Path) -> None:
-    write_json(folder / "docvqa_upload.json",
-               [{"questionId": one.sample.id, "answer": one.answer} for one in judged])
+    write_json(
+        folder / "docvqa_upload.json", [{"questionId": one.sample.id, "answer": one.answer} for one in judged]
+    )
 
 
 CHARTQA = Task(
-    "chartqa", "ChartQA test, 2,500 questions on charts",
-    (File("chartqa/test/test_human.json", _CHARTQA_SITE),
-     File("chartqa/test/test_augmented.json", _CHARTQA_SITE), File("chartqa/test/png/", _CHARTQA_SITE)),
+    "chartqa",
+    "ChartQA test, 2,500 questions on charts",
+    (
+        File("chartqa/test/test_human.json", _CHARTQA_SITE),
+        File("chartqa/test/test_augmented.json", _CHARTQA_SITE),
+        File("chartqa/test/png/", _CHARTQA_SITE),
+    ),
     _load_chartqa,
     (Scorer("lmms_eval", f"relaxed_correctness in tasks/chartqa/utils.py of {LMMS_EVAL}", _judge_chartqa),),
     max_new_tokens=16,
-)  # fmt: skip
+)
 DOCVQA = Task(
-    "docvqa", "DocVQA validation, 5,349 questions on document pages; `accuracy` is the mean ANLS",
+    "docvqa",
+    "DocVQA validation, 5,349 questions on document pages; `accuracy` is the mean ANLS",
     (File(_DOCVQA, _DOCVQA_SITE), File("docvqa/documents/", _DOCVQA_SITE)),
-    _load_docvqa, (Scorer("lmms_eval", f"anls in api/metrics.py of {LMMS_EVAL}, as the competition has it",
-                          _judge_docvqa),),
-    write=_write_docvqa, max_new_tokens=32,
-)  # fmt: skip
+    _load_docvqa,
+    (
+        Scorer(
+            "lmms_eval", f"anls in api/metrics.py of {LMMS_EVAL}, as the competition has it", _judge_docvqa
+        ),
+    ),
+    write=_write_docvqa,
+    max_new_tokens=32,
+)

@@ -32,8 +32,15 @@ def load(data: Path) -> list[Sample]:
         truth = truths[identity]
         structure = truth.get("types", {}).get("structural")
         kinds = [] if structure is None else ["open" if structure == "query" else "binary"]
-        samples.append(Sample(identity, (str(data / "gqa/data/images" / line["image"]),), line["text"],
-                              field(truth, "answer", data / _TRUTHS, number), {"kinds": kinds}))
+        samples.append(
+            Sample(
+                identity,
+                (str(data / "gqa/data/images" / line["image"]),),
+                line["text"],
+                field(truth, "answer", data / _TRUTHS, number),
+                {"kinds": kinds},
+            )
+        )
     return samples
 
 
@@ -49,14 +56,22 @@ def judge(sample: Sample, answer: str) -> tuple[str, float]:
 
 def write(folder: Path, judged: Sequence[Judged], data: Path) -> None:
     """testdev_balanced_predictions.json, which GQA's eval.py reads."""
-    write_json(folder / "testdev_balanced_predictions.json",
-               [{"questionId": one.sample.id, "prediction": one.parsed} for one in judged])
+    write_json(
+        folder / "testdev_balanced_predictions.json",
+        [{"questionId": one.sample.id, "prediction": one.parsed} for one in judged],
+    )
 
 
 GQA = Task(
-    "gqa", "GQA test-dev balanced, 12,578 questions",
-    (File(_QUESTIONS, EVAL_ZIP), File(_TRUTHS, f"questions1.2.zip from {_SITE}"),
-     File("gqa/data/images/", f"images.zip from {_SITE}")),
-    load, (Scorer("llava", f"scripts/convert_gqa_for_eval.py of {LLAVA} and GQA's eval.py", judge),),
-    column="GQA", write=write,
-)  # fmt: skip
+    "gqa",
+    "GQA test-dev balanced, 12,578 questions",
+    (
+        File(_QUESTIONS, EVAL_ZIP),
+        File(_TRUTHS, f"questions1.2.zip from {_SITE}"),
+        File("gqa/data/images/", f"images.zip from {_SITE}"),
+    ),
+    load,
+    (Scorer("llava", f"scripts/convert_gqa_for_eval.py of {LLAVA} and GQA's eval.py", judge),),
+    column="GQA",
+    write=write,
+)

@@ -31,9 +31,15 @@ def load(data: Path) -> list[Sample]:
         facts = {name: problem.get(name) for name in ("question_type", "answer_type", "choices", "precision")}
         image = str(data / "mathvista" / field(problem, "image", path, number))
         kinds = [value for name in ("task", "context") if (value := problem.get("metadata", {}).get(name))]
-        samples.append(Sample(identity, (image,), problem.get("query") or query(problem),
-                              str(field(problem, "answer", path, number)),
-                              {**facts, "kinds": [problem["question_type"], *kinds]}))  # fmt: skip
+        samples.append(
+            Sample(
+                identity,
+                (image,),
+                problem.get("query") or query(problem),
+                str(field(problem, "answer", path, number)),
+                {**facts, "kinds": [problem["question_type"], *kinds]},
+            )
+        )
     return samples
 
 
@@ -80,11 +86,15 @@ def extract(answer: str, facts: Mapping[str, Any]) -> str:
             return quoted[1]
         given = "".join(letters(len(choices)))
         named = re.search(rf"\(([{given}])\)", text) or re.search(
-            rf"^(?:[Tt]he )?(?:[Cc]orrect )?(?:[Aa]nswer(?: is)?:? )?([{given}])(?:[.:,)]|$)", text)
+            rf"^(?:[Tt]he )?(?:[Cc]orrect )?(?:[Aa]nswer(?: is)?:? )?([{given}])(?:[.:,)]|$)", text
+        )
         if named:
             return named[1]
-        told = [choice for choice in choices
-                if re.search(rf"(?<!\w){re.escape(choice.strip())}(?!\w)", text, re.IGNORECASE)]  # fmt: skip
+        told = [
+            choice
+            for choice in choices
+            if re.search(rf"(?<!\w){re.escape(choice.strip())}(?!\w)", text, re.IGNORECASE)
+        ]
         return told[0] if len(told) == 1 else text
     if quoted:
         return quoted[1]
@@ -133,18 +143,39 @@ def normalise(part: str, facts: Mapping[str, Any]) -> str | None:
 
 def write(folder: Path, judged: Sequence[Judged], data: Path) -> None:
     """mathvista_responses.json: problem, response and extraction by id, for the official GPT-4 scoring."""
-    write_json(folder / "mathvista_responses.json", {
-        one.sample.id: {"pid": one.sample.id, "query": one.sample.prompt, "answer": one.sample.truth,
-                        **{name: one.sample.extra[name]
-                           for name in ("question_type", "answer_type", "choices", "precision")},
-                        "response": one.answer, "extraction": one.parsed} for one in judged
-    })  # fmt: skip
+    write_json(
+        folder / "mathvista_responses.json",
+        {
+            one.sample.id: {
+                "pid": one.sample.id,
+                "query": one.sample.prompt,
+                "answer": one.sample.truth,
+                **{
+                    name: one.sample.extra[name]
+                    for name in ("question_type", "answer_type", "choices", "precision")
+                },
+                "response": one.answer,
+                "extraction": one.parsed,
+            }
+            for one in judged
+        },
+    )
 
 
 MATHVISTA = Task(
-    "mathvista", "MathVista testmini, 1,000 problems, scored without a language model as judge",
+    "mathvista",
+    "MathVista testmini, 1,000 problems, scored without a language model as judge",
     (File(_FILE, _SITE), File("mathvista/images/", f"images.zip from {_SITE}")),
-    load, (Scorer("rules", "evaluation/calculate_score.py of github.com/lupantech/MathVista at commit "
-                  "53d5258, after rules in the place of extract_answer.py's GPT-4", judge),),
-    write=write, max_new_tokens=512, note="rules extract the answer, where published scores have GPT-4",
-)  # fmt: skip
+    load,
+    (
+        Scorer(
+            "rules",
+            "evaluation/calculate_score.py of github.com/lupantech/MathVista at commit "
+            "53d5258, after rules in the place of extract_answer.py's GPT-4",
+            judge,
+        ),
+    ),
+    write=write,
+    max_new_tokens=512,
+    note="rules extract the answer, where published scores have GPT-4",
+)

@@ -37,15 +37,51 @@ _NO_ANSWER = "Z"
 """VLMEvalKit's reading of a refusal."""
 _FAILED = "Failed to obtain answer via API"
 _TOLD = re.compile(r"(?i)answer\s+is\s+\**([ABCD])\**")
-_REFUSALS = ("Sorry, I can't help with images of people yet.", "I can't process this file.",
-             "I'm sorry, but without the image provided", "Cannot determine the answer")  # fmt: skip
-_AROUND = (("", ""), ("", "."), ("", ","), ("", ":"), ("", ")"), ("", ")."), ("(", ")"), ("(", ")."),
-           (":", ""), (":", ","), (":", "."), (":", ")"), (":", ")."))  # fmt: skip
+_REFUSALS = (
+    "Sorry, I can't help with images of people yet.",
+    "I can't process this file.",
+    "I'm sorry, but without the image provided",
+    "Cannot determine the answer",
+)
+_AROUND = (
+    ("", ""),
+    ("", "."),
+    ("", ","),
+    ("", ":"),
+    ("", ")"),
+    ("", ")."),
+    ("(", ")"),
+    ("(", ")."),
+    (":", ""),
+    (":", ","),
+    (":", "."),
+    (":", ")"),
+    (":", ")."),
+)
 """What may stand around a letter for lmms-eval, in the order that it is looked for."""
-_NOT_GIVEN = frozenset((
-    "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A",
-    "NA", "NULL", "NaN", "None", "n/a", "nan", "null",
-))  # fmt: skip
+_NOT_GIVEN = frozenset(
+    (
+        "",
+        "#N/A",
+        "#N/A N/A",
+        "#NA",
+        "-1.#IND",
+        "-1.#QNAN",
+        "-NaN",
+        "-nan",
+        "1.#IND",
+        "1.#QNAN",
+        "<NA>",
+        "N/A",
+        "NA",
+        "NULL",
+        "NaN",
+        "None",
+        "n/a",
+        "nan",
+        "null",
+    )
+)
 """Fields that pandas.read_table, with which LLaVA reads the file, takes for missing."""
 
 
@@ -61,11 +97,13 @@ def read_table(path: Path) -> list[dict[str, str]]:
     try:
         # The picture of a row is one field of megabytes, and a row must fit into a block.
         table = csv.read_csv(
-            path, csv.ReadOptions(block_size=1 << 28),
+            path,
+            csv.ReadOptions(block_size=1 << 28),
             csv.ParseOptions(delimiter="\t", newlines_in_values=True),
-            csv.ConvertOptions(column_types=dict.fromkeys(_columns(path), pyarrow.string()),
-                               strings_can_be_null=False),
-        )  # fmt: skip
+            csv.ConvertOptions(
+                column_types=dict.fromkeys(_columns(path), pyarrow.string()), strings_can_be_null=False
+            ),
+        )
     except pyarrow.ArrowInvalid as error:
         raise UserError(f"{path} is not a tab-separated table ({error}); download it again") from None
     return table.to_pylist()
@@ -100,11 +138,21 @@ def loader(name: str, form: str) -> Any:
             image = pictures.get(row["image"], row["image"])
             kinds = [row["category"]] if _given(row.get("category")) else []
             sent = {column: value for column, value in row.items() if column not in _NOT_SENT}
-            samples.append(Sample(
-                int(row["index"]), (_decoded(image, path, number),), asked(text, form), row["answer"],
-                {"text": text, "choices": choices, "kinds": kinds, "row": sent,
-                 "llava": {"round_id": 0, "options": choices, "option_char": letters(len(choices))}},
-            ))  # fmt: skip
+            samples.append(
+                Sample(
+                    int(row["index"]),
+                    (_decoded(image, path, number),),
+                    asked(text, form),
+                    row["answer"],
+                    {
+                        "text": text,
+                        "choices": choices,
+                        "kinds": kinds,
+                        "row": sent,
+                        "llava": {"round_id": 0, "options": choices, "option_char": letters(len(choices))},
+                    },
+                )
+            )
         return samples
 
     return load
@@ -187,8 +235,11 @@ def infer_letter(answer: str, count: int, last: int | None = None) -> str:
 
 def infer_choice(answer: str, choices: Sequence[str]) -> str:
     """The letter of the one choice whose text occurs in the answer, case apart."""
-    within = [letter for letter, choice in zip(letters(len(choices)), choices, strict=True)
-              if choice.lower() in answer.lower()]  # fmt: skip
+    within = [
+        letter
+        for letter, choice in zip(letters(len(choices)), choices, strict=True)
+        if choice.lower() in answer.lower()
+    ]
     return within[0] if len(within) == 1 else ""
 
 
@@ -215,8 +266,10 @@ def metrics(totals: Totals) -> dict[str, Any]:
     about answers in which its rules find no option; here these are wrong, so that a score is a lower
     bound. With a model that answers by letter the two agree.
     """
-    found = {"circular": 100 * ratio(totals["right"], totals["questions"]),
-             "vanilla": 100 * ratio(totals["printed"], totals["rows"])}  # fmt: skip
+    found = {
+        "circular": 100 * ratio(totals["right"], totals["questions"]),
+        "vanilla": 100 * ratio(totals["printed"], totals["rows"]),
+    }
     for name in totals:
         if name.startswith("questions/"):
             kind = name.removeprefix("questions/")
@@ -243,17 +296,33 @@ def write(folder: Path, judged: Sequence[Judged], data: Path) -> None:
 
 
 _SCORERS = (
-    Scorer("vlmevalkit", "vlmeval/utils/matching_util.py of github.com/open-compass/VLMEvalKit at commit "
-           "c026693, as it was from 2024-02 to 2025-07, when table 1 was made", judge, _NO_ANSWER),
+    Scorer(
+        "vlmevalkit",
+        "vlmeval/utils/matching_util.py of github.com/open-compass/VLMEvalKit at commit "
+        "c026693, as it was from 2024-02 to 2025-07, when table 1 was made",
+        judge,
+        _NO_ANSWER,
+    ),
     Scorer("vlmevalkit_2026", "the same file at commit e8e78f0 (2026-08)", _judge_2026, _NO_ANSWER),
     Scorer("lmms_eval", f"tasks/mmbench/mmbench_evals.py of {LMMS_EVAL}", _judge_lmms_eval),
-)  # fmt: skip
+)
 
 
 def _task(name: str, file: str, form: str, about: str, column: str) -> Task:
-    return Task(name, about, (File(f"mmbench/{file}.tsv", f"{_SITE}/{file}.tsv"),), loader(file, form),
-                _SCORERS, unit, tally, metrics, headline="circular", column=column, write=write,
-                max_new_tokens=1024)  # fmt: skip
+    return Task(
+        name,
+        about,
+        (File(f"mmbench/{file}.tsv", f"{_SITE}/{file}.tsv"),),
+        loader(file, form),
+        _SCORERS,
+        unit,
+        tally,
+        metrics,
+        headline="circular",
+        column=column,
+        write=write,
+        max_new_tokens=1024,
+    )
 
 
 MMBENCH = _task("mmbench", "mmbench_dev_20230712", LETTER, "MMBench dev, with rotations", "MMB")

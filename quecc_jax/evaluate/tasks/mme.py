@@ -21,8 +21,18 @@ from quecc_jax.evaluate.tasks.base import (
 )
 from quecc_jax.paths import write_text
 
-PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark",
-              "artwork", "OCR")
+PERCEPTION = (
+    "existence",
+    "count",
+    "position",
+    "color",
+    "posters",
+    "celebrity",
+    "scene",
+    "landmark",
+    "artwork",
+    "OCR",
+)
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 _QUESTIONS = "MME/llava_mme.jsonl"
 _RELEASE = "MME/MME_Benchmark_release_version"
@@ -40,18 +50,27 @@ def load(data: Path) -> list[Sample]:
         question = question if _YES_NO in question else f"{question} {_YES_NO}"
         truth = truths.get((category, stem, question))
         if truth is None:
-            raise UserError(f"{data / _QUESTIONS}, line {number}: no text file of {data / _RELEASE} has "
-                            f"this question about {name}; take both from the same release")
+            raise UserError(
+                f"{data / _QUESTIONS}, line {number}: no text file of {data / _RELEASE} has "
+                f"this question about {name}; take both from the same release"
+            )
         picture = f"{category}/{stem}"
         counts[picture] = counts.get(picture, 0) + 1
-        samples.append(Sample(f"{picture}#{counts[picture]}", (str(data / _RELEASE / line["image"]),),
-                              line["text"], truth,
-                              {"question_id": name, "picture": picture, "category": category,
-                               "question": question}))  # fmt: skip
+        samples.append(
+            Sample(
+                f"{picture}#{counts[picture]}",
+                (str(data / _RELEASE / line["image"]),),
+                line["text"],
+                truth,
+                {"question_id": name, "picture": picture, "category": category, "question": question},
+            )
+        )
     odd = [picture for picture, count in counts.items() if count != 2]
     if odd:
-        raise UserError(f"{data / _QUESTIONS} asks {counts[odd[0]]} questions about {odd[0]}; MME asks two "
-                        "about every picture")
+        raise UserError(
+            f"{data / _QUESTIONS} asks {counts[odd[0]]} questions about {odd[0]}; MME asks two "
+            "about every picture"
+        )
     return samples
 
 
@@ -95,8 +114,12 @@ def tally(unit: Sequence[Judged]) -> Tally:
     """Right answers and questions, and pictures on which both are right, of the category."""
     category, right = unit[0].sample.extra["category"], sum(one.score or 0 for one in unit)
     both = float(right == len(unit) == 2)
-    return {f"right/{category}": right, f"questions/{category}": len(unit), f"both/{category}": both,
-            f"pictures/{category}": 1}
+    return {
+        f"right/{category}": right,
+        f"questions/{category}": len(unit),
+        f"both/{category}": both,
+        f"pictures/{category}": 1,
+    }
 
 
 def metrics(totals: Totals) -> dict[str, Any]:
@@ -123,18 +146,31 @@ def write(folder: Path, judged: Sequence[Judged], data: Path) -> None:
     for one in judged:
         extra = one.sample.extra
         name = extra["question_id"].split("/")[-1]
-        lines[extra["category"]].append("\t".join(
-            (name, extra["question"], one.sample.truth, " ".join(one.answer.split()))))  # fmt: skip
+        lines[extra["category"]].append(
+            "\t".join((name, extra["question"], one.sample.truth, " ".join(one.answer.split())))
+        )
     for category, rows in lines.items():
         write_text(folder / "results" / f"{category}.txt", "\n".join(rows) + "\n")
 
 
 MME = Task(
-    "mme", "MME, 2,374 yes-or-no questions in 14 categories",
-    (File(_QUESTIONS, EVAL_ZIP),
-     File(f"{_RELEASE}/", "github.com/BradyFU/Awesome-Multimodal-Large-Language-Models, branch Evaluation")),
+    "mme",
+    "MME, 2,374 yes-or-no questions in 14 categories",
+    (
+        File(_QUESTIONS, EVAL_ZIP),
+        File(
+            f"{_RELEASE}/", "github.com/BradyFU/Awesome-Multimodal-Large-Language-Models, branch Evaluation"
+        ),
+    ),
     load,
-    (Scorer("mme", "eval_tool/calculation.py of MME's eval_tool.zip (2023-07-01)", judge, "other"),
-     Scorer("lmms_eval", f"tasks/mme/utils.py of {LMMS_EVAL}", _judge_lmms_eval, "other")),
-    unit, tally, metrics, headline="perception", column="MME", write=write,
-)  # fmt: skip
+    (
+        Scorer("mme", "eval_tool/calculation.py of MME's eval_tool.zip (2023-07-01)", judge, "other"),
+        Scorer("lmms_eval", f"tasks/mme/utils.py of {LMMS_EVAL}", _judge_lmms_eval, "other"),
+    ),
+    unit,
+    tally,
+    metrics,
+    headline="perception",
+    column="MME",
+    write=write,
+)

@@ -25,12 +25,24 @@ DOMAINS: Mapping[str, tuple[str, ...]] = {
     "Art and Design": ("Art", "Art_Theory", "Design", "Music"),
     "Business": ("Accounting", "Economics", "Finance", "Manage", "Marketing"),
     "Science": ("Biology", "Chemistry", "Geography", "Math", "Physics"),
-    "Health and Medicine": ("Basic_Medical_Science", "Clinical_Medicine",
-                            "Diagnostics_and_Laboratory_Medicine", "Pharmacy", "Public_Health"),
+    "Health and Medicine": (
+        "Basic_Medical_Science",
+        "Clinical_Medicine",
+        "Diagnostics_and_Laboratory_Medicine",
+        "Pharmacy",
+        "Public_Health",
+    ),
     "Humanities and Social Science": ("History", "Literature", "Sociology", "Psychology"),
-    "Tech and Engineering": ("Agriculture", "Architecture_and_Engineering", "Computer_Science",
-                             "Electronics", "Energy_and_Power", "Materials", "Mechanical_Engineering"),
-}  # fmt: skip
+    "Tech and Engineering": (
+        "Agriculture",
+        "Architecture_and_Engineering",
+        "Computer_Science",
+        "Electronics",
+        "Energy_and_Power",
+        "Materials",
+        "Mechanical_Engineering",
+    ),
+}
 """Subjects by domain (Yue et al. 2023, "MMMU", table 1)."""
 _FILE = "validation-00000-of-00001.parquet"
 _MARKS = ",.!?;:'"
@@ -50,8 +62,12 @@ def load(data: Path) -> list[Sample]:
     and leaves "<image 1>" in the text, as here; it guesses where a question has several, while here all
     of them are shown.
     """
-    return [_sample(row, domain, subject) for domain, subjects in DOMAINS.items() for subject in subjects
-            for row in _rows(data / "mmmu" / subject / _FILE)]  # fmt: skip
+    return [
+        _sample(row, domain, subject)
+        for domain, subjects in DOMAINS.items()
+        for subject in subjects
+        for row in _rows(data / "mmmu" / subject / _FILE)
+    ]
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -67,8 +83,9 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 def _sample(row: Mapping[str, Any], domain: str, subject: str) -> Sample:
     choices = [str(choice) for choice in ast.literal_eval(row["options"])]
     if row["question_type"] == "multiple-choice":
-        lines = "".join(f"({letter}) {choice}\n"
-                        for letter, choice in zip(letters(len(choices)), choices, strict=True))  # fmt: skip
+        lines = "".join(
+            f"({letter}) {choice}\n" for letter, choice in zip(letters(len(choices)), choices, strict=True)
+        )
         prompt, truth = asked(f"{row['question']}\n{lines}", LETTER), row["answer"]
     else:
         prompt, truth = asked(row["question"]), _open_truths(row["answer"])
@@ -113,8 +130,10 @@ def _judged(sample: Sample, answer: str, forms: Forms) -> tuple[str, float]:
         return f"{_RANDOM}{letter}", float(letter == sample.truth)
     found = parse_open(answer)
     truths = [part for truth in sample.truth for part in _normalised(truth)]
-    right = any(any(isinstance(t, str) and t in part for t in truths) if isinstance(part, str)
-                else part in truths for part in found)  # fmt: skip
+    right = any(
+        any(isinstance(t, str) and t in part for t in truths) if isinstance(part, str) else part in truths
+        for part in found
+    )
     return "; ".join(map(str, found)), float(right)
 
 
@@ -132,9 +151,11 @@ def parse_choice(answer: str, choices: Sequence[str], forms: Forms = _MMMU_FORMS
             return max(named, key=lambda name: answer.rfind(place.format(name)))
     if len(answer.split()) > 5:
         lower = answer.lower()
-        within = [(lower.rfind(choice.lower()), -i, name)
-                  for i, (name, choice) in enumerate(zip(names, choices, strict=True))
-                  if choice.lower() in lower]  # fmt: skip
+        within = [
+            (lower.rfind(choice.lower()), -i, name)
+            for i, (name, choice) in enumerate(zip(names, choices, strict=True))
+            if choice.lower() in lower
+        ]
         if within:
             return max(within)[2]
     return ""
@@ -182,20 +203,38 @@ def _normalised(text: str) -> list[str | float]:
 
 def write(folder: Path, judged: Sequence[Judged], data: Path) -> None:
     """mmmu_answers.json: the letter, or the answer to an open question, by id (main_eval_only.py)."""
-    write_json(folder / "mmmu_answers.json",
-               {one.sample.id: one.parsed.removeprefix(_RANDOM) if one.sample.extra["choices"] else one.answer
-                for one in judged})  # fmt: skip
+    write_json(
+        folder / "mmmu_answers.json",
+        {
+            one.sample.id: one.parsed.removeprefix(_RANDOM) if one.sample.extra["choices"] else one.answer
+            for one in judged
+        },
+    )
 
 
 MMMU = Task(
-    "mmmu", "MMMU validation, 900 questions in 30 subjects",
-    tuple(File(f"mmmu/{subject}/{_FILE}", "huggingface.co/datasets/MMMU/MMMU")
-          for subjects in DOMAINS.values() for subject in subjects),
+    "mmmu",
+    "MMMU validation, 900 questions in 30 subjects",
+    tuple(
+        File(f"mmmu/{subject}/{_FILE}", "huggingface.co/datasets/MMMU/MMMU")
+        for subjects in DOMAINS.values()
+        for subject in subjects
+    ),
     load,
-    (Scorer("mmmu", "mmmu/utils/eval_utils.py of github.com/MMMU-Benchmark/MMMU at commit bb0b95a", judge,
-            _RANDOM),
-     Scorer("lmms_eval", f"tasks/mmmu/utils.py of {LMMS_EVAL}, open answers as MMMU reads them",
-            _judge_lmms_eval, _RANDOM)),
+    (
+        Scorer(
+            "mmmu",
+            "mmmu/utils/eval_utils.py of github.com/MMMU-Benchmark/MMMU at commit bb0b95a",
+            judge,
+            _RANDOM,
+        ),
+        Scorer(
+            "lmms_eval",
+            f"tasks/mmmu/utils.py of {LMMS_EVAL}, open answers as MMMU reads them",
+            _judge_lmms_eval,
+            _RANDOM,
+        ),
+    ),
     write=write,
     note="a random choice, drawn by the question's name, stands for each unread answer",
-)  # fmt: skip
+)

@@ -27,14 +27,25 @@ def load(data: Path) -> list[Sample]:
         # POPE's .json files hold one value a line.
         labels = read_json_lines(path)
         if len(labels) != len(asked[split]):
-            raise UserError(f"{path} has {len(labels)} questions but llava_pope_test.jsonl has "
-                            f"{len(asked[split])} of {split}; take both from the same release")
+            raise UserError(
+                f"{path} has {len(labels)} questions but llava_pope_test.jsonl has "
+                f"{len(asked[split])} of {split}; take both from the same release"
+            )
         for number, (line, truth) in enumerate(zip(asked[split], labels, strict=True), start=1):
             if field(line, "image", folder / "llava_pope_test.jsonl", number) != truth.get("image"):
-                raise UserError(f"{path}, line {number} is about another picture than its question in "
-                                "llava_pope_test.jsonl; take both from the same release")
-            samples.append(Sample(line["question_id"], (str(folder / "val2014" / line["image"]),),
-                                  line["text"], field(truth, "label", path, number), {"split": split}))
+                raise UserError(
+                    f"{path}, line {number} is about another picture than its question in "
+                    "llava_pope_test.jsonl; take both from the same release"
+                )
+            samples.append(
+                Sample(
+                    line["question_id"],
+                    (str(folder / "val2014" / line["image"]),),
+                    line["text"],
+                    field(truth, "label", path, number),
+                    {"split": split},
+                )
+            )
     return samples
 
 
@@ -72,13 +83,20 @@ def metrics(totals: Totals) -> dict[str, Any]:
 
 
 POPE = Task(
-    "pope", "POPE, 8,910 yes-or-no questions on COCO val2014",
-    (File("pope/llava_pope_test.jsonl", EVAL_ZIP),
-     *(File(f"pope/coco/coco_pope_{split}.json", _COCO) for split in _SPLITS),
-     File("pope/val2014/", "images.cocodataset.org/zips/val2014.zip")),
-    load, (Scorer("llava", f"llava/eval/eval_pope.py of {LLAVA}, which is POPE's evaluate.py", judge),),
-    tally=tally, metrics=metrics, headline="f1", column="POPE",
+    "pope",
+    "POPE, 8,910 yes-or-no questions on COCO val2014",
+    (
+        File("pope/llava_pope_test.jsonl", EVAL_ZIP),
+        *(File(f"pope/coco/coco_pope_{split}.json", _COCO) for split in _SPLITS),
+        File("pope/val2014/", "images.cocodataset.org/zips/val2014.zip"),
+    ),
+    load,
+    (Scorer("llava", f"llava/eval/eval_pope.py of {LLAVA}, which is POPE's evaluate.py", judge),),
+    tally=tally,
+    metrics=metrics,
+    headline="f1",
+    column="POPE",
     note="the mean F1 of three splits, which LLaVA's row shows; the script in QueCC's repository prints the "
-         "accuracy on the random split alone (accuracy/random in results.json), and which of the two QueCC's "
-         "rows show it does not say",
-)  # fmt: skip
+    "accuracy on the random split alone (accuracy/random in results.json), and which of the two QueCC's "
+    "rows show it does not say",
+)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from quecc_jax.data.files import read_json
-from quecc_jax.data.templates import PLACEHOLDER
+from quecc_jax.data.text.templates import PLACEHOLDER
 from quecc_jax.errors import UserError
 from quecc_jax.evaluate.tasks.base import (
     EVAL_ZIP,
@@ -40,8 +40,10 @@ def load(data: Path) -> list[Sample]:
     for number, line in enumerate(read_json(data / _QUESTIONS), start=1):
         identity = str(field(line, "id", data / _QUESTIONS, number))
         if identity not in test or identity not in problems:
-            raise UserError(f"{data / _QUESTIONS}, record {number}: problem {identity} is not of the test "
-                            "split of problems.json; take all three files of one release")
+            raise UserError(
+                f"{data / _QUESTIONS}, record {number}: problem {identity} is not of the test "
+                "split of problems.json; take all three files of one release"
+            )
         problem = problems[identity]
         images: tuple[str, ...] = ()
         if "image" in line:
@@ -49,9 +51,15 @@ def load(data: Path) -> list[Sample]:
         question = field(line, "conversations", data / _QUESTIONS, number)[0]["value"]
         prompt = asked(question.replace(PLACEHOLDER, "").strip(), LETTER)
         text = f"{PLACEHOLDER}\n{prompt}" if images else prompt
-        samples.append(Sample(identity, images, prompt, letters(problem["answer"] + 1)[-1],
-                              {"choices": len(problem["choices"]), "text": text,
-                               "kinds": ["image" if images else "text"]}))  # fmt: skip
+        samples.append(
+            Sample(
+                identity,
+                images,
+                prompt,
+                letters(problem["answer"] + 1)[-1],
+                {"choices": len(problem["choices"]), "text": text, "kinds": ["image" if images else "text"]},
+            )
+        )
     return samples
 
 
@@ -84,11 +92,16 @@ def _judge_lmms_eval(sample: Sample, answer: str) -> tuple[str, float]:
 def write(folder: Path, judged: Sequence[Judged], data: Path) -> None:
     """result.json with the chosen index of every problem (-1 for none), as LLaVA's script writes it."""
     right = sum(one.score or 0 for one in judged)
-    write_json(folder / "result.json", {
-        "acc": 100 * right / len(judged) if judged else None, "correct": int(right), "count": len(judged),
-        "results": {one.sample.id: _index(one) for one in judged},
-        "outputs": {one.sample.id: one.answer for one in judged},
-    })  # fmt: skip
+    write_json(
+        folder / "result.json",
+        {
+            "acc": 100 * right / len(judged) if judged else None,
+            "correct": int(right),
+            "count": len(judged),
+            "results": {one.sample.id: _index(one) for one in judged},
+            "outputs": {one.sample.id: one.answer for one in judged},
+        },
+    )
 
 
 def _index(one: Judged) -> int:
@@ -97,11 +110,21 @@ def _index(one: Judged) -> int:
 
 
 SCIENCEQA = Task(
-    "scienceqa", "ScienceQA test, 4,241 questions, 2,017 with a picture",
-    (File(_QUESTIONS, EVAL_ZIP), File("scienceqa/problems.json", _SITE),
-     File("scienceqa/pid_splits.json", _SITE), File("scienceqa/images/test/", _SITE)),
+    "scienceqa",
+    "ScienceQA test, 4,241 questions, 2,017 with a picture",
+    (
+        File(_QUESTIONS, EVAL_ZIP),
+        File("scienceqa/problems.json", _SITE),
+        File("scienceqa/pid_splits.json", _SITE),
+        File("scienceqa/images/test/", _SITE),
+    ),
     load,
-    (Scorer("llava", f"llava/eval/eval_science_qa.py of {LLAVA}", judge, FAILED),
-     Scorer("lmms_eval", f"tasks/scienceqa/utils.py of {LMMS_EVAL}", _judge_lmms_eval, FAILED)),
-    headline="accuracy/image", column="SQA", write=write, max_new_tokens=1024,
-)  # fmt: skip
+    (
+        Scorer("llava", f"llava/eval/eval_science_qa.py of {LLAVA}", judge, FAILED),
+        Scorer("lmms_eval", f"tasks/scienceqa/utils.py of {LMMS_EVAL}", _judge_lmms_eval, FAILED),
+    ),
+    headline="accuracy/image",
+    column="SQA",
+    write=write,
+    max_new_tokens=1024,
+)

@@ -32,8 +32,15 @@ def load(data: Path) -> list[Sample]:
         if truth is None:
             raise UserError(f"{data / _TRUTHS} has no question {line['question_id']}; take SEED-Bench 1")
         kinds = [truth["data_type"], types[truth["question_type_id"]]]
-        samples.append(Sample(line["question_id"], (str(data / "seed_bench" / line["image"]),), line["text"],
-                              truth["answer"], {"kinds": kinds, "sent_id": truth["question_id"]}))
+        samples.append(
+            Sample(
+                line["question_id"],
+                (str(data / "seed_bench" / line["image"]),),
+                line["text"],
+                truth["answer"],
+                {"kinds": kinds, "sent_id": truth["question_id"]},
+            )
+        )
     return samples
 
 
@@ -48,13 +55,22 @@ def judge(sample: Sample, answer: str) -> tuple[str, float]:
 
 def write(folder: Path, judged: Sequence[Judged], data: Path) -> None:
     """seed_upload.jsonl for the leaderboard."""
-    write_lines(folder / "seed_upload.jsonl",
-                ({"question_id": one.sample.extra["sent_id"], "prediction": one.answer} for one in judged))
+    write_lines(
+        folder / "seed_upload.jsonl",
+        ({"question_id": one.sample.extra["sent_id"], "prediction": one.answer} for one in judged),
+    )
 
 
 SEED = Task(
-    "seed", "SEED-Bench, 19,242 questions on pictures and video frames",
-    (File(_QUESTIONS, EVAL_ZIP), File(_TRUTHS, _SITE), File("seed_bench/SEED-Bench-image/", _SITE),
-     File("seed_bench/SEED-Bench-video-image/", f"videos of {_SITE}; LLaVA's eval.zip has a script")),
-    load, (Scorer("llava", f"scripts/convert_seed_for_submission.py of {LLAVA}", judge),), write=write,
-)  # fmt: skip
+    "seed",
+    "SEED-Bench, 19,242 questions on pictures and video frames",
+    (
+        File(_QUESTIONS, EVAL_ZIP),
+        File(_TRUTHS, _SITE),
+        File("seed_bench/SEED-Bench-image/", _SITE),
+        File("seed_bench/SEED-Bench-video-image/", f"videos of {_SITE}; LLaVA's eval.zip has a script"),
+    ),
+    load,
+    (Scorer("llava", f"scripts/convert_seed_for_submission.py of {LLAVA}", judge),),
+    write=write,
+)

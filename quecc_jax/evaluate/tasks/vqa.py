@@ -51,9 +51,16 @@ def _judge_lmms_eval(sample: Sample, answer: str) -> tuple[str, float]:
 
 def _questions(path: Path, images: Path) -> list[Sample]:
     """LLaVA's questions without public truth."""
-    return [Sample(field(line, "question_id", path, number), (str(images / line["image"]),), line["text"],
-                   None, {"image": line["image"]})
-            for number, line in enumerate(read_json(path), start=1)]  # fmt: skip
+    return [
+        Sample(
+            field(line, "question_id", path, number),
+            (str(images / line["image"]),),
+            line["text"],
+            None,
+            {"image": line["image"]},
+        )
+        for number, line in enumerate(read_json(path), start=1)
+    ]
 
 
 def _load_vqav2(data: Path) -> list[Sample]:
@@ -70,9 +77,15 @@ def _load_vqav2_val(data: Path) -> list[Sample]:
         if truth is None:
             raise UserError(f"{path} has no question {question['question_id']}; take both files of val2014")
         image = folder / f"val2014/COCO_val2014_{question['image_id']:012d}.jpg"
-        samples.append(Sample(question["question_id"], (str(image),), asked(question["question"]),
-                              [human["answer"] for human in truth["answers"]],
-                              {"kinds": [truth["answer_type"]]}))  # fmt: skip
+        samples.append(
+            Sample(
+                question["question_id"],
+                (str(image),),
+                asked(question["question"]),
+                [human["answer"] for human in truth["answers"]],
+                {"kinds": [truth["answer_type"]]},
+            )
+        )
     return samples
 
 
@@ -84,9 +97,15 @@ def _load_vizwiz_val(data: Path) -> list[Sample]:
     path, samples = data / "vizwiz/val.json", []
     for number, record in enumerate(read_json(path), start=1):
         humans = [human["answer"] for human in field(record, "answers", path, number)]
-        samples.append(Sample(record["image"], (str(data / "vizwiz/val" / record["image"]),),
-                              asked(record["question"], f"{UNANSWERABLE}\n{SHORT}"), humans,
-                              {"image": record["image"], "kinds": [record["answer_type"]]}))  # fmt: skip
+        samples.append(
+            Sample(
+                record["image"],
+                (str(data / "vizwiz/val" / record["image"]),),
+                asked(record["question"], f"{UNANSWERABLE}\n{SHORT}"),
+                humans,
+                {"image": record["image"], "kinds": [record["answer_type"]]},
+            )
+        )
     return samples
 
 
@@ -101,9 +120,15 @@ def _load_textvqa(data: Path) -> list[Sample]:
         truth = truths.get((image, _question_in(line["text"]).lower()))
         if truth is None:
             raise UserError(f"{prompts}, line {number} asks what {path} does not; take TextVQA 0.5.1")
-        samples.append(Sample(f"{image}/{number}", (str(folder / "train_images" / line["image"]),),
-                              line["text"], truth["answers"],
-                              {"question_id": image}))  # fmt: skip
+        samples.append(
+            Sample(
+                f"{image}/{number}",
+                (str(folder / "train_images" / line["image"]),),
+                line["text"],
+                truth["answers"],
+                {"question_id": image},
+            )
+        )
     return samples
 
 
@@ -118,54 +143,91 @@ def _write_vqav2(folder: Path, judged: Sequence[Judged], data: Path) -> None:
     What LLaVA's convert_vqav2_for_submission.py sends.
     """
     given = {one.sample.id: one.parsed for one in judged}
-    write_json(folder / "vqav2_upload.json",
-               [{"question_id": line["question_id"], "answer": given.get(line["question_id"], "")}
-                for line in read_json(data / _EVERY)])  # fmt: skip
+    write_json(
+        folder / "vqav2_upload.json",
+        [
+            {"question_id": line["question_id"], "answer": given.get(line["question_id"], "")}
+            for line in read_json(data / _EVERY)
+        ],
+    )
 
 
 def _write_vizwiz(folder: Path, judged: Sequence[Judged], data: Path) -> None:
-    write_json(folder / "vizwiz_upload.json",
-               [{"image": one.sample.extra["image"], "answer": one.parsed} for one in judged])
+    write_json(
+        folder / "vizwiz_upload.json",
+        [{"image": one.sample.extra["image"], "answer": one.parsed} for one in judged],
+    )
 
 
 _M4C = "llava/eval/m4c_evaluator.py"
-_SENT = (Scorer("llava", f"none here, the truth is not public; answers are normalised by {_M4C} of {LLAVA}",
-                judge),)  # fmt: skip
+_SENT = (
+    Scorer(
+        "llava", f"none here, the truth is not public; answers are normalised by {_M4C} of {LLAVA}", judge
+    ),
+)
 VQAV2 = Task(
-    "vqav2", "VQAv2 test-dev, 107,394 questions whose answers only the server knows",
-    (File("vqav2/llava_vqav2_mscoco_test-dev2015.jsonl", EVAL_ZIP), File(_EVERY, EVAL_ZIP),
-     File("vqav2/test2015/", "images.cocodataset.org/zips/test2015.zip")),
-    _load_vqav2, _SENT, column="VQAv2", write=_write_vqav2,
+    "vqav2",
+    "VQAv2 test-dev, 107,394 questions whose answers only the server knows",
+    (
+        File("vqav2/llava_vqav2_mscoco_test-dev2015.jsonl", EVAL_ZIP),
+        File(_EVERY, EVAL_ZIP),
+        File("vqav2/test2015/", "images.cocodataset.org/zips/test2015.zip"),
+    ),
+    _load_vqav2,
+    _SENT,
+    column="VQAv2",
+    write=_write_vqav2,
     submit="vqav2_upload.json to eval.ai challenge 830",
-)  # fmt: skip
+)
 VQAV2_VAL = Task(
-    "vqav2_val", "VQAv2 val2014, 214,354 questions",
-    (File("vqav2/v2_OpenEnded_mscoco_val2014_questions.json", _VQA_SITE),
-     File("vqav2/v2_mscoco_val2014_annotations.json", _VQA_SITE),
-     File("vqav2/val2014/", "images.cocodataset.org/zips/val2014.zip")),
+    "vqav2_val",
+    "VQAv2 val2014, 214,354 questions",
+    (
+        File("vqav2/v2_OpenEnded_mscoco_val2014_questions.json", _VQA_SITE),
+        File("vqav2/v2_mscoco_val2014_annotations.json", _VQA_SITE),
+        File("vqav2/val2014/", "images.cocodataset.org/zips/val2014.zip"),
+    ),
     _load_vqav2_val,
-    (Scorer("vqa", "vqaEvaluation/vqaEval.py of github.com/GT-Vision-Lab/VQA at commit a013f00, on answers "
-            f"that {_M4C} of {LLAVA} has normalised", _judge_challenge),
-     Scorer("lmms_eval", f"tasks/vqav2/utils.py of {LMMS_EVAL}", _judge_lmms_eval)),
-)  # fmt: skip
+    (
+        Scorer(
+            "vqa",
+            "vqaEvaluation/vqaEval.py of github.com/GT-Vision-Lab/VQA at commit a013f00, on answers "
+            f"that {_M4C} of {LLAVA} has normalised",
+            _judge_challenge,
+        ),
+        Scorer("lmms_eval", f"tasks/vqav2/utils.py of {LMMS_EVAL}", _judge_lmms_eval),
+    ),
+)
 VIZWIZ = Task(
-    "vizwiz", "VizWiz test, 8,000 questions whose answers only the server knows",
+    "vizwiz",
+    "VizWiz test, 8,000 questions whose answers only the server knows",
     (File("vizwiz/llava_test.jsonl", EVAL_ZIP), File("vizwiz/test/", f"test.zip from {_VIZWIZ_SITE}")),
-    _load_vizwiz, _SENT, column="VizWiz", write=_write_vizwiz,
-    submit="vizwiz_upload.json to eval.ai challenge 1911",
-)  # fmt: skip
-VIZWIZ_VAL = Task(
-    "vizwiz_val", "VizWiz val, 4,319 questions",
-    (File("vizwiz/val.json", f"Annotations.zip from {_VIZWIZ_SITE}"),
-     File("vizwiz/val/", f"val.zip from {_VIZWIZ_SITE}")),
-    _load_vizwiz_val, (Scorer("lmms_eval", f"tasks/vizwiz_vqa/utils.py of {LMMS_EVAL}", judge),),
+    _load_vizwiz,
+    _SENT,
+    column="VizWiz",
     write=_write_vizwiz,
-)  # fmt: skip
+    submit="vizwiz_upload.json to eval.ai challenge 1911",
+)
+VIZWIZ_VAL = Task(
+    "vizwiz_val",
+    "VizWiz val, 4,319 questions",
+    (
+        File("vizwiz/val.json", f"Annotations.zip from {_VIZWIZ_SITE}"),
+        File("vizwiz/val/", f"val.zip from {_VIZWIZ_SITE}"),
+    ),
+    _load_vizwiz_val,
+    (Scorer("lmms_eval", f"tasks/vizwiz_vqa/utils.py of {LMMS_EVAL}", judge),),
+    write=_write_vizwiz,
+)
 TEXTVQA = Task(
-    "textvqa", "TextVQA val, 5,000 questions with reference OCR tokens",
-    (File("textvqa/llava_textvqa_val_v051_ocr.jsonl", EVAL_ZIP),
-     File("textvqa/TextVQA_0.5.1_val.json", _TEXTVQA_SITE),
-     File("textvqa/train_images/", f"train_val_images.zip from {_TEXTVQA_SITE}")),
-    _load_textvqa, (Scorer("llava", f"llava/eval/eval_textvqa.py and m4c_evaluator.py of {LLAVA}", judge),),
+    "textvqa",
+    "TextVQA val, 5,000 questions with reference OCR tokens",
+    (
+        File("textvqa/llava_textvqa_val_v051_ocr.jsonl", EVAL_ZIP),
+        File("textvqa/TextVQA_0.5.1_val.json", _TEXTVQA_SITE),
+        File("textvqa/train_images/", f"train_val_images.zip from {_TEXTVQA_SITE}"),
+    ),
+    _load_textvqa,
+    (Scorer("llava", f"llava/eval/eval_textvqa.py and m4c_evaluator.py of {LLAVA}", judge),),
     column="TextVQA",
-)  # fmt: skip
+)

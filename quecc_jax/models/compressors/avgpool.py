@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from quecc_jax.config import ModelConfig
+from quecc_jax.config.shapes import output_sides
 from quecc_jax.data.batch import Batch
-from quecc_jax.geometry import output_sides
 from quecc_jax.models.compressors.base import Cost, Features, picture_grid, regions
 
 
@@ -19,7 +19,9 @@ def build(config: ModelConfig, dtype: Any, name: str | None) -> nn.Module:
 
 def cost(config: ModelConfig) -> Cost:
     """One addition per value and V."""
-    return Cost(0, float(len(config.made_scales) * config.vision.patches * config.vision.feature_width))
+    return Cost(
+        0, float(len(config.output_token_groups) * config.vision.patches * config.vision.feature_width)
+    )
 
 
 class AveragePool(nn.Module):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from quecc_jax.models.layers import LayerNorm, by_rows, linear, logical, matrix_init
+from quecc_jax.models.layers import LayerNorm, constrain_batch, linear, matrix_init, with_axes
 
 EPS = 1e-6
 
@@ -78,7 +78,7 @@ def attend_by_region(
     return jnp.concatenate(made, axis=1)
 
 
-class Tower(nn.Module):
+class MLPNorm(nn.Module):
     """Linear, exact GELU, Linear, LayerNorm."""
 
     width: int
@@ -89,7 +89,7 @@ class Tower(nn.Module):
         """x [P, n, C] -> [P, n, D]."""
         x = linear(self.width, ("embed", "mlp"), dtype=self.dtype, name="fc1")(x)
         x = jax.nn.gelu(x, approximate=False)
-        x = by_rows(linear(self.width, ("mlp", "embed"), dtype=self.dtype, name="fc2")(x))
+        x = constrain_batch(linear(self.width, ("mlp", "embed"), dtype=self.dtype, name="fc2")(x))
         return LayerNorm(EPS, name="norm")(x)
 
 
@@ -136,8 +136,8 @@ class RegionAttention(nn.Module):
         kernels, biases = {}, {}
         for name in "qkv":
             axes = ("embed", "heads", "head_dim")
-            kernels[name] = self.param(f"{name}_kernel", logical(matrix_init(1), *axes), (width, *split))
-            biases[name] = self.param(f"{name}_bias", logical(nn.initializers.zeros, *axes[1:]), split)
+            kernels[name] = self.param(f"{name}_kernel", with_axes(matrix_init(1), *axes), (width, *split))
+            biases[name] = self.param(f"{name}_bias", with_axes(nn.initializers.zeros, *axes[1:]), split)
         cast = functools.partial(jnp.asarray, dtype=self.dtype)
         kernels, biases = jax.tree.map(cast, (kernels, biases))
         # The key bias adds the same number to every logit of a query, which softmax ignores; it

@@ -10,7 +10,7 @@ from quecc_jax.config import ModelConfig
 from quecc_jax.data.batch import Batch
 from quecc_jax.models.compressors.base import Cost, Features, picture_grid
 from quecc_jax.models.compressors.quecc import DepthwiseConv, windows
-from quecc_jax.models.layers import by_rows
+from quecc_jax.models.layers import constrain_batch
 
 
 def build(config: ModelConfig, dtype: Any, name: str | None) -> nn.Module:
@@ -22,10 +22,10 @@ def build(config: ModelConfig, dtype: Any, name: str | None) -> nn.Module:
 def cost(config: ModelConfig) -> Cost:
     """One k x k window and a bias per token and channel."""
     d, window = config.vision.feature_width, windows(config)[0] ** 2
-    multiplied, values = 2.0 * window * config.made_tokens * d, config.made_tokens * d
+    multiplied, values = 2.0 * window * config.num_output_tokens * d, config.num_output_tokens * d
     if config.compressor.elastic:
         # Windows that do not overlap read every patch once.
-        multiplied = 2.0 * len(config.made_scales) * config.vision.patches * d
+        multiplied = 2.0 * len(config.output_token_groups) * config.vision.patches * d
     return Cost(window * d, multiplied + values, multiplied)
 
 
@@ -50,4 +50,6 @@ class Convolution(nn.Module):
         x = x.reshape(x.shape[0], grid, grid, x.shape[-1])
         downsample = DepthwiseConv(self.kernel, self.stride, self.dtype, name="downsample")
         made = [downsample(x, window) for window in self.windows or (0,)]
-        return by_rows(jnp.concatenate([y.reshape(x.shape[0], -1, x.shape[-1]) for y in made], axis=1))
+        return constrain_batch(
+            jnp.concatenate([y.reshape(x.shape[0], -1, x.shape[-1]) for y in made], axis=1)
+        )

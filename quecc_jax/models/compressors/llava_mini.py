@@ -20,8 +20,8 @@ from quecc_jax.models.compressors.base import (
 )
 from quecc_jax.models.compressors.positions import bicubic, sine_cosine
 from quecc_jax.models.decoder import recomputed, scanned
-from quecc_jax.models.layers import LayerNorm, logical
-from quecc_jax.models.positions import alibi_slopes, rotary_angles
+from quecc_jax.models.layers import LayerNorm, with_axes
+from quecc_jax.models.rope import alibi_slopes, rotary_angles
 
 MULTIPLE = 16
 """Rows of the pre-fusion are padded to a multiple of it, which kernels and split sequences want."""
@@ -29,7 +29,7 @@ MULTIPLE = 16
 
 def build(config: ModelConfig, dtype: Any, name: str | None) -> nn.Module:
     """The module for a model."""
-    return LlavaMini(config, config.made_tokens, dtype, name=name)
+    return LlavaMini(config, config.num_output_tokens, dtype, name=name)
 
 
 def cost(config: ModelConfig) -> Cost:
@@ -37,7 +37,7 @@ def cost(config: ModelConfig) -> Cost:
     depend on the text, are `flops.fusion_flops`."""
     from quecc_jax.flops import decoder_params
 
-    d, v, c = config.vision.feature_width, config.made_tokens, config.compressor
+    d, v, c = config.vision.feature_width, config.num_output_tokens, config.compressor
     n = config.vision.patches
     fusion = decoder_params(config.fusion_layers) if c.fuses else 0
     # Norm and positions are added to what few queries multiply.
@@ -60,7 +60,7 @@ class LlavaMini(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        init = logical(nn.initializers.normal(0.02), None, "embed")
+        init = with_axes(nn.initializers.normal(0.02), None, "embed")
         self.queries = self.param("queries", init, (self.tokens, c.vision.feature_width))
         self.q_norm, self.kv_norm = LayerNorm(EPS), LayerNorm(EPS)
         self.attention = RegionAttention(c.compressor.heads, self.dtype)
@@ -122,12 +122,17 @@ class Fusion(nn.Module):
         pictures = jnp.max(jnp.where(mine, batch.segments[..., None], 0), axis=1)
         shown = jnp.any(batch.segments[..., None] == pictures[:, None], axis=-1)
         takes_part = shown & (batch.segments > 0) & (batch.slots < 0) & (batch.labels == IGNORE)
-        segments = jnp.concatenate([
-            jnp.repeat(pictures, r, axis=1), jnp.repeat(pictures, v, axis=1),
-            jnp.where(takes_part, batch.segments, 0),
-        ], axis=1)  # fmt: skip
-        x = jnp.concatenate([part.reshape(b, -1, width).astype(self.dtype)
-                             for part in (memory, tokens, text)], axis=1)  # fmt: skip
+        segments = jnp.concatenate(
+            [
+                jnp.repeat(pictures, r, axis=1),
+                jnp.repeat(pictures, v, axis=1),
+                jnp.where(takes_part, batch.segments, 0),
+            ],
+            axis=1,
+        )
+        x = jnp.concatenate(
+            [part.reshape(b, -1, width).astype(self.dtype) for part in (memory, tokens, text)], axis=1
+        )
         length = x.shape[1]
         x = jnp.pad(x, ((0, 0), (0, -length % MULTIPLE), (0, 0)))
         x = nn.with_logical_constraint(x, ("batch", "sequence", None))
@@ -139,6 +144,8 @@ class Fusion(nn.Module):
         slopes = alibi_slopes(layers.heads, layers.alibi_bias_max) if layers.positions == "alibi" else None
         mask = causal(segments, positions)._replace(slopes=slopes)
         stack = scanned(recomputed(c.remat), layers.depth)
-        run = stack(layers, self.dtype, c.attention, jnp.dtype(c.gradients), added=0.0, name="layers")
+        run = stack(
+            layers, self.dtype, c.attention_kernel, jnp.dtype(c.grad_reduce_dtype), added=0.0, name="layers"
+        )
         x, _ = run(x, None, None, angles, mask, None)
         return jnp.where(takes_part[..., None], x[:, length - s : length].astype(text.dtype), text)

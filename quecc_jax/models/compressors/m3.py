@@ -5,7 +5,7 @@ from typing import Any
 import flax.linen as nn
 
 from quecc_jax.config import ModelConfig
-from quecc_jax.geometry import output_sides
+from quecc_jax.config.shapes import output_sides
 from quecc_jax.models.compressors.avgpool import AveragePool
 from quecc_jax.models.compressors.base import Cost
 
@@ -19,4 +19,4 @@ def build(config: ModelConfig, dtype: Any, name: str | None) -> nn.Module:
 def cost(config: ModelConfig) -> Cost:
     """One addition per projected value and V; the projector, which acts on all n patches, is counted by
     itself."""
-    return Cost(0, float(len(config.made_scales) * config.vision.patches * config.decoder.width))
+    return Cost(0, float(len(config.output_token_groups) * config.vision.patches * config.decoder.width))

@@ -18,13 +18,13 @@ from quecc_jax.models.compressors.base import (
     picture_grid,
 )
 from quecc_jax.models.compressors.positions import bicubic, sine_cosine
-from quecc_jax.models.layers import LayerNorm, logical
+from quecc_jax.models.layers import LayerNorm, with_axes
 
 
 def build(config: ModelConfig, dtype: Any, name: str | None) -> nn.Module:
     """The module for a model. The original's matrix to the decoder's width is the projector `matrix`."""
     c = config.compressor
-    return MQT(c.queries, config.made_tokens, c.heads, dtype, name=name)
+    return MQT(c.queries, config.num_output_tokens, c.heads, dtype, name=name)
 
 
 def cost(config: ModelConfig) -> Cost:
@@ -32,7 +32,12 @@ def cost(config: ModelConfig) -> Cost:
 
     What keys and queries make is the same for all pictures of a batch, but counted for each.
     """
-    d, n, v, c = config.vision.feature_width, config.vision.patches, config.made_tokens, config.compressor
+    d, n, v, c = (
+        config.vision.feature_width,
+        config.vision.patches,
+        config.num_output_tokens,
+        config.compressor,
+    )
     return Cost(c.queries * d + 4 * d * d, 2.0 * attention_products(d, n, v, c.heads) + 2 * NORM * n * d)
 
 
@@ -62,7 +67,7 @@ class MQT(nn.Module):
         x = features.single.astype(self.dtype)
         grid, width = picture_grid(x), x.shape[-1]
         positions = sine_cosine(round(self.queries**0.5), width)
-        init = logical(nn.initializers.truncated_normal(0.02), None, "embed")
+        init = with_axes(nn.initializers.truncated_normal(0.02), None, "embed")
         learned = self.param("queries", init, (self.queries, width))
         q = LayerNorm(EPS, name="q_norm")(learned[: self.tokens] + positions[: self.tokens])
         k = LayerNorm(EPS, name="k_norm")(jnp.asarray(bicubic(positions, grid)))

@@ -16,12 +16,12 @@ NEIGHBOURS = 32
 
 def build(config: ModelConfig, dtype: Any, name: str | None) -> nn.Module:
     """The module for a model."""
-    return PruMerge(config.made_tokens, 0, dtype, name=name)
+    return PruMerge(config.num_output_tokens, 0, dtype, name=name)
 
 
 def cost(config: ModelConfig) -> Cost:
     """Similarities of kept and all patches, their selection, and V weighted sums. It has no weights."""
-    (n, d), v = (config.vision.patches, config.vision.width), config.made_tokens
+    (n, d), v = (config.vision.patches, config.vision.width), config.num_output_tokens
     selected = (v - 1) * (2 * n * d + 2 * min(NEIGHBOURS, n - 1) * n) + 3 * n * d * (v > 1)
     return Cost(0, float(selected + 2 * v * n * d))
 
@@ -60,7 +60,8 @@ class PruMerge(nn.Module):
         x, a = features.single.astype(self.dtype), features.attention
         p, n = a.shape
         every = jnp.broadcast_to(
-            ((2 * jnp.arange(self.evenly) + 1) * n) // max(2 * self.evenly, 1), (p, self.evenly))
+            ((2 * jnp.arange(self.evenly) + 1) * n) // max(2 * self.evenly, 1), (p, self.evenly)
+        )
         free = jnp.where(_chosen(every, n), -1.0, a)
         _, top = jax.lax.top_k(free, self.tokens - 1 - self.evenly)
         kept = jnp.concatenate([top, every], axis=1)

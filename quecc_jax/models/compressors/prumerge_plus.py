@@ -11,5 +11,5 @@ from quecc_jax.models.compressors.prumerge import cost as cost
 
 def build(config: ModelConfig, dtype: Any, name: str | None) -> nn.Module:
     """The module for a model."""
-    v = config.made_tokens
+    v = config.num_output_tokens
     return PruMerge(v, (v - 1) // 2, dtype, name=name)

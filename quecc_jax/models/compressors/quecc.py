@@ -9,18 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from quecc_jax.config import ModelConfig
+from quecc_jax.config.shapes import output_grid, query_width
 from quecc_jax.data.batch import Batch
-from quecc_jax.geometry import output_grid, query_width
 from quecc_jax.models.compressors.base import (
     EPS,
     Cost,
     Features,
+    MLPNorm,
     RegionAttention,
-    Tower,
     attend_by_region,
     picture_grid,
 )
-from quecc_jax.models.layers import LayerNorm, by_rows, linear, logical
+from quecc_jax.models.layers import LayerNorm, constrain_batch, linear, with_axes
 
 
 def build(config: ModelConfig, dtype: Any, name: str | None) -> nn.Module:
@@ -35,17 +35,17 @@ def windows(config: ModelConfig) -> tuple[int, int, tuple[int, ...]]:
     c = config.compressor
     if not c.elastic:
         return c.kernel, c.stride, ()
-    base, *sides = (config.vision.grid // math.isqrt(v) for v in (c.elastic[0], *config.made_scales))
+    base, *sides = (config.vision.grid // math.isqrt(v) for v in (c.elastic[0], *config.output_token_groups))
     return base, base, tuple(sides)
 
 
 def cost(config: ModelConfig) -> Cost:
     """Towers, convolution, absorbed region attention and the question's projection. Resizing an elastic
     compressor's kernel is no work of a picture's."""
-    d, n, v = config.vision.feature_width, config.vision.patches, config.made_tokens
+    d, n, v = config.vision.feature_width, config.vision.patches, config.num_output_tokens
     levels, heads, text = len(config.vision.levels), config.compressor.heads, query_width(config)
     towers = 2 * (levels * d * d + d * d) + 2 * d * d
-    scales, kernel = len(config.made_scales), windows(config)[0]
+    scales, kernel = len(config.output_token_groups), windows(config)[0]
     convolution = (scales * n if config.compressor.elastic else v * kernel**2) * d
     params = towers + 4 * d * d + kernel**2 * d + text * d
     multiplied = n * towers + convolution + 4 * v * d * d + scales * 2 * n * heads * d + text * d
@@ -82,15 +82,15 @@ class QueCC(nn.Module):
         (p, _, width), grid = single.shape, picture_grid(single)
 
         text = linear(width, ("mlp", "embed"), dtype=self.dtype, name="text_projection")(query)
-        text = by_rows(LayerNorm(EPS, name="text_norm")(by_rows(text)))
-        q = Tower(width, self.dtype, name="q_proj")(single + text)
+        text = constrain_batch(LayerNorm(EPS, name="text_norm")(constrain_batch(text)))
+        q = MLPNorm(width, self.dtype, name="q_proj")(single + text)
         q = q.reshape(p, grid, grid, width)
         downsample = DepthwiseConv(self.kernel, self.stride, self.dtype, name="q_downsample")
-        k = Tower(width, self.dtype, name="k_proj")(multi)
-        v = Tower(width, self.dtype, name="v_proj")(multi)
+        k = MLPNorm(width, self.dtype, name="k_proj")(multi)
+        v = MLPNorm(width, self.dtype, name="v_proj")(multi)
         attend = RegionAttention(self.heads, self.dtype, name="clip_attn")
         made = [downsample(q, window) for window in self.windows or (0,)]
-        q = by_rows(jnp.concatenate([x.reshape(p, -1, width) for x in made], axis=1))
+        q = constrain_batch(jnp.concatenate([x.reshape(p, -1, width) for x in made], axis=1))
         return attend_by_region(attend, q, k, v, [x.shape[1] for x in made])
 
 
@@ -116,23 +116,27 @@ class DepthwiseConv(nn.Module):
         b, grid, _, width = x.shape
         k, s = self.kernel, window or self.stride
         side = output_grid(grid, window or k, s)
-        init = logical(nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=(0, 1)),
-                       None, None, None, "embed")  # fmt: skip
+        init = with_axes(
+            nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=(0, 1)),
+            None,
+            None,
+            None,
+            "embed",
+        )
         kernel = self.param("kernel", init, (k, k, 1, width))
         if window and window != k:
             parts = jnp.asarray(overlaps(window, k))
             kernel = jnp.einsum("ar,bs,rsod->abod", parts, parts, kernel, precision="highest")
             k = window
         kernel = kernel.astype(self.dtype)
-        bias = self.param("bias", logical(nn.initializers.zeros, "embed"), (width,)).astype(self.dtype)
+        bias = self.param("bias", with_axes(nn.initializers.zeros, "embed"), (width,)).astype(self.dtype)
         if k == s:
             # Windows that do not overlap are a weighted sum, which every backend runs as one pass.
             windows = x[:, : side * s, : side * s].reshape(b, side, s, side, s, width)
             return jnp.einsum("bhrwsd,rsd->bhwd", windows, kernel[:, :, 0]) + bias
         out = jax.lax.conv_general_dilated(
-            x, kernel, (s, s), "VALID", feature_group_count=width,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )  # fmt: skip
+            x, kernel, (s, s), "VALID", feature_group_count=width, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
         return out + bias
 
 

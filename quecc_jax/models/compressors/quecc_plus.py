@@ -13,21 +13,21 @@ import jax
 import jax.numpy as jnp
 
 from quecc_jax.config import ModelConfig
+from quecc_jax.config.shapes import output_grid
 from quecc_jax.data.batch import Batch
-from quecc_jax.geometry import output_grid
 from quecc_jax.models.compressors import quecc
 from quecc_jax.models.compressors.base import (
     EPS,
     Cost,
     Features,
+    MLPNorm,
     RegionAttention,
-    Tower,
     picture_grid,
     regions,
 )
 from quecc_jax.models.compressors.llava_mini import Fusion
 from quecc_jax.models.compressors.quecc import DepthwiseConv
-from quecc_jax.models.layers import LayerNorm, by_rows, linear, logical
+from quecc_jax.models.layers import LayerNorm, constrain_batch, linear, with_axes
 
 
 def build(config: ModelConfig, dtype: Any, name: str | None) -> nn.Module:
@@ -40,7 +40,12 @@ def cost(config: ModelConfig) -> Cost:
     `params`; its FLOPs, which depend on the text, are `flops.fusion_flops`."""
     from quecc_jax.flops import decoder_params
 
-    c, d, n, v = config.compressor, config.vision.feature_width, config.vision.patches, config.made_tokens
+    c, d, n, v = (
+        config.compressor,
+        config.vision.feature_width,
+        config.vision.patches,
+        config.num_output_tokens,
+    )
     base = quecc.cost(config)
 
     def attention(queries: int) -> int:
@@ -74,11 +79,11 @@ class QueCCPlus(nn.Module):
         c, width = self.config.compressor, self.config.vision.feature_width
         self.text_projection = linear(width, ("mlp", "embed"), dtype=self.dtype)
         self.text_norm = LayerNorm(EPS)
-        self.q_proj, self.k_proj, self.v_proj = (Tower(width, self.dtype) for _ in range(3))
+        self.q_proj, self.k_proj, self.v_proj = (MLPNorm(width, self.dtype) for _ in range(3))
         self.q_downsample = DepthwiseConv(c.kernel, c.stride, self.dtype)
         self.clip_attn = RegionAttention(c.heads, self.dtype)
         if c.registers:
-            init = logical(nn.initializers.normal(1.0), "embed")
+            init = with_axes(nn.initializers.normal(1.0), "embed")
             self.register = self.param("register", init, (width,))
             self.register_attn = RegionAttention(c.heads, self.dtype, shown=False)
         self.round_norms = [LayerNorm(EPS) for _ in range(c.rounds - 1)]
@@ -101,11 +106,11 @@ class QueCCPlus(nn.Module):
         single, multi, query = (x.astype(self.dtype) for x in (features.single, features.multi, query))
         (p, _, width), grid = single.shape, picture_grid(single)
         side = output_grid(grid, c.kernel, c.stride)
-        text = by_rows(self.text_norm(by_rows(self.text_projection(query))))
+        text = constrain_batch(self.text_norm(constrain_batch(self.text_projection(query))))
         q = self.q_proj(single + text).reshape(p, grid, grid, width)
         k, v = self.k_proj(multi), self.v_proj(multi)
 
-        asked = by_rows(self.q_downsample(q)).reshape(p, side * side, width)
+        asked = constrain_batch(self.q_downsample(q)).reshape(p, side * side, width)
         keys, values = regions(k, side), regions(v, side)
         tokens = self.clip_attn(asked, keys, values)
         if c.registers:
@@ -116,7 +121,7 @@ class QueCCPlus(nn.Module):
         if not c.fuses:
             return tokens
         fine = round(c.memory**0.5)
-        asked = by_rows(self.memory_downsample(q)).reshape(p, fine * fine, width)
+        asked = constrain_batch(self.memory_downsample(q)).reshape(p, fine * fine, width)
         memory = self.memory_attn(asked, regions(k, fine), regions(v, fine))
         return jnp.concatenate([tokens, memory], axis=1)
 

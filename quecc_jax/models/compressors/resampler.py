@@ -19,7 +19,7 @@ from quecc_jax.models.compressors.base import (
     picture_grid,
 )
 from quecc_jax.models.compressors.positions import sine_cosine
-from quecc_jax.models.layers import LayerNorm, by_rows, linear, logical
+from quecc_jax.models.layers import LayerNorm, constrain_batch, linear, with_axes
 
 BLOCKS = 2
 WIDENING = 4
@@ -28,12 +28,12 @@ WIDENING = 4
 
 def build(config: ModelConfig, dtype: Any, name: str | None) -> nn.Module:
     """The module for a model."""
-    return Resampler(config.made_tokens, config.compressor.heads, dtype, name=name)
+    return Resampler(config.num_output_tokens, config.compressor.heads, dtype, name=name)
 
 
 def cost(config: ModelConfig) -> Cost:
     """The queries, and attention, MLP and the patches' norm of each block."""
-    d, n, v = config.vision.feature_width, config.vision.patches, config.made_tokens
+    d, n, v = config.vision.feature_width, config.vision.patches, config.num_output_tokens
     block = 4 * d * d + 2 * WIDENING * d * d
     multiplied = 2 * WIDENING * v * d * d + attention_products(d, n, v, config.compressor.heads)
     # Norms and positions are added to what few queries multiply.
@@ -61,11 +61,12 @@ class Resampler(nn.Module):
         del query, batch
         x = features.single.astype(self.dtype)
         positions = jnp.asarray(sine_cosine(picture_grid(x), x.shape[-1]), self.dtype)
-        learned = self.param("queries", logical(nn.initializers.normal(1.0), None, "embed"),
-                             (self.tokens, x.shape[-1]))  # fmt: skip
+        learned = self.param(
+            "queries", with_axes(nn.initializers.normal(1.0), None, "embed"), (self.tokens, x.shape[-1])
+        )
         q = jnp.broadcast_to(learned.astype(self.dtype), (x.shape[0], *learned.shape))
         for i in range(BLOCKS):
-            q = Block(self.heads, self.dtype, name=f"block{i + 1}")(by_rows(q), x, positions)
+            q = Block(self.heads, self.dtype, name=f"block{i + 1}")(constrain_batch(q), x, positions)
         return LayerNorm(EPS, name="norm")(q)
 
 

@@ -7,18 +7,18 @@ import jax
 import jax.numpy as jnp
 
 from quecc_jax.config import ModelConfig
+from quecc_jax.config.shapes import output_sides
 from quecc_jax.data.batch import Batch
-from quecc_jax.geometry import output_sides
 from quecc_jax.models.compressors.base import (
     EPS,
     Cost,
     Features,
+    MLPNorm,
     RegionAttention,
-    Tower,
     attend_by_region,
     picture_grid,
 )
-from quecc_jax.models.layers import LayerNorm, by_rows, linear
+from quecc_jax.models.layers import LayerNorm, constrain_batch, linear
 
 
 def build(config: ModelConfig, dtype: Any, name: str | None) -> nn.Module:
@@ -28,8 +28,8 @@ def build(config: ModelConfig, dtype: Any, name: str | None) -> nn.Module:
 
 def cost(config: ModelConfig) -> Cost:
     """Two towers, the queries' matrix and absorbed region attention."""
-    d, n, v = config.vision.feature_width, config.vision.patches, config.made_tokens
-    levels, heads = len(config.vision.levels), config.compressor.heads * len(config.made_scales)
+    d, n, v = config.vision.feature_width, config.vision.patches, config.num_output_tokens
+    levels, heads = len(config.vision.levels), config.compressor.heads * len(config.output_token_groups)
     towers = 2 * (levels * d * d + d * d)
     multiplied = n * towers + v * d * d + 4 * v * d * d + 2 * n * heads * d
     return Cost(towers + d * d + 4 * d * d, 2.0 * multiplied, 2.0 * (2 * n * levels * d * d + v * d * d))
@@ -56,10 +56,11 @@ class TokenPacker(nn.Module):
         del query, batch
         single, multi = (x.astype(self.dtype) for x in (features.single, features.multi))
         q = linear(single.shape[-1], ("mlp", "embed"), bias=False, dtype=self.dtype, name="q_proj")(
-            jnp.concatenate([region_centres(single, side) for side in self.sides], axis=1))  # fmt: skip
-        q = LayerNorm(EPS, name="q_norm")(by_rows(q))
-        k = Tower(single.shape[-1], self.dtype, name="k_proj")(multi)
-        v = Tower(single.shape[-1], self.dtype, name="v_proj")(multi)
+            jnp.concatenate([region_centres(single, side) for side in self.sides], axis=1)
+        )
+        q = LayerNorm(EPS, name="q_norm")(constrain_batch(q))
+        k = MLPNorm(single.shape[-1], self.dtype, name="k_proj")(multi)
+        v = MLPNorm(single.shape[-1], self.dtype, name="v_proj")(multi)
         attend = RegionAttention(self.heads, self.dtype, name="clip_attn")
         return attend_by_region(attend, q, k, v, self.sides)
 

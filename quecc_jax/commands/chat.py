@@ -1,0 +1,175 @@
+"""Talks about pictures: `python -m launch.chat --checkpoint RUN`, or with `--web` in the browser."""
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from quecc_jax.commands.cli import parse_options
+from quecc_jax.commands.generation_options import Answering
+from quecc_jax.data.references import check_reference
+from quecc_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from quecc_jax.generate.engine import Engine, Limits, Pixels, Usage
+
+HELP = """\
+/image FILE   begin a new conversation about a picture
+/add FILE     a further picture, before the first question
+/reset        begin anew, with the same pictures
+/help         this list
+/quit         leave (so does Ctrl-D)
+Anything else is said to the model."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(Answering):
+    """Whom to talk to, and where."""
+
+    checkpoint: Path
+    """Directory of a trained run."""
+    image: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Picture to begin with."""
+    query: Literal["own", "latest"] = "own"
+    """Whose words condition the compressor: those of the turn that shows the picture, as in training and in
+    the original, or the latest question's, which compresses the picture anew at every turn."""
+    web: bool = False
+    """Serve a page instead of talking in the terminal."""
+    host: str = "127.0.0.1"
+    """Address that --web listens at; others than this machine's own open it to the network."""
+    port: int = 7860
+    """Port of --web; 0 picks a free one."""
+    max_upload_mb: float = 10.0
+    """Largest picture file that --web accepts, in megabytes."""
+    max_pixels: int = 25_000_000
+    """Largest picture that --web accepts, in pixels."""
+
+
+class Conversation:
+    """What was said about which pictures."""
+
+    def __init__(self, engine: "Engine", limits: "Limits", query: Literal["own", "latest"]):
+        self.engine, self.limits, self.query = engine, limits, query
+        self.pictures: tuple[Pixels, ...] = ()
+        self.history: tuple[str, ...] = ()
+        self.usage: Usage | None = None
+        """Of the newest answer."""
+
+    def ask(self, text: str) -> Iterator[str]:
+        """Pieces of the answer; the turn counts once they are complete.
+
+        Raises:
+          UserError: the question does not fit.
+        """
+        from quecc_jax.generate.engine import Question
+
+        run = self.engine.run([Question(text, self.pictures, self.history, self.query)], self.limits)
+        for _, piece in run:
+            yield piece
+        self.usage = run.usage[0]
+        self.history = (*self.history, text, run.texts()[0])
+
+
+def describe(usage: "Usage") -> str:
+    """One line about what an answer took."""
+    after = usage.seconds - usage.first_token_seconds
+    more = usage.new_tokens > 1 and after > 0
+    rate = f", then {(usage.new_tokens - 1) / after:.1f} tokens/s" if more else ""
+    cut = f"; {usage.cut()}" if usage.cut() else ""
+    return (
+        f"{usage.new_tokens} tokens after {usage.prompt_tokens} ({usage.visual_tokens} visual); "
+        f"first after {usage.first_token_seconds:.2f} s{rate}{cut}"
+    )
+
+
+def command(line: str, talk: Conversation) -> str | None:
+    """Carries out a line that begins with a slash; what to print, or None to leave.
+
+    Raises:
+      UserError: an unknown command, or a picture that cannot be read or has no room.
+    """
+    name, _, rest = line.partition(" ")
+    file = rest.strip().strip("'\"")
+    if name in ("/quit", "/exit"):
+        return None
+    if name == "/help":
+        return HELP
+    if name == "/reset":
+        talk.history = ()
+        return "a new conversation" + (" about the same pictures" if talk.pictures else "")
+    if name not in ("/image", "/add"):
+        raise UserError(f"{name} is not a command; /help lists them")
+    if not file:
+        raise UserError(f"{name} needs a file, as in {name} picture.png")
+    if name == "/add" and talk.history:
+        raise UserError("the conversation has begun; /image begins another, /reset begins anew")
+    room = talk.engine.config.data.images_per_row
+    if name == "/add" and len(talk.pictures) >= room > 0:
+        raise UserError(
+            f"the model was trained with at most {room} pictures a question; /image replaces them"
+        )
+    check_reference(file)
+    picture = talk.engine.picture(Path(file).expanduser())
+    talk.pictures = (*talk.pictures, picture) if name == "/add" else (picture,)
+    talk.history = ()
+    return f"{file} is picture {len(talk.pictures)}; ask about it"
+
+
+def chat(talk: Conversation, read: Callable[[str], str] = input) -> None:
+    """Reads lines until the end of input; a mistake is said and the conversation goes on."""
+    while True:
+        try:
+            line = read("> ").strip()
+        except EOFError:
+            print()
+            return
+        if not line:
+            continue
+        try:
+            if line.startswith("/"):
+                if (said := command(line, talk)) is None:
+                    return
+                print(said)
+                continue
+            for piece in talk.ask(line):
+                print(piece, end="", flush=True)
+            print()
+            assert talk.usage is not None
+            print(f"[{describe(talk.usage)}]", file=sys.stderr)
+        except UserError as error:
+            more = "; /reset begins anew" if talk.history and not line.startswith("/") else ""
+            print(f"error: {error}{more}", file=sys.stderr)
+        except KeyboardInterrupt:
+            print("\ninterrupted; what was said of this turn is forgotten", file=sys.stderr)
+
+
+def main() -> None:
+    """Parses the command line and talks, in the terminal or in a page."""
+    options = parse_options(
+        Options,
+        sys.argv[1:],
+        "python -m launch.chat",
+        "A conversation about pictures, in the terminal or in a page of the browser.",
+    )
+    limits = options.limits()
+    # Imported late, so that --help and mistakes in the command line answer at once.
+    from quecc_jax.load import load_engine
+
+    engine = load_engine(options.checkpoint, options.mesh, options.visual_tokens, options.template)
+    if options.web:
+        from quecc_jax.serve.chat_web import Page, serve
+
+        serve(
+            Page(engine, limits, options.query, int(options.max_upload_mb * 1e6), options.max_pixels),
+            options.host,
+            options.port,
+        )
+        return
+    talk = Conversation(engine, limits, options.query)
+    if options.image is not None:
+        print(command(f"/image {options.image}", talk))
+    print("Ask something; /help lists the commands.")
+    chat(talk)

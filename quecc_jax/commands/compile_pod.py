@@ -1,0 +1,194 @@
+"""Compiles a run's training step for a TPU pod that is not here, and says whether it fits and what it costs:
+
+    python -m launch.compile_pod configs/NAME.py --topology v5e:16x16 [--json FILE] [--mesh.tensor 2 ...]
+
+`2*v5e:16x16` is two slices. Ends with status 1 when the step does not fit. `--show-sharding` prints where
+every parameter lies instead, and compiles nothing. Needs libtpu (requirements-tpu.txt), and no TPU.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quecc_jax.aot.chips import GIB
+from quecc_jax.aot.topology import Topology, parse_topology, prepare_environment, topology_devices
+from quecc_jax.commands.cli import parse_run
+from quecc_jax.config import RunConfig
+from quecc_jax.errors import UserError
+from quecc_jax.paths import write_text
+
+if TYPE_CHECKING:
+    from quecc_jax.aot.report import PodReport
+
+PROG = "python -m launch.compile_pod"
+
+
+def main() -> None:
+    """Parses the command line, compiles, and prints the report."""
+    options, rest = _parser().parse_known_args(sys.argv[1:])
+    if {"-h", "--help"} & set(rest):
+        _parser().print_help()
+        print()
+    config = parse_run(rest, PROG)
+    if not options.topology:
+        raise UserError(f"--topology must be given, as in {PROG} {rest[0]} --topology v5e:16x16")
+    topology = parse_topology(options.topology)
+    # Before JAX is imported: nothing here may touch an accelerator, or look for one.
+    prepare_environment()
+    if options.show_sharding:
+        show_sharding(config, topology)
+        return
+    from rich.console import Console
+
+    from quecc_jax.aot.report import pod_reports, remedies
+
+    console = Console(stderr=True)
+    title = f"Compiling {rest[0]} for {topology.name}; minutes for a model of billions"
+    with console.status(title) as status:
+        reports = pod_reports(config, topology, lambda what: status.update(f"{title}: {what}"))
+    report = reports[0]
+    show(reports, config)
+    if options.json:
+        Path(options.json).parent.mkdir(parents=True, exist_ok=True)
+        whole = report.to_dict() | {"shorter_queries": [one.to_dict() for one in reports[1:]]}
+        write_text(Path(options.json), json.dumps(whole, indent=1) + "\n")
+    if not report.fits:
+        raise UserError(
+            f"the step needs {report.needed / GIB:.2f} GiB per chip and {topology.name} has "
+            f"{report.limit / GIB:.2f}; what would help: {'; '.join(remedies(config, report))}"
+        )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        PROG, f"{PROG} CONFIG.py --topology CHIP:AxB [options] [settings]", allow_abbrev=False, add_help=False
+    )
+    parser.add_argument("--topology", help="v5e:16x16, v5p:2x4x4, ..., 2*v5e:16x16 for two slices")
+    parser.add_argument("--json", help="file to write the report to")
+    parser.add_argument("--show-sharding", action="store_true", help="print where parameters lie, and stop")
+    return parser
+
+
+def show_sharding(config: RunConfig, topology: Topology) -> None:
+    """Prints the resolved table: one line per parameter, and totals."""
+    from rich.table import Table
+
+    from quecc_jax.data.batch import batch_spec
+    from quecc_jax.sharding import make_mesh, placements, sharding_rules
+    from quecc_jax.train.state import TRAINED
+    from quecc_jax.train.step import boxed_params, check_division
+
+    mesh = make_mesh(config.mesh, topology_devices(topology))
+    check_division(config, mesh)
+    spec = batch_spec(config.model, config.data, config.train.batch_size, config.data.cached_features)
+    rows = placements(boxed_params(config, spec), mesh, sharding_rules(config.mesh))
+    axes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    table = Table(title=f"Parameters on {topology.name}: {axes}", title_justify="left")
+    for heading in ("parameter", "shape", "logical axes", "mesh axes"):
+        table.add_column(heading, overflow="fold")
+    table.add_column("MiB per chip", justify="right")
+    for row in rows:
+        spec_text = ", ".join("+".join(a) if isinstance(a, tuple) else a or "·" for a in row.spec)
+        names = ", ".join(name or "·" for name in row.axes)
+        table.add_row(row.name, "x".join(map(str, row.shape)), names, spec_text, _mib(row.chip_bytes))
+    trained = [r for r in rows if r.name.split("/")[0] in TRAINED[config.train.stage]]
+    whole, chip = sum(r.bytes for r in rows), sum(r.chip_bytes for r in rows)
+    slots = 2 * sum(r.chip_bytes for r in trained)
+    _print(table)
+    print(
+        f"{len(rows)} parameters, {whole / GIB:.2f} GiB in all; per chip {chip / GIB:.3f} GiB, and "
+        f"{slots / GIB:.3f} GiB of optimizer state for the {len(trained)} trained ones"
+    )
+
+
+def show(reports: "list[PodReport]", config: RunConfig) -> None:
+    """Prints reports for people: that of the longest questions, and how the others differ."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from quecc_jax.aot.roofline import EFFICIENCY
+
+    report = reports[0]
+    table = Table(
+        title=f"{config.out}, stage {config.train.stage}, on {report.topology}",
+        title_justify="left",
+        show_header=False,
+    )
+
+    def line(name: str, value: str) -> None:
+        table.add_row(name, value)
+
+    mesh = ", ".join(f"{axis} {size}" for axis, size in report.mesh.items())
+    sequence = ", sequence over tensor" if config.mesh.sequence_parallel else ""
+    line("mesh", f"{report.chips} chips: {mesh}{sequence}")
+    line(
+        "step",
+        f"{config.train.batch_size} rows of {config.data.max_length} tokens, "
+        f"{config.train.grad_accum_steps} slices of {report.rows_per_chip:g} rows per chip, "
+        f"remat {config.model.remat}, V {config.model.visual_tokens}, questions of up to "
+        f"{report.query_length} tokens",
+    )
+    table.add_section()
+    m = report.memory
+    verdict = "[green]fits[/]" if report.fits else "[red]does not fit[/]"
+    line("memory per chip", f"{report.needed / GIB:.2f} of {report.limit / GIB:.2f} GiB: {verdict}")
+    line(
+        "",
+        f"arguments {_gib(m.arguments)}, temporaries {_gib(m.temporaries)}, output {_gib(m.output)} "
+        f"of which {_gib(m.aliased)} in place of arguments, code {_gib(m.code)}",
+    )
+    for buffer in report.buffers:
+        line(f"  {buffer.bytes / GIB:.3f} GiB", escape(f"{buffer.kind} {buffer.shape} {buffer.name}"))
+    table.add_section()
+    line(
+        "FLOPs per step",
+        f"{report.hlo_flops:.4g} compiled, {report.model_flops:.4g} of the model, ratio "
+        f"{report.flops_ratio:.3f}",
+    )
+    if report.unknown_loops:
+        line("", f"[yellow]loops of unknown length, counted once: {', '.join(report.unknown_loops)}[/]")
+    for defect in report.defects:
+        line("", f"[yellow]{escape(defect)}[/]")
+    line("HBM traffic", f"{report.traffic / GIB:.1f} GiB per chip and step")
+    for e in report.exchanges:
+        line(
+            f"{e.kind}, {e.network}",
+            f"{e.bytes / GIB:.3f} GiB received in {e.times} exchanges, {e.seconds * 1e3:.1f} ms at peak",
+        )
+    table.add_section()
+    b = report.bounds
+    line("bounds", f"compute {b.compute:.3f} s, HBM {b.hbm:.3f} s, ICI {b.ici:.3f} s, DCN {b.dcn:.3f} s")
+    line("predicted step", f"{report.step_seconds:.3f} s: {b.governing} at {EFFICIENCY:.0%} of its peak")
+    line("predicted MFU", f"{report.mfu:.1%}")
+    line(
+        "predicted run",
+        f"{report.run_hours:.2f} h for {config.train.steps} steps, "
+        f"{report.run_hours * report.chips:.0f} chip hours",
+    )
+    line("compile time", f"{report.compile_seconds:.0f} s, after {report.trace_seconds:.0f} s of tracing")
+    if reports[1:]:
+        table.add_section()
+    for one in reports[1:]:
+        line(
+            f"questions of up to {one.query_length}",
+            f"{one.needed / GIB:.2f} GiB, {one.step_seconds:.3f} s a step, {one.run_hours:.2f} h if no "
+            "batch has longer ones",
+        )
+    _print(table)
+
+
+def _print(table: Any) -> None:
+    """Prints a table; where the output is no terminal, at full width."""
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 180).print(table)
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.2f}"
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.3f}"

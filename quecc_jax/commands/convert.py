@@ -1,0 +1,112 @@
+"""Weights in and out: `python -m launch.convert import --from DIR --out RUN`, and `export`."""
+
+import dataclasses
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from quecc_jax.commands.cli import parse_options
+from quecc_jax.errors import UserError
+
+DType = Literal["keep", "float32", "bfloat16", "float16"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Import:
+    """What to import, and where to."""
+
+    from_: Annotated[Path, tyro.conf.arg(name="from")]
+    """Directory of weights with their config.json: LLaVA or QueCC in the original's format or llava-hf's, a
+    language model, a CLIP tower, a stage 1 projector. Also a GGUF file."""
+    out: Path
+    """Run directory to write; training takes it as init_from or tower_from."""
+    vision: Path | None = None
+    """Directory of a CLIP tower, where the weights do not bring one."""
+    projector: Path | None = None
+    """mm_projector file of the original project, to stand before a bare language model."""
+    text: Path | None = None
+    """Directory of a CLIP model whose text tower is to encode the questions (model.query.encoder
+    clip_text)."""
+    dtype: DType = "keep"
+    """Stored type of all numbers; "keep" changes none."""
+    allow_pickle: bool = False
+    """Also read .bin files, by torch's weights-only loader."""
+    template: str = ""
+    """Conversation template, one of data.template; by default the one that its chat template renders as."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """What to export, and where to."""
+
+    checkpoint: Path
+    """Directory of a run, imported or trained."""
+    to: Path
+    """Directory to write."""
+    format: Literal["auto", "llava", "llava_hf"] = "auto"
+    """The form in which an imported run came, or the original project's; or one of these by name."""
+    only: Literal["projector", "decoder", "vision", "text"] | None = None
+    """Only this part of the model; the projector is also written as mm_projector.bin, as the original's."""
+    dtype: DType = "keep"
+    """Type of all numbers in the files."""
+    shard_gb: float = 5.0
+    """Size of one file, in 10^9 bytes."""
+
+
+def main() -> None:
+    """Parses the command line, converts, and prints what came of it."""
+    prog, verb = "python -m launch.convert", sys.argv[1] if len(sys.argv) > 1 else ""
+    if verb == "import":
+        about = "Writes weights of another project as a run directory."
+        import_(parse_options(Import, sys.argv[2:], f"{prog} import", about))
+    elif verb == "export":
+        about = "Writes a run's weights in another project's format."
+        export(parse_options(Export, sys.argv[2:], f"{prog} export", about))
+    elif verb in ("-h", "--help"):
+        print(f"usage: {prog} import|export OPTIONS; see {prog} import --help and {prog} export --help")
+    else:
+        raise UserError(f"say what to do, as in: {prog} import --from DIR --out RUN, or {prog} export")
+
+
+def import_(options: Import) -> None:
+    """Imports and says what was found."""
+    # Imported late, so that --help and mistakes in the command line answer at once.
+    from quecc_jax.convert.run import import_weights, parameters
+
+    started = time.monotonic()
+    plan = import_weights(
+        options.from_,
+        options.out,
+        vision=options.vision,
+        projector=options.projector,
+        text=options.text,
+        dtype=options.dtype,
+        allow_pickle=options.allow_pickle,
+        template=options.template,
+    )
+    counts = ", ".join(f"{name} {count:,}" for name, count in parameters(plan).items())
+    print(f"{options.out}: {counts} parameters, {time.monotonic() - started:.0f} s")
+    if plan.why:
+        print(f"template {plan.config.data.template}: {plan.why}")
+
+
+def export(options: Export) -> None:
+    """Exports and lists the files."""
+    if options.shard_gb <= 0:
+        raise UserError(f"--shard-gb is {options.shard_gb}; give a positive size")
+    from quecc_jax.convert.run import export_weights
+
+    started = time.monotonic()
+    files = export_weights(
+        options.checkpoint,
+        options.to,
+        layout=options.format,
+        only=options.only,
+        dtype=options.dtype,
+        shard_bytes=int(options.shard_gb * 1e9),
+    )
+    size = sum(file.stat().st_size for file in files)
+    print(f"{options.to}: {len(files)} files, {size / 1e9:.2f} GB, {time.monotonic() - started:.0f} s")

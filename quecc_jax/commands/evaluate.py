@@ -1,0 +1,248 @@
+"""Scores a run on a data set or on benchmarks.
+
+python -m launch.evaluate --checkpoint RUN --data POOL --out DIR
+python -m launch.evaluate --checkpoint RUN --tasks pope,gqa --data DIR --out DIR
+"""
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from quecc_jax.commands.cli import parse_options
+from quecc_jax.commands.progress import bars
+from quecc_jax.config import SourceConfig
+from quecc_jax.errors import UserError
+from quecc_jax.paths import write_text
+
+if TYPE_CHECKING:
+    from quecc_jax.evaluate.predict import Answer
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Which run to score, on what."""
+
+    checkpoint: Path
+    """Directory of a trained run."""
+    data: Path
+    """Directory of a pool, or a LLaVA-format .json or .jsonl file, whose first questions are asked. With
+    --tasks the folder of benchmarks, laid out as LLaVA's playground/data/eval."""
+    out: Path
+    """Directory for results.json and answers; created if missing. Benchmarks go on where they stopped."""
+    tasks: str = ""
+    """Benchmarks between commas: pope, gqa, vqav2, vqav2_val, vizwiz, vizwiz_val, textvqa, scienceqa, mme,
+    mmbench, mmbench_cn, seed, mmmu, ai2d, chartqa, docvqa, mathvista, llava_bench, mmvet."""
+    scorer: str = ""
+    """Benchmarks: whose rule reads the answers, where official programs differ, as TASK=NAME between commas,
+    such as mmmu=lmms_eval,mme=lmms_eval; others are read as papers do. results.json names the rule."""
+    images: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """What a .json file's picture paths are relative to; None for the file's own folder."""
+    max_new_tokens: int | None = None
+    """Longest answer, in tokens; None for 32, and on benchmarks for what the program allows whose prompts
+    they have."""
+    visual_tokens: int = 0
+    """Tokens V that a picture becomes, of those that an elastic model serves; 0 takes the most."""
+    template: str = ""
+    """Conversation template to ask with, one of data.template; by default the run's own."""
+    image_decoding: Literal["run", "upright", "original"] = "run"
+    """Pixels of a picture's file, instead of the run's own data.image_decoding; published numbers come from
+    `original`: not turned by EXIF, grey of 16 bits clipped."""
+    batch_size: int = 64
+    """Questions answered at a time."""
+    limit: int | None = None
+    """Benchmarks: ask about that many questions of each, spread evenly."""
+    name: str = ""
+    """Benchmarks: what tables and answer files call the model; the checkpoint's directory by default."""
+    seed: int = 0
+    """Benchmarks: seed of the bootstrap."""
+    html: bool = False
+    """Benchmarks: write failures.html, wrong answers with their pictures."""
+
+
+def main() -> None:
+    """Parses the command line and scores what it names."""
+    options = parse_options(
+        Options,
+        sys.argv[1:],
+        "python -m launch.evaluate",
+        "Exact-match accuracy, up to case and spacing, of greedy answers, per kind of question and in all; "
+        "with --tasks each benchmark's own metrics. Pictures pass through the tower; features cached in a "
+        "pool are not used.",
+    )
+    for name in ("max_new_tokens", "batch_size", "limit"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag} is {value}; give at least 1")
+    if options.tasks:
+        score_benchmarks(options)
+    else:
+        score_source(options)
+
+
+def score_benchmarks(options: Options) -> None:
+    """Runs the benchmarks and prints their table."""
+    from quecc_jax.evaluate import benchmarks
+
+    make_directory(options.out)
+    results = benchmarks.run(
+        options.checkpoint,
+        options.tasks,
+        options.data,
+        options.out,
+        name=options.name,
+        limit=options.limit,
+        max_new_tokens=options.max_new_tokens,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        html=options.html,
+        visual_tokens=options.visual_tokens,
+        template=options.template,
+        scorers=options.scorer,
+        image_decoding=options.image_decoding,
+    )
+    benchmarks.show(results, options.out)
+
+
+def make_directory(out: Path) -> None:
+    """Makes `--out`; raises UserError where that cannot be."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written ({error.strerror}); choose another") from None
+
+
+def score_source(options: Options) -> None:
+    """Answers every question of a data set, writes the files and prints the table."""
+    for name in ("limit", "name", "html", "scorer"):
+        if getattr(options, name):
+            raise UserError(f"--{name} goes with --tasks; name benchmarks or leave it out")
+    source = open_source(options.data, options.images)
+    make_directory(options.out)
+    began = time.monotonic()
+    answers, about = answer_all(options, source)
+    results = {
+        "checkpoint": str(options.checkpoint),
+        "data": str(options.data),
+        "max_new_tokens": answer_tokens(options),
+        "seconds": round(time.monotonic() - began, 1),
+        **summarise(answers),
+        **about,
+    }
+    records = (
+        {
+            "id": a.row.get("id"),
+            "kind": kind(a),
+            "question": a.question,
+            "prediction": a.prediction,
+            "truth": a.truth,
+        }
+        for a in answers
+    )
+    write_text(options.out / "answers.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    write_text(options.out / "results.json", json.dumps(results, indent=1) + "\n")
+    show(results)
+
+
+def answer_tokens(options: Options) -> int:
+    """Longest answer to a question of a data set."""
+    return options.max_new_tokens or 32
+
+
+def open_source(data: Path, images: Path | None) -> SourceConfig:
+    """The data set behind `--data` and `--images`.
+
+    Raises:
+      UserError: there is no such file or folder.
+    """
+    if not data.exists():
+        raise UserError(f"--data {data} does not exist; give a pool's directory or a LLaVA-format .json file")
+    if images is not None and not images.is_dir():
+        raise UserError(f"--images {images} is not a folder; give the one that holds the pictures")
+    if data.is_dir():
+        return SourceConfig(kind="pool", path=str(data))
+    return SourceConfig(kind="llava_json", path=str(data), images=str(images or data.parent))
+
+
+def answer_all(options: Options, source: SourceConfig) -> "tuple[list[Answer], dict[str, Any]]":
+    """Greedy answers to the source's questions, under a progress bar on stderr; and visual_tokens (V),
+    image_decoding and reuse, what was computed once for several."""
+    # Imported late, so that --help and mistakes in the command line answer at once.
+    from quecc_jax.data.sources.rows import read_rows
+    from quecc_jax.evaluate.predict import predict
+    from quecc_jax.generate.reuse import Reuse
+    from quecc_jax.load import load_vlm, with_decoding
+
+    total = len(read_rows(source))
+    config, params = load_vlm(
+        options.checkpoint, visual_tokens=options.visual_tokens, template=options.template
+    )
+    config = with_decoding(config, options.image_decoding)
+    data = dataclasses.replace(config.data, sources=(source,), cached_features=False, cached_queries=False)
+    with bars() as bar:
+        task = bar.add_task("answering", total=total)
+        reuse = Reuse()
+        answers = predict(
+            config.model,
+            data,
+            params,
+            max_new_tokens=answer_tokens(options),
+            reuse=reuse,
+            batch_size=options.batch_size,
+            progress=lambda rows: bar.update(task, completed=rows),
+        )
+    return answers, {
+        "visual_tokens": config.model.visual_tokens,
+        "image_decoding": config.data.image_decoding,
+        "reuse": reuse.report(),
+    }
+
+
+def kind(answer: "Answer") -> str:
+    """The row's kind of question, or "other"."""
+    return str(answer.row.get("kind") or "other")
+
+
+def summarise(answers: "Sequence[Answer]") -> dict[str, Any]:
+    """Number of questions, accuracy and its binomial standard error, in all and per kind, and how many
+    were cut for the compressor."""
+    from quecc_jax.evaluate.score import accuracy, standard_error
+
+    def scores(share: float, count: int) -> dict[str, Any]:
+        error = standard_error(share, count)
+        return {"questions": count, "accuracy": share, "standard_error": error}
+
+    total = accuracy(answers, key=lambda _: "all")["all"]
+    kinds = accuracy(answers, key=kind)
+    return {
+        **scores(*total),
+        "cut_questions": sum(one.question_cut for one in answers),
+        "kinds": {name: scores(*score) for name, score in kinds.items()},
+    }
+
+
+def show(results: dict[str, Any]) -> None:
+    """Prints the accuracies as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("kind", title=f"{results['checkpoint']} on {results['data']}")
+    for heading in ("questions", "exact, %", "± standard error"):
+        table.add_column(heading, justify="right")
+    lines = list(results["kinds"].items())
+    for name, row in [*lines, ("all", results)]:
+        percent = (f"{100 * row[part]:.1f}" for part in ("accuracy", "standard_error"))
+        table.add_row(name, str(row["questions"]), *percent, end_section=name == lines[-1][0])
+    Console().print(table)
+    if results["cut_questions"]:
+        print(f"data.query_length cut {results['cut_questions']} questions for the compressor")
+    for what, row in results["reuse"].items():
+        saved = "" if row["seconds_saved"] is None else f", about {row['seconds_saved']:.1f} s saved"
+        if row["hits"]:
+            print(f"features of {what}: {row['misses']} computed, {row['hits']} reused{saved}")

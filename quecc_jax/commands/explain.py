@@ -1,0 +1,87 @@
+"""The picture with the compressor's attention for two questions side by side."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from quecc_jax.errors import UserError
+from quecc_jax.evaluate.attention import own_squares, patch_map
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.image import AxesImage
+
+    from quecc_jax.generate.engine import Engine, Limits, Question
+
+
+def explain(engine: "Engine", question: "Question", other: str, limits: "Limits", out: Path) -> None:
+    """Draws the first picture of a question under the attention for it and for another question, with both
+    answers, and the difference of the two maps.
+
+    A patch's number is its share of attention, the mean over visual tokens and heads, times the patches: 1 is
+    as much as every patch would get from tokens that look nowhere in particular.
+
+    Raises:
+      UserError: the model has no compressor that attends, or the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    questions = [question, question._replace(text=other)]
+    weights = [engine.attention(one) for one in questions]
+    if weights[0] is None or weights[1] is None:
+        raise UserError("--explain needs a compressor that attends to the picture; this model has none")
+    answers = [engine.answers([one], limits)[0] for one in questions]
+    maps = [patch_map(one[0]) for one in weights if one is not None]
+    region = len(maps[0]) // own_squares(weights[0][0])
+    change = maps[0] - maps[1]
+    picture, side = question.pictures[0].array, maps[0].shape[0]
+    where = (-0.5, side - 0.5, side - 0.5, -0.5)
+
+    figure = Figure(figsize=(15, 4.9), layout="constrained")
+    grid = figure.add_gridspec(2, 4, height_ratios=(1, 0.05))
+    panels = [figure.add_subplot(grid[0, column]) for column in range(4)]
+    panels[0].imshow(picture, extent=where)
+    panels[0].set_title("the picture,\nas the tower sees it", fontsize=10)
+    top, most = max(m.max() for m in maps), max(float(np.abs(change).max()), 1e-6)
+    for panel, one, answer, shown in zip(panels[1:], questions, answers, maps, strict=False):
+        drawn = _overlay(panel, picture, shown, region, ("inferno", 0, top))
+        panel.set_title(f"{_short(one.text)}\n→ {_short(answer)}", fontsize=10)
+    changed = _overlay(panels[3], picture, change, region, ("RdBu_r", -most, most))
+    panels[3].set_title("first minus second\n", fontsize=10)
+    for place, image, label in (
+        (grid[1, 1:3], drawn, "attention (1: as if it looked nowhere)"),
+        (grid[1, 3], changed, "difference"),
+    ):
+        bar = figure.colorbar(image, cax=figure.add_subplot(place), orientation="horizontal", label=label)
+        bar.locator = MaxNLocator(5)
+    for panel in panels:
+        panel.set_xticks([])
+        panel.set_yticks([])
+    aside = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        figure.savefig(aside, format="png", dpi=110, bbox_inches="tight")
+        os.replace(aside, out)
+    except OSError as error:
+        raise UserError(f"--explain {out} cannot be written ({error.strerror}); choose another") from None
+
+
+def _overlay(
+    panel: "Axes", picture: np.ndarray, shown: np.ndarray, region: int, colours: tuple[str, float, float]
+) -> "AxesImage":
+    """A map over the greyed picture, with lines between the squares of visual tokens that have their own."""
+    side = shown.shape[0]
+    where, (name, low, high) = (-0.5, side - 0.5, side - 0.5, -0.5), colours
+    panel.imshow(picture.mean(axis=-1), cmap="gray", extent=where, vmin=0, vmax=255)
+    for line in np.arange(region, side, region) - 0.5:
+        panel.axhline(line, color="white", lw=0.8)
+        panel.axvline(line, color="white", lw=0.8)
+    return panel.imshow(shown, cmap=name, extent=where, vmin=low, vmax=high, alpha=0.65)
+
+
+def _short(text: str, width: int = 44) -> str:
+    """A line of a title: dollar signs would begin a formula."""
+    line = " ".join(text.split()).replace("$", r"\$") or "(nothing)"
+    return line if len(line) <= width else line[: width - 1] + "…"

@@ -1,0 +1,61 @@
+"""Answers one question: `python -m launch.generate --checkpoint RUN --image a.png --question TEXT`."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from quecc_jax.commands.cli import parse_options
+from quecc_jax.commands.generation_options import Answering
+from quecc_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(Answering):
+    """What to ask, and whom."""
+
+    checkpoint: Path
+    """Directory of a trained run."""
+    question: str
+    """What to ask. Pictures come first, in order, unless it says where with `<image>`."""
+    image: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
+    """Picture that the question is about; repeat the option for several, leave it out for none."""
+    explain: Annotated[Path | None, tyro.conf.arg(metavar="PNG")] = None
+    """Draw where the compressor looks for the question, and for another, side by side."""
+    other_question: str = "image"
+    """The other question of --explain; `image` is what the compressor reads where nothing is asked."""
+
+
+def main() -> None:
+    """Parses the command line, prints the answer while it comes, and draws."""
+    options = parse_options(
+        Options,
+        sys.argv[1:],
+        "python -m launch.generate",
+        "Answers one question about pictures, or about none.",
+    )
+    limits = options.limits()
+    if options.explain is not None and not options.image:
+        raise UserError("--explain draws on a picture; give one with --image")
+    # Imported late, so that --help and mistakes in the command line answer at once.
+    from quecc_jax.data.references import check_reference
+    from quecc_jax.generate.engine import Question
+    from quecc_jax.load import load_engine
+
+    engine = load_engine(options.checkpoint, options.mesh, options.visual_tokens, options.template)
+    for image in options.image:
+        check_reference(str(image))
+    pictures = tuple(engine.picture(image) for image in options.image)
+    question = Question(options.question, pictures)
+    run = engine.run([question], limits)
+    for _, piece in run:
+        print(piece, end="", flush=True)
+    print()
+    if cut := run.usage[0].cut():
+        print(cut, file=sys.stderr)
+    if options.explain is not None:
+        from quecc_jax.commands.explain import explain
+
+        explain(engine, question, options.other_question, limits, options.explain)

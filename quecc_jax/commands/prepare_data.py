@@ -1,0 +1,267 @@
+"""A LLaVA file and its pictures as ArrayRecord shards, which pods read without a file system of millions.
+
+    python -m launch.prepare_data --data mix665k.json --images data --out prepared --resize 336
+
+Started again after a kill, the same command keeps every shard that is whole.
+"""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import numpy as np
+
+from quecc_jax.commands.cli import parse_options
+from quecc_jax.commands.progress import bars
+from quecc_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to prepare, and how."""
+
+    out: str
+    """Directory to write, here or as gs://BUCKET/PLACE."""
+    data: str = ""
+    """The conversations, .json or .jsonl, or a mixture of such files: LLaVA-NeXT's .yaml, or `{a,b}.json`."""
+    images: tuple[str, ...] = ()
+    """Folders of the pictures; several are searched in this order."""
+    resize: int = 0
+    """Store pictures as squares of so many pixels, the tower's (336 for CLIP-L/14-336); 0 stores the files
+    as they are."""
+    aspect: Literal["pad", "square"] = "pad"
+    """How --resize makes them square; data.image_aspect of the runs must be the same."""
+    decoding: Literal["upright", "original"] = "upright"
+    """How --resize reads pictures; data.image_decoding of the runs must be the same."""
+    encode: Literal["jpeg", "png", "raw"] = "jpeg"
+    """What --resize stores: JPEG, PNG (nothing is lost, decoding is slower) or bare pixels."""
+    quality: int = 95
+    """Of JPEG."""
+    bad: Literal["error", "skip"] = "error"
+    """Stop at the first row or picture that cannot be read, or go on and count them: data.bad_rows of the
+    runs then decides about them. `tfds` leaves such rows out."""
+    workers: int = 0
+    """Processes; 0 takes one per core."""
+    format: Literal["array_record", "tfds"] = "array_record"
+    """`tfds` writes a data set of tensorflow-datasets, in one process and from the start each time."""
+    features: bool = False
+    """Store the tower's states of every picture beside the pictures of --out, for data.cached_features."""
+    queries: bool = False
+    """Store the feature of every row's question in --out, for data.cached_queries."""
+    encoder: Literal["run", "decoder", "early_exit", "embeddings", "clip_text"] = "run"
+    """The questions' encoder, model.query.encoder of the runs to come; `run` takes that of --checkpoint."""
+    layer: int = 0
+    """Decoder layers of --encoder early_exit."""
+    checkpoint: str = ""
+    """The run whose tower --features takes, and whose encoder and tokenizer --queries."""
+    batch_size: int = 32
+    """Pictures or questions that go through them at once."""
+    verify: bool = False
+    """Read all of --out against its checksums; writes nothing."""
+    shard_pictures: int = 4096
+    """Pictures of one shard."""
+
+
+def main() -> None:
+    """Parses the command line, prepares, and prints what came of it."""
+    options = parse_options(
+        Options,
+        sys.argv[1:],
+        "python -m launch.prepare_data",
+        "Writes a LLaVA file and its pictures as checksummed shards; continues where it was stopped.",
+    )
+    if options.verify:
+        verify(options)
+        return
+    if options.features or options.queries:
+        if not options.checkpoint or options.batch_size < 1:
+            raise UserError("--features and --queries need --checkpoint, a run, and --batch-size, 1 or more")
+        if options.features:
+            write_features(options)
+        if options.queries:
+            write_queries(options)
+        return
+    if not options.data:
+        raise UserError("--data must be given; see --help")
+    if options.resize < 0 or options.shard_pictures < 1 or not 1 <= options.quality <= 100:
+        raise UserError(
+            f"--resize {options.resize}, --quality {options.quality} or --shard-pictures "
+            f"{options.shard_pictures} is out of range; give pixels, 1 to 100, and 1 or more"
+        )
+    (as_tfds if options.format == "tfds" else as_array_record)(options)
+
+
+def as_array_record(options: Options) -> None:
+    """Writes ArrayRecord shards."""
+    # Imported late, so that --help and mistakes in the command line answer at once.
+    import os
+
+    from quecc_jax.data.sources.prepare import prepare
+    from quecc_jax.data.sources.prepared import Recipe
+
+    recipe = Recipe(options.resize, options.aspect, options.encode, options.quality, options.decoding)
+    began = time.monotonic()
+    with bar("pictures") as show:
+        manifest = prepare(
+            options.data,
+            options.images,
+            options.out,
+            recipe,
+            skip_bad=options.bad == "skip",
+            workers=options.workers or os.cpu_count() or 1,
+            progress=show,
+            shard_pictures=options.shard_pictures,
+        )
+    lost, size = manifest["unreadable"], manifest["bytes"]
+    print(
+        f"{options.out}: {manifest['rows']:,} rows, {manifest['pictures']:,} pictures, "
+        f"{size / 1e9:.2f} GB, {time.monotonic() - began:.0f} s"
+    )
+    if lost["rows"] or lost["pictures"]:
+        print(
+            f"unreadable, and counted as such by every run: {lost['rows']:,} rows and {lost['pictures']:,} "
+            "pictures, such as"
+        )
+        print("\n".join(f"  {line}" for line in lost["first"]))
+
+
+def as_tfds(options: Options) -> None:
+    """Writes a data set of tensorflow-datasets."""
+    from quecc_jax.data.sources.prepare import inline_rows
+    from quecc_jax.data.sources.prepared import Recipe
+    from quecc_jax.data.sources.tfds import LlavaRows
+
+    if options.resize and options.encode == "raw":
+        raise UserError("--format tfds stores encoded pictures alone; take --encode jpeg or png")
+    recipe = Recipe(options.resize, options.aspect, options.encode, options.quality, options.decoding)
+    rows = inline_rows(options.data, options.images, recipe, skip_bad=options.bad == "skip")
+    builder = LlavaRows(rows=lambda: rows, recipe=recipe, data_dir=options.out)
+    builder.download_and_prepare()
+    print(
+        f"{builder.data_path}: {builder.info.splits['train'].num_examples:,} rows, "
+        f"{builder.info.dataset_size / 1e9:.2f} GB"
+    )
+
+
+def write_features(options: Options) -> None:
+    """Stores the tower's states of prepared pictures."""
+    from quecc_jax.data.sources import feature_store
+    from quecc_jax.data.sources.prepared import PreparedPictures, open_prepared
+    from quecc_jax.experiments.testbed.tower import feature_fn
+    from quecc_jax.fingerprint import tower_fingerprint
+    from quecc_jax.train.checkpoint import load_params
+
+    prepared = open_prepared(options.out)
+    config, params = load_params(options.checkpoint, ["vision"])
+    vision = config.model.tower
+    made = prepared.recipe if prepared.recipe.size else options
+    data = dataclasses.replace(config.data, image_aspect=made.aspect, image_decoding=made.decoding)
+    pictures, total = PreparedPictures(prepared, vision, data), len(prepared.pictures)
+    fingerprint = tower_fingerprint(params["vision"], vision, data)
+    began = time.monotonic()
+    with bar("pictures") as show:
+        stored = feature_store.write_features(
+            options.out,
+            total,
+            pictures,
+            feature_fn(vision, params["vision"]),
+            options.batch_size,
+            fingerprint,
+            lambda done: show(done, total),
+        )
+    size = sum(shard.bytes for shard in stored.records.shards)
+    form = " x ".join(map(str, stored.shape[1:]))
+    print(
+        f"{options.out}: {total:,} pictures, {form} float16 each (patches, states, width), "
+        f"{size / 1e9:.2f} GB, {time.monotonic() - began:.0f} s"
+    )
+
+
+def write_queries(options: Options) -> None:
+    """Stores the feature of every question; its encoder must fit into one device."""
+    import jax
+
+    from quecc_jax.config.validation import validate
+    from quecc_jax.data.sources import feature_store
+    from quecc_jax.data.sources.prepared import open_prepared
+    from quecc_jax.data.sources.rows import Layout, Questions
+    from quecc_jax.data.text.queries import bucket, limit_buckets
+    from quecc_jax.data.text.tokenizer import load_tokenizer
+    from quecc_jax.fingerprint import query_fingerprint
+    from quecc_jax.models.vlm import VLM
+    from quecc_jax.train.checkpoint import load_params, load_run_config
+
+    config = load_run_config(options.checkpoint)
+    if options.encoder != "run":
+        query = dataclasses.replace(config.model.query, encoder=options.encoder, layer=options.layer)
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, query=query))
+    if config.model.query.reads_decoder:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, query_tokenizer=""))
+    elif not config.data.query_tokenizer:
+        raise UserError(
+            f"{options.checkpoint} has no query_tokenizer, whose tokens clip_text reads; import "
+            "the text tower with python -m launch.convert import --text"
+        )
+    validate(config)
+    _, params = load_params(options.checkpoint, ["decoder" if config.model.query.reads_decoder else "text"])
+    tokenizer = load_tokenizer(config.data.tokenizer, config.data.query_tokenizer)
+    layout = Layout(tokenizer, config.data, config.model.visual_tokens, False)
+    questions = Questions(open_prepared(options.out).rows, layout)
+    held, total = jax.device_put(params), len(questions.rows)
+
+    buckets = limit_buckets(config.data.query_limit)
+
+    @jax.jit
+    def run(params: Any, ids: Any, lengths: Any) -> Any:
+        segments = (np.arange(ids.shape[1]) < lengths).astype(np.int32)
+        made: Any = VLM(config.model).apply(
+            {"params": params}, ids, segments, lengths - 1, method=VLM.encode_query
+        )
+        return made[:, 0]
+
+    def encode(asked: Any) -> Any:
+        lengths = asked[:, -1:]
+        return run(held, asked[:, : bucket(int(lengths.max()), buckets)], lengths)
+
+    fingerprint = f"{query_fingerprint(held, config.model)}-{questions.fingerprint()}"
+    with bar("questions") as show:
+        stored = feature_store.write_features(
+            options.out,
+            total,
+            questions,
+            encode,
+            options.batch_size,
+            fingerprint,
+            lambda done: show(done, total),
+            "queries",
+        )
+    size = sum(shard.bytes for shard in stored.records.shards)
+    print(f"{options.out}: {total:,} questions, {stored.shape[1]} float16 each, {size / 1e9:.2f} GB")
+
+
+def verify(options: Options) -> None:
+    """Checks every shard against the manifest."""
+    from quecc_jax.data.sources.array_record import Shard, check
+    from quecc_jax.data.sources.prepared import read_manifest
+
+    manifest = read_manifest(options.out)
+    shards = [Shard(*shard) for group in manifest["shards"].values() for shard in group]
+    total = sum(shard.bytes for shard in shards) >> 20
+    done = 0
+    with bar("MiB") as show:
+        for shard in shards:
+            check(options.out, shard)
+            done += shard.bytes
+            show(done >> 20, total)
+    print(f"{options.out}: {len(shards)} shards are whole")
+
+
+@contextmanager
+def bar(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar with the time left on stderr: yields what shows how many of how many are done."""
+    with bars() as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)

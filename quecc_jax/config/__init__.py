@@ -1,0 +1,25 @@
+"""One tree of frozen dataclasses describes one run; importing it imports neither jax nor flax."""
+
+from quecc_jax.config.compressor import CompressorConfig
+from quecc_jax.config.data import DataConfig, ImageDecoding, SourceConfig
+from quecc_jax.config.model import DecoderConfig, ModelConfig, RopeScaling, VisionConfig
+from quecc_jax.config.query import ClipTextConfig, QueryConfig
+from quecc_jax.config.run import CheckpointConfig, MeshConfig, OptimizerConfig, RunConfig, TrainConfig
+
+__all__ = [
+    "CheckpointConfig",
+    "ClipTextConfig",
+    "CompressorConfig",
+    "DataConfig",
+    "DecoderConfig",
+    "ImageDecoding",
+    "MeshConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "QueryConfig",
+    "RopeScaling",
+    "RunConfig",
+    "SourceConfig",
+    "TrainConfig",
+    "VisionConfig",
+]

@@ -1,0 +1,134 @@
+"""Settings of the data: sources, and how conversations become batches."""
+
+import dataclasses
+from typing import Literal
+
+ImageDecoding = Literal["upright", "original"]
+"""See `DataConfig.image_decoding`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceConfig:
+    """One data set of a mixture."""
+
+    kind: Literal["llava_json", "array_record", "tfds", "easy_vqa", "pool"] = "llava_json"
+    """`array_record` is what `launch.prepare_data` makes of a `llava_json`, and `tfds` what it makes with
+    --format tfds."""
+    path: str = ""
+    """The conversations file (.json or .jsonl, `llava_json`), a mixture of such files as LLaVA-NeXT lists
+    them (.yaml, or braces as in `data/{a,b}.json`), or the directory of the others."""
+    images: str | tuple[str, ...] = ""
+    """Folder that the rows' picture paths are relative to, or several that are searched in this order
+    (`llava_json`)."""
+    split: str = "train"
+    """Published split, train or test (`easy_vqa`), or the name of one (`tfds`); the others hold one each."""
+    weight: float | None = None
+    """Share of this source in the mixture; weights need not sum to one. None for every source joins
+    them, so that an epoch visits each row of each source exactly once."""
+
+    @property
+    def roots(self) -> tuple[str, ...]:
+        """The folders of `images`, always as a tuple."""
+        return (self.images,) if isinstance(self.images, str) else self.images
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """How conversations become fixed-shape batches."""
+
+    sources: tuple[SourceConfig, ...] = ()
+    tokenizer: str = ""
+    """Directory of a tokenizer that transformers' AutoTokenizer reads offline."""
+    query_tokenizer: str = ""
+    """Directory of the tokenizer of bare questions, where model.query.encoder has its own vocabulary
+    (`clip_text`); it must write a start and an end token around a text."""
+    template: Literal[
+        "plain",
+        "v1",
+        "short",
+        "llama_2",
+        "llama_2_chat",
+        "llama_3",
+        "llama_3_1",
+        "llava_llama_3",
+        "mistral_instruct",
+        "mistral_v1",
+        "mistral_v3",
+        "mistral_tekken",
+        "phi3",
+        "phi4_mini",
+        "zephyr",
+        "mpt",
+        "chatml_direct",
+        "chatml",
+        "qwen",
+        "qwen1_5",
+        "qwen2_5",
+        "smollm2",
+    ] = "v1"
+    """LLaVA's stage 1 captions, LLaVA's conversations, these without the system sentence, or another
+    family's prompt format; `data.templates` has them."""
+    image_place: Literal["front", "keep"] = "front"
+    """A turn's only picture comes before its text, as in LLaVA, or where its placeholder stands; several
+    in one turn always stay where they are."""
+    labels: Literal["answers", "all"] = "answers"
+    """Positions that carry loss: answers and their end, or all text (plain language modelling)."""
+    max_length: int = 2048
+    """Tokens S of a row, visual slots included."""
+    query_length: int = 0
+    """Tokens that are kept of a question for the compressor; what it cuts is counted. 0 keeps the whole turn,
+    as the original does: a turn is no longer than its row. `data.queries` has the shapes of batches."""
+    images_per_row: int = 1
+    """Pictures I a conversation, and a row that holds one, has room for; 0 makes a run on text alone."""
+    cached_features: bool = False
+    """Read the tower's stored states instead of pixels; every source must be a pool, or prepared data with
+    --features. A tower that the run names (tower_from, init_from) must be the one that made them."""
+    cached_queries: bool = False
+    """Read the stored feature of each question instead of computing it, where its encoder (model.query) is
+    frozen: in stage 1, and `clip_text` in stage 2 too. Every source must be prepared data with --queries of
+    that encoder; one that the run names (tower_from, init_from) must be the one that made them."""
+    too_long: Literal["error", "truncate", "drop"] = "truncate"
+    """What becomes of a row above max_length. Truncation cuts text only, and a row whose picture it would
+    cut is an error; a dropped row leaves its place in the batch empty. Both are counted."""
+    batching: Literal["pad", "grouped", "packed"] = "pad"
+    """What a row of a batch is. `pad`: one conversation, padded to max_length. `grouped`: the same, but all
+    rows of a batch have pictures or none has, and their lengths are alike, so that a batch can be shorter
+    and one of text has no picture places. `packed`: as many conversations as fit, each a segment that sees
+    itself alone. The latter two need every row's length, so the text of all rows is encoded once, before
+    the first step, and the lengths are kept in `cache`."""
+    lookahead_rows: int = 8192
+    """Rows that are sorted by length (`grouped`) or packed together (`packed`) at a time."""
+    num_length_buckets: int = 4
+    """`grouped`: how many lengths a batch may have: max_length, a half, a quarter, ... of it. Each is compiled
+    once; 1 gives all batches max_length."""
+    packed_images: int = 0
+    """`packed`: pictures I that a packed row has room for; what finds no place begins another row. The tower
+    works on empty places too. 0 takes max_length / (V + 256), a conversation of 256 text tokens each."""
+    cache: str = ""
+    """Folder for the lengths of rows, kept between runs; empty takes quecc_jax in the user's cache folder."""
+    bad_rows: Literal["error", "skip"] = "error"
+    """What becomes of a row that cannot be learned from (`errors.Fault` lists the reasons): it ends the run
+    naming file and line, or it leaves its place empty and is counted in the run's data_report.json."""
+    max_bad_share: float = 0.01
+    """Share of skipped rows among those read, counted as 1000 at least, above which the run ends."""
+    image_decoding: ImageDecoding = "upright"
+    """Pixels of a picture's file. `upright` turns it by its EXIF orientation and scales grey of 16 bits;
+    `original` takes it as stored and clips such grey, as LLaVA does: published numbers come from such."""
+    image_aspect: Literal["pad", "square"] = "pad"
+    """Fit a picture to the square input by padding with the mean colour, or by cropping. With vision.tiles
+    it plays no part: the whole is squeezed into its square, and tiles are padded with black."""
+    workers: int = 0
+    """Grain worker processes; 0 reads in the training process."""
+
+    @property
+    def query_limit(self) -> int:
+        """Most tokens Q of a question for the compressor."""
+        return self.query_length or self.max_length
+
+    def row_images(self, visual_tokens: int, places: int = 1) -> int:
+        """Pictures I that a row of a batch has room for, where a picture is `visual_tokens` tokens V, or
+        with tiles up to `places` times V, in as many places of the I."""
+        if self.batching != "packed" or not self.images_per_row:
+            return self.images_per_row * places
+        fitting = -(-self.max_length // (visual_tokens * places + 256))
+        return self.packed_images or max(self.images_per_row, fitting) * places

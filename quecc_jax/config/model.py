@@ -1,0 +1,240 @@
+"""Settings of a model: tower, compressor, projector, decoder."""
+
+import dataclasses
+from typing import Literal
+
+from quecc_jax.config.compressor import CompressorConfig
+from quecc_jax.config.query import QueryConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionConfig:
+    """CLIP ViT tower. The defaults are CLIP-L/14 at 336 pixels with QueCC's feature levels."""
+
+    image_size: int = 336
+    """Side of the square input picture, in pixels."""
+    patch_size: int = 14
+    width: int = 1024
+    depth: int = 24
+    heads: int = 16
+    mlp_width: int = 4096
+    norm_eps: float = 1e-5
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    select_layer: int = -2
+    """Hidden state used as single-level features; counts like a list of depth + 1 states."""
+    levels: tuple[int, ...] = (12, 16, 22, 23)
+    """Hidden states concatenated into the multi-level features."""
+    post_norm: bool = False
+    """The tower carries CLIP's final norm. No feature passes through it; it is there for export."""
+    scales: tuple[int, ...] = (1,)
+    """S2's multi-scale features: at scale s the picture is s times image_size wide and high, and the tower
+    sees it in s x s tiles. Ascending; pictures are read at the largest. See `models.scales`."""
+    tiles: tuple[tuple[int, int], ...] = ()
+    """Any-resolution pictures, as LLaVA-NeXT's: grids (rows, columns) of squares of image_size, of which each
+    picture takes the one that fits it best, beside a square of the whole. See `data.tiles`."""
+
+    keep_cls: bool = False
+    """The select layer's CLS passes the projector, too, and stands in front of a picture's compressed tokens:
+    one more, as in LLaVA's cls_patch."""
+    keep_attention: bool = False
+    """Beside the states, CLS' own among them, queries and keys are kept of the layer that reads the select
+    layer's states. Compressors that need them (prumerge) have them without it; it is for features that are
+    stored for several compressors."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of a kept state: patches, and CLS in front where it is kept."""
+        return self.patches + (self.keep_cls or self.keep_attention)
+
+    def state_index(self, layer: int) -> int:
+        """A hidden state counted from 0, the embedding; negative ones count from the end."""
+        return layer if layer >= 0 else self.depth + 1 + layer
+
+    @property
+    def select_index(self) -> int:
+        """The select layer's `state_index`."""
+        return self.state_index(self.select_layer)
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side of the picture."""
+        return self.image_size // self.patch_size
+
+    @property
+    def patches(self) -> int:
+        """Patches of one picture (n = grid squared)."""
+        return self.grid**2
+
+    @property
+    def input_size(self) -> int:
+        """Side of the square that a picture is read as, in pixels."""
+        return self.image_size * self.scales[-1]
+
+    @property
+    def tiles_seen(self) -> int:
+        """Squares of image_size that the tower sees of one picture, over all scales."""
+        return sum(scale * scale for scale in self.scales)
+
+    @property
+    def places(self) -> int:
+        """Places among a row's pictures that one picture takes at most: the whole and its tiles."""
+        return 1 + max((rows * columns for rows, columns in self.tiles), default=0)
+
+    @property
+    def feature_width(self) -> int:
+        """Channels D of a state that compressors and the projector read: those of all scales."""
+        return self.width * len(self.scales)
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies differ from theta^(-2i / d); the names in brackets are Hugging Face's."""
+
+    kind: Literal["none", "linear", "llama3", "longrope"] = "none"
+    factor: float = 1.0
+    """`linear` divides all frequencies by it, `llama3` (LLaMA-3.1) the slow ones."""
+    slow_turns: float = 1.0
+    """`llama3`: full turns within original_length below which a pair is slow [low_freq_factor]."""
+    fast_turns: float = 4.0
+    """`llama3`: turns above which a pair keeps its frequency [high_freq_factor]."""
+    original_length: int = 0
+    """`llama3`, `longrope`: positions of the pretraining [original_max_position_embeddings]."""
+    short_factors: tuple[float, ...] = ()
+    """`longrope` (Phi-3): divisors of the frequencies in rows of up to original_length [short_factor]."""
+    long_factors: tuple[float, ...] = ()
+    """`longrope`: the same in longer rows [long_factor]."""
+    attention_factor: float = 1.0
+    """`longrope`: factor on cosines and sines. Hugging Face's default for a model that was stretched
+    s > 1 times, s = max_position_embeddings / original_length, is
+    sqrt(1 + ln(s) / ln(original_length))."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """Causal transformer. The defaults are LLaMA-7B / Vicuna-7B; other families are values.
+
+    Mistral sets `window`, Qwen-1.5 and Qwen2 `qkv_bias`, Phi-3 `rope_scaling` and `window`. MPT is
+    `positions` alibi, `norm` layer, `mlp` gelu and `tie_embeddings`.
+    """
+
+    vocab_size: int = 32000
+    width: int = 4096
+    depth: int = 32
+    heads: int = 32
+    kv_heads: int = 32
+    head_width: int = 0
+    """Width of one head where it is not width / heads (Mistral-Nemo); 0 where it is. Code reads
+    `head_dim`."""
+    mlp_width: int = 11008
+    mlp: Literal["swiglu", "gelu"] = "swiglu"
+    """`swiglu` has the matrices gate, up and down; `gelu` (exact) has up and down."""
+    norm: Literal["rms", "layer"] = "rms"
+    """Root-mean-square norm, or LayerNorm without bias."""
+    norm_eps: float = 1e-5
+    positions: Literal["rotary", "alibi"] = "rotary"
+    rope_theta: float = 10000.0
+    rope_fraction: float = 1.0
+    """Share of each head's width that is rotated, from the front (Phi's partial rotary factor)."""
+    rope_scaling: RopeScaling = RopeScaling()
+    alibi_bias_max: int = 8
+    """`alibi`: head slopes are 2^(-alibi_bias_max i / n), i = 1 .. n, for n heads, a power of two."""
+    window: int = 0
+    """Tokens that a position sees, itself included; 0 is no limit (Mistral's sliding window)."""
+    full_layers: int = 0
+    """First layers that the window spares (Qwen2's max_window_layers)."""
+    qkv_bias: bool = False
+    """Biases on the query, key and value projections, as in Qwen-1.5 and Qwen2."""
+    tie_embeddings: bool = False
+    """The output matrix is the embedding table."""
+    max_positions: int = 0
+    """Positions that the published model promises [max_position_embeddings], for exports; 0 is unknown. No
+    computation reads it."""
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.head_width or self.width // self.heads
+
+    @property
+    def rotated_dim(self) -> int:
+        """Leading part of each head that carries rotary positions."""
+        return int(self.head_dim * self.rope_fraction)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """MLPNorm, compressor, projector and decoder of one vision-language model."""
+
+    vision: VisionConfig = VisionConfig()
+    compressor: CompressorConfig = CompressorConfig()
+    query: QueryConfig = QueryConfig()
+    projector: str = "mlp2x_gelu"
+    """`linear`, `matrix` (the same without bias), `identity` or `mlpNx_gelu` with N >= 1."""
+    decoder: DecoderConfig = DecoderConfig()
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Type of activations and matrix products; parameters are always float32 in training."""
+    remat: Literal["none", "dots", "attention", "full"] = "full"
+    """What the backward pass recomputes per decoder layer: nothing, all but matrix products, all but splash
+    attention, all."""
+    scan_unroll: int = 1
+    """Decoder layers per turn of the loop over them, a divisor of depth."""
+    grad_reduce_dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Type in which chips add up their shares of the decoder's matrix gradients, if `dtype` is bfloat16.
+    They are float32 from there on."""
+    attention_kernel: Literal["auto", "xla", "splash", "cudnn"] = "auto"
+    """What computes the decoder's attention: `auto` takes splash attention on TPUs, cuDNN on NVIDIA GPUs
+    and XLA elsewhere and where these do not fit; splash is interpreted, slowly, off TPUs."""
+
+    @property
+    def tower(self) -> VisionConfig:
+        """`vision`, with what the compressor asks of it."""
+        if not self.compressor.kind.reads_attention:
+            return self.vision
+        return dataclasses.replace(self.vision, keep_attention=True)
+
+    @property
+    def visual_tokens(self) -> int:
+        """Tokens V that one picture occupies in the decoder's input, CLS among them where it is kept; the
+        most of those that are drawn."""
+        return self.vision.keep_cls + self._compressed
+
+    @property
+    def _compressed(self) -> int:
+        from quecc_jax.config.shapes import output_tokens
+
+        return output_tokens(self.compressor, self.vision.grid)
+
+    @property
+    def has_newline(self) -> bool:
+        """Tiles make one map of tokens, each row of which ends with a learned vector, as their tokens stand
+        on a grid."""
+        return bool(self.vision.tiles) and self.compressor.kind.shape != "free"
+
+    @property
+    def elastic_choices(self) -> tuple[int, ...]:
+        """Values V that batches draw from, ascending; empty where V is fixed."""
+        return () if self.compressor.tokens else self.compressor.elastic
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens T that the compressor makes of a picture: V (without CLS), or those of all V that are
+        drawn."""
+        return sum(self.output_token_groups)
+
+    @property
+    def output_token_groups(self) -> tuple[int, ...]:
+        """The parts of T, one V behind the other: V alone, or all that are drawn unless they are nested."""
+        whole = not self.elastic_choices or self.compressor.kind.nested
+        return (self._compressed,) if whole else self.elastic_choices
+
+    @property
+    def memory_tokens(self) -> int:
+        """Tokens R of a picture that the instruction reads before the decoder does; 0 without pre-fusion."""
+        if not self.compressor.fuses:
+            return 0
+        return self.vision.patches if self.compressor.kind.memory == "patches" else self.compressor.memory
+
+    @property
+    def fusion_layers(self) -> DecoderConfig:
+        """The layers of the pre-fusion: like the decoder's, but that nothing is out of sight."""
+        return dataclasses.replace(self.decoder, depth=self.compressor.fusion_layers, window=0, full_layers=0)

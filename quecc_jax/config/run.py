@@ -1,0 +1,94 @@
+"""Settings of one run: experiments are diffs against a base.
+
+Nothing here touches devices: meshes, schedules and modules are built from these values by the
+code that uses them.
+"""
+
+import dataclasses
+from typing import Literal
+
+from quecc_jax.config.data import DataConfig
+from quecc_jax.config.model import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW under a cosine schedule with linear warmup."""
+
+    learning_rate: float = 1e-3
+    projector_learning_rate: float | None = None
+    """Separate peak rate for compressor and projector; the schedule's shape is shared."""
+    warmup_ratio: float = 0.03
+    weight_decay: float = 0.0
+    """Acts on matrices, tables and learned vectors; biases and the scales of norms are left alone."""
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    clip_norm: float = 1.0
+    """Global gradient norm above which gradients are scaled down."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Length, batch and bookkeeping of one training stage."""
+
+    stage: Literal[0, 1, 2] = 1
+    """0 trains the decoder alone, on text; 1 compressor and projector; 2 these and the decoder.
+    The tower is always frozen."""
+    steps: int = 1000
+    batch_size: int = 256
+    """Rows of one optimizer step over the whole mesh, all accumulation slices together."""
+    grad_accum_steps: int = 1
+    """Slices a batch is cut into; gradients are summed over them before the update."""
+    loss_chunk: int = 512
+    """Positions whose logits exist at once while the cross-entropy is computed."""
+    max_bad_steps: int = 10
+    """Consecutive steps with a non-finite loss or gradient after which training stops."""
+    seed: int = 0
+    log_every: int = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """Where and how often to save."""
+
+    every: int = 500
+    """Steps between checkpoints; the last step is always saved."""
+    keep: int = 2
+    resume: Literal["auto", "never", "must"] = "auto"
+    """`auto` continues the newest readable checkpoint if there is one; `must` insists on it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices per mesh axis; one axis may be -1, meaning all that are left."""
+
+    data: int = 1
+    """Replicas; on several slices a multiple of their number."""
+    fsdp: int = -1
+    """Shares of parameters, optimizer state and rows."""
+    tensor: int = 1
+    """Shares of heads, MLP columns and vocabulary."""
+    sequence_parallel: bool = False
+    """Between attention and MLP products, split the sequence over the `tensor` devices too."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Everything that `launch.train` needs."""
+
+    out: str = "runs/default"
+    """Directory of this run: checkpoints, logs and the resolved config."""
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    mesh: MeshConfig = MeshConfig()
+    init_from: str = ""
+    """Run directory whose parameters start this one, e.g. stage 1 before stage 2."""
+    tower_from: str = ""
+    """Run directory that holds the frozen towers, of pictures and (`clip_text`) of questions, which
+    `init_from` has not: their features were cached, or they come from elsewhere."""
+    profile: str = ""
+    """FIRST:LAST traces these steps with JAX's profiler into `out`/profile."""

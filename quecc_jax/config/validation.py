@@ -1,0 +1,254 @@
+"""What must hold of a run's settings together, and what to say where it does not."""
+
+import math
+
+from quecc_jax.config import DataConfig, DecoderConfig, ModelConfig, RunConfig
+from quecc_jax.config.shapes import projector_depth, tiled_tokens
+from quecc_jax.errors import UserError
+from quecc_jax.flops import compressor_cost
+
+
+def validate(config: RunConfig) -> None:
+    """Checks what can be known before any array is made.
+
+    Raises:
+      UserError: naming the setting and the numbers that do not fit.
+    """
+    vision, decoder, train = config.model.vision, config.model.decoder, config.train
+    checks = [
+        (
+            vision.image_size % vision.patch_size == 0,
+            f"vision.image_size {vision.image_size} is not a multiple of patch_size {vision.patch_size}",
+        ),
+        (
+            vision.width % vision.heads == 0,
+            f"vision.width {vision.width} is not a multiple of its {vision.heads} heads",
+        ),
+        (
+            bool(vision.scales) and vision.scales[0] > 0 and tuple(sorted({*vision.scales})) == vision.scales,
+            f"vision.scales {vision.scales} are not ascending whole numbers from 1 on",
+        ),
+        *_decoder_checks(decoder),
+        (
+            decoder.depth % max(config.model.scan_unroll, 1) == 0 and config.model.scan_unroll > 0,
+            f"model.scan_unroll {config.model.scan_unroll} does not divide decoder.depth {decoder.depth}",
+        ),
+        (
+            config.model.attention_kernel in ("auto", "xla")
+            or (decoder.positions == "rotary" and not (decoder.window and decoder.full_layers)),
+            f"model.attention_kernel {config.model.attention_kernel} takes neither decoder.positions alibi nor windows "
+            "that spare some layers (decoder.full_layers)",
+        ),
+        *_query_checks(config),
+        *_cls_checks(config.model),
+        (
+            config.model.compressor.fusion_layers >= 0,
+            f"model.compressor.fusion_layers {config.model.compressor.fusion_layers} is negative",
+        ),
+        (
+            0 < config.optimizer.clip_norm < math.inf,
+            f"optimizer.clip_norm {config.optimizer.clip_norm} is not a positive number; 1e9 clips nothing",
+        ),
+        (
+            train.batch_size % train.grad_accum_steps == 0,
+            f"train.batch_size {train.batch_size} does not split into {train.grad_accum_steps} slices",
+        ),
+        (
+            all(-vision.depth - 1 <= k <= vision.depth for k in (*vision.levels, vision.select_layer)),
+            f"vision.levels {vision.levels} or select_layer {vision.select_layer} is outside "
+            f"the {vision.depth + 1} hidden states",
+        ),
+    ]
+    for ok, message in checks:
+        if not ok:
+            raise UserError(f"{message}; change one of them")
+    try:
+        visual = config.model.visual_tokens
+    except ValueError as error:
+        raise UserError(f"model.compressor: {error}") from None
+    try:
+        depth = projector_depth(config.model.projector)
+    except ValueError as error:
+        raise UserError(f"model.projector: {error}") from None
+    if depth == 0 and vision.feature_width != decoder.width:
+        scales = f" x {len(vision.scales)} vision.scales" if len(vision.scales) > 1 else ""
+        raise UserError(
+            f"model.projector identity needs vision.width {vision.width}{scales} and decoder.width "
+            f"{decoder.width} to be equal; change one of them or use linear"
+        )
+    if depth == 0 and train.stage == 1 and not compressor_cost(config.model).params:
+        raise UserError(
+            "train.stage 1 has nothing to train: neither compressor nor projector has "
+            "parameters; choose stage 0 or 2"
+        )
+    _check_data(config.data, vision.places)
+    if vision.tiles:
+        _check_tiles(config)
+        visual = tiled_tokens(config.model)
+    if visual * config.data.images_per_row >= config.data.max_length:
+        raise UserError(
+            f"data.max_length {config.data.max_length} leaves no room for text beside "
+            f"{config.data.images_per_row} x {visual} visual tokens; raise it"
+        )
+
+
+def _cls_checks(model: ModelConfig) -> list[tuple[bool, str]]:
+    """(holds, what to say if it does not) for every rule about CLS, kept or read by PruMerge."""
+    vision = model.tower
+    who = "vision.keep_attention" if model.vision.keep_attention else f"compressor {model.compressor.name}"
+    return [
+        (
+            not vision.keep_attention or vision.select_index < vision.depth,
+            f"{who} reads the layer behind vision.select_layer {vision.select_layer}, which is the last",
+        ),
+        (
+            not vision.keep_attention or vision.scales == (1,),
+            f"{who} reads the attention of one CLS, but vision.scales {vision.scales} have several",
+        ),
+        (
+            not vision.keep_cls or vision.scales == (1,),
+            f"vision.keep_cls keeps one CLS, but vision.scales {vision.scales} have several",
+        ),
+        (
+            not (vision.keep_cls and model.has_newline),
+            f"vision.keep_cls has no place on the one map that {model.compressor.name} makes of vision.tiles",
+        ),
+        (
+            not vision.keep_cls or not model.compressor.elastic,
+            f"vision.keep_cls stands in front of one V, but compressor.elastic has {model.compressor.elastic}",
+        ),
+    ]
+
+
+def _query_checks(config: RunConfig) -> list[tuple[bool, str]]:
+    """(holds, what to say if it does not) for every rule about the question's encoder."""
+    query, depth, stage = config.model.query, config.model.decoder.depth, config.train.stage
+    early, own, data = query.encoder == "early_exit", not query.reads_decoder, config.data
+    scaling = config.model.decoder.rope_scaling
+    # Nobody asks where there is no picture, or a compressor that does not listen; weights alone have no text.
+    idle = not (config.model.compressor.reads_question and data.images_per_row and data.tokenizer)
+    return [
+        (
+            1 <= query.layer <= depth if early else not query.layer,
+            f"model.query.layer {query.layer} is not between 1 and the {depth} layers of the decoder"
+            if early
+            else f"model.query.layer {query.layer} belongs to early_exit, but model.query.encoder is "
+            f"{query.encoder}",
+        ),
+        (
+            not data.cached_queries or stage == 1 or (stage == 2 and not query.reads_decoder),
+            f"data.cached_queries needs a frozen encoder of the question, but train.stage is {stage} and "
+            f"model.query.encoder {query.encoder}",
+        ),
+        (
+            own == bool(data.query_tokenizer) or idle,
+            "model.query.encoder clip_text needs data.query_tokenizer, the directory of CLIP's tokenizer"
+            if own
+            else f"data.query_tokenizer {data.query_tokenizer} is for the questions of clip_text, but "
+            f"model.query.encoder is {query.encoder}",
+        ),
+        (data.query_length >= 0, f"data.query_length {data.query_length} is negative"),
+        (
+            not own or idle or 3 <= data.query_length <= query.text.positions,
+            f"data.query_length {data.query_length} is not between 3 and the {query.text.positions} positions "
+            f"of CLIP's text tower, which cannot read a longer question; set it to {query.text.positions}",
+        ),
+        (
+            scaling.kind != "longrope" or own or idle or data.query_limit <= scaling.original_length,
+            f"questions of up to {data.query_limit} tokens are more than the {scaling.original_length} within "
+            "which the decoder reads a short text (rope_scaling longrope); set data.query_length to that",
+        ),
+        (
+            query.text.width % query.text.heads == 0,
+            f"model.query.text.width {query.text.width} is not a multiple of its {query.text.heads} heads",
+        ),
+    ]
+
+
+def _check_tiles(config: RunConfig) -> None:
+    """Checks that pictures of any resolution can be had."""
+    vision, data = config.model.vision, config.data
+    if not all(len(grid) == 2 and min(grid) > 0 for grid in vision.tiles):
+        raise UserError(
+            f"model.vision.tiles {vision.tiles} are not all numbers of rows and columns; give "
+            "pairs such as (2, 1)"
+        )
+    if vision.scales != (1,):
+        raise UserError(
+            f"model.vision.tiles and vision.scales {vision.scales} both cut a picture into "
+            "tiles; leave one of them out"
+        )
+    if config.model.elastic_choices:
+        raise UserError(
+            "model.vision.tiles need one V, for the length of a row depends on it, but "
+            f"compressor.elastic draws from {config.model.elastic_choices}; leave one of them out"
+        )
+    if data.images_per_row and (data.cached_features or any(s.kind == "pool" for s in data.sources)):
+        raise UserError(
+            "model.vision.tiles need the pictures themselves, but a pool or data.cached_features "
+            "holds squares of them; name their files, or leave vision.tiles out"
+        )
+
+
+def _check_data(data: DataConfig, places: int) -> None:
+    """Checks the numbers that say how batches are formed."""
+    if data.lookahead_rows < 1 or data.num_length_buckets < 1:
+        raise UserError(
+            f"data.lookahead_rows {data.lookahead_rows} or data.num_length_buckets {data.num_length_buckets} is "
+            "below 1; raise it"
+        )
+    if 0 < data.packed_images < data.images_per_row * places:
+        each = f" x {places} with its tiles" if places > 1 else ""
+        raise UserError(
+            f"data.packed_images {data.packed_images} is less than the data.images_per_row "
+            f"{data.images_per_row}{each} that one conversation may have; raise it"
+        )
+    if not 0 <= data.max_bad_share <= 1:
+        raise UserError(f"data.max_bad_share {data.max_bad_share} is no share; give a number from 0 to 1")
+
+
+def _decoder_checks(decoder: DecoderConfig) -> list[tuple[bool, str]]:
+    """(holds, what to say if it does not) for every rule about a decoder."""
+    scaling, pairs = decoder.rope_scaling, decoder.rotated_dim // 2
+    rotary, where = decoder.positions == "rotary", "decoder.rope_scaling"
+    return [
+        (
+            decoder.head_width > 0 or decoder.width % decoder.heads == 0,
+            f"decoder.width {decoder.width} is not a multiple of its {decoder.heads} heads",
+        ),
+        (
+            decoder.heads % decoder.kv_heads == 0,
+            f"decoder.heads {decoder.heads} is not a multiple of kv_heads {decoder.kv_heads}",
+        ),
+        (
+            not rotary or (0 < decoder.rotated_dim <= decoder.head_dim and decoder.rotated_dim % 2 == 0),
+            f"decoder.rope_fraction {decoder.rope_fraction} rotates {decoder.rotated_dim} of a head's "
+            f"{decoder.head_dim} channels, which is not a number of pairs",
+        ),
+        (
+            rotary or scaling.kind == "none",
+            f"{where}.kind {scaling.kind} needs decoder.positions rotary, not {decoder.positions}",
+        ),
+        (
+            scaling.kind in ("none", "linear") or scaling.original_length > 0,
+            f"{where}.original_length {scaling.original_length} is not positive, as kind {scaling.kind} needs",
+        ),
+        (
+            scaling.kind not in ("linear", "llama3") or scaling.factor > 0,
+            f"{where}.factor {scaling.factor} is not positive",
+        ),
+        (
+            scaling.kind != "llama3" or 0 < scaling.slow_turns < scaling.fast_turns,
+            f"{where}.slow_turns {scaling.slow_turns} is not between 0 and fast_turns {scaling.fast_turns}",
+        ),
+        (
+            scaling.kind != "longrope" or len(scaling.short_factors) == len(scaling.long_factors) == pairs,
+            f"{where} has {len(scaling.short_factors)} short_factors and {len(scaling.long_factors)} "
+            f"long_factors for the {pairs} rotated pairs of a head",
+        ),
+        (
+            decoder.window >= 0 and 0 <= decoder.full_layers <= decoder.depth,
+            f"decoder.window {decoder.window} or full_layers {decoder.full_layers} is negative or above "
+            f"depth {decoder.depth}",
+        ),
+    ]

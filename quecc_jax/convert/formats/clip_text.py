@@ -1,0 +1,110 @@
+"""CLIP text towers: Hugging Face configs and names to ours."""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from quecc_jax.config.query import ClipTextConfig
+from quecc_jax.convert.formats.clip import layer_rules
+from quecc_jax.convert.rules import Place, Rule, matrix, norm, same
+from quecc_jax.errors import UserError
+
+TEXT_ANCHOR = "embeddings.token_embedding.weight"
+"""A name that every text tower has once; what stands before it is the tower's prefix."""
+PROJECTION = "text_projection.weight"
+"""Of a whole CLIP and of CLIPTextModelWithProjection; a bare CLIPTextModel has none."""
+
+_DEFAULTS: dict[str, Any] = {
+    "vocab_size": 49408,
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "projection_dim": 512,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "max_position_embeddings": 77,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+}
+"""What a key means that a CLIP text config leaves out."""
+
+_NOT_TEXT = re.compile(r"vision_model\..*|logit_scale|visual_projection\.weight|(.*\.)?position_ids")
+
+
+def not_text_names(names: Iterable[str]) -> list[str]:
+    """Tensors of a whole CLIP model that its text tower has no part in."""
+    return [name for name in names if _NOT_TEXT.fullmatch(name)]
+
+
+def text_config(hf: dict[str, Any], projected: bool) -> ClipTextConfig:
+    """The text tower that a config.json of model_type `clip` or `clip_text_model` describes.
+
+    Args:
+      hf: the config.json.
+      projected: whether the checkpoint has the projection into the space shared with pictures.
+
+    Raises:
+      UserError: another kind of model, or an activation that is not implemented.
+    """
+    kind = hf.get("model_type")
+    if kind == "clip":
+        shared = {"projection_dim": hf.get("projection_dim", _DEFAULTS["projection_dim"])}
+        hf = (hf.get("text_config") or {}) | shared
+    elif kind != "clip_text_model":
+        raise UserError(
+            f"model_type {kind!r} is not a CLIP text tower; give a directory whose config.json "
+            "says clip or clip_text_model"
+        )
+    hf = _DEFAULTS | hf
+    if hf["hidden_act"] not in ("quick_gelu", "gelu"):
+        raise UserError(
+            f"the CLIP text config's hidden_act {hf['hidden_act']!r} is not implemented; "
+            "use a tower with quick_gelu or gelu"
+        )
+    return ClipTextConfig(
+        vocab_size=hf["vocab_size"],
+        positions=hf["max_position_embeddings"],
+        width=hf["hidden_size"],
+        depth=hf["num_hidden_layers"],
+        heads=hf["num_attention_heads"],
+        mlp_width=hf["intermediate_size"],
+        norm_eps=hf["layer_norm_eps"],
+        activation=hf["hidden_act"],
+        projection=hf["projection_dim"] if projected else 0,
+    )
+
+
+def hf_text_config(config: ClipTextConfig) -> dict[str, Any]:
+    """The config.json of a text tower."""
+    kind = "CLIPTextModelWithProjection" if config.projection else "CLIPTextModel"
+    return {
+        "architectures": [kind],
+        "model_type": "clip_text_model",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.width,
+        "intermediate_size": config.mlp_width,
+        "projection_dim": config.projection or config.width,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.heads,
+        "max_position_embeddings": config.positions,
+        "hidden_act": config.activation,
+        "layer_norm_eps": config.norm_eps,
+    }
+
+
+def text_rules(config: ClipTextConfig, prefix: str = "text_model.") -> list[Rule]:
+    """Rules of a text tower whose names begin with `prefix`; our leaves are under `text`."""
+    width, place = config.width, Place(("text",))
+    embeddings = f"{prefix}embeddings"
+    rules = [
+        same(f"{embeddings}.token_embedding.weight", place.slab("token_embedding", config.vocab_size, width)),
+        same(
+            f"{embeddings}.position_embedding.weight",
+            place.slab("position_embedding", config.positions, width),
+        ),
+        *norm(f"{prefix}final_layer_norm", place, "final_norm", width, bias=True),
+    ]
+    if config.projection:
+        rules.append(matrix(PROJECTION, place.slab("projection/kernel", width, config.projection)))
+    for i in range(config.depth):
+        rules += layer_rules(config, f"{prefix}encoder.layers.{i}", Place(("text", "layers"), i))
+    return rules

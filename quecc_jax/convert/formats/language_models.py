@@ -1,0 +1,414 @@
+"""Decoder families: Hugging Face configs and tensor names to the one decoder's, and back."""
+
+import dataclasses
+from typing import Any
+
+from quecc_jax.config import DecoderConfig
+from quecc_jax.convert.rope import hf_rope, rope_settings
+from quecc_jax.convert.rules import Place, Rule, Shape, Slab, dense, matrix, norm, same
+from quecc_jax.errors import UserError
+
+ORIGINAL = {
+    "llama": "llava_llama",
+    "mistral": "llava_mistral",
+    "qwen2": "llava_qwen",
+    "phi3": "llava_phi3",
+    "mpt": "llava_mpt",
+}
+"""Families in the order in which `guess_family` tries them, and what the original project's
+config.json calls a vision-language model of each."""
+
+_FAMILY = {kind: family for family, kind in ORIGINAL.items()} | {"llava_phi": "phi3"}
+
+_LLAMA_LIKE: dict[str, Any] = {
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "num_key_value_heads": None,
+    "head_dim": None,
+    "rms_norm_eps": 1e-6,
+    "sliding_window": None,
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "attention_bias": False,
+    "mlp_bias": False,
+}
+_MPT_ATTENTION = {
+    "attn_type": "multihead_attention",
+    "clip_qkv": None,
+    "softmax_scale": None,
+    "prefix_lm": False,
+    "qk_ln": False,
+    "attn_uses_sequence_id": False,
+    "alibi": True,
+    "alibi_bias_max": 8,
+}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": _LLAMA_LIKE | {"vocab_size": 32000, "intermediate_size": 11008, "max_position_embeddings": 2048},
+    "mistral": _LLAMA_LIKE
+    | {
+        "vocab_size": 32000,
+        "intermediate_size": 14336,
+        "max_position_embeddings": 131072,
+        "num_key_value_heads": 8,
+        "sliding_window": 4096,
+    },
+    "qwen2": _LLAMA_LIKE
+    | {
+        "vocab_size": 151936,
+        "intermediate_size": 22016,
+        "max_position_embeddings": 32768,
+        "num_key_value_heads": 32,
+        "use_sliding_window": False,
+        "sliding_window": 4096,
+        "max_window_layers": 28,
+        "layer_types": None,
+    },
+    "phi3": _LLAMA_LIKE
+    | {
+        "vocab_size": 32064,
+        "hidden_size": 3072,
+        "intermediate_size": 8192,
+        "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 4096,
+        "original_max_position_embeddings": 4096,
+    },
+    "mpt": {
+        "d_model": 2048,
+        "n_heads": 16,
+        "n_layers": 24,
+        "expansion_ratio": 4,
+        "max_seq_len": 2048,
+        "vocab_size": 50368,
+        "layer_norm_epsilon": 1e-5,
+        "logit_scale": None,
+        "no_bias": True,
+        "norm_type": "low_precision_layernorm",
+        "tie_word_embeddings": True,
+    },
+}
+"""What a key means that a family's config.json leaves out (transformers' own defaults)."""
+
+_ONLY: dict[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu",),
+    "attention_bias": (False, None),
+    "mlp_bias": (False, None),
+    "quantization_config": (None,),
+    "attn_logit_softcapping": (None,),
+    "final_logit_softcapping": (None,),
+    "mup_width_multiplier": (None,),
+    "use_mrope": (False, None),
+    "embedding_multiplier": (1, None),
+    "residual_multiplier": (1, None),
+    "logits_scaling": (1, None),
+    "attention_multiplier": (None,),
+    "scale_emb": (1, None),
+    "scale_depth": (None,),
+    "no_rope_layers": (None, []),
+    "use_qk_norm": (False, None),
+    "expansion_ratio": (4,),
+    "logit_scale": (None,),
+    "no_bias": (True,),
+    "norm_type": ("low_precision_layernorm", "layernorm"),
+    "attn_type": ("multihead_attention",),
+    "clip_qkv": (None,),
+    "softmax_scale": (None,),
+    "prefix_lm": (False,),
+    "qk_ln": (False,),
+    "attn_uses_sequence_id": (False,),
+    "alibi": (True,),
+}
+"""Settings that change the mathematics, with the values that are implemented."""
+
+
+def family_of(hf: dict[str, Any]) -> str:
+    """The family of a config.json of a language model, or of the original project's models.
+
+    Raises:
+      UserError: its model_type is none of those known.
+    """
+    kind = hf.get("model_type")
+    # The first LLaVA-1.5 files say only "llava"; their decoder is LLaMA's.
+    if kind == "llava" and "text_config" not in hf:
+        return "llama"
+    family = kind if kind in DEFAULTS else _FAMILY.get(str(kind))
+    if family is None:
+        raise UserError(
+            f"model_type {kind!r} is not a decoder that is implemented; use one of "
+            f"{', '.join([*DEFAULTS, *_FAMILY])}"
+        )
+    return family
+
+
+def settings(hf: dict[str, Any], family: str) -> dict[str, Any]:
+    """A family's config.json with the keys filled in that it leaves out.
+
+    Raises:
+      UserError: a value that is not implemented, by name.
+    """
+    full = DEFAULTS[family] | hf
+    attention = _MPT_ATTENTION | (full.get("attn_config") or {}) if family == "mpt" else {}
+    for name, value in {**full, **attention}.items():
+        if name in _ONLY and value not in _ONLY[name]:
+            raise UserError(
+                f"{name} {value!r} in config.json is not implemented for {family}; "
+                f"use a model with {' or '.join(repr(v) for v in _ONLY[name])}"
+            )
+    return full | ({"attn_config": attention} if attention else {})
+
+
+def decoder_config(hf: dict[str, Any]) -> DecoderConfig:
+    """The decoder that a config.json describes.
+
+    Args:
+      hf: config.json of a language model, or of one of the original project's vision-language models.
+
+    Raises:
+      UserError: an unknown family, or a setting that changes the mathematics in a way that is not
+        implemented, by name.
+    """
+    family = family_of(hf)
+    hf = settings(hf, family)
+    if family == "mpt":
+        return DecoderConfig(
+            vocab_size=hf["vocab_size"],
+            width=hf["d_model"],
+            depth=hf["n_layers"],
+            heads=hf["n_heads"],
+            kv_heads=hf["n_heads"],
+            mlp_width=4 * hf["d_model"],
+            mlp="gelu",
+            norm="layer",
+            norm_eps=hf["layer_norm_epsilon"],
+            positions="alibi",
+            alibi_bias_max=hf["attn_config"]["alibi_bias_max"],
+            tie_embeddings=bool(hf["tie_word_embeddings"]),
+            max_positions=hf["max_seq_len"],
+        )
+    width, heads, depth = hf["hidden_size"], hf["num_attention_heads"], hf["num_hidden_layers"]
+    head_width = hf["head_dim"] or 0
+    window, full_layers = _window(hf, family, depth)
+    return DecoderConfig(
+        vocab_size=hf["vocab_size"],
+        width=width,
+        depth=depth,
+        heads=heads,
+        kv_heads=hf["num_key_value_heads"] or heads,
+        head_width=0 if head_width * heads == width else head_width,
+        mlp_width=hf["intermediate_size"],
+        norm_eps=hf["rms_norm_eps"],
+        window=window,
+        full_layers=full_layers,
+        qkv_bias=family == "qwen2",
+        tie_embeddings=bool(hf["tie_word_embeddings"]),
+        max_positions=hf["max_position_embeddings"],
+        **rope_settings(hf, partial=family == "phi3"),
+    )
+
+
+def _window(hf: dict[str, Any], family: str, depth: int) -> tuple[int, int]:
+    """(window, layers at the front that it spares), (0, 0) without one."""
+    window = hf["sliding_window"] or 0
+    if family == "llama":
+        return 0, 0
+    if family != "qwen2":
+        return window, 0
+    kinds = hf["layer_types"]
+    if kinds is None:
+        spared = min(hf["max_window_layers"], depth) if hf["use_sliding_window"] else depth
+    else:
+        spared = kinds.count("full_attention")
+        if kinds != ["full_attention"] * spared + ["sliding_attention"] * (depth - spared):
+            raise UserError(
+                f"layer_types in config.json names {len(kinds)} of {depth} layers, or mixes "
+                "them; only full_attention followed by sliding_attention is implemented"
+            )
+    return (0, 0) if spared == depth or not window else (window, spared)
+
+
+def hf_decoder_config(config: DecoderConfig, family: str, max_length: int = 2048) -> dict[str, Any]:
+    """The config.json of a decoder that never had one.
+
+    Args:
+      config: the decoder.
+      family: the model_type to write.
+      max_length: positions that the file promises where the decoder does not say its own.
+
+    Raises:
+      UserError: the family cannot express this decoder.
+    """
+    positions = config.max_positions or max_length
+    if family == "mpt":
+        hf: dict[str, Any] = {
+            "architectures": ["MptForCausalLM"],
+            "d_model": config.width,
+            "n_heads": config.heads,
+            "n_layers": config.depth,
+            "expansion_ratio": 4,
+            "max_seq_len": positions,
+            "vocab_size": config.vocab_size,
+            "layer_norm_epsilon": config.norm_eps,
+            "no_bias": True,
+            "tie_word_embeddings": config.tie_embeddings,
+            "attn_config": {"alibi": True, "alibi_bias_max": config.alibi_bias_max},
+        }
+    else:
+        hf = {
+            "architectures": [f"{family.capitalize()}ForCausalLM"],
+            "vocab_size": config.vocab_size,
+            "hidden_size": config.width,
+            "intermediate_size": config.mlp_width,
+            "num_hidden_layers": config.depth,
+            "num_attention_heads": config.heads,
+            "num_key_value_heads": config.kv_heads,
+            "hidden_act": "silu",
+            "max_position_embeddings": positions,
+            "rms_norm_eps": config.norm_eps,
+            "tie_word_embeddings": config.tie_embeddings,
+            **hf_rope(config),
+        }
+        if config.head_width:
+            hf["head_dim"] = config.head_width
+        if family != "llama":
+            hf["sliding_window"] = config.window or None
+        if family == "qwen2":
+            hf |= {"use_sliding_window": config.window > 0, "max_window_layers": config.full_layers}
+    # Phi-3's default pads with an id that smaller vocabularies do not have.
+    hf |= {"model_type": family, "pad_token_id": None}
+    kept = decoder_config(hf)
+    for field in dataclasses.fields(DecoderConfig):
+        ours, theirs = getattr(config, field.name), getattr(kept, field.name)
+        if ours != theirs and field.name != "max_positions":
+            raise UserError(
+                f"model_type {family} cannot express decoder.{field.name} {ours!r} "
+                f"(it would be read as {theirs!r}); export to another family"
+            )
+    return hf
+
+
+def guess_family(config: DecoderConfig) -> str:
+    """The first family that can express a decoder.
+
+    Raises:
+      UserError: none can.
+    """
+    for family in ORIGINAL:
+        try:
+            hf_decoder_config(config, family)
+        except UserError:
+            continue
+        return family
+    raise UserError(
+        f"no family of {', '.join(ORIGINAL)} can express the decoder of this run; "
+        "change its settings to those of one of them"
+    )
+
+
+def decoder_rules(
+    config: DecoderConfig, family: str, prefix: str = "", body: str | None = None, head_too: bool = False
+) -> list[Rule]:
+    """Rules of a decoder; our leaves are under `decoder`.
+
+    A tied decoder has no output matrix on our side. Files that hold a copy of the table as
+    `lm_head.weight` all the same are read with `head_too`; the copy must equal the table.
+
+    Args:
+      config: the decoder.
+      family: its model_type, which decides the names and what is fused.
+      prefix: what stands before all names, e.g. "language_model.".
+      body: what stands before the names without the output matrix; None is the prefix followed by
+        "model." ("transformer." for MPT).
+      head_too: whether the file of a tied decoder holds the output matrix.
+    """
+    mpt = family == "mpt"
+    body = prefix + ("transformer." if mpt else "model.") if body is None else body
+    place = Place(("decoder",))
+    table = place.slab("embedding", config.vocab_size, config.width)
+    embed, head = body + ("wte.weight" if mpt else "embed_tokens.weight"), f"{prefix}lm_head.weight"
+    rules = norm(body + ("norm_f" if mpt else "norm"), place, "norm", config.width, bias=False)
+    if not config.tie_embeddings:
+        rules.append(matrix(head, place.slab("head", config.width, config.vocab_size)))
+    rules.append(_twice(embed, head, table) if config.tie_embeddings and head_too else same(embed, table))
+    make = {"mpt": _mpt_layer, "phi3": _phi3_layer}.get(family, _llama_layer)
+    for i in range(config.depth):
+        layer = f"{body}blocks.{i}" if mpt else f"{body}layers.{i}"
+        rules += make(config, layer, Place(("decoder", "layers"), i))
+    return rules
+
+
+def _twice(first: str, second: str, slab: Slab) -> Rule:
+    """One matrix of ours that they hold under two names."""
+
+    def one(theirs: tuple[Any, ...]) -> tuple[Any, ...]:
+        if not bool((theirs[0] == theirs[1]).all()):
+            raise UserError(
+                f"{second} differs from {first}, but config.json ties them; "
+                "set tie_word_embeddings to false if the model has an output matrix of its own"
+            )
+        return (theirs[0],)
+
+    return Rule((first, second), (slab.shape,) * 2, (slab,), one, lambda ours: (ours[0], ours[0]))
+
+
+def _projections(config: DecoderConfig) -> tuple[Shape, Shape, Shape]:
+    """(width,), and the output axes of the query and of keys and values."""
+    return (config.width,), (config.heads, config.head_dim), (config.kv_heads, config.head_dim)
+
+
+def _llama_layer(config: DecoderConfig, name: str, place: Place) -> list[Rule]:
+    """LLaMA, Mistral and Qwen2: every matrix by itself."""
+    width, query, key = _projections(config)
+    attention, mlp, hidden = f"{name}.self_attn", f"{name}.mlp", (config.mlp_width,)
+    rules = [
+        *norm(f"{name}.input_layernorm", place, "norm1", config.width, bias=False),
+        *norm(f"{name}.post_attention_layernorm", place, "norm2", config.width, bias=False),
+        *dense(f"{attention}.o_proj", place, "out", query, width, bias=False),
+        *dense(f"{mlp}.gate_proj", place, "gate", width, hidden, bias=False),
+        *dense(f"{mlp}.up_proj", place, "up", width, hidden, bias=False),
+        *dense(f"{mlp}.down_proj", place, "down", hidden, width, bias=False),
+    ]
+    for k, outs in (("q", query), ("k", key), ("v", key)):
+        rules += dense(f"{attention}.{k}_proj", place, k, width, outs, bias=config.qkv_bias)
+    return rules
+
+
+def _phi3_layer(config: DecoderConfig, name: str, place: Place) -> list[Rule]:
+    """Phi-3: queries, keys and values in one matrix, gate and up in another."""
+    width, query, key = _projections(config)
+    hidden = (config.mlp_width,)
+    return [
+        *norm(f"{name}.input_layernorm", place, "norm1", config.width, bias=False),
+        *norm(f"{name}.post_attention_layernorm", place, "norm2", config.width, bias=False),
+        matrix(
+            f"{name}.self_attn.qkv_proj.weight",
+            place.slab("q/kernel", *width, *query),
+            place.slab("k/kernel", *width, *key),
+            place.slab("v/kernel", *width, *key),
+        ),
+        *dense(f"{name}.self_attn.o_proj", place, "out", query, width, bias=False),
+        matrix(
+            f"{name}.mlp.gate_up_proj.weight",
+            place.slab("gate/kernel", *width, *hidden),
+            place.slab("up/kernel", *width, *hidden),
+        ),
+        *dense(f"{name}.mlp.down_proj", place, "down", hidden, width, bias=False),
+    ]
+
+
+def _mpt_layer(config: DecoderConfig, name: str, place: Place) -> list[Rule]:
+    """MPT: queries, keys and values in one matrix; an MLP of two."""
+    width, query, key = _projections(config)
+    hidden = (config.mlp_width,)
+    return [
+        *norm(f"{name}.norm_1", place, "norm1", config.width, bias=False),
+        *norm(f"{name}.norm_2", place, "norm2", config.width, bias=False),
+        matrix(
+            f"{name}.attn.Wqkv.weight",
+            place.slab("q/kernel", *width, *query),
+            place.slab("k/kernel", *width, *key),
+            place.slab("v/kernel", *width, *key),
+        ),
+        *dense(f"{name}.attn.out_proj", place, "out", query, width, bias=False),
+        *dense(f"{name}.ffn.up_proj", place, "up", width, hidden, bias=False),
+        *dense(f"{name}.ffn.down_proj", place, "down", hidden, width, bias=False),
+    ]

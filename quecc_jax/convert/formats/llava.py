@@ -1,0 +1,281 @@
+"""Whole vision-language models: the original LLaVA and QueCC format, and llava-hf's."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from quecc_jax.config import CompressorConfig, ModelConfig, RunConfig, VisionConfig
+from quecc_jax.config.shapes import projector_depth
+from quecc_jax.convert.formats.clip import KNOWN, LEVELS
+from quecc_jax.convert.formats.language_models import ORIGINAL, decoder_config, hf_decoder_config
+from quecc_jax.convert.formats.quecc import quecc_rules
+from quecc_jax.convert.rules import Place, Rule, dense, same
+from quecc_jax.errors import UserError
+
+HEADS = 8
+"""Attention heads of the original's QueCC, whatever the tower."""
+
+_ONLY: dict[str, tuple[Any, ...]] = {
+    "image_aspect_ratio": ("pad", "square", None),
+    "mm_vision_select_feature": ("patch", "cls_patch"),
+    "mm_patch_merge_type": ("flat", None),
+    "mm_vision_token_compression_type": ("quecc", None),
+    "mm_use_im_start_end": (False, None),
+    "mm_resampler_type": (None,),
+    "use_mm_proj": (True, None),
+}
+"""Settings that change what the model computes, with the values that are implemented."""
+_ANYRES = {"mm_patch_merge_type": "spatial_unpad", "image_aspect_ratio": "anyres"}
+"""What the original says of any-resolution pictures; both, or the values above."""
+NEWLINE = "image_newline"
+"""How all formats call the end of a map's row."""
+
+
+def is_original(hf: dict[str, Any]) -> bool:
+    """Whether a config.json is of the original project's vision-language models."""
+    return "text_config" not in hf and ("mm_projector_type" in hf or "mm_vision_tower" in hf)
+
+
+def original_tower(hf: dict[str, Any]) -> VisionConfig:
+    """The tower that an original config.json names, where the name alone says what it is.
+
+    Raises:
+      UserError: it does not.
+    """
+    name = hf.get("mm_vision_tower")
+    if name not in KNOWN:
+        raise UserError(
+            f"config.json names the vision tower {name!r} without describing it; "
+            "give the tower's directory with --vision"
+        )
+    return KNOWN[name]
+
+
+def original_model(hf: dict[str, Any], tower: VisionConfig) -> ModelConfig:
+    """The model that a config.json of the original project describes.
+
+    Args:
+      hf: config.json of a `llava_llama`, `llava_mistral`, `llava_mpt`, `llava_phi3` or `llava_qwen`.
+      tower: the tower, which config.json only names; select layer and levels are set here.
+
+    Raises:
+      UserError: a setting that is not implemented or does not fit the tower, by name.
+    """
+    anyres = all(hf.get(name) == value for name, value in _ANYRES.items())
+    refuse(hf, {name: only for name, only in _ONLY.items() if not (anyres and name in _ANYRES)})
+    projector = hf.get("mm_projector_type") or "linear"
+    try:
+        depth = projector_depth(projector)
+    except ValueError as error:
+        raise UserError(f"mm_projector_type in config.json: {error}") from None
+    decoder = decoder_config(hf)
+    quecc = hf.get("mm_vision_token_compression_type") == "quecc"
+    if quecc and depth == 0:
+        raise UserError(
+            "config.json has mm_projector_type 'identity' beside a compressor, which the "
+            "original then leaves out; set mm_vision_token_compression_type to null"
+        )
+    if anyres:
+        # Widths come first here.
+        sizes_of_maps = [(height, width) for width, height in hf.get("image_grid_pinpoints") or ()]
+        tower = dataclasses.replace(tower, tiles=tiles_of(sizes_of_maps, tower))
+    keep_cls = hf.get("mm_vision_select_feature") == "cls_patch"
+    if quecc and keep_cls:
+        raise UserError(
+            "config.json has mm_vision_select_feature 'cls_patch' beside QueCC, which reads "
+            "patches alone; use a model with 'patch'"
+        )
+    if hf.get("s2"):
+        tower = dataclasses.replace(tower, scales=_scales(hf, tower))
+    sizes = {"mm_hidden_size": tower.feature_width}
+    if quecc:
+        sizes |= {
+            "mm_vision_output_text_embedding_size": decoder.width,
+            "mm_vision_output_token_count": tower.patches,
+        }
+    for name, size in sizes.items():
+        if hf.get(name) not in (None, size):
+            raise UserError(
+                f"{name} {hf[name]} in config.json does not fit the tower and the decoder, which "
+                f"make it {size}; give the tower that belongs to the model"
+            )
+    if quecc and tower.depth < max(LEVELS):
+        raise UserError(
+            f"QueCC reads the tower's states {LEVELS}, but the tower has {tower.depth} layers; "
+            "give the tower that belongs to the model"
+        )
+    select = hf.get("mm_vision_select_layer", -2)
+    compressor = CompressorConfig(
+        "quecc",
+        kernel=hf.get("mm_vision_token_compression_kernel_size") or 4,
+        stride=hf.get("mm_vision_token_compression_stride") or 4,
+        heads=HEADS,
+    )
+    levels = LEVELS if quecc else (select,)
+    return ModelConfig(
+        vision=dataclasses.replace(tower, select_layer=select, levels=levels, keep_cls=keep_cls),
+        compressor=compressor if quecc else CompressorConfig("none"),
+        projector=projector,
+        decoder=decoder,
+    )
+
+
+def hf_original(config: RunConfig, family: str) -> dict[str, Any]:
+    """The config.json of the original project for a run's model.
+
+    `mm_vision_tower` is the published name of the tower where there is one with its sizes, else
+    "clip": a directory of that name beside the file must then hold the tower.
+
+    Raises:
+      UserError: the original's code cannot express the model, by setting.
+    """
+    model, select = config.model, config.model.vision.select_layer
+    vision, compressor = model.vision, model.compressor
+    quecc = compressor.name == "quecc"
+    wanted = [
+        ("model.compressor.name", compressor.name, ("quecc", "none")),
+        ("model.compressor.elastic", compressor.elastic if quecc else (), ((),)),
+        ("model.compressor.heads", compressor.heads if quecc else HEADS, (HEADS,)),
+        ("model.compressor.query", compressor.query if quecc else "question", ("question",)),
+        ("model.query.encoder", model.query.encoder if quecc else "decoder", ("decoder",)),
+        ("model.vision.levels", vision.levels if quecc else LEVELS, (LEVELS,)),
+        ("model.vision.scales[0]", vision.scales[0], (1,)),
+        ("model.vision.tiles", vision.tiles, ((),) if quecc else (vision.tiles,)),
+        ("model.vision.keep_cls", quecc and vision.keep_cls, (False,)),
+    ]
+    for name, value, allowed in wanted:
+        if value not in allowed:
+            raise UserError(
+                f"the original project has no {name} {value!r}, only "
+                f"{' or '.join(repr(a) for a in allowed)}; "
+                "this run cannot be written in its format"
+            )
+    tower = dataclasses.replace(
+        vision,
+        select_layer=-2,
+        levels=LEVELS,
+        post_norm=True,
+        scales=(1,),
+        tiles=(),
+        keep_cls=False,
+        keep_attention=False,
+    )
+    names = [name for name, known in KNOWN.items() if known == tower]
+    kind = ORIGINAL[family]
+    hf = hf_decoder_config(model.decoder, family, config.data.max_length) | {
+        "architectures": [f"{kind.title().replace('_', '')}ForCausalLM"],
+        "model_type": kind,
+        "hidden_size": model.decoder.width,
+        "use_mm_proj": True,
+        "mm_vision_tower": names[0] if names else "clip",
+        "mm_projector_type": model.projector,
+        "mm_hidden_size": vision.feature_width,
+        "mm_vision_select_layer": select,
+        "mm_vision_select_feature": "cls_patch" if vision.keep_cls else "patch",
+        "mm_patch_merge_type": "flat",
+        "mm_use_im_start_end": False,
+        "mm_use_im_patch_token": False,
+        "image_aspect_ratio": config.data.image_aspect,
+        "tokenizer_padding_side": "right",
+        "tokenizer_model_max_length": config.data.max_length,
+    }
+    if vision.tiles:
+        hf |= _ANYRES | {"image_grid_pinpoints": [[width, height] for height, width in pinpoints(vision)]}
+    if len(vision.scales) > 1:
+        hf |= {"s2": True, "s2_scales": ",".join(str(scale * vision.image_size) for scale in vision.scales)}
+    if quecc:
+        hf |= {
+            "mm_vision_token_compression_type": "quecc",
+            "mm_vision_output_token_count": vision.patches,
+            "mm_vision_output_text_embedding_size": model.decoder.width,
+            "mm_vision_output_combined_token_count": None,
+            "mm_vision_token_compression_kernel_size": compressor.kernel,
+            "mm_vision_token_compression_stride": compressor.stride,
+        }
+    return hf
+
+
+def original_body(family: str) -> str:
+    """What stands before the original's names of everything but the output matrix."""
+    return "transformer." if family == "mpt" else "model."
+
+
+def adapter_rules(model: ModelConfig, prefix: str) -> list[Rule]:
+    """Compressor and projector, which the original keeps in one Sequential called `prefix`, e.g.
+    "model.mm_projector."."""
+    first, rules = 0, []
+    vision, compressor, decoder = model.vision, model.compressor, model.decoder
+    if compressor.name == "quecc":
+        first = 1
+        multi = vision.feature_width * len(vision.levels)
+        rules += quecc_rules(
+            vision.feature_width, decoder.width, multi, compressor.kernel, compressor.heads, f"{prefix}0."
+        )
+    # GELUs stand between the linear layers and take numbers too.
+    newline = prefix.removesuffix("mm_projector.") + NEWLINE
+    return rules + projector_rules(model, lambda i: f"{prefix}{first + 2 * i}", newline)
+
+
+def projector_rules(model: ModelConfig, name: Callable[[int], str], newline: str) -> list[Rule]:
+    """The projector, whose linear layer i = 0, 1, ... they call name(i), and the end of a map's row."""
+    rules: list[Rule] = []
+    place, wide = Place(("projector",)), (model.decoder.width,)
+    for i in range(projector_depth(model.projector)):
+        ins = wide if i else (model.vision.feature_width,)
+        rules += dense(name(i), place, f"fc{i + 1}", ins, wide, bias=True)
+    return [*rules, same(newline, place.slab("newline", *wide))] if model.has_newline else rules
+
+
+def tiles_of(sizes: Sequence[Sequence[int]], tower: VisionConfig) -> tuple[tuple[int, int], ...]:
+    """Grids of squares in maps of some heights and widths in pixels."""
+    side = tower.image_size
+    if not sizes or any(height % side or width % side for height, width in sizes):
+        raise UserError(
+            "image_grid_pinpoints in config.json are not multiples of the tower's "
+            f"{side} pixels; give the model's own tower"
+        )
+    return tuple((height // side, width // side) for height, width in sizes)
+
+
+def pinpoints(vision: VisionConfig) -> list[list[int]]:
+    """Heights and widths in pixels of the maps of any-resolution pictures."""
+    return [[rows * vision.image_size, columns * vision.image_size] for rows, columns in vision.tiles]
+
+
+def _scales(hf: dict[str, Any], tower: VisionConfig) -> tuple[int, ...]:
+    """S2's scales in units of the tower's input, from their sizes in pixels."""
+    sizes = sorted(int(size) for size in str(hf.get("s2_scales") or "336,672,1008").split(","))
+    if sizes[0] != tower.image_size or any(size % tower.image_size for size in sizes):
+        raise UserError(
+            f"s2_scales {hf.get('s2_scales')!r} in config.json are not multiples of the tower's "
+            f"{tower.image_size} pixels, that size first; give the model's own tower"
+        )
+    return tuple(size // tower.image_size for size in sizes)
+
+
+_MEANINGS = (
+    ("image_aspect_ratio", r"anyres_max_\d+", "tiles' tokens interpolated to at most so many squares' worth"),
+    ("image_aspect_ratio", r"anyres", "tiles, which need mm_patch_merge_type 'spatial_unpad'"),
+    ("image_aspect_ratio", r"highres|crop_split", "fixed tiles of a larger picture"),
+    ("mm_patch_merge_type", r"spatial", "tiles' tokens in one map with its padding, without newlines"),
+    ("mm_patch_merge_type", r"spatial_unpad", "tiles' tokens in one map, which need 'anyres'"),
+    ("mm_patch_merge_type", r".*maxpool.*", "tiles' tokens pooled by twos"),
+    ("mm_vision_select_feature", r"slicefour.*|slice_m.*", "several layers' states side by side"),
+    ("mm_use_im_start_end", r"True", "tokens of its own around every picture"),
+    ("mm_resampler_type", r".*", "a module between tower and projector"),
+)
+"""What settings of the original, and of LLaVA-NeXT's code, mean that are refused."""
+
+
+def refuse(hf: dict[str, Any], only: dict[str, tuple[Any, ...]]) -> None:
+    """Raises UserError, with its meaning where it is known, for a setting that has none of these values."""
+    for name, allowed in only.items():
+        if name in hf and hf[name] not in allowed:
+            said = str(hf[name])
+            known = [what for key, value, what in _MEANINGS if key == name and re.fullmatch(value, said)]
+            meaning = f" ({known[0]})" if known else ""
+            raise UserError(
+                f"{name} {hf[name]!r} in config.json{meaning} is not implemented; "
+                f"use a model with {' or '.join(repr(a) for a in allowed)}"
+            )

@@ -1,0 +1,149 @@
+"""LLaVA and LLaVA-NeXT as transformers has them (llava-hf): settings, names and the picture's own token."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from quecc_jax.config import CompressorConfig, ModelConfig, RunConfig
+from quecc_jax.convert.formats.clip import hf_vision_config, vision_config
+from quecc_jax.convert.formats.language_models import decoder_config, hf_decoder_config
+from quecc_jax.convert.formats.llava import NEWLINE, pinpoints, projector_rules, refuse, tiles_of
+from quecc_jax.convert.rules import Arrays, Rule
+from quecc_jax.errors import UserError
+
+IMAGE = "<image>"
+"""The token that stands for a picture."""
+VOCABULARY = (("decoder", "embedding"), ("decoder", "head"))
+"""Our leaves with a row, or column, for each token."""
+
+_ONLY_HF: dict[str, tuple[Any, ...]] = {
+    "vision_feature_select_strategy": ("default", "full"),
+    "projector_hidden_act": ("gelu",),
+    "multimodal_projector_bias": (True,),
+    "use_image_newline_parameter": (True,),
+}
+"""Settings that change what the model computes, with the values that are implemented."""
+_PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+"""Sizes (height, width) of LLaVA-NeXT's maps where a config.json of transformers does not say them."""
+
+_TOWER_HF = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "patch_size": 14,
+    "image_size": 336,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+}
+"""The tower of a llava-hf config.json that does not describe one."""
+
+
+def is_llava_hf(hf: dict[str, Any]) -> bool:
+    """Whether a config.json is of transformers' LlavaForConditionalGeneration, or of LLaVA-NeXT's."""
+    return hf.get("model_type") in ("llava", "llava_next") and "text_config" in hf
+
+
+def llava_hf_model(hf: dict[str, Any]) -> ModelConfig:
+    """The model that a config.json of LlavaForConditionalGeneration or LLaVA-NeXT's class describes.
+
+    Raises:
+      UserError: a setting that is not implemented, by name.
+    """
+    refuse(hf, _ONLY_HF)
+    select = hf.get("vision_feature_layer", -2)
+    # One layer in a list is that layer; transformers concatenates the states of several.
+    select = select[0] if isinstance(select, list) and len(select) == 1 else select
+    if not isinstance(select, int):
+        raise UserError(
+            f"vision_feature_layer {select!r} in config.json is not implemented; "
+            "use a model that reads a single layer"
+        )
+    text = {"model_type": "llama"} | hf["text_config"]
+    if hf.get("tie_word_embeddings"):
+        text["tie_word_embeddings"] = True
+    vision = {"model_type": "clip_vision_model"} | (hf.get("vision_config") or _TOWER_HF)
+    tower = vision_config(vision, select)
+    if hf["model_type"] == "llava_next":
+        pinpoints_hf = hf.get("image_grid_pinpoints") or _PINPOINTS
+        tower = dataclasses.replace(tower, tiles=tiles_of(pinpoints_hf, tower))
+    return ModelConfig(
+        vision=dataclasses.replace(
+            tower, levels=(select,), keep_cls=hf.get("vision_feature_select_strategy") == "full"
+        ),
+        compressor=CompressorConfig("none"),
+        projector="mlp2x_gelu",
+        decoder=decoder_config(text),
+    )
+
+
+def hf_llava(config: RunConfig, family: str, number: int) -> dict[str, Any]:
+    """The config.json of LlavaForConditionalGeneration, or with tiles of LLaVA-NeXT's class, for a run's
+    model.
+
+    Args:
+      config: the run.
+      family: model_type of its decoder.
+      number: id of the token that stands for a picture; the vocabulary grows to hold it.
+
+    Raises:
+      UserError: transformers' class cannot express the model, by setting.
+    """
+    model = config.model
+    for name, value, only in (
+        ("compressor.name", model.compressor.name, "none"),
+        ("projector", model.projector, "mlp2x_gelu"),
+        ("vision.scales", model.vision.scales, (1,)),
+    ):
+        if value != only:
+            raise UserError(
+                f"llava-hf has no model.{name} {value!r}, only {only!r}; export in the original format"
+            )
+    tiles = model.vision.tiles
+    return {
+        "architectures": [f"Llava{'Next' if tiles else ''}ForConditionalGeneration"],
+        "model_type": "llava_next" if tiles else "llava",
+        **({"image_grid_pinpoints": pinpoints(model.vision)} if tiles else {}),
+        "text_config": hf_decoder_config(model.decoder, family, config.data.max_length)
+        | {"vocab_size": max(model.decoder.vocab_size, number + 1)},
+        "vision_config": hf_vision_config(model.vision),
+        "vision_feature_layer": model.vision.select_layer,
+        "vision_feature_select_strategy": "full" if model.vision.keep_cls else "default",
+        "projector_hidden_act": "gelu",
+        "multimodal_projector_bias": True,
+        "image_token_index": number,
+        "image_seq_length": model.visual_tokens,
+        "tie_word_embeddings": model.decoder.tie_embeddings,
+    }
+
+
+def llava_hf_adapter_rules(model: ModelConfig, prefix: str = "multi_modal_projector.") -> list[Rule]:
+    """The projector under llava-hf's names."""
+    newline = prefix.removesuffix("multi_modal_projector.") + NEWLINE
+    return projector_rules(model, lambda i: f"{prefix}linear_{i + 1}", newline)
+
+
+def with_rows(rules: list[Rule], rows: int) -> list[Rule]:
+    """Rules whose tables of the vocabulary have `rows` rows on their side, of which ours are the first.
+
+    A new row is the mean of all others, so that its logit, the mean of all others', is never the largest.
+    """
+    return [_longer(rule, rows) if rule.ours[0].path in VOCABULARY else rule for rule in rules]
+
+
+def _longer(rule: Rule, rows: int) -> Rule:
+    ours = rule.shapes[0][0]
+
+    def cut(theirs: Arrays) -> Arrays:
+        return rule.to_ours(tuple(array[:ours] for array in theirs))
+
+    def extend(slabs: Arrays) -> Arrays:
+        return tuple(_extended(array, rows) for array in rule.to_theirs(slabs))
+
+    shapes = tuple((rows, *shape[1:]) for shape in rule.shapes)
+    return dataclasses.replace(rule, shapes=shapes, to_ours=cut, to_theirs=extend)
+
+
+def _extended(array: np.ndarray, rows: int) -> np.ndarray:
+    mean = np.mean(array, axis=0, dtype=np.float32).astype(array.dtype)
+    return np.concatenate([array, np.broadcast_to(mean, (rows - len(array), *mean.shape))])

@@ -1,0 +1,91 @@
+"""QueCC's parameters between the original's PyTorch names and layouts and this library's."""
+
+from typing import Any
+
+import numpy as np
+
+from quecc_jax.convert.rules import (
+    Array,
+    Arrays,
+    Path,
+    Place,
+    Rule,
+    dense,
+    from_tree,
+    matrix,
+    norm,
+    to_tree,
+    vector,
+)
+
+
+def quecc_rules(
+    width: int, text: int, multi: int, kernel: int, heads: int, prefix: str = "", path: Path = ("compressor",)
+) -> list[Rule]:
+    """Rules of one compressor.
+
+    Args:
+      width: D, the tower's width.
+      text: H, the width of the query feature.
+      multi: width of the multi-level features, levels * D.
+      kernel: side of the depthwise convolution.
+      heads: attention heads; ours splits the projections' outputs among them.
+      prefix: what stands before the original's names, e.g. "model.mm_projector.0.".
+      path: where our leaves are.
+    """
+    place, one, split = Place(path), (width,), (heads, width // heads)
+    conv = f"{prefix}q_downsample"
+    attention = f"{prefix}clip_attn"
+    rules = [
+        *dense(f"{prefix}text_projection.0", place, "text_projection", (text,), one, bias=True),
+        *norm(f"{prefix}text_projection.1", place, "text_norm", width, bias=True),
+        Rule(
+            (f"{conv}.weight",),
+            ((width, 1, kernel, kernel),),
+            (place.slab("q_downsample/kernel", kernel, kernel, 1, width),),
+            _channels_last,
+            _channels_first,
+        ),
+        vector(f"{conv}.bias", place.slab("q_downsample/bias", width)),
+        matrix(
+            f"{attention}.in_proj_weight",
+            *(place.slab(f"clip_attn/{k}_kernel", width, *split) for k in "qkv"),
+        ),
+        vector(f"{attention}.in_proj_bias", *(place.slab(f"clip_attn/{k}_bias", *split) for k in "qkv")),
+        *dense(f"{attention}.out_proj", place, "clip_attn/out", split, one, bias=True),
+    ]
+    for name, inputs in (("q_proj", width), ("k_proj", multi), ("v_proj", multi)):
+        rules += dense(f"{prefix}{name}.0", place, f"{name}/fc1", (inputs,), one, bias=True)
+        rules += dense(f"{prefix}{name}.2", place, f"{name}/fc2", one, one, bias=True)
+        rules += norm(f"{prefix}{name}.3", place, f"{name}/norm", width, bias=True)
+    return rules
+
+
+def _channels_last(theirs: Arrays) -> Arrays:
+    return (theirs[0].transpose(2, 3, 1, 0),)
+
+
+def _channels_first(ours: Arrays) -> Arrays:
+    return (ours[0].transpose(3, 2, 0, 1),)
+
+
+def from_torch(params: dict[str, Array], heads: int) -> dict[str, Any]:
+    """The original's state dict as this library's parameters (an exact rearrangement).
+
+    Args:
+      params: the original's names, e.g. `q_proj.0.weight`; Linear weights are [out, in], the
+        attention's input projections are stacked q, k, v, the depthwise kernel is [D, 1, k, k].
+      heads: attention heads H; kernels here are [D, H, D / H].
+    """
+    width, text = params["text_projection.0.weight"].shape
+    multi, kernel = params["k_proj.0.weight"].shape[1], params["q_downsample.weight"].shape[2]
+    return to_tree(quecc_rules(width, text, multi, kernel, heads, path=()), params)
+
+
+def to_torch(params: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The inverse of `from_torch`: the original's names, shapes and layouts."""
+    text, width = params["text_projection"]["kernel"].shape
+    multi, kernel = params["k_proj"]["fc1"]["kernel"].shape[0], params["q_downsample"]["kernel"].shape[0]
+    heads = params["clip_attn"]["q_kernel"].shape[1]
+    rules = quecc_rules(width, text, multi, kernel, heads, path=())
+    return {k: np.asarray(v) for k, v in from_tree(rules, params).items()}

@@ -1,0 +1,224 @@
+"""Parameters on disk, one layer at a time: what training loads and saves, without a whole stack in memory.
+
+Orbax writes a checkpoint's own files and metadata. Its arrays are zarr3 arrays in an OCDBT store, each
+under the leaf's path joined by dots; here they are opened one by one through tensorstore.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import tensorstore as ts
+from orbax.checkpoint import v1 as ocp
+
+from quecc_jax.config import RunConfig
+from quecc_jax.convert.io.writer import Spec
+from quecc_jax.convert.rules import Path as LeafPath
+from quecc_jax.convert.rules import Rule, Shape, Slab, leaf_shapes
+from quecc_jax.errors import UserError
+from quecc_jax.train.checkpoint import load_run_config, quiet_libraries
+
+BATCH = 64 << 20
+"""Bytes of slabs that are brought to the disk together: one by one, small ones would wait for it."""
+
+CHUNK = 16 << 20
+"""Bytes above which a slab is stored in several pieces, so that a mesh's hosts read little but their own."""
+
+
+class SlabWriter:
+    """Writes a checkpoint that `load_params` reads, slab by slab in any order; a context.
+
+    Write into a directory that takes its name only afterwards: until the block ends, the checkpoint
+    looks whole and is not.
+    """
+
+    def __init__(self, checkpoint: Path, rules: Iterable[Rule], dtypes: Mapping[LeafPath, np.dtype]):
+        """
+        Args:
+          checkpoint: the checkpoint's directory, which must not exist.
+          rules: whose slabs are to come; together they fill every leaf.
+          dtypes: how each leaf is stored.
+        """
+        rules = list(rules)
+        self._checkpoint, self._folder = checkpoint.absolute(), checkpoint.absolute() / "params"
+        self._specs = {path: Spec(shape, dtypes[path]) for path, shape in leaf_shapes(rules).items()}
+        self._left = {(slab.path, slab.layer) for rule in rules for slab in rule.ours}
+        self._stacked = {path for path, layer in self._left if layer is not None}
+        self._context = _context()
+        self._arrays: dict[LeafPath, Any] = {}
+        self._transaction, self._waiting = ts.Transaction(), 0
+
+    def __enter__(self) -> "SlabWriter":
+        # Orbax lays down everything that says which leaves there are; the one-byte arrays it stores for
+        # them are replaced.
+        tree: dict[str, Any] = {}
+        for path in self._specs:
+            node = tree
+            for key in path[:-1]:
+                node = node.setdefault(key, {})
+            node[path[-1]] = np.zeros((), np.uint8)
+        try:
+            with quiet_libraries():
+                ocp.save_checkpointables(self._checkpoint, {"params": tree})
+            store = ts.KvStore.open(_store(self._folder), context=self._context).result()
+            store.delete_range(ts.KvStore.KeyRange()).result()
+            for path, spec in self._specs.items():
+                self._arrays[path] = self._create(path, spec)
+            self._commit()
+        except (OSError, ValueError) as error:
+            raise self._unwritable(error) from None
+        return self
+
+    def _create(self, path: LeafPath, spec: Spec) -> Any:
+        stacked = path in self._stacked
+        chunk = (1, *_pieces(spec.shape[1:], spec.dtype)) if stacked else _pieces(spec.shape, spec.dtype)
+        metadata = {
+            "shape": spec.shape,
+            "data_type": str(spec.dtype),
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
+            "codecs": [
+                {"name": "bytes", "configuration": {"endian": "little"}},
+                {"name": "zstd", "configuration": {"level": 1}},
+            ],
+        }
+        # Zeros are data too: a chunk that is absent counts as lost when the leaf is loaded.
+        array = _array(self._folder, path) | {"metadata": metadata, "store_data_equal_to_fill_value": True}
+        return ts.open(array, create=True, context=self._context, transaction=self._transaction).result()
+
+    def _commit(self) -> None:
+        self._transaction.commit_sync()
+        self._transaction, self._waiting = ts.Transaction(), 0
+
+    def write(self, slab: Slab, array: np.ndarray) -> None:
+        """Stores one slab, on the disk at the latest when the block ends.
+
+        Raises:
+          UserError: the disk is full or cannot be written.
+          ValueError: the slab is of another shape or dtype than announced, or came before.
+        """
+        key, dtype = (slab.path, slab.layer), self._specs[slab.path].dtype
+        if (array.shape, array.dtype) != (slab.shape, dtype) or key not in self._left:
+            raise ValueError(f"{slab} came as {array.shape} {array.dtype}, not {dtype}, or came twice")
+        store = self._arrays[slab.path].with_transaction(self._transaction)
+        try:
+            (store if slab.layer is None else store[slab.layer]).write(array).result()
+            self._waiting += array.nbytes
+            if self._waiting >= BATCH:
+                self._commit()
+        except (OSError, ValueError) as error:
+            raise self._unwritable(error) from None
+        self._left.remove(key)
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            self._transaction.abort()
+            return
+        if self._left:
+            first = min(map(str, self._left))
+            raise ValueError(f"{len(self._left)} slabs were not written, {first} among them")
+        try:
+            self._commit()
+        except (OSError, ValueError) as error:
+            raise self._unwritable(error) from None
+
+    def _unwritable(self, error: Exception) -> UserError:
+        reason = str(error).partition("\n")[0][:300]
+        return UserError(f"the checkpoint cannot be written ({reason}); free space, or choose another place")
+
+
+class SlabReader:
+    """Parameters of a run's newest checkpoint and its frozen ones, read slab by slab.
+
+    A run on cached features has no tower; it comes from the run that its `tower_from` names. A damaged
+    newest checkpoint is an error: weights that leave the house are the ones that were meant.
+
+    Attributes:
+      config: the run's settings, with its own tokenizer.
+      shapes: of whole leaves, by path.
+      dtypes: of the leaves as stored.
+
+    Raises:
+      UserError: not a run's directory, or no readable checkpoint.
+    """
+
+    def __init__(self, run_dir: Path):
+        self.run = run_dir.absolute()
+        self.config: RunConfig = load_run_config(self.run)
+        steps = [int(p.name) for p in (self.run / "checkpoints").glob("*") if p.name.isdigit()]
+        if not steps:
+            raise UserError(f"{self.run} holds no checkpoint; train it first, or give another run")
+        self._newest, self._context = self.run / "checkpoints" / str(max(steps)), _context()
+        self._folder_of: dict[LeafPath, Path] = {}
+        frozen = self.run / "frozen"
+        if frozen.is_dir():
+            self._add(frozen, lambda: ocp.metadata(frozen).metadata)
+        self._add(self._newest, lambda: ocp.checkpointables_metadata(self._newest).metadata["params"])
+        towers = {"vision"} if self.config.model.query.reads_decoder else {"vision", "text"}
+        absent = towers - {path[0] for path in self._folder_of}
+        if self.config.tower_from and absent:
+            tower = SlabReader(Path(self.config.tower_from))._folder_of
+            self._folder_of |= {path: folder for path, folder in tower.items() if path[0] in absent}
+        self._arrays = {path: self._open(path) for path in self._folder_of}
+        self.shapes: dict[LeafPath, Shape] = {p: tuple(a.shape) for p, a in self._arrays.items()}
+        self.dtypes = {p: np.dtype(a.dtype.numpy_dtype) for p, a in self._arrays.items()}
+
+    def _add(self, directory: Path, metadata: Any) -> None:
+        try:
+            with quiet_libraries():
+                leaves, _ = jax.tree_util.tree_flatten_with_path(metadata())
+            if not leaves:  # what orbax makes of a damaged store
+                raise ValueError("it is damaged")
+            # Orbax has changed how it names the folder of a tree that is saved by itself.
+            (folder,) = (p.parent for p in directory.glob("*/_METADATA") if p.parent.name != "optimizer")
+        except Exception as error:  # orbax, tensorstore and json each fail in their own ways
+            raise self._unreadable(directory, error) from None
+        self._folder_of |= {tuple(str(k.key) for k in path): folder for path, _ in leaves}
+
+    def _open(self, path: LeafPath) -> Any:
+        try:
+            return ts.open(_array(self._folder_of[path], path), open=True, context=self._context).result()
+        except (OSError, ValueError) as error:
+            raise self._unreadable(self._folder_of[path], error) from None
+
+    def read(self, slab: Slab) -> np.ndarray:
+        """One slab as it is stored.
+
+        Raises:
+          UserError: the checkpoint cannot be read.
+        """
+        store = self._arrays[slab.path]
+        try:
+            return np.asarray((store if slab.layer is None else store[slab.layer]).read().result())
+        except (OSError, ValueError) as error:
+            raise self._unreadable(self._folder_of[slab.path], error) from None
+
+    def _unreadable(self, where: Path, error: Exception) -> UserError:
+        reason = str(error).partition("\n")[0][:300]
+        return UserError(f"{where} cannot be read ({reason}); restore it, or export another run")
+
+
+def _context() -> ts.Context:
+    """Room to remember where arrays lie, and none for the arrays themselves."""
+    return ts.Context({"cache_pool": {}, "cache_pool#index": {"total_bytes_limit": 50 << 20}})
+
+
+def _array(folder: Path, path: LeafPath) -> dict[str, Any]:
+    """Where tensorstore finds a leaf."""
+    return {"driver": "zarr3", "kvstore": {**_store(folder), "path": f"{'.'.join(path)}/"}}
+
+
+def _store(folder: Path) -> dict[str, Any]:
+    """Where tensorstore finds all leaves of a tree."""
+    base = {"driver": "file", "path": f"{folder}/"}
+    return {"driver": "ocdbt", "base": base, "cache_pool": "cache_pool#index"}
+
+
+def _pieces(shape: Shape, dtype: np.dtype) -> Shape:
+    """The shape of equal pieces of at most CHUNK bytes, or of the smallest that halving gives."""
+    sizes = list(shape)
+    while Spec(tuple(sizes), dtype).size > CHUNK and any(s % 2 == 0 for s in sizes):
+        largest = max(s for s in sizes if s % 2 == 0)
+        sizes[sizes.index(largest)] //= 2
+    return tuple(max(1, s) for s in sizes)

@@ -1,0 +1,234 @@
+"""What belongs to weights and is not weights: config.json, tokenizer, processor settings.
+
+An imported run keeps the files of its sources, so that an export can put them back:
+
+    source/tensors.json           names and shapes of every tensor, by source
+    source/model/                 config.json and the other files beside the model's weights
+    source/vision/, projector/    the same of a tower and a projector that were given apart,
+    source/text/                  and of a CLIP whose text tower encodes the questions
+    source/*/carried.safetensors  tensors that no parameter of ours holds, such as buffers
+"""
+
+import dataclasses
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quecc_jax.convert.adapters import refuse_adapter_files
+from quecc_jax.convert.formats.gguf import GgufFile, hf_config
+from quecc_jax.convert.formats.gguf_tokenizer import Told, write_tokenizer
+from quecc_jax.convert.formats.llava import is_original
+from quecc_jax.convert.io.tensors import TensorSource, open_chosen, open_tensors
+from quecc_jax.convert.io.weight_files import PROJECTOR_ALONE, choose, folders_with_tensors
+from quecc_jax.convert.plan import Source
+from quecc_jax.data.files import read_json
+from quecc_jax.data.images import CLIP_MEAN, CLIP_STD
+from quecc_jax.data.text.tokenizer_files import MODEL_CONFIG, of_tokenizer
+from quecc_jax.errors import UserError
+
+CARRIED = "carried"
+"""Name of the file of tensors that only an export needs."""
+
+_TEXTS = {".json", ".txt", ".md", ".model", ".jinja", ".py", ".tiktoken", ""}
+"""Suffixes of the files that are kept."""
+
+_TOKENIZER = re.compile(
+    r"tokenizer.*\.(json|model)|(special_tokens_map|added_tokens|vocab)\.json|(merges|vocab)\.txt"
+    r"|chat_template\.(jinja|json)|.*\.tiktoken|generation_config\.json"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A checkpoint to be imported."""
+
+    source: Source
+    tensors: TensorSource
+    directory: Path | None
+    """Where the files beside it are; None if all is in one file."""
+    unread: Mapping[Path, str] = dataclasses.field(default_factory=dict)
+    """Files beside it that hold tensors too, and what they are."""
+
+
+def open_checkpoint(
+    path: Path, allow_pickle: bool = False, projector: bool = False, read_apart: Path | None = None
+) -> Opened:
+    """Opens a directory of weights, or one file with its config.json beside it, or a GGUF file.
+
+    Args:
+      path: the directory or file.
+      allow_pickle: whether pickles may be read.
+      projector: whether the original's mm_projector is wanted of a directory that also holds a model.
+      read_apart: what is read as the projector, which may lie beside these weights.
+
+    Raises:
+      UserError: it cannot be read, see `open_tensors`, or has no config.json; or what lies beside would
+        change the weights: an adapter, or a projector that no tensor here stands for.
+    """
+    if path.suffix == ".gguf":
+        gguf = GgufFile(path)
+        return Opened(Source(hf_config(gguf), gguf.shapes, str(path)), gguf, None)
+    directory = path.parent if path.is_file() else path
+    if directory.is_dir():
+        refuse_adapter_files(directory)
+    chosen = choose(path, projector) if path.is_dir() else None
+    tensors = open_tensors(path, allow_pickle) if chosen is None else open_chosen(chosen, allow_pickle)
+    if not (directory / "config.json").is_file():
+        raise UserError(
+            f"{directory} has no config.json, which says what the weights are of; "
+            "put the one that was published with them there"
+        )
+    pictures = _pictures(directory)
+    unread = {path / name: kind for name, kind in chosen.unread.items()} if chosen else {}
+    inside = any("mm_projector." in name for name in tensors.shapes)
+    for file in [file for file, kind in unread.items() if kind == PROJECTOR_ALONE]:
+        if read_apart in (file, directory):
+            del unread[file]
+        elif not inside:
+            raise UserError(
+                f"{file} lies beside a model without a projector; give it with --projector, or move it away"
+            )
+        else:
+            unread[file] = "the model has a projector of its own, which the original reads"
+    source = Source(_config(directory), tensors.shapes, str(path), pictures)
+    return Opened(source, tensors, directory, unread)
+
+
+def _pictures(directory: Path) -> dict[str, Any]:
+    """Settings of the image processor beside weights; transformers 5 keeps them in the processor's own.
+
+    Raises:
+      UserError: pictures are normalised in another way than CLIP's, which is the one there is.
+    """
+    file = directory / "preprocessor_config.json"
+    settings = read_json(file) if file.is_file() else None
+    if settings is None and (whole := directory / "processor_config.json").is_file():
+        file, held = whole, read_json(whole)
+        settings = held.get("image_processor") if isinstance(held, dict) else None
+    settings = {} if settings is None else settings
+    for name, ours in (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD)):
+        theirs: Any = settings.get(name, ours) if isinstance(settings, dict) else None
+        if np.shape(theirs) != (3,) or not np.allclose(theirs, ours, rtol=0, atol=1e-6):
+            raise UserError(
+                f"{file} has {name} {theirs}, but pictures are normalised with CLIP's {ours}; "
+                "use a tower that was trained with these"
+            )
+    return settings
+
+
+def _config(directory: Path) -> dict[str, Any]:
+    hf = read_json(directory / "config.json")
+    if not isinstance(hf, dict):
+        raise UserError(f"{directory / 'config.json'} is not an object; download it again")
+    return hf
+
+
+def left_unread(opened: Mapping[str, Opened]) -> str:
+    """One sentence that names what holds tensors beside the weights that are read; "" if nothing does."""
+    sources = {one.directory.resolve(): one.directory for one in opened.values() if one.directory is not None}
+    said = [f"{file} ({kind})" for one in opened.values() for file, kind in one.unread.items()]
+    said += [
+        f"{directory / name}/ (a folder)"
+        for directory in sources.values()
+        for name in folders_with_tensors(directory)
+        if (directory / name).resolve() not in sources
+    ]
+    return f"these files beside the weights are not read: {', '.join(said)}" if said else ""
+
+
+def tower_beside(model: Opened) -> Path | None:
+    """The tower's directory that a config.json of the original project names, where it is at hand."""
+    if model.directory is None or not is_original(model.source.hf):
+        return None
+    path = model.directory / str(model.source.hf.get("mm_vision_tower"))
+    return path if (path / "config.json").is_file() else None
+
+
+def tower_name(hf: dict[str, Any]) -> str:
+    """The folder that an export of the original format keeps its tower in, beside config.json.
+
+    The original's code takes what `mm_vision_tower` says as a path, or else as a published name.
+    """
+    name = Path(str(hf.get("mm_vision_tower") or "clip"))
+    return str(name) if not name.is_absolute() and ".." not in name.parts else name.name
+
+
+def copy_beside(directory: Path, target: Path) -> None:
+    """Copies the settings, tokenizer files and texts beside weights: no folders, nothing hidden."""
+    target.mkdir(parents=True, exist_ok=True)
+    for file in sorted(directory.iterdir()):
+        index = file.name.endswith(".index.json")
+        if file.is_file() and file.suffix in _TEXTS and not index and not file.name.startswith("."):
+            shutil.copyfile(file, target / file.name)
+
+
+def copy_tokenizer_files(directory: Path, target: Path) -> None:
+    """Copies a tokenizer's files alone; `target` is not made if there are none.
+
+    A config.json stays behind: transformers would take the tokenizer's class from its model_type. What it
+    says of the tokenizer goes into a file of another name.
+    """
+    files = [
+        file for file in sorted(directory.iterdir()) if file.is_file() and _TOKENIZER.fullmatch(file.name)
+    ]
+    if {file.name for file in files} <= {"generation_config.json"}:
+        return
+    target.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        shutil.copyfile(file, target / file.name)
+    if (directory / "config.json").is_file():
+        write_json(of_tokenizer(_config(directory)), target / MODEL_CONFIG)
+
+
+def keep_sources(run: Path, opened: dict[str, Opened]) -> None:
+    """Writes `source/`, `tokenizer/` and `query_tokenizer/` of an imported run."""
+    for name, one in opened.items():
+        folder = run / "source" / name
+        folder.mkdir(parents=True)
+        if one.directory is not None:
+            copy_beside(one.directory, folder)
+        else:
+            assert isinstance(one.tensors, GgufFile)
+            metadata, file = one.tensors.metadata, one.tensors.path
+            write_json(one.source.hf, folder / "config.json")
+            write_tokenizer(metadata, file, run / "tokenizer")
+            for beside in (folder, run / "tokenizer"):
+                write_json({"eos_token_id": Told(metadata, file).ends}, beside / "generation_config.json")
+    model = opened["model"].directory
+    if model is not None:
+        copy_tokenizer_files(model, run / "tokenizer")
+    if "text" in opened and (text := opened["text"].directory) is not None:
+        copy_tokenizer_files(text, run / "query_tokenizer")
+    shapes = {name: {k: list(v) for k, v in one.source.found.items()} for name, one in opened.items()}
+    write_json(shapes, run / "source" / "tensors.json")
+
+
+def kept_sources(run: Path) -> dict[str, Source] | None:
+    """What `keep_sources` wrote, by source; None if the run was not imported.
+
+    Raises:
+      UserError: the files are broken.
+    """
+    folder = run / "source"
+    if not (folder / "tensors.json").is_file():
+        return None
+    shapes = read_json(folder / "tensors.json")
+    return {
+        name: Source(
+            _config(folder / name),
+            {k: tuple(v) for k, v in found.items()},
+            str(folder / name),
+            _pictures(folder / name),
+        )
+        for name, found in shapes.items()
+    }
+
+
+def write_json(value: Any, path: Path) -> None:
+    """A JSON file, indented as config.json files are."""
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

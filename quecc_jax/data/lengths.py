@@ -1,0 +1,204 @@
+"""How long every row is: one pass over the text of all rows, kept on disk for the next run."""
+
+import contextlib
+import hashlib
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress, TimeRemainingColumn
+
+from quecc_jax.config import DataConfig, SourceConfig
+from quecc_jax.data.bad_rows import DROPPED, LeftOut, Read, Tally
+from quecc_jax.data.packing import RowLengths
+from quecc_jax.data.sources.mixture import files_of
+from quecc_jax.data.sources.rows import Source
+from quecc_jax.errors import BadRow
+from quecc_jax.paths import cache_folder, is_remote, place
+
+FORMAT = 2
+"""Raise it when the same rows come to have other lengths."""
+BAD = -1
+"""Stands for the length of a bad row where lengths are kept."""
+LARGE = 64 << 20
+"""Bytes from which on a file beside a tokenizer is none of its own."""
+CHUNK = 1024
+"""Rows that a process measures at a time; then the pass looks whether too many are bad."""
+
+
+def measure(
+    sources: Sequence[Source], data: DataConfig, visual_tokens: int, arranged: tuple[Any, ...] = ()
+) -> RowLengths:
+    """Tokens of every row, the places of its pictures, of which no more than their sizes are read, and the
+    tokens of its questions; rows that are left out have none.
+
+    The lengths of files are kept in `data.cache`, under the files' size and time of change and all settings
+    that lengths depend on. Pools have theirs at hand. `data.workers` processes share the pass.
+
+    Args:
+      sources: of a run, in its order.
+      data: policies for bad and long rows, the cache folder, and what lengths depend on.
+      visual_tokens: slots V of a picture.
+      arranged: what the arrangement of any-resolution pictures depends on.
+
+    Raises:
+      UserError: a row is bad and may not be, or too large a share of them is.
+    """
+    parts = [
+        _one(source, config, data, visual_tokens, arranged)
+        for source, config in zip(sources, data.sources, strict=True)
+    ]
+    return RowLengths(*(np.concatenate(fields) for fields in zip(*parts, strict=True)))
+
+
+def _one(
+    source: Source, config: SourceConfig, data: DataConfig, visual_tokens: int, arranged: tuple[Any, ...]
+) -> RowLengths:
+    files, path = _files(config), None
+    if files:
+        asking = _tokenizer_stamp(data.query_tokenizer) if data.query_tokenizer else ""
+        settings = (
+            FORMAT,
+            files,
+            _tokenizer_stamp(data.tokenizer),
+            visual_tokens,
+            data.template,
+            data.image_place,
+            data.labels,
+            data.max_length,
+            data.images_per_row,
+            data.too_long,
+            asking,
+            data.query_limit,
+            *arranged,
+            *_decoding(data, arranged),
+        )
+        name = hashlib.sha256(repr(settings).encode()).hexdigest()[:24]
+        path = (Path(data.cache) if data.cache else cache_folder()) / f"lengths-{name}.npy"
+        kept = _read(path, len(source))
+        # Too many bad rows are met again, so that the error can name one.
+        limit = data.max_bad_share * len(source) if data.bad_rows == "skip" else 0
+        if kept is not None and (kept[0] == BAD).sum() <= limit:
+            return RowLengths(np.maximum(kept[0], 0), *kept[1:])
+    parts, tally = list[np.ndarray](), Tally(data, len(source))
+    with contextlib.ExitStack() as stack:
+        show = stack.enter_context(_bar(f"lengths of {config.path or config.kind}", len(source)))
+        for part, read in _passed(source, data.workers if files else 0, stack):
+            tally.add(read)
+            parts.append(part)
+            show(read.rows)
+    made = np.concatenate(parts, axis=1)
+    if path is not None:
+        _write(path, made)
+    return RowLengths(np.maximum(made[0], 0), *made[1:])
+
+
+def _decoding(data: DataConfig, arranged: tuple[Any, ...]) -> tuple[str, ...]:
+    """How pictures are read, where lengths depend on which way is up; lengths from before stay known."""
+    return (data.image_decoding,) if arranged and data.image_decoding != "upright" else ()
+
+
+def _passed(source: Source, workers: int, stack: contextlib.ExitStack) -> Iterator[tuple[np.ndarray, Read]]:
+    """Lengths of a source chunk by chunk, in order, with the help of as many processes."""
+    spans = [(start, min(start + CHUNK, len(source))) for start in range(0, len(source), CHUNK)]
+    if not workers or len(spans) < 2:
+        return (_lengths(source, *span) for span in spans)
+    # Forked processes would inherit JAX's locks without its threads.
+    spawn = multiprocessing.get_context("spawn")
+    pool = stack.enter_context(ProcessPoolExecutor(workers, spawn, _Worker.begin, (source,)))
+    stack.callback(pool.shutdown, cancel_futures=True)
+    return pool.map(_Worker.lengths, *zip(*spans, strict=True))
+
+
+class _Worker:
+    """A process's source: sent once, not with every chunk."""
+
+    source: Source
+
+    @classmethod
+    def begin(cls, source: Source) -> None:
+        cls.source = source
+
+    @classmethod
+    def lengths(cls, start: int, stop: int) -> tuple[np.ndarray, Read]:
+        return _lengths(cls.source, start, stop)
+
+
+def _lengths(source: Source, start: int, stop: int) -> tuple[np.ndarray, Read]:
+    """int32 [3, stop - start] tokens (or BAD), pictures and questions' tokens, and what came of the rows."""
+    made, left_out = np.zeros((3, stop - start), np.int32), list[LeftOut]()
+    for number, row in enumerate(range(start, stop)):
+        try:
+            encoded = source.encoded(row)
+        except BadRow as error:
+            made[0, number] = BAD
+            left_out.append(LeftOut(row, error.fault, str(error)))
+            continue
+        if len(encoded.codes):
+            made[:, number] = len(encoded.codes), encoded.places, len(encoded.queries)
+        else:
+            left_out.append(LeftOut(row, DROPPED, ""))
+    return made, Read(stop - start, (), (), tuple(left_out))
+
+
+@contextlib.contextmanager
+def _bar(title: str, rows: int) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal; what it yields moves it on by so many rows."""
+    columns = (*Progress.get_default_columns()[:-1], TimeRemainingColumn())
+    shown = sys.stderr.isatty()
+    with Progress(*columns, console=Console(stderr=True), disable=not shown, transient=True) as bar:
+        task = bar.add_task(title, total=rows)
+        yield lambda done: bar.advance(task, done)
+
+
+def _files(config: SourceConfig) -> list[tuple[str, int, float]]:
+    """Path, bytes and time of change of what a source's text is read from; empty where that is unknown."""
+    if not config.path or config.kind == "pool":
+        return []
+    path = place(config.path)
+    try:
+        files = sorted(path.glob("*.json")) if path.is_dir() else [*map(place, files_of(config.path))]
+        stats = [(str(file), file.stat()) for file in files]
+    except OSError:
+        return []
+    return [
+        (name, stat.length, stat.mtime)  # type: ignore[attr-defined]
+        if is_remote(name)
+        else (name, stat.st_size, stat.st_mtime)
+        for name, stat in stats
+    ]
+
+
+def _tokenizer_stamp(directory: str) -> str:
+    """Hash of a tokenizer's files; of large ones, which are weights beside it, the names alone."""
+    stamp = hashlib.sha256()
+    for path in sorted(path for path in place(directory).iterdir() if path.is_file()):
+        size = path.stat().length if is_remote(directory) else path.stat().st_size  # type: ignore[attr-defined]
+        stamp.update(path.name.encode() + (path.read_bytes() if size < LARGE else b""))
+    return stamp.hexdigest()
+
+
+def _read(path: Path, rows: int) -> np.ndarray | None:
+    try:
+        kept = np.load(path)
+    except (OSError, ValueError, EOFError):
+        return None
+    return kept if kept.shape == (3, rows) and kept.dtype == np.int32 else None
+
+
+def _write(path: Path, made: np.ndarray) -> None:
+    """Keeps what was measured; a folder that cannot be written costs the next run the time of a pass."""
+    aside = path.with_suffix(f".{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with aside.open("wb") as file:
+            np.save(file, made)
+        os.replace(aside, path)
+    except OSError:
+        aside.unlink(missing_ok=True)

@@ -1,0 +1,289 @@
+"""Which rows share a batch: as they come, grouped by modality and length, or packed into rows.
+
+Each is an endless sequence of `BatchPlan`s, alike in every process: any of them can be asked for by number,
+so that a run continues anywhere, whatever its number of processes and workers.
+"""
+
+import hashlib
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from quecc_jax.config import DataConfig
+from quecc_jax.data.sampler import Order, permutation
+from quecc_jax.data.text.queries import bucket
+
+
+class BatchPlan(NamedTuple):
+    """What one batch is made of."""
+
+    ids: np.ndarray
+    """int64 [B], or [B, C] where rows hold up to C conversations: identities, -1 for none."""
+    length: int
+    """Tokens S of a row."""
+    images: int
+    """Pictures I of a row."""
+    query_length: int = 0
+    """Tokens Q of a row's queries; 0 for the shortest bucket that holds those of the rows."""
+    visual_tokens: int = 0
+    """Slots V of a picture where that is drawn; 0 where it is not."""
+
+
+class RowLengths(NamedTuple):
+    """What is known of N rows before their pictures are read."""
+
+    tokens: np.ndarray
+    """int32 [N], visual tokens included; 0 for a row that is left out."""
+    pictures: np.ndarray
+    """int32 [N]"""
+    queries: np.ndarray
+    """int32 [N] tokens of the questions about a row's pictures."""
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """int32 [N] what a conversation needs of a packed row, where questions have as much room as tokens.
+        They are fewer, but where a template leaves the human's words out."""
+        return np.maximum(self.tokens, self.queries)
+
+    def digest(self) -> str:
+        """Short hash: a stream that was drawn by other measures cannot be continued."""
+        drawn_by = (self.sizes, self.pictures)
+        content = b"".join(np.ascontiguousarray(field, np.int32).tobytes() for field in drawn_by)
+        return hashlib.sha256(content).hexdigest()[:16]
+
+
+class Queries(NamedTuple):
+    """How long the questions of a batch's rows may be."""
+
+    buckets: tuple[int, ...]
+    """`queries.query_buckets`."""
+    lengths: np.ndarray
+    """int32 [N], `RowLengths.queries`; of no rows where there is one bucket."""
+
+    def __call__(self, rows: Iterable[Any]) -> int:
+        """The bucket of a batch of these rows, each one number or those of a packed row."""
+        if len(self.buckets) == 1:
+            return self.buckets[0]
+        return bucket(max((int(self.lengths[row].sum()) for row in rows), default=0), self.buckets)
+
+
+class Padded(Sequence[BatchPlan]):
+    """B rows as the order has them; batches run across the ends of epochs."""
+
+    def __init__(self, order: Order, queries: Queries, batch_size: int, length: int, images: int):
+        self.order, self.queries = order, queries
+        self.batch_size, self.length, self.images = batch_size, length, images
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, number: int) -> BatchPlan:  # type: ignore[override]
+        start = number * self.batch_size
+        rows = self.order(start, start + self.batch_size)
+        return BatchPlan(self.order.ids(rows), self.length, self.images, self.queries(rows))
+
+
+class Grouped(Sequence[BatchPlan]):
+    """Batches of one modality and of similar lengths, in random order, as LLaVA's sampler makes them.
+
+    An epoch's rows with pictures fill batches, and so do those without; what is left of both shares the
+    one or two batches that may be mixed, the last of which may have empty places. The batches of each
+    modality are formed window by window, by length. A batch has the shortest length of `lengths` that
+    holds its rows, and room for pictures only if it has any: text alone spares the tower's work.
+
+    Args:
+      order: of the rows.
+      measures: of the order's rows.
+      queries: lengths that a batch's questions may have.
+      batch_size: B.
+      window: rows that are sorted together; B gives batches of random lengths, as the original has them.
+      lengths: row lengths that a batch may have, ascending.
+      images: pictures I of a row.
+    """
+
+    def __init__(
+        self,
+        order: Order,
+        measures: RowLengths,
+        queries: Queries,
+        batch_size: int,
+        window: int,
+        lengths: Sequence[int],
+        images: int,
+    ):
+        self.order, self.measures, self.queries, self.batch_size = order, measures, queries, batch_size
+        self.window, self.lengths, self.images = window, tuple(lengths), images
+        self.batches = -(-order.rows // batch_size)
+        """Of an epoch."""
+        self._epoch: tuple[int, np.ndarray] = (-1, np.zeros((0, batch_size), np.int64))
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, number: int) -> BatchPlan:  # type: ignore[override]
+        epoch, place = divmod(number, self.batches)
+        if epoch != self._epoch[0]:
+            self._epoch = epoch, self._grouped(epoch)
+        rows = self._epoch[1][place]
+        real = rows[rows >= 0]
+        longest = int(self.measures.tokens[real].max(initial=0))
+        length = next(length for length in self.lengths if length >= longest)
+        images = self.images if self.measures.pictures[real].any() else 0
+        return BatchPlan(self.order.ids(rows), length, images, self.queries(real))
+
+    def _grouped(self, epoch: int) -> np.ndarray:
+        """int64 [batches, B], the rows of every batch of an epoch, -1 for an empty place."""
+        size = self.order.rows
+        rows = self.order(epoch * size, (epoch + 1) * size)
+        tokens, pictures = self.measures.tokens[rows], self.measures.pictures[rows]
+        # Rows that are left out go where the one before goes, lest they gather in batches of nothing.
+        before = np.maximum.accumulate(np.where(tokens > 0, np.arange(size), 0))
+        tokens, pictures = tokens[before], pictures[before]
+        batches, left = list[np.ndarray](), list[np.ndarray]()
+        for part in (np.flatnonzero(pictures), np.flatnonzero(pictures == 0)):
+            whole = len(part) // self.batch_size * self.batch_size
+            left.append(part[whole:])
+            full = part[:whole].reshape(-1, self.batch_size)
+            for piece in np.array_split(full, max(1, round(whole / self.window))):
+                longest = np.argsort(-tokens[piece], axis=None, kind="stable")
+                batches.append(rows[piece.reshape(-1)[longest]].reshape(piece.shape))
+        rest = rows[np.concatenate(left)]
+        rest = np.concatenate([rest, np.full(-len(rest) % self.batch_size, -1)])
+        batches.append(rest.reshape(-1, self.batch_size))
+        return np.concatenate(batches)[permutation(self.batches, self.order.seed, epoch, 1)]
+
+
+class Packed(Sequence[BatchPlan]):
+    """Rows of several conversations each, packed window by window.
+
+    A window of the order is packed as a whole, and what it fills comes in random order, so that a window
+    is all that needs to be looked ahead. Windows end where epochs do: the packed rows of an epoch hold
+    each of its rows once. Batches run across the ends of windows and epochs.
+
+    Args:
+      order: of the rows.
+      measures: of the order's rows.
+      queries: lengths that a batch's questions may have.
+      batch_size: B packed rows.
+      window: about how many rows are packed together.
+      length: tokens S of a packed row.
+      images: pictures I of a packed row.
+    """
+
+    def __init__(
+        self,
+        order: Order,
+        measures: RowLengths,
+        queries: Queries,
+        batch_size: int,
+        window: int,
+        length: int,
+        images: int,
+    ):
+        self.order, self.measures, self.queries, self.batch_size = order, measures, queries, batch_size
+        self.length, self.images = length, images
+        self.windows = max(1, round(order.rows / window))
+        """Of an epoch."""
+        self._ends: list[int] = []
+        """Packed rows up to the end of each window so far."""
+        self._recent: dict[int, list[np.ndarray]] = {}
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, number: int) -> BatchPlan:  # type: ignore[override]
+        first = number * self.batch_size
+        rows = [self._packed_row(first + k) for k in range(self.batch_size)]
+        ids = np.full((len(rows), max(map(len, rows))), -1, np.int64)
+        for place, row in enumerate(rows):
+            ids[place, : len(row)] = self.order.ids(row)
+        return BatchPlan(ids, self.length, self.images, self.queries(rows))
+
+    def epoch(self, epoch: int = 0) -> int:
+        """Packed rows of the epochs up to this one, itself included."""
+        while len(self._ends) < (epoch + 1) * self.windows:
+            self._extend()
+        return self._ends[(epoch + 1) * self.windows - 1]
+
+    def _packed_row(self, number: int) -> np.ndarray:
+        while not self._ends or self._ends[-1] <= number:
+            self._extend()
+        window = int(np.searchsorted(self._ends, number, side="right"))
+        if window not in self._recent:
+            self._recent[window] = self._window(window)
+        return self._recent[window][number - (self._ends[window - 1] if window else 0)]
+
+    def _extend(self) -> None:
+        window = len(self._ends)
+        packed = self._window(window)
+        self._ends.append((self._ends[-1] if window else 0) + len(packed))
+        # A batch may begin in the window before.
+        self._recent = {k: v for k, v in self._recent.items() if k == window - 1} | {window: packed}
+
+    def _window(self, number: int) -> list[np.ndarray]:
+        """The packed rows of one window."""
+        epoch, place = divmod(number, self.windows)
+        size = self.order.rows
+        first, last = (size * k // self.windows for k in (place, place + 1))
+        rows = self.order(epoch * size + first, epoch * size + last)
+        packed = pack(self.measures.sizes[rows], self.measures.pictures[rows], self.length, self.images)
+        shuffled = permutation(len(packed), self.order.seed, number, 2)
+        return [rows[packed[k]] for k in shuffled]
+
+
+def pack(tokens: np.ndarray, pictures: np.ndarray, length: int, images: int) -> list[np.ndarray]:
+    """Fills packed rows with conversations, each into the fullest that still has room for it (best fit).
+
+    Of two orders of filling, the one that needs fewer packed rows is taken: as they come, which wastes less
+    where many short conversations would use up the picture places of a row, and the longest first, which
+    wastes less where only a few fit into a row.
+
+    Args:
+      tokens: int [n], at most `length` each.
+      pictures: int [n], at most `images` each.
+      length: tokens of a packed row.
+      images: pictures of a packed row.
+
+    Returns:
+      Places among the n of the conversations in each packed row.
+    """
+    longest = np.argsort(-tokens, kind="stable")
+    as_they_come = _best_fit(tokens, pictures, length, images)
+    by_length = _best_fit(tokens[longest], pictures[longest], length, images)
+    if len(by_length) < len(as_they_come):
+        return [longest[row] for row in by_length]
+    return [np.array(row) for row in as_they_come]
+
+
+def _best_fit(tokens: np.ndarray, pictures: np.ndarray, length: int, images: int) -> list[list[int]]:
+    # Packed rows by the pictures and tokens that they have room for; bit t of a mask says whether any
+    # has room for t tokens.
+    rooms: list[dict[int, list[list[int]]]] = [{} for _ in range(images + 1)]
+    masks = [0] * (images + 1)
+    packed: list[list[int]] = []
+    for place, (size, needed) in enumerate(zip(tokens.tolist(), pictures.tolist(), strict=True)):
+        room, slots = length + 1, -1
+        for left in range(needed, images + 1):
+            fitting = masks[left] >> size
+            if fitting and (least := size + (fitting & -fitting).bit_length() - 1) < room:
+                room, slots = least, left
+        if slots < 0:
+            room, slots = length, images
+            row: list[int] = []
+            packed.append(row)
+        else:
+            same = rooms[slots][room]
+            row = same.pop()
+            if not same:
+                masks[slots] ^= 1 << room
+        row.append(place)
+        rooms[slots - needed].setdefault(room - size, []).append(row)
+        masks[slots - needed] |= 1 << (room - size)
+    return packed
+
+
+def row_lengths(data: DataConfig) -> list[int]:
+    """Lengths that a grouped batch may have, ascending: data.max_length, a half, a quarter, ...."""
+    return sorted({-(-data.max_length // 2**k) for k in range(data.num_length_buckets)})

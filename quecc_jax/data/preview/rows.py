@@ -1,0 +1,187 @@
+"""Rows of a run's first batches, read back from the arrays that the model gets."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from quecc_jax.config import RunConfig
+from quecc_jax.data.bad_rows import Tally
+from quecc_jax.data.batch import IGNORE, NEWLINE, Batch
+from quecc_jax.data.elastic import Elastic, choices
+from quecc_jax.data.packing import BatchPlan, Grouped, Packed
+from quecc_jax.data.pipeline import Collate, draw_batches
+from quecc_jax.data.sources.rows import Source, open_sources
+from quecc_jax.data.text.queries import question_ids
+from quecc_jax.data.text.tokenizer import Tokenizer, load_tokenizer
+
+
+class Span(NamedTuple):
+    """Neighbouring tokens of one kind."""
+
+    kind: Literal["prompt", "answer", "picture"]
+    """Without loss, with loss, or the slots of one picture."""
+    text: str
+    tokens: int
+
+
+class View(NamedTuple):
+    """One picture of a conversation."""
+
+    pixels: np.ndarray | None
+    """uint8 [H, W, 3] as the tower sees it; None where features are read instead."""
+    query: str
+    tokens: int
+    """Of the query, BOS included."""
+
+
+class Conversation(NamedTuple):
+    """One conversation of a row."""
+
+    where: str
+    spans: list[Span]
+    tokens: int
+    learned: int
+    """Tokens that carry loss."""
+    views: list[View]
+
+
+class Row(NamedTuple):
+    """One row of a batch."""
+
+    batch: int
+    place: int
+    length: int
+    """Tokens S, padding included."""
+    images: int
+    """Picture places I."""
+    talks: list[Conversation]
+    left_out: list[str]
+    """What is wrong with conversations that are not here."""
+
+
+class Seen(NamedTuple):
+    """What there is to show."""
+
+    config: RunConfig
+    rows: list[Row]
+    facts: list[tuple[str, str]]
+
+
+def look(config: RunConfig, count: int) -> Seen:
+    """The first rows of the stream that training with this config reads.
+
+    Raises:
+      UserError: as the data pipeline; with data.bad_rows `skip`, bad rows are shown for what they are.
+    """
+    data, model, size = config.data, config.model, config.train.batch_size
+    sources = open_sources(data, model)
+    draws, _ = draw_batches(sources, data, model, size, config.train.seed)
+    assemble, tokenizer = Collate(sources, data, model), load_tokenizer(data.tokenizer, data.query_tokenizer)
+    tally, rows = Tally(dataclasses.replace(data, max_bad_share=1.0), sum(map(len, sources))), list[Row]()
+    number = 0
+    while len(rows) < count:
+        draw = draws[number]
+        # No more pictures are read than shown.
+        draw = draw._replace(ids=draw.ids[: count - len(rows)])
+        batch, read = assemble(draw)
+        tally.add(read)
+        why = {one.id: one.message for one in read.left_out}
+        rows += [
+            _row(batch, place, number, draw, why, sources, tokenizer, model.num_output_tokens)
+            for place in range(len(draw.ids))
+        ]
+        number += 1
+    return Seen(config, rows, _facts(config, sources, draws))
+
+
+def _row(
+    batch: Batch,
+    place: int,
+    number: int,
+    draw: BatchPlan,
+    why: dict[int, str],
+    sources: Sequence[Source],
+    tokenizer: Tokenizer,
+    num_output_tokens: int,
+) -> Row:
+    ids = [one for one in np.atleast_1d(draw.ids[place]).tolist() if one >= 0]
+    talks, picture = list[Conversation](), 0
+    for segment, identity in enumerate((one for one in ids if one not in why), start=1):
+        here = batch.segments[place] == segment
+        slots, labels = batch.slots[place][here], batch.labels[place][here]
+        pictures = sources[identity >> 32].encoded(identity & 0xFFFFFFFF).places
+        views = [_view(batch, place, picture + k, tokenizer) for k in range(pictures)]
+        spans = _spans(batch.tokens[place][here], slots, labels, tokenizer, num_output_tokens)
+        where = sources[identity >> 32].where(identity & 0xFFFFFFFF)
+        talks.append(Conversation(where, spans, int(here.sum()), int((labels != IGNORE).sum()), views))
+        picture += pictures
+    left_out = [why[one] for one in ids if one in why]
+    return Row(number, place, draw.length, draw.images, talks, left_out)
+
+
+def _view(batch: Batch, place: int, picture: int, tokenizer: Tokenizer) -> View:
+    asked = question_ids(batch.queries[place], batch.query_segments[place], batch.query_ends[place, picture])
+    pixels = None if batch.pixels is None else batch.pixels[place, picture]
+    reader = tokenizer.questions or tokenizer
+    return View(pixels, reader.decode(asked), len(asked))
+
+
+def _spans(
+    tokens: np.ndarray, slots: np.ndarray, labels: np.ndarray, tokenizer: Tokenizer, num_output_tokens: int
+) -> list[Span]:
+    """Runs of tokens alike in loss and picture, in order."""
+    kinds = np.where(slots >= 0, 2 + slots // num_output_tokens, (labels != IGNORE).astype(int))
+    if (slots == NEWLINE).any():
+        # The map of an any-resolution picture runs through its tiles row by row.
+        kinds = np.where(slots >= 0, 2, kinds)
+    spans, start = list[Span](), 0
+    for stop in [*(np.flatnonzero(np.diff(kinds)) + 1).tolist(), len(kinds)]:
+        count = stop - start
+        if kinds[start] > 1:
+            spans.append(Span("picture", f"{count} visual token{'s' * (count > 1)}", count))
+        else:
+            text = tokenizer.decode(tokens[start:stop], skip_special_tokens=False)
+            spans.append(Span("answer" if kinds[start] else "prompt", text, count))
+        start = stop
+    return spans
+
+
+def _visual_tokens(config: RunConfig) -> str:
+    return " or ".join(map(str, choices(config.data, config.model) or (config.model.visual_tokens,)))
+
+
+def _facts(config: RunConfig, sources: Sequence[Source], draws: Any) -> list[tuple[str, str]]:
+    """What can be said of the whole stream, as pairs of name and value."""
+    data, size = config.data, config.train.batch_size
+    rows = sum(map(len, sources))
+    facts = [
+        ("rows", f"{rows:,}"),
+        ("batching", data.batching),
+        ("template", data.template),
+        ("visual tokens of a picture", _visual_tokens(config)),
+    ]
+    if data.batching == "pad":
+        return [*facts, ("steps of an epoch", f"{rows / size:,.1f} of {size} rows")]
+    draws = draws.draws if isinstance(draws, Elastic) else draws
+    measures = draws.measures
+    tokens, pictures = int(measures.tokens.sum()), int(measures.pictures.sum())
+    facts.append(("tokens of a row", f"{tokens / rows:,.0f} on average, {measures.tokens.max():,} at most"))
+    if isinstance(draws, Grouped):
+        positions = sum(size * draws[k].length for k in range(draws.batches))
+        steps = f"{draws.batches:,} of {size} rows"
+    else:
+        assert isinstance(draws, Packed)
+        packed = draws.epoch()
+        positions, steps = packed * draws.length, f"{packed / size:,.1f} of {size} packed rows"
+        if draws.images:
+            share = pictures / (packed * draws.images)
+            facts.append(("picture places in use", f"{share:.1%} of {draws.images} a packed row"))
+    missing = int((measures.tokens == 0).sum())
+    return [
+        *facts,
+        ("steps of an epoch", steps),
+        ("positions that hold tokens", f"{tokens / positions:.1%}"),
+        ("rows left out for their text", f"{missing:,}"),
+    ]

@@ -1,0 +1,163 @@
+"""What frozen parameters make of each picture or row, computed once: arrays in ArrayRecord shards.
+
+    NAME.json              fingerprint of the parameters and of what they read, shape, shards; written last
+    NAME-*.array_record    float16 of one picture or row a record
+
+Beside the pictures of a pool or of prepared data NAME is `features`, the tower's states [n, K, D] of each
+picture; beside prepared data also `queries`, the query feature [H] of each row, which runs with a
+frozen encoder can read. Their size does not depend on V.
+"""
+
+import concurrent.futures
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from quecc_jax.data.sources.array_record import Records, forget, made, write_shard
+from quecc_jax.data.sources.prepared import fault_record, readable
+from quecc_jax.errors import BadRow, UserError
+from quecc_jax.paths import AnyPath, place, write_text
+
+Name = Literal["features", "queries"]
+MAKER = {"features": "tower", "queries": "query encoder"}
+ITEMS = 1024
+"""Pictures of one shard: 4.8 GB of CLIP-L/14-336's states in four layers."""
+THREADS = 4
+"""That read pictures ahead of the device."""
+
+
+class Features(Sequence[Any]):
+    """Stored arrays, by the number of their picture or row.
+
+    Raises:
+      BadRow: when one is asked for whose picture or row could not be read.
+    """
+
+    def __init__(self, directory: AnyPath, note: dict[str, Any]):
+        self.records = Records(directory, note["shards"])
+        self.shape: tuple[int, ...] = (len(self.records), *note["shape"])
+        self.dtype = np.dtype(np.float16)
+        self.fingerprint: str = note["fingerprint"]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, number: Any) -> Any:
+        """float16 of `shape[1:]`."""
+        return np.frombuffer(readable(self.records[number]), "<f2").reshape(self.shape[1:])
+
+
+def write_features(
+    directory: AnyPath,
+    items: int,
+    read: Callable[[int], np.ndarray],
+    fn: Callable[[np.ndarray], Any],
+    batch: int,
+    fingerprint: str,
+    progress: Callable[[int], None] = lambda done: None,
+    name: Name = "features",
+) -> Features:
+    """Stores fn of every picture or row, unless that of `fingerprint` is there; continues shard by shard.
+
+    Args:
+      items: how many pictures or rows there are.
+      read: what `fn` reads by its number, uint8 [H, W, 3] for a tower; raises BadRow where there is none.
+      fn: maps [batch, ...] to [batch, ...], a tower to states [batch, n, K, D]; it always sees full batches.
+      fingerprint: says what `fn` and `read` are, see `quecc_jax.fingerprint`.
+      progress: called with the number of items done after every batch.
+
+    Raises:
+      UserError: a value is not finite in float16, or there are no items.
+    """
+    if not items:
+        raise UserError(f"{directory} has no pictures; {name} need some")
+    note = place(directory) / f"{name}.json"
+    if found := _note(directory, name):
+        if found["fingerprint"] == fingerprint and found["items"] == items:
+            return Features(directory, found)
+        note.unlink()
+    shape: list[tuple[int, ...]] = []
+
+    def records(start: int, end: int) -> Iterator[bytes]:
+        with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+            waiting = pool.map(attempt, range(start, end))
+            for first in range(start, end, batch):
+                taken = [next(waiting) for _ in range(first, min(first + batch, end))]
+                yield from rows(taken)
+                progress(first + len(taken))
+
+    def attempt(number: int) -> np.ndarray | BadRow:
+        try:
+            return read(number)
+        except BadRow as error:
+            return error
+
+    def rows(taken: list[np.ndarray | BadRow]) -> Iterator[bytes]:
+        good = [item for item in taken if not isinstance(item, BadRow)]
+        if good:
+            padded = np.stack(good + [good[-1]] * (batch - len(good)))
+            with np.errstate(over="ignore"):
+                arrays = iter(np.asarray(fn(padded))[: len(good)].astype("<f2"))
+        for item in taken:
+            if isinstance(item, BadRow):
+                yield fault_record(item)
+                continue
+            array = next(arrays)
+            if not np.isfinite(array).all():
+                raise UserError(
+                    f"the {MAKER[name]}'s {name} of {directory} leave the range of float16; "
+                    f"train without them (data.cached_{name} = False)"
+                )
+            if not shape:
+                shape.append(array.shape)
+            yield array.tobytes()
+
+    shards = []
+    for start in range(0, items, ITEMS):
+        end = min(start + ITEMS, items)
+        file = f"{name}-{start // ITEMS:05}-of-{-(-items // ITEMS):05}.array_record"
+        known = made(directory, file, fingerprint)
+        if known is None:
+            remarks: list[Any] = shape
+            known = write_shard(directory, file, fingerprint, records(start, end), remarks), remarks
+        elif not shape:
+            shape += [tuple(one) for one in known[1][:1]]
+        progress(end)
+        shards.append(known[0])
+    value = {"fingerprint": fingerprint, "items": items, "shape": shape[0] if shape else [0]}
+    write_text(str(note), json.dumps({**value, "shards": shards}) + "\n")
+    forget(directory, shards)
+    return read_features(directory, fingerprint, name)
+
+
+def read_features(directory: AnyPath, fingerprint: str | None = None, name: Name = "features") -> Features:
+    """What `write_features` has stored.
+
+    Args:
+      fingerprint: what they must be of; None takes any.
+
+    Raises:
+      UserError: there are none, or they are of other parameters or other preprocessing.
+    """
+    note = _note(directory, name)
+    if note is None:
+        raise UserError(
+            f"{directory} has no {name}; write them with python -m launch.prepare_data "
+            f"--{name}, or set data.cached_{name} = False"
+        )
+    found = note["fingerprint"]
+    if fingerprint is not None and found != fingerprint:
+        raise UserError(
+            f"the {name} of {directory} are of another {MAKER[name]} or other preprocessing "
+            f"({found}, not {fingerprint}); write them anew, or set data.cached_{name} = False"
+        )
+    return Features(directory, note)
+
+
+def _note(directory: AnyPath, name: Name) -> dict[str, Any] | None:
+    try:
+        return json.loads((place(directory) / f"{name}.json").read_text())
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,341 @@
+"""Making prepared data: pictures by several processes, shard by shard, then the rows, then the manifest."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from quecc_jax.data.folders import Folders
+from quecc_jax.data.images import fit, open_image
+from quecc_jax.data.references import image_refs
+from quecc_jax.data.sources.array_record import Shard, forget, made, write_shard
+from quecc_jax.data.sources.json_rows import RowFile
+from quecc_jax.data.sources.mixture import Mixture, open_rows
+from quecc_jax.data.sources.prepared import FORMAT, MANIFEST, Recipe, fault_record
+from quecc_jax.errors import BadRow, UserError
+from quecc_jax.paths import AnyPath, place, write_text
+
+PICTURES = 4096
+"""Pictures of one shard."""
+ROWS = 65_536
+"""Rows of one shard."""
+TOLD = 32
+"""Pictures between two words of a process about its progress."""
+LISTED = 20
+"""Unreadable rows and pictures that the manifest names; it counts all of them."""
+
+Progress = Callable[[int, int], None]
+"""Called with the pictures done and their number."""
+
+
+class Job(NamedTuple):
+    """One shard of pictures."""
+
+    directory: str
+    name: str
+    key: str
+    roots: tuple[str, ...]
+    files: list[str]
+    recipe: Recipe
+    skip_bad: bool
+
+
+def prepare(
+    data: AnyPath,
+    images: tuple[str, ...],
+    out: AnyPath,
+    recipe: Recipe,
+    *,
+    skip_bad: bool = False,
+    workers: int = 1,
+    progress: Progress = lambda done, total: None,
+    shard_pictures: int = PICTURES,
+    shard_rows: int = ROWS,
+) -> dict[str, Any]:
+    """Writes the rows of a LLaVA file and their pictures as a prepared directory.
+
+    What an interrupted call of the same arguments has left is kept, shard by shard.
+
+    Args:
+      data: .json or .jsonl file, or a mixture of such files.
+      images: folders of its pictures.
+      out: directory to write, here or in a bucket.
+      recipe: how pictures are stored.
+      skip_bad: go on at unreadable rows and pictures, which are counted and stay unreadable in what is
+        written; otherwise the first one ends the call.
+      workers: processes that read pictures.
+      progress: called now and then.
+
+    Returns:
+      The manifest.
+
+    Raises:
+      UserError: the file or a picture cannot be read, or `out` was made from something else.
+    """
+    rows = open_rows(data)
+    key = _begin(rows, images, out, recipe, skip_bad, (shard_pictures, shard_rows))
+    refs, bad = _pictures_of(rows, skip_bad)
+    files = list(refs)
+    jobs = [
+        Job(
+            str(out),
+            _name("pictures", at // shard_pictures, len(files), shard_pictures),
+            key,
+            images,
+            files[at : at + shard_pictures],
+            recipe,
+            skip_bad,
+        )
+        for at in range(0, len(files), shard_pictures)
+    ]
+    pictures, lost = _picture_shards(jobs, workers, progress)
+    shards = {"pictures": pictures, "rows": _row_shards(rows, refs, bad, out, key, shard_rows)}
+    messages = [*(str(error.at(rows.where(number))) for number, error in bad.items()), *lost]
+    manifest = {
+        "format": FORMAT,
+        "recipe": vars(recipe),
+        "source": str(data),
+        "images": list(images),
+        "rows": len(rows),
+        "pictures": len(files),
+        "unreadable": {"rows": len(bad), "pictures": len(lost), "first": messages[:LISTED]},
+        "bytes": sum(shard.bytes for group in shards.values() for shard in group),
+        "shards": shards,
+    }
+    write_text(f"{out}/{MANIFEST}", json.dumps(manifest, indent=1) + "\n")
+    for group in shards.values():
+        forget(out, group)
+    return manifest
+
+
+def _begin(
+    rows: RowFile | Mixture,
+    images: tuple[str, ...],
+    out: AnyPath,
+    recipe: Recipe,
+    skip_bad: bool,
+    sizes: tuple[int, int],
+) -> str:
+    """The key of this work, after checking that `out` holds none of another."""
+    work = {
+        "source": rows.path,
+        "bytes": rows.size,
+        "rows": len(rows),
+        "images": list(images),
+        "recipe": vars(recipe),
+        "skip_bad": skip_bad,
+        "shards": sizes,
+    }
+    if isinstance(rows, Mixture):
+        work["parts"] = rows.parts
+    text = json.dumps(work, sort_keys=True)
+    folder = place(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / MANIFEST).exists():
+        raise UserError(f"{out} is prepared already (it has a {MANIFEST}); delete it or choose another place")
+    note = folder / "work.json"
+    if note.exists() and note.read_text() != text:
+        raise UserError(
+            f"{out} holds a part of other data or of other settings ({note.name} says which); "
+            "delete it or choose another place"
+        )
+    write_text(f"{out}/work.json", text)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _name(kind: str, number: int, items: int, per_shard: int) -> str:
+    return f"{kind}-{number:05}-of-{-(-items // per_shard):05}.array_record"
+
+
+def _pictures_of(rows: RowFile | Mixture, skip_bad: bool) -> tuple[dict[str, int], dict[int, BadRow]]:
+    """The number of every picture by its path, in the order of the rows, and what is wrong with rows."""
+    refs: dict[str, int] = {}
+    bad: dict[int, BadRow] = {}
+    for number in range(len(rows)):
+        try:
+            row = rows[number]
+            found = image_refs(row) if isinstance(row, dict) else []
+            for ref in found:
+                if not isinstance(ref, str):
+                    raise BadRow("not a row", f"its picture {ref!r} is not the path of a file; write it so")
+        except BadRow as error:
+            if not skip_bad:
+                raise UserError(
+                    f"{error.at(rows.where(number))}; or count such rows with --bad skip"
+                ) from None
+            bad[number] = error
+            continue
+        for ref in found:
+            refs.setdefault(ref, len(refs))
+    return refs, bad
+
+
+def _row_shards(
+    rows: RowFile | Mixture,
+    refs: dict[str, int],
+    bad: dict[int, BadRow],
+    out: AnyPath,
+    key: str,
+    per_shard: int,
+) -> list[Shard]:
+    def records(start: int) -> Iterator[bytes]:
+        for number in range(start, min(start + per_shard, len(rows))):
+            row = fault_record(bad[number]) if number in bad else rows[number]
+            if isinstance(row, dict) and (found := image_refs(row)):
+                row = {**row, "image": [refs[ref] for ref in found], "image_files": found}
+            yield row if isinstance(row, bytes) else json.dumps(row, ensure_ascii=False).encode()
+
+    shards = []
+    for start in range(0, len(rows), per_shard):
+        name = _name("rows", start // per_shard, len(rows), per_shard)
+        known = made(out, name, key)
+        shards.append(known[0] if known else write_shard(out, name, key, records(start)))
+    return shards
+
+
+def _picture_shards(jobs: list[Job], workers: int, progress: Progress) -> tuple[list[Shard], list[str]]:
+    """Writes what is not there yet; returns the shards and what is wrong with pictures, in order."""
+    total = sum(len(job.files) for job in jobs)
+    known = [made(job.directory, job.name, job.key) for job in jobs]
+    missing = [number for number, found in enumerate(known) if found is None]
+    before = sum(found[0].records for found in known if found)
+    for number, made_now in _parallel(
+        [jobs[number] for number in missing], workers, lambda done: progress(before + done, total)
+    ):
+        known[missing[number]] = made_now
+    progress(total, total)
+    found = [item for item in known if item is not None]
+    return [shard for shard, _ in found], [line for _, remarks in found for line in remarks]
+
+
+def _parallel(
+    jobs: list[Job], workers: int, progress: Callable[[int], None]
+) -> Iterator[tuple[int, tuple[Shard, list[str]]]]:
+    """(number, result) of every job as it ends; the processes end with this one, even if it is killed."""
+    context = multiprocessing.get_context("spawn")
+    waiting, told = context.Queue(), context.Queue()
+    for item in [*enumerate(jobs), *[None] * workers]:
+        waiting.put(item)
+    processes = [
+        context.Process(target=_work, args=(waiting, told), daemon=True)
+        for _ in range(min(workers, len(jobs)))
+    ]
+    try:
+        for process in processes:
+            process.start()
+        left, done = len(jobs), 0
+        while left:
+            try:
+                number, result = told.get(timeout=0.5)
+            except queue.Empty:
+                if any(process.exitcode not in (None, 0) for process in processes):
+                    raise UserError(
+                        "a process that read pictures was killed (is the memory full?); start "
+                        "the same command again, with fewer --workers"
+                    ) from None
+                continue
+            if isinstance(result, BaseException):
+                raise result
+            if number is None:
+                done += result
+                progress(done)
+            else:
+                left -= 1
+                yield number, result
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
+
+
+def _work(waiting: Any, told: Any) -> None:
+    """One process: makes shards, and tells of pictures and shards."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # Ctrl-C reaches the first process, which ends this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    while (item := waiting.get()) is not None:
+        number, job = item
+        try:
+            told.put((number, _make(job, lambda count: told.put((None, count)))))
+        except UserError as error:
+            told.put((number, error))
+            return
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _make(job: Job, tell: Callable[[int], None]) -> tuple[Shard, list[str]]:
+    folders, lost = Folders(job.roots), list[str]()
+
+    def records() -> Iterator[bytes]:
+        for number, file in enumerate(job.files, start=1):
+            try:
+                yield stored(folders.find(file), job.recipe)
+            except BadRow as error:
+                if not job.skip_bad:
+                    raise UserError(f"{error}; or count such pictures with --bad skip") from None
+                lost.append(str(error))
+                yield fault_record(error)
+            if number % TOLD == 0 or number == len(job.files):
+                tell((number - 1) % TOLD + 1)
+
+    return write_shard(job.directory, job.name, job.key, records(), lost), lost
+
+
+def stored(path: str, recipe: Recipe) -> bytes:
+    """The record of a picture, which is decoded in any case.
+
+    Raises:
+      BadRow: as `open_image`.
+    """
+    if not recipe.size:
+        open_image(path, recipe.decoding)
+        return place(path).read_bytes()
+    picture = fit(open_image(path, recipe.decoding), recipe.size, recipe.aspect)
+    if recipe.encoding == "raw":
+        return np.asarray(picture).tobytes()
+    file = BytesIO()
+    options = {"quality": recipe.quality, "subsampling": 0} if recipe.encoding == "jpeg" else {}
+    picture.save(file, recipe.encoding.upper(), **options)
+    return file.getvalue()
+
+
+def inline_rows(
+    data: AnyPath, images: tuple[str, ...], recipe: Recipe, *, skip_bad: bool = False
+) -> Iterator[dict[str, Any]]:
+    """The rows of a LLaVA file with their pictures' records in them, as `tfds_rows.LlavaRows` takes them.
+
+    Raises:
+      UserError: a row or a picture cannot be read; with `skip_bad` such rows are left out.
+    """
+    rows, folders = open_rows(data), Folders(images)
+    for number in range(len(rows)):
+        try:
+            row = rows[number]
+            try:
+                pictures = [stored(folders.find(ref), recipe) for ref in image_refs(row)]
+                turns = [{"from": turn["from"], "value": turn["value"]} for turn in row["conversations"]]
+            except (AttributeError, KeyError, TypeError):
+                raise BadRow(
+                    "turns", "it has no list of conversations with 'from' and 'value'; write one"
+                ) from None
+        except BadRow as error:
+            if not skip_bad:
+                raise UserError(
+                    f"{error.at(rows.where(number))}; or leave such rows out with --bad skip"
+                ) from None
+            continue
+        yield {"id": str(row.get("id", number)), "images": pictures, "conversations": turns}

@@ -1,0 +1,180 @@
+"""Prepared data: rows and pictures of a LLaVA file in ArrayRecord shards, see `launch.prepare_data`.
+
+    manifest.json              what the shards hold and their SHA-256, how they were made; written last
+    rows-*.array_record        one JSON row a record; "image" lists numbers of pictures
+    pictures-*.array_record    one file's bytes or raw pixels a record, each picture once
+
+Rows keep their order and number. Of a picture or row that could not be read the record says why, so that
+the same rows are bad, and for the same reason, whichever way the data are read.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from io import BytesIO
+from typing import Any, Literal
+
+import numpy as np
+
+from quecc_jax.config import DataConfig, ImageDecoding, VisionConfig
+from quecc_jax.data.images import load_pixels, picture_size
+from quecc_jax.data.sources.array_record import Records
+from quecc_jax.errors import BadRow, UserError
+from quecc_jax.paths import AnyPath, place
+
+MANIFEST = "manifest.json"
+UNREADABLE = b"\0unreadable\0"
+"""Begins the record of what could not be read; neither JSON nor a format of pictures begins so."""
+FORMAT = 1
+"""Of the directory's layout; goes up when older readers would misread it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How pictures are stored."""
+
+    size: int = 0
+    """Side of the square that pictures are brought to, in pixels; 0 stores the files as they are."""
+    aspect: Literal["pad", "square"] = "pad"
+    """How they are brought there, as `DataConfig.image_aspect`."""
+    encoding: Literal["jpeg", "png", "raw"] = "jpeg"
+    """Of resized pictures. `png` and `raw` (uint8 [size, size, 3]) lose nothing."""
+    quality: int = 95
+    """Of `jpeg`; colours are not subsampled."""
+    decoding: ImageDecoding = "upright"
+    """How resized pictures were read, as `DataConfig.image_decoding`; files stored as they are have not been
+    read."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """An opened directory."""
+
+    directory: str
+    recipe: Recipe
+    rows: Sequence[Any]
+    pictures: Records
+
+
+class PreparedRows(Sequence[Any]):
+    """The rows, parsed when asked for."""
+
+    def __init__(self, records: Records):
+        self.records = records
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, row: Any) -> Any:
+        if isinstance(row, slice):
+            return [self[index] for index in range(*row.indices(len(self)))]
+        return json.loads(readable(self.records[row]))
+
+
+def check_recipe(directory: str, recipe: Recipe, vision: VisionConfig, data: DataConfig) -> None:
+    """That pictures stored in this way are those that a run reads.
+
+    Raises:
+      UserError: they are of another size, aspect or decoding.
+    """
+    if not recipe.size or not data.images_per_row:
+        return
+    size, aspect, decoding = vision.input_size, data.image_aspect, data.image_decoding
+    if vision.tiles:
+        raise UserError(
+            f"{directory} holds squares of {recipe.size} pixels, but model.vision.tiles need "
+            "whole pictures; prepare it without --resize"
+        )
+    if (recipe.size, recipe.aspect) != (size, aspect):
+        raise UserError(
+            f"{directory} holds pictures of {recipe.size} pixels, aspect {recipe.aspect}, but "
+            f"the run asks for {size}, {aspect}; prepare it with --resize {size} --aspect "
+            f"{aspect}, or change vision.image_size or data.image_aspect"
+        )
+    if recipe.decoding != decoding:
+        raise UserError(
+            f"{directory} holds pictures that were decoded {recipe.decoding}, but the run has "
+            f"data.image_decoding {decoding}; prepare it with --decoding {decoding}, or change "
+            "data.image_decoding"
+        )
+
+
+class PreparedPictures:
+    """Pictures by number, at the tower's size.
+
+    Raises:
+      UserError: as `check_recipe`.
+    """
+
+    def __init__(self, prepared: Prepared, vision: VisionConfig, data: DataConfig):
+        check_recipe(prepared.directory, prepared.recipe, vision, data)
+        self.records, self.recipe = prepared.pictures, prepared.recipe
+        self.vision, self.aspect, self.decoding = vision, data.image_aspect, data.image_decoding
+
+    def __call__(self, number: Any) -> np.ndarray:
+        """As `load_pixels`."""
+        record = self._record(number)
+        if self.recipe.size and self.recipe.encoding == "raw":
+            return np.frombuffer(record, np.uint8).reshape(self.recipe.size, self.recipe.size, 3)
+        return load_pixels(BytesIO(record), self.vision, self.aspect, self.decoding)
+
+    def size(self, number: Any) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return picture_size(BytesIO(self._record(number)), self.decoding)
+
+    def _record(self, number: Any) -> bytes:
+        if not isinstance(number, int) or not 0 <= number < len(self.records):
+            raise BadRow(
+                "not a row",
+                f"its picture {number!r} is not among the {len(self.records)}; prepare the data anew",
+            )
+        return readable(self.records[number])
+
+
+def fault_record(bad: BadRow) -> bytes:
+    """The record of what could not be read."""
+    return UNREADABLE + json.dumps([bad.fault, str(bad)]).encode()
+
+
+def readable(record: bytes) -> bytes:
+    """A record, unless it is of something that could not be read, which raises BadRow again."""
+    if record.startswith(UNREADABLE):
+        fault, message = json.loads(record[len(UNREADABLE) :])
+        raise BadRow(fault, f"{message} (found when the data were prepared)")
+    return record
+
+
+def read_manifest(directory: AnyPath) -> dict[str, Any]:
+    """The manifest of a prepared directory.
+
+    Raises:
+      UserError: there is none, or it is of another format.
+    """
+    try:
+        manifest = json.loads((place(directory) / MANIFEST).read_text())
+    except FileNotFoundError:
+        raise UserError(
+            f"{directory} has no {MANIFEST}, so it is not (yet) prepared data; run or finish "
+            "python -m launch.prepare_data"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{directory}/{MANIFEST} cannot be read ({error}); prepare the data anew") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise UserError(f"{directory}/{MANIFEST} is not of format {FORMAT}; prepare the data anew")
+    return manifest
+
+
+def open_prepared(directory: AnyPath) -> Prepared:
+    """Opens a prepared directory, here or in a bucket.
+
+    Raises:
+      UserError: it is not whole.
+    """
+    manifest = read_manifest(directory)
+    shards = manifest["shards"]
+    return Prepared(
+        str(directory),
+        Recipe(**manifest["recipe"]),
+        PreparedRows(Records(directory, shards["rows"])),
+        Records(directory, shards["pictures"]),
+    )

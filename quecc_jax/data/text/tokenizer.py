@@ -1,0 +1,183 @@
+"""Tokenizers: reading one from a directory, and making a small word-level one for the demo."""
+
+import collections
+import functools
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from quecc_jax.data.files import fresh_directory
+from quecc_jax.data.text.byte_pieces import byte_pieces
+from quecc_jax.data.text.sentencepiece import BLANK
+from quecc_jax.data.text.tokenizer_files import import_transformers, read_tokenizer
+from quecc_jax.errors import UserError
+from quecc_jax.paths import local_copy, place
+
+SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
+
+
+class Tokenizer:
+    """A transformers tokenizer as the data pipeline sees it: text to ids, and back.
+
+    `encode` adds no BOS or EOS, but finds the special tokens that a text spells out. It remembers
+    recent answers, since conversations repeat their fixed parts; instances pickle as their directories.
+    """
+
+    def __init__(self, directory: str | Path, questions: str | Path = "", setting: str = "data.tokenizer"):
+        if not str(directory):
+            raise UserError(
+                f"{setting} is empty; give a directory that holds tokenizer.json or another file "
+                "of a tokenizer"
+            )
+        self.directory = str(directory)
+        if not place(directory).is_dir():
+            raise UserError(
+                f"{setting} {self.directory!r} is not a directory; give one that holds "
+                "tokenizer.json or another file of a tokenizer"
+            )
+        try:
+            with local_copy(directory) as files:
+                read = read_tokenizer(files)
+        except UserError as error:
+            raise error.at(setting) from error
+        except Exception as error:
+            cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise UserError(
+                f"{setting} {self.directory} holds no tokenizer that transformers reads "
+                f"({cause}); save one there with save_pretrained"
+            ) from error
+        self.hf = read.hf
+        if self.hf.eos_token_id is None:
+            raise UserError(
+                f"the tokenizer in {self.directory} has no eos token, which closes every "
+                "answer; set eos_token in its tokenizer_config.json"
+            )
+        self.bos_token_id: int | None = read.bos
+        """What stands in front of every text; None where this tokenizer's models expect nothing."""
+        self.eos_token_id: int = self.hf.eos_token_id
+        self.bos_token: str = self.hf.bos_token or ""
+        self.eos_token: str = self.hf.eos_token
+        self.ends = read.ends
+        """Tokens that end an answer by the generation_config.json beside it; EOS may be among them."""
+        self.questions = Tokenizer(questions, setting="data.query_tokenizer") if questions else None
+        """What reads bare questions where their encoder has its own vocabulary."""
+        self.added, self._raw = read.added, read.encode
+        """The tokens that are found in a text before any splitting, by number; the ids of a whole text."""
+        self._byte_pieces = byte_pieces(self.hf)
+        self._encode = functools.lru_cache(maxsize=1 << 16)(self._encode_now)
+        # Only tokenizers of the SentencePiece kind write a blank before a text's first word.
+        blank = self.hf.convert_ids_to_tokens(list(self._raw("\n")))[:1]
+        self._anchor = self._raw("\n") if blank == [BLANK] else ()
+        behind = self.hf.convert_ids_to_tokens(list(self._raw(f"{self.hf.eos_token}a")))[1:2]
+        self._blank_behind_special = bool(behind) and behind[0].startswith(BLANK)
+
+    def _encode_now(self, text: str, inside: bool) -> tuple[int, ...]:
+        if not inside or not self._anchor:
+            return self._raw(text)
+        # A line break keeps the blank away from the text, and is never part of a longer token.
+        return self._raw("\n" + text)[len(self._anchor) :]
+
+    def encode(self, text: str, after: int | None = None) -> tuple[int, ...]:
+        """Ids of a text, without BOS or EOS.
+
+        Args:
+          text: may be a part of a longer text; special tokens in it are found.
+          after: the token in front of it; None where a text begins, or behind a picture. Tokenizers
+            of the SentencePiece kind write a blank where a text begins, and the legacy ones behind
+            special tokens too; some special tokens take the white space that follows them.
+
+        Returns:
+          The ids that the text has there: a text cut into parts at words gives the ids of the whole.
+        """
+        special = None if after is None else self.added.get(after)
+        if special is not None and special.rstrip:
+            text = text.lstrip()
+        begins = after is None or (special is not None and self._blank_behind_special)
+        return self._encode(text, not begins) if text else ()
+
+    def decode(
+        self, ids: Sequence[int] | np.ndarray, skip_special_tokens: bool = True, strip: bool = True
+    ) -> str:
+        """Readable text of ids.
+
+        Args:
+          ids: those that are no token are left out.
+          skip_special_tokens: leave special tokens out.
+          strip: leave out blanks at both ends.
+        """
+        kept = list(map(int, ids))
+        if self._byte_pieces is not None:
+            # What is left out does not part the bytes of a character.
+            out = {i for i, token in self.added.items() if token.special and skip_special_tokens}
+            names = self.hf.convert_ids_to_tokens(kept)
+            kept = [i for i, name in zip(kept, names, strict=True) if name is not None and i not in out]
+            kept = self._byte_pieces.mended(kept)
+        text = str(self.hf.decode(kept, skip_special_tokens=skip_special_tokens))
+        return text.strip() if strip else text
+
+    def __len__(self) -> int:
+        """Size of the vocabulary, special tokens included."""
+        return len(self.hf)
+
+    def __reduce__(self) -> tuple:
+        return Tokenizer, (self.directory, self.questions.directory if self.questions else "")
+
+
+def load_tokenizer(directory: str | Path, questions: str | Path = "") -> Tokenizer:
+    """The tokenizer that is saved in a directory, with that of bare questions if it is another.
+
+    Raises:
+      UserError: there is no such directory, no readable tokenizer in it, or it has no eos token.
+    """
+    return Tokenizer(directory, questions)
+
+
+def train_word_tokenizer(texts: Iterable[str], directory: str | Path, minimum: int = 1) -> int:
+    """Saves a word-level tokenizer whose vocabulary is the words of `texts` in order of frequency.
+
+    Text is split at whitespace, which is dropped, and at punctuation; every digit is a token of its
+    own. Case is kept. Decoding puts spaces between words, but none before a punctuation mark.
+
+    Args:
+      texts: What the vocabulary must cover; the words of the conversation templates are added.
+      directory: Written whole or not at all; replaced when it exists.
+      minimum: Times a word must occur to enter the vocabulary; rarer ones become <unk>.
+
+    Returns:
+      The size of the vocabulary, <pad> <bos> <eos> <unk> (ids 0 to 3) included.
+    """
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, pre_tokenizers
+
+    from quecc_jax.data.text.templates import template_text
+
+    split = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.WhitespaceSplit(),
+            pre_tokenizers.Punctuation(),
+            pre_tokenizers.Digits(individual_digits=True),
+        ]
+    )
+    # Conversations repeat their lines many times over, and counting is cheaper than splitting.
+    lines = collections.Counter(line for text in texts for line in text.splitlines())
+    counts: collections.Counter[str] = collections.Counter()
+    for line, times in lines.items():
+        for word, _ in split.pre_tokenize_str(line):
+            counts[word] += times
+    always = [word for word, _ in split.pre_tokenize_str(template_text() + " 0123456789")]
+    frequent = sorted(
+        (word for word, count in counts.items() if count >= minimum and word not in SPECIALS),
+        key=lambda word: (-counts[word], word),
+    )
+    words = dict.fromkeys((*SPECIALS, *frequent, *always))
+    backend = Backend(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    backend.pre_tokenizer = split
+    backend.decoder = decoders.WordPiece(prefix="##", cleanup=True)
+    pad, bos, eos, unk = SPECIALS
+    tokenizer = import_transformers().PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token=pad, bos_token=bos, eos_token=eos, unk_token=unk
+    )
+    with fresh_directory(directory) as aside:
+        tokenizer.save_pretrained(str(aside))
+    return len(words)

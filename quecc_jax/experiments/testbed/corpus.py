@@ -1,0 +1,154 @@
+"""Text made from training pools: documents for a language model, and questions without pictures.
+
+Nobody's decoder starts at random, so a small one is first trained as a plain language model on
+documents like "row 1, column 3: red circle. row 2, column 2: teal triangle. what color is the
+shape in row 2, column 2? teal ...": statements about a picture, some of its questions, the answers.
+Everything comes from the training split.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quecc_jax.data.files import fresh_directory
+from quecc_jax.data.sources.pool import Pool, read_pool, write_rows
+from quecc_jax.errors import UserError
+from quecc_jax.experiments.testbed.cells import COLORS, SHAPES
+
+TOLD = 0.75
+"""Share of documents that begin with statements, where the picture tells any."""
+QUESTIONS = 3
+"""Questions about one picture that a document holds at most."""
+COMPASS = {
+    2: (("northwest", "northeast"), ("southwest", "southeast")),
+    3: (("northwest", "north", "northeast"), ("west", "center", "east"), ("southwest", "south", "southeast")),
+}
+LINES = {2: ("top", "bottom"), 3: ("top", "middle", "bottom")}
+
+
+def write_corpus(
+    pools: Sequence[Pool], directory: str | Path, limit: int, end: str, joined: int = 2, seed: int = 0
+) -> Pool:
+    """Writes documents as a pool of text-only rows for the template `plain`, several to a row.
+
+    Half of the documents read like the chat template `short`, half are bare; most of those whose
+    picture's content is known begin with statements that hold the answers.
+
+    Args:
+      pools: pools of training splits.
+      limit: documents to keep, at random; 0 keeps all.
+      joined: documents of one row, end to end; the last may be cut off by a run's max_length.
+      end: text of the tokenizer's end token.
+
+    Raises:
+      UserError: one of the pools is a test split.
+    """
+    rng = np.random.default_rng(seed)
+    documents = [text for pool in pools for text in _documents(pool, end, rng)]
+    order = rng.permutation(len(documents))[: limit or None]
+    groups = [order[i : i + joined].tolist() for i in range(0, len(order), joined)]
+    rows = [
+        _text_row(f"documents-{n}", "text/documents", "", "".join(documents[i] for i in group))
+        for n, group in enumerate(groups)
+    ]
+    return _write(rows, directory, "train")
+
+
+def write_questions(pool: Pool, directory: str | Path) -> Pool:
+    """Writes a pool's questions and answers without their pictures, kinds and ids kept.
+
+    Trained on, they show what can be answered without looking.
+    """
+    rows = [_text_row(row["id"], row["kind"], *_question_answer(row)) for row in pool.rows]
+    return _write(rows, directory, pool.meta["split"])
+
+
+def _documents(pool: Pool, end: str, rng: np.random.Generator) -> Iterator[str]:
+    if pool.meta["split"] != "train":
+        raise UserError(f"{pool.directory} is a test split; take training text from a training pool")
+    about: dict[int, list[tuple[str, str]]] = {}
+    for row in pool.rows:
+        about.setdefault(row["image"], []).append(_question_answer(row))
+    for picture, pairs in about.items():
+        for start in range(0, len(pairs), QUESTIONS):
+            chosen = pairs[start : start + QUESTIONS]
+            told = statements(pool, picture, [q for q, _ in chosen], rng) if rng.random() < TOLD else ""
+            told = f"{told} " if told else ""
+            if rng.random() < 0.5:
+                turns = (f"{q} ASSISTANT: {a}{end}" for q, a in chosen)
+                yield f"USER: {told}" + "USER: ".join(turns)
+            else:
+                m = len(pool.cells[picture])
+                yield told + " ".join(f"{q} {topic(q, m)}: {a}" for q, a in chosen) + end
+
+
+def asked_cell(question: str) -> tuple[int, int] | None:
+    """Row and column, from 0, of the cell that a question names, if it names one."""
+    found = re.search(r"row (\d+), column (\d+)", question)
+    return (int(found[1]) - 1, int(found[2]) - 1) if found else None
+
+
+def topic(question: str, m: int) -> str:
+    """One word for what a question is about: the cell, the row, the colour or the shape it names.
+
+    A row of a grid of m x m cells is "top", "middle" or "bottom" and a cell "northwest", "center"
+    and so on; grids of other sizes than 2 and 3 have cells that are called "cell", rows "row".
+    """
+    if place := asked_cell(question):
+        return COMPASS[m][place[0]][place[1]] if m in COMPASS else "cell"
+    if found := re.search(r"in row (\d+)", question):
+        return LINES[m][int(found[1]) - 1] if m in LINES else "row"
+    named = [word for word in (*COLORS, *SHAPES) if re.search(rf"\b{word}s?\b", question)]
+    return named[0] if named else "picture"
+
+
+def statements(pool: Pool, picture: int, questions: Sequence[str], rng: np.random.Generator) -> str:
+    """Sentences that tell the answers to questions about a picture, among others, in random order.
+
+    Questions about cells get those cells and another, those about rows of digits those rows and
+    another, those about a single shape its caption; counts over the whole get nothing. Empty where
+    the picture does not tell.
+    """
+    cells = np.asarray(pool.cells[picture])
+    m = len(cells)
+    if m == 1:
+        caption = pool.caption(picture)
+        return f"{caption}." if caption else ""
+    places, rows = set[tuple[int, int]](), set[int]()
+    for question in questions:
+        if place := asked_cell(question):
+            places.add(place)
+        elif found := re.search(r"in row (\d+)", question):
+            rows.add(int(found[1]) - 1)
+    if places:
+        places.add((int(rng.integers(m)), int(rng.integers(m))))
+    if rows:
+        rows.add(int(rng.integers(m)))
+    told = [f"row {r + 1}, column {c + 1}: {_cell(cells[r, c])}." for r, c in sorted(places)]
+    told += [f"row {r + 1}: {' '.join(_cell(c) for c in cells[r])}." for r in sorted(rows)]
+    return " ".join(told[i] for i in rng.permutation(len(told)))
+
+
+def _cell(cell: np.ndarray) -> str:
+    shape, color, digit = cell.tolist()
+    return str(digit - 1) if digit else f"{COLORS[color - 1]} {SHAPES[shape - 1]}"
+
+
+def _question_answer(row: dict[str, Any]) -> tuple[str, str]:
+    human, gpt = row["conversations"][:2]
+    return human["value"].replace("<image>", "").strip(), gpt["value"]
+
+
+def _text_row(identity: str, kind: str, human: str, gpt: str) -> dict[str, Any]:
+    turns = [{"from": "human", "value": human}, {"from": "gpt", "value": gpt}]
+    return {"id": identity, "kind": kind, "conversations": turns}
+
+
+def _write(rows: Sequence[dict[str, Any]], directory: str | Path, split: str) -> Pool:
+    meta = {"task": "text", "split": split, "pictures": 0, "rows": len(rows)}
+    with fresh_directory(directory) as aside:
+        write_rows(rows, meta, aside)
+    return read_pool(directory)

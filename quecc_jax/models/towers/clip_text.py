@@ -1,0 +1,48 @@
+"""CLIP's text transformer: questions' token ids to vectors in the space of the pictures' captions."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from quecc_jax.config.query import ClipTextConfig
+from quecc_jax.models.attention import causal
+from quecc_jax.models.layers import LayerNorm, constrain_batch, linear, with_axes
+from quecc_jax.models.towers.clip import ClipLayer
+
+
+class ClipText(nn.Module):
+    """Causal layers, a final norm, the state at the end token, and CLIP's projection where there is one."""
+
+    config: ClipTextConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self, tokens: jax.Array, positions: jax.Array, segments: jax.Array, last: jax.Array
+    ) -> jax.Array:
+        """Features [B, I, H] of the texts in token ids [B, Q], each a segment, that end at `last` [B, I].
+
+        Positions [B, Q] count within a text and are less than those that there are, but in padding.
+        """
+        c = self.config
+        normal = nn.initializers.normal(0.02)
+        table = self.param("token_embedding", with_axes(normal, "vocab", "embed"), (c.vocab_size, c.width))
+        places = self.param("position_embedding", with_axes(normal, None, "embed"), (c.positions, c.width))
+        table = nn.with_logical_constraint(table.astype(self.dtype), ("vocab", None))
+        place = jnp.take(places.astype(self.dtype), jnp.minimum(positions, c.positions - 1), axis=0)
+        x = constrain_batch(jnp.take(table, tokens, axis=0) + place)
+        stack = nn.scan(
+            ClipLayer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=nn.broadcast,
+            length=c.depth,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        x, _ = stack(c, self.dtype, name="layers")(x, causal(segments, positions))
+        x = jnp.take_along_axis(x, last[..., None], axis=1)
+        x = LayerNorm(c.norm_eps, name="final_norm")(x)
+        if not c.projection:
+            return x
+        projection = linear(c.projection, ("embed", None), bias=False, dtype=self.dtype, name="projection")
+        return projection(x)

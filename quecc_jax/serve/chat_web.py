@@ -1,0 +1,347 @@
+"""The chat as one page of a small server: standard library only, no other host is asked for anything.
+
+Pictures stay in memory, the newest few of them; nothing is written to disk. The conversation lives in the
+page, which sends it along with every question, so pages share nothing. The server answers requests that
+name this machine (or the host it was told to listen at) and come from its own page: a page of another site
+can neither read it by DNS rebinding nor post to it.
+"""
+
+import base64
+import collections
+import hashlib
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from quecc_jax.data.images import picture_size
+from quecc_jax.errors import BadRow, UserError
+
+if TYPE_CHECKING:
+    from quecc_jax.generate.engine import Engine, Limits, Pixels
+
+PAGE = Path(__file__).with_name("chat_page.html")
+UPLOADS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+KEPT = 32
+"""Pictures that the server remembers."""
+MAX_JSON = 256_000
+"""Bytes of a question with its conversation."""
+WAITING = 8
+"""Questions that may wait for the model at the same time."""
+HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
+
+
+def policy(page: str) -> str:
+    """The page's Content-Security-Policy: its own script, by hash, and its own server are all it has."""
+    script = page.split("<script>")[1].split("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        f"default-src 'none'; script-src 'sha256-{digest}'; style-src 'unsafe-inline'; "
+        "img-src blob: data:; connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; "
+        "form-action 'none'"
+    )
+
+
+class Refused(Exception):
+    """A request that is not served: HTTP status and a sentence."""
+
+    def __init__(self, status: int, message: str):
+        super().__init__(message)
+        self.status = status
+
+
+class Page:
+    """What the page can ask for, apart from HTTP."""
+
+    def __init__(
+        self,
+        engine: "Engine",
+        limits: "Limits",
+        query: Literal["own", "latest"],
+        max_bytes: int,
+        max_pixels: int,
+    ):
+        self.engine, self.limits, self.query = engine, limits, query
+        self.max_bytes, self.max_pixels = max_bytes, max_pixels
+        self._pictures: collections.OrderedDict[str, Pixels] = collections.OrderedDict()
+        self._model, self._held = threading.Lock(), threading.Lock()
+        self._room = threading.Semaphore(WAITING)
+
+    def settings(self) -> dict[str, Any]:
+        """What the page shows before the first question."""
+        data, model = self.engine.config.data, self.engine.config.model
+        return {
+            "query": self.query,
+            "max_new_tokens": self.limits.max_new_tokens,
+            "visual_tokens": model.visual_tokens if data.images_per_row else 0,
+            "pictures": data.images_per_row,
+            "max_bytes": self.max_bytes,
+            "max_pixels": self.max_pixels,
+            "compressor": model.compressor.name,
+            "max_length": data.max_length,
+        }
+
+    def upload(self, body: bytes) -> dict[str, Any]:
+        """Takes a picture file.
+
+        Returns:
+          Its id for questions.
+
+        Raises:
+          Refused: it is no picture of the accepted kinds, or has too many pixels.
+          UserError: as `open_image`.
+        """
+        try:
+            width, height = picture_size(BytesIO(body), formats=UPLOADS)
+        except BadRow as error:
+            if error.fault == "picture size":
+                raise
+            raise Refused(415, f"this is no picture of the kinds {', '.join(UPLOADS)}; convert it") from None
+        if width * height > self.max_pixels:
+            raise Refused(
+                413,
+                f"the picture has {width} x {height} pixels, more than {self.max_pixels:,}; make it smaller",
+            )
+        picture = self.engine.picture(BytesIO(body))
+        name = bytes(picture.key).hex()  # type: ignore[call-overload]
+        with self._held:
+            self._pictures[name] = picture
+            self._pictures.move_to_end(name)
+            while len(self._pictures) > KEPT:
+                self._pictures.popitem(last=False)
+        return {"id": name, "width": width, "height": height}
+
+    def ask(self, body: bytes) -> Iterator[dict[str, Any]]:
+        """Events of one answer: {"text": piece} as they come, then {"usage", "answer", "query", "attention",
+        "squares"}, the attention for the words that the compressor read.
+
+        Raises:
+          Refused: the request is malformed, names an unknown picture, or too many wait.
+          UserError: the question does not fit.
+        """
+        from quecc_jax.generate.engine import Question
+        from quecc_jax.generate.sampling import Sampling, check_sampling
+
+        asked = _fields(body)
+        with self._held:
+            unknown = [name for name in asked["pictures"] if name not in self._pictures]
+            if unknown:
+                raise Refused(410, "the server no longer has this picture; choose it again")
+            pictures = tuple(self._pictures[name] for name in asked["pictures"])
+        question = Question(asked["text"], pictures, tuple(asked["history"]), asked["query"] or self.query)
+        limits = self.limits
+        if asked["temperature"] is not None:
+            sampling = Sampling(
+                asked["temperature"],
+                limits.sampling.top_k if limits.sampling else 0,
+                limits.sampling.top_p if limits.sampling else 1.0,
+                limits.sampling.repetition_penalty if limits.sampling else 1.0,
+            )
+            check_sampling(sampling)
+            plain = sampling._replace(temperature=0) == Sampling(temperature=0) and not sampling.temperature
+            limits = limits._replace(sampling=None if plain else sampling)
+        if asked["seed"] is not None:
+            limits = limits._replace(seed=asked["seed"])
+        if not self._room.acquire(blocking=False):
+            raise Refused(503, f"{WAITING} questions are waiting already; try again soon")
+        try:
+            with self._model:
+                run = self.engine.run([question], limits)
+                for _, piece in run:
+                    yield {"text": piece}
+                yield {
+                    "usage": run.usage[0]._asdict(),
+                    "answer": run.texts()[0],
+                    "query": question.asked(),
+                    **self._looked(question),
+                }
+        finally:
+            self._room.release()
+
+    def _looked(self, question: Any) -> dict[str, Any]:
+        """`attention` [I, V, n], the mean over heads of every visual token's, and how many `squares` along a
+        side of the picture belong to one token each, see `own_squares`; both None without."""
+        from quecc_jax.evaluate.attention import own_squares
+
+        weights = self.engine.attention(question) if question.pictures else None
+        if weights is None:
+            return {"attention": None, "squares": None}
+        mean = weights.mean(axis=2)
+        return {
+            "attention": np.round(mean.reshape(*mean.shape[:2], -1), 5).tolist(),
+            "squares": own_squares(weights[0]),
+        }
+
+
+def _fields(body: bytes) -> dict[str, Any]:
+    """A question's fields, each of the type it must have."""
+    kinds: dict[str, tuple[Any, Any]] = {
+        "text": (str, ""),
+        "history": (list, []),
+        "pictures": (list, []),
+        "query": (str, None),
+        "temperature": (int | float, None),
+        "seed": (int, None),
+    }
+    try:
+        given = json.loads(body)
+        if not isinstance(given, dict) or given.keys() - kinds.keys():
+            raise ValueError
+        asked = {name: given.get(name, default) for name, (_, default) in kinds.items()}
+        for name, (kind, default) in kinds.items():
+            if not (asked[name] is default or isinstance(asked[name], kind)):
+                raise ValueError
+        if not all(isinstance(x, str) for x in (*asked["history"], *asked["pictures"])):
+            raise ValueError
+        if asked["query"] not in (None, "own", "latest") or not 0 <= (asked["seed"] or 0) < 2**31:
+            raise ValueError
+    except ValueError:
+        raise Refused(400, "the question is not of the form that the page sends") from None
+    return asked
+
+
+def make_server(page: Page, host: str, port: int) -> ThreadingHTTPServer:
+    """A server that is bound but not yet serving.
+
+    Raises:
+      UserError: the address cannot be listened at.
+    """
+
+    class Handler(_Handler):
+        pass
+
+    Handler.page = page
+    Handler.names = {"localhost", "127.0.0.1", "[::1]", host if ":" not in host else f"[{host}]"}
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+        address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+
+    try:
+        return Server((host, port), Handler)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"--host {host} --port {port} cannot be listened at ({reason}); choose another"
+        ) from None
+
+
+def serve(page: Page, host: str, port: int) -> None:
+    """Serves until interrupted."""
+    with make_server(page, host, port) as server:
+        shown = f"[{host}]" if ":" in host else host
+        print(f"http://{shown}:{server.server_address[1]}/  (Ctrl-C ends)", flush=True)
+        server.serve_forever()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """One request."""
+
+    page: Page
+    names: set[str]
+    timeout = 60
+    protocol_version = "HTTP/1.1"
+    server_version, sys_version = "quecc", ""
+
+    def do_GET(self) -> None:
+        def reply() -> None:
+            if self.path == "/":
+                page = PAGE.read_text(encoding="utf-8")
+                self._send(
+                    200, "text/html; charset=utf-8", page.encode(), {"Content-Security-Policy": policy(page)}
+                )
+            elif self.path == "/settings":
+                self._json(200, self.page.settings())
+            else:
+                raise Refused(404, "there is nothing here")
+
+        self._guarded(reply)
+
+    def do_POST(self) -> None:
+        def reply() -> None:
+            if self.path == "/picture":
+                self._json(200, self.page.upload(self._body(self.page.max_bytes)))
+            elif self.path == "/ask":
+                self._stream(self.page.ask(self._body(MAX_JSON)))
+            else:
+                raise Refused(404, "there is nothing here")
+
+        self._guarded(reply)
+
+    def _guarded(self, reply: Any) -> None:
+        try:
+            self._check_sender()
+            reply()
+        except Refused as refused:
+            self._json(refused.status, {"error": str(refused)})
+        except UserError as error:
+            self._json(422, {"error": str(error)})
+        except (ConnectionError, TimeoutError):
+            self.close_connection = True
+
+    def _check_sender(self) -> None:
+        host = self.headers.get("Host", "")
+        if urlsplit(f"//{host}").netloc.rsplit(":", 1)[0] not in self.names and host not in self.names:
+            raise Refused(403, "the request names another host")
+        origin = self.headers.get("Origin")
+        if origin is not None and urlsplit(origin).netloc != host:
+            raise Refused(403, "the request comes from another page")
+
+    def _body(self, limit: int) -> bytes:
+        length = self.headers.get("Content-Length", "")
+        if not length.isdigit():
+            raise Refused(411, "the request does not say its length")
+        if int(length) > limit:
+            raise Refused(
+                413,
+                f"{int(length):,} bytes are more than the {limit:,} that are accepted; make the file smaller",
+            )
+        return self.rfile.read(int(length))
+
+    def _json(self, status: int, value: dict[str, Any]) -> None:
+        if status >= 400:
+            # The body may not have been read.
+            self.close_connection = True
+        self._send(status, "application/json", json.dumps(value).encode())
+
+    def _send(self, status: int, kind: str, body: bytes, more: dict[str, str] | None = None) -> None:
+        self._head(status, kind, {"Content-Length": str(len(body)), **(more or {})})
+        self.wfile.write(body)
+
+    def _head(self, status: int, kind: str, more: dict[str, str]) -> None:
+        self.send_response(status)
+        if self.close_connection:
+            more["Connection"] = "close"
+        for name, value in {"Content-Type": kind, **HEADERS, **more}.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+    def _stream(self, events: Iterator[dict[str, Any]]) -> None:
+        """Server-sent events; a mistake before the first one is an ordinary error."""
+        first = next(events, None)
+        self.close_connection = True
+        self._head(200, "text/event-stream", {})
+        try:
+            if first is not None:
+                self._event(first)
+            for event in events:
+                self._event(event)
+        except UserError as error:
+            self._event({"error": str(error)})
+        finally:
+            # A page that left must not keep the model.
+            events.close()  # type: ignore[attr-defined]
+
+    def _event(self, event: dict[str, Any]) -> None:
+        self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
+        self.wfile.flush()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Requests are not logged: they hold what people ask."""

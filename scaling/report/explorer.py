@@ -1,0 +1,122 @@
+"""The interactive part of the pages: a chart, a map and sliders that recompute the recommendation.
+
+Everything is inline: the data as JSON, `page/model.js` (law and costs) and `page/explore.js` (drawing).
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.colors import to_hex
+
+from scaling.formatting import COST_AXIS, PER
+from scaling.law import Law, Params
+from scaling.report.plot import token_colours
+from scaling.report.style import THEMES, Style
+from scaling.table import ScoreTable
+
+SAMPLES = 1000
+"""Bootstrap laws that the page carries."""
+_PAGE = Path(__file__).parent / "assets"
+
+
+class Start(NamedTuple):
+    """Where the sliders stand at first: budget, Q, G, and the tokens of the bare question."""
+
+    budget: float
+    text: float
+    answer: int = 1
+    question: float = 0
+
+
+def published_prices(params_b: Sequence[float]) -> dict[str, Any]:
+    """The part of the page's data that prices a query at 2 N (Q + V) FLOPs; `cost.counted_prices` is
+    the other."""
+    llms = [{"n": float(n), "name": ""} for n in sorted(params_b)]
+    return {
+        "counted": False,
+        "kind": "flops",
+        "llms": llms,
+        "machine": None,
+        "per": PER["flops"],
+        "unit": COST_AXIS["flops"],
+        "axis": COST_AXIS["flops"],
+        "cost_model": "published cost 2N(Q + V)",
+    }
+
+
+def explorer_data(
+    law: Law,
+    samples: Params | None,
+    visual_tokens: Sequence[float],
+    prices: Mapping[str, Any],
+    start: Start,
+    table: ScoreTable | None = None,
+) -> dict[str, Any]:
+    """What `page/model.js` computes with; plain JSON values.
+
+    `table` gives the measured cells among the choices. The bare question grows with the text where both
+    start at the same length.
+    """
+    counts = [_number(v) for v in sorted(visual_tokens)]
+    t = "Q + V" if law.tokens == "Q+V" else "V"
+    return {
+        **prices,
+        "law": [float(x) for x in law.params],
+        "tokens": law.tokens,
+        "samples": None if samples is None else _thinned(samples),
+        "convention": f"T = {t}; {prices['cost_model']}",
+        "counts": counts,
+        "follows": start.question == start.text,
+        "start": {name: _number(value) for name, value in start._asdict().items()},
+        "measured": [] if table is None else _measured(table, prices["llms"], counts),
+    }
+
+
+def explorer_html(data: dict[str, Any]) -> str:
+    """The explorer's place on a page, with its data and scripts."""
+    # `</` would end the script that holds it.
+    embedded = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("</", "<\\/")
+    style, *scripts = ((_PAGE / name).read_text() for name in ("explore.css", "model.js", "explore.js"))
+    return (
+        f"<style>{_colours(data)}{style}</style>"
+        '<div id="explorer"></div>'
+        f'<script type="application/json" id="explorer-data">{embedded}</script>'
+        f"<script>\n{scripts[0]}</script><script>\n{scripts[1]}</script>"
+        "<noscript><p>The sliders need JavaScript; the tables and the PNG files do not.</p></noscript>"
+    )
+
+
+def _measured(
+    table: ScoreTable, llms: Sequence[dict[str, Any]], counts: Sequence[float]
+) -> list[dict[str, Any]]:
+    cells = []
+    for i, llm in enumerate(llms):
+        for j, count in enumerate(counts):
+            error = table.error[np.ix_(table.params_b == llm["n"], table.visual_tokens == count)]
+            if error.size and np.isfinite(error[0, 0]):
+                cells.append({"i": i, "j": j, "error": float(error[0, 0])})
+    return cells
+
+
+def _thinned(samples: Params) -> list[list[float]]:
+    rows = np.stack([np.asarray(leaf, np.float64) for leaf in samples], axis=1)
+    step = max(1, -(-len(rows) // SAMPLES))
+    return [[float(f"{x:.7g}") for x in row] for row in rows[::step]]
+
+
+def _colours(data: dict[str, Any]) -> str:
+    def block(style: Style) -> str:
+        theme = THEMES[style]
+        sizes, counts = theme.colours(len(data["llms"])), token_colours(len(data["counts"]))
+        names = [("n", k, c) for k, c in enumerate(sizes)] + [("v", k, c) for k, c in enumerate(counts)]
+        return "#explorer{" + "".join(f"--{what}{k}:{to_hex(c)};" for what, k, c in names) + "}"
+
+    return f"{block('light')}@media (prefers-color-scheme: dark){{{block('dark')}}}"
+
+
+def _number(value: float) -> float:
+    """Whole numbers without a decimal point."""
+    return int(value) if float(value).is_integer() else float(value)

@@ -1,0 +1,336 @@
+"""A plan in words: its JSON record, its lines for the terminal and the tables of its page."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from scaling.cost import COMPRESSORS, PAPERS_COMPRESSOR, PARTS, Lengths, QueryConfig, Setup, encoder_costs
+from scaling.formatting import PER, amount, flops_text, size_name
+from scaling.planner import UNITS, Plan, choice_of
+from scaling.saved_fit import SavedFit
+
+PART_NAMES = {
+    "tower": "vision tower",
+    "query": "encoder of the question",
+    "compressor": "compressor and projector",
+    "prefill": "prefill",
+    "decode": "decode",
+}
+
+
+class Question(NamedTuple):
+    """What was asked: the law, the lengths, the unit and machine, and how cost is counted."""
+
+    fit: SavedFit
+    """Its law's query tokens are the plan's Q."""
+    lengths: Lengths
+    setup: Setup
+    counted: bool
+
+    @property
+    def cost_model(self) -> str:
+        """The cost model in one line, for every figure and table."""
+        text, _, question = self.lengths
+        if not self.counted:
+            return f"published cost 2N(Q + V), Q = {text:g}"
+        said = f"{self._counted}, Q = {text:g} text tokens"
+        if not COMPRESSORS[self.setup.compressor].reads_question:
+            return said
+        reads = "all" if question == text else f"{question:g}"
+        return f"{said}, of which {self.encoder} reads {reads}"
+
+    @property
+    def cost_model_of_all(self) -> str:
+        """The same where Q varies."""
+        if not self.counted:
+            return "published cost 2N(Q + V)"
+        text, _, question = self.lengths
+        if not COMPRESSORS[self.setup.compressor].reads_question:
+            return self._counted
+        reads = "all Q" if question == text else f"up to {question:g}"
+        return f"{self._counted}, {self.encoder} reads {reads} text tokens"
+
+    @property
+    def encoder(self) -> str:
+        """What encodes the question."""
+        return f"the question's encoder ({encoder_name(self.setup.query)})"
+
+    @property
+    def _counted(self) -> str:
+        machine, said = self.setup.machine, f"counted cost of all parts, G = {self.lengths.answer} generated"
+        if self.setup.compressor != PAPERS_COMPRESSOR:
+            said += f", compressor {self.setup.compressor}"
+        if machine is None:
+            return said
+        share = "" if machine.efficiency == 1 else f", {100 * machine.efficiency:g} % of its peaks"
+        figures = f"{machine.flops / 1e12:g} TFLOP/s, {machine.bandwidth / 1e9:g} GB/s{share}"
+        return f"{said}, {machine.name} ({figures}), batch {self.setup.batch}"
+
+    @property
+    def convention(self) -> str:
+        """What T counts, in one line."""
+        return self.fit.law.convention
+
+
+def encoder_name(query: QueryConfig) -> str:
+    """`early_exit 8`."""
+    return f"{query.encoder} {query.layer}" if query.layer else query.encoder
+
+
+def choice_name(plan: Plan, index: int) -> str:
+    """`4B (qwen1.5-4b), V = 16`."""
+    options = plan.options
+    size, llm = size_name(options.params_b[index]), options.llms[index]
+    name = size if llm in (size, f"{options.params_b[index]:g}B") else f"{size} ({llm})"
+    return f"{name}, V = {options.visual_tokens[index]:g}"
+
+
+def advice(plan: Plan, asked: Question) -> str:
+    """The recommendation in two or three sentences."""
+    k, kind = plan.best, asked.setup.kind
+    said = (
+        f"{amount(plan.budget, kind)} {PER[kind]} buys {choice_name(plan, k)}: predicted error "
+        f"{_percent(plan.error[k])}{_span(plan.error_interval, k)}, for {amount(plan.options.cost[k], kind)}."
+    )
+    if plan.share is None:
+        return said + " The fit has no bootstrap samples, so there are no intervals."
+    said += f" {100 * plan.share[k]:.0f} % of the bootstrap laws choose it"
+    others = [j for j in np.argsort(-plan.share) if j != k and plan.share[j] >= 0.01][:3]
+    if others:
+        said += "; others " + ", ".join(
+            f"{choice_name(plan, j)} ({100 * plan.share[j]:.0f} %)" for j in others
+        )
+        sizes = chosen_span(plan, plan.options.params_b) or []
+        counts = chosen_span(plan, plan.options.visual_tokens) or []
+        said += "; 95 % lie in N {:g}B to {:g}B, V {:g} to {:g}".format(*sizes, *counts)
+    return f"{said}. In 95 of 100 it loses at most {100 * (plan.worst_regret or 0):.2f} points to their best."
+
+
+def chosen_span(plan: Plan, values: np.ndarray) -> list[float] | None:
+    """The central 95 % of what the bootstrap laws choose, of the options' sizes or token counts [K]."""
+    if plan.share is None:
+        return None
+    order = np.argsort(values, kind="stable")
+    reached = np.cumsum(plan.share[order])
+    return [float(values[order[np.searchsorted(reached, at - 1e-9)]]) for at in (0.025, 0.975)]
+
+
+def notes(plan: Plan, asked: Question) -> list[str]:
+    """What a reader must know before acting on it."""
+    fit, options, k = asked.fit, plan.options, plan.best
+    said = []
+    if fit.other is not None:
+        j = choice_of(fit.other, options, plan.budget)
+        meaning = "Q + V" if fit.other.tokens == "Q+V" else "V"
+        said.append(
+            f"With T = {meaning} the same scores recommend {'the same' if j == k else choice_name(plan, j)}; "
+            "the scores do not say which T is right."
+        )
+    low, high = float(fit.params_b[0]), float(fit.params_b[-1])
+    outside = sorted({float(n) for n in options.params_b if not low <= n <= high})
+    if outside:
+        said.append(
+            f"{', '.join(map(size_name, outside))} lies outside the sizes {size_name(low)} to "
+            f"{size_name(high)} that the law was fitted on: its error is extrapolated."
+        )
+    beyond = sorted(
+        {float(v) for v in options.visual_tokens if not fit.visual_tokens[0] <= v <= fit.visual_tokens[-1]}
+    )
+    if beyond:
+        said.append(f"V = {', '.join(f'{v:g}' for v in beyond)} lies outside the fitted token counts.")
+    if options.fits is not None and not options.fits.all():
+        machine = asked.setup.machine
+        assert machine is not None
+        names = dict.fromkeys(size_name(options.params_b[j]) for j in np.flatnonzero(~options.fits))
+        said.append(
+            f"Left out for the {machine.memory / 2**30:.3g} GiB of {machine.name}, at least at some "
+            f"V: {', '.join(names)}."
+        )
+    if asked.counted:
+        fixed = options.flops["tower"][k] / sum(options.flops[part][k] for part in PARTS)
+        said.append(
+            f"The vision tower is {100 * fixed:.0f} % of this choice's FLOPs and the same for all; the "
+            "published cost 2N(Q + V) leaves out tower, compressor, the question's encoder and decode."
+        )
+        if any(options.flops["query"] == 0) and any(options.flops["query"] > 0):
+            read = {"decoder": "all weights", "early_exit": "the weights of its layers"}
+            once_more = read.get(asked.setup.query.encoder)
+            waits = f", and with small batches the question waits for {once_more} once more" * bool(once_more)
+            said.append(
+                "All patches as tokens need neither compressor nor an encoder of the question; fewer pay for "
+                f"both{waits}."
+            )
+    elif fit.law.tokens == "V":
+        best = fit.law.optimal_visual_tokens(float(options.visual_tokens[0]), np.inf)
+        closed = "more tokens always win" if np.isinf(best) else f"V* = beta Q / (alpha - beta) = {best:.3g}"
+        said.append(f"If N could take any value, the closed form would say: {closed}.")
+    return said + [f"Of the fit: {sentence}" for sentence in fit.findings]
+
+
+def plan_record(plan: Plan, asked: Question) -> dict[str, Any]:
+    """What plan.json holds; plain JSON values, null where a number does not exist."""
+    options, law, setup = plan.options, asked.fit.law, asked.setup
+    on_frontier = set(plan.frontier.tolist())
+    machine = None if setup.machine is None else dataclasses.asdict(setup.machine)
+    reads = COMPRESSORS[setup.compressor].reads_question
+    choices = [_choice_record(plan, k) | {"on_frontier": k in on_frontier} for k in range(len(options.cost))]
+    optimum = None
+    if not asked.counted and law.tokens == "V":
+        v = law.optimal_visual_tokens(float(options.visual_tokens.min()), float(options.visual_tokens.max()))
+        optimum = {"visual_tokens": v, "params_b": plan.budget / (2e9 * (law.query_tokens + v))}
+    return {
+        "fit": asked.fit.name,
+        "law": {
+            **{k: float(v) for k, v in law.params._asdict().items()},
+            "tokens_convention": law.tokens,
+            "formula": law.formula(),
+        },
+        "cost_model": "counted" if asked.counted else "published",
+        "query_tokens": asked.lengths.text,
+        "question_tokens": asked.lengths.question if asked.counted else None,
+        "answer_tokens": asked.lengths.answer if asked.counted else None,
+        "compressor": setup.compressor if asked.counted else None,
+        "query_encoder": encoder_name(setup.query) if asked.counted and reads else None,
+        "machine": machine,
+        "batch": setup.batch if machine else None,
+        "usd_per_hour": setup.usd_per_hour,
+        "budget": {"limit": plan.budget, "unit": UNITS[setup.kind]},
+        "recommendation": choices[plan.best]
+        | {
+            "params_b_interval": chosen_span(plan, options.params_b),
+            "visual_tokens_interval": chosen_span(plan, options.visual_tokens),
+            "worst_regret_95": plan.worst_regret,
+        },
+        "neighbours": [choices[n.option] | {"over_budget": n.over_budget} for n in plan.neighbours],
+        "frontier": [choices[k] for k in plan.frontier],
+        "choices": choices,
+        "other_convention": None
+        if asked.fit.other is None
+        else {
+            "tokens_convention": asked.fit.other.tokens,
+            "choice": choices[choice_of(asked.fit.other, options, plan.budget)],
+        },
+        "closed_form": optimum,
+        "advice": advice(plan, asked),
+        "notes": notes(plan, asked),
+    }
+
+
+def _choice_record(plan: Plan, k: int) -> dict[str, Any]:
+    o = plan.options
+
+    def pair(values: np.ndarray | None) -> list[float] | None:
+        return None if values is None else [float(x) for x in values[k]]
+
+    def single(values: np.ndarray | None) -> float | None:
+        return None if values is None else float(values[k])
+
+    return {
+        "params_b": float(o.params_b[k]),
+        "llm": o.llms[k],
+        "visual_tokens": float(o.visual_tokens[k]),
+        "cost": float(o.cost[k]),
+        "error": float(plan.error[k]),
+        "error_interval": pair(plan.error_interval),
+        "chosen_share": single(plan.share),
+        "regret": float(plan.regret[k]),
+        "regret_interval": pair(plan.regret_interval),
+        "frontier_share": single(plan.frontier_share),
+        "affordable": bool(o.allowed[k] and o.cost[k] <= plan.budget * (1 + 1e-12)),
+        "flops": {part: float(values[k]) for part, values in o.flops.items()},
+        "seconds": {part: float(values[k]) for part, values in o.seconds.items()} or None,
+        "memory_bytes": single(o.memory),
+        "fits_memory": None if o.fits is None else bool(o.fits[k]),
+    }
+
+
+Table = tuple[list[str], list[list[str]]]
+"""Header and rows."""
+
+
+def parts_table(plan: Plan, asked: Question) -> Table:
+    """Where the recommended choice's cost goes."""
+    o, k = plan.options, plan.best
+    total = sum(values[k] for values in o.flops.values())
+    header = ["part", "FLOPs per query", "share"] + (["time per batch", "bound by"] if o.seconds else [])
+    rows = []
+    machine, batch = asked.setup.machine, asked.setup.batch
+    for part, values in o.flops.items():
+        row = [PART_NAMES[part], flops_text(values[k]), f"{100 * values[k] / total:.1f} %"]
+        if o.seconds and machine is not None:
+            seconds = o.seconds[part][k]
+            compute = batch * values[k] / machine.flops
+            bound = "–" if seconds == 0 else "FLOPs" if compute >= seconds * (1 - 1e-9) else "bandwidth"
+            row += [amount(seconds, "seconds"), bound]
+        rows.append(row)
+    last = ["all", flops_text(total), "100 %"]
+    if o.seconds:
+        last += [amount(sum(values[k] for values in o.seconds.values()), "seconds"), ""]
+    return header, [*rows, last]
+
+
+def encoders_table(plan: Plan, asked: Question) -> Table | None:
+    """What each encoder of the question would make of the recommended choice; None where nobody asks."""
+    o, k = plan.options, plan.best
+    if not o.flops.get("query", np.zeros(len(o.cost)))[k]:
+        return None
+    header = ["encoder of the question", "layers waited for", "FLOPs", "share of the query"]
+    header += ["time per batch", "share"] if o.seconds else []
+    rows = []
+    for one in encoder_costs(o.llms[k], o.params_b[k], o.visual_tokens[k], asked.lengths, asked.setup):
+        here = " (counted above)" if one.query == asked.setup.query else ""
+        name, share = encoder_name(one.query) + here, f"{100 * one.share:.2g} %"
+        row = [name, f"{one.layers}", flops_text(one.flops), share]
+        if one.seconds is not None and one.seconds_share is not None:
+            row += [amount(one.seconds, "seconds"), f"{100 * one.seconds_share:.2g} %"]
+        rows.append(row)
+    return header, rows
+
+
+def frontier_table(plan: Plan, asked: Question) -> Table:
+    """What every budget buys."""
+    o, kind = plan.options, asked.setup.kind
+    header = ["LLM", "V", f"cost {PER[kind]}", "predicted error"]
+    header += ["95 % interval", "on the bootstrap frontiers"] if plan.share is not None else []
+    rows = []
+    for k in plan.frontier:
+        row = [o.llms[k], f"{o.visual_tokens[k]:g}", amount(o.cost[k], kind), _percent(plan.error[k])]
+        if plan.frontier_share is not None and plan.error_interval is not None:
+            row += [_ends(plan.error_interval[k]), f"{100 * plan.frontier_share[k]:.0f} %"]
+        rows.append(row)
+    return header, rows
+
+
+def neighbour_table(plan: Plan, asked: Question) -> Table:
+    """The recommended choice and those one step away."""
+    o, kind = plan.options, asked.setup.kind
+    header = ["LLM", "V", f"cost {PER[kind]}", "of the budget", "predicted error", "regret, points"]
+    header += ["95 % interval", "chosen by"] if plan.share is not None else []
+    rows = []
+    for k in sorted([plan.best, *(n.option for n in plan.neighbours)]):
+        row = [
+            o.llms[k] + (" (recommended)" if k == plan.best else ""),
+            f"{o.visual_tokens[k]:g}",
+            amount(o.cost[k], kind),
+            f"{100 * o.cost[k] / plan.budget:.0f} %",
+            _percent(plan.error[k]),
+            f"{100 * plan.regret[k]:+.2f}",
+        ]
+        if plan.share is not None and plan.regret_interval is not None:
+            low, high = 100 * plan.regret_interval[k]
+            row += ["" if k == plan.best else f"{low:+.2f} to {high:+.2f}", f"{100 * plan.share[k]:.0f} %"]
+        rows.append(row)
+    return header, rows
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2f} %"
+
+
+def _ends(pair: np.ndarray) -> str:
+    return f"{100 * pair[0]:.2f} to {100 * pair[1]:.2f} %"
+
+
+def _span(intervals: np.ndarray | None, k: int) -> str:
+    return "" if intervals is None else f" (95 % interval {_ends(intervals[k])})"

@@ -1,0 +1,115 @@
+"""The TPU compiler at work on a small model, through the command line's own path."""
+
+import json
+import platform
+import re
+import subprocess
+import sys
+
+import pytest
+
+CONFIG = "tests/aot/pod_model.py"
+
+needs_libtpu = pytest.mark.skipif(
+    (sys.platform, platform.machine()) != ("linux", "x86_64"),
+    reason="libtpu, the TPU compiler, has wheels for x86-64 Linux only",
+)
+
+
+def compile_pod(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "launch.compile_pod", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+@needs_libtpu
+def test_a_step_compiles_for_a_slice_that_is_not_here(tmp_path):
+    out = tmp_path / "new" / "report.json"
+    ran = compile_pod(
+        CONFIG,
+        "--topology",
+        "v5e:2x2",
+        "--json",
+        str(out),
+        "--model.remat",
+        "none",
+        "--data.query-length",
+        "128",
+    )
+    assert ran.returncode == 0, ran.stderr
+    for heading in ("memory per chip", "fits", "FLOPs per step", "all-gather, ICI", "predicted MFU"):
+        assert heading in ran.stdout, heading
+    report = json.loads(out.read_text())
+    assert report["fits"] and report["chips"] == 4 and report["mesh"] == {"data": 1, "fsdp": 4, "tensor": 1}
+    assert 0.99 <= report["flops_ratio"] <= 1.10
+    # Parameters and two slots each of the trained ones, in float32, a quarter per chip; plus the batch.
+    memory = report["memory"]
+    assert memory["aliased"] > 0.95 * memory["output"] and memory["total"] <= report["needed"] * 1.01
+    assert any("decoder/layers/gate" in b["name"] for b in report["buffers"])
+    assert report["unknown_loops"] == [] and report["defects"] == []
+    # Every length that a batch's questions may have is a program of its own.
+    (shorter,) = report["shorter_queries"]
+    assert (report["query_length"], shorter["query_length"]) == (128, 32)
+    assert shorter["model_flops"] < report["model_flops"] and "questions of up to 32" in ran.stdout
+    assert 0.99 <= shorter["flops_ratio"] <= 1.10
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_two_slices_exchange_gradients_over_the_data_centre_network(tmp_path):
+    out = tmp_path / "report.json"
+    ran = compile_pod(CONFIG, "--topology", "2*v5e:2x2", "--mesh.data", "2", "--json", str(out))
+    assert ran.returncode == 0, ran.stderr
+    report = json.loads(out.read_text())
+    assert report["chips"] == 8 and report["mesh"] == {"data": 2, "fsdp": 4, "tensor": 1}
+    (between,) = [e for e in report["exchanges"] if e["network"] == "DCN"]
+    # Each chip's quarter of the gradients, in 16 bits, once; tables and norms may go in 32.
+    quarter = 2 * (2 * 2048 * 256 + 8 * (4 * 256 * 256 + 3 * 256 * 640)) / 4
+    assert between["kind"] == "all-reduce" and quarter <= between["bytes"] <= 2.2 * quarter
+
+
+@needs_libtpu
+def test_a_step_that_the_compiler_refuses_is_reported_with_what_would_help(tmp_path):
+    out = tmp_path / "report.json"
+    ran = compile_pod(
+        CONFIG,
+        "--topology",
+        "v5e:2x2",
+        "--json",
+        str(out),
+        "--model.remat",
+        "none",
+        "--train.batch-size",
+        "16384",
+    )
+    assert ran.returncode == 1 and "does not fit" in ran.stdout
+    (error,) = ran.stderr.strip().splitlines()
+    assert re.match(r"error: the step needs \d+\.\d+ GiB per chip and v5e:2x2 has 15\.75", error)
+    report = json.loads(out.read_text())
+    assert not report["fits"] and report["needed"] > report["limit"] == int(15.75 * 2**30)
+    assert report["buffers"][0]["kind"] == "temporary"
+    assert "decoder" in report["buffers"][0]["name"]
+    slices = int(re.findall(r"--train.grad_accum_steps (\d+)", error)[0])
+    assert "--model.remat full" in error and 8 <= slices <= 16
+
+
+@needs_libtpu
+def test_the_resolved_table_of_shardings():
+    ran = compile_pod(CONFIG, "--topology", "v5e:2x2", "--show-sharding", "--mesh.tensor", "2")
+    assert ran.returncode == 0, ran.stderr
+    (gate,) = re.findall(r".*decoder/layers/gate/kernel.*", ran.stdout)
+    assert "8x256x640" in gate and "layers, embed, mlp" in gate and "·, fsdp, tensor" in gate
+    assert "of optimizer state for the" in ran.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ((CONFIG,), "--topology must be given"),
+        ((CONFIG, "--topology", "v9:2x2"), "topology 'v9:2x2' is not known"),
+        ((CONFIG, "--topology", "v5e:2x2", "--mesh.fsdp", "3"), "needs 3 devices, 4 are here"),
+    ],
+)
+def test_mistakes_are_one_sentence(arguments, message):
+    ran = compile_pod(*arguments)
+    assert ran.returncode == 1 and message in ran.stderr and ran.stderr.startswith("error: ")
+    assert len(ran.stderr.strip().splitlines()) == 1

@@ -1,0 +1,140 @@
+"""The data inspector: what it shows is what the model gets."""
+
+import dataclasses
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from quecc_jax.commands.inspect_data import _own_options
+from quecc_jax.config import DataConfig, RunConfig, SourceConfig
+from quecc_jax.data.preview.page import page
+from quecc_jax.data.preview.rows import look
+from quecc_jax.data.preview.terminal import show
+from quecc_jax.data.text.tokenizer import train_word_tokenizer
+from quecc_jax.errors import UserError
+from tests.tiny import run
+
+COLOURS = {"red": (255, 0, 0), "green": (0, 160, 0), "blue": (0, 0, 255)}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> RunConfig:
+    """Questions about plain pictures; one picture is missing, and some rows are text alone."""
+    root = tmp_path_factory.mktemp("rows")
+    for name, colour in COLOURS.items():
+        Image.new("RGB", (20, 12), colour).save(root / f"{name}.png")
+    rows = []
+    for number in range(24):
+        name = list(COLOURS)[number % 3]
+        row = {
+            "image": f"{name}.png",
+            "conversations": [
+                {"from": "human", "value": "<image>\nwhat <color> is it?"},
+                {"from": "gpt", "value": f"it is {name}"},
+                {"from": "human", "value": "are you sure?"},
+                {"from": "gpt", "value": "yes"},
+            ],
+        }
+        if number % 5 == 4:
+            row = {"conversations": [{"from": "human", "value": "say yes"}, {"from": "gpt", "value": "yes"}]}
+        if number == 7:
+            row["image"] = "gone.png"
+        rows.append(row)
+    (root / "rows.json").write_text(json.dumps(rows))
+    train_word_tokenizer(["what <color> is it? are you sure? say yes red green blue"], root / "tokenizer")
+    source = SourceConfig(path=str(root / "rows.json"), images=str(root))
+    data = DataConfig(
+        sources=(source,),
+        tokenizer=str(root / "tokenizer"),
+        template="short",
+        max_length=64,
+        query_length=8,
+        packed_images=3,
+        cache=str(root / "cache"),
+        bad_rows="skip",
+        image_aspect="square",
+    )
+    return dataclasses.replace(run(batch_size=4), data=data)
+
+
+def batched(config: RunConfig, batching) -> RunConfig:
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, batching=batching))
+
+
+@pytest.mark.parametrize("batching", ["pad", "grouped", "packed"])
+def test_rows_are_read_back_from_the_arrays(config, batching):
+    seen = look(batched(config, batching), 10)
+    assert [(row.batch, row.place) for row in seen.rows] == [(k // 4, k % 4) for k in range(10)]
+    pictured = 0
+    for row in seen.rows:
+        assert sum(talk.tokens for talk in row.talks) <= row.length
+        for talk in row.talks:
+            number = int(talk.where.split("row ")[-1].split(" ")[0]) - 1
+            assert sum(span.tokens for span in talk.spans) == talk.tokens
+            learned = [span for span in talk.spans if span.kind == "answer"]
+            assert sum(span.tokens for span in learned) == talk.learned
+            if number % 5 == 4:
+                assert [span.text for span in learned] == ["yes <eos>"] and not talk.views
+                continue
+            name = list(COLOURS)[number % 3]
+            assert [span.text for span in learned] == [f"it is {name} <eos>", "yes <eos>"]
+            assert [span.tokens for span in talk.spans if span.kind == "picture"] == [4]
+            (view,) = talk.views
+            assert np.all(view.pixels == COLOURS[name]) and view.query == "what < color > is it?"
+            pictured += 1
+        assert all("gone.png" in why for why in row.left_out)
+    assert pictured >= 5 and (batching != "packed" or max(len(row.talks) for row in seen.rows) > 1)
+
+
+def test_a_missing_picture_is_shown_as_left_out(config):
+    seen = look(config, 24)
+    assert sum(len(row.left_out) for row in seen.rows) == 1
+    assert "gone.png does not exist" in page(seen)
+    with pytest.raises(UserError, match=r"gone\.png"):
+        look(dataclasses.replace(config, data=dataclasses.replace(config.data, bad_rows="error")), 24)
+
+
+def test_the_page_stands_alone_and_escapes_text(config):
+    text = page(look(batched(config, "packed"), 10))
+    assert text.startswith("<!doctype html>") and "prefers-color-scheme: dark" in text
+    assert not re.search(r"""(src|href)=["'](?!data:)""", text)
+    assert "&lt; color &gt;" in text and "<color>" not in text
+    assert text.count('<img src="data:image/png;base64,') >= 5
+    widths = re.findall(r'class="bar".*?</div>', text)
+    assert len(widths) == 10
+    for bar in widths:
+        assert sum(map(float, re.findall(r"width:([\d.]+)%", bar))) <= 100.1
+    assert "positions that hold tokens" in text and "picture places in use" in text
+
+
+def test_the_terminal_shows_text_queries_and_pictures(config):
+    console = Console(
+        width=120, record=True, force_terminal=True, color_system="truecolor", file=io.StringIO()
+    )
+    show(look(batched(config, "packed"), 3), console)
+    plain = console.export_text(clear=False)
+    for wanted in ("segment 2", "what < color > is it?", "▀", "carries loss"):
+        assert wanted in plain
+    assert re.search(r"row 1: batch 0, place 0, \d+ of 64 tokens", plain)
+
+
+def test_own_options_are_told_from_the_configs():
+    rest, rows, out = _own_options(["c.py", "--rows", "3", "--data.lookahead_rows=5", "--out=x.html"])
+    assert (rest, rows, str(out)) == (["c.py", "--data.lookahead_rows=5"], 3, "x.html")
+    for wrong in (["--rows", "no"], ["--rows=0"], ["--out", "x.txt"], ["--out"]):
+        with pytest.raises(UserError, match=wrong[0].partition("=")[0]):
+            _own_options(["c.py", *wrong])
+
+
+def test_pictures_become_half_blocks():
+    from quecc_jax.data.preview.terminal import picture
+
+    pixels = np.zeros((48, 48, 3), np.uint8)
+    pixels[:, 24:] = 255
+    lines = picture(pixels, 4).plain.splitlines()
+    assert lines == ["▀▀▀▀"] * 2

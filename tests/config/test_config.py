@@ -1,0 +1,80 @@
+"""`validate` names the setting that does not fit."""
+
+import dataclasses
+
+import pytest
+
+from quecc_jax.config import CompressorConfig, RunConfig
+from quecc_jax.config.validation import validate
+from quecc_jax.errors import UserError
+from tests.tiny import RUN
+
+
+def changed(path: str, value) -> RunConfig:
+    """RUN with one setting, named like model.vision.width, replaced."""
+
+    def replace(tree, names):
+        new = replace(getattr(tree, names[0]), names[1:]) if names[1:] else value
+        return dataclasses.replace(tree, **{names[0]: new})
+
+    return replace(RUN, path.split("."))
+
+
+def test_the_defaults_fit():
+    validate(RUN)
+    validate(RunConfig())
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp1x_gelu", "mlp3x_gelu"])
+def test_known_projectors(kind):
+    validate(changed("model.projector", kind))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "says"),
+    [
+        ("model.projector", "mlp2x", "model.projector: unknown projector 'mlp2x'"),
+        ("model.projector", "mlp0x_gelu", "unknown projector"),
+        ("model.projector", "identity", "vision.width 16 and decoder.width 32"),
+        ("model.vision.patch_size", 5, "vision.image_size 16"),
+        ("model.vision.heads", 3, "vision.width 16"),
+        ("model.vision.scales", (2, 1), r"vision.scales \(2, 1\) are not ascending"),
+        ("model.vision.scales", (), "vision.scales"),
+        ("model.vision.levels", (1, 4), "outside the 4 hidden states"),
+        ("model.vision.select_layer", -5, "outside the 4 hidden states"),
+        ("model.decoder.heads", 3, "decoder.width 32"),
+        ("model.decoder.kv_heads", 3, "kv_heads 3"),
+        ("model.compressor.kernel", 9, "model.compressor"),
+        ("train.grad_accum_steps", 3, "does not split into 3 slices"),
+        ("data.max_length", 8, "leaves no room"),
+        ("model.scan_unroll", 3, "scan_unroll 3 does not divide decoder.depth 2"),
+        ("model.scan_unroll", 0, "scan_unroll 0"),
+        ("optimizer.clip_norm", float("inf"), "clip_norm inf is not a positive number; 1e9 clips nothing"),
+        ("data.query_length", -1, "data.query_length -1 is negative"),
+    ],
+)
+def test_what_does_not_fit_is_named(path, value, says):
+    with pytest.raises(UserError, match=says):
+        validate(changed(path, value))
+
+
+@pytest.mark.parametrize("decoder", [{"positions": "alibi"}, {"window": 4, "full_layers": 1}])
+def test_kernels_are_not_asked_for_what_they_do_not_take(decoder):
+    model = dataclasses.replace(RUN.model, decoder=dataclasses.replace(RUN.model.decoder, **decoder))
+    validate(dataclasses.replace(RUN, model=model))
+    with pytest.raises(UserError, match=r"model\.attention_kernel splash takes neither"):
+        validate(dataclasses.replace(RUN, model=dataclasses.replace(model, attention_kernel="splash")))
+
+
+@pytest.mark.parametrize("name", ["none", "avgpool"])
+def test_a_stage_that_trains_nothing_is_refused(name):
+    model = dataclasses.replace(
+        RUN.model,
+        projector="identity",
+        compressor=CompressorConfig(name, kernel=2, stride=2),
+        decoder=dataclasses.replace(RUN.model.decoder, width=16),
+    )
+    bare = dataclasses.replace(RUN, model=model, data=dataclasses.replace(RUN.data, max_length=64))
+    validate(bare)
+    with pytest.raises(UserError, match=r"train\.stage 1 has nothing to train"):
+        validate(dataclasses.replace(bare, train=dataclasses.replace(bare.train, stage=1)))

@@ -1,0 +1,229 @@
+"""Features beside prepared data: of the right tower, for every picture that can be read."""
+
+import dataclasses
+import types
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from quecc_jax.config import (
+    CheckpointConfig,
+    DataConfig,
+    MeshConfig,
+    QueryConfig,
+    RunConfig,
+    SourceConfig,
+    TrainConfig,
+)
+from quecc_jax.config.query import ClipTextConfig
+from quecc_jax.data.images import load_pixels, normalise
+from quecc_jax.data.pipeline import eval_batches
+from quecc_jax.errors import UserError
+from quecc_jax.fingerprint import fingerprint, tower_fingerprint
+from quecc_jax.generate.engine import Limits, Question
+from quecc_jax.load import load_engine
+from quecc_jax.models.towers.clip import ClipTower
+from quecc_jax.sharding import make_mesh
+from quecc_jax.train.checkpoint import load_params, save_params
+from quecc_jax.train.loop import check_queries, train
+from tests.clip_words import write_clip_tokenizer
+from tests.commands.test_prepare_data import main_with
+from tests.data.photos import write_llava
+from tests.models.reference import clip_text
+from tests.tiny import asked, random_params
+
+ONE_STEP = TrainConfig(steps=1, batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def prepared(tokenizer, model, tmp_path_factory):
+    """(LLaVA file, prepared directory with features, the run that has the tower, its parameters)."""
+    folder = tmp_path_factory.mktemp("features")
+    decoder = dataclasses.replace(
+        model.decoder, vocab_size=600, width=16, depth=1, heads=2, kv_heads=2, mlp_width=16
+    )
+    model = dataclasses.replace(model, dtype="float32", remat="none", decoder=decoder)
+    path, _ = write_llava(folder)
+    data = DataConfig(
+        tokenizer=tokenizer.directory, template="short", max_length=48, query_length=8, images_per_row=2
+    )
+    run = RunConfig(out=str(folder / "tower"), model=model, data=data, checkpoint=CheckpointConfig(every=0))
+    pixels = np.zeros((1, 24, 24, 3), np.float32)
+    params = jax.device_get(ClipTower(model.vision).init(jax.random.key(0), pixels)["params"])
+    params = jax.tree.map(
+        lambda x: np.asarray(getattr(x, "value", x)), params, is_leaf=lambda x: hasattr(x, "value")
+    )
+    save_params(run, {"vision": params})
+    out = folder / "prepared"
+    main_with(
+        "--data", path, "--images", folder, "--out", out, "--resize", 24, "--encode", "raw", "--workers", 1
+    )
+    main_with("--out", out, "--features", "--checkpoint", run.out, "--batch-size", 3)
+    return path, out, run, params
+
+
+def cached(prepared, **more):
+    _, out, run, _ = prepared
+    source = SourceConfig("array_record", str(out))
+    return dataclasses.replace(run.data, sources=(source,), cached_features=True, **more)
+
+
+def test_batches_hold_the_tower_s_states_of_their_pictures(prepared, model):
+    path, _, _, params = prepared
+    (batch,) = eval_batches(cached(prepared), model, 12)
+    for row in range(12):
+        for place in range(row % 3):
+            number = (row + place) % 7
+            file = path.parent / ("coco/train2017", "gqa/images", "vg")[number % 3] / f"{number}.jpg"
+            pixels = normalise(load_pixels(file, model.vision))[None]
+            wanted = np.asarray(ClipTower(model.vision).apply({"params": params}, pixels))[0]
+            np.testing.assert_allclose(batch.features[row, place], wanted, rtol=2e-3, atol=2e-3)
+        assert not batch.features[row, row % 3 :].any()
+
+
+def quiet(config):
+    return train(config, progress=lambda record: None)
+
+
+def test_another_tower_is_refused_by_training(prepared, tmp_path):
+    _, _, run, params = prepared
+    other = dataclasses.replace(run, out=str(tmp_path / "other"))
+    save_params(other, {"vision": {**params, "class_embedding": np.roll(params["class_embedding"], 1)}})
+    config = dataclasses.replace(run, out=str(tmp_path / "run"), data=cached(prepared), train=ONE_STEP)
+    with pytest.raises(UserError, match="are of another tower or other preprocessing"):
+        quiet(dataclasses.replace(config, tower_from=other.out))
+    square = dataclasses.replace(config.data, image_aspect="square")
+    with pytest.raises(UserError, match=r"another tower or other|aspect pad, but"):
+        quiet(dataclasses.replace(config, tower_from=run.out, data=square))
+    done = quiet(dataclasses.replace(config, tower_from=run.out))
+    assert done["step"] == 1 and np.isfinite(done["loss"])
+
+
+def test_stored_queries_train_as_computed_ones_do_and_only_of_this_decoder(prepared, tmp_path):
+    _, out, run, _ = prepared
+    start = dataclasses.replace(
+        run, out=str(tmp_path / "start"), data=cached(prepared), train=ONE_STEP, tower_from=run.out
+    )
+    computed = quiet(start)
+    config = dataclasses.replace(
+        start, out=str(tmp_path / "run"), data=cached(prepared, cached_queries=True), init_from=start.out
+    )
+    with pytest.raises(UserError, match="has no queries"):
+        quiet(config)
+    main_with("--out", out, "--queries", "--checkpoint", start.out, "--batch-size", 5)
+    # Both begin with the very parameters of `start`, whose first step was made before they were stored.
+    again = quiet(dataclasses.replace(config, out=str(tmp_path / "again"), data=start.data))
+    stored = quiet(config)
+    assert stored["loss"] != computed["loss"]
+    np.testing.assert_allclose(stored["loss"], again["loss"], rtol=1e-5)
+    assert stored["loss"] != again["loss"]  # rounded to float16, they cannot agree to the last bit
+    with pytest.raises(UserError, match="are of another encoder"):
+        quiet(
+            dataclasses.replace(
+                config, out=str(tmp_path / "other"), init_from="", train=dataclasses.replace(ONE_STEP, seed=9)
+            )
+        )
+    # A limit that cuts no question of these rows might cut another's: it has to be the same.
+    for limit in (2, config.data.query_length + 1):
+        short = dataclasses.replace(config.data, query_length=limit)
+        with pytest.raises(UserError, match=r"another tokenizer or data\.query_length"):
+            quiet(dataclasses.replace(config, out=str(tmp_path / "short"), data=short))
+    with pytest.raises(UserError, match=r"cached_queries needs a frozen encoder of the question"):
+        quiet(dataclasses.replace(config, train=dataclasses.replace(ONE_STEP, stage=2)))
+
+
+def test_stored_queries_name_their_encoder_and_train_with_no_other(prepared, tmp_path):
+    _, out, run, _ = prepared
+    params = random_params(dataclasses.replace(run, data=cached(prepared), train=ONE_STEP))
+    given = dataclasses.replace(run, out=str(tmp_path / "decoder"))
+    save_params(given, {"decoder": params["decoder"]})
+    main_with("--out", out, "--queries", "--checkpoint", given.out, "--encoder", "embeddings")
+    config = dataclasses.replace(
+        given,
+        data=cached(prepared, cached_queries=True),
+        model=dataclasses.replace(run.model, query=QueryConfig("embeddings")),
+    )
+    (batch,) = eval_batches(config.data, config.model, 12)
+    table, seen = params["decoder"]["embedding"], 0
+    for row, picture, ids in asked(batch):
+        np.testing.assert_allclose(batch.query_features[row, picture], table[ids].mean(axis=0), atol=1e-3)
+        seen += 1
+    assert seen
+    frozen: Any = types.SimpleNamespace(frozen=jax.device_put(params))
+    check_queries(config, frozen)
+    for query in (QueryConfig(), QueryConfig("early_exit", 1)):
+        other = dataclasses.replace(config, model=dataclasses.replace(config.model, query=query))
+        with pytest.raises(UserError, match=r"another encoder \(embeddings:\w+, not (decoder|early_exit 1):"):
+            check_queries(other, frozen)
+    with pytest.raises(UserError, match=r"query\.layer 2 is not between 1 and the 1 layers"):
+        main_with(
+            "--out", out, "--queries", "--checkpoint", given.out, "--encoder", "early_exit", "--layer", 2
+        )
+
+
+def test_a_fingerprint_tells_what_matters_apart_on_any_mesh(prepared, model):
+    _, _, _, params = prepared
+    vision = model.vision
+    known = {tower_fingerprint(params, vision, DataConfig())}
+    for change in ({"norm_eps": 1e-6}, {"levels": (1, 2)}, {"activation": "gelu"}):
+        known.add(tower_fingerprint(params, dataclasses.replace(vision, **change), DataConfig()))
+    known.add(tower_fingerprint(params, vision, DataConfig(image_aspect="square")))
+    known.add(tower_fingerprint(params, vision, DataConfig(image_decoding="original")))
+    known.add(tower_fingerprint(jax.tree.map(lambda x: x[::-1], params), vision, DataConfig()))
+    assert len(known) == 7
+    half = np.arange(64 * 6, dtype=np.float16).reshape(64, 6)
+    rows = jax.sharding.NamedSharding(make_mesh(MeshConfig(1, 4, 2)), jax.sharding.PartitionSpec("fsdp"))
+    spread = jax.device_put(half.astype(np.float32), rows)
+    assert fingerprint({"a": half}) == fingerprint({"a": spread}) != fingerprint({"a": half[::-1]})
+    assert fingerprint({"a": half}) != fingerprint({"b": half})
+
+
+@pytest.mark.slow
+def test_clip_s_text_tower_trains_alike_cached_and_computed_and_answers(prepared, tmp_path):
+    path, out, run, tower = prepared
+    words = write_clip_tokenizer(tmp_path / "bytes")
+    text = ClipTextConfig(vocab_size=words, width=16, depth=1, heads=2, mlp_width=16, projection=12)
+    model = dataclasses.replace(run.model, query=QueryConfig("clip_text", text=text))
+    data = cached(prepared, query_tokenizer=str(tmp_path / "bytes"), query_length=9)
+    config = dataclasses.replace(
+        run,
+        out=str(tmp_path / "computed"),
+        model=model,
+        data=data,
+        train=dataclasses.replace(ONE_STEP, stage=2),
+    )
+    params = {"vision": tower, "text": random_params(config)["text"]}
+    towers = dataclasses.replace(config, out=str(tmp_path / "towers"))
+    save_params(towers, params)
+    with pytest.raises(UserError, match=r"tower_from .* has no parameters text; name a run"):
+        quiet(dataclasses.replace(config, tower_from=run.out))
+    config = dataclasses.replace(config, tower_from=towers.out)
+    computed = quiet(config)
+    held = load_params(config.out, ["text"])[1]
+    jax.tree.map(np.testing.assert_array_equal, held, {"text": params["text"]})
+    main_with("--out", out, "--queries", "--checkpoint", towers.out)
+    (batch,) = eval_batches(dataclasses.replace(data, cached_queries=True), model, 12)
+    # The last rows ask for ten tokens, and lose one of them, but not their end.
+    assert max(len(ids) for _, _, ids in asked(batch)) == len(asked(batch)[-1][2]) == 9
+    for row, picture, ids in asked(batch):
+        assert (ids[0], ids[-1]) == (words - 2, words - 1)
+        wanted = clip_text(params["text"], text, ids)
+        np.testing.assert_allclose(batch.query_features[row, picture], wanted, rtol=1e-2, atol=1e-2)
+    stored = dataclasses.replace(
+        config, out=str(tmp_path / "stored"), data=dataclasses.replace(data, cached_queries=True)
+    )
+    again = quiet(stored)
+    np.testing.assert_allclose(again["loss"], computed["loss"], rtol=1e-3)
+    with pytest.raises(UserError, match="has no parameters text"):
+        load_params(stored.out, ["text"])
+    # The run has a copy of its questions' tokenizer, and names the towers' run.
+    engine = load_engine(stored.out)
+    assert engine.config.data.query_tokenizer == f"{stored.out}/query_tokenizer"
+    question = Question("what color is it, and where?", (engine.picture(path.parent / "gqa/images/1.jpg"),))
+    assert len(engine.answers([question], Limits(2))) == 1
+    (found,) = engine.reuse.questions._held.values()
+    reader: Any = engine.tokenizer.questions
+    asking = [*reader.hf(question.text)["input_ids"][:8], words - 1]
+    np.testing.assert_allclose(found, clip_text(params["text"], text, np.array(asking)), rtol=1e-3, atol=1e-4)

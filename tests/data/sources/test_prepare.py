@@ -1,0 +1,301 @@
+"""Prepared data: the same rows and pictures as their source, whole or absent, checked, and resumable."""
+
+import dataclasses
+import json
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from quecc_jax.config import DataConfig, SourceConfig
+from quecc_jax.data.images import load_pixels
+from quecc_jax.data.pipeline import eval_batches, make_iterator, rows_by_id
+from quecc_jax.data.sources import prepare as making
+from quecc_jax.data.sources.array_record import Records, Shard, check, made, write_shard
+from quecc_jax.data.sources.prepare import prepare
+from quecc_jax.data.sources.prepared import Recipe, open_prepared, read_manifest
+from quecc_jax.errors import BadRow, UserError
+from tests.data.photos import ROWS, photo, write_llava
+
+SMALL: dict[str, Any] = {"shard_pictures": 3, "shard_rows": 5}
+RAW = Recipe(24, "pad", "raw")
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory):
+    """(file, its folder, its rows)."""
+    folder = tmp_path_factory.mktemp("llava")
+    path, rows = write_llava(folder)
+    return path, folder, rows
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(request, monkeypatch):
+    """Shards are made without starting processes, which takes seconds; the command's test starts them."""
+
+    def alone(jobs, workers, progress):
+        for number, job in enumerate(jobs):
+            yield number, making._make(job, progress)
+
+    monkeypatch.setattr(making, "_parallel", alone)
+
+
+def data_config(source, tokenizer, **more):
+    return DataConfig(
+        **{
+            "sources": (source,),
+            "tokenizer": tokenizer.directory,
+            "template": "short",
+            "max_length": 48,
+            "query_length": 24,
+            "images_per_row": 2,
+            **more,
+        }
+    )
+
+
+def assert_same_batches(one, two):
+    for a, b in zip(one, two, strict=True):
+        for name, left, right in zip(a._fields, a, b, strict=True):
+            assert (left is None) == (right is None), name
+            assert left is None or np.array_equal(left, right), name
+
+
+@pytest.mark.parametrize("recipe", [Recipe(), RAW, Recipe(24, "pad", "png")])
+@pytest.mark.parametrize("where", ["local", "bucket"])
+def test_batches_are_those_of_the_folder(
+    llava, tokenizer, model, tmp_path, monkeypatch, bucket, recipe, where
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path, folder, rows = llava
+    out = "gs://bucket/prepared" if where == "bucket" else str(tmp_path / "prepared")
+    manifest = prepare(path, (str(folder),), out, recipe, **SMALL)
+    assert (manifest["rows"], manifest["pictures"]) == (ROWS, 7)
+    assert [shard.records for shard in manifest["shards"]["rows"]] == [5, 5, 2]
+    assert [shard.records for shard in manifest["shards"]["pictures"]] == [3, 3, 1]
+    source = data_config(SourceConfig("llava_json", str(path), str(folder)), tokenizer)
+    ours = data_config(SourceConfig("array_record", out), tokenizer)
+    assert_same_batches(eval_batches(ours, model, 5), eval_batches(source, model, 5))
+    for row, (identity, stored) in zip(rows, rows_by_id(ours).items(), strict=True):
+        assert stored["id"] == row["id"] and stored["conversations"] == row["conversations"], identity
+
+
+def test_jpeg_is_close_and_small(llava, tmp_path, model):
+    path, folder, _ = llava
+    prepare(path, (str(folder),), tmp_path / "out", Recipe(96, "pad", "jpeg", 95))
+    vision = dataclasses.replace(model.vision, image_size=96)
+    prepared = open_prepared(tmp_path / "out")
+    files = list(dict.fromkeys(name for row in prepared.rows for name in row.get("image_files", [])))
+    for number, name in enumerate(files):
+        with Image.open(making.BytesIO(prepared.pictures[number])) as opened:
+            ours = np.asarray(opened).astype(int)
+        wanted = load_pixels(folder / name, vision)
+        assert np.abs(ours - wanted).mean() < 1.5
+
+
+def test_mixtures_with_prepared_data_resume_exactly(llava, pools, tokenizer, model, tmp_path):
+    path, folder, _ = llava
+    prepare(path, (str(folder),), tmp_path / "out", RAW)
+    sources = (
+        SourceConfig("array_record", str(tmp_path / "out"), weight=2.0),
+        SourceConfig("llava_json", str(path), str(folder), weight=1.0),
+        SourceConfig("pool", str(pools["single", "train"].directory), weight=1.0),
+    )
+    data = dataclasses.replace(data_config(sources[0], tokenizer), sources=sources)
+    with make_iterator(data, model, 8, 3) as iterator:
+        batches = [next(iterator) for _ in range(7)]
+        state = json.loads(json.dumps(iterator.get_state()))
+        rest = [next(iterator) for _ in range(4)]
+    shares = np.bincount(np.concatenate([batch.ids for batch in batches + rest]) >> 32)
+    assert np.abs(shares / shares.sum() - [0.5, 0.25, 0.25]).max() < 0.03
+    with make_iterator(data, model, 8, 3) as iterator:
+        iterator.set_state(state)
+        assert_same_batches([next(iterator) for _ in range(4)], rest)
+
+
+def test_several_folders_are_searched_in_order(tmp_path, tokenizer, model):
+    for root, colour in (("one", "red"), ("two", "lime")):
+        (tmp_path / root / "a").mkdir(parents=True)
+        Image.new("RGB", (30, 30), colour).save(tmp_path / root / f"a/{root}.png")
+        Image.new("RGB", (30, 30), colour).save(tmp_path / root / "a/both.png")
+    turns = [{"from": "human", "value": "<image> red?"}, {"from": "gpt", "value": "red"}]
+    names = ["a/two.png", "a/one.png", "a/both.png", "a/none.png"]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"image": name, "conversations": turns}) + "\n" for name in names[:3]))
+    roots = (str(tmp_path / "one"), str(tmp_path / "two"))
+    (batch,) = eval_batches(data_config(SourceConfig("llava_json", str(path), roots), tokenizer), model, 3)
+    assert batch.pixels[:, 0, 0, 0].tolist() == [[0, 255, 0], [255, 0, 0], [255, 0, 0]]
+    path.write_text(json.dumps({"image": names[3], "conversations": turns}))
+    with pytest.raises(UserError, match=r"rows\.jsonl, line 1: picture a/none\.png is in none of "):
+        list(eval_batches(data_config(SourceConfig("llava_json", str(path), roots), tokenizer), model, 1))
+
+
+def test_what_cannot_be_read_stops_or_is_left_out_and_counted(tmp_path, model, tokenizer):
+    photo(0, 40, 30).save(tmp_path / "good.jpg")
+    (tmp_path / "bad.jpg").write_bytes((tmp_path / "good.jpg").read_bytes()[:300])
+    turns = [{"from": "human", "value": "<image> red?"}, {"from": "gpt", "value": "red"}]
+    rows = [{"image": name, "conversations": turns} for name in ("good.jpg", "bad.jpg", "none.jpg", 7)]
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes("".join(json.dumps(row) + "\n" for row in rows).encode() + b"{\xff}\n{\n")
+    with pytest.raises(UserError, match=r"rows\.jsonl, line 4: its picture 7 is not .*--bad skip"):
+        prepare(path, (str(tmp_path),), tmp_path / "out", RAW)
+    path.write_bytes("".join(json.dumps(row) + "\n" for row in rows[:3]).encode())
+    with pytest.raises(UserError, match=r"picture .*bad\.jpg cannot be read.*--bad skip"):
+        prepare(path, (str(tmp_path),), tmp_path / "out2", RAW)
+    path.write_bytes("".join(json.dumps(row) + "\n" for row in rows).encode() + b"{\xff}\n{\n")
+    manifest = prepare(path, (str(tmp_path),), tmp_path / "out3", RAW, skip_bad=True)
+    lost = manifest["unreadable"]
+    assert (lost["rows"], lost["pictures"], len(lost["first"])) == (3, 2, 5) and manifest["rows"] == 6
+    prepared = open_prepared(tmp_path / "out3")
+    assert len(prepared.rows) == 6
+    with pytest.raises(BadRow, match=r"not UTF-8 .*when the data were prepared"):
+        prepared.rows[4]
+    left_out = []
+    for source in (
+        SourceConfig("array_record", str(tmp_path / "out3")),
+        SourceConfig("llava_json", str(path), str(tmp_path)),
+    ):
+        data = data_config(source, tokenizer, bad_rows="skip", max_bad_share=1.0)
+        with make_iterator(data, model, 6, 0) as iterator:
+            assert sorted(next(iterator).segments.any(1)) == [False] * 5 + [True]
+            left_out.append({one.id: one.reason for one in iterator.tally.left_out.values()})
+    wanted = {1: "picture broken", 2: "picture missing", 3: "not a row", 4: "text", 5: "not a row"}
+    assert left_out == [wanted, wanted]
+
+
+def test_an_interrupted_preparation_is_absent_and_continues(llava, tmp_path, monkeypatch):
+    path, folder, _ = llava
+    out, real, touched = tmp_path / "out", making.stored, []
+
+    def stored(file, recipe):
+        touched.append(file)
+        if len(touched) == 6:
+            raise KeyboardInterrupt
+        return real(file, recipe)
+
+    monkeypatch.setattr(making, "stored", stored)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(path, (str(folder),), out, RAW, **SMALL)
+    with pytest.raises(UserError, match="has no manifest"):
+        open_prepared(out)
+    with pytest.raises(UserError, match="holds a part of other data or of other settings"):
+        prepare(path, (str(folder),), out, Recipe(24, "square", "raw"), **SMALL)
+    whole = prepare(path, (str(folder),), out, RAW, **SMALL)
+    assert len(touched) == 6 + 7 - 3  # the first shard is kept
+    fresh = prepare(path, (str(folder),), tmp_path / "fresh", RAW, **SMALL)
+    assert whole["shards"] == fresh["shards"]
+    names = [sorted(file.name for file in folder.iterdir()) for folder in (out, tmp_path / "fresh")]
+    assert names[0] == names[1]
+    with pytest.raises(UserError, match="prepared already"):
+        prepare(path, (str(folder),), out, RAW, **SMALL)
+
+
+def test_damage_is_found(llava, tmp_path):
+    path, folder, _ = llava
+    prepare(path, (str(folder),), tmp_path, RAW, **SMALL)
+    shards = [Shard(*shard) for shard in read_manifest(tmp_path)["shards"]["pictures"]]
+    for shard in shards:
+        check(tmp_path, shard)
+    file = tmp_path / shards[1].name
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"pictures-00001.* is damaged: its SHA-256"):
+        check(tmp_path, shards[1])
+    file.write_bytes(content[:-7])
+    with pytest.raises(UserError, match=r"pictures-00001.* bytes, not"):
+        open_prepared(tmp_path).pictures[4]
+    file.unlink()
+    with pytest.raises(UserError, match=r"pictures-00001.* cannot be read"):
+        open_prepared(tmp_path).pictures[4]
+    (tmp_path / "manifest.json").write_text('{"format": 99}')
+    with pytest.raises(UserError, match="not of format 1"):
+        open_prepared(tmp_path)
+
+
+def test_other_sizes_and_aspects_are_refused(llava, tokenizer, model, tmp_path):
+    path, folder, _ = llava
+    prepare(path, (str(folder),), tmp_path / "out", Recipe(48, "pad", "raw"))
+    source = SourceConfig("array_record", str(tmp_path / "out"))
+    with pytest.raises(UserError, match=r"pictures of 48 pixels, aspect pad, but the run asks for 24, pad"):
+        list(eval_batches(data_config(source, tokenizer), model, 4))
+    large = dataclasses.replace(model, vision=dataclasses.replace(model.vision, image_size=48))
+    with pytest.raises(UserError, match="asks for 48, square"):
+        list(eval_batches(data_config(source, tokenizer, image_aspect="square"), large, 4))
+
+
+@pytest.fixture
+def turned(tmp_path):
+    """A LLaVA file of one row, whose picture is stored on its side, and its folder."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (24, 48, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[274] = 6
+    image.save(tmp_path / "a.png", exif=exif)
+    (tmp_path / "rows.json").write_text(
+        json.dumps(
+            [
+                {
+                    "image": "a.png",
+                    "conversations": [
+                        {"from": "human", "value": "<image>\nred?"},
+                        {"from": "gpt", "value": "blue"},
+                    ],
+                }
+            ]
+        )
+    )
+    return tmp_path / "rows.json", tmp_path
+
+
+@pytest.mark.parametrize("size", [0, 24])
+def test_both_decodings_come_out_as_from_the_folder(turned, tokenizer, model, tmp_path, size):
+    path, folder = turned
+    seen = {}
+    for decoding in ("upright", "original"):
+        out = tmp_path / decoding
+        manifest = prepare(path, (str(folder),), out, Recipe(size, "pad", "raw", decoding=decoding))
+        assert manifest["recipe"]["decoding"] == decoding
+        made = SourceConfig("array_record", str(out))
+        (ours,) = eval_batches(data_config(made, tokenizer, image_decoding=decoding), model, 1)
+        source = SourceConfig(path=str(path), images=str(folder))
+        (wanted,) = eval_batches(data_config(source, tokenizer, image_decoding=decoding), model, 1)
+        assert np.array_equal(ours.pixels, wanted.pixels)
+        seen[decoding] = np.asarray(ours.pixels)
+    assert not np.array_equal(seen["upright"], seen["original"])
+
+
+def test_pictures_that_were_decoded_otherwise_are_refused(turned, tokenizer, model, tmp_path):
+    path, folder = turned
+    prepare(path, (str(folder),), tmp_path / "out", Recipe(24))
+    source = SourceConfig("array_record", str(tmp_path / "out"))
+    with pytest.raises(
+        UserError,
+        match=r"out holds pictures that were decoded upright, but the run has "
+        "data.image_decoding original; prepare it with --decoding original",
+    ):
+        list(eval_batches(data_config(source, tokenizer, image_decoding="original"), model, 1))
+    # Data prepared before there was a choice are upright.
+    manifest = json.loads((tmp_path / "out/manifest.json").read_text())
+    del manifest["recipe"]["decoding"]
+    (tmp_path / "out/manifest.json").write_text(json.dumps(manifest))
+    assert list(eval_batches(data_config(source, tokenizer), model, 1))
+    with pytest.raises(UserError, match="decoded upright"):
+        list(eval_batches(data_config(source, tokenizer, image_decoding="original"), model, 1))
+
+
+def test_records_come_back_by_number_and_pickle(tmp_path):
+    records = [bytes([k]) * k for k in range(11)]
+    shards = [
+        write_shard(tmp_path, name, "key", records[start:end])
+        for name, start, end in (("a", 0, 4), ("b", 4, 4), ("c", 4, 11))
+    ]
+    stored = Records(tmp_path, shards)
+    assert list(stored) == records and stored[3:7] == records[3:7] and len(stored) == 11
+    assert pickle.loads(pickle.dumps(stored))[9] == records[9]
+    with pytest.raises(IndexError):
+        stored[11]
+    assert made(tmp_path, "a", "key") == (shards[0], []) and made(tmp_path, "a", "other") is None
+    (tmp_path / "a").write_bytes(b"short")
+    assert made(tmp_path, "a", "key") is None

@@ -1,0 +1,194 @@
+"""The demo tasks against their sources: every answer is worked out again from what was published."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from quecc_jax.data.sources import easy_vqa
+from quecc_jax.experiments.testbed import reading
+from quecc_jax.experiments.testbed.cells import COLORS, SHAPES, UNKNOWN, label_grid
+
+SPLITS: tuple[easy_vqa.Split, ...] = ("train", "test")
+RGB = {
+    "black": (0, 0, 0),
+    "blue": (0, 0, 255),
+    "brown": (165, 42, 42),
+    "gray": (128, 128, 128),
+    "green": (0, 255, 0),
+    "red": (255, 0, 0),
+    "teal": (0, 128, 128),
+    "yellow": (255, 255, 0),
+}
+
+
+def turns(row):
+    return [turn["value"] for turn in row["conversations"]]
+
+
+def test_published_numbers():
+    assert [len(easy_vqa.questions(split)) for split in SPLITS] == [38575, 9673]
+    assert [len(easy_vqa.picture_paths(split)) for split in SPLITS] == [4000, 1000]
+    assert len(easy_vqa.rows("test")) == 9673
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_derived_colors_are_those_of_the_pixels(split):
+    """The shape's pixels are the darkest or most saturated; the background is nearly white."""
+    paths = easy_vqa.picture_paths(split)
+    found = easy_vqa.shape_and_color(easy_vqa.questions(split), len(paths))
+    assert (found == UNKNOWN).any(axis=1).mean() < 0.12
+    names = np.array(list(RGB.values()))
+    for number in range(0, len(paths), 8):
+        color = found[number, 1]
+        pixels = np.asarray(Image.open(paths[number]).convert("RGB")).reshape(-1, 3).astype(int)
+        ink = pixels[pixels.min(axis=1).argmin()]
+        nearest = COLORS.index(list(RGB)[np.abs(names - ink).sum(axis=1).argmin()]) + 1
+        assert color in (nearest, UNKNOWN), paths[number]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_no_published_answer_contradicts_the_derived_labels(split):
+    published = easy_vqa.questions(split)
+    found = easy_vqa.shape_and_color(published, len(easy_vqa.picture_paths(split)))
+    checked = 0
+    for question in published:
+        shape, color = found[question.picture]
+        if UNKNOWN in (shape, color):
+            continue
+        here = {SHAPES[shape - 1], COLORS[color - 1]}
+        if question.answer in ("yes", "no"):
+            said = set(re.findall(r"\w+", question.text))
+            named = said & {*SHAPES, *COLORS}
+            truth = (named <= here) != bool(said & {"no", "not"})
+            assert question.answer == ("yes" if truth else "no")
+        else:
+            assert question.answer in here
+        checked += 1
+    assert checked > 0.85 * len(published)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_single_is_easy_vqa_as_published(pools, split):
+    pool = pools["single", split]
+    chosen = pool.sources.reshape(-1).tolist()
+    wanted = sorted(
+        (q.picture, f"<image>\n{q.text}", q.answer)
+        for q in easy_vqa.questions(split)
+        if q.picture in set(chosen)
+    )
+    assert sorted((chosen[row["image"]], *turns(row)) for row in pool.rows) == wanted
+    assert {row["kind"] for row in pool.rows} == {"single/yes-no", "single/shape", "single/color"}
+
+
+def mosaic_answer(question, shapes, colors):
+    if place := re.search(r"row (\d), column (\d)\?", question):
+        values = colors if "what color" in question else shapes
+        return values[int(place[1]) - 1][int(place[2]) - 1]
+    (name,) = re.findall(r"^how many (\w+?)(?:s| shapes) are there\?$", question)
+    return str(
+        sum(
+            name in pair
+            for srow, crow in zip(shapes, colors, strict=True)
+            for pair in zip(srow, crow, strict=True)
+        )
+    )
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_mosaic_answers_follow_from_the_source_pictures(pools, split):
+    pool = pools["mosaic", split]
+    labels = easy_vqa.shape_and_color(easy_vqa.questions(split), len(easy_vqa.picture_paths(split)))
+    for row in pool.rows:
+        pairs = labels[pool.sources[row["image"]]]
+        shapes = [[SHAPES[k - 1] for k in line] for line in pairs[..., 0]]
+        colors = [[COLORS[k - 1] for k in line] for line in pairs[..., 1]]
+        question, answer = turns(row)
+        assert mosaic_answer(question.removeprefix("<image>\n"), shapes, colors) == answer
+        assert row["kind"] == ("mosaic/whole" if "how many" in question else "mosaic/cell")
+    assert {row["kind"] for row in pool.rows} == {"mosaic/whole", "mosaic/cell"}
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_reading_answers_follow_from_the_source_digits(pools, split):
+    pool = pools["reading", split]
+    digits = load_digits().target
+    for row in pool.rows:
+        block = digits[pool.sources[row["image"]]]
+        question, answer = turns(row)
+        if place := re.search(r"which digit is in row (\d), column (\d)\?", question):
+            wanted, kind = str(block[int(place[1]) - 1, int(place[2]) - 1]), "reading/cell"
+        else:
+            (line,) = map(int, re.findall(r"written in row (\d)\?", question))
+            wanted, kind = " ".join(map(str, block[line - 1])), "reading/row"
+        assert (answer, row["kind"]) == (wanted, kind)
+    assert {row["kind"] for row in pool.rows} == {"reading/row", "reading/cell"}
+
+
+def test_no_picture_is_asked_the_same_question_twice(pools):
+    for task in ("mosaic", "reading"):
+        rows = pools[task, "train"].rows
+        assert len({(row["image"], turns(row)[0]) for row in rows}) == len(rows)
+
+
+@pytest.mark.parametrize("task", ["mosaic", "reading"])
+def test_cells_show_their_sources(pools, task):
+    pool = pools[task, "test"]
+    for picture in (0, 7):
+        for row in range(3):
+            for column in range(3):
+                source = pool.sources[picture, row, column]
+                shown = pool.images[picture, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8].astype(float)
+                if task == "mosaic":
+                    whole = Image.open(easy_vqa.picture_paths("test")[source]).convert("RGB")
+                    wanted = np.asarray(whole.resize((8, 8), Image.Resampling.BICUBIC)).astype(float)
+                else:
+                    ink = (load_digits().images[source] * 255 / 16).round().astype(np.uint8)
+                    small = Image.fromarray(ink).resize((6, 6), Image.Resampling.BICUBIC)
+                    wanted = np.repeat(np.pad(np.asarray(small).astype(float), 1)[..., None], 3, axis=-1)
+                assert np.abs(shown - wanted).max() <= 1
+
+
+def test_train_and_test_share_no_source_picture(pools):
+    files = [{Path(path).read_bytes() for path in easy_vqa.picture_paths(split)} for split in SPLITS]
+    assert not files[0] & files[1]
+    labels = load_digits().target
+    train, test = (set(reading.digit_split(split, labels).tolist()) for split in SPLITS)
+    assert not train & test and len(train | test) == 1797
+    assert 0.19 < len(test) / 1797 < 0.21
+    share = np.bincount(labels[sorted(test)]) / np.bincount(labels)
+    assert (np.abs(share - 0.2) < 0.01).all()
+    for split, usable in (("train", train), ("test", test)):
+        assert set(pools["reading", split].sources.ravel().tolist()) <= usable
+
+
+def test_captions_state_the_cells(pools):
+    pool = pools["mosaic", "train"]
+    text = pool.caption(4)
+    found = re.findall(r"(\w+) (\w+)(?:,|\.)", text)
+    wanted = [(COLORS[c - 1], SHAPES[s - 1]) for s, c, _ in pool.cells[4].reshape(-1, 3)]
+    assert found == wanted and [int(x) for x in re.findall(r"row (\d):", text)] == [1, 2, 3]
+    digits = pools["reading", "train"]
+    block = load_digits().target[digits.sources[2]]
+    assert digits.caption(2) == " ".join(
+        f"row {k}: {' '.join(map(str, line))}." for k, line in enumerate(block, start=1)
+    )
+    single = pools["single", "train"]
+    known = [k for k in range(len(single.images)) if UNKNOWN not in single.cells[k]]
+    shape, color, _ = single.cells[known[0], 0, 0]
+    assert single.caption(known[0]) == f"a {COLORS[color - 1]} {SHAPES[shape - 1]}"
+    unknown = [k for k in range(len(single.images)) if UNKNOWN in single.cells[k]]
+    assert unknown and not any(single.caption(k) for k in unknown)
+
+
+def test_label_grid_repeats_the_cell_under_each_patch(pools):
+    cells = pools["mosaic", "train"].cells[:5]
+    exact = label_grid(cells, 12)
+    assert exact.shape == (5, 12, 12, 3)
+    assert np.array_equal(exact, cells.repeat(4, axis=1).repeat(4, axis=2))
+    # A grid of 4 over 3 cells: patch centres at 1/8, 3/8, 5/8, 7/8 fall into cells 0, 1, 1, 2.
+    assert np.array_equal(label_grid(cells, 4)[:, :, 0], cells[:, [0, 1, 1, 2], 0])
+    assert label_grid(np.zeros((1, 1, 3), np.int8) + 2, 6).shape == (6, 6, 3)
