@@ -42,12 +42,12 @@ from quecc_jax.data.text.tokenizer import load_tokenizer
 from quecc_jax.experiments.jobs import make_data, make_tower, train_language
 from quecc_jax.experiments.plan import Cell, DecoderSize, Plan, model_config, picture_data
 from quecc_jax.models.vlm import VLM
+from quecc_jax.pages.style import DPI, THEMES, Style, dress
 from quecc_jax.sharding import make_mesh
 from quecc_jax.train.checkpoint import load_params, save_params
 from quecc_jax.train.loop import initial_state
 from quecc_jax.train.state import TrainState
 from quecc_jax.train.step import build_trainer, train_step
-from scaling.report.style import DPI, THEMES, Style, dress
 
 DOCS = Path(__file__).parents[1] / "docs"
 WINDOW, MERGE, RELAPSE = 50, 10, 20

@@ -161,10 +161,11 @@ def run_fit(options: argparse.Namespace) -> None:
     compiling = compile_in_background()
     import numpy as np
 
+    from quecc_jax.pages import page
     from scaling import scrutiny
     from scaling.fit import NON_NEGATIVE, PUBLISHED_BOX, Loss, fit_law
     from scaling.law import PARAMETERS, Tokens
-    from scaling.report import fit_report, page, plot
+    from scaling.report import fit_report, plot
     from scaling.report.fit_explorer import figure_map
     from scaling.report.profile_plot import figure_profiles
     from scaling.uncertainty import Resample, assess

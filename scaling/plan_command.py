@@ -114,9 +114,10 @@ def add_plan(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 def run_plan(options: argparse.Namespace) -> None:
     """Plans for one budget and writes everything to the folder."""
     # Imported here so that --help and usage errors answer at once.
+    from quecc_jax.pages import page
     from scaling.cost import Lengths, compressor_config, find_llm
     from scaling.planner import counted_options, make_plan, published_options
-    from scaling.report import page, plan_page, plan_report
+    from scaling.report import plan_page, plan_report
     from scaling.saved_fit import load_fit
 
     _check(options)

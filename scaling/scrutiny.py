@@ -5,10 +5,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from quecc_jax.pages.page import Section, bullets, paragraph, table_html
 from scaling.fit import Fit
 from scaling.formatting import size_name
 from scaling.holdout import HoldOut, Influence, Prediction, hold_out, influence, predict
-from scaling.report.page import Section, bullets, paragraph, table_html
 from scaling.rivals import RivalFit, compare
 from scaling.table import ScoreTable
 from scaling.uncertainty import Uncertainty

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from quecc_jax.commands.cli import parse_options
-from quecc_jax.commands.progress import bars
 from quecc_jax.config import SourceConfig
 from quecc_jax.errors import UserError
 from quecc_jax.paths import write_text
+from quecc_jax.progress import bars
 
 if TYPE_CHECKING:
     from quecc_jax.evaluate.predict import Answer

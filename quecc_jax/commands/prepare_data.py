@@ -15,8 +15,8 @@ from typing import Any, Literal
 import numpy as np
 
 from quecc_jax.commands.cli import parse_options
-from quecc_jax.commands.progress import bars
 from quecc_jax.errors import UserError
+from quecc_jax.progress import bars
 
 
 @dataclasses.dataclass(frozen=True)

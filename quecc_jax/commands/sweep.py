@@ -112,7 +112,7 @@ def run_sweep(sweep: Sweep, chosen: list[Cell]) -> Outcome:
     folder, began = Path(sweep.out), time.time()
     claim(folder, sweep)
     (folder / "jobs").mkdir(exist_ok=True)
-    jobs = [Job(c.name, "launch.sweep:run_cell", (c,), cost=cell_flops(sweep, c)) for c in chosen]
+    jobs = [Job(c.name, "quecc_jax.commands.sweep:run_cell", (c,), cost=cell_flops(sweep, c)) for c in chosen]
     done = {job.name for job in jobs if result_file(sweep, job.name).is_file()}
     outcome = Outcome(sorted(done), [], [])
     write_scores(sweep)

@@ -13,8 +13,8 @@ from typing import Any, Literal, TypeVar
 
 from quecc_jax.config import RunConfig
 from quecc_jax.config.renamed import with_new_names
-from quecc_jax.data.json_text import decoded, parsed
 from quecc_jax.errors import UserError
+from quecc_jax.json_text import decoded, parsed
 from quecc_jax.paths import place, write_text
 
 T = TypeVar("T")

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from quecc_jax.data.json_text import MARK, decoded, parsed, reason
 from quecc_jax.errors import UserError
+from quecc_jax.json_text import MARK, decoded, parsed, reason
 from quecc_jax.paths import is_remote, place
 
 

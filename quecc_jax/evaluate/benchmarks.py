@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quecc_jax.commands.progress import bars
 from quecc_jax.errors import UserError
 from quecc_jax.paths import write_text
+from quecc_jax.progress import bars
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scaling.report.page import Section, html_page, paragraph, write_atomically
+from quecc_jax.pages.page import Section, html_page, paragraph, write_atomically
 
 if TYPE_CHECKING:
     from quecc_jax.evaluate.tasks.base import Judged

@@ -21,8 +21,8 @@ from quecc_jax.experiments.comparison_summary import Difference, Key
 from quecc_jax.experiments.figures import embed
 from quecc_jax.experiments.findings import brief, title
 from quecc_jax.experiments.summary import Results, Score, read_results
-from scaling.report.page import Section, bullets, html_page, paragraph, table_html, write_atomically
-from scaling.report.style import DPI, THEMES, Style, dress
+from quecc_jax.pages.page import Section, bullets, html_page, paragraph, table_html, write_atomically
+from quecc_jax.pages.style import DPI, THEMES, Style, dress
 
 QUECC = "QueCC"
 MARKERS = "osD^vPX*<>hd"

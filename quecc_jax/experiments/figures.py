@@ -16,9 +16,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from quecc_jax.experiments import summary
 from quecc_jax.experiments.summary import Results
-from scaling.report.page import figure_html, write_atomically
+from quecc_jax.pages.page import figure_html, write_atomically
+from quecc_jax.pages.style import DPI, THEMES, Style, Theme, dress
 from scaling.report.plot import figure_to_png, figure_to_svg
-from scaling.report.style import DPI, THEMES, Style, Theme, dress
 
 _MARKERS = "osD^vPX*"
 

@@ -10,14 +10,14 @@ from quecc_jax.experiments import summary
 from quecc_jax.experiments.figures import embed
 from quecc_jax.experiments.findings import brief, title
 from quecc_jax.experiments.summary import Results
+from quecc_jax.pages.page import Section, bullets, paragraph, table_html
+from quecc_jax.pages.style import Style
 from scaling.fit import Fit
 from scaling.formatting import flops_text
 from scaling.frontier import law_choices, pareto
 from scaling.law import PARAMETERS
 from scaling.report.fit_report import interval_text
-from scaling.report.page import Section, bullets, paragraph, table_html
 from scaling.report.plot import figure_error_vs_flops, figure_residuals
-from scaling.report.style import Style
 from scaling.table import ScoreTable
 
 

@@ -19,9 +19,9 @@ from quecc_jax.experiments.figures import embed, figure_ablation, figure_accurac
 from quecc_jax.experiments.findings import brief, findings, title
 from quecc_jax.experiments.law_report import law_section
 from quecc_jax.experiments.summary import Results, Score, read_results
+from quecc_jax.pages.page import Section, bullets, html_page, paragraph, table_html, write_atomically
+from quecc_jax.pages.style import Style
 from scaling.formatting import size_name
-from scaling.report.page import Section, bullets, html_page, paragraph, table_html, write_atomically
-from scaling.report.style import Style
 
 _STYLE = """
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); gap: .75rem;

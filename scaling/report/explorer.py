@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.colors import to_hex
 
+from quecc_jax.pages.style import THEMES, Style
 from scaling.formatting import COST_AXIS, PER
 from scaling.law import Law, Params
 from scaling.report.plot import token_colours
-from scaling.report.style import THEMES, Style
 from scaling.table import ScoreTable
 
 SAMPLES = 1000

@@ -3,11 +3,11 @@
 import numpy as np
 from matplotlib.figure import Figure
 
+from quecc_jax.pages.page import Section, paragraph
+from quecc_jax.pages.style import Style
 from scaling.fit import Fit
 from scaling.frontier import published_cost
 from scaling.report.explorer import Start, explorer_data, explorer_html, published_prices
-from scaling.report.page import Section, paragraph
-from scaling.report.style import Style
 from scaling.report.tokens_map import TEXT_LENGTHS, figure_best_tokens, published_costs, tokens_map
 from scaling.table import ScoreTable
 from scaling.uncertainty import Uncertainty

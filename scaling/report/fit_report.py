@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from quecc_jax.pages.page import Section, bullets, figure_html, paragraph, table_html
 from scaling.fit import Fit
 from scaling.formatting import flops_text, size_name
 from scaling.frontier import Choices, law_choices, pareto, published_cost, recommend
 from scaling.law import PARAMETERS
 from scaling.profile import Interval, Profile
 from scaling.report.fit_explorer import explorer_section
-from scaling.report.page import Section, bullets, figure_html, paragraph, table_html
 from scaling.report.plot import (
     figure_error_vs_flops,
     figure_error_vs_tokens,

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from quecc_jax.pages.page import Section, bullets, html_page, paragraph, table_html
 from scaling.cost import Llm, counted_prices
 from scaling.planner import Plan, costs_over_text
 from scaling.report import plan_report
 from scaling.report.explorer import Start, explorer_data, explorer_html, published_prices
-from scaling.report.page import Section, bullets, html_page, paragraph, table_html
 from scaling.report.plan_plot import figure_error_vs_cost
 from scaling.report.plan_report import Question
 from scaling.report.plot import figure_to_png

@@ -3,10 +3,10 @@
 import numpy as np
 from matplotlib.figure import Figure
 
+from quecc_jax.pages.style import THEMES, Style
 from scaling.planner import Plan
 from scaling.report.plan_report import Question
 from scaling.report.plot import MARKERS, canvas, legend, size_entries, write_below
-from scaling.report.style import THEMES, Style
 from scaling.report.tokens_map import cost_axis
 
 

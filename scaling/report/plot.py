@@ -16,10 +16,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from quecc_jax.pages.style import DPI, THEMES, Style, Theme, dress
 from scaling.fit import Fit
 from scaling.formatting import size_name
 from scaling.frontier import Cost, law_choices, measured_choices, pareto, published_cost
-from scaling.report.style import DPI, THEMES, Style, Theme, dress
 from scaling.table import ScoreTable
 
 MARKERS = "osD^vPXp*hd<>8"

@@ -6,10 +6,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from quecc_jax.pages.style import DPI, THEMES, Style, dress
 from scaling.fit import Fit
 from scaling.profile import Profile
 from scaling.report.plot import write_below
-from scaling.report.style import DPI, THEMES, Style, dress
 
 
 def figure_profiles(fit: Fit, curves: Mapping[str, Profile], style: Style = "light") -> Figure:

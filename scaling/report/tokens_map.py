@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
+from quecc_jax.pages.style import THEMES, Style
 from scaling.errors import UserError
 from scaling.formatting import COST_AXIS, Kind, amount, size_name
 from scaling.law import Law
 from scaling.report.plot import canvas, legend_text, token_colours, write_below
-from scaling.report.style import THEMES, Style
 
 TEXT_LENGTHS = np.unique(np.round(np.geomspace(1, 1001, 81)) - 1)
 """Text lengths Q of the map, 0 to 1000."""

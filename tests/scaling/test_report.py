@@ -5,11 +5,11 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from quecc_jax.pages.page import Section, figure_html, html_page, paragraph, table_html, write_atomically
 from scaling.fit import fit_law
 from scaling.formatting import flops_text, size_name
 from scaling.frontier import measured_cost
 from scaling.report.fit_report import interval_text
-from scaling.report.page import Section, figure_html, html_page, paragraph, table_html, write_atomically
 from scaling.report.plot import (
     figure_error_vs_flops,
     figure_error_vs_tokens,

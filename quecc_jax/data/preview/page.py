@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from quecc_jax.data.preview.rows import Conversation, Row, Seen, Span, View
-from scaling.report.page import Section, html_page, table_html
+from quecc_jax.pages.page import Section, html_page, table_html
 
 _STYLE = """
 main { max-width: 62rem; }

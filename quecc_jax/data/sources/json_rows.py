@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from quecc_jax.data.json_text import MARK, begin, parsed, reason
 from quecc_jax.errors import BadRow, UserError
+from quecc_jax.json_text import MARK, begin, parsed, reason
 from quecc_jax.paths import AnyPath, cached, is_remote, place
 
 CHUNK = 8 << 20

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from quecc_jax.data.json_text import decoded
 from quecc_jax.data.sources.json_rows import RowFile
 from quecc_jax.errors import UserError
+from quecc_jax.json_text import decoded
 from quecc_jax.paths import AnyPath, place
 
 _BRACES = re.compile(r"(.*)\{(.*)\}(\.jsonl?)", re.S)
