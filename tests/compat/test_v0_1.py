@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from quecc_jax.commands import convert
-from quecc_jax.config import RunConfig
+from quecc_jax.config import QueryConfig, RunConfig
 from quecc_jax.config.io import from_dict, load_config
 from quecc_jax.config.renamed import with_new_names
 from quecc_jax.data.pipeline import make_iterator
 from quecc_jax.evaluate.predict import predict
+from quecc_jax.fingerprint import query_fingerprint, tower_fingerprint
 from quecc_jax.flops import answer_flops, compressor_cost, train_flops
 from quecc_jax.generate.engine import Limits, Question
 from quecc_jax.load import load_engine, load_vlm
@@ -134,3 +135,22 @@ def test_settings_of_every_compressor_are_read_and_counted_alike(name):
     assert list(compressor_cost(config.model)) == was["cost"]
     assert train_flops(config) == was["train_flops"]
     assert answer_flops(config.model, 8, 12, 6) == was["answer_flops"]
+
+
+def test_stored_features_stay_known(run):
+    config, params = load_vlm(run)
+    vision, data = config.model.vision, config.data
+    plain = dataclasses.replace(vision, keep_attention=False)
+    found = {
+        "tower_with_attention": tower_fingerprint(params["vision"], vision, data),
+        "tower": tower_fingerprint(params["vision"], plain, data),
+    }
+    encoders: tuple[QueryConfig, ...] = (
+        QueryConfig("decoder"),
+        QueryConfig("embeddings"),
+        QueryConfig("early_exit", layer=1),
+    )
+    for query in encoders:
+        model = dataclasses.replace(config.model, query=query)
+        found[f"query_{query.encoder}"] = query_fingerprint(params, model)
+    assert found == EXPECTED["fingerprints"]
