@@ -179,7 +179,7 @@ def _check_arrays(golden: Golden) -> dict[str, float]:
             "single_level": features.single,
             "multi_level": features.multi,
             "query_feature": query,
-            "visual_tokens": apply(VLM.compress, states, query)[:, 0],
+            "visual_tokens": apply(VLM.compress, states, query).tokens[:, 0],
             "inputs_embeds": jnp.where(real[..., None], apply(VLM.splice, batch), 0),
             "logits_logsumexp": jax.nn.logsumexp(logits, axis=-1),
             "logits_every_8th_position": logits[:, ::8],
