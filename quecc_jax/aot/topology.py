@@ -83,6 +83,6 @@ def topology_devices(topology: Topology) -> list[Any]:
 
 def _reason(topology: Topology, message: str) -> str:
     if "not installed" in message or "No module named" in message:
-        return "the TPU compiler is not installed here; pip install -r requirements-tpu.txt brings libtpu"
+        return "the TPU compiler is not installed here; pip install -r requirements/tpu.txt brings libtpu"
     sentence = message.split(": ", 1)[-1].splitlines()[0].rstrip(".")
     return f"the TPU compiler does not take the topology {topology.name}: {sentence}"

