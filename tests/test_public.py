@@ -1,0 +1,43 @@
+"""What `import quecc_jax` offers, and that README's and its own examples run."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import quecc_jax
+
+ROOT = Path(__file__).parents[1]
+OLD = ROOT / "tests/compat/v0_1"
+
+
+@pytest.mark.parametrize("name", quecc_jax.__all__)
+def test_every_public_name_is_there(name):
+    assert getattr(quecc_jax, name).__name__ == name
+    assert name in dir(quecc_jax)
+
+
+def test_other_names_are_missing_as_usual():
+    with pytest.raises(AttributeError, match="module 'quecc_jax' has no attribute 'nothing'"):
+        quecc_jax.nothing  # noqa: B018
+
+
+def test_settings_alone_import_no_jax():
+    code = "import sys, quecc_jax; quecc_jax.RunConfig(); print('jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+README = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+
+
+@pytest.mark.parametrize(
+    "example", [*README, re.sub("^    ", "", (quecc_jax.__doc__ or "").split("\n\n", 1)[1], flags=re.M)]
+)
+def test_examples_run_as_they_stand(example, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    example = re.sub(r'runs/demo/[^"/]*/[^"/]*/stage2', str(OLD / "run"), example)
+    exec(example.replace("mosaic.png", str(OLD / "data/0.png")), {})
+    assert capsys.readouterr().out.strip()
