@@ -1,15 +1,17 @@
 """Query-conditioned visual token compression (QueCC) for vision-language models, in JAX and Flax.
 
-import quecc_jax
+Load a run, ask it about an image, and count what an answer costs:
 
-engine = quecc_jax.load_engine("runs/demo/cells/M-v4-s0/stage2")
-question = quecc_jax.Question("what color is the shape in row 2, column 1?", (engine.picture("mosaic.png"),))
-answers = engine.run([question], quecc_jax.Limits(max_new_tokens=16))
-for _, piece in answers:
-    print(piece, end="", flush=True)
+    import quecc_jax
 
-config = quecc_jax.load_config("runs/demo/cells/M-v4-s0/stage2/config.json")
-print(quecc_jax.answer_flops(config.model, question=12, prompt=20, answer=4))
+    engine = quecc_jax.load_engine("runs/demo/cells/M-v4-s0/stage2")
+    question = quecc_jax.Question("what color is the shape in row 2, column 1?", (engine.picture("mosaic.png"),))
+    answers = engine.run([question], quecc_jax.Limits(max_new_tokens=16))
+    for _, piece in answers:
+        print(piece, end="", flush=True)
+
+    config = quecc_jax.load_config("runs/demo/cells/M-v4-s0/stage2/config.json")
+    print(quecc_jax.answer_flops(config.model, question=12, prompt=20, answer=4))
 """
 
 import importlib

@@ -34,7 +34,9 @@ def test_settings_alone_import_no_jax():
 README = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
 
 
-@pytest.mark.parametrize("example", [*README, textwrap.dedent((quecc_jax.__doc__ or "").split("\n\n", 1)[1])])
+@pytest.mark.parametrize(
+    "example", [*README, textwrap.dedent((quecc_jax.__doc__ or "").split(":\n\n", 1)[1])]
+)
 def test_examples_run_as_they_stand(example, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     example = re.sub(r'runs/demo/[^"/]*/[^"/]*/stage2', str(OLD / "run"), example)
