@@ -9,7 +9,7 @@ COMPARISON_OUT ?= runs/compressors
 NEWEST := $(addprefix tests/,test_xla_flags.py experiments/test_scheduler.py test_sharding.py \
   models/test_quecc.py models/test_golden_compressors.py test_golden_model.py data/text/test_tokenizer.py \
   data/test_pipeline.py convert/test_run.py train/test_optimizer.py train/test_checkpoint.py \
-  generate/test_engine.py commands/test_compile_pod.py::test_a_step_compiles_for_a_slice_that_is_not_here)
+  generate/test_engine.py commands/test_cli.py commands/test_compile_pod.py::test_a_step_compiles_for_a_slice_that_is_not_here)
 # pyenv's interpreters are also there where its shims are not switched to them.
 PYENV := $(or $(PYENV_ROOT),$(HOME)/.pyenv)/versions
 PYTHONS = $(or $(PYTHON),python3.11 python3.12 python3.13 python3 $(wildcard $(PYENV)/3.1[1-3].*/bin/python))

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from benchmarks.markdown import table
 from quecc_jax.aot.chips import GIB
 from quecc_jax.aot.roofline import EFFICIENCY
-from quecc_jax.commands.cli import parse_run
+from quecc_jax.commands.options import parse_run
 from quecc_jax.config.io import to_dict
 from quecc_jax.errors import UserError, run_cli
 from quecc_jax.paths import write_text

@@ -1,7 +1,6 @@
 """`python -m launch.compile_pod`; see `quecc_jax.commands.compile_pod`."""
 
-from quecc_jax.commands.compile_pod import main
-from quecc_jax.errors import run_cli
+from quecc_jax.commands.cli import launch
 
 if __name__ == "__main__":
-    run_cli(main)
+    launch("compile-pod")

@@ -1,7 +1,6 @@
 """`python -m launch.convert`; see `quecc_jax.commands.convert`."""
 
-from quecc_jax.commands.convert import main
-from quecc_jax.errors import run_cli
+from quecc_jax.commands.cli import launch
 
 if __name__ == "__main__":
-    run_cli(main)
+    launch("convert")

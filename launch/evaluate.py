@@ -1,7 +1,6 @@
 """`python -m launch.evaluate`; see `quecc_jax.commands.evaluate`."""
 
-from quecc_jax.commands.evaluate import main
-from quecc_jax.errors import run_cli
+from quecc_jax.commands.cli import launch
 
 if __name__ == "__main__":
-    run_cli(main)
+    launch("evaluate")

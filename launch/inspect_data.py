@@ -1,7 +1,6 @@
 """`python -m launch.inspect_data`; see `quecc_jax.commands.inspect_data`."""
 
-from quecc_jax.commands.inspect_data import main
-from quecc_jax.errors import run_cli
+from quecc_jax.commands.cli import launch
 
 if __name__ == "__main__":
-    run_cli(main)
+    launch("inspect-data")

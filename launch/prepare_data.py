@@ -1,7 +1,6 @@
 """`python -m launch.prepare_data`; see `quecc_jax.commands.prepare_data`."""
 
-from quecc_jax.commands.prepare_data import main
-from quecc_jax.errors import run_cli
+from quecc_jax.commands.cli import launch
 
 if __name__ == "__main__":
-    run_cli(main)
+    launch("prepare-data")

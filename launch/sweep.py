@@ -1,7 +1,6 @@
 """`python -m launch.sweep`; see `quecc_jax.commands.sweep`."""
 
-from quecc_jax.commands.sweep import main
-from quecc_jax.errors import run_cli
+from quecc_jax.commands.cli import launch
 
 if __name__ == "__main__":
-    run_cli(main)
+    launch("sweep")

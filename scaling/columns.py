@@ -17,7 +17,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from scaling.errors import UserError
+from quecc_jax.errors import UserError
 
 _NAMES = {
     "params_b": "params_b",

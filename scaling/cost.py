@@ -19,8 +19,7 @@ from quecc_jax.aot.chips import CHIPS
 from quecc_jax.config import CompressorConfig, DecoderConfig, ModelConfig, QueryConfig, VisionConfig, presets
 from quecc_jax.config.compressor import COMPRESSORS
 from quecc_jax.config.shapes import output_tokens, query_layers
-from quecc_jax.errors import UserError as LibraryError
-from scaling.errors import UserError
+from quecc_jax.errors import UserError
 from scaling.formatting import COST_AXIS, PER, Kind
 
 PARTS = ("tower", "query", "compressor", "prefill", "decode")
@@ -119,7 +118,7 @@ def find_llm(text: str) -> Llm:
     except ValueError:
         try:
             return Llm(presets.SIZES_B[text], text, presets.decoder(text))
-        except (LibraryError, KeyError):
+        except (UserError, KeyError):
             raise UserError(
                 f"The language model {text!r} is not known; give a size in billions or one of "
                 f"{', '.join(presets.DECODERS)}."

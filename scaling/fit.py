@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from scaling.errors import UserError
+from quecc_jax.errors import UserError
 from scaling.grid import search_grid
 from scaling.law import PARAMETERS, Law, Params, Tokens
 from scaling.solver import Cells, Solution, solve_many

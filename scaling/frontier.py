@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from scaling.errors import UserError
+from quecc_jax.errors import UserError
 from scaling.law import Law
 from scaling.table import ScoreTable
 

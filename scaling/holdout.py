@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import stdtrit
 
-from scaling.errors import UserError
+from quecc_jax.errors import UserError
 from scaling.fit import Fit, cells_of, solve_like
 from scaling.law import Params, error
 from scaling.profile import error_intervals, problem_of

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from scaling.errors import UserError
+from quecc_jax.errors import UserError
 
 Tokens = Literal["V", "Q+V"]
 """What T counts: visual tokens alone, or text and visual tokens together."""

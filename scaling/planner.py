@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from quecc_jax.errors import UserError
 from scaling import cost
 from scaling.cost import Lengths, Llm, Setup
-from scaling.errors import UserError
 from scaling.formatting import Kind
 from scaling.frontier import pareto_mask, published_cost
 from scaling.law import Law, Params, error

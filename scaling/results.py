@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from quecc_jax.errors import UserError
 from scaling.columns import Cell, content, size_of
-from scaling.errors import UserError
 from scaling.table import ScoreTable, parse_json, parse_scores, read_scores, read_text
 
 _AT = re.compile(r"(.+)@([^@,]+)(?:,(\d+))?")

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from scaling.errors import UserError
+from quecc_jax.errors import UserError
 from scaling.law import PARAMETERS, Law, Params
 from scaling.table import PUBLISHED, ScoreTable, parse_scores, published
 

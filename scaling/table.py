@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from quecc_jax.errors import UserError
 from scaling.columns import LARGEST_B, content_of
-from scaling.errors import UserError
 
 _REQUIRED = ("params_b", "visual_tokens", "score")
 _OPTIONAL = ("tasks", "query_tokens", "stderr", "name", "source", "flagged")

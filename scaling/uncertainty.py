@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from scaling.errors import UserError
+from quecc_jax.errors import UserError
 from scaling.fit import Fit, cells_of, solve_like
 from scaling.law import PARAMETERS, Params, error
 from scaling.profile import Interval, Profile, profiles

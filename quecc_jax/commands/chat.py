@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from quecc_jax.commands.cli import parse_options
 from quecc_jax.commands.generation_options import Answering
 from quecc_jax.data.references import check_reference
 from quecc_jax.errors import UserError
@@ -27,7 +26,7 @@ Anything else is said to the model."""
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(Answering):
-    """Whom to talk to, and where."""
+    """Holds a conversation about images, in the terminal or in a page of the browser."""
 
     checkpoint: Path
     """Directory of a trained run."""
@@ -146,14 +145,8 @@ def chat(talk: Conversation, read: Callable[[str], str] = input) -> None:
             print("\ninterrupted; what was said of this turn is forgotten", file=sys.stderr)
 
 
-def main() -> None:
-    """Parses the command line and talks, in the terminal or in a page."""
-    options = parse_options(
-        Options,
-        sys.argv[1:],
-        "python -m launch.chat",
-        "A conversation about pictures, in the terminal or in a page of the browser.",
-    )
+def run(options: Options) -> None:
+    """Talks, in the terminal or in a page."""
     limits = options.limits()
     # Imported late, so that --help and mistakes in the command line answer at once.
     from quecc_jax.load import load_engine

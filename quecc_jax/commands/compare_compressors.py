@@ -5,12 +5,10 @@ python -m launch.compare_compressors --out runs/compressors
 
 import dataclasses
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
-from configs import study_compressors
-from quecc_jax.commands.cli import parse_options
+from quecc_jax.commands.config_file import shipped
 from quecc_jax.config import CompressorConfig
 from quecc_jax.config.shapes import output_tokens
 from quecc_jax.experiments.comparison_plan import Comparison, Entry
@@ -29,7 +27,8 @@ from quecc_jax.experiments.study import (
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Where to."""
+    """Trains one small vision-language model behind every compressor and compares them. Started again with the
+    same --out, it continues with the jobs that are missing."""
 
     out: str = "runs/compressors"
     """Directory for everything that is made."""
@@ -104,17 +103,11 @@ def run_comparison(comparison: Comparison, out: str, command: str) -> dict[str, 
     return results
 
 
-def main() -> None:
-    """Command line."""
-    options = parse_options(
-        Options,
-        sys.argv[1:],
-        "python -m launch.compare_compressors",
-        "Trains one small vision-language model behind every compressor and compares them. "
-        "Started again with the same --out, it continues with the jobs that are missing.",
-    )
+def run(options: Options) -> None:
+    """Trains what is missing and writes the report."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    comparison = study_compressors.quick() if options.quick else study_compressors.comparison()
+    shipped_plans = shipped("study_compressors")
+    comparison = shipped_plans.quick() if options.quick else shipped_plans.comparison()
     results = run_comparison(comparison, options.out, command_line("launch.compare_compressors"))
     report = Path(options.out, "report.html").resolve().as_uri()
     print(f"\n{clock(results['seconds']['total'])} minutes; report: {report}")

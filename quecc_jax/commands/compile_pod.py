@@ -1,40 +1,45 @@
 """Compiles a run's training step for a TPU pod that is not here, and says whether it fits and what it costs:
 
-    python -m launch.compile_pod configs/NAME.py --topology v5e:16x16 [--json FILE] [--mesh.tensor 2 ...]
-
-`2*v5e:16x16` is two slices. Ends with status 1 when the step does not fit. `--show-sharding` prints where
-every parameter lies instead, and compiles nothing. Needs libtpu (requirements/tpu.txt), and no TPU.
+python -m launch.compile_pod configs/NAME.py --topology v5e:16x16 [--json FILE] [--mesh.tensor 2 ...]
 """
 
-import argparse
+import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from quecc_jax.aot.chips import GIB
 from quecc_jax.aot.topology import Topology, parse_topology, prepare_environment, topology_devices
-from quecc_jax.commands.cli import parse_run
+from quecc_jax.commands.options import RunSettings
 from quecc_jax.config import RunConfig
 from quecc_jax.errors import UserError
 from quecc_jax.paths import write_text
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from quecc_jax.aot.report import PodReport
 
-PROG = "python -m launch.compile_pod"
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Compiles a run's training step for a TPU pod that is not here, and says whether it fits and what it costs.
+    Ends with status 1 when it does not fit. Needs libtpu (requirements/tpu.txt), and no TPU. CONFIG.py gives the
+    settings; options override them."""
+
+    config: RunSettings
+    topology: str
+    """v5e:16x16, v5p:2x4x4, ..., 2*v5e:16x16 for two slices."""
+    json: Path | None = None
+    """File to write the report to."""
+    show_sharding: bool = False
+    """Print where every parameter lies, and compile nothing."""
 
 
-def main() -> None:
-    """Parses the command line, compiles, and prints the report."""
-    options, rest = _parser().parse_known_args(sys.argv[1:])
-    if {"-h", "--help"} & set(rest):
-        _parser().print_help()
-        print()
-    config = parse_run(rest, PROG)
-    if not options.topology:
-        raise UserError(f"--topology must be given, as in {PROG} {rest[0]} --topology v5e:16x16")
-    topology = parse_topology(options.topology)
+def run(options: Options) -> None:
+    """Compiles, and prints the report."""
+    config, topology = options.config, parse_topology(options.topology)
     # Before JAX is imported: nothing here may touch an accelerator, or look for one.
     prepare_environment()
     if options.show_sharding:
@@ -45,30 +50,20 @@ def main() -> None:
     from quecc_jax.aot.report import pod_reports, remedies
 
     console = Console(stderr=True)
-    title = f"Compiling {rest[0]} for {topology.name}; minutes for a model of billions"
+    title = f"Compiling {config.out} for {topology.name}; minutes for a model of billions"
     with console.status(title) as status:
         reports = pod_reports(config, topology, lambda what: status.update(f"{title}: {what}"))
     report = reports[0]
     show(reports, config)
-    if options.json:
-        Path(options.json).parent.mkdir(parents=True, exist_ok=True)
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
         whole = report.to_dict() | {"shorter_queries": [one.to_dict() for one in reports[1:]]}
-        write_text(Path(options.json), json.dumps(whole, indent=1) + "\n")
+        write_text(options.json, json.dumps(whole, indent=1) + "\n")
     if not report.fits:
         raise UserError(
             f"the step needs {report.needed / GIB:.2f} GiB per chip and {topology.name} has "
             f"{report.limit / GIB:.2f}; what would help: {'; '.join(remedies(config, report))}"
         )
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        PROG, f"{PROG} CONFIG.py --topology CHIP:AxB [options] [settings]", allow_abbrev=False, add_help=False
-    )
-    parser.add_argument("--topology", help="v5e:16x16, v5p:2x4x4, ..., 2*v5e:16x16 for two slices")
-    parser.add_argument("--json", help="file to write the report to")
-    parser.add_argument("--show-sharding", action="store_true", help="print where parameters lie, and stop")
-    return parser
 
 
 def show_sharding(config: RunConfig, topology: Topology) -> None:
@@ -126,7 +121,7 @@ def show(reports: "list[PodReport]", config: RunConfig) -> None:
     line(
         "step",
         f"{config.train.batch_size} rows of {config.data.max_length} tokens, "
-        f"{config.train.grad_accum_steps} slices of {report.rows_per_chip:g} rows per chip, "
+        f"{config.train.grad_accum_steps} microbatches of {report.rows_per_chip:g} rows per chip, "
         f"remat {config.model.remat}, V {config.model.visual_tokens}, questions of up to "
         f"{report.query_length} tokens",
     )
@@ -155,7 +150,7 @@ def show(reports: "list[PodReport]", config: RunConfig) -> None:
     for e in report.exchanges:
         line(
             f"{e.kind}, {e.network}",
-            f"{e.bytes / GIB:.3f} GiB received in {e.times} exchanges, {e.seconds * 1e3:.1f} ms at peak",
+            f"{e.bytes / GIB:.3f} GiB received in {e.times} collectives, {e.seconds * 1e3:.1f} ms at peak",
         )
     table.add_section()
     b = report.bounds
@@ -179,7 +174,7 @@ def show(reports: "list[PodReport]", config: RunConfig) -> None:
     _print(table)
 
 
-def _print(table: Any) -> None:
+def _print(table: "Table") -> None:
     """Prints a table; where the output is no terminal, at full width."""
     from rich.console import Console
 

@@ -1,14 +1,12 @@
 """Weights in and out: `python -m launch.convert import --from DIR --out RUN`, and `export`."""
 
 import dataclasses
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from quecc_jax.commands.cli import parse_options
 from quecc_jax.errors import UserError
 
 DType = Literal["keep", "float32", "bfloat16", "float16"]
@@ -16,7 +14,7 @@ DType = Literal["keep", "float32", "bfloat16", "float16"]
 
 @dataclasses.dataclass(frozen=True)
 class Import:
-    """What to import, and where to."""
+    """Writes weights of another project as a run directory."""
 
     from_: Annotated[Path, tyro.conf.arg(name="from")]
     """Directory of weights with their config.json: LLaVA or QueCC in the original's format or llava-hf's, a
@@ -40,7 +38,7 @@ class Import:
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """What to export, and where to."""
+    """Writes a run's weights in another project's format."""
 
     checkpoint: Path
     """Directory of a run, imported or trained."""
@@ -56,19 +54,12 @@ class Export:
     """Size of one file, in 10^9 bytes."""
 
 
-def main() -> None:
-    """Parses the command line, converts, and prints what came of it."""
-    prog, verb = "python -m launch.convert", sys.argv[1] if len(sys.argv) > 1 else ""
-    if verb == "import":
-        about = "Writes weights of another project as a run directory."
-        import_(parse_options(Import, sys.argv[2:], f"{prog} import", about))
-    elif verb == "export":
-        about = "Writes a run's weights in another project's format."
-        export(parse_options(Export, sys.argv[2:], f"{prog} export", about))
-    elif verb in ("-h", "--help"):
-        print(f"usage: {prog} import|export OPTIONS; see {prog} import --help and {prog} export --help")
-    else:
-        raise UserError(f"say what to do, as in: {prog} import --from DIR --out RUN, or {prog} export")
+Options = Import | Export
+
+
+def run(options: Options) -> None:
+    """Converts, and prints what came of it."""
+    import_(options) if isinstance(options, Import) else export(options)
 
 
 def import_(options: Import) -> None:

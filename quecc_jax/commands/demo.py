@@ -5,11 +5,9 @@ python -m launch.demo --out runs/demo
 
 import dataclasses
 import os
-import sys
 from pathlib import Path
 
-from configs import demo, study
-from quecc_jax.commands.cli import parse_options
+from quecc_jax.commands.config_file import shipped
 from quecc_jax.errors import UserError
 from quecc_jax.experiments.scheduler import clock
 from quecc_jax.experiments.study import command_line, run_study
@@ -18,7 +16,8 @@ from quecc_jax.xla_flags import FAST_COMPILE, with_flags
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How much to train, and where to."""
+    """Trains small vision-language models with QueCC on real images and reports what they learn. Started again
+    with the same --out, it continues with the jobs that are missing."""
 
     out: str = ""
     """Directory for everything that is made; runs/demo, runs/quick or runs/study by default."""
@@ -28,19 +27,13 @@ class Options:
     """The same grid at length, with three seeds."""
 
 
-def main() -> None:
-    """Command line."""
-    options = parse_options(
-        Options,
-        sys.argv[1:],
-        "python -m launch.demo",
-        "Trains small vision-language models with QueCC on real pictures and reports what they learn. "
-        "Started again with the same --out, it continues with the jobs that are missing.",
-    )
+def run(options: Options) -> None:
+    """Trains what is missing and prints the findings."""
     if options.quick and options.study:
         raise UserError("--quick and --study are different plans; give one of them")
     name = "study" if options.study else "quick" if options.quick else "demo"
-    plan = {"study": study.plan, "quick": demo.quick, "demo": demo.plan}[name]()
+    plans = shipped("study" if options.study else "demo")
+    plan = plans.quick() if options.quick else plans.plan()
     out = options.out or f"runs/{name}"
     if options.quick:
         os.environ["XLA_FLAGS"] = with_flags(os.environ.get("XLA_FLAGS", ""), FAST_COMPILE)

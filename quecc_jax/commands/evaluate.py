@@ -6,7 +6,6 @@ python -m launch.evaluate --checkpoint RUN --tasks pope,gqa --data DIR --out DIR
 
 import dataclasses
 import json
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from quecc_jax.commands.cli import parse_options
 from quecc_jax.config import SourceConfig
 from quecc_jax.errors import UserError
 from quecc_jax.paths import write_text
@@ -26,7 +24,9 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Which run to score, on what."""
+    """Scores a run. Of a data set: exact-match accuracy, up to case and spacing, of greedy answers, per kind of
+    question and in all. With --tasks each benchmark's own metrics. Images pass through the tower; features
+    cached in a pool are not used."""
 
     checkpoint: Path
     """Directory of a trained run."""
@@ -65,16 +65,8 @@ class Options:
     """Benchmarks: write failures.html, wrong answers with their pictures."""
 
 
-def main() -> None:
-    """Parses the command line and scores what it names."""
-    options = parse_options(
-        Options,
-        sys.argv[1:],
-        "python -m launch.evaluate",
-        "Exact-match accuracy, up to case and spacing, of greedy answers, per kind of question and in all; "
-        "with --tasks each benchmark's own metrics. Pictures pass through the tower; features cached in a "
-        "pool are not used.",
-    )
+def run(options: Options) -> None:
+    """Scores what the options name."""
     for name in ("max_new_tokens", "batch_size", "limit"):
         value = getattr(options, name)
         if value is not None and value < 1:

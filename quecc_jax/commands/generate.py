@@ -7,14 +7,13 @@ from typing import Annotated
 
 import tyro
 
-from quecc_jax.commands.cli import parse_options
 from quecc_jax.commands.generation_options import Answering
 from quecc_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(Answering):
-    """What to ask, and whom."""
+    """Answers one question about images, or about none."""
 
     checkpoint: Path
     """Directory of a trained run."""
@@ -28,14 +27,8 @@ class Options(Answering):
     """The other question of --explain; `image` is what the compressor reads where nothing is asked."""
 
 
-def main() -> None:
-    """Parses the command line, prints the answer while it comes, and draws."""
-    options = parse_options(
-        Options,
-        sys.argv[1:],
-        "python -m launch.generate",
-        "Answers one question about pictures, or about none.",
-    )
+def run(options: Options) -> None:
+    """Prints the answer while it comes, and draws."""
     limits = options.limits()
     if options.explain is not None and not options.image:
         raise UserError("--explain draws on a picture; give one with --image")
@@ -49,11 +42,11 @@ def main() -> None:
         check_reference(str(image))
     pictures = tuple(engine.picture(image) for image in options.image)
     question = Question(options.question, pictures)
-    run = engine.run([question], limits)
-    for _, piece in run:
+    answers = engine.run([question], limits)
+    for _, piece in answers:
         print(piece, end="", flush=True)
     print()
-    if cut := run.usage[0].cut():
+    if cut := answers.usage[0].cut():
         print(cut, file=sys.stderr)
     if options.explain is not None:
         from quecc_jax.commands.explain import explain

@@ -1,4 +1,4 @@
-"""A LLaVA file and its pictures as ArrayRecord shards, which pods read without a file system of millions.
+"""A LLaVA file and its images as ArrayRecord shards, which pods read without a file system of millions.
 
     python -m launch.prepare_data --data mix665k.json --images data --out prepared --resize 336
 
@@ -6,49 +6,47 @@ Started again after a kill, the same command keeps every shard that is whole.
 """
 
 import dataclasses
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Literal, cast
 
 import numpy as np
 
-from quecc_jax.commands.cli import parse_options
 from quecc_jax.errors import UserError
 from quecc_jax.progress import bars
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What to prepare, and how."""
+    """Writes a LLaVA file and its images as checksummed shards; continues where it was stopped."""
 
     out: str
     """Directory to write, here or as gs://BUCKET/PLACE."""
     data: str = ""
     """The conversations, .json or .jsonl, or a mixture of such files: LLaVA-NeXT's .yaml, or `{a,b}.json`."""
     images: tuple[str, ...] = ()
-    """Folders of the pictures; several are searched in this order."""
+    """Folders of the images; several are searched in this order."""
     resize: int = 0
-    """Store pictures as squares of so many pixels, the tower's (336 for CLIP-L/14-336); 0 stores the files
+    """Store images as squares of so many pixels, the tower's (336 for CLIP-L/14-336); 0 stores the files
     as they are."""
     aspect: Literal["pad", "square"] = "pad"
     """How --resize makes them square; data.image_aspect of the runs must be the same."""
     decoding: Literal["upright", "original"] = "upright"
-    """How --resize reads pictures; data.image_decoding of the runs must be the same."""
+    """How --resize reads images; data.image_decoding of the runs must be the same."""
     encode: Literal["jpeg", "png", "raw"] = "jpeg"
     """What --resize stores: JPEG, PNG (nothing is lost, decoding is slower) or bare pixels."""
     quality: int = 95
     """Of JPEG."""
     bad: Literal["error", "skip"] = "error"
-    """Stop at the first row or picture that cannot be read, or go on and count them: data.bad_rows of the
+    """Stop at the first row or image that cannot be read, or go on and count them: data.bad_rows of the
     runs then decides about them. `tfds` leaves such rows out."""
     workers: int = 0
     """Processes; 0 takes one per core."""
     format: Literal["array_record", "tfds"] = "array_record"
     """`tfds` writes a data set of tensorflow-datasets, in one process and from the start each time."""
     features: bool = False
-    """Store the tower's states of every picture beside the pictures of --out, for data.cached_features."""
+    """Store the tower's states of every image beside the images of --out, for data.cached_features."""
     queries: bool = False
     """Store the feature of every row's question in --out, for data.cached_queries."""
     encoder: Literal["run", "decoder", "early_exit", "embeddings", "clip_text"] = "run"
@@ -58,21 +56,15 @@ class Options:
     checkpoint: str = ""
     """The run whose tower --features takes, and whose encoder and tokenizer --queries."""
     batch_size: int = 32
-    """Pictures or questions that go through them at once."""
+    """Images or questions that go through them at once."""
     verify: bool = False
     """Read all of --out against its checksums; writes nothing."""
-    shard_pictures: int = 4096
-    """Pictures of one shard."""
+    shard_images: int = 4096
+    """Images of one shard."""
 
 
-def main() -> None:
-    """Parses the command line, prepares, and prints what came of it."""
-    options = parse_options(
-        Options,
-        sys.argv[1:],
-        "python -m launch.prepare_data",
-        "Writes a LLaVA file and its pictures as checksummed shards; continues where it was stopped.",
-    )
+def run(options: Options) -> None:
+    """Prepares, and prints what came of it."""
     if options.verify:
         verify(options)
         return
@@ -86,10 +78,10 @@ def main() -> None:
         return
     if not options.data:
         raise UserError("--data must be given; see --help")
-    if options.resize < 0 or options.shard_pictures < 1 or not 1 <= options.quality <= 100:
+    if options.resize < 0 or options.shard_images < 1 or not 1 <= options.quality <= 100:
         raise UserError(
-            f"--resize {options.resize}, --quality {options.quality} or --shard-pictures "
-            f"{options.shard_pictures} is out of range; give pixels, 1 to 100, and 1 or more"
+            f"--resize {options.resize}, --quality {options.quality} or --shard-images "
+            f"{options.shard_images} is out of range; give pixels, 1 to 100, and 1 or more"
         )
     (as_tfds if options.format == "tfds" else as_array_record)(options)
 
@@ -104,7 +96,7 @@ def as_array_record(options: Options) -> None:
 
     recipe = Recipe(options.resize, options.aspect, options.encode, options.quality, options.decoding)
     began = time.monotonic()
-    with bar("pictures") as show:
+    with bar("images") as show:
         manifest = prepare(
             options.data,
             options.images,
@@ -113,17 +105,17 @@ def as_array_record(options: Options) -> None:
             skip_bad=options.bad == "skip",
             workers=options.workers or os.cpu_count() or 1,
             progress=show,
-            shard_pictures=options.shard_pictures,
+            shard_pictures=options.shard_images,
         )
     lost, size = manifest["unreadable"], manifest["bytes"]
     print(
-        f"{options.out}: {manifest['rows']:,} rows, {manifest['pictures']:,} pictures, "
+        f"{options.out}: {manifest['rows']:,} rows, {manifest['pictures']:,} images, "
         f"{size / 1e9:.2f} GB, {time.monotonic() - began:.0f} s"
     )
     if lost["rows"] or lost["pictures"]:
         print(
             f"unreadable, and counted as such by every run: {lost['rows']:,} rows and {lost['pictures']:,} "
-            "pictures, such as"
+            "images, such as"
         )
         print("\n".join(f"  {line}" for line in lost["first"]))
 
@@ -135,7 +127,7 @@ def as_tfds(options: Options) -> None:
     from quecc_jax.data.sources.tfds import LlavaRows
 
     if options.resize and options.encode == "raw":
-        raise UserError("--format tfds stores encoded pictures alone; take --encode jpeg or png")
+        raise UserError("--format tfds stores encoded images alone; take --encode jpeg or png")
     recipe = Recipe(options.resize, options.aspect, options.encode, options.quality, options.decoding)
     rows = inline_rows(options.data, options.images, recipe, skip_bad=options.bad == "skip")
     builder = LlavaRows(rows=lambda: rows, recipe=recipe, data_dir=options.out)
@@ -162,7 +154,7 @@ def write_features(options: Options) -> None:
     pictures, total = PreparedPictures(prepared, vision, data), len(prepared.pictures)
     fingerprint = tower_fingerprint(params["vision"], vision, data)
     began = time.monotonic()
-    with bar("pictures") as show:
+    with bar("images") as show:
         stored = feature_store.write_features(
             options.out,
             total,
@@ -175,7 +167,7 @@ def write_features(options: Options) -> None:
     size = sum(shard.bytes for shard in stored.records.shards)
     form = " x ".join(map(str, stored.shape[1:]))
     print(
-        f"{options.out}: {total:,} pictures, {form} float16 each (patches, states, width), "
+        f"{options.out}: {total:,} images, {form} float16 each (patches, states, width), "
         f"{size / 1e9:.2f} GB, {time.monotonic() - began:.0f} s"
     )
 
@@ -215,16 +207,16 @@ def write_queries(options: Options) -> None:
     buckets = limit_buckets(config.data.query_limit)
 
     @jax.jit
-    def run(params: Any, ids: Any, lengths: Any) -> Any:
+    def encode_padded(params: Mapping[str, object], ids: jax.Array, lengths: jax.Array) -> jax.Array:
         segments = (np.arange(ids.shape[1]) < lengths).astype(np.int32)
-        made: Any = VLM(config.model).apply(
+        encoded = VLM(config.model).apply(
             {"params": params}, ids, segments, lengths - 1, method=VLM.encode_query
         )
-        return made[:, 0]
+        return cast(jax.Array, encoded)[:, 0]
 
-    def encode(asked: Any) -> Any:
+    def encode(asked: np.ndarray) -> jax.Array:
         lengths = asked[:, -1:]
-        return run(held, asked[:, : bucket(int(lengths.max()), buckets)], lengths)
+        return encode_padded(held, asked[:, : bucket(int(lengths.max()), buckets)], lengths)
 
     fingerprint = f"{query_fingerprint(held, config.model)}-{questions.fingerprint()}"
     with bar("questions") as show:

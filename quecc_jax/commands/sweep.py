@@ -9,12 +9,13 @@ import dataclasses
 import json
 import math
 import re
-import sys
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from quecc_jax.commands.cli import load_file, parse_options
+import tyro
+
+from quecc_jax.commands.config_file import load_file
 from quecc_jax.errors import UserError
 from quecc_jax.experiments.scheduler import Display, Job, run_job, write_json
 from quecc_jax.experiments.study import claim
@@ -32,8 +33,10 @@ from quecc_jax.experiments.sweep_plan import (
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What to do with a sweep."""
+    """Trains and tests every (LLM, V, seed) of a sweep."""
 
+    config: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG.py")]
+    """A file with `sweep() -> Sweep`, such as configs/llava_sweep.py."""
     dry_run: bool = False
     """Print cells, FLOPs and hours, and train nothing."""
     topology: str = "v5e-64"
@@ -54,19 +57,9 @@ class Outcome(NamedTuple):
     elsewhere: list[str]
 
 
-def main() -> None:
-    """Command line."""
-    argv, wants_help = sys.argv[1:], {"-h", "--help"} & {*sys.argv[1:]}
-    if not wants_help and (not argv or argv[0].startswith("-")):
-        raise UserError("name a sweep first, as in: python -m launch.sweep configs/llava_sweep.py --dry-run")
-    file = "" if argv[0].startswith("-") else argv.pop(0)
-    options = parse_options(
-        Options,
-        argv,
-        f"python -m launch.sweep {file or 'CONFIG.py'}",
-        "Trains and tests every (LLM, V, seed) of a sweep; CONFIG.py holds `sweep() -> Sweep`.",
-    )
-    sweep = load_file(file, "sweep", Sweep)
+def run(options: Options) -> None:
+    """Trains and tests the cells that are missing, or says what they would take."""
+    sweep = load_file(options.config, "sweep", Sweep)
     sweep = dataclasses.replace(sweep, out=options.out) if options.out else sweep
     chosen = sharded(cells(sweep), options.shard)
     if options.dry_run:

@@ -3,18 +3,24 @@
 On several hosts, start the same command on each of them; see `quecc_jax.distributed`.
 """
 
-import sys
+import dataclasses
 
-from quecc_jax.commands.cli import parse_run
+from quecc_jax.commands.options import RunSettings
 
 
-def main() -> None:
-    """Parses the command line, trains, and prints where the result lies.
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Trains one run. CONFIG.py gives the settings; options override them."""
+
+    config: RunSettings
+
+
+def run(options: Options) -> None:
+    """Trains, and prints where the result lies.
 
     SIGTERM, which announces that the machine will be taken away, saves a checkpoint and ends with
     status 0; the same command then continues.
     """
-    config = parse_run(sys.argv[1:], "python -m launch.train")
     # Imported late, so that --help and mistakes in the command line answer at once.
     import jax
 
@@ -25,7 +31,7 @@ def main() -> None:
 
     with joined():
         try:
-            summary = train(config)
+            summary = train(options.config)
             report = (
                 f"{describe_goodput(summary)}\n{summary['out']}: step {summary['step']}, loss "
                 f"{summary['loss']:.4f}, {summary['skipped']} steps skipped, {summary['seconds']:.0f} s"

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from quecc_jax.config import RunConfig
 from quecc_jax.config.renamed import with_new_names
-from quecc_jax.errors import UserError
+from quecc_jax.errors import Note, UserError
 from quecc_jax.json_text import decoded, parsed
 from quecc_jax.paths import place, write_text
 
@@ -129,7 +129,7 @@ def load_config(path: str | os.PathLike[str]) -> RunConfig:
         raise UserError(f"{path} cannot be read as JSON ({error}); restore or delete it") from None
     data, renamed = with_new_names(data)
     if renamed:
-        warnings.warn(f"{path}: {', '.join(renamed)}", stacklevel=2)
+        warnings.warn(f"{path}: {', '.join(renamed)}", Note, stacklevel=2)
     try:
         return from_dict(RunConfig, data)
     except UserError as error:

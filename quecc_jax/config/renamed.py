@@ -9,6 +9,8 @@ class Renamed(NamedTuple):
 
     name: str
     value: Callable[[Any], Any] = lambda old: old
+    how: str = ""
+    """The same for a person, to stand after the name; empty where the value stays."""
 
 
 RENAMED = {
@@ -17,7 +19,9 @@ RENAMED = {
     "model.gradients": Renamed("grad_reduce_dtype"),
     "data.window": Renamed("lookahead_rows"),
     # Halvings of max_length; itself is a length, too.
-    "data.halvings": Renamed("num_length_buckets", lambda old: old + 1 if type(old) is int else old),
+    "data.halvings": Renamed(
+        "num_length_buckets", lambda old: old + 1 if type(old) is int else old, ", one more than the halvings"
+    ),
     "train.accumulation": Renamed("grad_accum_steps"),
 }
 """By dotted name; the new one stands in the same group."""

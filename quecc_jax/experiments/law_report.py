@@ -5,7 +5,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-import scaling.errors
+from quecc_jax.errors import UserError
 from quecc_jax.experiments import summary
 from quecc_jax.experiments.figures import embed
 from quecc_jax.experiments.findings import brief, title
@@ -36,7 +36,7 @@ def law_section(results: Results, out: Path) -> Section:
             continue
         try:
             table = summary.score_table(results, task)
-        except scaling.errors.UserError as problem:
+        except UserError as problem:
             fragments.append(paragraph(f"No law can be drawn: {problem}", "muted"))
             continue
         fragments += _task_fragments(results, task, table, out)

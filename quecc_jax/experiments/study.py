@@ -172,7 +172,7 @@ def fit_laws(results: dict[str, Any]) -> dict[str, Any]:
 
     A grid that is too small for a law still has its answers to report: such tasks are left out.
     """
-    import scaling.errors
+    from quecc_jax.errors import UserError
     from quecc_jax.experiments.summary import score_table
     from scaling.fit import fit_law
     from scaling.report.fit_report import fit_record
@@ -183,7 +183,7 @@ def fit_laws(results: dict[str, Any]) -> dict[str, Any]:
         try:
             table = score_table(results, task)
             fit = fit_law(table, query_tokens=results["data"]["prompt_tokens"])
-        except scaling.errors.UserError as problem:
+        except UserError as problem:
             print(f"no law was fitted for {task}: {problem}", file=sys.stderr)
             continue
         fits[task] = fit_record(table, fit, assess(table, fit))
@@ -203,4 +203,5 @@ def machine() -> str:
 
 def command_line(module: str) -> str:
     """How this process was started, for the record."""
-    return shlex.join(["python", "-m", module, *sys.argv[1:]])
+    program = ["quecc"] if Path(sys.argv[0]).name == "quecc" else ["python", "-m", module]
+    return shlex.join([*program, *sys.argv[1:]])

@@ -176,7 +176,7 @@ def kinds(results: Results, task: str) -> list[str]:
 def score_table(results: Results, task: str) -> ScoreTable:
     """The grid as the fitter's table: sizes in billions of decoder parameters, ascending.
 
-    Raises scaling.errors.UserError if the finished cells cannot determine a law.
+    Raises UserError if the finished cells cannot determine a law.
     """
     scores = grid(results, task)
     decoders = sorted(results["decoders"], key=lambda decoder: decoder["params"])

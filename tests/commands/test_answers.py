@@ -19,6 +19,7 @@ from PIL import Image
 
 from quecc_jax import load
 from quecc_jax.commands import evaluate, generate
+from quecc_jax.commands.cli import execute
 from quecc_jax.config import CompressorConfig, DataConfig, DecoderConfig, ModelConfig, RunConfig, VisionConfig
 from quecc_jax.config.io import load_config, save_config
 from quecc_jax.data.images import load_pixels, normalise
@@ -88,7 +89,7 @@ def call(monkeypatch, capsys, module, *arguments: object) -> tuple[int, str, str
     """(exit status, stdout, stderr) of a command line, run in this process."""
     monkeypatch.setattr(sys, "argv", ["program", *map(str, arguments)])
     try:
-        run_cli(module.main)
+        run_cli(lambda: execute(module.__name__.rpartition(".")[2], sys.argv[1:]))
         status = 0
     except SystemExit as stop:
         status = int(stop.code or 0)

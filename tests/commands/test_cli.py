@@ -1,14 +1,20 @@
 """Command lines: overrides reach the config, mistakes become one sentence."""
 
+import dataclasses
 import os
+import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
-from quecc_jax.commands.cli import parse_run
-from quecc_jax.errors import UserError
+from quecc_jax.commands import options
+from quecc_jax.commands.cli import COMMANDS, quecc
+from quecc_jax.commands.options import Run, option_names, parse_run, with_chosen_compressor, with_config
+from quecc_jax.errors import Note, UserError, run_cli
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,6 +72,7 @@ def test_options_override_the_file_and_nothing_else(config_file):
         (["--train.steps"], "train.steps"),
         (["--train.stage", "7"], "train.stage.*0.*1.*2"),
         (["--train.grad_accum_steps", "3"], "batch_size 256 does not split into 3"),
+        (["--data.sources.0.pth", "x"], r"did you mean --data.sources.0.path\?"),
     ],
 )
 def test_bad_options_are_one_sentence(config_file, options, message):
@@ -138,3 +145,181 @@ def test_the_process_exits_with_one_line_and_no_traceback(config_file, tmp_path,
     assert "Traceback" not in done.stderr
     last = done.stderr.splitlines()[-1]
     assert last.startswith("error: ") and error in last
+
+
+def help_of(call: str, **environment: str) -> subprocess.CompletedProcess:
+    """What a command prints about itself, and the heavy packages that it imported for that."""
+    heavy = "jax", "flax", "scipy", "matplotlib", "transformers", "orbax", "grain", "configs"
+    code = f"""
+import atexit, sys
+atexit.register(lambda: print("imported:", *(set({heavy}) & {{*sys.modules}}), file=sys.stderr))
+{call}
+"""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_describes_itself_and_imports_nothing_heavy(name):
+    done = help_of(f"from quecc_jax.commands.cli import quecc; quecc([{name!r}, '--help'])")
+    assert done.returncode == 0 and done.stderr == "imported:\n"
+    assert f"usage: quecc {name}" in done.stdout and "--help" in done.stdout
+
+
+def test_a_reader_that_had_enough_of_the_help_is_no_error():
+    help_command = f"{sys.executable} -m launch.train --help"
+    code = f"set -o pipefail; {help_command} | {sys.executable} -c 'import os; os.close(0)'"
+    done = subprocess.run(["bash", "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_the_program_lists_its_commands(capsys):
+    with pytest.raises(SystemExit) as stop:
+        quecc(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert stop.value.code == 0 and all(f"• {name} " in text for name in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["trian"], "trian is not a command; did you mean train?"),
+        (["--trian"], "--trian is not an option; did you mean train?"),
+        ([], "name a command: train, generate,"),
+        (["train"], "name a config file first, as in: quecc train configs/NAME.py --train.steps 100"),
+        (["sweep"], "CONFIG.py must be given; see --help"),
+        (["generate", "--question", "what?"], "--checkpoint must be given; see --help"),
+        (["convert", "export", "--checkpoint", "a"], "--to must be given; see --help"),
+        (["compile-pod", "configs/demo.py", "--topology"], "no config() function"),
+        (["compile-pod", "configs/llava_7b_stage2.py", "--topology"], "--topology needs a value"),
+        (["compile-pod", "configs/llava_7b_stage2.py"], "--topology must be given"),
+        (["train", "configs/llava_7b_stage2.py", "--no-train.steps"], "did you mean --train.steps?"),
+    ],
+)
+def test_a_mistake_ends_with_one_sentence_and_status_one(argv, message, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as stop:
+        quecc(argv)
+    said = capsys.readouterr()
+    assert stop.value.code == 1 and said.out == ""
+    assert said.err.startswith("error: ") and said.err.count("\n") == 1 and message in said.err
+
+
+def test_every_launch_script_is_a_command():
+    scripts = {path.stem.replace("_", "-") for path in (ROOT / "launch").glob("*.py")} - {"--init--"}
+    assert scripts == COMMANDS.keys() - {"fit", "plan"}
+    for path in (ROOT / "launch").glob("[a-z]*.py"):
+        assert f'    launch("{path.stem.replace("_", "-")}")\n' in path.read_text()
+
+
+def test_the_nearest_name_is_sought_among_all_that_tyro_knows(config_file, capsys):
+    with pytest.raises(SystemExit):
+        parse_run([config_file, "--help"], "prog")
+    shown = {*re.findall(r"^(?:│|  ?) ?(--[a-z][a-z0-9.-]*)", capsys.readouterr().out, re.MULTILINE)}
+    default = with_config(Run, parse_run([config_file], "prog"))
+    assert "--data.sources.0.path" in shown and shown == {*option_names(Run, default)}
+
+
+@pytest.mark.parametrize("given", ["mqt", "avgpool"])
+def test_the_compressor_is_chosen_by_name(config_file, given):
+    config = parse_run([config_file, "--train.steps", "3", f"--model.compressor.name={given}"], "prog")
+    assert config.model.compressor.name == given and config.train.steps == 3
+    with pytest.raises(UserError, match=r"--model\.compressor\.name is 'mtq'; .*mqt"):
+        parse_run([config_file, "--model.compressor.name", "mtq"], "prog")
+    with pytest.raises(UserError, match=r"--model\.compressor\.name needs a value"):
+        parse_run([config_file, "--model.compressor.name"], "prog")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pool:
+    """Settings of one compressor."""
+
+    name: Literal["pool"] = "pool"
+    kernel: int = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Latents:
+    """Settings of another, which share one with it."""
+
+    name: Literal["latents"] = "latents"
+    kernel: int = 4
+    tokens: int = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoKinds:
+    """A model with either."""
+
+    compressor: Pool | Latents = Pool()
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoKindsRun:
+    """A run of it."""
+
+    model: TwoKinds
+
+
+def test_settings_that_two_compressors_share_keep_their_values(monkeypatch):
+    monkeypatch.setattr(options, "ModelConfig", TwoKinds)
+    given: Any = TwoKindsRun(TwoKinds(Pool(kernel=9)))
+    chosen: Any = with_chosen_compressor(given, ["--model.compressor.name", "latents", "--other", "3"])
+    assert chosen.model.compressor == Latents(kernel=9, tokens=16)
+    for argv in ([], ["--model.compressor.name=pool"]):
+        assert with_chosen_compressor(given, argv) == given
+    with pytest.raises(UserError, match="is 'latent'; did you mean latents"):
+        with_chosen_compressor(given, ["--model.compressor.name=latent"])
+
+
+@pytest.mark.parametrize(
+    "option, sentence",
+    [
+        ("--train.accumulation", "--train.accumulation is now --train.grad-accum-steps"),
+        ("--model.attention=xla", "--model.attention is now --model.attention-kernel"),
+        ("--data.halvings", "--data.halvings is now --data.num-length-buckets, one more than the halvings"),
+    ],
+)
+def test_an_option_of_version_0_1_names_its_new_one(config_file, option, sentence):
+    with pytest.raises(UserError, match=f"^{re.escape(sentence)}$"):
+        parse_run([config_file, option, "2"], "prog")
+
+
+@pytest.mark.parametrize(
+    "made, sentence",
+    [
+        ("TrainConfig(accumulation=2)", "train.accumulation is now train.grad_accum_steps"),
+        ("VisionConfig(attention=True)", "model.vision.attention is now model.vision.keep_attention"),
+        ("ModelConfig(attention='xla')", "model.attention is now model.attention_kernel"),
+        (
+            "DataConfig(halvings=2)",
+            "data.halvings is now data.num_length_buckets, one more than the halvings",
+        ),
+        ("dataclasses.replace(TrainConfig(), accumulation=2)", "is now train.grad_accum_steps"),
+        ("DataConfig(attention=2)", "unexpected keyword argument 'attention'"),
+    ],
+)
+def test_a_config_file_of_version_0_1_names_the_new_setting(tmp_path, made, sentence):
+    path = tmp_path / "old.py"
+    path.write_text(f"import dataclasses\nfrom quecc_jax.config import *\ndef config():\n    return {made}\n")
+    with pytest.raises(UserError, match=re.escape(sentence)) as caught:
+        parse_run([str(path)], "prog")
+    assert f"{path}, line 4: " in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_notes_are_sentences_said_once_and_other_warnings_stay(capsys):
+    def main():
+        for _ in range(2):
+            warnings.warn("runs/a: b is now c", Note, stacklevel=1)
+        warnings.warn("of a library", UserWarning, stacklevel=1)
+
+    shown, filters = warnings.showwarning, [*warnings.filters]
+    with pytest.warns(UserWarning, match="of a library"):
+        run_cli(main)
+    assert capsys.readouterr().err == "note: runs/a: b is now c\n"
+    assert warnings.showwarning is shown and warnings.filters == filters

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quecc_jax.commands.convert import main
+from quecc_jax.commands.cli import execute
 from quecc_jax.convert.io.tensors import open_tensors
 from quecc_jax.errors import run_cli
 from tests.convert.names import load
@@ -18,13 +18,12 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs the command in this process and gives its exit status and what it printed."""
 
     def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["launch.convert", *map(str, arguments)])
         try:
-            run_cli(main)
+            run_cli(lambda: execute("convert", [str(argument) for argument in arguments]))
             status = 0
         except SystemExit as stop:
             status = int(str(stop.code or 0))
@@ -50,8 +49,8 @@ def test_there_and_back(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ((), "say what to do"),
-        (("improt",), "say what to do"),
+        ((), "name a command: import, export"),
+        (("improt",), "improt is not a command; did you mean import?"),
         (("import", "--out", "x"), "--from must be given"),
         (("export", "--checkpoint", "x"), "--to must be given"),
         (("import", "--from", "a", "--out", "b", "--vison", "c"), "did you mean --vision?"),
@@ -68,7 +67,7 @@ def test_mistakes_are_one_sentence(run: Run, arguments: tuple[str, ...], message
 
 
 def test_help_names_the_options(run: Run) -> None:
-    assert "import|export" in run("--help")[1]
+    assert "{import,export}" in run("--help")[1]
     assert "--allow-pickle" in run("import", "--help")[1] and "--shard-gb" in run("export", "--help")[1]
 
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from quecc_jax import load
-from quecc_jax.commands import generate
+from quecc_jax.commands.cli import execute
 from quecc_jax.commands.explain import explain
 from quecc_jax.errors import UserError
 from quecc_jax.evaluate.attention import patch_map
@@ -71,7 +71,7 @@ def test_the_command_writes_a_picture(engine, picture, tmp_path, monkeypatch, ca
             QUESTIONS[1],
         ],
     )
-    generate.main()
+    execute("generate", sys.argv[1:])
     wanted = engine.answers([Question("what is it?", (engine.picture(picture),))], Limits(3))
     assert capsys.readouterr().out == f"{wanted[0]}\n"
     with Image.open(tmp_path / "out.png") as image:
@@ -93,7 +93,7 @@ def test_mistakes(engine, picture, monkeypatch, more, message):
     arguments = ["--checkpoint", "run", "--question", "what?", *more.format(picture=picture).split()]
     monkeypatch.setattr(sys, "argv", ["generate", *arguments])
     with pytest.raises(UserError, match=message):
-        generate.main()
+        execute("generate", sys.argv[1:])
 
 
 def test_a_model_that_does_not_attend_has_nothing_to_explain(picture, tmp_path):

@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from quecc_jax.commands.inspect_data import _own_options
+from quecc_jax.commands.cli import execute
+from quecc_jax.commands.inspect_data import Options
+from quecc_jax.commands.options import parse
 from quecc_jax.config import DataConfig, RunConfig, SourceConfig
 from quecc_jax.data.preview.page import page
 from quecc_jax.data.preview.rows import look
@@ -123,12 +125,15 @@ def test_the_terminal_shows_text_queries_and_pictures(config):
     assert re.search(r"row 1: batch 0, place 0, \d+ of 64 tokens", plain)
 
 
-def test_own_options_are_told_from_the_configs():
-    rest, rows, out = _own_options(["c.py", "--rows", "3", "--data.lookahead_rows=5", "--out=x.html"])
-    assert (rest, rows, str(out)) == (["c.py", "--data.lookahead_rows=5"], 3, "x.html")
-    for wrong in (["--rows", "no"], ["--rows=0"], ["--out", "x.txt"], ["--out"]):
+def test_its_options_stand_beside_the_settings(config, tmp_path):
+    file = tmp_path / "c.py"
+    file.write_text("from tests.tiny import RUN\ndef config():\n    return RUN\n")
+    arguments = [str(file), "--rows", "3", "--data.lookahead_rows=5", "--page=x.html"]
+    options = parse(Options, arguments, "prog")
+    assert (options.rows, str(options.page), options.config.data.lookahead_rows) == (3, "x.html", 5)
+    for wrong in (["--rows", "no"], ["--rows=0"], ["--page", "x.txt"], ["--page"], ["--out", "x.html"]):
         with pytest.raises(UserError, match=wrong[0].partition("=")[0]):
-            _own_options(["c.py", *wrong])
+            execute("inspect-data", [str(file), *wrong])
 
 
 def test_pictures_become_half_blocks():

@@ -6,11 +6,10 @@ import signal
 import subprocess
 import sys
 import time
-from unittest import mock
 
 import pytest
 
-from quecc_jax.commands import prepare_data
+from quecc_jax.commands.cli import execute
 from quecc_jax.data.sources.prepared import open_prepared
 from tests.data.photos import ROWS, photo, write_llava
 
@@ -23,8 +22,7 @@ def run(*arguments):
 
 def main_with(*arguments):
     """The command in this process."""
-    with mock.patch.object(sys, "argv", ["prepare_data", *map(str, arguments)]):
-        prepare_data.main()
+    execute("prepare-data", [str(argument) for argument in arguments])
 
 
 def test_prepares_verifies_and_refuses(tmp_path):
@@ -33,7 +31,7 @@ def test_prepares_verifies_and_refuses(tmp_path):
     command = "--data", path, "--images", tmp_path, "--out", out, "--resize", 24, "--workers", 2
     done = run(*command)
     assert done.returncode == 0, done.stderr
-    assert f"{out}: {ROWS} rows, 7 pictures" in done.stdout
+    assert f"{out}: {ROWS} rows, 7 images" in done.stdout
     assert len(open_prepared(out).rows) == ROWS
     again = run(*command)
     assert again.returncode == 1 and again.stderr.splitlines()[-1].startswith("error: ")
@@ -63,7 +61,7 @@ def test_a_killed_preparation_leaves_no_process_and_goes_on(tmp_path):
         "24",
         "--workers",
         "2",
-        "--shard-pictures",
+        "--shard-images",
         "20",
     ]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)

@@ -7,7 +7,8 @@ import pytest
 
 from benchmarks import pods
 from configs import llava_sweep
-from quecc_jax.commands.cli import load_config_file, parse_run
+from quecc_jax.commands.config_file import load_config_file
+from quecc_jax.commands.options import parse_run
 from quecc_jax.config import RunConfig
 from quecc_jax.config.presets import decoder
 from quecc_jax.config.validation import validate

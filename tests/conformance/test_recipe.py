@@ -2,7 +2,7 @@
 
 import pytest
 
-from quecc_jax.commands.cli import load_config_file
+from quecc_jax.commands.config_file import load_config_file
 from tests.config.test_configs import SCRIPTS, in_the_scripts_words
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from quecc_jax.commands import evaluate
+from quecc_jax.commands.cli import execute
 from quecc_jax.config import RunConfig
 from quecc_jax.errors import UserError, run_cli
 from quecc_jax.evaluate import ask as ask_module
@@ -55,7 +55,7 @@ def call(monkeypatch, capsys, *arguments: object) -> tuple[int, str, str]:
     """(exit status, stdout, stderr) of the command line, run in this process."""
     monkeypatch.setattr(sys, "argv", ["program", *map(str, arguments)])
     try:
-        run_cli(evaluate.main)
+        run_cli(lambda: execute("evaluate", sys.argv[1:]))
         status = 0
     except SystemExit as stop:
         status = int(stop.code or 0)

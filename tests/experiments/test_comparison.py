@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from configs import study_compressors
-from quecc_jax.commands import compare_compressors
+from quecc_jax.commands.cli import execute
 from quecc_jax.commands.compare_compressors import comparison_jobs, timed
 from quecc_jax.config.shapes import output_tokens
 from quecc_jax.experiments import comparison_summary as summary
@@ -135,7 +135,7 @@ def test_a_few_steps_of_everything_reach_the_report(tmp_path, monkeypatch, capsy
     flags = [flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag]
     monkeypatch.setenv("XLA_FLAGS", " ".join(flags))
     monkeypatch.setattr(sys, "argv", ["comparison", "--quick", "--out", str(out)])
-    compare_compressors.main()
+    execute("compare-compressors", sys.argv[1:])
     assert (out / "report.html").resolve().as_uri() in capsys.readouterr().out
     made = json.loads((out / "results.json").read_text())
     assert {c["label"] for c in made["costs"]} == {r["label"] for r in made["rows"]}

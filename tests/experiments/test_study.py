@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import configs.demo
-from quecc_jax.commands import demo
+from quecc_jax.commands.cli import execute
 from quecc_jax.errors import UserError
 from quecc_jax.experiments import study
 from quecc_jax.experiments.plan import DecoderSize, Plan, cells
@@ -85,7 +85,7 @@ def test_a_small_plan_reaches_its_report(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("XLA_FLAGS", " ".join(flags))
     monkeypatch.setattr(configs.demo, "quick", lambda: SMALL)
     monkeypatch.setattr(sys, "argv", ["demo", "--quick", "--out", str(out)])
-    demo.main()
+    execute("demo", sys.argv[1:])
     assert (out / "report.html").resolve().as_uri() in capsys.readouterr().out
     html = (out / "report.html").read_text()
     assert html.rstrip().endswith("</html>")
@@ -102,6 +102,6 @@ def test_a_small_plan_reaches_its_report(tmp_path, monkeypatch, capsys):
     assert {s["visual_tokens"] for s in results["samples"]} == {1, 16}
 
     before = [(out / "jobs" / f"{job.name}.json").stat().st_mtime_ns for job in plan_jobs(SMALL)]
-    demo.main()
+    execute("demo", sys.argv[1:])
     after = [(out / "jobs" / f"{job.name}.json").stat().st_mtime_ns for job in plan_jobs(SMALL)]
     assert before == after

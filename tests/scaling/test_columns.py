@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from scaling.errors import UserError
+from quecc_jax.errors import UserError
 from scaling.table import read_scores
 
 SIZES, COUNTS = [0.5, 1.8, 7], [1, 16, 36]

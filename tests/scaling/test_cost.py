@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from quecc_jax import flops
+from quecc_jax.errors import UserError
 from scaling import cost
 from scaling.cost import Lengths, QueryConfig, Setup, find_llm, find_machine, model_config
-from scaling.errors import UserError
 
 LENGTHS = Lengths(text=80, answer=16, question=20)
 

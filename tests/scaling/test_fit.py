@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import least_squares
 
-from scaling.errors import UserError
+from quecc_jax.errors import UserError
 from scaling.fit import NON_NEGATIVE, PUBLISHED_BOX, cells_of, fit_law, project_variables
 from scaling.law import Law, Params, error
 from scaling.table import parse_scores, published

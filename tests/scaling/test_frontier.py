@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaling.errors import UserError
+from quecc_jax.errors import UserError
 from scaling.fit import fit_law
 from scaling.frontier import (
     Choices,

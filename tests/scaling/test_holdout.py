@@ -3,7 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from scaling.errors import UserError
+from quecc_jax.errors import UserError
 from scaling.fit import fit_law
 from scaling.holdout import hold_out, influence, predict
 from scaling.law import Law, Params

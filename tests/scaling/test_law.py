@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaling.errors import UserError
+from quecc_jax.errors import UserError
 from scaling.frontier import best_split
 from scaling.law import Law, Params
 

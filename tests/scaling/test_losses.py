@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy.optimize import least_squares, minimize
 
-from scaling.errors import UserError
+from quecc_jax.errors import UserError
 from scaling.fit import PUBLISHED_BOX, cells_of, fit_law
 from scaling.grid import PUBLISHED_POINTS, search_grid
 from scaling.law import Params, error

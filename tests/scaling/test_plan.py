@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import scaling
+from quecc_jax.errors import UserError
 from scaling import cost
 from scaling.cost import Lengths, QueryConfig, Setup, find_llm, find_machine
-from scaling.errors import UserError
 from scaling.law import Law, Params
 from scaling.planner import costs_over_text, counted_options, make_plan, published_options
 from scaling.report.explorer import Start, explorer_data, published_prices

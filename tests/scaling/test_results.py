@@ -9,8 +9,8 @@ import json
 import numpy as np
 import pytest
 
+from quecc_jax.errors import UserError
 from scaling.__main__ import main
-from scaling.errors import UserError
 from scaling.results import read_sources
 
 
@@ -67,7 +67,7 @@ def test_lmms_eval_s_files_of_several_models(tmp_path):
     assert set(table.tasks) == {"gqa", "mme"}
     out = tmp_path / "fit"
     more = ["--metrics", "mme=mme_perception_score/2000", "--refits", "20", "--starts", "8"]
-    assert main(["fit", "--scores", *sources, "--out", str(out), *more]) in (0, 2)
+    assert main(["fit", "--scores", *sources, "--out", str(out), *more]) == 0
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from quecc_jax import distributed
-from quecc_jax.commands import train as command
+from quecc_jax.commands.cli import execute
 from quecc_jax.errors import UserError
 from quecc_jax.train import lock, loop
 from quecc_jax.train.checkpoint import Checkpoints
@@ -67,10 +67,9 @@ def test_the_command_ends_well_when_preempted(monkeypatch, capsys, tmp_path):
         raise Preempted("runs/a: saved after step 7 of 20 and stopped on SIGTERM")
 
     (tmp_path / "tiny.py").write_text("from tests.tiny import RUN\ndef config():\n    return RUN\n")
-    monkeypatch.setattr("sys.argv", ["launch.train", str(tmp_path / "tiny.py")])
     monkeypatch.setattr(distributed, "join", lambda *_: None)
     monkeypatch.setattr(loop, "train", preempted)
-    command.main()
+    execute("train", [str(tmp_path / "tiny.py")])
     said = capsys.readouterr().out
     assert said == "runs/a: saved after step 7 of 20 and stopped on SIGTERM; the same command continues it\n"
 

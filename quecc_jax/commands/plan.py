@@ -1,126 +1,90 @@
-"""`python -m scaling plan`: its options, and the recipe from them to plan.json and plan.html."""
+"""Chooses LLM size and visual tokens for a budget: `python -m scaling plan --fit DIR --ms 60 --chip h100 --out DIR`."""
 
-import argparse
+import dataclasses
 import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
-from scaling.errors import UserError
+import tyro
+
+from quecc_jax.errors import UserError
 
 if TYPE_CHECKING:
     from scaling.cost import Kind, Setup
 
+T = TypeVar("T")
+
 _ANSWER = 16
 """Generated tokens where none are named: a short answer."""
 
-
-def add_plan(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Adds the command to the parser's."""
-    plan = commands.add_parser(
-        "plan",
-        help="choose LLM size and visual tokens for a budget",
-        description="Recommends the LLM size N and the visual tokens V that a budget should buy, by a fitted "
-        "law, with intervals, the whole frontier and the regret of neighbouring choices. Writes plan.json, "
-        "plan.html and PNG figures.",
-    )
-    plan.set_defaults(command=run_plan)
-    plan.add_argument(
-        "--fit",
-        required=True,
-        metavar="FILE",
-        help="fit.json of `scaling fit` (or its folder), or a published table: general, ocr",
-    )
-    plan.add_argument(
-        "--out", required=True, metavar="DIR", type=Path, help="folder for the results; created if missing"
-    )
-    budget = plan.add_argument_group("budget (one of)").add_mutually_exclusive_group(required=True)
-    budget.add_argument("--flops", type=_positive, metavar="X", help="FLOPs per query, such as 5e12")
-    budget.add_argument(
-        "--ms", type=_positive, metavar="X", help="milliseconds until a batch is answered; needs --chip"
-    )
-    budget.add_argument(
-        "--usd", type=_positive, metavar="X", help="dollars per million queries; needs --chip and --price"
-    )
-    plan.add_argument(
-        "--cost",
-        choices=("counted", "published"),
-        default="counted",
-        help="every part from real shapes (default), or the paper's 2N(Q + V)",
-    )
-    plan.add_argument(
-        "--query-tokens",
-        type=_count,
-        metavar="Q",
-        help="text tokens of a query in the LLM (default: the fit's)",
-    )
-    plan.add_argument(
-        "--question-tokens",
-        type=_count,
-        metavar="N",
-        help="tokens of the bare question, which its encoder reads (default: Q)",
-    )
-    plan.add_argument(
-        "--encoder",
-        choices=("decoder", "early_exit", "embeddings", "clip_text"),
-        help="what encodes the question for the compressor (default: decoder, the paper's)",
-    )
-    plan.add_argument("--exit-layer", type=_whole, metavar="L", help="layers that --encoder early_exit runs")
-    plan.add_argument(
-        "--answer-tokens", type=_whole, metavar="G", help=f"generated tokens (default: {_ANSWER})"
-    )
-    plan.add_argument(
-        "--llms",
-        nargs="+",
-        metavar="N",
-        help="sizes in billions, or names such as qwen1.5-4b (default: the fit's sizes)",
-    )
-    plan.add_argument(
-        "--visual-tokens",
-        nargs="+",
-        type=_positive,
-        metavar="V",
-        help="token counts to choose from (default: the fit's)",
-    )
-    plan.add_argument(
-        "--compressor",
-        metavar="NAME",
-        help="what makes the visual tokens: quecc (default, the paper's), mqt (any number to 256), m3, "
-        "prumerge (any number), tokenpacker, avgpool and others",
-    )
-    machine = plan.add_argument_group("machine")
-    machine.add_argument(
-        "--chip",
-        metavar="NAME",
-        help="v4, v5e, v5p, v6e, a100, h100, l4, or TFLOP/s,GB/s,GB such as 989,3350,80",
-    )
-    machine.add_argument(
-        "--chips",
-        type=_whole,
-        metavar="K",
-        help="chips that share a query, without cost of communication (default: 1)",
-    )
-    machine.add_argument(
-        "--efficiency",
-        type=_positive,
-        metavar="X",
-        help="share of its peaks that the chip reaches (default: 1)",
-    )
-    machine.add_argument("--batch", type=_whole, metavar="B", help="queries answered together (default: 1)")
-    machine.add_argument("--price", type=_positive, metavar="USD", help="dollars per chip and hour")
+_budget = tyro.conf.create_mutex_group(required=True, title="budget")
 
 
-def run_plan(options: argparse.Namespace) -> None:
+@tyro.conf.configure(tyro.conf.DisallowNone)
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Recommends the LLM size N and the visual tokens V that a budget should buy, by a fitted law, with intervals,
+    the whole frontier and the regret of neighbouring choices. Writes plan.json, plan.html and PNG figures."""
+
+    fit: Annotated[str, tyro.conf.arg(metavar="FILE")]
+    """fit.json of `scaling fit` (or its folder), or a published table: general, ocr."""
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    """Folder for the results; created if missing."""
+
+    flops: Annotated[float | None, _budget] = None
+    """FLOPs per query, such as 5e12."""
+    ms: Annotated[float | None, _budget] = None
+    """Milliseconds until a batch is answered; needs --chip."""
+    usd: Annotated[float | None, _budget] = None
+    """Dollars per million queries; needs --chip and --price."""
+
+    cost: Literal["counted", "published"] = "counted"
+    """Every part from real shapes, or the paper's 2N(Q + V)."""
+    query_tokens: int | None = None
+    """Text tokens of a query in the LLM; by default the fit's."""
+    question_tokens: int | None = None
+    """Tokens of the bare question, which its encoder reads; by default --query-tokens."""
+    encoder: Literal["decoder", "early_exit", "embeddings", "clip_text"] | None = None
+    """What encodes the question for the compressor; by default decoder, the paper's."""
+    exit_layer: int | None = None
+    """Layers that --encoder early_exit runs."""
+    answer_tokens: int | None = None
+    """Generated tokens; by default 16, a short answer."""
+    llms: tuple[str, ...] = ()
+    """Sizes in billions, or names such as qwen1.5-4b; by default the fit's sizes."""
+    visual_tokens: tuple[float, ...] = ()
+    """Token counts to choose from; by default the fit's."""
+    compressor: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """What makes the visual tokens: quecc (default, the paper's), mqt (any number to 256), m3, prumerge (any
+    number), tokenpacker, avgpool and others."""
+
+    chip: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """v4, v5e, v5p, v6e, a100, h100, l4, or TFLOP/s,GB/s,GB such as 989,3350,80."""
+    chips: int | None = None
+    """Chips that share a query, without cost of communication; by default 1."""
+    efficiency: float | None = None
+    """Share of its peaks that the chip reaches; by default 1."""
+    batch: int | None = None
+    """Queries answered together; by default 1."""
+    price: float | None = None
+    """Dollars per chip and hour."""
+
+
+def run(options: Options) -> None:
     """Plans for one budget and writes everything to the folder."""
-    # Imported here so that --help and usage errors answer at once.
+    # float64 is slow or missing on accelerators, and the problems are small.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    _check(options)
+    # Imported late, so that --help and mistakes in the command line answer at once.
     from quecc_jax.pages import page
     from scaling.cost import Lengths, compressor_config, find_llm
     from scaling.planner import counted_options, make_plan, published_options
     from scaling.report import plan_page, plan_report
     from scaling.saved_fit import load_fit
 
-    _check(options)
     setup = _setup(options)
     fit = load_fit(options.fit)
     text = fit.law.query_tokens if options.query_tokens is None else float(options.query_tokens)
@@ -141,7 +105,8 @@ def run_plan(options: argparse.Namespace) -> None:
     else:
         llms = []
         choices = published_options(_distinct(_sizes(wanted), "LLMs"), counts, text)
-    budget = options.flops or (options.ms and options.ms / 1e3) or options.usd
+    # One of the three is given, which the command line sees to.
+    budget = options.flops or (options.ms or 0) / 1e3 or options.usd or 0
     plan = make_plan(fit.law, fit.samples, choices, budget, setup.kind)
     asked = plan_report.Question(fit, lengths, setup, counted)
     out = options.out
@@ -168,8 +133,20 @@ def run_plan(options: argparse.Namespace) -> None:
     print(f"written to {out / 'plan.html'}")
 
 
-def _check(options: argparse.Namespace) -> None:
-    """Options that would do nothing are mistakes."""
+def _check(options: Options) -> None:
+    """Numbers out of range and options that would do nothing are mistakes."""
+    for name in ("flops", "ms", "usd", "efficiency", "price"):
+        value = getattr(options, name)
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"--{name} is {value:g}; give a positive number")
+    one_or_more = ("exit_layer", "answer_tokens", "chips", "batch")
+    for name, least in {"query_tokens": 0, "question_tokens": 0, **dict.fromkeys(one_or_more, 1)}.items():
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')} is {value}; give at least {least}")
+    for count in options.visual_tokens:
+        if not 0 < count < math.inf:
+            raise UserError(f"--visual-tokens has {count:g}; give positive numbers")
     if options.cost == "published":
         for name in ("ms", "usd", "chip", "answer_tokens", "question_tokens", "encoder", "exit_layer"):
             if getattr(options, name) is not None:
@@ -200,7 +177,7 @@ def _reads_question(compressor: str | None) -> bool:
     return kind is None or kind.reads_question
 
 
-def _setup(options: argparse.Namespace) -> "Setup":
+def _setup(options: Options) -> "Setup":
     from scaling.cost import PAPERS_COMPRESSOR, QueryConfig, Setup, find_machine
 
     machine = None
@@ -228,7 +205,7 @@ def _sizes(names: Sequence[str]) -> list[float]:
     return [size(name) for name in names]
 
 
-def _distinct(values: Sequence[Any], what: str) -> list[Any]:
+def _distinct(values: Sequence[T], what: str) -> list[T]:
     if len(set(values)) < len(values):
         raise UserError(f"The {what} to choose from name one twice: {', '.join(map(str, values))}.")
     return list(values)
@@ -241,24 +218,3 @@ def _columns(rows: Sequence[Sequence[str]]) -> str:
         first, *rest = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
         lines.append("  ".join(["", first.strip().ljust(widths[0]), *rest]).rstrip())
     return "\n".join(lines)
-
-
-def _positive(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError("must be a positive number")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError("must be at least 0")
-    return value
-
-
-def _whole(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return value
