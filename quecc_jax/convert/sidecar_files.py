@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from quecc_jax.convert.adapters import refuse_adapter_files
 from quecc_jax.convert.formats.gguf import GgufFile, hf_config
 from quecc_jax.convert.formats.gguf_tokenizer import Told, write_tokenizer
 from quecc_jax.convert.formats.llava import is_original
+from quecc_jax.convert.io.adapters import refuse_adapter_files
 from quecc_jax.convert.io.tensors import TensorSource, open_chosen, open_tensors
 from quecc_jax.convert.io.weight_files import PROJECTOR_ALONE, choose, folders_with_tensors
 from quecc_jax.convert.plan import Source

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from quecc_jax.convert.formats.language_models import family_of
+from quecc_jax.convert.formats.families import family_of
 from quecc_jax.convert.formats.llava import is_original
 from quecc_jax.convert.formats.llava_hf import is_llava_hf
 from quecc_jax.convert.sidecar_files import write_json

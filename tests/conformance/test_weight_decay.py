@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from quecc_jax.convert.formats.language_models import DEFAULTS
+from quecc_jax.convert.formats.families import DEFAULTS
 from quecc_jax.convert.plan import plan_export, plan_import
 from quecc_jax.convert.rules import Rule
 from quecc_jax.train.optimizer import decays

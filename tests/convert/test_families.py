@@ -8,13 +8,8 @@ import numpy as np
 import pytest
 
 from quecc_jax.config import DecoderConfig, RopeScaling
-from quecc_jax.convert.formats.language_models import (
-    DEFAULTS,
-    decoder_config,
-    decoder_rules,
-    guess_family,
-    hf_decoder_config,
-)
+from quecc_jax.convert.formats.decoder_rules import decoder_rules
+from quecc_jax.convert.formats.families import DEFAULTS, decoder_config, guess_family, hf_decoder_config
 from quecc_jax.convert.rules import from_tree, to_tree
 from quecc_jax.errors import UserError
 from tests.convert.names import load, random_tensors

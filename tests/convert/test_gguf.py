@@ -10,9 +10,10 @@ from gguf.quants import quantize
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quecc_jax.convert.formats.decoder_rules import decoder_rules
+from quecc_jax.convert.formats.families import decoder_config
 from quecc_jax.convert.formats.gguf import GgufFile, halves, hf_config
 from quecc_jax.convert.formats.gguf_tokenizer import write_tokenizer
-from quecc_jax.convert.formats.language_models import decoder_config, decoder_rules
 from quecc_jax.convert.rules import check
 from quecc_jax.data.text.tokenizer import load_tokenizer
 from quecc_jax.errors import UserError

@@ -12,7 +12,8 @@ import transformers
 from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 
 from quecc_jax.config import DecoderConfig, ModelConfig
-from quecc_jax.convert.formats.language_models import decoder_config, decoder_rules, family_of
+from quecc_jax.convert.formats.decoder_rules import decoder_rules
+from quecc_jax.convert.formats.families import decoder_config, family_of
 from quecc_jax.convert.rules import Rule, from_tree, to_tree
 from quecc_jax.data.batch import Batch
 from quecc_jax.generate import build_generator

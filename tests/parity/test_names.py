@@ -16,7 +16,7 @@ import transformers
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from quecc_jax.convert.formats.language_models import DEFAULTS, decoder_config, hf_decoder_config
+from quecc_jax.convert.formats.families import DEFAULTS, decoder_config, hf_decoder_config
 from quecc_jax.convert.plan import plan_export, plan_import
 from quecc_jax.convert.rules import from_tree, to_tree
 from tests.convert.names import NAMES, load, source

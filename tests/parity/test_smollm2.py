@@ -11,9 +11,10 @@ import torch
 import transformers
 
 from quecc_jax.config import DecoderConfig, ModelConfig
+from quecc_jax.convert.formats.decoder_rules import decoder_rules
+from quecc_jax.convert.formats.families import decoder_config
 from quecc_jax.convert.formats.gguf import GgufFile, hf_config
 from quecc_jax.convert.formats.gguf_tokenizer import write_tokenizer
-from quecc_jax.convert.formats.language_models import decoder_config, decoder_rules
 from quecc_jax.convert.rules import check, to_tree
 from quecc_jax.data.batch import Batch
 from quecc_jax.data.text.tokenizer import Tokenizer, load_tokenizer

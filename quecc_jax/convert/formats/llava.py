@@ -8,7 +8,7 @@ from typing import Any
 from quecc_jax.config import CompressorConfig, ModelConfig, RunConfig, VisionConfig
 from quecc_jax.config.shapes import projector_depth
 from quecc_jax.convert.formats.clip import KNOWN, LEVELS
-from quecc_jax.convert.formats.language_models import ORIGINAL, decoder_config, hf_decoder_config
+from quecc_jax.convert.formats.families import ORIGINAL, decoder_config, hf_decoder_config
 from quecc_jax.convert.formats.quecc import quecc_rules
 from quecc_jax.convert.rules import Place, Rule, dense, same
 from quecc_jax.errors import UserError

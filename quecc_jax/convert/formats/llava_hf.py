@@ -7,7 +7,7 @@ import numpy as np
 
 from quecc_jax.config import CompressorConfig, ModelConfig, RunConfig
 from quecc_jax.convert.formats.clip import hf_vision_config, vision_config
-from quecc_jax.convert.formats.language_models import decoder_config, hf_decoder_config
+from quecc_jax.convert.formats.families import decoder_config, hf_decoder_config
 from quecc_jax.convert.formats.llava import NEWLINE, pinpoints, projector_rules, refuse, tiles_of
 from quecc_jax.convert.rules import Arrays, Rule
 from quecc_jax.errors import UserError

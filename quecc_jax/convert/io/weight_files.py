@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from quecc_jax.convert.adapters import TENSORS
+from quecc_jax.convert.io.adapters import TENSORS
 from quecc_jax.data.files import read_json
 from quecc_jax.errors import UserError
 
