@@ -9,7 +9,7 @@ import numpy as np
 
 from quecc_jax.errors import UserError
 
-Array = Any
+Array = np.ndarray
 Arrays = tuple[Array, ...]
 Shape = tuple[int, ...]
 Path = tuple[str, ...]
@@ -108,6 +108,16 @@ def norm(name: str, place: Place, own: str, width: int, bias: bool) -> list[Rule
     """A norm's weight, and bias, as scale and bias of our module `own`."""
     rules = [same(f"{name}.weight", place.slab(f"{own}/scale", width))]
     return rules + ([same(f"{name}.bias", place.slab(f"{own}/bias", width))] if bias else [])
+
+
+def attention(name: str, place: Place, own: str, width: int, heads: int) -> list[Rule]:
+    """A torch MultiheadAttention `name`, whose q, k and v share one input matrix, as our module `own`."""
+    split = (heads, width // heads)
+    return [
+        matrix(f"{name}.in_proj_weight", *(place.slab(f"{own}/{k}_kernel", width, *split) for k in "qkv")),
+        vector(f"{name}.in_proj_bias", *(place.slab(f"{own}/{k}_bias", *split) for k in "qkv")),
+        *dense(f"{name}.out_proj", place, f"{own}/out", split, (width,), bias=True),
+    ]
 
 
 def _cut(array: Array, sizes: Sequence[int]) -> list[Array]:

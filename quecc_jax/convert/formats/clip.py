@@ -68,11 +68,7 @@ def vision_config(hf: dict[str, Any], select_layer: int = -2) -> VisionConfig:
             f"{hf['num_channels']}, image_size {hf['image_size']}, patch_size "
             f"{hf['patch_size']}); use another tower"
         )
-    if hf["hidden_act"] not in ("quick_gelu", "gelu"):
-        raise UserError(
-            f"the CLIP config's hidden_act {hf['hidden_act']!r} is not implemented; "
-            "use a tower with quick_gelu or gelu"
-        )
+    check_activation(hf)
     depth = hf["num_hidden_layers"]
     return VisionConfig(
         image_size=hf["image_size"],
@@ -87,6 +83,15 @@ def vision_config(hf: dict[str, Any], select_layer: int = -2) -> VisionConfig:
         levels=LEVELS if depth >= max(LEVELS) else (select_layer,),
         post_norm=True,
     )
+
+
+def check_activation(hf: dict[str, Any]) -> None:
+    """Raises UserError for a tower of pictures or text whose activation is not implemented."""
+    if hf["hidden_act"] not in ("quick_gelu", "gelu"):
+        raise UserError(
+            f"the CLIP config's hidden_act {hf['hidden_act']!r} is not implemented; "
+            "use a tower with quick_gelu or gelu"
+        )
 
 
 def hf_vision_config(config: VisionConfig) -> dict[str, Any]:

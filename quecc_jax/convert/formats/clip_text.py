@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from quecc_jax.config.query import ClipTextConfig
-from quecc_jax.convert.formats.clip import layer_rules
+from quecc_jax.convert.formats.clip import check_activation, layer_rules
 from quecc_jax.convert.rules import Place, Rule, matrix, norm, same
 from quecc_jax.errors import UserError
 
@@ -55,11 +55,7 @@ def text_config(hf: dict[str, Any], projected: bool) -> ClipTextConfig:
             "says clip or clip_text_model"
         )
     hf = _DEFAULTS | hf
-    if hf["hidden_act"] not in ("quick_gelu", "gelu"):
-        raise UserError(
-            f"the CLIP text config's hidden_act {hf['hidden_act']!r} is not implemented; "
-            "use a tower with quick_gelu or gelu"
-        )
+    check_activation(hf)
     return ClipTextConfig(
         vocab_size=hf["vocab_size"],
         positions=hf["max_position_embeddings"],

@@ -4,19 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from quecc_jax.convert.rules import (
-    Array,
-    Arrays,
-    Place,
-    Rule,
-    dense,
-    from_tree,
-    matrix,
-    norm,
-    same,
-    to_tree,
-    vector,
-)
+from quecc_jax.convert.rules import Array, Arrays, Place, Rule, attention, from_tree, norm, same, to_tree
 from quecc_jax.errors import UserError
 from quecc_jax.models.compressors.positions import sine_cosine
 
@@ -31,17 +19,11 @@ def mqt_rules(width: int, queries: int, output: int, heads: int, prefix: str = "
       heads: attention heads H; ours splits the projections' outputs among them.
       prefix: what stands before the original's names, e.g. "model.mm_projector.".
     """
-    place, split = Place(("compressor",)), (heads, width // heads)
-    attention = f"{prefix}attn"
+    place = Place(("compressor",))
     rules = [
         _positions(f"{prefix}pos_embed", queries, width),
         same(f"{prefix}query", place.slab("queries", queries, width)),
-        matrix(
-            f"{attention}.in_proj_weight",
-            *(place.slab(f"attention/{k}_kernel", width, *split) for k in "qkv"),
-        ),
-        vector(f"{attention}.in_proj_bias", *(place.slab(f"attention/{k}_bias", *split) for k in "qkv")),
-        *dense(f"{attention}.out_proj", place, "attention/out", split, (width,), bias=True),
+        *attention(f"{prefix}attn", place, "attention", width, heads),
         same(f"{prefix}proj", Place(("projector",)).slab("fc1/kernel", width, output)),
     ]
     for k in "qkv":

@@ -10,9 +10,9 @@ from quecc_jax.convert.rules import (
     Path,
     Place,
     Rule,
+    attention,
     dense,
     from_tree,
-    matrix,
     norm,
     to_tree,
     vector,
@@ -33,9 +33,7 @@ def quecc_rules(
       prefix: what stands before the original's names, e.g. "model.mm_projector.0.".
       path: where our leaves are.
     """
-    place, one, split = Place(path), (width,), (heads, width // heads)
-    conv = f"{prefix}q_downsample"
-    attention = f"{prefix}clip_attn"
+    place, one, conv = Place(path), (width,), f"{prefix}q_downsample"
     rules = [
         *dense(f"{prefix}text_projection.0", place, "text_projection", (text,), one, bias=True),
         *norm(f"{prefix}text_projection.1", place, "text_norm", width, bias=True),
@@ -47,12 +45,7 @@ def quecc_rules(
             _channels_first,
         ),
         vector(f"{conv}.bias", place.slab("q_downsample/bias", width)),
-        matrix(
-            f"{attention}.in_proj_weight",
-            *(place.slab(f"clip_attn/{k}_kernel", width, *split) for k in "qkv"),
-        ),
-        vector(f"{attention}.in_proj_bias", *(place.slab(f"clip_attn/{k}_bias", *split) for k in "qkv")),
-        *dense(f"{attention}.out_proj", place, "clip_attn/out", split, one, bias=True),
+        *attention(f"{prefix}clip_attn", place, "clip_attn", width, heads),
     ]
     for name, inputs in (("q_proj", width), ("k_proj", multi), ("v_proj", multi)):
         rules += dense(f"{prefix}{name}.0", place, f"{name}/fc1", (inputs,), one, bias=True)

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from quecc_jax.convert.rules import Array, Place, Rule, dense, from_tree, matrix, norm, to_tree, vector
+from quecc_jax.convert.rules import Array, Place, Rule, attention, dense, from_tree, norm, to_tree
 
 
 def tokenpacker_rules(width: int, multi: int, output: int, heads: int, prefix: str = "") -> list[Rule]:
@@ -17,18 +17,11 @@ def tokenpacker_rules(width: int, multi: int, output: int, heads: int, prefix: s
       heads: attention heads H; ours splits the projections' outputs among them.
       prefix: what stands before the original's names, e.g. "model.mm_projector.".
     """
-    place, after = Place(("compressor",)), Place(("projector",))
-    one, split = (width,), (heads, width // heads)
-    attention = f"{prefix}clip_attn"
+    place, after, one = Place(("compressor",)), Place(("projector",)), (width,)
     rules = [
         *dense(f"{prefix}q_proj_1", place, "q_proj", one, one, bias=False),
         *norm(f"{prefix}ln_q_1", place, "q_norm", width, bias=True),
-        matrix(
-            f"{attention}.in_proj_weight",
-            *(place.slab(f"clip_attn/{k}_kernel", width, *split) for k in "qkv"),
-        ),
-        vector(f"{attention}.in_proj_bias", *(place.slab(f"clip_attn/{k}_bias", *split) for k in "qkv")),
-        *dense(f"{attention}.out_proj", place, "clip_attn/out", split, one, bias=True),
+        *attention(f"{prefix}clip_attn", place, "clip_attn", width, heads),
         *dense(f"{prefix}mlp.0", after, "fc1", one, (output,), bias=True),
         *dense(f"{prefix}mlp.2", after, "fc2", (output,), (output,), bias=True),
     ]
