@@ -16,7 +16,6 @@ from quecc_jax.convert.io.pickles import save_pickle
 from quecc_jax.convert.io.tensors import SafetensorsFile, TensorSource, open_tensors
 from quecc_jax.convert.io.writer import ShardWriter, Spec
 from quecc_jax.convert.plan import ImportPlan, Layout, plan_import
-from quecc_jax.convert.progress import ByteBar
 from quecc_jax.convert.rules import Path as LeafPath
 from quecc_jax.convert.rules import Rule, leaf_shapes
 from quecc_jax.convert.sidecar_files import (
@@ -32,6 +31,7 @@ from quecc_jax.convert.template_match import TOLD, Kind, choose_template, keep_t
 from quecc_jax.data.files import fresh_directory
 from quecc_jax.data.text.templates import check_name
 from quecc_jax.errors import UserError
+from quecc_jax.progress import byte_bar
 from quecc_jax.train.checkpoint import TOKENIZERS, notice
 
 DType = Literal["keep", "float32", "bfloat16", "float16"]
@@ -103,14 +103,14 @@ def import_weights(
         keep_sources(aside, opened)
         plan = _with_template(plan, source, opened["model"], aside, template)
         merged = {path: kind for part in types.values() for path, kind in part.items()}
-        bar = stack.enter_context(ByteBar(f"importing {source.name}", total))
+        count = stack.enter_context(byte_bar(f"importing {source.name}", total))
         with SlabWriter(aside / "checkpoints" / "0", plan.rules, merged) as writer:
             for name, part in plan.parts.items():
-                fill(writer, part.rules, tensors[name], types[name], bar.add)
+                fill(writer, part.rules, tensors[name], types[name], count)
         for name, specs in carried.items():
             if specs:
                 with ShardWriter(aside / "source" / name, specs, sum_bytes(specs), CARRIED) as shard:
-                    _carry(shard, specs, tensors[name], bar.add)
+                    _carry(shard, specs, tensors[name], count)
         held = {name: str(out / name) if (aside / name).is_dir() else "" for name in TOKENIZERS}
         data = dataclasses.replace(
             plan.config.data, tokenizer=held["tokenizer"], query_tokenizer=held["query_tokenizer"]
@@ -241,7 +241,7 @@ def export_weights(
     carried = [_carried(target) for target in targets]
     specs = [_specs(target.rules, reader.dtypes, dtype) for target in targets]
     total = sum(map(sum_bytes, specs)) + sum(sum_bytes(forms) for _, forms in carried)
-    with _new_directory(to, "--to") as aside, ByteBar(f"exporting {run.name}", total) as bar:
+    with _new_directory(to, "--to") as aside, byte_bar(f"exporting {run.name}", total) as count:
         for target, forms, (extra, extra_forms) in zip(targets, specs, carried, strict=True):
             folder = aside / target.folder
             target.describe(reader, folder, _most(forms))
@@ -250,9 +250,9 @@ def export_weights(
             if not forms:
                 continue
             with ShardWriter(folder, {**forms, **extra_forms}, shard_bytes, target.name) as writer:
-                drain(reader, target.rules, forms, writer, bar.add)
+                drain(reader, target.rules, forms, writer, count)
                 if extra is not None:
-                    _carry(writer, extra_forms, extra, bar.add)
+                    _carry(writer, extra_forms, extra, count)
         if targets[0].name == "mm_projector":
             save_pickle(open_tensors(aside), aside / "mm_projector.bin")
         names = sorted(p.relative_to(aside) for p in aside.rglob("*") if p.is_file())

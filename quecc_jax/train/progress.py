@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from quecc_jax.data.bad_rows import describe as describe_reasons
 from quecc_jax.paths import Lines, place, remove
+from quecc_jax.progress import duration, human
 
 Record = dict[str, float]
 """One log line: step, loss, and the other scalars, by name."""
@@ -23,22 +24,6 @@ LEFT_OUT = "left out: "
 
 SCALARS = ("loss", "grad_norm", "learning_rate", "skipped", "steps_per_s", "tokens_per_s", "flops_per_s")
 """Parts of a record that TensorBoard plots."""
-
-
-def human(value: float, unit: str) -> str:
-    """Three digits and an SI prefix: human(12345.0, "tok/s") is "12.3 ktok/s"."""
-    for prefix in ("", "k", "M", "G", "T", "P"):
-        if abs(value) < 999.5:
-            return f"{value:.3g} {prefix}{unit}"
-        value /= 1000
-    return f"{value:.3g} E{unit}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as m:ss or h:mm:ss."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 def describe(record: Record) -> str:

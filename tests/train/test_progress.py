@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from quecc_jax.train.progress import Records, Terminal, describe, duration, human, read_records
+from quecc_jax.train.progress import Records, Terminal, describe, read_records
 
 
 def record(step, loss=1.5):
@@ -20,28 +20,6 @@ def record(step, loss=1.5):
         "seconds": 5.0,
         "seconds_left": 3725.0,
     }
-
-
-@pytest.mark.parametrize(
-    "value, text",
-    [
-        (0.5, "0.5 u"),
-        (12.34, "12.3 u"),
-        (999.4, "999 u"),
-        (999.6, "1 ku"),
-        (12345, "12.3 ku"),
-        (3.2e12, "3.2 Tu"),
-        (4e18, "4 Eu"),
-        (0.0, "0 u"),
-    ],
-)
-def test_human(value, text):
-    assert human(value, "u") == text
-
-
-@pytest.mark.parametrize("seconds, text", [(0, "0:00"), (59.6, "1:00"), (125, "2:05"), (3725, "1:02:05")])
-def test_duration(seconds, text):
-    assert duration(seconds) == text
 
 
 def test_a_line_says_loss_rates_and_time_left():
