@@ -1,17 +1,17 @@
 """Named tensors on disk, read one at a time: safetensors files, and pickles on request."""
 
-import collections
-import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from quecc_jax.convert.io.weight_files import Chosen, choose
 from quecc_jax.errors import UserError
+from quecc_jax.json_text import parsed
 
 Shape = tuple[int, ...]
 
@@ -126,78 +126,58 @@ class Joined:
             part.close()
 
 
-class _Entry(NamedTuple):
-    start: int
-    """Byte offset in the file."""
-    shape: Shape
-    dtype: np.dtype
-
-
 class SafetensorsFile:
-    """One .safetensors file. Tensors are read, not mapped: mapped pages would count as ours.
+    """One .safetensors file, whose header the safetensors package reads and checks.
+
+    Its tensors are read here: the package maps the file, and mapped pages count as memory of this process
+    until the mapping ends, beside the copy that it makes of them.
 
     Raises:
-      UserError: the file is not whole, or its header contradicts itself.
+      UserError: the file is not whole, its header contradicts itself or names a tensor twice, or a type is
+        not read here.
     """
 
     def __init__(self, path: Path):
-        self.path, self._entries = path, _parse_header(path)
-        self.shapes = {name: entry.shape for name, entry in self._entries.items()}
-        self.dtypes = {name: entry.dtype for name, entry in self._entries.items()}
+        self.path = path
+        self.shapes: dict[str, Shape] = {}
+        self.dtypes: dict[str, np.dtype] = {}
+        self._starts: dict[str, int] = {}
+        try:
+            with path.open("rb") as file, safe_open(path, "numpy") as header:
+                length = int.from_bytes(file.read(8), "little")
+                # The package takes the last of two entries of one name.
+                parsed(file.read(length).decode())
+                self._add(8 + length, {name: header.get_slice(name) for name in header.offset_keys()})
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror or error}); check the path") from None
+        except (SafetensorError, ValueError) as error:
+            reason = str(error).removeprefix("Error while deserializing header: ")
+            message = f"{path} is damaged or not a safetensors file ({reason}); download it again"
+            raise UserError(message) from None
+
+    def _add(self, start: int, forms: Mapping[str, Any]) -> None:
+        """Takes in tensors in the order of their bytes, which the package has seen to leave no gap."""
+        for name, form in forms.items():
+            if form.get_dtype() not in DTYPES:
+                raise UserError(
+                    f"{self.path} stores {name} as {form.get_dtype()}, which is not read here; "
+                    f"convert it to one of {', '.join(DTYPES)}"
+                )
+            self.shapes[name], self.dtypes[name] = tuple(form.get_shape()), DTYPES[form.get_dtype()]
+            self._starts[name] = start
+            start += math.prod(self.shapes[name]) * self.dtypes[name].itemsize
 
     def read(self, name: str) -> np.ndarray:
-        entry = self._entries[name]
+        shape, dtype = self.shapes[name], self.dtypes[name]
         with self.path.open("rb") as file:
-            file.seek(entry.start)
-            flat = np.fromfile(file, entry.dtype, math.prod(entry.shape))
-        if flat.size != math.prod(entry.shape):
+            file.seek(self._starts[name])
+            flat = np.fromfile(file, dtype, math.prod(shape))
+        if flat.size != math.prod(shape):
             raise UserError(f"{self.path} ended inside {name}; did it change while being read?")
-        return flat.reshape(entry.shape)
+        return flat.reshape(shape)
 
     def close(self) -> None:
         """Nothing stays open."""
-
-
-def _parse_header(path: Path) -> dict[str, _Entry]:
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= size - 8:
-                raise UserError(f"{path} is truncated or not a safetensors file; download it again")
-            text = file.read(length)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); check the path") from None
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        for name, count in collections.Counter(name for name, _ in pairs).items():
-            if count > 1:
-                raise UserError(f"{path} lists {name} {count} times; write it again")
-        return dict(pairs)
-
-    try:
-        header = json.loads(text, object_pairs_hook=unique)
-        header.pop("__metadata__", None)
-        entries, end = {}, 0
-        for name, info in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-            if info["dtype"] not in DTYPES:
-                raise UserError(
-                    f"{path} stores {name} as {info['dtype']}, which is not read here; "
-                    f"convert it to one of {', '.join(DTYPES)}"
-                )
-            dtype, shape = DTYPES[info["dtype"]], tuple(int(d) for d in info["shape"])
-            start, stop = info["data_offsets"]
-            if start != end or stop - start != math.prod(shape) * dtype.itemsize:
-                raise UserError(
-                    f"{path} is inconsistent at {name}: bytes {start} to {stop} do not hold "
-                    f"{shape} of {dtype} after byte {end}; download it again"
-                )
-            entries[name], end = _Entry(8 + length + start, shape, dtype), stop
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} has a broken header ({error}); download it again") from None
-    if 8 + length + end != size:
-        raise UserError(f"{path} has {size} bytes, its header says {8 + length + end}; download it again")
-    return entries
 
 
 MAPPED = 512 << 20
