@@ -9,7 +9,6 @@ the kernel counted it. Then compares the random tensors and the form of all with
 about 17 GB of disk, which is freed at the end.
 """
 
-import argparse
 import dataclasses
 import json
 import math
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tyro
 
 from quecc_jax.config import CompressorConfig, DecoderConfig, ModelConfig, RunConfig, VisionConfig
 from quecc_jax.convert.io.tensors import open_tensors
@@ -97,14 +97,16 @@ def compare(one: Path, other: Path) -> None:
             raise SystemExit(f"{name} differs after export")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Peak memory and time of importing and exporting a 7B model")
-    parser.add_argument("--scratch", default=None, help="directory for the files, on the disk to be measured")
-    parser.add_argument("--layers", type=int, default=32, help="decoder layers; 32 is the 7B")
-    options = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="convert_memory.", dir=options.scratch))
+def main(scratch: str | None = None, layers: int = 32) -> None:
+    """Peak memory and time of importing and exporting a 7B model.
+
+    Args:
+      scratch: directory for the files, on the disk to be measured.
+      layers: decoder layers; 32 is the 7B.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="convert_memory.", dir=scratch))
     try:
-        hf, shapes = shapes_7b(options.layers)
+        hf, shapes = shapes_7b(layers)
         sizes = [2 * math.prod(shape) for shape in shapes.values()]
         if shutil.disk_usage(folder).free < sum(sizes) * 1.2 + 2 * GIB:
             raise SystemExit(f"{folder} has too little room; give another directory with --scratch")
@@ -136,4 +138,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

@@ -15,7 +15,6 @@ for SECONDS after a first one. Reported is the median round.
     llava      torch DataLoader without workers: expand2square, CLIPImageProcessor, stacked float32; no text
 """
 
-import argparse
 import json
 import os
 import statistics
@@ -25,16 +24,18 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
+import tyro
 from PIL import Image
 
 PHOTOS, BATCH, SIDE = 256, 32, 336
 SIZES = ((640, 480), (480, 640), (640, 427), (427, 640), (500, 375), (640, 640))
 """Width and height; most of COCO's pictures have one of these."""
 ROUNDS, SECONDS = 3, 5.0
-CONTENDERS = ("floor", "ours", "prepared", "llava")
+Contender = Literal["floor", "ours", "prepared", "llava"]
+CONTENDERS: tuple[Contender, ...] = get_args(Contender)
 
 
 def make_photos(folder: Path) -> None:
@@ -54,7 +55,7 @@ def make_photos(folder: Path) -> None:
         photo = originals[number % 2]
         scale = max(width / photo.width, height / photo.height) * rng.uniform(1.0, 1.6)
         photo = photo.resize((round(photo.width * scale) + 1, round(photo.height * scale) + 1))
-        left, top = rng.integers(photo.width - width + 1), rng.integers(photo.height - height + 1)
+        left, top = (int(rng.integers(n + 1)) for n in (photo.width - width, photo.height - height))
         crop = np.asarray(photo.crop((left, top, left + width, top + height)))[:, :: rng.choice([-1, 1])]
         noisy = crop * rng.uniform(0.7, 1.2) + rng.normal(0, 3, crop.shape)
         Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"{number}.jpg", quality=90)
@@ -170,7 +171,7 @@ def rate(batches: Iterator[int], seconds: float) -> float:
 
 def compare(folder: Path, names: list[str]) -> dict[str, float]:
     """The median rate of every contender, one running at a time."""
-    command = [sys.executable, "-m", "benchmarks.data", "--folder", str(folder), "--measure"]
+    command = [sys.executable, "-m", "benchmarks.data", "--folder", str(folder), "--measured"]
     processes = {
         name: subprocess.Popen(
             [*command, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
@@ -220,7 +221,7 @@ def epochs(folder: Path, count: int) -> list[float]:
 def throughput(folder: Path) -> None:
     """Prints the comparison, scaling and memory."""
     make_photos(folder)
-    names = list(CONTENDERS)
+    names: list[str] = list(CONTENDERS)
     try:
         import torch  # noqa: F401
     except ImportError:
@@ -238,12 +239,12 @@ def throughput(folder: Path) -> None:
         batches = pipeline(folder, "ours", workers)
         for _ in range(4):
             next(batches)
-        found = rate(batches, 2 * SECONDS)
+        speed = rate(batches, 2 * SECONDS)
         batches.close()  # type: ignore[attr-defined]
-        alone = alone or found
+        alone = alone or speed
         print(
-            f"{workers} worker processes on {len(os.sched_getaffinity(0))} cores: {found:.0f} samples/s, "
-            f"{found / alone:.2f}x one"
+            f"{workers} worker processes on {len(os.sched_getaffinity(0))} cores: {speed:.0f} samples/s, "
+            f"{speed / alone:.2f}x one"
         )
     found = epochs(folder, 24)
     print(
@@ -288,19 +289,24 @@ def private() -> float:
     return sum(int(line.split()[1]) for line in lines if line.startswith("Anonymous:")) / 1024
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description="Throughput and memory of the data pipeline.")
-    parser.add_argument("--rows", action="store_true", help="measure the memory of rows instead")
-    parser.add_argument("--measure", choices=CONTENDERS, help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.measure:
-        measure(options.measure, options.folder)
+def main(
+    rows: bool = False,
+    measured: Annotated[Contender | None, tyro.conf.Suppress] = None,
+    folder: Annotated[Path, tyro.conf.Suppress] = Path(),
+) -> None:
+    """Throughput and memory of the data pipeline.
+
+    Args:
+      rows: measure the memory of rows instead.
+      measured: the contender that this process is, started by another.
+      folder: its photos.
+    """
+    if measured:
+        measure(measured, folder)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        (row_memory if options.rows else throughput)(Path(folder))
+    with tempfile.TemporaryDirectory() as scratch:
+        (row_memory if rows else throughput)(Path(scratch))
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

@@ -9,7 +9,6 @@ not compiled again. Below it: the error of adding up gradients in bfloat16, agai
 save holds the training loop up, both measured on this machine.
 """
 
-import argparse
 import json
 import re
 import tempfile
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tyro
 
 from benchmarks.markdown import table
 from quecc_jax.aot.chips import GIB
@@ -56,14 +56,15 @@ def run_config(grad_accum_steps: int = 1, **model: Any) -> RunConfig:
     )
 
 
-def main() -> None:
-    """Compiles what is missing and measures the rest, then writes the page's tables."""
-    parser = argparse.ArgumentParser("python -m benchmarks.efficiency")
-    parser.add_argument("--work", default="runs/efficiency", help="directory of the rows' reports")
-    parser.add_argument("--only", default="", help="compile only rows whose name matches; write nothing")
-    options = parser.parse_args()
-    chosen = [name for name in SETTINGS if re.search(options.only, name)]
-    work, began = Path(options.work), time.monotonic()
+def main(work: Path = Path("runs/efficiency"), only: str = "") -> None:
+    """Compiles what is missing and measures the rest, then writes the page's tables.
+
+    Args:
+      work: directory of the rows' reports.
+      only: compile only rows whose name matches this expression; write nothing.
+    """
+    chosen = [name for name in SETTINGS if re.search(only, name)]
+    began = time.monotonic()
     prepare_environment()
     missing = [name for name in chosen if not report_file(work, name).exists()]
     for done, name in enumerate(missing):
@@ -71,7 +72,7 @@ def main() -> None:
         remaining = f", {left:.0f} min left" if done else ""
         print(f"{done + 1} of {len(missing)}: {name}{remaining}", flush=True)
         compile_row(name, work)
-    if not options.only:
+    if not only:
         fill("switches", switches(work))
         fill("sums", sums())
         fill("saving", saving())
@@ -200,4 +201,4 @@ def fill(name: str, rows: list[list[str]]) -> None:
 
 
 if __name__ == "__main__":
-    run_cli(main)
+    run_cli(lambda: tyro.cli(main))

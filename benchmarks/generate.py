@@ -16,7 +16,6 @@ Rates are those of the tokens after the first. Both must choose the same tokens.
 whatever else the machine does meets both. Needs requirements/parity.txt and requirements/parity-data.txt.
 """
 
-import argparse
 import functools
 import importlib.util
 import os
@@ -26,12 +25,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tyro
 
 from quecc_jax.config import CompressorConfig, DataConfig, ModelConfig, RunConfig, VisionConfig
 from quecc_jax.config.presets import decoder
@@ -251,17 +251,19 @@ def part_torch(new: int, repeats: int) -> None:
         print(f"decode rate over torch {kind}'s fastest way: {ours / best:.2f}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Generation: against V, and against transformers")
-    parser.add_argument("--part", choices=("v", "torch", "both"), default="both")
-    parser.add_argument("--new", type=int, default=64, help="tokens to generate")
-    parser.add_argument("--repeats", type=int, default=3)
-    options = parser.parse_args()
+def main(part: Literal["v", "torch", "both"] = "both", new: int = 64, repeats: int = 3) -> None:
+    """Generation: against V, and against transformers.
+
+    Args:
+      part: what is measured.
+      new: tokens to generate.
+      repeats: runs whose median counts.
+    """
     parts: dict[str, Callable[[int, int], None]] = {"torch": part_torch, "v": part_v}
-    for name, part in parts.items():
-        if options.part in (name, "both"):
-            part(options.new, options.repeats)
+    for name, measure in parts.items():
+        if part in (name, "both"):
+            measure(new, repeats)
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

@@ -15,7 +15,6 @@ training: seconds of a step of stage 1 (compressor and projector, decoder frozen
 sheet's peak in the FLOPs that the model needs.
 """
 
-import argparse
 import dataclasses
 import json
 import statistics
@@ -23,12 +22,13 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tyro
 
 from benchmarks.generate import noise
 from benchmarks.markdown import table
@@ -350,33 +350,44 @@ def tables(found: dict[str, Any]) -> str:
     return "\n\n".join(blocks)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="LLaVA-1.5-7B behind QueCC on one GPU")
-    parser.add_argument("part", nargs="+", choices=("ceilings", "attention", "answers", "training", "tables"))
-    parser.add_argument("--llm", default="vicuna-7b")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--counts", type=int, nargs="+", default=[1, 16, 144, 576], help="values of V")
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 16], help="questions at a time")
-    parser.add_argument("--small", action="store_true", help="two layers, to see it work")
-    parser.add_argument("--out", default="docs/gpu.json", help="all numbers; parts that are not run are kept")
-    options = parser.parse_args()
-    out = Path(options.out)
+Part = Literal["ceilings", "attention", "answers", "training", "tables"]
+
+
+def main(
+    parts: tyro.conf.Positional[tuple[Part, ...]],
+    llm: str = "vicuna-7b",
+    repeats: int = 5,
+    counts: tuple[int, ...] = (1, 16, 144, 576),
+    rows: tuple[int, ...] = (1, 16),
+    small: bool = False,
+    out: Path = Path("docs/gpu.json"),
+) -> None:
+    """LLaVA-1.5-7B with QueCC on one GPU.
+
+    Args:
+      parts: what is measured, or printed.
+      llm: the language model.
+      repeats: runs whose median counts.
+      counts: values of V.
+      rows: questions at a time.
+      small: two layers, to see it work.
+      out: all numbers; parts that are not run are kept.
+    """
     found: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {}
-    llm, repeats, small, counts = options.llm, options.repeats, options.small, options.counts
-    parts: dict[str, Callable[[], Any]] = {
+    measurements: dict[str, Callable[[], Any]] = {
         "ceilings": lambda: ceilings(repeats),
         "attention": lambda: attention_kernels(repeats),
-        "answers": lambda: answers(llm, repeats, small, options.rows, counts),
+        "answers": lambda: answers(llm, repeats, small, rows, counts),
         "training": lambda: training(llm, repeats, small, counts),
     }
-    for part in options.part:
+    for part in parts:
         if part == "tables":
             print(tables(found))
             continue
         found |= {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "llm": llm}
-        found[part] = parts[part]()
+        found[part] = measurements[part]()
         out.write_text(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

@@ -1,8 +1,8 @@
-"""Does the loss spike behind QueCC when V is large, and what makes it?
+"""Does the loss spike with QueCC when V is large, and what makes it?
 
     JAX_PLATFORMS=cpu XLA_FLAGS=--xla_cpu_multi_thread_eigen=false python -m benchmarks.loss_spikes
 
-Method: the study's small bed with a 12 x 12 patch grid, so that V is 1, 16, 36 or 144. Runs differ in one
+Method: the study's small testbed with a 12 x 12 patch grid, so that V is 1, 16, 36 or 144. Runs differ in one
 factor at a time: V, initial values (ours, or those that PyTorch gives the original's modules), scale of the
 first visual tokens against the text embeddings, learning rate, gradient clipping, type of activations, and
 the stage. Runs of one seed read the same rows in the same order, whatever V is, and every step is recorded.
@@ -19,310 +19,22 @@ at the same step of all runs of the same seed and stage, which read the same bat
 Parts and runs that lie in --out are not made again; the table and docs/loss_spikes.png follow from them.
 """
 
-import argparse
-import dataclasses
 import itertools
-import json
-import os
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
+import tyro
 from matplotlib.figure import Figure
 
 from benchmarks import markdown
-from quecc_jax.config import CheckpointConfig, MeshConfig, OptimizerConfig, RunConfig, TrainConfig
-from quecc_jax.data.batch import Batch
-from quecc_jax.data.pipeline import make_iterator
-from quecc_jax.data.text.tokenizer import load_tokenizer
-from quecc_jax.experiments.jobs import make_data, make_tower, train_language
-from quecc_jax.experiments.plan import Cell, DecoderSize, Plan, model_config, picture_data
-from quecc_jax.models.vlm import VLM
+from benchmarks.loss_spike_runs import INITS, Case, cases, fine_testbed, prepare, run_all
 from quecc_jax.pages.style import DPI, THEMES, Style, dress
-from quecc_jax.sharding import make_mesh
-from quecc_jax.train.checkpoint import load_params, save_params
-from quecc_jax.train.loop import initial_state
-from quecc_jax.train.state import TrainState
-from quecc_jax.train.step import build_trainer, train_step
 
 DOCS = Path(__file__).parents[1] / "docs"
 WINDOW, MERGE, RELAPSE = 50, 10, 20
-SMALL_TEXT = 0.02
-"""Standard deviation of a 7B model's text embeddings, about."""
 HIGHEST = 2.5
 """Loss at the figure's upper edge; spikes beyond it are marked there."""
-PROBE_EVERY = 20
-"""Steps between measurements of the visual tokens' scale."""
-
-
-def fine_bed() -> Plan:
-    """The study's bed with 8-pixel patches: 12 x 12 of them."""
-    return Plan(
-        decoders=(DecoderSize("M", 64, 2),),
-        visual_tokens=(1, 16, 36, 144),
-        test_pictures=300,
-        batch_size=8,
-        tower_steps=700,
-        language_steps=1600,
-        vision=dataclasses.replace(Plan().vision, patch_size=8),
-    )
-
-
-Init = Literal["ours", "original"]
-INITS: tuple[Init, Init] = ("ours", "original")
-SCALES: tuple[tuple[Init, float], ...] = (("ours", 0.0), ("ours", 1.0), ("original", 0.0))
-"""(Initial values, ratio of the visual tokens' scale) that meet the small text embeddings."""
-
-
-class Case(NamedTuple):
-    """One training run."""
-
-    visual_tokens: int
-    init: Init = "ours"
-    ratio: float = 0.0
-    """Of the first visual tokens' root mean square to the text embeddings'; 0 leaves what `init` gives."""
-    text: Literal["bed", "small"] = "bed"
-    """The bed's language model, or the same function with embeddings of SMALL_TEXT, as large models have."""
-    rate: float = 1e-3
-    clip: float = 1.0
-    """Global gradient norm; infinity clips nothing."""
-    b2: float = 0.999
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    stage: Literal[1, 2] = 1
-    """2 continues the first stage of the same V, init and seed."""
-    steps: int = 200
-    seed: int = 0
-
-    @property
-    def name(self) -> str:
-        """File name; only what differs from the defaults is in it."""
-        parts = [f"{k}={v}" for k, v in self._asdict().items() if v != Case._field_defaults.get(k)]
-        return "_".join(parts)
-
-
-def cases(seeds: int) -> list[Case]:
-    """All runs; each line changes one factor of one before it. Seeds after the first repeat what decides: V,
-    initial values, scale and rate of stage 1, and the high rate of stage 2."""
-    large, infinite = (36, 144), float("inf")
-    found = [Case(v, init, rate=rate) for rate in (1e-3, 1e-2) for init in INITS for v in large]
-    found += [
-        Case(v, init, ratio, "small", rate) for rate in (1e-3, 1e-2) for init, ratio in SCALES for v in large
-    ]
-    repeated = len(found)
-    found += [Case(v, init, rate=rate) for rate in (1e-3, 1e-2) for init in INITS for v in (1, 16)]
-    found += [Case(v, init, rate=1e-2, clip=infinite) for init in INITS for v in large]
-    found += [Case(144, rate=1e-2, b2=0.99), Case(144, rate=1e-2, dtype="bfloat16")]
-    found += [Case(v, init, rate=rate, stage=2) for rate in (4e-4, 4e-3) for init in INITS for v in large]
-    deciding = found[:repeated] + [case for case in found if case.stage == 2 and case.rate > 1e-3]
-    return found + [case._replace(seed=seed) for seed in range(1, seeds) for case in deciding]
-
-
-# --- parts ---------------------------------------------------------------------------------------------
-
-
-def prepare(out: str, plan: Plan) -> None:
-    """Data, tower, language model, and its twin with small text embeddings, unless they are there."""
-
-    def report(done: float, total: float, note: str) -> None:
-        print(f"\r{done / total:4.0%} {note:60}", end="", flush=True)
-
-    parts: dict[str, Callable[[], Any]] = {
-        "data": lambda: make_data(out, plan, report),
-        "tower": lambda: make_tower(out, plan, report),
-        "language": lambda: train_language(out, dataclasses.replace(plan, batch_size=16), "M", report),
-        "small": lambda: small_text(out, plan),
-    }
-    for name, make in parts.items():
-        done = Path(out, f"{name}.json")
-        if not done.exists():
-            result = make()
-            done.write_text(json.dumps(result))
-            print(f"\n{name} made")
-
-
-def small_text(out: str, plan: Plan) -> None:
-    """The language model with a residual stream scaled down, so that its embeddings have SMALL_TEXT.
-
-    Blocks and the last norm normalise what they read: with the norms' epsilon scaled too, and the output
-    matrix kept, it is the same function.
-    """
-    _, params = load_params(f"{out}/language/M", ["decoder"])
-    config = run_model(out, plan, Case(1, text="small"))
-    decoder = shrink(params["decoder"])
-    save_params(RunConfig(out=f"{out}/language/M-small", model=config), {"decoder": decoder})
-
-
-def shrink(decoder: dict[str, Any]) -> dict[str, Any]:
-    """See `small_text`."""
-    table = decoder["embedding"]
-    factor = SMALL_TEXT / rms(table)
-    layers = dict(decoder["layers"])
-    for writer in ("out", "down"):
-        layers[writer] = jax.tree.map(lambda w: w * factor, layers[writer])
-    return {**decoder, "embedding": table * factor, "layers": layers, "head": np.asarray(table).T}
-
-
-def rms(x: Any) -> float:
-    """Root mean square of all numbers."""
-    return float(np.sqrt(np.mean(np.square(np.asarray(x, np.float64)))))
-
-
-def run_model(out: str, plan: Plan, case: Case) -> Any:
-    """The case's model."""
-    words = len(load_tokenizer(f"{out}/data/tokenizer"))
-    model = model_config(plan, Cell("M", case.visual_tokens, 0), words)
-    decoder = model.decoder
-    if case.text == "small":
-        # The bed's table is read here, so that the epsilon shrinks as the stream does.
-        table = load_params(f"{out}/language/M", ["decoder"])[1]["decoder"]["embedding"]
-        eps = decoder.norm_eps * (SMALL_TEXT / rms(table)) ** 2
-        decoder = dataclasses.replace(decoder, tie_embeddings=False, norm_eps=eps)
-    return dataclasses.replace(model, decoder=decoder, dtype=case.dtype)
-
-
-def run_config(out: str, plan: Plan, case: Case) -> RunConfig:
-    """The case's run; it is stepped here, not by `train`."""
-    source = f"{out}/language/M" + ("-small" if case.text == "small" else "")
-    if case.stage == 2:
-        source = f"{out}/trained/{Case(case.visual_tokens, case.init, seed=case.seed).name}"
-    return RunConfig(
-        out=f"{out}/trained/{case.name}",
-        model=run_model(out, plan, case),
-        data=picture_data(out, "train", case.visual_tokens),
-        optimizer=OptimizerConfig(case.rate if case.stage == 2 else 1.0, projector_learning_rate=1.0),
-        train=TrainConfig(stage=case.stage, steps=case.steps, batch_size=plan.batch_size, seed=case.seed),
-        checkpoint=CheckpointConfig(every=0),
-        mesh=MeshConfig(1, 1, 1),
-        init_from=source,
-    )
-
-
-def original_values(params: dict[str, Any], key: jax.Array) -> dict[str, Any]:
-    """Compressor and projector with what PyTorch draws for the original's modules.
-
-    Linear and Conv2d: kernel and bias uniform within 1 / sqrt(fan-in) (Kaiming with a = sqrt 5);
-    MultiheadAttention: joint input matrix [3 D, D] Xavier-uniform, its and the output's bias zero.
-    """
-    leaves, tree = jax.tree_util.tree_flatten_with_path(params)
-    fans = {}
-    for path, leaf in leaves:
-        *module, name = [k.key for k in path]
-        inputs = {"q_downsample": leaf.shape[:2], "out": leaf.shape[:2]}.get(module[-1], leaf.shape[:1])
-        if name == "kernel":
-            fans[tuple(module)] = float(np.prod(inputs))
-    drawn = []
-    for (path, leaf), part in zip(leaves, jax.random.split(key, len(leaves)), strict=True):
-        *module, name = [k.key for k in path]
-        if tuple(module) in fans and (name == "kernel" or module[-1] != "out"):
-            bound = fans[tuple(module)] ** -0.5
-        elif name in ("q_kernel", "k_kernel", "v_kernel"):
-            bound = (6 / (4 * leaf.shape[0])) ** 0.5
-        elif name == "scale" or module[-1].endswith("norm"):
-            drawn.append(leaf)
-            continue
-        else:
-            bound = 0.0
-        drawn.append(jax.random.uniform(part, leaf.shape, leaf.dtype, -bound, bound))
-    return jax.tree.unflatten(tree, drawn)
-
-
-# --- runs ----------------------------------------------------------------------------------------------
-
-
-class Stepper:
-    """The compiled functions of all cases that differ in values alone."""
-
-    def __init__(self, config: RunConfig):
-        self.config = config
-        self.trainer = build_trainer(config, make_mesh(config.mesh, jax.devices()[:1]))
-        model = VLM(config.model)
-
-        def step(state: TrainState, batch: Batch, settings: dict[str, Any]) -> Any:
-            # The schedule's own peak must be a constant; the projector's is a factor on the updates.
-            optimizer: Any = dataclasses.replace(config.optimizer, **settings)
-            return train_step(model, dataclasses.replace(config, optimizer=optimizer), state, batch)
-
-        def visual(state: TrainState, batch: Batch) -> jax.Array:
-            params = {**state.trainable, **state.frozen}
-            tokens: Any = model.apply({"params": params}, batch, method=VLM.visual_tokens)
-            return jnp.sqrt(jnp.mean(jnp.square(tokens.astype(jnp.float32))))
-
-        self.step = jax.jit(step, donate_argnums=0)
-        self.visual = jax.jit(visual)
-
-
-def first_state(stepper: Stepper, config: RunConfig, case: Case, probe: Batch) -> TrainState:
-    """The library's own initial state, with the case's initial values put in its place."""
-    state = initial_state(config, stepper.trainer, tell=lambda _: None)
-    if case.stage == 2:
-        return state
-    trainable = state.trainable
-    if case.init == "original":
-        trainable = original_values(trainable, jax.random.key(case.seed))
-    if case.ratio:
-        text = rms(state.frozen["decoder"]["embedding"])
-        factor = case.ratio * text / float(stepper.visual(state._replace(trainable=trainable), probe))
-        last = jax.tree.map(lambda w: w * factor, trainable["projector"]["fc2"])
-        trainable = {**trainable, "projector": {**trainable["projector"], "fc2": last}}
-    return state._replace(trainable=trainable)
-
-
-def run_case(stepper: Stepper, config: RunConfig, case: Case) -> dict[str, Any]:
-    """Every step's loss and gradient norm, and the visual tokens' root mean square every PROBE_EVERY."""
-    began = time.process_time()
-    batches = make_iterator(config.data, config.model, config.train.batch_size, case.seed)
-    probe = stepper.trainer.put(next(batches))
-    state = first_state(stepper, config, case, probe)
-    settings = {"projector_learning_rate": case.rate, "clip_norm": min(case.clip, 1e30), "b2": case.b2}
-    text = rms({**state.trainable, **state.frozen}["decoder"]["embedding"])
-    kept, scales = [], []
-    for number in range(case.steps):
-        if number % PROBE_EVERY == 0:
-            scales.append(stepper.visual(state, probe))
-        state, metrics = stepper.step(state, stepper.trainer.put(next(batches)), settings)
-        kept.append((metrics["loss"], metrics["grad_norm"]))
-    scales.append(stepper.visual(state, probe))
-    batches.close()
-    if case == Case(case.visual_tokens, case.init, seed=case.seed):
-        save_params(config, jax.device_get({**state.trainable, **state.frozen}))
-    loss, norm = np.asarray(jax.device_get(kept)).T
-    return {
-        "case": case._asdict(),
-        "text": text,
-        "scale": [float(x) for x in scales],
-        "loss": [round(float(x), 5) for x in loss],
-        "grad_norm": [round(float(x), 5) for x in norm],
-        "seconds": time.process_time() - began,
-    }
-
-
-def run_all(out: str, plan: Plan, wanted: list[Case]) -> list[dict[str, Any]]:
-    """Results of all cases, from `out` where they lie there."""
-    folder, steppers, results = Path(out, "cases"), dict[RunConfig, Stepper](), []
-    folder.mkdir(exist_ok=True)
-    for number, case in enumerate(wanted, start=1):
-        file = folder / f"{case.name}.json"
-        if not file.exists():
-            config = run_config(out, plan, case)
-            train = dataclasses.replace(config.train, seed=0)
-            key = dataclasses.replace(config, out="", init_from="", train=train)
-            if key not in steppers:
-                steppers[key] = Stepper(config)
-            result = run_case(steppers[key], config, case)
-            aside = file.with_suffix(".part")
-            aside.write_text(json.dumps(result))
-            os.replace(aside, file)
-            line = summary(result)
-            print(f"{number}/{len(wanted)} {case.name}: {line}, {result['seconds']:.0f} s", flush=True)
-        results.append(json.loads(file.read_text()))
-    return results
-
-
-# --- what they say -------------------------------------------------------------------------------------
 
 
 def spikes(loss: np.ndarray) -> list[tuple[int, float]]:
@@ -434,15 +146,17 @@ def figure(results: list[dict[str, Any]], style: Style) -> Figure:
     return drawn
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Loss spikes behind QueCC at small scale")
-    parser.add_argument("--out", default="runs/loss_spikes", help="parts and runs, kept between calls")
-    parser.add_argument("--seeds", type=int, default=2)
-    options = parser.parse_args()
-    plan = fine_bed()
-    Path(options.out).mkdir(parents=True, exist_ok=True)
-    prepare(options.out, plan)
-    results = run_all(options.out, plan, cases(options.seeds))
+def main(out: str = "runs/loss_spikes", seeds: int = 2) -> None:
+    """Loss spikes with QueCC at small scale.
+
+    Args:
+      out: parts and runs, kept between calls.
+      seeds: repetitions of the runs that decide.
+    """
+    plan = fine_testbed()
+    Path(out).mkdir(parents=True, exist_ok=True)
+    prepare(out, plan)
+    results = run_all(out, plan, cases(seeds), summary)
     print(table(results))
     drawings: tuple[tuple[Style, str], ...] = (("light", "loss_spikes.png"), ("dark", "loss_spikes-dark.png"))
     for style, name in drawings:
@@ -450,4 +164,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

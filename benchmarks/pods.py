@@ -8,16 +8,14 @@ again. Nothing runs on a TPU: memory, FLOPs and exchanges are the compiled progr
 from them and the chips' published peaks. Minutes per row on two cores, about 2.5 GiB of memory.
 """
 
-import argparse
 import json
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+import tyro
 
 from benchmarks.markdown import table
 from quecc_jax.aot.chips import GIB
@@ -26,6 +24,7 @@ from quecc_jax.commands.options import parse_run
 from quecc_jax.config.io import to_dict
 from quecc_jax.errors import UserError, run_cli
 from quecc_jax.paths import write_text
+from quecc_jax.progress import bars
 
 ROOT = Path(__file__).parent.parent
 
@@ -104,35 +103,29 @@ def rows() -> list[Row]:
     return found
 
 
-def main() -> None:
-    """Compiles what is missing, then writes the table of what is there."""
-    parser = argparse.ArgumentParser("python -m benchmarks.pods")
-    parser.add_argument("--work", default="runs/pods", help="directory of the rows' reports")
-    parser.add_argument("--only", default="", help="compile only rows whose name matches; write no table")
-    parser.add_argument("--list", action="store_true", help="print names and commands, and stop")
-    options = parser.parse_args()
-    work, chosen = Path(options.work), [row for row in rows() if re.search(options.only, row.name)]
-    if options.list:
+def main(
+    work: Path = Path("runs/pods"), only: str = "", show: Annotated[bool, tyro.conf.arg(name="list")] = False
+) -> None:
+    """Compiles what is missing, then writes the table of what is there.
+
+    Args:
+      work: directory of the rows' reports.
+      only: compile only rows whose name matches this expression; write no table.
+      show: print names and commands, and stop.
+    """
+    chosen = [row for row in rows() if re.search(only, row.name)]
+    if show:
         for row in chosen:
             print(f"{row.name}: {' '.join(command(row))}")
         return
     missing = [row for row in chosen if not (work / f"{row.name}.json").exists()]
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[left]}"),
-    )
-    with Progress(*columns) as progress:
-        task = progress.add_task("", total=len(missing), left="")
-        began = time.monotonic()
-        for done, row in enumerate(missing):
-            minutes = (time.monotonic() - began) / max(done, 1) * (len(missing) - done) / 60
-            progress.update(task, description=row.name, left=f"{minutes:.0f} min left" if done else "")
+    with bars() as progress:
+        task = progress.add_task("", total=len(missing))
+        for row in missing:
+            progress.update(task, description=row.name)
             compile_row(row, work)
             progress.advance(task)
-    if not options.only:
+    if not only:
         write_table(work)
 
 
@@ -235,4 +228,4 @@ def cells(row: Row, report: dict[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    run_cli(main)
+    run_cli(lambda: tyro.cli(main))

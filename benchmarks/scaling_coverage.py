@@ -10,12 +10,12 @@ percentiles of a residual bootstrap, and estimate +- t x linear standard error. 
 points that were not measured, 14B with 256 tokens and 2.5B with 10, are judged in the same way.
 """
 
-import argparse
 import os
 import time
 from typing import NamedTuple
 
 import numpy as np
+import tyro
 from scipy.special import stdtrit
 
 from scaling.fit import NON_NEGATIVE
@@ -129,26 +129,27 @@ def coverage(intervals: dict[str, np.ndarray], laws: Laws) -> dict[str, np.ndarr
     return {name: (e[:, 0] <= known[name]) & (known[name] <= e[:, 1]) for name, e in intervals.items()}
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--laws", type=int, default=1000)
-    parser.add_argument("--refits", type=int, default=400, help="of each law, for the bootstrap's column")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+def main(laws: int = 1000, refits: int = 400, seed: int = 0) -> None:
+    """How often 95 % intervals hold the truth, on random laws with noise.
+
+    Args:
+      laws: how many.
+      refits: of each law, for the bootstrap's column.
+      seed: of the laws.
+    """
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    laws = random_laws(options.laws, options.seed)
-    problems = fitted(laws)
+    drawn = random_laws(laws, seed)
+    problems = fitted(drawn)
     methods = {
         "profile likelihood": lambda: profile_method(problems),
-        "bootstrap percentiles": lambda: bootstrap_method(problems, options.refits, options.seed),
+        "bootstrap percentiles": lambda: bootstrap_method(problems, refits, seed),
         "+- t standard errors": lambda: linear_method(problems),
     }
-    floorless = laws.is_floorless
-    print(f"{options.laws} laws, {floorless.sum()} with D = 0; share of 95 % intervals that hold the truth")
+    floorless = drawn.is_floorless
+    print(f"{laws} laws, {floorless.sum()} with D = 0; share of 95 % intervals that hold the truth")
     for method, run in methods.items():
         began = time.perf_counter()
-        held = coverage(run(), laws)
+        held = coverage(run(), drawn)
         print(f"\n{method} ({time.perf_counter() - began:.1f} s)\n{'':24}   all   D = 0   D > 0")
         for name, inside in held.items():
             shares = (inside, inside[floorless], inside[~floorless])
@@ -158,4 +159,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

@@ -13,7 +13,6 @@
 Times are the least of several repetitions.
 """
 
-import argparse
 import os
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import tyro
 from scipy.optimize import least_squares
 
 from scaling.fit import NON_NEGATIVE, PUBLISHED_BOX, cells_of, fit_law, random_starts
@@ -91,41 +91,42 @@ def process_seconds(repeats: int) -> float:
     return min(times)
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--loop-points", type=int, default=20_000, help="grid points of the plain loop")
-    options = parser.parse_args()
+def main(repeats: int = 5, loop_points: int = 20_000) -> None:
+    """How fast the law is fitted, against the published method and against scipy.
+
+    Args:
+      repeats: runs, of which the fastest counts.
+      loop_points: grid points of the plain loop.
+    """
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     table = published("general")
     fit = fit_law(table)
     cells = cells_of(table, fit.law)
     starts = random_starts(cells, NON_NEGATIVE, STARTS, 0)
 
-    ours = least_time(lambda: fit_law(table, n_starts=STARTS), 4 * options.repeats)
+    ours = least_time(lambda: fit_law(table, n_starts=STARTS), 4 * repeats)
     began = time.perf_counter()
     theirs_sse = scipy_fit(cells, starts)
     theirs = time.perf_counter() - began
     print(f"fit, {STARTS} starts      {1e3 * ours:9.1f} ms   SSE {fit.sse:.6e}   (aim: 10 ms)")
     print(f"scipy, {STARTS} starts    {1e3 * theirs:9.1f} ms   SSE {theirs_sse:.6e}   {theirs / ours:.0f} x")
 
-    grid = least_time(lambda: search_grid(cells, *PUBLISHED_BOX), options.repeats)
+    grid = least_time(lambda: search_grid(cells, *PUBLISHED_BOX), repeats)
     found = search_grid(cells, *PUBLISHED_BOX)
     axes = [np.linspace(*ends) for ends in zip(*PUBLISHED_BOX, PUBLISHED_POINTS, strict=True)]
     rng = np.random.default_rng(0)
-    sample = np.stack([rng.choice(axis, options.loop_points) for axis in axes], axis=1)
+    sample = np.stack([rng.choice(axis, loop_points) for axis in axes], axis=1)
     began = time.perf_counter()
     python_loop(cells, sample)
-    loop = (time.perf_counter() - began) * found.n_points / options.loop_points
+    loop = (time.perf_counter() - began) * found.n_points / loop_points
     print(f"grid, {found.n_points:,} points {grid:7.3f} s    SSE {found.objective:.6e}   (aim: 1 s)")
     ratios = f"{loop / grid:.0f} x the grid, {loop / ours:.0f} x the fit"
-    print(f"plain loop, scaled     {loop:9.1f} s    from {options.loop_points:,} points; {ratios}")
+    print(f"plain loop, scaled     {loop:9.1f} s    from {loop_points:,} points; {ratios}")
 
-    refits = least_time(lambda: bootstrap(table, fit, count=REFITS), options.repeats)
+    refits = least_time(lambda: bootstrap(table, fit, count=REFITS), repeats)
     print(f"{REFITS:,} refits         {refits:9.3f} s    (aim: 5 s)")
-    print(f"whole process, cold    {process_seconds(options.repeats):9.2f} s    (aim: 5 s)")
+    print(f"whole process, cold    {process_seconds(repeats):9.2f} s    (aim: 5 s)")
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.loss_spikes import SMALL_TEXT, WINDOW, heights, relapse, rms, shrink, spikes
+from benchmarks.loss_spike_runs import SMALL_TEXT, rms, shrink
+from benchmarks.loss_spikes import WINDOW, heights, relapse, spikes
 from quecc_jax.config import DecoderConfig
 from quecc_jax.models.decoder import Decoder
 from tests.tiny import random_like

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.loss_spikes import original_values
+from benchmarks.loss_spike_runs import original_values
 from quecc_jax.models.compressors.base import Features
 from quecc_jax.models.compressors.quecc import QueCC
 from quecc_jax.models.projector import Projector
