@@ -4,7 +4,7 @@ Run: python -m benchmarks.pods [--only REGEX] [--list]
 
 Method: each row runs `python -m launch.compile_pod` in a process of its own, with the config, topology and
 settings of `ROWS`, and keeps its report in --work as one JSON file; rows that have one are not compiled
-again. Nothing runs on a TPU: memory, FLOPs and exchanges are the compiled program's, times are predicted
+again. Nothing runs on a TPU: memory, FLOPs and collectives are the compiled program's, times are predicted
 from them and the chips' published peaks. Minutes per row on two cores, about 2.5 GiB of memory.
 """
 

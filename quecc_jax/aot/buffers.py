@@ -1,4 +1,4 @@
-"""What a compiled program keeps in a chip's main memory, read from XLA's buffer assignment."""
+"""Memory of a compiled program on one chip, by buffer, read from XLA's buffer assignment."""
 
 import re
 from typing import NamedTuple
@@ -43,7 +43,7 @@ class Assignment(NamedTuple):
 
     memory: Memory
     buffers: list[Buffer]
-    """The largest first. Temporaries share memory over time; each place is listed once, by what first
+    """The largest first. Temporaries share memory over time; each offset is listed once, by what first
     takes all of it."""
 
 
@@ -63,7 +63,7 @@ def parse_assignment(text: str, program: Program, code: int = 0) -> Assignment:
     }
     sums = dict.fromkeys(("argument", "output", "temporary", "aliased"), 0)
     buffers: list[Buffer] = []
-    places: dict[tuple[int, int], Buffer] = {}
+    at_offset: dict[tuple[int, int], Buffer] = {}
     kind = ""
     for line in text.splitlines():
         if head := _ALLOCATION.match(line):
@@ -82,10 +82,10 @@ def parse_assignment(text: str, program: Program, code: int = 0) -> Assignment:
             name = names.get(value[1], "") or value[1]
             one = Buffer(int(value[3]), kind, value[5].split("{")[0], name)
             # What a loop hands round has no name of its own; the instruction that made it has.
-            place = (int(value[4]), one.bytes)
-            if place not in places or (_unnamed(places[place].name) and not _unnamed(name)):
-                places[place] = one
-    buffers += places.values()
+            key = (int(value[4]), one.bytes)
+            if key not in at_offset or (_unnamed(at_offset[key].name) and not _unnamed(name)):
+                at_offset[key] = one
+    buffers += at_offset.values()
     output, aliased = sums["output"] + sums["aliased"], sums["aliased"]
     memory = Memory(sums["argument"], sums["temporary"], output, aliased, code)
     return Assignment(memory, sorted(buffers, key=lambda b: -b.bytes))

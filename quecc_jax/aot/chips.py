@@ -1,4 +1,4 @@
-"""What one chip can do: the published peaks that predictions are made from."""
+"""Published peak rates and memory of chips, from which predictions are made."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""What a compiled program sends between chips."""
+"""The collectives of a compiled program: what it sends between chips, and how often."""
 
 import math
 import re
@@ -10,18 +10,18 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective
 
 
 class Collective(NamedTuple):
-    """One exchange, by one line of the program."""
+    """One collective, by one instruction of the program."""
 
     kind: str
     operand: int
     """Bytes that each device puts in."""
     payload: int
-    """Bytes of the whole array that one group puts together, adds up or exchanges."""
+    """Bytes of the whole array that one group puts together, adds up or permutes."""
     received: int
     """Bytes that each device takes in per run, at least."""
     group: tuple[int, ...]
-    """The devices of the first group, as places in the program's device order; empty for an exchange
-    between slices, which a chip has with its like in each of them."""
+    """The devices of the first group, as positions in the program's device order; empty for a collective
+    between slices, which runs among the chips of one position in each of them."""
     times: int
     """Runs per call of the program."""
     op_name: str
@@ -29,9 +29,9 @@ class Collective(NamedTuple):
 
 
 def collectives(program: Program) -> list[Collective]:
-    """Every exchange of a program, those inside fusions and asynchronous ones included.
+    """Every collective of a program, those inside fusions and asynchronous ones included.
 
-    The TPU compiler spreads one exchange over the computations that it overlaps with; such pieces share
+    The TPU compiler spreads one collective over the computations that it overlaps with; such pieces share
     a channel and count once, as often as the rarest of them runs.
     """
     times, _ = runs(program)
@@ -58,19 +58,19 @@ def collectives(program: Program) -> list[Collective]:
 def _sliced(instruction: Instruction, computation: Computation) -> bool:
     """Whether a computation keeps only a slice of what it adds up: how the TPU compiler writes a
     reduce-scatter."""
-    place = next((i for i in computation.values() if i.root), None)
+    root = next((i for i in computation.values() if i.root), None)
     passed = ("bitcast", "reshape", "copy", "dynamic-slice")
     found = False
-    while place is not None and place.opcode in passed:
-        found = found or place.opcode == "dynamic-slice"
-        place = computation[place.operands[0]]
-    return found and place is instruction
+    while root is not None and root.opcode in passed:
+        found = found or root.opcode == "dynamic-slice"
+        root = computation[root.operands[0]]
+    return found and root is instruction
 
 
 def _between_slices(
     instruction: Instruction, computation: Computation, times: int, where: str
 ) -> Collective | None:
-    """An exchange between slices, which goes through the hosts: a program is compiled for one slice, and
+    """A collective between slices, which goes through the hosts: a program is compiled for one slice, and
     sends what it has to the runtime that talks to the others."""
     kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.text)
     if instruction.opcode != "send" or not kind:
@@ -81,7 +81,7 @@ def _between_slices(
 
 
 def amounts(kind: str, operand: int, n: int) -> tuple[int, int]:
-    """(payload, bytes received per device) of an exchange among n devices that each hold `operand` bytes."""
+    """(payload, bytes received per device) of a collective among n devices that each hold `operand` bytes."""
     if kind == "all-gather":
         return n * operand, (n - 1) * operand
     if kind == "collective-permute":
@@ -91,7 +91,7 @@ def amounts(kind: str, operand: int, n: int) -> tuple[int, int]:
 
 
 def first_group(instruction: Instruction, devices: int) -> tuple[int, ...]:
-    """The first of the groups within which an exchange happens, from any of XLA's three notations.
+    """The first of the groups that a collective runs in, from any of XLA's three notations.
 
     `{{0,1},{2,3}}` lists them. `[2,4]<=[4,2]T(1,0)` counts through a 4 x 2 array, transposes it and cuts
     the result into 2 groups of 4. `mesh['a'=2,'b'=4] {'b'}` are the devices along the axes in braces.

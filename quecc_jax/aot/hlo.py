@@ -203,7 +203,7 @@ def trip_count(program: Program, caller: Computation, loop: Instruction) -> int 
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.text)
     if known:
         return int(known[1])
-    # Loops that the compiler itself makes, such as those that overlap a matrix product with the exchange
+    # Loops that the compiler itself makes, such as those that overlap a matrix product with the collective
     # of its factors, carry no note. Their counter starts at zero.
     condition = program.computations[loop.attribute("condition").lstrip("%")]
     body = program.computations[loop.attribute("body").lstrip("%")]

@@ -1,4 +1,4 @@
-"""What a good training step does not do, checked on the compiled program."""
+"""Defects of a compiled training step: wasted FLOPs, gathers and logits that a good step does not have."""
 
 import math
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Compiles a training step for a topology and says what it takes there."""
+"""Compiles a training step for a TPU topology and reports its memory, FLOPs, collectives and predicted time."""
 
 import dataclasses
 import re
@@ -15,7 +15,7 @@ from quecc_jax.aot.buffers import Buffer, Memory, parse_assignment
 from quecc_jax.aot.chips import GIB
 from quecc_jax.aot.collectives import collectives
 from quecc_jax.aot.quality import defects
-from quecc_jax.aot.roofline import Bounds, Exchange, bounds, exchanges
+from quecc_jax.aot.roofline import Bounds, NetworkUse, bounds, network_use
 from quecc_jax.aot.topology import Topology, topology_devices
 from quecc_jax.aot.traffic import traffic
 from quecc_jax.config import RunConfig
@@ -37,7 +37,7 @@ class PodReport:
     chips: int
     mesh: dict[str, int]
     rows_per_chip: float
-    """Rows of one accumulation slice per chip."""
+    """Rows of one microbatch per chip."""
     query_length: int
     """Tokens Q of a batch's questions in this program: one of `queries.query_buckets`."""
     memory: Memory
@@ -51,7 +51,7 @@ class PodReport:
     """The same, as compiled."""
     traffic: int
     """Bytes per chip and step between main memory and the cores."""
-    exchanges: list[Exchange]
+    collectives: list[NetworkUse]
     bounds: Bounds
     step_seconds: float
     mfu: float
@@ -77,13 +77,15 @@ class PodReport:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
+        # Saved reports have the collectives under this name.
         rows = {
-            "exchanges": [one._asdict() for one in self.exchanges],
+            "exchanges": [one._asdict() for one in self.collectives],
             "buffers": [one._asdict() for one in self.buffers],
         }
         derived = {"fits": self.fits, "flops_ratio": self.flops_ratio, "governing": self.bounds.governing}
         memory = {**self.memory._asdict(), "total": self.memory.total}
-        return {**vars(self), **rows, **derived, "memory": memory, "bounds": self.bounds._asdict()}
+        fields = {{"collectives": "exchanges"}.get(name, name): value for name, value in vars(self).items()}
+        return {**fields, **rows, **derived, "memory": memory, "bounds": self.bounds._asdict()}
 
 
 def pod_reports(config: RunConfig, topology: Topology, tell: Callable[[str], None]) -> list[PodReport]:
@@ -116,7 +118,7 @@ def _pod_report(config: RunConfig, topology: Topology, trainer: Trainer, query_l
 
     chips = mesh.devices.size
     flops, moved = hlo.flops(program), traffic(program)
-    sent = exchanges(collectives(program), topology, list(mesh.devices.flat))
+    sent = network_use(collectives(program), topology, list(mesh.devices.flat))
     limits = bounds(topology, flops, moved, sent)
     model = train_flops(config, query=query_length)
     parts = batch_parts(mesh)
@@ -132,7 +134,7 @@ def _pod_report(config: RunConfig, topology: Topology, trainer: Trainer, query_l
         model_flops=model,
         hlo_flops=float(flops * chips),
         traffic=moved,
-        exchanges=sent,
+        collectives=sent,
         bounds=limits,
         step_seconds=limits.step_seconds,
         mfu=model / (limits.step_seconds * chips * topology.chip.flops),

@@ -1,4 +1,4 @@
-"""The time that a program cannot go below on a chip, and a prediction from it."""
+"""The roofline of a compiled program: a lower bound of its step time on a chip, and a prediction from it."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -14,8 +14,8 @@ parameters); with what their rematerialisation recomputes that is about three qu
 """
 
 
-class Exchange(NamedTuple):
-    """All exchanges of one kind over one network, per chip and step."""
+class NetworkUse(NamedTuple):
+    """All collectives of one kind over one network, per chip and step."""
 
     kind: str
     network: str
@@ -26,10 +26,10 @@ class Exchange(NamedTuple):
     seconds: float
 
 
-def exchanges(found: Sequence[Collective], topology: Topology, devices: Sequence[Any]) -> list[Exchange]:
+def network_use(found: Sequence[Collective], topology: Topology, devices: Sequence[Any]) -> list[NetworkUse]:
     """What a program sends, by kind and network.
 
-    An exchange over several axes of the torus uses all their links: two per axis that closes to a ring, one
+    A collective over several axes of the torus uses all their links: two per axis that closes to a ring, one
     where the axis ends (the chip at the end has no more). A permutation is taken to run in both directions.
 
     Args:
@@ -39,23 +39,23 @@ def exchanges(found: Sequence[Collective], topology: Topology, devices: Sequence
     for one in found:
         if one.group:
             network, received = "ICI", one.received
-            links = _links(one, [devices[place].coords for place in one.group], topology)
+            links = _links(one, [devices[number].coords for number in one.group], topology)
             rate = topology.chip.link_bytes * links
         else:
             network, received = "DCN", amounts(one.kind, one.operand, topology.slices)[1]
             rate = topology.chip.dcn_bytes
         if received:
             total = sums.setdefault((one.kind, network), [0, 0, 0.0])
-            for place, value in enumerate((received, 1, received / rate)):
-                total[place] += value * one.times
+            for slot, value in enumerate((received, 1, received / rate)):
+                total[slot] += value * one.times
     return sorted(
-        (Exchange(kind, network, int(b), int(n), s) for (kind, network), (b, n, s) in sums.items()),
+        (NetworkUse(kind, network, int(b), int(n), s) for (kind, network), (b, n, s) in sums.items()),
         key=lambda e: -e.seconds,
     )
 
 
 def _links(one: Collective, coordinates: Sequence[Sequence[int]], topology: Topology) -> int:
-    """Links over which a chip takes in an exchange."""
+    """Links over which a chip receives a collective."""
     if one.kind == "collective-permute":
         return 2
     links = 0
@@ -84,8 +84,8 @@ class Bounds(NamedTuple):
         return max(self) / EFFICIENCY
 
 
-def bounds(topology: Topology, flops: float, traffic: float, sent: Sequence[Exchange]) -> Bounds:
-    """Bounds of a program by its FLOPs, bytes of main memory and exchanges per chip and step."""
+def bounds(topology: Topology, flops: float, traffic: float, sent: Sequence[NetworkUse]) -> Bounds:
+    """Bounds of a program by its FLOPs, bytes of main memory and collectives per chip and step."""
     networks = {name: sum(e.seconds for e in sent if e.network == name) for name in ("ICI", "DCN")}
     chip = topology.chip
     return Bounds(flops / chip.flops, traffic / chip.hbm_bytes, networks["ICI"], networks["DCN"])

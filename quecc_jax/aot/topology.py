@@ -1,4 +1,4 @@
-"""The devices of TPU slices that are not here, for compiling."""
+"""TPU topologies: their names, and devices to compile for where no TPU is attached."""
 
 import os
 import re

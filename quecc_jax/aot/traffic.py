@@ -1,4 +1,4 @@
-"""How much a compiled program reads from and writes to main memory (HBM)."""
+"""HBM traffic of a compiled program: bytes read from and written to main memory."""
 
 from quecc_jax.aot.collectives import KINDS, collectives
 from quecc_jax.aot.hlo import Array, Computation, Instruction, Program, called, fused, runs
@@ -32,7 +32,7 @@ def traffic(program: Program) -> int:
 
     Every instruction outside fusions reads its operands and writes its result once; what lies in on-chip
     memory is free. A slice reads only what it takes and an update in place writes only what it changes,
-    inside fusions too. An exchange that is spread over fusions reads and writes once. Padding is left out.
+    inside fusions too. A collective that is spread over fusions reads and writes once. Padding is left out.
     """
     times, inner = runs(program)[0], fused(program)
     spread = sum(c.times * (c.payload + c.operand) for c in collectives(program) if c.computation in inner)
@@ -54,8 +54,8 @@ def instruction_traffic(program: Program, instruction: Instruction, computation:
     body = _body(program, instruction)
     if body is not None:
         reads = sum(
-            min(size, _read(program, body, _parameter(body, place)))
-            for place, name in enumerate(instruction.operands)
+            min(size, _read(program, body, _parameter(body, slot)))
+            for slot, name in enumerate(instruction.operands)
             if (size := _hbm(computation[name].arrays))
         )
         return reads + _written(program, body, next(i for i in body.values() if i.root), instruction.arrays)
@@ -95,16 +95,16 @@ def _read(program: Program, body: Computation, value: Instruction) -> int:
     """Bytes that a computation reads of one of its values: the slices taken if only slices are, else all."""
     whole, total = sum(a.bytes for a in value.arrays), 0
     for user in body.values():
-        for place, name in enumerate(user.operands):
+        for slot, name in enumerate(user.operands):
             if name != value.name:
                 continue
             inner = _body(program, user)
-            if user.opcode in SLICES and place == 0:
+            if user.opcode in SLICES and slot == 0:
                 total += sum(a.bytes for a in user.arrays)
-            elif _kept(user, place, value):
+            elif _kept(user, slot, value):
                 continue
             elif inner is not None:
-                total += _read(program, inner, _parameter(inner, place))
+                total += _read(program, inner, _parameter(inner, slot))
             elif user.opcode in PASSING and not user.root:
                 total += _read(program, body, user)
             else:
@@ -112,14 +112,14 @@ def _read(program: Program, body: Computation, value: Instruction) -> int:
     return min(total, whole)
 
 
-def _kept(user: Instruction, place: int, value: Instruction) -> bool:
-    """Whether a use reads nothing: an exchange (counted apart), an update in place, what is handed on."""
-    updated = user.opcode in ("dynamic-update-slice", "scatter") and place == 0
+def _kept(user: Instruction, slot: int, value: Instruction) -> bool:
+    """Whether a use reads nothing: a collective (counted apart), an update in place, what is handed on."""
+    updated = user.opcode in ("dynamic-update-slice", "scatter") and slot == 0
     return updated or user.opcode in KINDS or (user.opcode == "tuple" and value.opcode == "parameter")
 
 
-def _parameter(body: Computation, place: int) -> Instruction:
-    return next(i for i in body.values() if i.opcode == "parameter" and i.literal == str(place))
+def _parameter(body: Computation, slot: int) -> Instruction:
+    return next(i for i in body.values() if i.opcode == "parameter" and i.literal == str(slot))
 
 
 def _written(program: Program, body: Computation, value: Instruction, results: tuple[Array, ...]) -> int:

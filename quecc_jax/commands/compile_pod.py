@@ -147,7 +147,7 @@ def show(reports: "list[PodReport]", config: RunConfig) -> None:
     for defect in report.defects:
         line("", f"[yellow]{escape(defect)}[/]")
     line("HBM traffic", f"{report.traffic / GIB:.1f} GiB per chip and step")
-    for e in report.exchanges:
+    for e in report.collectives:
         line(
             f"{e.kind}, {e.network}",
             f"{e.bytes / GIB:.3f} GiB received in {e.times} collectives, {e.seconds * 1e3:.1f} ms at peak",

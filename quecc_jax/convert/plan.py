@@ -49,7 +49,7 @@ from quecc_jax.convert.formats.llava_hf import (
     with_rows,
 )
 from quecc_jax.convert.io.adapters import refuse_tensors
-from quecc_jax.convert.processor import picture_aspect
+from quecc_jax.convert.processor import image_aspect
 from quecc_jax.convert.rules import Rule, Shape, check
 from quecc_jax.errors import UserError
 
@@ -71,7 +71,7 @@ class Source:
     """Shapes of all its tensors by name."""
     where: str = "the checkpoint"
     """Its directory or file, for messages."""
-    pictures: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    image_processor: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Settings of the image processor beside it."""
 
 
@@ -177,7 +177,7 @@ def plan_export(
       config: the run.
       layout: the format; "llava" may need a "clip" export beside it, see `llava.hf_original`.
       family: model_type of the decoder's names; None takes the first that can express it.
-      image_token: "llava_hf": the id that stands for a picture; None takes the first behind the vocabulary.
+      image_token: "llava_hf": the id that stands for an image; None takes the first behind the vocabulary.
 
     Raises:
       UserError: the format cannot express the model, by setting.
@@ -286,7 +286,7 @@ def _import_llava_hf(source: Source) -> ImportPlan:
         *_decoder_part(source.found, model.decoder, family, "language_model."),
     ]
     # The processor beside it counts; transformers' usual one crops where the original's evaluation pads.
-    aspect = picture_aspect(dict(source.pictures), vision.image_size, source.where)
+    aspect = image_aspect(dict(source.image_processor), vision.image_size, source.where)
     run = _run(model, family, text | {"image_aspect_ratio": aspect}, stage=2)
     return ImportPlan(run, "llava_hf", family, {"model": Part(tuple(rules), _buffers(source.found))})
 
@@ -298,11 +298,11 @@ def _run(
     run = RunConfig(model=model)
     full = settings(hf, family) if family_of(hf) == family else hf
     longest = full.get("max_position_embeddings") or full.get("max_seq_len") or 2048
-    pictures = images * tiled_tokens(model) if model.vision.tiles else 0
+    image_tokens = images * tiled_tokens(model) if model.vision.tiles else 0
     data = dataclasses.replace(
         run.data,
         image_aspect="pad" if model.vision.tiles else hf.get("image_aspect_ratio") or "square",
-        max_length=hf.get("tokenizer_model_max_length") or min(longest, run.data.max_length + pictures),
+        max_length=hf.get("tokenizer_model_max_length") or min(longest, run.data.max_length + image_tokens),
         images_per_row=images,
     )
     return dataclasses.replace(run, data=data, train=dataclasses.replace(run.train, stage=stage))
@@ -326,7 +326,7 @@ def _decoder_part(
 def _tower_of(source: Source) -> VisionConfig:
     """The tower of a CLIP directory, whose image processor is the one that the original project reads."""
     tower = vision_config(source.hf)
-    picture_aspect(dict(source.pictures), tower.image_size, source.where)
+    image_aspect(dict(source.image_processor), tower.image_size, source.where)
     return tower
 
 

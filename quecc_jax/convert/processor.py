@@ -1,4 +1,4 @@
-"""What transformers' AutoProcessor reads beside a llava-hf model: pictures, prompts, the picture's token."""
+"""What transformers' AutoProcessor reads beside a llava-hf model: images, prompts, the image's token."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from quecc_jax.errors import UserError
 
 
 def clip_settings(vision: VisionConfig) -> dict[str, Any]:
-    """The preprocessor_config.json of CLIP's pictures at a tower's size, which crops them."""
+    """The preprocessor_config.json of CLIP's images at a tower's size, which crops them."""
     side = vision.image_size
     return {
         "image_processor_type": "CLIPImageProcessor",
@@ -33,8 +33,8 @@ def clip_settings(vision: VisionConfig) -> dict[str, Any]:
     }
 
 
-def picture_settings(config: RunConfig, pinpoints: list[list[int]] | None) -> dict[str, Any]:
-    """The preprocessor_config.json that prepares pictures as this run does: cropped, padded or in tiles."""
+def image_settings(config: RunConfig, pinpoints: list[list[int]] | None) -> dict[str, Any]:
+    """The preprocessor_config.json that prepares images as this run does: cropped, padded or in tiles."""
     settings = clip_settings(config.model.vision)
     if pinpoints is not None:
         own = {"image_processor_type": "LlavaNextImageProcessor", "image_grid_pinpoints": pinpoints}
@@ -44,8 +44,8 @@ def picture_settings(config: RunConfig, pinpoints: list[list[int]] | None) -> di
     return settings
 
 
-def picture_aspect(settings: dict[str, Any], side: int, where: str) -> str:
-    """How a processor fits pictures to a tower's square: "pad" or "square".
+def image_aspect(settings: dict[str, Any], side: int, where: str) -> str:
+    """How a processor fits images to a tower's square: "pad" or "square".
 
     Args:
       settings: of the image processor; empty for CLIP's.
@@ -79,7 +79,7 @@ def picture_aspect(settings: dict[str, Any], side: int, where: str) -> str:
 
 
 def image_token(tokenizer: Path) -> int:
-    """The id of the picture's token: its own where the tokenizer has one, else the first that is free.
+    """The id of the image's token: its own where the tokenizer has one, else the first that is free.
 
     Raises:
       UserError: the tokenizer cannot be read.
@@ -97,7 +97,7 @@ def write_processor(folder: Path, config: RunConfig, hf: dict[str, Any]) -> None
       hf: the config.json of the export, see `llava_hf.hf_llava`.
 
     Raises:
-      UserError: the tokenizer's files cannot take up the picture's token.
+      UserError: the tokenizer's files cannot take up the image's token.
     """
     tiles = "image_grid_pinpoints" in hf
     kind = f"Llava{'Next' if tiles else ''}Processor"
@@ -109,10 +109,10 @@ def write_processor(folder: Path, config: RunConfig, hf: dict[str, Any]) -> None
         "num_additional_image_tokens": 1,
         "image_token": IMAGE,
     }
-    pictures = picture_settings(config, hf.get("image_grid_pinpoints"))
+    image_processor = image_settings(config, hf.get("image_grid_pinpoints"))
     template = chat_template(config.data.template)
     _write(folder / "processor_config.json", settings)
-    _write(folder / "preprocessor_config.json", {**pictures, "processor_class": kind})
+    _write(folder / "preprocessor_config.json", {**image_processor, "processor_class": kind})
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     # The only place where transformers before 4.52 looks.
     _write(folder / "chat_template.json", {"chat_template": template})
@@ -165,10 +165,10 @@ def chat_template(name: str) -> str:
     """A conversation template as Jinja: what `templates.pieces` lays down, but for BOS in front.
 
     A message's content is a text, or a list of {"type": "image"} and {"type": "text", "text": ...}, whose
-    pictures come first, a line each. It ends where an answer begins if the human speaks last.
+    images come first, a line each. It ends where an answer begins if the human speaks last.
     """
     template, quoted = TEMPLATES[name], lambda text: json.dumps(text, ensure_ascii=False)
-    picture, words = ("<image>", "''") if template.caption else ("<image>\n", "part['text']")
+    image, words = ("<image>", "''") if template.caption else ("<image>\n", "part['text']")
     human, answer = template.around_human, template.around_answer
     outside, inside = ("''", "opening") if template.system_in_turn else ("opening", "''")
     ending = "eos_token" if template.end is None else quoted(template.end)
@@ -178,7 +178,7 @@ def chat_template(name: str) -> str:
         "{%- macro said(content) -%}"
         f"{{%- if content is string -%}}{{{{ {plain} }}}}{{%- else -%}}"
         "{%- for part in content if part['type'] == 'image' -%}"
-        f"{{{{ {quoted(picture)} }}}}"
+        f"{{{{ {quoted(image)} }}}}"
         "{%- endfor -%}{%- for part in content if part['type'] == 'text' -%}"
         f"{{{{ {words} }}}}"
         "{%- endfor -%}{%- endif -%}{%- endmacro -%}"

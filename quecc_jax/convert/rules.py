@@ -46,7 +46,7 @@ class Rule:
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class Scope:
     """Where a module's leaves are: the path that they share, and the layer of a stack."""
 
     path: Path
@@ -98,25 +98,25 @@ def matrix(name: str, *slabs: Slab, inputs: int = 1) -> Rule:
     return Rule((name,), ((sum(rows), wide),), slabs, split, join)
 
 
-def dense(name: str, place: Place, own: str, ins: Shape, outs: Shape, bias: bool) -> list[Rule]:
+def dense(name: str, scope: Scope, own: str, ins: Shape, outs: Shape, bias: bool) -> list[Rule]:
     """A Linear `name` as kernel [*ins, *outs] and bias [*outs] of our module `own`."""
-    rules = [matrix(f"{name}.weight", place.slab(f"{own}/kernel", *ins, *outs), inputs=len(ins))]
-    return rules + ([vector(f"{name}.bias", place.slab(f"{own}/bias", *outs))] if bias else [])
+    rules = [matrix(f"{name}.weight", scope.slab(f"{own}/kernel", *ins, *outs), inputs=len(ins))]
+    return rules + ([vector(f"{name}.bias", scope.slab(f"{own}/bias", *outs))] if bias else [])
 
 
-def norm(name: str, place: Place, own: str, width: int, bias: bool) -> list[Rule]:
+def norm(name: str, scope: Scope, own: str, width: int, bias: bool) -> list[Rule]:
     """A norm's weight, and bias, as scale and bias of our module `own`."""
-    rules = [same(f"{name}.weight", place.slab(f"{own}/scale", width))]
-    return rules + ([same(f"{name}.bias", place.slab(f"{own}/bias", width))] if bias else [])
+    rules = [same(f"{name}.weight", scope.slab(f"{own}/scale", width))]
+    return rules + ([same(f"{name}.bias", scope.slab(f"{own}/bias", width))] if bias else [])
 
 
-def attention(name: str, place: Place, own: str, width: int, heads: int) -> list[Rule]:
+def attention(name: str, scope: Scope, own: str, width: int, heads: int) -> list[Rule]:
     """A torch MultiheadAttention `name`, whose q, k and v share one input matrix, as our module `own`."""
     split = (heads, width // heads)
     return [
-        matrix(f"{name}.in_proj_weight", *(place.slab(f"{own}/{k}_kernel", width, *split) for k in "qkv")),
-        vector(f"{name}.in_proj_bias", *(place.slab(f"{own}/{k}_bias", *split) for k in "qkv")),
-        *dense(f"{name}.out_proj", place, f"{own}/out", split, (width,), bias=True),
+        matrix(f"{name}.in_proj_weight", *(scope.slab(f"{own}/{k}_kernel", width, *split) for k in "qkv")),
+        vector(f"{name}.in_proj_bias", *(scope.slab(f"{own}/{k}_bias", *split) for k in "qkv")),
+        *dense(f"{name}.out_proj", scope, f"{own}/out", split, (width,), bias=True),
     ]
 
 

@@ -22,8 +22,8 @@ def write_json(folder: Path, tokenizer: Tokenizer, added: Mapping[int, Any], leg
 
     transformers reads such a file as it stands. From the model alone, version 5 would join repeated blanks
     in another order, and for LLaVA leave out the blank in front of a text. Our layout, like the
-    original's, has one in front of the text behind a picture too. Legacy tokenizers put it behind every
-    special token, others here where a line begins, as it does behind a picture.
+    original's, has one in front of the text behind an image too. Legacy tokenizers put it behind every
+    special token, others here where a line begins, as it does behind an image.
 
     Args:
       folder: holds tokenizer.model.

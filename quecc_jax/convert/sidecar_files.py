@@ -83,7 +83,7 @@ def open_checkpoint(
             f"{directory} has no config.json, which says what the weights are of; "
             "put the one that was published with them there"
         )
-    pictures = _pictures(directory)
+    image_processor = _image_processor(directory)
     unread = {path / name: kind for name, kind in chosen.unread.items()} if chosen else {}
     inside = any("mm_projector." in name for name in tensors.shapes)
     for file in [file for file, kind in unread.items() if kind == PROJECTOR_ALONE]:
@@ -95,15 +95,15 @@ def open_checkpoint(
             )
         else:
             unread[file] = "the model has a projector of its own, which the original reads"
-    source = Source(_config(directory), tensors.shapes, str(path), pictures)
+    source = Source(_config(directory), tensors.shapes, str(path), image_processor)
     return Opened(source, tensors, directory, unread)
 
 
-def _pictures(directory: Path) -> dict[str, Any]:
+def _image_processor(directory: Path) -> dict[str, Any]:
     """Settings of the image processor beside weights; transformers 5 keeps them in the processor's own.
 
     Raises:
-      UserError: pictures are normalised in another way than CLIP's, which is the one there is.
+      UserError: images are normalised in another way than CLIP's, which is the one there is.
     """
     file = directory / "preprocessor_config.json"
     settings = read_json(file) if file.is_file() else None
@@ -115,7 +115,7 @@ def _pictures(directory: Path) -> dict[str, Any]:
         theirs: Any = settings.get(name, ours) if isinstance(settings, dict) else None
         if np.shape(theirs) != (3,) or not np.allclose(theirs, ours, rtol=0, atol=1e-6):
             raise UserError(
-                f"{file} has {name} {theirs}, but pictures are normalised with CLIP's {ours}; "
+                f"{file} has {name} {theirs}, but images are normalised with CLIP's {ours}; "
                 "use a tower that was trained with these"
             )
     return settings
@@ -223,7 +223,7 @@ def kept_sources(run: Path) -> dict[str, Source] | None:
             _config(folder / name),
             {k: tuple(v) for k, v in found.items()},
             str(folder / name),
-            _pictures(folder / name),
+            _image_processor(folder / name),
         )
         for name, found in shapes.items()
     }

@@ -55,7 +55,7 @@ class Target:
           dtype: type of most numbers in the weights; None without weights.
 
         Raises:
-          UserError: the tokenizer's files cannot take up the picture's token.
+          UserError: the tokenizer's files cannot take up the image's token.
         """
         folder.mkdir(parents=True, exist_ok=True)
         if self.kept is not None:

@@ -194,9 +194,9 @@ def recognise(text: str, tokenizer: Tokenizer, file: Path) -> Choice:
     failed = ""
     for parts in (False, True):
         render = functools.partial(_rendered, text, tokenizer, parts)
-        picture = f"{PLACEHOLDER}\n" if parts and "image" in text else ""
+        image = f"{PLACEHOLDER}\n" if parts and "image" in text else ""
         try:
-            found, begins = _matching(render, tokenizer, picture)
+            found, begins = _matching(render, tokenizer, image)
         except Exception as error:  # It is a stranger's program, which may raise what it likes.
             # Most that know no parts fail at them; only the first failure says something.
             failed = failed if parts else f" ({type(error).__name__}: {' '.join(str(error).split())})"
@@ -215,15 +215,15 @@ def recognise(text: str, tokenizer: Tokenizer, file: Path) -> Choice:
     )
 
 
-def _matching(render: Render, tokenizer: Tokenizer, picture: str) -> tuple[Choice | None, bool]:
+def _matching(render: Render, tokenizer: Tokenizer, image: str) -> tuple[Choice | None, bool]:
     """The template that agrees, if one does; and whether the chat template writes BOS in front of it."""
     exact = [(name, template, "") for name, template in TEMPLATES.items() if not template.caption]
     close = [(name, template, ", but for what stands around answers") for name, template in SPELLINGS]
     for name, template, note in (*exact, *close):
-        if _agrees(template, render, tokenizer, picture):
+        if _agrees(template, render, tokenizer, image):
             alike = _same_system(template, render, tokenizer)
             note += "" if alike else ", but for system sentences that rows bring"
-            first, bos = (picture + _Q1,), tokenizer.bos_token
+            first, bos = (image + _Q1,), tokenizer.bos_token
             begins = bool(bos) and render(first, None, True).startswith(bos)
             begins = begins and not laid_out(template, first, None, tokenizer).startswith(bos)
             return Choice(name, f"its chat template renders as that{note}"), begins
@@ -259,16 +259,16 @@ def _rendered(
 
 
 def _parts(turn: str) -> list[dict[str, str]]:
-    pictures = [{"type": "image"}] * turn.count(PLACEHOLDER)
-    return [*pictures, {"type": "text", "text": turn.replace(f"{PLACEHOLDER}\n", "")}]
+    images = [{"type": "image"}] * turn.count(PLACEHOLDER)
+    return [*images, {"type": "text", "text": turn.replace(f"{PLACEHOLDER}\n", "")}]
 
 
-def _agrees(template: Template, render: Render, tokenizer: Tokenizer, picture: str) -> bool:
+def _agrees(template: Template, render: Render, tokenizer: Tokenizer, image: str) -> bool:
     """Whether both write the same prompts; a chat template that ignores that an answer is asked for is
     compared by whole conversations."""
 
     def same(turns: Sequence[str], asked: bool, ends: Sequence[str]) -> bool:
-        turns = (picture + turns[0], *turns[1:])
+        turns = (image + turns[0], *turns[1:])
         ours, starts = laid_out(template, turns, None, tokenizer), ("", tokenizer.bos_token)
         return render(turns, None, asked) in [bos + ours + end for bos in starts for end in ends]
 

@@ -1,4 +1,4 @@
-"""Bytes between chips, on a program in the TPU compiler's notation and on compiled exchanges."""
+"""Bytes between chips, on a program in the TPU compiler's notation and on compiled collectives."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from quecc_jax.aot import hlo
 from quecc_jax.aot.collectives import Collective, collectives, first_group
-from quecc_jax.aot.roofline import exchanges
+from quecc_jax.aot.roofline import network_use
 from quecc_jax.aot.topology import parse_topology
 from quecc_jax.aot.traffic import traffic
 
@@ -67,10 +67,10 @@ _xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
     (found,) = collectives(program)
     assert (found.kind, found.operand, found.group) == ("all-reduce", 2 * 64 * 16, ())
     topology = parse_topology("2*v5e:2x2")
-    (sent,) = exchanges([found], topology, [])
+    (sent,) = network_use([found], topology, [])
     assert (sent.network, sent.bytes, sent.times) == ("DCN", 2 * 64 * 16, 1)
     assert sent.seconds == sent.bytes / topology.chip.dcn_bytes
-    (more,) = exchanges([found], parse_topology("4*v5e:2x2"), [])
+    (more,) = network_use([found], parse_topology("4*v5e:2x2"), [])
     assert more.bytes == 1.5 * sent.bytes
 
 
@@ -87,7 +87,7 @@ def test_an_exchange_uses_the_links_of_the_axes_that_it_spans():
     link = parse_topology("v5e:4x4").chip.link_bytes
 
     def seconds(topology, devices):
-        return exchanges([one], parse_topology(topology), devices)[0].seconds
+        return network_use([one], parse_topology(topology), devices)[0].seconds
 
     assert seconds("v5e:4x4", along) == 3 / link
     assert seconds("v5e:4x4", across) == 3 / (2 * link)

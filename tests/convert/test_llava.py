@@ -205,7 +205,7 @@ def test_llava_without_a_compressor_passes_all_patches_and_its_projector_moves_u
     assert leaf_shapes(plan.rules) == model_leaves(plan.config)
     hf = plan_export(plan.config, "llava_hf")
     shapes = {n: s for r in hf.rules for n, s in zip(r.theirs, r.shapes, strict=True)}
-    # The picture's own token makes the vocabulary one longer.
+    # The image's own token makes the vocabulary one longer.
     decoder = dataclasses.replace(plan.config.model.decoder, vocab_size=32001)
     assert plan.config.model.decoder.vocab_size == hf.hf["image_token_index"] == 32000
     back = plan_import(Source(hf.hf, shapes)).config.model
@@ -335,7 +335,12 @@ REFUSALS = [
         "image_aspect_ratio 'anyres_max_9'",
     ),
     *(
-        (functools.partial(plan_import, dataclasses.replace(source("llava"), pictures={name: value})), name)
+        (
+            functools.partial(
+                plan_import, dataclasses.replace(source("llava"), image_processor={name: value})
+            ),
+            name,
+        )
         for name, value in (
             ("size", {"height": 12, "width": 12}),
             ("size", {"shortest_edge": 13}),

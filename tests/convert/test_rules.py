@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from quecc_jax.convert.formats.clip import vision_rules
 from quecc_jax.convert.formats.quecc import quecc_rules
 from quecc_jax.convert.rules import (
-    Place,
     Rule,
+    Scope,
     check,
     dense,
     from_tree,
@@ -27,7 +27,7 @@ from quecc_jax.errors import UserError
 from tests.convert.names import random_tensors
 from tests.tiny import MODEL
 
-PLACE = Place(("part",))
+PLACE = Scope(("part",))
 AXES = st.lists(st.integers(1, 4), min_size=1, max_size=2).map(tuple)
 TYPES = st.sampled_from([np.float16, np.float32, ml_dtypes.bfloat16])
 
@@ -57,7 +57,7 @@ def test_kernels_compute_what_the_rows_of_a_linear_layer_compute(ins, outs):
 
 @given(AXES, st.lists(AXES, min_size=1, max_size=3), TYPES)
 def test_all_bits_survive_the_way_there_and_back(ins, outs, dtype):
-    layer = Place(("layers",), 0)
+    layer = Scope(("layers",), 0)
     slabs = [layer.slab(f"{i}/kernel", *ins, *axes) for i, axes in enumerate(outs)]
     biases = [layer.slab(f"{i}/bias", *axes) for i, axes in enumerate(outs)]
     rules = [
@@ -91,7 +91,7 @@ def test_patch_kernels_compute_the_towers_convolution():
 
 
 def test_leaves_are_stacked_and_gaps_or_double_fillings_are_found():
-    layers = [same(f"s.{i}", Place(("layers",), i).slab("s", 3)) for i in range(3)]
+    layers = [same(f"s.{i}", Scope(("layers",), i).slab("s", 3)) for i in range(3)]
     assert leaf_shapes([*layers, same("t", PLACE.slab("t", 2))]) == {
         ("layers", "s"): (3, 3),
         ("part", "t"): (2,),

@@ -449,7 +449,7 @@ def test_other_directories_are_explained(tmp_path: Path) -> None:
         export_weights(tmp_path / "given", tmp_path / "out")
 
 
-def test_a_tower_for_pictures_that_are_normalised_otherwise_is_refused(tmp_path: Path) -> None:
+def test_a_tower_for_images_that_are_normalised_otherwise_is_refused(tmp_path: Path) -> None:
     case = small("clip_vision_model")
     write_checkpoint(tmp_path / "clip", case["config"], case["tensors"], np.float32)
     settings = tmp_path / "clip" / "preprocessor_config.json"
@@ -474,10 +474,10 @@ def test_a_tower_for_pictures_that_are_normalised_otherwise_is_refused(tmp_path:
     ],
     ids=str,
 )
-def test_a_tower_for_pictures_that_are_prepared_otherwise_is_refused(
+def test_a_tower_for_images_that_are_prepared_otherwise_is_refused(
     tmp_path: Path, settings: dict[str, Any]
 ) -> None:
-    """The original prepares pictures with the processor beside the tower, wherever its weights are."""
+    """The original prepares images with the processor beside the tower, wherever its weights are."""
     write_tiny(tmp_path / "given")
     published = {"size": 48, "crop_size": 48, "resample": 3, "rescale_factor": 0.00392156862745098}
     beside = tmp_path / "given" / "clip_tiny" / "preprocessor_config.json"

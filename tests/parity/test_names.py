@@ -143,7 +143,7 @@ def test_transformers_loads_what_we_write_without_a_name_to_spare(live, case, la
     assert not any(report[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     for name, value in live[case].state_dict().items():
         got = model.state_dict()[name]
-        # The picture's token has the last row of the vocabulary's tables.
+        # The image's token has the last row of the vocabulary's tables.
         assert torch.equal(got[:-1] if got.shape != value.shape else got, value), name
 
 

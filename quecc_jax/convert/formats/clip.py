@@ -6,7 +6,7 @@ from typing import Any
 
 from quecc_jax.config import VisionConfig
 from quecc_jax.config.query import ClipTextConfig
-from quecc_jax.convert.rules import Arrays, Place, Rule, dense, norm, same
+from quecc_jax.convert.rules import Arrays, Rule, Scope, dense, norm, same
 from quecc_jax.errors import UserError
 
 LEVELS = (12, 16, 22, 23)
@@ -64,7 +64,7 @@ def vision_config(hf: dict[str, Any], select_layer: int = -2) -> VisionConfig:
     hf = DEFAULTS | hf
     if hf["num_channels"] != 3 or not all(isinstance(hf[k], int) for k in ("image_size", "patch_size")):
         raise UserError(
-            "the CLIP config's pictures or patches are not square RGB (num_channels "
+            "the CLIP config's images or patches are not square RGB (num_channels "
             f"{hf['num_channels']}, image_size {hf['image_size']}, patch_size "
             f"{hf['patch_size']}); use another tower"
         )
@@ -86,7 +86,7 @@ def vision_config(hf: dict[str, Any], select_layer: int = -2) -> VisionConfig:
 
 
 def check_activation(hf: dict[str, Any]) -> None:
-    """Raises UserError for a tower of pictures or text whose activation is not implemented."""
+    """Raises UserError for a tower of images or text whose activation is not implemented."""
     if hf["hidden_act"] not in ("quick_gelu", "gelu"):
         raise UserError(
             f"the CLIP config's hidden_act {hf['hidden_act']!r} is not implemented; "
@@ -95,7 +95,7 @@ def check_activation(hf: dict[str, Any]) -> None:
 
 
 def hf_vision_config(config: VisionConfig) -> dict[str, Any]:
-    """The config.json of a tower; select layer and levels have no place in it."""
+    """The config.json of a tower; select layer and levels are not in it."""
     return {
         "architectures": ["CLIPVisionModel"],
         "model_type": "clip_vision_model",
@@ -114,7 +114,7 @@ def hf_vision_config(config: VisionConfig) -> dict[str, Any]:
 def vision_rules(config: VisionConfig, prefix: str = "vision_model.") -> list[Rule]:
     """Rules of a tower whose names begin with `prefix`; our leaves are under `vision`."""
     width, patch = config.width, config.patch_size
-    place = Place(("vision",))
+    scope = Scope(("vision",))
     embeddings = f"{prefix}embeddings"
 
     def rows(theirs: Arrays) -> Arrays:
@@ -124,28 +124,28 @@ def vision_rules(config: VisionConfig, prefix: str = "vision_model.") -> list[Ru
         return (ours[0].reshape(patch, patch, 3, width).transpose(3, 2, 0, 1),)
 
     rules = [
-        same(f"{embeddings}.class_embedding", place.slab("class_embedding", width)),
+        same(f"{embeddings}.class_embedding", scope.slab("class_embedding", width)),
         Rule(
             (f"{embeddings}.patch_embedding.weight",),
             ((width, 3, patch, patch),),
-            (place.slab("patch_embedding/kernel", patch * patch * 3, width),),
+            (scope.slab("patch_embedding/kernel", patch * patch * 3, width),),
             rows,
             kernels,
         ),
         same(
             f"{embeddings}.position_embedding.weight",
-            place.slab("position_embedding", config.patches + 1, width),
+            scope.slab("position_embedding", config.patches + 1, width),
         ),
-        *norm(f"{prefix}pre_layrnorm", place, "pre_norm", width, bias=True),
+        *norm(f"{prefix}pre_layrnorm", scope, "pre_norm", width, bias=True),
     ]
     if config.post_norm:
-        rules += norm(f"{prefix}post_layernorm", place, "post_norm", width, bias=True)
+        rules += norm(f"{prefix}post_layernorm", scope, "post_norm", width, bias=True)
     for i in range(config.depth):
-        rules += layer_rules(config, f"{prefix}encoder.layers.{i}", Place(("vision", "layers"), i))
+        rules += layer_rules(config, f"{prefix}encoder.layers.{i}", Scope(("vision", "layers"), i))
     return rules
 
 
-def layer_rules(config: VisionConfig | ClipTextConfig, name: str, layer: Place) -> list[Rule]:
+def layer_rules(config: VisionConfig | ClipTextConfig, name: str, layer: Scope) -> list[Rule]:
     """Rules of one layer of either tower."""
     width, split = config.width, (config.heads, config.width // config.heads)
     rules = norm(f"{name}.layer_norm1", layer, "norm1", width, bias=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 from quecc_jax.config.query import ClipTextConfig
 from quecc_jax.convert.formats.clip import check_activation, layer_rules
-from quecc_jax.convert.rules import Place, Rule, matrix, norm, same
+from quecc_jax.convert.rules import Rule, Scope, matrix, norm, same
 from quecc_jax.errors import UserError
 
 TEXT_ANCHOR = "embeddings.token_embedding.weight"
@@ -40,7 +40,7 @@ def text_config(hf: dict[str, Any], projected: bool) -> ClipTextConfig:
 
     Args:
       hf: the config.json.
-      projected: whether the checkpoint has the projection into the space shared with pictures.
+      projected: whether the checkpoint has the projection into the space shared with images.
 
     Raises:
       UserError: another kind of model, or an activation that is not implemented.
@@ -89,18 +89,18 @@ def hf_text_config(config: ClipTextConfig) -> dict[str, Any]:
 
 def text_rules(config: ClipTextConfig, prefix: str = "text_model.") -> list[Rule]:
     """Rules of a text tower whose names begin with `prefix`; our leaves are under `text`."""
-    width, place = config.width, Place(("text",))
+    width, scope = config.width, Scope(("text",))
     embeddings = f"{prefix}embeddings"
     rules = [
-        same(f"{embeddings}.token_embedding.weight", place.slab("token_embedding", config.vocab_size, width)),
+        same(f"{embeddings}.token_embedding.weight", scope.slab("token_embedding", config.vocab_size, width)),
         same(
             f"{embeddings}.position_embedding.weight",
-            place.slab("position_embedding", config.positions, width),
+            scope.slab("position_embedding", config.positions, width),
         ),
-        *norm(f"{prefix}final_layer_norm", place, "final_norm", width, bias=True),
+        *norm(f"{prefix}final_layer_norm", scope, "final_norm", width, bias=True),
     ]
     if config.projection:
-        rules.append(matrix(PROJECTION, place.slab("projection/kernel", width, config.projection)))
+        rules.append(matrix(PROJECTION, scope.slab("projection/kernel", width, config.projection)))
     for i in range(config.depth):
-        rules += layer_rules(config, f"{prefix}encoder.layers.{i}", Place(("text", "layers"), i))
+        rules += layer_rules(config, f"{prefix}encoder.layers.{i}", Scope(("text", "layers"), i))
     return rules

@@ -3,7 +3,7 @@
 from typing import Any
 
 from quecc_jax.config import DecoderConfig
-from quecc_jax.convert.rules import Place, Rule, Shape, Slab, dense, matrix, norm, same
+from quecc_jax.convert.rules import Rule, Scope, Shape, Slab, dense, matrix, norm, same
 from quecc_jax.errors import UserError
 
 
@@ -25,17 +25,17 @@ def decoder_rules(
     """
     mpt = family == "mpt"
     body = prefix + ("transformer." if mpt else "model.") if body is None else body
-    place = Place(("decoder",))
-    table = place.slab("embedding", config.vocab_size, config.width)
+    scope = Scope(("decoder",))
+    table = scope.slab("embedding", config.vocab_size, config.width)
     embed, head = body + ("wte.weight" if mpt else "embed_tokens.weight"), f"{prefix}lm_head.weight"
-    rules = norm(body + ("norm_f" if mpt else "norm"), place, "norm", config.width, bias=False)
+    rules = norm(body + ("norm_f" if mpt else "norm"), scope, "norm", config.width, bias=False)
     if not config.tie_embeddings:
-        rules.append(matrix(head, place.slab("head", config.width, config.vocab_size)))
+        rules.append(matrix(head, scope.slab("head", config.width, config.vocab_size)))
     rules.append(_twice(embed, head, table) if config.tie_embeddings and head_too else same(embed, table))
     make = {"mpt": _mpt_layer, "phi3": _phi3_layer}.get(family, _llama_layer)
     for i in range(config.depth):
         layer = f"{body}blocks.{i}" if mpt else f"{body}layers.{i}"
-        rules += make(config, layer, Place(("decoder", "layers"), i))
+        rules += make(config, layer, Scope(("decoder", "layers"), i))
     return rules
 
 
@@ -58,57 +58,57 @@ def _projections(config: DecoderConfig) -> tuple[Shape, Shape, Shape]:
     return (config.width,), (config.heads, config.head_dim), (config.kv_heads, config.head_dim)
 
 
-def _llama_layer(config: DecoderConfig, name: str, place: Place) -> list[Rule]:
+def _llama_layer(config: DecoderConfig, name: str, scope: Scope) -> list[Rule]:
     """LLaMA, Mistral and Qwen2: every matrix by itself."""
     width, query, key = _projections(config)
     attention, mlp, hidden = f"{name}.self_attn", f"{name}.mlp", (config.mlp_width,)
     rules = [
-        *norm(f"{name}.input_layernorm", place, "norm1", config.width, bias=False),
-        *norm(f"{name}.post_attention_layernorm", place, "norm2", config.width, bias=False),
-        *dense(f"{attention}.o_proj", place, "out", query, width, bias=False),
-        *dense(f"{mlp}.gate_proj", place, "gate", width, hidden, bias=False),
-        *dense(f"{mlp}.up_proj", place, "up", width, hidden, bias=False),
-        *dense(f"{mlp}.down_proj", place, "down", hidden, width, bias=False),
+        *norm(f"{name}.input_layernorm", scope, "norm1", config.width, bias=False),
+        *norm(f"{name}.post_attention_layernorm", scope, "norm2", config.width, bias=False),
+        *dense(f"{attention}.o_proj", scope, "out", query, width, bias=False),
+        *dense(f"{mlp}.gate_proj", scope, "gate", width, hidden, bias=False),
+        *dense(f"{mlp}.up_proj", scope, "up", width, hidden, bias=False),
+        *dense(f"{mlp}.down_proj", scope, "down", hidden, width, bias=False),
     ]
     for k, outs in (("q", query), ("k", key), ("v", key)):
-        rules += dense(f"{attention}.{k}_proj", place, k, width, outs, bias=config.qkv_bias)
+        rules += dense(f"{attention}.{k}_proj", scope, k, width, outs, bias=config.qkv_bias)
     return rules
 
 
-def _fused_qkv(config: DecoderConfig, name: str, place: Place) -> Rule:
+def _fused_qkv(config: DecoderConfig, name: str, scope: Scope) -> Rule:
     """Queries, keys and values in one matrix."""
     width, query, key = _projections(config)
     pairs = zip("qkv", (query, key, key), strict=True)
-    return matrix(name, *(place.slab(f"{k}/kernel", *width, *outs) for k, outs in pairs))
+    return matrix(name, *(scope.slab(f"{k}/kernel", *width, *outs) for k, outs in pairs))
 
 
-def _phi3_layer(config: DecoderConfig, name: str, place: Place) -> list[Rule]:
+def _phi3_layer(config: DecoderConfig, name: str, scope: Scope) -> list[Rule]:
     """Phi-3: queries, keys and values in one matrix, gate and up in another."""
     width, query, _ = _projections(config)
     hidden = (config.mlp_width,)
     return [
-        *norm(f"{name}.input_layernorm", place, "norm1", config.width, bias=False),
-        *norm(f"{name}.post_attention_layernorm", place, "norm2", config.width, bias=False),
-        _fused_qkv(config, f"{name}.self_attn.qkv_proj.weight", place),
-        *dense(f"{name}.self_attn.o_proj", place, "out", query, width, bias=False),
+        *norm(f"{name}.input_layernorm", scope, "norm1", config.width, bias=False),
+        *norm(f"{name}.post_attention_layernorm", scope, "norm2", config.width, bias=False),
+        _fused_qkv(config, f"{name}.self_attn.qkv_proj.weight", scope),
+        *dense(f"{name}.self_attn.o_proj", scope, "out", query, width, bias=False),
         matrix(
             f"{name}.mlp.gate_up_proj.weight",
-            place.slab("gate/kernel", *width, *hidden),
-            place.slab("up/kernel", *width, *hidden),
+            scope.slab("gate/kernel", *width, *hidden),
+            scope.slab("up/kernel", *width, *hidden),
         ),
-        *dense(f"{name}.mlp.down_proj", place, "down", hidden, width, bias=False),
+        *dense(f"{name}.mlp.down_proj", scope, "down", hidden, width, bias=False),
     ]
 
 
-def _mpt_layer(config: DecoderConfig, name: str, place: Place) -> list[Rule]:
+def _mpt_layer(config: DecoderConfig, name: str, scope: Scope) -> list[Rule]:
     """MPT: queries, keys and values in one matrix; an MLP of two."""
     width, query, _ = _projections(config)
     hidden = (config.mlp_width,)
     return [
-        *norm(f"{name}.norm_1", place, "norm1", config.width, bias=False),
-        *norm(f"{name}.norm_2", place, "norm2", config.width, bias=False),
-        _fused_qkv(config, f"{name}.attn.Wqkv.weight", place),
-        *dense(f"{name}.attn.out_proj", place, "out", query, width, bias=False),
-        *dense(f"{name}.ffn.up_proj", place, "up", width, hidden, bias=False),
-        *dense(f"{name}.ffn.down_proj", place, "down", hidden, width, bias=False),
+        *norm(f"{name}.norm_1", scope, "norm1", config.width, bias=False),
+        *norm(f"{name}.norm_2", scope, "norm2", config.width, bias=False),
+        _fused_qkv(config, f"{name}.attn.Wqkv.weight", scope),
+        *dense(f"{name}.attn.out_proj", scope, "out", query, width, bias=False),
+        *dense(f"{name}.ffn.up_proj", scope, "up", width, hidden, bias=False),
+        *dense(f"{name}.ffn.down_proj", scope, "down", hidden, width, bias=False),
     ]

@@ -10,7 +10,7 @@ from quecc_jax.config.shapes import projector_depth
 from quecc_jax.convert.formats.clip import KNOWN, LEVELS
 from quecc_jax.convert.formats.families import ORIGINAL, decoder_config, hf_decoder_config
 from quecc_jax.convert.formats.quecc import quecc_rules
-from quecc_jax.convert.rules import Place, Rule, dense, same
+from quecc_jax.convert.rules import Rule, Scope, dense, same
 from quecc_jax.errors import UserError
 
 HEADS = 8
@@ -27,7 +27,7 @@ _ONLY: dict[str, tuple[Any, ...]] = {
 }
 """Settings that change what the model computes, with the values that are implemented."""
 _ANYRES = {"mm_patch_merge_type": "spatial_unpad", "image_aspect_ratio": "anyres"}
-"""What the original says of any-resolution pictures; both, or the values above."""
+"""What the original says of any-resolution images; both, or the values above."""
 NEWLINE = "image_newline"
 """How all formats call the end of a map's row."""
 
@@ -220,11 +220,11 @@ def adapter_rules(model: ModelConfig, prefix: str) -> list[Rule]:
 def projector_rules(model: ModelConfig, name: Callable[[int], str], newline: str) -> list[Rule]:
     """The projector, whose linear layer i = 0, 1, ... they call name(i), and the end of a map's row."""
     rules: list[Rule] = []
-    place, wide = Place(("projector",)), (model.decoder.width,)
+    scope, wide = Scope(("projector",)), (model.decoder.width,)
     for i in range(projector_depth(model.projector)):
         ins = wide if i else (model.vision.feature_width,)
-        rules += dense(name(i), place, f"fc{i + 1}", ins, wide, bias=True)
-    return [*rules, same(newline, place.slab("newline", *wide))] if model.has_newline else rules
+        rules += dense(name(i), scope, f"fc{i + 1}", ins, wide, bias=True)
+    return [*rules, same(newline, scope.slab("newline", *wide))] if model.has_newline else rules
 
 
 def tiles_of(sizes: Sequence[Sequence[int]], tower: VisionConfig) -> tuple[tuple[int, int], ...]:
@@ -239,7 +239,7 @@ def tiles_of(sizes: Sequence[Sequence[int]], tower: VisionConfig) -> tuple[tuple
 
 
 def pinpoints(vision: VisionConfig) -> list[list[int]]:
-    """Heights and widths in pixels of the maps of any-resolution pictures."""
+    """Heights and widths in pixels of the maps of any-resolution images."""
     return [[rows * vision.image_size, columns * vision.image_size] for rows, columns in vision.tiles]
 
 
@@ -257,12 +257,12 @@ def _scales(hf: dict[str, Any], tower: VisionConfig) -> tuple[int, ...]:
 _MEANINGS = (
     ("image_aspect_ratio", r"anyres_max_\d+", "tiles' tokens interpolated to at most so many squares' worth"),
     ("image_aspect_ratio", r"anyres", "tiles, which need mm_patch_merge_type 'spatial_unpad'"),
-    ("image_aspect_ratio", r"highres|crop_split", "fixed tiles of a larger picture"),
+    ("image_aspect_ratio", r"highres|crop_split", "fixed tiles of a larger image"),
     ("mm_patch_merge_type", r"spatial", "tiles' tokens in one map with its padding, without newlines"),
     ("mm_patch_merge_type", r"spatial_unpad", "tiles' tokens in one map, which need 'anyres'"),
     ("mm_patch_merge_type", r".*maxpool.*", "tiles' tokens pooled by twos"),
     ("mm_vision_select_feature", r"slicefour.*|slice_m.*", "several layers' states side by side"),
-    ("mm_use_im_start_end", r"True", "tokens of its own around every picture"),
+    ("mm_use_im_start_end", r"True", "tokens of its own around every image"),
     ("mm_resampler_type", r".*", "a module between tower and projector"),
 )
 """What settings of the original, and of LLaVA-NeXT's code, mean that are refused."""

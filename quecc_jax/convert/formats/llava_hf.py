@@ -1,4 +1,4 @@
-"""LLaVA and LLaVA-NeXT as transformers has them (llava-hf): settings, names and the picture's own token."""
+"""LLaVA and LLaVA-NeXT as transformers has them (llava-hf): settings, names and the image's own token."""
 
 import dataclasses
 from typing import Any
@@ -13,7 +13,7 @@ from quecc_jax.convert.rules import Arrays, Rule
 from quecc_jax.errors import UserError
 
 IMAGE = "<image>"
-"""The token that stands for a picture."""
+"""The token that stands for an image."""
 VOCABULARY = (("decoder", "embedding"), ("decoder", "head"))
 """Our leaves with a row, or column, for each token."""
 
@@ -84,7 +84,7 @@ def hf_llava(config: RunConfig, family: str, number: int) -> dict[str, Any]:
     Args:
       config: the run.
       family: model_type of its decoder.
-      number: id of the token that stands for a picture; the vocabulary grows to hold it.
+      number: id of the token that stands for an image; the vocabulary grows to hold it.
 
     Raises:
       UserError: transformers' class cannot express the model, by setting.

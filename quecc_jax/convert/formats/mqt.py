@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from quecc_jax.convert.rules import Array, Arrays, Place, Rule, attention, from_tree, norm, same, to_tree
+from quecc_jax.convert.rules import Array, Arrays, Rule, Scope, attention, from_tree, norm, same, to_tree
 from quecc_jax.errors import UserError
 from quecc_jax.models.compressors.positions import sine_cosine
 
@@ -19,15 +19,15 @@ def mqt_rules(width: int, queries: int, output: int, heads: int, prefix: str = "
       heads: attention heads H; ours splits the projections' outputs among them.
       prefix: what stands before the original's names, e.g. "model.mm_projector.".
     """
-    place = Place(("compressor",))
+    scope = Scope(("compressor",))
     rules = [
         _positions(f"{prefix}pos_embed", queries, width),
-        same(f"{prefix}query", place.slab("queries", queries, width)),
-        *attention(f"{prefix}attn", place, "attention", width, heads),
-        same(f"{prefix}proj", Place(("projector",)).slab("fc1/kernel", width, output)),
+        same(f"{prefix}query", scope.slab("queries", queries, width)),
+        *attention(f"{prefix}attn", scope, "attention", width, heads),
+        same(f"{prefix}proj", Scope(("projector",)).slab("fc1/kernel", width, output)),
     ]
     for k in "qkv":
-        rules += norm(f"{prefix}ln_{k}", place, f"{k}_norm", width, bias=True)
+        rules += norm(f"{prefix}ln_{k}", scope, f"{k}_norm", width, bias=True)
     return rules
 
 

@@ -8,8 +8,8 @@ from quecc_jax.convert.rules import (
     Array,
     Arrays,
     Path,
-    Place,
     Rule,
+    Scope,
     attention,
     dense,
     from_tree,
@@ -33,24 +33,24 @@ def quecc_rules(
       prefix: what stands before the original's names, e.g. "model.mm_projector.0.".
       path: where our leaves are.
     """
-    place, one, conv = Place(path), (width,), f"{prefix}q_downsample"
+    scope, one, conv = Scope(path), (width,), f"{prefix}q_downsample"
     rules = [
-        *dense(f"{prefix}text_projection.0", place, "text_projection", (text,), one, bias=True),
-        *norm(f"{prefix}text_projection.1", place, "text_norm", width, bias=True),
+        *dense(f"{prefix}text_projection.0", scope, "text_projection", (text,), one, bias=True),
+        *norm(f"{prefix}text_projection.1", scope, "text_norm", width, bias=True),
         Rule(
             (f"{conv}.weight",),
             ((width, 1, kernel, kernel),),
-            (place.slab("q_downsample/kernel", kernel, kernel, 1, width),),
+            (scope.slab("q_downsample/kernel", kernel, kernel, 1, width),),
             _channels_last,
             _channels_first,
         ),
-        vector(f"{conv}.bias", place.slab("q_downsample/bias", width)),
-        *attention(f"{prefix}clip_attn", place, "clip_attn", width, heads),
+        vector(f"{conv}.bias", scope.slab("q_downsample/bias", width)),
+        *attention(f"{prefix}clip_attn", scope, "clip_attn", width, heads),
     ]
     for name, inputs in (("q_proj", width), ("k_proj", multi), ("v_proj", multi)):
-        rules += dense(f"{prefix}{name}.0", place, f"{name}/fc1", (inputs,), one, bias=True)
-        rules += dense(f"{prefix}{name}.2", place, f"{name}/fc2", one, one, bias=True)
-        rules += norm(f"{prefix}{name}.3", place, f"{name}/norm", width, bias=True)
+        rules += dense(f"{prefix}{name}.0", scope, f"{name}/fc1", (inputs,), one, bias=True)
+        rules += dense(f"{prefix}{name}.2", scope, f"{name}/fc2", one, one, bias=True)
+        rules += norm(f"{prefix}{name}.3", scope, f"{name}/norm", width, bias=True)
     return rules
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from quecc_jax.convert.rules import Array, Place, Rule, attention, dense, from_tree, norm, to_tree
+from quecc_jax.convert.rules import Array, Rule, Scope, attention, dense, from_tree, norm, to_tree
 
 
 def tokenpacker_rules(width: int, multi: int, output: int, heads: int, prefix: str = "") -> list[Rule]:
@@ -17,18 +17,18 @@ def tokenpacker_rules(width: int, multi: int, output: int, heads: int, prefix: s
       heads: attention heads H; ours splits the projections' outputs among them.
       prefix: what stands before the original's names, e.g. "model.mm_projector.".
     """
-    place, after, one = Place(("compressor",)), Place(("projector",)), (width,)
+    scope, after, one = Scope(("compressor",)), Scope(("projector",)), (width,)
     rules = [
-        *dense(f"{prefix}q_proj_1", place, "q_proj", one, one, bias=False),
-        *norm(f"{prefix}ln_q_1", place, "q_norm", width, bias=True),
-        *attention(f"{prefix}clip_attn", place, "clip_attn", width, heads),
+        *dense(f"{prefix}q_proj_1", scope, "q_proj", one, one, bias=False),
+        *norm(f"{prefix}ln_q_1", scope, "q_norm", width, bias=True),
+        *attention(f"{prefix}clip_attn", scope, "clip_attn", width, heads),
         *dense(f"{prefix}mlp.0", after, "fc1", one, (output,), bias=True),
         *dense(f"{prefix}mlp.2", after, "fc2", (output,), (output,), bias=True),
     ]
     for k in "kv":
-        rules += dense(f"{prefix}{k}_proj_1.0", place, f"{k}_proj/fc1", (multi,), one, bias=True)
-        rules += dense(f"{prefix}{k}_proj_1.2", place, f"{k}_proj/fc2", one, one, bias=True)
-        rules += norm(f"{prefix}ln_{k}_1", place, f"{k}_proj/norm", width, bias=True)
+        rules += dense(f"{prefix}{k}_proj_1.0", scope, f"{k}_proj/fc1", (multi,), one, bias=True)
+        rules += dense(f"{prefix}{k}_proj_1.2", scope, f"{k}_proj/fc2", one, one, bias=True)
+        rules += norm(f"{prefix}ln_{k}_1", scope, f"{k}_proj/norm", width, bias=True)
     return rules
 
 

@@ -31,7 +31,7 @@ class Spec(NamedTuple):
 class ShardWriter:
     """Writes tensors into `model.safetensors`, or into numbered shards with an index; a context.
 
-    Each tensor goes straight to its place, in any order. The files are whole, and on the disk, once
+    Each tensor goes straight to its offset, in any order. The files are whole, and on the disk, once
     the block ends without an error. Write into a directory that only then takes its name.
     """
 
