@@ -166,7 +166,7 @@ def answer_all(options: Options, source: SourceConfig) -> "tuple[list[Answer], d
     """Greedy answers to the source's questions, under a progress bar on stderr; and visual_tokens (V),
     image_decoding and reuse, what was computed once for several."""
     # Imported late, so that --help and mistakes in the command line answer at once.
-    from quecc_jax.data.sources.rows import read_rows
+    from quecc_jax.data.sources.open import read_rows
     from quecc_jax.evaluate.predict import predict
     from quecc_jax.generate.reuse import Reuse
     from quecc_jax.load import load_vlm, with_decoding

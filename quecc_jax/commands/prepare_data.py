@@ -91,8 +91,8 @@ def as_array_record(options: Options) -> None:
     # Imported late, so that --help and mistakes in the command line answer at once.
     import os
 
+    from quecc_jax.data.sources.array_record import Recipe
     from quecc_jax.data.sources.prepare import prepare
-    from quecc_jax.data.sources.prepared import Recipe
 
     recipe = Recipe(options.resize, options.aspect, options.encode, options.quality, options.decoding)
     began = time.monotonic()
@@ -122,8 +122,8 @@ def as_array_record(options: Options) -> None:
 
 def as_tfds(options: Options) -> None:
     """Writes a data set of tensorflow-datasets."""
+    from quecc_jax.data.sources.array_record import Recipe
     from quecc_jax.data.sources.prepare import inline_rows
-    from quecc_jax.data.sources.prepared import Recipe
     from quecc_jax.data.sources.tfds import LlavaRows
 
     if options.resize and options.encode == "raw":
@@ -141,7 +141,7 @@ def as_tfds(options: Options) -> None:
 def write_features(options: Options) -> None:
     """Stores the tower's states of prepared pictures."""
     from quecc_jax.data.sources import feature_store
-    from quecc_jax.data.sources.prepared import PreparedPictures, open_prepared
+    from quecc_jax.data.sources.array_record import open_prepared, prepared_images
     from quecc_jax.experiments.testbed.tower import feature_fn
     from quecc_jax.fingerprint import tower_fingerprint
     from quecc_jax.train.checkpoint import load_params
@@ -151,7 +151,7 @@ def write_features(options: Options) -> None:
     vision = config.model.tower
     made = prepared.recipe if prepared.recipe.size else options
     data = dataclasses.replace(config.data, image_aspect=made.aspect, image_decoding=made.decoding)
-    pictures, total = PreparedPictures(prepared, vision, data), len(prepared.pictures)
+    pictures, total = prepared_images(prepared, vision, data), len(prepared.pictures)
     fingerprint = tower_fingerprint(params["vision"], vision, data)
     began = time.monotonic()
     with bar("images") as show:
@@ -178,8 +178,9 @@ def write_queries(options: Options) -> None:
 
     from quecc_jax.config.validation import validate
     from quecc_jax.data.sources import feature_store
-    from quecc_jax.data.sources.prepared import open_prepared
-    from quecc_jax.data.sources.rows import Layout, Questions
+    from quecc_jax.data.sources.array_record import open_prepared
+    from quecc_jax.data.sources.questions import Questions
+    from quecc_jax.data.sources.source import Layout
     from quecc_jax.data.text.queries import bucket, limit_buckets
     from quecc_jax.data.text.tokenizer import load_tokenizer
     from quecc_jax.fingerprint import query_fingerprint
@@ -236,8 +237,8 @@ def write_queries(options: Options) -> None:
 
 def verify(options: Options) -> None:
     """Checks every shard against the manifest."""
-    from quecc_jax.data.sources.array_record import Shard, check
-    from quecc_jax.data.sources.prepared import read_manifest
+    from quecc_jax.data.sources.array_record import read_manifest
+    from quecc_jax.data.sources.shards import Shard, check
 
     manifest = read_manifest(options.out)
     shards = [Shard(*shard) for group in manifest["shards"].values() for shard in group]

@@ -1,5 +1,6 @@
 """Pictures from files to the tower's input, as CLIP's image processor makes them."""
 
+import dataclasses
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import IO, Any, Literal, TypeVar
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from quecc_jax.config import ImageDecoding, VisionConfig
+from quecc_jax.config import DataConfig, ImageDecoding, VisionConfig
 from quecc_jax.data.png import SIGNATURE, without_notes
 from quecc_jax.data.tiles import split
 from quecc_jax.errors import BadRow, UserError
@@ -80,6 +81,30 @@ def load_pixels(
     if vision.tiles:
         return split(opened, vision.tiles, vision.image_size)
     return np.asarray(fit(opened, vision.input_size, aspect))
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageReader:
+    """Reads a source's images, by their references in a row, as a run wants them."""
+
+    find: Callable[[Any], Picture | np.ndarray]
+    """Where an image is, or its pixels where they are stored ready for the tower; raises BadRow."""
+    vision: VisionConfig
+    data: DataConfig
+
+    def __call__(self, ref: Any) -> np.ndarray:
+        """As `load_pixels`."""
+        found, data = self.find(ref), self.data
+        if isinstance(found, np.ndarray):
+            return found
+        return load_pixels(found, self.vision, data.image_aspect, data.image_decoding)
+
+    def size(self, ref: Any) -> tuple[int, int]:
+        """Width and height in pixels, upright; raises as `picture_size`."""
+        found = self.find(ref)
+        if isinstance(found, np.ndarray):
+            return found.shape[1], found.shape[0]
+        return picture_size(found, self.data.image_decoding)
 
 
 def open_image(image: Picture, decoding: ImageDecoding = "upright") -> Image.Image:

@@ -18,7 +18,7 @@ from quecc_jax.config import DataConfig, SourceConfig
 from quecc_jax.data.bad_rows import DROPPED, LeftOut, Read, Tally
 from quecc_jax.data.packing import RowLengths
 from quecc_jax.data.sources.mixture import files_of
-from quecc_jax.data.sources.rows import Source
+from quecc_jax.data.sources.source import Source
 from quecc_jax.errors import BadRow
 from quecc_jax.paths import cache_folder, is_remote, place
 

@@ -22,7 +22,8 @@ from quecc_jax.data.elastic import Elastic, Slots, choices
 from quecc_jax.data.lengths import measure
 from quecc_jax.data.packing import BatchPlan, Grouped, Packed, Padded, Queries, RowLengths, row_lengths
 from quecc_jax.data.sampler import Order
-from quecc_jax.data.sources.rows import Encoded, Source, open_sources, read_rows
+from quecc_jax.data.sources.open import open_sources, read_rows
+from quecc_jax.data.sources.source import Encoded, Source
 from quecc_jax.data.text.queries import bucket, query_buckets, question_segments
 from quecc_jax.data.tiles import arrangement_settings
 from quecc_jax.errors import BadRow, UserError

@@ -9,6 +9,9 @@ from typing import Any
 
 from quecc_jax.errors import BadRow
 
+Row = dict[str, Any]
+"""One conversation as LLaVA's files hold it: a JSON object with `conversations` and, where it has images, `image`."""
+
 _OURS = frozenset(("id", "image", "conversations", "kind", "image_files"))
 """Keys that every reader knows; `image_files` keeps the paths of prepared pictures."""
 _PICTURES = re.compile(
@@ -30,7 +33,7 @@ _READ = "text and pictures are read; leave the row out"
 _URL = re.compile(r"([a-z][a-z0-9+.-]+):/", re.I)
 
 
-def image_refs(row: dict[str, Any]) -> list[Any]:
+def image_refs(row: Row) -> list[Any]:
     """References to a row's pictures, in the order of their placeholders; empty for a text-only row.
 
     Raises:

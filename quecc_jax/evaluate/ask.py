@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from quecc_jax.config import DataConfig, RunConfig, SourceConfig
-from quecc_jax.data.sources.rows import open_sources
+from quecc_jax.data.sources.open import open_sources
 from quecc_jax.data.text.templates import PLACEHOLDER
 from quecc_jax.errors import UserError
 from quecc_jax.evaluate.predict import predict

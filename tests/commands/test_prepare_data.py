@@ -10,7 +10,7 @@ import time
 import pytest
 
 from quecc_jax.commands.cli import execute
-from quecc_jax.data.sources.prepared import open_prepared
+from quecc_jax.data.sources.array_record import open_prepared
 from tests.data.photos import ROWS, photo, write_llava
 
 COMMAND = (sys.executable, "-m", "launch.prepare_data")

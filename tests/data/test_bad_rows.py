@@ -300,7 +300,7 @@ def check(batch, place, good, config, tokenizer, model, folder, path):
 def test_two_thousand_mutated_rows(folder, tokenizer, model):
     counted["mutated"] = 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("quecc_jax.data.sources.rows.load_tokenizer", lambda *_: tokenizer)
+        patch.setattr("quecc_jax.data.sources.open.load_tokenizer", lambda *_: tokenizer)
         mutated_rows(folder=folder, tokenizer=tokenizer, model=model, patch=patch)
     assert counted["mutated"] >= 2000
 

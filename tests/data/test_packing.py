@@ -17,7 +17,7 @@ from quecc_jax.data.batch import IGNORE, Batch, batch_spec
 from quecc_jax.data.lengths import measure
 from quecc_jax.data.pipeline import eval_batches, make_iterator
 from quecc_jax.data.sources.easy_vqa import picture_paths
-from quecc_jax.data.sources.rows import open_sources
+from quecc_jax.data.sources.open import open_sources
 from quecc_jax.data.text.queries import question_ids
 from quecc_jax.errors import UserError
 

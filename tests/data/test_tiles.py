@@ -15,7 +15,7 @@ from quecc_jax.config import DecoderConfig, RunConfig, SourceConfig
 from quecc_jax.config.validation import validate
 from quecc_jax.data.images import load_pixels, picture_size
 from quecc_jax.data.pipeline import eval_batches, make_iterator
-from quecc_jax.data.sources.rows import open_sources
+from quecc_jax.data.sources.open import open_sources
 from quecc_jax.data.text.conversation import query_ids
 from quecc_jax.errors import BadRow, UserError
 from quecc_jax.evaluate.predict import predict

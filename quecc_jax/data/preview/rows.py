@@ -12,7 +12,8 @@ from quecc_jax.data.batch import IGNORE, NEWLINE, Batch
 from quecc_jax.data.elastic import Elastic, choices
 from quecc_jax.data.packing import BatchPlan, Grouped, Packed
 from quecc_jax.data.pipeline import Collate, draw_batches
-from quecc_jax.data.sources.rows import Source, open_sources
+from quecc_jax.data.sources.open import open_sources
+from quecc_jax.data.sources.source import Source
 from quecc_jax.data.text.queries import question_ids
 from quecc_jax.data.text.tokenizer import Tokenizer, load_tokenizer
 

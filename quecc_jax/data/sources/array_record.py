@@ -1,177 +1,178 @@
-"""Numbered records in ArrayRecord shards that appear whole, survive a kill one by one, and are checksummed.
+"""Prepared data: rows and pictures of a LLaVA file in ArrayRecord shards, see `launch.prepare_data`.
 
-A shard is written aside and renamed; then a note beside it says what it holds. Making a set of shards
-again skips those whose note is there and was written under the same key. The manifest of the whole set,
-written last, takes over what the notes say.
+    manifest.json              what the shards hold and their SHA-256, how they were made; written last
+    rows-*.array_record        one JSON row a record; "image" lists numbers of pictures
+    pictures-*.array_record    one file's bytes or raw pixels a record, each picture once
+
+Rows keep their order and number. Of a picture or row that could not be read the record says why, so that
+the same rows are bad, and for the same reason, whichever way the data are read.
 """
 
-import hashlib
+import dataclasses
 import json
-import os
-import tempfile
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from io import BytesIO
+from typing import Any, Literal
 
-from quecc_jax.errors import UserError
-from quecc_jax.paths import AnyPath, cached, is_remote, place, write_text
+import numpy as np
 
-OPTIONS = "group_size:1,uncompressed"
-"""Of ArrayRecord's writer: records are read one by one in random order, and hold compressed pictures."""
-BLOCK = 4 << 20
-"""Bytes that are hashed at once."""
+from quecc_jax.config import DataConfig, ImageDecoding, VisionConfig
+from quecc_jax.data.images import ImageReader
+from quecc_jax.data.sources.shards import Records
+from quecc_jax.errors import BadRow, UserError
+from quecc_jax.paths import AnyPath, place
 
-
-class Shard(NamedTuple):
-    """One file of a set."""
-
-    name: str
-    records: int
-    bytes: int
-    sha256: str
+MANIFEST = "manifest.json"
+UNREADABLE = b"\0unreadable\0"
+"""Begins the record of what could not be read; neither JSON nor a format of pictures begins so."""
+FORMAT = 1
+"""Of the directory's layout; goes up when older readers would misread it."""
 
 
-def write_shard(
-    directory: AnyPath, name: str, key: str, records: Iterable[bytes], remarks: Sequence[Any] = ()
-) -> Shard:
-    """Writes a shard, which replaces one of the same name.
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How pictures are stored."""
 
-    Args:
-      directory: exists; may lie in a bucket.
-      key: says how the records were made.
-      records: read once, as they are written.
-      remarks: JSON values for the note, which may grow while `records` are read.
-    """
-    from array_record.python.array_record_module import ArrayRecordWriter
-
-    folder = place(directory)
-    note = _note(directory, name)
-    note.unlink(missing_ok=True)
-    beside = None if is_remote(directory) else str(folder)
-    handle, aside = tempfile.mkstemp(prefix=f".{name}.", dir=beside)
-    os.close(handle)
-    try:
-        writer, count = ArrayRecordWriter(aside, OPTIONS), 0
-        try:
-            for record in records:
-                writer.write(record)
-                count += 1
-        finally:
-            writer.close()
-        shard = Shard(name, count, os.path.getsize(aside), digest(Path(aside)))
-        if is_remote(directory):
-            from etils import epath
-
-            epath.Path(aside).copy(epath.Path(directory) / name, overwrite=True)
-        else:
-            # mkstemp's files are for their owner's eyes alone.
-            os.chmod(aside, 0o666 & ~_umask())
-            os.replace(aside, folder / name)
-    finally:
-        Path(aside).unlink(missing_ok=True)
-    write_text(f"{directory}/{note.name}", json.dumps([key, shard, list(remarks)]))
-    return shard
+    size: int = 0
+    """Side of the square that pictures are brought to, in pixels; 0 stores the files as they are."""
+    aspect: Literal["pad", "square"] = "pad"
+    """How they are brought there, as `DataConfig.image_aspect`."""
+    encoding: Literal["jpeg", "png", "raw"] = "jpeg"
+    """Of resized pictures. `png` and `raw` (uint8 [size, size, 3]) lose nothing."""
+    quality: int = 95
+    """Of `jpeg`; colours are not subsampled."""
+    decoding: ImageDecoding = "upright"
+    """How resized pictures were read, as `DataConfig.image_decoding`; files stored as they are have not been
+    read."""
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """An opened directory."""
+
+    directory: str
+    recipe: Recipe
+    rows: Sequence[Any]
+    pictures: Records
 
 
-def made(directory: AnyPath, name: str, key: str) -> tuple[Shard, list[Any]] | None:
-    """A shard that was written under this key with its remarks, or None."""
-    try:
-        found, shard, remarks = json.loads(_note(directory, name).read_text())
-        size = (place(directory) / name).stat()
-    except (OSError, ValueError):
-        return None
-    shard = Shard(*shard)
-    length = size.length if is_remote(directory) else size.st_size  # type: ignore[attr-defined]
-    return (shard, remarks) if found == key and length == shard.bytes else None
+class PreparedRows(Sequence[Any]):
+    """The rows, parsed when asked for."""
 
-
-def forget(directory: AnyPath, shards: Iterable[Shard]) -> None:
-    """Deletes the notes of shards that a manifest now lists."""
-    for shard in shards:
-        _note(directory, shard.name).unlink(missing_ok=True)
-
-
-def _note(directory: AnyPath, name: str) -> Path:
-    return place(directory) / f".{name}.json"
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    total = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            total.update(block)
-    return total.hexdigest()
-
-
-class Records(Sequence[bytes]):
-    """The records of a set of shards, by number, read when asked for.
-
-    Shards of a bucket are copied to this machine one by one, each when one of its records is first asked
-    for. Pickles as names, so that worker processes open the files themselves.
-    """
-
-    def __init__(self, directory: AnyPath, shards: Iterable[Sequence[Any]]):
-        self.directory, self.shards = str(directory), [Shard(*shard) for shard in shards]
-        self._ends, total = [], 0
-        for shard in self.shards:
-            total += shard.records
-            self._ends.append(total)
-        self._readers: dict[int, Any] = {}
+    def __init__(self, records: Records):
+        self.records = records
 
     def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
+        return len(self.records)
 
-    def __getitem__(self, number: Any) -> Any:
-        if isinstance(number, slice):
-            return [self[index] for index in range(*number.indices(len(self)))]
-        from bisect import bisect_right
-
-        if not 0 <= number < len(self):
-            raise IndexError(number)
-        place_ = bisect_right(self._ends, number)
-        first = self._ends[place_] - self.shards[place_].records
-        return self._reader(place_)[number - first]
-
-    def _reader(self, number: int) -> Any:
-        if number not in self._readers:
-            from array_record.python.array_record_data_source import ArrayRecordDataSource
-
-            shard = self.shards[number]
-            path = f"{self.directory}/{shard.name}"
-            try:
-                local = cached(path, shard.sha256)
-                size = local.stat().st_size
-            except OSError as error:
-                raise UserError(f"{path} cannot be read ({error.strerror or error}); {AGAIN}") from None
-            if size != shard.bytes:
-                raise UserError(f"{path} has {size} bytes, not {shard.bytes}; {AGAIN}")
-            self._readers[number] = ArrayRecordDataSource(f"{local}[0:{shard.records}]")
-        return self._readers[number]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_readers": {}}
+    def __getitem__(self, row: Any) -> Any:
+        if isinstance(row, slice):
+            return [self[index] for index in range(*row.indices(len(self)))]
+        return json.loads(readable(self.records[row]))
 
 
-AGAIN = "copy the directory again, or delete the file and prepare it anew"
-
-
-def check(directory: AnyPath, shard: Shard) -> None:
-    """Reads a whole shard against its checksum.
+def check_recipe(directory: str, recipe: Recipe, vision: VisionConfig, data: DataConfig) -> None:
+    """That pictures stored in this way are those that a run reads.
 
     Raises:
-      UserError: it is missing or holds other bytes.
+      UserError: they are of another size, aspect or decoding.
     """
-    path = f"{directory}/{shard.name}"
+    if not recipe.size or not data.images_per_row:
+        return
+    size, aspect, decoding = vision.input_size, data.image_aspect, data.image_decoding
+    if vision.tiles:
+        raise UserError(
+            f"{directory} holds squares of {recipe.size} pixels, but model.vision.tiles need "
+            "whole pictures; prepare it without --resize"
+        )
+    if (recipe.size, recipe.aspect) != (size, aspect):
+        raise UserError(
+            f"{directory} holds pictures of {recipe.size} pixels, aspect {recipe.aspect}, but "
+            f"the run asks for {size}, {aspect}; prepare it with --resize {size} --aspect "
+            f"{aspect}, or change vision.image_size or data.image_aspect"
+        )
+    if recipe.decoding != decoding:
+        raise UserError(
+            f"{directory} holds pictures that were decoded {recipe.decoding}, but the run has "
+            f"data.image_decoding {decoding}; prepare it with --decoding {decoding}, or change "
+            "data.image_decoding"
+        )
+
+
+def prepared_images(prepared: Prepared, vision: VisionConfig, data: DataConfig) -> ImageReader:
+    """Reads images by number.
+
+    Raises:
+      UserError: as `check_recipe`.
+    """
+    check_recipe(prepared.directory, prepared.recipe, vision, data)
+    return ImageReader(Stored(prepared.pictures, prepared.recipe), vision, data)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """Finds stored images by number."""
+
+    records: Records
+    recipe: Recipe
+
+    def __call__(self, number: Any) -> BytesIO | np.ndarray:
+        """The bytes of an image's file, or uint8 [H, W, 3] where raw pixels are stored. Raises BadRow."""
+        if not isinstance(number, int) or not 0 <= number < len(self.records):
+            raise BadRow(
+                "not a row",
+                f"its picture {number!r} is not among the {len(self.records)}; prepare the data anew",
+            )
+        record, size = readable(self.records[number]), self.recipe.size
+        if size and self.recipe.encoding == "raw":
+            return np.frombuffer(record, np.uint8).reshape(size, size, 3)
+        return BytesIO(record)
+
+
+def fault_record(bad: BadRow) -> bytes:
+    """The record of what could not be read."""
+    return UNREADABLE + json.dumps([bad.fault, str(bad)]).encode()
+
+
+def readable(record: bytes) -> bytes:
+    """A record, unless it is of something that could not be read, which raises BadRow again."""
+    if record.startswith(UNREADABLE):
+        fault, message = json.loads(record[len(UNREADABLE) :])
+        raise BadRow(fault, f"{message} (found when the data were prepared)")
+    return record
+
+
+def read_manifest(directory: AnyPath) -> dict[str, Any]:
+    """The manifest of a prepared directory.
+
+    Raises:
+      UserError: there is none, or it is of another format.
+    """
     try:
-        same = digest(place(path)) == shard.sha256
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error}); {AGAIN}") from None
-    if not same:
-        raise UserError(f"{path} is damaged: its SHA-256 is not the manifest's; {AGAIN}")
+        manifest = json.loads((place(directory) / MANIFEST).read_text())
+    except FileNotFoundError:
+        raise UserError(
+            f"{directory} has no {MANIFEST}, so it is not (yet) prepared data; run or finish "
+            "python -m launch.prepare_data"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{directory}/{MANIFEST} cannot be read ({error}); prepare the data anew") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise UserError(f"{directory}/{MANIFEST} is not of format {FORMAT}; prepare the data anew")
+    return manifest
+
+
+def open_prepared(directory: AnyPath) -> Prepared:
+    """Opens a prepared directory, here or in a bucket.
+
+    Raises:
+      UserError: it is not whole.
+    """
+    manifest = read_manifest(directory)
+    shards = manifest["shards"]
+    return Prepared(
+        str(directory),
+        Recipe(**manifest["recipe"]),
+        PreparedRows(Records(directory, shards["rows"])),
+        Records(directory, shards["pictures"]),
+    )

@@ -15,8 +15,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from quecc_jax.data.sources.array_record import Records, forget, made, write_shard
-from quecc_jax.data.sources.prepared import fault_record, readable
+from quecc_jax.config import ModelConfig
+from quecc_jax.config.shapes import state_shape
+from quecc_jax.data.sources.array_record import fault_record, readable
+from quecc_jax.data.sources.shards import Records, forget, made, write_shard
 from quecc_jax.errors import BadRow, UserError
 from quecc_jax.paths import AnyPath, place, write_text
 
@@ -154,6 +156,23 @@ def read_features(directory: AnyPath, fingerprint: str | None = None, name: Name
             f"({found}, not {fingerprint}); write them anew, or set data.cached_{name} = False"
         )
     return Features(directory, note)
+
+
+def read_tower_features(directory: str, model: ModelConfig, fingerprint: str | None) -> Features:
+    """Stored tower states of the shape that the model reads.
+
+    Raises:
+      UserError: there are none, or they are of another tower.
+    """
+    found = read_features(directory, fingerprint)
+    wanted = state_shape(model.tower)
+    if found.shape[1:] != wanted:
+        raise UserError(
+            f"the features of {directory} are {found.shape[1:]} per picture but "
+            f"model.vision and {model.compressor.name} ask for {wanted} (patches, states, "
+            "width); write them anew"
+        )
+    return found
 
 
 def _note(directory: AnyPath, name: Name) -> dict[str, Any] | None:

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from quecc_jax.data.folders import Folders
 from quecc_jax.data.images import fit, open_image
 from quecc_jax.data.references import image_refs
-from quecc_jax.data.sources.array_record import Shard, forget, made, write_shard
+from quecc_jax.data.sources.array_record import FORMAT, MANIFEST, Recipe, fault_record
+from quecc_jax.data.sources.folders import Folders
 from quecc_jax.data.sources.json_rows import RowFile
 from quecc_jax.data.sources.mixture import Mixture, open_rows
-from quecc_jax.data.sources.prepared import FORMAT, MANIFEST, Recipe, fault_record
+from quecc_jax.data.sources.shards import Shard, forget, made, write_shard
 from quecc_jax.errors import BadRow, UserError
 from quecc_jax.paths import AnyPath, place, write_text
 

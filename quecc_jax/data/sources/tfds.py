@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
-from quecc_jax.data.sources.prepared import Recipe
+from quecc_jax.data.sources.array_record import Recipe
 from quecc_jax.errors import UserError
 
 

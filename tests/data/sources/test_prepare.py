@@ -13,9 +13,9 @@ from quecc_jax.config import DataConfig, SourceConfig
 from quecc_jax.data.images import load_pixels
 from quecc_jax.data.pipeline import eval_batches, make_iterator, rows_by_id
 from quecc_jax.data.sources import prepare as making
-from quecc_jax.data.sources.array_record import Records, Shard, check, made, write_shard
+from quecc_jax.data.sources.array_record import Recipe, open_prepared, read_manifest
 from quecc_jax.data.sources.prepare import prepare
-from quecc_jax.data.sources.prepared import Recipe, open_prepared, read_manifest
+from quecc_jax.data.sources.shards import Records, Shard, check, made, write_shard
 from quecc_jax.errors import BadRow, UserError
 from tests.data.photos import ROWS, photo, write_llava
 

@@ -22,7 +22,8 @@ from quecc_jax.config import (
 from quecc_jax.config.validation import validate
 from quecc_jax.data.bad_rows import Tally
 from quecc_jax.data.pipeline import eval_batches, make_iterator
-from quecc_jax.data.sources.rows import Layout, Questions
+from quecc_jax.data.sources.questions import Questions
+from quecc_jax.data.sources.source import Layout
 from quecc_jax.data.text.conversation import encode, prompt, query_ids, query_turns
 from quecc_jax.data.text.queries import (
     BUCKETS,

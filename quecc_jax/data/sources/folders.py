@@ -1,14 +1,9 @@
 """Folders of pictures, named by the paths in a row."""
 
 import os
-from io import BytesIO
 from typing import Any
 from urllib.parse import unquote
 
-import numpy as np
-
-from quecc_jax.config import DataConfig, VisionConfig
-from quecc_jax.data.images import load_pixels, picture_size
 from quecc_jax.errors import BadRow
 from quecc_jax.paths import is_remote, place
 
@@ -46,34 +41,3 @@ class Folders:
     def _existing(self, ref: str) -> str | None:
         paths = (os.path.join(root, ref) for root in self.roots)
         return next((path for path in paths if place(path).exists()), None)
-
-
-class FolderPictures:
-    """Pictures by path, at the tower's size."""
-
-    def __init__(self, folders: Folders, vision: VisionConfig, data: DataConfig):
-        self.folders, self.vision = folders, vision
-        self.aspect, self.decoding = data.image_aspect, data.image_decoding
-
-    def __call__(self, ref: Any) -> np.ndarray:
-        """As `load_pixels`."""
-        return load_pixels(self.folders.find(ref), self.vision, self.aspect, self.decoding)
-
-    def size(self, ref: Any) -> tuple[int, int]:
-        """Width and height in pixels."""
-        return picture_size(self.folders.find(ref), self.decoding)
-
-
-class FilePictures:
-    """Pictures that stand in their rows as the bytes of their files, at the tower's size."""
-
-    def __init__(self, vision: VisionConfig, data: DataConfig):
-        self.vision, self.aspect, self.decoding = vision, data.image_aspect, data.image_decoding
-
-    def __call__(self, ref: Any) -> np.ndarray:
-        """As `load_pixels`."""
-        return load_pixels(BytesIO(ref), self.vision, self.aspect, self.decoding)
-
-    def size(self, ref: Any) -> tuple[int, int]:
-        """Width and height in pixels."""
-        return picture_size(BytesIO(ref), self.decoding)

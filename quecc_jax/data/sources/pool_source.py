@@ -1,0 +1,120 @@
+"""Pools as sources: all rows encoded at once, images memory-mapped."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from quecc_jax.config import ModelConfig
+from quecc_jax.data.references import Row, image_refs
+from quecc_jax.data.sources.feature_store import Features, read_tower_features
+from quecc_jax.data.sources.pool import read_pool
+from quecc_jax.data.sources.source import Encoded, Layout
+from quecc_jax.errors import BadRow, UserError
+
+
+class PoolSource:
+    """Rows of a pool, all encoded when it is opened.
+
+    Demo questions repeat thousands of times over different pictures, so each different conversation
+    is encoded and stored once.
+    """
+
+    def __init__(self, directory: str, layout: Layout, model: ModelConfig, fingerprint: str | None):
+        pool = read_pool(directory)
+        self.name = str(directory)
+        refs = [image_refs(row) for row in pool.rows]
+        for row, chosen in enumerate(refs):
+            if not all(isinstance(ref, int) and 0 <= ref < len(pool.images) for ref in chosen):
+                raise UserError(
+                    f"{directory}/rows.jsonl, row {row + 1}: picture {chosen} is not among the "
+                    f"pool's {len(pool.images)}; make the pool anew"
+                )
+        self._first = _offsets([len(chosen) for chosen in refs])
+        self._refs = np.array([ref for chosen in refs for ref in chosen], np.int64)
+        self._table(pool.rows, layout)
+        self._pixels: _Mapped | None = None
+        self._features: Features | None = None
+        if not len(pool.images) or not layout.data.images_per_row:
+            return
+        if layout.data.cached_features:
+            self._features = read_tower_features(directory, model, fingerprint)
+        else:
+            size = model.vision.input_size
+            if pool.images.shape[1:3] != (size, size):
+                raise UserError(
+                    f"{directory} holds pictures of {pool.images.shape[1]} pixels but "
+                    f"vision.input_size is {size}; build the pool at {size}"
+                )
+            self._pixels = _Mapped(str(pool.directory / "images.npy"))
+
+    def _table(self, rows: Sequence[Row], layout: Layout) -> None:
+        place: dict[tuple, int] = {}
+        kinds: list[Encoded] = []
+        self._kind = np.empty(len(rows), np.int32)
+        self._bad: dict[int, BadRow] = {}
+        for number, row in enumerate(rows):
+            turns = row.get("conversations")
+            key = (str(turns), len(image_refs(row)))
+            if key not in place:
+                place[key] = len(kinds)
+                try:
+                    kinds.append(layout(row))
+                except BadRow as error:
+                    if layout.data.bad_rows == "error":
+                        raise error.at(self.where(number)) from None
+                    self._bad[len(kinds)] = error.at(self.where(number))
+                    none = np.zeros(0, np.int32)
+                    kinds.append(Encoded(none, none > 0, none, none, False, False))
+            self._kind[number] = place[key]
+        self._start = _offsets([len(kind.codes) for kind in kinds])
+        self._query_start = _offsets([len(kind.queries) for kind in kinds])
+        self._ends_start = _offsets([kind.places for kind in kinds])
+        self._codes = np.concatenate([np.zeros(0, np.int32), *(kind.codes for kind in kinds)])
+        self._loss = np.concatenate([np.zeros(0, bool), *(kind.loss for kind in kinds)])
+        self._query = np.concatenate([np.zeros(0, np.int32), *(kind.queries for kind in kinds)])
+        self._query_ends = np.concatenate([np.zeros(0, np.int32), *(kind.query_ends for kind in kinds)])
+        self._cut = np.array([(kind.query_cut, kind.cut) for kind in kinds], bool).reshape(-1, 2)
+
+    def __len__(self) -> int:
+        return len(self._kind)
+
+    def where(self, row: int) -> str:
+        return f"{self.name}/rows.jsonl, row {row + 1}"
+
+    def encoded(self, row: int) -> Encoded:
+        kind = int(self._kind[row])
+        if kind in self._bad:
+            raise self._bad[kind]
+        span = slice(self._start[kind], self._start[kind + 1])
+        queries = self._query[self._query_start[kind] : self._query_start[kind + 1]]
+        ends = self._query_ends[self._ends_start[kind] : self._ends_start[kind + 1]]
+        return Encoded(self._codes[span], self._loss[span], queries, ends, *self._cut[kind].tolist())
+
+    def write_pixels(self, row: int, out: np.ndarray) -> None:
+        assert self._pixels is not None
+        for place, ref in enumerate(self._refs[self._first[row] : self._first[row + 1]]):
+            out[place] = self._pixels.array[ref]
+
+    def query(self, row: int) -> np.ndarray:
+        raise UserError(f"{self.name} has no cached queries; set data.cached_queries = False")
+
+    def write_features(self, row: int, out: np.ndarray) -> None:
+        assert self._features is not None
+        for place, ref in enumerate(self._refs[self._first[row] : self._first[row + 1]]):
+            out[place] = self._features[ref]
+
+
+class _Mapped:
+    """A memory-mapped array that pickles as its path, so that worker processes map it themselves."""
+
+    def __init__(self, path: str):
+        self.path = path
+        # A plain view of the map: indexing a memmap object itself is several times slower.
+        self.array = np.asarray(np.load(path, mmap_mode="r")).view(np.ndarray)
+
+    def __reduce__(self) -> tuple:
+        return _Mapped, (self.path,)
+
+
+def _offsets(lengths: Sequence[int]) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
