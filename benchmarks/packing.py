@@ -27,7 +27,7 @@ from rich.table import Table
 
 from quecc_jax.config import DataConfig
 from quecc_jax.data.packing import BatchPlan, Grouped, Packed, Padded, Queries, RowLengths, row_lengths
-from quecc_jax.data.sampler import Order
+from quecc_jax.data.sampler import Sampler
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +127,7 @@ def compare(
     # Shapes of questions play no part here: one bucket.
     measures = RowLengths(np.minimum(text + visual_tokens * pictures, max_length), pictures, pictures)
     queries = Queries((max_length,), measures.queries)
-    order = Order([len(text)], None, 0)
+    order = Sampler([len(text)], None, 0)
     data = DataConfig(max_length=max_length, batching="packed", packed_images=images)
     grouped = Grouped(order, measures, queries, batch_size, window, row_lengths(data), 1)
     packed = Packed(order, measures, queries, batch_size, window, max_length, data.row_images(visual_tokens))

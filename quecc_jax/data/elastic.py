@@ -35,7 +35,7 @@ def row_length(data: DataConfig, largest: int, visual_tokens: int) -> int:
 
 
 def choices(data: DataConfig, model: ModelConfig) -> tuple[int, ...]:
-    """Values V that the batches of a run draw from; empty where V is fixed, or there are no pictures."""
+    """Values V that the batches of a run plan from; empty where V is fixed, or there are no pictures."""
     return model.elastic_choices if data.images_per_row else ()
 
 
@@ -57,17 +57,17 @@ class Elastic(Sequence[BatchPlan]):
     Padded batches get the length that their V needs; those of other kinds keep theirs.
     """
 
-    def __init__(self, draws: Sequence[BatchPlan], data: DataConfig, model: ModelConfig, seed: int):
-        self.draws, self.data, self.values, self.seed = draws, data, choices(data, model), seed
+    def __init__(self, plans: Sequence[BatchPlan], data: DataConfig, model: ModelConfig, seed: int):
+        self.plans, self.data, self.values, self.seed = plans, data, choices(data, model), seed
 
     def __len__(self) -> int:
         return sys.maxsize
 
     def __getitem__(self, number: int) -> BatchPlan:  # type: ignore[override]
-        draw, v = self.draws[number], drawn(self.values, self.seed, number)
+        plan, v = self.plans[number], drawn(self.values, self.seed, number)
         padded = self.data.batching == "pad"
-        length = row_length(self.data, max(self.values), v) if padded else draw.length
-        return draw._replace(length=length, visual_tokens=v)
+        length = row_length(self.data, max(self.values), v) if padded else plan.length
+        return plan._replace(length=length, visual_tokens=v)
 
 
 class Slots:

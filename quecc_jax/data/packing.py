@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from quecc_jax.config import DataConfig
-from quecc_jax.data.sampler import Order, permutation
+from quecc_jax.data.sampler import Sampler, permutation
 from quecc_jax.data.text.queries import bucket
 
 
@@ -72,7 +72,7 @@ class Queries(NamedTuple):
 class Padded(Sequence[BatchPlan]):
     """B rows as the order has them; batches run across the ends of epochs."""
 
-    def __init__(self, order: Order, queries: Queries, batch_size: int, length: int, images: int):
+    def __init__(self, order: Sampler, queries: Queries, batch_size: int, length: int, images: int):
         self.order, self.queries = order, queries
         self.batch_size, self.length, self.images = batch_size, length, images
 
@@ -105,7 +105,7 @@ class Grouped(Sequence[BatchPlan]):
 
     def __init__(
         self,
-        order: Order,
+        order: Sampler,
         measures: RowLengths,
         queries: Queries,
         batch_size: int,
@@ -174,7 +174,7 @@ class Packed(Sequence[BatchPlan]):
 
     def __init__(
         self,
-        order: Order,
+        order: Sampler,
         measures: RowLengths,
         queries: Queries,
         batch_size: int,

@@ -33,7 +33,7 @@ def permutation(size: int, *seed: int) -> np.ndarray:
 _epoch = functools.lru_cache(maxsize=32)(permutation)
 
 
-class Order:
+class Sampler:
     """An endless order of the rows of several sources.
 
     Without weights every N rows in a row are an epoch, and hold each row once. With weights every

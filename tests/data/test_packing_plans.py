@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from benchmarks.packing import compare
 from quecc_jax.config import DataConfig
 from quecc_jax.data.packing import Grouped, Packed, Padded, Queries, RowLengths, pack, row_lengths
-from quecc_jax.data.sampler import Order
+from quecc_jax.data.sampler import Sampler
 
 ONE_BUCKET = Queries((512,), np.zeros(0, np.int32))
 
@@ -64,7 +64,7 @@ def waste(batches, tokens):
 @pytest.mark.parametrize("window", [16, 256])
 def test_grouped_batches_are_those_of_the_original_sampler_in_distribution(window):
     measures = lengths_of(5003, left_out=0)
-    order, pictured = Order([5003], None, 1), measures.pictures > 0
+    order, pictured = Sampler([5003], None, 1), measures.pictures > 0
     grouped = Grouped(order, measures, ONE_BUCKET, 16, window, [512], 2)
     ours = [draw.ids[draw.ids >= 0] for draw in (grouped[k] for k in range(grouped.batches))]
     theirs = plain_groups(measures.tokens, pictured, 16, window, np.random.default_rng(0))
@@ -85,7 +85,7 @@ def test_grouped_batches_are_those_of_the_original_sampler_in_distribution(windo
 
 def test_left_out_rows_spread_over_grouped_batches():
     measures = lengths_of(3000, left_out=0.1)
-    grouped = Grouped(Order([3000], None, 0), measures, ONE_BUCKET, 16, 500, [512], 2)
+    grouped = Grouped(Sampler([3000], None, 0), measures, ONE_BUCKET, 16, 500, [512], 2)
     empty = [
         (measures.tokens[draw.ids[draw.ids >= 0]] == 0).sum()
         for draw in (grouped[k] for k in range(grouped.batches))
@@ -98,7 +98,7 @@ def test_a_grouped_batch_is_as_long_as_it_needs_and_text_has_no_picture_places()
     data = DataConfig(max_length=512, num_length_buckets=3)
     assert row_lengths(data) == [128, 256, 512]
     assert row_lengths(DataConfig(max_length=5, num_length_buckets=2)) == [3, 5]
-    grouped = Grouped(Order([2000], None, 0), measures, ONE_BUCKET, 8, 200, row_lengths(data), 2)
+    grouped = Grouped(Sampler([2000], None, 0), measures, ONE_BUCKET, 8, 200, row_lengths(data), 2)
     shapes = set()
     for number in range(grouped.batches):
         draw = grouped[number]
@@ -134,7 +134,7 @@ def epochs(kind, drawn, rows, batch_size, count):
 )
 def test_every_epoch_holds_every_row_once(kind, rows, batch_size, window):
     measures = lengths_of(rows)
-    drawn = batching(kind, Order([rows], None, 5), measures, batch_size, window)
+    drawn = batching(kind, Sampler([rows], None, 5), measures, batch_size, window)
     spans = epochs(kind, drawn, rows, batch_size, 3)
     batches = [drawn[k].ids.reshape(batch_size, -1) for k in range(-(-spans[-1][1] // batch_size))]
     flat = [row[row >= 0].tolist() for batch in batches for row in batch]
@@ -149,7 +149,7 @@ def test_any_batch_can_be_made_without_those_before_it(kind, weights):
     measures = lengths_of(700)
 
     def fresh():
-        return batching(kind, Order([300, 400], weights, 2), measures, 8, 64)
+        return batching(kind, Sampler([300, 400], weights, 2), measures, 8, 64)
 
     through = fresh()
     drawn = [through[k] for k in range(120)]
@@ -162,9 +162,9 @@ def test_any_batch_can_be_made_without_those_before_it(kind, weights):
 
 def test_packed_rows_are_full_of_tokens_where_pictures_leave_room():
     measures = lengths_of(4000)
-    packed = Packed(Order([4000], None, 0), measures, ONE_BUCKET, 4, 1000, 512, 16)
+    packed = Packed(Sampler([4000], None, 0), measures, ONE_BUCKET, 4, 1000, 512, 16)
     assert measures.tokens.sum() / packed.epoch() / 512 > 0.97
-    narrow = Packed(Order([4000], None, 0), measures, ONE_BUCKET, 4, 1000, 512, 2)
+    narrow = Packed(Sampler([4000], None, 0), measures, ONE_BUCKET, 4, 1000, 512, 2)
     assert narrow.epoch() == pytest.approx(measures.pictures.sum() / 2, rel=0.02)
 
 

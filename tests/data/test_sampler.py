@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quecc_jax.data.sampler import Order, permutation
+from quecc_jax.data.sampler import Sampler, permutation
 
 
 def test_a_permutation_holds_everything_once_and_never_changes():
@@ -29,7 +29,7 @@ def test_places_are_uniform():
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.booleans(), st.data())
 def test_any_stretch_is_a_part_of_the_same_order(sizes, mixed, data):
     weights = data.draw(st.lists(st.floats(0.05, 5), min_size=len(sizes), max_size=len(sizes)))
-    order = Order(sizes, weights if mixed else None, 3)
+    order = Sampler(sizes, weights if mixed else None, 3)
     whole = order(0, 120)
     start = data.draw(st.integers(0, 119))
     stop = data.draw(st.integers(start, 120))
@@ -37,7 +37,7 @@ def test_any_stretch_is_a_part_of_the_same_order(sizes, mixed, data):
 
 
 def test_joined_sources_have_epochs_together():
-    order = Order([5, 8], None, 0)
+    order = Sampler([5, 8], None, 0)
     epochs = order(0, 39).reshape(3, 13)
     assert np.array_equal(np.sort(epochs, axis=1), np.tile(np.arange(13), (3, 1)))
     assert not np.array_equal(epochs[0], epochs[1])
@@ -46,7 +46,7 @@ def test_joined_sources_have_epochs_together():
 
 @pytest.mark.parametrize("weights", [[3.0, 1.0], [1.0, 1e-3], [0.2, 0.7]])
 def test_weights_are_shares_of_every_stretch_and_sources_keep_their_epochs(weights):
-    order = Order([7, 10], weights, 0)
+    order = Sampler([7, 10], weights, 0)
     rows = order(0, 5000)
     share = weights[0] / sum(weights)
     for start, stop in ((0, 5000), (137, 377), (4000, 4010)):

@@ -9,9 +9,10 @@ import numpy as np
 from quecc_jax.config import RunConfig
 from quecc_jax.data.bad_rows import Tally
 from quecc_jax.data.batch import IGNORE, NEWLINE, Batch
+from quecc_jax.data.collate import Collate
 from quecc_jax.data.elastic import Elastic, choices
 from quecc_jax.data.packing import BatchPlan, Grouped, Packed
-from quecc_jax.data.pipeline import Collate, draw_batches
+from quecc_jax.data.pipeline import plan_batches
 from quecc_jax.data.sources.open import open_sources
 from quecc_jax.data.sources.source import Source
 from quecc_jax.data.text.queries import question_ids
@@ -78,36 +79,36 @@ def look(config: RunConfig, count: int) -> Seen:
     """
     data, model, size = config.data, config.model, config.train.batch_size
     sources = open_sources(data, model)
-    draws, _ = draw_batches(sources, data, model, size, config.train.seed)
-    assemble, tokenizer = Collate(sources, data, model), load_tokenizer(data.tokenizer, data.query_tokenizer)
+    plans, _ = plan_batches(sources, data, model, size, config.train.seed)
+    collate, tokenizer = Collate(sources, data, model), load_tokenizer(data.tokenizer, data.query_tokenizer)
     tally, rows = Tally(dataclasses.replace(data, max_bad_share=1.0), sum(map(len, sources))), list[Row]()
     number = 0
     while len(rows) < count:
-        draw = draws[number]
+        plan = plans[number]
         # No more pictures are read than shown.
-        draw = draw._replace(ids=draw.ids[: count - len(rows)])
-        batch, read = assemble(draw)
+        plan = plan._replace(ids=plan.ids[: count - len(rows)])
+        batch, read = collate(plan)
         tally.add(read)
         why = {one.id: one.message for one in read.left_out}
         rows += [
-            _row(batch, place, number, draw, why, sources, tokenizer, model.num_output_tokens)
-            for place in range(len(draw.ids))
+            _row(batch, place, number, plan, why, sources, tokenizer, model.num_output_tokens)
+            for place in range(len(plan.ids))
         ]
         number += 1
-    return Seen(config, rows, _facts(config, sources, draws))
+    return Seen(config, rows, _facts(config, sources, plans))
 
 
 def _row(
     batch: Batch,
     place: int,
     number: int,
-    draw: BatchPlan,
+    plan: BatchPlan,
     why: dict[int, str],
     sources: Sequence[Source],
     tokenizer: Tokenizer,
     num_output_tokens: int,
 ) -> Row:
-    ids = [one for one in np.atleast_1d(draw.ids[place]).tolist() if one >= 0]
+    ids = [one for one in np.atleast_1d(plan.ids[place]).tolist() if one >= 0]
     talks, picture = list[Conversation](), 0
     for segment, identity in enumerate((one for one in ids if one not in why), start=1):
         here = batch.segments[place] == segment
@@ -119,7 +120,7 @@ def _row(
         talks.append(Conversation(where, spans, int(here.sum()), int((labels != IGNORE).sum()), views))
         picture += pictures
     left_out = [why[one] for one in ids if one in why]
-    return Row(number, place, draw.length, draw.images, talks, left_out)
+    return Row(number, place, plan.length, plan.images, talks, left_out)
 
 
 def _view(batch: Batch, place: int, picture: int, tokenizer: Tokenizer) -> View:
@@ -153,7 +154,7 @@ def _visual_tokens(config: RunConfig) -> str:
     return " or ".join(map(str, choices(config.data, config.model) or (config.model.visual_tokens,)))
 
 
-def _facts(config: RunConfig, sources: Sequence[Source], draws: Any) -> list[tuple[str, str]]:
+def _facts(config: RunConfig, sources: Sequence[Source], plans: Any) -> list[tuple[str, str]]:
     """What can be said of the whole stream, as pairs of name and value."""
     data, size = config.data, config.train.batch_size
     rows = sum(map(len, sources))
@@ -165,20 +166,20 @@ def _facts(config: RunConfig, sources: Sequence[Source], draws: Any) -> list[tup
     ]
     if data.batching == "pad":
         return [*facts, ("steps of an epoch", f"{rows / size:,.1f} of {size} rows")]
-    draws = draws.draws if isinstance(draws, Elastic) else draws
-    measures = draws.measures
+    plans = plans.plans if isinstance(plans, Elastic) else plans
+    measures = plans.measures
     tokens, pictures = int(measures.tokens.sum()), int(measures.pictures.sum())
     facts.append(("tokens of a row", f"{tokens / rows:,.0f} on average, {measures.tokens.max():,} at most"))
-    if isinstance(draws, Grouped):
-        positions = sum(size * draws[k].length for k in range(draws.batches))
-        steps = f"{draws.batches:,} of {size} rows"
+    if isinstance(plans, Grouped):
+        positions = sum(size * plans[k].length for k in range(plans.batches))
+        steps = f"{plans.batches:,} of {size} rows"
     else:
-        assert isinstance(draws, Packed)
-        packed = draws.epoch()
-        positions, steps = packed * draws.length, f"{packed / size:,.1f} of {size} packed rows"
-        if draws.images:
-            share = pictures / (packed * draws.images)
-            facts.append(("picture places in use", f"{share:.1%} of {draws.images} a packed row"))
+        assert isinstance(plans, Packed)
+        packed = plans.epoch()
+        positions, steps = packed * plans.length, f"{packed / size:,.1f} of {size} packed rows"
+        if plans.images:
+            share = pictures / (packed * plans.images)
+            facts.append(("picture places in use", f"{share:.1%} of {plans.images} a packed row"))
     missing = int((measures.tokens == 0).sum())
     return [
         *facts,

@@ -1,0 +1,130 @@
+"""From a batch's plan to its arrays: rows are laid out, their images read, what is left out is told."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from quecc_jax.config import DataConfig, ModelConfig
+from quecc_jax.config.shapes import query_width, state_shape
+from quecc_jax.data.bad_rows import DROPPED, LeftOut, Read
+from quecc_jax.data.batch import IGNORE, Batch
+from quecc_jax.data.elastic import Slots
+from quecc_jax.data.packing import BatchPlan
+from quecc_jax.data.sources.source import Encoded, Source
+from quecc_jax.data.text.queries import bucket, query_buckets, question_segments
+from quecc_jax.errors import BadRow
+
+
+class Collate:
+    """Makes the batch of given samples; pickles into grain's worker processes."""
+
+    def __init__(self, sources: Sequence[Source], data: DataConfig, model: ModelConfig):
+        self.sources, self.data = sources, data
+        self.slots, self.width = Slots(model), query_width(model)
+        vision = model.vision
+        self.pixels = (vision.input_size, vision.input_size, 3)
+        self.features = state_shape(model.tower)
+        self.buckets = query_buckets(data, model)
+
+    def __call__(self, plan: BatchPlan) -> tuple[Batch, Read]:
+        """The batch of a plan, and what came of its samples.
+
+        The samples of a row follow each other. One that is left out takes no room: those behind it move
+        up, and a row that held nothing else is empty, without text and pictures.
+        """
+        ids = plan.ids if plan.ids.ndim == 2 else plan.ids[:, None]
+        b, s, i = len(ids), plan.length, plan.images
+        codes, loss = np.zeros((b, s), np.int32), np.zeros((b, s), bool)
+        positions, segments = np.zeros((2, b, s), np.int32)
+        asked, query_ends = [list[np.ndarray]() for _ in range(b)], np.full((b, i), -1, np.int32)
+        seen: np.ndarray | None = None
+        if i and self.data.cached_features:
+            seen = np.zeros((b, i, *self.features), np.float16)
+        elif i:
+            seen = np.zeros((b, i, *self.pixels), np.uint8)
+        query_features: np.ndarray | None = None
+        if i and self.data.cached_queries:
+            query_features = np.zeros((b, i, self.width), np.float16)
+        truncated, cut_questions, left_out = list[int](), list[int](), list[LeftOut]()
+        for place, row in enumerate(ids.tolist()):
+            start, picture, segment, question = 0, 0, 0, 0
+            for identity in row:
+                if identity < 0:
+                    continue
+                try:
+                    made, query = self._sample(identity, None if seen is None else seen[place, picture:])
+                    pictures = made.places
+                except BadRow as bad:
+                    left_out.append(LeftOut(identity, bad.fault, str(bad)))
+                    continue
+                if not len(made.codes):
+                    left_out.append(
+                        LeftOut(
+                            identity,
+                            DROPPED,
+                            f"{self._where(identity)}: it is longer than "
+                            f"data.max_length {self.data.max_length}",
+                        )
+                    )
+                    continue
+                laid = self.slots(made.codes, made.loss, picture, plan.visual_tokens)
+                length = len(laid[0])
+                here, segment = slice(start, start + length), segment + 1
+                codes[place, here], loss[place, here] = laid
+                segments[place, here] = segment
+                positions[place, here] = np.arange(length)
+                asked[place].append(made.queries)
+                query_ends[place, picture : picture + pictures] = question + made.query_ends
+                question += len(made.queries)
+                if query is not None and query_features is not None:
+                    query_features[place, picture : picture + pictures] = query
+                start, picture = start + length, picture + pictures
+                if made.cut:
+                    truncated.append(identity)
+                if made.query_cut:
+                    cut_questions.append(identity)
+        q = (plan.query_length or bucket(max(sum(map(len, row)) for row in asked), self.buckets)) if i else 0
+        queries, query_segments = np.zeros((2, b, q), np.int32)
+        for place, row_asked in enumerate(asked):
+            flat = np.concatenate([np.zeros(0, np.int32), *row_asked])
+            queries[place, : len(flat)] = flat
+            query_segments[place] = question_segments(query_ends[place][query_ends[place] >= 0], q)
+        cached = self.data.cached_features
+        batch = Batch(
+            tokens=np.maximum(codes, 0),
+            slots=np.where(codes < 0, -1 - codes, -1),
+            labels=np.where(loss, codes, IGNORE),
+            positions=positions,
+            segments=segments,
+            queries=queries,
+            query_segments=query_segments,
+            query_ends=query_ends,
+            pixels=None if cached else seen,
+            features=seen if cached else None,
+            query_features=query_features,
+            ids=plan.ids,
+        )
+        rows = int((ids >= 0).sum())
+        return batch, Read(rows, tuple(truncated), tuple(cut_questions), tuple(left_out))
+
+    def _where(self, identity: int) -> str:
+        return self.sources[identity >> 32].where(identity & 0xFFFFFFFF)
+
+    def _sample(self, identity: int, seen: np.ndarray | None) -> tuple[Encoded, np.ndarray | None]:
+        """A sample, its pictures written to the front of `seen` [.., ...], and its stored query feature if
+        queries are stored.
+
+        Raises:
+          BadRow: `seen` is then as it was, zeros.
+        """
+        source, row = self.sources[identity >> 32], identity & 0xFFFFFFFF
+        made = source.encoded(row)
+        if not len(made.codes) or not made.places or seen is None:
+            return made, None
+        query = source.query(row) if self.data.cached_queries else None
+        try:
+            (source.write_features if self.data.cached_features else source.write_pixels)(row, seen)
+        except BadRow:
+            seen[: made.places] = 0
+            raise
+        return made, query
