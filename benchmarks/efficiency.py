@@ -156,7 +156,7 @@ def saving() -> list[list[str]]:
     import jax
 
     from quecc_jax.sharding import make_mesh
-    from quecc_jax.train.checkpoint import Checkpoints
+    from quecc_jax.train.resume import Checkpoints
     from quecc_jax.train.step import build_trainer
 
     class NoData:

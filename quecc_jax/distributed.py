@@ -155,6 +155,12 @@ def lost(error: BaseException | str) -> str:
     )
 
 
+def notice(message: str) -> None:
+    """One line on stderr, from one process."""
+    if jax.process_index() == 0:
+        print(message, file=sys.stderr, flush=True)
+
+
 def local_rows(mesh: Mesh, rows: int) -> np.ndarray:
     """Which rows of a batch this process's devices hold, and so which it must read.
 

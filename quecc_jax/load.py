@@ -15,7 +15,9 @@ from quecc_jax.data.text.templates import check_name
 from quecc_jax.errors import UserError
 from quecc_jax.generate.engine import Engine
 from quecc_jax.sharding import make_mesh
-from quecc_jax.train.checkpoint import load_params, load_run_config
+from quecc_jax.train.checkpoint import load_params
+from quecc_jax.train.initial import borrowed
+from quecc_jax.train.run_dir import load_run_config
 from quecc_jax.train.step import abstract_params
 
 
@@ -98,20 +100,6 @@ def _towers(config: RunConfig, run_dir: str | os.PathLike[str], abstract: dict[s
             "config.json to the run that holds the tower"
         )
     try:
-        source, params = load_params(config.tower_from, abstract, abstract)
+        return borrowed("the tower of", config.tower_from, config.model, abstract, abstract)
     except UserError as error:
         raise UserError(f"tower_from of {run_dir}: {error}") from None
-    # Activation and norm constant leave no trace in shapes; which states are read is the reader's choice.
-    pairs: dict[str, Any] = {
-        "vision": (source.model.vision, config.model.vision),
-        "text": (source.model.query.text, config.model.query.text),
-    }
-    for found, wanted in (pairs[name] for name in sorted(abstract)):
-        for field in dataclasses.fields(wanted):
-            theirs, ours = getattr(found, field.name), getattr(wanted, field.name)
-            if theirs != ours and field.name not in ("levels", "select_layer"):
-                raise UserError(
-                    f"tower_from of {run_dir}: the tower in {config.tower_from} has {field.name} "
-                    f"{theirs}, expected {ours}; name the tower that made the cached features"
-                )
-    return params

@@ -7,10 +7,10 @@ from unittest import mock
 
 import fsspec
 import tensorboardX.record_writer as writer
-from etils.epath import backend
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
-from orbax.checkpoint._src.path import gcs_utils
+
+from tests.orbax_shim import replaced_store
 
 
 @contextmanager
@@ -41,11 +41,5 @@ def pretended_bucket(root: Path) -> Iterator[Path]:
 
     (root / "bucket").mkdir(parents=True)
     fsspec.register_implementation("gcs", Buckets, clobber=True)
-    backend.fsspec_backend._get_filesystem.cache_clear()
-    with (
-        mock.patch.dict(writer.REGISTERED_FACTORIES, {"gs": Factory()}),
-        mock.patch.object(gcs_utils, "get_kvstore_for_gcs", kvstore),
-        mock.patch.object(gcs_utils, "is_hierarchical_namespace_enabled", lambda path: False),
-    ):
+    with mock.patch.dict(writer.REGISTERED_FACTORIES, {"gs": Factory()}), replaced_store(kvstore):
         yield root / "bucket"
-    backend.fsspec_backend._get_filesystem.cache_clear()

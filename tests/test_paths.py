@@ -12,8 +12,8 @@ from quecc_jax.data.files import read_json
 from quecc_jax.data.images import open_image
 from quecc_jax.data.text.tokenizer import load_tokenizer, train_word_tokenizer
 from quecc_jax.errors import UserError
-from quecc_jax.train.checkpoint import copy_tokenizer
 from quecc_jax.train.progress import Records, read_records
+from quecc_jax.train.run_dir import copy_tokenizer
 from tests.train.test_progress import record
 
 

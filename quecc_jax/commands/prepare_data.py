@@ -185,7 +185,8 @@ def write_queries(options: Options) -> None:
     from quecc_jax.data.text.tokenizer import load_tokenizer
     from quecc_jax.fingerprint import query_fingerprint
     from quecc_jax.models.vlm import VLM
-    from quecc_jax.train.checkpoint import load_params, load_run_config
+    from quecc_jax.train.checkpoint import load_params
+    from quecc_jax.train.run_dir import load_run_config
 
     config = load_run_config(options.checkpoint)
     if options.encoder != "run":

@@ -30,9 +30,10 @@ from quecc_jax.convert.targets import Format, Only, Target, check_leaves, export
 from quecc_jax.convert.template_match import TOLD, Kind, choose_template, keep_template
 from quecc_jax.data.files import fresh_directory
 from quecc_jax.data.text.templates import check_name
+from quecc_jax.distributed import notice
 from quecc_jax.errors import UserError
 from quecc_jax.progress import byte_bar
-from quecc_jax.train.checkpoint import TOKENIZERS, notice
+from quecc_jax.train.run_dir import TOKENIZERS
 
 DType = Literal["keep", "float32", "bfloat16", "float16"]
 """What floating-point numbers become; "keep" changes none."""

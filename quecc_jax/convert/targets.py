@@ -20,8 +20,9 @@ from quecc_jax.convert.sidecar_files import (
 )
 from quecc_jax.data.text.templates import stops
 from quecc_jax.data.text.tokenizer import load_tokenizer
+from quecc_jax.distributed import notice
 from quecc_jax.errors import UserError
-from quecc_jax.train.checkpoint import load_run_config, notice
+from quecc_jax.train.run_dir import load_run_config
 
 Format = Literal["auto", "llava", "llava_hf"]
 """The form in which an imported run came, or the usual one of another run's parts; the original

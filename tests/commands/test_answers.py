@@ -148,7 +148,7 @@ def test_the_tower_comes_from_the_run_that_holds_it_and_must_fit(run, tmp_path):
         ({"tower_from": str(tmp_path / "absent")}, "absent/config.json does not exist"),
         ({"tower_from": run.out}, "has no parameters vision"),
         (with_vision(mlp_width=32), r"vision/layers/fc1/bias has shape \(2, 16\) .*expected shape \(2, 32\)"),
-        (with_vision(activation="gelu"), "runs./tower has activation quick_gelu, expected gelu"),
+        (with_vision(activation="gelu"), "tower has model.vision.activation quick_gelu, and this run gelu"),
         ({"model": dataclasses.replace(run.model, projector="linear")}, "projector/fc2/bias .* not part of"),
     ]:
         with pytest.raises(UserError, match=message) as caught:

@@ -11,7 +11,9 @@ import pytest
 
 from quecc_jax.config import CheckpointConfig, OptimizerConfig
 from quecc_jax.errors import UserError
-from quecc_jax.train.checkpoint import Checkpoints, load_params, load_run_config
+from quecc_jax.train.checkpoint import load_params
+from quecc_jax.train.resume import Checkpoints
+from quecc_jax.train.run_dir import load_run_config
 from tests.train.runs import Batches, trainer_on
 
 # A load that fails leaves orbax's other reads of it behind, which Python remarks on much later.

@@ -16,13 +16,13 @@ from quecc_jax import distributed
 from quecc_jax.commands.cli import execute
 from quecc_jax.errors import UserError
 from quecc_jax.train import lock, loop
-from quecc_jax.train.checkpoint import Checkpoints
 from quecc_jax.train.lock import run_lock
 from quecc_jax.train.loop import train
 from quecc_jax.train.meter import Meter
 from quecc_jax.train.preemption import Preempted
 from quecc_jax.train.profile import parse_window
 from quecc_jax.train.progress import describe_goodput, read_records
+from quecc_jax.train.resume import Checkpoints
 from tests.train.runs import Batches
 
 

@@ -14,8 +14,8 @@ import jax
 import numpy as np
 
 from quecc_jax.config.io import save_config
-from quecc_jax.train.checkpoint import Checkpoints
 from quecc_jax.train.progress import read_records
+from quecc_jax.train.resume import Checkpoints
 from tests.train.runs import Batches, train_logged
 
 ROOT = Path(__file__).parents[2]

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from quecc_jax.data.files import fresh_directory
+from quecc_jax.distributed import notice
 from quecc_jax.errors import UserError
-from quecc_jax.train.checkpoint import notice
 
 UNKNOWN, CONTROL, USER_DEFINED, BYTE = 2, 3, 4, 6
 """Entries of `tokenizer.ggml.token_type`, and of SentencePiece's models; the latter two of the first three

@@ -18,7 +18,8 @@ from quecc_jax.convert.io.writer import Spec
 from quecc_jax.convert.rules import Path as LeafPath
 from quecc_jax.convert.rules import Rule, Shape, Slab, leaf_shapes
 from quecc_jax.errors import UserError
-from quecc_jax.train.checkpoint import load_run_config, quiet_libraries
+from quecc_jax.train.orbax_shim import quiet_libraries
+from quecc_jax.train.run_dir import load_run_config
 
 BATCH = 64 << 20
 """Bytes of slabs that are brought to the disk together: one by one, small ones would wait for it."""

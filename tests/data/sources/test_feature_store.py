@@ -27,7 +27,8 @@ from quecc_jax.load import load_engine
 from quecc_jax.models.towers.clip import ClipTower
 from quecc_jax.sharding import make_mesh
 from quecc_jax.train.checkpoint import load_params, save_params
-from quecc_jax.train.loop import check_queries, train
+from quecc_jax.train.initial import check_queries
+from quecc_jax.train.loop import train
 from tests.clip_words import write_clip_tokenizer
 from tests.commands.test_prepare_data import main_with
 from tests.data.photos import write_llava

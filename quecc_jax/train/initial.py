@@ -1,0 +1,137 @@
+"""What a run starts from: random parameters, those of other runs, and stored features that must fit them."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import jax
+
+from quecc_jax.config import DecoderConfig, ModelConfig, RunConfig
+from quecc_jax.data.sources.feature_store import read_features
+from quecc_jax.distributed import notice
+from quecc_jax.errors import UserError
+from quecc_jax.fingerprint import query_fingerprint, tower_fingerprint
+from quecc_jax.train.checkpoint import Tree, load_params
+from quecc_jax.train.state import TrainState
+from quecc_jax.train.step import Trainer
+
+
+def initial_state(config: RunConfig, trainer: Trainer, tell: Callable[[str], None] = notice) -> TrainState:
+    """A fresh state from the run's seed, with the parameters of `init_from` where both runs have them,
+    and the towers of `tower_from` that it has not.
+
+    Raises:
+      UserError: `init_from` is not a run, shares no parameters with this one, or has other shapes.
+    """
+    abstract = {**trainer.abstract_state.trainable, **trainer.abstract_state.frozen}
+    params: Tree = {}
+    if config.init_from:
+        params = borrowed("init_from", config.init_from, config.model, abstract)
+        if not params:
+            known = ", ".join(sorted(abstract))
+            raise UserError(f"init_from {config.init_from} has none of this run's parameters ({known})")
+    towers: Tree = {k: abstract[k] for k in ("vision", "text") if k in abstract and k not in params}
+    if config.tower_from and towers:
+        params |= borrowed("tower_from", config.tower_from, config.model, towers)
+        if absent := sorted(towers.keys() - params.keys()):
+            raise UserError(
+                f"tower_from {config.tower_from} has no parameters {', '.join(absent)}; name a "
+                "run that has them"
+            )
+    if params and (fresh := sorted(abstract.keys() - params.keys())):
+        tell(f"not in {config.init_from or config.tower_from} and started at random: {', '.join(fresh)}")
+    if not abstract.keys() - params.keys():
+        return trainer.start(params)
+    state = trainer.init(jax.random.key(config.train.seed))
+    return state._replace(
+        trainable={k: params.get(k, v) for k, v in state.trainable.items()},
+        frozen={k: params.get(k, v) for k, v in state.frozen.items()},
+    )
+
+
+def borrowed(
+    setting: str, run: str, model: ModelConfig, abstract: Tree, names: Iterable[str] | None = None
+) -> Tree:
+    """Parameters of another run for a model that computes the same with them.
+
+    Args:
+      setting: what named that run, for messages.
+      run: its directory.
+      model: that is to read them.
+      abstract: as for `load_params`.
+      names: as for `load_params`.
+
+    Raises:
+      UserError: as `load_params`, or the two models compute otherwise with parameters of the same shapes.
+    """
+    source, params = load_params(run, names, abstract)
+    tower = ("heads", "norm_eps", "activation")
+    # Exports alone read the positions, and a head's width shows in shapes.
+    decoder = {f.name for f in dataclasses.fields(DecoderConfig)} - {"max_positions", "head_width"}
+    pairs: dict[str, tuple[Any, Any, Iterable[str]]] = {
+        "decoder": (source.model.decoder, model.decoder, decoder),
+        "vision": (source.model.vision, model.vision, tower),
+        "text": (source.model.query.text, model.query.text, tower),
+    }
+    for name in sorted(pairs.keys() & set(params)):
+        there, here, fields = pairs[name]
+        for field in sorted(fields):
+            found, wanted = getattr(there, field), getattr(here, field)
+            if found != wanted:
+                where = f"model.{'query.text' if name == 'text' else name}.{field}"
+                raise UserError(
+                    f"{setting} {run} has {where} {found}, and this run {wanted}; give both the "
+                    "same, or change it in the other's config.json if you mean the difference"
+                )
+    return params
+
+
+def named_tower(config: RunConfig) -> str | None:
+    """Fingerprint of the tower that a run on cached features names; None where it names none.
+
+    Raises:
+      UserError: `tower_from` has no tower.
+    """
+    if not config.data.cached_features:
+        return None
+    params = _named(config, "vision")
+    if not params:
+        return None
+    return tower_fingerprint(params["vision"], config.model.tower, config.data)
+
+
+def _named(config: RunConfig, name: Literal["vision", "text"]) -> Tree:
+    """{name: parameters} of a tower, from `tower_from`, or else from `init_from` if that has one; or empty.
+
+    Raises:
+      UserError: `tower_from` is given and neither has one.
+    """
+    absent: UserError | None = None
+    for run in filter(None, (config.tower_from, config.init_from)):
+        try:
+            return load_params(run, [name])[1]
+        except UserError as error:
+            absent = absent or error
+    if absent is not None and config.tower_from:
+        raise absent
+    return {}
+
+
+def check_queries(config: RunConfig, state: TrainState) -> None:
+    """Raises UserError if stored query features are of another encoder than the run's, which is frozen.
+
+    A text tower takes no part in such a run; it is the one that `tower_from` or `init_from` names, any if
+    they name none.
+    """
+    if not config.data.cached_queries:
+        return
+    own = not config.model.query.reads_decoder
+    params = _named(config, "text") if own else state.frozen
+    ours = query_fingerprint(params, config.model) if params else f"{config.model.query.encoder}:"
+    for source in config.data.sources:
+        theirs = read_features(source.path, name="queries").fingerprint.rpartition("-")[0]
+        if not (theirs == ours or (not params and theirs.startswith(ours))):
+            raise UserError(
+                f"the queries of {source.path} are of another encoder ({theirs}, not {ours}); "
+                "write them anew, or set data.cached_queries = False"
+            )

@@ -1,0 +1,199 @@
+"""The checkpoints of a run in progress: saved as they fall due, and the newest that can be read restored."""
+
+import dataclasses
+import os
+from typing import Any, Protocol
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from quecc_jax.config import RunConfig
+from quecc_jax.config.io import differences, load_config
+from quecc_jax.distributed import notice
+from quecc_jax.errors import UserError
+from quecc_jax.paths import is_remote, place, remove
+from quecc_jax.train.checkpoint import Tree, check_shapes, named_leaves
+from quecc_jax.train.orbax_shim import (
+    chunked_by_layer,
+    first_line,
+    quiet_libraries,
+    readable,
+    remove_unfinished,
+)
+from quecc_jax.train.run_dir import describe_run
+from quecc_jax.train.state import TrainState
+
+COUNTERS = ("step", "bad_run", "skipped")
+SLOT = "slot/"
+
+
+class Resumable(Protocol):
+    """What the checkpoint needs of a data iterator: its position as a JSON value, alike on all hosts."""
+
+    def get_state(self) -> dict[str, Any]: ...
+
+    def set_state(self, state: dict[str, Any]) -> None: ...
+
+
+class Checkpoints:
+    """The checkpoints of one run; owns orbax's background threads, so use it as a context."""
+
+    def __init__(self, config: RunConfig):
+        self.run, self.config = place(config.out), config
+        every, keep = config.checkpoint.every, max(1, config.checkpoint.keep)
+        policy = ocp.training.save_decision_policies
+        preempted = policy.PreemptionCheckpointingPolicy()
+        rules = [policy.FixedIntervalPolicy(every), preempted] if every > 0 else [preempted]
+        try:
+            self.run.mkdir(parents=True, exist_ok=True)
+            remove_unfinished(self.run)
+            self._orbax = ocp.training.Checkpointer(
+                self.run / "checkpoints",
+                save_decision_policy=policy.AnySavePolicy(rules),
+                preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+                context=chunked_by_layer(),
+            )
+        except OSError as error:
+            raise UserError(f"out directory {self.run} cannot be written ({error}); choose another") from None
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # After a failure the processes that a save waits for may be gone.
+        if kind is None or jax.process_count() == 1:
+            self._orbax.close()
+
+    def restore(self, abstract: TrainState, data: Resumable) -> TrainState | None:
+        """The newest readable checkpoint under the shardings of `abstract`, or None to start anew.
+
+        A checkpoint that cannot be read is reported on stderr and set aside once an older one is.
+        `data` continues from the position saved with the state.
+
+        Raises:
+          UserError: there is none and `checkpoint.resume` is `must`; none of them can be read (with
+            several processes, which might disagree on it, or in a bucket: the newest cannot); or the
+            saved arrays are not those of this run's model and optimizer.
+        """
+        steps = [c.step for c in self._orbax.checkpoints][::-1]
+        if self.config.checkpoint.resume == "never" or not steps:
+            if self.config.checkpoint.resume == "must":
+                raise UserError(f"{self.run} holds no checkpoint; start with --checkpoint.resume auto")
+            return None
+        damaged: list[int] = []
+        for step in steps:
+            try:
+                found = self._load(step, abstract)
+                break
+            except UserError:
+                raise
+            except Exception as error:  # orbax, tensorstore and json each fail in their own ways
+                if jax.process_count() > 1 or is_remote(self.run):
+                    raise UserError(
+                        f"checkpoint {step} of {self.run} cannot be read: {first_line(error)}; "
+                        "move it away to go back to the one before"
+                    ) from None
+                damaged.append(step)
+                notice(f"WARNING: checkpoint {step} of {self.run} cannot be read: {first_line(error)}")
+        else:
+            raise UserError(
+                f"none of the checkpoints {steps} of {self.run} can be read; repair or delete the directory, "
+                "or start over with --checkpoint.resume never"
+            )
+        params, opt_state, counters, position = found
+        if damaged:
+            notice(f"WARNING: going back to checkpoint {step}; {damaged} set aside in {self.run / 'damaged'}")
+            self._set_aside(damaged)
+        data.set_state(position)
+        self._tell_changes()
+        return TrainState(
+            trainable=params, frozen=self._load_frozen(abstract.frozen), opt_state=opt_state, **counters
+        )
+
+    def _tell_changes(self) -> None:
+        try:
+            old = dataclasses.replace(load_config(self.run / "config.json"), out=self.config.out)
+            changes = list(differences(old, self.config))
+        except UserError as error:  # the arrays fit, so an old or lost config.json is no obstacle
+            changes = [str(error)]
+        for change in changes:
+            notice(f"resuming with a changed setting: {change}")
+
+    def begin(self, state: TrainState) -> None:
+        """Starts the run at `state`: drops what an earlier run left here and writes the frozen parameters."""
+        for old in self._orbax.checkpoints:
+            self._orbax.delete(old.step)
+        if jax.tree.leaves(state.frozen):
+            with chunked_by_layer():
+                ocp.save(self.run / "frozen", state.frozen, overwrite=True)
+        elif jax.process_index() == 0:
+            remove(self.run / "frozen")
+
+    def describe(self) -> None:
+        """Writes config.json and the tokenizers' files."""
+        if jax.process_index() == 0:
+            describe_run(self.config, self.run)
+
+    def save(self, step: int, state: TrainState, data: Resumable, last: bool = False) -> bool:
+        """Saves in the background if a checkpoint is due after `step` steps, or if this is the last, for
+        now.
+
+        The arrays are copied before this returns, so the next step may overwrite them.
+
+        Returns:
+          Whether a save was begun.
+        """
+        if not last and not self._orbax.should_save(step):
+            return False
+        parts = {"params": state.trainable, "optimizer": _optimizer_part(state)}
+        position = {"data": data.get_state()}
+        begun = self._orbax.save_checkpointables_async(step, parts, force=True, custom_metadata=position)
+        return begun is not None
+
+    def wait(self) -> None:
+        """Returns once everything begun is saved."""
+        self._orbax.wait()
+
+    def _load(self, step: int, abstract: TrainState) -> tuple[Tree, Any, Tree, dict[str, Any]]:
+        """(params, optimizer state, counters, data position) of one checkpoint."""
+        want = {"params": abstract.trainable, "optimizer": _optimizer_part(abstract)}
+        with quiet_libraries():
+            saved = self._orbax.checkpointables_metadata(step)
+            where = f"checkpoint {step} of {self.run}"
+            for part, tree in want.items():
+                check_shapes(readable(saved.metadata, part), tree, f"{where}, {part}")
+            found = self._orbax.load_checkpointables(step, want)
+            position = readable(saved.custom_metadata, "data")
+        optimizer = found["optimizer"]
+        slots = [optimizer[SLOT + name] for name in named_leaves(abstract.opt_state)]
+        opt_state = jax.tree.unflatten(jax.tree.structure(abstract.opt_state), slots)
+        return found["params"], opt_state, {k: optimizer[k] for k in COUNTERS}, position
+
+    def _load_frozen(self, abstract: Tree) -> Tree:
+        if not jax.tree.leaves(abstract):
+            return abstract
+        path = self.run / "frozen"
+        try:
+            check_shapes(ocp.metadata(path).metadata, abstract, str(path))
+            return ocp.load(path, abstract)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"the frozen parameters in {path} cannot be read ({first_line(error)}); restore that "
+                "directory, or start over with --checkpoint.resume never"
+            ) from None
+
+    def _set_aside(self, steps: list[int]) -> None:
+        if jax.process_index() == 0:
+            (self.run / "damaged").mkdir(exist_ok=True)
+            for step in steps:
+                remove(self.run / "damaged" / str(step))
+                os.replace(self.run / "checkpoints" / str(step), self.run / "damaged" / str(step))
+        self._orbax.reload()
+
+
+def _optimizer_part(state: TrainState) -> Tree:
+    """Slots and counters by name: optax's empty states leave no trace, so they may come and go."""
+    slots = {SLOT + name: leaf for name, leaf in named_leaves(state.opt_state).items()}
+    return {**{k: getattr(state, k) for k in COUNTERS}, **slots}

@@ -1,0 +1,43 @@
+"""Where orbax keeps what `quecc_jax.train.orbax_shim` and `tests.orbax_shim` reach for."""
+
+import fnmatch
+import os
+
+import numpy as np
+import pytest
+from orbax.checkpoint import v1 as ocp
+
+from quecc_jax.train.orbax_shim import UNFINISHED
+
+
+def watched(move, seen):
+    """A function that renames, which notes the names of what it is given."""
+
+    def noting(source, target, **more):
+        seen.append(os.path.basename(source))
+        return move(source, target, **more)
+
+    return noting
+
+
+def test_what_is_being_written_has_the_name_that_is_cleared_away(tmp_path, monkeypatch):
+    seen: list[str] = []
+    for call in ("rename", "replace"):
+        monkeypatch.setattr(os, call, watched(getattr(os, call), seen))
+    ocp.save(tmp_path / "frozen", {"a": np.zeros(3)})
+    assert any(fnmatch.fnmatch(name, f"frozen{UNFINISHED}") for name in seen), (
+        f"orbax names what it has begun {seen}, no longer frozen{UNFINISHED}: change UNFINISHED in "
+        "quecc_jax/train/orbax_shim.py, or what a killed process leaves behind stays"
+    )
+
+
+def test_a_bucket_s_store_can_be_replaced():
+    try:
+        from tests.orbax_shim import BUCKETS
+    except ImportError as error:
+        pytest.fail(
+            f"orbax has moved what it calls for buckets ({error}): find where it makes the "
+            "store of a gs:// path now, and change tests/orbax_shim.py"
+        )
+    missing = [name for name in BUCKETS if not callable(getattr(BUCKETS[name], name, None))]
+    assert not missing, f"orbax no longer has {missing}: change tests/orbax_shim.py"
