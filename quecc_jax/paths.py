@@ -38,10 +38,23 @@ def write_text(path: AnyPath, text: str) -> None:
     if is_remote(path):
         target.write_text(text)
         return
+    with replacing(target) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """Yields a file to write beside `target`, of this machine, which takes its name when the block succeeds.
+
+    Processes may write the same file at once: a reader sees the whole file of one of them.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, target)
+    try:
+        yield aside
+        os.replace(aside, target)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def copy_files(source: AnyPath, target: AnyPath, without: Iterable[str] = ()) -> None:
@@ -95,13 +108,8 @@ def cached(path: AnyPath, key: str = "") -> Path:
     name = hashlib.sha256(f"{os.fspath(path)} {key}".encode()).hexdigest()[:20] + f"-{remote.name}"
     target = cache_folder() / name
     if not target.is_file():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(f".{name}.{os.getpid()}")
-        try:
+        with replacing(target) as aside:
             remote.copy(aside, overwrite=True)
-            os.replace(aside, target)
-        finally:
-            aside.unlink(missing_ok=True)
     return target
 
 

@@ -74,7 +74,12 @@ def test_sequence_parallel_moves_the_sequence_alone():
     "mesh, data, train, message",
     [
         (MeshConfig(4, 2, 1), {}, {"batch_size": 12}, "gives 12 rows, which do not divide over 8"),
-        (MeshConfig(4, 2, 1), {}, {"grad_accum_steps": 2}, "in train.grad_accum_steps 2 slices gives 4 rows"),
+        (
+            MeshConfig(4, 2, 1),
+            {},
+            {"grad_accum_steps": 2},
+            "in train.grad_accum_steps 2 microbatches gives 4 rows",
+        ),
         (
             MeshConfig(4, 1, 2, sequence_parallel=True),
             {"max_length": 25},

@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import multiprocessing
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -20,7 +19,7 @@ from quecc_jax.data.packing import RowLengths
 from quecc_jax.data.sources.mixture import files_of
 from quecc_jax.data.sources.source import Source
 from quecc_jax.errors import BadRow
-from quecc_jax.paths import cache_folder, is_remote, place
+from quecc_jax.paths import cache_folder, is_remote, place, replacing
 
 FORMAT = 2
 """Raise it when the same rows come to have other lengths."""
@@ -194,11 +193,5 @@ def _read(path: Path, rows: int) -> np.ndarray | None:
 
 def _write(path: Path, made: np.ndarray) -> None:
     """Keeps what was measured; a folder that cannot be written costs the next run the time of a pass."""
-    aside = path.with_suffix(f".{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("wb") as file:
-            np.save(file, made)
-        os.replace(aside, path)
-    except OSError:
-        aside.unlink(missing_ok=True)
+    with contextlib.suppress(OSError), replacing(path) as aside, aside.open("wb") as file:
+        np.save(file, made)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from cachetools import Cache, LRUCache, cachedmethod
 
 from quecc_jax.config import DataConfig
 from quecc_jax.data.sampler import Sampler, permutation
@@ -117,22 +118,21 @@ class Grouped(Sequence[BatchPlan]):
         self.window, self.lengths, self.images = window, tuple(lengths), images
         self.batches = -(-order.rows // batch_size)
         """Of an epoch."""
-        self._epoch: tuple[int, np.ndarray] = (-1, np.zeros((0, batch_size), np.int64))
+        self._cache: Cache[object, np.ndarray] = LRUCache(1)
 
     def __len__(self) -> int:
         return sys.maxsize
 
     def __getitem__(self, number: int) -> BatchPlan:  # type: ignore[override]
-        epoch, place = divmod(number, self.batches)
-        if epoch != self._epoch[0]:
-            self._epoch = epoch, self._grouped(epoch)
-        rows = self._epoch[1][place]
+        epoch, batch = divmod(number, self.batches)
+        rows = self._grouped(epoch)[batch]
         real = rows[rows >= 0]
         longest = int(self.measures.tokens[real].max(initial=0))
         length = next(length for length in self.lengths if length >= longest)
         images = self.images if self.measures.pictures[real].any() else 0
         return BatchPlan(self.order.ids(rows), length, images, self.queries(real))
 
+    @cachedmethod(lambda self: self._cache)
     def _grouped(self, epoch: int) -> np.ndarray:
         """int64 [batches, B], the rows of every batch of an epoch, -1 for an empty place."""
         size = self.order.rows
@@ -188,7 +188,8 @@ class Packed(Sequence[BatchPlan]):
         """Of an epoch."""
         self._ends: list[int] = []
         """Packed rows up to the end of each window so far."""
-        self._recent: dict[int, list[np.ndarray]] = {}
+        # A batch may begin in the window before.
+        self._cache: Cache[object, list[np.ndarray]] = LRUCache(2)
 
     def __len__(self) -> int:
         return sys.maxsize
@@ -211,17 +212,13 @@ class Packed(Sequence[BatchPlan]):
         while not self._ends or self._ends[-1] <= number:
             self._extend()
         window = int(np.searchsorted(self._ends, number, side="right"))
-        if window not in self._recent:
-            self._recent[window] = self._window(window)
-        return self._recent[window][number - (self._ends[window - 1] if window else 0)]
+        return self._window(window)[number - (self._ends[window - 1] if window else 0)]
 
     def _extend(self) -> None:
-        window = len(self._ends)
-        packed = self._window(window)
-        self._ends.append((self._ends[-1] if window else 0) + len(packed))
-        # A batch may begin in the window before.
-        self._recent = {k: v for k, v in self._recent.items() if k == window - 1} | {window: packed}
+        before = self._ends[-1] if self._ends else 0
+        self._ends.append(before + len(self._window(len(self._ends))))
 
+    @cachedmethod(lambda self: self._cache)
     def _window(self, number: int) -> list[np.ndarray]:
         """The packed rows of one window."""
         epoch, place = divmod(number, self.windows)

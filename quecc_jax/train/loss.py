@@ -27,12 +27,12 @@ def cross_entropy_sum(
     is differentiated, of `matrix`, and the backward pass only scales them.
 
     Args:
-      hidden: [B, S, D] final hidden states.
-      matrix: [D, vocab] output matrix.
+      hidden: [B, S, M] final hidden states.
+      matrix: [M, vocab] output matrix.
       labels: int32 [B, S], unshifted, IGNORE where there is no loss.
-      chunk: positions per slice; the last slice is padded.
+      chunk: positions per piece; the last piece is padded.
       parts: parts of the batch on different devices, a divisor of B. Each adds up a gradient of `matrix`
-        of its own, and these are exchanged once, not once per slice.
+        of its own, and these are added up over devices once, not once per piece.
 
     Returns:
       float32 scalars (sum of losses, count of labelled tokens).
@@ -92,11 +92,11 @@ def cross_entropy_sum(
 
 
 def _losses(hidden: jax.Array, matrix: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The summed loss of positions [..., D], and its derivative by their logits [..., vocab] in hidden's
+    """The summed loss of positions [..., M], and its derivative by their logits [..., vocab] in hidden's
     type."""
     logits = jnp.einsum("...d,dv->...v", hidden, matrix, preferred_element_type=jnp.float32)
     norm = jax.nn.logsumexp(logits, axis=-1)
-    # A comparison, not an index: it needs no exchange where the vocabulary is split.
+    # A comparison, not an index: it needs no collective where the vocabulary is split.
     hit = jnp.arange(matrix.shape[1]) == targets[..., None]
     counts = targets != IGNORE
     losses = jnp.where(counts, norm - jnp.sum(jnp.where(hit, logits, 0.0), axis=-1), 0.0)

@@ -53,24 +53,24 @@ def loss_sum(model: VLM, params: dict[str, Any], batch: Batch, chunk: int) -> tu
 
 
 def accumulated_gradients(
-    model: VLM, trainable: dict[str, Any], frozen: dict[str, Any], batch: Batch, slices: int, chunk: int
+    model: VLM, trainable: dict[str, Any], frozen: dict[str, Any], batch: Batch, microbatches: int, chunk: int
 ) -> tuple[jax.Array, jax.Array, dict[str, Any]]:
     """Mean loss over all labelled tokens of the batch, their number, and its gradient.
 
-    The batch's rows are cut into `slices` that run one after another; sums are divided once at
-    the end, so the result does not depend on how labelled tokens fall into slices.
+    The batch's rows are cut into `microbatches` that run one after another; sums are divided once at
+    the end, so the result does not depend on how labelled tokens fall into microbatches.
     """
 
     def objective(trainable: dict[str, Any], part: Batch) -> tuple[jax.Array, jax.Array]:
         return loss_sum(model, {**frozen, **trainable}, part, chunk)
 
-    if slices == 1:
+    if microbatches == 1:
         (total, count), grads = jax.value_and_grad(objective, has_aux=True)(trainable, batch)
     else:
-        # Row r goes to slice r % slices, so that every device keeps rows of its own in each slice.
-        cut = (batch.tokens.shape[0] // slices, slices)
+        # Row r goes to microbatch r % microbatches, so that every device keeps rows of its own in each.
+        cut = (batch.tokens.shape[0] // microbatches, microbatches)
         parts = jax.tree.map(lambda x: x.reshape(*cut, *x.shape[1:]).swapaxes(0, 1), batch)
-        # The backward pass adds each layer's gradient to these as it gets to it: a slice has no gradients
+        # The backward pass adds each layer's gradient to these as it gets to it: a microbatch has no gradients
         # of its own beside the sums.
         refs = jax.tree.map(lambda x: jax.new_ref(jnp.zeros_like(x)), trainable)
 
@@ -148,13 +148,14 @@ def _touch(model: VLM, batch: Batch) -> jax.Array:
 
 
 def check_division(config: RunConfig, mesh: Mesh) -> None:
-    """Raises UserError unless a slice's rows, and a sequence that is to be split, divide over the mesh."""
+    """Raises UserError unless a microbatch's rows, and a sequence that is to be split, divide over the mesh."""
     train, data, tensor = config.train, config.data, mesh.shape["tensor"]
     rows, parts = train.batch_size // train.grad_accum_steps, batch_parts(mesh)
     if rows % parts:
         raise UserError(
-            f"train.batch_size {train.batch_size} in train.grad_accum_steps {train.grad_accum_steps} slices gives "
-            f"{rows} rows, which do not divide over {parts} devices of mesh axes data and fsdp; change one"
+            f"train.batch_size {train.batch_size} in train.grad_accum_steps {train.grad_accum_steps} "
+            f"microbatches gives {rows} rows, which do not divide over {parts} devices of mesh axes data "
+            "and fsdp; change one"
         )
     sizes = [("max_length", length) for length in padded_lengths(data, config.model)]
     sizes += [("query_length", size) for size in query_buckets(data, config.model)]

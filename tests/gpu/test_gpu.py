@@ -58,7 +58,7 @@ def gradients(config, params, batch, device):
     """Loss and gradients of stage 2 on a device, in one list."""
     model = VLM(config.model)
     trainable, frozen = split_params(params, 2)
-    run = jax.jit(functools.partial(accumulated_gradients, model, slices=1, chunk=8))
+    run = jax.jit(functools.partial(accumulated_gradients, model, microbatches=1, chunk=8))
     loss, _, grads = run(*jax.device_put((trainable, frozen), device), batch=jax.device_put(batch, device))
     return [np.asarray(x, np.float32) for x in (loss, *jax.tree.leaves(grads))]
 

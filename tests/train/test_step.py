@@ -95,22 +95,24 @@ def test_accumulation_is_the_mean_over_all_label_tokens():
 
 
 def test_accumulation_holds_no_second_set_of_gradients():
-    """The slices are as large as the batch without accumulation, the layers larger than their activations."""
+    """The microbatches are as large as the batch without accumulation, the layers larger than their activations."""
     decoder = dataclasses.replace(tiny.RUN.model.decoder, width=128, depth=16, mlp_width=512)
     temporaries = {}
-    for slices in (1, 4):
+    for microbatches in (1, 4):
         config = run(
             model={"decoder": decoder, "remat": "full"},
             data={"images_per_row": 0},
             stage=0,
-            batch_size=slices,
-            grad_accum_steps=slices,
+            batch_size=microbatches,
+            grad_accum_steps=microbatches,
         )
         trainer, model, chunk = trainer_on(config), VLM(config.model), config.train.loss_chunk
-        gradients = jax.jit(lambda p, b, m=model, n=slices, c=chunk: accumulated_gradients(m, p, {}, b, n, c))
+        gradients = jax.jit(
+            lambda p, b, m=model, n=microbatches, c=chunk: accumulated_gradients(m, p, {}, b, n, c)
+        )
         compiled = gradients.lower(trainer.abstract_state.trainable, trainer.abstract_batch).compile()
         memory: Any = compiled.memory_analysis()
-        temporaries[slices], result = memory.temp_size_in_bytes, memory.output_size_in_bytes
+        temporaries[microbatches], result = memory.temp_size_in_bytes, memory.output_size_in_bytes
     assert temporaries[4] < temporaries[1] + 0.2 * result
 
 
