@@ -1,3 +1,4 @@
+# ruff: noqa: F722 (shapes are no forward references)
 """The typed batch: the only thing that passes from the host's data to the device's model."""
 
 from typing import Any, NamedTuple
@@ -5,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Float16, Int32, Int64, UInt8
 
 from quecc_jax.config import DataConfig, ModelConfig
 from quecc_jax.config.shapes import query_width, state_shape
@@ -17,44 +19,81 @@ NEWLINE = np.iinfo(np.int32).max
 """Slot of the learned vector that ends a row of an any-resolution picture's map of tokens."""
 
 Array = Any
-"""np.ndarray on the host, jax.Array on the device."""
+"""np.ndarray on the host, jax.Array on the device, jax.ShapeDtypeStruct for compiling ahead of time."""
 
 
 class Batch(NamedTuple):
-    """A fixed-shape batch of B rows; every field is int32 unless said otherwise.
+    """A fixed-shape batch of B rows; any field may also hold what a tree map makes of it, such as its sharding.
 
     A picture is I-th of its row and owns V consecutive slots of that row's flat visual tokens
     [I * V]. A text-only row is an ordinary row none of whose positions has a slot; its pictures
     are zeros and it has no queries.
     """
 
-    tokens: Array
-    """[B, S] token ids; 0 at visual slots and padding."""
-    slots: Array
-    """[B, S] index into the row's flat visual tokens, or NEWLINE; -1 where the position is text."""
-    labels: Array
-    """[B, S] the position's own token id where it carries loss, IGNORE elsewhere (unshifted)."""
-    positions: Array
-    """[B, S] rotary position within the segment."""
-    segments: Array
-    """[B, S] 1, 2, ... for the conversations packed into the row, 0 for padding."""
-    queries: Array
-    """[B, Q] bare questions (BOS first) that condition the pictures' compression, one behind the other; Q is
+    tokens: Int32[Array, "B S"]
+    """token ids; 0 at visual slots and padding."""
+    slots: Int32[Array, "B S"]
+    """index into the row's flat visual tokens, or NEWLINE; -1 where the position is text."""
+    labels: Int32[Array, "B S"]
+    """the position's own token id where it carries loss, IGNORE elsewhere (unshifted)."""
+    positions: Int32[Array, "B S"]
+    """rotary position within the segment."""
+    segments: Int32[Array, "B S"]
+    """1, 2, ... for the conversations packed into the row, 0 for padding."""
+    queries: Int32[Array, "B Q"]
+    """bare questions (BOS first) that condition the pictures' compression, one behind the other; Q is
     one of `queries.query_buckets`."""
-    query_segments: Array
-    """[B, Q] 1, 2, ... for the questions of the row, 0 for padding."""
-    query_ends: Array
-    """[B, I] place in the row's queries of the last token of the question about each picture; -1 for no
+    query_segments: Int32[Array, "B Q"]
+    """1, 2, ... for the questions of the row, 0 for padding."""
+    query_ends: Int32[Array, "B I"]
+    """position in the row's queries of the last token of the question about each picture; -1 for no
     picture."""
-    pixels: Array = None
-    """[B, I, H, W, 3] uint8, normalised on the device; None when features are given."""
-    features: Array = None
-    """[B, I, n, K, D] float16 or float32 cached tower states, see `geometry.state_shape`."""
-    query_features: Array = None
-    """[B, I, H] float16 cached query features; None where their encoder computes them."""
+    pixels: UInt8[Array, "B I height width 3"] = None
+    """Normalised on the device; None when features are given."""
+    features: Float[Array, "B I N K D"] = None
+    """float16 or float32 cached tower states, see `shapes.state_shape`."""
+    query_features: Float16[Array, "B I query_width"] = None
+    """Cached query features; None where their encoder computes them."""
     ids: np.ndarray | None = None
     """[B] int64 identity of each row's sample, or [B, C] of each packed row's C samples or fewer, -1 for
     none; those that are left out stand here too. Stays on the host."""
+
+
+def batch_of(
+    codes: Int32[np.ndarray, "B S"],
+    loss: Bool[np.ndarray, "B S"],
+    positions: Int32[np.ndarray, "B S"],
+    segments: Int32[np.ndarray, "B S"],
+    queries: Int32[np.ndarray, "B Q"],
+    query_segments: Int32[np.ndarray, "B Q"],
+    query_ends: Int32[np.ndarray, "B I"],
+    pixels: UInt8[np.ndarray, "B I height width 3"] | None,
+    features: Float16[np.ndarray, "B I N K D"] | None,
+    query_features: Float16[np.ndarray, "B I query_width"] | None,
+    ids: Int64[np.ndarray, "B ..."],
+) -> Batch:
+    """The host's batch of laid-out rows; the tests check its shapes through jaxtyping's import hook.
+
+    Args:
+      codes: token ids, or -1 - k where slot k of the row's visual tokens stands.
+      loss: positions that carry loss.
+      positions, segments, queries, query_segments, query_ends, pixels, features, query_features, ids: as in
+        `Batch`.
+    """
+    return Batch(
+        tokens=np.maximum(codes, 0),
+        slots=np.where(codes < 0, -1 - codes, -1),
+        labels=np.where(loss, codes, IGNORE),
+        positions=positions,
+        segments=segments,
+        queries=queries,
+        query_segments=query_segments,
+        query_ends=query_ends,
+        pixels=pixels,
+        features=features,
+        query_features=query_features,
+        ids=ids,
+    )
 
 
 def batch_spec(

@@ -7,7 +7,7 @@ import numpy as np
 from quecc_jax.config import DataConfig, ModelConfig
 from quecc_jax.config.shapes import query_width, state_shape
 from quecc_jax.data.bad_rows import DROPPED, LeftOut, Read
-from quecc_jax.data.batch import IGNORE, Batch
+from quecc_jax.data.batch import Batch, batch_of
 from quecc_jax.data.elastic import Slots
 from quecc_jax.data.packing import BatchPlan
 from quecc_jax.data.sources.source import Encoded, Source
@@ -90,15 +90,14 @@ class Collate:
             queries[place, : len(flat)] = flat
             query_segments[place] = question_segments(query_ends[place][query_ends[place] >= 0], q)
         cached = self.data.cached_features
-        batch = Batch(
-            tokens=np.maximum(codes, 0),
-            slots=np.where(codes < 0, -1 - codes, -1),
-            labels=np.where(loss, codes, IGNORE),
-            positions=positions,
-            segments=segments,
-            queries=queries,
-            query_segments=query_segments,
-            query_ends=query_ends,
+        batch = batch_of(
+            codes,
+            loss,
+            positions,
+            segments,
+            queries,
+            query_segments,
+            query_ends,
             pixels=None if cached else seen,
             features=seen if cached else None,
             query_features=query_features,
