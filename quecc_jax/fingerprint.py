@@ -61,9 +61,9 @@ def query_fingerprint(params: dict[str, Any], model: ModelConfig) -> str:
 
 
 def tower_fingerprint(params: Any, vision: VisionConfig, data: DataConfig) -> str:
-    """Of a tower's states: its parameters, which states are kept, how pictures are read and made square."""
+    """Of a tower's states: its parameters, which states are kept, how images are read and made square."""
     settings = {k: v for k, v in dataclasses.asdict(vision).items() if k not in ("levels", "select_layer")}
-    # Stored features are of squares; how larger pictures would be cut does not matter.
+    # Stored features are of squares; how larger images would be cut does not matter.
     del settings["tiles"]
     # Its name in the fingerprints of stored features.
     settings["attention"] = settings.pop("keep_attention")

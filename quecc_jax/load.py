@@ -26,7 +26,7 @@ def load_vlm(
 ) -> tuple[RunConfig, dict[str, Any]]:
     """A run's settings and all parameters that answer questions about pixels.
 
-    A run on cached features has no tower, of pictures or of questions; it comes from the run that its
+    A run on cached features has no tower, of images or of questions; it comes from the run that its
     `tower_from` names. A run on text alone needs none.
 
     Args:

@@ -25,8 +25,8 @@ Array = Any
 class Batch(NamedTuple):
     """A fixed-shape batch of B rows; any field may also hold what a tree map makes of it, such as its sharding.
 
-    A picture is I-th of its row and owns V consecutive slots of that row's flat visual tokens
-    [I * V]. A text-only row is an ordinary row none of whose positions has a slot; its pictures
+    An image is I-th of its row and owns V consecutive slots of that row's flat visual tokens
+    [I * V]. A text-only row is an ordinary row none of whose positions has a slot; its images
     are zeros and it has no queries.
     """
 
@@ -46,8 +46,8 @@ class Batch(NamedTuple):
     query_segments: Int32[Array, "B Q"]
     """1, 2, ... for the questions of the row, 0 for padding."""
     query_ends: Int32[Array, "B I"]
-    """position in the row's queries of the last token of the question about each picture; -1 for no
-    picture."""
+    """Position in the row's queries of the last token of the question about each image; -1 for no
+    image."""
     pixels: UInt8[Array, "B I height width 3"] = None
     """Normalised on the device; None when features are given."""
     features: Float[Array, "B I N K D"] = None
@@ -101,7 +101,7 @@ def batch_spec(
 ) -> Batch:
     """Shapes and dtypes of a batch of `rows` rows, for initialisation and ahead-of-time compiling.
 
-    Grouped batches may be shorter, and without picture places; this is the largest, with queries of
+    Grouped batches may be shorter, and without image places; this is the largest, with queries of
     `query_length` tokens, one of `queries.query_buckets`, or the longest for 0.
     """
     b, s, vision = rows, data.max_length, model.vision

@@ -30,7 +30,7 @@ class Collate:
         """The batch of a plan, and what came of its samples.
 
         The samples of a row follow each other. One that is left out takes no room: those behind it move
-        up, and a row that held nothing else is empty, without text and pictures.
+        up, and a row that held nothing else is empty, without text and images.
         """
         ids = plan.ids if plan.ids.ndim == 2 else plan.ids[:, None]
         b, s, i = len(ids), plan.length, plan.images
@@ -110,7 +110,7 @@ class Collate:
         return self.sources[identity >> 32].where(identity & 0xFFFFFFFF)
 
     def _sample(self, identity: int, seen: np.ndarray | None) -> tuple[Encoded, np.ndarray | None]:
-        """A sample, its pictures written to the front of `seen` [.., ...], and its stored query feature if
+        """A sample, its images written to the front of `seen` [.., ...], and its stored query feature if
         queries are stored.
 
         Raises:

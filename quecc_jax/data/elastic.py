@@ -1,6 +1,6 @@
 """Batches for an elastic compressor: each has one V of several, drawn by its number.
 
-A row is laid out once, for the largest V. For a smaller one its pictures lose slots and its text stays.
+A row is laid out once, for the largest V. For a smaller one its images lose slots and its text stays.
 """
 
 import sys
@@ -25,9 +25,9 @@ def drawn(values: Sequence[int], seed: int, number: int) -> int:
 
 
 def row_length(data: DataConfig, largest: int, visual_tokens: int) -> int:
-    """Tokens S of a padded row where a picture takes V of the `largest` number of slots.
+    """Tokens S of a padded row where an image takes V of the `largest` number of slots.
 
-    It holds every row with a picture that data.max_length holds at the largest V.
+    It holds every row with an image that data.max_length holds at the largest V.
     """
     length = data.max_length - (largest - visual_tokens)
     granule = min(data.max_length & -data.max_length, GRANULE)
@@ -35,7 +35,7 @@ def row_length(data: DataConfig, largest: int, visual_tokens: int) -> int:
 
 
 def choices(data: DataConfig, model: ModelConfig) -> tuple[int, ...]:
-    """Values V that the batches of a run plan from; empty where V is fixed, or there are no pictures."""
+    """Values V that the batches of a run draw from; empty where V is fixed, or there are no images."""
     return model.elastic_choices if data.images_per_row else ()
 
 
@@ -46,7 +46,7 @@ def padded_lengths(data: DataConfig, model: ModelConfig) -> tuple[int, ...]:
 
 
 def text_length(data: DataConfig, model: ModelConfig) -> int:
-    """Tokens that a row without pictures may have: data.max_length, or less where padded rows of a batch
+    """Tokens that a row without images may have: data.max_length, or less where padded rows of a batch
     are as short as their V makes them, so that it is the same row at every V."""
     return min(padded_lengths(data, model))
 
@@ -71,7 +71,7 @@ class Elastic(Sequence[BatchPlan]):
 
 
 class Slots:
-    """Where the visual tokens of a row's pictures stand among all that a model makes of them, T each."""
+    """Where the visual tokens of a row's images stand among all that a model makes of them, T each."""
 
     def __init__(self, model: ModelConfig):
         self.model, self.laid_out, self.stride = model, model.visual_tokens, model.num_output_tokens
@@ -83,9 +83,9 @@ class Slots:
         """A conversation's codes and loss mask (`Encoded`), laid out for the largest V, at this V.
 
         Args:
-          codes: int32 [L], slots counted from the conversation's first picture.
+          codes: int32 [L], slots counted from the conversation's first image.
           loss: bool [L]
-          picture: the conversation's first among the pictures of its row.
+          picture: the conversation's first among the images of its row.
           visual_tokens: V; 0 is that of the layout, the largest.
 
         Returns:

@@ -24,7 +24,7 @@ PADDING = (122, 116, 104)
 """The mean colour in whole numbers, rounded down, as LLaVA pads."""
 
 MAX_PIXELS = 89_000_000
-"""Larger pictures are refused by their header, before they are decoded; Pillow itself warns from
+"""Larger images are refused by their header, before they are decoded; Pillow itself warns from
 89,478,485 pixels on and refuses twice as many."""
 MAX_ASPECT = 200
 """Longest side over shortest; scaling the shortest side of a longer strip up would exhaust memory."""
@@ -32,7 +32,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF", "JPEG2000
 """What is tried on a file. Pillow reads more; some of it, such as PostScript, by running programs."""
 
 Picture = str | Path | IO[bytes] | Image.Image
-"""A path, an open file, or a picture in memory."""
+"""A path, an open file, or an image in memory."""
 
 ORIENTATION = 0x0112
 """The EXIF tag."""
@@ -45,7 +45,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What makes a picture of each EXIF orientation upright; 1 is upright."""
+"""What makes an image of each EXIF orientation upright; 1 is upright."""
 SIDEWAYS = tuple(turn for tag, turn in TURNS.items() if tag > 4)
 """Those that exchange width and height."""
 BAND = 256
@@ -58,16 +58,16 @@ def load_pixels(
     aspect: Literal["pad", "square"] = "pad",
     decoding: ImageDecoding = "upright",
 ) -> np.ndarray:
-    """Reads a picture and brings it to the tower's size.
+    """Reads an image and brings it to the tower's size.
 
     The steps are those of CLIP's image processor (shortest side to `input_size`, bicubic; centre
     crop), for `pad` after padding to a square with CLIP's mean colour. The processor's last step,
     `normalise`, is left to the device: 8 bits are a quarter of the bytes to assemble and to move.
 
     Args:
-      image: Where the picture is.
+      image: Where the image is.
       vision: Gives the side of the square input.
-      aspect: `pad` keeps the whole picture, `square` crops the longer side.
+      aspect: `pad` keeps the whole image, `square` crops the longer side.
       decoding: as for `open_image`.
 
     Returns:
@@ -75,7 +75,7 @@ def load_pixels(
       [1 + tiles, H, W, 3], the whole and its tiles, see `data.tiles`.
 
     Raises:
-      BadRow: names a file that is missing or is not a readable picture of a sensible size.
+      BadRow: names a file that is missing or is not a readable image of a sensible size.
     """
     opened = open_image(image, decoding)
     if vision.tiles:
@@ -108,13 +108,13 @@ class ImageReader:
 
 
 def open_image(image: Picture, decoding: ImageDecoding = "upright") -> Image.Image:
-    """The picture as RGB of 8 bits.
+    """The image as RGB of 8 bits.
 
     Alpha is dropped and the colours beneath it appear: LLaVA never composites. Of an animation the first
     frame is taken. Embedded colour profiles and texts are ignored, of whatever size.
 
     Args:
-      image: Where the picture is; one that is already open is left as it is.
+      image: Where the image is; one that is already open is left as it is.
       decoding: `upright` turns it by its EXIF orientation. Grey of 16 bits, whole numbers and floats are
         scaled to 8 bits: from 0..1 (floats), 0..255 or 0..65535, whichever is the smallest that holds the
         values, or else from their own minimum and maximum. `original` gives the pixels that LLaVA reads,
@@ -249,7 +249,7 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
     try:
         return TURNS.get(image.getexif().get(ORIENTATION, 1))
     except Exception:
-        # A damaged note beside the pixels does not damage the picture.
+        # A damaged note beside the pixels does not damage the image.
         return None
 
 
@@ -270,7 +270,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def fit(image: Image.Image, size: int, aspect: Literal["pad", "square"]) -> Image.Image:
-    """An RGB picture as a square of side `size` pixels: padded with the mean colour, or cropped."""
+    """An RGB image as a square of side `size` pixels: padded with the mean colour, or cropped."""
     if aspect == "pad" and image.width != image.height:
         return _pad(image, size)
     short = min(image.size)

@@ -34,7 +34,7 @@ CHUNK = 1024
 def measure(
     sources: Sequence[Source], data: DataConfig, visual_tokens: int, arranged: tuple[Any, ...] = ()
 ) -> RowLengths:
-    """Tokens of every row, the places of its pictures, of which no more than their sizes are read, and the
+    """Tokens of every row, the places of its images, of which no more than their sizes are read, and the
     tokens of its questions; rows that are left out have none.
 
     The lengths of files are kept in `data.cache`, under the files' size and time of change and all settings
@@ -43,8 +43,8 @@ def measure(
     Args:
       sources: of a run, in its order.
       data: policies for bad and long rows, the cache folder, and what lengths depend on.
-      visual_tokens: slots V of a picture.
-      arranged: what the arrangement of any-resolution pictures depends on.
+      visual_tokens: slots V of an image.
+      arranged: what the arrangement of any-resolution images depends on.
 
     Raises:
       UserError: a row is bad and may not be, or too large a share of them is.
@@ -99,7 +99,7 @@ def _one(
 
 
 def _decoding(data: DataConfig, arranged: tuple[Any, ...]) -> tuple[str, ...]:
-    """How pictures are read, where lengths depend on which way is up; lengths from before stay known."""
+    """How images are read, where lengths depend on which way is up; lengths from before stay known."""
     return (data.image_decoding,) if arranged and data.image_decoding != "upright" else ()
 
 
@@ -130,7 +130,7 @@ class _Worker:
 
 
 def _lengths(source: Source, start: int, stop: int) -> tuple[np.ndarray, Read]:
-    """int32 [3, stop - start] tokens (or BAD), pictures and questions' tokens, and what came of the rows."""
+    """int32 [3, stop - start] tokens (or BAD), images and questions' tokens, and what came of the rows."""
     made, left_out = np.zeros((3, stop - start), np.int32), list[LeftOut]()
     for number, row in enumerate(range(start, stop)):
         try:

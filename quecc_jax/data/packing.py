@@ -29,18 +29,18 @@ class BatchPlan(NamedTuple):
     query_length: int = 0
     """Tokens Q of a row's queries; 0 for the shortest bucket that holds those of the rows."""
     visual_tokens: int = 0
-    """Slots V of a picture where that is drawn; 0 where it is not."""
+    """Slots V of an image where that is drawn; 0 where it is not."""
 
 
 class RowLengths(NamedTuple):
-    """What is known of N rows before their pictures are read."""
+    """What is known of N rows before their images are read."""
 
     tokens: np.ndarray
     """int32 [N], visual tokens included; 0 for a row that is left out."""
     pictures: np.ndarray
     """int32 [N]"""
     queries: np.ndarray
-    """int32 [N] tokens of the questions about a row's pictures."""
+    """int32 [N] tokens of the questions about a row's images."""
 
     @property
     def sizes(self) -> np.ndarray:
@@ -89,10 +89,10 @@ class Padded(Sequence[BatchPlan]):
 class Grouped(Sequence[BatchPlan]):
     """Batches of one modality and of similar lengths, in random order, as LLaVA's sampler makes them.
 
-    An epoch's rows with pictures fill batches, and so do those without; what is left of both shares the
+    An epoch's rows with images fill batches, and so do those without; what is left of both shares the
     one or two batches that may be mixed, the last of which may have empty places. The batches of each
     modality are formed window by window, by length. A batch has the shortest length of `lengths` that
-    holds its rows, and room for pictures only if it has any: text alone spares the tower's work.
+    holds its rows, and room for images only if it has any: text alone spares the tower's work.
 
     Args:
       order: of the rows.
@@ -101,7 +101,7 @@ class Grouped(Sequence[BatchPlan]):
       batch_size: B.
       window: rows that are sorted together; B gives batches of random lengths, as the original has them.
       lengths: row lengths that a batch may have, ascending.
-      images: pictures I of a row.
+      images: images I of a row.
     """
 
     def __init__(
@@ -169,7 +169,7 @@ class Packed(Sequence[BatchPlan]):
       batch_size: B packed rows.
       window: about how many rows are packed together.
       length: tokens S of a packed row.
-      images: pictures I of a packed row.
+      images: images I of a packed row.
     """
 
     def __init__(
@@ -234,14 +234,14 @@ def pack(tokens: np.ndarray, pictures: np.ndarray, length: int, images: int) -> 
     """Fills packed rows with conversations, each into the fullest that still has room for it (best fit).
 
     Of two orders of filling, the one that needs fewer packed rows is taken: as they come, which wastes less
-    where many short conversations would use up the picture places of a row, and the longest first, which
+    where many short conversations would use up the image places of a row, and the longest first, which
     wastes less where only a few fit into a row.
 
     Args:
       tokens: int [n], at most `length` each.
       pictures: int [n], at most `images` each.
       length: tokens of a packed row.
-      images: pictures of a packed row.
+      images: images of a packed row.
 
     Returns:
       Places among the n of the conversations in each packed row.
@@ -255,7 +255,7 @@ def pack(tokens: np.ndarray, pictures: np.ndarray, length: int, images: int) -> 
 
 
 def _best_fit(tokens: np.ndarray, pictures: np.ndarray, length: int, images: int) -> list[list[int]]:
-    # Packed rows by the pictures and tokens that they have room for; bit t of a mask says whether any
+    # Packed rows by the images and tokens that they have room for; bit t of a mask says whether any
     # has room for t tokens.
     rooms: list[dict[int, list[list[int]]]] = [{} for _ in range(images + 1)]
     masks = [0] * (images + 1)

@@ -52,7 +52,7 @@ def make_iterator(
 
     Args:
       data: Sources, template, lengths, batching and workers.
-      model: Sizes of pictures or features and visual tokens.
+      model: Sizes of images or features and visual tokens.
       batch_size: Rows of one batch over all processes.
       seed: Of the order.
       rows: Which rows of every batch this process reads, in this order; None reads all of them.
@@ -142,7 +142,7 @@ def eval_batches(
 
     Args:
       data: Sources, template and lengths; weights and workers play no part.
-      model: Sizes of pictures or features and visual tokens.
+      model: Sizes of images or features and visual tokens.
       batch_size: Rows of a batch.
       prompts: Stop each row where its first answer begins (for generation) instead of laying out
         the whole conversation with its labels.
@@ -172,7 +172,7 @@ def eval_batches(
 
 
 def rows_by_id(data: DataConfig) -> dict[int, dict[str, Any]]:
-    """The LLaVA-format row behind each id of `Batch.ids`: question, answer, kind, picture."""
+    """The LLaVA-format row behind each id of `Batch.ids`: question, answer, kind, image."""
     found: dict[int, dict[str, Any]] = {}
     for number, config in enumerate(data.sources):
         rows = read_rows(config)

@@ -1,4 +1,4 @@
-"""What a row refers to beside its text: its pictures, and what is not read here and must not be passed over.
+"""What a row refers to beside its text: its images, and what is not read here and must not be passed over.
 
 A row that is about a film or a recording would otherwise be learned as if its text were all there is.
 """
@@ -13,7 +13,7 @@ Row = dict[str, Any]
 """One conversation as LLaVA's files hold it: a JSON object with `conversations` and, where it has images, `image`."""
 
 _OURS = frozenset(("id", "image", "conversations", "kind", "image_files"))
-"""Keys that every reader knows; `image_files` keeps the paths of prepared pictures."""
+"""Keys that every reader knows; `image_files` keeps the paths of prepared images."""
 _PICTURES = re.compile(
     r"(images|imgs?|pictures?|photos?|pixel_values|(image|img)_(paths?|files?|urls?|base64)|jpe?g|png)", re.I
 )
@@ -34,10 +34,10 @@ _URL = re.compile(r"([a-z][a-z0-9+.-]+):/", re.I)
 
 
 def image_refs(row: Row) -> list[Any]:
-    """References to a row's pictures, in the order of their placeholders; empty for a text-only row.
+    """References to a row's images, in the order of their placeholders; empty for a text-only row.
 
     Raises:
-      BadRow: one is no path of a file, or the row holds something else than text and pictures.
+      BadRow: one is no path of a file, or the row holds something else than text and images.
     """
     image = row.get("image")
     refs = [] if image is None else list(image) if isinstance(image, list | tuple) else [image]
@@ -51,7 +51,7 @@ def image_refs(row: Row) -> list[Any]:
 
 
 def check_reference(ref: str) -> None:
-    """Raises BadRow if a picture is named by something that is fetched or unpacked, not read as a file."""
+    """Raises BadRow if an image is named by something that is fetched or unpacked, not read as a file."""
     if ref[:5].lower() == "data:":
         raise BadRow(
             "picture missing",
@@ -93,7 +93,7 @@ def _check_key(key: Any, value: Any, pictures: bool, where: str) -> None:
     """Refuses what a key holds if it is an input of the model.
 
     Args:
-      pictures: whether the row names pictures as it should; files of others are then notes about them.
+      pictures: whether the row names images as it should; files of others are then notes about them.
     """
     if value is None or isinstance(value, bool | int | float) or not value:
         return
@@ -115,7 +115,7 @@ def _check_key(key: Any, value: Any, pictures: bool, where: str) -> None:
 
 
 def _is_media(value: Any) -> bool:
-    """Whether a value names files of pictures, films, sound or shapes."""
+    """Whether a value names files of images, films, sound or shapes."""
     if isinstance(value, dict):
         return isinstance(value.get("bytes"), bytes | str) or _is_media(value.get("path"))
     if isinstance(value, list | tuple):

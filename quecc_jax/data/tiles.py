@@ -1,7 +1,7 @@
-"""Any-resolution pictures, as LLaVA-NeXT has them: the whole, squeezed into the tower's square, then tiles.
+"""Any-resolution images, as LLaVA-NeXT has them: the whole, squeezed into the tower's square, then tiles.
 
-The tiles are those of a larger picture of rows x columns squares, into which the picture is scaled and
-centred on black. Every square is one place among the pictures of a row; only where their tokens stand in the
+The tiles are those of a larger image of rows x columns squares, into which the image is scaled and
+centred on black. Every square is one place among the images of a row; only where their tokens stand in the
 text, and which stand nowhere, is the matter of this file.
 """
 
@@ -20,7 +20,7 @@ Grid = tuple[int, int]
 
 
 class Arrangement(NamedTuple):
-    """What stands for one picture in the text."""
+    """What stands for one image in the text."""
 
     places: int
     """Squares that the tower sees, the whole first."""
@@ -29,7 +29,7 @@ class Arrangement(NamedTuple):
 
 
 def best_grid(width: int, height: int, grids: Sequence[Grid], side: int) -> Grid:
-    """The grid on which the picture keeps most of its pixels, and of those the one that wastes least."""
+    """The grid on which the image keeps most of its pixels, and of those the one that wastes least."""
 
     def fit(grid: Grid) -> tuple[int, int]:
         rows, columns = grid[0] * side, grid[1] * side
@@ -57,9 +57,9 @@ def split(image: Image.Image, grids: Sequence[Grid], side: int) -> np.ndarray:
 
 
 def unpadded(width: int, height: int, rows: int, columns: int) -> tuple[slice, slice]:
-    """Rows and columns of a map of tokens that hold some of a picture; one at least is left of each.
+    """Rows and columns of a map of tokens that hold some of an image; one at least is left of each.
 
-    The original leaves none where the picture is thinner than a token of the map.
+    The original leaves none where the image is thinner than a token of the map.
     """
     if width / height > columns / rows:
         kept = max(1, int(round(height * (columns / width), 7)))
@@ -75,7 +75,7 @@ def arrange(width: int, height: int, model: ModelConfig) -> Arrangement:
     row of it. Tokens without a place on a grid follow each other tile by tile, all of them.
 
     Args:
-      width, height: of the picture, in pixels, upright.
+      width, height: of the image, in pixels, upright.
       model: gives the grids of tiles and the compressor's output.
     """
     vision, v = model.vision, model.visual_tokens

@@ -23,13 +23,13 @@ class Span(NamedTuple):
     """Neighbouring tokens of one kind."""
 
     kind: Literal["prompt", "answer", "picture"]
-    """Without loss, with loss, or the slots of one picture."""
+    """Without loss, with loss, or the slots of one image."""
     text: str
     tokens: int
 
 
 class View(NamedTuple):
-    """One picture of a conversation."""
+    """One image of a conversation."""
 
     pixels: np.ndarray | None
     """uint8 [H, W, 3] as the tower sees it; None where features are read instead."""
@@ -85,7 +85,7 @@ def look(config: RunConfig, count: int) -> Seen:
     number = 0
     while len(rows) < count:
         plan = plans[number]
-        # No more pictures are read than shown.
+        # No more images are read than shown.
         plan = plan._replace(ids=plan.ids[: count - len(rows)])
         batch, read = collate(plan)
         tally.add(read)
@@ -133,10 +133,10 @@ def _view(batch: Batch, place: int, picture: int, tokenizer: Tokenizer) -> View:
 def _spans(
     tokens: np.ndarray, slots: np.ndarray, labels: np.ndarray, tokenizer: Tokenizer, num_output_tokens: int
 ) -> list[Span]:
-    """Runs of tokens alike in loss and picture, in order."""
+    """Runs of tokens alike in loss and image, in order."""
     kinds = np.where(slots >= 0, 2 + slots // num_output_tokens, (labels != IGNORE).astype(int))
     if (slots == NEWLINE).any():
-        # The map of an any-resolution picture runs through its tiles row by row.
+        # The map of an any-resolution image runs through its tiles row by row.
         kinds = np.where(slots >= 0, 2, kinds)
     spans, start = list[Span](), 0
     for stop in [*(np.flatnonzero(np.diff(kinds)) + 1).tolist(), len(kinds)]:

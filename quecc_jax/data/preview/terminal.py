@@ -10,7 +10,7 @@ from quecc_jax.data.preview.rows import Conversation, Row, Seen
 
 STYLES = {"prompt": "dim", "answer": "bold green", "picture": "black on cyan"}
 WIDTH = 16
-"""Columns of a picture; a line of text holds two lines of pixels."""
+"""Columns of an image; a line of text holds two lines of pixels."""
 
 
 def show(seen: Seen, console: Console | None = None) -> None:
@@ -55,7 +55,7 @@ def _talk(segment: int, talk: Conversation) -> Group:
 
 
 def picture(pixels: np.ndarray, width: int = WIDTH) -> Text:
-    """A picture in half blocks of its colours, `width` columns wide."""
+    """An image in half blocks of its colours, `width` columns wide."""
     step = pixels.shape[0] / width
     at = (np.arange(width) * step + step / 2).astype(int)
     small = pixels[at][:, at]

@@ -1,10 +1,10 @@
-"""Prepared data: rows and pictures of a LLaVA file in ArrayRecord shards, see `launch.prepare_data`.
+"""Prepared data: rows and images of a LLaVA file in ArrayRecord shards, see `launch.prepare_data`.
 
     manifest.json              what the shards hold and their SHA-256, how they were made; written last
-    rows-*.array_record        one JSON row a record; "image" lists numbers of pictures
-    pictures-*.array_record    one file's bytes or raw pixels a record, each picture once
+    rows-*.array_record        one JSON row a record; "image" lists numbers of images
+    pictures-*.array_record    one file's bytes or raw pixels a record, each image once
 
-Rows keep their order and number. Of a picture or row that could not be read the record says why, so that
+Rows keep their order and number. Of an image or row that could not be read the record says why, so that
 the same rows are bad, and for the same reason, whichever way the data are read.
 """
 
@@ -24,25 +24,25 @@ from quecc_jax.paths import AnyPath, place
 
 MANIFEST = "manifest.json"
 UNREADABLE = b"\0unreadable\0"
-"""Begins the record of what could not be read; neither JSON nor a format of pictures begins so."""
+"""Begins the record of what could not be read; neither JSON nor a format of images begins so."""
 FORMAT = 1
 """Of the directory's layout; goes up when older readers would misread it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How pictures are stored."""
+    """How images are stored."""
 
     size: int = 0
-    """Side of the square that pictures are brought to, in pixels; 0 stores the files as they are."""
+    """Side of the square that images are brought to, in pixels; 0 stores the files as they are."""
     aspect: Literal["pad", "square"] = "pad"
     """How they are brought there, as `DataConfig.image_aspect`."""
     encoding: Literal["jpeg", "png", "raw"] = "jpeg"
-    """Of resized pictures. `png` and `raw` (uint8 [size, size, 3]) lose nothing."""
+    """Of resized images. `png` and `raw` (uint8 [size, size, 3]) lose nothing."""
     quality: int = 95
     """Of `jpeg`; colours are not subsampled."""
     decoding: ImageDecoding = "upright"
-    """How resized pictures were read, as `DataConfig.image_decoding`; files stored as they are have not been
+    """How resized images were read, as `DataConfig.image_decoding`; files stored as they are have not been
     read."""
 
 
@@ -72,7 +72,7 @@ class PreparedRows(Sequence[Any]):
 
 
 def check_recipe(directory: str, recipe: Recipe, vision: VisionConfig, data: DataConfig) -> None:
-    """That pictures stored in this way are those that a run reads.
+    """That images stored in this way are those that a run reads.
 
     Raises:
       UserError: they are of another size, aspect or decoding.

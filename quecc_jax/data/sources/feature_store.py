@@ -1,10 +1,10 @@
-"""What frozen parameters make of each picture or row, computed once: arrays in ArrayRecord shards.
+"""What frozen parameters make of each image or row, computed once: arrays in ArrayRecord shards.
 
     NAME.json              fingerprint of the parameters and of what they read, shape, shards; written last
-    NAME-*.array_record    float16 of one picture or row a record
+    NAME-*.array_record    float16 of one image or row a record
 
-Beside the pictures of a pool or of prepared data NAME is `features`, the tower's states [n, K, D] of each
-picture; beside prepared data also `queries`, the query feature [H] of each row, which runs with a
+Beside the images of a pool or of prepared data NAME is `features`, the tower's states [n, K, D] of each
+image; beside prepared data also `queries`, the query feature [H] of each row, which runs with a
 frozen encoder can read. Their size does not depend on V.
 """
 
@@ -27,14 +27,14 @@ MAKER = {"features": "tower", "queries": "query encoder"}
 ITEMS = 1024
 """Pictures of one shard: 4.8 GB of CLIP-L/14-336's states in four layers."""
 THREADS = 4
-"""That read pictures ahead of the device."""
+"""That read images ahead of the device."""
 
 
 class Features(Sequence[Any]):
-    """Stored arrays, by the number of their picture or row.
+    """Stored arrays, by the number of their image or row.
 
     Raises:
-      BadRow: when one is asked for whose picture or row could not be read.
+      BadRow: when one is asked for whose image or row could not be read.
     """
 
     def __init__(self, directory: AnyPath, note: dict[str, Any]):
@@ -61,10 +61,10 @@ def write_features(
     progress: Callable[[int], None] = lambda done: None,
     name: Name = "features",
 ) -> Features:
-    """Stores fn of every picture or row, unless that of `fingerprint` is there; continues shard by shard.
+    """Stores fn of every image or row, unless that of `fingerprint` is there; continues shard by shard.
 
     Args:
-      items: how many pictures or rows there are.
+      items: how many images or rows there are.
       read: what `fn` reads by its number, uint8 [H, W, 3] for a tower; raises BadRow where there is none.
       fn: maps [batch, ...] to [batch, ...], a tower to states [batch, n, K, D]; it always sees full batches.
       fingerprint: says what `fn` and `read` are, see `quecc_jax.fingerprint`.

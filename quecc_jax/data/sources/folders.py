@@ -1,4 +1,4 @@
-"""Folders of pictures, named by the paths in a row."""
+"""Folders of images, named by the paths in a row."""
 
 import os
 from typing import Any
@@ -9,16 +9,16 @@ from quecc_jax.paths import is_remote, place
 
 
 class Folders:
-    """One or several folders, here or in a bucket; a picture comes from the first that has it."""
+    """One or several folders, here or in a bucket; an image comes from the first that has it."""
 
     def __init__(self, roots: tuple[str, ...]):
         self.roots = roots or ("",)
 
     def find(self, ref: Any) -> str:
-        """The path of a picture.
+        """The path of an image.
 
         Raises:
-          BadRow: the reference is no path, or there are several folders and none has the picture, or the
+          BadRow: the reference is no path, or there are several folders and none has the image, or the
             path is written as Windows or an address writes it.
         """
         if not isinstance(ref, str):

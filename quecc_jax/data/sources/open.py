@@ -42,7 +42,7 @@ def open_sources(
 
     Args:
       data: Sources, tokenizer, template and lengths.
-      model: Gives the visual tokens of a picture and the tower's sizes.
+      model: Gives the visual tokens of an image and the tower's sizes.
       fingerprint: The tower that cached features must be of; None takes any.
       prompts: Lay rows out for generation: stop where the first answer begins.
 

@@ -15,7 +15,7 @@ from quecc_jax.errors import BadRow, UserError
 class PoolSource:
     """Rows of a pool, all encoded when it is opened.
 
-    Demo questions repeat thousands of times over different pictures, so each different conversation
+    Demo questions repeat thousands of times over different images, so each different conversation
     is encoded and stored once.
     """
 

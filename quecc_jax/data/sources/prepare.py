@@ -1,4 +1,4 @@
-"""Making prepared data: pictures by several processes, shard by shard, then the rows, then the manifest."""
+"""Making prepared data: images by several processes, shard by shard, then the rows, then the manifest."""
 
 import hashlib
 import json
@@ -30,14 +30,14 @@ ROWS = 65_536
 TOLD = 32
 """Pictures between two words of a process about its progress."""
 LISTED = 20
-"""Unreadable rows and pictures that the manifest names; it counts all of them."""
+"""Unreadable rows and images that the manifest names; it counts all of them."""
 
 Progress = Callable[[int, int], None]
-"""Called with the pictures done and their number."""
+"""Called with the images done and their number."""
 
 
 class Job(NamedTuple):
-    """One shard of pictures."""
+    """One shard of images."""
 
     directory: str
     name: str
@@ -60,25 +60,25 @@ def prepare(
     shard_pictures: int = PICTURES,
     shard_rows: int = ROWS,
 ) -> dict[str, Any]:
-    """Writes the rows of a LLaVA file and their pictures as a prepared directory.
+    """Writes the rows of a LLaVA file and their images as a prepared directory.
 
     What an interrupted call of the same arguments has left is kept, shard by shard.
 
     Args:
       data: .json or .jsonl file, or a mixture of such files.
-      images: folders of its pictures.
+      images: folders of its images.
       out: directory to write, here or in a bucket.
-      recipe: how pictures are stored.
-      skip_bad: go on at unreadable rows and pictures, which are counted and stay unreadable in what is
+      recipe: how images are stored.
+      skip_bad: go on at unreadable rows and images, which are counted and stay unreadable in what is
         written; otherwise the first one ends the call.
-      workers: processes that read pictures.
+      workers: processes that read images.
       progress: called now and then.
 
     Returns:
       The manifest.
 
     Raises:
-      UserError: the file or a picture cannot be read, or `out` was made from something else.
+      UserError: the file or an image cannot be read, or `out` was made from something else.
     """
     rows = open_rows(data)
     key = _begin(rows, images, out, recipe, skip_bad, (shard_pictures, shard_rows))
@@ -156,7 +156,7 @@ def _name(kind: str, number: int, items: int, per_shard: int) -> str:
 
 
 def _pictures_of(rows: RowFile | Mixture, skip_bad: bool) -> tuple[dict[str, int], dict[int, BadRow]]:
-    """The number of every picture by its path, in the order of the rows, and what is wrong with rows."""
+    """The number of every image by its path, in the order of the rows, and what is wrong with rows."""
     refs: dict[str, int] = {}
     bad: dict[int, BadRow] = {}
     for number in range(len(rows)):
@@ -202,7 +202,7 @@ def _row_shards(
 
 
 def _picture_shards(jobs: list[Job], workers: int, progress: Progress) -> tuple[list[Shard], list[str]]:
-    """Writes what is not there yet; returns the shards and what is wrong with pictures, in order."""
+    """Writes what is not there yet; returns the shards and what is wrong with images, in order."""
     total = sum(len(job.files) for job in jobs)
     known = [made(job.directory, job.name, job.key) for job in jobs]
     missing = [number for number, found in enumerate(known) if found is None]
@@ -257,7 +257,7 @@ def _parallel(
 
 
 def _work(waiting: Any, told: Any) -> None:
-    """One process: makes shards, and tells of pictures and shards."""
+    """One process: makes shards, and tells of images and shards."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # Ctrl-C reaches the first process, which ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -296,7 +296,7 @@ def _make(job: Job, tell: Callable[[int], None]) -> tuple[Shard, list[str]]:
 
 
 def stored(path: str, recipe: Recipe) -> bytes:
-    """The record of a picture, which is decoded in any case.
+    """The record of an image, which is decoded in any case.
 
     Raises:
       BadRow: as `open_image`.
@@ -319,7 +319,7 @@ def inline_rows(
     """The rows of a LLaVA file with their pictures' records in them, as `tfds_rows.LlavaRows` takes them.
 
     Raises:
-      UserError: a row or a picture cannot be read; with `skip_bad` such rows are left out.
+      UserError: a row or an image cannot be read; with `skip_bad` such rows are left out.
     """
     rows, folders = open_rows(data), Folders(images)
     for number in range(len(rows)):

@@ -32,10 +32,10 @@ class Questions:
         self.layout = layout._replace(data=data, text=None, arrange=None)
 
     def ids(self, row: int) -> np.ndarray:
-        """int32 [<= Q]: token ids of the question about a row's pictures, none without a picture.
+        """int32 [<= Q]: token ids of the question about a row's images, none without an image.
 
         Raises:
-          BadRow: the row cannot be read, or different turns ask about its pictures.
+          BadRow: the row cannot be read, or different turns ask about its images.
         """
         made = self.layout(self.rows[row])
         if len(set(made.query_ends.tolist())) > 1:

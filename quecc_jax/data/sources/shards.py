@@ -17,7 +17,7 @@ from quecc_jax.errors import UserError
 from quecc_jax.paths import AnyPath, cached, is_remote, place, write_text
 
 OPTIONS = "group_size:1,uncompressed"
-"""Of ArrayRecord's writer: records are read one by one in random order, and hold compressed pictures."""
+"""Of ArrayRecord's writer: records are read one by one in random order, and hold compressed images."""
 BLOCK = 4 << 20
 """Bytes that are hashed at once."""
 

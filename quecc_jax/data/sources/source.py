@@ -25,9 +25,9 @@ class Encoded(NamedTuple):
     loss: np.ndarray
     """bool [L] positions that carry loss."""
     queries: np.ndarray
-    """int32 [<= Q] bare questions about its pictures, one behind the other."""
+    """int32 [<= Q] bare questions about its images, one behind the other."""
     query_ends: np.ndarray
-    """int32 [P] where among them the question ends about the picture in each of P places."""
+    """int32 [P] where among them the question ends about the image in each of P places."""
     query_cut: bool
     """A question was cut."""
     cut: bool
@@ -35,14 +35,14 @@ class Encoded(NamedTuple):
 
     @property
     def places(self) -> int:
-        """Places among the pictures of a batch's row that its pictures take: one each, or more with tiles."""
+        """Places among the images of a batch's row that its images take: one each, or more with tiles."""
         return len(self.query_ends)
 
 
 class Source(Protocol):
-    """What the pipeline needs of a data set; pictures are written into zeroed arrays.
+    """What the pipeline needs of a data set; images are written into zeroed arrays.
 
-    Where pictures cannot be read, the writing methods raise BadRow, maybe after the first of several.
+    Where images cannot be read, the writing methods raise BadRow, maybe after the first of several.
     """
 
     def __len__(self) -> int: ...
@@ -51,10 +51,10 @@ class Source(Protocol):
         """The place of a row, for messages."""
 
     def encoded(self, row: int) -> Encoded:
-        """The row without its pictures, of which the size at most is read. Raises BadRow."""
+        """The row without its images, of which the size at most is read. Raises BadRow."""
 
     def write_pixels(self, row: int, out: np.ndarray) -> None:
-        """Writes the pictures into the first places of uint8 [I, H, W, 3]."""
+        """Writes the images into the first places of uint8 [I, H, W, 3]."""
 
     def write_features(self, row: int, out: np.ndarray) -> None:
         """Writes cached tower states into the first places of float16 [I, n, K, D]."""
@@ -64,7 +64,7 @@ class Source(Protocol):
 
 
 class Arrange(NamedTuple):
-    """What stands for an any-resolution picture, which is asked for its size alone."""
+    """What stands for an any-resolution image, which is asked for its size alone."""
 
     size: Callable[[Any], tuple[int, int]]
     model: ModelConfig
@@ -82,13 +82,13 @@ class Layout(NamedTuple):
     prompts: bool
     """Stop where the first answer begins, for generation."""
     text: DataConfig | None = None
-    """What holds for a row without pictures in place of `data`, if anything does."""
+    """What holds for a row without images in place of `data`, if anything does."""
     arrange: Arrange | None = None
-    """What stands for a picture, by its reference; None for its V tokens."""
+    """What stands for an image, by its reference; None for its V tokens."""
 
     def __call__(self, row: Row) -> Encoded:
         """Encodes a row, or raises BadRow; the caller adds where it stands."""
-        # What is no row at all has no pictures either; `encode` says so.
+        # What is no row at all has no images either; `encode` says so.
         refs = image_refs(row) if isinstance(row, dict) else []
         data = self.data if refs or self.text is None else self.text
         arranged = [self.arrange(ref) for ref in refs] if self.arrange else []
@@ -105,7 +105,7 @@ class Layout(NamedTuple):
 
 
 class RowSource:
-    """Rows that are encoded when asked for, with pictures that are read when asked for."""
+    """Rows that are encoded when asked for, with images that are read when asked for."""
 
     def __init__(
         self,
@@ -122,7 +122,7 @@ class RowSource:
           rows: in LLaVA's form; parsed one by one.
           images: of the rows.
           layout: of the rows.
-          features: stored tower states, where rows name pictures by number.
+          features: stored tower states, where rows name images by number.
           queries: stored query features, by row.
         """
         self.name, self.rows, self.layout = name, rows, layout

@@ -1,6 +1,6 @@
 """LLaVA rows as a tensorflow-datasets data set, written and read without TensorFlow.
 
-What needs TensorFlow is avoided: the files are ArrayRecord, pictures go in and come out as the bytes of
+What needs TensorFlow is avoided: the files are ArrayRecord, images go in and come out as the bytes of
 their files, and reading is random access (`as_data_source`).
 """
 
@@ -15,7 +15,7 @@ from quecc_jax.errors import UserError
 
 
 class LlavaRows(tfds.core.GeneratorBasedBuilder):
-    """LLaVA conversations and their pictures, in the order of their file."""
+    """LLaVA conversations and their images, in the order of their file."""
 
     VERSION = tfds.core.Version("1.0.0")
     # Nothing is downloaded; looking up checksums would need a package that training does not.
@@ -32,7 +32,7 @@ class LlavaRows(tfds.core.GeneratorBasedBuilder):
         Args:
           split: the name of the only split.
           rows: gives {"id": text, "images": list of files' bytes, "conversations": turns}.
-          recipe: how the pictures were made, kept beside them; None where they are as they were.
+          recipe: how the images were made, kept beside them; None where they are as they were.
           more: as for every builder.
         """
         self._split, self._rows, self._recipe = split, rows, recipe or Recipe()
@@ -64,7 +64,7 @@ class LlavaRows(tfds.core.GeneratorBasedBuilder):
 
 
 class Undecoded(tfds.decode.Decoder):
-    """Leaves pictures as the bytes of their files."""
+    """Leaves images as the bytes of their files."""
 
     def decode_example(self, serialized_example: Any) -> Any:
         return serialized_example

@@ -71,7 +71,7 @@ class Template:
     bos_every_turn: bool = False
     """BOS stands before every human turn, not just before the first."""
     caption: bool = False
-    """One picture, one caption: the human's words are dropped and there is one answer."""
+    """One image, one caption: the human's words are dropped and there is one answer."""
 
 
 def _chatml(system: str, after: str = "\n") -> Template:

@@ -83,7 +83,7 @@ class Tokenizer:
 
         Args:
           text: may be a part of a longer text; special tokens in it are found.
-          after: the token in front of it; None where a text begins, or behind a picture. Tokenizers
+          after: the token in front of it; None where a text begins, or behind an image. Tokenizers
             of the SentencePiece kind write a blank where a text begins, and the legacy ones behind
             special tokens too; some special tokens take the white space that follows them.
 
