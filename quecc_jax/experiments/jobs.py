@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from quecc_jax.config import DataConfig, ModelConfig, RunConfig
-from quecc_jax.data.sources.pool import build_pool, read_pool, write_features
+from quecc_jax.data.sources.pool import read_pool, write_features
 from quecc_jax.data.text.conversation import prompt
 from quecc_jax.data.text.templates import template_text
 from quecc_jax.data.text.tokenizer import SPECIALS, load_tokenizer, train_word_tokenizer
@@ -34,6 +34,7 @@ from quecc_jax.experiments.plan import (
     picture_data,
     run_config,
 )
+from quecc_jax.experiments.testbed.build import build_pool
 from quecc_jax.experiments.testbed.cells import label_grid
 from quecc_jax.experiments.testbed.corpus import asked_cell, write_corpus, write_questions
 from quecc_jax.experiments.testbed.tower import feature_fn, train_tower
@@ -62,8 +63,8 @@ def make_data(out: str, plan: Plan, report: Report) -> dict[str, Any]:
             split,  # type: ignore[arg-type]
             data / f"{task}-{split}",
             plan.vision.image_size,
-            pictures=plan.test_pictures if test else plan.pictures,
-            questions_per_picture=plan.questions,
+            num_images=plan.test_pictures if test else plan.pictures,
+            questions_per_image=plan.questions,
             m=plan.side,
             seed=plan.seeds[0],
         )

@@ -23,10 +23,11 @@ from quecc_jax.commands.cli import execute
 from quecc_jax.config import CompressorConfig, DataConfig, DecoderConfig, ModelConfig, RunConfig, VisionConfig
 from quecc_jax.config.io import load_config, save_config
 from quecc_jax.data.images import load_pixels, normalise
-from quecc_jax.data.sources.pool import build_pool, write_features
+from quecc_jax.data.sources.pool import write_features
 from quecc_jax.data.text.tokenizer import load_tokenizer, train_word_tokenizer
 from quecc_jax.errors import UserError, run_cli
 from quecc_jax.evaluate import predict
+from quecc_jax.experiments.testbed.build import build_pool
 from quecc_jax.experiments.testbed.tower import feature_fn
 from quecc_jax.generate import build_generator
 from quecc_jax.load import load_vlm

@@ -18,7 +18,7 @@ from transformers.models.clip import CLIPImageProcessorPil
 from quecc_jax.config import VisionConfig
 from quecc_jax.data.images import CLIP_MEAN, CLIP_STD, fit, load_pixels, normalise, open_image, picture_size
 from quecc_jax.data.png import without_notes
-from quecc_jax.data.sources.easy_vqa import picture_paths
+from quecc_jax.data.sources.easy_vqa import image_paths
 from quecc_jax.errors import BadRow, UserError
 from tests.data.notes import NOTED, PROFILE, TEXT, TURN, chunk, png, turned
 
@@ -28,7 +28,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "pictures"
 
 def scene(width, height, seed=0):
     """A smooth picture of the given size with every channel different, made from a real one."""
-    real = Image.open(picture_paths("train")[seed]).convert("RGB")
+    real = Image.open(image_paths("train")[seed]).convert("RGB")
     return real.resize((width, height), Image.Resampling.BICUBIC)
 
 

@@ -16,7 +16,7 @@ from quecc_jax.data.bad_rows import LeftOut
 from quecc_jax.data.batch import IGNORE, Batch, batch_spec
 from quecc_jax.data.lengths import measure
 from quecc_jax.data.pipeline import eval_batches, make_iterator
-from quecc_jax.data.sources.easy_vqa import picture_paths
+from quecc_jax.data.sources.easy_vqa import image_paths
 from quecc_jax.data.sources.open import open_sources
 from quecc_jax.data.text.queries import question_ids
 from quecc_jax.errors import UserError
@@ -29,7 +29,7 @@ ROWS = 61
 def rows_file(tmp_path_factory):
     """61 conversations of one or several turns with no, one or two pictures, of which two are missing."""
     folder = tmp_path_factory.mktemp("rows")
-    for k, path in enumerate(picture_paths("train")[:6]):
+    for k, path in enumerate(image_paths("train")[:6]):
         Image.open(path).resize((30, 24)).save(folder / f"{k}.png")
     rng, rows = np.random.default_rng(0), list[dict[str, Any]]()
     for number in range(ROWS):

@@ -14,9 +14,10 @@ from quecc_jax.config import DataConfig, SourceConfig
 from quecc_jax.data.batch import IGNORE, Batch, batch_spec
 from quecc_jax.data.images import load_pixels
 from quecc_jax.data.pipeline import eval_batches, make_iterator, rows_by_id
-from quecc_jax.data.sources.easy_vqa import picture_paths
-from quecc_jax.data.sources.pool import build_pool, write_features
+from quecc_jax.data.sources.easy_vqa import image_paths
+from quecc_jax.data.sources.pool import write_features
 from quecc_jax.errors import UserError
+from quecc_jax.experiments.testbed.build import build_pool
 
 SINGLE, MOSAIC, READING = (("single", "train"), ("mosaic", "train"), ("reading", "train"))
 
@@ -241,7 +242,7 @@ def test_text_only_run(text_pool, tokenizer, model):
 @pytest.fixture
 def mixed_file(tmp_path):
     """A LLaVA file with no, one and two pictures per row; returns (path, its rows)."""
-    for k, path in enumerate(picture_paths("train")[:3]):
+    for k, path in enumerate(image_paths("train")[:3]):
         Image.open(path).resize((40, 30)).save(tmp_path / f"{k}.png")
     rows = [
         {"id": "a", "conversations": [{"from": "human", "value": "red?"}, {"from": "gpt", "value": "blue"}]},

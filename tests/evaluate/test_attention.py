@@ -8,10 +8,11 @@ import pytest
 from quecc_jax.config import DataConfig, SourceConfig
 from quecc_jax.config.compressor import COMPRESSORS
 from quecc_jax.config.shapes import hidden_indices, state_shape
-from quecc_jax.data.sources.pool import build_pool, write_features
+from quecc_jax.data.sources.pool import write_features
 from quecc_jax.data.text.templates import template_text
 from quecc_jax.data.text.tokenizer import train_word_tokenizer
 from quecc_jax.evaluate.attention import attention_maps, own_squares, patch_map
+from quecc_jax.experiments.testbed.build import build_pool
 from quecc_jax.generate.decode import decoding_params
 from quecc_jax.generate.reuse import Encoders, Reuse, over_picture
 from tests.tiny import MODEL, RUN, random_batch, random_params, run

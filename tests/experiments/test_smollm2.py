@@ -13,7 +13,8 @@ from configs import smollm2_easyvqa_stage1
 from quecc_jax.config import MeshConfig, RunConfig, SourceConfig
 from quecc_jax.config.validation import validate
 from quecc_jax.convert.run import import_weights
-from quecc_jax.data.sources.pool import build_pool, write_features
+from quecc_jax.data.sources.pool import write_features
+from quecc_jax.experiments.testbed.build import build_pool
 from quecc_jax.experiments.testbed.tower import feature_fn
 from quecc_jax.models.towers.clip import ClipTower
 from quecc_jax.sharding import make_mesh

@@ -1,11 +1,11 @@
-"""Pools: directories of pictures, questions about them, and later the frozen tower's features.
+"""Pools: directories of images, questions about them, and later the frozen tower's features.
 
-    rows.jsonl    LLaVA-format rows; "image" counts pictures, "kind" names the question type
+    rows.jsonl    LLaVA-format rows; "image" counts images, "kind" names the question type
     images.npy    uint8 [P, H, W, 3]
-    cells.npy     int8 [P, m, m, 3] what the picture's cells contain, see `cells`
-    sources.npy   int32 [P, m, m] which published picture each cell is
+    cells.npy     int8 [P, m, m, 3] what the image's cells contain, see `cells`
+    sources.npy   int32 [P, m, m] which published image each cell is
     meta.json     how the pool was made
-    features.*    float16 [n, K, D] tower states of each picture, optional: see `features`
+    features.*    float16 [n, K, D] tower states of each image, optional: see `features`
 
 Arrays are opened memory-mapped. A pool of text has the rows and meta.json alone.
 """
@@ -14,24 +14,19 @@ import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from numpy.lib.format import open_memmap
 
-from quecc_jax.data.files import fresh_directory, read_json
-from quecc_jax.data.sources import easy_vqa, feature_store
+from quecc_jax.data.files import read_json
+from quecc_jax.data.sources import feature_store
 from quecc_jax.data.sources.feature_store import Features
 from quecc_jax.errors import UserError
-from quecc_jax.experiments.testbed import mosaic, reading
-from quecc_jax.experiments.testbed.cells import Drawn, caption
-
-Task = Literal["single", "mosaic", "reading"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-    """An opened pool; a pool of text has P = 0 pictures."""
+    """An opened pool; a pool of text has P = 0 images."""
 
     directory: Path
     meta: dict[str, Any]
@@ -39,65 +34,6 @@ class Pool:
     images: np.ndarray
     cells: np.ndarray
     sources: np.ndarray
-
-    def caption(self, picture: int) -> str:
-        """States the picture's content; empty where the published questions do not tell it."""
-        return caption(self.cells[picture])
-
-
-def build_pool(
-    task: Task,
-    split: Literal["train", "test"],
-    directory: str | Path,
-    image_size: int,
-    pictures: int,
-    questions_per_picture: int,
-    m: int = 3,
-    seed: int = 0,
-) -> Pool:
-    """Makes the pictures and questions of one task from one split of its sources.
-
-    Args:
-      task: `single` (easy-VQA as published; `m` is 1), `mosaic` or `reading`.
-      directory: Written whole or not at all; replaced when it exists.
-      image_size: Side of the pictures in pixels, a multiple of m.
-      pictures: P; for `single` at most as many as are published.
-      questions_per_picture: Rows per picture; for `single` an upper bound, 0 for all that are published.
-      m: Cells along a side of the picture.
-      seed: The two splits of a task draw from independent streams of it.
-
-    Raises:
-      UserError: the sizes do not fit together.
-    """
-    m = 1 if task == "single" else m
-    if image_size % m or pictures < 1 or m < 1:
-        raise UserError(
-            f"pictures of {image_size} pixels do not divide into {m} x {m} cells, or {pictures} "
-            "is no number of pictures; choose an image_size that is a multiple of m"
-        )
-    rng = np.random.default_rng([seed, split == "test"])
-    if task == "single":
-        drawn = easy_vqa.draw(split, image_size, pictures, questions_per_picture, rng)
-    else:
-        draw = mosaic.draw if task == "mosaic" else reading.draw
-        drawn = draw(split, image_size, pictures, questions_per_picture, m, rng)
-    rows = [{"id": f"{task}-{split}-{number}", **row} for number, row in enumerate(drawn.rows)]
-    meta = {
-        "task": task,
-        "split": split,
-        "seed": seed,
-        "m": m,
-        "image_size": image_size,
-        "pictures": len(drawn.picks),
-        "questions_per_picture": questions_per_picture,
-        "rows": len(rows),
-    }
-    with fresh_directory(directory) as aside:
-        _write_images(drawn, image_size, aside / "images.npy")
-        np.save(aside / "cells.npy", drawn.cells)
-        np.save(aside / "sources.npy", drawn.sources)
-        write_rows(rows, meta, aside)
-    return read_pool(directory)
 
 
 def read_pool(directory: str | Path) -> Pool:
@@ -108,7 +44,9 @@ def read_pool(directory: str | Path) -> Pool:
     """
     directory = Path(directory)
     if not (directory / "meta.json").is_file():
-        raise UserError(f"{directory} is not a pool (it has no meta.json); make one with build_pool")
+        raise UserError(
+            f"{directory} is not a pool (it has no meta.json); build it with quecc_jax.experiments.testbed"
+        )
     meta = read_json(directory / "meta.json")
     arrays = [
         np.zeros((0, *shape), dtype)
@@ -119,7 +57,7 @@ def read_pool(directory: str | Path) -> Pool:
     rows = read_json(directory / "rows.jsonl")
     if len(rows) != meta["rows"] or any(len(array) != meta["pictures"] for array in arrays):
         raise UserError(
-            f"{directory} holds other numbers of rows or pictures than its meta.json says; make the pool anew"
+            f"{directory} holds other numbers of rows or images than its meta.json says; make the pool anew"
         )
     return Pool(directory, meta, rows, *arrays)
 
@@ -129,15 +67,15 @@ def write_features(
     fn: Callable[[np.ndarray], Any],
     batch: int,
     fingerprint: str,
-    progress: Callable[[int], None] = lambda pictures: None,
+    progress: Callable[[int], None] = lambda num_images: None,
 ) -> Features:
-    """Stores the frozen tower's states beside the pictures, as `features.write_features`.
+    """Stores the frozen tower's states beside the images, as `features.write_features`.
 
     Args:
       fn: Maps uint8 [batch, H, W, 3] to features [batch, n, K, D].
 
     Returns:
-      float16 [n, K, D] of each picture.
+      float16 [n, K, D] of each image.
     """
     return feature_store.write_features(
         pool.directory, len(pool.images), lambda number: pool.images[number], fn, batch, fingerprint, progress
@@ -149,15 +87,6 @@ def _open(path: Path) -> np.ndarray:
         return np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path} cannot be read ({error}); make the pool anew") from None
-
-
-def _write_images(drawn: Drawn, image_size: int, path: Path) -> None:
-    pictures = len(drawn.picks)
-    images = open_memmap(path, "w+", np.uint8, (pictures, image_size, image_size, 3))
-    for start in range(0, pictures, 256):
-        grid = drawn.tiles[drawn.picks[start : start + 256]].swapaxes(2, 3)
-        images[start : start + 256] = grid.reshape(-1, image_size, image_size, 3)
-    images.flush()
 
 
 def write_rows(rows: Sequence[dict[str, Any]], meta: dict[str, Any], directory: Path) -> None:

@@ -1,6 +1,6 @@
-"""What the cells of a demo picture contain: its labels, its caption, its dense targets.
+"""What the cells of a demo image contain: its labels, its caption, its dense targets.
 
-A demo picture is an m x m grid of pictures that others drew. `cells` is an integer array
+A demo image is an m x m grid of images that others drew. `cells` is an integer array
 [..., m, m, 3] of shape, colour and digit numbers: 0 means that there is none, UNKNOWN that the
 published questions do not tell. Shape k is SHAPES[k - 1], colour k COLORS[k - 1], digit k is k - 1.
 """
@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-SHAPES = ("circle", "rectangle", "triangle")
-COLORS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
+from quecc_jax.data.sources.easy_vqa import COLORS, SHAPES
+
 UNKNOWN = -1
 CLASSES = (len(SHAPES) + 1, len(COLORS) + 1, 11)
 """Numbers that shape, colour and digit labels take, 0 included."""
@@ -19,34 +19,22 @@ CLASSES = (len(SHAPES) + 1, len(COLORS) + 1, 11)
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """What a task hands to the pool: P grid pictures and questions about them."""
+    """What a task hands to the pool: P grid images and questions about them."""
 
     tiles: np.ndarray
-    """uint8 [N, c, c, 3] source pictures at the size of one cell."""
+    """uint8 [N, c, c, 3] source images at the size of one cell."""
     sources: np.ndarray
-    """int32 [P, m, m] number of the source picture in each cell, as its publisher counts."""
+    """int32 [P, m, m] number of the source image in each cell, as its publisher counts."""
     picks: np.ndarray
     """int32 [P, m, m] index into `tiles` of each cell."""
     cells: np.ndarray
     """int8 [P, m, m, 3] labels, see the module."""
     rows: list[dict[str, Any]]
-    """LLaVA-format rows; "image" counts pictures 0..P-1, "kind" names the question type."""
-
-
-def question_row(picture: int, question: str, answer: str, kind: str) -> dict[str, Any]:
-    """One LLaVA-format row that asks a question about one picture."""
-    return {
-        "image": picture,
-        "kind": kind,
-        "conversations": [
-            {"from": "human", "value": f"<image>\n{question}"},
-            {"from": "gpt", "value": answer},
-        ],
-    }
+    """LLaVA-format rows; "image" counts images 0..P-1, "kind" names the question type."""
 
 
 def caption(cells: np.ndarray) -> str:
-    """States the content of one picture [m, m, 3]; empty where it is not known.
+    """States the content of one image [m, m, 3]; empty where it is not known.
 
     "a red circle" for a single shape, otherwise rows of shapes or digits:
     "row 1: red circle, teal triangle. row 2: ..." or "row 1: 3 5. row 2: ...".

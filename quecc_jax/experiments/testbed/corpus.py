@@ -1,8 +1,8 @@
-"""Text made from training pools: documents for a language model, and questions without pictures.
+"""Text made from training pools: documents for a language model, and questions without images.
 
 Nobody's decoder starts at random, so a small one is first trained as a plain language model on
 documents like "row 1, column 3: red circle. row 2, column 2: teal triangle. what color is the
-shape in row 2, column 2? teal ...": statements about a picture, some of its questions, the answers.
+shape in row 2, column 2? teal ...": statements about a image, some of its questions, the answers.
 Everything comes from the training split.
 """
 
@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 
 from quecc_jax.data.files import fresh_directory
+from quecc_jax.data.sources.easy_vqa import COLORS, SHAPES
 from quecc_jax.data.sources.pool import Pool, read_pool, write_rows
 from quecc_jax.errors import UserError
-from quecc_jax.experiments.testbed.cells import COLORS, SHAPES
+from quecc_jax.experiments.testbed.cells import caption
 
 TOLD = 0.75
-"""Share of documents that begin with statements, where the picture tells any."""
+"""Share of documents that begin with statements, where the image tells any."""
 QUESTIONS = 3
-"""Questions about one picture that a document holds at most."""
+"""Questions about one image that a document holds at most."""
 COMPASS = {
     2: (("northwest", "northeast"), ("southwest", "southeast")),
     3: (("northwest", "north", "northeast"), ("west", "center", "east"), ("southwest", "south", "southeast")),
@@ -35,7 +36,7 @@ def write_corpus(
     """Writes documents as a pool of text-only rows for the template `plain`, several to a row.
 
     Half of the documents read like the chat template `short`, half are bare; most of those whose
-    picture's content is known begin with statements that hold the answers.
+    image's content is known begin with statements that hold the answers.
 
     Args:
       pools: pools of training splits.
@@ -58,7 +59,7 @@ def write_corpus(
 
 
 def write_questions(pool: Pool, directory: str | Path) -> Pool:
-    """Writes a pool's questions and answers without their pictures, kinds and ids kept.
+    """Writes a pool's questions and answers without their images, kinds and ids kept.
 
     Trained on, they show what can be answered without looking.
     """
@@ -72,16 +73,16 @@ def _documents(pool: Pool, end: str, rng: np.random.Generator) -> Iterator[str]:
     about: dict[int, list[tuple[str, str]]] = {}
     for row in pool.rows:
         about.setdefault(row["image"], []).append(_question_answer(row))
-    for picture, pairs in about.items():
+    for image, pairs in about.items():
         for start in range(0, len(pairs), QUESTIONS):
             chosen = pairs[start : start + QUESTIONS]
-            told = statements(pool, picture, [q for q, _ in chosen], rng) if rng.random() < TOLD else ""
+            told = statements(pool, image, [q for q, _ in chosen], rng) if rng.random() < TOLD else ""
             told = f"{told} " if told else ""
             if rng.random() < 0.5:
                 turns = (f"{q} ASSISTANT: {a}{end}" for q, a in chosen)
                 yield f"USER: {told}" + "USER: ".join(turns)
             else:
-                m = len(pool.cells[picture])
+                m = len(pool.cells[image])
                 yield told + " ".join(f"{q} {topic(q, m)}: {a}" for q, a in chosen) + end
 
 
@@ -105,18 +106,18 @@ def topic(question: str, m: int) -> str:
     return named[0] if named else "picture"
 
 
-def statements(pool: Pool, picture: int, questions: Sequence[str], rng: np.random.Generator) -> str:
-    """Sentences that tell the answers to questions about a picture, among others, in random order.
+def statements(pool: Pool, image: int, questions: Sequence[str], rng: np.random.Generator) -> str:
+    """Sentences that tell the answers to questions about a image, among others, in random order.
 
     Questions about cells get those cells and another, those about rows of digits those rows and
     another, those about a single shape its caption; counts over the whole get nothing. Empty where
-    the picture does not tell.
+    the image does not tell.
     """
-    cells = np.asarray(pool.cells[picture])
+    cells = np.asarray(pool.cells[image])
     m = len(cells)
     if m == 1:
-        caption = pool.caption(picture)
-        return f"{caption}." if caption else ""
+        content = caption(cells)
+        return f"{content}." if content else ""
     places, rows = set[tuple[int, int]](), set[int]()
     for question in questions:
         if place := asked_cell(question):

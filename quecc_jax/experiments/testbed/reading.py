@@ -1,6 +1,6 @@
 """The task "reading": m x m blocks of handwritten digits, to be read out by row or looked up.
 
-The digits are the 1,797 pictures of 8 x 8 pixels that ship with scikit-learn (the test part of the
+The digits are the 1,797 images of 8 x 8 pixels that ship with scikit-learn (the test part of the
 UCI set "Optical Recognition of Handwritten Digits"). They come without a split, so one is fixed
 here: see `digit_split`.
 """
@@ -10,15 +10,16 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from quecc_jax.data.sources.easy_vqa import question_row
 from quecc_jax.errors import UserError
-from quecc_jax.experiments.testbed.cells import Drawn, question_row
+from quecc_jax.experiments.testbed.cells import Drawn
 
 TEST_SHARE = 0.2
 SPLIT_SEED = 0
 
 
 def digit_split(split: Literal["train", "test"], labels: np.ndarray) -> np.ndarray:
-    """Indices of a split: of each digit, a fifth of its pictures by a fixed permutation is test."""
+    """Indices of a split: of each digit, a fifth of its images by a fixed permutation is test."""
     rng = np.random.default_rng(SPLIT_SEED)
     chosen = []
     for digit in range(10):
@@ -31,8 +32,8 @@ def digit_split(split: Literal["train", "test"], labels: np.ndarray) -> np.ndarr
 def draw(
     split: Literal["train", "test"],
     image_size: int,
-    pictures: int,
-    questions_per_picture: int,
+    num_images: int,
+    questions_per_image: int,
     m: int,
     rng: np.random.Generator,
 ) -> Drawn:
@@ -40,44 +41,44 @@ def draw(
 
     Half of the questions (rounded down, at most m) ask for the number in a row, answered by its m
     digits with spaces between ("reading/row"); the others for the digit in a cell ("reading/cell").
-    No picture is asked the same question twice.
+    No image is asked the same question twice.
 
     Args:
       image_size: Pixels, a multiple of m.
       m: Cells along a side.
 
     Raises:
-      UserError: the picture has fewer different questions than are asked for.
+      UserError: the image has fewer different questions than are asked for.
     """
     from sklearn.datasets import load_digits
 
-    about_row = min(m, questions_per_picture // 2)
-    about_cell = questions_per_picture - about_row
+    about_row = min(m, questions_per_image // 2)
+    about_cell = questions_per_image - about_row
     if about_cell > m * m:
         raise UserError(
-            f"a block of {m} x {m} digits has no {questions_per_picture} different questions; "
-            "lower questions_per_picture"
+            f"a block of {m} x {m} digits has no {questions_per_image} different questions; "
+            "lower questions_per_image"
         )
     published = load_digits()
     usable = digit_split(split, published.target)
-    sources = usable[rng.integers(len(usable), size=(pictures, m, m))]
+    sources = usable[rng.integers(len(usable), size=(num_images, m, m))]
     digits = published.target[sources]
     cells = np.zeros((*sources.shape, 3), np.int8)
     cells[..., 2] = digits + 1
 
-    row_questions = np.argsort(rng.random((pictures, m)), axis=1)[:, :about_row]
-    cell_questions = np.argsort(rng.random((pictures, m * m)), axis=1)[:, :about_cell]
+    row_questions = np.argsort(rng.random((num_images, m)), axis=1)[:, :about_row]
+    cell_questions = np.argsort(rng.random((num_images, m * m)), axis=1)[:, :about_cell]
     rows = []
-    for picture in range(pictures):
-        for row in row_questions[picture].tolist():
-            answer = " ".join(map(str, digits[picture, row]))
+    for image in range(num_images):
+        for row in row_questions[image].tolist():
+            answer = " ".join(map(str, digits[image, row]))
             rows.append(
-                question_row(picture, f"what number is written in row {row + 1}?", answer, "reading/row")
+                question_row(image, f"what number is written in row {row + 1}?", answer, "reading/row")
             )
-        for place in cell_questions[picture].tolist():
+        for place in cell_questions[image].tolist():
             row, column = divmod(place, m)
             question = f"which digit is in row {row + 1}, column {column + 1}?"
-            rows.append(question_row(picture, question, str(digits[picture, row, column]), "reading/cell"))
+            rows.append(question_row(image, question, str(digits[image, row, column]), "reading/cell"))
     return Drawn(
         tiles=_tiles(published.images, image_size // m),
         sources=sources,

@@ -1,8 +1,8 @@
 """Training a small vision tower from scratch, since no package ships CLIP weights.
 
-Objective: for every cell of a picture, predict the shape, the colour and the digit in it from the
+Objective: for every cell of a image, predict the shape, the colour and the digit in it from the
 mean of its patches' last hidden states, and for every patch its own row and column (softmax
-cross-entropy, five linear heads), on training pictures only. CLIP's captions name places; without the
+cross-entropy, five linear heads), on training images only. CLIP's captions name places; without the
 two heads for them a tower forgets where a patch stands, and no compressor could look up a cell.
 No question takes part, so the tower cannot favour a compressor that knows it.
 """
@@ -69,7 +69,7 @@ def train_tower(
 
     Args:
       train: pools of training splits.
-      test: pools whose cells the returned accuracies are measured on (at most 256 pictures each).
+      test: pools whose cells the returned accuracies are measured on (at most 256 images each).
       on_log: called every `log_every` steps with the step and the mean loss since the last call.
 
     Raises:
@@ -188,9 +188,9 @@ def _accuracy(
     run = jax.jit(lambda pixels: model.apply({"params": params}, pixels))
     for pool in pools:
         mean = _cell_means(pool, config)
-        pictures = min(256, len(pool.images))
-        for start in range(0, pictures, 64):
-            pick = np.arange(start, min(start + 64, pictures))
+        num_images = min(256, len(pool.images))
+        for start in range(0, num_images, 64):
+            pick = np.arange(start, min(start + 64, num_images))
             labels = _labels(pool, pick)
             for place, logits in enumerate(run(_pixels(pool, pick))[: len(NAMES)]):
                 guess = np.argmax(np.einsum("cn,bnk->bck", mean, logits), axis=-1)

@@ -4,15 +4,16 @@ import numpy as np
 import pytest
 
 from quecc_jax.data.sources import feature_store
-from quecc_jax.data.sources import pool as pool_module
 from quecc_jax.data.sources.feature_store import read_features
-from quecc_jax.data.sources.pool import build_pool, read_pool, write_features
+from quecc_jax.data.sources.pool import read_pool, write_features
 from quecc_jax.errors import UserError
+from quecc_jax.experiments.testbed import build as build_module
+from quecc_jax.experiments.testbed.build import build_pool
 
 
 def small(directory, **more):
     return build_pool(
-        "reading", "train", directory, **{"image_size": 24, "pictures": 10, "questions_per_picture": 2} | more
+        "reading", "train", directory, **{"image_size": 24, "num_images": 10, "questions_per_image": 2} | more
     )
 
 
@@ -37,7 +38,7 @@ def test_interrupted_build_leaves_the_old_pool(tmp_path, monkeypatch):
     def fail(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pool_module, "write_rows", fail)
+    monkeypatch.setattr(build_module, "write_rows", fail)
     with pytest.raises(KeyboardInterrupt):
         small(tmp_path / "pool", seed=2)
     with pytest.raises(KeyboardInterrupt):
@@ -48,7 +49,7 @@ def test_interrupted_build_leaves_the_old_pool(tmp_path, monkeypatch):
 
 def test_rebuilding_replaces(tmp_path):
     small(tmp_path / "pool", seed=1)
-    assert len(small(tmp_path / "pool", seed=1, pictures=4).images) == 4
+    assert len(small(tmp_path / "pool", seed=1, num_images=4).images) == 4
     assert [path.name for path in tmp_path.iterdir()] == ["pool"]
 
 
@@ -56,8 +57,8 @@ def test_rebuilding_replaces(tmp_path):
     ("more", "says"),
     [
         ({"image_size": 25}, "3 x 3"),
-        ({"pictures": 0}, "number of pictures"),
-        ({"questions_per_picture": 13}, "different questions"),
+        ({"num_images": 0}, "number of images"),
+        ({"questions_per_image": 13}, "different questions"),
     ],
 )
 def test_sizes_that_do_not_fit(tmp_path, more, says):
@@ -91,13 +92,13 @@ def test_not_a_pool(tmp_path):
 
 
 def mean_features(images):
-    """[b, H, W, 3] -> [b, 4, 2, 3], something that tells pictures apart."""
+    """[b, H, W, 3] -> [b, 4, 2, 3], something that tells images apart."""
     assert len(images) == 4
     means = images.reshape(len(images), 4, -1, 3).mean(axis=2)
     return np.stack([means, -means], axis=2)
 
 
-def test_features_are_stored_for_every_picture(tmp_path):
+def test_features_are_stored_for_every_image(tmp_path):
     pool = small(tmp_path / "pool")
     done: list[int] = []
     stored = write_features(pool, mean_features, 4, "tower-1", done.append)

@@ -1,12 +1,12 @@
-"""Text made from pools: statements are true and tell the answers, and no test picture takes part."""
+"""Text made from pools: statements are true and tell the answers, and no test image takes part."""
 
 import re
 
 import numpy as np
 import pytest
 
+from quecc_jax.data.sources.easy_vqa import COLORS, SHAPES
 from quecc_jax.errors import UserError
-from quecc_jax.experiments.testbed.cells import COLORS, SHAPES
 from quecc_jax.experiments.testbed.corpus import statements, topic, write_corpus, write_questions
 
 END = "<eos>"
@@ -143,7 +143,7 @@ def test_training_text_never_comes_from_a_test_split(pools, tmp_path):
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_questions_without_pictures(pools, tmp_path, split):
+def test_questions_without_images(pools, tmp_path, split):
     pool = pools["mosaic", split]
     blind = write_questions(pool, tmp_path / "blind")
     assert blind.meta["split"] == split and blind.meta["pictures"] == 0 and len(blind.images) == 0

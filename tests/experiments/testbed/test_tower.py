@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from quecc_jax.config import VisionConfig
-from quecc_jax.data.sources.pool import build_pool
 from quecc_jax.errors import UserError
 from quecc_jax.experiments.testbed import tower
+from quecc_jax.experiments.testbed.build import build_pool
 from quecc_jax.experiments.testbed.cells import CLASSES, UNKNOWN
 from quecc_jax.models.towers.clip import ClipTower, split_features
 from tests.tiny import random_like
@@ -33,7 +33,7 @@ def softmax_loss(logits, label):
 
 
 def test_the_loss_is_the_mean_over_known_cells_of_their_averaged_patches(pools):
-    """Against plain loops, on 2 pictures of 2 x 2 cells with four patches each."""
+    """Against plain loops, on 2 images of 2 x 2 cells with four patches each."""
     rng = np.random.default_rng(0)
     logits = [rng.normal(size=(2, 16, count)).astype(np.float32) for count in CLASSES]
     labels = np.stack([rng.integers(0, count, (2, 4)) for count in CLASSES], axis=-1)
@@ -42,10 +42,10 @@ def test_the_loss_is_the_mean_over_known_cells_of_their_averaged_patches(pools):
     wanted = 0.0
     for place, scores in enumerate(logits):
         losses = [
-            softmax_loss(scores[picture, patches[cell]].mean(axis=0), labels[picture, cell, place])
-            for picture in range(2)
+            softmax_loss(scores[image, patches[cell]].mean(axis=0), labels[image, cell, place])
+            for image in range(2)
             for cell in range(4)
-            if labels[picture, cell, place] != UNKNOWN
+            if labels[image, cell, place] != UNKNOWN
         ]
         wanted += np.mean(losses)
     mean = tower._cell_means(pools["train"], VISION)
@@ -60,8 +60,8 @@ def test_the_place_loss_asks_every_patch_for_its_row_and_column():
     rng = np.random.default_rng(0)
     row, column = (rng.normal(size=(2, 9, 3)).astype(np.float32) for _ in "rc")
     losses = [
-        softmax_loss(row[picture, patch], patch // 3) + softmax_loss(column[picture, patch], patch % 3)
-        for picture in range(2)
+        softmax_loss(row[image, patch], patch // 3) + softmax_loss(column[image, patch], patch % 3)
+        for image in range(2)
         for patch in range(9)
     ]
     np.testing.assert_allclose(
@@ -98,7 +98,7 @@ def test_training_lowers_the_loss_and_scores_every_label(pools):
     )
     assert result.loss == seen and [step for step, _ in seen] == [4, 8, 12]
     assert seen[-1][1] < seen[0][1] - 0.1
-    # Fewer pictures than one batch of the scoring; mosaics hold no digits.
+    # Fewer images than one batch of the scoring; mosaics hold no digits.
     assert result.accuracy.keys() == {"shape", "color"}
     assert all(0 < share <= 1 for share in result.accuracy.values())
     states = tower.feature_fn(VISION, result.params)(pools["train"].images[:20])

@@ -9,8 +9,10 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from quecc_jax.data.sources import easy_vqa
+from quecc_jax.data.sources.easy_vqa import COLORS, SHAPES
 from quecc_jax.experiments.testbed import reading
-from quecc_jax.experiments.testbed.cells import COLORS, SHAPES, UNKNOWN, label_grid
+from quecc_jax.experiments.testbed.cells import UNKNOWN, caption, label_grid
+from quecc_jax.experiments.testbed.single import shape_and_color
 
 SPLITS: tuple[easy_vqa.Split, ...] = ("train", "test")
 RGB = {
@@ -31,15 +33,15 @@ def turns(row):
 
 def test_published_numbers():
     assert [len(easy_vqa.questions(split)) for split in SPLITS] == [38575, 9673]
-    assert [len(easy_vqa.picture_paths(split)) for split in SPLITS] == [4000, 1000]
+    assert [len(easy_vqa.image_paths(split)) for split in SPLITS] == [4000, 1000]
     assert len(easy_vqa.rows("test")) == 9673
 
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_derived_colors_are_those_of_the_pixels(split):
     """The shape's pixels are the darkest or most saturated; the background is nearly white."""
-    paths = easy_vqa.picture_paths(split)
-    found = easy_vqa.shape_and_color(easy_vqa.questions(split), len(paths))
+    paths = easy_vqa.image_paths(split)
+    found = shape_and_color(easy_vqa.questions(split), len(paths))
     assert (found == UNKNOWN).any(axis=1).mean() < 0.12
     names = np.array(list(RGB.values()))
     for number in range(0, len(paths), 8):
@@ -53,10 +55,10 @@ def test_derived_colors_are_those_of_the_pixels(split):
 @pytest.mark.parametrize("split", SPLITS)
 def test_no_published_answer_contradicts_the_derived_labels(split):
     published = easy_vqa.questions(split)
-    found = easy_vqa.shape_and_color(published, len(easy_vqa.picture_paths(split)))
+    found = shape_and_color(published, len(easy_vqa.image_paths(split)))
     checked = 0
     for question in published:
-        shape, color = found[question.picture]
+        shape, color = found[question.image]
         if UNKNOWN in (shape, color):
             continue
         here = {SHAPES[shape - 1], COLORS[color - 1]}
@@ -76,9 +78,7 @@ def test_single_is_easy_vqa_as_published(pools, split):
     pool = pools["single", split]
     chosen = pool.sources.reshape(-1).tolist()
     wanted = sorted(
-        (q.picture, f"<image>\n{q.text}", q.answer)
-        for q in easy_vqa.questions(split)
-        if q.picture in set(chosen)
+        (q.image, f"<image>\n{q.text}", q.answer) for q in easy_vqa.questions(split) if q.image in set(chosen)
     )
     assert sorted((chosen[row["image"]], *turns(row)) for row in pool.rows) == wanted
     assert {row["kind"] for row in pool.rows} == {"single/yes-no", "single/shape", "single/color"}
@@ -99,9 +99,9 @@ def mosaic_answer(question, shapes, colors):
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_mosaic_answers_follow_from_the_source_pictures(pools, split):
+def test_mosaic_answers_follow_from_the_source_images(pools, split):
     pool = pools["mosaic", split]
-    labels = easy_vqa.shape_and_color(easy_vqa.questions(split), len(easy_vqa.picture_paths(split)))
+    labels = shape_and_color(easy_vqa.questions(split), len(easy_vqa.image_paths(split)))
     for row in pool.rows:
         pairs = labels[pool.sources[row["image"]]]
         shapes = [[SHAPES[k - 1] for k in line] for line in pairs[..., 0]]
@@ -128,7 +128,7 @@ def test_reading_answers_follow_from_the_source_digits(pools, split):
     assert {row["kind"] for row in pool.rows} == {"reading/row", "reading/cell"}
 
 
-def test_no_picture_is_asked_the_same_question_twice(pools):
+def test_no_image_is_asked_the_same_question_twice(pools):
     for task in ("mosaic", "reading"):
         rows = pools[task, "train"].rows
         assert len({(row["image"], turns(row)[0]) for row in rows}) == len(rows)
@@ -137,13 +137,13 @@ def test_no_picture_is_asked_the_same_question_twice(pools):
 @pytest.mark.parametrize("task", ["mosaic", "reading"])
 def test_cells_show_their_sources(pools, task):
     pool = pools[task, "test"]
-    for picture in (0, 7):
+    for image in (0, 7):
         for row in range(3):
             for column in range(3):
-                source = pool.sources[picture, row, column]
-                shown = pool.images[picture, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8].astype(float)
+                source = pool.sources[image, row, column]
+                shown = pool.images[image, 8 * row : 8 * row + 8, 8 * column : 8 * column + 8].astype(float)
                 if task == "mosaic":
-                    whole = Image.open(easy_vqa.picture_paths("test")[source]).convert("RGB")
+                    whole = Image.open(easy_vqa.image_paths("test")[source]).convert("RGB")
                     wanted = np.asarray(whole.resize((8, 8), Image.Resampling.BICUBIC)).astype(float)
                 else:
                     ink = (load_digits().images[source] * 255 / 16).round().astype(np.uint8)
@@ -152,8 +152,8 @@ def test_cells_show_their_sources(pools, task):
                 assert np.abs(shown - wanted).max() <= 1
 
 
-def test_train_and_test_share_no_source_picture(pools):
-    files = [{Path(path).read_bytes() for path in easy_vqa.picture_paths(split)} for split in SPLITS]
+def test_train_and_test_share_no_source_image(pools):
+    files = [{Path(path).read_bytes() for path in easy_vqa.image_paths(split)} for split in SPLITS]
     assert not files[0] & files[1]
     labels = load_digits().target
     train, test = (set(reading.digit_split(split, labels).tolist()) for split in SPLITS)
@@ -167,21 +167,21 @@ def test_train_and_test_share_no_source_picture(pools):
 
 def test_captions_state_the_cells(pools):
     pool = pools["mosaic", "train"]
-    text = pool.caption(4)
+    text = caption(pool.cells[4])
     found = re.findall(r"(\w+) (\w+)(?:,|\.)", text)
     wanted = [(COLORS[c - 1], SHAPES[s - 1]) for s, c, _ in pool.cells[4].reshape(-1, 3)]
     assert found == wanted and [int(x) for x in re.findall(r"row (\d):", text)] == [1, 2, 3]
     digits = pools["reading", "train"]
     block = load_digits().target[digits.sources[2]]
-    assert digits.caption(2) == " ".join(
+    assert caption(digits.cells[2]) == " ".join(
         f"row {k}: {' '.join(map(str, line))}." for k, line in enumerate(block, start=1)
     )
     single = pools["single", "train"]
     known = [k for k in range(len(single.images)) if UNKNOWN not in single.cells[k]]
     shape, color, _ = single.cells[known[0], 0, 0]
-    assert single.caption(known[0]) == f"a {COLORS[color - 1]} {SHAPES[shape - 1]}"
+    assert caption(single.cells[known[0]]) == f"a {COLORS[color - 1]} {SHAPES[shape - 1]}"
     unknown = [k for k in range(len(single.images)) if UNKNOWN in single.cells[k]]
-    assert unknown and not any(single.caption(k) for k in unknown)
+    assert unknown and not any(caption(single.cells[k]) for k in unknown)
 
 
 def test_label_grid_repeats_the_cell_under_each_patch(pools):

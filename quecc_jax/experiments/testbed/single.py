@@ -1,0 +1,86 @@
+"""The task "single": easy-VQA as published, one shape per image."""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from quecc_jax.data.images import fit, open_image
+from quecc_jax.data.sources.easy_vqa import (
+    COLORS,
+    SHAPES,
+    Question,
+    Split,
+    image_paths,
+    kind,
+    question_row,
+    questions,
+)
+from quecc_jax.experiments.testbed.cells import UNKNOWN, Drawn
+
+
+def shape_and_color(published: Sequence[Question], num_images: int) -> np.ndarray:
+    """What the questions and answers about each image imply: int8 [images, 2] of shape and colour
+    numbers (see `cells`), UNKNOWN where they leave more than one possibility."""
+    possible = [[set(SHAPES), set(COLORS)] for _ in range(num_images)]
+    for question in published:
+        words = re.findall(r"\w+", question.text)
+        for values, candidates in zip((SHAPES, COLORS), possible[question.image], strict=True):
+            named = {word for word in words if word in values}
+            if question.answer in values:
+                candidates &= {question.answer}
+            elif question.answer not in ("yes", "no"):
+                candidates &= named or candidates
+            elif named:
+                negated = "not" in words or "no" in words
+                present = (question.answer == "yes") != negated
+                if present:
+                    candidates &= named
+                else:
+                    candidates -= named
+    return np.array(
+        [
+            [
+                values.index(next(iter(left))) + 1 if len(left) == 1 else UNKNOWN
+                for values, left in zip((SHAPES, COLORS), pair, strict=True)
+            ]
+            for pair in possible
+        ],
+        np.int8,
+    )
+
+
+def tiles(split: Split, size: int) -> np.ndarray:
+    """All images of a split, resized (bicubic): uint8 [N, size, size, 3]."""
+    return np.stack([np.asarray(fit(open_image(path), size, "square")) for path in image_paths(split)])
+
+
+def draw(
+    split: Split, image_size: int, num_images: int, questions_per_image: int, rng: np.random.Generator
+) -> Drawn:
+    """The task "single": easy-VQA as published.
+
+    Args:
+      num_images: Taken at random; all when there are no more.
+      questions_per_image: At most so many of each image's questions, at random; 0 keeps all.
+    """
+    published, sources = questions(split), tiles(split, image_size)
+    chosen = np.sort(rng.permutation(len(sources))[:num_images]).astype(np.int32)
+    place = {int(number): place for place, number in enumerate(chosen)}
+    order = rng.permutation(len(published)) if questions_per_image else np.arange(len(published))
+    asked = np.zeros(len(sources), int)
+    kept = []
+    for index in order:
+        image = published[index].image
+        if image in place and (not questions_per_image or asked[image] < questions_per_image):
+            asked[image] += 1
+            kept.append(published[index])
+    found = shape_and_color(published, len(sources))[chosen]
+    cells = np.concatenate([found, np.zeros((len(found), 1), np.int8)], axis=1)[:, None, None]
+    return Drawn(
+        tiles=sources,
+        sources=chosen[:, None, None],
+        picks=chosen[:, None, None],
+        cells=cells,
+        rows=[question_row(place[q.image], q.text, q.answer, kind(q.answer)) for q in kept],
+    )
