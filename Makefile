@@ -6,7 +6,7 @@ OUT ?= runs/$(if $(filter-out 0,$(QUICK)),quick,demo)
 STUDY_OUT ?= runs/study
 COMPARISON_OUT ?= runs/compressors
 # What touches jax, flax, optax, orbax, grain, transformers and libtpu most: three minutes of one core.
-NEWEST := $(addprefix tests/,test_xla_flags.py experiments/test_scheduler.py test_sharding.py \
+NEWEST := $(addprefix tests/,test_xla_flags.py experiments/test_executors.py test_sharding.py \
   models/test_quecc.py models/test_golden_compressors.py test_golden_model.py data/text/test_tokenizer.py \
   data/test_pipeline.py convert/test_run.py train/test_optimizer.py train/test_checkpoint.py \
   generate/test_engine.py commands/test_cli.py commands/test_compile_pod.py::test_a_step_compiles_for_a_slice_that_is_not_here)
@@ -37,7 +37,7 @@ demo: $(VENV)/.installed ## Train a grid of small models, fit the scaling law, w
 study: $(VENV)/.installed ## The demo at length: three seeds, resumable cell by cell
 	$(PY) -m launch.demo --study --out $(STUDY_OUT)
 
-study-compressors: $(VENV)/.installed ## Every compressor on the same bed, three seeds, resumable; at most 90 minutes
+study-compressors: $(VENV)/.installed ## Every compressor on the same testbed, three seeds, resumable; at most 90 minutes
 	$(PY) -m launch.compare_compressors --out $(COMPARISON_OUT)
 
 test: lint typecheck ## Lint, type check and every test that is not slow

@@ -15,13 +15,16 @@ from quecc_jax.config import CheckpointConfig, MeshConfig, OptimizerConfig, RunC
 from quecc_jax.data.batch import Batch
 from quecc_jax.data.pipeline import make_iterator
 from quecc_jax.data.text.tokenizer import load_tokenizer
-from quecc_jax.experiments.jobs import make_data, make_tower, train_language
-from quecc_jax.experiments.plan import Cell, DecoderSize, Plan, model_config, picture_data
+from quecc_jax.experiments.cell import run_cell
+from quecc_jax.experiments.grid import Grid
+from quecc_jax.experiments.testbed.grids import Decoder, Recipe, compressor, image_data, model, size_grid
+from quecc_jax.experiments.testbed.settings import DEFAULT, Testbed
+from quecc_jax.experiments.testbed.steps import make_data, make_tower
 from quecc_jax.models.vlm import VLM
 from quecc_jax.paths import write_text
 from quecc_jax.sharding import make_mesh
 from quecc_jax.train.checkpoint import load_params, save_params
-from quecc_jax.train.loop import initial_state
+from quecc_jax.train.initial import initial_state
 from quecc_jax.train.state import TrainState
 from quecc_jax.train.step import build_trainer, train_step
 
@@ -31,16 +34,16 @@ PROBE_EVERY = 20
 """Steps between measurements of the visual tokens' scale."""
 
 
-def fine_testbed() -> Plan:
+def fine_testbed() -> Recipe:
     """The study's testbed with 8-pixel patches: 12 x 12 of them."""
-    return Plan(
-        decoders=(DecoderSize("M", 64, 2),),
+    return Recipe(
+        testbed=Testbed(
+            test_images=300, tower_steps=700, vision=dataclasses.replace(DEFAULT.vision, patch_size=8)
+        ),
+        decoders=(Decoder("M", 64, 2),),
         visual_tokens=(1, 16, 36, 144),
-        test_pictures=300,
         batch_size=8,
-        tower_steps=700,
         language_steps=1600,
-        vision=dataclasses.replace(Plan().vision, patch_size=8),
     )
 
 
@@ -93,17 +96,19 @@ def cases(seeds: int) -> list[Case]:
     return found + [case._replace(seed=seed) for seed in range(1, seeds) for case in deciding]
 
 
-def prepare(out: str, plan: Plan) -> None:
+def prepare(out: str, recipe: Recipe) -> None:
     """Data, tower, language model, and its twin with small text embeddings, unless they are there."""
 
     def report(done: float, total: float, note: str) -> None:
         print(f"\r{done / total:4.0%} {note:60}", end="", flush=True)
 
+    grid: Grid = size_grid(dataclasses.replace(recipe, batch_size=16), out, "loss spikes")
+    data, tower = grid.steps[:2]
     parts: dict[str, Callable[[], Any]] = {
-        "data": lambda: make_data(out, plan, report),
-        "tower": lambda: make_tower(out, plan, report),
-        "language": lambda: train_language(out, dataclasses.replace(plan, batch_size=16), "M", report),
-        "small": lambda: small_text(out, plan),
+        "data": lambda: make_data(grid, data, report),
+        "tower": lambda: make_tower(grid, tower, report),
+        "language": lambda: run_cell(grid, grid.cells[0], report),
+        "small": lambda: small_text(out, recipe),
     }
     for name, make in parts.items():
         done = Path(out, f"{name}.json")
@@ -113,14 +118,14 @@ def prepare(out: str, plan: Plan) -> None:
             print(f"\n{name} made")
 
 
-def small_text(out: str, plan: Plan) -> None:
+def small_text(out: str, recipe: Recipe) -> None:
     """The language model with a residual stream scaled down, so that its embeddings have SMALL_TEXT.
 
     Blocks and the last norm normalise what they read: with the norms' epsilon scaled too, and the output
     matrix kept, it is the same function.
     """
     _, params = load_params(f"{out}/language/M", ["decoder"])
-    config = run_model(out, plan, Case(1, text="small"))
+    config = run_model(out, recipe, Case(1, text="small"))
     decoder = shrink(params["decoder"])
     save_params(RunConfig(out=f"{out}/language/M-small", model=config), {"decoder": decoder})
 
@@ -140,30 +145,30 @@ def rms(x: Any) -> float:
     return float(np.sqrt(np.mean(np.square(np.asarray(x, np.float64)))))
 
 
-def run_model(out: str, plan: Plan, case: Case) -> Any:
+def run_model(out: str, recipe: Recipe, case: Case) -> Any:
     """The case's model."""
     words = len(load_tokenizer(f"{out}/data/tokenizer"))
-    model = model_config(plan, Cell("M", case.visual_tokens, 0), words)
-    decoder = model.decoder
+    built = model(recipe, recipe.decoders[0], compressor(recipe, case.visual_tokens), words)
+    decoder = built.decoder
     if case.text == "small":
         # The testbed's table is read here, so that the epsilon shrinks as the stream does.
         table = load_params(f"{out}/language/M", ["decoder"])[1]["decoder"]["embedding"]
         eps = decoder.norm_eps * (SMALL_TEXT / rms(table)) ** 2
         decoder = dataclasses.replace(decoder, tie_embeddings=False, norm_eps=eps)
-    return dataclasses.replace(model, decoder=decoder, dtype=case.dtype)
+    return dataclasses.replace(built, decoder=decoder, dtype=case.dtype)
 
 
-def run_config(out: str, plan: Plan, case: Case) -> RunConfig:
+def run_config(out: str, recipe: Recipe, case: Case) -> RunConfig:
     """The case's run; it is stepped here, not by `train`."""
     source = f"{out}/language/M" + ("-small" if case.text == "small" else "")
     if case.stage == 2:
         source = f"{out}/trained/{Case(case.visual_tokens, case.init, seed=case.seed).name}"
     return RunConfig(
         out=f"{out}/trained/{case.name}",
-        model=run_model(out, plan, case),
-        data=picture_data(out, "train", case.visual_tokens),
+        model=run_model(out, recipe, case),
+        data=image_data(out, "train", case.visual_tokens),
         optimizer=OptimizerConfig(case.rate if case.stage == 2 else 1.0, projector_learning_rate=1.0),
-        train=TrainConfig(stage=case.stage, steps=case.steps, batch_size=plan.batch_size, seed=case.seed),
+        train=TrainConfig(stage=case.stage, steps=case.steps, batch_size=recipe.batch_size, seed=case.seed),
         checkpoint=CheckpointConfig(every=0),
         mesh=MeshConfig(1, 1, 1),
         init_from=source,
@@ -267,7 +272,7 @@ def run_case(stepper: Stepper, config: RunConfig, case: Case) -> dict[str, Any]:
 
 
 def run_all(
-    out: str, plan: Plan, wanted: list[Case], summary: Callable[[dict[str, Any]], str]
+    out: str, recipe: Recipe, wanted: list[Case], summary: Callable[[dict[str, Any]], str]
 ) -> list[dict[str, Any]]:
     """Results of all cases, from `out` where they lie there; says a summary of each new one."""
     folder, steppers, results = Path(out, "cases"), dict[RunConfig, Stepper](), []
@@ -275,7 +280,7 @@ def run_all(
     for number, case in enumerate(wanted, start=1):
         file = folder / f"{case.name}.json"
         if not file.exists():
-            config = run_config(out, plan, case)
+            config = run_config(out, recipe, case)
             train = dataclasses.replace(config.train, seed=0)
             key = dataclasses.replace(config, out="", init_from="", train=train)
             if key not in steppers:

@@ -153,10 +153,10 @@ def main(out: str = "runs/loss_spikes", seeds: int = 2) -> None:
       out: parts and runs, kept between calls.
       seeds: repetitions of the runs that decide.
     """
-    plan = fine_testbed()
+    recipe = fine_testbed()
     Path(out).mkdir(parents=True, exist_ok=True)
-    prepare(out, plan)
-    results = run_all(out, plan, cases(seeds), summary)
+    prepare(out, recipe)
+    results = run_all(out, recipe, cases(seeds), summary)
     print(table(results))
     drawings: tuple[tuple[Style, str], ...] = (("light", "loss_spikes.png"), ("dark", "loss_spikes-dark.png"))
     for style, name in drawings:

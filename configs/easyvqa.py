@@ -8,14 +8,13 @@ import dataclasses
 from configs import demo
 from quecc_jax.config import DataConfig, MeshConfig, RunConfig, SourceConfig
 from quecc_jax.config.io import load_config
-from quecc_jax.experiments.plan import Cell, model_config, run_config
+from quecc_jax.experiments.testbed.grids import compressor, model, training
 
 DEMO = "runs/demo"
 
 
 def config() -> RunConfig:
     """The middle decoder at V = 4, all parts trained but the tower."""
-    plan = demo.plan()
     start = f"{DEMO}/cells/M-v4-s0/stage2"
     vocabulary = load_config(f"{start}/config.json").model.decoder.vocab_size
     data = DataConfig(
@@ -26,14 +25,15 @@ def config() -> RunConfig:
         query_length=16,
         image_aspect="square",
     )
-    run = run_config(
+    recipe = demo.RECIPE
+    run = training(
+        recipe,
         "runs/easyvqa",
-        model_config(plan, Cell("M", 4, 0), vocabulary),
+        model(recipe, recipe.decoders[1], compressor(recipe, 4), vocabulary),
         data,
         2,
         500,
         5e-4,
-        plan,
         0,
         init_from=start,
         tower_from=f"{DEMO}/tower",

@@ -7,20 +7,20 @@ Weights come from `python -m launch.convert import`, one run directory for each 
 """
 
 from configs import llava_7b_stage1, llava_7b_stage2
-from quecc_jax.experiments.sweep_plan import Llm, Sweep
+from quecc_jax.experiments.grid import Benchmarks, Grid
+from quecc_jax.experiments.llava_grid import Llm, llava_grid
 
 SIZES = ("0.5b", "1.8b", "4b", "7b", "14b")
 
 
-def sweep() -> Sweep:
+def grid() -> Grid:
     """35 cells, one seed."""
     names = [f"qwen1.5-{size}" for size in SIZES]
-    return Sweep(
+    return llava_grid(
         out="runs/llava_sweep",
         stage1=llava_7b_stage1.config(),
         stage2=llava_7b_stage2.config(),
         llms=tuple(Llm(name, weights=f"weights/{name}", template="qwen") for name in names),
         visual_tokens=(1, 4, 16, 36, 64, 144, 576),
-        benchmarks="pope,gqa",
-        benchmark_data="data/eval",
+        benchmarks=Benchmarks("pope,gqa", "data/eval"),
     )

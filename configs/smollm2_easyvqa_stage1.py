@@ -27,7 +27,7 @@ from quecc_jax.config import (
     TrainConfig,
 )
 from quecc_jax.config.presets import decoder
-from quecc_jax.experiments.plan import Plan
+from quecc_jax.experiments.testbed.settings import Testbed
 
 DEMO, WEIGHTS = "runs/demo", "weights/smollm2"
 
@@ -37,7 +37,7 @@ def config() -> RunConfig:
     return RunConfig(
         out="runs/smollm2_easyvqa_stage1",
         model=ModelConfig(
-            vision=Plan().vision,
+            vision=Testbed().vision,
             compressor=CompressorConfig(kernel=4, stride=4),
             decoder=decoder("smollm2-135m"),
             dtype="float32",

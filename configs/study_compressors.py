@@ -6,8 +6,9 @@ make study-compressors    python -m launch.compare_compressors
 import dataclasses
 
 from quecc_jax.config import CompressorConfig
-from quecc_jax.experiments.comparison_plan import Comparison, Entry, at_every_v, on_grid
-from quecc_jax.experiments.plan import DecoderSize, Plan
+from quecc_jax.experiments.grid import Cell, Grid
+from quecc_jax.experiments.testbed.grids import Decoder, Recipe, compressor_cells, compressor_grid
+from quecc_jax.experiments.testbed.settings import Testbed
 
 OWN = "QueCC-plus"
 FUSED = CompressorConfig("quecc_plus", fusion_layers=1)
@@ -34,56 +35,50 @@ ELASTIC = {"M3": CompressorConfig("m3"), "MQT": CompressorConfig("mqt", queries=
 """One set of weights serves every V, as they were made for."""
 
 
-def plan() -> Plan:
-    """The study's decoder M and its data; the tower also keeps what PruMerge reads."""
-    return Plan(
-        vision=dataclasses.replace(Plan().vision, keep_attention=True),
-        decoders=(DecoderSize("M", 64, 2),),
-        visual_tokens=(1, 4, 16),
-        seeds=(0, 1, 2),
-        ablation_seeds=(),
-        test_pictures=300,
-        tower_steps=2400,
-        language_steps=1600,
-        stage1_steps=300,
-        stage2_steps=2500,
-    )
+RECIPE = Recipe(
+    # The tower also keeps what PruMerge reads.
+    testbed=Testbed(
+        vision=dataclasses.replace(Testbed().vision, keep_attention=True), test_images=300, tower_steps=2400
+    ),
+    decoders=(Decoder("M", 64, 2),),
+    visual_tokens=(1, 4, 16),
+    seeds=(0, 1, 2),
+    language_steps=1600,
+    stage1_steps=300,
+    stage2_steps=2500,
+)
+"""The study's decoder M and its data."""
+QUICK = dataclasses.replace(
+    RECIPE,
+    testbed=dataclasses.replace(RECIPE.testbed, images=200, test_images=20, documents=1000, tower_steps=20),
+    visual_tokens=(1,),
+    seeds=(0,),
+    language_steps=20,
+    stage1_steps=4,
+    stage2_steps=10,
+)
 
 
-def entries(plan: Plan) -> tuple[Entry, ...]:
-    """Every run, seed by seed: runs that differ in the seed alone share their programs, and should not
-    compile them side by side."""
-    made = []
-    for label, config in RIVALS.items():
-        made += on_grid(label, "comparison", config, plan, plan.visual_tokens)
-    for label, config in ELASTIC.items():
-        made += at_every_v(label, "comparison", config, plan, plan.visual_tokens)
-    made += at_every_v("QueCC, elastic", "elastic", RIVALS["QueCC"], plan, plan.visual_tokens)
-    made += on_grid(OWN, "comparison", FUSED, plan, (1,))
-    for label, config in LADDER.items():
-        made += on_grid(label, "ladder", config, plan, (1,))
-    everything = CompressorConfig("none")
-    made += [Entry("no compressor", "comparison", seed, (everything,), everything) for seed in plan.seeds]
-    return tuple(sorted(made, key=lambda entry: entry.seed))
-
-
-def comparison() -> Comparison:
+def grid(recipe: Recipe = RECIPE) -> Grid:
     """The whole comparison."""
-    return Comparison(plan(), entries(plan()), OWN)
+    out, counts = "runs/compressors", recipe.visual_tokens
+
+    def cells(
+        label: str, part: str, config: CompressorConfig, *counts: int, elastic: bool = False
+    ) -> list[Cell]:
+        return compressor_cells(recipe, out, label, part, config, counts, elastic)
+
+    made = [c for label, config in RIVALS.items() for c in cells(label, "comparison", config, *counts)]
+    for label, config in ELASTIC.items():
+        made += cells(label, "comparison", config, *counts, elastic=True)
+    made += cells("QueCC, elastic", "elastic", RIVALS["QueCC"], *counts, elastic=True)
+    made += cells(OWN, "comparison", FUSED, 1)
+    for label, config in LADDER.items():
+        made += cells(label, "ladder", config, 1)
+    made += cells("no compressor", "comparison", CompressorConfig("none"))
+    return compressor_grid(recipe, out, made, OWN)
 
 
-def quick() -> Comparison:
+def quick() -> Grid:
     """A few steps of every run at one token, to see every part work."""
-    small = dataclasses.replace(
-        plan(),
-        visual_tokens=(1,),
-        seeds=(0,),
-        pictures=200,
-        test_pictures=20,
-        documents=1000,
-        tower_steps=20,
-        language_steps=20,
-        stage1_steps=4,
-        stage2_steps=10,
-    )
-    return Comparison(small, entries(small), OWN)
+    return grid(QUICK)

@@ -29,6 +29,7 @@ COMMANDS = {
     "sweep": "train and test a grid of (LLM, V, seed)",
     "compare-compressors": "train a small model with every compressor",
     "demo": "train a grid of small models and fit the scaling law",
+    "report": "write the report of a finished grid again",
     "fit": "fit the scaling law to a file of scores",
     "plan": "choose LLM size and visual tokens for a budget",
 }

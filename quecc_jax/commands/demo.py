@@ -5,12 +5,12 @@ python -m launch.demo --out runs/demo
 
 import dataclasses
 import os
+import sys
 from pathlib import Path
 
 from quecc_jax.commands.config_file import shipped
 from quecc_jax.errors import UserError
-from quecc_jax.experiments.scheduler import clock
-from quecc_jax.experiments.study import command_line, run_study
+from quecc_jax.experiments.grid import Grid
 from quecc_jax.xla_flags import FAST_COMPILE, with_flags
 
 
@@ -30,19 +30,46 @@ class Options:
 def run(options: Options) -> None:
     """Trains what is missing and prints the findings."""
     if options.quick and options.study:
-        raise UserError("--quick and --study are different plans; give one of them")
-    name = "study" if options.study else "quick" if options.quick else "demo"
-    plans = shipped("study" if options.study else "demo")
-    plan = plans.quick() if options.quick else plans.plan()
-    out = options.out or f"runs/{name}"
+        raise UserError("--quick and --study are different grids; give one of them")
+    grids = shipped("study" if options.study else "demo")
     if options.quick:
         os.environ["XLA_FLAGS"] = with_flags(os.environ.get("XLA_FLAGS", ""), FAST_COMPILE)
+    run_and_report(grids.quick() if options.quick else grids.grid(), options.out, "launch.demo")
+
+
+def run_and_report(grid: Grid, out: str, module: str) -> None:
+    """Runs what is missing of a grid on the testbed over this machine's cores, and writes results.json and
+    the report; the laws are fitted where it has one compressor.
+
+    Args:
+      out: directory in place of the grid's own, or "".
+      module: what was started, for the record.
+
+    Raises:
+      UserError: the directory holds another grid's results, or a job failed (the others are finished first).
+    """
     # Its jobs are sized for processors, and run there.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    results = run_study(plan, out, command_line("launch.demo"))
+    import shlex
 
+    from quecc_jax.commands.grid_law import fit_laws, law_section
+    from quecc_jax.experiments import runner
+    from quecc_jax.experiments.display import clock
+    from quecc_jax.experiments.executors import Processes, write_json
     from quecc_jax.experiments.findings import findings
+    from quecc_jax.experiments.grid import at
+    from quecc_jax.experiments.report import write_report
+    from quecc_jax.experiments.stats import compressors
 
-    print("\n".join(f"- {line}" for line in findings(results)))
-    report = Path(out, "report.html").resolve().as_uri()
+    grid = at(grid, out) if out else grid
+    folder = Path(grid.out)
+    runner.check(runner.run_grid(grid, Processes()), grid)
+    results = runner.collect(grid, shlex.join(["python", "-m", module, *sys.argv[1:]]))
+    law = None
+    if len(compressors(results["rows"])) == 1:
+        results["fits"] = fit_laws(results)
+        law = law_section(results, folder)
+        print("\n".join(f"- {line}" for line in findings(results)))
+    write_json(folder / "results.json", results)
+    report = write_report(results, folder, law).resolve().as_uri()
     print(f"\n{clock(results['seconds']['total'])} minutes; report: {report}")

@@ -1,11 +1,10 @@
-"""Figures of a grid run that the scaling package does not have: accuracy, query ablation, losses.
+"""Figures of a grid of decoders and V: accuracy, query ablation, losses.
 
 Each returns a matplotlib Figure in the "light" or "dark" style of the law's figures, drawn for a
 width of 700 pixels; nothing touches global state.
 """
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,11 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from quecc_jax.experiments import summary
-from quecc_jax.experiments.summary import Results
-from quecc_jax.pages.page import figure_html, write_atomically
+from quecc_jax.experiments import stats
+from quecc_jax.experiments.stats import Results
 from quecc_jax.pages.style import DPI, THEMES, Style, Theme, dress
-from scaling.report.plot import figure_to_png, figure_to_svg
 
 _MARKERS = "osD^vPX*"
 
@@ -26,12 +23,12 @@ _MARKERS = "osD^vPX*"
 def figure_accuracy(results: Results, style: Style = "light") -> Figure:
     """Accuracy against V, a panel per task and a line per decoder; dashes: the question-only models."""
     theme = THEMES[style]
-    tasks, names, counts = results["tasks"], _names(results), results["visual_tokens"]
+    tasks, names, counts = stats.tasks(results["rows"]), _names(results), results["visual_tokens"]
     figure, panels = _panels(theme, len(tasks), min(len(tasks), 3), 3.0)
     colours = theme.colours(len(names))
     shifts = np.exp(np.linspace(-1, 1, len(names)) * 0.07) if len(names) > 1 else [1.0]
     for axes, task in zip(panels, tasks, strict=True):
-        scores, without = summary.grid(results, task), summary.baseline(results, task)
+        scores, without = stats.grid(results["rows"], task), stats.baseline(results["rows"], task)
         for name, colour, shift, marker in zip(names, colours, shifts, _MARKERS, strict=False):
             known = [v for v in counts if (name, v) in scores]
             cells = [scores[name, v] for v in known]
@@ -56,9 +53,7 @@ def figure_accuracy(results: Results, style: Style = "light") -> Figure:
         Line2D([], [], color=colour, marker=marker, ms=5.5, lw=1.8, label=name)
         for name, colour, marker in zip(names, colours, _MARKERS, strict=False)
     ]
-    handles.append(
-        Line2D([], [], color=theme.muted, lw=1.2, ls=(0, (4, 3)), label="question only, no picture")
-    )
+    handles.append(Line2D([], [], color=theme.muted, lw=1.2, ls=(0, (4, 3)), label="question only, no image"))
     _legend(figure, theme, handles)
     return figure
 
@@ -66,7 +61,7 @@ def figure_accuracy(results: Results, style: Style = "light") -> Figure:
 def figure_ablation(results: Results, style: Style = "light") -> Figure:
     """One row per pair of models: zeros in the compressor (hollow) to the real question (filled)."""
     theme = THEMES[style]
-    pairs, without = summary.ablation(results), summary.baseline(results, summary.CELL_KIND)
+    pairs, without = stats.ablation(results["rows"]), stats.baseline(results["rows"], stats.CELL_KIND)
     figure, (axes,) = _panels(theme, 1, 1, 1.5 + 0.42 * len(pairs))
     for y, pair in enumerate(pairs):
         axes.plot(
@@ -85,9 +80,9 @@ def figure_ablation(results: Results, style: Style = "light") -> Figure:
                 elinewidth=1.2,
                 zorder=3,
             )
-        if pair.decoder in without:
-            axes.plot(without[pair.decoder].mean * 100, y, "|", color=theme.ink, ms=16, mew=1.8, zorder=2)
-    axes.set_yticks(range(len(pairs)), [f"{p.decoder}, V = {p.visual_tokens}, seed {p.seed}" for p in pairs])
+        if pair.llm in without:
+            axes.plot(without[pair.llm].mean * 100, y, "|", color=theme.ink, ms=16, mew=1.8, zorder=2)
+    axes.set_yticks(range(len(pairs)), [f"{p.llm}, V = {p.visual_tokens}, seed {p.seed}" for p in pairs])
     axes.set_ylim(len(pairs) - 0.4, -0.6)
     axes.set_xlabel("right answers to questions about one cell (%)")
     axes.grid(visible=False, axis="y")
@@ -98,7 +93,7 @@ def figure_ablation(results: Results, style: Style = "light") -> Figure:
         [
             Line2D([], [], **marker, mfc=theme.paper, label="zeros instead of the question"),
             Line2D([], [], **marker, label="the question"),
-            Line2D([], [], marker="|", ls="none", color=theme.ink, ms=14, mew=1.8, label="no picture"),
+            Line2D([], [], marker="|", ls="none", color=theme.ink, ms=14, mew=1.8, label="no image"),
         ],
     )
     return figure
@@ -111,7 +106,7 @@ def figure_losses(results: Results, style: Style = "light") -> Figure:
     """
     theme = THEMES[style]
     names, counts = _names(results), results["visual_tokens"]
-    tower = results.get("tower", {}).get("loss")
+    tower = results["steps"].get("tower", {}).get("loss")
     figure, panels = _panels(theme, len(names) + bool(tower), 2, 2.5)
     for axes, name in zip(panels, names, strict=False):
         for v, colour in zip(counts, theme.colours(len(counts)), strict=True):
@@ -119,11 +114,7 @@ def figure_losses(results: Results, style: Style = "light") -> Figure:
                 axes,
                 theme,
                 colour,
-                [
-                    cell["loss"]
-                    for cell in results["cells"]
-                    if (cell["decoder"], cell["visual_tokens"], cell["query"]) == (name, v, "question")
-                ],
+                [results["losses"][cell] for cell in stats.cells(results["rows"], name, v)],
             )
         axes.set_title(f"decoder {name}", color=theme.ink, fontsize=12, fontweight="bold", loc="left")
     if tower:
@@ -151,14 +142,6 @@ def figure_losses(results: Results, style: Style = "light") -> Figure:
     return figure
 
 
-def embed(out: Path, name: str, draw: Callable[[Style], Figure], alt: str, caption: str) -> str:
-    """Both renderings as an HTML figure, written beside it as NAME.png and NAME-dark.png too."""
-    light, dark = draw("light"), draw("dark")
-    write_atomically(out / f"{name}.png", figure_to_png(light))
-    write_atomically(out / f"{name}-dark.png", figure_to_png(dark))
-    return figure_html(figure_to_svg(light), figure_to_svg(dark), alt, caption)
-
-
 def _draw_stages(axes: Axes, theme: Theme, colour: Any, runs: Sequence[dict[str, Any]]) -> None:
     start = 0.0
     for i, stage in enumerate(sorted({stage for run in runs for stage in run})):
@@ -184,7 +167,7 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 
 def _names(results: Results) -> list[str]:
-    return [d["name"] for d in sorted(results["decoders"], key=lambda decoder: decoder["params"])]
+    return [llm["name"] for llm in sorted(results["llms"], key=lambda llm: llm["params"])]
 
 
 def _panels(theme: Theme, count: int, columns: int, height: float) -> tuple[Figure, list[Axes]]:

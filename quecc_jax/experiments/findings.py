@@ -1,10 +1,10 @@
-"""What a grid run found, in plain sentences computed from the numbers of its `results.json`."""
+"""What a grid of decoders and V found, in plain sentences computed from its numbers."""
 
 from collections.abc import Iterator
 
-from quecc_jax.experiments import summary
-from quecc_jax.experiments.summary import Results, Score
-from scaling.formatting import flops_text
+from quecc_jax.experiments import stats
+from quecc_jax.experiments.stats import Results, Score
+from quecc_jax.pages.numbers import flops_text, percent_text
 
 
 def findings(results: Results) -> list[str]:
@@ -14,19 +14,19 @@ def findings(results: Results) -> list[str]:
 
 def _task_findings(results: Results) -> Iterator[str]:
     counts = results["visual_tokens"]
-    for task in results["tasks"]:
-        (decoder, v), top = summary.best(summary.grid(results, task))
+    for task in stats.tasks(results["rows"]):
+        (decoder, v), top = stats.best(stats.grid(results["rows"], task))
         sentences = [
             f"{title(task)}: the best model (decoder {decoder}, V = {v}) answers {_percent(top)} of "
             f"{top.questions:,} test questions"
         ]
-        without = summary.baseline(results, task)
+        without = stats.baseline(results["rows"], task)
         if without:
-            blind = summary.best(without)[1]
-            gain, error = summary.margin(top, blind)
-            sentences[0] += f", against {_percent(blind)} for the best model that sees no picture"
+            blind = stats.best(without)[1]
+            gain, error = stats.margin(top, blind)
+            sentences[0] += f", against {_percent(blind)} for the best model that sees no image"
             sentences.append(f"The margin is {100 * gain:+.1f} points, {_in_errors(gain, error)}")
-        by_tokens, by_size = summary.spread(results, task)
+        by_tokens, by_size = stats.spread(results, task)
         moves = []
         if by_tokens is not None:
             moves.append(f"{100 * by_tokens:+.1f} points from V = {min(counts)} to V = {max(counts)}")
@@ -47,10 +47,10 @@ def _in_errors(gain: float, error: float) -> str:
 
 
 def _query_findings(results: Results) -> Iterator[str]:
-    pairs = summary.ablation(results)
+    pairs = stats.ablation(results["rows"])
     for v in sorted({pair.visual_tokens for pair in pairs}):
         chosen = [pair for pair in pairs if pair.visual_tokens == v]
-        gain, error = summary.ablation_effect(chosen)
+        gain, error = stats.ablation_effect(chosen)
         verb = "adds" if gain > 0 else "costs"
         change = f"{verb} {100 * abs(gain):.1f} ± {100 * error:.1f} points"
         if abs(gain) < 2 * error:
@@ -64,10 +64,10 @@ def _query_findings(results: Results) -> Iterator[str]:
             f"the question instead of zeros {change}; {models} of models, "
             f"{chosen[0].question.questions:,} questions each."
         )
-    for decoder in sorted({pair.decoder for pair in pairs if pair.visual_tokens == 1}):
-        asked, blind = (summary.attention(results, decoder, query) for query in ("question", "zero"))
+    for decoder in sorted({pair.llm for pair in pairs if pair.visual_tokens == 1}):
+        asked, blind = (stats.attention(results, decoder, query) for query in ("question", "zero"))
         if asked is not None and blind is not None:
-            chance = 100 / results["plan"]["side"] ** 2
+            chance = 100 / results["steps"]["data"]["side"] ** 2
             yield (
                 f"Attention: at V = 1, decoder {decoder}, {100 * asked:.0f} % of it falls on the cell that "
                 f"the question names, {100 * blind:.0f} % with zeros; looking everywhere alike gives "
@@ -76,10 +76,10 @@ def _query_findings(results: Results) -> Iterator[str]:
 
 
 def _advice_findings(results: Results) -> Iterator[str]:
-    for task in results["tasks"]:
-        scores, counted = summary.grid(results, task), summary.flops(results, task)
-        top, _ = summary.best(scores)
-        cheap = summary.cheapest_near_best(results, task)
+    for task in stats.tasks(results["rows"]):
+        scores, counted = stats.grid(results["rows"], task), stats.grid_flops(results["rows"], task)
+        top, _ = stats.best(scores)
+        cheap = stats.cheapest_near_best(results["rows"], task)
         price = flops_text(counted[cheap])
         choice = f"decoder {cheap[0]} with V = {cheap[1]} ({_percent(scores[cheap])}, {price})"
         if cheap == top:
@@ -98,7 +98,7 @@ def title(task: str) -> str:
 
 def brief(score: Score) -> str:
     """Percentage and standard error without the unit, for tables."""
-    return f"{100 * score.mean:.1f} ± {100 * score.stderr:.1f}"
+    return percent_text(score.mean, score.stderr)
 
 
 def _percent(score: Score) -> str:

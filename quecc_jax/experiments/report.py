@@ -1,27 +1,22 @@
-"""The report of a grid run: one self-contained HTML page and PNG figures.
-
-python -m quecc_jax.experiments.report --results runs/demo/results.json
-"""
+"""The report of a grid: one self-contained HTML page and PNG figures."""
 
 import base64
-import dataclasses
 import html
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import tyro
 from matplotlib.figure import Figure
 
-from quecc_jax.errors import UserError, run_cli
-from quecc_jax.experiments import summary
-from quecc_jax.experiments.figures import embed, figure_ablation, figure_accuracy, figure_losses
+from quecc_jax.errors import UserError
+from quecc_jax.experiments import compressors_report, stats
+from quecc_jax.experiments.figures import figure_ablation, figure_accuracy, figure_losses
 from quecc_jax.experiments.findings import brief, findings, title
-from quecc_jax.experiments.law_report import law_section
-from quecc_jax.experiments.summary import Results, Score, read_results
+from quecc_jax.experiments.stats import Results, Score
+from quecc_jax.pages.numbers import size_name
 from quecc_jax.pages.page import Section, bullets, html_page, paragraph, table_html, write_atomically
+from quecc_jax.pages.render import embed
 from quecc_jax.pages.style import Style
-from scaling.formatting import size_name
 
 _STYLE = """
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); gap: .75rem;
@@ -58,51 +53,61 @@ _DRAWN: dict[str, Callable[[Results, Style], Figure]] = {
 }
 
 
-def write_report(results: Results, out_dir: str | Path) -> Path:
+def write_report(results: Results, out_dir: str | Path, law: Section | None = None) -> Path:
     """Writes report.html and NAME.png, NAME-dark.png of each figure; returns the page's path.
 
-    Sample pictures are read from `out_dir`, relative to which `results` names them.
+    Args:
+      out_dir: sample images are read from it, relative to which `results` names them.
+      law: a section on the fitted laws, which this package knows nothing of.
 
     Raises:
-      UserError: a field is absent from the results, or a sample picture cannot be read.
+      UserError: a field is absent from the results, or a sample image cannot be read.
     """
-    summary.check_results(results)
+    stats.check_results(results)
     out = Path(out_dir)
-    # Before the figures, so that an unreadable picture is reported at once.
+    if len(stats.compressors(results["rows"])) > 1:
+        heading, lead, sections = compressors_report.content(results, out)
+    else:
+        heading, lead, sections = _content(results, out, law)
+    page = html_page(heading, [*sections, _making_section(results)], lead, style=_STYLE)
+    write_atomically(out / "report.html", page)
+    return out / "report.html"
+
+
+def _content(results: Results, out: Path, law: Section | None) -> tuple[str, str, list[Section]]:
+    """Title, lead and sections of a page on decoders and visual tokens."""
+    # Before the figures, so that an unreadable image is reported at once.
     samples = list(_sample_sections(results, out))
     sections = [
         _headline_section(results, out),
         *_accuracy_sections(results),
         *_query_sections(results, out),
-        law_section(results, out),
+        *([law] if law else []),
         _loss_section(results, out),
         *samples,
-        _making_section(results),
     ]
-    count, minutes = len(results["cells"]), _duration(results["seconds"]["total"])
+    minutes = _duration(results["seconds"]["total"])
     lead = (
-        f"{count} vision-language models, trained and tested in {minutes} on {results['machine']}. "
-        "Every number on this page was measured in that run, on test pictures that no model was trained on."
+        f"{results['models']} vision-language models, trained and tested in {minutes} on {results['machine']}. "
+        "Every number on this page was measured in that run, on test images that no model was trained on."
     )
-    page = html_page("Which decoder, how many visual tokens?", sections, lead, style=_STYLE)
-    write_atomically(out / "report.html", page)
-    return out / "report.html"
+    return "Which decoder, how many visual tokens?", lead, sections
 
 
 def _headline_section(results: Results, out: Path) -> Section:
     tiles = []
-    for task in results["tasks"]:
-        (decoder, v), top = summary.best(summary.grid(results, task))
-        without = summary.baseline(results, task)
-        blind = f"<br>{100 * summary.best(without)[1].mean:.1f} % without the picture" if without else ""
+    for task in stats.tasks(results["rows"]):
+        (decoder, v), top = stats.best(stats.grid(results["rows"], task))
+        without = stats.baseline(results["rows"], task)
+        blind = f"<br>{100 * stats.best(without)[1].mean:.1f} % without the image" if without else ""
         tiles.append(
             f"<strong>{_text(title(task))}</strong><b>{100 * top.mean:.1f} %</b>± {100 * top.stderr:.1f}, "
             f"{top.questions:,} questions{blind}<br>decoder {_text(decoder)}, V = {v}"
         )
-    pairs = summary.ablation(results)
+    pairs = stats.ablation(results["rows"])
     fewest = [pair for pair in pairs if pair.visual_tokens == min(p.visual_tokens for p in pairs)]
     if fewest:
-        gain, error = summary.ablation_effect(fewest)
+        gain, error = stats.ablation_effect(fewest)
         tiles.append(
             f"<strong>Query effect</strong><b>{100 * gain:+.1f}</b>± {100 * error:.1f} points "
             f"against zeros<br>questions about one cell, V = {fewest[0].visual_tokens}"
@@ -113,8 +118,8 @@ def _headline_section(results: Results, out: Path) -> Section:
         out,
         "accuracy",
         "Accuracy against visual tokens for each task and decoder",
-        "Right answers on test pictures, with standard errors. Dashed: models of the same decoder that read "
-        "the question and see no picture.",
+        "Right answers on test images, with standard errors. Dashed: models of the same decoder that read "
+        "the question and see no image.",
     )
     said = (sentence.partition(":") for sentence in findings(results))
     listed = "".join(f"<li><strong>{_text(head)}:</strong>{_text(rest)}</li>" for head, _, rest in said)
@@ -123,7 +128,7 @@ def _headline_section(results: Results, out: Path) -> Section:
 
 def _accuracy_sections(results: Results) -> Iterator[Section]:
     fragments = [paragraph(_error_note(results), "muted")]
-    for task in results["tasks"]:
+    for task in stats.tasks(results["rows"]):
         fragments += [
             f"<h3>{_text(title(task))}</h3>",
             _heat_html(results, task),
@@ -134,8 +139,8 @@ def _accuracy_sections(results: Results) -> Iterator[Section]:
 
 def _heat_html(results: Results, task: str) -> str:
     """Decoders by V, shaded; the question-only model of each decoder stands in the first column."""
-    scores, without = summary.grid(results, task), summary.baseline(results, task)
-    top, _ = summary.best(scores)
+    scores, without = stats.grid(results["rows"], task), stats.baseline(results["rows"], task)
+    top, _ = stats.best(scores)
     means = [score.mean for score in scores.values()]
     low, span = min(means), max(max(means) - min(means), 1e-9)
 
@@ -149,9 +154,9 @@ def _heat_html(results: Results, task: str) -> str:
         )
 
     counts = results["visual_tokens"]
-    head = "".join(f"<th>{name}</th>" for name in ("decoder", "no picture", *(f"V = {v}" for v in counts)))
+    head = "".join(f"<th>{name}</th>" for name in ("decoder", "no image", *(f"V = {v}" for v in counts)))
     body = ""
-    for decoder in results["decoders"]:
+    for decoder in results["llms"]:
         name = decoder["name"]
         cells = [cell(without.get(name), shaded=False)]
         cells += [cell(scores.get((name, v)), ' class="best"' if (name, v) == top else "") for v in counts]
@@ -168,30 +173,30 @@ def _heat_html(results: Results, task: str) -> str:
 
 
 def _kinds_html(results: Results, task: str) -> Iterator[str]:
-    kinds, counts = summary.kinds(results, task), results["visual_tokens"]
+    kinds, counts = stats.kinds(results["rows"], task), results["visual_tokens"]
     if len(kinds) < 2:
         return
-    name = max(results["decoders"], key=lambda decoder: decoder["params"])["name"]
+    name = max(results["llms"], key=lambda decoder: decoder["params"])["name"]
     rows = []
     for kind in kinds:
-        scores, without = summary.grid(results, kind), summary.baseline(results, kind)
+        scores, without = stats.grid(results["rows"], kind), stats.baseline(results["rows"], kind)
         cells = [without.get(name), *(scores.get((name, v)) for v in counts)]
         asked = max((score.questions for score in cells if score), default=0)
         rows.append([kind.split("/", 1)[1], f"{asked:,}", *("–" if s is None else brief(s) for s in cells)])
     yield paragraph(f"By kind of question, decoder {name}, in %:")
-    yield table_html(rows, ["kind", "questions", "no picture", *(f"V = {v}" for v in counts)])
+    yield table_html(rows, ["kind", "questions", "no image", *(f"V = {v}" for v in counts)])
 
 
 def _query_sections(results: Results, out: Path) -> Iterator[Section]:
-    pairs = summary.ablation(results)
+    pairs = stats.ablation(results["rows"])
     if not pairs:
         return
     rows = []
     for pair in pairs:
-        gain, error = summary.margin(pair.question, pair.zero)
+        gain, error = stats.margin(pair.question, pair.zero)
         rows.append(
             [
-                pair.decoder,
+                pair.llm,
                 pair.visual_tokens,
                 pair.seed,
                 brief(pair.question),
@@ -243,30 +248,30 @@ def _sample_sections(results: Results, out: Path) -> Iterator[Section]:
     if not samples:
         return
     fragments = []
-    for task in results["tasks"]:
+    for task in stats.tasks(results["rows"]):
         chosen = [sample for sample in samples if sample["task"] == task]
         if chosen:
-            models = sorted({f"decoder {s['decoder']}, V = {s['visual_tokens']}" for s in chosen})
+            models = sorted({f"decoder {s['llm']}, V = {s['visual_tokens']}" for s in chosen})
             fragments += [
                 f"<h3>{_text(title(task))}</h3>",
                 paragraph("; ".join(models), "muted"),
                 '<div class="cards">' + "".join(_card(sample, out) for sample in chosen) + "</div>",
             ]
-    yield Section("Test pictures, questions and answers", fragments)
+    yield Section("Test images, questions and answers", fragments)
 
 
 def _card(sample: Mapping[str, Any], out: Path) -> str:
     path = out / sample["image"]
     try:
-        picture = base64.b64encode(path.read_bytes()).decode()
+        encoded = base64.b64encode(path.read_bytes()).decode()
     except OSError as problem:
-        raise UserError(f"cannot read the sample picture {path}: {problem.strerror}") from None
+        raise UserError(f"cannot read the sample image {path}: {problem.strerror}") from None
     right = sample["prediction"].strip() == sample["truth"].strip()
     verdict = '<span class="mark">✓ right</span>' if right else '<span class="mark">✗ wrong</span>'
     truth = "" if right else f"<br>truth: <strong>{_text(sample['truth'])}</strong>"
     return (
-        f'<div class="card{"" if right else " wrong"}"><img src="data:image/png;base64,{picture}" '
-        f'alt="test picture, {_text(sample["kind"])}">{_text(sample["question"])}<br>'
+        f'<div class="card{"" if right else " wrong"}"><img src="data:image/png;base64,{encoded}" '
+        f'alt="test image, {_text(sample["kind"])}">{_text(sample["question"])}<br>'
         f"answer: <strong>{_text(sample['prediction'])}</strong>{truth}<br>{verdict}</div>"
     )
 
@@ -279,30 +284,24 @@ def _making_section(results: Results) -> Section:
         f'<td><span class="bar" style="width: {100 * min(spent / total, 1):.1f}%"></span></td></tr>'
         for name, spent in seconds.items()
     )
-    counts = {
-        d["name"]: [c for c in results["cells"] if c["decoder"] == d["name"]] for d in results["decoders"]
-    }
-    decoders = [
-        [
-            d["name"],
-            d["width"],
-            d["depth"],
-            f"{d['params']:,}",
-            len(counts[d["name"]]),
-            f"{sum(c['train_seconds'] for c in counts[d['name']]) / max(len(counts[d['name']]), 1):.0f} s",
-        ]
-        for d in results["decoders"]
-    ]
-    tower = results.get("tower", {}).get("accuracy", {})
+    trained = {row["cell"]: row for row in results["rows"]}.values()
+    decoders = []
+    for d in results["llms"]:
+        spent = [r["train_seconds"] for r in trained if r["llm"] == d["name"] and r["visual_tokens"]]
+        each = f"{sum(spent) / max(len(spent), 1):.0f} s"
+        decoders.append([d["name"], d["width"], d["depth"], f"{d['params']:,}", len(spent), each])
+    blind = sum(not row["visual_tokens"] for row in trained)
     seeds = results["seeds"]
     facts = [
         f"Started {results['started'].replace('T', ' ')}, took {_duration(total)} on {results['machine']}.",
         f"{'Seed' if len(seeds) == 1 else 'Seeds'} {', '.join(map(str, seeds))}; "
-        f"{len(results['cells'])} models with a picture, {len(results['baseline'])} without.",
+        f"{results['models']} models with an image, {blind} without.",
+        "; ".join(f"stage {stage}: {steps:,} steps of {size}" for stage, steps, size in results["stages"])
+        + " questions, the same for all.",
     ]
-    if tower:
+    if tower := results["steps"].get("tower", {}).get("accuracy"):
         facts.append(
-            "The vision tower was trained first and then frozen; its accuracy on test pictures: "
+            "The vision tower was trained first and then frozen; its accuracy on test images: "
             + ", ".join(f"{name} {100 * value:.1f} %" for name, value in tower.items())
             + "."
         )
@@ -328,7 +327,11 @@ def _error_note(results: Results) -> str:
     seeds = len(results["seeds"])
     if seeds == 1:
         return f"± is the binomial standard error of the test questions, sqrt(p (1 - p) / n). {chance}"
-    worst = max(s.binomial for task in results["tasks"] for s in summary.grid(results, task).values())
+    worst = max(
+        s.binomial
+        for task in stats.tasks(results["rows"])
+        for s in stats.grid(results["rows"], task).values()
+    )
     return (
         f"Means over {seeds} seeds; ± is the standard error over seeds. All seeds answer the same test "
         f"questions, whose own binomial standard error is at most {100 * worst:.1f} points. {chance}"
@@ -344,21 +347,3 @@ def _duration(seconds: float) -> str:
 
 def _text(value: object) -> str:
     return html.escape(str(value), quote=True)
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """Writes the report of a finished or unfinished grid run again."""
-
-    results: Path
-    """The run's results.json; the report goes beside it."""
-
-
-def main() -> None:
-    """Command line."""
-    path = tyro.cli(Options).results
-    print(write_report(read_results(path), path.parent))
-
-
-if __name__ == "__main__":
-    run_cli(main)

@@ -16,7 +16,6 @@ from quecc_jax.data.text.conversation import encode
 from quecc_jax.data.text.templates import SYSTEM
 from quecc_jax.data.text.tokenizer import load_tokenizer
 from quecc_jax.errors import UserError
-from quecc_jax.experiments.sweep_plan import cells, stage_configs
 
 FILES = sorted(p.name for p in Path("configs").glob("*_stage?.py"))
 
@@ -162,9 +161,8 @@ def test_no_clipping_is_one_setting_away():
 
 
 def test_the_sweep_trains_each_model_in_its_own_template_in_both_stages():
-    sweep = llava_sweep.sweep()
-    for cell in cells(sweep)[:7]:
-        for stage, config in enumerate(stage_configs(sweep, cell), 1):
+    for cell in llava_sweep.grid().cells[:7]:
+        for stage, config in enumerate(cell.runs, 1):
             ours = in_the_scripts_words(config)
             assert {k: v for k, v in ours.items() if v != SCRIPTS[stage][k]} == {"version": "qwen"}
 

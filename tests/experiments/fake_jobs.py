@@ -1,4 +1,4 @@
-"""Jobs that do nothing but note when they ran, for the tests of the scheduler."""
+"""Steps that do nothing but note when they ran, for the tests of the executors."""
 
 import json
 import os
@@ -6,12 +6,13 @@ import time
 from pathlib import Path
 
 
-def note(out, plan, name, report):
+def note(grid, step, report):
     """Reports progress, appends to the log, and returns what it was told."""
+    out, name = grid.out, step.name
     report(1, 4, "a quarter")
     progress = json.loads(Path(out, "jobs", f"{name}.progress").read_text())
     began = time.time()
-    time.sleep(plan["seconds"])
+    time.sleep(0.1)
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     flags = {key: os.environ.get(key) for key in ("XLA_FLAGS", "JAX_PLATFORMS")}
     record = {"name": name, "began": began, "ended": time.time(), "cores": cores, **flags}
@@ -20,21 +21,21 @@ def note(out, plan, name, report):
     return {"progress": progress}
 
 
-def fail(out, plan, name, report):
-    """Fails, unless a file named `repaired` lies in `out`."""
-    if not Path(out, "repaired").exists():
+def fail(grid, step, report):
+    """Fails, unless a file named `repaired` lies in the grid's directory."""
+    if not Path(grid.out, "repaired").exists():
         raise ValueError("the disk is made of cheese")
-    return note(out, plan, name, report)
+    return note(grid, step, report)
 
 
-def die(out, plan, name, report):
+def die(grid, step, report):
     """Ends the process as the system's memory killer would."""
     os._exit(9)
 
 
-def linger(out, plan, name, report):
+def linger(grid, step, report):
     """Writes the process's number and takes far longer than any test."""
-    aside = Path(out, "pid.aside")
+    aside = Path(grid.out, "pid.aside")
     aside.write_text(str(os.getpid()))
-    aside.rename(Path(out, "pid"))
+    aside.rename(Path(grid.out, "pid"))
     time.sleep(600)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from quecc_jax.commands.grid_law import law_section
 from quecc_jax.errors import UserError
 from quecc_jax.experiments.report import write_report
 from tests.commands.synthetic import make_results
@@ -48,7 +49,7 @@ class _Reader(html.parser.HTMLParser):
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     results = make_results(folder, seeds=3)
-    page = write_report(results, folder)
+    page = write_report(results, folder, law_section(results, folder))
     return folder, results, _Reader(page.read_text(encoding="utf-8"))
 
 
@@ -60,7 +61,7 @@ def test_page_stands_alone_with_every_section_in_order(made):
         "Does the query matter?",
         "The fitted laws and the compute frontier",
         "Training losses",
-        "Test pictures, questions and answers",
+        "Test images, questions and answers",
         "How it was made",
     ]
     # Two renderings of accuracy, query and losses and of law and residuals per task; one per sample.
@@ -102,22 +103,19 @@ def test_figures_lie_beside_the_page(made):
 def small(made):
     """One finished cell: no seeds to average, no law to fit, no pair, no baseline."""
     _, full, _ = made
-    only = ("M", 1, "question", 0)
-    keys = ("decoder", "visual_tokens", "query", "seed")
     return copy.deepcopy(full) | {
-        "cells": [cell for cell in full["cells"] if tuple(cell[key] for key in keys) == only],
-        "decoders": [decoder for decoder in full["decoders"] if decoder["name"] == "M"],
+        "rows": [row for row in full["rows"] if row["cell"] == "M-v1-s0-question"],
+        "llms": [llm for llm in full["llms"] if llm["name"] == "M"],
         "seeds": [0],
         "visual_tokens": [1],
-        "baseline": [],
         "samples": [],
-        "tower": {},
+        "steps": {"data": full["steps"]["data"]},
         "fits": {task: full["fits"][task] for task in ("mosaic", "reading")},
     }
 
 
 def test_one_cell_still_makes_a_report(small, tmp_path):
-    page = _Reader(write_report(small, tmp_path).read_text(encoding="utf-8"))
+    page = _Reader(write_report(small, tmp_path, law_section(small, tmp_path)).read_text(encoding="utf-8"))
     assert "Does the query matter?" not in page.headings
     assert page.text.count("No law can be drawn") == 2 and page.text.count("No law was fitted") == 1
 
@@ -126,12 +124,14 @@ def test_a_constant_that_nothing_limits_is_reported(made):
     folder, results, _ = made
     results = copy.deepcopy(results)
     results["fits"]["single"]["ci"]["A"] = [0.125, None]
-    assert "0.125 or more" in write_report(results, folder).read_text(encoding="utf-8")
+    assert "0.125 or more" in write_report(results, folder, law_section(results, folder)).read_text(
+        encoding="utf-8"
+    )
 
 
 def test_missing_sample_picture_is_named(made, tmp_path):
     _, results, _ = made
-    with pytest.raises(UserError, match=r"cannot read the sample picture .*noise"):
+    with pytest.raises(UserError, match=r"cannot read the sample image .*noise"):
         write_report(results, tmp_path)
     assert not (tmp_path / "report.html").exists()
 
@@ -141,7 +141,7 @@ def test_command_line_writes_the_page_and_reports_bad_input(small, tmp_path):
     path.write_text(json.dumps(small))
 
     def run():
-        command = [sys.executable, "-m", "quecc_jax.experiments.report", "--results", str(path)]
+        command = [sys.executable, "-m", "launch.report", "--results", str(path)]
         return subprocess.run(command, capture_output=True, text=True)
 
     assert run().returncode == 0

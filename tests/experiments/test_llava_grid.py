@@ -1,4 +1,4 @@
-"""A sweep over a grid of models: what it runs, how it resumes, shares and fails, and what it writes."""
+"""A grid of language models in one process: what it runs, how it resumes, shares and fails, what it writes."""
 
 import dataclasses
 import json
@@ -13,24 +13,27 @@ from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 from quecc_jax.aot.chips import find_chip
-from quecc_jax.commands import sweep as command
-from quecc_jax.commands.sweep import Outcome, dry_run, run_sweep, score_record, sharded
+from quecc_jax.commands.sweep import dry_run, sharded
 from quecc_jax.config import CheckpointConfig, SourceConfig
 from quecc_jax.data.text.tokenizer import train_word_tokenizer
 from quecc_jax.errors import UserError
-from quecc_jax.experiments.scheduler import write_json
-from quecc_jax.experiments.sweep_plan import Cell, Llm, Sweep, Test, cell_flops, cells, stage_configs
+from quecc_jax.experiments import cell as cell_module
+from quecc_jax.experiments import runner
+from quecc_jax.experiments.executors import Here, write_json
+from quecc_jax.experiments.grid import Benchmarks, Grid, Test
+from quecc_jax.experiments.llava_grid import Llm, llava_grid, training_flops
+from quecc_jax.experiments.runner import Outcome, result_file, run_grid, write_scores
+from quecc_jax.experiments.stats import scores_record
 from quecc_jax.flops import train_flops
 from quecc_jax.train.lock import run_lock
 from scaling.fit import fit_law
 from scaling.table import read_scores
 from tests import tiny
 
-Test.__test__ = False  # type: ignore[attr-defined]
 DECODERS = {width: dataclasses.replace(tiny.MODEL.decoder, width=width) for width in (32, 64)}
 
 
-def small_sweep(out, **changes) -> Sweep:
+def small_grid(out, **changes) -> Grid:
     """Two sizes x two V of the tiny model; its questions are about 24 pictures below `out`'s parent."""
     data = Path(out).parent / "data"
     source = SourceConfig(kind="llava_json", path=str(data / "rows.json"), images=str(data))
@@ -47,23 +50,32 @@ def small_sweep(out, **changes) -> Sweep:
     )
     stage = dataclasses.replace(stage, checkpoint=CheckpointConfig(every=0, keep=1))
     llms = tuple(Llm(f"w{w}", size_b=w / 1000, decoder=d) for w, d in DECODERS.items())
-    plan = Sweep(
-        out=str(out),
-        stage1=stage,
-        stage2=dataclasses.replace(stage, train=dataclasses.replace(stage.train, stage=2, steps=4)),
-        llms=llms,
-        visual_tokens=(1, 4),
-        tests=(Test("dots", source, 3),),
-        text_tokens=20,
-        query_tokens=6,
-        batch_size=24,
-    )
-    return dataclasses.replace(plan, **changes)
+    settings = {
+        "out": str(out),
+        "stage1": stage,
+        "stage2": dataclasses.replace(stage, train=dataclasses.replace(stage.train, stage=2, steps=4)),
+        "llms": llms,
+        "visual_tokens": (1, 4),
+        "tests": (Test((source,), "dots", 3, batch_size=24),),
+        "text_tokens": 20,
+        "query_tokens": 6,
+    }
+    return llava_grid(**settings | changes)  # type: ignore[arg-type]
+
+
+def row(params_b, v, seed, task, score, stderr):
+    """A result that has no count of right answers, as that of a benchmark."""
+    about = {"params_b": params_b, "visual_tokens": v, "seed": seed, "query": "question"}
+    return {**about, "task": task, "kind": "", "score": score, "stderr": stderr}
+
+
+def run(grid: Grid, chosen=None) -> Outcome:
+    return run_grid(grid, Here(), chosen)
 
 
 @pytest.fixture(autouse=True)
 def cache_as_before():
-    """A cell compiles into its sweep's directory; other tests do not."""
+    """A cell compiles into its grid's directory; other tests do not."""
     before = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
     yield
     jax.config.update("jax_compilation_cache_dir", before)
@@ -71,7 +83,7 @@ def cache_as_before():
 
 
 @pytest.fixture
-def plan(tmp_path) -> Sweep:
+def grid(tmp_path) -> Grid:
     rows, rng, data = [], np.random.default_rng(0), tmp_path / "data"
     data.mkdir()
     for number in range(24):
@@ -81,7 +93,7 @@ def plan(tmp_path) -> Sweep:
         rows.append({"id": number, "image": f"{number}.png", "conversations": conversation})
     (data / "rows.json").write_text(json.dumps(rows))
     train_word_tokenizer(["how many dots 0 1"], data / "tokenizer")
-    return small_sweep(tmp_path / "out")
+    return small_grid(tmp_path / "out")
 
 
 @pytest.fixture
@@ -89,34 +101,33 @@ def told(monkeypatch) -> list[str]:
     """Cells that ran, each with a made-up score; those in the file `broken` fail."""
     ran = []
 
-    def run_cell(out, sweep, cell, report):
+    def run_cell(grid, cell, report):
         report(1, 2, "half")
         ran.append(cell.name)
-        broken = Path(out, "broken")
+        broken = Path(grid.out, "broken")
         if broken.is_file() and cell.name in broken.read_text():
             raise ValueError("the disk is made of cheese")
-        size = {model.name: model.size_b for model in sweep.llms}[cell.llm]
-        score = {"score": 0.5 + size + cell.visual_tokens / 100 + cell.seed / 1000, "stderr": 0.03}
-        return {**dataclasses.asdict(cell), "params_b": size, "scores": {"dots": score}}
+        v = cell.runs[-1].model.visual_tokens
+        score = 0.5 + cell.params_b + v / 100 + cell.seed / 1000
+        return {"rows": [row(cell.params_b, v, cell.seed, "dots", score, 0.03)]}
 
-    monkeypatch.setattr(command, "run_cell", run_cell)
+    monkeypatch.setattr(cell_module, "run_cell", run_cell)
     return ran
 
 
 def test_cells_and_their_two_runs(tmp_path):
-    plan = small_sweep(tmp_path / "out", seeds=(0, 7))
-    every = cells(plan)
+    every = small_grid(tmp_path / "out", seeds=(0, 7)).cells
     assert [c.name for c in every[:4]] == ["w32-v1-s0", "w32-v4-s0", "w64-v1-s0", "w64-v4-s0"]
     assert len(every) == 8
-    one, two = stage_configs(plan, every[7])
+    one, two = every[7].runs
     assert one.out == f"{tmp_path}/out/cells/w64-v4-s7/stage1" == two.init_from
     assert one.model.visual_tokens == two.model.visual_tokens == 4
     assert one.model.decoder.width == 64
     assert one.data.max_length == 24
     assert (one.train.seed, one.train.stage, two.train.stage) == (7, 1, 2)
-    assert cell_flops(plan, every[7]) == 3 * train_flops(one) + 4 * train_flops(two)
-    weighted = dataclasses.replace(plan, llms=(Llm("w32", "weights/w", size_b=1, decoder=DECODERS[32]),))
-    one, two = stage_configs(weighted, Cell("w32", 1, 0))
+    assert every[7].cost == training_flops(every[7]) == 3 * train_flops(one) + 4 * train_flops(two)
+    weighted = (Llm("w32", "weights/w", size_b=1, decoder=DECODERS[32]),)
+    one, _ = small_grid(tmp_path / "out", llms=weighted).cells[0].runs
     assert (one.init_from, one.data.tokenizer) == ("weights/w", "weights/w/tokenizer")
 
 
@@ -127,98 +138,105 @@ def test_cells_and_their_two_runs(tmp_path):
         ({"visual_tokens": ()}, "visual_tokens are empty"),
         ({"seeds": (1, 1)}, "seeds repeat"),
         ({"tests": ()}, "tests are empty"),
+        ({"tests": (), "benchmarks": Benchmarks("pope,pope", "x")}, "tests repeat"),
         ({"llms": (Llm("qwen1.5-7b"), Llm("vicuna-7b"))}, "same size"),
         ({"llms": (Llm("qwen1.5-8b"),)}, "no preset"),
         ({"llms": (Llm("qwen1.5-8b", size_b=8),)}, "not known"),
     ],
 )
-def test_sweeps_that_cannot_be_are_one_sentence(tmp_path, changes, sentence):
+def test_grids_that_cannot_be_are_one_sentence(tmp_path, changes, sentence):
     with pytest.raises(UserError, match=sentence):
-        cells(small_sweep(tmp_path / "out", **changes))
+        small_grid(tmp_path / "out", **changes)
 
 
-def test_failures_are_isolated_and_retried_and_the_rest_is_not_run_again(plan, told):
-    out = Path(plan.out)
+def test_failures_are_isolated_and_retried_and_the_rest_is_not_run_again(grid, told):
+    out = Path(grid.out)
     out.mkdir()
     (out / "broken").write_text("w32-v4-s0")
-    outcome = run_sweep(plan, cells(plan))
-    assert outcome == Outcome(["w32-v1-s0", "w64-v1-s0", "w64-v4-s0"], ["w32-v4-s0"], [])
+    outcome = run(grid)
+    assert outcome == Outcome(["w32-v1-s0", "w64-v1-s0", "w64-v4-s0"], ["w32-v4-s0"], [], [])
     assert "cheese" in (out / "jobs" / "w32-v4-s0.error").read_text()
     table = json.loads((out / "scores.json").read_text())
     assert table["score"] == [[pytest.approx(0.542), None], [pytest.approx(0.574), pytest.approx(0.604)]]
     assert table["stderr"][0] == [pytest.approx(0.03), None]
     (out / "broken").unlink()
     told.clear()
-    assert run_sweep(plan, cells(plan)).failed == []
+    assert run(grid).failed == []
     assert told == ["w32-v4-s0"]
     assert not (out / "jobs" / "w32-v4-s0.error").exists()
     found = read_scores(out / "scores.json")
     assert fit_law(found, fix_d=0.0, n_starts=8).n_points == 4
     assert found.query_tokens == 6
-    with pytest.raises(UserError, match="another plan"):
-        run_sweep(dataclasses.replace(plan, seeds=(0, 1)), cells(plan))
+    with pytest.raises(UserError, match="another grid"):
+        run(dataclasses.replace(grid, cells=grid.cells[:2]))
 
 
-def test_a_cell_that_another_process_holds_is_left_to_it(plan, told):
-    every = cells(plan)
-    with run_lock(f"{plan.out}/cells/w64-v1-s0"):
-        outcome = run_sweep(plan, every)
+def test_a_cell_that_another_process_holds_is_left_to_it(grid, told):
+    with run_lock(f"{grid.out}/locks/w64-v1-s0"):
+        outcome = run(grid)
     assert outcome.elsewhere == ["w64-v1-s0"]
     assert len(outcome.done) == 3
     # It ends there meanwhile, badly; this process does not run into the same.
-    assert run_sweep(plan, every).elsewhere == []
+    assert run(grid).elsewhere == []
     assert told.count("w64-v1-s0") == 1
 
 
-def test_a_cell_that_failed_elsewhere_meanwhile_is_not_tried_again(plan, told, monkeypatch):
-    inner = command.run_cell
+def test_a_cell_that_failed_elsewhere_meanwhile_is_not_tried_again(grid, told, monkeypatch):
+    inner = cell_module.run_cell
 
-    def run_cell(out, sweep, cell, report):
+    def run_cell(grid, cell, report):
         if cell.name == "w32-v1-s0":
-            error = Path(out, "jobs", "w64-v4-s0.error")
+            error = Path(grid.out, "jobs", "w64-v4-s0.error")
             error.write_text("Traceback\nValueError: no room\n")
-        return inner(out, sweep, cell, report)
+        return inner(grid, cell, report)
 
-    monkeypatch.setattr(command, "run_cell", run_cell)
-    outcome = run_sweep(plan, cells(plan))
+    monkeypatch.setattr(cell_module, "run_cell", run_cell)
+    outcome = run(grid)
     assert outcome.failed == ["w64-v4-s0"]
     assert "w64-v4-s0" not in told
 
 
-def test_scores_of_another_host_that_come_while_writing_are_not_lost(plan, told, monkeypatch):
-    run_sweep(plan, cells(plan)[:3])
-    scores = {"dots": {"score": 0.9, "stderr": 0}}
-    late = {"result": {"params_b": 0.064, "visual_tokens": 4, "scores": scores}}
-    write = command.write_json
+def test_scores_of_another_host_that_come_while_writing_are_not_lost(grid, told, monkeypatch):
+    run(grid, {cell.name for cell in grid.cells[:3]})
+    late = {"result": {"rows": [row(0.064, 4, 0, "dots", 0.9, 0.0)]}}
+    write = runner.write_json
 
     def write_late(path, value):
         write(path, value)
-        write_json(command.result_file(plan, "w64-v4-s0"), late)
+        write_json(result_file(grid, "w64-v4-s0"), late)
 
-    monkeypatch.setattr(command, "write_json", write_late)
-    command.write_scores(plan)
-    assert json.loads(Path(plan.out, "scores.json").read_text())["score"][1][1] == 0.9
+    monkeypatch.setattr(runner, "write_json", write_late)
+    write_scores(grid)
+    assert json.loads(Path(grid.out, "scores.json").read_text())["score"][1][1] == 0.9
 
 
-def test_scores_are_means_over_seeds_and_tests(tmp_path):
-    plan = small_sweep(tmp_path / "out", seeds=(0, 1))
-    plan = dataclasses.replace(plan, tests=(*plan.tests, dataclasses.replace(plan.tests[0], name="more")))
-    results = [
-        {
-            "params_b": 0.032,
-            "visual_tokens": 1,
-            "scores": {"dots": {"score": a, "stderr": 0.01}, "more": {"score": b, "stderr": 0.03}},
-        }
-        for a, b in ((0.2, 0.4), (0.4, 0.8))
+def test_cells_that_need_one_that_runs_elsewhere_wait_for_another_start(grid, told):
+    first, *others = grid.cells
+    needing = dataclasses.replace(others[0], needs=(first.name,))
+    grid = dataclasses.replace(grid, cells=(first, needing, *others[1:]))
+    with run_lock(f"{grid.out}/locks/{first.name}"):
+        outcome = run(grid)
+    assert sorted(outcome.elsewhere) == sorted([first.name, needing.name]) and len(outcome.done) == 2
+    assert run(grid).elsewhere == []
+    assert told.index(first.name) < told.index(needing.name) and len(told) == 4
+
+
+def test_scores_are_means_over_seeds_and_tests():
+    rows = [
+        one
+        for seed, (a, b) in enumerate(((0.2, 0.4), (0.4, 0.8)))
+        for one in (row(0.032, 1, seed, "dots", a, 0.01), row(0.032, 1, seed, "more", b, 0.03))
     ]
-    record = score_record(plan, results)
+    blind = {**row(0.032, 0, 0, "dots", 0.9, 0.1)}
+    zeros = {**row(0.032, 1, 0, "dots", 0.9, 0.1), "query": "zero"}
+    record = scores_record([*rows, blind, zeros], {0.032, 0.064}, (1, 4), 6.0, "x", "y")  # type: ignore[list-item]
     assert record["score"] == [[pytest.approx(0.45), None], [None, None]]
     assert record["tasks"]["more"][0][0] == pytest.approx(0.6)
     assert record["stderr"][0][0] == pytest.approx(np.sqrt(2 * 0.01**2 + 2 * 0.03**2) / 4)
 
 
 def test_shards_share_the_cells(tmp_path):
-    every = cells(small_sweep(tmp_path / "out", seeds=(0, 1, 2)))
+    every = small_grid(tmp_path / "out", seeds=(0, 1, 2)).cells
     parts = [sharded(every, f"{i}/5") for i in range(5)]
     assert sorted(c.name for part in parts for c in part) == sorted(c.name for c in every)
     assert sharded(every, "") == every
@@ -228,18 +246,18 @@ def test_shards_share_the_cells(tmp_path):
 
 
 def test_dry_run_counts_hours(tmp_path):
-    plan = small_sweep(tmp_path / "out")
-    text = dry_run(plan, cells(plan), "v5e-8", 0.5)
-    total = sum(cell_flops(plan, cell) for cell in cells(plan))
+    grid = small_grid(tmp_path / "out")
+    text = dry_run(grid, grid.cells, "v5e-8", 0.5)
+    total = sum(training_flops(cell) for cell in grid.cells)
     assert f"4 cells, {total:.3e} FLOPs" in text
     assert f"{total / (8 * 0.5 * find_chip('v5e').flops) / 3600:,.1f} hours on 8 x TPU v5 lite" in text
     assert text.count("w64") == 2
     for topology, mfu, sentence in (("v5e", 0.4, "--topology"), ("v9-8", 0.4, "v9"), ("v5e-8", 1.5, "--mfu")):
         with pytest.raises(UserError, match=sentence):
-            dry_run(plan, cells(plan), topology, mfu)
+            dry_run(grid, grid.cells, topology, mfu)
 
 
-def test_command_line_of_the_published_sweep():
+def test_command_line_of_the_published_grid():
     done = subprocess.run(
         [sys.executable, "-m", "launch.sweep", "configs/llava_sweep.py", "--dry-run", "--topology", "h100-8"],
         capture_output=True,
@@ -249,34 +267,39 @@ def test_command_line_of_the_published_sweep():
     assert "qwen1.5-14b-v576-s0" in done.stdout
     assert "35 cells" in done.stdout
     wrong = subprocess.run(
-        [sys.executable, "-m", "launch.sweep", "configs/demo.py", "--dry-run"], capture_output=True, text=True
+        [sys.executable, "-m", "launch.sweep", "configs/llava_7b_stage1.py", "--dry-run"],
+        capture_output=True,
+        text=True,
     )
     assert wrong.returncode != 0
-    assert "no sweep() function" in wrong.stderr
+    assert "no grid() function" in wrong.stderr
     assert "Traceback" not in wrong.stderr
 
 
 @pytest.mark.slow
-def test_tiny_models_from_pictures_to_a_fitted_law(plan):
+def test_tiny_models_from_pictures_to_a_fitted_law(grid):
     """Four real cells, and two whose weights are missing; then their scores are fitted."""
     bad = Llm(
         "w0",
-        weights=str(Path(plan.out, "nowhere")),
-        tokenizer=plan.stage1.data.tokenizer,
+        weights=str(Path(grid.out, "nowhere")),
+        tokenizer=grid.cells[0].runs[0].data.tokenizer,
         size_b=0.016,
         decoder=DECODERS[32],
     )
-    plan = dataclasses.replace(plan, llms=(*plan.llms, bad))
-    outcome = run_sweep(plan, cells(plan))
+    llms = tuple(Llm(f"w{w}", size_b=w / 1000, decoder=d) for w, d in DECODERS.items())
+    grid = small_grid(grid.out, llms=(*llms, bad))
+    outcome = run(grid)
     assert outcome.failed == ["w0-v1-s0", "w0-v4-s0"]
     assert len(outcome.done) == 4
-    assert "nowhere" in Path(plan.out, "jobs", "w0-v1-s0.error").read_text()
-    table = read_scores(Path(plan.out, "scores.json"))
+    assert "nowhere" in Path(grid.out, "jobs", "w0-v1-s0.error").read_text()
+    table = read_scores(Path(grid.out, "scores.json"))
     assert np.isnan(table.score[0]).all()
     assert np.isfinite(table.score[1:]).all()
     assert fit_law(table, n_starts=16).n_points == 4
-    for cell in cells(plan)[:4]:
-        result = json.loads(command.result_file(plan, cell.name).read_text())["result"]
-        assert result["loss"]["stage2"] > 0
-        right = 24 * result["scores"]["dots"]["score"]
-        assert right == pytest.approx(round(right))
+    for cell in grid.cells[:4]:
+        result = json.loads(result_file(grid, cell.name).read_text())["result"]
+        assert [len(curve) for curve in result["losses"].values()] == [3, 4]
+        (one,) = result["rows"]
+        assert one["loss"] == result["losses"]["stage2"][-1][1] > 0
+        assert (one["cell"], one["task"], one["n"]) == (cell.name, "dots", 24)
+        assert one["score"] == one["correct"] / 24

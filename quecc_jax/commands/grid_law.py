@@ -1,24 +1,103 @@
-"""The report's section on the fitted laws: constants, pictures, frontier and what to buy."""
+"""The fitted laws of a grid: the fits themselves, and the report's section on them."""
 
 import math
+import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from quecc_jax.errors import UserError
-from quecc_jax.experiments import summary
-from quecc_jax.experiments.figures import embed
+from quecc_jax.experiments import stats
 from quecc_jax.experiments.findings import brief, title
-from quecc_jax.experiments.summary import Results
+from quecc_jax.experiments.stats import Results
+from quecc_jax.pages.numbers import flops_text
 from quecc_jax.pages.page import Section, bullets, paragraph, table_html
+from quecc_jax.pages.render import embed
 from quecc_jax.pages.style import Style
-from scaling.fit import Fit
-from scaling.formatting import flops_text
-from scaling.frontier import law_choices, pareto
-from scaling.law import PARAMETERS
-from scaling.report.fit_report import interval_text
+from scaling.fit import NON_NEGATIVE, Fit, VariableProjection, fit_law
+from scaling.frontier import Cost, law_choices, measured_cost, pareto, published_cost
+from scaling.law import PARAMETERS, Law, Params
+from scaling.report.fit_report import fit_record, interval_text
 from scaling.report.plot import figure_error_vs_flops, figure_residuals
-from scaling.table import ScoreTable
+from scaling.table import ScoreTable, checked
+from scaling.uncertainty import assess
+
+
+def fit_laws(results: Results) -> dict[str, Any]:
+    """The scaling law of each task, fitted to the mean error over seeds.
+
+    A grid that is too small for a law still has its answers to report: such tasks are left out.
+    """
+    fits = {}
+    for task in stats.tasks(results["rows"]):
+        try:
+            table = score_table(results, task)
+            fit = fit_law(table, query_tokens=results["steps"]["data"]["prompt_tokens"])
+        except UserError as problem:
+            print(f"no law was fitted for {task}: {problem}", file=sys.stderr)
+            continue
+        fits[task] = fit_record(table, fit, assess(table, fit))
+    return fits
+
+
+def score_table(results: Results, task: str) -> ScoreTable:
+    """The grid as the fitter's table: sizes in billions of decoder parameters, ascending.
+
+    Raises UserError if the finished cells cannot determine a law.
+    """
+    scores = stats.grid(results["rows"], task)
+    llms = sorted(results["llms"], key=lambda llm: llm["params"])
+    counts = sorted(results["visual_tokens"])
+
+    def table(field: str) -> np.ndarray:
+        return np.array([[getattr(scores.get((d["name"], v)), field, np.nan) for v in counts] for d in llms])
+
+    return checked(
+        ScoreTable(
+            params_b=np.array([llm["params"] / 1e9 for llm in llms]),
+            visual_tokens=np.array(counts, np.float64),
+            score=table("mean"),
+            stderr=table("stderr"),
+            name=task,
+        )
+    )
+
+
+def stored_fit(results: Results, task: str, table: ScoreTable) -> Fit:
+    """The run's own fit of a task, ready to draw: residuals are recomputed from law and table."""
+    record = results["fits"][task]
+    law = Law(
+        Params(*(record[name] for name in PARAMETERS)), record["tokens_convention"], record["query_tokens"]
+    )
+    r2 = record["r2"]
+    return Fit(
+        law=law,
+        residuals=law.error(table.params_b[:, None], table.visual_tokens[None, :]) - table.error,
+        sse=record["sse"],
+        r2=float("nan") if r2 is None else r2,
+        n_points=int(np.isfinite(table.score).sum()),
+        n_parameters=len(PARAMETERS) - len(record.get("fixed", ())),
+        bounds=NON_NEGATIVE,
+        bounds_hit=tuple(record["bounds_hit"]),
+        n_starts=record["n_starts"],
+        n_agreeing=record["n_agreeing"],
+        iterations=0,
+        converged=record["converged"],
+        cross_check=VariableProjection(law.params, record["cross_check"]["sse"]),
+        objective=record["sse"],
+    )
+
+
+def counted_cost(results: Results, task: str, law: Law) -> Cost:
+    """Counted FLOPs if every cell of the grid has them, the published 2 N (Q + V) otherwise."""
+    counted = stats.grid_flops(results["rows"], task)
+    names, counts = [llm["name"] for llm in results["llms"]], results["visual_tokens"]
+    if any((name, v) not in counted for name in names for v in counts):
+        return published_cost(law.query_tokens)
+    sizes = [llm["params"] / 1e9 for llm in results["llms"]]
+    return measured_cost(sizes, counts, [[counted[name, v] for v in counts] for name in names])
 
 
 def law_section(results: Results, out: Path) -> Section:
@@ -29,13 +108,13 @@ def law_section(results: Results, out: Path) -> Section:
             "decoder's parameters without embeddings, in billions; compute is counted for one question."
         )
     ]
-    for task in results["tasks"]:
+    for task in stats.tasks(results["rows"]):
         fragments.append(f"<h3>{title(task)}</h3>")
         if task not in results["fits"]:
             fragments.append(paragraph("No law was fitted for this task.", "muted"))
             continue
         try:
-            table = summary.score_table(results, task)
+            table = score_table(results, task)
         except UserError as problem:
             fragments.append(paragraph(f"No law can be drawn: {problem}", "muted"))
             continue
@@ -66,8 +145,8 @@ def advice(fit: Fit, table: ScoreTable) -> str:
 
 def _task_fragments(results: Results, task: str, table: ScoreTable, out: Path) -> list[str]:
     record = results["fits"][task]
-    fit = summary.stored_fit(results, task, table)
-    cost = summary.cost(results, task, fit.law)
+    fit = stored_fit(results, task, table)
+    cost = counted_cost(results, task, fit.law)
     explained = "all scores are equal"
     if not math.isnan(fit.r2):
         explained = f"the law explains {100 * fit.r2:.1f} % of their variance"
@@ -114,8 +193,11 @@ def _task_fragments(results: Results, task: str, table: ScoreTable, out: Path) -
 
 
 def _frontier_fragments(results: Results, task: str, table: ScoreTable, fit: Fit) -> list[str]:
-    scores, names = (summary.grid(results, task), {d["params"] / 1e9: d["name"] for d in results["decoders"]})
-    choices = law_choices(fit.law, table.params_b, table.visual_tokens, summary.cost(results, task, fit.law))
+    scores, names = (
+        stats.grid(results["rows"], task),
+        {d["params"] / 1e9: d["name"] for d in results["llms"]},
+    )
+    choices = law_choices(fit.law, table.params_b, table.visual_tokens, counted_cost(results, task, fit.law))
     rows = []
     for n, v, spent, error in zip(*pareto(choices), strict=True):
         measured = scores.get((names[n], int(v)))

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quecc_jax.commands import grid_law
 from quecc_jax.errors import UserError
-from quecc_jax.experiments import summary
+from quecc_jax.experiments import stats
 from quecc_jax.experiments.findings import findings
 from tests.commands.synthetic import make_results
 
@@ -24,9 +25,15 @@ def three_seeds(tmp_path_factory):
     return make_results(tmp_path_factory.mktemp("three"), seeds=3)
 
 
+def answer(row, task, share):
+    """Gives a row of the task that share of right answers."""
+    if row["task"] == task:
+        row["correct"] = share * row["n"]
+
+
 @given(st.integers(0, 500), st.integers(1, 500))
 def test_binomial_error_is_that_of_the_answers(right, wrong):
-    score = summary.pooled([(right / (right + wrong), right + wrong)])
+    score = stats.pooled([(right / (right + wrong), right + wrong)])
     answers = np.repeat([1.0, 0.0], [right, wrong])
     assert (
         score.stderr == score.binomial == pytest.approx(np.std(answers) / math.sqrt(len(answers)), abs=1e-9)
@@ -36,7 +43,7 @@ def test_binomial_error_is_that_of_the_answers(right, wrong):
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=6))
 def test_seeds_give_their_mean_and_its_standard_error(accuracies):
-    score = summary.pooled([(a, 100) for a in accuracies])
+    score = stats.pooled([(a, 100) for a in accuracies])
     variance = sum((a - score.mean) ** 2 for a in accuracies) / (len(accuracies) - 1)
     assert score.mean == pytest.approx(sum(accuracies) / len(accuracies))
     assert score.stderr == pytest.approx(math.sqrt(variance / len(accuracies)), abs=1e-12)
@@ -44,106 +51,103 @@ def test_seeds_give_their_mean_and_its_standard_error(accuracies):
 
 
 def test_grid_leaves_the_zeroed_query_out(results):
-    scores = summary.grid(results, "mosaic")
+    scores = stats.grid(results["rows"], "mosaic")
     assert set(scores) == {(d, v) for d in "SML" for v in (1, 4, 16, 64)}
-    cell = next(
-        c for c in results["cells"] if (c["decoder"], c["visual_tokens"], c["query"]) == ("M", 1, "question")
-    )
-    assert scores["M", 1].mean == cell["scores"]["mosaic"]
-    assert set(summary.grid(results, "mosaic", query="zero")) == {("M", 1)}
+    mine = [r for r in results["rows"] if (r["cell"], r["task"]) == ("M-v1-s0-question", "mosaic")]
+    assert [r["kind"] for r in mine] == ["cell", "whole"]
+    assert scores["M", 1].mean == sum(r["correct"] for r in mine) / sum(r["n"] for r in mine)
+    assert stats.grid(results["rows"], "mosaic/cell")["M", 1].mean == mine[0]["correct"] / mine[0]["n"]
+    assert set(stats.grid(results["rows"], "mosaic", query="zero")) == {("M", 1)}
 
 
 def test_attention_is_the_mean_over_seeds(three_seeds):
-    assert summary.attention(three_seeds, "M", "question") == pytest.approx(0.7)
-    assert summary.attention(three_seeds, "M", "zero") == pytest.approx(0.35)
-    assert summary.attention(three_seeds, "S", "question") is None
-    assert summary.attention(three_seeds, "M", "question", "reading/row") is None
+    assert stats.attention(three_seeds, "M", "question") == pytest.approx(0.7)
+    assert stats.attention(three_seeds, "M", "zero") == pytest.approx(0.35)
+    assert stats.attention(three_seeds, "S", "question") is None
+    assert stats.attention(three_seeds, "M", "question", "reading/row") is None
     (sentence,) = (s for s in findings(three_seeds) if s.startswith("Attention"))
     assert "70 % of it" in sentence and "35 % with zeros" in sentence and "gives 25 %" in sentence
 
 
 def test_ablation_pairs_the_same_model(three_seeds):
-    pairs = summary.ablation(three_seeds)
-    assert [(p.decoder, p.visual_tokens, p.seed) for p in pairs] == [("M", 1, seed) for seed in range(3)]
+    pairs = stats.ablation(three_seeds["rows"])
+    assert [(p.llm, p.visual_tokens, p.seed) for p in pairs] == [("M", 1, seed) for seed in range(3)]
     gains = [p.question.mean - p.zero.mean for p in pairs]
-    gain, error = summary.ablation_effect(pairs)
+    gain, error = stats.ablation_effect(pairs)
     assert gain == pytest.approx(np.mean(gains)) and error == pytest.approx(
         np.std(gains, ddof=1) / math.sqrt(3)
     )
-    _, single_error = summary.ablation_effect(pairs[:1])
+    _, single_error = stats.ablation_effect(pairs[:1])
     assert single_error == pytest.approx(math.hypot(pairs[0].question.stderr, pairs[0].zero.stderr))
 
 
 def test_table_has_sizes_ascending_and_holes(results):
     some = copy.deepcopy(results)
-    some["decoders"].reverse()
-    some["cells"] = [c for c in some["cells"] if (c["decoder"], c["visual_tokens"]) != ("L", 16)]
-    table = summary.score_table(some, "reading")
+    some["llms"].reverse()
+    some["rows"] = [r for r in some["rows"] if (r["llm"], r["visual_tokens"]) != ("L", 16)]
+    table = grid_law.score_table(some, "reading")
     np.testing.assert_allclose(table.params_b, [130e-6, 1050e-6, 3500e-6])
     assert np.argwhere(np.isnan(table.score)).tolist() == [[2, 2]]
-    assert table.score[0, 3] == summary.grid(results, "reading")["S", 64].mean
+    assert table.score[0, 3] == stats.grid(results["rows"], "reading")["S", 64].mean
 
 
 def test_stored_fit_has_the_residuals_of_its_law(results):
-    table = summary.score_table(results, "mosaic")
-    fit = summary.stored_fit(results, "mosaic", table)
+    table = grid_law.score_table(results, "mosaic")
+    fit = grid_law.stored_fit(results, "mosaic", table)
     assert np.nansum(fit.residuals**2) == pytest.approx(results["fits"]["mosaic"]["sse"], rel=1e-9)
     assert fit.rmse == pytest.approx(results["fits"]["mosaic"]["rmse"])
 
 
 def test_cost_is_counted_where_the_grid_is_complete_and_published_elsewhere(results):
-    law = summary.stored_fit(results, "single", summary.score_table(results, "single")).law
-    assert summary.cost(results, "single", law)(0.00105, 16) == pytest.approx(2 * 1.05e6 * (30 + 16))
+    law = grid_law.stored_fit(results, "single", grid_law.score_table(results, "single")).law
+    assert grid_law.counted_cost(results, "single", law)(0.00105, 16) == pytest.approx(2 * 1.05e6 * (30 + 16))
     some = copy.deepcopy(results)
-    for cell in some["cells"]:
-        cell["flops_per_question"] = {"single": 7.0, "mosaic": 8.0, "reading": 9.0}
-    assert summary.cost(some, "mosaic", law)(0.00105, 16) == 8.0
-    some["cells"] = [c for c in some["cells"] if (c["decoder"], c["visual_tokens"]) != ("L", 16)]
-    assert summary.cost(some, "mosaic", law)(0.00105, 16) == pytest.approx(2 * 1.05e6 * (30 + 16))
+    for row in some["rows"]:
+        row["flops"] = {"single": 7.0, "mosaic": 8.0, "reading": 9.0}[row["task"]]
+    assert grid_law.counted_cost(some, "mosaic", law)(0.00105, 16) == 8.0
+    some["rows"] = [r for r in some["rows"] if (r["llm"], r["visual_tokens"]) != ("L", 16)]
+    assert grid_law.counted_cost(some, "mosaic", law)(0.00105, 16) == pytest.approx(2 * 1.05e6 * (30 + 16))
 
 
 def test_cheapest_near_best_trades_noise_for_compute(results):
     some = copy.deepcopy(results)
-    for cell in some["cells"]:
-        cell["scores"]["single"] = {"S": 0.50, "M": 0.895, "L": 0.90}[cell["decoder"]]
+    for row in some["rows"]:
+        answer(row, "single", {"S": 0.50, "M": 0.895, "L": 0.90}[row["llm"]])
     # With 1,200 questions 0.9 has a standard error of 0.0087, so M at V = 1 is as good and cheapest.
-    assert summary.cheapest_near_best(some, "single") == ("M", 1)
+    assert stats.cheapest_near_best(some["rows"], "single") == ("M", 1)
 
 
 def test_spread_follows_the_ends_of_the_grid(results):
     some = copy.deepcopy(results)
-    for cell in some["cells"]:
-        size = {"S": 0.0, "M": 0.3, "L": 0.2}[cell["decoder"]]
-        cell["scores"]["single"] = 0.4 + size + {1: 0.0, 4: 0.2, 16: 0.05, 64: 0.1}[cell["visual_tokens"]]
-    assert summary.spread(some, "single") == (pytest.approx(0.1), pytest.approx(0.2))
-    some["visual_tokens"], some["decoders"] = [1], some["decoders"][:1]
-    assert summary.spread(some, "single") == (None, None)
+    for row in some["rows"]:
+        size = {"S": 0.0, "M": 0.3, "L": 0.2}[row["llm"]]
+        answer(row, "single", 0.4 + size + {0: 0.0, 1: 0.0, 4: 0.2, 16: 0.05, 64: 0.1}[row["visual_tokens"]])
+    assert stats.spread(some, "single") == (pytest.approx(0.1), pytest.approx(0.2))
+    some["visual_tokens"], some["llms"] = [1], some["llms"][:1]
+    assert stats.spread(some, "single") == (None, None)
 
 
 def test_findings_follow_the_numbers(results):
     said = "\n".join(findings(results))
-    top = summary.best(summary.grid(results, "mosaic"))
+    top = stats.best(stats.grid(results["rows"], "mosaic"))
     assert f"decoder {top[0][0]}, V = {top[0][1]}) answers {100 * top[1].mean:.1f}" in said
-    gain, _ = summary.ablation_effect(summary.ablation(results))
+    gain, _ = stats.ablation_effect(stats.ablation(results["rows"]))
     assert f"adds {100 * gain:.1f}" in said
 
     equal = copy.deepcopy(results)
-    for cell in equal["cells"]:
-        cell["kinds"]["mosaic/cell"] = [0.5, 600]
-        cell["scores"]["mosaic"] = 0.33
-    for row in equal["baseline"]:
-        row["scores"]["mosaic"] = 0.34
+    for row in equal["rows"]:
+        answer(row, "mosaic", 0.33 if row["visual_tokens"] else 0.34)
     said = "\n".join(findings(equal))
     assert "makes no difference" in said
     assert "-1.0 points, within noise" in said
 
 
-@pytest.mark.parametrize("key", ["cells", "fits", "seconds"])
+@pytest.mark.parametrize("key", ["rows", "fits", "seconds"])
 def test_absent_field_is_one_sentence(results, key):
     with pytest.raises(UserError, match=key):
-        summary.check_results({k: v for k, v in results.items() if k != key})
+        stats.check_results({k: v for k, v in results.items() if k != key})
 
 
 def test_no_finished_cell_is_one_sentence(results):
     with pytest.raises(UserError, match="no finished cell"):
-        summary.check_results({**results, "cells": []})
+        stats.check_results({**results, "rows": []})

@@ -1,4 +1,4 @@
-"""The scheduler over real worker processes: order, isolation of failures, resumption."""
+"""A grid over real worker processes: order, isolation of failures, resumption."""
 
 import json
 import os
@@ -12,13 +12,20 @@ from pathlib import Path
 import pytest
 
 from quecc_jax.errors import UserError
-from quecc_jax.experiments.scheduler import Display, Job, cores, run_jobs, write_json
-
-PLAN = {"seconds": 0.1}
+from quecc_jax.experiments.display import Display
+from quecc_jax.experiments.executors import Processes, cores, write_json
+from quecc_jax.experiments.grid import Grid, Step, jobs
+from quecc_jax.experiments.runner import run_grid
 
 
 def job(name, *needs, does="note", cost=1.0):
-    return Job(name, f"tests.experiments.fake_jobs:{does}", (name,), needs, cost)
+    return Step(name, f"tests.experiments.fake_jobs:{does}", needs, cost)
+
+
+def run(steps, out):
+    outcome = run_grid(Grid("fake", str(out), (), tuple(steps)), Processes())
+    assert outcome.elsewhere == []
+    return outcome.failed, outcome.skipped
 
 
 def log(out):
@@ -28,7 +35,7 @@ def log(out):
 
 def test_order_failure_and_resumption(tmp_path, capfd):
     """Data, then two branches: one fails and takes its descendants with it, the other is finished."""
-    jobs = [
+    steps = [
         job("late", "left", "right"),
         job("data", cost=0.1),
         job("left", "data", cost=5.0),
@@ -37,7 +44,7 @@ def test_order_failure_and_resumption(tmp_path, capfd):
         job("free", "left"),
     ]
     before = dict(os.environ)
-    failed, skipped = run_jobs(jobs, PLAN, tmp_path)
+    failed, skipped = run(steps, tmp_path)
     assert failed == ["right"] and sorted(skipped) == ["late", "later"]
     assert os.environ == before
     records, names = log(tmp_path)
@@ -66,21 +73,20 @@ def test_order_failure_and_resumption(tmp_path, capfd):
             assert len(record["cores"]) == 1 and record["cores"][0] in cores()
 
     (tmp_path / "repaired").touch()
-    assert run_jobs(jobs, PLAN, tmp_path) == ([], [])
+    assert run(steps, tmp_path) == ([], [])
     records, names = log(tmp_path)
     assert sorted(names[3:]) == ["late", "later", "right"]
     assert records["right"]["ended"] <= records["late"]["began"] <= records["later"]["began"]
     assert not (folder / "right.error").exists()
 
-    assert run_jobs(jobs, PLAN, tmp_path) == ([], [])
+    assert run(steps, tmp_path) == ([], [])
     assert log(tmp_path)[1] == names
 
 
 def test_the_display_on_a_terminal(tmp_path, capfd, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "120")
-    jobs = [job("done", cost=1.0), job("half", cost=2.0), job("new", cost=1.0)]
-    with Display(jobs, {"done"}, tmp_path) as display:
+    with Display({"done": 1.0, "half": 2.0, "new": 1.0}, {"done"}, tmp_path) as display:
         display.update([])
         write_json(tmp_path / "half.progress", {"share": 0.5, "note": "loss 1.25"})
         display.update(["half", "new"])
@@ -93,9 +99,24 @@ def test_the_display_on_a_terminal(tmp_path, capfd, monkeypatch):
     assert "done half (2/3; 0:0" in capfd.readouterr().err
 
 
+def test_jobs_stand_behind_what_they_need_and_circles_are_told(tmp_path):
+    def grid(*steps):
+        return Grid("fake", str(tmp_path), (), steps)
+
+    ordered = jobs(grid(job("c", "b", "a"), job("b", "a"), job("a")))
+    assert [one.name for one in ordered] == ["a", "b", "c"]
+    for steps, sentence in (
+        ((job("a"), job("a")), "two jobs of the grid are called 'a'"),
+        ((job("a", "b"), job("b", "a")), "a needs b, which is no job or needs it too"),
+        ((job("a", "nobody"),), "a needs nobody"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            jobs(grid(*steps))
+
+
 def test_a_killed_worker_is_told(tmp_path):
     with pytest.raises(UserError, match="a worker process was killed"):
-        run_jobs([job("victim", does="die")], PLAN, tmp_path)
+        run([job("victim", does="die")], tmp_path)
     assert not (tmp_path / "jobs" / "victim.json").exists()
 
 
@@ -116,11 +137,14 @@ def test_workers_end_with_their_parent(tmp_path, how):
 
 LINGER = """
 import signal, sys
-from quecc_jax.experiments.scheduler import Job, run_jobs
+from quecc_jax.experiments.executors import Processes
+from quecc_jax.experiments.grid import Grid, Step
+from quecc_jax.experiments.runner import run_grid
 if __name__ == "__main__":
     # What a shell starts in the background ignores the signal, and so would its children.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    run_jobs([Job("long", "tests.experiments.fake_jobs:linger", ("long",))], {}, sys.argv[1])
+    steps = (Step("long", "tests.experiments.fake_jobs:linger"),)
+    run_grid(Grid("fake", sys.argv[1], (), steps), Processes())
 """
 
 

@@ -1,36 +1,28 @@
-"""The report of a comparison of compressors: one self-contained HTML page and PNG figures.
+"""The page on compressors side by side: findings, accuracy, what was tried, what each costs."""
 
-python -m quecc_jax.experiments.comparison_report --results runs/compressors/results.json
-"""
-
-import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import tyro
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from quecc_jax.errors import run_cli
-from quecc_jax.experiments import comparison_summary as summary
-from quecc_jax.experiments.comparison_summary import Difference, Key
-from quecc_jax.experiments.figures import embed
+from quecc_jax.experiments import stats
 from quecc_jax.experiments.findings import brief, title
-from quecc_jax.experiments.summary import Results, Score, read_results
-from quecc_jax.pages.page import Section, bullets, html_page, paragraph, table_html, write_atomically
+from quecc_jax.experiments.stats import Difference, Key, Results, Score
+from quecc_jax.pages.page import Section, bullets, paragraph, table_html
+from quecc_jax.pages.render import embed
 from quecc_jax.pages.style import DPI, THEMES, Style, dress
 
 QUECC = "QueCC"
 MARKERS = "osD^vPX*<>hd"
 
 
-def write_report(results: Results, out_dir: str | Path) -> Path:
-    """Writes report.html and its figures as PNG files; returns the page's path."""
-    out = Path(out_dir)
+def content(results: Results, out: Path) -> tuple[str, str, list[Section]]:
+    """Title, lead and sections; the figure is written to `out` too."""
     sections = [
         Section("Findings", [bullets(findings(results)), _figure(results, out)]),
         *_score_sections(results),
@@ -38,21 +30,26 @@ def write_report(results: Results, out_dir: str | Path) -> Path:
         *_elastic_section(results),
         _kinds_section(results),
         _cost_section(results),
-        _making_section(results),
     ]
     lead = (
-        f"{results['runs']} training runs of one decoder behind "
-        f"{len(summary.order(results['rows'], 'comparison'))} compressors, same data, same steps, "
-        f"{len(results['plan']['seeds'])} seeds. Every number on this page was measured."
+        f"{results['models']} training runs of one decoder behind "
+        f"{len(_labels(results, 'comparison'))} compressors, same data, same steps, "
+        f"{len(results['seeds'])} seeds. Every number on this page was measured."
     )
-    page = html_page("Every compressor, side by side", sections, lead)
-    write_atomically(out / "report.html", page)
-    return out / "report.html"
+    return "Every compressor, side by side", lead, sections
 
 
-def counts(results: Results) -> list[int]:
-    """The values of V that the comparison is about."""
-    return list(results["plan"]["visual_tokens"])
+def _labels(results: Results, part: str = "") -> list[str]:
+    return stats.compressors(results["rows"], part)
+
+
+def _scores(results: Results, what: str, part: str = "") -> dict[tuple[str, int], Score]:
+    found = stats.scores(results["rows"], what, part)
+    return {(key.compressor, key.visual_tokens): score for key, score in found.items() if key.visual_tokens}
+
+
+def _flops(results: Results, task: str) -> dict[tuple[str, int], float]:
+    return {(k.compressor, k.visual_tokens): f for k, f in stats.flops(results["rows"], task).items()}
 
 
 def findings(results: Results) -> list[str]:
@@ -61,10 +58,10 @@ def findings(results: Results) -> list[str]:
 
 
 def _best_findings(results: Results) -> Iterator[str]:
-    for task in results["tasks"]:
-        found = summary.scores(results["rows"], task, "comparison")
+    for task in stats.tasks(results["rows"]):
+        found = _scores(results, task, "comparison")
         parts = []
-        for v in counts(results):
+        for v in results["visual_tokens"]:
             here = {label: score for (label, one), score in found.items() if one == v}
             label, top = max(here.items(), key=lambda item: item[1].mean)
             parts.append(f"{label} with V = {v} ({brief(top)} %)")
@@ -74,8 +71,8 @@ def _best_findings(results: Results) -> Iterator[str]:
 def _rival_findings(results: Results) -> Iterator[str]:
     compared = [
         (task, v, d)
-        for task in results["tasks"]
-        for v in counts(results)
+        for task in stats.tasks(results["rows"])
+        for v in results["visual_tokens"]
         if (d := _between(results, task, (QUECC, v), ("TokenPacker", v))) is not None
     ]
     clear = [f"{task} at V = {v} ({signed(d)})" for task, v, d in compared if abs(d.errors) > 2]
@@ -88,9 +85,9 @@ def _rival_findings(results: Results) -> Iterator[str]:
 
 def _own_findings(results: Results) -> Iterator[str]:
     own = results["own"]
-    for v in counts(results):
+    for v in results["visual_tokens"]:
         parts = []
-        for task in results["tasks"]:
+        for task in stats.tasks(results["rows"]):
             d = _between(results, task, (own, v), (QUECC, v))
             if d is not None:
                 parts.append(f"{task} {signed(d)} ({d.errors:+.1f} standard errors)")
@@ -98,11 +95,9 @@ def _own_findings(results: Results) -> Iterator[str]:
             yield f"{own} against QueCC at V = {v}: {', '.join(parts)}."
 
 
-def _between(results: Results, kind: str, a: Key, b: Key) -> Difference | None:
-    try:
-        return summary.difference(results["rows"], kind, a, b)
-    except KeyError:
-        return None
+def _between(results: Results, what: str, a: tuple[str, int], b: tuple[str, int]) -> Difference | None:
+    llm = results["llms"][0]["name"]
+    return stats.difference(results["rows"], what, Key(llm, *a), Key(llm, *b))
 
 
 def signed(d: Difference) -> str:
@@ -117,20 +112,20 @@ def _score_sections(results: Results) -> Iterator[Section]:
         f"at most {100 * _binomial(results):.1f} points; differences below use the larger of the two."
     )
     fragments = [paragraph(note, "muted")]
-    for task in results["tasks"]:
-        found = summary.scores(results["rows"], task, "comparison")
-        others = sorted({v for _, v in found} - {*counts(results)})
-        columns = [*counts(results), *others]
-        labels = summary.order(results["rows"], "comparison")
+    for task in stats.tasks(results["rows"]):
+        found = _scores(results, task, "comparison")
+        others = sorted({v for _, v in found} - {*results["visual_tokens"]})
+        columns = [*results["visual_tokens"], *others]
+        labels = _labels(results, "comparison")
         rows = [[label, *(_cell(found.get((label, v))) for v in columns)] for label in labels]
-        blind = 100 * results["baseline"]["scores"][task]
-        rows.append(["no picture", f"{blind:.1f}", *("" for _ in columns[1:])])
+        blind = 100 * next(iter(stats.baseline(results["rows"], task).values())).mean
+        rows.append(["no image", f"{blind:.1f}", *("" for _ in columns[1:])])
         head = ["compressor", *(f"V = {v}" for v in columns)]
         fragments += [f"<h3>{title(task)}</h3>", table_html(rows, head)]
     yield Section("Accuracy", fragments)
     rows = []
-    for task in results["tasks"]:
-        for v in counts(results):
+    for task in stats.tasks(results["rows"]):
+        for v in results["visual_tokens"]:
             d = _between(results, task, (QUECC, v), ("TokenPacker", v))
             if d is not None:
                 verdict = "yes" if abs(d.errors) > 2 else "no"
@@ -149,16 +144,16 @@ def _score_sections(results: Results) -> Iterator[Section]:
 
 
 def _ladder_section(results: Results) -> Iterator[Section]:
-    labels = summary.order(results["rows"], "ladder")
+    labels = _labels(results, "ladder")
     if not labels:
         return
     rows = []
-    costs = {(c["label"], c["visual_tokens"]): c for c in results["costs"]}
+    costs = {(c["compressor"], c["visual_tokens"]): c for c in results["steps"]["timing"]}
     base = costs[QUECC, 1]
     for label in (QUECC, *labels):
         cells = [label]
-        for task in results["tasks"]:
-            score = summary.scores(results["rows"], task).get((label, 1))
+        for task in stats.tasks(results["rows"]):
+            score = _scores(results, task).get((label, 1))
             cells.append(_cell(score))
         d = _between(results, "mosaic", (label, 1), (QUECC, 1))
         cells.append("" if label == QUECC or d is None else signed(d))
@@ -178,7 +173,7 @@ def _ladder_section(results: Results) -> Iterator[Section]:
                 rows,
                 [
                     "compressor",
-                    *results["tasks"],
+                    *stats.tasks(results["rows"]),
                     "mosaic, points to QueCC",
                     "FLOPs of an answer",
                     "of the compressor",
@@ -189,11 +184,11 @@ def _ladder_section(results: Results) -> Iterator[Section]:
 
 
 def _answer_cost(results: Results, label: str) -> float:
-    return summary.flops(results["rows"], "mosaic")[label, 1]
+    return _flops(results, "mosaic")[label, 1]
 
 
 def _elastic_section(results: Results) -> Iterator[Section]:
-    labels = summary.order(results["rows"], "elastic")
+    labels = _labels(results, "elastic")
     if not labels:
         return
     fragments = [
@@ -202,11 +197,11 @@ def _elastic_section(results: Results) -> Iterator[Section]:
             "one model for each V with the same number of steps."
         )
     ]
-    for task in results["tasks"]:
-        found = summary.scores(results["rows"], task, "elastic")
+    for task in stats.tasks(results["rows"]):
+        found = _scores(results, task, "elastic")
         columns = sorted({v for _, v in found})
         rows = [[label, *(_cell(found.get((label, v))) for v in columns)] for label in labels]
-        alone = summary.scores(results["rows"], task, "comparison")
+        alone = _scores(results, task, "comparison")
         rows.append([f"{QUECC}, one for each V", *(_cell(alone.get((QUECC, v))) for v in columns)])
         head = ["compressor", *(f"V = {v}" for v in columns)]
         fragments += [f"<h3>{title(task)}</h3>", table_html(rows, head)]
@@ -214,9 +209,9 @@ def _elastic_section(results: Results) -> Iterator[Section]:
 
 
 def _kinds_section(results: Results) -> Section:
-    kinds = sorted({kind for row in results["rows"] for kind in row["kinds"]})
-    labels = summary.order(results["rows"])
-    found = {kind: summary.scores(results["rows"], kind) for kind in kinds}
+    kinds = stats.kinds(results["rows"])
+    labels = _labels(results)
+    found = {kind: _scores(results, kind) for kind in kinds}
     rows = [
         [label, *(_cell(found[kind].get((label, 1))) for kind in kinds)]
         for label in labels
@@ -228,7 +223,7 @@ def _kinds_section(results: Results) -> Section:
 def _cost_section(results: Results) -> Section:
     rows = [
         [
-            c["label"],
+            c["compressor"],
             c["visual_tokens"],
             f"{c['params'] / 1e3:,.0f}k",
             f"{c['flops'] / 1e6:.2f}",
@@ -236,13 +231,13 @@ def _cost_section(results: Results) -> Section:
             f"{c['projector_flops'] / 1e6:.2f}",
             f"{c['milliseconds']:.2f}",
         ]
-        for c in results["costs"]
+        for c in results["steps"]["timing"]
     ]
     return Section(
         "What each costs",
         [
             paragraph(
-                "Per picture, from the tower's states to visual tokens: weights of the compressor, MFLOPs "
+                "Per image, from the tower's states to visual tokens: weights of the compressor, MFLOPs "
                 "of compressor, the question's pass and the projector, and measured time of all three on "
                 "one core in float32, batches of 32, the median of 15 rounds in which all took turns."
             ),
@@ -253,43 +248,21 @@ def _cost_section(results: Results) -> Section:
     )
 
 
-def _making_section(results: Results) -> Section:
-    seconds, plan = results["seconds"], results["plan"]
-    return Section(
-        "How it was made",
-        [
-            f"<p><code>{results['command']}</code></p>",
-            bullets(
-                [
-                    f"{seconds['total'] / 60:.0f} minutes on {results['machine']}, seeds "
-                    f"{', '.join(map(str, plan['seeds']))}.",
-                    f"Decoder {plan['decoders'][0]['name']}: width {plan['decoders'][0]['width']}, depth "
-                    f"{plan['decoders'][0]['depth']}. {plan['stage1_steps']} steps of stage 1, "
-                    f"{plan['stage2_steps']} of stage 2, {plan['batch_size']} questions a step, the same for all.",
-                    "The tower is frozen and shared; its accuracy on test pictures: "
-                    + ", ".join(f"{k} {100 * v:.1f} %" for k, v in results["tower"]["accuracy"].items())
-                    + ".",
-                ]
-            ),
-        ],
-    )
-
-
 def figure_flops(results: Results, style: Style = "light") -> Figure:
     """Accuracy against FLOPs of an answer, a panel per task, a line per compressor through its V."""
-    theme, tasks = THEMES[style], results["tasks"]
-    labels = summary.order(results["rows"], "comparison")
+    theme, tasks = THEMES[style], stats.tasks(results["rows"])
+    labels = _labels(results, "comparison")
     figure = Figure(figsize=(7, 2.9 * len(tasks) + 0.8), dpi=DPI, facecolor=theme.paper, layout="constrained")
     colours = theme.colours(max(len(labels) - 1, 1))
     looks = {}
-    for place, label in enumerate(labels):
-        colour = theme.accent if label == results["own"] else colours[min(place, len(colours) - 1)]
-        looks[label] = (colour, MARKERS[place % len(MARKERS)])
+    for number, label in enumerate(labels):
+        colour = theme.accent if label == results["own"] else colours[min(number, len(colours) - 1)]
+        looks[label] = (colour, MARKERS[number % len(MARKERS)])
     for number, task in enumerate(tasks):
         axes: Axes = figure.add_subplot(len(tasks), 1, number + 1)
         dress(axes, theme, 10)
-        found = summary.scores(results["rows"], task, "comparison")
-        spent = summary.flops(results["rows"], task)
+        found = _scores(results, task, "comparison")
+        spent = _flops(results, task)
         for label in labels:
             here = sorted(v for one, v in found if one == label)
             colour, marker = looks[label]
@@ -330,7 +303,7 @@ def figure_flops(results: Results, style: Style = "light") -> Figure:
 
 
 def _figure(results: Results, out: Path) -> str:
-    marks = ", ".join(f"{v}" for v in counts(results))
+    marks = ", ".join(f"{v}" for v in results["visual_tokens"])
     return embed(
         out,
         "flops",
@@ -341,7 +314,7 @@ def _figure(results: Results, out: Path) -> str:
 
 
 def _binomial(results: Results) -> float:
-    found = (summary.scores(results["rows"], task) for task in results["tasks"])
+    found = (_scores(results, task) for task in stats.tasks(results["rows"]))
     return max(score.binomial for scores in found for score in scores.values())
 
 
@@ -351,21 +324,3 @@ def _cell(score: Score | None) -> str:
 
 def _p(d: Difference) -> str:
     return "" if math.isnan(d.p) else f"{d.p:.2f}" if d.p >= 0.01 else f"{d.p:.1g}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """Writes the report of a finished comparison again."""
-
-    results: Path
-    """The comparison's results.json; the report goes beside it."""
-
-
-def main() -> None:
-    """Command line."""
-    path = tyro.cli(Options).results
-    print(write_report(read_results(path), path.parent))
-
-
-if __name__ == "__main__":
-    run_cli(main)

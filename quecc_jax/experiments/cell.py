@@ -1,0 +1,211 @@
+"""One cell of a grid: its training runs one after another, then its tests, as rows of results."""
+
+import dataclasses
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from quecc_jax.config import DataConfig, ModelConfig, RunConfig
+from quecc_jax.config.shapes import at_visual_tokens
+from quecc_jax.data.sources.pool import read_pool
+from quecc_jax.data.text.conversation import prompt
+from quecc_jax.data.text.tokenizer import load_tokenizer
+from quecc_jax.errors import UserError
+from quecc_jax.evaluate import benchmarks
+from quecc_jax.evaluate.predict import Answer, predict
+from quecc_jax.evaluate.score import is_exact, standard_error
+from quecc_jax.experiments.executors import Report
+from quecc_jax.experiments.grid import Cell, Grid, Test
+from quecc_jax.flops import answer_flops, decoder_params
+from quecc_jax.load import load_vlm
+from quecc_jax.train.checkpoint import load_params
+from quecc_jax.train.loop import train
+
+Curve = list[list[float]]
+"""[[step, loss], ...]"""
+
+
+def run_cell(grid: Grid, cell: Cell, report: Report) -> dict[str, Any]:
+    """Trains and tests one model.
+
+    Returns:
+      Its `rows` (`stats.Row`), `losses` of every stage as `Curve`, and `samples` of its answers.
+    """
+    started, losses, before = time.time(), dict[str, Curve](), 0
+    runs = [with_vocabulary(run) for run in cell.runs]
+    # A tenth is left for the tests.
+    total = 1.1 * sum(run.train.steps for run in runs)
+    for run in runs:
+        stage = run.train.stage
+        losses[f"stage{stage}"] = run_stage(run, report, before, total, f"stage {stage}" if stage else "text")
+        before += run.train.steps
+    trained = time.time() - started
+    report(before, total, "tests")
+    last, rows, samples = runs[-1], list[dict[str, Any]](), list[dict[str, Any]]()
+    about = {
+        "cell": cell.name,
+        "llm": cell.llm,
+        "params_b": cell.params_b or decoder_params(last.model.decoder) / 1e9,
+        "compressor": cell.compressor,
+        "query": cell.query,
+        "part": cell.part,
+        "seed": cell.seed,
+        "loss": losses[f"stage{last.train.stage}"][-1][1] if losses[f"stage{last.train.stage}"] else None,
+        "train_seconds": trained,
+    }
+    for v in cell.visual_tokens or (0,):
+        model = at_visual_tokens(last.model, v)
+        here = {**about, "visual_tokens": model.visual_tokens if last.data.images_per_row else 0}
+        for test in cell.tests:
+            data, answers = ask(last, model, test)
+            rows += [{**here, **row} for row in _scored(test, answers, model, data)]
+            if cell.samples:
+                samples += save_samples(grid.out, cell, model.visual_tokens, test, answers)
+        if cell.benchmarks:
+            rows += [{**here, **row} for row in _benchmarked(cell, last.out)]
+    if not cell.keep:
+        for run in runs:
+            shutil.rmtree(run.out)
+    return {"rows": rows, "losses": losses, "samples": samples}
+
+
+def with_vocabulary(run: RunConfig) -> RunConfig:
+    """The run with its decoder's vocab_size counted, where it is left to the tokenizer.
+
+    Raises:
+      UserError: the tokenizer cannot be read.
+    """
+    if run.model.decoder.vocab_size:
+        return run
+    decoder = dataclasses.replace(run.model.decoder, vocab_size=len(load_tokenizer(run.data.tokenizer)))
+    return dataclasses.replace(run, model=dataclasses.replace(run.model, decoder=decoder))
+
+
+def run_stage(run: RunConfig, report: Report, before: float, total: float, note: str) -> Curve:
+    """Trains one run, or continues it, and returns its whole loss curve."""
+    train(run, progress=lambda r: report(before + r["step"], total, f"{note}, loss {r['loss']:.3f}"))
+    records = map(json.loads, Path(run.out, "metrics.jsonl").read_text().splitlines())
+    return [[record["step"], record["loss"]] for record in records]
+
+
+def ask(run: RunConfig, model: ModelConfig, test: Test) -> tuple[DataConfig, list[Answer]]:
+    """Greedy answers of a trained run, as `model`, to a test; and the data settings they were asked by."""
+    data = dataclasses.replace(
+        run.data,
+        sources=test.sources,
+        # Rows hold the text that they held in training, whatever V is.
+        max_length=run.data.max_length - (run.model.visual_tokens - model.visual_tokens),
+        cached_features=test.cached_features,
+        cached_queries=False,
+    )
+    text_only = not run.data.images_per_row
+    params = load_params(run.out)[1] if test.cached_features or text_only else load_vlm(run.out)[1]
+    size = test.batch_size
+    return data, predict(model, data, params, max_new_tokens=test.max_new_tokens, batch_size=size)
+
+
+def _scored(
+    test: Test, answers: list[Answer], model: ModelConfig, data: DataConfig
+) -> Iterator[dict[str, Any]]:
+    """A row for every kind of question of a test."""
+    groups: dict[tuple[str, str], list[Answer]] = {}
+    for answer in answers:
+        task, _, kind = answer.row["kind"].partition("/") if not test.task else (test.task, "", "")
+        groups.setdefault((task, kind), []).append(answer)
+    for (task, kind), group in groups.items():
+        right = sum(map(is_exact, group))
+        yield {
+            "task": task,
+            "kind": kind,
+            "correct": right,
+            "n": len(group),
+            "score": right / len(group),
+            "stderr": standard_error(right / len(group), len(group)),
+            "flops": question_flops(model, data, group) if test.count_flops else None,
+            "cut_questions": sum(answer.question_cut for answer in group),
+        }
+
+
+def question_flops(model: ModelConfig, data: DataConfig, answers: list[Answer]) -> float:
+    """Mean FLOPs of these answers to questions about one image, tower included."""
+    tokenizer, total = load_tokenizer(data.tokenizer), 0.0
+    for a in answers:
+        asked, reply = prompt(a.question, 1, tokenizer, data, model.visual_tokens), tokenizer.encode(a.truth)
+        text = len(asked["tokens"]) - model.visual_tokens
+        parts = answer_flops(model, question=len(asked["query"]), prompt=text, answer=len(reply) + 1)
+        total += sum(parts.values())
+    return total / len(answers)
+
+
+def _benchmarked(cell: Cell, run: str) -> Iterator[dict[str, Any]]:
+    """A row for every benchmark: its headline metric, 0..1.
+
+    Raises:
+      UserError: a server scores one of them.
+    """
+    asked = cell.benchmarks
+    assert asked is not None
+    results = benchmarks.run(
+        Path(run),
+        asked.names,
+        Path(asked.data),
+        Path(run, "benchmarks"),
+        name="",
+        limit=None,
+        max_new_tokens=None,
+        batch_size=asked.batch_size,
+        seed=0,
+        html=False,
+    )
+    for name, task in results["tasks"].items():
+        if task["headline"] is None:
+            raise UserError(f"benchmark {name} is scored by a server; take it out of the grid")
+        metric = task["metrics"][task["headline"]]
+        # MME's perception counts to 2,000, all others in percent.
+        top = 2000.0 if name == "mme" else 100.0
+        yield {
+            "task": name,
+            "kind": "",
+            "score": metric["value"] / top,
+            "stderr": (metric["standard_error"] or 0.0) / top,
+            "flops": None,
+        }
+
+
+def save_samples(
+    out: str, cell: Cell, visual_tokens: int, test: Test, answers: list[Answer]
+) -> list[dict[str, Any]]:
+    """A few answered questions per task, the same questions for every cell, with their images."""
+    folder = Path(out, "samples")
+    folder.mkdir(exist_ok=True)
+    chosen = []
+    for pool in (read_pool(source.path) for source in test.sources):
+        task = pool.meta["task"]
+        mine = [a for a in answers if a.row["kind"].startswith(task)]
+        for a in (mine[i] for i in np.random.default_rng(0).permutation(len(mine))[: cell.samples]):
+            name = f"{task}-{a.row['image']}.png"
+            if not (folder / name).exists():
+                aside = folder / f".{os.getpid()}-{name}"
+                Image.fromarray(pool.images[a.row["image"]]).save(aside, "png")
+                os.replace(aside, folder / name)
+            chosen.append(
+                {
+                    "task": task,
+                    "kind": a.row["kind"],
+                    "image": f"samples/{name}",
+                    "question": a.question,
+                    "prediction": a.prediction,
+                    "truth": a.truth,
+                    "correct": is_exact(a),
+                    "llm": cell.llm,
+                    "visual_tokens": visual_tokens,
+                }
+            )
+    return chosen

@@ -1,0 +1,170 @@
+"""A grid of experiments as a value: which models are trained, what each is asked, what must come first."""
+
+import dataclasses
+import hashlib
+import json
+from collections import Counter
+from typing import Any, Literal
+
+from quecc_jax.config import RunConfig, SourceConfig
+from quecc_jax.config.io import to_dict
+from quecc_jax.errors import UserError
+from quecc_jax.experiments.testbed.settings import Testbed
+
+
+@dataclasses.dataclass(frozen=True)
+class Test:
+    """Questions to a trained model; its score is the share of greedy answers that are exact."""
+
+    __test__ = False
+
+    sources: tuple[SourceConfig, ...]
+    task: str = ""
+    """Task of all the questions; without it each row's `kind` names its own, as "mosaic/cell" does."""
+    max_new_tokens: int = 32
+    batch_size: int = 64
+    """Questions answered at a time."""
+    cached_features: bool = False
+    """Read the tower's features instead of images."""
+    count_flops: bool = False
+    """Count the FLOPs of every answer, to a question about one image."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmarks:
+    """Published benchmarks to ask a trained model."""
+
+    names: str
+    """Names of `launch.evaluate --tasks` between commas."""
+    data: str
+    """The folder that holds them."""
+    batch_size: int = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One model: the runs that train it, one after another, and the tests of the last."""
+
+    name: str
+    """Unique within a grid, and fit for a file's name."""
+    runs: tuple[RunConfig, ...]
+    """A decoder whose vocab_size is 0 takes that of the run's tokenizer."""
+    tests: tuple[Test, ...] = ()
+    benchmarks: Benchmarks | None = None
+    llm: str = ""
+    """What reports call its language model."""
+    params_b: float = 0.0
+    """Billions of parameters by which the law counts it; 0 counts the decoder's without embeddings."""
+    compressor: str = ""
+    """What reports call its compressor; those of one name differ in V and seed only."""
+    visual_tokens: tuple[int, ...] = ()
+    """Values V at which an elastic compressor is tested; its own without any."""
+    query: Literal["question", "zero"] = "question"
+    """What the compressor is given of the question: its feature, or zeros (the ablation)."""
+    part: str = ""
+    """The part of the report that it belongs to."""
+    samples: int = 0
+    """Answered questions of each task that are kept for the report; their sources are pools."""
+    keep: bool = True
+    """Keep the trained parameters after the tests."""
+    needs: tuple[str, ...] = ()
+    """Steps and cells that must be finished first."""
+    cost: float = 1.0
+    """Expected share of the work, for the order and for the time left."""
+    phase: str = "cells"
+
+    @property
+    def seed(self) -> int:
+        """Seed of its training."""
+        return self.runs[-1].train.seed
+
+    @property
+    def sees_images(self) -> bool:
+        """Whether it is a vision-language model that is tested, and no preparation or baseline."""
+        return bool(self.tests or self.benchmarks) and self.runs[-1].data.images_per_row > 0
+
+    @property
+    def function(self) -> str:
+        """What runs it, as `Step.function`."""
+        return "quecc_jax.experiments.cell:run_cell"
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """Work of a grid besides its cells: data that they read, a measurement of what they made."""
+
+    name: str
+    function: str
+    """`module:name` of a function of (grid, step, report) that returns a JSON value. Only workers import
+    it: JAX reads the environment that the parent prepares."""
+    needs: tuple[str, ...] = ()
+    cost: float = 1.0
+    phase: str = ""
+
+
+Job = Step | Cell
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Cells and steps that share a directory, and what their report is about."""
+
+    name: str
+    out: str
+    """Directory for everything; one that all hosts see, where several share the work. Runs that lie below
+    it move with it (`at`)."""
+    cells: tuple[Cell, ...]
+    steps: tuple[Step, ...] = ()
+    testbed: Testbed | None = None
+    """What the steps make, where they make a testbed."""
+    visual_tokens: tuple[int, ...] = ()
+    """Values V that the grid is about, ascending."""
+    query_tokens: float = 0.0
+    """Text tokens Q of one query, for the law; 0 is what the step `data` counted."""
+    own: str = ""
+    """The compressor whose difference from QueCC is reported."""
+
+
+def jobs(grid: Grid) -> list[Job]:
+    """All steps and cells, each behind those that it needs.
+
+    Raises:
+      UserError: a name appears twice, or a need is no job of the grid or in a circle.
+    """
+    listed: list[Job] = [*grid.steps, *grid.cells]
+    every = {job.name: job for job in listed}
+    if len(every) < len(listed):
+        counted = Counter(job.name for job in listed)
+        raise UserError(f"two jobs of the grid are called {counted.most_common(1)[0][0]!r}; rename one")
+    depth: dict[str, int] = {}
+    while len(depth) < len(every):
+        ready = [j for j in every.values() if j.name not in depth and all(n in depth for n in j.needs)]
+        if not ready:
+            stuck = next(job for name, job in every.items() if name not in depth)
+            raise UserError(f"{stuck.name} needs {', '.join(stuck.needs)}, which is no job or needs it too")
+        depth.update({j.name: 1 + max((depth[n] for n in j.needs), default=-1) for j in ready})
+    return sorted(every.values(), key=lambda job: depth[job.name])
+
+
+def at(grid: Grid, out: str) -> Grid:
+    """The same grid in another directory, with all paths below it."""
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, str) and (value == grid.out or value.startswith(f"{grid.out}/")):
+            return out + value[len(grid.out) :]
+        if isinstance(value, tuple):
+            return tuple(moved(one) for one in value)
+        if dataclasses.is_dataclass(value):
+            fields = {field.name: moved(getattr(value, field.name)) for field in dataclasses.fields(value)}
+            return dataclasses.replace(value, **fields)  # type: ignore[type-var]
+        return value
+
+    return moved(grid)
+
+
+def digests(grid: Grid) -> dict[str, str]:
+    """A checksum of each job's settings and of what all share, wherever the grid lies."""
+    here = at(grid, "")
+    shared = dataclasses.replace(here, cells=(), steps=())
+    parts: dict[str, Any] = {"": shared, **{job.name: job for job in jobs(here)}}
+    return {name: hashlib.sha256(json.dumps(to_dict(x)).encode()).hexdigest() for name, x in parts.items()}

@@ -1,0 +1,145 @@
+"""LLaVA's two stages over a grid: language models x visual tokens x seeds."""
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+from quecc_jax.config import CompressorConfig, DecoderConfig, RunConfig
+from quecc_jax.config.presets import SIZES_B, decoder
+from quecc_jax.config.validation import validate
+from quecc_jax.errors import UserError
+from quecc_jax.experiments.grid import Benchmarks, Cell, Grid, Test
+from quecc_jax.flops import train_flops
+
+
+@dataclasses.dataclass(frozen=True)
+class Llm:
+    """One language model of the grid."""
+
+    name: str
+    """A preset of `quecc_jax.config.presets`, unless `decoder` is given."""
+    weights: str = ""
+    """Run directory that stage 1 starts from, as `launch.convert import` writes it; random without one."""
+    tokenizer: str = ""
+    """Directory of its tokenizer; that of the weights by default."""
+    template: str = ""
+    """Its conversation template; that of the stages by default."""
+    size_b: float = 0.0
+    """Billions of parameters by which the law counts it; 0 for what the preset's name says."""
+    decoder: DecoderConfig | None = None
+
+
+def llava_grid(
+    out: str,
+    stage1: RunConfig,
+    stage2: RunConfig,
+    llms: tuple[Llm, ...],
+    visual_tokens: tuple[int, ...],
+    seeds: tuple[int, ...] = (0,),
+    tests: tuple[Test, ...] = (),
+    benchmarks: Benchmarks | None = None,
+    text_tokens: int = 0,
+    query_tokens: float = 50.0,
+) -> Grid:
+    """One cell for each language model, V and seed; seed by seed, so that a grid that is stopped early has
+    whole tables. Of the stages' own settings, the grid replaces out, seed, decoder, tokenizer, kernel and
+    stride, and what a run starts from.
+
+    Args:
+      out: directory for everything; one that all hosts see, where several share the work.
+      visual_tokens: values V; square numbers whose root divides the tower's grid.
+      text_tokens: rows hold this much text besides their V visual tokens; 0 keeps the stages' max_length
+        for all V.
+      query_tokens: text tokens Q of one query, for the law.
+
+    Raises:
+      UserError: an empty or repeated axis, models of the same size, an unknown model, V that do not fit
+        the tower, or nothing to test with.
+    """
+    names = [name.strip() for name in benchmarks.names.split(",") if name.strip()] if benchmarks else []
+    axes: dict[str, list[Any]] = {
+        "llms": [model.name for model in llms],
+        "visual_tokens": [*visual_tokens],
+        "seeds": [*seeds],
+        "tests": [test.task for test in tests] + names,
+    }
+    for axis, values in axes.items():
+        if not values:
+            raise UserError(f"the grid's {axis} are empty; give at least one")
+        if len(set(values)) < len(values):
+            raise UserError(f"the grid's {axis} repeat one another: {', '.join(map(str, values))}")
+    if len({size_b(model) for model in llms}) < len(llms):
+        raise UserError("two language models of the grid have the same size; the law needs distinct ones")
+    cells = []
+    for seed in seeds:
+        for llm in llms:
+            for v in visual_tokens:
+                name = f"{llm.name}-v{v}-s{seed}"
+                one, two = f"{out}/cells/{name}/stage1", f"{out}/cells/{name}/stage2"
+                runs = (
+                    _stage(stage1, 1, one, llm, v, seed, text_tokens, llm.weights),
+                    _stage(stage2, 2, two, llm, v, seed, text_tokens, one),
+                )
+                for run in runs:
+                    validate(run)
+                cell = Cell(
+                    name, runs, tests, benchmarks, llm.name, size_b(llm), stage2.model.compressor.name
+                )
+                cells.append(dataclasses.replace(cell, cost=training_flops(cell)))
+    return Grid("sweep", out, tuple(cells), visual_tokens=visual_tokens, query_tokens=query_tokens)
+
+
+def size_b(model: Llm) -> float:
+    """Billions of parameters by which the law counts a model.
+
+    Raises:
+      UserError: it is neither given nor a preset's.
+    """
+    if model.size_b > 0:
+        return model.size_b
+    if model.name not in SIZES_B:
+        raise UserError(f"the language model {model.name!r} is no preset; give its size_b")
+    return SIZES_B[model.name]
+
+
+def _stage(
+    base: RunConfig,
+    stage: Literal[1, 2],
+    out: str,
+    llm: Llm,
+    visual_tokens: int,
+    seed: int,
+    text_tokens: int,
+    init_from: str,
+) -> RunConfig:
+    data = base.data
+    if tokenizer := llm.tokenizer or (f"{llm.weights}/tokenizer" if llm.weights else ""):
+        data = dataclasses.replace(data, tokenizer=tokenizer)
+    if llm.template:
+        data = dataclasses.replace(data, template=llm.template)  # type: ignore[arg-type]
+    if text_tokens:
+        data = dataclasses.replace(data, max_length=text_tokens + visual_tokens)
+    return dataclasses.replace(
+        base,
+        out=out,
+        model=dataclasses.replace(
+            base.model, compressor=_compressor(base, visual_tokens), decoder=llm.decoder or decoder(llm.name)
+        ),
+        data=data,
+        train=dataclasses.replace(base.train, seed=seed, stage=stage),
+        init_from=init_from,
+    )
+
+
+def _compressor(base: RunConfig, visual_tokens: int) -> CompressorConfig:
+    """The base's compressor at V tokens; kernel = stride, so that regions tile the grid."""
+    grid, side = base.model.vision.grid, math.isqrt(visual_tokens)
+    if visual_tokens < 1 or side * side != visual_tokens or grid % side:
+        fitting = ", ".join(str(k * k) for k in range(1, grid + 1) if grid % k == 0)
+        raise UserError(f"{visual_tokens} visual tokens do not tile a grid of {grid}; these do: {fitting}")
+    return dataclasses.replace(base.model.compressor, kernel=grid // side, stride=grid // side)
+
+
+def training_flops(cell: Cell) -> float:
+    """Model FLOPs of training a cell, all its runs; tests come on top."""
+    return sum(train_flops(run) * run.train.steps for run in cell.runs)

@@ -1,0 +1,313 @@
+"""Grids on the testbed: decoders x visual tokens x seeds, and compressors side by side."""
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from typing import Literal
+
+from quecc_jax.config import (
+    CheckpointConfig,
+    CompressorConfig,
+    DataConfig,
+    DecoderConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    SourceConfig,
+    TrainConfig,
+)
+from quecc_jax.experiments.grid import Cell, Grid, Step, Test
+from quecc_jax.experiments.testbed.settings import DEFAULT, TASKS, Testbed
+
+TEXT_TOKENS = 20
+"""Longest question with its answer and template, in word tokens; visual slots come on top."""
+DOCUMENT_TOKENS = 96
+"""Length of a row of joined documents, in word tokens."""
+SAMPLES = 8
+"""Test questions per task whose answers are kept for the report."""
+QUECC = CompressorConfig()
+_STEPS = "quecc_jax.experiments.testbed.steps"
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+    """One decoder of a grid: a LLaMA of this width and depth, heads of 32, tied embeddings."""
+
+    name: str
+    width: int
+    depth: int
+
+    def config(self, vocab_size: int = 0) -> DecoderConfig:
+        """Its configuration; a vocabulary of 0 is the tokenizer's, see `grid.Cell`."""
+        heads = self.width // 32
+        return DecoderConfig(
+            vocab_size=vocab_size,
+            width=self.width,
+            depth=self.depth,
+            heads=heads,
+            kv_heads=heads,
+            mlp_width=3 * self.width,
+            tie_embeddings=True,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How each part of a grid on the testbed is trained."""
+
+    testbed: Testbed = DEFAULT
+    decoders: tuple[Decoder, ...] = (Decoder("S", 32, 2), Decoder("M", 64, 2), Decoder("L", 96, 2))
+    visual_tokens: tuple[int, ...] = (1, 4, 16, 64)
+    """Values V; square numbers whose root divides the tower's grid."""
+    seeds: tuple[int, ...] = (0,)
+    ablation_seeds: tuple[int, ...] = (0,)
+    """Seeds of the zeroed-query run at V = 1 with the middle decoder."""
+    language_steps: int = 1200
+    stage1_steps: int = 200
+    stage2_steps: int = 2500
+    batch_size: int = 16
+    language_rate: float = 6e-4
+    stage1_rate: float = 1e-3
+    stage2_rate: float = 4e-4
+
+
+def compressor(recipe: Recipe, visual_tokens: int, base: CompressorConfig = QUECC) -> CompressorConfig:
+    """A compressor at V tokens; kernel = stride, so that regions tile the grid."""
+    stride = recipe.testbed.vision.grid // math.isqrt(visual_tokens)
+    return dataclasses.replace(base, kernel=stride, stride=stride)
+
+
+def model(recipe: Recipe, decoder: Decoder, compressor: CompressorConfig, vocab_size: int = 0) -> ModelConfig:
+    """The tower, a compressor and a decoder."""
+    return ModelConfig(
+        vision=recipe.testbed.vision,
+        compressor=compressor,
+        decoder=decoder.config(vocab_size),
+        dtype="float32",
+        remat="none",
+    )
+
+
+def _sources(out: str, split: Literal["train", "test"], ending: str = "") -> tuple[SourceConfig, ...]:
+    return tuple(
+        SourceConfig(
+            "pool", f"{out}/data/{t}-{split}{ending}", split="train" if ending else split, weight=1.0
+        )
+        for t in TASKS
+    )
+
+
+def image_data(out: str, split: Literal["train", "test"], visual_tokens: int) -> DataConfig:
+    """Questions about images, the three tasks in equal shares, read from cached features."""
+    return DataConfig(
+        sources=_sources(out, split),
+        tokenizer=f"{out}/data/tokenizer",
+        template="short",
+        max_length=TEXT_TOKENS + visual_tokens,
+        query_length=13,
+        cached_features=True,
+    )
+
+
+def corpus_data(out: str) -> DataConfig:
+    """Documents for language-model training."""
+    return DataConfig(
+        sources=(SourceConfig("pool", f"{out}/data/corpus"),),
+        tokenizer=f"{out}/data/tokenizer",
+        template="plain",
+        labels="all",
+        max_length=DOCUMENT_TOKENS,
+        query_length=1,
+        images_per_row=0,
+    )
+
+
+def blind_data(out: str, split: Literal["train", "test"]) -> DataConfig:
+    """The questions without their images, for the question-only baseline."""
+    return DataConfig(
+        sources=_sources(out, split, "-blind"),
+        tokenizer=f"{out}/data/tokenizer",
+        template="short",
+        max_length=TEXT_TOKENS,
+        query_length=1,
+        images_per_row=0,
+    )
+
+
+def training(
+    recipe: Recipe,
+    out: str,
+    model: ModelConfig,
+    data: DataConfig,
+    stage: Literal[0, 1, 2],
+    steps: int,
+    rate: float,
+    seed: int,
+    init_from: str = "",
+    tower_from: str = "",
+) -> RunConfig:
+    """One training run that saves at its end."""
+    return RunConfig(
+        out=out,
+        model=model,
+        data=data,
+        optimizer=OptimizerConfig(learning_rate=rate, b2=0.99),
+        train=TrainConfig(stage=stage, steps=steps, batch_size=recipe.batch_size, seed=seed, log_every=50),
+        checkpoint=CheckpointConfig(every=0, keep=1),
+        init_from=init_from,
+        tower_from=tower_from,
+    )
+
+
+def training_seconds(recipe: Recipe, steps: int, tokens: int, decoder: Decoder) -> float:
+    """Measured on one core of a 2.6 GHz EPYC; only the order of jobs and the time left depend on it."""
+    weights = 13 * decoder.width**2 * decoder.depth
+    return steps * recipe.batch_size / 64 * tokens * (9e-4 + 1.2e-8 * weights)
+
+
+def preparation(recipe: Recipe, out: str) -> tuple[list[Step], list[Cell]]:
+    """What every model needs or is compared with: data, tower, language models, the baseline."""
+    bed = recipe.testbed
+    steps = [
+        Step("data", f"{_STEPS}:make_data", cost=15, phase="data"),
+        Step("tower", f"{_STEPS}:make_tower", ("data",), bed.tower_steps * bed.tower_batch / 320, "tower"),
+    ]
+    cells = []
+    for d in recipe.decoders:
+        text = model(recipe, d, compressor(recipe, 1))
+        run = training(
+            recipe,
+            f"{out}/language/{d.name}",
+            text,
+            corpus_data(out),
+            0,
+            recipe.language_steps,
+            recipe.language_rate,
+            0,
+        )
+        cost = 15 + training_seconds(recipe, recipe.language_steps, DOCUMENT_TOKENS, d)
+        cells.append(Cell(f"language-{d.name}", (run,), needs=("data",), cost=cost, phase="language models"))
+    blind, source = (
+        training(
+            recipe,
+            f"{out}/baseline/{d.name}",
+            text,
+            blind_data(out, "train"),
+            0,
+            recipe.stage2_steps,
+            recipe.stage2_rate,
+            0,
+            init_from=f"{out}/language/{d.name}",
+        ),
+        blind_data(out, "test").sources,
+    )
+    cells.append(
+        Cell(
+            "baseline",
+            (blind,),
+            (Test(source, max_new_tokens=5, batch_size=200),),
+            llm=d.name,
+            needs=(f"language-{d.name}",),
+            cost=20 + training_seconds(recipe, recipe.stage2_steps, TEXT_TOKENS, d),
+            phase="question-only baseline",
+        )
+    )
+    return steps, cells
+
+
+def image_cell(
+    recipe: Recipe, out: str, name: str, decoder: Decoder, compressor: CompressorConfig, seed: int
+) -> Cell:
+    """Both stages of one model from its language model and the tower, then the test questions."""
+    made = model(recipe, decoder, compressor)
+    data, runs = image_data(out, "train", made.visual_tokens), []
+    source = f"{out}/language/{decoder.name}"
+    for stage, steps, rate in (
+        (1, recipe.stage1_steps, recipe.stage1_rate),
+        (2, recipe.stage2_steps, recipe.stage2_rate),
+    ):
+        run = f"{out}/cells/{name}/stage{stage}"
+        runs.append(training(recipe, run, made, data, stage, steps, rate, seed, source, f"{out}/tower"))  # type: ignore[arg-type]
+        source = run
+    steps, tokens = recipe.stage1_steps + recipe.stage2_steps, TEXT_TOKENS + made.visual_tokens
+    test = Test(
+        _sources(out, "test"), max_new_tokens=5, batch_size=200, cached_features=True, count_flops=True
+    )
+    return Cell(
+        name,
+        tuple(runs),
+        (test,),
+        llm=decoder.name,
+        compressor="QueCC",
+        query=compressor.query,
+        needs=("tower", f"language-{decoder.name}"),
+        cost=35 + training_seconds(recipe, steps, tokens, decoder),
+    )
+
+
+def size_grid(recipe: Recipe, out: str, name: str) -> Grid:
+    """Every decoder at every V and seed, and the zeroed-query twins of the middle decoder at V = 1."""
+    steps, cells = preparation(recipe, out)
+    grid = [(d, v, s, "") for s in recipe.seeds for d in recipe.decoders for v in recipe.visual_tokens]
+    middle = recipe.decoders[len(recipe.decoders) // 2]
+    grid += [(middle, 1, s, twin) for s in recipe.ablation_seeds for twin in ("", "-zero")]
+    shown = {
+        (recipe.decoders[-1], v, recipe.seeds[0], "")
+        for v in recipe.visual_tokens[:: len(recipe.visual_tokens) - 1 or 1]
+    }
+    for decoder, v, seed, twin in dict.fromkeys(grid):
+        base = CompressorConfig(query="zero" if twin else "question")
+        cell = image_cell(
+            recipe, out, f"{decoder.name}-v{v}-s{seed}{twin}", decoder, compressor(recipe, v, base), seed
+        )
+        samples = SAMPLES if (decoder, v, seed, twin) in shown else 0
+        cells.append(dataclasses.replace(cell, samples=samples))
+    single = tuple(c.name for c in cells if c.sees_images and c.runs[-1].model.visual_tokens == 1)
+    if single:
+        cost = 5.0 * len(single)
+        steps.append(Step("attention", f"{_STEPS}:measure_attention", single, cost, "attention"))
+    return Grid(name, out, tuple(cells), tuple(steps), recipe.testbed, recipe.visual_tokens)
+
+
+def compressor_cells(
+    recipe: Recipe,
+    out: str,
+    label: str,
+    part: str,
+    base: CompressorConfig,
+    counts: tuple[int, ...],
+    elastic: bool = False,
+) -> list[Cell]:
+    """Models of the first decoder with one compressor: one for each seed and V with kernel = stride of it, or
+    for each seed alone, whose weights serve every V and take as many steps. Without `counts`, `base` as it is."""
+    if elastic:
+        settings = [dataclasses.replace(base, elastic=counts)]
+    else:
+        settings = [compressor(recipe, v, base) for v in counts] or [base]
+    tag = "".join(c for c in label.lower().replace(" ", "-").replace("+", "plus") if c.isalnum() or c == "-")
+    made = []
+    for config in settings:
+        for seed in recipe.seeds:
+            name = f"{part}-{tag}-k{config.kernel}t{config.tokens}-s{seed}"
+            cell = image_cell(recipe, out, name, recipe.decoders[0], config, seed)
+            made.append(
+                dataclasses.replace(
+                    cell,
+                    compressor=label,
+                    part=part,
+                    phase=part,
+                    visual_tokens=counts if elastic else (),
+                    keep=False,
+                )
+            )
+    return made
+
+
+def compressor_grid(recipe: Recipe, out: str, cells: Iterable[Cell], own: str) -> Grid:
+    """The comparison of compressors; timing them all runs alone, at the end."""
+    steps, shared = preparation(recipe, out)
+    # Runs that differ in the seed alone share their programs, and should not compile them side by side.
+    every = (*shared, *sorted(cells, key=lambda cell: cell.seed))
+    names = (*(step.name for step in steps), *(cell.name for cell in every))
+    steps.append(Step("timing", f"{_STEPS}:time_compressors", names, 3.0 * len(every), "timing"))
+    return Grid("compressors", out, every, tuple(steps), recipe.testbed, recipe.visual_tokens, own=own)

@@ -1,0 +1,43 @@
+"""What the testbed's images and its vision tower are made of."""
+
+import dataclasses
+
+from quecc_jax.config import VisionConfig
+
+TASKS = ("single", "mosaic", "reading")
+
+
+@dataclasses.dataclass(frozen=True)
+class Testbed:
+    """Images and questions of the tasks, the texts of a language model, and the tower that sees the images."""
+
+    __test__ = False
+
+    images: int = 4000
+    """Training images per task."""
+    test_images: int = 150
+    """Test images per task."""
+    questions: int = 6
+    """Questions per image."""
+    side: int = 2
+    """Cells m along a side of the mosaic and reading images."""
+    documents: int = 24000
+    """Texts of the language-model corpus."""
+    seed: int = 0
+    vision: VisionConfig = VisionConfig(
+        image_size=96,
+        patch_size=12,
+        width=64,
+        depth=4,
+        heads=2,
+        mlp_width=256,
+        select_layer=-2,
+        levels=(1, 2, 3, 4),
+    )
+    """The small tower: 8 x 8 patches, four levels."""
+    tower_steps: int = 1800
+    tower_batch: int = 24
+    tower_rate: float = 2e-3
+
+
+DEFAULT = Testbed()
