@@ -19,14 +19,14 @@ import tyro
 from scipy.special import stdtrit
 
 from scaling.fit import NON_NEGATIVE
-from scaling.law import PARAMETERS, Params, error
-from scaling.profile import (
+from scaling.intervals import (
     Problems,
     constant_intervals,
     error_intervals,
     error_standard_errors,
     standard_errors,
 )
+from scaling.law import PARAMETERS, Params, error
 from scaling.solver import Cells, solve_many
 
 SIZES, COUNTS = (0.5, 1.8, 4.0, 7.0), (1.0, 4.0, 16.0, 36.0, 64.0, 144.0, 576.0)

@@ -25,12 +25,11 @@ import numpy as np
 import tyro
 from scipy.optimize import least_squares
 
+from scaling.bootstrap import bootstrap
 from scaling.fit import NON_NEGATIVE, PUBLISHED_BOX, cells_of, fit_law, random_starts
-from scaling.grid import PUBLISHED_POINTS, search_grid
 from scaling.law import Params
-from scaling.solver import Cells
+from scaling.solver import PUBLISHED_POINTS, Cells, search_grid
 from scaling.table import published
-from scaling.uncertainty import bootstrap
 
 STARTS, REFITS = 256, 10_000
 

@@ -1,9 +1,9 @@
-"""What answering one question about one picture costs, part by part: FLOPs, bytes, seconds, dollars.
+"""What answering one question about one image costs, part by part: FLOPs, bytes, seconds, dollars.
 
-FLOPs are those of `quecc_jax.flops`, the project's one counter; this module, alone in `scaling/`, reads
-the library. It adds the bytes that a chip must move: weights once per batch and pass, caches once per
-query and step, both in bfloat16; activations are taken to stay on the chip. A part takes the longer of
-its FLOPs at the chip's peak and its bytes at the chip's bandwidth (the roofline model).
+FLOPs are those of `quecc_jax.flops`, the project's one counter. Added are the bytes that a chip must move:
+weights once per batch and pass, caches once per query and step, both in bfloat16; activations are taken to
+stay on the chip. A part takes the longer of its FLOPs at the chip's peak and its bytes at the chip's
+bandwidth (the roofline model).
 """
 
 import contextlib
@@ -287,12 +287,8 @@ def encoder_costs(
     llm = find_llm(name if name in presets.SIZES_B else f"{params_b:.12g}")
     layer = setup.query.layer or max(1, llm.decoder.depth // 4)
     found = []
-    for query in (
-        _PAPERS,
-        QueryConfig("early_exit", layer),
-        QueryConfig("embeddings"),
-        QueryConfig("clip_text"),
-    ):
+    others = QueryConfig("early_exit", layer), QueryConfig("embeddings"), QueryConfig("clip_text")
+    for query in (_PAPERS, *others):
         config = model_config(llm, visual_tokens, query, setup.compressor)
         work = work_of_query(config, lengths)
         seconds = share = None
@@ -312,7 +308,6 @@ def query_cost(work: Mapping[str, Work], setup: Setup) -> Any:
     seconds = sum(seconds_of(part, setup.machine, setup.batch) for part in work.values())
     if setup.kind == "seconds":
         return seconds
-    assert setup.usd_per_hour is not None
     return seconds / setup.batch * usd_per_million_seconds(setup)
 
 
@@ -344,9 +339,8 @@ def memory_of(config: ModelConfig, lengths: Lengths, batch: int) -> Any:
 def counted_prices(llms: Sequence[Llm], visual_tokens: Sequence[float], setup: Setup) -> dict[str, Any]:
     """The numbers from which the explorer's page counts the same costs; plain JSON values."""
     llms, counts = sorted(llms, key=lambda llm: llm.params_b), sorted(visual_tokens)
-    machine = setup.machine
+    machine, unit = setup.machine, COST_AXIS[setup.kind]
     where = "" if machine is None else f" on {machine.name}, batch {setup.batch}"
-    unit = COST_AXIS[setup.kind]
     tower = model_config(llms[0], counts[0], setup.query, setup.compressor).tower
     return {
         "counted": True,
@@ -358,9 +352,7 @@ def counted_prices(llms: Sequence[Llm], visual_tokens: Sequence[float], setup: S
         "bytes": BYTES,
         "tower": {"flops": flops.tower_flops(tower), "bytes": BYTES * flops.tower_params(tower)},
         "llms": [_coefficients(llm, counts, setup) for llm in llms],
-        "machine": None
-        if machine is None
-        else {"flops": machine.flops, "bandwidth": machine.bandwidth, "memory": machine.memory},
+        "machine": machine and {name: getattr(machine, name) for name in ("flops", "bandwidth", "memory")},
         "batch": setup.batch,
         "usd": None if setup.usd_per_hour is None else usd_per_million_seconds(setup),
     }
@@ -397,7 +389,6 @@ def _question(config: ModelConfig) -> dict[str, float]:
     fixed, one, two = (flops.query_flops(config, tokens) for tokens in (0, 1, 2))
     square = (two - 2 * one + fixed) / 2
     one_token = work_of_query(config, Lengths(1, 1, 1))["query"]
-    text = config.query.text
     return {
         "fixed": fixed,
         "linear": one - fixed - square,
@@ -405,5 +396,5 @@ def _question(config: ModelConfig) -> dict[str, float]:
         "bytes": one_token.shared,
         "own": one_token.own,
         "memory": BYTES * text_tower_params(config),
-        "most": text.positions if config.query.encoder == "clip_text" else 10**9,
+        "most": config.query.text.positions if config.query.encoder == "clip_text" else 10**9,
     }

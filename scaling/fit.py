@@ -15,9 +15,8 @@ import jax
 import numpy as np
 
 from quecc_jax.errors import UserError
-from scaling.grid import search_grid
 from scaling.law import PARAMETERS, Law, Params, Tokens
-from scaling.solver import Cells, Solution, solve_many
+from scaling.solver import Cells, Solution, search_grid, solve_many
 from scaling.table import ScoreTable
 
 Loss = Literal["least_squares", "weighted", "huber"]

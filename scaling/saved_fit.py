@@ -48,7 +48,7 @@ def load_fit(source: str, seed: int = 0) -> SavedFit:
     if source in PUBLISHED and not Path(source).exists():
         # Imported here: a plan from a file needs no jax.
         from scaling.fit import fit_law
-        from scaling.uncertainty import assess
+        from scaling.intervals import assess
 
         table = published(source)
         fit = fit_law(table, seed=seed)

@@ -81,13 +81,14 @@ def run(options: Options) -> None:
     import numpy as np
 
     from quecc_jax.pages import page
-    from scaling import scrutiny
+    from scaling.bootstrap import Resample
+    from scaling.diagnostics.summary import diagnose, diagnostics_findings, diagnostics_record
     from scaling.fit import NON_NEGATIVE, PUBLISHED_BOX, Loss, fit_law
+    from scaling.intervals import assess
     from scaling.law import PARAMETERS, Tokens
     from scaling.report import fit_report, plot
-    from scaling.report.fit_explorer import figure_map
-    from scaling.report.profile_plot import figure_profiles
-    from scaling.uncertainty import Resample, assess
+    from scaling.report.diagnostics_report import diagnostics_sections
+    from scaling.report.explorer import figure_map
 
     fitted = functools.partial(
         fit_law,
@@ -112,8 +113,8 @@ def run(options: Options) -> None:
     if table.flagged:
         rivals["without doubtful scores"] = fitted(table.without_flagged(), tokens)
     sizes = [2 * float(table.params_b[-1])] if options.predict is None else list(options.predict)
-    seen = scrutiny.scrutinise(table, best, trust, sizes, options.seed)
-    record = fit_report.fit_record(table, fit, trust) | scrutiny.scrutiny_record(seen)
+    seen = diagnose(table, best, trust, sizes, options.seed)
+    record = fit_report.fit_record(table, fit, trust) | diagnostics_record(seen)
     record |= {"params_b": table.params_b.tolist(), "visual_tokens": table.visual_tokens.tolist()}
     record["score"] = [[None if np.isnan(x) else x for x in row] for row in table.score.tolist()]
     # What `plan` draws its intervals from; seven digits keep the file small.
@@ -131,7 +132,7 @@ def run(options: Options) -> None:
         if rival is not fit
     }
     sections = fit_report.fit_sections(table, fit, trust, rivals)
-    sections += scrutiny.scrutiny_sections(table, fit, seen)
+    sections += diagnostics_sections(table, fit, seen)
     if table.tasks:
         parts = {name: table.for_task(name) for name in table.tasks}
         # Standard errors are of the mean score, not of its parts.
@@ -152,7 +153,7 @@ def run(options: Options) -> None:
             "best_tokens": figure_map(table, fit),
         }
         if trust.profiles:
-            figures["profiles"] = figure_profiles(fit, trust.profiles)
+            figures["profiles"] = plot.figure_profiles(fit, trust.profiles)
         for name, figure in figures.items():
             page.write_atomically(out / f"{name}.png", plot.figure_to_png(figure))
         title = f"Scaling law: {table.name}"
@@ -164,7 +165,7 @@ def run(options: Options) -> None:
     if fit is not best:
         print(f"note: {fit_report.grid_note(fit, best)}")
     print(fit_report.advice(table, fit, trust))
-    for sentence in trust.findings + scrutiny.scrutiny_findings(table, seen):
+    for sentence in trust.findings + diagnostics_findings(table, seen):
         print(f"note: {sentence}")
     print(f"SSE {fit.sse:.4e}, r2 {fit.r2:.4f}; written to {out / 'fit.html'}")
 

@@ -18,11 +18,11 @@ from quecc_jax.pages.render import embed
 from quecc_jax.pages.style import Style
 from scaling.fit import NON_NEGATIVE, Fit, VariableProjection, fit_law
 from scaling.frontier import Cost, law_choices, measured_cost, pareto, published_cost
+from scaling.intervals import assess
 from scaling.law import PARAMETERS, Law, Params
 from scaling.report.fit_report import fit_record, interval_text
 from scaling.report.plot import figure_error_vs_flops, figure_residuals
 from scaling.table import ScoreTable, checked
-from scaling.uncertainty import assess
 
 
 def fit_laws(results: Results) -> dict[str, Any]:

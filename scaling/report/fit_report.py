@@ -1,4 +1,4 @@
-"""A fit in words and pictures: its JSON record and the sections of its HTML page."""
+"""A fit in words and figures: its JSON record and the sections of its HTML page."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -8,21 +8,21 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from quecc_jax.pages.page import Section, bullets, figure_html, paragraph, table_html
+from scaling.bootstrap import Interval
 from scaling.fit import Fit
 from scaling.formatting import flops_text, size_name
 from scaling.frontier import Choices, law_choices, pareto, published_cost, recommend
+from scaling.intervals import Profile, Uncertainty
 from scaling.law import PARAMETERS
-from scaling.profile import Interval, Profile
-from scaling.report.fit_explorer import explorer_section
+from scaling.report.explorer import explorer_section
 from scaling.report.plot import (
     figure_error_vs_flops,
     figure_error_vs_tokens,
     figure_in_both,
+    figure_profiles,
     figure_residuals,
 )
-from scaling.report.profile_plot import figure_profiles
 from scaling.table import ScoreTable
-from scaling.uncertainty import Uncertainty
 
 _LOSSES = {
     "least_squares": "Least squares",
@@ -189,7 +189,7 @@ def _law_section(table: ScoreTable, fit: Fit, trust: Uncertainty) -> Section:
     if trust.ci is not None:
         fragments.append(paragraph(f"Intervals: {trust.ci_method}.", "muted"))
     if trust.findings:
-        fragments.append('<div class="note">' + bullets(trust.findings) + "</div>")
+        fragments.append(bullets(trust.findings, "note"))
     return Section("The law", fragments)
 
 

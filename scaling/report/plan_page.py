@@ -1,18 +1,19 @@
-"""The page and pictures of a plan."""
+"""The page of a plan and its figures."""
 
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from quecc_jax.pages.page import Section, bullets, html_page, paragraph, table_html
+from quecc_jax.pages.style import THEMES, Style
 from scaling.cost import Llm, counted_prices
 from scaling.planner import Plan, costs_over_text
 from scaling.report import plan_report
 from scaling.report.explorer import Start, explorer_data, explorer_html, published_prices
-from scaling.report.plan_plot import figure_error_vs_cost
 from scaling.report.plan_report import Question
-from scaling.report.plot import figure_to_png
-from scaling.report.tokens_map import TEXT_LENGTHS, figure_best_tokens, published_costs, tokens_map
+from scaling.report.plot import MARKERS, canvas, figure_to_png, legend, size_entries, write_below
+from scaling.report.tokens_map import TEXT_LENGTHS, cost_axis, figure_best_tokens, published_costs, tokens_map
 
 
 def files(plan: Plan, asked: Question, llms: Sequence[Llm]) -> dict[str, str | bytes]:
@@ -54,7 +55,7 @@ def page(plan: Plan, asked: Question, explorer: str) -> str:
                 table(plan_report.parts_table(plan, asked)),
                 *([] if encoders is None else [table(encoders)]),
                 paragraph(f"Law: {asked.fit.law.formula()}.", "muted"),
-                '<div class="note">' + bullets(plan_report.notes(plan, asked)) + "</div>",
+                bullets(plan_report.notes(plan, asked), "note"),
             ],
         ),
         Section(
@@ -87,3 +88,72 @@ def page(plan: Plan, asked: Question, explorer: str) -> str:
     ]
     names = "td:first-child { white-space: nowrap; }"
     return html_page(f"Plan: {asked.fit.name}", sections, f"{asked.cost_model}; {asked.convention}", names)
+
+
+def figure_error_vs_cost(plan: Plan, asked: Question, style: Style = "light") -> Figure:
+    """Predicted error of every choice against its cost, the frontier, the budget and what it buys.
+
+    Hollow choices do not fit the machine's memory.
+    """
+    theme, o = THEMES[style], plan.options
+    figure, axes = canvas(theme)
+    best = plan.frontier
+    axes.plot(
+        o.cost[best],
+        plan.error[best] * 100,
+        drawstyle="steps-post",
+        color=theme.accent,
+        lw=7,
+        alpha=0.32,
+        solid_capstyle="round",
+        zorder=1,
+    )
+    sizes, counts = np.unique(o.params_b), np.unique(o.visual_tokens)
+    for n, colour in zip(sizes, theme.colours(len(sizes)), strict=True):
+        for llm in dict.fromkeys(name for name, size in zip(o.llms, o.params_b, strict=True) if size == n):
+            mine = np.array([name == llm for name in o.llms])
+            axes.plot(o.cost[mine], plan.error[mine] * 100, color=colour, lw=1.4, zorder=2)
+            for k in np.flatnonzero(mine):
+                marker = MARKERS[int(np.searchsorted(counts, o.visual_tokens[k])) % len(MARKERS)]
+                axes.plot(
+                    o.cost[k],
+                    plan.error[k] * 100,
+                    marker,
+                    color=colour,
+                    ms=7,
+                    mew=1.5,
+                    mfc=colour if o.allowed[k] else theme.paper,
+                    zorder=3,
+                )
+    axes.plot(
+        o.cost[plan.best],
+        plan.error[plan.best] * 100,
+        "o",
+        ms=16,
+        mfc="none",
+        mec=theme.accent,
+        mew=2,
+        zorder=4,
+    )
+    axes.axvline(plan.budget, color=theme.accent, lw=1.4, ls=(0, (4, 3)), zorder=1)
+    axes.annotate(
+        "budget",
+        (plan.budget, 1),
+        xycoords=("data", "axes fraction"),
+        xytext=(-4, -4),
+        textcoords="offset points",
+        ha="right",
+        va="top",
+        color=theme.accent,
+        fontsize=11,
+    )
+    axes.set_xscale("log")
+    cost_axis(axes, "x", asked.setup.kind)
+    axes.set_ylabel("predicted error (%)")
+    marks = [
+        (f"{v:g}", {"marker": MARKERS[j % len(MARKERS)], "ms": 7, "ls": "none", "color": theme.muted})
+        for j, v in enumerate(counts)
+    ]
+    legend(figure, theme, {"N =": size_entries(sizes, theme), "V =": marks})
+    write_below(figure, theme, f"{asked.convention}; {asked.cost_model}")
+    return figure

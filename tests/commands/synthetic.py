@@ -12,8 +12,8 @@ from PIL import Image
 from quecc_jax.commands.grid_law import score_table
 from quecc_jax.experiments.stats import Results, Row
 from scaling.fit import fit_law
+from scaling.intervals import assess
 from scaling.report.fit_report import fit_record
-from scaling.uncertainty import assess
 
 _LAWS = {
     "single": (0.004, 0.2, 0.1, 0.02),

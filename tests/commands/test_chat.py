@@ -20,7 +20,7 @@ from quecc_jax.errors import UserError
 from quecc_jax.generate.engine import Engine, Limits, Question
 from quecc_jax.generate.sampling import Sampling
 from quecc_jax.serve.chat_web import KEPT, Page, make_server
-from tests.commands.browser import absent, browser
+from tests.browser import absent, browser
 from tests.commands.talker import QUESTIONS, save_pictures, tiny_engine
 from tests.data.notes import NOTED
 

@@ -7,9 +7,8 @@ from scipy.optimize import least_squares, minimize
 
 from quecc_jax.errors import UserError
 from scaling.fit import PUBLISHED_BOX, cells_of, fit_law
-from scaling.grid import PUBLISHED_POINTS, search_grid
 from scaling.law import Params, error
-from scaling.solver import Cells, derivatives
+from scaling.solver import PUBLISHED_POINTS, Cells, derivatives, search_grid
 from scaling.table import published
 
 

@@ -2,17 +2,15 @@
 
 import json
 import re
-import shutil
-import subprocess
 
 import pytest
 
 from scaling.__main__ import main
 from scaling.cost import Lengths, find_llm, model_config, work_of_query
+from tests.browser import absent, browser
 from tests.scaling.test_report import _Balance
 
 BUDGET = ["--flops", "3e12"]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -70,26 +68,12 @@ def test_the_page_stands_alone(plan_folder):
     assert "T counts visual tokens V" in page
 
 
-def browse(page, profile):
-    """The page's elements after its scripts have run."""
-    command = [
-        str(CHROMIUM),
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--no-first-run",
-        "--disable-background-networking",
-        f"--user-data-dir={profile}",
-        "--virtual-time-budget=3000",
-        "--dump-dom",
-        f"file://{page}",
-    ]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no browser is installed")
+@pytest.mark.skipif(bool(absent()), reason=absent() or "a browser is here")
 def test_a_browser_fills_the_page(plan_folder, tmp_path):
-    dom = browse(plan_folder / "plan.html", tmp_path)
+    with browser(tmp_path / "profile") as page:
+        page.open((plan_folder / "plan.html").as_uri())
+        dom = page.run("return document.documentElement.outerHTML")
+        assert page.log() == []
     plan = json.loads((plan_folder / "plan.json").read_text())
     best = plan["recommendation"]
     found = re.search(r'<p class="said"[^>]*>60 ms per batch buys ([^:]+): predicted error ([\d.]+) %', dom)
@@ -101,7 +85,7 @@ def test_a_browser_fills_the_page(plan_folder, tmp_path):
     assert dom.count("<rect") > 100
 
 
-TOUCH = """<script>
+TOUCH = """
 const touch = (node, event, change) => { change(node); node.dispatchEvent(new Event(event)); };
 const [budget, text, answer] = document.querySelectorAll("#explorer input[type=range]");
 touch(answer, "input", (node) => { node.value = 0; });
@@ -111,14 +95,15 @@ document.querySelectorAll("#explorer input[type=checkbox]").forEach((node, k) =>
   if (k !== 1 && k !== 5 && k !== 7) touch(node, "change", () => { node.checked = false; });
 });
 document.querySelector(".mark").dispatchEvent(new Event("pointerenter"));
-</script></body>"""
+return document.documentElement.outerHTML;
+"""
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no browser is installed")
+@pytest.mark.skipif(bool(absent()), reason=absent() or "a browser is here")
 def test_sliders_and_switches_recompute(plan_folder, tmp_path):
-    page = tmp_path / "page.html"
-    page.write_text((plan_folder / "plan.html").read_text().replace("</body>", TOUCH))
-    dom = browse(page, tmp_path / "profile")
+    with browser(tmp_path / "profile") as page:
+        page.open((plan_folder / "plan.html").as_uri())
+        dom = page.run(TOUCH)
     # Left are 1.8B with V = 1 and 16, no text and one generated token.
     assert re.search(r"buys 1\.8B \(qwen1\.5-1\.8b\), V = 16: predicted error 54\.3\d %", dom)
     assert ">0 tokens</output>" in dom and ">1 tokens</output>" in dom

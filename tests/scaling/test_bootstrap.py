@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from quecc_jax.errors import UserError
+from scaling.bootstrap import bootstrap, percentile_intervals
 from scaling.fit import fit_law
+from scaling.intervals import assess
 from scaling.law import Law, Params
 from scaling.table import parse_scores, published
-from scaling.uncertainty import assess, bootstrap, intervals
 
 
 def noisy(params, seed, noise=0.004):
@@ -51,7 +52,7 @@ def test_intervals_cover_the_truth_usually():
     for seed in range(40):
         table = noisy(truth, seed)
         fit = fit_law(table, n_starts=8)
-        ci = intervals(bootstrap(table, fit, count=200, seed=seed))
+        ci = percentile_intervals(bootstrap(table, fit, count=200, seed=seed))
         hits += [low <= value <= high for (low, high), value in zip(ci.values(), truth, strict=True)]
     # 95 % nominal; with 40 tables a fair interval falls below 33 hits about once in a thousand.
     assert hits.min() >= 33, hits
@@ -61,7 +62,7 @@ def test_intervals_shrink_with_the_noise():
     widths = []
     for noise in (0.008, 0.001):
         table = noisy((0.5, 0.12, 0.08, 0.1), 0, noise)
-        low, high = intervals(bootstrap(table, fit_law(table), count=300))["beta"]
+        low, high = percentile_intervals(bootstrap(table, fit_law(table), count=300))["beta"]
         widths.append(high - low)
     assert widths[1] < widths[0] / 3
 
@@ -113,7 +114,8 @@ def test_normal_noise_of_the_residuals_gives_like_intervals():
     table = noisy((0.5, 0.12, 0.08, 0.1), 0)
     fit = fit_law(table)
     drawn, normal = (
-        intervals(bootstrap(table, fit, resample, count=600)) for resample in ("residual", "parametric")
+        percentile_intervals(bootstrap(table, fit, resample, count=600))
+        for resample in ("residual", "parametric")
     )
     for name in ("alpha", "beta"):
         assert np.ptp(normal[name]) == pytest.approx(np.ptp(drawn[name]), rel=0.25)
@@ -123,13 +125,13 @@ def test_tasks_that_agree_leave_no_doubt_and_others_do():
     table = noisy((0.5, 0.12, 0.08, 0.1), 0)
     fit = fit_law(table)
     same = dataclasses.replace(table, tasks={"one": table.score, "two": table.score})
-    low, high = intervals(bootstrap(same, fit, "task", count=50))["beta"]
+    low, high = percentile_intervals(bootstrap(same, fit, "task", count=50))["beta"]
     assert low == pytest.approx(high, abs=1e-6)
     other = noisy((0.5, 0.12, 0.12, 0.1), 1).score
     tasks = {"one": table.score, "two": other}
     apart = dataclasses.replace(table, score=(table.score + other) / 2, tasks=tasks)
     mean = fit_law(apart)
-    low, high = intervals(bootstrap(apart, mean, "task", count=200))["beta"]
+    low, high = percentile_intervals(bootstrap(apart, mean, "task", count=200))["beta"]
     ends = [fit_law(dataclasses.replace(apart, score=task)).law.params.beta for task in apart.tasks.values()]
     assert (low, high) == pytest.approx((min(ends), max(ends)), abs=1e-4)
 

@@ -6,8 +6,7 @@ from scipy.stats import t as student
 
 from benchmarks import scaling_coverage as study
 from scaling.fit import cells_of, fit_law
-from scaling.law import PARAMETERS, Law, Params, error
-from scaling.profile import (
+from scaling.intervals import (
     constant_intervals,
     critical_root,
     error_intervals,
@@ -15,6 +14,7 @@ from scaling.profile import (
     problem_of,
     profiles,
 )
+from scaling.law import PARAMETERS, Law, Params, error
 from scaling.table import parse_scores, published
 
 

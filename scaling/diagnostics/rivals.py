@@ -13,7 +13,7 @@ A criterion lower by 2 is weak evidence, by 10 strong.
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import least_squares
@@ -23,6 +23,9 @@ from scaling.table import ScoreTable
 
 _STARTS = 2
 """Random ones besides the fit's constants."""
+
+Form = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+"""Errors from constants, ln N and V."""
 
 
 class RivalFit(NamedTuple):
@@ -42,8 +45,7 @@ class RivalFit(NamedTuple):
 class _Form(NamedTuple):
     name: str
     formula: str
-    predict: Callable[[Any, np.ndarray, np.ndarray], np.ndarray]
-    """Errors from constants, ln N and V."""
+    predict: Form
     low: dict[str, float]
     high: dict[str, float]
     """Bounds of the constants, in order; starts are drawn from them."""
@@ -121,12 +123,15 @@ def _forms(fit: Fit) -> list[_Form]:
     p = fit.law.params
     near = {**p._asdict(), "B": p.A / 2, "a": p.A + p.D, "b": p.A * p.alpha, "c": 0.0, "q": 1.0}
 
-    def form(name: str, formula: str, constants: dict[str, tuple[float, float]], predict: Any) -> _Form:
+    def form(name: str, formula: str, constants: dict[str, tuple[float, float]], predict: Form) -> _Form:
         low, high = ({key: ends[side] for key, ends in constants.items()} for side in (0, 1))
         return _Form(name, formula, predict, low, high, [near[key] for key in constants])
 
     def pick(*names: str) -> dict[str, tuple[float, float]]:
         return {name: scale[name] for name in names}
+
+    def power(scale: float, alpha: float, beta: float, n: np.ndarray, log_t: np.ndarray) -> np.ndarray:
+        return np.asarray(scale * np.exp(-alpha * n - beta * log_t))
 
     law = pick("A", "alpha", "beta", "D")
     forms = [
@@ -134,13 +139,13 @@ def _forms(fit: Fit) -> list[_Form]:
             "product",
             f"A / N^alpha / {t}^beta + D",
             law,
-            lambda c, n, v: c[0] * np.exp(-c[1] * n - c[2] * tokens(v)) + c[3],
+            lambda c, n, v: power(c[0], c[1], c[2], n, tokens(v)) + c[3],
         ),
         form(
             "no floor",
             f"A / N^alpha / {t}^beta",
             pick("A", "alpha", "beta"),
-            lambda c, n, v: c[0] * np.exp(-c[1] * n - c[2] * tokens(v)),
+            lambda c, n, v: power(c[0], c[1], c[2], n, tokens(v)),
         ),
         form(
             "additive",
@@ -164,16 +169,14 @@ def _forms(fit: Fit) -> list[_Form]:
             "text weighs",
             "A / N^alpha / (q + V)^beta + D, q fitted",
             {**law, "q": (0.0, 1e4)},
-            lambda c, n, v: c[0] * np.exp(-c[1] * n - c[2] * np.log(c[4] + v)) + c[3],
+            lambda c, n, v: power(c[0], c[1], c[2], n, np.log(c[4] + v)) + c[3],
         ),
     ]
     if fit.law.tokens == "V":
+        formula = f"A / N^alpha / ({q:g} + V)^beta + D"
         forms.append(
             form(
-                "text counts",
-                f"A / N^alpha / ({q:g} + V)^beta + D",
-                law,
-                lambda c, n, v: c[0] * np.exp(-c[1] * n - c[2] * np.log(q + v)) + c[3],
+                "text counts", formula, law, lambda c, n, v: power(c[0], c[1], c[2], n, np.log(q + v)) + c[3]
             )
         )
     return forms

@@ -11,8 +11,8 @@ from scipy.special import stdtrit
 
 from quecc_jax.errors import UserError
 from scaling.fit import Fit, cells_of, solve_like
+from scaling.intervals import error_intervals, problem_of
 from scaling.law import Params, error
-from scaling.profile import error_intervals, problem_of
 from scaling.table import ScoreTable, checked
 
 
