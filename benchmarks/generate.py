@@ -38,7 +38,8 @@ from quecc_jax.config.presets import decoder
 from quecc_jax.data.batch import IGNORE, Batch, batch_spec
 from quecc_jax.data.text.tokenizer import train_word_tokenizer
 from quecc_jax.generate.decode import advance, begin, decoding_params
-from quecc_jax.generate.engine import Engine, Limits, Question
+from quecc_jax.generate.engine import Engine
+from quecc_jax.generate.questions import Limits, Question
 from quecc_jax.models.vlm import VLM
 from quecc_jax.train.step import boxed_params
 
@@ -82,7 +83,7 @@ def part_v(new: int, repeats: int) -> None:
             measured: dict[str, list[float]] = {"new": [], "seen": [], "again": [], "rate": []}
             usage = None
             for round_ in range(repeats + 1):
-                picture = engine.picture(noise(rng, side))
+                picture = engine.image(noise(rng, side))
                 first = Question(" ".join(rng.choice(words, 16)), (picture,))
                 other = Question(" ".join(rng.choice(words, 16)), (picture,))
                 for name, question in (("new", first), ("seen", other), ("again", other)):

@@ -37,7 +37,8 @@ from quecc_jax.aot.chips import find_chip
 from quecc_jax.config import DataConfig, MeshConfig, ModelConfig, RunConfig, TrainConfig
 from quecc_jax.data.batch import IGNORE, Batch, batch_spec
 from quecc_jax.data.text.tokenizer import train_word_tokenizer
-from quecc_jax.generate.engine import Engine, Limits, Question
+from quecc_jax.generate.engine import Engine
+from quecc_jax.generate.questions import Limits, Question
 from quecc_jax.models.attention import causal, cudnn_attention, xla_attention
 from quecc_jax.sharding import make_mesh
 from quecc_jax.train.step import boxed_params, build_trainer
@@ -155,7 +156,7 @@ def predicted(model: ModelConfig, machine: Machine, rows: int, text: int, questi
 
 def new_picture(engine: Engine, rng: np.random.Generator) -> Any:
     """Noise, as the engine takes it."""
-    return engine.picture(noise(rng, engine.config.model.vision.image_size))
+    return engine.image(noise(rng, engine.config.model.vision.image_size))
 
 
 def answers(

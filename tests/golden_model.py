@@ -21,7 +21,8 @@ from quecc_jax.convert.plan import plan_export
 from quecc_jax.convert.run import import_weights
 from quecc_jax.data.batch import IGNORE, Batch
 from quecc_jax.data.images import load_pixels, normalise
-from quecc_jax.data.text.conversation import encode, image_refs, prompt, query_ids
+from quecc_jax.data.references import image_refs
+from quecc_jax.data.text.conversation import Encoded, encode, prompt, query_ids
 from quecc_jax.data.text.tokenizer import Tokenizer, load_tokenizer
 from quecc_jax.generate import build_generator
 from quecc_jax.load import load_vlm
@@ -90,15 +91,15 @@ def _data(golden: Golden, template: Any) -> DataConfig:
     )
 
 
-def _collapsed(made: dict[str, np.ndarray], visual_tokens: int) -> tuple[list[int], list[int]]:
+def _collapsed(made: Encoded, visual_tokens: int) -> tuple[list[int], list[int]]:
     """Token ids and labels with one placeholder in the place of each picture's slots."""
-    slots = made["slots"]
+    slots = made.slots
     keep = (slots < 0) | (slots % visual_tokens == 0)
-    ids = np.where(slots < 0, made["tokens"], PICTURE)
-    return ids[keep].tolist(), made["labels"][keep].tolist()
+    ids = np.where(slots < 0, made.tokens, PICTURE)
+    return ids[keep].tolist(), made.labels[keep].tolist()
 
 
-def _encoded(golden: Golden, template: str, rows: Iterable[dict[str, Any]]) -> list[dict[str, np.ndarray]]:
+def _encoded(golden: Golden, template: str, rows: Iterable[dict[str, Any]]) -> list[Encoded]:
     v, data = golden.model.visual_tokens, _data(golden, template)
     return [encode(row, golden.tokenizer, data, v) for row in rows]
 
@@ -122,10 +123,10 @@ def _check_text(golden: Golden) -> dict[str, float]:
     }
 
 
-def _query(golden: Golden, made: dict[str, np.ndarray]) -> np.ndarray:
+def _query(golden: Golden, made: Encoded) -> np.ndarray:
     """A row's query; of a row without a picture the original's, which no token depends on."""
-    if len(made["query"]):
-        return made["query"]
+    if len(made.queries):
+        return made.queries
     return query_ids("image", golden.tokenizer, DataConfig())[0]
 
 
@@ -134,7 +135,7 @@ def _batch(golden: Golden) -> Batch:
     refers to, and the query that the original gives it."""
     template = _json(golden.folder, "expected.json")["system_template"]
     made = _encoded(golden, template, golden.rows)
-    b, length = len(made), max(len(one["tokens"]) for one in made)
+    b, length = len(made), max(len(one.tokens) for one in made)
     side = golden.model.vision.image_size
     pixels = np.zeros((b, 1, side, side, 3), np.float32)
     empty = {"tokens": 0, "slots": -1, "labels": IGNORE, "positions": 0, "segments": 0}
@@ -142,9 +143,9 @@ def _batch(golden: Golden) -> Batch:
     queries, query_segments = np.zeros((2, b, QUERY_TOKENS), np.int32)
     query_ends = np.zeros((b, 1), np.int32)
     for place, (row, one) in enumerate(zip(golden.rows, made, strict=True)):
-        count = len(one["tokens"])
+        count = len(one.tokens)
         for name in ("tokens", "slots", "labels"):
-            fields[name][place, :count] = one[name]
+            fields[name][place, :count] = getattr(one, name)
         fields["positions"][place, :count] = np.arange(count)
         fields["segments"][place, :count] = 1
         query = _query(golden, one)
@@ -246,16 +247,16 @@ def _check_answers(golden: Golden) -> dict[str, float]:
         # transformers puts BOS in front of what it generates from embeddings.
         greedy = wanted["greedy_ids"]
         greedy = greedy[greedy[0] == golden.tokenizer.bos_token_id :]
-        length = len(made["tokens"])
+        length = len(made.tokens)
         batch = Batch(
-            tokens=made["tokens"][None],
-            slots=made["slots"][None],
+            tokens=made.tokens[None],
+            slots=made.slots[None],
             labels=np.full((1, length), IGNORE, np.int32),
             positions=np.arange(length, dtype=np.int32)[None],
             segments=np.ones((1, length), np.int32),
-            queries=made["query"][None],
-            query_segments=np.ones((1, len(made["query"])), np.int32),
-            query_ends=made["query_ends"][None],
+            queries=made.queries[None],
+            query_segments=np.ones((1, len(made.queries)), np.int32),
+            query_ends=made.query_ends[None],
             pixels=np.stack([_pixels(golden, p) for p in pictures])[None],
         )
         generate = build_generator(golden.model, len(greedy), golden.tokenizer.eos_token_id)

@@ -13,7 +13,8 @@ from quecc_jax.data.references import check_reference
 from quecc_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from quecc_jax.generate.engine import Engine, Limits, Pixels, Usage
+    from quecc_jax.generate.engine import Engine
+    from quecc_jax.generate.questions import Limits, ReadImage, Usage
 
 HELP = """\
 /image FILE   begin a new conversation about a picture
@@ -47,12 +48,12 @@ class Options(Answering):
     """Largest picture that --web accepts, in pixels."""
 
 
-class Conversation:
-    """What was said about which pictures."""
+class Chat:
+    """A conversation with an engine: what was said about which images."""
 
     def __init__(self, engine: "Engine", limits: "Limits", query: Literal["own", "latest"]):
         self.engine, self.limits, self.query = engine, limits, query
-        self.pictures: tuple[Pixels, ...] = ()
+        self.images: tuple[ReadImage, ...] = ()
         self.history: tuple[str, ...] = ()
         self.usage: Usage | None = None
         """Of the newest answer."""
@@ -63,9 +64,9 @@ class Conversation:
         Raises:
           UserError: the question does not fit.
         """
-        from quecc_jax.generate.engine import Question
+        from quecc_jax.generate.questions import Question
 
-        run = self.engine.run([Question(text, self.pictures, self.history, self.query)], self.limits)
+        run = self.engine.run([Question(text, self.images, self.history, self.query)], self.limits)
         for _, piece in run:
             yield piece
         self.usage = run.usage[0]
@@ -84,7 +85,7 @@ def describe(usage: "Usage") -> str:
     )
 
 
-def command(line: str, talk: Conversation) -> str | None:
+def command(line: str, talk: Chat) -> str | None:
     """Carries out a line that begins with a slash; what to print, or None to leave.
 
     Raises:
@@ -98,7 +99,7 @@ def command(line: str, talk: Conversation) -> str | None:
         return HELP
     if name == "/reset":
         talk.history = ()
-        return "a new conversation" + (" about the same pictures" if talk.pictures else "")
+        return "a new conversation" + (" about the same pictures" if talk.images else "")
     if name not in ("/image", "/add"):
         raise UserError(f"{name} is not a command; /help lists them")
     if not file:
@@ -106,18 +107,18 @@ def command(line: str, talk: Conversation) -> str | None:
     if name == "/add" and talk.history:
         raise UserError("the conversation has begun; /image begins another, /reset begins anew")
     room = talk.engine.config.data.images_per_row
-    if name == "/add" and len(talk.pictures) >= room > 0:
+    if name == "/add" and len(talk.images) >= room > 0:
         raise UserError(
             f"the model was trained with at most {room} pictures a question; /image replaces them"
         )
     check_reference(file)
-    picture = talk.engine.picture(Path(file).expanduser())
-    talk.pictures = (*talk.pictures, picture) if name == "/add" else (picture,)
+    image = talk.engine.image(Path(file).expanduser())
+    talk.images = (*talk.images, image) if name == "/add" else (image,)
     talk.history = ()
-    return f"{file} is picture {len(talk.pictures)}; ask about it"
+    return f"{file} is picture {len(talk.images)}; ask about it"
 
 
-def chat(talk: Conversation, read: Callable[[str], str] = input) -> None:
+def chat(talk: Chat, read: Callable[[str], str] = input) -> None:
     """Reads lines until the end of input; a mistake is said and the conversation goes on."""
     while True:
         try:
@@ -161,7 +162,7 @@ def run(options: Options) -> None:
             options.port,
         )
         return
-    talk = Conversation(engine, limits, options.query)
+    talk = Chat(engine, limits, options.query)
     if options.image is not None:
         print(command(f"/image {options.image}", talk))
     print("Ask something; /help lists the commands.")

@@ -19,7 +19,7 @@ from quecc_jax.paths import write_text
 from quecc_jax.progress import bars
 
 if TYPE_CHECKING:
-    from quecc_jax.evaluate.predict import Answer
+    from quecc_jax.evaluate.answers import Answer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +167,7 @@ def answer_all(options: Options, source: SourceConfig) -> "tuple[list[Answer], d
     image_decoding and reuse, what was computed once for several."""
     # Imported late, so that --help and mistakes in the command line answer at once.
     from quecc_jax.data.sources.open import read_rows
-    from quecc_jax.evaluate.predict import predict
+    from quecc_jax.evaluate.answers import answer_rows
     from quecc_jax.generate.reuse import Reuse
     from quecc_jax.load import load_vlm, with_decoding
 
@@ -180,9 +180,8 @@ def answer_all(options: Options, source: SourceConfig) -> "tuple[list[Answer], d
     with bars() as bar:
         task = bar.add_task("answering", total=total)
         reuse = Reuse()
-        answers = predict(
-            config.model,
-            data,
+        answers = answer_rows(
+            dataclasses.replace(config, data=data),
             params,
             max_new_tokens=answer_tokens(options),
             reuse=reuse,

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.image import AxesImage
 
-    from quecc_jax.generate.engine import Engine, Limits, Question
+    from quecc_jax.generate.engine import Engine
+    from quecc_jax.generate.questions import Limits, Question
 
 
 def explain(engine: "Engine", question: "Question", other: str, limits: "Limits", out: Path) -> None:
@@ -37,7 +38,7 @@ def explain(engine: "Engine", question: "Question", other: str, limits: "Limits"
     maps = [patch_map(one[0]) for one in weights if one is not None]
     region = len(maps[0]) // own_squares(weights[0][0])
     change = maps[0] - maps[1]
-    picture, side = question.pictures[0].array, maps[0].shape[0]
+    picture, side = engine.image(question.images[0]).pixels[0], maps[0].shape[0]
     where = (-0.5, side - 0.5, side - 0.5, -0.5)
 
     figure = Figure(figsize=(15, 4.9), layout="constrained")

@@ -34,14 +34,14 @@ def run(options: Options) -> None:
         raise UserError("--explain draws on a picture; give one with --image")
     # Imported late, so that --help and mistakes in the command line answer at once.
     from quecc_jax.data.references import check_reference
-    from quecc_jax.generate.engine import Question
+    from quecc_jax.generate.questions import Question
     from quecc_jax.load import load_engine
 
     engine = load_engine(options.checkpoint, options.mesh, options.visual_tokens, options.template)
     for image in options.image:
         check_reference(str(image))
-    pictures = tuple(engine.picture(image) for image in options.image)
-    question = Question(options.question, pictures)
+    images = tuple(engine.image(image) for image in options.image)
+    question = Question(options.question, images)
     answers = engine.run([question], limits)
     for _, piece in answers:
         print(piece, end="", flush=True)

@@ -9,7 +9,7 @@ from quecc_jax.config import MeshConfig
 from quecc_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from quecc_jax.generate.engine import Limits
+    from quecc_jax.generate.questions import Limits
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class Answering:
         Raises:
           UserError: a setting is out of its range.
         """
-        from quecc_jax.generate.engine import Limits
+        from quecc_jax.generate.questions import Limits
         from quecc_jax.generate.sampling import Sampling, check_sampling
 
         if self.max_new_tokens < 1:

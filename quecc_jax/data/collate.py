@@ -10,7 +10,8 @@ from quecc_jax.data.bad_rows import DROPPED, LeftOut, Read
 from quecc_jax.data.batch import Batch, batch_of
 from quecc_jax.data.elastic import Slots
 from quecc_jax.data.packing import BatchPlan
-from quecc_jax.data.sources.source import Encoded, Source
+from quecc_jax.data.sources.source import Source
+from quecc_jax.data.text.conversation import Encoded
 from quecc_jax.data.text.queries import bucket, query_buckets, question_segments
 from quecc_jax.errors import BadRow
 

@@ -1,55 +1,47 @@
 """Where a compressor looks: its attention weights for the questions of a data set, and what to draw."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from quecc_jax.config import DataConfig, ModelConfig
-from quecc_jax.config.shapes import at_visual_tokens
-from quecc_jax.data.pipeline import eval_batches, rows_by_id
-from quecc_jax.evaluate.predict import picture_keys
-from quecc_jax.generate.decode import decoding_params
-from quecc_jax.generate.reuse import Encoders, Reuse
+from quecc_jax.config import RunConfig
+from quecc_jax.evaluate.answers import batched, row_prompts, source_rows
+from quecc_jax.generate.decode import Params
+from quecc_jax.generate.engine import Engine
 
 
 def attention_maps(
-    model: ModelConfig, data: DataConfig, params: dict[str, Any], batch_size: int = 32
-) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
-    """Every row that has pictures, with the weights its visual tokens were averaged by.
+    config: RunConfig, params: Params, batch_size: int = 32
+) -> Iterator[tuple[Mapping[str, Any], np.ndarray]]:
+    """Every row of `config.data.sources` that has images, with the weights its visual tokens are means by.
 
     Yields:
-      The LLaVA-format row, and float32 [I, V, H, g, g] for its I pictures: how each of the V tokens attends
+      The LLaVA-format row, and float32 [I, V, H, g, g] for its I images: how each of the V tokens attends
       to the g x g patches with H heads; see `Encoders.attention`. Nothing, if the compressor does not attend.
 
     Raises:
       UserError: a source cannot be read.
     """
-    model = at_visual_tokens(model)
-    encode, rows = Encoders(model, Reuse()), rows_by_id(data)
-    params = decoding_params(params, model)
-    for batch in eval_batches(data, model, batch_size, prompts=True):
-        assert batch.ids is not None
-        ids = batch.ids.tolist()
-        weights = encode.attention(params, batch, [picture_keys(i, rows[i]) if i >= 0 else [] for i in ids])
-        if weights is None:
-            continue
-        for identity, found, ends in zip(ids, weights, batch.query_ends, strict=True):
-            present = int(np.count_nonzero(ends >= 0))
-            if identity >= 0 and present:
-                yield rows[identity], found[:present]
+    engine = Engine(config, params)
+    asked = zip(source_rows(config.data), row_prompts(config.model, config.data), strict=True)
+    for batch in batched(asked, batch_size):
+        weights = engine.attention_maps([prompt for _, prompt in batch], batch_size)
+        for ((_, row), prompt), found in zip(batch, () if weights is None else weights, strict=False):
+            if prompt.encoded.places:
+                yield row, found[: prompt.encoded.places]
 
 
 def patch_map(weights: np.ndarray) -> np.ndarray:
-    """How often a patch is looked at, [g, g], of one picture's weights [V, H, g, g]: the mean over tokens and
+    """How often a patch is looked at, [g, g], of one image's weights [V, H, g, g]: the mean over tokens and
     heads, where 1 is what every patch gets from tokens that look nowhere in particular."""
     return weights.mean(axis=(0, 1)) * weights[0, 0].size
 
 
 def own_squares(weights: np.ndarray) -> int:
     """Tokens h along a side, if those of weights [V, H, g, g] each see their own of h x h squares alone; else
-    1: they see the whole picture."""
+    1: they see the whole image."""
     v, grid = len(weights), weights.shape[-1]
     side = math.isqrt(v)
     if side * side != v or grid % side:

@@ -21,10 +21,12 @@ from quecc_jax.data.files import read_json
 from quecc_jax.data.text.conversation import prompt_text, query_ids
 from quecc_jax.data.text.tokenizer import load_tokenizer
 from quecc_jax.errors import UserError
-from quecc_jax.evaluate.ask import Question, ask
+from quecc_jax.evaluate.answers import answer_questions
 from quecc_jax.evaluate.bootstrap import evaluate
 from quecc_jax.evaluate.tasks.base import Judged, Sample, Task, llava_answers, write_json, write_lines
-from quecc_jax.generate.reuse import Reuse
+from quecc_jax.generate.decode import Params
+from quecc_jax.generate.engine import Engine
+from quecc_jax.generate.questions import Question
 from quecc_jax.paths import Lines
 
 ANSWERS, SETTINGS, LLAVA = "answers.jsonl", "settings.json", "llava_answers.jsonl"
@@ -34,15 +36,14 @@ def run_task(
     task: Task,
     samples: Sequence[Sample],
     folder: Path,
-    config: RunConfig,
-    params: dict[str, Any],
+    engine: Engine,
+    model_id: str,
     *,
     max_new_tokens: int,
     batch_size: int,
     data: Path,
     model: str,
     progress: Callable[[int], None] = lambda answered: None,
-    reuse: Reuse | None = None,
 ) -> list[Judged]:
     """Greedy answers to the samples, in their order; those that the folder holds are not asked again.
 
@@ -50,24 +51,24 @@ def run_task(
       task: the benchmark.
       samples: its questions, or some of them.
       folder: where answers are kept; made where it is missing.
-      config: the run's own, whose template and picture handling are used.
-      params: parameters by top-level name.
+      engine: see `answers.question_engine`; template and image handling are the run's own.
+      model_id: what tells its parameters from others, see `fingerprint`.
       max_new_tokens: longest answer.
       batch_size: questions answered at a time.
       data: the data directory, for files that the benchmark's server takes.
       model: name of the model in LLaVA's answer file.
       progress: called with the number of answered samples, at the start and after every answer.
-      reuse: remembers and counts what repeats among the samples; a new one for every call.
 
     Raises:
-      UserError: the folder holds answers of another run, or a picture or prompt cannot be used.
+      UserError: the folder holds answers of another run, or an image or prompt cannot be used.
     """
+    config = engine.config
     folder.mkdir(parents=True, exist_ok=True)
     _check_settings(
         folder,
         {
             "task": task.name,
-            "model": fingerprint(params),
+            "model": model_id,
             "visual_tokens": config.model.visual_tokens,
             "max_new_tokens": max_new_tokens,
             "template": config.data.template,
@@ -83,15 +84,14 @@ def run_task(
     answers = {record["id"]: str(record["answer"]) for record in kept if record["id"] in wanted}
     pending = [sample for sample in samples if sample.id not in answers]
     progress(len(answers))
-    tokenizer = load_tokenizer(config.data.tokenizer)
     # Rewritten whole at the start: a line that a kill cut short goes, and so do readings of another scorer.
     lines = Lines(
         folder / ANSWERS,
         (json.dumps(record, ensure_ascii=False) for record in _read_anew(kept, samples, task)),
     )
 
-    def keep(place: int, answer: str) -> None:
-        sample = pending[place]
+    def keep(number: int, answer: str) -> None:
+        sample = pending[number]
         answer = answer.strip()
         answers[sample.id] = answer
         parsed, score = task.judge(sample, answer)
@@ -102,7 +102,7 @@ def run_task(
                     "id": sample.id,
                     "images": images,
                     "question": sample.prompt,
-                    "prompt": prompt_text(sample.prompt, len(images), tokenizer, config.data),
+                    "prompt": prompt_text(sample.prompt, len(images), engine.tokenizer, config.data),
                     "answer": answer,
                     "parsed": parsed,
                     "truth": sample.truth,
@@ -114,15 +114,12 @@ def run_task(
         progress(len(answers))
 
     try:
-        questions = [Question(str(sample.id), sample.prompt, sample.images) for sample in pending]
-        ask(
-            questions,
-            config,
-            params,
+        answer_questions(
+            engine,
+            (Question(sample.prompt, sample.images, name=str(sample.id)) for sample in pending),
             max_new_tokens=max_new_tokens,
             batch_size=batch_size,
             keep=keep,
-            reuse=reuse,
         )
     finally:
         lines.close()
@@ -144,7 +141,7 @@ def cut_questions(samples: Iterable[Sample], config: RunConfig) -> int:
     return sum(query_ids(sample.prompt, tokenizer, config.data)[1] > 0 for sample in samples if sample.images)
 
 
-def fingerprint(params: dict[str, Any]) -> str:
+def fingerprint(params: Params) -> str:
     """Tells models apart: a hash of every parameter's name, shape and first corner of 8 a side."""
     known = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):

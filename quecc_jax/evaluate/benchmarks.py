@@ -51,15 +51,18 @@ def run(
     Raises:
       UserError: unknown benchmarks, missing files or pictures, or what `run_task` says.
     """
-    from quecc_jax.evaluate.benchmark import cut_questions, run_task, summary
+    from quecc_jax.evaluate.answers import question_engine
+    from quecc_jax.evaluate.benchmark import cut_questions, fingerprint, run_task, summary
     from quecc_jax.evaluate.tasks import chosen
+    from quecc_jax.generate.decode import decoding_params
     from quecc_jax.generate.reuse import Reuse
     from quecc_jax.load import load_vlm, with_decoding
 
     tasks = chosen(names, scorers)
     questions = _load(tasks, data, limit)
     config, params = load_vlm(checkpoint, visual_tokens=visual_tokens, template=template)
-    config = with_decoding(config, image_decoding)
+    config, model_id = with_decoding(config, image_decoding), fingerprint(params)
+    params = decoding_params(params, config.model)
     model = name or checkpoint.absolute().name
     judged: dict[str, list[Judged]] = {}
     results: dict[str, Any] = {
@@ -80,14 +83,13 @@ def run(
                 task,
                 samples,
                 out / task.name,
-                config,
-                params,
+                question_engine(config, params, reuse),
+                model_id,
                 batch_size=batch_size,
                 data=data,
                 model=model,
                 max_new_tokens=max_new_tokens or task.max_new_tokens,
                 progress=advance,
-                reuse=reuse,
             )
             results["tasks"][task.name] = {
                 **summary(task, judged[task.name], 1000, seed),

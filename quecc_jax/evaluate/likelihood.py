@@ -1,78 +1,74 @@
 """How likely a model finds given answers."""
 
-import tempfile
-from collections.abc import Sequence
-from pathlib import Path
+import functools
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from quecc_jax.config import RunConfig
 from quecc_jax.data.batch import IGNORE, Batch
-from quecc_jax.data.pipeline import eval_batches
 from quecc_jax.data.text.templates import end_ids
-from quecc_jax.data.text.tokenizer import load_tokenizer
-from quecc_jax.evaluate.ask import Question, as_source, naming
-from quecc_jax.models.vlm import VLM
+from quecc_jax.evaluate.answers import batched, placed
+from quecc_jax.generate.decode import Params
+from quecc_jax.generate.engine import Engine
+from quecc_jax.generate.questions import Question
+from quecc_jax.generate.reuse import round_up
+from quecc_jax.models.vlm import VLM, Visual
 
 
 def log_likelihoods(
-    questions: Sequence[Question],
-    answers: Sequence[str],
-    config: RunConfig,
-    params: dict[str, Any],
-    *,
-    batch_size: int,
+    engine: Engine, pairs: Iterable[tuple[Question, str]], *, batch_size: int
 ) -> list[tuple[float, bool]]:
     """Log-probability of each answer's tokens after its question, and whether greedy decoding says them.
 
     The tokens that end an answer do not count.
 
     Args:
-      questions: what is asked, as in training.
-      answers: one for each question.
-      config: the run's; its sources are not read.
-      params: parameters by top-level name.
+      engine: see `answers.question_engine`.
+      pairs: what is asked, as in training, and an answer to it; made when their batch is.
       batch_size: rows of one pass.
 
     Raises:
-      UserError: a picture cannot be read, or question and answer together are too long.
+      UserError: an image cannot be read, or question and answer together are too long; names the question.
     """
-    if not questions:
-        return []
-    model: Any = VLM(config.model)
-    ends = len(end_ids(config.data.template, load_tokenizer(config.data.tokenizer)))
-
-    @jax.jit
-    def score(params: Any, batch: Batch, places: jax.Array, wanted: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Over [B, L]: positions whose next tokens are wanted, -1 where there is none."""
-        hidden = model.apply({"params": params}, batch)
-        hidden = jnp.take_along_axis(hidden, jnp.maximum(places, 0)[..., None], axis=1)
-        logits = model.apply({"params": params}, hidden, method=VLM.logits).astype(jnp.float32)
-        chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), wanted[..., None], axis=-1)[..., 0]
-        real = places >= 0
-        greedy = (logits.argmax(axis=-1) == wanted) | ~real
-        return jnp.sum(jnp.where(real, chosen, 0.0), axis=1), jnp.all(greedy, axis=1)
-
+    model = VLM(engine.config.model, unrolled=True)
+    ends = len(end_ids(engine.config.data.template, engine.tokenizer))
     found: list[tuple[float, bool]] = []
-    with tempfile.TemporaryDirectory() as scratch:
-        data = as_source(questions, answers, config, Path(scratch))
-        with naming(questions):
-            for batch in eval_batches(data, config.model, batch_size):
-                places, wanted = _wanted(np.asarray(batch.labels), ends)
-                sums, greedy = jax.device_get(score(params, batch._replace(ids=None), places, wanted))
-                found += list(zip(sums.tolist(), greedy.tolist(), strict=True))
-    return found[: len(questions)]
+    for few in batched(pairs, batch_size):
+        prompts = [engine.prompt(placed(question), answer) for question, answer in few]
+        longest = max(len(prompt.encoded.codes) for prompt in prompts)
+        batch = engine.batch(prompts, engine.room(longest, 1)[0], batch_size)
+        visual = engine.encoders(engine.params, batch) if batch.query_ends.size else None
+        before, wanted = _wanted(np.asarray(batch.labels), ends)
+        batch = batch._replace(pixels=None)
+        sums, greedy = jax.device_get(_score(model, engine.params, batch, visual, before, wanted))
+        found += list(zip(sums.tolist(), greedy.tolist(), strict=True))[: len(prompts)]
+    return found
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _score(
+    model: Any, params: Params, batch: Batch, visual: Visual | None, before: jax.Array, wanted: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Sums float32 [B] and whether they are greedy bool [B], over [B, L]: positions whose next tokens are
+    wanted, -1 where there is none."""
+    hidden = model.apply({"params": params}, batch, visual)
+    hidden = jnp.take_along_axis(hidden, jnp.maximum(before, 0)[..., None], axis=1)
+    logits = model.apply({"params": params}, hidden, method=VLM.logits).astype(jnp.float32)
+    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), wanted[..., None], axis=-1)[..., 0]
+    real = before >= 0
+    greedy = (logits.argmax(axis=-1) == wanted) | ~real
+    return jnp.sum(jnp.where(real, chosen, 0.0), axis=1), jnp.all(greedy, axis=1)
 
 
 def _wanted(labels: np.ndarray, ends: int) -> tuple[np.ndarray, np.ndarray]:
-    """int32 [B, L] places before the labelled tokens, and these; the last `ends` of a row are left out."""
+    """int32 [B, L] positions before the labelled tokens, and these; the last `ends` of a row are left out."""
     rows = [np.flatnonzero(row != IGNORE) for row in labels]
     rows = [row[: len(row) - ends] for row in rows]
-    width = 1 << max(0, max(map(len, rows)) - 1).bit_length()  # A power of two: few programs.
-    places, wanted = np.full((len(rows), width), -1, np.int32), np.zeros((len(rows), width), np.int32)
+    width = round_up(max(1, *map(len, rows)))  # Few widths: few programs.
+    before, wanted = np.full((len(rows), width), -1, np.int32), np.zeros((len(rows), width), np.int32)
     for number, row in enumerate(rows):
-        places[number, : len(row)], wanted[number, : len(row)] = row - 1, labels[number, row]
-    return places, wanted
+        before[number, : len(row)], wanted[number, : len(row)] = row - 1, labels[number, row]
+    return before, wanted

@@ -4,19 +4,16 @@ lmms-eval (github.com/EvolvingLMMs-Lab/lmms-eval) finds it by the entry point `l
 package, once that is installed beside it; see requirements/lmms.txt.
 """
 
-import io
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from lmms_eval.api.model import lmms
-from PIL import Image
 
-from quecc_jax.data.images import open_image
 from quecc_jax.errors import UserError
-from quecc_jax.evaluate.ask import Question, ask
+from quecc_jax.evaluate.answers import answer_questions, question_engine
 from quecc_jax.evaluate.likelihood import log_likelihoods
+from quecc_jax.generate.questions import Question
 from quecc_jax.load import load_vlm, with_decoding
 
 LONGEST = 128
@@ -60,8 +57,8 @@ class QueccJax(lmms):
         if unknown:
             raise UserError(f"{', '.join(unknown)} is not an option of quecc_jax; leave it out")
         self.batch_size = int(batch_size)
-        config, self.params = load_vlm(checkpoint, visual_tokens=int(visual_tokens), template=template)
-        self.config = with_decoding(config, image_decoding or "run")
+        config, params = load_vlm(checkpoint, visual_tokens=int(visual_tokens), template=template)
+        self.engine = question_engine(with_decoding(config, image_decoding or "run"), params)
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """The answer to every request, in their order, cut before the first of its `until` texts.
@@ -71,18 +68,17 @@ class QueccJax(lmms):
         """
         answers = [""] * len(requests)
         groups: dict[int, list[int]] = defaultdict(list)
-        for place, request in enumerate(requests):
-            groups[_greedy_limit(request.args[1])].append(place)
-        for limit, places in groups.items():
-            questions = [self._question(requests[place]) for place in places]
+        for number, request in enumerate(requests):
+            groups[_greedy_limit(request.args[1])].append(number)
+        for limit, numbers in groups.items():
 
-            def keep(number: int, answer: str, places: list[int] = places) -> None:
-                answers[places[number]] = _cut(answer, requests[places[number]].args[1].get("until"))
+            def keep(number: int, answer: str, numbers: list[int] = numbers) -> None:
+                until = requests[numbers[number]].args[1].get("until")
+                answers[numbers[number]] = _cut(answer, until)
 
-            ask(
-                questions,
-                self.config,
-                self.params,
+            answer_questions(
+                self.engine,
+                (self._question(requests[number]) for number in numbers),
                 max_new_tokens=limit,
                 batch_size=self.batch_size,
                 keep=keep,
@@ -94,32 +90,19 @@ class QueccJax(lmms):
     def _question(self, request: Any) -> Question:
         context, _, doc_to_visual, doc, task, split = request.args
         shown = doc_to_visual(self.task_dict[task][split][doc]) if doc_to_visual is not None else []
-        return Question(f"{task}/{doc}", context, tuple(self._png(picture) for picture in shown or []))
-
-    def _png(self, picture: Any) -> bytes:
-        """A PIL picture as it is to be read, losslessly and without notes that would turn it once more."""
-        read = Image.fromarray(np.asarray(open_image(picture, self.config.data.image_decoding)))
-        out = io.BytesIO()
-        read.save(out, "PNG", compress_level=1)
-        return out.getvalue()
+        return Question(context, tuple(shown or ()), name=f"{task}/{doc}")
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """(log-probability, whether greedy decoding says it) of every request's answer, its end left out."""
-        answers = []
-        for request in requests:
-            _, target, _, doc, task, split = request.args
-            answer = target(self.task_dict[task][split][doc]) if callable(target) else target
-            answers.append(str(answer).strip())
-        found = log_likelihoods(
-            [self._question(request) for request in requests],
-            answers,
-            self.config,
-            self.params,
-            batch_size=self.batch_size,
-        )
+        pairs = ((self._question(request), self._target(request)) for request in requests)
+        found = log_likelihoods(self.engine, pairs, batch_size=self.batch_size)
         for request, value in zip(requests, found, strict=True):
             self.cache_hook.add_partial("loglikelihood", request.args, value)
         return found
+
+    def _target(self, request: Any) -> str:
+        _, target, _, doc, task, split = request.args
+        return str(target(self.task_dict[task][split][doc]) if callable(target) else target).strip()
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
         """Not offered.

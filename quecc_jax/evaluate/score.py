@@ -4,7 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 
-from quecc_jax.evaluate.predict import Answer
+from quecc_jax.evaluate.answers import Answer
 
 
 def is_exact(answer: Answer) -> bool:

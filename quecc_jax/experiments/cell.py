@@ -19,7 +19,7 @@ from quecc_jax.data.text.conversation import prompt
 from quecc_jax.data.text.tokenizer import load_tokenizer
 from quecc_jax.errors import UserError
 from quecc_jax.evaluate import benchmarks
-from quecc_jax.evaluate.predict import Answer, predict
+from quecc_jax.evaluate.answers import Answer, answer_rows
 from quecc_jax.evaluate.score import is_exact, standard_error
 from quecc_jax.experiments.executors import Report
 from quecc_jax.experiments.grid import Cell, Grid, Test
@@ -108,7 +108,8 @@ def ask(run: RunConfig, model: ModelConfig, test: Test) -> tuple[DataConfig, lis
     text_only = not run.data.images_per_row
     params = load_params(run.out)[1] if test.cached_features or text_only else load_vlm(run.out)[1]
     size = test.batch_size
-    return data, predict(model, data, params, max_new_tokens=test.max_new_tokens, batch_size=size)
+    config = dataclasses.replace(run, model=model, data=data)
+    return data, answer_rows(config, params, max_new_tokens=test.max_new_tokens, batch_size=size)
 
 
 def _scored(
@@ -138,8 +139,8 @@ def question_flops(model: ModelConfig, data: DataConfig, answers: list[Answer]) 
     tokenizer, total = load_tokenizer(data.tokenizer), 0.0
     for a in answers:
         asked, reply = prompt(a.question, 1, tokenizer, data, model.visual_tokens), tokenizer.encode(a.truth)
-        text = len(asked["tokens"]) - model.visual_tokens
-        parts = answer_flops(model, question=len(asked["query"]), prompt=text, answer=len(reply) + 1)
+        text = len(asked.tokens) - model.visual_tokens
+        parts = answer_flops(model, question=len(asked.queries), prompt=text, answer=len(reply) + 1)
         total += sum(parts.values())
     return total / len(answers)
 

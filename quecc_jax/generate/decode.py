@@ -102,13 +102,21 @@ def advance(
     sampling: Sampling | None,
     keys: jax.Array | None,
     steps: int,
+    limit: jax.Array | int | None = None,
 ) -> tuple[jax.Array, State]:
-    """The next tokens int32 [B, steps], EOS from a row's end on; stops early when every row has ended."""
+    """The next tokens int32 [B, steps], EOS from a row's end on; stops early when every row has ended.
+
+    Args:
+      steps: tokens that the program has room for; another number is another program.
+      limit: tokens that are decoded, if they are fewer; those behind them are EOS.
+      model, ends, params, state, sampling, keys: as for `begin`.
+    """
+    limit = steps if limit is None else limit
     rows = state.token.shape[0]
     out = jnp.full((rows, steps), ends[0], jnp.int32)
 
     def unfinished(carry: tuple[jax.Array, jax.Array, State]) -> jax.Array:
-        return (carry[0] < steps) & ~jnp.all(carry[2].done)
+        return (carry[0] < limit) & ~jnp.all(carry[2].done)
 
     def decode(carry: tuple[jax.Array, jax.Array, State]) -> tuple[jax.Array, jax.Array, State]:
         number, out, state = carry

@@ -1,11 +1,15 @@
-"""Answers to questions about pictures, in text that streams: buckets, batches, stop texts and reuse."""
+"""Answers to questions about images, in text that streams: the one way from prompts to answers.
+
+A `Question` of a person, or a `Prompt` made of a row of a data set, is laid out as in training, collected in
+a batch of few static shapes, and answered; what repeats among images and questions is computed once.
+"""
 
 import dataclasses
 import functools
-import hashlib
 import time
-from collections.abc import Hashable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator, Sequence
+from io import BytesIO
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,102 +17,29 @@ from jax.sharding import Mesh
 
 from quecc_jax.config import RunConfig
 from quecc_jax.config.shapes import at_visual_tokens
-from quecc_jax.data.batch import IGNORE, Batch
-from quecc_jax.data.images import Picture, load_pixels, picture_size
-from quecc_jax.data.text.conversation import prompt, query_turns
-from quecc_jax.data.text.queries import question_segments
-from quecc_jax.data.text.templates import PLACEHOLDER, stops
+from quecc_jax.data.batch import Batch
+from quecc_jax.data.images import load_pixels, picture_size
+from quecc_jax.data.packing import BatchPlan
+from quecc_jax.data.pipeline import Collate
+from quecc_jax.data.text.conversation import lay_out
+from quecc_jax.data.text.templates import stops
 from quecc_jax.data.text.tokenizer import load_tokenizer
+from quecc_jax.data.text.turns import asking
 from quecc_jax.data.tiles import Arrangement, arrange
-from quecc_jax.errors import UserError
-from quecc_jax.generate.decode import advance, begin, decoding_params, on_mesh
-from quecc_jax.generate.reuse import Encoders, Reuse, round_up
-from quecc_jax.generate.sampling import Sampling
+from quecc_jax.errors import BadRow, UserError
+from quecc_jax.generate.decode import Params, advance, begin, decoding_params, on_mesh
+from quecc_jax.generate.questions import AskedImage, Limits, Prompt, Prompts, Question, ReadImage, Usage
+from quecc_jax.generate.reuse import Encoders, Reuse, image_key, round_up
 from quecc_jax.generate.text_stream import TextStream
 from quecc_jax.models.vlm import VLM
 from quecc_jax.sharding import batch_parts, batch_sharding
 
 SMALLEST = 32
-"""Prompts and answers are padded to at least so many places, so that few programs are compiled."""
-
-
-Query = Literal["own", "latest"]
-"""Whose words condition the compressor: those of the turn that holds the picture, as in training and in the
-original, or the latest turn's, for which the pictures are compressed anew at every turn."""
+"""Prompts and answers are padded to at least so many positions, so that few programs are compiled."""
 
 BEGIN: Any = jax.jit(begin, static_argnums=(0, 1, 7))
 ADVANCE: Any = jax.jit(advance, static_argnums=(0, 1, 6), donate_argnums=3)
 """Compiled once per model and shapes, for all engines; the state's memory is reused."""
-
-
-class Pixels(NamedTuple):
-    """A picture as the tower takes it."""
-
-    array: np.ndarray
-    """uint8 [H, W, 3]; of an any-resolution picture the whole, in the tower's square"""
-    key: Hashable
-    """Equal keys mean equal pixels."""
-    tiles: np.ndarray | None = None
-    """uint8 [tiles, H, W, 3] of an any-resolution picture"""
-    arranged: Arrangement | None = None
-    """What stands for such a picture in the text."""
-
-    def squares(self) -> list[np.ndarray]:
-        """All that the tower sees of it."""
-        return [self.array, *(() if self.tiles is None else self.tiles)]
-
-
-class Question(NamedTuple):
-    """What is asked, about which pictures, after which conversation."""
-
-    text: str
-    pictures: tuple[Pixels, ...] = ()
-    history: tuple[str, ...] = ()
-    """What human and assistant said before, in turn, the human first."""
-    query: Query = "own"
-    """Whose words condition the compressor."""
-
-    def asked(self) -> str:
-        """The turn whose words condition the compression of the last picture, without placeholders."""
-        turns = [*self.history, self.text]
-        asked = turns if self.query == "latest" else query_turns(turns) or turns[:1]
-        return asked[-1].replace(PLACEHOLDER, "").strip()
-
-
-class Limits(NamedTuple):
-    """How an answer is chosen, and where it ends."""
-
-    max_new_tokens: int = 64
-    stop: tuple[str, ...] = ()
-    """Texts that end an answer, beside the template's own end; none of them is part of it."""
-    sampling: Sampling | None = None
-    """None is greedy."""
-    seed: int = 0
-    """Row r of a call draws with the key jax.random.fold_in(key(seed), r)."""
-
-
-class Usage(NamedTuple):
-    """What one answer took."""
-
-    prompt_tokens: int
-    """Visual tokens included."""
-    visual_tokens: int
-    """Newlines of any-resolution pictures included."""
-    cut_question_tokens: int
-    """Of the question for the compressor, that data.query_length left out."""
-    new_tokens: int
-    """Tokens of the answer, its end left out."""
-    first_token_seconds: float
-    """From the question to its first token, encoding of the pictures included."""
-    seconds: float
-    """From the question to the end of its batch."""
-    ended_by: str
-    """`end` (a token), `stop` (a text) or `length`."""
-
-    def cut(self) -> str:
-        """What to say of a question that was cut; "" of a whole one."""
-        lost = self.cut_question_tokens
-        return f"data.query_length cut {lost} tokens of the question for the compressor" if lost else ""
 
 
 class Engine:
@@ -116,8 +47,8 @@ class Engine:
 
     Args:
       config: of the run; its data settings lay out the prompts.
-      params: all parameters by top-level name.
-      reuse: what is remembered of questions and pictures; it belongs to these parameters.
+      params: parameters by top-level name; `vision` may be missing where all prompts bring stored states.
+      reuse: what is remembered of questions and images; it belongs to these parameters.
       mesh: where the parameters are; None for one device.
       chunk: tokens that are decoded between two looks of the host, which streams and ends answers.
     """
@@ -125,7 +56,7 @@ class Engine:
     def __init__(
         self,
         config: RunConfig,
-        params: dict[str, Any],
+        params: Params,
         *,
         reuse: Reuse | None = None,
         mesh: Mesh | None = None,
@@ -139,140 +70,157 @@ class Engine:
             # A mesh of one device is another sharding than none, which would compile programs twice.
             params = jax.device_put(params, jax.devices()[0])
         self.params = decoding_params(params, config.model)
-        self._ends, self._mesh = stops(config.data.template, self.tokenizer), mesh
-        self._encoders = Encoders(config.model, self.reuse, mesh)
-        model, ends = VLM(config.model, unrolled=True), self._ends.ids
-        self._begin = functools.partial(on_mesh(BEGIN, mesh), model, ends)
-        self._advance = functools.partial(on_mesh(ADVANCE, mesh), model, ends)
+        self.ends = stops(config.data.template, self.tokenizer)
+        self.encoders = Encoders(config.model, self.reuse, mesh)
+        self.mesh = mesh
+        self.begin = functools.partial(on_mesh(BEGIN, mesh), VLM(config.model, unrolled=True), self.ends.ids)
+        self.advance = functools.partial(
+            on_mesh(ADVANCE, mesh), VLM(config.model, unrolled=True), self.ends.ids
+        )
+        self._data = dataclasses.replace(
+            config.data,
+            batching="pad",
+            labels="answers",
+            too_long="error",
+            bad_rows="error",
+            cached_queries=False,
+        )
 
-    def picture(self, image: Picture) -> Pixels:
-        """A picture for questions, known again by its pixels.
+    def image(self, image: AskedImage) -> ReadImage:
+        """Reads an image for questions, known again by its pixels; one that is read comes back as it is.
 
         Raises:
-          UserError: as `load_pixels`, or the model takes no pictures.
+          UserError: as `load_pixels`, or the model takes no images.
         """
-        if not self.config.data.images_per_row:
+        if isinstance(image, ReadImage):
+            return image
+        data, model = self._data, self.config.model
+        if not data.images_per_row:
             raise UserError("this model was trained on text alone and takes no picture; leave it out")
-        model = self.config.model
-        data = self.config.data
-        array = load_pixels(image, model.vision, data.image_aspect, data.image_decoding)
-        key = hashlib.blake2b(array.tobytes(), digest_size=16).digest()
-        if not model.vision.tiles:
-            return Pixels(array, key)
-        return Pixels(array[0], key, array[1:], arrange(*picture_size(image, data.image_decoding), model))
+        image = BytesIO(image) if isinstance(image, bytes) else image
+        pixels = load_pixels(image, model.vision, data.image_aspect, data.image_decoding)
+        arranged = self._arranged(image) if model.vision.tiles else None
+        return ReadImage(pixels.reshape(-1, *pixels.shape[-3:]), image_key(pixels), arranged)
 
-    def answers(self, questions: Sequence[Question], limits: Limits) -> list[str]:
-        """The answers to some questions, all in one batch."""
-        return self.run(questions, limits).finish()
+    def _arranged(self, image: AskedImage) -> Arrangement:
+        if isinstance(image, ReadImage):
+            assert image.arranged is not None
+            return image.arranged
+        image = BytesIO(image) if isinstance(image, bytes) else image
+        return arrange(*picture_size(image, self._data.image_decoding), self.config.model)
 
-    def run(self, questions: Sequence[Question], limits: Limits) -> "Run":
-        """Starts answering; iterate over the result for pieces of text.
+    def prompt(self, question: Question, answer: str | None = None) -> Prompt:
+        """Lays out a question, or a question with a given answer behind it.
 
         Raises:
-          UserError: a question does not fit, or has more pictures than the model was trained with.
+          UserError: it does not fit, or has more images than the model was trained with.
         """
-        return Run(self, questions, limits)
+        data, model, count = self._data, self.config.model, len(question.images)
+        if count > data.images_per_row:
+            raise UserError(
+                f"{count} pictures are given but the model was trained with at most "
+                f"{data.images_per_row} a question; give fewer"
+            )
+        if not question.text.strip() and not count:
+            raise UserError("the question is empty; ask something, or give a picture")
+        try:
+            said = asking(question.text, count, question.history, latest=question.query == "latest")
+            if answer is not None:
+                said = said._replace(turns=(*said.turns, answer))
+            arranged = [self._arranged(image) for image in question.images] if model.vision.tiles else []
+            encoded = lay_out(said, self.tokenizer, data, model.visual_tokens, arranged)
+            self._check_known(encoded.codes, encoded.queries)
+        except UserError as error:
+            raise error.at(question.where()) from None
+
+        def write(out: np.ndarray) -> None:
+            slot = 0
+            for image in question.images:
+                try:
+                    pixels = self.image(image).pixels
+                except BadRow as error:
+                    raise error.at(question.where()) from None
+                out[slot : slot + len(pixels)] = pixels
+                slot += len(pixels)
+
+        return Prompt(encoded, write)
+
+    def batch(self, prompts: Sequence[Prompt], length: int, rows: int = 0) -> Batch:
+        """The batch of some prompts, on the host.
+
+        Args:
+          prompts: all with pixels, or all with stored states.
+          length: positions S of a row.
+          rows: B at least, of which the last are empty; 0 for the bucket of their number.
+
+        Raises:
+          UserError: an image cannot be read.
+        """
+        parts = 1 if self.mesh is None else batch_parts(self.mesh)
+        b = -(-rows // parts) * parts if rows > len(prompts) else round_up(len(prompts), parts)
+        each = self.config.model.vision.places
+        images = -(-max(prompt.encoded.places for prompt in prompts) // each) * each
+        queries = round_up(max(len(prompt.encoded.queries) for prompt in prompts))
+        ids = np.where(np.arange(b) < len(prompts), np.arange(b), -1).astype(np.int64)
+        data = dataclasses.replace(self._data, cached_features=prompts[0].stored)
+        collate = Collate([Prompts(prompts)], data, self.config.model)
+        batch, read = collate(BatchPlan(ids, length, images, queries))
+        for left_out in read.left_out:
+            raise UserError(left_out.message)
+        return batch._replace(ids=None)
+
+    def run(self, asked: Sequence[Question | Prompt], limits: Limits, rows: int = 0) -> "Run":
+        """Starts answering, all in one batch; iterate over the result for pieces of text.
+
+        Args:
+          rows: of the batch, at least; where batches follow each other, equal numbers share a program.
+
+        Raises:
+          UserError: as `prompt` and `batch`.
+        """
+        return Run(self, asked, limits, rows)
+
+    def answers(self, asked: Sequence[Question | Prompt], limits: Limits) -> list[str]:
+        """The answers to some questions, all in one batch."""
+        return self.run(asked, limits).finish()
 
     def attention(self, question: Question) -> np.ndarray | None:
         """Where the compressor looks: float32 [I, V, H, g, g], see `Encoders.attention`; None without. Of
-        any-resolution pictures it is the whole that counts."""
-        batch, keys, _, _ = self._lay_out([question], 1)
-        weights = self._encoders.attention(self.params, batch, keys)
+        any-resolution images it is the whole that counts."""
+        images = tuple(self.image(image) for image in question.images)
+        weights = self.attention_maps([self.prompt(question._replace(images=images))])
         if weights is None:
             return None
-        taken = [len(picture.squares()) for picture in question.pictures]
+        taken = [len(image.pixels) for image in images]
         return weights[0][np.cumsum([0, *taken[:-1]])]
 
-    def _lay_out(
-        self, questions: Sequence[Question], new: int
-    ) -> tuple[Batch, list[list[Hashable]], list[tuple[int, int]], int]:
-        """The batch on the host, keys of its pictures, of each prompt its length and the tokens that its
-        question lost, and places for answers."""
-        data, model = self.config.data, self.config.model
-        made = []
-        for question in questions:
-            count = len(question.pictures)
-            if count > data.images_per_row:
-                raise UserError(
-                    f"{count} pictures are given but the model was trained with at most "
-                    f"{data.images_per_row} a question; give fewer"
-                )
-            if not question.text.strip() and not count:
-                raise UserError("the question is empty; ask something, or give a picture")
-            try:
-                one = prompt(
-                    question.text,
-                    count,
-                    self.tokenizer,
-                    data,
-                    model.visual_tokens,
-                    question.history,
-                    arranged=[p.arranged for p in question.pictures if p.arranged],
-                    latest=question.query == "latest",
-                )
-                self._check_known(one)
-            except UserError as error:
-                raise UserError(f"question {question.text!r}: {error}") from None
-            made.append(one)
-        sizes = [(len(one["tokens"]), int(one["query_cut"])) for one in made]
-        pictures = max(len(question.pictures) for question in questions) * model.vision.places
-        length, places = self._places(max(length for length, _ in sizes), new)
-        batch = self._empty(len(made), length, pictures, max(len(one["query"]) for one in made))
-        for row, (question, one) in enumerate(zip(questions, made, strict=True)):
-            squares = [square for picture in question.pictures for square in picture.squares()]
-            length, count, asked = len(one["tokens"]), len(squares), len(one["query"])
-            batch.tokens[row, :length], batch.slots[row, :length] = one["tokens"], one["slots"]
-            batch.positions[row, :length], batch.segments[row, :length] = np.arange(length), 1
-            batch.labels[row, :length] = one["labels"]
-            batch.queries[row, :asked], batch.query_ends[row, :count] = one["query"], one["query_ends"]
-            batch.query_segments[row] = question_segments(one["query_ends"], batch.queries.shape[1])
-            for place, square in enumerate(squares):
-                batch.pixels[row, place] = square
-        keys: list[list[Hashable]] = [
-            [(p.key, number) for p in q.pictures for number in range(len(p.squares()))] for q in questions
-        ]
-        return batch, keys, sizes, places
+    def attention_maps(self, prompts: Sequence[Prompt], rows: int = 0) -> np.ndarray | None:
+        """Attention of a batch of prompts, [B, I, V, H, g, g], see `Encoders.attention`; None without."""
+        batch = self.batch(prompts, max(len(prompt.encoded.codes) for prompt in prompts), rows)
+        return self.encoders.attention(self.params, batch)
 
-    def _check_known(self, one: dict[str, np.ndarray]) -> None:
+    def _check_known(self, codes: np.ndarray, queries: np.ndarray) -> None:
         """Raises UserError where a prompt has tokens that the model has no embedding of: looking one up
         beyond a table gives the values of no token, without a word."""
         tokenizer, model = self.tokenizer, self.config.model
         readers = [
-            (tokenizer, one["tokens"], model.decoder.vocab_size),
+            (tokenizer, codes, model.decoder.vocab_size),
             (
-                (tokenizer, one["query"], model.decoder.vocab_size)
+                (tokenizer, queries, model.decoder.vocab_size)
                 if tokenizer.questions is None
-                else (tokenizer.questions, one["query"], model.query.text.vocab_size)
+                else (tokenizer.questions, queries, model.query.text.vocab_size)
             ),
         ]
-        for reader, ids, rows in readers:
-            if beyond := ids[ids >= rows].tolist():
+        for reader, ids, known in readers:
+            if beyond := ids[ids >= known].tolist():
                 token = reader.hf.convert_ids_to_tokens(beyond[0])
                 raise UserError(
                     f"{token!r} is token {beyond[0]} of {reader.directory}, but the model has "
-                    f"only {rows} embeddings; give the tokenizer that belongs to it"
+                    f"only {known} embeddings; give the tokenizer that belongs to it"
                 )
 
-    def _empty(self, rows: int, length: int, pictures: int, query: int) -> Batch:
-        """A batch of nothing but padding, its rows and queries rounded up."""
-        split = 1 if self._mesh is None else batch_parts(self._mesh)
-        b, q = round_up(rows, split), round_up(query) if pictures else 0
-        side = self.config.model.vision.input_size
-        none = np.zeros((b, length), np.int32)
-        return Batch(
-            tokens=none.copy(),
-            slots=none - 1,
-            labels=np.full_like(none, IGNORE),
-            positions=none.copy(),
-            segments=none.copy(),
-            queries=np.zeros((b, q), np.int32),
-            query_segments=np.zeros((b, q), np.int32),
-            query_ends=np.full((b, pictures), -1, np.int32),
-            pixels=np.zeros((b, pictures, side, side, 3), np.uint8) if pictures else None,
-        )
-
-    def _places(self, length: int, new: int) -> tuple[int, int]:
-        """Places for prompts of up to `length` tokens, and behind them for answers of up to `new`."""
+    def room(self, length: int, new: int) -> tuple[int, int]:
+        """Positions for prompts of up to `length` tokens, and behind them for answers of up to `new`."""
         # The first token comes with the prompt, the others a chunk at a time.
         decoded = 1 + -(-(new - 1) // self.chunk) * self.chunk
         padded = max(SMALLEST, round_up(length)), max(SMALLEST, round_up(decoded))
@@ -286,18 +234,21 @@ class Engine:
 class Run:
     """Answers under way: iterating yields (row, piece of text) as they come, `usage` is there at the end."""
 
-    def __init__(self, engine: Engine, questions: Sequence[Question], limits: Limits):
-        self._engine, self._limits, self._questions = engine, limits, questions
-        self._began = time.perf_counter()
-        self._laid_out = engine._lay_out(questions, limits.max_new_tokens)
-        ends = engine._ends
-        stop = (*limits.stop, ends.text) if ends.text else limits.stop
-        self._texts = [TextStream(engine.tokenizer, stop) for _ in questions]
+    def __init__(self, engine: Engine, asked: Sequence[Question | Prompt], limits: Limits, rows: int):
+        self._engine, self._limits, self._began = engine, limits, time.perf_counter()
+        prompts = [engine.prompt(one) if isinstance(one, Question) else one for one in asked]
+        self._encoded = [prompt.encoded for prompt in prompts]
+        longest = max(len(encoded.codes) for encoded in self._encoded)
+        length, self._answer_room = engine.room(longest, limits.max_new_tokens)
+        self._batch = engine.batch(prompts, length, rows)
+        self._stop = (*limits.stop, engine.ends.text) if engine.ends.text else limits.stop
+        self._texts = [TextStream(engine.tokenizer, self._stop) for _ in prompts]
         self.usage: list[Usage] = []
 
     def finish(self) -> list[str]:
         """All answers, when they are complete."""
-        for _ in self:
+        # Nobody reads pieces: tokens become text once, unless a text may end them.
+        for _ in self._pieces(read=bool(self._stop)):
             pass
         return self.texts()
 
@@ -306,50 +257,64 @@ class Run:
         return [text.text for text in self._texts]
 
     def __iter__(self) -> Iterator[tuple[int, str]]:
-        engine, limits = self._engine, self._limits
-        batch, keys, sizes, places = self._laid_out
+        return self._pieces(read=True)
+
+    def _pieces(self, read: bool) -> Iterator[tuple[int, str]]:
+        engine, limits, batch = self._engine, self._limits, self._batch
         rows = batch.tokens.shape[0]
-        visual = engine._encoders(engine.params, batch, keys) if batch.pixels is not None else None
+        visual = engine.encoders(engine.params, batch) if batch.query_ends.size else None
         draws = None
         if limits.sampling is not None:
             draws = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(limits.seed), np.arange(rows))
-        batch = batch._replace(pixels=None)
-        if engine._mesh is not None:
-            batch = jax.device_put(batch, batch_sharding(engine._mesh))
-        state = engine._begin(engine.params, batch, visual, limits.sampling, draws, places)
+        batch = batch._replace(pixels=None, features=None)
+        if engine.mesh is not None:
+            batch = jax.device_put(batch, batch_sharding(engine.mesh))
+        state = engine.begin(engine.params, batch, visual, limits.sampling, draws, self._answer_room)
         tokens, count = np.asarray(state.token)[:, None], 1
         first = time.perf_counter() - self._began
-        ended = ["length"] * len(self._questions)
-        running = set(range(len(self._questions)))
+        ended = ["length"] * len(self._texts)
+        running = set(range(len(self._texts)))
         while True:
             for row in sorted(running):
-                ids, ended_here = self._own(tokens[row], limits.max_new_tokens - count + tokens.shape[1])
+                ids, at_end = until_end(tokens[row].tolist(), engine.ends.ids[0])
                 text = self._texts[row]
-                if piece := text.push(ids):
+                if not read:
+                    text.ids += ids
+                elif piece := text.push(ids):
                     yield row, piece
-                if text.stopped is not None or ended_here:
+                if text.stopped is not None or at_end:
                     ended[row] = "stop" if text.stopped is not None else "end"
                     running.discard(row)
-                    if piece := text.finish():
+                    if read and (piece := text.finish()):
                         yield row, piece
-            if not running or count >= limits.max_new_tokens:
+            left = min(engine.chunk, limits.max_new_tokens - count)
+            if not running or left <= 0:
                 break
             # The host knows of stop texts; the device only of tokens.
             done = np.array([row not in running for row in range(rows)])
-            tokens, state = engine._advance(
-                engine.params, state._replace(done=state.done | done), limits.sampling, draws, engine.chunk
+            state = state._replace(done=state.done | done)
+            decoded, state = engine.advance(
+                engine.params, state, limits.sampling, draws, engine.chunk, np.int32(left)
             )
-            tokens, count = np.asarray(tokens), count + engine.chunk
+            tokens, count = np.asarray(decoded)[:, :left], count + left
         for row in sorted(running):
-            if piece := self._texts[row].finish():
+            if read and (piece := self._texts[row].finish()):
                 yield row, piece
         seconds = time.perf_counter() - self._began
         self.usage = [
-            Usage(length, int((slots >= 0).sum()), cut, len(text.ids), first, seconds, how)
-            for (length, cut), slots, text, how in zip(sizes, batch.slots, self._texts, ended, strict=False)
+            Usage(
+                prompt_tokens=len(one.codes),
+                visual_tokens=int((one.codes < 0).sum()),
+                cut_question_tokens=one.query_cut,
+                new_tokens=len(text.ids),
+                first_token_seconds=first,
+                seconds=seconds,
+                ended_by=how,
+            )
+            for one, text, how in zip(self._encoded, self._texts, ended, strict=True)
         ]
 
-    def _own(self, tokens: np.ndarray, room: int) -> tuple[list[int], bool]:
-        """A row's tokens before its end and within its room, and whether it has ended."""
-        ids, eos = tokens.tolist()[:room], self._engine._ends.ids[0]
-        return (ids[: ids.index(eos)], True) if eos in ids else (ids, False)
+
+def until_end(ids: list[int], end: int) -> tuple[list[int], bool]:
+    """The ids before the token that ends an answer, and whether it is there."""
+    return (ids[: ids.index(end)], True) if end in ids else (ids, False)

@@ -1,13 +1,13 @@
-"""Reuse of what repeats: questions' features over their pictures, pictures' features over their questions."""
+"""Visual tokens of a batch, with reuse of what repeats: features of questions and of images are held."""
 
-import collections
 import dataclasses
 import functools
+import hashlib
 import math
 import time
-from collections.abc import Hashable, Sequence
 from typing import Any
 
+import cachetools
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,36 +17,15 @@ from quecc_jax.config import ModelConfig
 from quecc_jax.config.shapes import query_width
 from quecc_jax.data.batch import Batch
 from quecc_jax.data.text.queries import question_ids
-from quecc_jax.generate.decode import on_mesh
+from quecc_jax.generate.decode import Params, on_mesh
 from quecc_jax.models.vlm import VLM, Visual
 from quecc_jax.sharding import batch_parts, batch_sharding, replicated
 
 MIB = 1 << 20
 
 
-class Lru:
-    """Arrays by key within a limit of bytes; the one that was used longest ago leaves first."""
-
-    def __init__(self, limit: int):
-        self.limit, self.bytes = limit, 0
-        self._held: collections.OrderedDict[Hashable, jax.Array] = collections.OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._held)
-
-    def get(self, key: Hashable) -> jax.Array | None:
-        """The array of a key, which thereby becomes the newest."""
-        if key in self._held:
-            self._held.move_to_end(key)
-        return self._held.get(key)
-
-    def put(self, key: Hashable, array: jax.Array) -> None:
-        """Holds an array; one that exceeds the limit by itself is not held."""
-        if key in self._held:
-            self.bytes -= self._held.pop(key).nbytes
-        self._held[key], self.bytes = array, self.bytes + array.nbytes
-        while self.bytes > self.limit:
-            self.bytes -= self._held.popitem(last=False)[1].nbytes
+Held = cachetools.LRUCache[bytes, jax.Array]
+"""Features by what they are of, within a limit of bytes; those that were used longest ago leave first."""
 
 
 @dataclasses.dataclass
@@ -60,7 +39,7 @@ class Counter:
     seconds: float = 0.0
     """Time that these took."""
 
-    def report(self) -> dict[str, Any]:
+    def report(self) -> dict[str, float | None]:
         """Hits, misses, their ratio, and the seconds that the hits would have taken at the mean time of
         a miss; None where no miss was timed."""
         looked = self.hits + self.misses
@@ -74,24 +53,26 @@ class Counter:
 
 
 class Reuse:
-    """Features of questions and pictures under one set of parameters, with the counts of their reuse.
+    """Features of questions and images under one set of parameters, with the counts of their reuse.
 
     Args:
       question_bytes: limit for questions' features (one is 16 KiB for a 7B model).
-      picture_bytes: limit for pictures' tower states (one is 9 MiB for CLIP-L at 336 pixels, float32).
+      image_bytes: limit for images' tower states (one is 9 MiB for CLIP-L at 336 pixels, float32).
     """
 
-    def __init__(self, question_bytes: int = 64 * MIB, picture_bytes: int = 512 * MIB):
-        self.questions, self.pictures = Lru(question_bytes), Lru(picture_bytes)
+    def __init__(self, question_bytes: int = 64 * MIB, image_bytes: int = 512 * MIB):
+        self.questions: Held = cachetools.LRUCache(question_bytes, lambda array: array.nbytes)
+        self.images: Held = cachetools.LRUCache(image_bytes, lambda array: array.nbytes)
         self.counted = {"questions": Counter(), "pictures": Counter()}
+        """By the names that saved results have."""
 
-    def report(self) -> dict[str, dict[str, Any]]:
+    def report(self) -> dict[str, dict[str, float | None]]:
         """`Counter.report` of `questions` and `pictures`."""
         return {name: counter.report() for name, counter in self.counted.items()}
 
 
 class Encoders:
-    """The model's way from questions and pictures to visual tokens, by way of a `Reuse`."""
+    """From questions and images to visual tokens, by way of a `Reuse`."""
 
     def __init__(self, config: ModelConfig, reuse: Reuse, mesh: Mesh | None = None):
         self.config, self.reuse = config, reuse
@@ -99,41 +80,36 @@ class Encoders:
         model = VLM(config, unrolled=True)
         self._encode = {
             name: functools.partial(on_mesh(encode, mesh), model)
-            for name, encode in (("questions", _questions), ("pictures", _pictures))
+            for name, encode in (("questions", _questions), ("pictures", _images))
         }
         self._compress, self._look = (
             functools.partial(on_mesh(one, mesh), model) for one in (_compress, _look)
         )
 
-    def __call__(self, params: Any, batch: Batch, pictures: Sequence[Sequence[Hashable]]) -> Visual:
-        """What the decoder's input takes of a batch's pictures.
+    def __call__(self, params: Params, batch: Batch) -> Visual:
+        """What the decoder's input takes of a batch's images.
 
         Args:
           params: in `decoding_params`' form.
           batch: on the host, with pixels, or with features, which are taken as they are.
-          pictures: for each row the keys of its pictures; equal keys mean equal pixels.
         """
         c, (b, i) = self.config, batch.query_ends.shape
-        inputs = self._inputs(params, batch, pictures)
+        inputs = self._inputs(params, batch)
         if inputs is None:
             return Visual(jnp.zeros((b, i, c.visual_tokens, c.decoder.width), jnp.dtype(c.dtype)))
         return self._compress(params, *inputs)
 
-    def attention(
-        self, params: Any, batch: Batch, pictures: Sequence[Sequence[Hashable]]
-    ) -> np.ndarray | None:
+    def attention(self, params: Params, batch: Batch) -> np.ndarray | None:
         """Where the compressor looks: float32 [B, I, V, H, g, g] of the same arguments, the weights by which
         each of the V tokens averages the g x g patches in each of H heads. They sum to one; outside of its
         own square a token that has one gives zeros. Where a compressor attends more than once, the last time
-        counts; a kept CLS passes by. None where it does not attend, or no row has a picture.
+        counts; a kept CLS passes by. None where it does not attend, or no row has an image.
         """
-        inputs = self._inputs(params, batch, pictures)
+        inputs = self._inputs(params, batch)
         weights = None if inputs is None else self._look(params, *inputs)
-        return None if weights is None else over_picture(np.asarray(weights), self.config.vision.grid)
+        return None if weights is None else over_image(np.asarray(weights), self.config.vision.grid)
 
-    def _inputs(
-        self, params: Any, batch: Batch, pictures: Sequence[Sequence[Hashable]]
-    ) -> tuple[Any, Any] | None:
+    def _inputs(self, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array] | None:
         """The tower's states [B, I, n, K, D] and the questions' features [B, I, H], unless there is none."""
         c, (b, i) = self.config, batch.query_ends.shape
         ends = np.asarray(batch.query_ends)
@@ -142,16 +118,16 @@ class Encoders:
             return None
         states = batch.features
         if states is None:
-            keys = {(r, n): pictures[r][n] for r, n in present}
-            states = self._gather("pictures", self.reuse.pictures, keys, (b, i), params, (batch.pixels,))
+            keys = {slot: image_key(batch.pixels[slot]) for slot in present}
+            states = self._gather("pictures", self.reuse.images, keys, (b, i), params, (batch.pixels,))
         query = jnp.zeros((b, i, query_width(c)), jnp.dtype(c.dtype))
         if c.compressor.reads_question:
             queries, segments = np.asarray(batch.queries), np.asarray(batch.query_segments)
             asked = {(r, n): question_ids(queries[r], segments[r], ends[r, n]) for r, n in present}
-            keys = {place: one.tobytes() for place, one in asked.items()}
+            keys = {slot: one.tobytes() for slot, one in asked.items()}
             ids, lengths = np.zeros((b, i, queries.shape[1]), np.int32), np.zeros((b, i), np.int32)
-            for place, one in asked.items():
-                ids[place][: len(one)], lengths[place] = one, len(one)
+            for slot, one in asked.items():
+                ids[slot][: len(one)], lengths[slot] = one, len(one)
             query = self._gather("questions", self.reuse.questions, keys, (b, i), params, (ids, lengths))
         if self._mesh is not None:
             states, query = jax.device_put((states, query), batch_sharding(self._mesh))
@@ -160,28 +136,28 @@ class Encoders:
     def _gather(
         self,
         name: str,
-        held: Lru,
-        keys: dict[tuple[int, int], Hashable],
+        held: Held,
+        keys: dict[tuple[int, int], bytes],
         shape: tuple[int, int],
-        params: Any,
-        inputs: tuple[Any, ...],
+        params: Params,
+        inputs: tuple[np.ndarray, ...],
     ) -> jax.Array:
-        """[B, I, ...]: encodings of inputs [B, I, ...] by their places' keys, zeros in places without.
+        """[B, I, ...]: encodings of inputs [B, I, ...] by the keys of their slots, zeros in slots without.
 
         Keys that are not held are encoded together, once each.
         """
         found = {key: array for key in set(keys.values()) if (array := held.get(key)) is not None}
-        missing: dict[Hashable, tuple[int, int]] = {}
-        for place, key in keys.items():
+        missing: dict[bytes, tuple[int, int]] = {}
+        for slot, key in keys.items():
             if key not in found:
-                missing.setdefault(key, place)
+                missing.setdefault(key, slot)
         counter = self.reuse.counted[name]
         counter.misses += len(missing)
         counter.hits += len(keys) - len(missing)
         if missing:
-            places = list(missing.values())
-            rows = round_up(len(places), self._split)
-            where = tuple(np.array([*places, *places[:1] * (rows - len(places))]).T)
+            slots = list(missing.values())
+            rows = round_up(len(slots), self._split)
+            where = tuple(np.array([*slots, *slots[:1] * (rows - len(slots))]).T)
             began = time.perf_counter()
             given = tuple(x[where][:, None] for x in inputs)
             if self._mesh is not None:
@@ -191,15 +167,15 @@ class Encoders:
                 encoded = jax.device_put(encoded, replicated(self._mesh))
             arrays = jax.block_until_ready(encoded)
             if (name, rows) in self._compiled:
-                counter.timed += len(places)
+                counter.timed += len(slots)
                 counter.seconds += time.perf_counter() - began
             self._compiled.add((name, rows))
             for key, array in zip(missing, arrays, strict=False):
                 found[key] = array
-                held.put(key, array)
+                if array.nbytes <= held.maxsize:
+                    held[key] = array
         absent = jnp.zeros_like(next(iter(found.values())))
-        places = list(np.ndindex(shape))
-        stacked = jnp.stack([found[keys[place]] if place in keys else absent for place in places])
+        stacked = jnp.stack([found[keys[slot]] if slot in keys else absent for slot in np.ndindex(shape)])
         return stacked.reshape(*shape, *absent.shape)
 
     @property
@@ -212,30 +188,30 @@ class Encoders:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _questions(model: VLM, params: Any, ids: jax.Array, lengths: jax.Array) -> tuple[jax.Array, ...]:
+def _questions(model: VLM, params: Params, ids: jax.Array, lengths: jax.Array) -> tuple[jax.Array, ...]:
     segments = (jnp.arange(ids.shape[-1]) < lengths[..., None]).astype(jnp.int32)
     asked = ids[:, 0], segments[:, 0], lengths - 1
     return _rows(model.apply({"params": params}, *asked, method=VLM.encode_query))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _pictures(model: VLM, params: Any, pixels: jax.Array) -> tuple[jax.Array, ...]:
+def _images(model: VLM, params: Params, pixels: jax.Array) -> tuple[jax.Array, ...]:
     return _rows(model.apply({"params": params}, pixels, method=VLM.encode_image))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _compress(model: VLM, params: Any, states: jax.Array, query: jax.Array) -> Visual:
+def _compress(model: VLM, params: Params, states: jax.Array, query: jax.Array) -> Visual:
     visual: Any = model.apply({"params": params}, states, query, method=VLM.compress)
     return visual
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _look(model: VLM, params: Any, states: jax.Array, query: jax.Array) -> jax.Array | None:
+def _look(model: VLM, params: Params, states: jax.Array, query: jax.Array) -> jax.Array | None:
     _, sown = model.apply({"params": params}, states, query, method=VLM.compress, mutable=["intermediates"])
     found = jax.tree.leaves(sown)
     if not found:
         return None
-    # Weights that do not depend on the picture have one row for all.
+    # Weights that do not depend on the image have one row for all.
     (b, i), shape = states.shape[:2], found[-1].shape[1:]
     return jnp.broadcast_to(found[-1], (b * i, *shape)).reshape(b, i, *shape)
 
@@ -244,12 +220,17 @@ def _rows(x: Any) -> tuple[jax.Array, ...]:
     return tuple(x[r, 0] for r in range(x.shape[0]))
 
 
-def over_picture(weights: np.ndarray, grid: int) -> np.ndarray:
-    """Attention weights laid out over the whole picture, [..., V, H, g, g].
+def image_key(pixels: np.ndarray) -> bytes:
+    """What tells an image from others; equal pixels have equal keys."""
+    return hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16).digest()
+
+
+def over_image(weights: np.ndarray, grid: int) -> np.ndarray:
+    """Attention weights laid out over the whole image, [..., V, H, g, g].
 
     Args:
       weights: [..., V, H, R]. R = g^2 are all patches. Fewer are those of the token's own square: V = h^2
-        squares tile the picture, both in raster order.
+        squares tile the image, both in raster order.
       grid: g.
     """
     *rows, v, heads, r = weights.shape

@@ -154,9 +154,9 @@ class VLM(nn.Module):
             here = jnp.where(batch.slots[..., None] == NEWLINE, newline, here)
         return jnp.where(batch.slots[..., None] >= 0, here.astype(text.dtype), text)
 
-    def __call__(self, batch: Batch) -> jax.Array:
-        """Final hidden states [B, S, M]."""
-        hidden, _ = self.decoder(self.splice(batch), batch.positions, batch.segments)
+    def __call__(self, batch: Batch, visual: Visual | None = None) -> jax.Array:
+        """Final hidden states [B, S, M]; `visual` is the batch's, where it is known already."""
+        hidden, _ = self.decoder(self.splice(batch, visual), batch.positions, batch.segments)
         return hidden
 
     def prefill(self, batch: Batch, cache: Cache, visual: Visual | None = None) -> tuple[jax.Array, Cache]:

@@ -25,7 +25,8 @@ from quecc_jax.data.images import picture_size
 from quecc_jax.errors import BadRow, UserError
 
 if TYPE_CHECKING:
-    from quecc_jax.generate.engine import Engine, Limits, Pixels
+    from quecc_jax.generate.engine import Engine
+    from quecc_jax.generate.questions import Limits, ReadImage
 
 PAGE = Path(__file__).with_name("chat_page.html")
 UPLOADS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
@@ -70,7 +71,7 @@ class Page:
     ):
         self.engine, self.limits, self.query = engine, limits, query
         self.max_bytes, self.max_pixels = max_bytes, max_pixels
-        self._pictures: collections.OrderedDict[str, Pixels] = collections.OrderedDict()
+        self._pictures: collections.OrderedDict[str, ReadImage] = collections.OrderedDict()
         self._model, self._held = threading.Lock(), threading.Lock()
         self._room = threading.Semaphore(WAITING)
 
@@ -109,8 +110,8 @@ class Page:
                 413,
                 f"the picture has {width} x {height} pixels, more than {self.max_pixels:,}; make it smaller",
             )
-        picture = self.engine.picture(BytesIO(body))
-        name = bytes(picture.key).hex()  # type: ignore[call-overload]
+        picture = self.engine.image(BytesIO(body))
+        name = picture.key.hex()
         with self._held:
             self._pictures[name] = picture
             self._pictures.move_to_end(name)
@@ -126,7 +127,7 @@ class Page:
           Refused: the request is malformed, names an unknown picture, or too many wait.
           UserError: the question does not fit.
         """
-        from quecc_jax.generate.engine import Question
+        from quecc_jax.generate.questions import Question
         from quecc_jax.generate.sampling import Sampling, check_sampling
 
         asked = _fields(body)
@@ -170,7 +171,7 @@ class Page:
         side of the picture belong to one token each, see `own_squares`; both None without."""
         from quecc_jax.evaluate.attention import own_squares
 
-        weights = self.engine.attention(question) if question.pictures else None
+        weights = self.engine.attention(question) if question.images else None
         if weights is None:
             return {"attention": None, "squares": None}
         mean = weights.mean(axis=2)

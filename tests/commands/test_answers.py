@@ -26,16 +26,13 @@ from quecc_jax.data.images import load_pixels, normalise
 from quecc_jax.data.sources.pool import write_features
 from quecc_jax.data.text.tokenizer import load_tokenizer, train_word_tokenizer
 from quecc_jax.errors import UserError, run_cli
-from quecc_jax.evaluate import predict
 from quecc_jax.experiments.testbed.build import build_pool
 from quecc_jax.experiments.testbed.tower import feature_fn
-from quecc_jax.generate import build_generator
 from quecc_jax.load import load_vlm
 from quecc_jax.models.towers.clip import ClipTower
 from quecc_jax.train.checkpoint import load_params, save_params
 from tests.tiny import random_params
 
-shared_generator = functools.cache(build_generator)
 shared_engine = functools.cache(load.load_engine)
 ROOT = Path(__file__).parents[2]
 VISION = VisionConfig(
@@ -101,7 +98,6 @@ def call(monkeypatch, capsys, module, *arguments: object) -> tuple[int, str, str
 @pytest.fixture(autouse=True)
 def compile_once(monkeypatch):
     """Programs of equal shapes are shared between the calls of these tests."""
-    monkeypatch.setattr(predict, "build_generator", shared_generator)
     monkeypatch.setattr(load, "load_engine", shared_engine)
 
 

@@ -17,7 +17,8 @@ from PIL import Image
 
 from quecc_jax.commands import chat as terminal
 from quecc_jax.errors import UserError
-from quecc_jax.generate.engine import Engine, Limits, Question
+from quecc_jax.generate.engine import Engine
+from quecc_jax.generate.questions import Limits, Question
 from quecc_jax.generate.sampling import Sampling
 from quecc_jax.serve.chat_web import KEPT, Page, make_server
 from tests.browser import absent, browser
@@ -37,9 +38,9 @@ def pictures(tmp_path_factory) -> list[Path]:
     return save_pictures(tmp_path_factory.mktemp("pictures"))
 
 
-def talk_through(engine: Engine, *lines: str, **settings: Any) -> tuple[terminal.Conversation, str, str]:
+def talk_through(engine: Engine, *lines: str, **settings: Any) -> tuple[terminal.Chat, str, str]:
     """The conversation after some lines, and what was printed on stdout and stderr."""
-    talk, said = terminal.Conversation(engine, LIMITS, settings.pop("query", "own")), iter(lines)
+    talk, said = terminal.Chat(engine, LIMITS, settings.pop("query", "own")), iter(lines)
     out, err = io.StringIO(), io.StringIO()
 
     def read(prompt: str) -> str:
@@ -54,7 +55,7 @@ def talk_through(engine: Engine, *lines: str, **settings: Any) -> tuple[terminal
 
 def test_turns_of_the_terminal_are_those_of_the_engine(engine, pictures):
     talk, out, err = talk_through(engine, f"/image {pictures[2]}", QUESTIONS[0], "", QUESTIONS[1])
-    picture = (engine.picture(pictures[2]),)
+    picture = (engine.image(pictures[2]),)
     (first,) = engine.answers([Question(QUESTIONS[0], picture)], LIMITS)
     (second,) = engine.answers([Question(QUESTIONS[1], picture, (QUESTIONS[0], first))], LIMITS)
     assert talk.history == (QUESTIONS[0], first, QUESTIONS[1], second)
@@ -76,7 +77,7 @@ def test_commands(engine, pictures):
     )
     assert "/image FILE" in out and "a blue one.png' is picture 2" not in out
     assert "picture 2; ask about it" in out and "a new conversation about the same pictures" in out
-    assert talk.history == () and len(talk.pictures) == 2
+    assert talk.history == () and len(talk.images) == 2
     assert "at most 2 pictures a question" in err
 
 
@@ -107,7 +108,7 @@ def test_a_conversation_that_no_longer_fits_says_what_to_do(engine):
 def test_the_latest_question_may_condition_the_compressor(engine, pictures):
     lines = (f"/image {pictures[2]}", QUESTIONS[0], QUESTIONS[1])
     talk, _, _ = talk_through(engine, *lines, query="latest")
-    asked = Question(QUESTIONS[1], talk.pictures, talk.history[:2], "latest")
+    asked = Question(QUESTIONS[1], talk.images, talk.history[:2], "latest")
     assert engine.answers([asked], LIMITS) == [talk.history[3]]
 
 
@@ -150,7 +151,7 @@ def test_the_server_answers_as_the_engine_does(engine, server, pictures):
     name = upload(port, pictures[2])
     assert upload(port, pictures[2]) == name != upload(port, pictures[0])
     *pieces, last = ask(port, text=QUESTIONS[1], pictures=[name], history=[QUESTIONS[0], "red"])
-    question = Question(QUESTIONS[1], (engine.picture(pictures[2]),), (QUESTIONS[0], "red"))
+    question = Question(QUESTIONS[1], (engine.image(pictures[2]),), (QUESTIONS[0], "red"))
     assert [last["answer"]] == engine.answers([question], LIMITS)
     assert "".join(piece["text"] for piece in pieces) == last["answer"] and len(pieces) > 1
     assert last["query"] == QUESTIONS[0]
@@ -268,7 +269,7 @@ def test_the_page_in_a_browser(engine, server, pictures, tmp_path):
             page.type("#text", question)
             page.click("#send")
             page.wait(f"document.querySelectorAll('.usage').length === {turn + 1}")
-            asked = Question(question, (engine.picture(pictures[2]),), history)
+            asked = Question(question, (engine.image(pictures[2]),), history)
             (answer,) = engine.answers([asked], LIMITS)
             shown = page.run("return [...document.querySelectorAll('.model .said')].map(e => e.innerText)")
             assert shown[-1] == answer

@@ -12,7 +12,7 @@ from quecc_jax.commands.cli import execute
 from quecc_jax.commands.explain import explain
 from quecc_jax.errors import UserError
 from quecc_jax.evaluate.attention import patch_map
-from quecc_jax.generate.engine import Limits, Question
+from quecc_jax.generate.questions import Limits, Question
 from tests.commands.talker import QUESTIONS, save_pictures, tiny_engine
 
 
@@ -33,7 +33,7 @@ def test_the_maps_of_both_questions_and_their_difference_are_drawn(engine, pictu
         "savefig",
         lambda self, path, **options: (drawn.update(figure=self), path.write_bytes(b"png"), None)[-1],
     )
-    question = Question(QUESTIONS[0], (engine.picture(picture),))
+    question = Question(QUESTIONS[0], (engine.image(picture),))
     explain(engine, question, QUESTIONS[1], Limits(4), tmp_path / "out.png")
     panels = drawn["figure"].axes[:4]
     assert all(len(panel.lines) == 2 for panel in panels[1:])
@@ -72,7 +72,7 @@ def test_the_command_writes_a_picture(engine, picture, tmp_path, monkeypatch, ca
         ],
     )
     execute("generate", sys.argv[1:])
-    wanted = engine.answers([Question("what is it?", (engine.picture(picture),))], Limits(3))
+    wanted = engine.answers([Question("what is it?", (engine.image(picture),))], Limits(3))
     assert capsys.readouterr().out == f"{wanted[0]}\n"
     with Image.open(tmp_path / "out.png") as image:
         assert image.format == "PNG" and min(image.size) > 300
@@ -99,7 +99,7 @@ def test_mistakes(engine, picture, monkeypatch, more, message):
 def test_a_model_that_does_not_attend_has_nothing_to_explain(picture, tmp_path):
     plain = tiny_engine(tmp_path, name="none")
     with pytest.raises(UserError, match="this model has none"):
-        explain(plain, Question("what?", (plain.picture(picture),)), "image", Limits(2), tmp_path / "x.png")
+        explain(plain, Question("what?", (plain.image(picture),)), "image", Limits(2), tmp_path / "x.png")
 
 
 def test_tokens_that_see_the_whole_picture_have_no_squares(picture, tmp_path, monkeypatch):
@@ -110,7 +110,7 @@ def test_tokens_that_see_the_whole_picture_have_no_squares(picture, tmp_path, mo
         lambda self, path, **options: (drawn.update(figure=self), path.write_bytes(b"png"), None)[-1],
     )
     engine = tiny_engine(tmp_path, name="resampler")
-    question = Question(QUESTIONS[0], (engine.picture(picture),))
+    question = Question(QUESTIONS[0], (engine.image(picture),))
     explain(engine, question, QUESTIONS[1], Limits(2), tmp_path / "out.png")
     panel = drawn["figure"].axes[1]
     weights = engine.attention(question)

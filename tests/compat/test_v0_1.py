@@ -14,10 +14,10 @@ from quecc_jax.config import QueryConfig, RunConfig
 from quecc_jax.config.io import from_dict, load_config
 from quecc_jax.config.renamed import with_new_names
 from quecc_jax.data.pipeline import make_iterator
-from quecc_jax.evaluate.predict import predict
+from quecc_jax.evaluate.answers import answer_rows
 from quecc_jax.fingerprint import query_fingerprint, tower_fingerprint
 from quecc_jax.flops import answer_flops, compressor_cost, train_flops
-from quecc_jax.generate.engine import Limits, Question
+from quecc_jax.generate.questions import Limits, Question
 from quecc_jax.load import load_engine, load_vlm
 from quecc_jax.train.checkpoint import load_params
 from quecc_jax.train.loop import train
@@ -71,7 +71,7 @@ def test_the_engine_answers_as_it_did(run):
     questions = [
         Question(
             row["conversations"][0]["value"].replace("<image>", "").strip(),
-            (engine.picture(ROOT / "data" / row["image"]),),
+            (engine.image(ROOT / "data" / row["image"]),),
         )
         for row in json.loads((ROOT / "data" / "rows.json").read_text())
     ]
@@ -82,7 +82,7 @@ def test_the_engine_answers_as_it_did(run):
 
 def test_the_evaluation_answers_as_it_did(run):
     config, params = load_vlm(run)
-    answers = predict(config.model, config.data, params, max_new_tokens=8, batch_size=8)
+    answers = answer_rows(config, params, max_new_tokens=8, batch_size=8)
     assert [answer.prediction for answer in answers] == EXPECTED["predicted"]
 
 

@@ -181,11 +181,11 @@ def test_a_caption_under_either_template_of_stage_1(template):
     config = parse_run(["configs/llava_7b_stage1.py", "--data.template", template], "train")
     tokenizer = load_tokenizer("tests/golden/llava_tiny")
     made = encode(CAPTION, tokenizer, config.data, config.model.visual_tokens)
-    text, learned = made["slots"] < 0, made["labels"] >= 0
-    read = tokenizer.decode(made["tokens"][text & ~learned])
+    text, learned = made.slots < 0, made.labels >= 0
+    read = tokenizer.decode(made.tokens[text & ~learned])
     end = {"v1": tokenizer.eos_token_id, "plain": tokenizer.encode("\n", after=tokenizer.encode("a")[-1])[-1]}
     assert " ".join(read.split()) == {"v1": f"{SYSTEM} USER: {ASKED} ASSISTANT:", "plain": ""}[template]
-    assert tokenizer.decode(made["tokens"][learned]).strip() == SAID
-    assert made["tokens"][-1] == end[template] and learned[-1]
-    assert tokenizer.decode(made["query"]) == ASKED
+    assert tokenizer.decode(made.tokens[learned]).strip() == SAID
+    assert made.tokens[-1] == end[template] and learned[-1]
+    assert tokenizer.decode(made.queries) == ASKED
     assert (~text).sum() == 16

@@ -26,7 +26,8 @@ from quecc_jax.data.images import normalise
 from quecc_jax.data.text.conversation import prompt, prompt_text
 from quecc_jax.data.text.templates import TEMPLATES
 from quecc_jax.data.text.tokenizer import load_tokenizer
-from quecc_jax.generate.engine import Engine, Limits, Question
+from quecc_jax.generate.engine import Engine
+from quecc_jax.generate.questions import Limits, Question
 from quecc_jax.load import load_vlm
 from tests.convert.test_run import assert_same_tensors
 
@@ -131,7 +132,7 @@ def talk(question: str, pictures: int) -> list[dict[str, Any]]:
 def ids_of(question: str, pictures: int, engine: Engine, number: int, history: tuple[str, ...] = ()) -> Any:
     config = engine.config
     made = prompt(question, pictures, engine.tokenizer, config.data, config.model.visual_tokens, history)
-    return np.where(made["slots"] != -1, number, made["tokens"]).tolist()
+    return np.where(made.slots != -1, number, made.tokens).tolist()
 
 
 CASES: dict[str, dict[str, Any]] = {
@@ -180,13 +181,13 @@ def test_transformers_answers_as_the_run_does(case: str, tmp_path: Path, conform
             what = f"{'text' if size is None else size}: {question!r}"
             conforms(case, f"ids, {what}", wanted, ids_of(question, len(shown), engine, number))
             if shown:
-                pixels = normalise(engine.picture(shown[0]).array).transpose(2, 0, 1)
+                pixels = normalise(engine.image(shown[0]).pixels[0]).transpose(2, 0, 1)
                 error = float(np.abs(pixels - given["pixel_values"][0].numpy()).max())
                 conforms(case, f"pixels, {what}", True, error < 1e-5)
             with torch.no_grad():
                 out = model.generate(**given, max_new_tokens=8, do_sample=False)
             answer = processor.decode(out[0, len(wanted) :], skip_special_tokens=True).strip()
-            asked = Question(question, tuple(engine.picture(one) for one in shown))
+            asked = Question(question, tuple(engine.image(one) for one in shown))
             conforms(case, f"answer, {what}", answer, engine.answers([asked], limits)[0])
     history = ("What is it?", "A cat.")
     talks = [
@@ -214,7 +215,7 @@ def test_any_resolution_pictures(size: tuple[int, int], tmp_path: Path, conforms
     with torch.no_grad():
         out = model.generate(**given, max_new_tokens=8, do_sample=False)
     answer = processor.decode(out[0, given["input_ids"].shape[1] :], skip_special_tokens=True).strip()
-    asked = Question("What is it?", (engine.picture(picture(*size)),))
+    asked = Question("What is it?", (engine.image(picture(*size)),))
     conforms("LLaVA-NeXT", f"answer, {size}", answer, engine.answers([asked], Limits(max_new_tokens=8))[0])
 
 
@@ -251,7 +252,7 @@ def test_an_export_comes_in_again_as_the_same_run(tmp_path: Path, conforms: Any)
     for shown in ((), (picture(60, 40),)):
         answers = [
             engine.answers(
-                [Question("What is it?", tuple(map(engine.picture, shown)))], Limits(max_new_tokens=8)
+                [Question("What is it?", tuple(map(engine.image, shown)))], Limits(max_new_tokens=8)
             )
             for engine in (first, second)
         ]

@@ -36,12 +36,12 @@ def test_query_and_row(conforms, tokenizer, case):
     made = encode(row, tokenizer, DataConfig(template="v1", images_per_row=2), 1)
     # The original's query for rows without a picture is a word that no token depends on.
     expected = case["query_ids"] if pictures else []
-    obtained = made["query"].tolist()
+    obtained = made.queries.tolist()
     if pictures > 1:
-        segments = question_segments(made["query_ends"], len(obtained))
-        obtained = question_ids(made["query"], segments, made["query_ends"][-1]).tolist()
+        segments = question_segments(made.query_ends, len(obtained))
+        obtained = question_ids(made.queries, segments, made.query_ends[-1]).tolist()
     conforms("query", case["name"], expected, obtained)
-    ids = np.where(made["slots"] >= 0, IMAGE, made["tokens"])
+    ids = np.where(made.slots >= 0, IMAGE, made.tokens)
     conforms("row v1", case["name"], case["input_ids"], ids.tolist())
 
 
@@ -49,6 +49,6 @@ def test_each_picture_has_its_own_turn_where_the_original_takes_the_last_for_all
     case = next(case for case in CASES if case["name"] == "two pictures in two turns")
     turns = [{"from": "gpt" if n % 2 else "human", "value": text} for n, text in enumerate(case["turns"])]
     made = encode({"image": ["a", "b"], "conversations": turns}, tokenizer, DataConfig(images_per_row=2), 1)
-    segments = question_segments(made["query_ends"], len(made["query"]))
-    texts = [tokenizer.decode(question_ids(made["query"], segments, end)) for end in made["query_ends"]]
+    segments = question_segments(made.query_ends, len(made.queries))
+    texts = [tokenizer.decode(question_ids(made.queries, segments, end)) for end in made.query_ends]
     conforms("query", "two pictures, each of its turn", ["What is it?", "And what is this?"], texts)

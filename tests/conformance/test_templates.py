@@ -223,7 +223,7 @@ def test_prompts_have_the_ids_of_what_the_chat_template_renders(
     )
     ids = ids if ids[0] == tokenizer.bos_token_id else [tokenizer.bos_token_id, *ids]
     made = prompt(text, 0, tokenizer, DataConfig(template=name), 1)  # type: ignore[arg-type]
-    conforms("template ids", model, ids, made["tokens"].tolist())
+    conforms("template ids", model, ids, made.tokens.tolist())
 
 
 @pytest.mark.parametrize("case", UNKNOWN)
@@ -480,4 +480,4 @@ def test_mistral_v1_has_the_ids_of_mistral_common(conforms: Any) -> None:
         1,
         history=("Hello, what is it?", "A circle."),
     )
-    conforms("template ids", "mistral-common v1", expected, made["tokens"].tolist())
+    conforms("template ids", "mistral-common v1", expected, made.tokens.tolist())

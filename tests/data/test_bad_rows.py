@@ -283,10 +283,10 @@ def check(batch, place, good, config, tokenizer, model, folder, path):
     for one in good:
         row = RowFile(path)[one]
         made = encode(row, tokenizer, config, model.visual_tokens)
-        length, refs = len(made["tokens"]), image_refs(row)
+        length, refs = len(made.tokens), image_refs(row)
         here = slice(start, start + length)
-        assert np.array_equal(batch.tokens[place, here], made["tokens"])
-        assert np.array_equal(batch.labels[place, here], made["labels"])
+        assert np.array_equal(batch.tokens[place, here], made.tokens)
+        assert np.array_equal(batch.labels[place, here], made.labels)
         for ref in refs:
             wanted = load_pixels(str(folder / ref), model.vision)
             assert np.array_equal(batch.pixels[place, picture], wanted)

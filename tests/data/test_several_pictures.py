@@ -12,9 +12,11 @@ from PIL import Image
 from quecc_jax.config import DecoderConfig, RunConfig, SourceConfig
 from quecc_jax.data.images import load_pixels
 from quecc_jax.data.pipeline import make_iterator, rows_by_id
-from quecc_jax.data.text.conversation import query_ids, query_turns
-from quecc_jax.evaluate.predict import predict
-from quecc_jax.generate.engine import Engine, Limits, Question
+from quecc_jax.data.text.conversation import query_ids
+from quecc_jax.data.text.turns import query_turns
+from quecc_jax.evaluate.answers import answer_rows
+from quecc_jax.generate.engine import Engine
+from quecc_jax.generate.questions import Limits, Question
 from quecc_jax.models.vlm import VLM
 from tests.tiny import asked, random_params
 
@@ -117,9 +119,9 @@ def test_each_picture_is_compressed_with_the_question_of_its_own_turn(config, pa
 
 def test_answers_about_several_pictures_are_those_of_a_data_set_with_them(config, params, folder):
     data = dataclasses.replace(config.data, max_length=64)
-    answers = predict(config.model, data, params, max_new_tokens=6, batch_size=6)
+    answers = answer_rows(dataclasses.replace(config, data=data), params, max_new_tokens=6, batch_size=6)
     engine = Engine(dataclasses.replace(config, data=data), params, chunk=2)
-    pictures = [engine.picture(folder / f"{k}.png") for k in range(3)]
+    pictures = [engine.image(folder / f"{k}.png") for k in range(3)]
     # The data set's first question decides which pictures a prompt has, so those of later turns are left out.
     chosen = [k for k, (shown, said) in enumerate(TALKS) if said[0].count("<image>") == len(shown)]
     questions = [Question(TALKS[k][1][0], tuple(pictures[p] for p in TALKS[k][0])) for k in chosen]
@@ -129,14 +131,15 @@ def test_answers_about_several_pictures_are_those_of_a_data_set_with_them(config
     # What was said before stays, and pictures may stand in any turn of it.
     turns = ("<image>\n<image>\nred or blue?", "red", "and <image> ?")
     later = Question(turns[2], tuple(pictures), turns[:2])
-    batch, _, sizes, _ = engine._lay_out([later], 4)
-    assert batch.slots[0][batch.slots[0] >= 0].tolist() == list(range(12)) and sizes[0][0] > 12
+    length = len(engine.prompt(later).encoded.codes)
+    batch = engine.batch([engine.prompt(later)], 64)
+    assert batch.slots[0][batch.slots[0] >= 0].tolist() == list(range(12)) and length > 12
     own = [engine.tokenizer.decode(ids) for _, _, ids in asked(batch)]
     assert own == ["red blue?", "red blue?", "and?"] and later.asked() == "and  ?"
     assert len(engine.answers([later], Limits(4))) == 1
     later = later._replace(query="latest")
     maps, swapped = (
-        np.asarray(engine.attention(later._replace(pictures=order)))
+        np.asarray(engine.attention(later._replace(images=order)))
         for order in (tuple(pictures), tuple(pictures[::-1]))
     )
     np.testing.assert_allclose(maps, swapped[::-1], atol=1e-6)

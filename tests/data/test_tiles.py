@@ -18,8 +18,9 @@ from quecc_jax.data.pipeline import eval_batches, make_iterator
 from quecc_jax.data.sources.open import open_sources
 from quecc_jax.data.text.conversation import query_ids
 from quecc_jax.errors import BadRow, UserError
-from quecc_jax.evaluate.predict import predict
-from quecc_jax.generate.engine import Engine, Limits, Question
+from quecc_jax.evaluate.answers import answer_rows
+from quecc_jax.generate.engine import Engine
+from quecc_jax.generate.questions import Limits, Question
 from quecc_jax.models.vlm import VLM
 from tests.tiny import random_params
 
@@ -147,9 +148,9 @@ def test_the_newline_learns_from_every_row_of_the_map(config, params):
 
 
 def test_answers_are_those_of_a_data_set_with_the_same_pictures(config, params, folder):
-    answers = predict(config.model, config.data, params, max_new_tokens=4, batch_size=6)
+    answers = answer_rows(config, params, max_new_tokens=4, batch_size=6)
     engine = Engine(config, params, chunk=2)
-    pictures = [engine.picture(folder / f"{k}.png") for k in range(3)]
+    pictures = [engine.image(folder / f"{k}.png") for k in range(3)]
     questions = [Question(text, tuple(pictures[p] for p in shown)) for shown, text in TALKS]
     run = engine.run(questions, Limits(4))
     assert run.finish() == [answer.prediction for answer in answers]

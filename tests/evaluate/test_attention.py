@@ -14,7 +14,7 @@ from quecc_jax.data.text.tokenizer import train_word_tokenizer
 from quecc_jax.evaluate.attention import attention_maps, own_squares, patch_map
 from quecc_jax.experiments.testbed.build import build_pool
 from quecc_jax.generate.decode import decoding_params
-from quecc_jax.generate.reuse import Encoders, Reuse, over_picture
+from quecc_jax.generate.reuse import Encoders, Reuse, over_image
 from tests.tiny import MODEL, RUN, random_batch, random_params, run
 
 V, HEADS, GRID = 4, 4, 4
@@ -45,7 +45,7 @@ def maps(data, pool, features, fingerprint):
     params = random_params(dataclasses.replace(RUN, data=data))
     params.pop("vision")
     rows, out = [], []
-    for row, weights in attention_maps(MODEL, data, params, batch_size=4):
+    for row, weights in attention_maps(dataclasses.replace(RUN, data=data), params, batch_size=4):
         assert weights.shape == (1, V, HEADS, GRID, GRID)
         np.testing.assert_allclose(weights.sum(axis=(-2, -1)), 1.0, rtol=1e-5)
         rows.append(row)
@@ -98,9 +98,7 @@ def test_the_maps_of_every_compressor(compressor):
     batch = random_batch(config, pictures=[2, 1])
     shape = (2, 2, *state_shape(config.model.tower))
     features = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    found = Encoders(config.model, Reuse()).attention(
-        params, batch._replace(pixels=None, features=features), [["a", "b"], ["c"]]
-    )
+    found = Encoders(config.model, Reuse()).attention(params, batch._replace(pixels=None, features=features))
     if name in ("avgpool", "conv", "m3", "none"):
         assert found is None
         return
@@ -114,12 +112,12 @@ def test_the_maps_of_every_compressor(compressor):
 
 def test_a_tokens_own_square_has_its_place():
     own = np.arange(1.0, 25).reshape(4, 2, 3)[:, :, :1] * np.ones(9)
-    laid = over_picture(own, 6)
+    laid = over_image(own, 6)
     assert laid.shape == (4, 2, 6, 6) and own_squares(laid) == 2
     for token, (y, x) in enumerate([(0, 0), (0, 3), (3, 0), (3, 3)]):
         np.testing.assert_array_equal(laid[token, :, y : y + 3, x : x + 3].reshape(2, 9), own[token])
     assert laid.sum() == own.sum()
-    everywhere = over_picture(np.broadcast_to(np.arange(36.0), (3, 4, 2, 36)), 6)
+    everywhere = over_image(np.broadcast_to(np.arange(36.0), (3, 4, 2, 36)), 6)
     np.testing.assert_array_equal(everywhere[2, 3, 1], np.arange(36.0).reshape(6, 6))
     assert own_squares(everywhere[0]) == 1
     np.testing.assert_allclose(

@@ -1,6 +1,5 @@
 """`launch.evaluate --tasks` from data files in the benchmarks' layout to the row of table 1."""
 
-import functools
 import json
 import re
 import shutil
@@ -14,18 +13,16 @@ from PIL import Image
 from quecc_jax.commands.cli import execute
 from quecc_jax.config import RunConfig
 from quecc_jax.errors import UserError, run_cli
-from quecc_jax.evaluate import ask as ask_module
-from quecc_jax.evaluate import benchmarks, predict
+from quecc_jax.evaluate import answers, benchmarks
 from quecc_jax.evaluate.benchmark import fingerprint, run_task
 from quecc_jax.evaluate.failures_page import write_failures
 from quecc_jax.evaluate.tasks import TASKS
 from quecc_jax.evaluate.tasks.base import Judged
-from quecc_jax.generate import build_generator
+from quecc_jax.generate.engine import Engine
 from tests import tiny
 from tests.evaluate.standins import STANDINS
 from tests.evaluate.word_model import word_run
 
-shared_generator = functools.cache(build_generator)
 NAMES = ("pope", "mmbench", "scienceqa", "vizwiz", "mme")
 
 
@@ -43,12 +40,6 @@ def run(data, tmp_path_factory) -> RunConfig:
     """A run with random parameters whose tokenizer knows the benchmarks' words."""
     texts = [sample.prompt for name in NAMES for sample in TASKS[name].load(data)] + ["yes no A B C D"]
     return word_run(tmp_path_factory.mktemp("runs"), texts)
-
-
-@pytest.fixture(autouse=True)
-def compile_once(monkeypatch):
-    """Programs of equal shapes are shared between the calls of these tests."""
-    monkeypatch.setattr(predict, "build_generator", shared_generator)
 
 
 def call(monkeypatch, capsys, *arguments: object) -> tuple[int, str, str]:
@@ -97,20 +88,18 @@ def records(out: Path, name: str) -> list[dict[str, Any]]:
 def finished(run, data, tmp_path_factory) -> Path:
     """All benchmarks, scored once."""
     out = tmp_path_factory.mktemp("out")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(predict, "build_generator", shared_generator)
-        benchmarks.run(
-            Path(run.out),
-            ",".join(NAMES),
-            data,
-            out,
-            name="tiny",
-            limit=None,
-            max_new_tokens=3,
-            batch_size=4,
-            seed=0,
-            html=True,
-        )
+    benchmarks.run(
+        Path(run.out),
+        ",".join(NAMES),
+        data,
+        out,
+        name="tiny",
+        limit=None,
+        max_new_tokens=3,
+        batch_size=4,
+        seed=0,
+        html=True,
+    )
     return out
 
 
@@ -165,12 +154,17 @@ def test_a_killed_run_goes_on_where_it_stopped(finished, run, score, tmp_path, m
     whole = (out / "pope/answers.jsonl").read_text()
     lines = whole.splitlines(keepends=True)
     (out / "pope/answers.jsonl").write_text("".join(lines[:5]) + lines[5][:30])
-    asked = []
-    ask = predict.predict
-    monkeypatch.setattr(ask_module, "predict", lambda *a, **k: asked.append(len(ask(*a, **k))))
+    asked, start = 0, Engine.run
+
+    def counted(engine, questions, *more):
+        nonlocal asked
+        asked += len(questions)
+        return start(engine, questions, *more)
+
+    monkeypatch.setattr(Engine, "run", counted)
     status, printed, err = score(out, "--name", "tiny")
     assert status == 0, err
-    assert asked == [7] and "12/12" in err and "left" in err
+    assert asked == 7 and "12/12" in err and "left" in err
     assert (out / "pope/answers.jsonl").read_text() == whole
     assert "results.json" in printed and "f1" in printed
     first, again = (json.loads((folder / "results.json").read_text()) for folder in (finished, out))
@@ -203,7 +197,7 @@ def test_another_scorer_reads_kept_answers_anew_and_asks_nothing(finished, score
     path = tmp_path / "out/mme/answers.jsonl"
     rows = records(tmp_path / "out", "mme")
     path.write_text("".join(json.dumps({**row, "answer": "y"}) + "\n" for row in rows))
-    monkeypatch.setattr(ask_module, "predict", lambda *a, **k: pytest.fail("it asks again"))
+    monkeypatch.setattr(Engine, "run", lambda *a, **k: pytest.fail("it asks again"))
     for rule, reading in (("lmms_eval", "yes"), ("mme", "other")):
         status, _, err = score(tmp_path / "out", "--scorer", f"mme={rule}", tasks="mme")
         assert status == 0, err
@@ -249,8 +243,8 @@ def test_answers_of_another_model_or_setting_are_not_mixed_in(finished, run, dat
             TASKS["pope"],
             TASKS["pope"].load(data),
             tmp_path / "out/pope",
-            run,
-            params,
+            answers.question_engine(run, params),
+            fingerprint(params),
             max_new_tokens=3,
             batch_size=4,
             data=data,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quecc_jax.evaluate.predict import Answer
+from quecc_jax.evaluate.answers import Answer
 from quecc_jax.evaluate.score import accuracy, is_exact, standard_error
 
 

@@ -12,7 +12,8 @@ from PIL import Image
 from quecc_jax.config import MeshConfig, RopeScaling
 from quecc_jax.convert.run import import_weights
 from quecc_jax.errors import UserError
-from quecc_jax.generate.engine import ADVANCE, BEGIN, Engine, Limits, Question
+from quecc_jax.generate.engine import ADVANCE, BEGIN, Engine
+from quecc_jax.generate.questions import Limits, Question
 from quecc_jax.generate.sampling import Sampling
 from quecc_jax.load import load_engine, load_vlm, with_decoding
 from tests.golden_pack import unpack
@@ -45,7 +46,7 @@ def questions(engine) -> dict[str, Question]:
     """The rows that the original continued."""
     rows = {row["id"]: row for row in json.loads((GOLDEN / "conversations.json").read_text())}
     return {
-        name: Question(row["conversations"][0]["value"], (engine.picture(GOLDEN / row["image"]),))
+        name: Question(row["conversations"][0]["value"], (engine.image(GOLDEN / row["image"]),))
         for name, row in rows.items()
         if name in ("a", "b")
     }
@@ -127,7 +128,7 @@ def test_programs_are_compiled_once_per_bucket(engine):
 
 def test_a_question_of_the_conversation_conditions_the_compressor(engine, questions):
     """The first turn's words by default, as in training; the latest turn's where asked."""
-    picture = questions["a"].pictures
+    picture = questions["a"].images
     first = Question("What is this?", picture)
     later = Question("And what colour is the sky above it?", picture, ("What is this?", "A house."))
     maps = [
@@ -143,7 +144,7 @@ def test_a_question_of_the_conversation_conditions_the_compressor(engine, questi
 
 def test_a_picture_is_encoded_once_for_all_its_questions(engine, questions):
     before = engine.reuse.counted["pictures"].misses
-    picture = engine.picture(Image.new("RGB", (30, 20), "teal"))
+    picture = engine.image(Image.new("RGB", (30, 20), "teal"))
     for text in ("What is this?", "Which colour?", "What is this?"):
         engine.answers([Question(text, (picture,))], Limits(2))
     assert engine.reuse.counted["pictures"].misses == before + 1
@@ -154,10 +155,10 @@ def test_a_picture_is_decoded_as_the_run_says(engine, run_dir, tmp_path):
     exif = Image.Exif()
     exif[274] = 6
     image.save(tmp_path / "a.png", exif=exif)
-    stored, turned = (engine.picture(picture).key for picture in (image, tmp_path / "a.png"))
+    stored, turned = (engine.image(picture).key for picture in (image, tmp_path / "a.png"))
     assert stored != turned
     original = Engine(with_decoding(engine.config, "original"), engine.params)
-    assert original.picture(tmp_path / "a.png").key == stored
+    assert original.image(tmp_path / "a.png").key == stored
 
 
 def test_eight_devices_answer_as_one_does(run_dir, engine, questions, monkeypatch):
@@ -166,8 +167,8 @@ def test_eight_devices_answer_as_one_does(run_dir, engine, questions, monkeypatc
     assert model == engine.config.model or spread.config.model.dtype == "bfloat16"
     over = Engine(
         dataclasses.replace(spread.config, model=model),
-        load_vlm(run_dir, spread._mesh)[1],
-        mesh=spread._mesh,
+        load_vlm(run_dir, spread.mesh)[1],
+        mesh=spread.mesh,
         chunk=4,
     )
     three = [*questions.values(), Question("Hello there, who are you?")]
@@ -202,14 +203,14 @@ def test_tokens_without_an_embedding_are_refused(engine, run_dir, tmp_path):
 
 
 def test_pictures_beyond_the_models_number_are_refused_and_nothing_said_is_answered(engine, questions):
-    (picture,) = questions["a"].pictures
+    (picture,) = questions["a"].images
     assert engine.config.data.images_per_row == 1
     with pytest.raises(UserError, match=r"2 pictures are given.* at most 1 a question"):
         engine.run([Question("what?", (picture, picture))], Limits(4))
     # A picture without words: the compressor reads the word "image", as in training.
     assert engine.answers([Question("", (picture,))], Limits(4)) != [""]
     with pytest.raises(UserError, match=r"nowhere.png does not exist"):
-        engine.picture("nowhere.png")
+        engine.image("nowhere.png")
 
 
 def test_the_cache_does_not_change_which_frequencies_a_longrope_model_has(engine):
@@ -218,6 +219,6 @@ def test_the_cache_does_not_change_which_frequencies_a_longrope_model_has(engine
     model = dataclasses.replace(engine.config.model, decoder=decoder)
     other = object.__new__(Engine)
     other.config, other.chunk = dataclasses.replace(engine.config, model=model), 4
-    assert other._places(20, 16) == (20, 20)
-    assert other._places(30, 16) == (32, 32)
-    assert engine._places(20, 16) == (32, 32) and engine._places(33, 40) == (48, 48)
+    assert other.room(20, 16) == (20, 20)
+    assert other.room(30, 16) == (32, 32)
+    assert engine.room(20, 16) == (32, 32) and engine.room(33, 40) == (48, 48)

@@ -7,7 +7,7 @@ import pytest
 
 from quecc_jax.config import CompressorConfig, MeshConfig
 from quecc_jax.generate.decode import decoding_params
-from quecc_jax.generate.reuse import Counter, Encoders, Lru, Reuse, round_up
+from quecc_jax.generate.reuse import Counter, Encoders, Reuse, round_up
 from quecc_jax.models.vlm import VLM
 from quecc_jax.sharding import make_mesh
 from tests.tiny import MODEL, asked, random_batch, random_params, run
@@ -33,7 +33,17 @@ def batch():
     return made._replace(pixels=pixels, **asking)
 
 
-KEYS = [["a"], ["b", "c"], ["b"], []]
+USED = (
+    "tokens",
+    "slots",
+    "labels",
+    "positions",
+    "segments",
+    "queries",
+    "query_segments",
+    "query_ends",
+    "pixels",
+)
 
 
 def plain(params, batch) -> np.ndarray:
@@ -50,7 +60,7 @@ def test_visual_tokens_are_those_of_the_model_on_the_first_call_and_the_second(p
     encode, wanted = Encoders(MODEL, Reuse()), plain(params, batch)
     assert np.abs(wanted[0, 0] - wanted[1, 0]).max() > 1e-2
     for _ in range(2):
-        check(encode(params, batch, KEYS).tokens, wanted, batch.query_ends)
+        check(encode(params, batch).tokens, wanted, batch.query_ends)
     # Four pictures shown, of which two are one; four queries, of which two are one. Then all again.
     report = encode.reuse.report()
     assert (report["pictures"]["misses"], report["pictures"]["hits"]) == (3, 5)
@@ -61,7 +71,7 @@ def test_visual_tokens_are_those_of_the_model_on_the_first_call_and_the_second(p
 
 def test_features_on_eight_devices_are_those_of_one(params, batch):
     mesh = make_mesh(MeshConfig(2, 2, 2))
-    tokens = Encoders(MODEL, Reuse(), mesh)(params, batch, KEYS).tokens
+    tokens = Encoders(MODEL, Reuse(), mesh)(params, batch).tokens
     check(tokens, plain(params, batch), batch.query_ends)
 
 
@@ -69,7 +79,7 @@ def test_cached_features_are_taken_as_they_are(params, batch):
     model, pixels = VLM(MODEL, unrolled=True), jnp.asarray(batch.pixels)
     states = model.apply({"params": params}, pixels, method="encode_image")
     encode = Encoders(MODEL, Reuse())
-    tokens = encode(params, batch._replace(pixels=None, features=np.asarray(states)), KEYS).tokens
+    tokens = encode(params, batch._replace(pixels=None, features=np.asarray(states))).tokens
     check(tokens, plain(params, batch), batch.query_ends)
     assert encode.reuse.counted["pictures"] == Counter()
 
@@ -78,16 +88,16 @@ def test_a_model_that_reads_no_question_computes_none(batch):
     config = run(model={"compressor": CompressorConfig(name="none")}, batch_size=4)
     params = decoding_params(random_params(config, seed=1), config.model)
     encode = Encoders(config.model, Reuse())
-    tokens = encode(params, batch, KEYS).tokens
-    assert encode.attention(params, batch, KEYS) is None and tokens.shape == (4, 2, 16, 32)
+    tokens = encode(params, batch).tokens
+    assert encode.attention(params, batch) is None and tokens.shape == (4, 2, 16, 32)
     assert encode.reuse.counted["questions"] == Counter()
 
 
 def test_no_pictures_cost_nothing(params, batch):
     encode = Encoders(MODEL, Reuse())
     blind = batch._replace(query_ends=np.full((4, 2), -1, np.int32))
-    tokens = encode(params, blind, 4 * [[]]).tokens
-    assert encode.attention(params, blind, 4 * [[]]) is None
+    tokens = encode(params, blind).tokens
+    assert encode.attention(params, blind) is None
     assert tokens.shape == (4, 2, 4, 32) and not np.asarray(tokens).any()
     assert encode.reuse.report()["pictures"] == {
         "hits": 0,
@@ -97,17 +107,23 @@ def test_no_pictures_cost_nothing(params, batch):
     }
 
 
-def test_what_was_used_longest_ago_leaves_first():
-    lru = Lru(3 * 40)
-    for key in "abc":
-        lru.put(key, jnp.zeros(10))
-    assert lru.get("a") is not None
-    lru.put("d", jnp.zeros(10))
-    assert [lru.get(key) is not None for key in "abcd"] == [True, False, True, True] and lru.bytes == 120
-    lru.put("a", jnp.zeros(20))
-    assert len(lru) == 2 and lru.bytes == 120 and lru.get("c") is None
-    lru.put("huge", jnp.zeros(31))
-    assert len(lru) == 0 and lru.bytes == 0
+def test_what_was_used_longest_ago_leaves_first_and_the_limit_is_in_bytes(params, batch):
+    one, wanted = Encoders(MODEL, Reuse()), plain(params, batch)
+    one(params, batch)
+    sizes = {array.nbytes for array in one.reuse.images.values()}
+    assert len(one.reuse.images) == 3 and len(sizes) == 1
+    (size,) = sizes
+    few = Encoders(MODEL, Reuse(image_bytes=2 * size))
+    for rows, misses in (([0], 1), ([1], 3), ([1], 3), ([2], 3), ([0], 4), ([2], 4)):
+        part = batch._replace(**{name: getattr(batch, name)[rows] for name in USED})
+        check(few(params, part).tokens, wanted[rows], part.query_ends)
+        assert few.reuse.counted["pictures"].misses == misses
+        assert few.reuse.images.currsize <= 2 * size
+    none = Encoders(MODEL, Reuse(image_bytes=size - 1, question_bytes=1))
+    for _ in range(2):
+        check(none(params, batch).tokens, wanted, batch.query_ends)
+    assert len(none.reuse.images) == len(none.reuse.questions) == 0
+    assert none.reuse.counted["pictures"].misses == 6
 
 
 def test_the_time_saved_is_the_hits_at_the_mean_time_of_a_timed_miss():

@@ -14,8 +14,9 @@ from lmms_eval.models import get_model
 from PIL import Image
 
 from quecc_jax.errors import UserError
-from quecc_jax.evaluate.ask import Question, ask
+from quecc_jax.evaluate.answers import answer_questions, question_engine
 from quecc_jax.evaluate.likelihood import log_likelihoods
+from quecc_jax.generate.questions import Question
 from quecc_jax.load import load_vlm
 from tests.evaluate.standins import picture
 from tests.evaluate.word_model import word_run
@@ -77,12 +78,10 @@ def docs(run, tmp_path_factory) -> list[dict[str, Any]]:
         (folder / f"{number}.png").write_bytes(picture(number))
         images.append(str(folder / f"{number}.png"))
     images[-1] = ""
-    config, params = load_vlm(run.out)
     answers = [""] * len(QUESTIONS)
-    ask(
-        [Question(q, q, (i,) if i else ()) for q, i in zip(QUESTIONS, images, strict=True)],
-        config,
-        params,
+    answer_questions(
+        question_engine(*load_vlm(run.out)),
+        [Question(q, (i,) if i else ()) for q, i in zip(QUESTIONS, images, strict=True)],
         max_new_tokens=4,
         batch_size=2,
         keep=answers.__setitem__,
@@ -174,10 +173,11 @@ def test_given_answers_get_the_likelihoods_of_this_project(model):
     requests.append(request(lambda doc: "green", QUESTIONS[2]))
     shown = picture_of(model)
     wanted = log_likelihoods(
-        [Question("", text, (shown,)) for text in QUESTIONS[:3]],
-        ["red", "blue two", "green"],
-        model.config,
-        model.params,
+        model.engine,
+        [
+            (Question(text, (shown,)), answer)
+            for text, answer in zip(QUESTIONS, ("red", "blue two", "green"), strict=False)
+        ],
         batch_size=2,
     )
     assert model.loglikelihood(requests) == wanted and len({value for value, _ in wanted}) == 3

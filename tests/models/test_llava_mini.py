@@ -228,7 +228,7 @@ def test_answers_are_the_full_passes_choice_and_pictures_are_encoded_once(params
     np.testing.assert_array_equal(generate(params, prompts), wanted)
     encode = Encoders(CONFIG.model, Reuse())
     for _ in range(2):
-        visual = encode(params, prompts, [[], ["a"], ["b", "c"]])
+        visual = encode(params, prompts)
         assert visual.memory is not None and visual.memory.shape == (3, 2, N, M)
         answers = generate(params, prompts._replace(pixels=None), visual)
         np.testing.assert_array_equal(answers, wanted)

@@ -49,8 +49,8 @@ TEXT = st.text("abc 12\n.,?'é你😀-", min_size=1, max_size=20).map(str.strip)
 def test_ids_and_labels_of_conversations(tokenizer, system, turns):
     said = [text for pair in turns for text in pair]
     made = encode(row(system, said), tokenizer, CHATML, 1)
-    assert made["tokens"].tolist() == published(tokenizer, system, said)
-    learned = made["labels"][made["labels"] != IGNORE].tolist()
+    assert made.tokens.tolist() == published(tokenizer, system, said)
+    learned = made.labels[made.labels != IGNORE].tolist()
     assert tokenizer.decode(learned, skip_special_tokens=False) == "".join(
         f"{answer}<|im_end|>" for answer in said[1::2]
     )
@@ -60,16 +60,16 @@ def test_ids_and_labels_of_conversations(tokenizer, system, turns):
 @given(system=TEXT, turns=st.lists(TEXT, min_size=1, max_size=5).filter(lambda turns: len(turns) % 2))
 def test_prompts(tokenizer, system, turns):
     made = prompt(turns[-1], 0, tokenizer, CHATML, 1, history=turns[:-1], system=system)
-    assert made["tokens"].tolist() == published(tokenizer, system, turns, add_generation_prompt=True)
+    assert made.tokens.tolist() == published(tokenizer, system, turns, add_generation_prompt=True)
     # Answers of the history are labelled, for a pre-fusion leaves them out; what is asked now is not.
-    assert (made["labels"] != IGNORE).any() == (len(turns) > 1) and made["labels"][-1] == IGNORE
+    assert (made.labels != IGNORE).any() == (len(turns) > 1) and made.labels[-1] == IGNORE
 
 
 def test_a_picture_stands_between_the_texts_of_its_turn(tokenizer):
     talk = row("Be brief.", ["<image>\nWhat is it?", "A circle."]) | {"image": "a"}
     made = encode(talk, tokenizer, CHATML, 3)
-    picture = np.flatnonzero(made["slots"] >= 0)
-    before, after = made["tokens"][: picture[0]], made["tokens"][picture[-1] + 1 :]
+    picture = np.flatnonzero(made.slots >= 0)
+    before, after = made.tokens[: picture[0]], made.tokens[picture[-1] + 1 :]
     assert len(picture) == 3
     assert tokenizer.decode(before, False) == "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user"
     assert tokenizer.decode(after, False) == (

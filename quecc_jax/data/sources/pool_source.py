@@ -8,7 +8,8 @@ from quecc_jax.config import ModelConfig
 from quecc_jax.data.references import Row, image_refs
 from quecc_jax.data.sources.feature_store import Features, read_tower_features
 from quecc_jax.data.sources.pool import read_pool
-from quecc_jax.data.sources.source import Encoded, Layout
+from quecc_jax.data.sources.source import Layout
+from quecc_jax.data.text.conversation import Encoded
 from quecc_jax.errors import BadRow, UserError
 
 
@@ -64,7 +65,7 @@ class PoolSource:
                         raise error.at(self.where(number)) from None
                     self._bad[len(kinds)] = error.at(self.where(number))
                     none = np.zeros(0, np.int32)
-                    kinds.append(Encoded(none, none > 0, none, none, False, False))
+                    kinds.append(Encoded(none, none > 0, none, none, 0, 0))
             self._kind[number] = place[key]
         self._start = _offsets([len(kind.codes) for kind in kinds])
         self._query_start = _offsets([len(kind.queries) for kind in kinds])
@@ -73,7 +74,7 @@ class PoolSource:
         self._loss = np.concatenate([np.zeros(0, bool), *(kind.loss for kind in kinds)])
         self._query = np.concatenate([np.zeros(0, np.int32), *(kind.queries for kind in kinds)])
         self._query_ends = np.concatenate([np.zeros(0, np.int32), *(kind.query_ends for kind in kinds)])
-        self._cut = np.array([(kind.query_cut, kind.cut) for kind in kinds], bool).reshape(-1, 2)
+        self._cut = np.array([(kind.query_cut, kind.cut) for kind in kinds], np.int32).reshape(-1, 2)
 
     def __len__(self) -> int:
         return len(self._kind)

@@ -11,32 +11,10 @@ from quecc_jax.data.references import Row, image_refs
 from quecc_jax.data.sources.feature_store import Features
 from quecc_jax.data.sources.json_rows import RowFile
 from quecc_jax.data.sources.mixture import Mixture
-from quecc_jax.data.text.conversation import encode
+from quecc_jax.data.text.conversation import Encoded, encode
 from quecc_jax.data.text.tokenizer import Tokenizer
 from quecc_jax.data.tiles import Arrangement, arrange
 from quecc_jax.errors import BadRow
-
-
-class Encoded(NamedTuple):
-    """One row, compact."""
-
-    codes: np.ndarray
-    """int32 [L] a token id, or -1 - k where slot k of the row's visual tokens stands."""
-    loss: np.ndarray
-    """bool [L] positions that carry loss."""
-    queries: np.ndarray
-    """int32 [<= Q] bare questions about its images, one behind the other."""
-    query_ends: np.ndarray
-    """int32 [P] where among them the question ends about the image in each of P places."""
-    query_cut: bool
-    """A question was cut."""
-    cut: bool
-    """The row was truncated, or dropped if nothing is left of it."""
-
-    @property
-    def places(self) -> int:
-        """Places among the images of a batch's row that its images take: one each, or more with tiles."""
-        return len(self.query_ends)
 
 
 class Source(Protocol):
@@ -92,16 +70,7 @@ class Layout(NamedTuple):
         refs = image_refs(row) if isinstance(row, dict) else []
         data = self.data if refs or self.text is None else self.text
         arranged = [self.arrange(ref) for ref in refs] if self.arrange else []
-        made = encode(row, self.tokenizer, data, self.visual_tokens, self.prompts, arranged)
-        slots = made["slots"]
-        return Encoded(
-            np.where(slots >= 0, -1 - slots, made["tokens"]),
-            made["labels"] >= 0,
-            made["query"],
-            made["query_ends"],
-            bool(made["query_cut"]),
-            bool(made["cut"]),
-        )
+        return encode(row, self.tokenizer, data, self.visual_tokens, self.prompts, arranged)
 
 
 class RowSource:

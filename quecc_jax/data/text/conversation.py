@@ -11,24 +11,50 @@ import numpy as np
 
 from quecc_jax.config import DataConfig
 from quecc_jax.data.batch import IGNORE, NEWLINE
-from quecc_jax.data.references import image_refs
 from quecc_jax.data.text.queries import row_limit
 from quecc_jax.data.text.templates import PLACEHOLDER, TEMPLATES, Mark, pieces
 from quecc_jax.data.text.tokenizer import Tokenizer
+from quecc_jax.data.text.turns import Conversation, asking, read_row
 from quecc_jax.data.tiles import Arrangement
-from quecc_jax.errors import BadRow, UserError
-
-SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", "system": "system"}
-"""Who speaks, by the names that data sets use."""
+from quecc_jax.errors import BadRow
 
 
-class Conversation(NamedTuple):
-    """What a row says."""
+class Encoded(NamedTuple):
+    """A conversation laid out in L positions, compact."""
 
-    system: str | None
-    """The row's own system sentence, if it has one."""
-    turns: list[str]
-    """Human and assistant in turn, the human first."""
+    codes: np.ndarray
+    """int32 [L] a token id, or -1 - k where slot k of the row's visual tokens stands."""
+    loss: np.ndarray
+    """bool [L] positions that carry loss."""
+    queries: np.ndarray
+    """int32 [Q] the different questions about its images one behind the other, each of at most
+    data.query_limit tokens."""
+    query_ends: np.ndarray
+    """int32 [P] where among them the question ends about the image in each of P places."""
+    query_cut: int
+    """Tokens that limits took from questions."""
+    cut: int
+    """Tokens that did not fit: all of them, and L = 0, where data.too_long drops the row."""
+
+    @property
+    def places(self) -> int:
+        """Places among the images of a batch's row that its images take: one each, or more with tiles."""
+        return len(self.query_ends)
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """int32 [L], see `Batch`."""
+        return np.maximum(self.codes, 0)
+
+    @property
+    def slots(self) -> np.ndarray:
+        """int32 [L], see `Batch`."""
+        return np.where(self.codes < 0, -1 - self.codes, -1).astype(np.int32)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int32 [L], see `Batch`."""
+        return np.where(self.loss, self.codes, IGNORE).astype(np.int32)
 
 
 def encode(
@@ -38,49 +64,25 @@ def encode(
     visual_tokens: int,
     prompt: bool = False,
     arranged: Sequence[Arrangement] = (),
-) -> dict[str, np.ndarray]:
+) -> Encoded:
     """Lays out one LLaVA-format row.
 
-    The query of a picture is the human turn that holds its placeholder (see `query_turns`) without
-    placeholders, tokenised bare behind BOS; it is the same under every template.
-
     Args:
-      row: {"image": one or several picture references, or absent; "conversations": turns
+      row: {"image": one or several image references, or absent; "conversations": turns
         {"from": "human" or "gpt", "value": text with `<image>` placeholders}}. Human and gpt, also
         called user and assistant, alternate; a first turn of "system" replaces the template's
         sentence, and an assistant's turn before the first human one is left out.
-      tokenizer: Gives ids of the pieces of text.
-      data: Template, label choice and lengths.
-      visual_tokens: Slots V that one picture takes.
-      prompt: Stop right where the first answer begins; no position carries loss then.
-      arranged: What stands for each picture, if not its V tokens.
-
-    Returns:
-      int32 arrays: `tokens`, `labels` and `slots` of one length L <= data.max_length (see `Batch`),
-      `query` [Q], the different questions about its pictures one behind the other, each of at most
-      data.query_limit tokens; `query_ends` [P], where among them the question ends about the picture in each
-      of P places; `query_cut` [], the tokens that limits took from questions; and `cut` [], the number of
-      tokens that did not fit: all of them, and L = 0, where data.too_long drops the row.
+      prompt: Stop right where the first answer begins, for generation.
+      tokenizer, data, visual_tokens, arranged: As for `lay_out`.
 
     Raises:
-      BadRow: the row is not of that form, its text is not UTF-8, its placeholders and pictures differ
-        in number, it has more pictures than a row has room for, or it is too long and may not be, or
-        cannot usefully be, truncated. The caller adds file and row number.
+      BadRow: the row is not of that form, its text is not UTF-8, or as `lay_out`. The caller adds file
+        and row number.
     """
-    talk = _talk(row)
-    pictures = len(image_refs(row))
-    if not prompt and len(talk.turns) % 2:
+    said = read_row(row)
+    if not prompt and len(said.turns) % 2:
         raise BadRow("turns", "its last turn has no answer; add one or drop the turn")
-    _check(talk, pictures, data)
-    asked = query_turns(talk.turns, talk.system)
-    return _encode(
-        talk._replace(turns=talk.turns[:1]) if prompt else talk,
-        asked,
-        tokenizer,
-        data,
-        visual_tokens,
-        arranged,
-    )
+    return lay_out(said, tokenizer, data, visual_tokens, arranged, prompt)
 
 
 def prompt(
@@ -93,29 +95,20 @@ def prompt(
     system: str | None = None,
     arranged: Sequence[Arrangement] = (),
     latest: bool = False,
-) -> dict[str, np.ndarray]:
+) -> Encoded:
     """Lays out a question for generation, as `encode` does a row, ending where the answer begins.
 
-    Args:
-      question: What the human asks now.
-      images: Pictures the conversation is about. Where no turn holds a placeholder, those of all of
-        them go in front of the first human turn, a line each.
-      history: What human and assistant said before, in turn, the human first. The prompt of a longer
-        history begins with the ids of the shorter one's.
-      system: Replaces the template's system sentence.
-      arranged: What stands for each picture, if not its V tokens.
-      latest: The query of every picture is what is asked now, not the turn that holds it.
+    The history's answers carry loss, so that a pre-fusion leaves them out as in training.
 
-    Returns:
-      As `encode`; the history's answers are labelled, so that a pre-fusion leaves them out as in training.
+    Args:
+      question, images, history, system, latest: As for `asking`.
+      tokenizer, data, visual_tokens, arranged: As for `lay_out`.
 
     Raises:
-      UserError: as `encode`, or the history does not end with an answer.
+      UserError: as `asking` and `lay_out`.
     """
-    talk = _asking(question, images, history, system)
-    _check(talk, images, data)
-    asked = [question] * images if latest else query_turns(talk.turns, talk.system)
-    return _encode(talk, asked, tokenizer, data, visual_tokens, arranged)
+    said = asking(question, images, history, system, latest)
+    return lay_out(said, tokenizer, data, visual_tokens, arranged)
 
 
 def prompt_text(
@@ -127,130 +120,75 @@ def prompt_text(
     system: str | None = None,
 ) -> str:
     """What `prompt` lays out, as text for people: one placeholder a picture, special tokens by name."""
-    talk = _asking(question, images, history, system)
-    turns = [_placed(turn, data) for turn in talk.turns]
+    turns = [_placed(turn, data) for turn in asking(question, images, history, system).turns]
     marks = {Mark.BOS: _bos(tokenizer), Mark.EOS: (tokenizer.eos_token_id,)}
     laid = pieces(TEMPLATES[data.template], turns, system)
     parts: list[str | Mark] = [Mark.BOS, *(part for part, _ in laid)]
     return "".join(part if isinstance(part, str) else tokenizer.decode(marks[part], False) for part in parts)
 
 
-def query_turns(turns: Sequence[str], system: str | None = None) -> list[str]:
-    """The turn whose words condition each picture of a conversation, in the order of their placeholders.
-
-    It is the human turn that holds the placeholder, as in the original, whose query is the text between a
-    row's last placeholder and the answer. A picture in an answer belongs to the turn that is answered, and
-    one in the system sentence to the first turn.
-    """
-    found = [turns[0]] * (system or "").count(PLACEHOLDER)
-    for number, turn in enumerate(turns):
-        found += [turns[number - number % 2]] * turn.count(PLACEHOLDER)
-    return found
-
-
-def _asking(question: str, images: int, history: Sequence[str], system: str | None) -> Conversation:
-    if len(history) % 2:
-        raise UserError("the history ends with a question; give its answer as well")
-    turns = [*history, question]
-    if not any(PLACEHOLDER in turn for turn in turns):
-        turns[0] = f"{PLACEHOLDER}\n" * images + turns[0]
-    return Conversation(system, turns)
-
-
-def _talk(row: dict[str, Any]) -> Conversation:
-    if not isinstance(row, dict):
-        raise BadRow("not a row", f"it is a {type(row).__name__}, not an object; give it conversations")
-    turns = row.get("conversations")
-    if not isinstance(turns, list) or not turns:
-        raise BadRow("turns", "it has no list of conversations; give it turns of human and gpt")
-    said: list[tuple[str, str]] = []
-    for number, turn in enumerate(turns):
-        speaker = SPEAKERS.get(str(turn.get("from"))) if isinstance(turn, dict) else None
-        if speaker is None or not isinstance(turn.get("value"), str):
-            raise BadRow(
-                "turns", f"turn {number + 1} is not {{'from': 'human' or 'gpt', 'value': text}}; write it so"
-            )
-        if not _is_utf8(turn["value"]):
-            raise BadRow("text", f"turn {number + 1} is not UTF-8 text; convert it")
-        said.append((speaker, turn["value"]))
-    system = said.pop(0)[1] if said[0][0] == "system" else None
-    if said and said[0][0] == "gpt":
-        said.pop(0)
-    left_out = len(turns) - len(said)
-    for number, (speaker, _) in enumerate(said):
-        wanted = "gpt" if number % 2 else "human"
-        if speaker != wanted:
-            raise BadRow(
-                "turns",
-                f"turn {number + 1 + left_out} is of {speaker}, not of {wanted}; human and "
-                "gpt must alternate, and system may only come first",
-            )
-    if not said:
-        raise BadRow("turns", "it has no turn of the human; add one")
-    return Conversation(system, [value for _, value in said])
-
-
-def _is_utf8(text: str) -> bool:
-    """Whether a text can be written: JSON's escapes and lenient reading let halves of characters in."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _check(talk: Conversation, pictures: int, data: DataConfig) -> None:
-    if TEMPLATES[data.template].caption and (len(talk.turns) > 2 or talk.system is not None):
+def _check(said: Conversation, data: DataConfig) -> None:
+    """Raises BadRow if a conversation does not fit its template or its images."""
+    if TEMPLATES[data.template].caption and (len(said.turns) > 2 or said.system is not None):
         raise BadRow(
             "turns",
             f"template {data.template} takes one caption, no further turns and no system sentence; use v1",
         )
-    placeholders = sum(text.count(PLACEHOLDER) for text in (talk.system or "", *talk.turns))
-    if placeholders != pictures:
+    placeholders = sum(text.count(PLACEHOLDER) for text in (said.system or "", *said.turns))
+    if placeholders != said.images:
         raise BadRow(
             "placeholders",
-            f"it has {pictures} pictures but {placeholders} {PLACEHOLDER} "
+            f"it has {said.images} pictures but {placeholders} {PLACEHOLDER} "
             "placeholders; make the numbers equal",
         )
-    if pictures > data.images_per_row:
+    if said.images > data.images_per_row:
         raise BadRow(
             "too many pictures",
-            f"it has {pictures} pictures but data.images_per_row is "
+            f"it has {said.images} pictures but data.images_per_row is "
             f"{data.images_per_row}; raise that or split the row",
         )
 
 
-def _encode(
-    talk: Conversation,
-    asked: Sequence[str],
+def lay_out(
+    said: Conversation,
     tokenizer: Tokenizer,
     data: DataConfig,
     visual_tokens: int,
-    arranged: Sequence[Arrangement],
-) -> dict[str, np.ndarray]:
-    """Lays out a conversation; `asked` has the turn that conditions each of its pictures."""
-    arranged = arranged or [Arrangement(1, np.arange(visual_tokens))] * len(asked)
-    tokens, slots, loss = _lay_out(talk, tokenizer, data, visual_tokens, arranged)
-    cut = _fit(slots, loss, data, asked=len(talk.turns) % 2 == 1)
-    kept = len(tokens) - cut
-    ids, learned = np.array(tokens[:kept], np.int32), np.array(loss[:kept], bool)
-    places = [one.places for one in arranged]
-    queries, query_ends, query_cut = _queries(asked, places, tokenizer, data)
-    return {
-        "tokens": ids,
-        "slots": np.array(slots[:kept], np.int32),
-        "labels": np.where(learned, ids, IGNORE).astype(np.int32),
-        "query": queries,
-        "query_ends": query_ends,
-        "query_cut": query_cut,
-        "cut": np.array(cut, np.int32),
-    }
+    arranged: Sequence[Arrangement] = (),
+    first: bool = False,
+) -> Encoded:
+    """A conversation as positions of tokens and visual slots: the one layout of training and answering.
+
+    The query of an image is its turn (`Conversation.asked`) without placeholders, tokenised bare behind
+    BOS; it is the same under every template. A conversation that ends with a human turn stops where its
+    answer begins.
+
+    Args:
+      said: What is laid out.
+      tokenizer: Gives ids of the pieces of text.
+      data: Template, label choice and lengths.
+      visual_tokens: Slots V that one image takes.
+      arranged: What stands for each image, if not its V tokens.
+      first: Stop where the first answer begins, whatever was said then.
+
+    Raises:
+      BadRow: its placeholders and images differ in number, it has more images than a row has room for or
+        more than its template takes, or it is too long and may not be, or cannot usefully be, truncated.
+    """
+    _check(said, data)
+    said = said._replace(turns=said.turns[:1]) if first else said
+    arranged = arranged or [Arrangement(1, np.arange(visual_tokens))] * len(said.asked)
+    codes, loss = _positions(said, tokenizer, data, visual_tokens, arranged)
+    cut = _fit(codes, loss, data, is_open=len(said.turns) % 2 == 1)
+    kept = len(codes) - cut
+    queries = _queries(said.asked, [one.places for one in arranged], tokenizer, data)
+    return Encoded(np.array(codes[:kept], np.int32), np.array(loss[:kept], bool), *queries, cut)
 
 
 def _queries(
     asked: Sequence[str], places: Sequence[int], tokenizer: Tokenizer, data: DataConfig
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`query`, `query_ends` and `query_cut` of `encode`, of pictures that take so many places each."""
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """`queries`, `query_ends` and `query_cut` of `Encoded`, of images that take so many places each."""
     turns = list(dict.fromkeys(asked))
     read = [query_ids(turn, tokenizer, data) for turn in turns]
     # A row that was truncated may hold less than the whole of its turns.
@@ -262,7 +200,7 @@ def _queries(
     last = dict(zip(turns, np.cumsum([len(ids) for ids in kept]) - 1, strict=True))
     ends = [last[turn] for turn, count in zip(asked, places, strict=True) for _ in range(count)]
     none = np.zeros(0, np.int32)
-    return np.concatenate([none, *kept]), np.array(ends, np.int32), np.array(cut, np.int32)
+    return np.concatenate([none, *kept]), np.array(ends, np.int32), cut
 
 
 def query_ids(question: str, tokenizer: Tokenizer, data: DataConfig) -> tuple[np.ndarray, int]:
@@ -299,36 +237,35 @@ def _placed(turn: str, data: DataConfig) -> str:
     return f"{PLACEHOLDER}\n{turn.replace(PLACEHOLDER, '').strip()}".strip()
 
 
-def _lay_out(
-    talk: Conversation,
+def _positions(
+    said: Conversation,
     tokenizer: Tokenizer,
     data: DataConfig,
     visual_tokens: int,
     arranged: Sequence[Arrangement],
-) -> tuple[list[int], list[int], list[bool]]:
+) -> tuple[list[int], list[bool]]:
+    """`codes` and `loss` of `Encoded`, of a whole conversation."""
     start = _bos(tokenizer)
-    tokens, slots, loss = list(start), [-1] * len(start), [False] * len(start)
-    asked = len(talk.turns) % 2 == 1
-    turns = [_placed(turn, data) for turn in talk.turns]
+    codes, loss = list(start), [False] * len(start)
+    is_open = len(said.turns) % 2 == 1
+    turns = [_placed(turn, data) for turn in said.turns]
     place, coming = 0, iter(arranged)
-    for piece, answer in pieces(TEMPLATES[data.template], turns, talk.system):
-        learned = piece is not Mark.BOS and (answer or (data.labels == "all" and not asked))
+    for piece, answer in pieces(TEMPLATES[data.template], turns, said.system):
+        learned = piece is not Mark.BOS and (answer or (data.labels == "all" and not is_open))
         parts: Sequence[str | Mark] = piece.split(PLACEHOLDER) if isinstance(piece, str) else [piece]
         for number, part in enumerate(parts):
             if number:
                 places, own = next(coming)
-                tokens += [0] * len(own)
-                slots += np.where(own == NEWLINE, NEWLINE, own + place * visual_tokens).tolist()
+                codes += (-1 - np.where(own == NEWLINE, NEWLINE, own + place * visual_tokens)).tolist()
                 loss += [False] * len(own)
                 place += places
-            begins = len(tokens) == len(start) or slots[-1] >= 0
-            ids = _ids(part, tokenizer, None if begins else tokens[-1])
-            tokens += ids
-            slots += [-1] * len(ids)
+            begins = len(codes) == len(start) or codes[-1] < 0
+            ids = _ids(part, tokenizer, None if begins else codes[-1])
+            codes += ids
             loss += [learned] * len(ids)
     # Nothing stands before the first token to predict it from, least of all a neighbour's last one.
     loss[:1] = [False] * len(loss[:1])
-    return tokens, slots, loss
+    return codes, loss
 
 
 def _ids(part: str | Mark, tokenizer: Tokenizer, after: int | None) -> tuple[int, ...]:
@@ -337,17 +274,17 @@ def _ids(part: str | Mark, tokenizer: Tokenizer, after: int | None) -> tuple[int
     return (tokenizer.eos_token_id,) if isinstance(part, Mark) else tokenizer.encode(part, after)
 
 
-def _fit(slots: Sequence[int], loss: Sequence[bool], data: DataConfig, asked: bool) -> int:
+def _fit(codes: Sequence[int], loss: Sequence[bool], data: DataConfig, is_open: bool) -> int:
     """Tokens to cut from the end so that the row fits."""
-    cut = len(slots) - data.max_length
+    cut = len(codes) - data.max_length
     if cut <= 0:
         return 0
-    too_long = f"it has {len(slots)} tokens but data.max_length is {data.max_length}"
-    if asked or data.too_long == "error":
+    too_long = f"it has {len(codes)} tokens but data.max_length is {data.max_length}"
+    if is_open or data.too_long == "error":
         raise BadRow("too long", f"{too_long}; raise that or shorten the text")
     if data.too_long == "drop":
-        return len(slots)
-    if max(slots[-cut:]) >= 0:
+        return len(codes)
+    if min(codes[-cut:]) < 0:
         raise BadRow(
             "too long",
             f"{too_long}, and truncation would cut a picture; raise that or let data.too_long drop it",

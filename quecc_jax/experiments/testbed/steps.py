@@ -67,7 +67,7 @@ def make_data(grid: Grid, _step: Step, report: Report) -> dict[str, Any]:
     sizes = {f"{t}-{s}": {"images": len(p.images), "questions": len(p.rows)} for (t, s), p in pools.items()}
     tokenizer, settings = load_tokenizer(str(data / "tokenizer")), blind_data(grid.out, "test")
     asked = [r["conversations"][0]["value"] for t in TASKS for r in read_pool(data / f"{t}-test-blind").rows]
-    length = float(np.mean([len(prompt(q, 0, tokenizer, settings, 0)["tokens"]) for q in asked]))
+    length = float(np.mean([len(prompt(q, 0, tokenizer, settings, 0).tokens) for q in asked]))
     return {"vocabulary": words, "prompt_tokens": round(length, 1), "side": bed.side, "pools": sizes}
 
 
@@ -118,7 +118,7 @@ def measure_attention(grid: Grid, step: Step, report: Report) -> list[dict[str, 
         config, params = load_params(cell.runs[-1].out)
         shares: dict[str, list[float]] = {}
         data = image_data(grid.out, "test", config.model.visual_tokens)
-        for row, weights in attention_maps(config.model, data, params):
+        for row, weights in attention_maps(dataclasses.replace(config, data=data), params):
             if position := asked_cell(row["conversations"][0]["value"]):
                 inside = cell_of_patch == position[0] * m + position[1]
                 shares.setdefault(row["kind"], []).append(float(weights[0, 0][:, inside].sum(-1).mean()))

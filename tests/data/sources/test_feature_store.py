@@ -22,7 +22,7 @@ from quecc_jax.data.images import load_pixels, normalise
 from quecc_jax.data.pipeline import eval_batches
 from quecc_jax.errors import UserError
 from quecc_jax.fingerprint import fingerprint, tower_fingerprint
-from quecc_jax.generate.engine import Limits, Question
+from quecc_jax.generate.questions import Limits, Question
 from quecc_jax.load import load_engine
 from quecc_jax.models.towers.clip import ClipTower
 from quecc_jax.sharding import make_mesh
@@ -222,9 +222,9 @@ def test_clip_s_text_tower_trains_alike_cached_and_computed_and_answers(prepared
     # The run has a copy of its questions' tokenizer, and names the towers' run.
     engine = load_engine(stored.out)
     assert engine.config.data.query_tokenizer == f"{stored.out}/query_tokenizer"
-    question = Question("what color is it, and where?", (engine.picture(path.parent / "gqa/images/1.jpg"),))
+    question = Question("what color is it, and where?", (engine.image(path.parent / "gqa/images/1.jpg"),))
     assert len(engine.answers([question], Limits(2))) == 1
-    (found,) = engine.reuse.questions._held.values()
+    (found,) = engine.reuse.questions.values()
     reader: Any = engine.tokenizer.questions
     asking = [*reader.hf(question.text)["input_ids"][:8], words - 1]
     np.testing.assert_allclose(found, clip_text(params["text"], text, np.array(asking)), rtol=1e-3, atol=1e-4)

@@ -32,20 +32,21 @@ def spell(made, tokenizer):
     """Every position as its word, or #k for slot k; a leading * marks a position with loss."""
     words = [
         f"#{slot}" if slot >= 0 else tokenizer.hf.convert_ids_to_tokens(int(token))
-        for token, slot in zip(made["tokens"], made["slots"], strict=True)
+        for token, slot in zip(made.tokens, made.slots, strict=True)
     ]
-    assert ((made["labels"] == IGNORE) | (made["labels"] == made["tokens"])).all()
+    assert ((made.labels == IGNORE) | (made.labels == made.tokens)).all()
     return " ".join(
-        "*" * bool(label != IGNORE) + word for word, label in zip(words, made["labels"], strict=True)
+        "*" * bool(label != IGNORE) + word for word, label in zip(words, made.labels, strict=True)
     )
 
 
 def test_picture_question_answer(tokenizer):
     made = encode(row("<image>\none red?", "yes", image=7), tokenizer, SHORT, 2)
     assert spell(made, tokenizer) == "<bos> USER : #0 #1 one red ? ASSISTANT : *yes *<eos>"
-    assert tokenizer.decode(made["query"]) == "one red?"
-    assert made["query"][0] == tokenizer.bos_token_id
-    assert {value.dtype for value in made.values()} == {np.dtype(np.int32)}
+    assert tokenizer.decode(made.queries) == "one red?"
+    assert made.queries[0] == tokenizer.bos_token_id
+    arrays = (made.codes, made.tokens, made.slots, made.labels, made.queries, made.query_ends)
+    assert {array.dtype for array in arrays} == {np.dtype(np.int32)} and made.loss.dtype == bool
 
 
 def test_two_turns_and_two_pictures(tokenizer):
@@ -55,7 +56,7 @@ def test_two_turns_and_two_pictures(tokenizer):
     assert spell(made, tokenizer) == (
         "<bos> USER : one #0 #1 two #2 #3 ASSISTANT : *red *<eos> USER : three ? ASSISTANT : *green *<eos>"
     )
-    assert tokenizer.decode(made["query"]) == "one two"
+    assert tokenizer.decode(made.queries) == "one two"
 
 
 def test_word_templates(tokenizer):
@@ -66,7 +67,7 @@ def test_word_templates(tokenizer):
     assert spell(v1, tokenizer) == f"<bos> {system} USER : #0 red ? ASSISTANT : *blue *<eos>"
     plain = encode(question, tokenizer, dataclasses.replace(SHORT, template="plain"), 1)
     assert spell(plain, tokenizer) == "<bos> #0 *blue"
-    assert tokenizer.decode(plain["query"]) == "red?"
+    assert tokenizer.decode(plain.queries) == "red?"
 
 
 def test_all_labels_leave_out_bos_and_pictures(tokenizer):
@@ -93,7 +94,7 @@ def test_one_picture_comes_first_unless_it_shall_keep_its_place(tokenizer):
     assert spell(front, tokenizer) == (
         "<bos> USER : #0 one two ASSISTANT : *red *<eos> USER : #1 three ASSISTANT : #2 *<eos>"
     )
-    assert np.array_equal(kept["query"], front["query"])
+    assert np.array_equal(kept.queries, front.queries)
 
 
 def test_speakers_go_by_several_names(tokenizer):
@@ -107,7 +108,7 @@ def test_system_turn_comes_first_and_a_greeting_is_left_out(tokenizer):
     assert spell(encode(talk, tokenizer, SHORT, 2), tokenizer) == (
         "<bos> Look at #0 #1 USER : one ? ASSISTANT : *two *<eos>"
     )
-    assert tokenizer.decode(encode(talk, tokenizer, SHORT, 2)["query"]) == "one?"
+    assert tokenizer.decode(encode(talk, tokenizer, SHORT, 2).queries) == "one?"
     plain = dataclasses.replace(SHORT, template="plain")
     with pytest.raises(UserError, match="system sentence"):
         encode(talk, tokenizer, plain, 2)
@@ -120,9 +121,9 @@ def test_a_query_in_clip_s_tokens_is_what_its_own_tokenizer_makes_of_the_text(te
     data = dataclasses.replace(SHORT, query_tokenizer=str(tmp_path / "clip"), query_length=16)
     made = encode(row(f"<image>{text}", "red", image=1), both, data, 1)
     wanted = both.questions.hf(text, truncation=True, max_length=16)["input_ids"]
-    assert made["query"].tolist() == wanted
+    assert made.queries.tolist() == wanted
     alone = encode(row(f"<image>{text}", "red", image=1), tokenizer, SHORT, 1)
-    assert np.array_equal(made["tokens"], alone["tokens"])
+    assert np.array_equal(made.tokens, alone.tokens)
 
 
 WORDS = st.lists(st.sampled_from(["red", "one", "two", "3", "?", "Look", "<image>"]), max_size=6).map(
@@ -142,13 +143,13 @@ def test_slots_and_labels_of_any_conversation(tokenizer, turns, visual, template
     pictures = sum(value.count("<image>") for value in values)
     data = DataConfig(template=template, labels=labels, max_length=4096, images_per_row=99)
     made = encode(row(*values, image=list(range(pictures))), tokenizer, data, visual)
-    tokens, slots, learned = made["tokens"], made["slots"], made["labels"] != IGNORE
+    tokens, slots, learned = made.tokens, made.slots, made.labels != IGNORE
     assert slots[slots >= 0].tolist() == list(range(pictures * visual))
     assert not tokens[slots >= 0].any() and not learned[slots >= 0].any()
     starts = np.flatnonzero((slots >= 0) & (slots % visual == 0))
     for start in starts:
         assert np.array_equal(np.diff(slots[start : start + visual]), np.ones(visual - 1))
-    assert np.array_equal(made["labels"][learned], tokens[learned])
+    assert np.array_equal(made.labels[learned], tokens[learned])
     if labels == "all":
         assert np.array_equal(learned, (slots < 0) & (np.arange(len(tokens)) > 0))
     else:
@@ -171,13 +172,13 @@ def test_prompt_is_what_precedes_the_answer(tokenizer, question, pictures, templ
     asked = prompt(question, pictures, tokenizer, data, 3)
     value = "<image>\n" * pictures + question
     taught = encode(row(value, "red", image=list(range(pictures))), tokenizer, data, 3)
-    length = len(asked["tokens"])
+    length = len(asked.tokens)
     for key in ("tokens", "slots"):
-        assert np.array_equal(asked[key], taught[key][:length])
-    assert (asked["labels"] == IGNORE).all()
-    assert taught["labels"][length] == tokenizer.encode("red")[0]
-    assert (taught["labels"][:length] == IGNORE).all()
-    assert np.array_equal(asked["query"], taught["query"])
+        assert np.array_equal(getattr(asked, key), getattr(taught, key)[:length])
+    assert (asked.labels == IGNORE).all()
+    assert taught.labels[length] == tokenizer.encode("red")[0]
+    assert (taught.labels[:length] == IGNORE).all()
+    assert np.array_equal(asked.queries, taught.queries)
 
 
 def test_prompt_with_a_history(tokenizer):
@@ -185,9 +186,9 @@ def test_prompt_with_a_history(tokenizer):
     assert spell(asked, tokenizer) == (
         "<bos> Look USER : #0 #1 one ? ASSISTANT : *red *<eos> USER : two ? ASSISTANT :"
     )
-    assert tokenizer.decode(asked["query"]) == "one?"
+    assert tokenizer.decode(asked.queries) == "one?"
     before = prompt("one?", 1, tokenizer, SHORT, 2, system="Look")
-    assert np.array_equal(before["tokens"], asked["tokens"][: len(before["tokens"])])
+    assert np.array_equal(before.tokens, asked.tokens[: len(before.tokens)])
     late = prompt("two <image>?", 1, tokenizer, SHORT, 1, history=["one?", "red"])
     assert spell(late, tokenizer).endswith("<eos> USER : #0 two ? ASSISTANT :")
     with pytest.raises(UserError, match="history ends with a question"):
@@ -197,12 +198,12 @@ def test_prompt_with_a_history(tokenizer):
 def test_dropped_rows_are_empty_and_say_what_they_lacked(tokenizer):
     talk = row("one", "red", "<image>", "blue", image=1)
     whole = encode(talk, tokenizer, SHORT, 2)
-    length = len(whole["tokens"])
+    length = len(whole.tokens)
     fits = encode(talk, tokenizer, dataclasses.replace(SHORT, max_length=length, too_long="drop"), 2)
-    assert fits["cut"] == 0 and np.array_equal(fits["tokens"], whole["tokens"])
+    assert fits.cut == 0 and np.array_equal(fits.tokens, whole.tokens)
     gone = encode(talk, tokenizer, dataclasses.replace(SHORT, max_length=length - 1, too_long="drop"), 2)
-    assert gone["cut"] == length
-    assert all(gone[key].shape == (0,) for key in ("tokens", "slots", "labels"))
+    assert gone.cut == length
+    assert all(getattr(gone, key).shape == (0,) for key in ("tokens", "slots", "labels"))
     with pytest.raises(UserError, match="max_length"):
         prompt("one two", 0, tokenizer, dataclasses.replace(SHORT, max_length=4, too_long="drop"), 2)
 
@@ -210,16 +211,16 @@ def test_dropped_rows_are_empty_and_say_what_they_lacked(tokenizer):
 def test_truncation_cuts_text_and_counts(tokenizer):
     talk = row("<image> one", "red green blue", "two", "one two three", image=1)
     whole = encode(talk, tokenizer, SHORT, 2)
-    for length in range(len(whole["tokens"]), 0, -1):
+    for length in range(len(whole.tokens), 0, -1):
         data = dataclasses.replace(SHORT, max_length=length)
-        before_answer = int(np.argmax(whole["labels"] != IGNORE))
+        before_answer = int(np.argmax(whole.labels != IGNORE))
         if length <= before_answer:
             with pytest.raises(UserError, match="truncation would"):
                 encode(talk, tokenizer, data, 2)
             continue
         made = encode(talk, tokenizer, data, 2)
-        assert np.array_equal(made["tokens"], whole["tokens"][:length])
-        assert made["cut"] == len(whole["tokens"]) - length
+        assert np.array_equal(made.tokens, whole.tokens[:length])
+        assert made.cut == len(whole.tokens) - length
     with pytest.raises(UserError, match="max_length"):
         encode(talk, tokenizer, dataclasses.replace(SHORT, max_length=12, too_long="error"), 2)
 
@@ -233,7 +234,7 @@ def test_truncation_never_splits_a_late_picture(tokenizer, length):
         with pytest.raises(UserError, match="cut a picture"):
             encode(talk, tokenizer, data, 2)
     else:
-        assert (encode(talk, tokenizer, data, 2)["slots"] >= 0).sum() == 2
+        assert (encode(talk, tokenizer, data, 2).slots >= 0).sum() == 2
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from quecc_jax.data.bad_rows import Tally
 from quecc_jax.data.pipeline import eval_batches, make_iterator
 from quecc_jax.data.sources.questions import Questions
 from quecc_jax.data.sources.source import Layout
-from quecc_jax.data.text.conversation import encode, prompt, query_ids, query_turns
+from quecc_jax.data.text.conversation import encode, prompt, query_ids
 from quecc_jax.data.text.queries import (
     BUCKETS,
     SHORTEST,
@@ -33,6 +33,7 @@ from quecc_jax.data.text.queries import (
     question_segments,
     row_limit,
 )
+from quecc_jax.data.text.turns import query_turns
 from quecc_jax.errors import BadRow, UserError
 from tests.data.text.test_conversation import SHORT, row
 
@@ -46,18 +47,18 @@ def words(tokenizer, ids):
 def test_a_question_is_never_cut_unless_a_limit_says_so(tokenizer):
     whole = dataclasses.replace(SHORT, max_length=512, query_length=0)
     made = encode(row(f"<image> {LONG}", "red", image=1), tokenizer, whole, 1)
-    assert words(tokenizer, made["query"]) == ["<bos>", *LONG.split()] and made["query_cut"] == 0
+    assert words(tokenizer, made.queries) == ["<bos>", *LONG.split()] and made.query_cut == 0
     cut = encode(
         row("<image> one two three", "red", image=1), tokenizer, dataclasses.replace(SHORT, query_length=2), 1
     )
-    assert words(tokenizer, cut["query"]) == ["<bos>", "one"] and cut["query_cut"] == 2
+    assert words(tokenizer, cut.queries) == ["<bos>", "one"] and cut.query_cut == 2
 
 
 def test_a_turn_of_nothing_but_placeholders_is_bos_alone_as_in_the_original(tokenizer, monkeypatch):
     made = encode(row("<image>", "red", image=1), tokenizer, SHORT, 1)
-    assert made["query"].tolist() == [tokenizer.bos_token_id] and made["query_ends"].tolist() == [0]
+    assert made.queries.tolist() == [tokenizer.bos_token_id] and made.query_ends.tolist() == [0]
     none = encode(row("one?", "red"), tokenizer, SHORT, 1)
-    assert none["query"].shape == none["query_ends"].shape == (0,)
+    assert none.queries.shape == none.query_ends.shape == (0,)
     # Without a BOS the original reads a padding token's state: its word for no question stands in.
     monkeypatch.setattr(tokenizer, "bos_token_id", None)
     assert words(tokenizer, query_ids(" <image> ", tokenizer, SHORT)[0]) == ["image"]
@@ -75,20 +76,20 @@ def test_a_turn_of_nothing_but_placeholders_is_bos_alone_as_in_the_original(toke
     ],
 )
 def test_the_query_is_the_picture_s_own_turn(turns, system, asked):
-    assert query_turns(turns, system) == asked
+    assert query_turns(turns, system) == tuple(asked)
 
 
 def test_every_picture_has_the_query_of_its_turn_and_the_latest_where_asked(tokenizer):
     data = dataclasses.replace(SHORT, images_per_row=3)
     talk = ("<image> one", "red", "two", "blue")
     own = prompt("<image> three", 2, tokenizer, data, 1, talk)
-    assert words(tokenizer, own["query"]) == ["<bos>", "one", "<bos>", "three"]
-    assert own["query_ends"].tolist() == [1, 3]
+    assert words(tokenizer, own.queries) == ["<bos>", "one", "<bos>", "three"]
+    assert own.query_ends.tolist() == [1, 3]
     late = prompt("green?", 1, tokenizer, data, 1, talk, latest=True)
-    assert words(tokenizer, late["query"]) == ["<bos>", "green", "?"]
+    assert words(tokenizer, late.queries) == ["<bos>", "green", "?"]
     # Pictures of one turn share its question.
     both = prompt("<image> and <image> three", 2, tokenizer, data, 1)
-    assert both["query_ends"].tolist() == [len(both["query"]) - 1] * 2
+    assert both.query_ends.tolist() == [len(both.queries) - 1] * 2
 
 
 @given(turns=st.lists(st.integers(0, 30), min_size=1, max_size=5), limit=st.integers(5, 60))
@@ -101,10 +102,10 @@ def test_questions_never_take_more_than_a_row_has_for_them(tokenizer, turns, lim
     except BadRow:
         return
     different = dict.fromkeys(turns)
-    assert len(made["query"]) <= row_limit(data, len(turns)) and len(made["query_ends"]) == len(turns)
-    assert len(made["query"]) + made["query_cut"] == sum(1 + count for count in different)
-    segments = question_segments(made["query_ends"], limit)
-    assert segments[: len(made["query"])].all() and not segments[len(made["query"]) :].any()
+    assert len(made.queries) <= row_limit(data, len(turns)) and len(made.query_ends) == len(turns)
+    assert len(made.queries) + made.query_cut == sum(1 + count for count in different)
+    segments = question_segments(made.query_ends, limit)
+    assert segments[: len(made.queries)].all() and not segments[len(made.queries) :].any()
 
 
 READS, BLIND = ModelConfig(), ModelConfig(compressor=CompressorConfig("avgpool"))

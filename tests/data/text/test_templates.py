@@ -79,7 +79,7 @@ def bytewise(tmp_path_factory):
 
 def as_original(made):
     """Ids with one -200 for a picture, and labels."""
-    return np.where(made["slots"] >= 0, -200, made["tokens"]).tolist(), made["labels"].tolist()
+    return np.where(made.slots >= 0, -200, made.tokens).tolist(), made.labels.tolist()
 
 
 @pytest.mark.parametrize(("template", "name"), [(t, name) for t, rows in CASES.items() for name in rows])
@@ -103,7 +103,7 @@ def test_queries_equal_the_original_under_every_template(llama, template, name, 
     row = ROWS[name] | {"conversations": ROWS[name]["conversations"][:2]}
     made = encode(row, llama, DataConfig(template=template, max_length=512), 1)
     # The original encodes a word for a row without a picture, and no token depends on it.
-    assert made["query"].tolist() == (llama.hf.encode(text) if "image" in row else [])
+    assert made.queries.tolist() == (llama.hf.encode(text) if "image" in row else [])
 
 
 def inst(first, turns, again):
@@ -220,15 +220,15 @@ def pad(turns):
 
 def read(made, tokenizer, visual):
     """[(text, carries loss)] of a laid-out row, neighbours of one kind joined."""
-    out, kinds = [], made["labels"] != IGNORE
-    assert np.array_equal(made["labels"][kinds], made["tokens"][kinds])
+    out, kinds = [], made.labels != IGNORE
+    assert np.array_equal(made.labels[kinds], made.tokens[kinds])
     runs = np.split(np.arange(len(kinds)), np.flatnonzero(np.diff(kinds)) + 1)
     for run in (run for run in runs if len(run)):
         text = ""
         for k in run.tolist():
-            if made["slots"][k] < 0:
-                text += tokenizer.hf.decode([made["tokens"][k]])
-            elif made["slots"][k] % visual == 0:
+            if made.slots[k] < 0:
+                text += tokenizer.hf.decode([made.tokens[k]])
+            elif made.slots[k] % visual == 0:
                 text += "<image>"
         out.append((text, bool(kinds[run[0]])))
     return out
@@ -275,9 +275,9 @@ def test_any_conversation_is_written_as_spelled_by_hand(bytewise, template, turn
         for part in split(text)
     ]
     assert joined(spelled) == read(made, bytewise, visual)
-    assert made["slots"][made["slots"] >= 0].tolist() == list(range(pictures * visual))
-    assert len(made["tokens"]) == len(made["slots"]) == len(made["labels"])
-    assert not made["tokens"][made["slots"] >= 0].any()
+    assert made.slots[made.slots >= 0].tolist() == list(range(pictures * visual))
+    assert len(made.tokens) == len(made.slots) == len(made.labels)
+    assert not made.tokens[made.slots >= 0].any()
 
 
 def split(text):
@@ -299,12 +299,12 @@ def test_prompts_begin_what_is_taught(request, which, template, turns, system, v
     taught = encode(row, tokenizer, data, visual)
     for asked in range(0, len(turns), 2):
         made = prompt(turns[asked], pictures, tokenizer, data, visual, history=turns[:asked], system=system)
-        length = len(made["tokens"])
-        assert length < len(taught["tokens"])
+        length = len(made.tokens)
+        assert length < len(taught.tokens)
         for key in ("tokens", "slots", "labels"):
-            assert np.array_equal(made[key], taught[key][:length])
-        assert taught["labels"][length - 1] == IGNORE != taught["labels"][length]
-        assert np.array_equal(made["query"], taught["query"])
+            assert np.array_equal(getattr(made, key), getattr(taught, key)[:length])
+        assert taught.labels[length - 1] == IGNORE != taught.labels[length]
+        assert np.array_equal(made.queries, taught.queries)
 
 
 @settings(max_examples=60, deadline=None)
@@ -321,13 +321,13 @@ def test_truncation_never_cuts_a_picture(bytewise, turns, system, visual, room, 
     turns = turns[: len(turns) // 2 * 2] or [*turns, "so"]
     row, _ = row_of(system, turns)
     whole = encode(row, bytewise, DataConfig(template=template, max_length=10_000, images_per_row=99), visual)
-    length = max(1, int(room * len(whole["tokens"])))
+    length = max(1, int(room * len(whole.tokens)))
     config = DataConfig(template=template, max_length=length, images_per_row=99, too_long=too_long)
-    cut = len(whole["tokens"]) - length
-    last_slot = int(np.flatnonzero(whole["slots"] >= 0).max(initial=-1))
+    cut = len(whole.tokens) - length
+    last_slot = int(np.flatnonzero(whole.slots >= 0).max(initial=-1))
     refused = cut > 0 and (
         too_long == "error"
-        or (too_long == "truncate" and (last_slot >= length or (whole["labels"][:length] == IGNORE).all()))
+        or (too_long == "truncate" and (last_slot >= length or (whole.labels[:length] == IGNORE).all()))
     )
     if refused:
         with pytest.raises(UserError, match="max_length"):
@@ -335,9 +335,9 @@ def test_truncation_never_cuts_a_picture(bytewise, turns, system, visual, room, 
         return
     made = encode(row, bytewise, config, visual)
     kept = 0 if cut and too_long == "drop" else length
-    assert made["cut"] == len(whole["tokens"]) - kept
+    assert made.cut == len(whole.tokens) - kept
     for key in ("tokens", "slots", "labels"):
-        assert np.array_equal(made[key], whole[key][:kept])
+        assert np.array_equal(getattr(made, key), getattr(whole, key)[:kept])
 
 
 @pytest.mark.parametrize("template", [name for name in TEMPLATES if name != "plain"])
@@ -345,7 +345,7 @@ def test_parts_have_the_ids_of_the_whole_text(bytewise, template):
     turns = ["What is it?", "A circle.", "And its colour?", "Red, I think."]
     made = encode(row_of(None, turns)[0], bytewise, DataConfig(template=template), 1)
     text = "".join(part for part, _ in SPELLED[template](None, turns))
-    assert made["tokens"].tolist() == bytewise.hf.encode(text, add_special_tokens=False)
+    assert made.tokens.tolist() == bytewise.hf.encode(text, add_special_tokens=False)
 
 
 @pytest.mark.parametrize(
@@ -361,7 +361,7 @@ def test_parts_have_the_ids_of_the_whole_sentencepiece_text(llama, turns):
     for template in ("v1", "mistral_instruct"):
         made = encode(row_of(None, turns)[0], llama, DataConfig(template=template), 1)
         text = "".join(part for part, _ in SPELLED[template](None, turns))
-        assert made["tokens"].tolist() == llama.hf.encode(text, add_special_tokens=False)
+        assert made.tokens.tolist() == llama.hf.encode(text, add_special_tokens=False)
 
 
 def test_what_ends_an_answer(llama, bytewise):

@@ -1,0 +1,150 @@
+"""Greedy answers to the questions of a data set or a benchmark, a batch at a time."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+from quecc_jax.config import DataConfig, ModelConfig, RunConfig
+from quecc_jax.config.shapes import at_visual_tokens
+from quecc_jax.data.sources.open import open_sources, read_rows
+from quecc_jax.data.text.templates import PLACEHOLDER
+from quecc_jax.errors import UserError
+from quecc_jax.generate.decode import Params
+from quecc_jax.generate.engine import Engine
+from quecc_jax.generate.questions import Limits, Prompt, Question
+from quecc_jax.generate.reuse import Reuse
+
+T = TypeVar("T")
+MANY = 1024
+"""Images of one question, at most; a batch has room for those that its questions have."""
+
+
+class Answer(NamedTuple):
+    """The answer to the first question of a row."""
+
+    row: Mapping[str, Any]
+    """In LLaVA's form."""
+    prediction: str
+    question_cut: bool = False
+    """data.query_length cut the question that the compressor reads."""
+
+    @property
+    def truth(self) -> str:
+        """The row's own answer."""
+        return self.row["conversations"][1]["value"]
+
+    @property
+    def question(self) -> str:
+        """The question without placeholders."""
+        return self.row["conversations"][0]["value"].replace(PLACEHOLDER, "").strip()
+
+
+def answer_rows(
+    config: RunConfig,
+    params: Params,
+    *,
+    max_new_tokens: int,
+    batch_size: int = 128,
+    progress: Callable[[int], None] = lambda answered: None,
+    each: Callable[[Answer], None] = lambda answer: None,
+    reuse: Reuse | None = None,
+) -> list[Answer]:
+    """Answers to the first question of every row of `config.data.sources`, in order.
+
+    Args:
+      config: an elastic model answers with its largest V unless `shapes.at_visual_tokens` chose another.
+      params: by top-level name; `vision` may be missing where data.cached_features is set.
+      max_new_tokens: longest answer.
+      batch_size: rows answered at a time.
+      progress: called with the number of answered rows after every batch.
+      each: called with every answer as soon as its batch is done.
+      reuse: remembers and counts what repeats; it belongs to these parameters.
+
+    Raises:
+      UserError: a source cannot be read, or a row is bad, too long or has no answer to compare with.
+    """
+    rows = list(source_rows(config.data))
+    for where, row in rows:
+        turns = row.get("conversations") if isinstance(row, dict) else None
+        if isinstance(turns, list) and len(turns) < 2:
+            raise UserError(f"{where} has no answer to compare with; add one")
+    engine, answers = Engine(config, params, reuse=reuse), list[Answer]()
+    for prompts in batched(row_prompts(config.model, config.data), batch_size):
+        texts = engine.run(prompts, Limits(max_new_tokens), batch_size).finish()
+        for prompt, text in zip(prompts, texts, strict=True):
+            answers.append(Answer(rows[len(answers)][1], text, prompt.encoded.query_cut > 0))
+            each(answers[-1])
+        progress(len(answers))
+    return answers
+
+
+def answer_questions(
+    engine: Engine,
+    questions: Iterable[Question],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    keep: Callable[[int, str], None],
+) -> None:
+    """Answers questions in their order, asked as in training.
+
+    Args:
+      engine: see `question_engine`.
+      questions: made when their batch is. Their images come first, in order, unless a text says where with
+        as many `<image>`.
+      max_new_tokens: longest answer.
+      batch_size: questions answered at a time.
+      keep: called with a question's number and its answer as soon as its batch is done.
+
+    Raises:
+      UserError: an image cannot be read, or a question does not fit; names the question.
+    """
+    number = 0
+    for asked in batched(map(placed, questions), batch_size):
+        for text in engine.run(asked, Limits(max_new_tokens), batch_size).finish():
+            keep(number, text)
+            number += 1
+
+
+def question_engine(config: RunConfig, params: Params, reuse: Reuse | None = None) -> Engine:
+    """An engine that takes more images a question than the run was trained with."""
+    most = MANY if config.data.images_per_row else 0
+    data = dataclasses.replace(config.data, images_per_row=most)
+    return Engine(dataclasses.replace(config, data=data), params, reuse=reuse)
+
+
+def placed(question: Question) -> Question:
+    """The question with its images in front, unless its text has a placeholder for each."""
+    text, images = question.text, len(question.images)
+    if text.count(PLACEHOLDER) == images:
+        return question
+    bare = text.replace(PLACEHOLDER, "").strip()
+    return question._replace(text=f"{PLACEHOLDER}\n" * images + bare)
+
+
+def row_prompts(model: ModelConfig, data: DataConfig) -> Iterator[Prompt]:
+    """The first question of every row of `data.sources`, in order, with pixels or stored tower states.
+
+    Raises:
+      UserError: a source cannot be read, or a row is bad or too long.
+    """
+    data = dataclasses.replace(data, batching="pad", bad_rows="error", cached_queries=False)
+    for source in open_sources(data, at_visual_tokens(model), prompts=True):
+        write = source.write_features if data.cached_features else source.write_pixels
+        for row in range(len(source)):
+            yield Prompt(source.encoded(row), functools.partial(write, row), data.cached_features)
+
+
+def source_rows(data: DataConfig) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every row of the sources as it stands there, and its place for messages."""
+    for source in data.sources:
+        for number, row in enumerate(read_rows(source), 1):
+            yield f"{source.path}, row {number}", row
+
+
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of `size` items, the last of what is left."""
+    items = iter(items)
+    while batch := [item for _, item in zip(range(size), items, strict=False)]:
+        yield batch
