@@ -4,10 +4,11 @@ python -m launch.evaluate --checkpoint RUN --data POOL --out DIR
 python -m launch.evaluate --checkpoint RUN --tasks pope,gqa --data DIR --out DIR
 """
 
+import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,6 +20,8 @@ from quecc_jax.paths import write_text
 from quecc_jax.progress import bars
 
 if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
     from quecc_jax.evaluate.answers import Answer
 
 
@@ -83,23 +86,79 @@ def score_benchmarks(options: Options) -> None:
     from quecc_jax.evaluate import benchmarks
 
     make_directory(options.out)
-    results = benchmarks.run(
-        options.checkpoint,
-        options.tasks,
-        options.data,
-        options.out,
-        name=options.name,
-        limit=options.limit,
-        max_new_tokens=options.max_new_tokens,
-        batch_size=options.batch_size,
-        seed=options.seed,
-        html=options.html,
-        visual_tokens=options.visual_tokens,
-        template=options.template,
-        scorers=options.scorer,
-        image_decoding=options.image_decoding,
+    shown: list[Progress] = []
+    lines: dict[str, TaskID] = {}
+    with contextlib.ExitStack() as stack:
+
+        def progress(task: str, questions: int, answered: int) -> None:
+            # The first call opens the display, so that a mistake before it is one line.
+            if not shown:
+                shown.append(stack.enter_context(bars()))
+            if task not in lines:
+                lines[task] = shown[0].add_task(task, total=questions)
+            shown[0].update(lines[task], completed=answered)
+
+        results = benchmarks.run(
+            options.checkpoint,
+            options.tasks,
+            options.data,
+            options.out,
+            name=options.name,
+            limit=options.limit,
+            max_new_tokens=options.max_new_tokens,
+            batch_size=options.batch_size,
+            seed=options.seed,
+            html=options.html,
+            visual_tokens=options.visual_tokens,
+            template=options.template,
+            scorers=options.scorer,
+            image_decoding=options.image_decoding,
+            progress=progress,
+        )
+    show_benchmarks(results, options.out)
+
+
+def show_benchmarks(results: Mapping[str, Any], out: Path) -> None:
+    """Prints each benchmark's headline metric and where the files lie."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from quecc_jax.evaluate import benchmarks
+
+    table = Table("benchmark", "metric", title=f"{results['model']}, V = {results['visual_tokens']}")
+    for heading in ("questions", "score", "± standard error"):
+        table.add_column(heading, justify="right")
+    for name, task in results["tasks"].items():
+        head = task["headline"]
+        if head is None:
+            told = f"send {task['submit']}" if "submit" in task else "none asked that counts"
+            table.add_row(name, told, str(task["questions"]), "–", "–")
+            continue
+        metric = task["metrics"][head]
+        error = metric["standard_error"]
+        table.add_row(
+            name,
+            head,
+            str(task["questions"]),
+            f"{metric['value']:.1f}",
+            "–" if error is None else f"{error:.1f}",
+        )
+    console = Console()
+    console.print(table)
+    for name, task in results["tasks"].items():
+        if task["cut_questions"]:
+            cut = f"{task['cut_questions']} questions that the compressor reads"
+            console.print(f"{name}: data.query_length cut {cut}", soft_wrap=True)
+        parts = [
+            f"{row['hits']} of {row['hits'] + row['misses']} features of {what}"
+            for what, row in task["reuse"].items()
+            if row["hits"]
+        ]
+        if parts:
+            console.print(f"{name}: reused {' and '.join(parts)}", soft_wrap=True)
+    console.print(
+        f"{out / benchmarks.RESULTS}, {out / benchmarks.TABLE} and answers by benchmark", soft_wrap=True
     )
-    benchmarks.show(results, options.out)
 
 
 def make_directory(out: Path) -> None:

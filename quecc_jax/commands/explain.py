@@ -1,4 +1,4 @@
-"""The picture with the compressor's attention for two questions side by side."""
+"""The image with the compressor's attention for two questions side by side."""
 
 import os
 from pathlib import Path
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def explain(engine: "Engine", question: "Question", other: str, limits: "Limits", out: Path) -> None:
-    """Draws the first picture of a question under the attention for it and for another question, with both
+    """Draws the first image of a question under the attention for it and for another question, with both
     answers, and the difference of the two maps.
 
     A patch's number is its share of attention, the mean over visual tokens and heads, times the patches: 1 is
@@ -72,7 +72,7 @@ def explain(engine: "Engine", question: "Question", other: str, limits: "Limits"
 def _overlay(
     panel: "Axes", picture: np.ndarray, shown: np.ndarray, region: int, colours: tuple[str, float, float]
 ) -> "AxesImage":
-    """A map over the greyed picture, with lines between the squares of visual tokens that have their own."""
+    """A map over the greyed image, with lines between the squares of visual tokens that have their own."""
     side = shown.shape[0]
     where, (name, low, high) = (-0.5, side - 0.5, side - 0.5, -0.5), colours
     panel.imshow(picture.mean(axis=-1), cmap="gray", extent=where, vmin=0, vmax=255)

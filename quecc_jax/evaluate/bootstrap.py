@@ -2,7 +2,7 @@
 
 What a benchmark reports is a function of sums over independent units: right answers and questions,
 true and false positives. A unit is what was drawn together, such as the two questions of an MME
-picture. So a bootstrap replicate needs only the units' sums with other multiplicities.
+image. So a bootstrap replicate needs only the units' sums with other multiplicities.
 """
 
 from collections.abc import Callable, Mapping, Sequence

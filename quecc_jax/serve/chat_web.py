@@ -1,6 +1,6 @@
 """The chat as one page of a small server: standard library only, no other host is asked for anything.
 
-Pictures stay in memory, the newest few of them; nothing is written to disk. The conversation lives in the
+Images stay in memory, the newest few of them; nothing is written to disk. The conversation lives in the
 page, which sends it along with every question, so pages share nothing. The server answers requests that
 name this machine (or the host it was told to listen at) and come from its own page: a page of another site
 can neither read it by DNS rebinding nor post to it.
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 PAGE = Path(__file__).with_name("chat_page.html")
 UPLOADS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 KEPT = 32
-"""Pictures that the server remembers."""
+"""Images that the server remembers."""
 MAX_JSON = 256_000
 """Bytes of a question with its conversation."""
 WAITING = 8
@@ -71,7 +71,7 @@ class Page:
     ):
         self.engine, self.limits, self.query = engine, limits, query
         self.max_bytes, self.max_pixels = max_bytes, max_pixels
-        self._pictures: collections.OrderedDict[str, ReadImage] = collections.OrderedDict()
+        self._images: collections.OrderedDict[str, ReadImage] = collections.OrderedDict()
         self._model, self._held = threading.Lock(), threading.Lock()
         self._room = threading.Semaphore(WAITING)
 
@@ -90,13 +90,13 @@ class Page:
         }
 
     def upload(self, body: bytes) -> dict[str, Any]:
-        """Takes a picture file.
+        """Takes an image file.
 
         Returns:
           Its id for questions.
 
         Raises:
-          Refused: it is no picture of the accepted kinds, or has too many pixels.
+          Refused: it is no image of the accepted kinds, or has too many pixels.
           UserError: as `open_image`.
         """
         try:
@@ -110,13 +110,13 @@ class Page:
                 413,
                 f"the picture has {width} x {height} pixels, more than {self.max_pixels:,}; make it smaller",
             )
-        picture = self.engine.image(BytesIO(body))
-        name = picture.key.hex()
+        image = self.engine.image(BytesIO(body))
+        name = image.key.hex()
         with self._held:
-            self._pictures[name] = picture
-            self._pictures.move_to_end(name)
-            while len(self._pictures) > KEPT:
-                self._pictures.popitem(last=False)
+            self._images[name] = image
+            self._images.move_to_end(name)
+            while len(self._images) > KEPT:
+                self._images.popitem(last=False)
         return {"id": name, "width": width, "height": height}
 
     def ask(self, body: bytes) -> Iterator[dict[str, Any]]:
@@ -124,7 +124,7 @@ class Page:
         "squares"}, the attention for the words that the compressor read.
 
         Raises:
-          Refused: the request is malformed, names an unknown picture, or too many wait.
+          Refused: the request is malformed, names an unknown image, or too many wait.
           UserError: the question does not fit.
         """
         from quecc_jax.generate.questions import Question
@@ -132,11 +132,11 @@ class Page:
 
         asked = _fields(body)
         with self._held:
-            unknown = [name for name in asked["pictures"] if name not in self._pictures]
+            unknown = [name for name in asked["pictures"] if name not in self._images]
             if unknown:
                 raise Refused(410, "the server no longer has this picture; choose it again")
-            pictures = tuple(self._pictures[name] for name in asked["pictures"])
-        question = Question(asked["text"], pictures, tuple(asked["history"]), asked["query"] or self.query)
+            images = tuple(self._images[name] for name in asked["pictures"])
+        question = Question(asked["text"], images, tuple(asked["history"]), asked["query"] or self.query)
         limits = self.limits
         if asked["temperature"] is not None:
             sampling = Sampling(
@@ -168,7 +168,7 @@ class Page:
 
     def _looked(self, question: Any) -> dict[str, Any]:
         """`attention` [I, V, n], the mean over heads of every visual token's, and how many `squares` along a
-        side of the picture belong to one token each, see `own_squares`; both None without."""
+        side of the image belong to one token each, see `own_squares`; both None without."""
         from quecc_jax.evaluate.attention import own_squares
 
         weights = self.engine.attention(question) if question.images else None

@@ -12,7 +12,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from quecc_jax.evaluate.benchmark import summary
+from quecc_jax.evaluate.task_answers import summary
 from quecc_jax.evaluate.tasks import TASKS
 from quecc_jax.evaluate.tasks.base import LETTER, Judged, Sample, llava_answers
 from tests.evaluate import standins

@@ -14,8 +14,8 @@ from quecc_jax.commands.cli import execute
 from quecc_jax.config import RunConfig
 from quecc_jax.errors import UserError, run_cli
 from quecc_jax.evaluate import answers, benchmarks
-from quecc_jax.evaluate.benchmark import fingerprint, run_task
 from quecc_jax.evaluate.failures_page import write_failures
+from quecc_jax.evaluate.task_answers import fingerprint, run_task
 from quecc_jax.evaluate.tasks import TASKS
 from quecc_jax.evaluate.tasks.base import Judged
 from quecc_jax.generate.engine import Engine

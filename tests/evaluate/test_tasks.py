@@ -10,8 +10,8 @@ import pytest
 
 from quecc_jax.data.images import open_image
 from quecc_jax.errors import UserError
-from quecc_jax.evaluate.benchmark import summary
 from quecc_jax.evaluate.bootstrap import evaluate
+from quecc_jax.evaluate.task_answers import summary
 from quecc_jax.evaluate.tasks import TASKS, chosen
 from quecc_jax.evaluate.tasks.base import LETTER, SHORT, Judged, Sample, limited, llava_answers, missing_files
 from quecc_jax.evaluate.tasks.mathvista import extract, query

@@ -119,7 +119,7 @@ def prompt_text(
     history: Sequence[str] = (),
     system: str | None = None,
 ) -> str:
-    """What `prompt` lays out, as text for people: one placeholder a picture, special tokens by name."""
+    """What `prompt` lays out, as text for people: one placeholder an image, special tokens by name."""
     turns = [_placed(turn, data) for turn in asking(question, images, history, system).turns]
     marks = {Mark.BOS: _bos(tokenizer), Mark.EOS: (tokenizer.eos_token_id,)}
     laid = pieces(TEMPLATES[data.template], turns, system)
@@ -204,11 +204,11 @@ def _queries(
 
 
 def query_ids(question: str, tokenizer: Tokenizer, data: DataConfig) -> tuple[np.ndarray, int]:
-    """The query for pictures that a human turn asks about.
+    """The query for images that a human turn asks about.
 
     A turn of nothing but placeholders is BOS alone, as in the original. Where texts have no BOS, the
     original reads the state of a padding token; the word "image" stands in there, its own query for rows
-    without a picture.
+    without an image.
 
     With `data.query_tokenizer` the ids are of that one, and the last is its EOS, as CLIP's text tower needs
     it however long the question is.

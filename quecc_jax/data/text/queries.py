@@ -18,12 +18,12 @@ RATIO = 4
 """Of two neighbouring buckets: with powers of four, four of them reach from 32 tokens to 2,048."""
 
 
-def row_limit(data: DataConfig, pictures: int) -> int:
-    """Most tokens of the questions about so many pictures of a row.
+def row_limit(data: DataConfig, images: int) -> int:
+    """Most tokens of the questions about so many images of a row.
 
     In the decoder's own tokens they are no more than the row's, of which they are parts.
     """
-    most = data.query_limit * pictures
+    most = data.query_limit * images
     return most if data.query_tokenizer else min(most, data.max_length)
 
 

@@ -32,9 +32,9 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def load(data: Path) -> list[Sample]:
-    """Questions about the pictures of the test split.
+    """Questions about the images of the test split.
 
-    Questions such as "What is A?" are about a picture whose labels are covered by letters
+    Questions such as "What is A?" are about an image whose labels are covered by letters
     (Kembhavi et al. 2016, section 5); the data set says where, and `covered` draws them. The prompt is that
     of lmms-eval's ai2d.
     """
@@ -43,7 +43,7 @@ def load(data: Path) -> list[Sample]:
     for identity in listed:
         path = folder / f"questions/{identity}.png.json"
         if not path.is_file():
-            continue  # Some pictures have no question.
+            continue  # Some images have no question.
         record = read_json(path)
         image: str = str(folder / "images" / field(record, "imageName", path, 1))
         lettered: bytes | None = None
@@ -70,7 +70,7 @@ def load(data: Path) -> list[Sample]:
 
 
 def covered(image: str, annotation: Mapping[str, Any]) -> bytes:
-    """The picture as PNG, every text in it under a white box with the letter that questions call it by."""
+    """The image as PNG, every text in it under a white box with the letter that questions call it by."""
     picture = open_image(image, "original")  # The boxes are of the pixels as stored.
     draw = ImageDraw.Draw(picture)
     for text in annotation.get("text", {}).values():

@@ -39,9 +39,9 @@ class Sample(NamedTuple):
     id: int | str
     """Unique within the benchmark."""
     images: tuple[str | bytes, ...]
-    """Paths of pictures, or their encoded bytes."""
+    """Paths of images, or their encoded bytes."""
     prompt: str
-    """What is asked, response format included, picture placeholders not."""
+    """What is asked, response format included, image placeholders not."""
     truth: Any
     """JSON value that the judge compares with; None where it is not public."""
     extra: dict[str, Any]

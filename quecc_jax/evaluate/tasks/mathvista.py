@@ -1,4 +1,4 @@
-"""MathVista testmini: mathematics in pictures, by choice or with a number or list for an answer."""
+"""MathVista testmini: mathematics in images, by choice or with a number or list for an answer."""
 
 import re
 from collections.abc import Mapping, Sequence

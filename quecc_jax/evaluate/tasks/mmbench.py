@@ -95,7 +95,7 @@ def read_table(path: Path) -> list[dict[str, str]]:
     from pyarrow import csv
 
     try:
-        # The picture of a row is one field of megabytes, and a row must fit into a block.
+        # The image of a row is one field of megabytes, and a row must fit into a block.
         table = csv.read_csv(
             path,
             csv.ReadOptions(block_size=1 << 28),
@@ -134,7 +134,7 @@ def loader(name: str, form: str) -> Any:
             choices = _choices(row)
             hint = f"{row['hint']}\n" if _given(row.get("hint")) else ""
             text = f"{hint}{row['question']}\n{options(choices)}"
-            # A rotated copy may name the row that holds its picture.
+            # A rotated copy may name the row that holds its image.
             image = pictures.get(row["image"], row["image"])
             kinds = [row["category"]] if _given(row.get("category")) else []
             sent = {column: value for column, value in row.items() if column not in _NOT_SENT}
@@ -278,7 +278,7 @@ def metrics(totals: Totals) -> dict[str, Any]:
 
 
 def write(folder: Path, judged: Sequence[Judged], data: Path) -> None:
-    """mmbench_upload.xlsx for the server: the table without pictures, the prediction as 7th column."""
+    """mmbench_upload.xlsx for the server: the table without images, the prediction as 7th column."""
     from openpyxl import Workbook
 
     book = Workbook(write_only=True)

@@ -1,4 +1,4 @@
-"""MME: two yes-or-no questions on each picture, perception and cognition."""
+"""MME: two yes-or-no questions on each image, perception and cognition."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ _YES_NO = "Please answer yes or no."
 
 
 def load(data: Path) -> list[Sample]:
-    """LLaVA's questions with the answers of MME's text files, which lie beside the pictures."""
+    """LLaVA's questions with the answers of MME's text files, which lie beside the images."""
     truths = _truths(data / _RELEASE)
     samples, counts = [], dict[str, int]()
     for number, line in enumerate(read_json(data / _QUESTIONS), start=1):
@@ -75,7 +75,7 @@ def load(data: Path) -> list[Sample]:
 
 
 def _truths(release: Path) -> dict[tuple[str, str, str], str]:
-    """Answer by category, picture and question; texts lie in questions_answers_YN or with the pictures."""
+    """Answer by category, image and question; texts lie in questions_answers_YN or with the images."""
     found = {}
     for category in (*PERCEPTION, *COGNITION):
         folder = release / category / "questions_answers_YN"
@@ -106,12 +106,12 @@ def _scored(sample: Sample, text: str) -> tuple[str, float]:
 
 
 def unit(sample: Sample) -> str:
-    """The picture."""
+    """The image."""
     return sample.extra["picture"]
 
 
 def tally(unit: Sequence[Judged]) -> Tally:
-    """Right answers and questions, and pictures on which both are right, of the category."""
+    """Right answers and questions, and images on which both are right, of the category."""
     category, right = unit[0].sample.extra["category"], sum(one.score or 0 for one in unit)
     both = float(right == len(unit) == 2)
     return {
@@ -141,7 +141,7 @@ def metrics(totals: Totals) -> dict[str, Any]:
 
 
 def write(folder: Path, judged: Sequence[Judged], data: Path) -> None:
-    """results/CATEGORY.txt, which MME's calculation.py reads: picture, question, truth and answer."""
+    """results/CATEGORY.txt, which MME's calculation.py reads: image, question, truth and answer."""
     lines: dict[str, list[str]] = defaultdict(list)
     for one in judged:
         extra = one.sample.extra

@@ -56,9 +56,9 @@ _INDICATORS = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answ
 
 
 def load(data: Path) -> list[Sample]:
-    """All subjects' questions, with their pictures in order of mention in front.
+    """All subjects' questions, with their images in order of mention in front.
 
-    LLaVA-1.5's setting (configs/llava1.5.yaml of github.com/MMMU-Benchmark/MMMU) asks about one picture
+    LLaVA-1.5's setting (configs/llava1.5.yaml of github.com/MMMU-Benchmark/MMMU) asks about one image
     and leaves "<image 1>" in the text, as here; it guesses where a question has several, while here all
     of them are shown.
     """

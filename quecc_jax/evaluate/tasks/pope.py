@@ -1,4 +1,4 @@
-"""POPE: is this object in the picture?"""
+"""POPE: is this object in the image?"""
 
 from collections import defaultdict
 from collections.abc import Sequence

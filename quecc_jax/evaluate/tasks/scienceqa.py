@@ -1,4 +1,4 @@
-"""ScienceQA test: school questions with choices, some about a picture."""
+"""ScienceQA test: school questions with choices, some about an image."""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""SEED-Bench: multiple choice about pictures and about the middle frames of videos."""
+"""SEED-Bench: multiple choice about images and about the middle frames of videos."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -26,7 +26,7 @@ _VQA_SITE = "visualqa.org/download.html"
 _VIZWIZ_SITE = "vizwiz.org/tasks-and-datasets/vqa"
 _TEXTVQA_SITE = "textvqa.org/dataset"
 UNANSWERABLE = "When the provided information is insufficient, respond with 'Unanswerable'."
-"""What LLaVA-1.5 adds to VizWiz questions, where a third of the pictures do not show what is asked."""
+"""What LLaVA-1.5 adds to VizWiz questions, where a third of the images do not show what is asked."""
 
 
 def judge(sample: Sample, answer: str) -> tuple[str, float | None]:
@@ -110,7 +110,7 @@ def _load_vizwiz_val(data: Path) -> list[Sample]:
 
 
 def _load_textvqa(data: Path) -> list[Sample]:
-    """Picture and question together name the truth, as in LLaVA's eval_textvqa."""
+    """Image and question together name the truth, as in LLaVA's eval_textvqa."""
     folder = data / "textvqa"
     path, prompts = folder / "TextVQA_0.5.1_val.json", folder / "llava_textvqa_val_v051_ocr.jsonl"
     truths = {(record["image_id"], record["question"].lower()): record for record in read_json(path)["data"]}

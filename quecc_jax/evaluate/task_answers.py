@@ -134,7 +134,7 @@ def run_task(
 
 
 def cut_questions(samples: Iterable[Sample], config: RunConfig) -> int:
-    """How many of the questions about pictures data.query_length cuts before the compressor reads them."""
+    """How many of the questions about images data.query_length cuts before the compressor reads them."""
     if not config.model.compressor.reads_question:
         return 0
     tokenizer = load_tokenizer(config.data.tokenizer, config.data.query_tokenizer)
@@ -206,7 +206,7 @@ def summary(task: Task, judged: Sequence[Judged], resamples: int = 1000, seed: i
     """Numbers of questions and all metrics with bootstrap standard errors, as JSON holds them.
 
     `metrics` is empty where the truth is not public, and `headline` None; so it is where no question was
-    asked that the headline counts, such as one with a picture. `unread` counts answers in which the scorer
+    asked that the headline counts, such as one with an image. `unread` counts answers in which the scorer
     found nothing.
     """
     scored = [one for one in judged if one.score is not None]
@@ -232,7 +232,7 @@ def summary(task: Task, judged: Sequence[Judged], resamples: int = 1000, seed: i
     }
 
 
-def missing_pictures(samples: Iterable[Sample]) -> list[str]:
-    """Paths of pictures that do not exist, each once."""
+def missing_images(samples: Iterable[Sample]) -> list[str]:
+    """Paths of images that do not exist, each once."""
     paths = dict.fromkeys(image for sample in samples for image in sample.images if isinstance(image, str))
     return [path for path in paths if not Path(path).is_file()]
