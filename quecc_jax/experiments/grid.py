@@ -166,5 +166,7 @@ def digests(grid: Grid) -> dict[str, str]:
     """A checksum of each job's settings and of what all share, wherever the grid lies."""
     here = at(grid, "")
     shared = dataclasses.replace(here, cells=(), steps=())
-    parts: dict[str, Any] = {"": shared, **{job.name: job for job in jobs(here)}}
+    # What a job is expected to cost changes no result.
+    parts: dict[str, Any] = {"": shared}
+    parts |= {job.name: dataclasses.replace(job, cost=1.0) for job in jobs(here)}
     return {name: hashlib.sha256(json.dumps(to_dict(x)).encode()).hexdigest() for name, x in parts.items()}
