@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import tyro
 
-from quecc_jax.config import CompressorConfig, DecoderConfig, ModelConfig, RunConfig, VisionConfig
+from quecc_jax.config import DecoderConfig, ModelConfig, QueccConfig, RunConfig, VisionConfig
 from quecc_jax.convert.io.tensors import open_tensors
 from quecc_jax.convert.plan import plan_export
 
@@ -35,7 +35,7 @@ def shapes_7b(layers: int) -> tuple[dict[str, object], dict[str, tuple[int, ...]
     """config.json, and shapes by name, of Vicuna-7B behind CLIP-L/14-336 and QueCC with 16 tokens."""
     model = ModelConfig(
         vision=VisionConfig(post_norm=True),
-        compressor=CompressorConfig(kernel=6, stride=6),
+        compressor=QueccConfig(kernel=6, stride=6),
         decoder=dataclasses.replace(DecoderConfig(), depth=layers),
     )
     plan = plan_export(RunConfig(model=model), "llava", "llama")

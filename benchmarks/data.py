@@ -106,10 +106,10 @@ def settings(folder: Path, kind: str, workers: int) -> Any:
 
 def pipeline(folder: Path, kind: str, workers: int = 0) -> Iterator[int]:
     """This project's batches; yields the number of samples of each."""
-    from quecc_jax.config import CompressorConfig, ModelConfig
+    from quecc_jax.config import ModelConfig, QueccConfig
     from quecc_jax.data.pipeline import make_iterator
 
-    model = ModelConfig(compressor=CompressorConfig(kernel=24, stride=24))
+    model = ModelConfig(compressor=QueccConfig(kernel=24, stride=24))
     with make_iterator(settings(folder, kind, workers), model, BATCH, 0) as iterator:
         for batch in iterator:
             assert batch.pixels.shape == (BATCH, 1, SIDE, SIDE, 3)

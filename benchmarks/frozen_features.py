@@ -16,11 +16,11 @@ import jax
 import numpy as np
 
 from quecc_jax.config import (
-    CompressorConfig,
     DataConfig,
     DecoderConfig,
     MeshConfig,
     ModelConfig,
+    QueccConfig,
     RunConfig,
     TrainConfig,
     VisionConfig,
@@ -38,7 +38,7 @@ def config(cached: bool) -> RunConfig:
     vision = VisionConfig(width=384, heads=6, depth=12, mlp_width=1536, levels=(6, 8, 10, 11))
     decoder = DecoderConfig(vocab_size=8192, width=512, depth=12, heads=8, kv_heads=8, mlp_width=1408)
     model = ModelConfig(
-        vision, CompressorConfig(kernel=6, stride=6), decoder=decoder, dtype="float32", remat="none"
+        vision, QueccConfig(kernel=6, stride=6), decoder=decoder, dtype="float32", remat="none"
     )
     data = DataConfig(max_length=128, query_length=32, cached_features=cached)
     return RunConfig(

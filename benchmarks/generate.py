@@ -33,7 +33,8 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from quecc_jax.config import CompressorConfig, DataConfig, ModelConfig, RunConfig, VisionConfig
+from quecc_jax.config import DataConfig, ModelConfig, RunConfig, VisionConfig
+from quecc_jax.config.compressors import named
 from quecc_jax.config.presets import decoder
 from quecc_jax.data.batch import IGNORE, Batch, batch_spec
 from quecc_jax.data.text.tokenizer import train_word_tokenizer
@@ -52,7 +53,7 @@ CHUNK = 16
 def model_of(visual_tokens: int) -> ModelConfig:
     """SmolLM2-135M behind a tower of 24 x 24 patches and so many visual tokens."""
     stride = STRIDES[visual_tokens]
-    compressor = CompressorConfig(name="none" if stride == 1 else "quecc", kernel=stride, stride=stride)
+    compressor = named("none" if stride == 1 else "quecc", kernel=stride, stride=stride)
     return ModelConfig(
         vision=TOWER, compressor=compressor, decoder=decoder("smollm2-135m"), dtype="float32", remat="none"
     )

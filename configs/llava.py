@@ -19,10 +19,10 @@ import math
 from typing import Literal
 
 from quecc_jax.config import (
-    CompressorConfig,
     DataConfig,
     ModelConfig,
     OptimizerConfig,
+    QueccConfig,
     RunConfig,
     SourceConfig,
     TrainConfig,
@@ -52,7 +52,7 @@ def stage1(language_model: str, out: str, visual_tokens: int = 16, template: Tem
         out=out,
         model=ModelConfig(
             VisionConfig(post_norm=True),
-            CompressorConfig(kernel=stride, stride=stride),
+            QueccConfig(kernel=stride, stride=stride),
             decoder=decoder(language_model),
         ),
         data=DataConfig(

@@ -18,10 +18,10 @@ hundred steps of eight short rows, float32, nothing recomputed, and the last che
 
 from quecc_jax.config import (
     CheckpointConfig,
-    CompressorConfig,
     DataConfig,
     ModelConfig,
     OptimizerConfig,
+    QueccConfig,
     RunConfig,
     SourceConfig,
     TrainConfig,
@@ -38,7 +38,7 @@ def config() -> RunConfig:
         out="runs/smollm2_easyvqa_stage1",
         model=ModelConfig(
             vision=Testbed().vision,
-            compressor=CompressorConfig(kernel=4, stride=4),
+            compressor=QueccConfig(kernel=4, stride=4),
             decoder=decoder("smollm2-135m"),
             dtype="float32",
             remat="none",

@@ -5,33 +5,34 @@ make study-compressors    python -m launch.compare_compressors
 
 import dataclasses
 
-from quecc_jax.config import CompressorConfig
+from quecc_jax.config import CompressorConfig, NoneConfig
+from quecc_jax.config.compressors import exchanged, named
 from quecc_jax.experiments.grid import Cell, Grid
 from quecc_jax.experiments.testbed.grids import Decoder, Recipe, compressor_cells, compressor_grid
 from quecc_jax.experiments.testbed.settings import Testbed
 
 OWN = "QueCC-plus"
-FUSED = CompressorConfig("quecc_plus", fusion_layers=1)
-BARE = CompressorConfig("quecc_plus", fusion_layers=0)
+FUSED = named("quecc_plus", fusion_layers=1)
+BARE = named("quecc_plus", fusion_layers=0)
 
 RIVALS = {
-    "QueCC": CompressorConfig("quecc"),
-    "TokenPacker": CompressorConfig("tokenpacker"),
+    "QueCC": named("quecc"),
+    "TokenPacker": named("tokenpacker"),
     # One layer of two, where the original has 4 of 32: less costs it its point, more would not be small.
-    "LLaVA-Mini": CompressorConfig("llava_mini", fusion_layers=1),
-    "PruMerge": CompressorConfig("prumerge"),
-    "PruMerge+": CompressorConfig("prumerge_plus"),
-    "resampler": CompressorConfig("resampler"),
-    "convolution": CompressorConfig("conv"),
-    "average pooling": CompressorConfig("avgpool"),
+    "LLaVA-Mini": named("llava_mini", fusion_layers=1),
+    "PruMerge": named("prumerge"),
+    "PruMerge+": named("prumerge_plus"),
+    "resampler": named("resampler"),
+    "convolution": named("conv"),
+    "average pooling": named("avgpool"),
 }
 LADDER = {
-    "+ registers": dataclasses.replace(BARE, registers=True),
-    "+ a second round": dataclasses.replace(BARE, rounds=2),
-    "+ memory of 16": dataclasses.replace(FUSED, memory=16),
+    "+ registers": exchanged(BARE, registers=True),
+    "+ a second round": exchanged(BARE, rounds=2),
+    "+ memory of 16": exchanged(FUSED, memory=16),
 }
 """What was tried on the way to QueCC-plus, which is QueCC and a memory of 4."""
-ELASTIC = {"M3": CompressorConfig("m3"), "MQT": CompressorConfig("mqt", queries=16)}
+ELASTIC = {"M3": named("m3"), "MQT": named("mqt", queries=16)}
 """One set of weights serves every V, as they were made for."""
 
 
@@ -75,7 +76,7 @@ def grid(recipe: Recipe = RECIPE) -> Grid:
     made += cells(OWN, "comparison", FUSED, 1)
     for label, config in LADDER.items():
         made += cells(label, "ladder", config, 1)
-    made += cells("no compressor", "comparison", CompressorConfig("none"))
+    made += cells("no compressor", "comparison", NoneConfig())
     return compressor_grid(recipe, out, made, OWN)
 
 

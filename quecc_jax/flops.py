@@ -5,15 +5,18 @@ sizes of real models.
 """
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 from quecc_jax.config import DecoderConfig, ModelConfig, RunConfig, VisionConfig
 from quecc_jax.config.query import ClipTextConfig
-from quecc_jax.config.shapes import at_visual_tokens, hidden_indices, projector_depth, query_layers
+from quecc_jax.config.shapes import (
+    at_visual_tokens,
+    compressor_sizes,
+    hidden_indices,
+    projector_depth,
+    query_layers,
+)
 from quecc_jax.data.text.queries import row_limit
-
-if TYPE_CHECKING:
-    from quecc_jax.models.compressors.base import Cost
+from quecc_jax.models.compressors.base_config import Cost
 
 
 def decoder_params(config: DecoderConfig) -> int:
@@ -71,17 +74,17 @@ def tower_flops(config: VisionConfig) -> float:
     return config.tiles_seen * square + attention
 
 
-def compressor_cost(config: ModelConfig) -> "Cost":
-    """Weights and forward FLOPs of the compressor for one picture."""
-    # Imported late: whoever counts decoders alone needs no modules.
-    from quecc_jax.models import compressors
-
-    return compressors.compressor_cost(config)
+def compressor_cost(config: ModelConfig) -> Cost:
+    """Weights and forward FLOPs of the compressor for one image. A pre-fusion's weights are among them; its
+    FLOPs, which depend on the text, are `fusion_flops`."""
+    cost = config.compressor.cost(compressor_sizes(config))
+    fusion = decoder_params(config.fusion_layers) if config.memory_tokens else 0
+    return cost._replace(params=cost.params + fusion)
 
 
 def projector_flops(config: ModelConfig) -> float:
     """Forward FLOPs of the projector for one picture."""
-    tokens = config.vision.patches if config.compressor.kind.projected else config.num_output_tokens
+    tokens = config.vision.patches if config.compressor.projected else config.num_output_tokens
     tokens += config.vision.keep_cls
     return 2.0 * tokens * projector_params(config)
 
@@ -194,7 +197,7 @@ def _fusion_train_flops(config: RunConfig, length: int, images: int) -> float:
         positions = length + images * (model.memory_tokens + model.visual_tokens)
         frozen = 2.0 * positions * decoder_params(model.fusion_layers)
         return 3.0 * forward - frozen - 2.0 * projected * projector_params(model)
-    if model.compressor.kind.memory == "regions" or not projector_params(model):
+    if not model.compressor.reads_all_patches or not projector_params(model):
         return 3.0 * forward
     # The projector acts on the tower's own states there.
     return 3.0 * forward - projected * projector_params(dataclasses.replace(model, projector="linear"))

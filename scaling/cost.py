@@ -16,9 +16,17 @@ import numpy as np
 
 from quecc_jax import flops
 from quecc_jax.aot.chips import CHIPS
-from quecc_jax.config import CompressorConfig, DecoderConfig, ModelConfig, QueryConfig, VisionConfig, presets
-from quecc_jax.config.compressor import COMPRESSORS
-from quecc_jax.config.shapes import output_tokens, query_layers
+from quecc_jax.config import (
+    CompressorConfig,
+    DecoderConfig,
+    ModelConfig,
+    NoneConfig,
+    QueryConfig,
+    VisionConfig,
+    presets,
+)
+from quecc_jax.config.compressors import MqtConfig, config_class, named, names
+from quecc_jax.config.shapes import query_layers
 from quecc_jax.errors import UserError
 from scaling.formatting import COST_AXIS, PER, Kind
 
@@ -186,24 +194,24 @@ def compressor_config(name: str, visual_tokens: float) -> CompressorConfig:
     Raises:
       UserError: there is no such compressor, or it cannot make that many tokens.
     """
-    if name not in COMPRESSORS:
-        raise UserError(f"The compressor {name!r} is not known; name one of {', '.join(COMPRESSORS)}.")
-    kind, grid, count = COMPRESSORS[name], _VISION.grid, int(visual_tokens)
+    if name not in names():
+        raise UserError(f"The compressor {name!r} is not known; name one of {', '.join(names())}.")
+    kind, grid, count = config_class(name), _VISION.grid, int(visual_tokens)
     if visual_tokens == grid * grid and not kind.reads_attention:
-        return CompressorConfig(name="none")
+        return NoneConfig()
     sides = [side for side in range(1, grid + 1) if grid % side == 0]
     if kind.shape == "grid":
         if count == visual_tokens and (side := math.isqrt(count)) in sides and side * side == count:
-            return CompressorConfig(name=name, kernel=grid // side, stride=grid // side)
+            return named(name, kernel=grid // side, stride=grid // side)
         possible = ", ".join(str(side * side) for side in sides)
     elif kind.shape == "all":
         possible = f"{grid * grid}"
     else:
-        made = CompressorConfig(name=name, tokens=count)
+        made = named(name, tokens=count)
         with contextlib.suppress(ValueError):
-            if count == visual_tokens == output_tokens(made, grid):
+            if count == visual_tokens == made.num_tokens(grid):
                 return made
-        top = made.queries if name == "mqt" else grid * grid
+        top = made.queries if isinstance(made, MqtConfig) else grid * grid
         possible = f"square numbers up to {top}" if name == "llava_mini" else f"1 to {top}"
         possible += "" if top == grid * grid else f", and {grid * grid}"
     raise UserError(
@@ -227,7 +235,7 @@ def model_config(
             "smaller --exit-layer."
         )
     made = compressor_config(compressor, visual_tokens)
-    if COMPRESSORS[compressor].memory != "none":
+    if config_class(compressor)().fusion_layers:
         raise UserError(
             f"The pre-fusion of {compressor} with the instruction is not counted here; count with --cost "
             "published."

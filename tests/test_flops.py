@@ -20,21 +20,24 @@ from quecc_jax.config import (
     DecoderConfig,
     MeshConfig,
     ModelConfig,
+    NoneConfig,
+    QueccConfig,
     QueryConfig,
     RunConfig,
     TrainConfig,
     VisionConfig,
 )
-from quecc_jax.config.compressor import COMPRESSORS
+from quecc_jax.config.compressors import exchanged, names
 from quecc_jax.config.query import ClipTextConfig
 from quecc_jax.config.shapes import state_shape
 from quecc_jax.data.batch import Batch, batch_spec
-from quecc_jax.models.compressors import make_compressor
 from quecc_jax.models.compressors.base import Features
+from quecc_jax.models.compressors.build import make_compressor
 from quecc_jax.models.decoder import Decoder, empty_cache, unstack
 from quecc_jax.models.vlm import VLM
 from quecc_jax.sharding import make_mesh
 from quecc_jax.train.step import abstract_params, build_trainer, train_step
+from tests.compressors import ELASTIC, fitting
 
 MODEL = ModelConfig(
     vision=VisionConfig(
@@ -47,7 +50,7 @@ MODEL = ModelConfig(
         levels=(0, 1, 1),
         select_layer=-1,
     ),
-    compressor=CompressorConfig(kernel=4, stride=4, heads=4),
+    compressor=QueccConfig(kernel=4, stride=4, heads=4),
     decoder=DecoderConfig(vocab_size=256, width=768, depth=1, heads=6, kv_heads=2, mlp_width=1024),
     dtype="float32",
     remat="none",
@@ -93,25 +96,23 @@ def test_tower(cost):
 
 
 @pytest.mark.parametrize("stride", [16, 4, 1])
-@pytest.mark.parametrize("name", COMPRESSORS)
+@pytest.mark.parametrize("name", names())
 def test_compressor_alone(name, stride):
-    assert_counted(CompressorConfig(name, kernel=stride, stride=stride, heads=4, fusion_layers=0))
+    assert_counted(fitting(name, kernel=stride, stride=stride, heads=4, fusion_layers=0))
 
 
 # The lone convolution is so little work that resizing its kernel, once for all pictures, outweighs it.
-@pytest.mark.parametrize(
-    "name", [name for name, kind in COMPRESSORS.items() if kind.elastic and name != "conv"]
-)
+@pytest.mark.parametrize("name", [name for name in ELASTIC if name != "conv"])
 def test_compressor_at_every_v(name):
-    assert_counted(CompressorConfig(name, elastic=(1, 4, 16, 64), heads=4))
+    assert_counted(fitting(name, elastic=(1, 4, 16, 64), heads=4))
 
 
 def assert_counted(compressor: CompressorConfig) -> None:
     """FLOPs are those that XLA counts, weights those of the parameters."""
-    model, name = dataclasses.replace(MODEL, compressor=compressor), compressor.name
-    width = 768 if COMPRESSORS[name].projected else 512
+    model = dataclasses.replace(MODEL, compressor=compressor)
+    width = 768 if compressor.projected else 512
     single, multi = floats(1, 256, width), floats(1, 256, 3 * 512)
-    read = (floats(1, 256), floats(1, 256, 512)) if COMPRESSORS[name].reads_attention else ()
+    read = (floats(1, 256), floats(1, 256, 512)) if compressor.reads_attention else ()
     inputs: Any = Features(single, multi, *read), floats(1, 1, 768)  # type: ignore[arg-type]
     module = make_compressor(model)
     variables = nn.meta.unbox(jax.eval_shape(module.init, jax.random.key(0), *inputs))
@@ -125,9 +126,9 @@ def assert_counted(compressor: CompressorConfig) -> None:
     assert cost.params == sum(weights) and 0 <= cost.first <= cost.flops
 
 
-@pytest.mark.parametrize("name", COMPRESSORS)
+@pytest.mark.parametrize("name", names())
 def test_compressor_and_projector(name):
-    model = dataclasses.replace(MODEL, compressor=CompressorConfig(name, kernel=4, stride=4, heads=4))
+    model = dataclasses.replace(MODEL, compressor=fitting(name, kernel=4, stride=4, heads=4))
     states = floats(1, 1, *state_shape(model.tower))
     parameters = jax.eval_shape(
         lambda *a: VLM(model).init(jax.random.key(0), *a, method=VLM.compress), states, floats(1, 1, 768)
@@ -142,7 +143,7 @@ def test_compressor_and_projector(name):
 
 
 def test_without_a_compressor_only_the_projector_counts():
-    model = dataclasses.replace(MODEL, compressor=CompressorConfig(name="none"))
+    model = dataclasses.replace(MODEL, compressor=NoneConfig())
     assert flops.compressor_cost(model).flops == flops.query_flops(model, 64) == 0.0
     assert flops.projector_flops(model) == 2.0 * 256 * (512 * 768 + 768 * 768)
 
@@ -151,7 +152,7 @@ def test_query(cost):
     assert flops.query_flops(MODEL, 64) == pytest.approx(
         cost(VLM.encode_query, ints(1, 64), ints(1, 64), ints(1, 1)), rel=0.05
     )
-    zero = dataclasses.replace(MODEL, compressor=dataclasses.replace(MODEL.compressor, query="zero"))
+    zero = dataclasses.replace(MODEL, compressor=exchanged(MODEL.compressor, query="zero"))
     assert flops.query_flops(zero, 64) == 0.0
 
 
@@ -257,7 +258,7 @@ def test_an_answer_is_the_sum_of_its_parts():
 )
 def test_a_training_step(stage, pictures, cached, compressor):
     model = dataclasses.replace(
-        MODEL, compressor=dataclasses.replace(MODEL.compressor, name=compressor, fusion_layers=1)
+        MODEL, compressor=fitting(compressor, kernel=4, stride=4, heads=4, fusion_layers=1)
     )
     config = dataclasses.replace(
         CONFIG,

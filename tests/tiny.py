@@ -7,12 +7,12 @@ import jax
 import numpy as np
 
 from quecc_jax.config import (
-    CompressorConfig,
     DataConfig,
     DecoderConfig,
     MeshConfig,
     ModelConfig,
     OptimizerConfig,
+    QueccConfig,
     RunConfig,
     TrainConfig,
     VisionConfig,
@@ -33,7 +33,7 @@ MODEL = ModelConfig(
         select_layer=-2,
         levels=(1, 2, 3),
     ),
-    compressor=CompressorConfig(kernel=2, stride=2, heads=4),
+    compressor=QueccConfig(kernel=2, stride=2, heads=4),
     decoder=DecoderConfig(vocab_size=64, width=32, depth=2, heads=4, kv_heads=2, mlp_width=48),
     dtype="float32",
     remat="none",

@@ -13,7 +13,8 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from quecc_jax.commands.config_file import load_config_file
-from quecc_jax.config import ModelConfig, RunConfig
+from quecc_jax.config import RunConfig
+from quecc_jax.config.compressors import exchanged
 from quecc_jax.config.io import nearest
 from quecc_jax.config.renamed import RENAMED
 from quecc_jax.config.validation import validate
@@ -98,19 +99,14 @@ def with_chosen_compressor(config: RunConfig, argv: Sequence[str]) -> RunConfig:
     have keep their values.
 
     Raises:
-      UserError: there is no such compressor.
+      UserError: there is no such compressor, or it cannot take the place of the config's.
     """
     with refusals(()):
         chosen, _ = tyro.cli(_Chosen, args=argv, return_unknown_args=True, add_help=False)
-    name, old = chosen.compressor, config.model.compressor
-    kinds = {kind.name: kind for kind in typing.get_args(typing.get_type_hints(ModelConfig)["compressor"])}
-    if not kinds or name in ("", old.name):
+    if not chosen.compressor:
         return config
-    if name not in kinds:
-        raise UserError(f"--model.compressor.name is {name!r}; {nearest(name, list(kinds))}")
-    shared = {f.name: getattr(old, f.name) for f in dataclasses.fields(kinds[name]) if hasattr(old, f.name)}
-    model = dataclasses.replace(config.model, compressor=kinds[name](**shared | {"name": name}))
-    return dataclasses.replace(config, model=model)
+    compressor = exchanged(config.model.compressor, chosen.compressor)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, compressor=compressor))
 
 
 def option_names(node: Any, default: object = None, prefix: str = "--") -> list[str]:

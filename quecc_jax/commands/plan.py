@@ -171,10 +171,11 @@ def _check(options: Options) -> None:
 
 
 def _reads_question(compressor: str | None) -> bool:
-    from scaling.cost import COMPRESSORS, PAPERS_COMPRESSOR
+    from quecc_jax.config.compressors import names, reads_question
+    from scaling.cost import PAPERS_COMPRESSOR
 
-    kind = COMPRESSORS.get(compressor or PAPERS_COMPRESSOR)
-    return kind is None or kind.reads_question
+    name = compressor or PAPERS_COMPRESSOR
+    return name not in names() or reads_question(name)
 
 
 def _setup(options: Options) -> "Setup":

@@ -1,10 +1,12 @@
 """One tree of frozen dataclasses describes one run; importing it imports neither jax nor flax."""
 
-from quecc_jax.config.compressor import CompressorConfig
 from quecc_jax.config.data import DataConfig, ImageDecoding, SourceConfig
 from quecc_jax.config.model import DecoderConfig, ModelConfig, RopeScaling, VisionConfig
 from quecc_jax.config.query import ClipTextConfig, QueryConfig
 from quecc_jax.config.run import CheckpointConfig, MeshConfig, OptimizerConfig, RunConfig, TrainConfig
+from quecc_jax.models.compressors.base_config import CompressorConfig
+from quecc_jax.models.compressors.none_config import NoneConfig
+from quecc_jax.models.compressors.quecc_config import QueccConfig
 
 __all__ = [
     "CheckpointConfig",
@@ -15,7 +17,9 @@ __all__ = [
     "ImageDecoding",
     "MeshConfig",
     "ModelConfig",
+    "NoneConfig",
     "OptimizerConfig",
+    "QueccConfig",
     "QueryConfig",
     "RopeScaling",
     "RunConfig",

@@ -11,7 +11,8 @@ import warnings
 from collections.abc import Iterator
 from typing import Any, Literal, TypeVar
 
-from quecc_jax.config import RunConfig
+from quecc_jax.config import CompressorConfig, QueccConfig, RunConfig
+from quecc_jax.config.compressors import config_class
 from quecc_jax.config.renamed import with_new_names
 from quecc_jax.errors import Note, UserError
 from quecc_jax.json_text import decoded, parsed
@@ -60,6 +61,8 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
     """`value` checked against a field's type and converted from JSON's form of it."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
+        if hint is CompressorConfig:
+            hint = _compressor_class(value, where)
         return from_dict(hint, value, where)  # type: ignore[arg-type]
     if origin is Literal:
         # True == 1, so types are compared as well as values.
@@ -82,6 +85,15 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
     if type(value) is not hint or (hint is float and not math.isfinite(value)):
         raise UserError(f"{where} is {value!r} but must be {_NAMES[hint]}")
     return value
+
+
+def _compressor_class(value: object, where: str) -> type[CompressorConfig]:
+    """The settings that a compressor's `name` stands for; QueCC's without a name."""
+    name = value.get("name", QueccConfig.name) if isinstance(value, dict) else QueccConfig.name
+    try:
+        return config_class(name)
+    except UserError as error:
+        raise UserError(f"{where}.name: {error}") from None
 
 
 def nearest(name: str, known: list[str], otherwise: str = "") -> str:

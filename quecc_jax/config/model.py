@@ -3,8 +3,9 @@
 import dataclasses
 from typing import Literal
 
-from quecc_jax.config.compressor import CompressorConfig
 from quecc_jax.config.query import QueryConfig
+from quecc_jax.models.compressors.base_config import CompressorConfig
+from quecc_jax.models.compressors.quecc_config import QueccConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,10 +164,10 @@ class DecoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """MLPNorm, compressor, projector and decoder of one vision-language model."""
+    """Tower, compressor, projector and decoder of one vision-language model."""
 
     vision: VisionConfig = VisionConfig()
-    compressor: CompressorConfig = CompressorConfig()
+    compressor: CompressorConfig = QueccConfig()
     query: QueryConfig = QueryConfig()
     projector: str = "mlp2x_gelu"
     """`linear`, `matrix` (the same without bias), `identity` or `mlpNx_gelu` with N >= 1."""
@@ -188,7 +189,7 @@ class ModelConfig:
     @property
     def tower(self) -> VisionConfig:
         """`vision`, with what the compressor asks of it."""
-        if not self.compressor.kind.reads_attention:
+        if not self.compressor.reads_attention:
             return self.vision
         return dataclasses.replace(self.vision, keep_attention=True)
 
@@ -196,24 +197,18 @@ class ModelConfig:
     def visual_tokens(self) -> int:
         """Tokens V that one picture occupies in the decoder's input, CLS among them where it is kept; the
         most of those that are drawn."""
-        return self.vision.keep_cls + self._compressed
-
-    @property
-    def _compressed(self) -> int:
-        from quecc_jax.config.shapes import output_tokens
-
-        return output_tokens(self.compressor, self.vision.grid)
+        return self.vision.keep_cls + self.compressor.num_tokens(self.vision.grid)
 
     @property
     def has_newline(self) -> bool:
         """Tiles make one map of tokens, each row of which ends with a learned vector, as their tokens stand
         on a grid."""
-        return bool(self.vision.tiles) and self.compressor.kind.shape != "free"
+        return bool(self.vision.tiles) and self.compressor.shape != "free"
 
     @property
     def elastic_choices(self) -> tuple[int, ...]:
         """Values V that batches draw from, ascending; empty where V is fixed."""
-        return () if self.compressor.tokens else self.compressor.elastic
+        return self.compressor.elastic_choices
 
     @property
     def num_output_tokens(self) -> int:
@@ -224,15 +219,12 @@ class ModelConfig:
     @property
     def output_token_groups(self) -> tuple[int, ...]:
         """The parts of T, one V behind the other: V alone, or all that are drawn unless they are nested."""
-        whole = not self.elastic_choices or self.compressor.kind.nested
-        return (self._compressed,) if whole else self.elastic_choices
+        return self.compressor.groups(self.vision.grid)
 
     @property
     def memory_tokens(self) -> int:
         """Tokens R of a picture that the instruction reads before the decoder does; 0 without pre-fusion."""
-        if not self.compressor.fuses:
-            return 0
-        return self.vision.patches if self.compressor.kind.memory == "patches" else self.compressor.memory
+        return self.compressor.memory_tokens(self.vision.patches)
 
     @property
     def fusion_layers(self) -> DecoderConfig:

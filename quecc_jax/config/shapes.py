@@ -4,8 +4,10 @@ import dataclasses
 import math
 import re
 
-from quecc_jax.config import CompressorConfig, ModelConfig, VisionConfig
+from quecc_jax.config import ModelConfig, VisionConfig
+from quecc_jax.config.compressors import exchanged
 from quecc_jax.errors import UserError
+from quecc_jax.models.compressors.base_config import Sizes
 
 
 def hidden_indices(config: VisionConfig) -> tuple[int, ...]:
@@ -19,79 +21,12 @@ def state_shape(config: VisionConfig) -> tuple[int, int, int]:
     return config.rows, len(hidden_indices(config)) + 2 * config.keep_attention, config.feature_width
 
 
-def output_grid(grid: int, kernel: int, stride: int) -> int:
-    """Side h of a compressor's output grid, (grid - kernel) // stride + 1.
-
-    Raises:
-      ValueError: the kernel does not fit, or h does not divide the grid so that regions would be
-        uneven. The message names the numbers and the strides that work.
-    """
-    valid = [s for s in range(1, grid + 1) if grid % s == 0]
-    hint = f"with kernel = stride, a grid of {grid} takes the strides {valid}"
-    if kernel < 1 or stride < 1 or kernel > grid:
-        raise ValueError(f"kernel {kernel} and stride {stride} do not fit a {grid} x {grid} grid; {hint}")
-    side = (grid - kernel) // stride + 1
-    if grid % side:
-        raise ValueError(
-            f"kernel {kernel} and stride {stride} give a {side} x {side} output, "
-            f"which does not divide the {grid} x {grid} grid; {hint}"
-        )
-    return side
-
-
-def output_tokens(config: CompressorConfig, grid: int) -> int:
-    """Tokens V per picture of grid x grid patches, the most of an elastic compressor's if none is chosen;
-    ValueError if the geometry does not fit."""
-    shape = config.kind.shape
-    if config.elastic:
-        return _elastic_tokens(config, grid)
-    if config.tokens and shape != "free":
-        raise ValueError(
-            f"{config.name} takes V from kernel and stride, not from tokens {config.tokens}; "
-            "leave tokens at 0"
-        )
-    if shape == "all":
-        return grid**2
-    tokens = config.tokens or output_grid(grid, config.kernel, config.stride) ** 2
-    if not 0 < tokens <= grid**2:
-        raise ValueError(f"tokens {tokens} is not between 1 and the {grid**2} patches of a picture")
-    _check_own(config, tokens, grid)
-    return tokens
-
-
-def _check_own(config: CompressorConfig, tokens: int, grid: int) -> None:
-    """ValueError if what only one compressor has does not fit V or the grid."""
-    queries = config.queries
-    if config.name == "quecc_plus" and config.fuses:
-        side = math.isqrt(config.memory)
-        if not side or side**2 != config.memory or grid % side:
-            raise ValueError(f"memory {config.memory} is not the square of a divisor of the grid's {grid}")
-    if config.name == "mqt" and (tokens > queries or math.isqrt(queries) ** 2 != queries):
-        raise ValueError(f"queries {queries} is not a square number of at least the {tokens} tokens")
-    if config.name == "llava_mini" and math.isqrt(tokens) ** 2 != tokens:
-        raise ValueError(f"tokens {tokens} is not a square number, but llava_mini's queries are a square")
-
-
-def _elastic_tokens(config: CompressorConfig, grid: int) -> int:
-    choices = config.elastic
-    if not config.kind.elastic:
-        raise ValueError(f"{config.name} makes one V only; leave elastic empty")
-    if config.tokens and config.tokens not in choices:
-        raise ValueError(f"tokens {config.tokens} is none of the elastic {choices}; choose one of them, or 0")
-    if list(choices) != sorted(set(choices)) or choices[0] < 1 or choices[-1] > grid**2:
-        raise ValueError(f"elastic {choices} is not a list of ascending numbers up to {grid**2}; order them")
-    sides = [s for s in range(1, grid + 1) if grid % s == 0]
-    if config.kind.shape == "grid" and not {s * s for s in sides}.issuperset(choices):
-        raise ValueError(
-            f"not all of elastic {choices} tile a {grid} x {grid} grid; these do: {[s * s for s in sides]}"
-        )
-    _check_own(config, choices[-1], grid)
-    return config.tokens or choices[-1]
-
-
-def output_sides(config: ModelConfig) -> tuple[int, ...]:
-    """Sides h of a grid compressor's output grids, one for each V that it makes side by side."""
-    return tuple(math.isqrt(v) for v in config.output_token_groups)
+def compressor_sizes(config: ModelConfig) -> Sizes:
+    """The model around its compressor."""
+    vision = config.vision
+    return Sizes(
+        vision.grid, len(vision.levels), vision.feature_width, config.decoder.width, query_width(config)
+    )
 
 
 def first_token(config: ModelConfig, visual_tokens: int) -> int:
@@ -117,7 +52,7 @@ def at_visual_tokens(config: ModelConfig, visual_tokens: int = 0) -> ModelConfig
         raise UserError(f"this model makes {known} visual tokens of a picture, not {v}; ask for one of them")
     if not config.compressor.elastic:
         return config
-    return dataclasses.replace(config, compressor=dataclasses.replace(config.compressor, tokens=v))
+    return dataclasses.replace(config, compressor=exchanged(config.compressor, tokens=v))
 
 
 def tiled_tokens(config: ModelConfig) -> int:

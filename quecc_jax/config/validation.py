@@ -3,9 +3,8 @@
 import math
 
 from quecc_jax.config import DataConfig, DecoderConfig, ModelConfig, RunConfig
-from quecc_jax.config.shapes import projector_depth, tiled_tokens
+from quecc_jax.config.shapes import compressor_sizes, projector_depth, tiled_tokens
 from quecc_jax.errors import UserError
-from quecc_jax.flops import compressor_cost
 
 
 def validate(config: RunConfig) -> None:
@@ -42,10 +41,6 @@ def validate(config: RunConfig) -> None:
         *_query_checks(config),
         *_cls_checks(config.model),
         (
-            config.model.compressor.fusion_layers >= 0,
-            f"model.compressor.fusion_layers {config.model.compressor.fusion_layers} is negative",
-        ),
-        (
             0 < config.optimizer.clip_norm < math.inf,
             f"optimizer.clip_norm {config.optimizer.clip_norm} is not a positive number; 1e9 clips nothing",
         ),
@@ -76,7 +71,7 @@ def validate(config: RunConfig) -> None:
             f"model.projector identity needs vision.width {vision.width}{scales} and decoder.width "
             f"{decoder.width} to be equal; change one of them or use linear"
         )
-    if depth == 0 and train.stage == 1 and not compressor_cost(config.model).params:
+    if depth == 0 and train.stage == 1 and not _trainable(config.model):
         raise UserError(
             "train.stage 1 has nothing to train: neither compressor nor projector has "
             "parameters; choose stage 0 or 2"
@@ -90,6 +85,11 @@ def validate(config: RunConfig) -> None:
             f"data.max_length {config.data.max_length} leaves no room for text beside "
             f"{config.data.images_per_row} x {visual} visual tokens; raise it"
         )
+
+
+def _trainable(model: ModelConfig) -> bool:
+    """Whether the compressor or its pre-fusion has weights."""
+    return bool(model.memory_tokens or model.compressor.cost(compressor_sizes(model)).params)
 
 
 def _cls_checks(model: ModelConfig) -> list[tuple[bool, str]]:

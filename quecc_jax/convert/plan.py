@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from quecc_jax.config import CompressorConfig, ModelConfig, QueryConfig, RunConfig, VisionConfig
+from quecc_jax.config import ModelConfig, QueccConfig, QueryConfig, RunConfig, VisionConfig
 from quecc_jax.config.io import from_dict, to_dict
 from quecc_jax.config.shapes import tiled_tokens
 from quecc_jax.config.validation import validate
@@ -214,7 +214,7 @@ def _import_tower(source: Source) -> ImportPlan:
     tower = _tower_of(source)
     part, tower = _tower_part(source, tower)
     # A compressor that fits any grid, so that the settings are those of a valid run.
-    compressor = CompressorConfig(kernel=tower.grid, stride=tower.grid)
+    compressor = QueccConfig(kernel=tower.grid, stride=tower.grid)
     run = RunConfig(model=ModelConfig(vision=tower, compressor=compressor))
     return ImportPlan(run, "clip", None, {"model": part})
 
@@ -230,7 +230,7 @@ def _import_decoder(source: Source, vision: Source | None, projector: Source | N
         raise UserError(f"{source.where} has no vision tower; give its directory with --vision")
     parts["vision"], tower = _tower_part(vision, _tower_of(vision))
     if not projector:
-        compressor = CompressorConfig(kernel=tower.grid, stride=tower.grid)
+        compressor = QueccConfig(kernel=tower.grid, stride=tower.grid)
         model = ModelConfig(vision=tower, compressor=compressor, decoder=decoder)
         return ImportPlan(_run(model, family, source.hf, stage=1), "decoder", family, parts)
     if not is_original(projector.hf):

@@ -5,6 +5,7 @@ import math
 from typing import Any, Literal
 
 from quecc_jax.config import CompressorConfig, DecoderConfig, RunConfig
+from quecc_jax.config.compressors import exchanged
 from quecc_jax.config.presets import SIZES_B, decoder
 from quecc_jax.config.validation import validate
 from quecc_jax.errors import UserError
@@ -137,7 +138,7 @@ def _compressor(base: RunConfig, visual_tokens: int) -> CompressorConfig:
     if visual_tokens < 1 or side * side != visual_tokens or grid % side:
         fitting = ", ".join(str(k * k) for k in range(1, grid + 1) if grid % k == 0)
         raise UserError(f"{visual_tokens} visual tokens do not tile a grid of {grid}; these do: {fitting}")
-    return dataclasses.replace(base.model.compressor, kernel=grid // side, stride=grid // side)
+    return exchanged(base.model.compressor, kernel=grid // side, stride=grid // side)
 
 
 def training_flops(cell: Cell) -> float:

@@ -10,7 +10,8 @@ from quecc_jax.config import ModelConfig
 from quecc_jax.config.shapes import query_width
 from quecc_jax.data.batch import NEWLINE, Batch
 from quecc_jax.data.images import normalise
-from quecc_jax.models.compressors import make_compressor
+from quecc_jax.models.compressors.build import make_compressor
+from quecc_jax.models.compressors.fusion import FusingCompressor
 from quecc_jax.models.decoder import Cache, Decoder, embedding_variance
 from quecc_jax.models.layers import constrain_batch
 from quecc_jax.models.projector import Projector
@@ -39,7 +40,7 @@ class VLM(nn.Module):
         c = self.config
         dtype: Any = jnp.dtype(c.dtype)
         self.vision = ClipTower(c.tower, dtype)
-        self.compressor = make_compressor(c, dtype)
+        self.compressor: Any = FusingCompressor(c, dtype) if c.memory_tokens else make_compressor(c, dtype)
         # Visual tokens start on the scale of the text embeddings that they stand among.
         self.projector = Projector(
             c.projector, c.decoder.width, dtype, embedding_variance(c.decoder), c.has_newline
@@ -98,22 +99,22 @@ class VLM(nn.Module):
         states = self.vision(pixels.reshape(b * i, *pixels.shape[2:]))
         return jax.lax.stop_gradient(states.reshape(b, i, *states.shape[1:]))
 
-    def compress(self, states: jax.Array, query: jax.Array, batch: Batch | None = None) -> Visual:
+    def compress(self, states: jax.Array, query: jax.Array) -> Visual:
         """Visual tokens from tower states [B, I, n, K, D] and queries [B, I, H] of a batch."""
         b, i = states.shape[:2]
         flat = states.reshape(b * i, *states.shape[2:])
         features = jax.tree.map(constrain_batch, split_features(flat, self.config.tower))
         query = query.reshape(b * i, 1, -1)
-        if self.config.compressor.kind.projected:
+        if self.config.compressor.projected:
             projected = features._replace(single=constrain_batch(self.projector(features.single)))
-            tokens = constrain_batch(self.compressor(projected, query, batch))
+            tokens = constrain_batch(self.compressor(projected, query))
         else:
-            tokens = constrain_batch(self.projector(self.compressor(features, query, batch)))
+            tokens = constrain_batch(self.projector(self.compressor(features, query)))
         if features.cls is not None:
             cls = self.projector(features.cls.astype(tokens.dtype)).astype(tokens.dtype)
             tokens = jnp.concatenate([constrain_batch(cls), tokens], axis=1)
         tokens = tokens.reshape(b, i, *tokens.shape[1:])
-        if not self.config.compressor.fuses:
+        if not self.config.memory_tokens:
             return Visual(tokens)
         # The memory of a pre-fusion stands behind the tokens.
         v = self.config.visual_tokens
@@ -128,7 +129,7 @@ class VLM(nn.Module):
             query = batch.query_features.astype(self.config.dtype)
         else:
             query = self.encode_query(batch.queries, batch.query_segments, batch.query_ends)
-        return self.compress(states, query, batch)
+        return self.compress(states, query)
 
     def visual_tokens(self, batch: Batch) -> jax.Array:
         """Visual tokens [B, I, V, M] of a batch."""

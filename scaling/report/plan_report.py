@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from scaling.cost import COMPRESSORS, PAPERS_COMPRESSOR, PARTS, Lengths, QueryConfig, Setup, encoder_costs
+from quecc_jax.config.compressors import reads_question
+from scaling.cost import PAPERS_COMPRESSOR, PARTS, Lengths, QueryConfig, Setup, encoder_costs
 from scaling.formatting import PER, amount, flops_text, size_name
 from scaling.planner import UNITS, Plan, choice_of
 from scaling.saved_fit import SavedFit
@@ -35,7 +36,7 @@ class Question(NamedTuple):
         if not self.counted:
             return f"published cost 2N(Q + V), Q = {text:g}"
         said = f"{self._counted}, Q = {text:g} text tokens"
-        if not COMPRESSORS[self.setup.compressor].reads_question:
+        if not reads_question(self.setup.compressor):
             return said
         reads = "all" if question == text else f"{question:g}"
         return f"{said}, of which {self.encoder} reads {reads}"
@@ -46,7 +47,7 @@ class Question(NamedTuple):
         if not self.counted:
             return "published cost 2N(Q + V)"
         text, _, question = self.lengths
-        if not COMPRESSORS[self.setup.compressor].reads_question:
+        if not reads_question(self.setup.compressor):
             return self._counted
         reads = "all Q" if question == text else f"up to {question:g}"
         return f"{self._counted}, {self.encoder} reads {reads} text tokens"
@@ -173,7 +174,7 @@ def plan_record(plan: Plan, asked: Question) -> dict[str, Any]:
     options, law, setup = plan.options, asked.fit.law, asked.setup
     on_frontier = set(plan.frontier.tolist())
     machine = None if setup.machine is None else dataclasses.asdict(setup.machine)
-    reads = COMPRESSORS[setup.compressor].reads_question
+    reads = reads_question(setup.compressor)
     choices = [_choice_record(plan, k) | {"on_frontier": k in on_frontier} for k in range(len(options.cost))]
     optimum = None
     if not asked.counted and law.tokens == "V":

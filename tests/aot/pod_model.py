@@ -1,11 +1,11 @@
 """A model with a real one's structure and few channels, for the TPU compiler."""
 
 from quecc_jax.config import (
-    CompressorConfig,
     DataConfig,
     DecoderConfig,
     ModelConfig,
     OptimizerConfig,
+    QueccConfig,
     RunConfig,
     TrainConfig,
     VisionConfig,
@@ -17,7 +17,7 @@ def config() -> RunConfig:
     return RunConfig(
         model=ModelConfig(
             vision=VisionConfig(image_size=56, width=128, depth=4, heads=2, mlp_width=256, levels=(1, 2, 3)),
-            compressor=CompressorConfig(kernel=2, stride=2, heads=2),
+            compressor=QueccConfig(kernel=2, stride=2, heads=2),
             decoder=DecoderConfig(vocab_size=2048, width=256, depth=8, heads=2, kv_heads=2, mlp_width=640),
         ),
         data=DataConfig(max_length=256, query_length=32),

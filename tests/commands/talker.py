@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from quecc_jax.config import CompressorConfig, DataConfig, DecoderConfig, ModelConfig, RunConfig, VisionConfig
+from quecc_jax.config import DataConfig, DecoderConfig, ModelConfig, QueccConfig, RunConfig, VisionConfig
 from quecc_jax.data.text.tokenizer import train_word_tokenizer
 from quecc_jax.generate.engine import Engine
 from tests.tiny import random_params
@@ -22,7 +22,7 @@ def tiny_engine(folder: Path, **compressor: Any) -> Engine:
         vision=VisionConfig(
             image_size=24, patch_size=6, width=8, depth=2, heads=2, mlp_width=16, levels=(1, 2)
         ),
-        compressor=dataclasses.replace(CompressorConfig(kernel=2, stride=2, heads=2), **compressor),
+        compressor=dataclasses.replace(QueccConfig(kernel=2, stride=2, heads=2), **compressor),
         decoder=DecoderConfig(vocab_size=size, width=16, depth=1, heads=2, kv_heads=2, mlp_width=32),
         dtype="float32",
         remat="none",

@@ -20,7 +20,7 @@ from PIL import Image
 from quecc_jax import load
 from quecc_jax.commands import evaluate, generate
 from quecc_jax.commands.cli import execute
-from quecc_jax.config import CompressorConfig, DataConfig, DecoderConfig, ModelConfig, RunConfig, VisionConfig
+from quecc_jax.config import DataConfig, DecoderConfig, ModelConfig, QueccConfig, RunConfig, VisionConfig
 from quecc_jax.config.io import load_config, save_config
 from quecc_jax.data.images import load_pixels, normalise
 from quecc_jax.data.sources.pool import write_features
@@ -54,7 +54,7 @@ def run(pool, tmp_path_factory) -> RunConfig:
     decoder = DecoderConfig(vocab_size=words, width=16, depth=1, heads=2, kv_heads=2, mlp_width=32)
     model = ModelConfig(
         vision=VISION,
-        compressor=CompressorConfig(kernel=2, stride=2, heads=2),
+        compressor=QueccConfig(kernel=2, stride=2, heads=2),
         decoder=decoder,
         dtype="float32",
         remat="none",

@@ -4,9 +4,10 @@ import dataclasses
 
 import pytest
 
-from quecc_jax.config import CompressorConfig, RunConfig
+from quecc_jax.config import RunConfig
 from quecc_jax.config.validation import validate
 from quecc_jax.errors import UserError
+from tests.compressors import fitting
 from tests.tiny import RUN
 
 
@@ -71,7 +72,7 @@ def test_a_stage_that_trains_nothing_is_refused(name):
     model = dataclasses.replace(
         RUN.model,
         projector="identity",
-        compressor=CompressorConfig(name, kernel=2, stride=2),
+        compressor=fitting(name, kernel=2, stride=2),
         decoder=dataclasses.replace(RUN.model.decoder, width=16),
     )
     bare = dataclasses.replace(RUN, model=model, data=dataclasses.replace(RUN.data, max_length=64))

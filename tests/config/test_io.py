@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quecc_jax.config import CheckpointConfig, DataConfig, RunConfig, SourceConfig
+from quecc_jax.config import CheckpointConfig, CompressorConfig, DataConfig, RunConfig, SourceConfig
+from quecc_jax.config.compressors import REGISTRY
 from quecc_jax.config.io import differences, from_dict, load_config, save_config, to_dict
 from quecc_jax.errors import UserError
 
@@ -18,6 +19,8 @@ from quecc_jax.errors import UserError
 def values(hint):
     """Everything that a field of this type may hold."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is CompressorConfig:
+        return st.one_of(*map(values, REGISTRY))
     if dataclasses.is_dataclass(hint):
         hints = typing.get_type_hints(hint)
         return st.builds(hint, **{f.name: values(hints[f.name]) for f in dataclasses.fields(hint)})  # type: ignore

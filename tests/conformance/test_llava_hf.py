@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from quecc_jax.config import CompressorConfig, DataConfig, DecoderConfig, ModelConfig, RunConfig, VisionConfig
+from quecc_jax.config import DataConfig, DecoderConfig, ModelConfig, NoneConfig, RunConfig, VisionConfig
 from quecc_jax.config.io import load_config, save_config
 from quecc_jax.convert.io.tensors import open_tensors
 from quecc_jax.convert.plan import plan_export
@@ -68,7 +68,7 @@ def make_run(
     """A run of random weights, imported from the original's format."""
     model = ModelConfig(
         vision=tower,
-        compressor=CompressorConfig("none"),
+        compressor=NoneConfig(),
         dtype="float32",
         decoder=dataclasses.replace(DECODER, **decoder),
     )

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from quecc_jax.config import MeshConfig, RunConfig, VisionConfig
+from quecc_jax.config import MeshConfig, QueccConfig, RunConfig, VisionConfig
+from quecc_jax.config.compressors import exchanged
 from quecc_jax.convert.plan import ImportPlan, Source, plan_export, plan_import
 from quecc_jax.convert.rules import from_tree, leaf_shapes, to_tree
 from quecc_jax.data.batch import batch_spec
@@ -168,7 +169,7 @@ def test_every_family_leaves_in_the_originals_format_and_returns(family):
 
 def test_settings_of_the_tiny_checkpoint():
     plan = plan_import(source("llava_tiny"), source("clip_tiny"))
-    assert plan.config.model.compressor.kernel == 4 and plan.config.model.compressor.heads == 8
+    assert plan.config.model.compressor == QueccConfig(kernel=4, stride=4, heads=8)
     assert plan.config.model.visual_tokens == 9
     data = plan.config.data
     assert (data.template, data.image_aspect, data.max_length) == ("v1", "pad", 512)
@@ -368,7 +369,7 @@ REFUSALS = [
 
 def tiny(**compressor: Any) -> RunConfig:
     config = plan_import(source("llava_tiny"), source("clip_tiny")).config
-    changed = dataclasses.replace(config.model.compressor, **compressor)
+    changed = exchanged(config.model.compressor, **compressor)
     return dataclasses.replace(config, model=dataclasses.replace(config.model, compressor=changed))
 
 

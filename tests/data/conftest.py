@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from quecc_jax.config import CompressorConfig, DataConfig, ModelConfig, SourceConfig, VisionConfig
+from quecc_jax.config import DataConfig, ModelConfig, QueccConfig, SourceConfig, VisionConfig
 from quecc_jax.data.text.tokenizer import SPECIALS, load_tokenizer, train_word_tokenizer
 from quecc_jax.experiments.testbed.build import build_pool
 from quecc_jax.experiments.testbed.corpus import write_corpus
@@ -53,7 +53,7 @@ def model():
         select_layer=-2,
         levels=(1, 2, 3),
     )
-    return ModelConfig(vision=vision, compressor=CompressorConfig(kernel=2, stride=2, heads=2))
+    return ModelConfig(vision=vision, compressor=QueccConfig(kernel=2, stride=2, heads=2))
 
 
 @pytest.fixture

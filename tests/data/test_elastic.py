@@ -6,7 +6,8 @@ import itertools
 import numpy as np
 import pytest
 
-from quecc_jax.config import CompressorConfig
+from quecc_jax.config import QueccConfig
+from quecc_jax.config.compressors import exchanged
 from quecc_jax.config.shapes import first_token
 from quecc_jax.data.batch import IGNORE
 from quecc_jax.data.elastic import drawn, padded_lengths, row_length
@@ -19,7 +20,7 @@ VALUES = (1, 4, 16)
 
 @pytest.fixture
 def elastic(model):
-    return dataclasses.replace(model, compressor=CompressorConfig(elastic=VALUES, heads=2))
+    return dataclasses.replace(model, compressor=QueccConfig(elastic=VALUES, heads=2))
 
 
 def test_each_v_comes_once_a_turn_in_an_order_that_the_seed_decides():
@@ -67,10 +68,10 @@ def test_only_the_slots_of_a_picture_differ(settings, model, elastic, name, batc
     data = settings(
         MOSAIC, READING, batching=batching, packed_images=3, cache=str(tmp_path), lookahead_rows=40
     )
-    compressor = dataclasses.replace(elastic.compressor, name=name, queries=16)
+    compressor = exchanged(elastic.compressor, name=name, queries=16)
     elastic = dataclasses.replace(elastic, compressor=compressor)
     assert elastic.num_output_tokens == (16 if name == "mqt" else 21)
-    fixed = dataclasses.replace(model, compressor=CompressorConfig(kernel=1, stride=1, heads=2))
+    fixed = dataclasses.replace(model, compressor=QueccConfig(kernel=1, stride=1, heads=2))
     with make_iterator(data, elastic, 6, 5) as ours, make_iterator(data, fixed, 6, 5) as theirs:
         for number in range(6):
             one, other, v = next(ours), next(theirs), drawn(VALUES, 5, number)

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from quecc_jax.config import DecoderConfig, RunConfig, SourceConfig
+from quecc_jax.config.compressors import exchanged
 from quecc_jax.config.validation import validate
 from quecc_jax.data.images import load_pixels, picture_size
 from quecc_jax.data.pipeline import eval_batches, make_iterator
@@ -163,7 +164,7 @@ def test_answers_are_those_of_a_data_set_with_the_same_pictures(config, params, 
 
 
 def test_tokens_without_a_grid_follow_each_other_without_newlines(config):
-    compressor = dataclasses.replace(config.model.compressor, name="resampler", tokens=3)
+    compressor = exchanged(config.model.compressor, name="resampler", tokens=3)
     other = dataclasses.replace(config, model=dataclasses.replace(config.model, compressor=compressor))
     validate(other)
     assert "newline" not in random_params(other)["projector"]
@@ -212,7 +213,7 @@ def test_what_makes_no_sense_is_said(config, vision, compressor, settings, messa
     changed = dataclasses.replace(
         config.model,
         vision=dataclasses.replace(config.model.vision, **vision),
-        compressor=dataclasses.replace(config.model.compressor, **compressor),
+        compressor=exchanged(config.model.compressor, **compressor),
     )
     data = dataclasses.replace(config.data, **settings)
     with pytest.raises(UserError, match=message):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from quecc_jax.config import DataConfig, SourceConfig
-from quecc_jax.config.compressor import COMPRESSORS
+from quecc_jax.config.compressors import exchanged, names
 from quecc_jax.config.shapes import hidden_indices, state_shape
 from quecc_jax.data.sources.pool import write_features
 from quecc_jax.data.text.templates import template_text
@@ -78,17 +78,17 @@ def test_a_patch_whose_keys_change_changes_its_own_region_alone(pool, data):
 
 def everything(**settings):
     """quecc_plus with all its attentions, of which those of the visual tokens alone are shown."""
-    return dataclasses.replace(MODEL.compressor, name="quecc_plus", memory=16, registers=True, **settings)
+    return exchanged(MODEL.compressor, name="quecc_plus", memory=16, registers=True, **settings)
 
 
 @pytest.mark.parametrize(
     "compressor",
     [
-        *(dataclasses.replace(MODEL.compressor, name=name) for name in COMPRESSORS),
+        *(exchanged(MODEL.compressor, name=name) for name in names()),
         everything(rounds=1),
         everything(rounds=3),
     ],
-    ids=lambda c: f"{c.name}-{c.rounds}",
+    ids=lambda c: f"{c.name}-{getattr(c, 'rounds', 1)}",
 )
 def test_the_maps_of_every_compressor(compressor):
     """Shape and sums; squares of their own where tokens have them; and whose maps depend on the picture."""

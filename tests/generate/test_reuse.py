@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from quecc_jax.config import CompressorConfig, MeshConfig
+from quecc_jax.config import MeshConfig, NoneConfig
 from quecc_jax.generate.decode import decoding_params
 from quecc_jax.generate.reuse import Counter, Encoders, Reuse, round_up
 from quecc_jax.models.vlm import VLM
@@ -85,7 +85,7 @@ def test_cached_features_are_taken_as_they_are(params, batch):
 
 
 def test_a_model_that_reads_no_question_computes_none(batch):
-    config = run(model={"compressor": CompressorConfig(name="none")}, batch_size=4)
+    config = run(model={"compressor": NoneConfig()}, batch_size=4)
     params = decoding_params(random_params(config, seed=1), config.model)
     encode = Encoders(config.model, Reuse())
     tokens = encode(params, batch).tokens

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from quecc_jax.config import MeshConfig
+from quecc_jax.config.compressors import exchanged
 from quecc_jax.generate.decode import decoding_params
 from quecc_jax.models.attention import attention, cudnn_attention, xla_attention
 from quecc_jax.models.vlm import VLM
@@ -65,7 +66,7 @@ def gradients(config, params, batch, device):
 
 @pytest.mark.parametrize("name", ["quecc", "quecc_plus", "tokenpacker", "prumerge", "llava_mini"])
 def test_loss_and_gradients_are_those_of_a_cpu(name):
-    compressor = dataclasses.replace(tiny.MODEL.compressor, name=name)
+    compressor = exchanged(tiny.MODEL.compressor, name=name)
     config = tiny.run({"compressor": compressor})
     params, batch = tiny.random_params(config), tiny.random_batch(config)._replace(ids=None)
     with jax.default_matmul_precision("highest"):

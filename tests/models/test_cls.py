@@ -14,6 +14,7 @@ from quecc_jax.data.elastic import Slots
 from quecc_jax.data.images import normalise
 from quecc_jax.errors import UserError
 from quecc_jax.models.vlm import VLM
+from tests.compressors import fitting
 from tests.models.reference import affine, gelu, tower
 from tests.tiny import MODEL, RUN, random_batch, random_params, run
 
@@ -22,7 +23,7 @@ M = MODEL.decoder.width
 
 def models(name: str, **settings: Any) -> tuple[ModelConfig, ModelConfig]:
     """(with CLS, without)"""
-    compressor = dataclasses.replace(MODEL.compressor, name=name, fusion_layers=1, **settings)
+    compressor = fitting(name, kernel=2, stride=2, heads=4, fusion_layers=1, **settings)
     vision = dataclasses.replace(MODEL.vision, keep_cls=True)
     plain = dataclasses.replace(MODEL, compressor=compressor)
     return dataclasses.replace(plain, vision=vision), plain

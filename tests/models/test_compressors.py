@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from quecc_jax.config import MeshConfig, ModelConfig
-from quecc_jax.config.compressor import COMPRESSORS
+from quecc_jax.config.compressors import config_class, exchanged, names
 from quecc_jax.config.shapes import hidden_indices, state_shape
 from quecc_jax.config.validation import validate
 from quecc_jax.errors import UserError
@@ -29,7 +29,7 @@ GRID, WIDTH = MODEL.vision.grid, MODEL.vision.width
 
 
 def model(name: str, dtype: Any = "float32", **settings: Any) -> ModelConfig:
-    compressor = dataclasses.replace(MODEL.compressor, name=name, **settings)
+    compressor = exchanged(MODEL.compressor, name=name, **settings)
     return dataclasses.replace(MODEL, compressor=compressor, dtype=dtype)
 
 
@@ -66,17 +66,17 @@ def test_one_file_and_one_line_each():
         m.name: importlib.import_module(f"{compressors.__name__}.{m.name}")
         for m in pkgutil.iter_modules(compressors.__path__)
     }
-    assert {name for name, module in found.items() if hasattr(module, "build")} == set(COMPRESSORS)
-    assert all(callable(found[name].cost) and found[name].__doc__ for name in COMPRESSORS)
+    assert {name for name, module in found.items() if hasattr(module, "build")} == set(names())
+    assert all(found[name].__doc__ and f"{name}_config" in found for name in names())
 
 
-@pytest.mark.parametrize("name", COMPRESSORS)
+@pytest.mark.parametrize("name", names())
 def test_every_compressor_under_the_model(name):
     config = model(name)
     tokens, grads = outcome(config)
     made = config.visual_tokens + config.memory_tokens
     assert tokens.shape == (8, 1, made, MODEL.decoder.width) and tokens.dtype == np.float32
-    assert config.visual_tokens == (GRID**2 if COMPRESSORS[name].shape == "all" else 4)
+    assert config.visual_tokens == (GRID**2 if config.compressor.shape == "all" else 4)
     largest = [np.abs(x).max() for x in jax.tree.leaves(grads)]
     assert np.isfinite(tokens).all() and np.isfinite(largest).all() and min(largest) >= 0 < max(largest)
 
@@ -91,7 +91,7 @@ def test_every_compressor_under_the_model(name):
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(rough_grads))
 
 
-@pytest.mark.parametrize("name", [name for name, kind in COMPRESSORS.items() if kind.shape == "free"])
+@pytest.mark.parametrize("name", [name for name in names() if config_class(name).shape == "free"])
 def test_tokens_without_a_grid_may_be_any_number(name):
     tokens = 9 if name == "llava_mini" else 5  # Its queries are a square.
     config = model(name, tokens=tokens)

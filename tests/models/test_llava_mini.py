@@ -9,13 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from quecc_jax.config import CompressorConfig, MeshConfig, OptimizerConfig
+from quecc_jax.config import MeshConfig, OptimizerConfig
+from quecc_jax.config.shapes import compressor_sizes
 from quecc_jax.data.batch import IGNORE, Batch
 from quecc_jax.flops import compressor_cost
 from quecc_jax.generate.decode import build_generator, decoding_params
 from quecc_jax.generate.reuse import Encoders, Reuse
 from quecc_jax.models.compressors.base import Features
-from quecc_jax.models.compressors.llava_mini import Fusion, LlavaMini
+from quecc_jax.models.compressors.fusion import Fusion
+from quecc_jax.models.compressors.llava_mini import LlavaMini
+from quecc_jax.models.compressors.llava_mini_config import LlavaMiniConfig
 from quecc_jax.models.vlm import VLM
 from quecc_jax.sharding import make_mesh
 from quecc_jax.train.state import TrainState, split_params
@@ -23,7 +26,7 @@ from quecc_jax.train.step import build_trainer
 from tests.models.reference import affine, attend, decode_layers, gelu, layer_norm
 from tests.tiny import random_batch, random_like, random_params, run
 
-MINI = CompressorConfig("llava_mini", kernel=2, stride=2, heads=2, fusion_layers=2)
+MINI = LlavaMiniConfig(kernel=2, stride=2, heads=2, fusion_layers=2)
 CONFIG = run(model={"compressor": MINI}, batch_size=4)
 V, N, M = CONFIG.model.visual_tokens, CONFIG.model.vision.patches, CONFIG.model.decoder.width
 
@@ -59,7 +62,7 @@ def resized(positions: np.ndarray, grid: int) -> np.ndarray:
 @pytest.mark.parametrize("tokens", [1, 4, 16])
 def test_the_resampler_is_one_cross_attention_of_learned_queries(tokens):
     d, heads, side = 16, 2, math.isqrt(tokens)
-    module = LlavaMini(CONFIG.model, tokens)
+    module = LlavaMini(dataclasses.replace(MINI, tokens=tokens), compressor_sizes(CONFIG.model))
     x = np.random.default_rng(0).normal(size=(3, N, d)).astype(np.float32)
     given = Features(jnp.asarray(x), jnp.zeros((3, N, 1))), jnp.zeros((3, 1, 1))
     params = random_like(

@@ -9,6 +9,7 @@ import pytest
 
 from quecc_jax import flops
 from quecc_jax.config import VisionConfig
+from quecc_jax.config.compressors import exchanged
 from quecc_jax.config.validation import validate
 from quecc_jax.convert.formats.llava import original_model
 from quecc_jax.data.batch import batch_spec
@@ -62,7 +63,7 @@ def test_bicubic_weights_sum_to_one_and_keep_straight_lines(size, target):
 @pytest.mark.parametrize("name", ["quecc", "quecc_plus", "tokenpacker", "none"])
 def test_a_model_reads_all_scales(name):
     """The compressor has their width, the questions' gradient passes, and pictures come at the largest."""
-    compressor = dataclasses.replace(tiny.MODEL.compressor, name=name)
+    compressor = exchanged(tiny.MODEL.compressor, name=name)
     config = tiny.run({"vision": CONFIG, "compressor": compressor}, {"max_length": 48})
     validate(config)
     spec = batch_spec(config.model, config.data, 1)

@@ -7,10 +7,11 @@ import jax
 import numpy as np
 import pytest
 
+from quecc_jax.config.compressors import exchanged
 from quecc_jax.config.validation import validate
 from quecc_jax.errors import UserError
-from quecc_jax.models.compressors import make_compressor
 from quecc_jax.models.compressors.base import Features
+from quecc_jax.models.compressors.build import make_compressor
 from quecc_jax.models.towers.clip import ClipTower, split_features
 from tests.models.reference import affine, layer, layer_norm, softmax, tower
 from tests.tiny import MODEL, random_like, run
@@ -41,7 +42,7 @@ def test_tokens_are_kept_merged_and_summed_up_as_written_out(name, share, tokens
     a = rng.integers(1, 5, (2, N)) / 100
     keys[:, 20:30] = keys[:, :10]
     vision = dataclasses.replace(MODEL.vision, image_size=28, width=D)
-    compressor = dataclasses.replace(MODEL.compressor, name=name, tokens=tokens)
+    compressor = exchanged(MODEL.compressor, name=name, tokens=tokens)
     module = make_compressor(dataclasses.replace(MODEL, vision=vision, compressor=compressor))
     single, attention, keys_ = (z.astype(np.float32) for z in (x, a, keys))
     ours = jax.jit(lambda *z: module.apply({}, Features(z[0], z[0], z[1], z[2]), None))(
@@ -90,7 +91,7 @@ def test_the_tower_keeps_what_it_reads_and_its_states_stay_what_they_were():
     ],
 )
 def test_towers_that_have_no_such_attention_are_refused(vision, message):
-    compressor = dataclasses.replace(MODEL.compressor, name="prumerge")
+    compressor = exchanged(MODEL.compressor, name="prumerge")
     with pytest.raises(UserError, match=message):
         validate(run(model={"compressor": compressor, "vision": dataclasses.replace(MODEL.vision, **vision)}))
     with pytest.raises(ValueError, match="attention and keys, which the tower's states lack"):

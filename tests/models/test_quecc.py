@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quecc_jax.config import CompressorConfig, ModelConfig
-from quecc_jax.config.shapes import output_grid, output_tokens
-from quecc_jax.models.compressors import make_compressor
+from quecc_jax.config import ModelConfig, QueccConfig
 from quecc_jax.models.compressors.base import Features, RegionAttention
+from quecc_jax.models.compressors.base_config import output_grid
+from quecc_jax.models.compressors.build import make_compressor
 from quecc_jax.models.compressors.quecc import DepthwiseConv, QueCC
 from tests.golden_check import TOLERANCE, check, error
 from tests.models.reference import softmax
@@ -60,7 +60,7 @@ def test_geometry_is_a_divisor_of_the_grid_or_a_value_error(grid, kernel, stride
     if fits:
         side = (grid - kernel) // stride + 1
         assert output_grid(grid, kernel, stride) == side and (side - 1) * stride + kernel <= grid
-        assert output_tokens(CompressorConfig(kernel=kernel, stride=stride), grid) == side**2
+        assert QueccConfig(kernel=kernel, stride=stride).num_tokens(grid) == side**2
         return
     with pytest.raises(ValueError) as caught:
         output_grid(grid, kernel, stride)
@@ -79,7 +79,7 @@ def test_every_stride_that_divides_the_grid_gives_its_tokens(geometry):
     "grid, kernel, stride, tokens", [(4, 2, 2, 4), (4, 4, 4, 1), (4, 1, 1, 16), (6, 4, 2, 4)]
 )
 def test_the_module_returns_v_tokens_of_the_towers_width(grid, kernel, stride, tokens):
-    module = make_compressor(ModelConfig(compressor=CompressorConfig(kernel=kernel, stride=stride, heads=2)))
+    module = make_compressor(ModelConfig(compressor=QueccConfig(kernel=kernel, stride=stride, heads=2)))
     out, _ = shapes(module, *inputs(grid))
     assert out.shape == (2, tokens, 8) and out.dtype == jnp.float32
 

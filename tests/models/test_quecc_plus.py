@@ -10,21 +10,22 @@ import pytest
 from flax import linen as nn
 
 from quecc_jax import flops
-from quecc_jax.config import CompressorConfig
+from quecc_jax.config.shapes import compressor_sizes
 from quecc_jax.config.validation import validate
 from quecc_jax.errors import UserError
 from quecc_jax.models.compressors.base import Features, RegionAttention, regions
 from quecc_jax.models.compressors.quecc import QueCC
 from quecc_jax.models.compressors.quecc_plus import QueCCPlus
+from quecc_jax.models.compressors.quecc_plus_config import QueccPlusConfig
 from quecc_jax.models.vlm import VLM
 from tests.tiny import MODEL, RUN, random_batch, random_like, random_params
 
 D, N, V = MODEL.vision.width, MODEL.vision.patches, 4
-BARE: dict[str, Any] = {"name": "quecc_plus", "kernel": 2, "stride": 2, "heads": 4, "fusion_layers": 0}
+BARE: dict[str, Any] = {"kernel": 2, "stride": 2, "heads": 4, "fusion_layers": 0}
 
 
 def module(**settings: Any) -> QueCCPlus:
-    return QueCCPlus(dataclasses.replace(MODEL, compressor=CompressorConfig(**{**BARE, **settings})))
+    return QueCCPlus(QueccPlusConfig(**{**BARE, **settings}), compressor_sizes(MODEL))
 
 
 def quecc(stride: int) -> Any:
@@ -89,7 +90,7 @@ def test_the_memory_is_quecc_at_another_resolution_of_the_same_towers():
 
 def test_the_instruction_reads_the_memory_and_answers_do_not():
     config = dataclasses.replace(
-        RUN, model=dataclasses.replace(MODEL, compressor=CompressorConfig(**{**BARE, "fusion_layers": 1}))
+        RUN, model=dataclasses.replace(MODEL, compressor=QueccPlusConfig(**{**BARE, "fusion_layers": 1}))
     )
     batch, params = random_batch(config, pictures=[1] * 8), random_params(config)
     vlm = VLM(config.model)
@@ -103,15 +104,15 @@ def test_the_instruction_reads_the_memory_and_answers_do_not():
 
 
 @pytest.mark.parametrize("memory", [3, 9, 0])
-def test_a_memory_that_does_not_tile_the_grid_is_named(memory):
-    config = CompressorConfig(**{**BARE, "fusion_layers": 1, "memory": memory})
+def test_a_memory_that_does_not_tile_the_grid_is_QueccPlusConfig(memory):
+    config = QueccPlusConfig(**{**BARE, "fusion_layers": 1, "memory": memory})
     with pytest.raises(UserError, match=f"memory {memory} is not the square of a divisor of the grid's 4"):
         validate(dataclasses.replace(RUN, model=dataclasses.replace(MODEL, compressor=config)))
 
 
 def test_the_pre_fusion_costs_a_share_of_the_decoder():
-    plain = dataclasses.replace(MODEL, compressor=CompressorConfig(**BARE))
-    fused = dataclasses.replace(MODEL, compressor=CompressorConfig(**{**BARE, "fusion_layers": 1}))
+    plain = dataclasses.replace(MODEL, compressor=QueccPlusConfig(**BARE))
+    fused = dataclasses.replace(MODEL, compressor=QueccPlusConfig(**{**BARE, "fusion_layers": 1}))
     layer = flops.decoder_flops(dataclasses.replace(MODEL.decoder, depth=1), 4 + V + 10, 4 + V + 10, 0)
     extra = flops.fusion_flops(fused, 1, 10) - layer
     assert extra == 2.0 * 4 * flops.projector_params(MODEL) and flops.fusion_flops(plain, 1, 10) == 0

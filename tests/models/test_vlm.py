@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from quecc_jax.config import CompressorConfig
+from quecc_jax.config import NoneConfig
+from quecc_jax.config.compressors import exchanged
 from quecc_jax.config.shapes import hidden_indices
 from quecc_jax.data.batch import Batch
 from quecc_jax.data.images import normalise
@@ -141,7 +142,7 @@ def test_gradient_reaches_neither_tower_nor_decoder_through_the_visual_tokens(pa
 
 
 def test_with_the_query_zeroed_the_question_has_no_part_in_the_visual_tokens(params, batch, made):
-    compressor = dataclasses.replace(MODEL.compressor, query="zero")
+    compressor = exchanged(MODEL.compressor, query="zero")
     model = VLM(dataclasses.replace(MODEL, compressor=compressor))
     run = jax.jit(lambda b: model.apply({"params": params}, b, method=VLM.visual_tokens))
     bare = batch._replace(ids=None)
@@ -169,7 +170,7 @@ def test_cached_features_take_the_place_of_pixels(params, batch, made):
 
 
 def test_uncompressed_tokens_are_the_projected_select_layer_and_need_no_question(batch):
-    model = dataclasses.replace(MODEL, compressor=CompressorConfig(name="none", kernel=99))
+    model = dataclasses.replace(MODEL, compressor=NoneConfig())
     config = dataclasses.replace(CONFIG, model=model)
     params = random_params(config)
     assert model.visual_tokens == MODEL.vision.patches == 16 and "compressor" not in params

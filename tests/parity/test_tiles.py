@@ -15,7 +15,7 @@ from transformers.image_processing_utils import select_best_resolution
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
 
-from quecc_jax.config import CompressorConfig, ModelConfig, VisionConfig
+from quecc_jax.config import ModelConfig, QueccConfig, VisionConfig
 from quecc_jax.convert.plan import Source, plan_import
 from quecc_jax.convert.rules import to_tree
 from quecc_jax.data.batch import NEWLINE, Batch
@@ -41,7 +41,7 @@ def test_the_grid_is_the_same(width, height):
 @given(SIZES, SIZES, st.sampled_from([1, 2, 3, 6, 12, 24]))
 def test_tokens_stand_in_the_same_order(width, height, side):
     """Each token is its index, the newline is -1."""
-    compressor = CompressorConfig(kernel=24 // side, stride=24 // side)
+    compressor = QueccConfig(kernel=24 // side, stride=24 // side)
     model = ModelConfig(vision=VisionConfig(tiles=GRIDS), compressor=compressor)
     ours = arrange(width, height, model)
     vision = types.SimpleNamespace(image_size=336, patch_size=336 // side)

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 
-from quecc_jax.config import CompressorConfig
+from quecc_jax.config import QueccConfig
 from quecc_jax.data.elastic import drawn, padded_lengths
 from quecc_jax.load import load_engine, load_vlm
 from quecc_jax.train.loop import train
@@ -16,7 +16,7 @@ VALUES = (1, 4, 16)
 
 
 def test_an_elastic_run_learns_at_every_v_and_resumes(config, tmp_path, caplog):
-    model = dataclasses.replace(config.model, compressor=CompressorConfig(elastic=VALUES, heads=4))
+    model = dataclasses.replace(config.model, compressor=QueccConfig(elastic=VALUES, heads=4))
     data = dataclasses.replace(config.data, images_per_row=1, max_length=28)
     config = dataclasses.replace(
         config, model=model, data=data, train=dataclasses.replace(config.train, steps=24)

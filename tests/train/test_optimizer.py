@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from quecc_jax.config import MeshConfig, ModelConfig, OptimizerConfig, QueryConfig
-from quecc_jax.config.compressor import COMPRESSORS
+from quecc_jax.config.compressors import exchanged, names
 from quecc_jax.data.batch import batch_spec
 from quecc_jax.sharding import make_mesh
 from quecc_jax.train.checkpoint import named_leaves
@@ -37,8 +37,10 @@ DECAYED = {
 LEFT = {"scale", "bias", "q_bias", "k_bias", "v_bias"}
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    **{f"compressor {name}": {"compressor": {"name": name}} for name in COMPRESSORS},
-    "every part of quecc_plus": {"compressor": {"name": "quecc_plus", "registers": True, "rounds": 2}},
+    **{f"compressor {name}": {"compressor": exchanged(MODEL.compressor, name)} for name in names()},
+    "every part of quecc_plus": {
+        "compressor": exchanged(MODEL.compressor, "quecc_plus", registers=True, rounds=2)
+    },
     "elastic": {"compressor": {"elastic": (1, 4, 16)}},
     "tiles": {"vision": {"tiles": ((1, 2), (2, 2)), "post_norm": True, "keep_cls": True}},
     "linear projector": {"projector": "linear"},

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from quecc_jax.config import CompressorConfig, ModelConfig, RunConfig, VisionConfig
+from quecc_jax.config import ModelConfig, NoneConfig, QueccConfig, RunConfig, VisionConfig
 from quecc_jax.config.shapes import projector_depth
 from quecc_jax.convert.formats.clip import KNOWN, LEVELS
 from quecc_jax.convert.formats.families import ORIGINAL, decoder_config, hf_decoder_config
@@ -106,8 +106,7 @@ def original_model(hf: dict[str, Any], tower: VisionConfig) -> ModelConfig:
             "give the tower that belongs to the model"
         )
     select = hf.get("mm_vision_select_layer", -2)
-    compressor = CompressorConfig(
-        "quecc",
+    compressor = QueccConfig(
         kernel=hf.get("mm_vision_token_compression_kernel_size") or 4,
         stride=hf.get("mm_vision_token_compression_stride") or 4,
         heads=HEADS,
@@ -115,7 +114,7 @@ def original_model(hf: dict[str, Any], tower: VisionConfig) -> ModelConfig:
     levels = LEVELS if quecc else (select,)
     return ModelConfig(
         vision=dataclasses.replace(tower, select_layer=select, levels=levels, keep_cls=keep_cls),
-        compressor=compressor if quecc else CompressorConfig("none"),
+        compressor=compressor if quecc else NoneConfig(),
         projector=projector,
         decoder=decoder,
     )
@@ -136,7 +135,11 @@ def hf_original(config: RunConfig, family: str) -> dict[str, Any]:
     wanted = [
         ("model.compressor.name", compressor.name, ("quecc", "none")),
         ("model.compressor.elastic", compressor.elastic if quecc else (), ((),)),
-        ("model.compressor.heads", compressor.heads if quecc else HEADS, (HEADS,)),
+        (
+            "model.compressor.heads",
+            compressor.heads if isinstance(compressor, QueccConfig) else HEADS,
+            (HEADS,),
+        ),
         ("model.compressor.query", compressor.query if quecc else "question", ("question",)),
         ("model.query.encoder", model.query.encoder if quecc else "decoder", ("decoder",)),
         ("model.vision.levels", vision.levels if quecc else LEVELS, (LEVELS,)),
@@ -184,7 +187,7 @@ def hf_original(config: RunConfig, family: str) -> dict[str, Any]:
         hf |= _ANYRES | {"image_grid_pinpoints": [[width, height] for height, width in pinpoints(vision)]}
     if len(vision.scales) > 1:
         hf |= {"s2": True, "s2_scales": ",".join(str(scale * vision.image_size) for scale in vision.scales)}
-    if quecc:
+    if isinstance(compressor, QueccConfig):
         hf |= {
             "mm_vision_token_compression_type": "quecc",
             "mm_vision_output_token_count": vision.patches,
@@ -206,7 +209,7 @@ def adapter_rules(model: ModelConfig, prefix: str) -> list[Rule]:
     "model.mm_projector."."""
     first, rules = 0, []
     vision, compressor, decoder = model.vision, model.compressor, model.decoder
-    if compressor.name == "quecc":
+    if isinstance(compressor, QueccConfig):
         first = 1
         multi = vision.feature_width * len(vision.levels)
         rules += quecc_rules(

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from quecc_jax.config import CompressorConfig, ModelConfig, RunConfig
+from quecc_jax.config import ModelConfig, NoneConfig, RunConfig
 from quecc_jax.convert.formats.clip import hf_vision_config, vision_config
 from quecc_jax.convert.formats.families import decoder_config, hf_decoder_config
 from quecc_jax.convert.formats.llava import NEWLINE, pinpoints, projector_rules, refuse, tiles_of
@@ -71,7 +71,7 @@ def llava_hf_model(hf: dict[str, Any]) -> ModelConfig:
         vision=dataclasses.replace(
             tower, levels=(select,), keep_cls=hf.get("vision_feature_select_strategy") == "full"
         ),
-        compressor=CompressorConfig("none"),
+        compressor=NoneConfig(),
         projector="mlp2x_gelu",
         decoder=decoder_config(text),
     )

@@ -12,10 +12,12 @@ from quecc_jax.config import (
     DecoderConfig,
     ModelConfig,
     OptimizerConfig,
+    QueccConfig,
     RunConfig,
     SourceConfig,
     TrainConfig,
 )
+from quecc_jax.config.compressors import exchanged
 from quecc_jax.experiments.grid import Cell, Grid, Step, Test
 from quecc_jax.experiments.testbed.settings import DEFAULT, TASKS, Testbed
 
@@ -25,7 +27,7 @@ DOCUMENT_TOKENS = 96
 """Length of a row of joined documents, in word tokens."""
 SAMPLES = 8
 """Test questions per task whose answers are kept for the report."""
-QUECC = CompressorConfig()
+QUECC = QueccConfig()
 _STEPS = "quecc_jax.experiments.testbed.steps"
 
 
@@ -74,7 +76,7 @@ class Recipe:
 def compressor(recipe: Recipe, visual_tokens: int, base: CompressorConfig = QUECC) -> CompressorConfig:
     """A compressor at V tokens; kernel = stride, so that regions tile the grid."""
     stride = recipe.testbed.vision.grid // math.isqrt(visual_tokens)
-    return dataclasses.replace(base, kernel=stride, stride=stride)
+    return exchanged(base, kernel=stride, stride=stride)
 
 
 def model(recipe: Recipe, decoder: Decoder, compressor: CompressorConfig, vocab_size: int = 0) -> ModelConfig:
@@ -256,7 +258,7 @@ def size_grid(recipe: Recipe, out: str, name: str) -> Grid:
         for v in recipe.visual_tokens[:: len(recipe.visual_tokens) - 1 or 1]
     }
     for decoder, v, seed, twin in dict.fromkeys(grid):
-        base = CompressorConfig(query="zero" if twin else "question")
+        base = QueccConfig(query="zero" if twin else "question")
         cell = image_cell(
             recipe, out, f"{decoder.name}-v{v}-s{seed}{twin}", decoder, compressor(recipe, v, base), seed
         )
@@ -281,14 +283,14 @@ def compressor_cells(
     """Models of the first decoder with one compressor: one for each seed and V with kernel = stride of it, or
     for each seed alone, whose weights serve every V and take as many steps. Without `counts`, `base` as it is."""
     if elastic:
-        settings = [dataclasses.replace(base, elastic=counts)]
+        settings = [exchanged(base, elastic=counts)]
     else:
         settings = [compressor(recipe, v, base) for v in counts] or [base]
     tag = "".join(c for c in label.lower().replace(" ", "-").replace("+", "plus") if c.isalnum() or c == "-")
     made = []
     for config in settings:
         for seed in recipe.seeds:
-            name = f"{part}-{tag}-k{config.kernel}t{config.tokens}-s{seed}"
+            name = f"{part}-{tag}-v{config.num_tokens(recipe.testbed.vision.grid)}-s{seed}"
             cell = image_cell(recipe, out, name, recipe.decoders[0], config, seed)
             made.append(
                 dataclasses.replace(

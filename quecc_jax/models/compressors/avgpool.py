@@ -6,22 +6,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from quecc_jax.config import ModelConfig
-from quecc_jax.config.shapes import output_sides
-from quecc_jax.data.batch import Batch
-from quecc_jax.models.compressors.base import Cost, Features, picture_grid, regions
+from quecc_jax.models.compressors.avgpool_config import AveragePoolConfig
+from quecc_jax.models.compressors.base import Features, picture_grid, regions
+from quecc_jax.models.compressors.base_config import Sizes
 
 
-def build(config: ModelConfig, dtype: Any, name: str | None) -> nn.Module:
-    """The module for a model."""
-    return AveragePool(output_sides(config), dtype, name=name)
-
-
-def cost(config: ModelConfig) -> Cost:
-    """One addition per value and V."""
-    return Cost(
-        0, float(len(config.output_token_groups) * config.vision.patches * config.vision.feature_width)
-    )
+def build(settings: AveragePoolConfig, sizes: Sizes, dtype: Any, name: str | None) -> nn.Module:
+    """The module of these settings."""
+    return AveragePool(settings.sides(sizes.grid), dtype, name=name)
 
 
 class AveragePool(nn.Module):
@@ -31,9 +23,9 @@ class AveragePool(nn.Module):
     """Sides of the output grid, one for each V."""
     dtype: Any = jnp.float32
 
-    def __call__(self, features: Features, query: jax.Array, batch: Batch | None = None) -> jax.Array:
+    def __call__(self, features: Features, query: jax.Array) -> jax.Array:
         """[P, V, D] of X_s [P, n, D], one V behind the other; X_m and the query are not read."""
-        del query, batch
+        del query
         picture_grid(features.single)
         made = [regions(features.single, side).mean(axis=2, dtype=jnp.float32) for side in self.sides]
         return jnp.concatenate(made, axis=1).astype(self.dtype)

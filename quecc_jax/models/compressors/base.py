@@ -10,12 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from quecc_jax.models.compressors.base_config import absorbs
 from quecc_jax.models.layers import LayerNorm, constrain_batch, linear, matrix_init, with_axes
 
 EPS = 1e-6
-
-NORM = 7
-"""FLOPs of a LayerNorm per value."""
 
 
 class Features(NamedTuple):
@@ -32,18 +30,6 @@ class Features(NamedTuple):
     """[P, n, D], that layer's keys of the patches."""
     cls: jax.Array | None = None
     """[P, 1, D], the select layer's CLS, where the tower keeps it for the decoder."""
-
-
-class Cost(NamedTuple):
-    """Of one picture, biases, activations and softmax left out, and norms where products dwarf them."""
-
-    params: int = 0
-    """Weights."""
-    flops: float = 0.0
-    """Forward FLOPs; a multiply-add is two."""
-    first: float = 0.0
-    """Those of `flops` in products that act on the tower's states themselves, whose gradient the backward
-    pass does not need."""
 
 
 def picture_grid(single: jax.Array) -> int:
@@ -93,20 +79,6 @@ class MLPNorm(nn.Module):
         return LayerNorm(EPS, name="norm")(x)
 
 
-def attention_products(width: int, patches: int, queries: int, heads: int) -> int:
-    """Multiply-adds of `RegionAttention` where V queries read all n patches of a picture, its four
-    matrices among them."""
-    d, n, v = width, patches, queries
-    if _absorbs(v, n, heads, d):
-        return 4 * v * d * d + 2 * v * n * heads * d
-    return 2 * v * d * d + 2 * n * d * d + 2 * v * n * d
-
-
-def _absorbs(queries: int, patches: int, heads: int, width: int) -> bool:
-    """Whether V queries of n patches cost less with the keys' and values' matrices on their side."""
-    return queries * (patches * (heads - 1) + width) <= patches * width
-
-
 class RegionAttention(nn.Module):
     """Multi-head attention of V queries, each over the patches of its own region, or all over the same.
 
@@ -144,7 +116,7 @@ class RegionAttention(nn.Module):
         # is declared because the original's checkpoints carry it.
         q = jnp.einsum("bvd,dhk->bvhk", queries, kernels["q"]) + biases["q"]
         own = keys.ndim == 4
-        if own or _absorbs(queries.shape[1], keys.shape[1], self.heads, width):
+        if own or absorbs(queries.shape[1], keys.shape[1], self.heads, width):
             patches = "bvrd" if own else "brd"
             q = jnp.einsum("bvhk,dhk->bvhd", q, kernels["k"])
             weights = self._weights(f"bvhd,{patches}->bvhr", q, keys, split[1])

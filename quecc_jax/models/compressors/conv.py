@@ -6,27 +6,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from quecc_jax.config import ModelConfig
-from quecc_jax.data.batch import Batch
-from quecc_jax.models.compressors.base import Cost, Features, picture_grid
-from quecc_jax.models.compressors.quecc import DepthwiseConv, windows
+from quecc_jax.models.compressors.base import Features, picture_grid
+from quecc_jax.models.compressors.base_config import Sizes
+from quecc_jax.models.compressors.conv_config import ConvolutionConfig
+from quecc_jax.models.compressors.quecc import DepthwiseConv
 from quecc_jax.models.layers import constrain_batch
 
 
-def build(config: ModelConfig, dtype: Any, name: str | None) -> nn.Module:
-    """The module for a model."""
-    kernel, stride, sides = windows(config)
-    return Convolution(kernel, stride, dtype, sides, name=name)
-
-
-def cost(config: ModelConfig) -> Cost:
-    """One k x k window and a bias per token and channel."""
-    d, window = config.vision.feature_width, windows(config)[0] ** 2
-    multiplied, values = 2.0 * window * config.num_output_tokens * d, config.num_output_tokens * d
-    if config.compressor.elastic:
-        # Windows that do not overlap read every patch once.
-        multiplied = 2.0 * len(config.output_token_groups) * config.vision.patches * d
-    return Cost(window * d, multiplied + values, multiplied)
+def build(settings: ConvolutionConfig, sizes: Sizes, dtype: Any, name: str | None) -> nn.Module:
+    """The module of these settings."""
+    kernel, stride, windows = settings.windows(sizes.grid)
+    return Convolution(kernel, stride, dtype, windows, name=name)
 
 
 class Convolution(nn.Module):
@@ -39,13 +29,13 @@ class Convolution(nn.Module):
     """As QueCC's, whose convolution this is."""
 
     @nn.compact
-    def __call__(self, features: Features, query: jax.Array, batch: Batch | None = None) -> jax.Array:
+    def __call__(self, features: Features, query: jax.Array) -> jax.Array:
         """[P, V, D] of X_s [P, n, D], one V behind the other; X_m and the question are not read.
 
         Raises:
           ValueError: n is not a square, or the output grid does not divide the input's.
         """
-        del query, batch
+        del query
         x, grid = features.single.astype(self.dtype), picture_grid(features.single)
         x = x.reshape(x.shape[0], grid, grid, x.shape[-1])
         downsample = DepthwiseConv(self.kernel, self.stride, self.dtype, name="downsample")

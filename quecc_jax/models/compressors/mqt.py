@@ -6,39 +6,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from quecc_jax.config import ModelConfig
-from quecc_jax.data.batch import Batch
-from quecc_jax.models.compressors.base import (
-    EPS,
-    NORM,
-    Cost,
-    Features,
-    RegionAttention,
-    attention_products,
-    picture_grid,
-)
+from quecc_jax.models.compressors.base import EPS, Features, RegionAttention, picture_grid
+from quecc_jax.models.compressors.base_config import Sizes
+from quecc_jax.models.compressors.mqt_config import MqtConfig
 from quecc_jax.models.compressors.positions import bicubic, sine_cosine
 from quecc_jax.models.layers import LayerNorm, with_axes
 
 
-def build(config: ModelConfig, dtype: Any, name: str | None) -> nn.Module:
-    """The module for a model. The original's matrix to the decoder's width is the projector `matrix`."""
-    c = config.compressor
-    return MQT(c.queries, config.num_output_tokens, c.heads, dtype, name=name)
-
-
-def cost(config: ModelConfig) -> Cost:
-    """All queries' weights, the attention of V of them, and the norms of n keys and values.
-
-    What keys and queries make is the same for all pictures of a batch, but counted for each.
-    """
-    d, n, v, c = (
-        config.vision.feature_width,
-        config.vision.patches,
-        config.num_output_tokens,
-        config.compressor,
-    )
-    return Cost(c.queries * d + 4 * d * d, 2.0 * attention_products(d, n, v, c.heads) + 2 * NORM * n * d)
+def build(settings: MqtConfig, sizes: Sizes, dtype: Any, name: str | None) -> nn.Module:
+    """The module of these settings. The original's matrix to the decoder's width is the projector `matrix`."""
+    return MQT(settings.queries, settings.num_tokens(sizes.grid), settings.heads, dtype, name=name)
 
 
 class MQT(nn.Module):
@@ -57,13 +34,13 @@ class MQT(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, features: Features, query: jax.Array, batch: Batch | None = None) -> jax.Array:
+    def __call__(self, features: Features, query: jax.Array) -> jax.Array:
         """Compressed tokens [P, V, D] of X_s [P, n, D]; X_m and the question are not read.
 
         Raises:
           ValueError: n is not a square, D is not a multiple of four, or the heads do not divide D.
         """
-        del query, batch
+        del query
         x = features.single.astype(self.dtype)
         grid, width = picture_grid(x), x.shape[-1]
         positions = sine_cosine(round(self.queries**0.5), width)

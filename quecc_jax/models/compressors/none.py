@@ -6,21 +6,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from quecc_jax.config import ModelConfig
-from quecc_jax.data.batch import Batch
-from quecc_jax.models.compressors.base import Cost, Features
+from quecc_jax.models.compressors.base import Features
+from quecc_jax.models.compressors.base_config import Sizes
+from quecc_jax.models.compressors.none_config import NoneConfig
 
 
-def build(config: ModelConfig, dtype: Any, name: str | None) -> nn.Module:
-    """The module for a model."""
-    del config
+def build(settings: NoneConfig, sizes: Sizes, dtype: Any, name: str | None) -> nn.Module:
+    """The module of these settings."""
+    del settings, sizes
     return Uncompressed(dtype, name=name)
-
-
-def cost(config: ModelConfig) -> Cost:
-    """Nothing: the projector, which acts on the tower's states then, is counted by itself."""
-    del config
-    return Cost()
 
 
 class Uncompressed(nn.Module):
@@ -28,7 +22,7 @@ class Uncompressed(nn.Module):
 
     dtype: Any = jnp.float32
 
-    def __call__(self, features: Features, query: jax.Array, batch: Batch | None = None) -> jax.Array:
+    def __call__(self, features: Features, query: jax.Array) -> jax.Array:
         """X_s [P, n, D] as it is; X_m and the query are not read."""
-        del query, batch
+        del query
         return features.single.astype(self.dtype)

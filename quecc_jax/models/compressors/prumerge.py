@@ -6,24 +6,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from quecc_jax.config import ModelConfig
-from quecc_jax.data.batch import Batch
-from quecc_jax.models.compressors.base import Cost, Features
-
-NEIGHBOURS = 32
-"""Tokens that a kept one is merged with, at most."""
+from quecc_jax.models.compressors.base import Features
+from quecc_jax.models.compressors.base_config import Sizes
+from quecc_jax.models.compressors.prumerge_config import NEIGHBOURS, PruMergeConfig
 
 
-def build(config: ModelConfig, dtype: Any, name: str | None) -> nn.Module:
-    """The module for a model."""
-    return PruMerge(config.num_output_tokens, 0, dtype, name=name)
-
-
-def cost(config: ModelConfig) -> Cost:
-    """Similarities of kept and all patches, their selection, and V weighted sums. It has no weights."""
-    (n, d), v = (config.vision.patches, config.vision.width), config.num_output_tokens
-    selected = (v - 1) * (2 * n * d + 2 * min(NEIGHBOURS, n - 1) * n) + 3 * n * d * (v > 1)
-    return Cost(0, float(selected + 2 * v * n * d))
+def build(settings: PruMergeConfig, sizes: Sizes, dtype: Any, name: str | None) -> nn.Module:
+    """The module of these settings."""
+    return PruMerge(settings.num_tokens(sizes.grid), 0, dtype, name=name)
 
 
 class PruMerge(nn.Module):
@@ -48,13 +38,13 @@ class PruMerge(nn.Module):
     evenly: int = 0
     dtype: Any = jnp.float32
 
-    def __call__(self, features: Features, query: jax.Array, batch: Batch | None = None) -> jax.Array:
+    def __call__(self, features: Features, query: jax.Array) -> jax.Array:
         """Tokens [P, V, D] of X_s [P, n, D], attention and keys; X_m and the question are not read.
 
         Raises:
           ValueError: the tower keeps no attention (`VisionConfig.attention`).
         """
-        del query, batch
+        del query
         if features.attention is None or features.keys is None:
             raise ValueError("PruMerge reads CLS' attention and keys, which the tower's states lack")
         x, a = features.single.astype(self.dtype), features.attention

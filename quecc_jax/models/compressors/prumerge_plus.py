@@ -4,12 +4,12 @@ from typing import Any
 
 import flax.linen as nn
 
-from quecc_jax.config import ModelConfig
+from quecc_jax.models.compressors.base_config import Sizes
 from quecc_jax.models.compressors.prumerge import PruMerge
-from quecc_jax.models.compressors.prumerge import cost as cost
+from quecc_jax.models.compressors.prumerge_plus_config import PruMergePlusConfig
 
 
-def build(config: ModelConfig, dtype: Any, name: str | None) -> nn.Module:
-    """The module for a model."""
-    v = config.num_output_tokens
+def build(settings: PruMergePlusConfig, sizes: Sizes, dtype: Any, name: str | None) -> nn.Module:
+    """The module of these settings."""
+    v = settings.num_tokens(sizes.grid)
     return PruMerge(v, (v - 1) // 2, dtype, name=name)

@@ -1,6 +1,5 @@
 """QueCC: query-based convolutional cross-attention compression (arXiv 2411.03312, section 4)."""
 
-import math
 from typing import Any
 
 import flax.linen as nn
@@ -8,48 +7,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from quecc_jax.config import ModelConfig
-from quecc_jax.config.shapes import output_grid, query_width
-from quecc_jax.data.batch import Batch
 from quecc_jax.models.compressors.base import (
     EPS,
-    Cost,
     Features,
     MLPNorm,
     RegionAttention,
     attend_by_region,
     picture_grid,
 )
+from quecc_jax.models.compressors.base_config import Sizes, output_grid
+from quecc_jax.models.compressors.quecc_config import QueccConfig
 from quecc_jax.models.layers import LayerNorm, constrain_batch, linear, with_axes
 
 
-def build(config: ModelConfig, dtype: Any, name: str | None) -> nn.Module:
-    """The module for a model."""
-    kernel, stride, sides = windows(config)
-    return QueCC(kernel, stride, config.compressor.heads, dtype, sides, name=name)
-
-
-def windows(config: ModelConfig) -> tuple[int, int, tuple[int, ...]]:
-    """Sides in patches of the convolution's kernel and stride, and of the windows that an elastic
-    compressor's kernel is resized to."""
-    c = config.compressor
-    if not c.elastic:
-        return c.kernel, c.stride, ()
-    base, *sides = (config.vision.grid // math.isqrt(v) for v in (c.elastic[0], *config.output_token_groups))
-    return base, base, tuple(sides)
-
-
-def cost(config: ModelConfig) -> Cost:
-    """Towers, convolution, absorbed region attention and the question's projection. Resizing an elastic
-    compressor's kernel is no work of a picture's."""
-    d, n, v = config.vision.feature_width, config.vision.patches, config.num_output_tokens
-    levels, heads, text = len(config.vision.levels), config.compressor.heads, query_width(config)
-    towers = 2 * (levels * d * d + d * d) + 2 * d * d
-    scales, kernel = len(config.output_token_groups), windows(config)[0]
-    convolution = (scales * n if config.compressor.elastic else v * kernel**2) * d
-    params = towers + 4 * d * d + kernel**2 * d + text * d
-    multiplied = n * towers + convolution + 4 * v * d * d + scales * 2 * n * heads * d + text * d
-    return Cost(params, 2.0 * multiplied, 2.0 * 2 * n * levels * d * d)
+def build(settings: QueccConfig, sizes: Sizes, dtype: Any, name: str | None) -> nn.Module:
+    """The module of these settings."""
+    kernel, stride, windows = settings.windows(sizes.grid)
+    return QueCC(kernel, stride, settings.heads, dtype, windows, name=name)
 
 
 class QueCC(nn.Module):
@@ -69,7 +43,7 @@ class QueCC(nn.Module):
     """Sides of an elastic compressor's windows, one for each V; they do not overlap, whatever `stride` is."""
 
     @nn.compact
-    def __call__(self, features: Features, query: jax.Array, batch: Batch | None = None) -> jax.Array:
+    def __call__(self, features: Features, query: jax.Array) -> jax.Array:
         """Compressed tokens [P, V, D] of features X_s [P, n, D] and X_m [P, n, levels * D] and the
         questions' features t [P, 1, H]; of several V, those of one behind those of the other.
 
@@ -77,7 +51,6 @@ class QueCC(nn.Module):
           ValueError: n is not a square, the output grid does not divide the input's, or the heads
             do not divide D.
         """
-        del batch
         single, multi, query = (x.astype(self.dtype) for x in (features.single, features.multi, query))
         (p, _, width), grid = single.shape, picture_grid(single)
 

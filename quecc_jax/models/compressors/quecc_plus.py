@@ -12,71 +12,34 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from quecc_jax.config import ModelConfig
-from quecc_jax.config.shapes import output_grid
-from quecc_jax.data.batch import Batch
-from quecc_jax.models.compressors import quecc
-from quecc_jax.models.compressors.base import (
-    EPS,
-    Cost,
-    Features,
-    MLPNorm,
-    RegionAttention,
-    picture_grid,
-    regions,
-)
-from quecc_jax.models.compressors.llava_mini import Fusion
+from quecc_jax.models.compressors.base import EPS, Features, MLPNorm, RegionAttention, picture_grid, regions
+from quecc_jax.models.compressors.base_config import Sizes, output_grid
 from quecc_jax.models.compressors.quecc import DepthwiseConv
+from quecc_jax.models.compressors.quecc_plus_config import QueccPlusConfig
 from quecc_jax.models.layers import LayerNorm, constrain_batch, linear, with_axes
 
 
-def build(config: ModelConfig, dtype: Any, name: str | None) -> nn.Module:
-    """The module for a model."""
-    return QueCCPlus(config, dtype, name=name)
-
-
-def cost(config: ModelConfig) -> Cost:
-    """QueCC's, and what registers, further rounds and the memory add. The pre-fusion's weights are among
-    `params`; its FLOPs, which depend on the text, are `flops.fusion_flops`."""
-    from quecc_jax.flops import decoder_params
-
-    c, d, n, v = (
-        config.compressor,
-        config.vision.feature_width,
-        config.vision.patches,
-        config.num_output_tokens,
-    )
-    base = quecc.cost(config)
-
-    def attention(queries: int) -> int:
-        return 4 * queries * d * d + 2 * n * c.heads * d
-
-    params, multiplied = base.params, 0
-    if c.registers:
-        params, multiplied = params + d + 4 * d * d, multiplied + attention(v)
-    params, multiplied = params + (c.rounds - 1) * 4 * d * d, multiplied + (c.rounds - 1) * attention(v)
-    if c.fuses:
-        window = config.vision.patches // c.memory
-        params += window * d + 4 * d * d + decoder_params(config.fusion_layers)
-        multiplied += n * d + attention(c.memory)
-    return Cost(params, base.flops + 2.0 * multiplied, base.first)
+def build(settings: QueccPlusConfig, sizes: Sizes, dtype: Any, name: str | None) -> nn.Module:
+    """The module of these settings."""
+    return QueCCPlus(settings, sizes, dtype, name=name)
 
 
 class QueCCPlus(nn.Module):
     """QueCC, and by the compressor's settings:
 
     - `memory` R > 0: R region tokens of the same towers, with a convolution and an attention of their own,
-      which the instruction reads in `fusion_layers` decoder layers (`llava_mini.Fusion`);
+      which the instruction reads in `fusion_layers` decoder layers (`fusion.Fusion`);
     - `registers`: attention by learned queries, which looks the same way whatever is asked, added to the
       tokens;
     - `rounds`: further attention by queries that know what the rounds before have found.
     """
 
-    config: ModelConfig
+    settings: QueccPlusConfig
+    sizes: Sizes
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
-        c, width = self.config.compressor, self.config.vision.feature_width
+        c, width = self.settings, self.sizes.width
         self.text_projection = linear(width, ("mlp", "embed"), dtype=self.dtype)
         self.text_norm = LayerNorm(EPS)
         self.q_proj, self.k_proj, self.v_proj = (MLPNorm(width, self.dtype) for _ in range(3))
@@ -88,21 +51,19 @@ class QueCCPlus(nn.Module):
             self.register_attn = RegionAttention(c.heads, self.dtype, shown=False)
         self.round_norms = [LayerNorm(EPS) for _ in range(c.rounds - 1)]
         self.round_attn = [RegionAttention(c.heads, self.dtype) for _ in range(c.rounds - 1)]
-        if c.fuses:
-            window = self.config.vision.grid // round(c.memory**0.5)
+        if c.fusion_layers > 0:
+            window = self.sizes.grid // round(c.memory**0.5)
             self.memory_downsample = DepthwiseConv(window, window, self.dtype)
             self.memory_attn = RegionAttention(c.heads, self.dtype, shown=False)
-            self.fusion = Fusion(self.config, self.dtype)
 
-    def __call__(self, features: Features, query: jax.Array, batch: Batch | None = None) -> jax.Array:
+    def __call__(self, features: Features, query: jax.Array) -> jax.Array:
         """[P, V + R, D]: compressed tokens, and behind them the memory, of features X_s [P, n, D] and X_m
         [P, n, levels * D] and the questions' features t [P, 1, H].
 
         Raises:
           ValueError: as QueCC.
         """
-        del batch
-        c = self.config.compressor
+        c = self.settings
         single, multi, query = (x.astype(self.dtype) for x in (features.single, features.multi, query))
         (p, _, width), grid = single.shape, picture_grid(single)
         side = output_grid(grid, c.kernel, c.stride)
@@ -118,13 +79,9 @@ class QueCCPlus(nn.Module):
             tokens = tokens + self.register_attn(own, keys, values)
         for norm, attend in zip(self.round_norms, self.round_attn, strict=True):
             tokens = tokens + attend(asked + norm(tokens), keys, values)
-        if not c.fuses:
+        if not c.fusion_layers > 0:
             return tokens
         fine = round(c.memory**0.5)
         asked = constrain_batch(self.memory_downsample(q)).reshape(p, fine * fine, width)
         memory = self.memory_attn(asked, regions(k, fine), regions(v, fine))
         return jnp.concatenate([tokens, memory], axis=1)
-
-    def fuse(self, text: jax.Array, memory: jax.Array, tokens: jax.Array, batch: Batch) -> jax.Array:
-        """`Fusion` of a batch: text embeddings [B, S, M], those of instructions replaced."""
-        return self.fusion(text, memory, tokens, batch)

@@ -7,37 +7,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from quecc_jax.config import ModelConfig
-from quecc_jax.data.batch import Batch
-from quecc_jax.models.compressors.base import (
-    EPS,
-    NORM,
-    Cost,
-    Features,
-    RegionAttention,
-    attention_products,
-    picture_grid,
-)
+from quecc_jax.models.compressors.base import EPS, Features, RegionAttention, picture_grid
+from quecc_jax.models.compressors.base_config import Sizes
 from quecc_jax.models.compressors.positions import sine_cosine
+from quecc_jax.models.compressors.resampler_config import BLOCKS, WIDENING, ResamplerConfig
 from quecc_jax.models.layers import LayerNorm, constrain_batch, linear, with_axes
 
-BLOCKS = 2
-WIDENING = 4
-"""Width of the MLP's hidden layer in multiples of D."""
 
-
-def build(config: ModelConfig, dtype: Any, name: str | None) -> nn.Module:
-    """The module for a model."""
-    return Resampler(config.num_output_tokens, config.compressor.heads, dtype, name=name)
-
-
-def cost(config: ModelConfig) -> Cost:
-    """The queries, and attention, MLP and the patches' norm of each block."""
-    d, n, v = config.vision.feature_width, config.vision.patches, config.num_output_tokens
-    block = 4 * d * d + 2 * WIDENING * d * d
-    multiplied = 2 * WIDENING * v * d * d + attention_products(d, n, v, config.compressor.heads)
-    # Norms and positions are added to what few queries multiply.
-    return Cost(v * d + BLOCKS * block, BLOCKS * (2.0 * multiplied + (NORM + 1) * n * d))
+def build(settings: ResamplerConfig, sizes: Sizes, dtype: Any, name: str | None) -> nn.Module:
+    """The module of these settings."""
+    return Resampler(settings.num_tokens(sizes.grid), settings.heads, dtype, name=name)
 
 
 class Resampler(nn.Module):
@@ -52,13 +31,13 @@ class Resampler(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, features: Features, query: jax.Array, batch: Batch | None = None) -> jax.Array:
+    def __call__(self, features: Features, query: jax.Array) -> jax.Array:
         """Compressed tokens [P, V, D] of X_s [P, n, D]; X_m and the question are not read.
 
         Raises:
           ValueError: n is not a square, D is not a multiple of four, or the heads do not divide D.
         """
-        del query, batch
+        del query
         x = features.single.astype(self.dtype)
         positions = jnp.asarray(sine_cosine(picture_grid(x), x.shape[-1]), self.dtype)
         learned = self.param(

@@ -6,33 +6,22 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from quecc_jax.config import ModelConfig
-from quecc_jax.config.shapes import output_sides
-from quecc_jax.data.batch import Batch
 from quecc_jax.models.compressors.base import (
     EPS,
-    Cost,
     Features,
     MLPNorm,
     RegionAttention,
     attend_by_region,
     picture_grid,
 )
+from quecc_jax.models.compressors.base_config import Sizes
+from quecc_jax.models.compressors.tokenpacker_config import TokenPackerConfig
 from quecc_jax.models.layers import LayerNorm, constrain_batch, linear
 
 
-def build(config: ModelConfig, dtype: Any, name: str | None) -> nn.Module:
-    """The module for a model. Its own MLP to the decoder's width is the projector `mlp2x_gelu`."""
-    return TokenPacker(output_sides(config), config.compressor.heads, dtype, name=name)
-
-
-def cost(config: ModelConfig) -> Cost:
-    """Two towers, the queries' matrix and absorbed region attention."""
-    d, n, v = config.vision.feature_width, config.vision.patches, config.num_output_tokens
-    levels, heads = len(config.vision.levels), config.compressor.heads * len(config.output_token_groups)
-    towers = 2 * (levels * d * d + d * d)
-    multiplied = n * towers + v * d * d + 4 * v * d * d + 2 * n * heads * d
-    return Cost(towers + d * d + 4 * d * d, 2.0 * multiplied, 2.0 * (2 * n * levels * d * d + v * d * d))
+def build(settings: TokenPackerConfig, sizes: Sizes, dtype: Any, name: str | None) -> nn.Module:
+    """The module of these settings. Its own MLP to the decoder's width is the projector `mlp2x_gelu`."""
+    return TokenPacker(settings.sides(sizes.grid), settings.heads, dtype, name=name)
 
 
 class TokenPacker(nn.Module):
@@ -46,14 +35,14 @@ class TokenPacker(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, features: Features, query: jax.Array, batch: Batch | None = None) -> jax.Array:
+    def __call__(self, features: Features, query: jax.Array) -> jax.Array:
         """Compressed tokens [P, V, D] of X_s [P, n, D] and X_m [P, n, levels * D], one V behind the other; no
         question is read.
 
         Raises:
           ValueError: n is not a square, or the heads do not divide D.
         """
-        del query, batch
+        del query
         single, multi = (x.astype(self.dtype) for x in (features.single, features.multi))
         q = linear(single.shape[-1], ("mlp", "embed"), bias=False, dtype=self.dtype, name="q_proj")(
             jnp.concatenate([region_centres(single, side) for side in self.sides], axis=1)

@@ -10,15 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from quecc_jax.config import (
-    CompressorConfig,
-    DataConfig,
-    DecoderConfig,
-    ModelConfig,
-    RopeScaling,
-    RunConfig,
-    SourceConfig,
-)
+from quecc_jax.config import DataConfig, DecoderConfig, ModelConfig, RopeScaling, RunConfig, SourceConfig
+from quecc_jax.config.compressors import named
 from quecc_jax.config.validation import validate
 from quecc_jax.data.bad_rows import Tally
 from quecc_jax.data.pipeline import eval_batches, make_iterator
@@ -108,7 +101,7 @@ def test_questions_never_take_more_than_a_row_has_for_them(tokenizer, turns, lim
     assert segments[: len(made.queries)].all() and not segments[len(made.queries) :].any()
 
 
-READS, BLIND = ModelConfig(), ModelConfig(compressor=CompressorConfig("avgpool"))
+READS, BLIND = ModelConfig(), ModelConfig(compressor=named("avgpool"))
 LONGROPE = ModelConfig(
     decoder=DecoderConfig(
         rope_scaling=RopeScaling(

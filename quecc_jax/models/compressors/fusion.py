@@ -1,0 +1,102 @@
+"""Pre-fusion: an instruction that has read the image before the decoder reads it (arXiv 2501.03895)."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from quecc_jax.config import ModelConfig
+from quecc_jax.data.batch import IGNORE, Batch
+from quecc_jax.models.attention import causal
+from quecc_jax.models.compressors.base import Features
+from quecc_jax.models.compressors.build import make_compressor
+from quecc_jax.models.decoder import recomputed, scanned
+from quecc_jax.models.rope import alibi_slopes, rotary_angles
+
+MULTIPLE = 16
+"""Rows of the pre-fusion are padded to a multiple of it, which kernels and split sequences want."""
+
+
+class FusingCompressor(nn.Module):
+    """A compressor and the pre-fusion that reads its memory; their parameters stand side by side, the
+    pre-fusion's under `fusion`."""
+
+    config: ModelConfig
+    dtype: Any
+
+    def setup(self) -> None:
+        self.compressor: Any = make_compressor(self.config, self.dtype)
+        nn.share_scope(self, self.compressor)
+        self.fusion = Fusion(self.config, self.dtype)
+
+    def __call__(self, features: Features, query: jax.Array) -> jax.Array:
+        """The compressor's [P, V + R, D]."""
+        made: jax.Array = self.compressor(features, query)
+        return made
+
+    def fuse(self, text: jax.Array, memory: jax.Array, tokens: jax.Array, batch: Batch) -> jax.Array:
+        """`Fusion` of a batch."""
+        return self.fusion(text, memory, tokens, batch)
+
+
+class Fusion(nn.Module):
+    """The pre-fusion: decoder layers of its own over [memory, compressed tokens, instruction]. The memory is
+    all patches in LLaVA-Mini and a few region tokens in quecc_plus.
+
+    Text takes part where it carries no label (answers keep their embeddings, and the decoder has to find
+    them itself) and belongs to a conversation with a picture; there, what comes out replaces its embedding.
+    A conversation's pictures stand before its text whatever its slots say, memory of all of them, then
+    tokens of all of them, at positions counted from 0, and attention is causal among what takes part.
+    Compressed tokens enter the decoder as the projector made them.
+
+    The layers begin as the identity, so that a trained decoder at first reads the embeddings it knows.
+    """
+
+    config: ModelConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, text: jax.Array, memory: jax.Array, tokens: jax.Array, batch: Batch) -> jax.Array:
+        """Text embeddings [B, S, M], those of instructions replaced.
+
+        Args:
+          text: embeddings [B, S, M] of the batch's tokens.
+          memory: projected [B, I, R, M].
+          tokens: projected visual tokens [B, I, V, M].
+        """
+        c, layers = self.config, self.config.fusion_layers
+        (b, s, width), (i, r), v = text.shape, memory.shape[1:3], tokens.shape[2]
+        owner = jnp.where(batch.slots >= 0, batch.slots // v, -1)
+        # A picture is of the conversation that has its slots; an absent one of none.
+        mine = owner[..., None] == jnp.arange(i)
+        pictures = jnp.max(jnp.where(mine, batch.segments[..., None], 0), axis=1)
+        shown = jnp.any(batch.segments[..., None] == pictures[:, None], axis=-1)
+        takes_part = shown & (batch.segments > 0) & (batch.slots < 0) & (batch.labels == IGNORE)
+        segments = jnp.concatenate(
+            [
+                jnp.repeat(pictures, r, axis=1),
+                jnp.repeat(pictures, v, axis=1),
+                jnp.where(takes_part, batch.segments, 0),
+            ],
+            axis=1,
+        )
+        x = jnp.concatenate(
+            [part.reshape(b, -1, width).astype(self.dtype) for part in (memory, tokens, text)], axis=1
+        )
+        length = x.shape[1]
+        x = jnp.pad(x, ((0, 0), (0, -length % MULTIPLE), (0, 0)))
+        x = nn.with_logical_constraint(x, ("batch", "sequence", None))
+        segments = jnp.pad(segments, ((0, 0), (0, -length % MULTIPLE)))
+        index = jnp.arange(x.shape[1])
+        before = (segments[:, :, None] == segments[:, None]) & (index[:, None] > index)
+        positions = jnp.sum(before, axis=-1, dtype=jnp.int32)
+        angles = rotary_angles(positions, layers, x.shape[1]) if layers.positions == "rotary" else None
+        slopes = alibi_slopes(layers.heads, layers.alibi_bias_max) if layers.positions == "alibi" else None
+        mask = causal(segments, positions)._replace(slopes=slopes)
+        stack = scanned(recomputed(c.remat), layers.depth)
+        run = stack(
+            layers, self.dtype, c.attention_kernel, jnp.dtype(c.grad_reduce_dtype), added=0.0, name="layers"
+        )
+        x, _ = run(x, None, None, angles, mask, None)
+        return jnp.where(takes_part[..., None], x[:, length - s : length].astype(text.dtype), text)
