@@ -1,6 +1,5 @@
 """A model of random weights to talk to, and pictures to talk about."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from quecc_jax.config import DataConfig, DecoderConfig, ModelConfig, QueccConfig, RunConfig, VisionConfig
+from quecc_jax.config.compressors import exchanged
 from quecc_jax.data.text.tokenizer import train_word_tokenizer
 from quecc_jax.generate.engine import Engine
 from tests.tiny import random_params
@@ -15,14 +15,14 @@ from tests.tiny import random_params
 QUESTIONS = ["what color is the shape?", "is it a circle or a square, and where?", "and now?"]
 
 
-def tiny_engine(folder: Path, **compressor: Any) -> Engine:
+def tiny_engine(folder: Path, name: str = "quecc", **compressor: Any) -> Engine:
     """It reads words, and makes four visual tokens of a picture."""
     size = train_word_tokenizer([*QUESTIONS, "red blue green triangle yes no left right"], folder / "words")
     model = ModelConfig(
         vision=VisionConfig(
             image_size=24, patch_size=6, width=8, depth=2, heads=2, mlp_width=16, levels=(1, 2)
         ),
-        compressor=dataclasses.replace(QueccConfig(kernel=2, stride=2, heads=2), **compressor),
+        compressor=exchanged(QueccConfig(kernel=2, stride=2, heads=2), name, **compressor),
         decoder=DecoderConfig(vocab_size=size, width=16, depth=1, heads=2, kv_heads=2, mlp_width=32),
         dtype="float32",
         remat="none",

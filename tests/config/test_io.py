@@ -5,14 +5,16 @@ import json
 import os
 import types
 import typing
+import warnings
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quecc_jax.config import CheckpointConfig, CompressorConfig, DataConfig, RunConfig, SourceConfig
-from quecc_jax.config.compressors import REGISTRY
+from quecc_jax.config.compressors import REGISTRY, AveragePoolConfig
 from quecc_jax.config.io import differences, from_dict, load_config, save_config, to_dict
+from quecc_jax.config.renamed import SHARED
 from quecc_jax.errors import UserError
 
 
@@ -102,3 +104,19 @@ def test_unreadable_files_are_sentences(tmp_path):
 def test_differences_name_the_changed_settings():
     new = RunConfig(out="b", checkpoint=CheckpointConfig(every=7))
     assert list(differences(RunConfig(), new)) == ["checkpoint.every: 500 -> 7", "out: runs/default -> b"]
+
+
+def test_what_a_compressor_of_0_1_did_not_read_is_left_out(tmp_path):
+    """Its config.json had the settings of every compressor; values that were set in vain are named."""
+    old = dict(SHARED, name="avgpool", kernel=6, stride=6)
+    path = tmp_path / "config.json"
+    for heads, notes in ((8, []), (4, ["model.compressor.heads 4 is not read by avgpool"])):
+        path.write_text(json.dumps({"model": {"compressor": old | {"heads": heads}}}))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            compressor = load_config(path).model.compressor
+        assert compressor == AveragePoolConfig(kernel=6, stride=6)
+        assert [str(w.message) for w in caught] == [f"{path}: {note}" for note in notes]
+    path.write_text(json.dumps({"model": {"compressor": old | {"name": "none", "elastic": [1, 4]}}}))
+    with pytest.raises(UserError, match="model.compressor.elastic is not a setting"):
+        load_config(path)

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from quecc_jax.config import QueccConfig
-from quecc_jax.config.compressors import exchanged
 from quecc_jax.config.shapes import first_token
 from quecc_jax.data.batch import IGNORE
 from quecc_jax.data.elastic import drawn, padded_lengths, row_length
 from quecc_jax.data.pipeline import eval_batches, make_iterator
 from quecc_jax.train.meter import visual_tokens
+from tests.compressors import fitting
 
 MOSAIC, READING = ("mosaic", "train"), ("reading", "train")
 VALUES = (1, 4, 16)
@@ -68,7 +68,7 @@ def test_only_the_slots_of_a_picture_differ(settings, model, elastic, name, batc
     data = settings(
         MOSAIC, READING, batching=batching, packed_images=3, cache=str(tmp_path), lookahead_rows=40
     )
-    compressor = exchanged(elastic.compressor, name=name, queries=16)
+    compressor = fitting(name, elastic=VALUES, heads=2, queries=16)
     elastic = dataclasses.replace(elastic, compressor=compressor)
     assert elastic.num_output_tokens == (16 if name == "mqt" else 21)
     fixed = dataclasses.replace(model, compressor=QueccConfig(kernel=1, stride=1, heads=2))
