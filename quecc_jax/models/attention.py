@@ -20,8 +20,10 @@ from typing import Any, Literal, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
 
 from quecc_jax.errors import UserError
+from quecc_jax.models.arrays import Array
 
 Kernel = Literal["auto", "xla", "splash", "cudnn"]
 
@@ -56,7 +58,7 @@ class MaskSpec(NamedTuple):
     """int32 [B, S]"""
     k_positions: jax.Array
     """int32 [B, T]"""
-    q_index: jax.Array | None = None
+    q_index: Array | None = None
     """int32 [S], place of each query among the keys; None in one pass, where query i stands at key i."""
     window: jax.Array | int | None = None
     """Tokens that a query sees, itself included; an int if all layers agree."""
@@ -64,12 +66,12 @@ class MaskSpec(NamedTuple):
     """float32 [H], taken off a head's logits per position of distance (ALiBi)."""
 
 
-def causal(segments: jax.Array, positions: jax.Array) -> MaskSpec:
+def causal(segments: Int[Array, "B S"], positions: Int[Array, "B S"]) -> MaskSpec:
     """Causal attention within segments, both int32 [B, S], of one pass without a cache."""
     return MaskSpec(segments, segments, positions, positions)
 
 
-def dense_mask(spec: MaskSpec) -> jax.Array:
+def dense_mask(spec: MaskSpec) -> Bool[Array, "B 1 S T"]:
     """bool [B, 1, S, T], True where attention is allowed."""
     same = spec.q_segments[:, :, None] == spec.k_segments[:, None, :]
     keys = jnp.arange(spec.k_segments.shape[1])
@@ -80,7 +82,7 @@ def dense_mask(spec: MaskSpec) -> jax.Array:
     return seen[:, None]
 
 
-def dense_bias(spec: MaskSpec) -> jax.Array | None:
+def dense_bias(spec: MaskSpec) -> Float[Array, "B H S T"] | None:
     """float32 [B, H, S, T] to be added to the logits; None without slopes."""
     if spec.slopes is None:
         return None
@@ -92,8 +94,12 @@ def _distance(spec: MaskSpec) -> jax.Array:
 
 
 def attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, mask: MaskSpec | None, kernel: Kernel = "auto"
-) -> jax.Array:
+    q: Float[Array, "B S H head_dim"],
+    k: Float[Array, "B T K head_dim"],
+    v: Float[Array, "B T K head_dim"],
+    mask: MaskSpec | None,
+    kernel: Kernel = "auto",
+) -> Float[Array, "B S H head_dim"]:
     """Scaled dot-product attention with grouped key/value heads; softmax in float32.
 
     Args:
@@ -132,7 +138,7 @@ def platform() -> str:
     return mesh.abstract_device.platform
 
 
-def unfit(q: jax.Array, mask: MaskSpec) -> str:
+def unfit(q: Array, mask: MaskSpec) -> str:
     """Why only XLA computes this attention; an empty text if others do."""
     if mask.slopes is not None:
         return "ALiBi adds to every logit"
@@ -143,7 +149,7 @@ def unfit(q: jax.Array, mask: MaskSpec) -> str:
     return "" if q.shape[1] > 1 else "there is one query"
 
 
-def undivided(q: jax.Array, k: jax.Array, interpreted: bool) -> str:
+def undivided(q: Array, k: Array, interpreted: bool) -> str:
     """Why rows and heads cannot be handed out to the mesh's devices as Pallas needs it; else empty."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -159,7 +165,12 @@ def undivided(q: jax.Array, k: jax.Array, interpreted: bool) -> str:
     return ""
 
 
-def xla_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: MaskSpec | None) -> jax.Array:
+def xla_attention(
+    q: Float[Array, "B S H head_dim"],
+    k: Float[Array, "B T K head_dim"],
+    v: Float[Array, "B T K head_dim"],
+    mask: MaskSpec | None,
+) -> Float[Array, "B S H head_dim"]:
     """`attention` in matrix products and a softmax, with all logits in memory.
 
     Heads come before places in every operand: on a CPU the backward pass of
@@ -180,7 +191,12 @@ def xla_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: MaskSpec | Non
     return out.transpose(0, 3, 1, 2, 4).reshape(rows, length, heads, width)
 
 
-def cudnn_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: MaskSpec) -> jax.Array:
+def cudnn_attention(
+    q: Float[Array, "B S H head_dim"],
+    k: Float[Array, "B T K head_dim"],
+    v: Float[Array, "B T K head_dim"],
+    mask: MaskSpec,
+) -> Float[Array, "B S H head_dim"]:
     """`attention` of one pass by cuDNN's fused kernel, which takes the mask as a bias [B, 1, S, S].
 
     Raises:
@@ -201,8 +217,12 @@ def blocks(length: int) -> tuple[int, int]:
 
 
 def splash_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, mask: MaskSpec, interpret: bool = False
-) -> jax.Array:
+    q: Float[Array, "B S H head_dim"],
+    k: Float[Array, "B T K head_dim"],
+    v: Float[Array, "B T K head_dim"],
+    mask: MaskSpec,
+    interpret: bool = False,
+) -> Float[Array, "B S H head_dim"]:
     """`attention` of one pass by the Pallas TPU kernel, which never holds more than blocks of logits.
 
     Rows and heads are split over the mesh as the sharding rules say. Rows are padded to whole blocks;
@@ -226,7 +246,7 @@ def splash_attention(
 
 
 def _splash_local(
-    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, *, block: int, window: Any, interpret: bool
+    q: Array, k: Array, v: Array, segments: jax.Array, *, block: int, window: Any, interpret: bool
 ) -> jax.Array:
     """The kernel on one device's rows and heads."""
     # Pallas takes a second to import, which programs for other platforms are spared.

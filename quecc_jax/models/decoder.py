@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
 from quecc_jax.config import DecoderConfig
+from quecc_jax.models.arrays import Array
 from quecc_jax.models.attention import SAVED, Kernel, MaskSpec, attention, causal
 from quecc_jax.models.layers import LayerNorm, RMSNorm, constrain_batch, linear, matrix_init, with_axes
 from quecc_jax.models.rope import Angles, alibi_slopes, rotary_angles, rotate
@@ -79,13 +81,15 @@ class DecoderLayer(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: jax.Array,
-        cached: tuple[jax.Array, jax.Array] | None,
-        window: jax.Array | None,
+        x: Float[Array, "B S M"],
+        cached: tuple[Float[Array, "B T K head_dim"], Float[Array, "B T K head_dim"]] | None,
+        window: Int[Array, ""] | None,
         angles: Angles | None,
         mask: MaskSpec,
-        start: jax.Array | None,
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+        start: Int[Array, ""] | None,
+    ) -> tuple[
+        Float[Array, "B S M"], tuple[Float[Array, "B T K head_dim"], Float[Array, "B T K head_dim"]] | None
+    ]:
         """x [B, S, D], this layer's cache [B, T, K, head_dim] and window [] -> (x, updated cache)."""
         c = self.config
         dense = functools.partial(linear, dtype=self.dtype, gradients=self.gradients)
@@ -192,7 +196,7 @@ class Decoder(nn.Module):
         stack = scanned(layer, depth, self.scan_unroll)
         return stack(self.config, self.dtype, self.kernel, self.gradients, **place)
 
-    def embed(self, tokens: jax.Array) -> jax.Array:
+    def embed(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S M"]:
         """Embeddings [B, S, D] of token ids [B, S]."""
         # Whole rows of the table must be at hand before the lookup, or the partitioner replicates
         # the result over the mesh.
@@ -201,14 +205,14 @@ class Decoder(nn.Module):
 
     def __call__(
         self,
-        x: jax.Array,
-        positions: jax.Array,
-        segments: jax.Array,
+        x: Float[Array, "B S M"],
+        positions: Int[Array, "B S"],
+        segments: Int[Array, "B S"],
         cache: Cache | None = None,
         first: bool = False,
         layers: int | None = None,
         rope_length: int | None = None,
-    ) -> tuple[jax.Array, Cache | None]:
+    ) -> tuple[Float[Array, "B S M"], Cache | None]:
         """Final hidden states, after the last norm.
 
         Args:
@@ -247,7 +251,7 @@ class Decoder(nn.Module):
         x, (keys, values) = self._run(x, (cache.keys, cache.values), windows, angles, mask, start)
         return self.norm(x), Cache(keys, values, *held, start + x.shape[1])
 
-    def _run(self, x: jax.Array, cached: Any, windows: jax.Array | None, *rest: Any) -> tuple[jax.Array, Any]:
+    def _run(self, x: Array, cached: Any, windows: jax.Array | None, *rest: Any) -> tuple[jax.Array, Any]:
         """All layers; `cached` and what becomes of it are the cache's keys and values, or None."""
         layers: Any = self.layers
         if not self.unrolled:
@@ -262,7 +266,7 @@ class Decoder(nn.Module):
         return x, None if cached is None else tuple(zip(*filled, strict=True))
 
     def _lead(
-        self, count: int, x: jax.Array, cached: None, windows: jax.Array | None, *rest: Any
+        self, count: int, x: Array, cached: None, windows: jax.Array | None, *rest: Any
     ) -> tuple[jax.Array, None]:
         """The first `count` layers, without gradient."""
         layers: Any = self.layers
@@ -279,11 +283,11 @@ class Decoder(nn.Module):
         lead = self._stack(DecoderLayer, count, parent=None)
         return lead.apply({"params": first}, jax.lax.stop_gradient(x), None, windows, *rest)
 
-    def output_matrix(self) -> jax.Array:
+    def output_matrix(self) -> Float[Array, "M vocab"]:
         """The matrix [D, vocab] that turns hidden states into logits."""
         return self.embedding.T if self.config.tie_embeddings else self.head
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
+    def logits(self, hidden: Float[Array, "*rows M"]) -> Float[Array, "*rows vocab"]:
         """float32 logits [..., vocab] of hidden states [..., D]."""
         matrix = self.output_matrix().astype(self.dtype)
         return jnp.einsum("...d,dv->...v", hidden, matrix, preferred_element_type=jnp.float32)

@@ -12,6 +12,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Shaped
+
+from quecc_jax.models.arrays import Array
 
 Axes = tuple[str | None, ...]
 Initializer = Callable[..., Any]
@@ -23,7 +26,7 @@ def with_axes(init: Initializer, *axes: str | None) -> Initializer:
     return nn.with_logical_partitioning(init, axes)
 
 
-def constrain_batch(x: jax.Array) -> jax.Array:
+def constrain_batch(x: Shaped[Array, "B ..."]) -> Shaped[Array, "B ..."]:
     """x [B, ...] with its rows, and nothing else, split over the mesh.
 
     Left alone, the partitioner may split activations like the parameters they meet, and exchange them
@@ -44,14 +47,14 @@ def matrix_init(inputs: int, variance: float = 1.0) -> Initializer:
     return init
 
 
-def product(x: jax.Array, kernel: jax.Array, inputs: int) -> jax.Array:
+def product(x: Array, kernel: Array, inputs: int) -> jax.Array:
     """x [..., *in] times kernel [*in, *out], contracted over `inputs` axes, in x's type."""
     axes = (tuple(range(x.ndim - inputs, x.ndim)), tuple(range(inputs)))
     return jax.lax.dot_general(x, kernel.astype(x.dtype), (axes, ((), ())))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def matmul_fp32_grad(x: jax.Array, kernel: jax.Array, inputs: int) -> jax.Array:
+def matmul_fp32_grad(x: Array, kernel: Array, inputs: int) -> jax.Array:
     """`product` whose gradient of the kernel is float32 from the start.
 
     Otherwise it has x's type until it leaves the product, and so has its sum over devices.
@@ -59,11 +62,11 @@ def matmul_fp32_grad(x: jax.Array, kernel: jax.Array, inputs: int) -> jax.Array:
     return product(x, kernel, inputs)
 
 
-def _wide_forward(x: jax.Array, kernel: jax.Array, inputs: int) -> tuple[jax.Array, Any]:
+def _wide_forward(x: Array, kernel: Array, inputs: int) -> tuple[jax.Array, Any]:
     return product(x, kernel, inputs), (x, kernel)
 
 
-def _wide_backward(inputs: int, saved: Any, slope: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _wide_backward(inputs: int, saved: Any, slope: Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
     rows = x.ndim - inputs
     last = (tuple(range(rows, slope.ndim)), tuple(range(inputs, kernel.ndim)))
@@ -91,7 +94,7 @@ class Linear(nn.Module):
     """Type in which devices add up their shares of the kernel's gradient, unless `dtype` is wider."""
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         contracted = x.shape[x.ndim - self.inputs :]
         init = with_axes(matrix_init(self.inputs, self.variance), *self.axes)
         kernel = self.param("kernel", init, (*contracted, *self.features))
@@ -115,7 +118,7 @@ class LayerNorm(nn.Module):
     bias: bool = True
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*rows width"]) -> Float[Array, "*rows width"]:
         scale = self.param("scale", with_axes(nn.initializers.ones, None), (x.shape[-1],))
         y = x.astype(jnp.float32)
         y = y - jnp.mean(y, axis=-1, keepdims=True)
@@ -131,7 +134,7 @@ class RMSNorm(nn.Module):
     eps: float
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*rows width"]) -> Float[Array, "*rows width"]:
         scale = self.param("scale", with_axes(nn.initializers.ones, None), (x.shape[-1],))
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)

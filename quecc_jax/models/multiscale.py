@@ -8,12 +8,16 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from quecc_jax.config import VisionConfig
+from quecc_jax.models.arrays import Array
 from quecc_jax.models.bicubic import bicubic_weights
 
 
-def split_scales(pixels: jax.Array, config: VisionConfig) -> jax.Array:
+def split_scales(
+    pixels: Float[Array, "B side side 3"], config: VisionConfig
+) -> Float[Array, "BT tile tile 3"]:
     """Tiles [B * T, H, W, 3] of pictures [B, input, input, 3]; T = sum of s^2, each picture's together.
 
     Smaller scales are made of the largest by bicubic interpolation, as the original does it: by torch's
@@ -33,7 +37,7 @@ def split_scales(pixels: jax.Array, config: VisionConfig) -> jax.Array:
     return jnp.concatenate(parts, axis=1).reshape(-1, side, side, 3)
 
 
-def join_scales(states: jax.Array, config: VisionConfig) -> jax.Array:
+def join_scales(states: Float[Array, "BT N K width"], config: VisionConfig) -> Float[Array, "B N K D"]:
     """States [B, n, K, scales * D] of the tiles' states [B * T, n, K, D] that `split_scales` made.
 
     Channels stand scale by scale, in the config's order; averages are taken in float32.

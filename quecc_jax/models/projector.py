@@ -6,8 +6,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from quecc_jax.config.shapes import projector_depth
+from quecc_jax.models.arrays import Array
 from quecc_jax.models.layers import linear, with_axes
 
 
@@ -29,7 +31,7 @@ class Projector(nn.Module):
             self.newline = self.param("newline", normal, (self.width,))
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows M"]:
         """x [..., D] -> [..., M]; the identity needs D = M."""
         depth = projector_depth(self.kind)
         if depth == 0 and x.shape[-1] != self.width:

@@ -2,13 +2,14 @@
 
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
 from quecc_jax.config import DecoderConfig
+from quecc_jax.models.arrays import Array
 
-Angles = tuple[jax.Array, jax.Array]
+Angles = tuple[Float[Array, "B S pairs"], Float[Array, "B S pairs"]]
 """Cosines and sines, each float32 [B, S, pairs]."""
 
 
@@ -40,14 +41,14 @@ def rotary_frequencies(config: DecoderConfig, length: int) -> np.ndarray:
     return frequency
 
 
-def rotary_angles(positions: jax.Array, config: DecoderConfig, length: int) -> Angles:
+def rotary_angles(positions: Int[Array, "B S"], config: DecoderConfig, length: int) -> Angles:
     """Cosines and sines for int32 positions [B, S] in rows or a cache of `length` places."""
     angle = positions.astype(jnp.float32)[..., None] * rotary_frequencies(config, length)
     factor = config.rope_scaling.attention_factor if config.rope_scaling.kind == "longrope" else 1.0
     return jnp.cos(angle) * factor, jnp.sin(angle) * factor
 
 
-def rotate(x: jax.Array, angles: Angles) -> jax.Array:
+def rotate(x: Float[Array, "B S H head_dim"], angles: Angles) -> Float[Array, "B S H head_dim"]:
     """Turns the leading channels of x [B, S, H, head_dim] in float32; keeps x's type.
 
     With P pairs of angles, channel i is paired with channel i + P, and channels from 2 P on are kept.
@@ -61,7 +62,7 @@ def rotate(x: jax.Array, angles: Angles) -> jax.Array:
     return jnp.concatenate(parts, axis=-1).astype(x.dtype)
 
 
-def alibi_slopes(heads: int, bias_max: int) -> jax.Array:
+def alibi_slopes(heads: int, bias_max: int) -> Float[Array, " H"]:
     """What one position of distance takes off each head's logits, float32 [H].
 
     MPT's rule: with n the next power of two, the slopes 2^(-bias_max i / n) for i = 1 .. n; if n is

@@ -5,11 +5,13 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int, Num
 
 from quecc_jax.config import ModelConfig
 from quecc_jax.config.shapes import query_width
 from quecc_jax.data.batch import NEWLINE, Batch
 from quecc_jax.data.images import normalise
+from quecc_jax.models.arrays import Array
 from quecc_jax.models.compressors.build import make_compressor
 from quecc_jax.models.compressors.fusion import FusingCompressor
 from quecc_jax.models.decoder import Cache, Decoder, embedding_variance
@@ -57,7 +59,9 @@ class VLM(nn.Module):
             jnp.dtype(c.grad_reduce_dtype),
         )
 
-    def encode_query(self, queries: jax.Array, segments: jax.Array, ends: jax.Array) -> jax.Array:
+    def encode_query(
+        self, queries: Int[Array, "B Q"], segments: Int[Array, "B Q"], ends: Int[Array, "B I"]
+    ) -> Float[Array, "B I text_width"]:
         """Query features [B, I, H] by the encoder that `model.query` names, without gradient.
 
         The paper's is the decoder's final hidden state at each query's last token, after a pass over the
@@ -88,7 +92,7 @@ class VLM(nn.Module):
             feature = constrain_batch(jnp.take_along_axis(hidden, last[..., None], axis=1))
         return jax.lax.stop_gradient(feature)
 
-    def encode_image(self, pixels: jax.Array) -> jax.Array:
+    def encode_image(self, pixels: Num[Array, "B I side side 3"]) -> Float[Array, "B I rows K D"]:
         """Tower states [B, I, n, K, D] of pixels [B, I, H, W, 3], without gradient.
 
         Args:
@@ -99,7 +103,7 @@ class VLM(nn.Module):
         states = self.vision(pixels.reshape(b * i, *pixels.shape[2:]))
         return jax.lax.stop_gradient(states.reshape(b, i, *states.shape[1:]))
 
-    def compress(self, states: jax.Array, query: jax.Array) -> Visual:
+    def compress(self, states: Float[Array, "B I rows K D"], query: Float[Array, "B I text_width"]) -> Visual:
         """Visual tokens from tower states [B, I, n, K, D] and queries [B, I, H] of a batch."""
         b, i = states.shape[:2]
         flat = states.reshape(b * i, *states.shape[2:])
@@ -131,11 +135,11 @@ class VLM(nn.Module):
             query = self.encode_query(batch.queries, batch.query_segments, batch.query_ends)
         return self.compress(states, query)
 
-    def visual_tokens(self, batch: Batch) -> jax.Array:
+    def visual_tokens(self, batch: Batch) -> Float[Array, "B I V M"]:
         """Visual tokens [B, I, V, M] of a batch."""
         return self.encode_visual(batch).tokens
 
-    def splice(self, batch: Batch, visual: Visual | None = None) -> jax.Array:
+    def splice(self, batch: Batch, visual: Visual | None = None) -> Float[Array, "B S M"]:
         """Decoder inputs [B, S, M]: token embeddings, those of instructions after the pre-fusion if there
         is one, with visual tokens in their slots.
 
@@ -155,39 +159,50 @@ class VLM(nn.Module):
             here = jnp.where(batch.slots[..., None] == NEWLINE, newline, here)
         return jnp.where(batch.slots[..., None] >= 0, here.astype(text.dtype), text)
 
-    def __call__(self, batch: Batch, visual: Visual | None = None) -> jax.Array:
+    def __call__(self, batch: Batch, visual: Visual | None = None) -> Float[Array, "B S M"]:
         """Final hidden states [B, S, M]; `visual` is the batch's, where it is known already."""
         hidden, _ = self.decoder(self.splice(batch, visual), batch.positions, batch.segments)
         return hidden
 
-    def prefill(self, batch: Batch, cache: Cache, visual: Visual | None = None) -> tuple[jax.Array, Cache]:
+    def prefill(
+        self, batch: Batch, cache: Cache, visual: Visual | None = None
+    ) -> tuple[Float[Array, "B S M"], Cache]:
         """Hidden states [B, S, M] of a batch of prompts, and the cache, empty before, that holds them."""
         x = self.splice(batch, visual)
         return self._append(x, batch.positions, batch.segments, cache, first=True)
 
     def extend(
-        self, tokens: jax.Array, positions: jax.Array, segments: jax.Array, cache: Cache
-    ) -> tuple[jax.Array, Cache]:
+        self,
+        tokens: Int[Array, "B S"],
+        positions: Int[Array, "B S"],
+        segments: Int[Array, "B S"],
+        cache: Cache,
+    ) -> tuple[Float[Array, "B S M"], Cache]:
         """Hidden states [B, S, M] of further text tokens [B, S] after what the cache holds."""
         return self._append(self.decoder.embed(tokens), positions, segments, cache)
 
     def _append(
-        self, x: jax.Array, positions: jax.Array, segments: jax.Array, cache: Cache, first: bool = False
-    ) -> tuple[jax.Array, Cache]:
+        self,
+        x: Float[Array, "B S M"],
+        positions: Int[Array, "B S"],
+        segments: Int[Array, "B S"],
+        cache: Cache,
+        first: bool = False,
+    ) -> tuple[Float[Array, "B S M"], Cache]:
         hidden, extended = self.decoder(x, positions, segments, cache, first)
         assert extended is not None
         return hidden, extended
 
-    def output_matrix(self) -> jax.Array:
+    def output_matrix(self) -> Float[Array, "M vocab"]:
         """The matrix [M, vocab] behind the logits."""
         return self.decoder.output_matrix()
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
+    def logits(self, hidden: Float[Array, "*rows M"]) -> Float[Array, "*rows vocab"]:
         """float32 logits [..., vocab]."""
         return self.decoder.logits(hidden)
 
 
-def segment_positions(segments: jax.Array) -> jax.Array:
+def segment_positions(segments: Int[Array, "B Q"]) -> Int[Array, "B Q"]:
     """int32 [B, Q]: each place's number within its segment, of int32 [B, Q] segments that lie together."""
     index = jnp.broadcast_to(jnp.arange(segments.shape[1]), segments.shape)
     begins = jnp.concatenate([jnp.zeros_like(segments[:, :1]), segments[:, :-1]], axis=1) != segments

@@ -118,5 +118,5 @@ def test_what_a_compressor_of_0_1_did_not_read_is_left_out(tmp_path):
         assert compressor == AveragePoolConfig(kernel=6, stride=6)
         assert [str(w.message) for w in caught] == [f"{path}: {note}" for note in notes]
     path.write_text(json.dumps({"model": {"compressor": old | {"name": "none", "elastic": [1, 4]}}}))
-    with pytest.raises(UserError, match="model.compressor.elastic is not a setting"):
+    with pytest.raises(UserError, match=r"model.compressor.elastic is not a setting"):
         load_config(path)

@@ -3,9 +3,10 @@
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
+from quecc_jax.models.arrays import Array
 from quecc_jax.models.compressors.avgpool_config import AveragePoolConfig
 from quecc_jax.models.compressors.base import Features, picture_grid, regions
 from quecc_jax.models.compressors.base_config import Sizes
@@ -23,7 +24,7 @@ class AveragePool(nn.Module):
     """Sides of the output grid, one for each V."""
     dtype: Any = jnp.float32
 
-    def __call__(self, features: Features, query: jax.Array) -> jax.Array:
+    def __call__(self, features: Features, query: Float[Array, "P 1 text_width"]) -> Float[Array, "P V D"]:
         """[P, V, D] of X_s [P, n, D], one V behind the other; X_m and the query are not read."""
         del query
         picture_grid(features.single)

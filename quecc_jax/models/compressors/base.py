@@ -9,7 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
+from quecc_jax.models.arrays import Array
 from quecc_jax.models.compressors.base_config import absorbs
 from quecc_jax.models.layers import LayerNorm, constrain_batch, linear, matrix_init, with_axes
 
@@ -26,13 +28,13 @@ class Features(NamedTuple):
     attention: jax.Array | None = None
     """float32 [P, n], CLS' attention to the patches in the layer that reads the select layer's states:
     softmax over CLS and patches of one head as wide as all. None where the tower keeps none."""
-    keys: jax.Array | None = None
+    keys: Array | None = None
     """[P, n, D], that layer's keys of the patches."""
     cls: jax.Array | None = None
     """[P, 1, D], the select layer's CLS, where the tower keeps it for the decoder."""
 
 
-def picture_grid(single: jax.Array) -> int:
+def picture_grid(single: Float[Array, "P N D"]) -> int:
     """Side g of the patch grid; ValueError unless the patches are a square."""
     n = single.shape[1]
     grid = math.isqrt(n)
@@ -41,7 +43,7 @@ def picture_grid(single: jax.Array) -> int:
     return grid
 
 
-def regions(x: jax.Array, side: int) -> jax.Array:
+def regions(x: Float[Array, "P N C"], side: int) -> Float[Array, "P V R C"]:
     """[P, g^2, C] -> [P, h^2, R, C]: the R patches of each square of a side h output grid that tiles g."""
     p, n, width = x.shape
     region = math.isqrt(n) // side
@@ -50,8 +52,12 @@ def regions(x: jax.Array, side: int) -> jax.Array:
 
 
 def attend_by_region(
-    attend: "RegionAttention", queries: jax.Array, keys: jax.Array, values: jax.Array, sides: Sequence[int]
-) -> jax.Array:
+    attend: "RegionAttention",
+    queries: Float[Array, "P T D"],
+    keys: Float[Array, "P N D"],
+    values: Float[Array, "P N D"],
+    sides: Sequence[int],
+) -> Float[Array, "P T D"]:
     """[P, T, D]: each query averages the values of its own region.
 
     Args:
@@ -71,7 +77,7 @@ class MLPNorm(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "P N C"]) -> Float[Array, "P N D"]:
         """x [P, n, C] -> [P, n, D]."""
         x = linear(self.width, ("embed", "mlp"), dtype=self.dtype, name="fc1")(x)
         x = jax.nn.gelu(x, approximate=False)
@@ -94,7 +100,12 @@ class RegionAttention(nn.Module):
     """Attention maps may show its weights: each query makes one visual token."""
 
     @nn.compact
-    def __call__(self, queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
+    def __call__(
+        self,
+        queries: Float[Array, "#P V D"],
+        keys: Float[Array, "#P *patches D"],
+        values: Float[Array, "P *patches D"],
+    ) -> Float[Array, "P V D"]:
         """Queries [P, V, D]; keys and values [P, V, R, D] for regions of R patches, or [P, n, D] for all
         queries together -> [P, V, D].
 
@@ -131,7 +142,7 @@ class RegionAttention(nn.Module):
         out = out + biases["v"]
         return linear(width, ("heads", "head_dim", "embed"), inputs=2, dtype=self.dtype, name="out")(out)
 
-    def _weights(self, product: str, q: jax.Array, keys: jax.Array, head_dim: int) -> jax.Array:
+    def _weights(self, product: str, q: Array, keys: Array, head_dim: int) -> jax.Array:
         """Softmax [P, V, H, R] of queries times keys; kept in float32 as the intermediate `attention`, if
         shown."""
         q = nn.with_logical_constraint(q, _by_heads(q))
@@ -142,6 +153,6 @@ class RegionAttention(nn.Module):
         return weights.astype(self.dtype)
 
 
-def _by_heads(x: jax.Array) -> tuple[str | None, ...]:
+def _by_heads(x: Array) -> tuple[str | None, ...]:
     """Logical axes of x [P, V, H, ...]; a row that all pictures share is not split."""
     return ("batch" if x.shape[0] > 1 else None, None, "heads", None)

@@ -3,9 +3,10 @@
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
+from quecc_jax.models.arrays import Array
 from quecc_jax.models.compressors.base import Features, picture_grid
 from quecc_jax.models.compressors.base_config import Sizes
 from quecc_jax.models.compressors.conv_config import ConvolutionConfig
@@ -29,7 +30,7 @@ class Convolution(nn.Module):
     """As QueCC's, whose convolution this is."""
 
     @nn.compact
-    def __call__(self, features: Features, query: jax.Array) -> jax.Array:
+    def __call__(self, features: Features, query: Float[Array, "P 1 text_width"]) -> Float[Array, "P V D"]:
         """[P, V, D] of X_s [P, n, D], one V behind the other; X_m and the question are not read.
 
         Raises:

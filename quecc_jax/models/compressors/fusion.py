@@ -5,9 +5,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from quecc_jax.config import ModelConfig
 from quecc_jax.data.batch import IGNORE, Batch
+from quecc_jax.models.arrays import Array
 from quecc_jax.models.attention import causal
 from quecc_jax.models.compressors.base import Features
 from quecc_jax.models.compressors.build import make_compressor
@@ -30,12 +32,20 @@ class FusingCompressor(nn.Module):
         nn.share_scope(self, self.compressor)
         self.fusion = Fusion(self.config, self.dtype)
 
-    def __call__(self, features: Features, query: jax.Array) -> jax.Array:
+    def __call__(
+        self, features: Features, query: Float[Array, "P 1 text_width"]
+    ) -> Float[Array, "P V_and_memory D"]:
         """The compressor's [P, V + R, D]."""
         made: jax.Array = self.compressor(features, query)
         return made
 
-    def fuse(self, text: jax.Array, memory: jax.Array, tokens: jax.Array, batch: Batch) -> jax.Array:
+    def fuse(
+        self,
+        text: Float[Array, "B S M"],
+        memory: Float[Array, "B I R M"],
+        tokens: Float[Array, "B I V M"],
+        batch: Batch,
+    ) -> Float[Array, "B S M"]:
         """`Fusion` of a batch."""
         return self.fusion(text, memory, tokens, batch)
 
@@ -57,7 +67,13 @@ class Fusion(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, text: jax.Array, memory: jax.Array, tokens: jax.Array, batch: Batch) -> jax.Array:
+    def __call__(
+        self,
+        text: Float[Array, "B S M"],
+        memory: Float[Array, "B I R M"],
+        tokens: Float[Array, "B I V M"],
+        batch: Batch,
+    ) -> Float[Array, "B S M"]:
         """Text embeddings [B, S, M], those of instructions replaced.
 
         Args:

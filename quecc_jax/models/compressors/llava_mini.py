@@ -3,9 +3,10 @@
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
+from quecc_jax.models.arrays import Array
 from quecc_jax.models.compressors.base import EPS, Features, RegionAttention, picture_grid
 from quecc_jax.models.compressors.base_config import Sizes
 from quecc_jax.models.compressors.llava_mini_config import LlavaMiniConfig
@@ -37,7 +38,9 @@ class LlavaMini(nn.Module):
         self.q_norm, self.kv_norm = LayerNorm(EPS), LayerNorm(EPS)
         self.attention = RegionAttention(self.settings.heads, self.dtype)
 
-    def __call__(self, features: Features, query: jax.Array) -> jax.Array:
+    def __call__(
+        self, features: Features, query: Float[Array, "P 1 text_width"]
+    ) -> Float[Array, "P V_and_memory D"]:
         """Compressed tokens [P, V, D] of X_s [P, n, D], and X_s itself behind them where there is a
         pre-fusion; X_m and the question's feature are not read.
 

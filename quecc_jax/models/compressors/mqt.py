@@ -3,9 +3,10 @@
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
+from quecc_jax.models.arrays import Array
 from quecc_jax.models.compressors.base import EPS, Features, RegionAttention, picture_grid
 from quecc_jax.models.compressors.base_config import Sizes
 from quecc_jax.models.compressors.mqt_config import MqtConfig
@@ -34,7 +35,7 @@ class MQT(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, features: Features, query: jax.Array) -> jax.Array:
+    def __call__(self, features: Features, query: Float[Array, "P 1 text_width"]) -> Float[Array, "P V D"]:
         """Compressed tokens [P, V, D] of X_s [P, n, D]; X_m and the question are not read.
 
         Raises:

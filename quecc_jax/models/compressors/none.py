@@ -3,9 +3,10 @@
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
+from quecc_jax.models.arrays import Array
 from quecc_jax.models.compressors.base import Features
 from quecc_jax.models.compressors.base_config import Sizes
 from quecc_jax.models.compressors.none_config import NoneConfig
@@ -22,7 +23,7 @@ class Uncompressed(nn.Module):
 
     dtype: Any = jnp.float32
 
-    def __call__(self, features: Features, query: jax.Array) -> jax.Array:
+    def __call__(self, features: Features, query: Float[Array, "P 1 text_width"]) -> Float[Array, "P N D"]:
         """X_s [P, n, D] as it is; X_m and the query are not read."""
         del query
         return features.single.astype(self.dtype)

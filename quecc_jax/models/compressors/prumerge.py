@@ -5,7 +5,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
+from quecc_jax.models.arrays import Array
 from quecc_jax.models.compressors.base import Features
 from quecc_jax.models.compressors.base_config import Sizes
 from quecc_jax.models.compressors.prumerge_config import NEIGHBOURS, PruMergeConfig
@@ -38,7 +40,7 @@ class PruMerge(nn.Module):
     evenly: int = 0
     dtype: Any = jnp.float32
 
-    def __call__(self, features: Features, query: jax.Array) -> jax.Array:
+    def __call__(self, features: Features, query: Float[Array, "P 1 text_width"]) -> Float[Array, "P V D"]:
         """Tokens [P, V, D] of X_s [P, n, D], attention and keys; X_m and the question are not read.
 
         Raises:
@@ -68,6 +70,6 @@ class PruMerge(nn.Module):
         return jnp.einsum("pvn,pnd->pvd", weights.astype(self.dtype), x)
 
 
-def _chosen(index: jax.Array, n: int) -> jax.Array:
+def _chosen(index: Array, n: int) -> jax.Array:
     """bool [..., n]: which of n places are among index [..., m]."""
     return jnp.any(index[..., None] == jnp.arange(n), axis=-2)

@@ -6,7 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
+from quecc_jax.models.arrays import Array
 from quecc_jax.models.compressors.base import (
     EPS,
     Features,
@@ -43,7 +45,7 @@ class QueCC(nn.Module):
     """Sides of an elastic compressor's windows, one for each V; they do not overlap, whatever `stride` is."""
 
     @nn.compact
-    def __call__(self, features: Features, query: jax.Array) -> jax.Array:
+    def __call__(self, features: Features, query: Float[Array, "P 1 text_width"]) -> Float[Array, "P V D"]:
         """Compressed tokens [P, V, D] of features X_s [P, n, D] and X_m [P, n, levels * D] and the
         questions' features t [P, 1, H]; of several V, those of one behind those of the other.
 
@@ -83,7 +85,7 @@ class DepthwiseConv(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, window: int = 0) -> jax.Array:
+    def __call__(self, x: Float[Array, "P g g D"], window: int = 0) -> Float[Array, "P h h D"]:
         """x [B, g, g, D] -> [B, h, h, D]; `window` is the side that the kernel is resized to, and the stride
         then, if it is not 0."""
         b, grid, _, width = x.shape

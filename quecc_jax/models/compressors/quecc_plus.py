@@ -9,9 +9,10 @@ in one layer, so that a 7B decoder has 1/32 more to do on a prompt of text alone
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
+from quecc_jax.models.arrays import Array
 from quecc_jax.models.compressors.base import EPS, Features, MLPNorm, RegionAttention, picture_grid, regions
 from quecc_jax.models.compressors.base_config import Sizes, output_grid
 from quecc_jax.models.compressors.quecc import DepthwiseConv
@@ -56,7 +57,9 @@ class QueCCPlus(nn.Module):
             self.memory_downsample = DepthwiseConv(window, window, self.dtype)
             self.memory_attn = RegionAttention(c.heads, self.dtype, shown=False)
 
-    def __call__(self, features: Features, query: jax.Array) -> jax.Array:
+    def __call__(
+        self, features: Features, query: Float[Array, "P 1 text_width"]
+    ) -> Float[Array, "P V_and_memory D"]:
         """[P, V + R, D]: compressed tokens, and behind them the memory, of features X_s [P, n, D] and X_m
         [P, n, levels * D] and the questions' features t [P, 1, H].
 

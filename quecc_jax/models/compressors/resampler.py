@@ -6,7 +6,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
+from quecc_jax.models.arrays import Array
 from quecc_jax.models.compressors.base import EPS, Features, RegionAttention, picture_grid
 from quecc_jax.models.compressors.base_config import Sizes
 from quecc_jax.models.compressors.positions import sine_cosine
@@ -31,7 +33,7 @@ class Resampler(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, features: Features, query: jax.Array) -> jax.Array:
+    def __call__(self, features: Features, query: Float[Array, "P 1 text_width"]) -> Float[Array, "P V D"]:
         """Compressed tokens [P, V, D] of X_s [P, n, D]; X_m and the question are not read.
 
         Raises:
@@ -56,7 +58,9 @@ class Block(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, q: jax.Array, x: jax.Array, positions: jax.Array) -> jax.Array:
+    def __call__(
+        self, q: Float[Array, "P V D"], x: Float[Array, "P N D"], positions: Float[Array, "N D"]
+    ) -> Float[Array, "P V D"]:
         """q [P, V, D], x [P, n, D] and positions [n, D] -> [P, V, D]."""
         width, dense = q.shape[-1], functools.partial(linear, dtype=self.dtype)
         x = LayerNorm(EPS, name="x_norm")(x)

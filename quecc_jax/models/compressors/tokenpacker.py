@@ -3,9 +3,10 @@
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
+from quecc_jax.models.arrays import Array
 from quecc_jax.models.compressors.base import (
     EPS,
     Features,
@@ -35,7 +36,7 @@ class TokenPacker(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, features: Features, query: jax.Array) -> jax.Array:
+    def __call__(self, features: Features, query: Float[Array, "P 1 text_width"]) -> Float[Array, "P V D"]:
         """Compressed tokens [P, V, D] of X_s [P, n, D] and X_m [P, n, levels * D], one V behind the other; no
         question is read.
 
@@ -54,7 +55,7 @@ class TokenPacker(nn.Module):
         return attend_by_region(attend, q, k, v, self.sides)
 
 
-def region_centres(x: jax.Array, side: int) -> jax.Array:
+def region_centres(x: Float[Array, "P N D"], side: int) -> Float[Array, "P V D"]:
     """x [P, g^2, D] resized to [P, h^2, D] by bilinear interpolation with pixel centres aligned and no
     antialiasing: as h divides g, the patch in the middle of each region, or the mean of the four there."""
     p, _, width = x.shape

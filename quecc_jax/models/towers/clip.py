@@ -7,17 +7,19 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from quecc_jax.config import VisionConfig
 from quecc_jax.config.query import ClipTextConfig
 from quecc_jax.config.shapes import hidden_indices
+from quecc_jax.models.arrays import Array
 from quecc_jax.models.attention import MaskSpec, attention
 from quecc_jax.models.compressors.base import Features
 from quecc_jax.models.layers import LayerNorm, constrain_batch, linear, with_axes
 from quecc_jax.models.multiscale import join_scales, split_scales
 
 
-def split_features(states: jax.Array, config: VisionConfig) -> Features:
+def split_features(states: Float[Array, "*P rows K D"], config: VisionConfig) -> Features:
     """What compressors read, from what the tower keeps, [..., rows, K, D] of `state_shape`.
 
     X_m holds the levels side by side in the order of the config (QueCC section 4, TokenPacker's
@@ -42,7 +44,7 @@ def split_features(states: jax.Array, config: VisionConfig) -> Features:
     return features
 
 
-def quick_gelu(x: jax.Array) -> jax.Array:
+def quick_gelu(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
     """x * sigmoid(1.702 x), CLIP's activation."""
     return x * jax.nn.sigmoid(1.702 * x)
 
@@ -71,7 +73,9 @@ class ClipLayer(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: MaskSpec | None) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self, x: Float[Array, "B S D"], mask: MaskSpec | None
+    ) -> tuple[Float[Array, "B S D"], Float[Array, "B S D"]]:
         """x [B, S, D] -> (new x, the same as a scan output); no mask lets all places see one another."""
         c = self.config
         dense = functools.partial(linear, dtype=self.dtype)
@@ -96,7 +100,7 @@ class ClipTower(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, pixels: jax.Array) -> jax.Array:
+    def __call__(self, pixels: Float[Array, "P height width channels"]) -> Float[Array, "P rows K D"]:
         """Hidden states [B, rows, K, D] of `state_shape`, listed by `hidden_indices`, from pixels
         [B, H, W, 3]; D is `feature_width`, that of all scales."""
         c = self.config
@@ -139,7 +143,7 @@ class ClipTower(nn.Module):
             kept = jnp.concatenate([kept, self._queries_and_keys(states[c.select_index])])
         return join_scales(kept[:, :, c.patches + 1 - c.rows :].transpose(1, 2, 0, 3), c)
 
-    def _queries_and_keys(self, x: jax.Array) -> jax.Array:
+    def _queries_and_keys(self, x: Array) -> jax.Array:
         """[2, B, 1 + n, D] of the layer that reads the select layer's states x [B, 1 + n, D]."""
         c = self.config
         if self.is_initializing():

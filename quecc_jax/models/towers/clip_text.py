@@ -1,10 +1,11 @@
 """CLIP's text transformer: questions' token ids to vectors in the space of the pictures' captions."""
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
 from quecc_jax.config.query import ClipTextConfig
+from quecc_jax.models.arrays import Array
 from quecc_jax.models.attention import causal
 from quecc_jax.models.layers import LayerNorm, constrain_batch, linear, with_axes
 from quecc_jax.models.towers.clip import ClipLayer
@@ -18,8 +19,12 @@ class ClipText(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: jax.Array, positions: jax.Array, segments: jax.Array, last: jax.Array
-    ) -> jax.Array:
+        self,
+        tokens: Int[Array, "B Q"],
+        positions: Int[Array, "B Q"],
+        segments: Int[Array, "B Q"],
+        last: Int[Array, "B I"],
+    ) -> Float[Array, "B I width"]:
         """Features [B, I, H] of the texts in token ids [B, Q], each a segment, that end at `last` [B, I].
 
         Positions [B, Q] count within a text and are less than those that there are, but in padding.
