@@ -66,7 +66,7 @@ def decoder_flops(config: DecoderConfig, tokens: int, context: float, logits: in
 
 
 def tower_flops(config: VisionConfig) -> float:
-    """Forward FLOPs of the vision tower for one picture, at all scales, up to the last layer that is read."""
+    """Forward FLOPs of the vision tower for one image, at all scales, up to the last layer that is read."""
     n, d = config.patches + 1, config.width
     layer = 2.0 * n * (4 * d * d + 2 * d * config.mlp_width) + 4.0 * n * n * d
     square = hidden_indices(config)[-1] * layer + 2.0 * config.patches * 3 * config.patch_size**2 * d
@@ -83,21 +83,21 @@ def compressor_cost(config: ModelConfig) -> Cost:
 
 
 def projector_flops(config: ModelConfig) -> float:
-    """Forward FLOPs of the projector for one picture."""
+    """Forward FLOPs of the projector for one image."""
     tokens = config.vision.patches if config.compressor.projected else config.num_output_tokens
     tokens += config.vision.keep_cls
     return 2.0 * tokens * projector_params(config)
 
 
-def fusion_flops(config: ModelConfig, pictures: int, text: int) -> float:
-    """Forward FLOPs of the pre-fusion of `text` text positions with some pictures, whose memory is projected
+def fusion_flops(config: ModelConfig, images: int, text: int) -> float:
+    """Forward FLOPs of the pre-fusion of `text` text positions with some images, whose memory is projected
     for it; 0 where there is none."""
     memory = config.memory_tokens
-    if not memory or not pictures:
+    if not memory or not images:
         return 0.0
-    length = pictures * (memory + config.visual_tokens) + text
+    length = images * (memory + config.visual_tokens) + text
     layers = decoder_flops(config.fusion_layers, length, length, 0)
-    return layers + 2.0 * pictures * memory * projector_params(config)
+    return layers + 2.0 * images * memory * projector_params(config)
 
 
 def query_flops(config: ModelConfig, tokens: int) -> float:
@@ -124,14 +124,14 @@ def answer_flops(
     squares: int = 1,
     visual: int = 0,
 ) -> dict[str, float]:
-    """FLOPs of answering one question about one picture, by part.
+    """FLOPs of answering one question about one image, by part.
 
     Args:
       config: an elastic model answers with its largest V unless `shapes.at_visual_tokens` chose another.
       question: tokens of the bare question (query pass).
       prompt: text tokens of the decoder's prompt; the V visual tokens come on top.
       answer: generated tokens.
-      squares: that the tower sees of the picture: one more than it has tiles.
+      squares: that the tower sees of the image: one more than it has tiles.
       visual: its tokens where they are not squares x V, as `data.tiles.arrange` says.
     """
     config = at_visual_tokens(config)
@@ -161,7 +161,7 @@ def train_flops(
     Args:
       config: the run.
       length: tokens of a row of this step's batch; None is data.max_length. Grouped batches differ.
-      images: picture places of a row of it; None is the most that the config gives one.
+      images: image places of a row of it; None is the most that the config gives one.
       query: tokens of a row's questions, padding included; None is the most that a row may have.
     """
     model, data, stage = config.model, config.data, config.train.stage
@@ -172,7 +172,7 @@ def train_flops(
     if stage == 1:
         total -= decoder - attention_flops(model.decoder, length, length)
     if images:
-        picture = 0.0 if data.cached_features else tower_flops(model.tower)
+        image = 0.0 if data.cached_features else tower_flops(model.tower)
         query = row_limit(data, images) if query is None else query
         total += 0.0 if data.cached_queries else query_flops(model, query)
         compressor = compressor_cost(model)
@@ -181,8 +181,8 @@ def train_flops(
             # What has no weights acts on the tower's states, too.
             linear = dataclasses.replace(model, projector="linear")
             first = 2.0 * compressor.flops + (projector_flops(linear) if projector_params(model) else 0.0)
-        picture += adapter if stage == 0 else 3.0 * adapter - first
-        total += images * picture + _fusion_train_flops(config, length, images)
+        image += adapter if stage == 0 else 3.0 * adapter - first
+        total += images * image + _fusion_train_flops(config, length, images)
     return total * config.train.batch_size
 
 

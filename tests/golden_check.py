@@ -83,7 +83,7 @@ def check(path: Path) -> dict[str, float]:
     original, inputs = _original(arrays), _group(arrays, "in/")
 
     def objective(params: Tree, inputs: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        absent = jnp.zeros(())
+        absent = jnp.zeros((len(inputs["single_level"]), 1, 1))
         features = Features(inputs["single_level"], inputs.get("multi_level", absent))
         call: Any = original.compressor.apply
         tokens = call({"params": params["compressor"]}, features, inputs.get("query", absent))

@@ -18,7 +18,7 @@ class SourceConfig:
     """The conversations file (.json or .jsonl, `llava_json`), a mixture of such files as LLaVA-NeXT lists
     them (.yaml, or braces as in `data/{a,b}.json`), or the directory of the others."""
     images: str | tuple[str, ...] = ""
-    """Folder that the rows' picture paths are relative to, or several that are searched in this order
+    """Folder that the rows' image paths are relative to, or several that are searched in this order
     (`llava_json`)."""
     split: str = "train"
     """Published split, train or test (`easy_vqa`), or the name of one (`tfds`); the others hold one each."""
@@ -69,7 +69,7 @@ class DataConfig:
     """LLaVA's stage 1 captions, LLaVA's conversations, these without the system sentence, or another
     family's prompt format; `data.templates` has them."""
     image_place: Literal["front", "keep"] = "front"
-    """A turn's only picture comes before its text, as in LLaVA, or where its placeholder stands; several
+    """A turn's only image comes before its text, as in LLaVA, or where its placeholder stands; several
     in one turn always stay where they are."""
     labels: Literal["answers", "all"] = "answers"
     """Positions that carry loss: answers and their end, or all text (plain language modelling)."""
@@ -79,7 +79,7 @@ class DataConfig:
     """Tokens that are kept of a question for the compressor; what it cuts is counted. 0 keeps the whole turn,
     as the original does: a turn is no longer than its row. `data.queries` has the shapes of batches."""
     images_per_row: int = 1
-    """Pictures I a conversation, and a row that holds one, has room for; 0 makes a run on text alone."""
+    """Images I a conversation, and a row that holds one, has room for; 0 makes a run on text alone."""
     cached_features: bool = False
     """Read the tower's stored states instead of pixels; every source must be a pool, or prepared data with
     --features. A tower that the run names (tower_from, init_from) must be the one that made them."""
@@ -88,12 +88,12 @@ class DataConfig:
     frozen: in stage 1, and `clip_text` in stage 2 too. Every source must be prepared data with --queries of
     that encoder; one that the run names (tower_from, init_from) must be the one that made them."""
     too_long: Literal["error", "truncate", "drop"] = "truncate"
-    """What becomes of a row above max_length. Truncation cuts text only, and a row whose picture it would
+    """What becomes of a row above max_length. Truncation cuts text only, and a row whose image it would
     cut is an error; a dropped row leaves its place in the batch empty. Both are counted."""
     batching: Literal["pad", "grouped", "packed"] = "pad"
     """What a row of a batch is. `pad`: one conversation, padded to max_length. `grouped`: the same, but all
-    rows of a batch have pictures or none has, and their lengths are alike, so that a batch can be shorter
-    and one of text has no picture places. `packed`: as many conversations as fit, each a segment that sees
+    rows of a batch have images or none has, and their lengths are alike, so that a batch can be shorter
+    and one of text has no image places. `packed`: as many conversations as fit, each a segment that sees
     itself alone. The latter two need every row's length, so the text of all rows is encoded once, before
     the first step, and the lengths are kept in `cache`."""
     lookahead_rows: int = 8192
@@ -102,7 +102,7 @@ class DataConfig:
     """`grouped`: how many lengths a batch may have: max_length, a half, a quarter, ... of it. Each is compiled
     once; 1 gives all batches max_length."""
     packed_images: int = 0
-    """`packed`: pictures I that a packed row has room for; what finds no place begins another row. The tower
+    """`packed`: images I that a packed row has room for; what finds no place begins another row. The tower
     works on empty places too. 0 takes max_length / (V + 256), a conversation of 256 text tokens each."""
     cache: str = ""
     """Folder for the lengths of rows, kept between runs; empty takes quecc_jax in the user's cache folder."""
@@ -112,10 +112,10 @@ class DataConfig:
     max_bad_share: float = 0.01
     """Share of skipped rows among those read, counted as 1000 at least, above which the run ends."""
     image_decoding: ImageDecoding = "upright"
-    """Pixels of a picture's file. `upright` turns it by its EXIF orientation and scales grey of 16 bits;
+    """Pixels of an image's file. `upright` turns it by its EXIF orientation and scales grey of 16 bits;
     `original` takes it as stored and clips such grey, as LLaVA does: published numbers come from such."""
     image_aspect: Literal["pad", "square"] = "pad"
-    """Fit a picture to the square input by padding with the mean colour, or by cropping. With vision.tiles
+    """Fit an image to the square input by padding with the mean colour, or by cropping. With vision.tiles
     it plays no part: the whole is squeezed into its square, and tiles are padded with black."""
     workers: int = 0
     """Grain worker processes; 0 reads in the training process."""
@@ -126,7 +126,7 @@ class DataConfig:
         return self.query_length or self.max_length
 
     def row_images(self, visual_tokens: int, places: int = 1) -> int:
-        """Pictures I that a row of a batch has room for, where a picture is `visual_tokens` tokens V, or
+        """Images I that a row of a batch has room for, where an image is `visual_tokens` tokens V, or
         with tiles up to `places` times V, in as many places of the I."""
         if self.batching != "packed" or not self.images_per_row:
             return self.images_per_row * places

@@ -13,7 +13,7 @@ class VisionConfig:
     """CLIP ViT tower. The defaults are CLIP-L/14 at 336 pixels with QueCC's feature levels."""
 
     image_size: int = 336
-    """Side of the square input picture, in pixels."""
+    """Side of the square input image, in pixels."""
     patch_size: int = 14
     width: int = 1024
     depth: int = 24
@@ -28,14 +28,14 @@ class VisionConfig:
     post_norm: bool = False
     """The tower carries CLIP's final norm. No feature passes through it; it is there for export."""
     scales: tuple[int, ...] = (1,)
-    """S2's multi-scale features: at scale s the picture is s times image_size wide and high, and the tower
-    sees it in s x s tiles. Ascending; pictures are read at the largest. See `models.scales`."""
+    """S2's multi-scale features: at scale s the image is s times image_size wide and high, and the tower
+    sees it in s x s tiles. Ascending; images are read at the largest. See `models.scales`."""
     tiles: tuple[tuple[int, int], ...] = ()
-    """Any-resolution pictures, as LLaVA-NeXT's: grids (rows, columns) of squares of image_size, of which each
-    picture takes the one that fits it best, beside a square of the whole. See `data.tiles`."""
+    """Any-resolution images, as LLaVA-NeXT's: grids (rows, columns) of squares of image_size, of which each
+    image takes the one that fits it best, beside a square of the whole. See `data.tiles`."""
 
     keep_cls: bool = False
-    """The select layer's CLS passes the projector, too, and stands in front of a picture's compressed tokens:
+    """The select layer's CLS passes the projector, too, and stands in front of an image's compressed tokens:
     one more, as in LLaVA's cls_patch."""
     keep_attention: bool = False
     """Beside the states, CLS' own among them, queries and keys are kept of the layer that reads the select
@@ -58,27 +58,27 @@ class VisionConfig:
 
     @property
     def grid(self) -> int:
-        """Patches along one side of the picture."""
+        """Patches along one side of the image."""
         return self.image_size // self.patch_size
 
     @property
     def patches(self) -> int:
-        """Patches of one picture (n = grid squared)."""
+        """Patches of one image (n = grid squared)."""
         return self.grid**2
 
     @property
     def input_size(self) -> int:
-        """Side of the square that a picture is read as, in pixels."""
+        """Side of the square that an image is read as, in pixels."""
         return self.image_size * self.scales[-1]
 
     @property
     def tiles_seen(self) -> int:
-        """Squares of image_size that the tower sees of one picture, over all scales."""
+        """Squares of image_size that the tower sees of one image, over all scales."""
         return sum(scale * scale for scale in self.scales)
 
     @property
     def places(self) -> int:
-        """Places among a row's pictures that one picture takes at most: the whole and its tiles."""
+        """Places among a row's images that one image takes at most: the whole and its tiles."""
         return 1 + max((rows * columns for rows, columns in self.tiles), default=0)
 
     @property
@@ -195,7 +195,7 @@ class ModelConfig:
 
     @property
     def visual_tokens(self) -> int:
-        """Tokens V that one picture occupies in the decoder's input, CLS among them where it is kept; the
+        """Tokens V that one image occupies in the decoder's input, CLS among them where it is kept; the
         most of those that are drawn."""
         return self.vision.keep_cls + self.compressor.num_tokens(self.vision.grid)
 
@@ -212,7 +212,7 @@ class ModelConfig:
 
     @property
     def num_output_tokens(self) -> int:
-        """Tokens T that the compressor makes of a picture: V (without CLS), or those of all V that are
+        """Tokens T that the compressor makes of an image: V (without CLS), or those of all V that are
         drawn."""
         return sum(self.output_token_groups)
 
@@ -223,7 +223,7 @@ class ModelConfig:
 
     @property
     def memory_tokens(self) -> int:
-        """Tokens R of a picture that the instruction reads before the decoder does; 0 without pre-fusion."""
+        """Tokens R of an image that the instruction reads before the decoder does; 0 without pre-fusion."""
         return self.compressor.memory_tokens(self.vision.patches)
 
     @property

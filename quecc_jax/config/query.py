@@ -18,7 +18,7 @@ class ClipTextConfig:
     norm_eps: float = 1e-5
     activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
     projection: int = 768
-    """Width of the space that texts and pictures share; 0 stops before the projection into it."""
+    """Width of the space that texts and images share; 0 stops before the projection into it."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,9 +37,9 @@ class TrainConfig:
     The tower is always frozen."""
     steps: int = 1000
     batch_size: int = 256
-    """Rows of one optimizer step over the whole mesh, all accumulation slices together."""
+    """Rows of one optimizer step over the whole mesh, all microbatches together."""
     grad_accum_steps: int = 1
-    """Slices a batch is cut into; gradients are summed over them before the update."""
+    """Microbatches that a batch is cut into; gradients are summed over them before the update."""
     loss_chunk: int = 512
     """Positions whose logits exist at once while the cross-entropy is computed."""
     max_bad_steps: int = 10
@@ -88,7 +88,7 @@ class RunConfig:
     init_from: str = ""
     """Run directory whose parameters start this one, e.g. stage 1 before stage 2."""
     tower_from: str = ""
-    """Run directory that holds the frozen towers, of pictures and (`clip_text`) of questions, which
+    """Run directory that holds the frozen towers, of images and (`clip_text`) of questions, which
     `init_from` has not: their features were cached, or they come from elsewhere."""
     profile: str = ""
     """FIRST:LAST traces these steps with JAX's profiler into `out`/profile."""

@@ -46,7 +46,7 @@ def validate(config: RunConfig) -> None:
         ),
         (
             train.batch_size % train.grad_accum_steps == 0,
-            f"train.batch_size {train.batch_size} does not split into {train.grad_accum_steps} slices",
+            f"train.batch_size {train.batch_size} does not split into {train.grad_accum_steps} microbatches",
         ),
         (
             all(-vision.depth - 1 <= k <= vision.depth for k in (*vision.levels, vision.select_layer)),

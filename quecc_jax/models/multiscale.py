@@ -1,6 +1,6 @@
-"""S2 (arXiv 2403.13043): one tower over a picture at several scales, features side by side.
+"""S2 (arXiv 2403.13043): one tower over an image at several scales, features side by side.
 
-At scale s the picture, s times the tower's input along each side, is cut into s x s tiles that the tower sees
+At scale s the image, s times the tower's input along each side, is cut into s x s tiles that the tower sees
 one by one. Their features make a map of (s g) x (s g) patches, averaged down to g x g.
 """
 
@@ -18,7 +18,7 @@ from quecc_jax.models.bicubic import bicubic_weights
 def split_scales(
     pixels: Float[Array, "B side side 3"], config: VisionConfig
 ) -> Float[Array, "BT tile tile 3"]:
-    """Tiles [B * T, H, W, 3] of pictures [B, input, input, 3]; T = sum of s^2, each picture's together.
+    """Tiles [B * T, H, W, 3] of images [B, input, input, 3]; T = sum of s^2, each image's together.
 
     Smaller scales are made of the largest by bicubic interpolation, as the original does it: by torch's
     kernel (a = -0.75), without antialiasing.

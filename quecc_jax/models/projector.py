@@ -23,7 +23,7 @@ class Projector(nn.Module):
     variance: float = 1.0
     """Of the outputs relative to the inputs, at initialisation."""
     has_newline: bool = False
-    """Beside it stands `newline` [M], learned, which ends a row of an any-resolution picture's map."""
+    """Beside it stands `newline` [M], learned, which ends a row of an any-resolution image's map."""
 
     def setup(self) -> None:
         if self.has_newline:

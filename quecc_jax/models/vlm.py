@@ -1,4 +1,4 @@
-"""The vision-language model: encode the question, encode and compress the picture, splice, decode."""
+"""The vision-language model: encode the question, encode and compress the image, splice, decode."""
 
 from typing import Any, NamedTuple
 
@@ -22,12 +22,12 @@ from quecc_jax.models.towers.clip_text import ClipText
 
 
 class Visual(NamedTuple):
-    """What the decoder's input takes of a batch's pictures."""
+    """What the decoder's input takes of a batch's images."""
 
     tokens: jax.Array
     """[B, I, V, M] visual tokens."""
     memory: jax.Array | None = None
-    """[B, I, R, M] what the compressor's pre-fusion reads of the pictures."""
+    """[B, I, R, M] what the compressor's pre-fusion reads of the images."""
 
 
 class VLM(nn.Module):
@@ -71,7 +71,7 @@ class VLM(nn.Module):
         Args:
           queries: int32 [B, Q] token ids of a row's questions, of the encoder's own vocabulary.
           segments: int32 [B, Q] 1, 2, ... for the questions, each of which sees itself alone; 0 is padding.
-          ends: int32 [B, I] the last token of the question about each picture; -1 gives an unused vector.
+          ends: int32 [B, I] the last token of the question about each image; -1 gives an unused vector.
         """
         query, index = self.config.query, jnp.arange(queries.shape[1])
         last, positions = jnp.maximum(ends, 0), segment_positions(segments)

@@ -46,7 +46,7 @@ def test_known_projectors(kind):
         ("model.decoder.heads", 3, "decoder.width 32"),
         ("model.decoder.kv_heads", 3, "kv_heads 3"),
         ("model.compressor.kernel", 9, "model.compressor"),
-        ("train.grad_accum_steps", 3, "does not split into 3 slices"),
+        ("train.grad_accum_steps", 3, "does not split into 3 microbatches"),
         ("data.max_length", 8, "leaves no room"),
         ("model.scan_unroll", 3, "scan_unroll 3 does not divide decoder.depth 2"),
         ("model.scan_unroll", 0, "scan_unroll 0"),

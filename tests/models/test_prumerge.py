@@ -17,6 +17,8 @@ from tests.models.reference import affine, layer, layer_norm, softmax, tower
 from tests.tiny import MODEL, random_like, run
 
 N, D = 49, 6
+UNASKED = np.zeros((2, 1, 4), np.float32)
+"""The questions' features, which are not read."""
 
 
 def written_out(x: np.ndarray, a: np.ndarray, keys: np.ndarray, v: int, evenly: int) -> np.ndarray:
@@ -45,7 +47,7 @@ def test_tokens_are_kept_merged_and_summed_up_as_written_out(name, share, tokens
     compressor = exchanged(MODEL.compressor, name=name, tokens=tokens)
     module = make_compressor(dataclasses.replace(MODEL, vision=vision, compressor=compressor))
     single, attention, keys_ = (z.astype(np.float32) for z in (x, a, keys))
-    ours = jax.jit(lambda *z: module.apply({}, Features(z[0], z[0], z[1], z[2]), None))(
+    ours = jax.jit(lambda *z: module.apply({}, Features(z[0], z[0], z[1], z[2]), UNASKED))(
         single, attention, keys_
     )
     for picture in range(2):
@@ -96,4 +98,4 @@ def test_towers_that_have_no_such_attention_are_refused(vision, message):
         validate(run(model={"compressor": compressor, "vision": dataclasses.replace(MODEL.vision, **vision)}))
     with pytest.raises(ValueError, match="attention and keys, which the tower's states lack"):
         module = make_compressor(dataclasses.replace(MODEL, compressor=compressor))
-        module.apply({}, Features(np.zeros((1, 16, 4)), np.zeros(())), None)  # type: ignore[arg-type]
+        module.apply({}, Features(np.zeros((1, 16, 4)), np.zeros((1, 16, 4))), UNASKED[:1])  # type: ignore[arg-type]

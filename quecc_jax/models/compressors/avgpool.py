@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from quecc_jax.models.arrays import Array
 from quecc_jax.models.compressors.avgpool_config import AveragePoolConfig
-from quecc_jax.models.compressors.base import Features, picture_grid, regions
+from quecc_jax.models.compressors.base import Features, image_grid, regions
 from quecc_jax.models.compressors.base_config import Sizes
 
 
@@ -27,6 +27,6 @@ class AveragePool(nn.Module):
     def __call__(self, features: Features, query: Float[Array, "P 1 text_width"]) -> Float[Array, "P V D"]:
         """[P, V, D] of X_s [P, n, D], one V behind the other; X_m and the query are not read."""
         del query
-        picture_grid(features.single)
+        image_grid(features.single)
         made = [regions(features.single, side).mean(axis=2, dtype=jnp.float32) for side in self.sides]
         return jnp.concatenate(made, axis=1).astype(self.dtype)

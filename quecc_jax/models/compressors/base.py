@@ -19,7 +19,7 @@ EPS = 1e-6
 
 
 class Features(NamedTuple):
-    """The frozen tower's view of P pictures, n patches each in raster order."""
+    """The frozen tower's view of P images, n patches each in raster order."""
 
     single: jax.Array
     """X_s [P, n, D], the select layer's states."""
@@ -34,7 +34,7 @@ class Features(NamedTuple):
     """[P, 1, D], the select layer's CLS, where the tower keeps it for the decoder."""
 
 
-def picture_grid(single: Float[Array, "P N D"]) -> int:
+def image_grid(single: Float[Array, "P N D"]) -> int:
     """Side g of the patch grid; ValueError unless the patches are a square."""
     n = single.shape[1]
     grid = math.isqrt(n)
@@ -90,8 +90,8 @@ class RegionAttention(nn.Module):
 
     Where few queries read a patch, one of a region always, the projections move to the query's side: keys
     are never projected (the key matrix is folded into the query), and values are projected after averaging.
-    Per picture that replaces 2 n D^2 multiply-adds by 2 V D^2 + 2 n H D if regions are the queries' own, and
-    by 2 V D^2 + 2 V n (H - 1) D if all queries read the whole picture.
+    Per image that replaces 2 n D^2 multiply-adds by 2 V D^2 + 2 n H D if regions are the queries' own, and
+    by 2 V D^2 + 2 V n (H - 1) D if all queries read the whole image.
     """
 
     heads: int
@@ -154,5 +154,5 @@ class RegionAttention(nn.Module):
 
 
 def _by_heads(x: Array) -> tuple[str | None, ...]:
-    """Logical axes of x [P, V, H, ...]; a row that all pictures share is not split."""
+    """Logical axes of x [P, V, H, ...]; a row that all images share is not split."""
     return ("batch" if x.shape[0] > 1 else None, None, "heads", None)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from quecc_jax.models.arrays import Array
-from quecc_jax.models.compressors.base import Features, picture_grid
+from quecc_jax.models.compressors.base import Features, image_grid
 from quecc_jax.models.compressors.base_config import Sizes
 from quecc_jax.models.compressors.conv_config import ConvolutionConfig
 from quecc_jax.models.compressors.quecc import DepthwiseConv
@@ -37,7 +37,7 @@ class Convolution(nn.Module):
           ValueError: n is not a square, or the output grid does not divide the input's.
         """
         del query
-        x, grid = features.single.astype(self.dtype), picture_grid(features.single)
+        x, grid = features.single.astype(self.dtype), image_grid(features.single)
         x = x.reshape(x.shape[0], grid, grid, x.shape[-1])
         downsample = DepthwiseConv(self.kernel, self.stride, self.dtype, name="downsample")
         made = [downsample(x, window) for window in self.windows or (0,)]

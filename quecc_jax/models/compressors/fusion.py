@@ -55,8 +55,8 @@ class Fusion(nn.Module):
     all patches in LLaVA-Mini and a few region tokens in quecc_plus.
 
     Text takes part where it carries no label (answers keep their embeddings, and the decoder has to find
-    them itself) and belongs to a conversation with a picture; there, what comes out replaces its embedding.
-    A conversation's pictures stand before its text whatever its slots say, memory of all of them, then
+    them itself) and belongs to a conversation with an image; there, what comes out replaces its embedding.
+    A conversation's images stand before its text whatever its slots say, memory of all of them, then
     tokens of all of them, at positions counted from 0, and attention is causal among what takes part.
     Compressed tokens enter the decoder as the projector made them.
 
@@ -84,15 +84,15 @@ class Fusion(nn.Module):
         c, layers = self.config, self.config.fusion_layers
         (b, s, width), (i, r), v = text.shape, memory.shape[1:3], tokens.shape[2]
         owner = jnp.where(batch.slots >= 0, batch.slots // v, -1)
-        # A picture is of the conversation that has its slots; an absent one of none.
+        # An image is of the conversation that has its slots; an absent one of none.
         mine = owner[..., None] == jnp.arange(i)
-        pictures = jnp.max(jnp.where(mine, batch.segments[..., None], 0), axis=1)
-        shown = jnp.any(batch.segments[..., None] == pictures[:, None], axis=-1)
+        images = jnp.max(jnp.where(mine, batch.segments[..., None], 0), axis=1)
+        shown = jnp.any(batch.segments[..., None] == images[:, None], axis=-1)
         takes_part = shown & (batch.segments > 0) & (batch.slots < 0) & (batch.labels == IGNORE)
         segments = jnp.concatenate(
             [
-                jnp.repeat(pictures, r, axis=1),
-                jnp.repeat(pictures, v, axis=1),
+                jnp.repeat(images, r, axis=1),
+                jnp.repeat(images, v, axis=1),
                 jnp.where(takes_part, batch.segments, 0),
             ],
             axis=1,

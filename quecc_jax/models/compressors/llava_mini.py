@@ -1,4 +1,4 @@
-"""LLaVA-Mini (arXiv 2501.03895): a resampler to few tokens, and text that has read the whole picture."""
+"""LLaVA-Mini (arXiv 2501.03895): a resampler to few tokens, and text that has read the whole image."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from quecc_jax.models.arrays import Array
-from quecc_jax.models.compressors.base import EPS, Features, RegionAttention, picture_grid
+from quecc_jax.models.compressors.base import EPS, Features, RegionAttention, image_grid
 from quecc_jax.models.compressors.base_config import Sizes
 from quecc_jax.models.compressors.llava_mini_config import LlavaMiniConfig
 from quecc_jax.models.compressors.positions import bicubic, sine_cosine
@@ -49,7 +49,7 @@ class LlavaMini(nn.Module):
         """
         del query
         x = self.kv_norm(features.single.astype(self.dtype))
-        grid, width = picture_grid(x), x.shape[-1]
+        grid, width = image_grid(x), x.shape[-1]
         positions = sine_cosine(round(self.tokens**0.5), width)
         q = (self.q_norm(self.queries) + positions).astype(self.dtype)
         tokens = self.attention(q[None], x + jnp.asarray(bicubic(positions, grid), self.dtype), x)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from quecc_jax.models.arrays import Array
-from quecc_jax.models.compressors.base import EPS, Features, RegionAttention, picture_grid
+from quecc_jax.models.compressors.base import EPS, Features, RegionAttention, image_grid
 from quecc_jax.models.compressors.base_config import Sizes
 from quecc_jax.models.compressors.mqt_config import MqtConfig
 from quecc_jax.models.compressors.positions import bicubic, sine_cosine
@@ -23,8 +23,8 @@ class MQT(nn.Module):
     """tokens = Attention(LN((q + pos)[:V]), LN(resize(pos)), LN(X_s)).
 
     The learned queries q stand on a square with 2-D sine-cosine positions pos; the keys are these
-    positions alone, resized to the picture's grid by bicubic interpolation, so that where a query looks
-    does not depend on the picture.
+    positions alone, resized to the image's grid by bicubic interpolation, so that where a query looks
+    does not depend on the image.
     """
 
     queries: int
@@ -43,7 +43,7 @@ class MQT(nn.Module):
         """
         del query
         x = features.single.astype(self.dtype)
-        grid, width = picture_grid(x), x.shape[-1]
+        grid, width = image_grid(x), x.shape[-1]
         positions = sine_cosine(round(self.queries**0.5), width)
         init = with_axes(nn.initializers.truncated_normal(0.02), None, "embed")
         learned = self.param("queries", init, (self.queries, width))

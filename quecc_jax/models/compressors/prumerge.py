@@ -26,9 +26,9 @@ class PruMerge(nn.Module):
       merged: x_i + sum of a_j x_j over the min(32, n - 1) patches j other than i with the largest cosine of
         k_i and k_j, be they kept themselves or not.
       rest: sum of a_j x_j over all patches that are not kept, the last token.
-    The original keeps a number of patches that depends on the picture (those whose attention lies 1.5
+    The original keeps a number of patches that depends on the image (those whose attention lies 1.5
     interquartile ranges above the third quartile), or a fixed ratio; here it is fixed, as shapes are. V = 1
-    has the rest alone: the whole picture, averaged by CLS' attention.
+    has the rest alone: the whole image, averaged by CLS' attention.
 
     `evenly` of the kept ones are PruMerge+'s: patches at equal distances along the raster order, the i-th of
     m at floor((i + 1/2) n / m). They stand behind the others, which are chosen among the remaining patches,

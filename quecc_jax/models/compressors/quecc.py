@@ -15,7 +15,7 @@ from quecc_jax.models.compressors.base import (
     MLPNorm,
     RegionAttention,
     attend_by_region,
-    picture_grid,
+    image_grid,
 )
 from quecc_jax.models.compressors.base_config import Sizes, output_grid
 from quecc_jax.models.compressors.quecc_config import QueccConfig
@@ -54,7 +54,7 @@ class QueCC(nn.Module):
             do not divide D.
         """
         single, multi, query = (x.astype(self.dtype) for x in (features.single, features.multi, query))
-        (p, _, width), grid = single.shape, picture_grid(single)
+        (p, _, width), grid = single.shape, image_grid(single)
 
         text = linear(width, ("mlp", "embed"), dtype=self.dtype, name="text_projection")(query)
         text = constrain_batch(LayerNorm(EPS, name="text_norm")(constrain_batch(text)))

@@ -1,6 +1,6 @@
-"""QueCC with an instruction that has read the picture: ours, and the rungs that were tried on the way.
+"""QueCC with an instruction that has read the image: ours, and the rungs that were tried on the way.
 
-At one token the decoder gets the picture through a single vector, whatever the question. LLaVA-Mini lets
+At one token the decoder gets the image through a single vector, whatever the question. LLaVA-Mini lets
 the instruction read all n patches in four decoder layers before the decoder does, which costs a good part
 of what one token saves. Here the instruction reads a few region tokens that QueCC makes of the same towers,
 in one layer, so that a 7B decoder has 1/32 more to do on a prompt of text alone.
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from quecc_jax.models.arrays import Array
-from quecc_jax.models.compressors.base import EPS, Features, MLPNorm, RegionAttention, picture_grid, regions
+from quecc_jax.models.compressors.base import EPS, Features, MLPNorm, RegionAttention, image_grid, regions
 from quecc_jax.models.compressors.base_config import Sizes, output_grid
 from quecc_jax.models.compressors.quecc import DepthwiseConv
 from quecc_jax.models.compressors.quecc_plus_config import QueccPlusConfig
@@ -68,7 +68,7 @@ class QueCCPlus(nn.Module):
         """
         c = self.settings
         single, multi, query = (x.astype(self.dtype) for x in (features.single, features.multi, query))
-        (p, _, width), grid = single.shape, picture_grid(single)
+        (p, _, width), grid = single.shape, image_grid(single)
         side = output_grid(grid, c.kernel, c.stride)
         text = constrain_batch(self.text_norm(constrain_batch(self.text_projection(query))))
         q = self.q_proj(single + text).reshape(p, grid, grid, width)

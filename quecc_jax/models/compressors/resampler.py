@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Float
 
 from quecc_jax.models.arrays import Array
-from quecc_jax.models.compressors.base import EPS, Features, RegionAttention, picture_grid
+from quecc_jax.models.compressors.base import EPS, Features, RegionAttention, image_grid
 from quecc_jax.models.compressors.base_config import Sizes
 from quecc_jax.models.compressors.positions import sine_cosine
 from quecc_jax.models.compressors.resampler_config import BLOCKS, WIDENING, ResamplerConfig
@@ -22,7 +22,7 @@ def build(settings: ResamplerConfig, sizes: Sizes, dtype: Any, name: str | None)
 
 
 class Resampler(nn.Module):
-    """V learned queries read the whole picture in two blocks, then a LayerNorm.
+    """V learned queries read the whole image in two blocks, then a LayerNorm.
 
     A block is q += Attention(LN(q), LN(x) + pos, LN(x)), then q += MLP(LN(q)), with 2-D sine-cosine
     positions of the patches.
@@ -41,7 +41,7 @@ class Resampler(nn.Module):
         """
         del query
         x = features.single.astype(self.dtype)
-        positions = jnp.asarray(sine_cosine(picture_grid(x), x.shape[-1]), self.dtype)
+        positions = jnp.asarray(sine_cosine(image_grid(x), x.shape[-1]), self.dtype)
         learned = self.param(
             "queries", with_axes(nn.initializers.normal(1.0), None, "embed"), (self.tokens, x.shape[-1])
         )

@@ -13,7 +13,7 @@ from quecc_jax.models.compressors.base import (
     MLPNorm,
     RegionAttention,
     attend_by_region,
-    picture_grid,
+    image_grid,
 )
 from quecc_jax.models.compressors.base_config import Sizes
 from quecc_jax.models.compressors.tokenpacker_config import TokenPackerConfig
@@ -59,7 +59,7 @@ def region_centres(x: Float[Array, "P N D"], side: int) -> Float[Array, "P V D"]
     """x [P, g^2, D] resized to [P, h^2, D] by bilinear interpolation with pixel centres aligned and no
     antialiasing: as h divides g, the patch in the middle of each region, or the mean of the four there."""
     p, _, width = x.shape
-    region = picture_grid(x) // side
+    region = image_grid(x) // side
     middle = slice((region - 1) // 2, region // 2 + 1)
     squares = x.reshape(p, side, region, side, region, width)[:, :, middle, :, middle]
     return squares.mean(axis=(2, 4), dtype=jnp.float32).astype(x.dtype).reshape(p, side * side, width)

@@ -1,4 +1,4 @@
-"""CLIP's text transformer: questions' token ids to vectors in the space of the pictures' captions."""
+"""CLIP's text transformer: questions' token ids to vectors in the space of the images' captions."""
 
 import flax.linen as nn
 import jax.numpy as jnp
