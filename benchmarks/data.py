@@ -44,7 +44,7 @@ def make_photos(folder: Path) -> None:
 
     from quecc_jax.data.sources.array_record import Recipe
     from quecc_jax.data.sources.prepare import prepare
-    from quecc_jax.data.text.tokenizer import train_word_tokenizer
+    from quecc_jax.data.text.word_tokenizer import train_word_tokenizer
 
     rng = np.random.default_rng(0)
     originals = [Image.fromarray(array) for array in load_sample_images().images]

@@ -37,7 +37,7 @@ from quecc_jax.config import DataConfig, ModelConfig, RunConfig, VisionConfig
 from quecc_jax.config.compressors import named
 from quecc_jax.config.presets import decoder
 from quecc_jax.data.batch import IGNORE, Batch, batch_spec
-from quecc_jax.data.text.tokenizer import train_word_tokenizer
+from quecc_jax.data.text.word_tokenizer import train_word_tokenizer
 from quecc_jax.generate.decode import advance, begin, decoding_params
 from quecc_jax.generate.engine import Engine
 from quecc_jax.generate.questions import Limits, Question

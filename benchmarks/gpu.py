@@ -36,7 +36,7 @@ from quecc_jax import flops
 from quecc_jax.aot.chips import find_chip
 from quecc_jax.config import DataConfig, MeshConfig, ModelConfig, RunConfig, TrainConfig
 from quecc_jax.data.batch import IGNORE, Batch, batch_spec
-from quecc_jax.data.text.tokenizer import train_word_tokenizer
+from quecc_jax.data.text.word_tokenizer import train_word_tokenizer
 from quecc_jax.generate.engine import Engine
 from quecc_jax.generate.questions import Limits, Question
 from quecc_jax.models.attention import causal, cudnn_attention, xla_attention

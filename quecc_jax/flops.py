@@ -14,8 +14,8 @@ from quecc_jax.config.shapes import (
     hidden_indices,
     projector_depth,
     query_layers,
+    row_limit,
 )
-from quecc_jax.data.text.queries import row_limit
 from quecc_jax.models.compressors.base_config import Cost
 
 

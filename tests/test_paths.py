@@ -10,7 +10,8 @@ from quecc_jax.config import RunConfig
 from quecc_jax.config.io import load_config, save_config
 from quecc_jax.data.files import read_json
 from quecc_jax.data.images import open_image
-from quecc_jax.data.text.tokenizer import load_tokenizer, train_word_tokenizer
+from quecc_jax.data.text.tokenizer import load_tokenizer
+from quecc_jax.data.text.word_tokenizer import train_word_tokenizer
 from quecc_jax.errors import UserError
 from quecc_jax.train.progress import Records, read_records
 from quecc_jax.train.run_dir import copy_tokenizer

@@ -17,8 +17,9 @@ from quecc_jax.config import (
     TrainConfig,
     VisionConfig,
 )
+from quecc_jax.config.shapes import row_limit
 from quecc_jax.data.batch import IGNORE, Batch, batch_spec
-from quecc_jax.data.text.queries import question_ids, question_segments, row_limit
+from quecc_jax.data.text.queries import question_ids, question_segments
 from quecc_jax.sharding import make_mesh
 from quecc_jax.train.step import abstract_params
 

@@ -49,6 +49,6 @@ def run(options: Options) -> None:
     if cut := answers.usage[0].cut():
         print(cut, file=sys.stderr)
     if options.explain is not None:
-        from quecc_jax.commands.explain import explain
+        from quecc_jax.evaluate.explain import explain
 
         explain(engine, question, options.other_question, limits, options.explain)

@@ -6,6 +6,7 @@ import re
 
 from quecc_jax.config import ModelConfig, VisionConfig
 from quecc_jax.config.compressors import exchanged
+from quecc_jax.config.data import DataConfig
 from quecc_jax.errors import UserError
 from quecc_jax.models.compressors.base_config import Sizes
 
@@ -87,3 +88,12 @@ def projector_depth(kind: str) -> int:
     if not match or int(match[1]) < 1:
         raise ValueError(f"unknown projector {kind!r}; use linear, matrix, identity or mlpNx_gelu, N >= 1")
     return int(match[1])
+
+
+def row_limit(data: DataConfig, images: int) -> int:
+    """Most tokens of the questions about so many images of a row.
+
+    In the decoder's own tokens they are no more than the row's, of which they are parts.
+    """
+    most = data.query_limit * images
+    return most if data.query_tokenizer else min(most, data.max_length)

@@ -1,4 +1,3 @@
-# ruff: noqa: F722 (shapes are no forward references)
 """The typed batch: the only thing that passes from the host's data to the device's model."""
 
 from typing import Any, NamedTuple

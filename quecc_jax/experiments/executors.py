@@ -95,7 +95,7 @@ class Processes:
 
 def work(grid: Grid, job: Job, began: float) -> None:
     """Runs one job in a worker process."""
-    from quecc_jax.train.lock import InUse
+    from quecc_jax.run_lock import InUse
 
     try:
         run_job(grid, job, began)
@@ -119,7 +119,7 @@ def run_job(grid: Grid, job: Job, began: float, watch: Callable[[], None] = lamb
     """
     import jax
 
-    from quecc_jax.train.lock import run_lock
+    from quecc_jax.run_lock import run_lock
     from quecc_jax.train.preemption import Preempted
 
     files = {end: Path(grid.out, "jobs", f"{job.name}.{end}") for end in ("json", "error", "progress")}

@@ -61,7 +61,7 @@ def run_grid(grid: Grid, executor: Executor, chosen: Collection[str] | None = No
 
 
 def _run(grid: Grid, wanted: list[Job], executor: Executor, began: float) -> Outcome:
-    from quecc_jax.train.lock import InUse
+    from quecc_jax.run_lock import InUse
 
     outcome = Outcome([], [], [], [])
     done = {job.name for job in jobs(grid) if result_file(grid, job.name).is_file()}

@@ -13,10 +13,10 @@ from quecc_jax.data.pipeline import make_iterator
 from quecc_jax.distributed import STALL_S, Watchdog, local_rows, notice
 from quecc_jax.errors import UserError
 from quecc_jax.paths import place
+from quecc_jax.run_lock import run_lock
 from quecc_jax.sharding import make_mesh
 from quecc_jax.train.data_report import DataReport
 from quecc_jax.train.initial import check_queries, initial_state, named_tower
-from quecc_jax.train.lock import run_lock
 from quecc_jax.train.meter import Meter
 from quecc_jax.train.preemption import Preempted, Preemption
 from quecc_jax.train.profile import Profile, parse_window

@@ -8,7 +8,7 @@ from PIL import Image
 
 from quecc_jax.config import DataConfig, DecoderConfig, ModelConfig, QueccConfig, RunConfig, VisionConfig
 from quecc_jax.config.compressors import exchanged
-from quecc_jax.data.text.tokenizer import train_word_tokenizer
+from quecc_jax.data.text.word_tokenizer import train_word_tokenizer
 from quecc_jax.generate.engine import Engine
 from tests.tiny import random_params
 

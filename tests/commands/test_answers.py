@@ -24,7 +24,8 @@ from quecc_jax.config import DataConfig, DecoderConfig, ModelConfig, QueccConfig
 from quecc_jax.config.io import load_config, save_config
 from quecc_jax.data.images import load_pixels, normalise
 from quecc_jax.data.sources.pool import write_features
-from quecc_jax.data.text.tokenizer import load_tokenizer, train_word_tokenizer
+from quecc_jax.data.text.tokenizer import load_tokenizer
+from quecc_jax.data.text.word_tokenizer import train_word_tokenizer
 from quecc_jax.errors import UserError, run_cli
 from quecc_jax.experiments.testbed.build import build_pool
 from quecc_jax.experiments.testbed.tower import feature_fn

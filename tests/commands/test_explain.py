@@ -9,9 +9,9 @@ from PIL import Image
 
 from quecc_jax import load
 from quecc_jax.commands.cli import execute
-from quecc_jax.commands.explain import explain
 from quecc_jax.errors import UserError
 from quecc_jax.evaluate.attention import patch_map
+from quecc_jax.evaluate.explain import explain
 from quecc_jax.generate.questions import Limits, Question
 from tests.commands.talker import QUESTIONS, save_pictures, tiny_engine
 

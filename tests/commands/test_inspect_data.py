@@ -17,7 +17,7 @@ from quecc_jax.config import DataConfig, RunConfig, SourceConfig
 from quecc_jax.data.preview.page import page
 from quecc_jax.data.preview.rows import look
 from quecc_jax.data.preview.terminal import show
-from quecc_jax.data.text.tokenizer import train_word_tokenizer
+from quecc_jax.data.text.word_tokenizer import train_word_tokenizer
 from quecc_jax.errors import UserError
 from tests.tiny import run
 

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from quecc_jax.config import DataConfig, ModelConfig, QueccConfig, SourceConfig, VisionConfig
-from quecc_jax.data.text.tokenizer import SPECIALS, load_tokenizer, train_word_tokenizer
+from quecc_jax.data.text.tokenizer import SPECIALS, load_tokenizer
+from quecc_jax.data.text.word_tokenizer import train_word_tokenizer
 from quecc_jax.experiments.testbed.build import build_pool
 from quecc_jax.experiments.testbed.corpus import write_corpus
 

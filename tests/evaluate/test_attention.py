@@ -10,7 +10,7 @@ from quecc_jax.config.compressors import exchanged, names
 from quecc_jax.config.shapes import hidden_indices, state_shape
 from quecc_jax.data.sources.pool import write_features
 from quecc_jax.data.text.templates import template_text
-from quecc_jax.data.text.tokenizer import train_word_tokenizer
+from quecc_jax.data.text.word_tokenizer import train_word_tokenizer
 from quecc_jax.evaluate.attention import attention_maps, own_squares, patch_map
 from quecc_jax.experiments.testbed.build import build_pool
 from quecc_jax.generate.decode import decoding_params

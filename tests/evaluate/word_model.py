@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from quecc_jax.config import DataConfig, DecoderConfig, RunConfig
-from quecc_jax.data.text.tokenizer import train_word_tokenizer
+from quecc_jax.data.text.word_tokenizer import train_word_tokenizer
 from quecc_jax.train.checkpoint import save_params
 from tests import tiny
 

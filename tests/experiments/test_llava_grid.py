@@ -15,7 +15,7 @@ from PIL import Image
 from quecc_jax.aot.chips import find_chip
 from quecc_jax.commands.sweep import dry_run, sharded
 from quecc_jax.config import CheckpointConfig, SourceConfig
-from quecc_jax.data.text.tokenizer import train_word_tokenizer
+from quecc_jax.data.text.word_tokenizer import train_word_tokenizer
 from quecc_jax.errors import UserError
 from quecc_jax.experiments import cell as cell_module
 from quecc_jax.experiments import runner
@@ -25,7 +25,7 @@ from quecc_jax.experiments.llava_grid import Llm, llava_grid, training_flops
 from quecc_jax.experiments.runner import Outcome, result_file, run_grid, write_scores
 from quecc_jax.experiments.stats import scores_record
 from quecc_jax.flops import train_flops
-from quecc_jax.train.lock import run_lock
+from quecc_jax.run_lock import run_lock
 from scaling.fit import fit_law
 from scaling.table import read_scores
 from tests import tiny

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from quecc_jax.data.text.tokenizer import Tokenizer, load_tokenizer, train_word_tokenizer
+from quecc_jax.data.text.tokenizer import Tokenizer, load_tokenizer
+from quecc_jax.data.text.word_tokenizer import train_word_tokenizer
 from quecc_jax.generate.text_stream import TextStream, certain, cut
 from tests.golden_pack import unpack
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from quecc_jax.commands.explain import explain
+from quecc_jax.commands.options import with_chosen_compressor
 from quecc_jax.config import MeshConfig, OptimizerConfig, QueccConfig, RunConfig
 from quecc_jax.config.compressors import REGISTRY, exchanged, named, names
-from quecc_jax.commands.options import with_chosen_compressor
 from quecc_jax.config.io import from_dict, to_dict
 from quecc_jax.config.validation import validate
 from quecc_jax.errors import UserError
+from quecc_jax.evaluate.explain import explain
 from quecc_jax.flops import train_flops
 from quecc_jax.generate.engine import Limits, Question
 from quecc_jax.models.vlm import VLM

@@ -12,7 +12,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 from quecc_jax.config import CheckpointConfig, RunConfig, SourceConfig
-from quecc_jax.data.text.tokenizer import train_word_tokenizer
+from quecc_jax.data.text.word_tokenizer import train_word_tokenizer
 from quecc_jax.train.step import Trainer
 from tests.tiny import random_batch, run
 from tests.train.runs import trainer_on

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from quecc_jax import distributed
+from quecc_jax import run_lock as lock
 from quecc_jax.commands.cli import execute
 from quecc_jax.errors import UserError
-from quecc_jax.train import lock, loop
-from quecc_jax.train.lock import run_lock
+from quecc_jax.run_lock import run_lock
+from quecc_jax.train import loop
 from quecc_jax.train.loop import train
 from quecc_jax.train.meter import Meter
 from quecc_jax.train.preemption import Preempted

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from quecc_jax.config.shapes import row_limit
 from quecc_jax.data.batch import IGNORE, Batch
-from quecc_jax.data.text.queries import row_limit
 from quecc_jax.models.vlm import VLM
 from quecc_jax.train.loss import shifted_targets
 from quecc_jax.train.step import accumulated_gradients

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from quecc_jax.config import DataConfig
+from quecc_jax.config.shapes import row_limit
 from quecc_jax.data.batch import IGNORE, NEWLINE
-from quecc_jax.data.text.queries import row_limit
 from quecc_jax.data.text.templates import PLACEHOLDER, TEMPLATES, Mark, pieces
 from quecc_jax.data.text.tokenizer import Tokenizer
 from quecc_jax.data.text.turns import Conversation, asking, read_row

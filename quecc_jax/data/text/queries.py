@@ -10,21 +10,13 @@ from typing import Any
 import numpy as np
 
 from quecc_jax.config import DataConfig, ModelConfig
+from quecc_jax.config.shapes import row_limit
 
 SHORTEST = 32
 """Tokens of the shortest bucket: a longer pass over the decoder's weights costs no more time."""
 BUCKETS = 4
 RATIO = 4
 """Of two neighbouring buckets: with powers of four, four of them reach from 32 tokens to 2,048."""
-
-
-def row_limit(data: DataConfig, images: int) -> int:
-    """Most tokens of the questions about so many images of a row.
-
-    In the decoder's own tokens they are no more than the row's, of which they are parts.
-    """
-    most = data.query_limit * images
-    return most if data.query_tokenizer else min(most, data.max_length)
 
 
 def query_buckets(data: DataConfig, model: ModelConfig) -> tuple[int, ...]:

@@ -16,7 +16,8 @@ from quecc_jax.data.batch import Batch, batch_spec
 from quecc_jax.data.sources.pool import read_pool, write_features
 from quecc_jax.data.text.conversation import prompt
 from quecc_jax.data.text.templates import template_text
-from quecc_jax.data.text.tokenizer import SPECIALS, load_tokenizer, train_word_tokenizer
+from quecc_jax.data.text.tokenizer import SPECIALS, load_tokenizer
+from quecc_jax.data.text.word_tokenizer import train_word_tokenizer
 from quecc_jax.evaluate.attention import attention_maps
 from quecc_jax.experiments.cell import with_vocabulary
 from quecc_jax.experiments.executors import Report

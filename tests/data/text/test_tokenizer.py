@@ -16,7 +16,8 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from quecc_jax.data.text.tokenizer import load_tokenizer, train_word_tokenizer
+from quecc_jax.data.text.tokenizer import load_tokenizer
+from quecc_jax.data.text.word_tokenizer import train_word_tokenizer
 from quecc_jax.errors import UserError
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "llava_tiny"
