@@ -19,13 +19,15 @@ NEWEST_PYTHONS = $(or $(NEWEST_PYTHON),python3.13 python3.12 python3 \
 first_python = $(shell for python in $(1); do \
   "$$python" -c 'import sys; sys.exit(sys.version_info < (3, $(2)))' 2>/dev/null && echo "$$python" && break; \
   done)
+# Two processes share the tests; a file's tests mostly stay together, for what they set up.
+PARALLEL ?= -n 2 --dist worksteal
 # Tests that have a command of their own.
 APART := --ignore=tests/conformance --ignore=tests/parity --ignore=tests/gpu --ignore=tests/lmms
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo study study-compressors test test-all test-conformance test-parity test-gpu test-lmms test-newest \
-  nightly lint typecheck
+  nightly lint typecheck format
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,10 +43,10 @@ study-compressors: $(VENV)/.installed ## Every compressor on the same testbed, t
 	$(PY) -m launch.compare_compressors --out $(COMPARISON_OUT)
 
 test: lint typecheck ## Lint, type check and every test that is not slow
-	$(PY) -m pytest $(APART) -m "not slow"
+	$(PY) -m pytest $(PARALLEL) $(APART) -m "not slow"
 
 test-all: lint typecheck ## The same with the slow tests
-	$(PY) -m pytest $(APART)
+	$(PY) -m pytest $(PARALLEL) $(APART)
 
 test-parity: $(VENV)/.installed-parity ## Compare live with PyTorch models; installs PyTorch and a 135M language model
 	$(PY) -m pytest tests/parity
@@ -71,6 +73,9 @@ nightly: test-all test-conformance test-parity test-lmms test-newest ## Everythi
 lint: $(VENV)/.installed-test ## Ruff: format and lint
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
+
+format: $(VENV)/.installed-test ## Ruff's formatter, over everything
+	$(PY) -m ruff format .
 
 typecheck: $(VENV)/.installed-test ## Mypy
 	$(PY) -m mypy

@@ -210,7 +210,7 @@ def remedies(config: RunConfig, report: PodReport) -> list[str]:
     if report.rows_per_chip > 1:
         rows = _rows_that_fit(report)
         slices = round(config.train.grad_accum_steps * report.rows_per_chip / rows)
-        found.append(f"--train.grad_accum_steps {slices} works on {rows} rows per chip at a time")
+        found.append(f"--train.grad-accum-steps {slices} works on {rows} rows per chip at a time")
     if not config.mesh.sequence_parallel or report.rows_per_chip <= 1:
         tensor = 2 * mesh["tensor"]
         found.append(f"--mesh.tensor {tensor} --mesh.sequence-parallel splits rows over {tensor} chips")

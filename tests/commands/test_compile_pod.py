@@ -88,7 +88,7 @@ def test_a_step_that_the_compiler_refuses_is_reported_with_what_would_help(tmp_p
     assert not report["fits"] and report["needed"] > report["limit"] == int(15.75 * 2**30)
     assert report["buffers"][0]["kind"] == "temporary"
     assert "decoder" in report["buffers"][0]["name"]
-    slices = int(re.findall(r"--train.grad_accum_steps (\d+)", error)[0])
+    slices = int(re.findall(r"--train.grad-accum-steps (\d+)", error)[0])
     assert "--model.remat full" in error and 8 <= slices <= 16
 
 

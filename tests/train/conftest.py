@@ -2,13 +2,11 @@
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 from quecc_jax.config import CheckpointConfig, RunConfig, SourceConfig
@@ -40,16 +38,10 @@ def base(tmp_path_factory) -> RunConfig:
 
 
 @pytest.fixture(scope="session")
-def trainer(base, tmp_path_factory) -> Trainer:
-    """`base` on one device, compiled; a subprocess finds the compiled form through the environment."""
-    cache = str(tmp_path_factory.mktemp("compiled"))
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = cache
-    jax.config.update("jax_compilation_cache_dir", cache)
-    compilation_cache.reset_cache()
+def trainer(base) -> Trainer:
+    """`base` on one device, compiled; a subprocess finds the compiled form, see tests/conftest.py."""
     made = trainer_on(base)
     made.step(made.init(jax.random.key(0)), made.put(random_batch(base)))
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
     return made
 
 
