@@ -5,7 +5,7 @@ Load a run, ask it about an image, and count what an answer costs:
     import quecc_jax
 
     engine = quecc_jax.load_engine("runs/demo/cells/M-v4-s0/stage2")
-    question = quecc_jax.Question("what color is the shape in row 2, column 1?", (engine.picture("mosaic.png"),))
+    question = quecc_jax.Question("what color is the shape in row 2, column 1?", (engine.image("mosaic.png"),))
     answers = engine.run([question], quecc_jax.Limits(max_new_tokens=16))
     for _, piece in answers:
         print(piece, end="", flush=True)

@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import pytest
 
 from quecc_jax import flops
-from quecc_jax.config import ModelConfig
-from quecc_jax.config.compressors import named
+from quecc_jax.config import ModelConfig, NoneConfig, QueccConfig
 from quecc_jax.config.presets import decoder
 from quecc_jax.config.shapes import hidden_indices
 from quecc_jax.models.decoder import empty_cache, unstack
@@ -32,7 +31,7 @@ def unrolled(monkeypatch):
 
 
 def model_of(name: str, kernel: int) -> ModelConfig:
-    compressor = named("quecc" if kernel > 1 else "none", kernel=kernel, stride=kernel)
+    compressor = QueccConfig(kernel=kernel, stride=kernel) if kernel > 1 else NoneConfig()
     return ModelConfig(decoder=decoder(name), compressor=compressor, remat="none")
 
 

@@ -105,7 +105,10 @@ def with_chosen_compressor(config: RunConfig, argv: Sequence[str]) -> RunConfig:
         chosen, _ = tyro.cli(_Chosen, args=argv, return_unknown_args=True, add_help=False)
     if not chosen.compressor:
         return config
-    compressor = exchanged(config.model.compressor, chosen.compressor)
+    try:
+        compressor = exchanged(config.model.compressor, chosen.compressor)
+    except UserError as error:
+        raise error.at("--model.compressor.name") from None
     return dataclasses.replace(config, model=dataclasses.replace(config.model, compressor=compressor))
 
 
@@ -116,7 +119,9 @@ def option_names(node: Any, default: object = None, prefix: str = "--") -> list[
             name for part in typing.get_args(node) for name in [part.__name__.lower(), *option_names(part)]
         ]
     names: list[str] = []
-    for field, annotated in typing.get_type_hints(node, include_extras=True).items():
+    hints = typing.get_type_hints(node, include_extras=True)
+    for field in (f.name for f in dataclasses.fields(node)):
+        annotated = hints[field]
         value = getattr(default, field, None)
         hint = typing.get_args(annotated)[0] if typing.get_origin(annotated) is Annotated else annotated
         nested = type(value) if dataclasses.is_dataclass(value) else hint
