@@ -4,6 +4,7 @@ import pytest
 
 from quecc_jax.aot.topology import parse_topology, topology_devices
 from quecc_jax.errors import UserError
+from tests.jax_shim import hide_tpu_compiler
 
 
 @pytest.mark.parametrize(
@@ -31,9 +32,6 @@ def test_other_names_are_refused(text, message):
 
 
 def test_a_missing_compiler_is_one_sentence(monkeypatch):
-    from jax._src import xla_bridge
-
-    monkeypatch.setattr(xla_bridge.xla_client, "pjrt_plugin_loaded", lambda name: False)
-    monkeypatch.setattr(xla_bridge, "get_tpu_library_path", lambda: None)
+    hide_tpu_compiler(monkeypatch)
     with pytest.raises(UserError, match=r"not installed here; pip install -r requirements/tpu\.txt"):
         topology_devices(parse_topology("v5e:4x4"))

@@ -17,6 +17,7 @@ from quecc_jax.generate.questions import Limits, Question
 from quecc_jax.generate.sampling import Sampling
 from quecc_jax.load import load_engine, load_vlm, with_decoding
 from tests.golden_pack import unpack
+from tests.jax_shim import compiled_programs
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "llava_tiny"
 
@@ -115,7 +116,7 @@ def test_programs_are_compiled_once_per_bucket(engine):
         engine.answers([Question("so " * words)], Limits(new))
 
     def programs() -> list[int]:
-        return [program._cache_size() for program in (BEGIN, ADVANCE)]
+        return [compiled_programs(program) for program in (BEGIN, ADVANCE)]
 
     ask(2, 3)
     before = programs()

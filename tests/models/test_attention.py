@@ -11,10 +11,8 @@ from quecc_jax.errors import UserError
 from quecc_jax.models import attention as module
 from quecc_jax.models.attention import attention, blocks, causal, splash_attention, xla_attention
 from quecc_jax.sharding import RULES, make_mesh
+from tests.jax_shim import pretend_cudnn
 from tests.models.reference import attend
-
-CUDNN = "jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version"
-"""Where JAX finds out which cuDNN is installed."""
 
 
 def inputs(rows=2, length=40, heads=4, groups=2, width=16, seed=0, dtype=jnp.float32):
@@ -177,6 +175,6 @@ def test_cudnn_by_name_says_why_it_cannot(monkeypatch):
     q, k, v = (x.astype(jnp.bfloat16) for x in (q, k, v))
     with pytest.raises(UserError, match="cuDNN is not detected"):
         attention(q, k, v, mask, "cudnn")
-    monkeypatch.setattr(CUDNN, lambda: 91000)
+    pretend_cudnn(monkeypatch, 91000)
     with pytest.raises(UserError, match="head dim must be <= 128"):
         attention(jnp.tile(q, 9), jnp.tile(k, 9), jnp.tile(v, 9), mask, "cudnn")

@@ -23,7 +23,7 @@ from quecc_jax.sharding import AXES, RULES, make_mesh
 from quecc_jax.train.step import build_trainer
 from tests import tiny
 from tests.commands.test_compile_pod import needs_libtpu
-from tests.models.test_attention import CUDNN
+from tests.jax_shim import pretend_cudnn
 
 
 def custom_calls(text: str) -> set[str]:
@@ -33,7 +33,7 @@ def custom_calls(text: str) -> set[str]:
 
 @pytest.mark.parametrize("stage", [1, 2])
 def test_a_gpu_gets_cudnn_attention_in_both_passes(monkeypatch, stage):
-    monkeypatch.setattr(CUDNN, lambda: 91000)
+    pretend_cudnn(monkeypatch, 91000)
     config = tiny.run(model={"dtype": "bfloat16", "remat": "full"}, stage=stage)
     trainer = build_trainer(config, make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1]))
     passes = ("__cudnn$fmhaScaleBiasSoftmax", "__cudnn$fmhaScaleBiasSoftmaxBackward")
@@ -44,7 +44,7 @@ def test_a_gpu_gets_cudnn_attention_in_both_passes(monkeypatch, stage):
 def test_a_gpu_gets_xla_alone_where_cudnn_does_not_fit(monkeypatch, model, detected):
     """Float32, or no cuDNN; also on a mesh. Nothing is made for TPUs."""
     if detected:
-        monkeypatch.setattr(CUDNN, lambda: 91000)
+        pretend_cudnn(monkeypatch, 91000)
     lowered = build_trainer(tiny.run(model=model), make_mesh(MeshConfig(2, 2, 2))).lower("cuda")
     assert custom_calls(lowered.as_text()) == set()
 
