@@ -290,7 +290,7 @@ def _pad(image: Image.Image, size: int) -> Image.Image:
     side = max(image.size)
     left, top = (side - image.width) // 2, (side - image.height) // 2
     narrow = Image.new("RGB", (size, side), PADDING)
-    if not left:
+    if image.width == side:
         narrow.paste(image.resize((size, image.height), Image.Resampling.BICUBIC), (0, top))
         return narrow.resize((size, size), Image.Resampling.BICUBIC)
     for start in range(0, image.height, BAND):
