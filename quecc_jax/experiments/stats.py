@@ -118,7 +118,9 @@ class Difference(NamedTuple):
     @property
     def errors(self) -> float:
         """The difference in standard errors."""
-        return self.gain / self.error if self.error else math.copysign(math.inf, self.gain)
+        if not self.error:
+            return math.copysign(math.inf, self.gain) if self.gain else 0.0
+        return self.gain / self.error
 
 
 class Pair(NamedTuple):

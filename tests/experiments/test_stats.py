@@ -151,3 +151,9 @@ def test_absent_field_is_one_sentence(results, key):
 def test_no_finished_cell_is_one_sentence(results):
     with pytest.raises(UserError, match="no finished cell"):
         stats.check_results({**results, "rows": []})
+
+
+def test_equal_scores_without_an_error_do_not_differ():
+    assert stats.Difference(0.0, 0.0, np.nan).errors == 0.0
+    assert stats.Difference(0.1, 0.0, np.nan).errors == np.inf
+    assert stats.Difference(-0.1, 0.0, np.nan).errors == -np.inf
