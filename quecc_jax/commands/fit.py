@@ -80,7 +80,7 @@ def run(options: Options) -> None:
     compiling = compile_in_background()
     import numpy as np
 
-    from quecc_jax.pages import page
+    from quecc_jax.pages import page, render
     from scaling.bootstrap import Resample
     from scaling.diagnostics.summary import diagnose, diagnostics_findings, diagnostics_record
     from scaling.fit import NON_NEGATIVE, PUBLISHED_BOX, Loss, fit_law
@@ -155,7 +155,7 @@ def run(options: Options) -> None:
         if trust.profiles:
             figures["profiles"] = plot.figure_profiles(fit, trust.profiles)
         for name, figure in figures.items():
-            page.write_atomically(out / f"{name}.png", plot.figure_to_png(figure))
+            page.write_atomically(out / f"{name}.png", render.figure_to_png(figure))
         title = f"Scaling law: {table.name}"
         page.write_atomically(out / "fit.html", page.html_page(title, sections))
         page.write_atomically(out / "fit.json", json.dumps(record, indent=2, allow_nan=False) + "\n")

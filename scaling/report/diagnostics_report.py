@@ -3,10 +3,10 @@
 import math
 from collections.abc import Mapping
 
+from quecc_jax.pages.numbers import size_name
 from quecc_jax.pages.page import Section, bullets, paragraph, table_html
 from scaling.diagnostics.summary import Diagnostics, cell_name, diagnostics_findings, points_text
 from scaling.fit import Fit
-from scaling.formatting import size_name
 from scaling.table import ScoreTable
 
 _SHOWN = 8

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from quecc_jax.pages.numbers import flops_text, size_name
 from quecc_jax.pages.page import Section, bullets, figure_html, paragraph, table_html
 from scaling.bootstrap import Interval
 from scaling.fit import Fit
-from scaling.formatting import flops_text, size_name
 from scaling.frontier import Choices, law_choices, pareto, published_cost, recommend
 from scaling.intervals import Profile, Uncertainty
 from scaling.law import PARAMETERS

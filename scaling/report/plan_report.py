@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from quecc_jax.config.compressors import reads_question
+from quecc_jax.pages.numbers import flops_text, size_name
 from scaling.cost import PAPERS_COMPRESSOR, PARTS, Lengths, QueryConfig, Setup, encoder_costs
-from scaling.formatting import PER, amount, flops_text, size_name
+from scaling.formatting import PER, amount
 from scaling.planner import UNITS, Plan, choice_of
 from scaling.saved_fit import SavedFit
 

@@ -4,7 +4,6 @@ Colour stands for LLM size (a colour-blind-safe ramp, since sizes are ordered), 
 number of visual tokens. Everything is drawn for a width of 700 pixels.
 """
 
-import io
 import re
 import textwrap
 from collections.abc import Mapping
@@ -17,9 +16,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from quecc_jax.pages.numbers import size_name
+from quecc_jax.pages.render import figure_to_svg
 from quecc_jax.pages.style import DPI, THEMES, Style, Theme, dress
 from scaling.fit import Fit
-from scaling.formatting import size_name
 from scaling.frontier import Cost, law_choices, measured_choices, pareto, published_cost
 from scaling.intervals import Profile
 from scaling.table import ScoreTable
@@ -173,14 +173,6 @@ def figure_profiles(fit: Fit, curves: Mapping[str, Profile], style: Style = "lig
     return figure
 
 
-def figure_to_svg(figure: Figure) -> str:
-    """The figure as one SVG document; the same figure gives the same text."""
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "scaling", "svg.fonttype": "path"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()
-
-
 def figure_in_both(figure: Figure, colours: int = 0) -> tuple[str, str]:
     """A light figure as SVG, and the same in dark: one drawing with its colours exchanged.
 
@@ -191,13 +183,6 @@ def figure_in_both(figure: Figure, colours: int = 0) -> tuple[str, str]:
     exchanged = dict(pairs)
     dark = re.sub(r"#[0-9a-f]{6}\b", lambda found: exchanged.get(found[0], found[0]), light)
     return light, dark
-
-
-def figure_to_png(figure: Figure, dpi: int = 2 * DPI) -> bytes:
-    """The figure as PNG bytes, at twice the pixels of its nominal 700 by default."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi)
-    return buffer.getvalue()
 
 
 def token_colours(count: int) -> list[Any]:

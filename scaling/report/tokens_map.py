@@ -12,8 +12,9 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
 from quecc_jax.errors import UserError
+from quecc_jax.pages.numbers import size_name
 from quecc_jax.pages.style import THEMES, Style
-from scaling.formatting import COST_AXIS, Kind, amount, size_name
+from scaling.formatting import COST_AXIS, Kind, amount
 from scaling.law import Law
 from scaling.report.plot import canvas, legend_text, token_colours, write_below
 

@@ -5,9 +5,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from quecc_jax.pages.numbers import flops_text, size_name
 from quecc_jax.pages.page import Section, figure_html, html_page, paragraph, table_html, write_atomically
+from quecc_jax.pages.render import figure_to_png, figure_to_svg
 from scaling.fit import fit_law
-from scaling.formatting import flops_text, size_name
 from scaling.frontier import measured_cost
 from scaling.report.fit_report import interval_text
 from scaling.report.plot import (
@@ -15,8 +16,6 @@ from scaling.report.plot import (
     figure_error_vs_tokens,
     figure_in_both,
     figure_residuals,
-    figure_to_png,
-    figure_to_svg,
 )
 from scaling.table import parse_scores, published
 
