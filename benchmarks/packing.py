@@ -4,8 +4,8 @@ python -m benchmarks.packing [--rows 665298] [--max-length 2048] [--batch-size 1
 
 No data set is read. Lengths are drawn from a model of llava_v1_5_mix665k, whose sources are
 
-- rows of each part: LLaVA-1.5 (arXiv:2310.03744), table 7; VQA questions about one picture are merged into
-  one row there, so turns are the parts' published questions per picture (VQAv2 443,757 / 82,783,
+- rows of each part: LLaVA-1.5 (arXiv:2310.03744), table 7; VQA questions about one image are merged into
+  one row there, so turns are the parts' published questions per image (VQAv2 443,757 / 82,783,
   GQA 943,000 / 72,140, OCR-VQA 801,579 / 166,022), at most 10 for RefCOCO and Visual Genome;
 - bytes of the published files: conversation_58k.json 126 MB, detail_23k.json 20.5 MB,
   complex_reasoning_77k.json 79.6 MB, llava_v1_5_mix665k.json 1.03 GB. Tokens per turn are set so that text
@@ -43,14 +43,14 @@ class Part:
     """Standard deviation of the logarithm of these."""
     merged: bool = False
     """Turns vary around their mean (Poisson, at least one); else they are all alike."""
-    picture: bool = True
+    image: bool = True
 
 
 MIXTURE = {
     "LLaVA conversation": Part(57_669, 4.5, 93, 0.5, merged=True),
     "LLaVA detail": Part(23_240, 1, 164, 0.3),
     "LLaVA reasoning": Part(76_803, 1, 200, 0.35),
-    "ShareGPT": Part(40_688, 4, 367, 0.9, merged=True, picture=False),
+    "ShareGPT": Part(40_688, 4, 367, 0.9, merged=True, image=False),
     "VQAv2": Part(82_783, 5.36, 10, 0.3, merged=True),
     "GQA": Part(72_140, 13.1, 12, 0.3, merged=True),
     "OKVQA": Part(8_998, 1, 20, 0.2),
@@ -65,10 +65,10 @@ BYTES_PER_TOKEN, TURN_BYTES, ROW_BYTES = 4.2, 64, 130
 
 
 def draw(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, float]:
-    """Text tokens [rows], pictures [rows] of a sample of the mixture, and bytes of JSON per row."""
+    """Text tokens [rows], images [rows] of a sample of the mixture, and bytes of JSON per row."""
     rng = np.random.default_rng(seed)
     total = sum(part.rows for part in MIXTURE.values())
-    tokens, pictures, size = list[np.ndarray](), list[np.ndarray](), 0.0
+    tokens, image_counts, size = list[np.ndarray](), list[np.ndarray](), 0.0
     for part in MIXTURE.values():
         count = round(rows * part.rows / total)
         turns = np.full(count, round(part.turns))
@@ -77,10 +77,10 @@ def draw(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, float]:
         mean = np.log(part.tokens) - part.spread**2 / 2
         said = rng.lognormal(mean, part.spread, int(turns.sum()))
         text = np.add.reduceat(said, np.concatenate([[0], np.cumsum(turns)[:-1]]))
-        tokens.append(np.rint(ROW_TOKENS + TURN_TOKENS * turns + text + part.picture).astype(np.int32))
-        pictures.append(np.full(count, int(part.picture), np.int32))
+        tokens.append(np.rint(ROW_TOKENS + TURN_TOKENS * turns + text + part.image).astype(np.int32))
+        image_counts.append(np.full(count, int(part.image), np.int32))
         size += (text * BYTES_PER_TOKEN + turns * TURN_BYTES + ROW_BYTES).sum()
-    return np.concatenate(tokens), np.concatenate(pictures), size / sum(map(len, tokens))
+    return np.concatenate(tokens), np.concatenate(image_counts), size / sum(map(len, tokens))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,10 +90,10 @@ class Use:
     tokens: float
     """Share of all positions that are tokens of rows."""
     images: float
-    """Share of all picture places that hold pictures."""
+    """Share of all image slots that hold images."""
     positions: int
     """Of all batches together."""
-    places: int
+    slots: int
     batches: int
     seconds: float
     """Time that drawing them took."""
@@ -101,17 +101,17 @@ class Use:
 
 def measure(draws: Iterator[BatchPlan], measures: RowLengths, batches: int) -> Use:
     """Use over the first so many batches of an epoch over one source."""
-    positions = places = tokens = pictures = 0
+    positions = slots = tokens = image_counts = 0
     began = time.perf_counter()
     for _ in range(batches):
         one = next(draws)
         rows = one.ids[one.ids >= 0]
         positions += len(one.ids) * one.length
-        places += len(one.ids) * one.images
+        slots += len(one.ids) * one.images
         tokens += int(measures.tokens[rows].sum())
-        pictures += int(measures.pictures[rows].sum())
+        image_counts += int(measures.image_counts[rows].sum())
     seconds = time.perf_counter() - began
-    return Use(tokens / positions, pictures / max(places, 1), positions, places, batches, seconds)
+    return Use(tokens / positions, image_counts / max(slots, 1), positions, slots, batches, seconds)
 
 
 def compare(
@@ -123,9 +123,11 @@ def compare(
     window: int = DataConfig.lookahead_rows,
 ) -> dict[str, Use]:
     """Use by the name of the batching, over an epoch of drawn rows."""
-    text, pictures, _ = draw(rows)
+    text, image_counts, _ = draw(rows)
     # Shapes of questions play no part here: one bucket.
-    measures = RowLengths(np.minimum(text + visual_tokens * pictures, max_length), pictures, pictures)
+    measures = RowLengths(
+        np.minimum(text + visual_tokens * image_counts, max_length), image_counts, image_counts
+    )
     queries = Queries((max_length,), measures.queries)
     order = Sampler([len(text)], None, 0)
     data = DataConfig(max_length=max_length, batching="packed", packed_images=images)
@@ -154,20 +156,20 @@ class Options:
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints the table."""
     given = tyro.cli(Options, args=argv)
-    text, pictures, size = draw(given.rows)
+    text, image_counts, size = draw(given.rows)
     total = sum(part.rows for part in MIXTURE.values())
     console = Console()
     quantiles = np.quantile(text, [0.1, 0.25, 0.5, 0.75, 0.9, 0.99]).astype(int).tolist()
     console.print(
-        f"{len(text):,} rows, {1 - pictures.mean():.1%} of them text alone; text tokens of a row: mean "
+        f"{len(text):,} rows, {1 - image_counts.mean():.1%} of them text alone; text tokens of a row: mean "
         f"{text.mean():.0f}, 10/25/50/75/90/99 % {quantiles}; {(text > given.max_length).mean():.1%} are cut."
         f" As JSON the {total:,} rows of the model have {total * size / 1e9:.2f} GB (published: 1.03)."
     )
-    table = Table("V", "batching", "tokens", "pictures", "I", "batches", "positions", "ratio", "us/row")
+    table = Table("V", "batching", "tokens", "images", "I", "batches", "positions", "ratio", "us/row")
     for v in given.visual_tokens:
         uses = compare(given.rows, given.max_length, given.batch_size, v, given.images)
         for name, use in uses.items():
-            images = use.places / max(use.batches * given.batch_size, 1)
+            images = use.slots / max(use.batches * given.batch_size, 1)
             table.add_row(
                 str(v),
                 name,
@@ -181,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
     console.print(table)
     console.print(
-        "tokens, pictures: share of positions and of picture places in use; I: picture places of a row, mean;"
+        "tokens, images: share of positions and of image slots in use; I: image slots of a row, mean;"
         " positions: those that an epoch sends through the decoder; ratio: how many times fewer than by pad;"
         " us/row: time to draw the batches, on one core."
     )

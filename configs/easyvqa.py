@@ -1,4 +1,4 @@
-"""A small model on easy-VQA from its pictures, with the tower, tokenizer and decoder of a finished demo.
+"""A small model on easy-VQA from its images, with the tower, tokenizer and decoder of a finished demo.
 
 python -m launch.train configs/easyvqa.py --train.steps 500
 """

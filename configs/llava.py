@@ -33,7 +33,7 @@ from quecc_jax.config.presets import decoder
 CAPTIONS, INSTRUCTIONS = 558_128, 665_298
 """Rows of the two data sets."""
 GRID = 24
-"""Patches along a side of the picture."""
+"""Patches along a side of the image."""
 Template = Literal["v1", "qwen"]
 
 
@@ -42,7 +42,7 @@ def stage1(language_model: str, out: str, visual_tokens: int = 16, template: Tem
 
     The decoder reads them as conversations, as in QueCC's pretrain.sh (--version v1): system sentence,
     instruction, and the caption, which ends with EOS. LLaVA-1.5's own stage 1 is --data.template plain:
-    picture, caption, newline, and no word of the instruction. What the compressor is asked is the
+    image, caption, newline, and no word of the instruction. What the compressor is asked is the
     instruction ("Describe the image concisely.") under either. In the original it is so under v1 alone: its
     query stands between the text's first newline and the word ASSISTANT, and of a plain row, where both are
     missing, it makes an empty one.
@@ -69,7 +69,7 @@ def stage1(language_model: str, out: str, visual_tokens: int = 16, template: Tem
 def stage2(
     language_model: str, out: str, init_from: str, visual_tokens: int = 16, template: Template = "v1"
 ) -> RunConfig:
-    """The decoder too, on instructions; a batch's rows have pictures or have none, and are of like length."""
+    """The decoder too, on instructions; a batch's rows have images or have none, and are of like length."""
     base = stage1(language_model, out, visual_tokens, template)
     source = SourceConfig(path="data/llava_v1_5_mix665k.json", images="data")
     return dataclasses.replace(

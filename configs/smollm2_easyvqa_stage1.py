@@ -7,8 +7,8 @@
     python -m launch.train configs/smollm2_easyvqa_stage1.py
 
 The language model is real; the eye is not. No package carries CLIP weights, so the tower is the
-demo's, trained from scratch on easy-VQA's pictures and mosaics of them; the demo also leaves its
-features of every picture. Compressor and projector, 0.5 million parameters, train on those
+demo's, trained from scratch on easy-VQA's images and mosaics of them; the demo also leaves its
+features of every image. Compressor and projector, 0.5 million parameters, train on those
 features; the decoder is frozen. V = 4 visual tokens; --model.compressor.kernel 8 and
 --model.compressor.stride 8 give V = 1.
 

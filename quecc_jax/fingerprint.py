@@ -14,7 +14,7 @@ from quecc_jax.config.shapes import hidden_indices
 
 @jax.jit
 def checksums(tree: Any) -> Any:
-    """uint32 [2] of every leaf's float32 bits and their places.
+    """uint32 [2] of every leaf's float32 bits and where they stand.
 
     Sums of whole numbers modulo 2^32, so that they are the same in any order: on every mesh, without
     gathering a leaf.

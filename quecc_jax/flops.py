@@ -136,7 +136,7 @@ def answer_flops(
     """
     config = at_visual_tokens(config)
     length, steps = prompt + (visual or squares * config.visual_tokens), max(answer - 1, 0)
-    # The first token comes from the prefill; the k-th step after it attends to length + k places.
+    # The first token comes from the prefill; the k-th step after it attends to length + k positions.
     context = length + (steps + 1) / 2
     return {
         "tower": squares * tower_flops(config.tower) if include_tower else 0.0,
@@ -161,12 +161,12 @@ def train_flops(
     Args:
       config: the run.
       length: tokens of a row of this step's batch; None is data.max_length. Grouped batches differ.
-      images: image places of a row of it; None is the most that the config gives one.
+      images: image slots of a row of it; None is the most that the config gives one.
       query: tokens of a row's questions, padding included; None is the most that a row may have.
     """
     model, data, stage = config.model, config.data, config.train.stage
     length = data.max_length if length is None else length
-    images = data.row_images(model.visual_tokens, model.vision.places) if images is None else images
+    images = data.row_images(model.visual_tokens, model.vision.max_crops) if images is None else images
     decoder = decoder_flops(model.decoder, length, length, length)
     total = 3.0 * decoder
     if stage == 1:

@@ -27,14 +27,14 @@ def is_remote(path: AnyPath) -> bool:
     return "://" in os.fspath(path)
 
 
-def place(path: AnyPath) -> Path:
+def as_path(path: AnyPath) -> Path:
     """An absolute path of this machine, or one in a bucket with the methods of such a path."""
     return cast(Path, epath.Path(path)) if is_remote(path) else Path(path).absolute()
 
 
 def write_text(path: AnyPath, text: str) -> None:
     """Writes a file; a reader sees the old one or the new one, never a part."""
-    target = place(path)
+    target = as_path(path)
     if is_remote(path):
         target.write_text(text)
         return
@@ -154,7 +154,7 @@ class Lines:
     def __init__(self, path: AnyPath, kept: Iterable[str]):
         text = "".join(line + "\n" for line in kept)
         write_text(path, text)
-        self._path = place(path)
+        self._path = as_path(path)
         self._file: IO[str] | None = None if is_remote(path) else self._path.open("a")
         self._text, self._uploaded = [text], time.monotonic()
 

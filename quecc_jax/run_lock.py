@@ -17,7 +17,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from quecc_jax.errors import UserError
-from quecc_jax.paths import is_remote, place
+from quecc_jax.paths import as_path, is_remote
 
 LEASE_S = 120.0
 """Seconds after which a lock in a bucket that nobody renewed means nothing any more."""
@@ -40,7 +40,7 @@ def run_lock(run: str) -> Iterator[None]:
       UserError: not all processes see the
         same directory.
     """
-    path = place(run) / "lock"
+    path = as_path(run) / "lock"
     with contextlib.ExitStack() as stack:
         if jax.process_index() == 0:
             stack.enter_context(_leased(path, run) if is_remote(run) else _held(path, run))

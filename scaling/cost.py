@@ -109,7 +109,7 @@ class Setup:
     query: QueryConfig = QueryConfig()  # noqa: RUF009 (frozen)
     """What encodes the question, where a compressor reads it."""
     compressor: str = PAPERS_COMPRESSOR
-    """What makes V visual tokens of a picture."""
+    """What makes V visual tokens of an image."""
 
 
 def find_llm(text: str) -> Llm:

@@ -1,7 +1,7 @@
 """Compares a whole imported model with what the original PyTorch code computed from the same files.
 
 A directory of this form holds a checkpoint in the original's format, a tower, a tokenizer,
-conversations with pictures, and `expected.npz`, `expected.json` and `templates.json`, see `check`.
+conversations with images, and `expected.npz`, `expected.json` and `templates.json`, see `check`.
 """
 
 import dataclasses
@@ -31,8 +31,8 @@ from quecc_jax.models.vlm import VLM
 from quecc_jax.train.step import loss_sum
 from tests.measure import error
 
-PICTURE = -200
-"""The original's placeholder for a picture in token ids."""
+IMAGE = -200
+"""The original's placeholder for an image in token ids."""
 QUERY_TOKENS = 64
 
 
@@ -92,10 +92,10 @@ def _data(golden: Golden, template: Any) -> DataConfig:
 
 
 def _collapsed(made: Encoded, visual_tokens: int) -> tuple[list[int], list[int]]:
-    """Token ids and labels with one placeholder in the place of each picture's slots."""
+    """Token ids and labels with one placeholder in the place of each image's slots."""
     slots = made.slots
     keep = (slots < 0) | (slots % visual_tokens == 0)
-    ids = np.where(slots < 0, made.tokens, PICTURE)
+    ids = np.where(slots < 0, made.tokens, IMAGE)
     return ids[keep].tolist(), made.labels[keep].tolist()
 
 
@@ -124,14 +124,14 @@ def _check_text(golden: Golden) -> dict[str, float]:
 
 
 def _query(golden: Golden, made: Encoded) -> np.ndarray:
-    """A row's query; of a row without a picture the original's, which no token depends on."""
+    """A row's query; of a row without an image the original's, which no token depends on."""
     if len(made.queries):
         return made.queries
     return query_ids("image", golden.tokenizer, DataConfig())[0]
 
 
 def _batch(golden: Golden) -> Batch:
-    """All rows, padded to the longest; a row without a picture has zeros in its place, which no slot
+    """All rows, padded to the longest; a row without an image has zeros in its place, which no slot
     refers to, and the query that the original gives it."""
     template = _json(golden.folder, "expected.json")["system_template"]
     made = _encoded(golden, template, golden.rows)
@@ -239,9 +239,9 @@ def _check_answers(golden: Golden) -> dict[str, float]:
     rows = {row["id"]: row for row in golden.rows}
     for name, wanted in texts.get("generate", {}).items():
         question = rows[name]["conversations"][0]["value"]
-        pictures = image_refs(rows[name])
+        images = image_refs(rows[name])
         v = golden.model.visual_tokens
-        made = prompt(question, len(pictures), golden.tokenizer, data, v)
+        made = prompt(question, len(images), golden.tokenizer, data, v)
         ids, _ = _collapsed(made, v)
         errors[f"prompt_ids/{name}"] = 0.0 if ids == wanted["prompt_ids"] else math.inf
         # transformers puts BOS in front of what it generates from embeddings.
@@ -257,7 +257,7 @@ def _check_answers(golden: Golden) -> dict[str, float]:
             queries=made.queries[None],
             query_segments=np.ones((1, len(made.queries)), np.int32),
             query_ends=made.query_ends[None],
-            pixels=np.stack([_pixels(golden, p) for p in pictures])[None],
+            pixels=np.stack([_pixels(golden, p) for p in images])[None],
         )
         generate = build_generator(golden.model, len(greedy), golden.tokenizer.eos_token_id)
         found = np.asarray(generate(golden.params, batch))[0]

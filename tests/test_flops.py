@@ -101,7 +101,7 @@ def test_compressor_alone(name, stride):
     assert_counted(fitting(name, kernel=stride, stride=stride, heads=4, fusion_layers=0))
 
 
-# The lone convolution is so little work that resizing its kernel, once for all pictures, outweighs it.
+# The lone convolution is so little work that resizing its kernel, once for all images, outweighs it.
 @pytest.mark.parametrize("name", [name for name in ELASTIC if name != "conv"])
 def test_compressor_at_every_v(name):
     assert_counted(fitting(name, elastic=(1, 4, 16, 64), heads=4))
@@ -233,14 +233,14 @@ def test_an_answer_is_the_sum_of_its_parts():
     assert parts["decode"] == steps
     assert parts["tower"] == flops.tower_flops(MODEL.vision)
     assert flops.answer_flops(MODEL, 10, 20, 4, include_tower=False) == {**parts, "tower": 0.0}
-    # A picture of four tiles, whose map lost some of its tokens and gained newlines.
+    # An image of four tiles, whose map lost some of its tokens and gained newlines.
     tiled = flops.answer_flops(MODEL, 10, 20, 4, squares=5, visual=70)
     assert tiled["tower"] == 5 * parts["tower"] and tiled["compressor"] == 5 * parts["compressor"]
     assert tiled["prefill"] == flops.decoder_flops(decoder, 90, 90, 1) and tiled["query"] == parts["query"]
 
 
 @pytest.mark.parametrize(
-    "stage, pictures, cached, compressor",
+    "stage, images, cached, compressor",
     [
         (0, 0, True, "quecc"),
         (0, 1, True, "quecc"),
@@ -256,14 +256,14 @@ def test_an_answer_is_the_sum_of_its_parts():
         (1, 1, True, "prumerge"),
     ],
 )
-def test_a_training_step(stage, pictures, cached, compressor):
+def test_a_training_step(stage, images, cached, compressor):
     model = dataclasses.replace(
         MODEL, compressor=fitting(compressor, kernel=4, stride=4, heads=4, fusion_layers=1)
     )
     config = dataclasses.replace(
         CONFIG,
         model=model,
-        data=dataclasses.replace(CONFIG.data, cached_features=cached, images_per_row=pictures),
+        data=dataclasses.replace(CONFIG.data, cached_features=cached, images_per_row=images),
         train=dataclasses.replace(CONFIG.train, stage=stage),
     )
     trainer = build_trainer(config, make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1]))

@@ -23,12 +23,14 @@ from tests.train.test_progress import record
 )
 def test_what_lies_in_a_bucket(path, remote):
     assert paths.is_remote(path) == remote
-    assert paths.is_remote(paths.place(path)) == remote
-    assert str(paths.place(path) / "x") == (f"{path}/x" if remote else str(paths.Path(path, "x").absolute()))
-    assert paths.place(path).name == path.rpartition("/")[2]
+    assert paths.is_remote(paths.as_path(path)) == remote
+    assert str(paths.as_path(path) / "x") == (
+        f"{path}/x" if remote else str(paths.Path(path, "x").absolute())
+    )
+    assert paths.as_path(path).name == path.rpartition("/")[2]
 
 
-def test_configs_rows_and_pictures(bucket):
+def test_configs_rows_and_images(bucket):
     save_config(RunConfig(out="gs://bucket/run"), "gs://bucket/run/config.json")
     assert load_config("gs://bucket/run/config.json") == RunConfig(out="gs://bucket/run")
     with pytest.raises(UserError, match=r"gs://bucket/no/config\.json does not exist"):
@@ -46,7 +48,7 @@ def test_configs_rows_and_pictures(bucket):
 def test_tokenizers_there_and_back(bucket, tmp_path):
     train_word_tokenizer(["how many dots"], tmp_path / "tokenizer")
     (tmp_path / "tokenizer" / "model.safetensors").write_text("weights")
-    copy_tokenizer(str(tmp_path / "tokenizer"), paths.place("gs://bucket/run/tokenizer"))
+    copy_tokenizer(str(tmp_path / "tokenizer"), paths.as_path("gs://bucket/run/tokenizer"))
     assert {p.name for p in (bucket / "run" / "tokenizer").iterdir()} == {
         p.name for p in (tmp_path / "tokenizer").iterdir()
     } - {"model.safetensors"}
@@ -61,7 +63,7 @@ def test_tokenizers_there_and_back(bucket, tmp_path):
 
 
 def test_records_survive_in_a_bucket(bucket, monkeypatch):
-    run = paths.place("gs://bucket/run")
+    run = paths.as_path("gs://bucket/run")
     records = Records(run, 0)
     for step in (1, 2, 3):
         records.write(record(step))

@@ -79,16 +79,16 @@ def random_like(shapes: Any, seed: int = 0) -> Any:
     return jax.tree_util.tree_map_with_path(one, shapes)
 
 
-def random_batch(config: RunConfig, seed: int = 0, pictures: list[int] | None = None) -> Batch:
-    """A batch whose row r holds pictures[r] pictures (default 0, 1, 2, 0, ...), random text and answers."""
+def random_batch(config: RunConfig, seed: int = 0, images: list[int] | None = None) -> Batch:
+    """A batch whose row r holds images[r] images (default 0, 1, 2, 0, ...), random text and answers."""
     rng = np.random.default_rng(seed)
     model, data, b = config.model, config.data, config.train.batch_size
     s, i, v = data.max_length, data.images_per_row, model.visual_tokens
-    pictures = pictures or [r % (i + 1) for r in range(b)]
+    images = images or [r % (i + 1) for r in range(b)]
     tokens, slots = np.zeros((b, s), np.int32), np.full((b, s), -1, np.int32)
     labels, segments = np.full((b, s), IGNORE, np.int32), np.zeros((b, s), np.int32)
     query_ends, q = np.full((b, i), -1, np.int32), row_limit(data, i)
-    for r, count in enumerate(pictures):
+    for r, count in enumerate(images):
         length = int(rng.integers(count * v + 8, s + 1)) if count * v + 8 <= s else s
         tokens[r, :length] = rng.integers(1, model.decoder.vocab_size, length)
         tokens[r, 1 : 1 + count * v] = 0
@@ -112,9 +112,9 @@ def random_batch(config: RunConfig, seed: int = 0, pictures: list[int] | None = 
 
 
 def asked(batch: Batch) -> list[tuple[int, int, np.ndarray]]:
-    """(row, picture, ids) of every question of a batch."""
+    """(row, image, ids) of every question of a batch."""
     queries, segments, ends = batch.queries, batch.query_segments, batch.query_ends
     return [
-        (row, picture, question_ids(queries[row], segments[row], ends[row, picture]))
-        for row, picture in np.argwhere(ends >= 0)
+        (row, image, question_ids(queries[row], segments[row], ends[row, image]))
+        for row, image in np.argwhere(ends >= 0)
     ]

@@ -329,14 +329,16 @@ def _convolution_flops(conv: Instruction, computation: Computation) -> int:
         stride, left_step, kernel_step = (
             int(per_axis(name, "1")[i]) for name in ("stride", "lhs_dilate", "rhs_dilate")
         )
-        size, taps, places = (
+        size, taps, positions = (
             dims[labels.index(label)]
             for dims, labels in ((left, left_labels), (kernel, kernel_labels), (out, out_labels))
         )
         products *= sum(
             0 <= at <= (size - 1) * left_step and at % left_step == 0
-            for place in range(places)
-            for at in range(place * stride - low, place * stride - low + taps * kernel_step, kernel_step)
+            for position in range(positions)
+            for at in range(
+                position * stride - low, position * stride - low + taps * kernel_step, kernel_step
+            )
         )
     rows, inputs = left[left_labels.index("b")], kernel[kernel_labels.index("i")]
     outputs = out[out_labels.index("f")]

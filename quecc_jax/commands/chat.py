@@ -1,4 +1,4 @@
-"""Talks about pictures: `python -m launch.chat --checkpoint RUN`, or with `--web` in the browser."""
+"""Talks about images: `python -m launch.chat --checkpoint RUN`, or with `--web` in the browser."""
 
 import dataclasses
 import sys
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from quecc_jax.generate.questions import Limits, ReadImage, Usage
 
 HELP = """\
-/image FILE   begin a new conversation about a picture
-/add FILE     a further picture, before the first question
-/reset        begin anew, with the same pictures
+/image FILE   begin a new conversation about an image
+/add FILE     a further image, before the first question
+/reset        begin anew, with the same images
 /help         this list
 /quit         leave (so does Ctrl-D)
 Anything else is said to the model."""
@@ -32,10 +32,10 @@ class Options(Answering):
     checkpoint: Path
     """Directory of a trained run."""
     image: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """Picture to begin with."""
+    """Image to begin with."""
     query: Literal["own", "latest"] = "own"
-    """Whose words condition the compressor: those of the turn that shows the picture, as in training and in
-    the original, or the latest question's, which compresses the picture anew at every turn."""
+    """Whose words condition the compressor: those of the turn that shows the image, as in training and in
+    the original, or the latest question's, which compresses the image anew at every turn."""
     web: bool = False
     """Serve a page instead of talking in the terminal."""
     host: str = "127.0.0.1"
@@ -43,9 +43,9 @@ class Options(Answering):
     port: int = 7860
     """Port of --web; 0 picks a free one."""
     max_upload_mb: float = 10.0
-    """Largest picture file that --web accepts, in megabytes."""
+    """Largest image file that --web accepts, in megabytes."""
     max_pixels: int = 25_000_000
-    """Largest picture that --web accepts, in pixels."""
+    """Largest image that --web accepts, in pixels."""
 
 
 class Chat:
@@ -89,7 +89,7 @@ def command(line: str, talk: Chat) -> str | None:
     """Carries out a line that begins with a slash; what to print, or None to leave.
 
     Raises:
-      UserError: an unknown command, or a picture that cannot be read or has no room.
+      UserError: an unknown command, or an image that cannot be read or has no room.
     """
     name, _, rest = line.partition(" ")
     file = rest.strip().strip("'\"")
@@ -99,23 +99,21 @@ def command(line: str, talk: Chat) -> str | None:
         return HELP
     if name == "/reset":
         talk.history = ()
-        return "a new conversation" + (" about the same pictures" if talk.images else "")
+        return "a new conversation" + (" about the same images" if talk.images else "")
     if name not in ("/image", "/add"):
         raise UserError(f"{name} is not a command; /help lists them")
     if not file:
-        raise UserError(f"{name} needs a file, as in {name} picture.png")
+        raise UserError(f"{name} needs a file, as in {name} image.png")
     if name == "/add" and talk.history:
         raise UserError("the conversation has begun; /image begins another, /reset begins anew")
     room = talk.engine.config.data.images_per_row
     if name == "/add" and len(talk.images) >= room > 0:
-        raise UserError(
-            f"the model was trained with at most {room} pictures a question; /image replaces them"
-        )
+        raise UserError(f"the model was trained with at most {room} images a question; /image replaces them")
     check_reference(file)
     image = talk.engine.image(Path(file).expanduser())
     talk.images = (*talk.images, image) if name == "/add" else (image,)
     talk.history = ()
-    return f"{file} is picture {len(talk.images)}; ask about it"
+    return f"{file} is image {len(talk.images)}; ask about it"
 
 
 def chat(talk: Chat, read: Callable[[str], str] = input) -> None:

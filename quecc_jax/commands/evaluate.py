@@ -45,16 +45,16 @@ class Options:
     """Benchmarks: whose rule reads the answers, where official programs differ, as TASK=NAME between commas,
     such as mmmu=lmms_eval,mme=lmms_eval; others are read as papers do. results.json names the rule."""
     images: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
-    """What a .json file's picture paths are relative to; None for the file's own folder."""
+    """What a .json file's image paths are relative to; None for the file's own folder."""
     max_new_tokens: int | None = None
     """Longest answer, in tokens; None for 32, and on benchmarks for what the program allows whose prompts
     they have."""
     visual_tokens: int = 0
-    """Tokens V that a picture becomes, of those that an elastic model serves; 0 takes the most."""
+    """Tokens V that an image becomes, of those that an elastic model serves; 0 takes the most."""
     template: str = ""
     """Conversation template to ask with, one of data.template; by default the run's own."""
     image_decoding: Literal["run", "upright", "original"] = "run"
-    """Pixels of a picture's file, instead of the run's own data.image_decoding; published numbers come from
+    """Pixels of an image's file, instead of the run's own data.image_decoding; published numbers come from
     `original`: not turned by EXIF, grey of 16 bits clipped."""
     batch_size: int = 64
     """Questions answered at a time."""
@@ -65,7 +65,7 @@ class Options:
     seed: int = 0
     """Benchmarks: seed of the bootstrap."""
     html: bool = False
-    """Benchmarks: write failures.html, wrong answers with their pictures."""
+    """Benchmarks: write failures.html, wrong answers with their images."""
 
 
 def run(options: Options) -> None:
@@ -215,7 +215,7 @@ def open_source(data: Path, images: Path | None) -> SourceConfig:
     if not data.exists():
         raise UserError(f"--data {data} does not exist; give a pool's directory or a LLaVA-format .json file")
     if images is not None and not images.is_dir():
-        raise UserError(f"--images {images} is not a folder; give the one that holds the pictures")
+        raise UserError(f"--images {images} is not a folder; give the one that holds the images")
     if data.is_dir():
         return SourceConfig(kind="pool", path=str(data))
     return SourceConfig(kind="llava_json", path=str(data), images=str(images or data.parent))

@@ -18,9 +18,9 @@ class Options(Answering):
     checkpoint: Path
     """Directory of a trained run."""
     question: str
-    """What to ask. Pictures come first, in order, unless it says where with `<image>`."""
+    """What to ask. Images come first, in order, unless it says where with `<image>`."""
     image: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
-    """Picture that the question is about; repeat the option for several, leave it out for none."""
+    """Image that the question is about; repeat the option for several, leave it out for none."""
     explain: Annotated[Path | None, tyro.conf.arg(metavar="PNG")] = None
     """Draw where the compressor looks for the question, and for another, side by side."""
     other_question: str = "image"
@@ -31,7 +31,7 @@ def run(options: Options) -> None:
     """Prints the answer while it comes, and draws."""
     limits = options.limits()
     if options.explain is not None and not options.image:
-        raise UserError("--explain draws on a picture; give one with --image")
+        raise UserError("--explain draws on an image; give one with --image")
     # Imported late, so that --help and mistakes in the command line answer at once.
     from quecc_jax.data.references import check_reference
     from quecc_jax.generate.questions import Question

@@ -32,7 +32,7 @@ class Answering:
     """Of what is drawn: the same seed, the same answer."""
 
     visual_tokens: int = 0
-    """Tokens V that a picture becomes, of those that an elastic model serves; 0 takes the most."""
+    """Tokens V that an image becomes, of those that an elastic model serves; 0 takes the most."""
     template: str = ""
     """Conversation template to ask with, one of data.template; by default the run's own."""
     mesh: MeshConfig = dataclasses.field(default_factory=lambda: MeshConfig(1, 1, 1))

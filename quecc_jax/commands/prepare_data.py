@@ -105,7 +105,7 @@ def as_array_record(options: Options) -> None:
             skip_bad=options.bad == "skip",
             workers=options.workers or os.cpu_count() or 1,
             progress=show,
-            shard_pictures=options.shard_images,
+            shard_images=options.shard_images,
         )
     lost, size = manifest["unreadable"], manifest["bytes"]
     print(
@@ -139,7 +139,7 @@ def as_tfds(options: Options) -> None:
 
 
 def write_features(options: Options) -> None:
-    """Stores the tower's states of prepared pictures."""
+    """Stores the tower's states of prepared images."""
     from quecc_jax.data.sources import feature_store
     from quecc_jax.data.sources.array_record import open_prepared, prepared_images
     from quecc_jax.experiments.testbed.tower import feature_fn
@@ -151,14 +151,14 @@ def write_features(options: Options) -> None:
     vision = config.model.tower
     made = prepared.recipe if prepared.recipe.size else options
     data = dataclasses.replace(config.data, image_aspect=made.aspect, image_decoding=made.decoding)
-    pictures, total = prepared_images(prepared, vision, data), len(prepared.pictures)
+    images, total = prepared_images(prepared, vision, data), len(prepared.images)
     fingerprint = tower_fingerprint(params["vision"], vision, data)
     began = time.monotonic()
     with bar("images") as show:
         stored = feature_store.write_features(
             options.out,
             total,
-            pictures,
+            images,
             feature_fn(vision, params["vision"]),
             options.batch_size,
             fingerprint,

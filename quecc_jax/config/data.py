@@ -89,11 +89,11 @@ class DataConfig:
     that encoder; one that the run names (tower_from, init_from) must be the one that made them."""
     too_long: Literal["error", "truncate", "drop"] = "truncate"
     """What becomes of a row above max_length. Truncation cuts text only, and a row whose image it would
-    cut is an error; a dropped row leaves its place in the batch empty. Both are counted."""
+    cut is an error; a dropped row leaves its row of the batch empty. Both are counted."""
     batching: Literal["pad", "grouped", "packed"] = "pad"
     """What a row of a batch is. `pad`: one conversation, padded to max_length. `grouped`: the same, but all
     rows of a batch have images or none has, and their lengths are alike, so that a batch can be shorter
-    and one of text has no image places. `packed`: as many conversations as fit, each a segment that sees
+    and one of text has no image slots. `packed`: as many conversations as fit, each a segment that sees
     itself alone. The latter two need every row's length, so the text of all rows is encoded once, before
     the first step, and the lengths are kept in `cache`."""
     lookahead_rows: int = 8192
@@ -102,13 +102,13 @@ class DataConfig:
     """`grouped`: how many lengths a batch may have: max_length, a half, a quarter, ... of it. Each is compiled
     once; 1 gives all batches max_length."""
     packed_images: int = 0
-    """`packed`: images I that a packed row has room for; what finds no place begins another row. The tower
-    works on empty places too. 0 takes max_length / (V + 256), a conversation of 256 text tokens each."""
+    """`packed`: images I that a packed row has room for; what does not fit begins another row. The tower
+    works on empty slots too. 0 takes max_length / (V + 256), a conversation of 256 text tokens each."""
     cache: str = ""
     """Folder for the lengths of rows, kept between runs; empty takes quecc_jax in the user's cache folder."""
     bad_rows: Literal["error", "skip"] = "error"
     """What becomes of a row that cannot be learned from (`errors.Fault` lists the reasons): it ends the run
-    naming file and line, or it leaves its place empty and is counted in the run's data_report.json."""
+    naming file and line, or it leaves its row empty and is counted in the run's data_report.json."""
     max_bad_share: float = 0.01
     """Share of skipped rows among those read, counted as 1000 at least, above which the run ends."""
     image_decoding: ImageDecoding = "upright"
@@ -125,10 +125,10 @@ class DataConfig:
         """Most tokens Q of a question for the compressor."""
         return self.query_length or self.max_length
 
-    def row_images(self, visual_tokens: int, places: int = 1) -> int:
+    def row_images(self, visual_tokens: int, crops: int = 1) -> int:
         """Images I that a row of a batch has room for, where an image is `visual_tokens` tokens V, or
-        with tiles up to `places` times V, in as many places of the I."""
+        with tiles up to `crops` times V, in as many of the I slots."""
         if self.batching != "packed" or not self.images_per_row:
-            return self.images_per_row * places
-        fitting = -(-self.max_length // (visual_tokens * places + 256))
-        return self.packed_images or max(self.images_per_row, fitting) * places
+            return self.images_per_row * crops
+        fitting = -(-self.max_length // (visual_tokens * crops + 256))
+        return self.packed_images or max(self.images_per_row, fitting) * crops

@@ -16,7 +16,7 @@ from quecc_jax.config.compressors import config_class
 from quecc_jax.config.renamed import with_new_names
 from quecc_jax.errors import Note, UserError
 from quecc_jax.json_text import decoded, parsed
-from quecc_jax.paths import place, write_text
+from quecc_jax.paths import as_path, write_text
 
 T = TypeVar("T")
 
@@ -134,7 +134,7 @@ def load_config(path: str | os.PathLike[str]) -> RunConfig:
       UserError: the file is missing, is not JSON, or holds unknown or mistyped settings.
     """
     try:
-        data = parsed(decoded(str(path), place(path).read_bytes()))
+        data = parsed(decoded(str(path), as_path(path).read_bytes()))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; is this the directory of a run?") from None
     except (OSError, ValueError) as error:

@@ -73,12 +73,12 @@ class VisionConfig:
 
     @property
     def tiles_seen(self) -> int:
-        """Squares of image_size that the tower sees of one image, over all scales."""
+        """Tiles of image_size that the tower sees of one image, over all scales."""
         return sum(scale * scale for scale in self.scales)
 
     @property
-    def places(self) -> int:
-        """Places among a row's images that one image takes at most: the whole and its tiles."""
+    def max_crops(self) -> int:
+        """Crops that one image has at most, each one of the I images of a row: the whole and its tiles."""
         return 1 + max((rows * columns for rows, columns in self.tiles), default=0)
 
     @property

@@ -17,7 +17,7 @@ def hidden_indices(config: VisionConfig) -> tuple[int, ...]:
 
 
 def state_shape(config: VisionConfig) -> tuple[int, int, int]:
-    """(rows, K, D) of what is kept of the tower for one picture: K hidden states, and behind them a layer's
+    """(rows, K, D) of what is kept of the tower for one image: K hidden states, and behind them a layer's
     queries and keys where these are kept."""
     return config.rows, len(hidden_indices(config)) + 2 * config.keep_attention, config.feature_width
 
@@ -31,7 +31,7 @@ def compressor_sizes(config: ModelConfig) -> Sizes:
 
 
 def first_token(config: ModelConfig, visual_tokens: int) -> int:
-    """Which of the T tokens that the compressor makes of a picture is the first of those of this V."""
+    """Which of the T tokens that the compressor makes of an image is the first of those of this V."""
     scales = config.output_token_groups
     return 0 if len(scales) == 1 else sum(scales[: scales.index(visual_tokens)])
 
@@ -50,14 +50,14 @@ def at_visual_tokens(config: ModelConfig, visual_tokens: int = 0) -> ModelConfig
     v = visual_tokens or config.visual_tokens
     if v not in choices:
         known = " or ".join(map(str, choices))
-        raise UserError(f"this model makes {known} visual tokens of a picture, not {v}; ask for one of them")
+        raise UserError(f"this model makes {known} visual tokens of an image, not {v}; ask for one of them")
     if not config.compressor.elastic:
         return config
     return dataclasses.replace(config, compressor=exchanged(config.compressor, tokens=v))
 
 
 def tiled_tokens(config: ModelConfig) -> int:
-    """Tokens of an any-resolution picture that fills its largest map, newlines included."""
+    """Tokens of an any-resolution image that fills its largest map, newlines included."""
     v = config.visual_tokens
     side = math.isqrt(v) if config.has_newline else 0
     return max(v * (1 + rows * columns) + rows * side for rows, columns in config.vision.tiles)

@@ -76,7 +76,7 @@ def validate(config: RunConfig) -> None:
             "train.stage 1 has nothing to train: neither compressor nor projector has "
             "parameters; choose stage 0 or 2"
         )
-    _check_data(config.data, vision.places)
+    _check_data(config.data, vision.max_crops)
     if vision.tiles:
         _check_tiles(config)
         visual = tiled_tokens(config.model)
@@ -125,7 +125,7 @@ def _query_checks(config: RunConfig) -> list[tuple[bool, str]]:
     query, depth, stage = config.model.query, config.model.decoder.depth, config.train.stage
     early, own, data = query.encoder == "early_exit", not query.reads_decoder, config.data
     scaling = config.model.decoder.rope_scaling
-    # Nobody asks where there is no picture, or a compressor that does not listen; weights alone have no text.
+    # Nobody asks where there is no image, or a compressor that does not listen; weights alone have no text.
     idle = not (config.model.compressor.reads_question and data.images_per_row and data.tokenizer)
     return [
         (
@@ -166,7 +166,7 @@ def _query_checks(config: RunConfig) -> list[tuple[bool, str]]:
 
 
 def _check_tiles(config: RunConfig) -> None:
-    """Checks that pictures of any resolution can be had."""
+    """Checks that images of any resolution can be had."""
     vision, data = config.model.vision, config.data
     if not all(len(grid) == 2 and min(grid) > 0 for grid in vision.tiles):
         raise UserError(
@@ -175,7 +175,7 @@ def _check_tiles(config: RunConfig) -> None:
         )
     if vision.scales != (1,):
         raise UserError(
-            f"model.vision.tiles and vision.scales {vision.scales} both cut a picture into "
+            f"model.vision.tiles and vision.scales {vision.scales} both cut an image into "
             "tiles; leave one of them out"
         )
     if config.model.elastic_choices:
@@ -185,20 +185,20 @@ def _check_tiles(config: RunConfig) -> None:
         )
     if data.images_per_row and (data.cached_features or any(s.kind == "pool" for s in data.sources)):
         raise UserError(
-            "model.vision.tiles need the pictures themselves, but a pool or data.cached_features "
+            "model.vision.tiles need the images themselves, but a pool or data.cached_features "
             "holds squares of them; name their files, or leave vision.tiles out"
         )
 
 
-def _check_data(data: DataConfig, places: int) -> None:
+def _check_data(data: DataConfig, crops: int) -> None:
     """Checks the numbers that say how batches are formed."""
     if data.lookahead_rows < 1 or data.num_length_buckets < 1:
         raise UserError(
             f"data.lookahead_rows {data.lookahead_rows} or data.num_length_buckets {data.num_length_buckets} is "
             "below 1; raise it"
         )
-    if 0 < data.packed_images < data.images_per_row * places:
-        each = f" x {places} with its tiles" if places > 1 else ""
+    if 0 < data.packed_images < data.images_per_row * crops:
+        each = f" x {crops} with its tiles" if crops > 1 else ""
         raise UserError(
             f"data.packed_images {data.packed_images} is less than the data.images_per_row "
             f"{data.images_per_row}{each} that one conversation may have; raise it"

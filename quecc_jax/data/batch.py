@@ -15,7 +15,7 @@ IGNORE = -100
 """Label of a position that carries no loss."""
 
 NEWLINE = np.iinfo(np.int32).max
-"""Slot of the learned vector that ends a row of an any-resolution picture's map of tokens."""
+"""Slot of the learned vector that ends a row of an any-resolution image's map of tokens."""
 
 Array = Any
 """np.ndarray on the host, jax.Array on the device, jax.ShapeDtypeStruct for compiling ahead of time."""
@@ -40,7 +40,7 @@ class Batch(NamedTuple):
     segments: Int32[Array, "B S"]
     """1, 2, ... for the conversations packed into the row, 0 for padding."""
     queries: Int32[Array, "B Q"]
-    """bare questions (BOS first) that condition the pictures' compression, one behind the other; Q is
+    """bare questions (BOS first) that condition the images' compression, one behind the other; Q is
     one of `queries.query_buckets`."""
     query_segments: Int32[Array, "B Q"]
     """1, 2, ... for the questions of the row, 0 for padding."""
@@ -100,11 +100,11 @@ def batch_spec(
 ) -> Batch:
     """Shapes and dtypes of a batch of `rows` rows, for initialisation and ahead-of-time compiling.
 
-    Grouped batches may be shorter, and without image places; this is the largest, with queries of
+    Grouped batches may be shorter, and without image slots; this is the largest, with queries of
     `query_length` tokens, one of `queries.query_buckets`, or the longest for 0.
     """
     b, s, vision = rows, data.max_length, model.vision
-    i = data.row_images(model.visual_tokens, vision.places)
+    i = data.row_images(model.visual_tokens, vision.max_crops)
     q = (query_length or query_buckets(data, model)[-1]) if i else 0
 
     def ints(*shape: int) -> Any:

@@ -47,14 +47,14 @@ class Collate:
         if i and self.data.cached_queries:
             query_features = np.zeros((b, i, self.width), np.float16)
         truncated, cut_questions, left_out = list[int](), list[int](), list[LeftOut]()
-        for place, row in enumerate(ids.tolist()):
-            start, picture, segment, question = 0, 0, 0, 0
+        for index, row in enumerate(ids.tolist()):
+            start, image, segment, question = 0, 0, 0, 0
             for identity in row:
                 if identity < 0:
                     continue
                 try:
-                    made, query = self._sample(identity, None if seen is None else seen[place, picture:])
-                    pictures = made.places
+                    made, query = self._sample(identity, None if seen is None else seen[index, image:])
+                    images = made.crops
                 except BadRow as bad:
                     left_out.append(LeftOut(identity, bad.fault, str(bad)))
                     continue
@@ -68,28 +68,28 @@ class Collate:
                         )
                     )
                     continue
-                laid = self.slots(made.codes, made.loss, picture, plan.visual_tokens)
+                laid = self.slots(made.codes, made.loss, image, plan.visual_tokens)
                 length = len(laid[0])
                 here, segment = slice(start, start + length), segment + 1
-                codes[place, here], loss[place, here] = laid
-                segments[place, here] = segment
-                positions[place, here] = np.arange(length)
-                asked[place].append(made.queries)
-                query_ends[place, picture : picture + pictures] = question + made.query_ends
+                codes[index, here], loss[index, here] = laid
+                segments[index, here] = segment
+                positions[index, here] = np.arange(length)
+                asked[index].append(made.queries)
+                query_ends[index, image : image + images] = question + made.query_ends
                 question += len(made.queries)
                 if query is not None and query_features is not None:
-                    query_features[place, picture : picture + pictures] = query
-                start, picture = start + length, picture + pictures
+                    query_features[index, image : image + images] = query
+                start, image = start + length, image + images
                 if made.cut:
                     truncated.append(identity)
                 if made.query_cut:
                     cut_questions.append(identity)
         q = (plan.query_length or bucket(max(sum(map(len, row)) for row in asked), self.buckets)) if i else 0
         queries, query_segments = np.zeros((2, b, q), np.int32)
-        for place, row_asked in enumerate(asked):
+        for index, row_asked in enumerate(asked):
             flat = np.concatenate([np.zeros(0, np.int32), *row_asked])
-            queries[place, : len(flat)] = flat
-            query_segments[place] = question_segments(query_ends[place][query_ends[place] >= 0], q)
+            queries[index, : len(flat)] = flat
+            query_segments[index] = question_segments(query_ends[index][query_ends[index] >= 0], q)
         cached = self.data.cached_features
         batch = batch_of(
             codes,
@@ -119,12 +119,12 @@ class Collate:
         """
         source, row = self.sources[identity >> 32], identity & 0xFFFFFFFF
         made = source.encoded(row)
-        if not len(made.codes) or not made.places or seen is None:
+        if not len(made.codes) or not made.crops or seen is None:
             return made, None
         query = source.query(row) if self.data.cached_queries else None
         try:
             (source.write_features if self.data.cached_features else source.write_pixels)(row, seen)
         except BadRow:
-            seen[: made.places] = 0
+            seen[: made.crops] = 0
             raise
         return made, query

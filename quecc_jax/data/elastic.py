@@ -20,8 +20,8 @@ GRANULE = 128
 
 def drawn(values: Sequence[int], seed: int, number: int) -> int:
     """V of the number-th batch: every len(values) batches in a row have each V once, in random order."""
-    turn, place = divmod(number, len(values))
-    return values[permutation(len(values), seed, turn, 3)[place]]
+    turn, index = divmod(number, len(values))
+    return values[permutation(len(values), seed, turn, 3)[index]]
 
 
 def row_length(data: DataConfig, largest: int, visual_tokens: int) -> int:
@@ -78,23 +78,23 @@ class Slots:
         self.stride += model.vision.keep_cls
 
     def __call__(
-        self, codes: np.ndarray, loss: np.ndarray, picture: int, visual_tokens: int
+        self, codes: np.ndarray, loss: np.ndarray, image: int, visual_tokens: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """A conversation's codes and loss mask (`Encoded`), laid out for the largest V, at this V.
 
         Args:
           codes: int32 [L], slots counted from the conversation's first image.
           loss: bool [L]
-          picture: the conversation's first among the images of its row.
+          image: the conversation's first among the images of its row.
           visual_tokens: V; 0 is that of the layout, the largest.
 
         Returns:
           The same for a row: int32 [L'] and bool [L'], slots counted through the row's [I * T] tokens.
         """
         visual_tokens = visual_tokens or self.laid_out
-        number, place = np.divmod(-1 - codes, self.laid_out)
+        number, index = np.divmod(-1 - codes, self.laid_out)
         text = codes >= 0
-        kept = text | (place < visual_tokens)
-        slots = (picture + number) * self.stride + first_token(self.model, visual_tokens) + place
+        kept = text | (index < visual_tokens)
+        slots = (image + number) * self.stride + first_token(self.model, visual_tokens) + index
         slots = np.where(codes == -1 - NEWLINE, NEWLINE, slots)
         return np.where(text, codes, -1 - slots)[kept].astype(np.int32), loss[kept]

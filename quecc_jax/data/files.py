@@ -11,7 +11,7 @@ from typing import Any
 
 from quecc_jax.errors import UserError
 from quecc_jax.json_text import MARK, decoded, parsed, reason
-from quecc_jax.paths import is_remote, place
+from quecc_jax.paths import as_path, is_remote
 
 
 @contextlib.contextmanager
@@ -43,7 +43,7 @@ def read_text(path: str | Path) -> str:
     Raises:
       UserError: the file is missing or not UTF-8.
     """
-    path = place(path) if is_remote(path) else Path(path)
+    path = as_path(path) if is_remote(path) else Path(path)
     try:
         raw = path.read_bytes()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Pictures from files to the tower's input, as CLIP's image processor makes them."""
+"""Images from files to the tower's input, as CLIP's image processor makes them."""
 
 import dataclasses
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from quecc_jax.config import DataConfig, ImageDecoding, VisionConfig
 from quecc_jax.data.png import SIGNATURE, without_notes
 from quecc_jax.data.tiles import split
 from quecc_jax.errors import BadRow, UserError
-from quecc_jax.paths import is_remote, place
+from quecc_jax.paths import as_path, is_remote
 
 T = TypeVar("T")
 
@@ -31,7 +31,7 @@ MAX_ASPECT = 200
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF", "JPEG2000", "TGA", "ICO")
 """What is tried on a file. Pillow reads more; some of it, such as PostScript, by running programs."""
 
-Picture = str | Path | IO[bytes] | Image.Image
+ImageLike = str | Path | IO[bytes] | Image.Image
 """A path, an open file, or an image in memory."""
 
 ORIENTATION = 0x0112
@@ -53,7 +53,7 @@ BAND = 256
 
 
 def load_pixels(
-    image: Picture,
+    image: ImageLike,
     vision: VisionConfig,
     aspect: Literal["pad", "square"] = "pad",
     decoding: ImageDecoding = "upright",
@@ -87,7 +87,7 @@ def load_pixels(
 class ImageReader:
     """Reads a source's images, by their references in a row, as a run wants them."""
 
-    find: Callable[[Any], Picture | np.ndarray]
+    find: Callable[[Any], ImageLike | np.ndarray]
     """Where an image is, or its pixels where they are stored ready for the tower; raises BadRow."""
     vision: VisionConfig
     data: DataConfig
@@ -100,14 +100,14 @@ class ImageReader:
         return load_pixels(found, self.vision, data.image_aspect, data.image_decoding)
 
     def size(self, ref: Any) -> tuple[int, int]:
-        """Width and height in pixels, upright; raises as `picture_size`."""
+        """Width and height in pixels, upright; raises as `image_size`."""
         found = self.find(ref)
         if isinstance(found, np.ndarray):
             return found.shape[1], found.shape[0]
-        return picture_size(found, self.data.image_decoding)
+        return image_size(found, self.data.image_decoding)
 
 
-def open_image(image: Picture, decoding: ImageDecoding = "upright") -> Image.Image:
+def open_image(image: ImageLike, decoding: ImageDecoding = "upright") -> Image.Image:
     """The image as RGB of 8 bits.
 
     Alpha is dropped and the colours beneath it appear: LLaVA never composites. Of an animation the first
@@ -128,8 +128,8 @@ def open_image(image: Picture, decoding: ImageDecoding = "upright") -> Image.Ima
     return _opened(image, _upright_rgb if decoding == "upright" else _stored_rgb)
 
 
-def picture_size(
-    image: Picture, decoding: ImageDecoding = "upright", formats: tuple[str, ...] = FORMATS
+def image_size(
+    image: ImageLike, decoding: ImageDecoding = "upright", formats: tuple[str, ...] = FORMATS
 ) -> tuple[int, int]:
     """Width and height of what `open_image` gives, in pixels; no more is decoded than they need.
 
@@ -145,8 +145,8 @@ def picture_size(
     return _opened(image, size, formats)
 
 
-def _opened(image: Picture, read: Callable[[Image.Image], T], formats: tuple[str, ...] = FORMATS) -> T:
-    """What is read of a picture's file, after a look at its header."""
+def _opened(image: ImageLike, read: Callable[[Image.Image], T], formats: tuple[str, ...] = FORMATS) -> T:
+    """What is read of an image's file, after a look at its header."""
     if isinstance(image, str | Path):
         name = str(image)
     else:
@@ -155,7 +155,9 @@ def _opened(image: Picture, read: Callable[[Image.Image], T], formats: tuple[str
         if isinstance(image, Image.Image):
             _check_size(image, name)
             return read(image)
-        source = BytesIO(place(image).read_bytes()) if isinstance(image, str) and is_remote(image) else image
+        source = (
+            BytesIO(as_path(image).read_bytes()) if isinstance(image, str) and is_remote(image) else image
+        )
         try:
             return _read(source, name, read, formats)
         except UserError:
@@ -169,22 +171,22 @@ def _opened(image: Picture, read: Callable[[Image.Image], T], formats: tuple[str
     except UserError:
         raise
     except FileNotFoundError:
-        raise BadRow("picture missing", f"picture {name} does not exist; check the path") from None
+        raise BadRow("picture missing", f"image {name} does not exist; check the path") from None
     except (IsADirectoryError, PermissionError) as error:
         raise BadRow(
-            "picture missing", f"picture {name} cannot be opened ({error.strerror}); check the path"
+            "picture missing", f"image {name} cannot be opened ({error.strerror}); check the path"
         ) from None
     except UnidentifiedImageError:
         raise BadRow(
-            "picture broken", f"picture {name} is not a picture, or none of {', '.join(formats)}; convert it"
+            "picture broken", f"image {name} is not an image, or none of {', '.join(formats)}; convert it"
         ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise BadRow(
-            "picture size", f"picture {name} has more than {MAX_PIXELS:,} pixels; make it smaller"
+            "picture size", f"image {name} has more than {MAX_PIXELS:,} pixels; make it smaller"
         ) from None
     except Exception as error:
         # Decoders meet damaged files with exceptions of every kind: struct.error, IndexError, ...
-        raise BadRow("picture broken", f"picture {name} cannot be read ({error}); replace it") from None
+        raise BadRow("picture broken", f"image {name} cannot be read ({error}); replace it") from None
 
 
 def _read(
@@ -210,16 +212,16 @@ def _without_notes(source: str | Path | IO[bytes]) -> IO[bytes] | None:
 def _check_size(image: Image.Image, name: str) -> None:
     width, height = image.size
     if not width or not height:
-        raise BadRow("picture size", f"picture {name} is empty ({width} x {height} pixels); replace it")
+        raise BadRow("picture size", f"image {name} is empty ({width} x {height} pixels); replace it")
     if width * height > MAX_PIXELS:
         raise BadRow(
             "picture size",
-            f"picture {name} is {width} x {height}, more than {MAX_PIXELS:,} pixels; make it smaller",
+            f"image {name} is {width} x {height}, more than {MAX_PIXELS:,} pixels; make it smaller",
         )
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise BadRow(
             "picture size",
-            f"picture {name} is {width} x {height} pixels, one side more than "
+            f"image {name} is {width} x {height} pixels, one side more than "
             f"{MAX_ASPECT} times the other; crop it",
         )
 

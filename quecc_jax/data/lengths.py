@@ -19,7 +19,7 @@ from quecc_jax.data.packing import RowLengths
 from quecc_jax.data.sources.mixture import files_of
 from quecc_jax.data.sources.source import Source
 from quecc_jax.errors import BadRow
-from quecc_jax.paths import cache_folder, is_remote, place, replacing
+from quecc_jax.paths import as_path, cache_folder, is_remote, replacing
 
 FORMAT = 2
 """Raise it when the same rows come to have other lengths."""
@@ -34,7 +34,7 @@ CHUNK = 1024
 def measure(
     sources: Sequence[Source], data: DataConfig, visual_tokens: int, arranged: tuple[Any, ...] = ()
 ) -> RowLengths:
-    """Tokens of every row, the places of its images, of which no more than their sizes are read, and the
+    """Tokens of every row, the image slots it takes, for which no more than the sizes of its images are read, and the
     tokens of its questions; rows that are left out have none.
 
     The lengths of files are kept in `data.cache`, under the files' size and time of change and all settings
@@ -140,7 +140,7 @@ def _lengths(source: Source, start: int, stop: int) -> tuple[np.ndarray, Read]:
             left_out.append(LeftOut(row, error.fault, str(error)))
             continue
         if len(encoded.codes):
-            made[:, number] = len(encoded.codes), encoded.places, len(encoded.queries)
+            made[:, number] = len(encoded.codes), encoded.crops, len(encoded.queries)
         else:
             left_out.append(LeftOut(row, DROPPED, ""))
     return made, Read(stop - start, (), (), tuple(left_out))
@@ -160,9 +160,9 @@ def _files(config: SourceConfig) -> list[tuple[str, int, float]]:
     """Path, bytes and time of change of what a source's text is read from; empty where that is unknown."""
     if not config.path or config.kind == "pool":
         return []
-    path = place(config.path)
+    path = as_path(config.path)
     try:
-        files = sorted(path.glob("*.json")) if path.is_dir() else [*map(place, files_of(config.path))]
+        files = sorted(path.glob("*.json")) if path.is_dir() else [*map(as_path, files_of(config.path))]
         stats = [(str(file), file.stat()) for file in files]
     except OSError:
         return []
@@ -177,7 +177,7 @@ def _files(config: SourceConfig) -> list[tuple[str, int, float]]:
 def _tokenizer_stamp(directory: str) -> str:
     """Hash of a tokenizer's files; of large ones, which are weights beside it, the names alone."""
     stamp = hashlib.sha256()
-    for path in sorted(path for path in place(directory).iterdir() if path.is_file()):
+    for path in sorted(path for path in as_path(directory).iterdir() if path.is_file()):
         size = path.stat().length if is_remote(directory) else path.stat().st_size  # type: ignore[attr-defined]
         stamp.update(path.name.encode() + (path.read_bytes() if size < LARGE else b""))
     return stamp.hexdigest()

@@ -25,7 +25,7 @@ class BatchPlan(NamedTuple):
     length: int
     """Tokens S of a row."""
     images: int
-    """Pictures I of a row."""
+    """Images I of a row."""
     query_length: int = 0
     """Tokens Q of a row's queries; 0 for the shortest bucket that holds those of the rows."""
     visual_tokens: int = 0
@@ -37,7 +37,7 @@ class RowLengths(NamedTuple):
 
     tokens: np.ndarray
     """int32 [N], visual tokens included; 0 for a row that is left out."""
-    pictures: np.ndarray
+    image_counts: np.ndarray
     """int32 [N]"""
     queries: np.ndarray
     """int32 [N] tokens of the questions about a row's images."""
@@ -50,7 +50,7 @@ class RowLengths(NamedTuple):
 
     def digest(self) -> str:
         """Short hash: a stream that was drawn by other measures cannot be continued."""
-        drawn_by = (self.sizes, self.pictures)
+        drawn_by = (self.sizes, self.image_counts)
         content = b"".join(np.ascontiguousarray(field, np.int32).tobytes() for field in drawn_by)
         return hashlib.sha256(content).hexdigest()[:16]
 
@@ -90,7 +90,7 @@ class Grouped(Sequence[BatchPlan]):
     """Batches of one modality and of similar lengths, in random order, as LLaVA's sampler makes them.
 
     An epoch's rows with images fill batches, and so do those without; what is left of both shares the
-    one or two batches that may be mixed, the last of which may have empty places. The batches of each
+    one or two batches that may be mixed, the last of which may have empty rows. The batches of each
     modality are formed window by window, by length. A batch has the shortest length of `lengths` that
     holds its rows, and room for images only if it has any: text alone spares the tower's work.
 
@@ -129,20 +129,20 @@ class Grouped(Sequence[BatchPlan]):
         real = rows[rows >= 0]
         longest = int(self.measures.tokens[real].max(initial=0))
         length = next(length for length in self.lengths if length >= longest)
-        images = self.images if self.measures.pictures[real].any() else 0
+        images = self.images if self.measures.image_counts[real].any() else 0
         return BatchPlan(self.order.ids(rows), length, images, self.queries(real))
 
     @cachedmethod(lambda self: self._cache)
     def _grouped(self, epoch: int) -> np.ndarray:
-        """int64 [batches, B], the rows of every batch of an epoch, -1 for an empty place."""
+        """int64 [batches, B], the rows of every batch of an epoch, -1 for an empty row."""
         size = self.order.rows
         rows = self.order(epoch * size, (epoch + 1) * size)
-        tokens, pictures = self.measures.tokens[rows], self.measures.pictures[rows]
+        tokens, image_counts = self.measures.tokens[rows], self.measures.image_counts[rows]
         # Rows that are left out go where the one before goes, lest they gather in batches of nothing.
         before = np.maximum.accumulate(np.where(tokens > 0, np.arange(size), 0))
-        tokens, pictures = tokens[before], pictures[before]
+        tokens, image_counts = tokens[before], image_counts[before]
         batches, left = list[np.ndarray](), list[np.ndarray]()
-        for part in (np.flatnonzero(pictures), np.flatnonzero(pictures == 0)):
+        for part in (np.flatnonzero(image_counts), np.flatnonzero(image_counts == 0)):
             whole = len(part) // self.batch_size * self.batch_size
             left.append(part[whole:])
             full = part[:whole].reshape(-1, self.batch_size)
@@ -198,8 +198,8 @@ class Packed(Sequence[BatchPlan]):
         first = number * self.batch_size
         rows = [self._packed_row(first + k) for k in range(self.batch_size)]
         ids = np.full((len(rows), max(map(len, rows))), -1, np.int64)
-        for place, row in enumerate(rows):
-            ids[place, : len(row)] = self.order.ids(row)
+        for number, row in enumerate(rows):
+            ids[number, : len(row)] = self.order.ids(row)
         return BatchPlan(ids, self.length, self.images, self.queries(rows))
 
     def epoch(self, epoch: int = 0) -> int:
@@ -221,25 +221,25 @@ class Packed(Sequence[BatchPlan]):
     @cachedmethod(lambda self: self._cache)
     def _window(self, number: int) -> list[np.ndarray]:
         """The packed rows of one window."""
-        epoch, place = divmod(number, self.windows)
+        epoch, window = divmod(number, self.windows)
         size = self.order.rows
-        first, last = (size * k // self.windows for k in (place, place + 1))
+        first, last = (size * k // self.windows for k in (window, window + 1))
         rows = self.order(epoch * size + first, epoch * size + last)
-        packed = pack(self.measures.sizes[rows], self.measures.pictures[rows], self.length, self.images)
+        packed = pack(self.measures.sizes[rows], self.measures.image_counts[rows], self.length, self.images)
         shuffled = permutation(len(packed), self.order.seed, number, 2)
         return [rows[packed[k]] for k in shuffled]
 
 
-def pack(tokens: np.ndarray, pictures: np.ndarray, length: int, images: int) -> list[np.ndarray]:
+def pack(tokens: np.ndarray, image_counts: np.ndarray, length: int, images: int) -> list[np.ndarray]:
     """Fills packed rows with conversations, each into the fullest that still has room for it (best fit).
 
     Of two orders of filling, the one that needs fewer packed rows is taken: as they come, which wastes less
-    where many short conversations would use up the image places of a row, and the longest first, which
+    where many short conversations would use up the image slots of a row, and the longest first, which
     wastes less where only a few fit into a row.
 
     Args:
       tokens: int [n], at most `length` each.
-      pictures: int [n], at most `images` each.
+      image_counts: int [n], at most `images` each.
       length: tokens of a packed row.
       images: images of a packed row.
 
@@ -247,20 +247,20 @@ def pack(tokens: np.ndarray, pictures: np.ndarray, length: int, images: int) -> 
       Places among the n of the conversations in each packed row.
     """
     longest = np.argsort(-tokens, kind="stable")
-    as_they_come = _best_fit(tokens, pictures, length, images)
-    by_length = _best_fit(tokens[longest], pictures[longest], length, images)
+    as_they_come = _best_fit(tokens, image_counts, length, images)
+    by_length = _best_fit(tokens[longest], image_counts[longest], length, images)
     if len(by_length) < len(as_they_come):
         return [longest[row] for row in by_length]
     return [np.array(row) for row in as_they_come]
 
 
-def _best_fit(tokens: np.ndarray, pictures: np.ndarray, length: int, images: int) -> list[list[int]]:
+def _best_fit(tokens: np.ndarray, image_counts: np.ndarray, length: int, images: int) -> list[list[int]]:
     # Packed rows by the images and tokens that they have room for; bit t of a mask says whether any
     # has room for t tokens.
     rooms: list[dict[int, list[list[int]]]] = [{} for _ in range(images + 1)]
     masks = [0] * (images + 1)
     packed: list[list[int]] = []
-    for place, (size, needed) in enumerate(zip(tokens.tolist(), pictures.tolist(), strict=True)):
+    for number, (size, needed) in enumerate(zip(tokens.tolist(), image_counts.tolist(), strict=True)):
         room, slots = length + 1, -1
         for left in range(needed, images + 1):
             fitting = masks[left] >> size
@@ -275,7 +275,7 @@ def _best_fit(tokens: np.ndarray, pictures: np.ndarray, length: int, images: int
             row = same.pop()
             if not same:
                 masks[slots] ^= 1 << room
-        row.append(place)
+        row.append(number)
         rooms[slots - needed].setdefault(room - size, []).append(row)
         masks[slots - needed] |= 1 << (room - size)
     return packed

@@ -48,7 +48,7 @@ def make_iterator(
     Without weights every epoch of the joined sources visits each row once; with weights every source
     is repeated on its own, each of its epochs visiting each of its rows once. Each epoch has its own
     order. Batches run across the ends of epochs, but for the grouped ones, of which an epoch's last may
-    have empty places.
+    have empty rows.
 
     Args:
       data: Sources, template, lengths, batching and workers.
@@ -107,7 +107,7 @@ def plan_batches(
         "batching": data.batching,
     }
     plans: Sequence[BatchPlan]
-    images = data.row_images(model.visual_tokens, model.vision.places)
+    images = data.row_images(model.visual_tokens, model.vision.max_crops)
     buckets = query_buckets(data, model)
     measures = RowLengths(*np.zeros((3, 0), np.int32))
     if data.batching != "pad" or (images and len(buckets) > 1):
@@ -158,7 +158,7 @@ def eval_batches(
     data = dataclasses.replace(data, batching="pad", bad_rows="error")
     sources, strict = open_sources(data, model, fingerprint, prompts), Tally(data, 0)
     collate = Collate(sources, data, model)
-    images = data.row_images(model.visual_tokens, model.vision.places)
+    images = data.row_images(model.visual_tokens, model.vision.max_crops)
     ids = np.concatenate([row_ids(number, len(source)) for number, source in enumerate(sources)])
     for start in range(0, len(ids), batch_size):
         chosen = ids[start : start + batch_size]

@@ -14,7 +14,7 @@ Row = dict[str, Any]
 
 _OURS = frozenset(("id", "image", "conversations", "kind", "image_files"))
 """Keys that every reader knows; `image_files` keeps the paths of prepared images."""
-_PICTURES = re.compile(
+_IMAGES = re.compile(
     r"(images|imgs?|pictures?|photos?|pixel_values|(image|img)_(paths?|files?|urls?|base64)|jpe?g|png)", re.I
 )
 _OTHERS = re.compile(
@@ -29,7 +29,7 @@ _MEDIA = re.compile(
 )
 _PLACEHOLDER = r"<(video|audio|speech|sound|depth|thermal|point_?cloud)>"
 _BEGINS_OR_ENDS = re.compile(rf"^\s*{_PLACEHOLDER}|{_PLACEHOLDER}\s*$", re.I)
-_READ = "text and pictures are read; leave the row out"
+_READ = "text and images are read; leave the row out"
 _URL = re.compile(r"([a-z][a-z0-9+.-]+):/", re.I)
 
 
@@ -43,7 +43,7 @@ def image_refs(row: Row) -> list[Any]:
     refs = [] if image is None else list(image) if isinstance(image, list | tuple) else [image]
     for ref in refs:
         if not isinstance(ref, str | int | bytes) or isinstance(ref, bool) or ref == "":
-            raise BadRow("not a row", f"its picture {str(ref)[:40]!r} is not the path of a file; write it so")
+            raise BadRow("not a row", f"its image {str(ref)[:40]!r} is not the path of a file; write it so")
         if isinstance(ref, str):
             check_reference(ref)
     _check_others(row, bool(refs))
@@ -55,23 +55,23 @@ def check_reference(ref: str) -> None:
     if ref[:5].lower() == "data:":
         raise BadRow(
             "picture missing",
-            "its picture stands in the text as a data: address; write it into a file and give the path",
+            "its image stands in the text as a data: address; write it into a file and give the path",
         )
     found = _URL.match(ref)
     if found is None or found[1].lower() == "gs":
         return
     if found[1].lower() == "file":
-        raise BadRow("picture missing", f"picture {ref} is an address; give the path of the file alone")
+        raise BadRow("picture missing", f"image {ref} is an address; give the path of the file alone")
     raise BadRow(
         "picture missing",
-        f"picture {ref} is an address, and pictures by URL are not fetched; "
+        f"image {ref} is an address, and images by URL are not fetched; "
         "download it and give the path of the file",
     )
 
 
-def _check_others(row: Mapping[str, Any], pictures: bool) -> None:
+def _check_others(row: Mapping[str, Any], images: bool) -> None:
     for key in row.keys() - _OURS:
-        _check_key(key, row[key], pictures, "it")
+        _check_key(key, row[key], images, "it")
     turns = row.get("conversations")
     turns = [turn for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
     texts = [turn["value"] for turn in turns if isinstance(turn.get("value"), str)]
@@ -89,27 +89,27 @@ def _check_others(row: Mapping[str, Any], pictures: bool) -> None:
             raise BadRow("modality", f"turn {number} asks about {found[0].strip()}, and only {_READ}")
 
 
-def _check_key(key: Any, value: Any, pictures: bool, where: str) -> None:
+def _check_key(key: Any, value: Any, images: bool, where: str) -> None:
     """Refuses what a key holds if it is an input of the model.
 
     Args:
-      pictures: whether the row names images as it should; files of others are then notes about them.
+      images: whether the row names images as it should; files of others are then notes about them.
     """
     if value is None or isinstance(value, bool | int | float) or not value:
         return
     name = str(key)
     if _OTHERS.fullmatch(name):
         raise BadRow("modality", f"{where} has {name!r}, and only {_READ}")
-    if name.lower() == "images" or (not pictures and (name == "image" or _PICTURES.fullmatch(name))):
+    if name.lower() == "images" or (not images and (name == "image" or _IMAGES.fullmatch(name))):
         raise BadRow(
             "modality",
-            f"{where} has {name!r}, which is not read; name the pictures of a row "
+            f"{where} has {name!r}, which is not read; name the images of a row "
             "'image', a path or a list of paths",
         )
-    if not pictures and _is_media(value):
+    if not images and _is_media(value):
         raise BadRow(
             "modality",
-            f"{where} has {name!r}, a file that is not read; name the pictures of a row "
+            f"{where} has {name!r}, a file that is not read; name the images of a row "
             "'image', and leave rows with other files out",
         )
 

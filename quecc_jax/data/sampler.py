@@ -73,7 +73,7 @@ class Sampler:
         return np.concatenate(rows)[chosen]
 
     def _of(self, stream: int, size: int, counts: np.ndarray) -> np.ndarray:
-        """The rows of one shuffled and repeated stream at ascending places."""
+        """The rows of one shuffled and repeated stream at ascending positions."""
         parts = [
             _epoch(size, self.seed, stream, epoch)[counts[counts // size == epoch] % size]
             for epoch in np.unique(counts // size).tolist()

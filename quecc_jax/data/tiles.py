@@ -1,7 +1,7 @@
 """Any-resolution images, as LLaVA-NeXT has them: the whole, squeezed into the tower's square, then tiles.
 
 The tiles are those of a larger image of rows x columns squares, into which the image is scaled and
-centred on black. Every square is one place among the images of a row; only where their tokens stand in the
+centred on black. Each of them is a crop, one of the I images of a row; only where their tokens stand in the
 text, and which stand nowhere, is the matter of this file.
 """
 
@@ -22,10 +22,10 @@ Grid = tuple[int, int]
 class Arrangement(NamedTuple):
     """What stands for one image in the text."""
 
-    places: int
+    crops: int
     """Squares that the tower sees, the whole first."""
     slots: np.ndarray
-    """int32 [L] index into their places * V tokens, or NEWLINE."""
+    """int32 [L] index into their crops * V tokens, or NEWLINE."""
 
 
 def best_grid(width: int, height: int, grids: Sequence[Grid], side: int) -> Grid:
@@ -41,7 +41,7 @@ def best_grid(width: int, height: int, grids: Sequence[Grid], side: int) -> Grid
 
 
 def split(image: Image.Image, grids: Sequence[Grid], side: int) -> np.ndarray:
-    """uint8 [1 + rows * columns, side, side, 3] of an RGB picture: the whole, then its tiles row by row."""
+    """uint8 [1 + rows * columns, side, side, 3] of an RGB image: the whole, then its tiles row by row."""
     rows, columns = best_grid(*image.size, grids, side)
     across, down = columns * side, rows * side
     if (by_width := across / image.width) < (by_height := down / image.height):
@@ -72,7 +72,7 @@ def unpadded(width: int, height: int, rows: int, columns: int) -> tuple[slice, s
 
 def arrange(width: int, height: int, model: ModelConfig) -> Arrangement:
     """Tokens of the whole, then those of the tiles as one map without its padding, a newline behind each
-    row of it. Tokens without a place on a grid follow each other tile by tile, all of them.
+    row of it. Tokens that lie on no grid follow each other tile by tile, all of them.
 
     Args:
       width, height: of the image, in pixels, upright.
@@ -80,15 +80,15 @@ def arrange(width: int, height: int, model: ModelConfig) -> Arrangement:
     """
     vision, v = model.vision, model.visual_tokens
     rows, columns = best_grid(width, height, vision.tiles, vision.image_size)
-    places, whole = 1 + rows * columns, np.arange(v, dtype=np.int32)
+    crops, whole = 1 + rows * columns, np.arange(v, dtype=np.int32)
     if not model.has_newline:
-        return Arrangement(places, np.arange(places * v, dtype=np.int32))
+        return Arrangement(crops, np.arange(crops * v, dtype=np.int32))
     side = math.isqrt(v)
     index = v + np.arange(rows * columns * v, dtype=np.int32).reshape(rows, columns, side, side)
     whole_map = index.transpose(0, 2, 1, 3).reshape(rows * side, columns * side)
     kept = whole_map[unpadded(width, height, rows * side, columns * side)]
     lines = np.pad(kept, ((0, 0), (0, 1)), constant_values=NEWLINE)
-    return Arrangement(places, np.concatenate([whole, lines.reshape(-1)]))
+    return Arrangement(crops, np.concatenate([whole, lines.reshape(-1)]))
 
 
 def arrangement_settings(model: ModelConfig) -> tuple[Any, ...]:

@@ -29,8 +29,8 @@ def attention_maps(
     for batch in batched(asked, batch_size):
         weights = engine.attention_maps([prompt for _, prompt in batch], batch_size)
         for ((_, row), prompt), found in zip(batch, () if weights is None else weights, strict=False):
-            if prompt.encoded.places:
-                yield row, found[: prompt.encoded.places]
+            if prompt.encoded.crops:
+                yield row, found[: prompt.encoded.crops]
 
 
 def patch_map(weights: np.ndarray) -> np.ndarray:

@@ -113,7 +113,7 @@ def _load(tasks: Sequence[Task], data: Path, limit: int | None) -> dict[str, lis
     if lost:
         listed = "".join(f"\n  {path}" for path in lost[:10])
         more = f"\n  and {len(lost) - 10:,} more" if len(lost) > 10 else ""
-        raise UserError(f"{len(lost):,} pictures are missing; unpack the benchmark's there:{listed}{more}")
+        raise UserError(f"{len(lost):,} images are missing; unpack the benchmark's there:{listed}{more}")
     return questions
 
 

@@ -33,30 +33,30 @@ def explain(engine: "Engine", question: "Question", other: str, limits: "Limits"
     questions = [question, question._replace(text=other)]
     weights = [engine.attention(one) for one in questions]
     if weights[0] is None or weights[1] is None:
-        raise UserError("--explain needs a compressor that attends to the picture; this model has none")
+        raise UserError("--explain needs a compressor that attends to the image; this model has none")
     answers = [engine.answers([one], limits)[0] for one in questions]
     maps = [patch_map(one[0]) for one in weights if one is not None]
     region = len(maps[0]) // own_squares(weights[0][0])
     change = maps[0] - maps[1]
-    picture, side = engine.image(question.images[0]).pixels[0], maps[0].shape[0]
+    pixels, side = engine.image(question.images[0]).pixels[0], maps[0].shape[0]
     where = (-0.5, side - 0.5, side - 0.5, -0.5)
 
     figure = Figure(figsize=(15, 4.9), layout="constrained")
     grid = figure.add_gridspec(2, 4, height_ratios=(1, 0.05))
     panels = [figure.add_subplot(grid[0, column]) for column in range(4)]
-    panels[0].imshow(picture, extent=where)
-    panels[0].set_title("the picture,\nas the tower sees it", fontsize=10)
+    panels[0].imshow(pixels, extent=where)
+    panels[0].set_title("the image,\nas the tower sees it", fontsize=10)
     top, most = max(m.max() for m in maps), max(float(np.abs(change).max()), 1e-6)
     for panel, one, answer, shown in zip(panels[1:], questions, answers, maps, strict=False):
-        drawn = _overlay(panel, picture, shown, region, ("inferno", 0, top))
+        drawn = _overlay(panel, pixels, shown, region, ("inferno", 0, top))
         panel.set_title(f"{_short(one.text)}\n→ {_short(answer)}", fontsize=10)
-    changed = _overlay(panels[3], picture, change, region, ("RdBu_r", -most, most))
+    changed = _overlay(panels[3], pixels, change, region, ("RdBu_r", -most, most))
     panels[3].set_title("first minus second\n", fontsize=10)
-    for place, image, label in (
+    for cell, drawing, label in (
         (grid[1, 1:3], drawn, "attention (1: as if it looked nowhere)"),
         (grid[1, 3], changed, "difference"),
     ):
-        bar = figure.colorbar(image, cax=figure.add_subplot(place), orientation="horizontal", label=label)
+        bar = figure.colorbar(drawing, cax=figure.add_subplot(cell), orientation="horizontal", label=label)
         bar.locator = MaxNLocator(5)
     for panel in panels:
         panel.set_xticks([])
@@ -70,12 +70,12 @@ def explain(engine: "Engine", question: "Question", other: str, limits: "Limits"
 
 
 def _overlay(
-    panel: "Axes", picture: np.ndarray, shown: np.ndarray, region: int, colours: tuple[str, float, float]
+    panel: "Axes", pixels: np.ndarray, shown: np.ndarray, region: int, colours: tuple[str, float, float]
 ) -> "AxesImage":
     """A map over the greyed image, with lines between the squares of visual tokens that have their own."""
     side = shown.shape[0]
     where, (name, low, high) = (-0.5, side - 0.5, side - 0.5, -0.5), colours
-    panel.imshow(picture.mean(axis=-1), cmap="gray", extent=where, vmin=0, vmax=255)
+    panel.imshow(pixels.mean(axis=-1), cmap="gray", extent=where, vmin=0, vmax=255)
     for line in np.arange(region, side, region) - 0.5:
         panel.axhline(line, color="white", lw=0.8)
         panel.axvline(line, color="white", lw=0.8)

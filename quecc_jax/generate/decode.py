@@ -75,7 +75,7 @@ def begin(
       visual: the batch's visual tokens where they are known already.
       sampling: None is greedy.
       keys: typed random keys [B]; needed unless greedy.
-      new: places that the cache has behind the prompts.
+      new: positions that the cache has behind the prompts.
     """
     config: ModelConfig = model.config
     rows, length = batch.tokens.shape

@@ -19,7 +19,7 @@ from quecc_jax.config import RunConfig
 from quecc_jax.config.shapes import at_visual_tokens
 from quecc_jax.data.batch import Batch
 from quecc_jax.data.collate import Collate
-from quecc_jax.data.images import load_pixels, picture_size
+from quecc_jax.data.images import image_size, load_pixels
 from quecc_jax.data.packing import BatchPlan
 from quecc_jax.data.text.conversation import lay_out
 from quecc_jax.data.text.templates import stops
@@ -96,7 +96,7 @@ class Engine:
             return image
         data, model = self._data, self.config.model
         if not data.images_per_row:
-            raise UserError("this model was trained on text alone and takes no picture; leave it out")
+            raise UserError("this model was trained on text alone and takes no image; leave it out")
         image = BytesIO(image) if isinstance(image, bytes) else image
         pixels = load_pixels(image, model.vision, data.image_aspect, data.image_decoding)
         arranged = self._arranged(image) if model.vision.tiles else None
@@ -107,7 +107,7 @@ class Engine:
             assert image.arranged is not None
             return image.arranged
         image = BytesIO(image) if isinstance(image, bytes) else image
-        return arrange(*picture_size(image, self._data.image_decoding), self.config.model)
+        return arrange(*image_size(image, self._data.image_decoding), self.config.model)
 
     def prompt(self, question: Question, answer: str | None = None) -> Prompt:
         """Lays out a question, or a question with a given answer behind it.
@@ -118,11 +118,11 @@ class Engine:
         data, model, count = self._data, self.config.model, len(question.images)
         if count > data.images_per_row:
             raise UserError(
-                f"{count} pictures are given but the model was trained with at most "
+                f"{count} images are given but the model was trained with at most "
                 f"{data.images_per_row} a question; give fewer"
             )
         if not question.text.strip() and not count:
-            raise UserError("the question is empty; ask something, or give a picture")
+            raise UserError("the question is empty; ask something, or give an image")
         try:
             said = asking(question.text, count, question.history, latest=question.query == "latest")
             if answer is not None:
@@ -158,8 +158,8 @@ class Engine:
         """
         parts = 1 if self.mesh is None else batch_parts(self.mesh)
         b = -(-rows // parts) * parts if rows > len(prompts) else round_up(len(prompts), parts)
-        each = self.config.model.vision.places
-        images = -(-max(prompt.encoded.places for prompt in prompts) // each) * each
+        each = self.config.model.vision.max_crops
+        images = -(-max(prompt.encoded.crops for prompt in prompts) // each) * each
         queries = round_up(max(len(prompt.encoded.queries) for prompt in prompts))
         ids = np.where(np.arange(b) < len(prompts), np.arange(b), -1).astype(np.int64)
         data = dataclasses.replace(self._data, cached_features=prompts[0].stored)

@@ -63,11 +63,11 @@ class Reuse:
     def __init__(self, question_bytes: int = 64 * MIB, image_bytes: int = 512 * MIB):
         self.questions: Held = cachetools.LRUCache(question_bytes, lambda array: array.nbytes)
         self.images: Held = cachetools.LRUCache(image_bytes, lambda array: array.nbytes)
-        self.counted = {"questions": Counter(), "pictures": Counter()}
+        self.counted = {"questions": Counter(), "images": Counter()}
         """By the names that saved results have."""
 
     def report(self) -> dict[str, dict[str, float | None]]:
-        """`Counter.report` of `questions` and `pictures`."""
+        """`Counter.report` of `questions` and `images`."""
         return {name: counter.report() for name, counter in self.counted.items()}
 
 
@@ -80,7 +80,7 @@ class Encoders:
         model = VLM(config, unrolled=True)
         self._encode = {
             name: functools.partial(on_mesh(encode, mesh), model)
-            for name, encode in (("questions", _questions), ("pictures", _images))
+            for name, encode in (("questions", _questions), ("images", _images))
         }
         self._compress, self._look = (
             functools.partial(on_mesh(one, mesh), model) for one in (_compress, _look)
@@ -119,7 +119,7 @@ class Encoders:
         states = batch.features
         if states is None:
             keys = {slot: image_key(batch.pixels[slot]) for slot in present}
-            states = self._gather("pictures", self.reuse.images, keys, (b, i), params, (batch.pixels,))
+            states = self._gather("images", self.reuse.images, keys, (b, i), params, (batch.pixels,))
         query = jnp.zeros((b, i, query_width(c)), jnp.dtype(c.dtype))
         if c.compressor.reads_question:
             queries, segments = np.asarray(batch.queries), np.asarray(batch.query_segments)

@@ -44,7 +44,7 @@ class MaskSpec(NamedTuple):
     Kept as vectors so that kernels which build masks on the fly can take them; only `dense_mask`
     and `dense_bias` make S x T matrices.
 
-    Example, two conversations packed into a row of six with one padding place:
+    Example, two conversations packed into a row of six with one position of padding:
       segments 1 1 1 2 2 0, index 0 1 2 3 4 5, positions 0 1 2 0 1 0
       index 2 sees 0, 1 and 2, within a window of 2 only 1 and 2; index 4 sees 3 and 4; padding sees
       padding, and is never used.
@@ -59,7 +59,7 @@ class MaskSpec(NamedTuple):
     k_positions: jax.Array
     """int32 [B, T]"""
     q_index: Array | None = None
-    """int32 [S], place of each query among the keys; None in one pass, where query i stands at key i."""
+    """int32 [S], position of each query among the keys; None in one pass, where query i stands at key i."""
     window: jax.Array | int | None = None
     """Tokens that a query sees, itself included; an int if all layers agree."""
     slopes: jax.Array | None = None
@@ -173,7 +173,7 @@ def xla_attention(
 ) -> Float[Array, "B S H head_dim"]:
     """`attention` in matrix products and a softmax, with all logits in memory.
 
-    Heads come before places in every operand: on a CPU the backward pass of
+    Heads come before positions in every operand: on a CPU the backward pass of
     `jax.nn.dot_product_attention`, which does not order them so, takes longer.
     """
     rows, length, heads, width = q.shape
@@ -231,7 +231,7 @@ def splash_attention(
     length, width = q.shape[1], q.shape[-1]
     block, padded = blocks(length)
     fill = ((0, 0), (0, padded - length))
-    # What fills a row up is a segment of its own, so that no real place attends to it.
+    # What fills a row up is a segment of its own, so that no real position attends to it.
     segments = jnp.pad(mask.q_segments, fill, constant_values=-1)
     q = (q.astype(jnp.float32) * width**-0.5).astype(q.dtype)
     q, k, v = (jnp.pad(x, (*fill, (0, 0), (0, 0))) for x in (q, k, v))

@@ -6,7 +6,7 @@ import numpy as np
 
 
 def bicubic_weights(size: int, target: int) -> np.ndarray:
-    """float64 [target, size]: what each new place takes of the old ones. Keys' kernel with a = -0.75, corners
+    """float64 [target, size]: what each new position takes of the old ones. Keys' kernel with a = -0.75, corners
     not aligned, the edge repeated, no antialiasing."""
     a, weights = -0.75, np.zeros((target, size))
     for row in range(target):

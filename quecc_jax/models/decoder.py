@@ -16,7 +16,7 @@ from quecc_jax.models.rope import Angles, alibi_slopes, rotary_angles, rotate
 
 
 class Cache(NamedTuple):
-    """Keys and values of T places, filled from the front; an array per layer, so that a loop over tokens
+    """Keys and values of T positions, filled from the front; an array per layer, so that a loop over tokens
     writes them in place."""
 
     keys: tuple[jax.Array, ...]
@@ -24,22 +24,22 @@ class Cache(NamedTuple):
     values: tuple[jax.Array, ...]
     """L times [B, T, K, head_dim]"""
     segments: jax.Array
-    """int32 [B, T]; 0 where a place is empty or padding."""
+    """int32 [B, T]; 0 where a position is empty or padding."""
     positions: jax.Array
     """int32 [B, T]"""
     length: jax.Array
-    """int32 [], places written so far."""
+    """int32 [], positions written so far."""
 
 
-def empty_cache(config: DecoderConfig, rows: int, places: int, dtype: Any = jnp.float32) -> Cache:
-    """A cache for `rows` rows of at most `places` positions."""
+def empty_cache(config: DecoderConfig, rows: int, length: int, dtype: Any = jnp.float32) -> Cache:
+    """A cache for `rows` rows of at most `length` positions."""
     axes = ("batch", "sequence", "kv_heads", "head_dim")
 
     def layers() -> tuple[jax.Array, ...]:
-        shape = (rows, places, config.kv_heads, config.head_dim)
+        shape = (rows, length, config.kv_heads, config.head_dim)
         return tuple(nn.with_logical_constraint(jnp.zeros(shape, dtype), axes) for _ in range(config.depth))
 
-    empty = constrain_batch(jnp.zeros((rows, places), jnp.int32))
+    empty = constrain_batch(jnp.zeros((rows, length), jnp.int32))
     return Cache(layers(), layers(), empty, empty, jnp.zeros((), jnp.int32))
 
 
@@ -191,10 +191,10 @@ class Decoder(nn.Module):
         else:
             self.layers = self._stack(layer, c.depth)
 
-    def _stack(self, layer: Any, depth: int, **place: Any) -> Any:
+    def _stack(self, layer: Any, depth: int, **settings: Any) -> Any:
         """`depth` layers, scanned."""
         stack = scanned(layer, depth, self.scan_unroll)
-        return stack(self.config, self.dtype, self.kernel, self.gradients, **place)
+        return stack(self.config, self.dtype, self.kernel, self.gradients, **settings)
 
     def embed(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S M"]:
         """Embeddings [B, S, D] of token ids [B, S]."""
@@ -220,7 +220,7 @@ class Decoder(nn.Module):
           positions: int32 [B, S], rising by one per token within a segment.
           segments: int32 [B, S]; positions see earlier ones of their own segment, 0 is padding.
           cache: earlier positions to attend to; the new ones are appended. The caller keeps
-            length + S within its places.
+            length + S within its room.
           first: nothing is in the cache yet, so the new positions attend to one another alone.
           layers: how many layers run, from the first, where it is not all of them: an early exit, which
             the final norm follows as it does all of them. It takes no cache and gives no gradient.
@@ -232,8 +232,8 @@ class Decoder(nn.Module):
         """
         c = self.config
         x = x.astype(self.dtype)
-        places = rope_length or (x.shape[1] if cache is None else cache.segments.shape[1])
-        angles = rotary_angles(positions, c, places) if c.positions == "rotary" else None
+        rope_room = rope_length or (x.shape[1] if cache is None else cache.segments.shape[1])
+        angles = rotary_angles(positions, c, rope_room) if c.positions == "rotary" else None
         slopes = alibi_slopes(c.heads, c.alibi_bias_max) if c.positions == "alibi" else None
         windows = layer_windows(c)
         if cache is None:

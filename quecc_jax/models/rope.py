@@ -17,8 +17,8 @@ def rotary_frequencies(config: DecoderConfig, length: int) -> np.ndarray:
     """Angle per position of every rotated pair of channels, float32 [rotated_dim / 2].
 
     Args:
-      length: places of the row, padding included, or of the cache. `longrope` models have one set
-        of frequencies for rows of up to `original_length` places and another for longer ones. The
+      length: positions of the row, padding included, or of the cache. `longrope` models have one set
+        of frequencies for rows of up to `original_length` positions and another for longer ones. The
         choice is a static one: it cannot change while a cache is being filled, and does not depend
         on what else is in the batch. (Hugging Face decides by the largest position of each forward
         pass, and drops the cache when an answer grows past `original_length`.)
@@ -42,7 +42,7 @@ def rotary_frequencies(config: DecoderConfig, length: int) -> np.ndarray:
 
 
 def rotary_angles(positions: Int[Array, "B S"], config: DecoderConfig, length: int) -> Angles:
-    """Cosines and sines for int32 positions [B, S] in rows or a cache of `length` places."""
+    """Cosines and sines for int32 positions [B, S] in rows or a cache of `length` positions."""
     angle = positions.astype(jnp.float32)[..., None] * rotary_frequencies(config, length)
     factor = config.rope_scaling.attention_factor if config.rope_scaling.kind == "longrope" else 1.0
     return jnp.cos(angle) * factor, jnp.sin(angle) * factor

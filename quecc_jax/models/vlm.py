@@ -203,7 +203,7 @@ class VLM(nn.Module):
 
 
 def segment_positions(segments: Int[Array, "B Q"]) -> Int[Array, "B Q"]:
-    """int32 [B, Q]: each place's number within its segment, of int32 [B, Q] segments that lie together."""
+    """int32 [B, Q]: each position's number within its segment, of int32 [B, Q] segments that lie together."""
     index = jnp.broadcast_to(jnp.arange(segments.shape[1]), segments.shape)
     begins = jnp.concatenate([jnp.zeros_like(segments[:, :1]), segments[:, :-1]], axis=1) != segments
     return index - jax.lax.cummax(jnp.where(begins, index, 0), axis=1)

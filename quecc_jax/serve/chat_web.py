@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from quecc_jax.data.images import picture_size
+from quecc_jax.data.images import image_size
 from quecc_jax.errors import BadRow, UserError
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Page:
             "query": self.query,
             "max_new_tokens": self.limits.max_new_tokens,
             "visual_tokens": model.visual_tokens if data.images_per_row else 0,
-            "pictures": data.images_per_row,
+            "images": data.images_per_row,
             "max_bytes": self.max_bytes,
             "max_pixels": self.max_pixels,
             "compressor": model.compressor.name,
@@ -100,15 +100,15 @@ class Page:
           UserError: as `open_image`.
         """
         try:
-            width, height = picture_size(BytesIO(body), formats=UPLOADS)
+            width, height = image_size(BytesIO(body), formats=UPLOADS)
         except BadRow as error:
             if error.fault == "picture size":
                 raise
-            raise Refused(415, f"this is no picture of the kinds {', '.join(UPLOADS)}; convert it") from None
+            raise Refused(415, f"this is no image of the kinds {', '.join(UPLOADS)}; convert it") from None
         if width * height > self.max_pixels:
             raise Refused(
                 413,
-                f"the picture has {width} x {height} pixels, more than {self.max_pixels:,}; make it smaller",
+                f"the image has {width} x {height} pixels, more than {self.max_pixels:,}; make it smaller",
             )
         image = self.engine.image(BytesIO(body))
         name = image.key.hex()
@@ -132,10 +132,10 @@ class Page:
 
         asked = _fields(body)
         with self._held:
-            unknown = [name for name in asked["pictures"] if name not in self._images]
+            unknown = [name for name in asked["images"] if name not in self._images]
             if unknown:
-                raise Refused(410, "the server no longer has this picture; choose it again")
-            images = tuple(self._images[name] for name in asked["pictures"])
+                raise Refused(410, "the server no longer has this image; choose it again")
+            images = tuple(self._images[name] for name in asked["images"])
         question = Question(asked["text"], images, tuple(asked["history"]), asked["query"] or self.query)
         limits = self.limits
         if asked["temperature"] is not None:
@@ -186,7 +186,7 @@ def _fields(body: bytes) -> dict[str, Any]:
     kinds: dict[str, tuple[Any, Any]] = {
         "text": (str, ""),
         "history": (list, []),
-        "pictures": (list, []),
+        "images": (list, []),
         "query": (str, None),
         "temperature": (int | float, None),
         "seed": (int, None),
@@ -199,7 +199,7 @@ def _fields(body: bytes) -> dict[str, Any]:
         for name, (kind, default) in kinds.items():
             if not (asked[name] is default or isinstance(asked[name], kind)):
                 raise ValueError
-        if not all(isinstance(x, str) for x in (*asked["history"], *asked["pictures"])):
+        if not all(isinstance(x, str) for x in (*asked["history"], *asked["images"])):
             raise ValueError
         if asked["query"] not in (None, "own", "latest") or not 0 <= (asked["seed"] or 0) < 2**31:
             raise ValueError
@@ -267,7 +267,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         def reply() -> None:
-            if self.path == "/picture":
+            if self.path == "/image":
                 self._json(200, self.page.upload(self._body(self.page.max_bytes)))
             elif self.path == "/ask":
                 self._stream(self.page.ask(self._body(MAX_JSON)))

@@ -14,7 +14,7 @@ from quecc_jax.config import RunConfig
 from quecc_jax.data.files import fresh_directory
 from quecc_jax.distributed import notice
 from quecc_jax.errors import UserError
-from quecc_jax.paths import place
+from quecc_jax.paths import as_path
 from quecc_jax.train.orbax_shim import chunked_by_layer, first_line, quiet_libraries, readable
 from quecc_jax.train.run_dir import describe_run, load_run_config
 
@@ -64,7 +64,7 @@ def load_params(
       UserError: not a run's directory, no readable checkpoint, a name that it lacks, or a leaf of
         another shape than `abstract` says.
     """
-    run = place(run_dir)
+    run = as_path(run_dir)
     config = load_run_config(run)
     folder = run / "checkpoints"
     steps = sorted((int(p.name) for p in folder.glob("*") if p.name.isdigit()), reverse=True)

@@ -12,7 +12,7 @@ from quecc_jax.data.batch import Batch
 from quecc_jax.data.pipeline import make_iterator
 from quecc_jax.distributed import STALL_S, Watchdog, local_rows, notice
 from quecc_jax.errors import UserError
-from quecc_jax.paths import place
+from quecc_jax.paths import as_path
 from quecc_jax.run_lock import run_lock
 from quecc_jax.sharding import make_mesh
 from quecc_jax.train.data_report import DataReport
@@ -95,7 +95,7 @@ def train(
         meter = Meter(config, state, began)
         outputs = [] if jax.process_index() else open_outputs(stack, config, done, progress)
         profile = stack.enter_context(Profile(window, f"{config.out}/profile"))
-        report = stack.enter_context(DataReport(place(config.out), done, getattr(batches, "tally", None)))
+        report = stack.enter_context(DataReport(as_path(config.out), done, getattr(batches, "tally", None)))
 
         step, stop = done, False
         while step < steps and not stop:
@@ -126,7 +126,7 @@ def open_outputs(
     stack: contextlib.ExitStack, config: RunConfig, done: int, progress: Display | None
 ) -> list[Display]:
     """What takes a run's log records: its files, and `progress` or the terminal; `stack` closes them."""
-    run = place(config.out)
+    run = as_path(config.out)
     records = stack.enter_context(Records(run, done))
     show = progress or stack.enter_context(Terminal(run.name, config.train.steps, done))
     return [records.write, show]

@@ -158,7 +158,7 @@ class Meter:
 
 
 def visual_tokens(batch: Batch, num_output_tokens: int) -> int:
-    """V of a batch where that is drawn: the different ones of a picture's T tokens that have slots."""
+    """V of a batch where that is drawn: the different ones of an image's T tokens that have slots."""
     slots = np.asarray(batch.slots)
     return len(np.unique(slots[slots >= 0] % num_output_tokens))
 

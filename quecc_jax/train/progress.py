@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from quecc_jax.data.bad_rows import describe as describe_reasons
-from quecc_jax.paths import Lines, place, remove
+from quecc_jax.paths import Lines, as_path, remove
 from quecc_jax.progress import duration, human
 
 Record = dict[str, float]
@@ -112,7 +112,7 @@ class Records:
 
 def read_records(run_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The log lines of a run, oldest first; empty if it has none. Non-finite values are None."""
-    return [json.loads(line) for line in _complete_lines(place(run_dir) / "metrics.jsonl")]
+    return [json.loads(line) for line in _complete_lines(as_path(run_dir) / "metrics.jsonl")]
 
 
 def _complete_lines(path: Path) -> list[str]:

@@ -11,7 +11,7 @@ from quecc_jax.config import RunConfig
 from quecc_jax.config.io import differences, load_config
 from quecc_jax.distributed import notice
 from quecc_jax.errors import UserError
-from quecc_jax.paths import is_remote, place, remove
+from quecc_jax.paths import as_path, is_remote, remove
 from quecc_jax.train.checkpoint import Tree, check_shapes, named_leaves
 from quecc_jax.train.orbax_shim import (
     chunked_by_layer,
@@ -39,7 +39,7 @@ class Checkpoints:
     """The checkpoints of one run; owns orbax's background threads, so use it as a context."""
 
     def __init__(self, config: RunConfig):
-        self.run, self.config = place(config.out), config
+        self.run, self.config = as_path(config.out), config
         every, keep = config.checkpoint.every, max(1, config.checkpoint.keep)
         policy = ocp.training.save_decision_policies
         preempted = policy.PreemptionCheckpointingPolicy()

@@ -19,7 +19,7 @@ from typing import Any
 from quecc_jax.config import RunConfig
 from quecc_jax.config.io import load_config, save_config
 from quecc_jax.errors import UserError
-from quecc_jax.paths import copy_files, is_remote, place, remove
+from quecc_jax.paths import as_path, copy_files, is_remote, remove
 
 TOKENIZERS = ("tokenizer", "query_tokenizer")
 """Settings of `data` that name a tokenizer, and the run's folders of their copies."""
@@ -60,7 +60,7 @@ def load_run_config(run_dir: str | os.PathLike[str]) -> RunConfig:
     Raises:
       UserError: the directory is not that of a run, or its config.json is broken.
     """
-    run = place(run_dir)
+    run = as_path(run_dir)
     config = load_config(run / "config.json")
     own: dict[str, Any] = {name: str(run / name) for name in TOKENIZERS if (run / name).is_dir()}
     return dataclasses.replace(config, data=dataclasses.replace(config.data, **own))

@@ -83,7 +83,7 @@ def test_stage_1_spends_half_of_stage_2s_backward_pass_on_the_decoder(compiled):
 
 
 @pytest.mark.parametrize("key", [(2, "full"), (1, "full")])
-def test_pictures_stay_where_their_rows_are(compiled, key):
+def test_images_stay_where_their_rows_are(compiled, key):
     """With fewer rows of activations than a matrix has, the partitioner may move them rather than weights."""
     moved = [one for one in collectives(compiled[key]) if one.kind == "all-to-all"]
     assert [one.op_name for one in moved] == []

@@ -25,7 +25,7 @@ _BLIND = {"single": 0.67, "mosaic": 0.31, "reading": 0.1}
 
 
 def make_results(folder: Path, seeds: int = 1, questions: int = 1200, query_gain: float = 0.3) -> Results:
-    """A complete results object whose sample pictures lie in `folder`; fits are real fits of it."""
+    """A complete results object whose sample images lie in `folder`; fits are real fits of it."""
     rng = np.random.default_rng(0)
     decoders: list[dict[str, Any]] = [
         {"name": name, "width": width, "depth": depth, "params": params}

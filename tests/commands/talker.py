@@ -1,4 +1,4 @@
-"""A model of random weights to talk to, and pictures to talk about."""
+"""A model of random weights to talk to, and images to talk about."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ QUESTIONS = ["what color is the shape?", "is it a circle or a square, and where?
 
 
 def tiny_engine(folder: Path, name: str = "quecc", **compressor: Any) -> Engine:
-    """It reads words, and makes four visual tokens of a picture."""
+    """It reads words, and makes four visual tokens of an image."""
     size = train_word_tokenizer([*QUESTIONS, "red blue green triangle yes no left right"], folder / "words")
     model = ModelConfig(
         vision=VisionConfig(
@@ -34,7 +34,7 @@ def tiny_engine(folder: Path, name: str = "quecc", **compressor: Any) -> Engine:
     return Engine(config, random_params(config, seed=5), chunk=2)
 
 
-def save_pictures(folder: Path) -> list[Path]:
+def save_images(folder: Path) -> list[Path]:
     """Two of one colour that are not square, and one of noise."""
     for name, colour in (("red", "red"), ("a blue one", "blue")):
         Image.new("RGB", (40, 24), colour).save(folder / f"{name}.png")

@@ -76,8 +76,8 @@ def run(pool, tmp_path_factory) -> RunConfig:
 
 
 @pytest.fixture(scope="module")
-def pictures(pool, tmp_path_factory) -> list[Path]:
-    """The pool's pictures as files."""
+def image_files(pool, tmp_path_factory) -> list[Path]:
+    """The pool's images as files."""
     folder = tmp_path_factory.mktemp("pictures")
     for number, pixels in enumerate(pool.images):
         Image.fromarray(pixels).save(folder / f"{number}.png")
@@ -116,10 +116,10 @@ def ask(monkeypatch, capsys, run):
     return one
 
 
-def test_a_picture_file_gives_the_features_that_training_cached(run, pool, pictures):
+def test_a_image_file_gives_the_features_that_training_cached(run, pool, image_files):
     _, params = load_vlm(run.out)
     cached = write_features(pool, feature_fn(VISION, params["vision"]), 2, "tower")
-    pixels = normalise(np.stack([load_pixels(path, VISION, run.data.image_aspect) for path in pictures]))
+    pixels = normalise(np.stack([load_pixels(path, VISION, run.data.image_aspect) for path in image_files]))
     fresh = ClipTower(VISION).apply({"params": params["vision"]}, pixels)
     np.testing.assert_allclose(np.asarray(fresh), cached, rtol=2e-3, atol=2e-3)
     assert np.abs(cached[0].astype(float) - cached[1]).max() > 0.1
@@ -154,8 +154,8 @@ def test_the_tower_comes_from_the_run_that_holds_it_and_must_fit(run, tmp_path):
         assert "\n" not in str(caught.value)
 
 
-def test_a_question_that_a_limit_cuts_is_told(run, pictures, monkeypatch, capsys):
-    asked = "--checkpoint", run.out, "--image", pictures[0], "--max-new-tokens", 2, "--question"
+def test_a_question_that_a_limit_cuts_is_told(run, image_files, monkeypatch, capsys):
+    asked = "--checkpoint", run.out, "--image", image_files[0], "--max-new-tokens", 2, "--question"
     for words, says in ((30, "data.query_length cut 7 tokens of the question"), (3, "")):
         status, _, err = call(monkeypatch, capsys, generate, *asked, "red " * words)
         assert status == 0 and says in err and bool(says) == ("cut" in err)
@@ -174,17 +174,17 @@ def test_parameters_are_not_saved_over_a_training_run(run, tmp_path):
     assert (tmp_path / "checkpoints" / "500").is_dir()
 
 
-def test_evaluation_scores_what_generation_answers(run, ask, pictures, tmp_path, monkeypatch, capsys):
+def test_evaluation_scores_what_generation_answers(run, ask, image_files, tmp_path, monkeypatch, capsys):
     # Questions of one length, so that few programs are compiled.
     questions = ["what color is the shape in row 1, column 2?", "how many red shapes are in row 2 column 1"]
     asked = [
-        (questions[0], pictures[:2]),
-        (questions[0], pictures[1::-1]),
+        (questions[0], image_files[:2]),
+        (questions[0], image_files[1::-1]),
         (questions[1], []),
-        *((question, [image]) for question in questions for image in pictures[:2]),
+        *((question, [image]) for question in questions for image in image_files[:2]),
     ]
     answers = [ask(question, *images) for question, images in asked]
-    assert len(set(answers)) > 5, "answers hardly depend on question and picture; the test shows nothing"
+    assert len(set(answers)) > 5, "answers hardly depend on question and image; the test shows nothing"
     asked, answers = (asked * 2)[:10], (answers * 2)[:10]
 
     rows: list[dict[str, Any]] = []
@@ -213,7 +213,7 @@ def test_evaluation_scores_what_generation_answers(run, ask, pictures, tmp_path,
         "--data",
         tmp_path / "rows.json",
         "--images",
-        pictures[0].parent,
+        image_files[0].parent,
         "--out",
         tmp_path / "new" / "scores",
         "--max-new-tokens",
@@ -237,7 +237,7 @@ def test_evaluation_scores_what_generation_answers(run, ask, pictures, tmp_path,
     shown = sum(len(images) for _, images in asked)
     for reuse in results["reuse"].values():
         assert (reuse["misses"], reuse["hits"]) == (2, shown - 2)
-    assert "features of pictures: 2 computed" in out
+    assert "features of images: 2 computed" in out
     assert results["kinds"]["other"]["questions"] == 5 and results["kinds"]["other"]["accuracy"] == 0.6
     assert {p.name for p in (tmp_path / "new" / "scores").iterdir()} == {"answers.jsonl", "results.json"}
 
@@ -274,9 +274,9 @@ def test_words_of_every_demo_answer_survive_the_tokenizer(run, pool):
 
 
 @pytest.fixture
-def bad(tmp_path, run, pictures) -> dict[str, Path]:
+def bad(tmp_path, run, image_files) -> dict[str, Path]:
     """Things that are not what an option asks for."""
-    (tmp_path / "torn.png").write_bytes(pictures[0].read_bytes()[:60])
+    (tmp_path / "torn.png").write_bytes(image_files[0].read_bytes()[:60])
     (tmp_path / "rows.json").write_text("[{")
     human = {"from": "human", "value": "<image>\nwhat color?"}
     (tmp_path / "silent.json").write_text(json.dumps([{"image": "torn.png", "conversations": [human]}]))
@@ -289,12 +289,12 @@ def bad(tmp_path, run, pictures) -> dict[str, Path]:
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ("--checkpoint {run} --question q --image nowhere.png", "picture nowhere.png does not exist"),
+        ("--checkpoint {run} --question q --image nowhere.png", "image nowhere.png does not exist"),
         ("--checkpoint {run} --question q --image {torn}.png", "torn.png cannot be read"),
         ("--checkpoint nowhere --question q", "nowhere/config.json does not exist"),
         ("--checkpoint {hollow} --question q", "hollow holds no readable checkpoint"),
-        ("--checkpoint {run} --question q" + 3 * " --image {png}", "3 pictures are given.* 2 a question"),
-        ("--checkpoint {run} --question <image>", "0 pictures but 1 <image> placeholders"),
+        ("--checkpoint {run} --question q" + 3 * " --image {png}", "3 images are given.* 2 a question"),
+        ("--checkpoint {run} --question <image>", "0 images but 1 <image> placeholders"),
         (
             "--checkpoint {run} --question " + "red" + ",red" * 40,
             "it has .. tokens but data.max_length is 64",
@@ -308,8 +308,8 @@ def bad(tmp_path, run, pictures) -> dict[str, Path]:
         ("--checkpoint {run} --qestion q", "--qestion is not an option; did you mean --question"),
     ],
 )
-def test_mistakes_of_generation_are_one_line(run, pictures, bad, monkeypatch, capsys, arguments, message):
-    given = arguments.format(run=run.out, png=pictures[0], **bad)
+def test_mistakes_of_generation_are_one_line(run, image_files, bad, monkeypatch, capsys, arguments, message):
+    given = arguments.format(run=run.out, png=image_files[0], **bad)
     check_mistake(monkeypatch, capsys, generate, given, message)
 
 
@@ -319,7 +319,7 @@ def test_mistakes_of_generation_are_one_line(run, pictures, bad, monkeypatch, ca
         ("--data nowhere", "--data nowhere does not exist"),
         ("--data {rows}.json", "line 1 is not JSON"),
         ("--data {silent}.json", "silent.json, row 1 has no answer to compare with"),
-        ("--data {torn}.json", r"torn.json, row 1 \(line 1\): picture .*torn.png cannot be read"),
+        ("--data {torn}.json", r"torn.json, row 1 \(line 1\): image .*torn.png cannot be read"),
         ("--data {torn}.json --images nowhere", "--images nowhere is not a folder"),
         ("--data {run}", "is not a pool"),
         ("--data {pool} --batch-size 0", "--batch-size is 0"),

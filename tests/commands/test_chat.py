@@ -22,7 +22,7 @@ from quecc_jax.generate.questions import Limits, Question
 from quecc_jax.generate.sampling import Sampling
 from quecc_jax.serve.chat_web import KEPT, Page, make_server
 from tests.browser import absent, browser
-from tests.commands.talker import QUESTIONS, save_pictures, tiny_engine
+from tests.commands.talker import QUESTIONS, save_images, tiny_engine
 from tests.data.notes import NOTED
 
 LIMITS = Limits(6)
@@ -34,8 +34,8 @@ def engine(tmp_path_factory) -> Engine:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> list[Path]:
-    return save_pictures(tmp_path_factory.mktemp("pictures"))
+def images(tmp_path_factory) -> list[Path]:
+    return save_images(tmp_path_factory.mktemp("images"))
 
 
 def talk_through(engine: Engine, *lines: str, **settings: Any) -> tuple[terminal.Chat, str, str]:
@@ -53,32 +53,32 @@ def talk_through(engine: Engine, *lines: str, **settings: Any) -> tuple[terminal
     return talk, out.getvalue(), err.getvalue()
 
 
-def test_turns_of_the_terminal_are_those_of_the_engine(engine, pictures):
-    talk, out, err = talk_through(engine, f"/image {pictures[2]}", QUESTIONS[0], "", QUESTIONS[1])
-    picture = (engine.image(pictures[2]),)
-    (first,) = engine.answers([Question(QUESTIONS[0], picture)], LIMITS)
-    (second,) = engine.answers([Question(QUESTIONS[1], picture, (QUESTIONS[0], first))], LIMITS)
+def test_turns_of_the_terminal_are_those_of_the_engine(engine, images):
+    talk, out, err = talk_through(engine, f"/image {images[2]}", QUESTIONS[0], "", QUESTIONS[1])
+    image = (engine.image(images[2]),)
+    (first,) = engine.answers([Question(QUESTIONS[0], image)], LIMITS)
+    (second,) = engine.answers([Question(QUESTIONS[1], image, (QUESTIONS[0], first))], LIMITS)
     assert talk.history == (QUESTIONS[0], first, QUESTIONS[1], second)
     assert first in out and second in out and first != second
     assert re.search(r"\[6 tokens after \d+ \(4 visual\); first after [\d.]+ s, then [\d.]+ tokens/s\]", err)
 
 
-def test_commands(engine, pictures):
+def test_commands(engine, images):
     talk, out, err = talk_through(
         engine,
         "/help",
-        f"/image {pictures[0]}",
-        f"/add '{pictures[1]}'",
+        f"/image {images[0]}",
+        f"/add '{images[1]}'",
         QUESTIONS[0],
         "/reset",
-        f"/add {pictures[2]}",
+        f"/add {images[2]}",
         "/quit",
         QUESTIONS[0],
     )
-    assert "/image FILE" in out and "a blue one.png' is picture 2" not in out
-    assert "picture 2; ask about it" in out and "a new conversation about the same pictures" in out
+    assert "/image FILE" in out and "a blue one.png' is image 2" not in out
+    assert "image 2; ask about it" in out and "a new conversation about the same images" in out
     assert talk.history == () and len(talk.images) == 2
-    assert "at most 2 pictures a question" in err
+    assert "at most 2 images a question" in err
 
 
 @pytest.mark.parametrize(
@@ -88,12 +88,12 @@ def test_commands(engine, pictures):
         ("/image", "/image needs a file"),
         ("/image nowhere.png", "nowhere.png does not exist"),
         ("/image {folder}", "is a directory|cannot be opened"),
-        ("<image> what?", "0 pictures but 1 <image> placeholders"),
+        ("<image> what?", "0 images but 1 <image> placeholders"),
         ("what? " * 60, "tokens but data.max_length is 96"),
     ],
 )
-def test_a_mistake_is_one_line_and_the_conversation_goes_on(engine, pictures, line, message):
-    line = line.format(folder=pictures[0].parent)
+def test_a_mistake_is_one_line_and_the_conversation_goes_on(engine, images, line, message):
+    line = line.format(folder=images[0].parent)
     talk, _, err = talk_through(engine, line, QUESTIONS[0])
     said = err.splitlines()
     assert said[0].startswith("error: ") and re.search(message, said[0], re.IGNORECASE), err
@@ -105,8 +105,8 @@ def test_a_conversation_that_no_longer_fits_says_what_to_do(engine):
     assert "; /reset begins anew" in err and 2 <= len(talk.history) < 8
 
 
-def test_the_latest_question_may_condition_the_compressor(engine, pictures):
-    lines = (f"/image {pictures[2]}", QUESTIONS[0], QUESTIONS[1])
+def test_the_latest_question_may_condition_the_compressor(engine, images):
+    lines = (f"/image {images[2]}", QUESTIONS[0], QUESTIONS[1])
     talk, _, _ = talk_through(engine, *lines, query="latest")
     asked = Question(QUESTIONS[1], talk.images, talk.history[:2], "latest")
     assert engine.answers([asked], LIMITS) == [talk.history[3]]
@@ -141,17 +141,17 @@ def ask(port: int, **asked: Any) -> list[dict[str, Any]]:
 
 
 def upload(port: int, path: Path) -> str:
-    status, body, _ = call(port, "POST", "/picture", path.read_bytes())
+    status, body, _ = call(port, "POST", "/image", path.read_bytes())
     assert status == 200, body
     return json.loads(body)["id"]
 
 
-def test_the_server_answers_as_the_engine_does(engine, server, pictures):
+def test_the_server_answers_as_the_engine_does(engine, server, images):
     _, port = server
-    name = upload(port, pictures[2])
-    assert upload(port, pictures[2]) == name != upload(port, pictures[0])
-    *pieces, last = ask(port, text=QUESTIONS[1], pictures=[name], history=[QUESTIONS[0], "red"])
-    question = Question(QUESTIONS[1], (engine.image(pictures[2]),), (QUESTIONS[0], "red"))
+    name = upload(port, images[2])
+    assert upload(port, images[2]) == name != upload(port, images[0])
+    *pieces, last = ask(port, text=QUESTIONS[1], images=[name], history=[QUESTIONS[0], "red"])
+    question = Question(QUESTIONS[1], (engine.image(images[2]),), (QUESTIONS[0], "red"))
     assert [last["answer"]] == engine.answers([question], LIMITS)
     assert "".join(piece["text"] for piece in pieces) == last["answer"] and len(pieces) > 1
     assert last["query"] == QUESTIONS[0]
@@ -179,29 +179,29 @@ def png(width: int, height: int) -> bytes:
     return out.getvalue()
 
 
-def test_what_is_not_a_small_picture_is_refused(server):
+def test_what_is_not_a_small_image_is_refused(server):
     _, port = server
     tiff = io.BytesIO()
     Image.new("L", (4, 4)).save(tiff, "TIFF")
     for body, status, message in [
-        (b"<svg onload=alert(1)>", 415, "no picture of the kinds JPEG, PNG"),
-        (tiff.getvalue(), 415, "no picture of the kinds"),
+        (b"<svg onload=alert(1)>", 415, "no image of the kinds JPEG, PNG"),
+        (tiff.getvalue(), 415, "no image of the kinds"),
         (png(2000, 600), 413, "2000 x 600 pixels, more than 1,000,000"),
         (os.urandom(200_001), 413, "200,001 bytes are more than the 200,000"),
         (png(40, 40)[:-30], 422, "cannot be read"),
         (png(900, 2), 422, "one side more than"),
     ]:
-        found, reply, _ = call(port, "POST", "/picture", body)
+        found, reply, _ = call(port, "POST", "/image", body)
         assert (found, message in json.loads(reply)["error"]) == (status, True), reply
 
 
-def test_a_picture_with_a_large_note_is_a_picture(server):
+def test_a_image_with_a_large_note_is_an_image(server):
     _, port = server
-    status, reply, _ = call(port, "POST", "/picture", NOTED["png zTXt"]())
+    status, reply, _ = call(port, "POST", "/image", NOTED["png zTXt"]())
     assert (status, json.loads(reply)["width"], json.loads(reply)["height"]) == (200, 60, 40), reply
 
 
-def test_malformed_questions_are_refused(server, pictures):
+def test_malformed_questions_are_refused(server, images):
     _, port = server
     for asked, status in [
         (b"{", 400),
@@ -211,7 +211,7 @@ def test_malformed_questions_are_refused(server, pictures):
         (b'{"history": [1]}', 400),
         (b'{"query": "last"}', 400),
         (b'{"text": "x", "seed": -1}', 400),
-        (b'{"pictures": ["abc"]}', 410),
+        (b'{"images": ["abc"]}', 410),
         (b'{"text": ""}', 422),
         (b'{"text": "x", "temperature": -1}', 422),
         (b"x" * 300_000, 413),
@@ -239,12 +239,12 @@ def test_other_sites_and_other_names_are_refused(server):
     assert status == 200 and "default-src 'none'" in headers["Content-Security-Policy"]
 
 
-def test_only_the_newest_pictures_are_kept(server):
+def test_only_the_newest_images_are_kept(server):
     page, port = server
-    first = json.loads(call(port, "POST", "/picture", png(20, 20))[1])["id"]
+    first = json.loads(call(port, "POST", "/image", png(20, 20))[1])["id"]
     for n in range(KEPT):
         page.upload(png(21 + n, 20 + n % 2))
-    assert call(port, "POST", "/ask", json.dumps({"text": "x", "pictures": [first]}).encode())[0] == 410
+    assert call(port, "POST", "/ask", json.dumps({"text": "x", "images": [first]}).encode())[0] == 410
 
 
 def test_the_address_must_be_free(server, engine):
@@ -256,20 +256,20 @@ def test_the_address_must_be_free(server, engine):
 
 
 @pytest.mark.skipif(bool(absent()), reason=absent() or "a browser is here")
-def test_the_page_in_a_browser(engine, server, pictures, tmp_path):
-    """A picture is chosen, two turns are asked, the answers stream, and the attention is drawn."""
+def test_the_page_in_a_browser(engine, server, images, tmp_path):
+    """An image is chosen, two turns are asked, the answers stream, and the attention is drawn."""
     _, port = server
     with browser(tmp_path / "profile") as page:
         page.open(f"http://127.0.0.1:{port}/")
         page.wait("document.querySelector('#about').textContent.includes('4 visual tokens')")
-        page.type("#file", str(pictures[2]))
+        page.type("#file", str(images[2]))
         page.wait("document.querySelector('#drop canvas') !== null")
         history: tuple[str, ...] = ()
         for turn, question in enumerate(QUESTIONS[:2]):
             page.type("#text", question)
             page.click("#send")
             page.wait(f"document.querySelectorAll('.usage').length === {turn + 1}")
-            asked = Question(question, (engine.image(pictures[2]),), history)
+            asked = Question(question, (engine.image(images[2]),), history)
             (answer,) = engine.answers([asked], LIMITS)
             shown = page.run("return [...document.querySelectorAll('.model .said')].map(e => e.innerText)")
             assert shown[-1] == answer
@@ -296,10 +296,10 @@ def test_the_page_in_a_browser(engine, server, pictures, tmp_path):
         if folder := os.environ.get("CHAT_SCREENSHOTS"):
             page.screenshot(Path(folder, "chat.png"))
 
-        (tmp_path / "wrong.png").write_text("not a picture")
+        (tmp_path / "wrong.png").write_text("not an image")
         page.type("#file", str(tmp_path / "wrong.png"))
         page.wait("document.querySelector('.error') !== null")
-        assert "no picture of the kinds" in page.run("return document.querySelector('.error').innerText")
+        assert "no image of the kinds" in page.run("return document.querySelector('.error').innerText")
         asked_for = page.run("return performance.getEntriesByType('resource').map(e => new URL(e.name).host)")
         assert set(asked_for) == {f"127.0.0.1:{port}"}
         assert [m for m in page.log() if "Security" in m or "Uncaught" in m] == []

@@ -13,7 +13,7 @@ from quecc_jax.errors import UserError
 from quecc_jax.evaluate.attention import patch_map
 from quecc_jax.evaluate.explain import explain
 from quecc_jax.generate.questions import Limits, Question
-from tests.commands.talker import QUESTIONS, save_pictures, tiny_engine
+from tests.commands.talker import QUESTIONS, save_images, tiny_engine
 
 
 @pytest.fixture(scope="module")
@@ -22,18 +22,18 @@ def engine(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def picture(tmp_path_factory):
-    return save_pictures(tmp_path_factory.mktemp("pictures"))[2]
+def image(tmp_path_factory):
+    return save_images(tmp_path_factory.mktemp("pictures"))[2]
 
 
-def test_the_maps_of_both_questions_and_their_difference_are_drawn(engine, picture, tmp_path, monkeypatch):
+def test_the_maps_of_both_questions_and_their_difference_are_drawn(engine, image, tmp_path, monkeypatch):
     drawn: dict[str, Figure] = {}
     monkeypatch.setattr(
         Figure,
         "savefig",
         lambda self, path, **options: (drawn.update(figure=self), path.write_bytes(b"png"), None)[-1],
     )
-    question = Question(QUESTIONS[0], (engine.image(picture),))
+    question = Question(QUESTIONS[0], (engine.image(image),))
     explain(engine, question, QUESTIONS[1], Limits(4), tmp_path / "out.png")
     panels = drawn["figure"].axes[:4]
     assert all(len(panel.lines) == 2 for panel in panels[1:])
@@ -50,7 +50,7 @@ def test_the_maps_of_both_questions_and_their_difference_are_drawn(engine, pictu
     assert (tmp_path / "out.png").read_bytes() == b"png" and len(list(tmp_path.iterdir())) == 1
 
 
-def test_the_command_writes_a_picture(engine, picture, tmp_path, monkeypatch, capsys):
+def test_the_command_writes_an_image(engine, image, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(load, "load_engine", lambda *_: engine)
     monkeypatch.setattr(
         sys,
@@ -60,7 +60,7 @@ def test_the_command_writes_a_picture(engine, picture, tmp_path, monkeypatch, ca
             "--checkpoint",
             "run",
             "--image",
-            str(picture),
+            str(image),
             "--question",
             "what is it?",
             "--max-new-tokens",
@@ -72,37 +72,37 @@ def test_the_command_writes_a_picture(engine, picture, tmp_path, monkeypatch, ca
         ],
     )
     execute("generate", sys.argv[1:])
-    wanted = engine.answers([Question("what is it?", (engine.image(picture),))], Limits(3))
+    wanted = engine.answers([Question("what is it?", (engine.image(image),))], Limits(3))
     assert capsys.readouterr().out == f"{wanted[0]}\n"
-    with Image.open(tmp_path / "out.png") as image:
-        assert image.format == "PNG" and min(image.size) > 300
+    with Image.open(tmp_path / "out.png") as drawn:
+        assert drawn.format == "PNG" and min(drawn.size) > 300
 
 
 @pytest.mark.parametrize(
     "more, message",
     [
-        ("--explain out.png", "--explain draws on a picture"),
+        ("--explain out.png", "--explain draws on an image"),
         ("--temperature -1", "--temperature is -1"),
         ("--top-p 0", "--top-p is 0"),
-        ("--image {picture} --explain {picture}/out.png", "cannot be written"),
-        ("--image {picture} --image {picture} --image {picture}", "3 pictures are given"),
+        ("--image {image} --explain {image}/out.png", "cannot be written"),
+        ("--image {image} --image {image} --image {image}", "3 images are given"),
     ],
 )
-def test_mistakes(engine, picture, monkeypatch, more, message):
+def test_mistakes(engine, image, monkeypatch, more, message):
     monkeypatch.setattr(load, "load_engine", lambda *_: engine)
-    arguments = ["--checkpoint", "run", "--question", "what?", *more.format(picture=picture).split()]
+    arguments = ["--checkpoint", "run", "--question", "what?", *more.format(image=image).split()]
     monkeypatch.setattr(sys, "argv", ["generate", *arguments])
     with pytest.raises(UserError, match=message):
         execute("generate", sys.argv[1:])
 
 
-def test_a_model_that_does_not_attend_has_nothing_to_explain(picture, tmp_path):
+def test_a_model_that_does_not_attend_has_nothing_to_explain(image, tmp_path):
     plain = tiny_engine(tmp_path, name="none")
     with pytest.raises(UserError, match="this model has none"):
-        explain(plain, Question("what?", (plain.image(picture),)), "image", Limits(2), tmp_path / "x.png")
+        explain(plain, Question("what?", (plain.image(image),)), "image", Limits(2), tmp_path / "x.png")
 
 
-def test_tokens_that_see_the_whole_picture_have_no_squares(picture, tmp_path, monkeypatch):
+def test_tokens_that_see_the_whole_image_have_no_squares(image, tmp_path, monkeypatch):
     drawn: dict[str, Figure] = {}
     monkeypatch.setattr(
         Figure,
@@ -110,7 +110,7 @@ def test_tokens_that_see_the_whole_picture_have_no_squares(picture, tmp_path, mo
         lambda self, path, **options: (drawn.update(figure=self), path.write_bytes(b"png"), None)[-1],
     )
     engine = tiny_engine(tmp_path, name="resampler")
-    question = Question(QUESTIONS[0], (engine.image(picture),))
+    question = Question(QUESTIONS[0], (engine.image(image),))
     explain(engine, question, QUESTIONS[1], Limits(2), tmp_path / "out.png")
     panel = drawn["figure"].axes[1]
     weights = engine.attention(question)

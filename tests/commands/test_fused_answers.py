@@ -1,4 +1,4 @@
-"""The engine's answers where the instruction reads the picture before the decoder does."""
+"""The engine's answers where the instruction reads the image before the decoder does."""
 
 import jax
 import numpy as np
@@ -20,8 +20,8 @@ def test_answers_are_the_full_passes_choice_also_after_a_first_answer(name, tmp_
     engine = tiny_engine(tmp_path, name=name, fusion_layers=1)
     model, data = engine.config.model, engine.config.data
     params, vlm = random_params(engine.config, seed=5), VLM(model)
-    picture = engine.image(Image.new("RGB", (24, 24), "red"))
-    first = Question(QUESTIONS[0], (picture,))
+    image = engine.image(Image.new("RGB", (24, 24), "red"))
+    first = Question(QUESTIONS[0], (image,))
     history = (QUESTIONS[0], engine.answers([first], Limits(NEW))[0])
 
     @jax.jit
@@ -29,7 +29,7 @@ def test_answers_are_the_full_passes_choice_also_after_a_first_answer(name, tmp_
         hidden = vlm.apply({"params": params}, batch)
         return vlm.apply({"params": params}, hidden, method=VLM.logits)
 
-    for question in (first, Question(QUESTIONS[1], (picture,), history)):
+    for question in (first, Question(QUESTIONS[1], (image,), history)):
         made = prompt(question.text, 1, engine.tokenizer, data, model.visual_tokens, question.history)
         length, empty = len(made.tokens), engine.batch([engine.prompt(first)], 32)
         tokens, slots, labels = (np.full((1, ROOM), fill, np.int32) for fill in (0, -1, IGNORE))
@@ -45,7 +45,7 @@ def test_answers_are_the_full_passes_choice_also_after_a_first_answer(name, tmp_
                 queries=made.queries[None],
                 query_segments=np.ones((1, len(made.queries)), np.int32),
                 query_ends=made.query_ends[None],
-                pixels=picture.pixels[None],
+                pixels=image.pixels[None],
             )
             # An answer is labelled, as in training, and so left out of the pre-fusion.
             tokens[0, end] = labels[0, end] = int(np.argmax(logits(batch)[0, end - 1]))

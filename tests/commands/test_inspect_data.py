@@ -26,7 +26,7 @@ COLOURS = {"red": (255, 0, 0), "green": (0, 160, 0), "blue": (0, 0, 255)}
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> RunConfig:
-    """Questions about plain pictures; one picture is missing, and some rows are text alone."""
+    """Questions about plain images; one image is missing, and some rows are text alone."""
     root = tmp_path_factory.mktemp("rows")
     for name, colour in COLOURS.items():
         Image.new("RGB", (20, 12), colour).save(root / f"{name}.png")
@@ -71,8 +71,8 @@ def batched(config: RunConfig, batching) -> RunConfig:
 @pytest.mark.parametrize("batching", ["pad", "grouped", "packed"])
 def test_rows_are_read_back_from_the_arrays(config, batching):
     seen = look(batched(config, batching), 10)
-    assert [(row.batch, row.place) for row in seen.rows] == [(k // 4, k % 4) for k in range(10)]
-    pictured = 0
+    assert [(row.batch, row.number) for row in seen.rows] == [(k // 4, k % 4) for k in range(10)]
+    with_images = 0
     for row in seen.rows:
         assert sum(talk.tokens for talk in row.talks) <= row.length
         for talk in row.talks:
@@ -85,15 +85,15 @@ def test_rows_are_read_back_from_the_arrays(config, batching):
                 continue
             name = list(COLOURS)[number % 3]
             assert [span.text for span in learned] == [f"it is {name} <eos>", "yes <eos>"]
-            assert [span.tokens for span in talk.spans if span.kind == "picture"] == [4]
+            assert [span.tokens for span in talk.spans if span.kind == "image"] == [4]
             (view,) = talk.views
             assert np.all(view.pixels == COLOURS[name]) and view.query == "what < color > is it?"
-            pictured += 1
+            with_images += 1
         assert all("gone.png" in why for why in row.left_out)
-    assert pictured >= 5 and (batching != "packed" or max(len(row.talks) for row in seen.rows) > 1)
+    assert with_images >= 5 and (batching != "packed" or max(len(row.talks) for row in seen.rows) > 1)
 
 
-def test_a_missing_picture_is_shown_as_left_out(config):
+def test_a_missing_image_is_shown_as_left_out(config):
     seen = look(config, 24)
     assert sum(len(row.left_out) for row in seen.rows) == 1
     assert "gone.png does not exist" in page(seen)
@@ -111,10 +111,10 @@ def test_the_page_stands_alone_and_escapes_text(config):
     assert len(widths) == 10
     for bar in widths:
         assert sum(map(float, re.findall(r"width:([\d.]+)%", bar))) <= 100.1
-    assert "positions that hold tokens" in text and "picture places in use" in text
+    assert "positions that hold tokens" in text and "image slots in use" in text
 
 
-def test_the_terminal_shows_text_queries_and_pictures(config):
+def test_the_terminal_shows_text_queries_and_images(config):
     console = Console(
         width=120, record=True, force_terminal=True, color_system="truecolor", file=io.StringIO()
     )
@@ -136,10 +136,10 @@ def test_its_options_stand_beside_the_settings(config, tmp_path):
             execute("inspect-data", [str(file), *wrong])
 
 
-def test_pictures_become_half_blocks():
-    from quecc_jax.data.preview.terminal import picture
+def test_images_become_half_blocks():
+    from quecc_jax.data.preview.terminal import half_blocks
 
     pixels = np.zeros((48, 48, 3), np.uint8)
     pixels[:, 24:] = 255
-    lines = picture(pixels, 4).plain.splitlines()
+    lines = half_blocks(pixels, 4).plain.splitlines()
     assert lines == ["▀▀▀▀"] * 2

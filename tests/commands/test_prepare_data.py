@@ -78,7 +78,7 @@ def test_a_killed_preparation_leaves_no_process_and_goes_on(tmp_path):
     assert not _alive(process.pid)
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     assert {file: file.stat().st_mtime_ns for file in kept} == times
-    assert len(open_prepared(out).pictures) == 400
+    assert len(open_prepared(out).images) == 400
 
 
 def _alive(group: int) -> bool:

@@ -172,7 +172,7 @@ CAPTION = {
     "image": "00453/004539375.jpg",
     "conversations": [{"from": "human", "value": f"{ASKED}\n<image>"}, {"from": "gpt", "value": SAID}],
 }
-"""In the form of blip_laion_cc_sbu_558k.json, whose pictures stand before or after the text."""
+"""In the form of blip_laion_cc_sbu_558k.json, whose images stand before or after the text."""
 
 
 @pytest.mark.parametrize("template", ["v1", "plain"])

@@ -163,7 +163,7 @@ def load_record(task: str, record: dict[str, Any], root: Path) -> str:
     """The prompt that a benchmark's loader makes of one record, written in the benchmark's own layout."""
     getattr(standins, task)(root)
     if task == "mmmu":
-        image = {"bytes": standins.picture(0), "path": None}
+        image = {"bytes": standins.png(0), "path": None}
         row = {"id": "validation_Art_1", **record, "image_1": image, "image_2": image}
         parquet.write_table(
             pyarrow.Table.from_pylist([row]), root / "mmmu/Art/validation-00000-of-00001.parquet"

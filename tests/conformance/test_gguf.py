@@ -435,7 +435,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a scale of the logits": ({"llama.logit_scale": 0.5}, "logit_scale"),
     "a setting that nobody knows yet": ({"llama.attention.new_idea": 1}, "new_idea"),
     "an adapter": ({"general.type": "adapter"}, "'adapter'"),
-    "a projector of pictures": ({"general.type": "mmproj"}, "'mmproj'"),
+    "a projector of images": ({"general.type": "mmproj"}, "'mmproj'"),
     "one of several parts": ({"split.count": 2, "split.no": 0}, "llama-gguf-split"),
 }
 

@@ -112,7 +112,7 @@ def _random(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.n
     return (scale * noise).astype(np.float32)
 
 
-def picture(width: int, height: int) -> Image.Image:
+def image(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8))
 
 
@@ -124,20 +124,20 @@ def theirs(directory: Path) -> tuple[Any, Any]:
     return model, AutoProcessor.from_pretrained(directory)
 
 
-def talk(question: str, pictures: int) -> list[dict[str, Any]]:
-    content = [{"type": "image"}] * pictures + [{"type": "text", "text": question}]
+def talk(question: str, images: int) -> list[dict[str, Any]]:
+    content = [{"type": "image"}] * images + [{"type": "text", "text": question}]
     return [{"role": "user", "content": content}]
 
 
-def ids_of(question: str, pictures: int, engine: Engine, number: int, history: tuple[str, ...] = ()) -> Any:
+def ids_of(question: str, images: int, engine: Engine, number: int, history: tuple[str, ...] = ()) -> Any:
     config = engine.config
-    made = prompt(question, pictures, engine.tokenizer, config.data, config.model.visual_tokens, history)
+    made = prompt(question, images, engine.tokenizer, config.data, config.model.visual_tokens, history)
     return np.where(made.slots != -1, number, made.tokens).tolist()
 
 
 CASES: dict[str, dict[str, Any]] = {
-    "padded pictures": {},
-    "cropped pictures": {"aspect": "square"},
+    "padded images": {},
+    "cropped images": {"aspect": "square"},
     "LLaMA-2's template": {"template": "llama_2"},
     "Mistral": {"family": "mistral", "template": "mistral_instruct", "window": 4096, "kv_heads": 2},
     "Qwen2, room for the token": {
@@ -174,7 +174,7 @@ def test_transformers_answers_as_the_run_does(case: str, tmp_path: Path, conform
     conforms(case, "id of <image>, rows", (words, rows), got)
     for size in ((60, 40), (30, 70), None):
         for question in QUESTIONS[: 3 if size is None else 1]:
-            shown = [] if size is None else [picture(*size)]
+            shown = [] if size is None else [image(*size)]
             text = processor.apply_chat_template(talk(question, len(shown)), add_generation_prompt=True)
             given = processor(images=shown or None, text=text, return_tensors="pt")
             wanted = given["input_ids"][0].tolist()
@@ -196,14 +196,14 @@ def test_transformers_answers_as_the_run_does(case: str, tmp_path: Path, conform
         *talk("Why?", 0),
     ]
     text = processor.apply_chat_template(talks, add_generation_prompt=True)
-    given = processor(images=[picture(60, 40)], text=text, return_tensors="pt")
+    given = processor(images=[image(60, 40)], text=text, return_tensors="pt")
     conforms(
         case, "ids, second turn", given["input_ids"][0].tolist(), ids_of("Why?", 1, engine, number, history)
     )
 
 
 @pytest.mark.parametrize("size", [(60, 40), (20, 70), (28, 28)])
-def test_any_resolution_pictures(size: tuple[int, int], tmp_path: Path, conforms: Any) -> None:
+def test_any_resolution_images(size: tuple[int, int], tmp_path: Path, conforms: Any) -> None:
     torch = pytest.importorskip("torch")
     run = make_run(tmp_path, tower=dataclasses.replace(TOWER, tiles=((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))))
     export_weights(run, tmp_path / "hf", layout="llava_hf")
@@ -211,11 +211,11 @@ def test_any_resolution_pictures(size: tuple[int, int], tmp_path: Path, conforms
     engine = Engine(*load_vlm(run))
     conforms("LLaVA-NeXT", "class", "LlavaNextForConditionalGeneration", type(model).__name__)
     text = processor.apply_chat_template(talk("What is it?", 1), add_generation_prompt=True)
-    given = processor(images=[picture(*size)], text=text, return_tensors="pt")
+    given = processor(images=[image(*size)], text=text, return_tensors="pt")
     with torch.no_grad():
         out = model.generate(**given, max_new_tokens=8, do_sample=False)
     answer = processor.decode(out[0, given["input_ids"].shape[1] :], skip_special_tokens=True).strip()
-    asked = Question("What is it?", (engine.image(picture(*size)),))
+    asked = Question("What is it?", (engine.image(image(*size)),))
     conforms("LLaVA-NeXT", f"answer, {size}", answer, engine.answers([asked], Limits(max_new_tokens=8))[0])
 
 
@@ -249,14 +249,14 @@ def test_an_export_comes_in_again_as_the_same_run(tmp_path: Path, conforms: Any)
         (told["image_token_index"], told["text_config"]["vocab_size"]),
     )
     first, second = (Engine(*load_vlm(p)) for p in (run, tmp_path / "again"))
-    for shown in ((), (picture(60, 40),)):
+    for shown in ((), (image(60, 40),)):
         answers = [
             engine.answers(
                 [Question("What is it?", tuple(map(engine.image, shown)))], Limits(max_new_tokens=8)
             )
             for engine in (first, second)
         ]
-        conforms("re-import", f"answer with {len(shown)} pictures", *answers)
+        conforms("re-import", f"answer with {len(shown)} images", *answers)
 
 
 def test_the_published_layout(tmp_path: Path, conforms: Any) -> None:
@@ -272,10 +272,10 @@ def test_the_published_layout(tmp_path: Path, conforms: Any) -> None:
     for name in ("language_model.model.embed_tokens.weight", "language_model.lm_head.weight"):
         arrays[name] = np.concatenate([arrays[name][:32000], np.zeros((64, 32), np.float32)])
     save_file(arrays, hf / "model.safetensors")
-    pictures = json.loads((hf / "preprocessor_config.json").read_text())
-    del pictures["do_pad"]
-    pictures["image_processor_type"] = "CLIPImageProcessor"
-    (hf / "preprocessor_config.json").write_text(json.dumps(pictures))
+    images = json.loads((hf / "preprocessor_config.json").read_text())
+    del images["do_pad"]
+    images["image_processor_type"] = "CLIPImageProcessor"
+    (hf / "preprocessor_config.json").write_text(json.dumps(images))
     import_weights(hf, tmp_path / "in")
     config = load_config(tmp_path / "in" / "config.json")
     got = (config.model.decoder.vocab_size, config.model.vision.select_layer, config.data.image_aspect)
@@ -309,18 +309,18 @@ def test_chat_templates_say_what_prompts_say(name: str, conforms: Any) -> None:
     data = DataConfig(template=name)  # type: ignore[arg-type]
     source = chat_template(name)
     said = ['What\'s "it"?', "A {{ cat }}.", "And\n\nthis?", "日本.", "Why?"]
-    for turns, system, pictures in ((1, None, 1), (3, None, 0), (5, "Be <brief>.", 1), (3, "", 2)):
+    for turns, system, images in ((1, None, 1), (3, None, 0), (5, "Be <brief>.", 1), (3, "", 2)):
         if name == "plain" and turns > 1:
             continue
-        content: list[Any] = [{"type": "image"}] * pictures + [{"type": "text", "text": said[0]}]
+        content: list[Any] = [{"type": "image"}] * images + [{"type": "text", "text": said[0]}]
         messages: list[Any] = [{"role": "user", "content": content}]
         messages += [{"role": ("user", "assistant")[k % 2], "content": said[k]} for k in range(1, turns)]
         if system is not None:
             messages.insert(0, {"role": "system", "content": system})
         named = {"bos_token": "<s>", "eos_token": "</s>"}
         got = render_jinja_template([messages], chat_template=source, **named)[0][0]  # type: ignore[arg-type]
-        wanted = prompt_text(said[turns - 1], pictures, tokenizer, data, said[: turns - 1], system)
-        conforms("chat_template", f"{name}, {turns} turns, {pictures} pictures", wanted, f"<s>{got}")
+        wanted = prompt_text(said[turns - 1], images, tokenizer, data, said[: turns - 1], system)
+        conforms("chat_template", f"{name}, {turns} turns, {images} images", wanted, f"<s>{got}")
 
 
 def test_what_a_trained_runs_export_says(tmp_path: Path, conforms: Any) -> None:

@@ -20,7 +20,7 @@ from quecc_jax.data.text.tokenizer import load_tokenizer
 
 CASES = json.loads((Path(__file__).parent / "expected/queries.json").read_text(encoding="utf-8"))
 IMAGE = -200
-"""Stands for a picture in the original's ids."""
+"""Stands for an image in the original's ids."""
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +31,13 @@ def tokenizer():
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
 def test_query_and_row(conforms, tokenizer, case):
     turns = [{"from": "gpt" if n % 2 else "human", "value": text} for n, text in enumerate(case["turns"])]
-    pictures = sum(text.count("<image>") for text in case["turns"])
-    row = {"conversations": turns} | ({"image": ["a.png"] * pictures} if pictures else {})
+    images = sum(text.count("<image>") for text in case["turns"])
+    row = {"conversations": turns} | ({"image": ["a.png"] * images} if images else {})
     made = encode(row, tokenizer, DataConfig(template="v1", images_per_row=2), 1)
-    # The original's query for rows without a picture is a word that no token depends on.
-    expected = case["query_ids"] if pictures else []
+    # The original's query for rows without an image is a word that no token depends on.
+    expected = case["query_ids"] if images else []
     obtained = made.queries.tolist()
-    if pictures > 1:
+    if images > 1:
         segments = question_segments(made.query_ends, len(obtained))
         obtained = question_ids(made.queries, segments, made.query_ends[-1]).tolist()
     conforms("query", case["name"], expected, obtained)
@@ -45,10 +45,10 @@ def test_query_and_row(conforms, tokenizer, case):
     conforms("row v1", case["name"], case["input_ids"], ids.tolist())
 
 
-def test_each_picture_has_its_own_turn_where_the_original_takes_the_last_for_all(conforms, tokenizer):
-    case = next(case for case in CASES if case["name"] == "two pictures in two turns")
+def test_each_image_has_its_own_turn_where_the_original_takes_the_last_for_all(conforms, tokenizer):
+    case = next(case for case in CASES if case["name"] == "two images in two turns")
     turns = [{"from": "gpt" if n % 2 else "human", "value": text} for n, text in enumerate(case["turns"])]
     made = encode({"image": ["a", "b"], "conversations": turns}, tokenizer, DataConfig(images_per_row=2), 1)
     segments = question_segments(made.query_ends, len(made.queries))
     texts = [tokenizer.decode(question_ids(made.queries, segments, end)) for end in made.query_ends]
-    conforms("query", "two pictures, each of its turn", ["What is it?", "And what is this?"], texts)
+    conforms("query", "two images, each of its turn", ["What is it?", "And what is this?"], texts)

@@ -33,7 +33,7 @@ MIXTURES = {
 }
 RANDOM = {"random:4": 4, "random:10%": 1, "random:200%": 7}
 ROW = {"id": 1, "conversations": [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "It."}]}
-PICTURED = {
+IMAGED = {
     "id": 1,
     "image": "https://example.org/a.jpg",
     "conversations": [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "It."}],
@@ -93,15 +93,15 @@ def test_texts(conforms, folder, case):
 
 
 ASKED = {"conversations": [{"from": "human", "value": "<video>\nWhy?"}, {"from": "gpt", "value": "So."}]}
-READ = "only text and pictures are read; leave the row out"
+READ = "only text and images are read; leave the row out"
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "picture by URL": (PICTURED, "by URL are not fetched; download it and give the path of the file"),
+    "image by URL": (IMAGED, "by URL are not fetched; download it and give the path of the file"),
     "video key": ({**ROW, "video": "a.mp4"}, READ),
     "video placeholder": (ASKED, READ),
     "audios key": ({**ROW, "audios": ["a.wav"]}, READ),
     "images key": (
         {**ROW, "images": ["a.jpg"]},
-        "name the pictures of a row 'image', a path or a list of paths",
+        "name the images of a row 'image', a path or a list of paths",
     ),
 }
 

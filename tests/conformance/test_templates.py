@@ -85,7 +85,7 @@ def dated(day: str) -> str:
 
 
 def parts(end: str) -> str:
-    """llava-hf's: contents are lists of parts, pictures first."""
+    """llava-hf's: contents are lists of parts, images first."""
     return (
         "{% for m in messages %}{% if m['role'] != 'system' %}{{ m['role'].upper() + ': ' }}{% endif %}"
         "{% for c in m['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}"
@@ -159,7 +159,7 @@ UNKNOWN = {
     "another system sentence": chatml("You are a pirate."),
     "no program": "{% for",
     "always fails": "{{ raise_exception('functions first') }}",
-    "other picture place": parts("").replace("<image>\n", "<image>"),
+    "other image place": parts("").replace("<image>\n", "<image>"),
 }
 
 

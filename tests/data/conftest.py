@@ -13,7 +13,7 @@ from quecc_jax.experiments.testbed.corpus import write_corpus
 
 @pytest.fixture(scope="session")
 def pools(tmp_path_factory):
-    """{(task, split): pool} of 24-pixel pictures."""
+    """{(task, split): pool} of 24-pixel images."""
     root = tmp_path_factory.mktemp("pools")
     sizes: dict[Any, tuple[int, int]] = {"single": (60, 0), "mosaic": (50, 6), "reading": (40, 6)}
     splits: tuple[Any, ...] = ("train", "test")
@@ -34,7 +34,7 @@ def text_pool(pools, tmp_path_factory):
 @pytest.fixture(scope="session")
 def tokenizer(text_pool, tmp_path_factory):
     directory = tmp_path_factory.mktemp("tokenizer") / "words"
-    extra = ["Look at this picture. And that one: good, bad? red green blue one two three"]
+    extra = ["Look at this image. And that one: good, bad? red green blue one two three"]
     train_word_tokenizer(
         [turn["value"] for row in text_pool.rows for turn in row["conversations"]] + extra, directory
     )
@@ -43,7 +43,7 @@ def tokenizer(text_pool, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def model():
-    """24-pixel pictures of 4 x 4 patches, V = 4 visual tokens."""
+    """24-pixel images of 4 x 4 patches, V = 4 visual tokens."""
     vision = VisionConfig(
         image_size=24,
         patch_size=6,

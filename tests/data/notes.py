@@ -1,4 +1,4 @@
-"""Sound pictures whose files carry notes of more than a megabyte beside the pixels."""
+"""Sound images whose files carry notes of more than a megabyte beside the pixels."""
 
 import io
 import struct
@@ -14,19 +14,19 @@ TURN = (
     b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF>'
     b"</x:xmpmeta>"
 )
-"""An XMP packet whose picture is to be turned by a quarter."""
+"""An XMP packet whose image is to be turned by a quarter."""
 
 
-def picture() -> Image.Image:
+def image() -> Image.Image:
     """Smooth, so that lossy formats keep it."""
     across, down = np.meshgrid(np.arange(60), np.arange(40))
     return Image.fromarray(np.stack([4 * across, 6 * down, 2 * (across + down)], axis=-1).astype(np.uint8))
 
 
 def stored(format: str, **options: object) -> bytes:
-    """The picture's file."""
+    """The image's file."""
     file = io.BytesIO()
-    picture().save(file, format, **options)
+    image().save(file, format, **options)
     return file.getvalue()
 
 
@@ -36,14 +36,14 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def png(*chunks: bytes, behind: bool = False, **options: object) -> bytes:
-    """The picture as PNG, chunks behind its header or before its end."""
+    """The image as PNG, chunks behind its header or before its end."""
     data = stored("PNG", **options)
     at = len(data) - 12 if behind else 33
     return data[:at] + b"".join(chunks) + data[at:]
 
 
 def turned() -> Image.Exif:
-    """EXIF of a picture that is to be turned by a quarter."""
+    """EXIF of an image that is to be turned by a quarter."""
     exif = Image.Exif()
     exif[274] = 6
     return exif

@@ -1,4 +1,4 @@
-"""A small LLaVA data set with photos of several sizes, text-only rows and shared pictures."""
+"""A small LLaVA data set with photos of several sizes, text-only rows and shared images."""
 
 import json
 from pathlib import Path
@@ -11,13 +11,13 @@ ROWS = 12
 
 
 def photo(seed: int, width: int, height: int) -> Image.Image:
-    """A smooth random picture."""
+    """A smooth random image."""
     coarse = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def write_llava(folder: Path) -> tuple[Path, list[dict[str, Any]]]:
-    """mix.json with ROWS rows: row r has r % 3 pictures of seven in three folders."""
+    """mix.json with ROWS rows: row r has r % 3 images of seven in three folders."""
     names = [f"{('coco/train2017', 'gqa/images', 'vg')[k % 3]}/{k}.jpg" for k in range(7)]
     for k, name in enumerate(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -36,7 +36,7 @@ def talk(*turns, image=None, **more):
 GOOD = [
     talk("red?", "blue"),
     talk("<image>\none two?", "green", image="good.png"),
-    talk("<image>\none?", "red", "three?", "good picture", "bad?", "one", image="good.jpg"),
+    talk("<image>\none?", "red", "three?", "good image", "bad?", "one", image="good.jpg"),
     talk("<image> two <image>", "green", "three?", "red", image=["good.png", "grey.png"]),
 ]
 
@@ -70,7 +70,7 @@ def folder(tmp_path_factory):
     (root / "wide.png").write_bytes(bomb(2**30, 1))
     (root / "nothing.png").write_bytes(bomb(0, 5))
     (root / "empty.png").write_bytes(b"")
-    (root / "text.png").write_text("no picture")
+    (root / "text.png").write_text("no image")
     (root / "cut.png").write_bytes((root / "good.png").read_bytes()[:200])
     (root / "cut.jpg").write_bytes((root / "good.jpg").read_bytes()[:300])
     (root / "headless.jpg").write_bytes((root / "good.jpg").read_bytes()[30:])
@@ -78,7 +78,7 @@ def folder(tmp_path_factory):
     return root
 
 
-FINE_PICTURES = [
+FINE_IMAGES = [
     "good.webp",
     "good.gif",
     "good.bmp",
@@ -89,7 +89,7 @@ FINE_PICTURES = [
     "deep.png",
     "./good.png",
 ]
-POOR_PICTURES: dict[str, Any] = {
+POOR_IMAGES: dict[str, Any] = {
     "none.png": "picture missing",
     "no/such/folder.png": "picture missing",
     "folder.png": "picture missing",
@@ -112,7 +112,7 @@ def mutate(row, data):
     """(the row as bytes of JSON, its fault or faults, None for a good one)"""
     draw = data.draw
     row, turns = copy.deepcopy(row), copy.deepcopy(row["conversations"])
-    pictured = "image" in row
+    with_images = "image" in row
     kind = draw(
         st.sampled_from(
             [
@@ -122,7 +122,7 @@ def mutate(row, data):
                 "system",
                 "greeting",
                 "unicode",
-                "fine picture",
+                "fine image",
                 "list of one",
                 "odd row",
                 "odd turns",
@@ -140,10 +140,10 @@ def mutate(row, data):
                 "more placeholders",
                 "fewer placeholders",
                 "picture",
-                "odd picture",
+                "odd image",
                 "too many",
                 "long",
-                "long picture",
+                "long image",
                 "unanswered",
             ]
         )
@@ -160,8 +160,8 @@ def mutate(row, data):
         row["conversations"].insert(0, {"from": "gpt", "value": "good"})
     elif kind == "unicode":
         row["conversations"][-1]["value"] = draw(st.text(max_size=8))
-    elif kind == "fine picture" and pictured:
-        row["image"] = draw(st.sampled_from(FINE_PICTURES))
+    elif kind == "fine image" and with_images:
+        row["image"] = draw(st.sampled_from(FINE_IMAGES))
         row["conversations"][0]["value"] = "<image>\none?"
     elif kind == "list of one" and isinstance(row.get("image"), str):
         row["image"] = [row["image"]]
@@ -208,15 +208,15 @@ def mutate(row, data):
     elif kind == "more placeholders":
         row["conversations"][-1]["value"] += " <image>" * draw(st.integers(1, 3))
         fault = "placeholders"
-    elif kind == "fewer placeholders" and pictured:
+    elif kind == "fewer placeholders" and with_images:
         row["conversations"][0]["value"], fault = "red?", "placeholders"
-    elif kind == "picture" and pictured:
-        name = draw(st.sampled_from(sorted(POOR_PICTURES)))
+    elif kind == "picture" and with_images:
+        name = draw(st.sampled_from(sorted(POOR_IMAGES)))
         row["image"] = [*image_refs(row)[:-1], name] if draw(st.booleans()) else name
         if isinstance(row["image"], str):
             row["conversations"][0]["value"] = "<image>\none?"
-        fault = POOR_PICTURES[name]
-    elif kind == "odd picture":
+        fault = POOR_IMAGES[name]
+    elif kind == "odd image":
         row["image"] = draw(st.sampled_from([True, 2.5, {}, {"path": "good.png"}, [[]], "", [None]]))
         fault = "not a row"
     elif kind == "too many":
@@ -225,7 +225,7 @@ def mutate(row, data):
     elif kind == "long":
         # Cut, and still good.
         row["conversations"][-1]["value"] = "one two " * draw(st.integers(LENGTH, 3 * LENGTH))
-    elif kind == "long picture":
+    elif kind == "long image":
         row = talk("red?", "blue " * LENGTH, "<image> one?", "green", image="good.png")
         fault = "too long"
     return json.dumps(row).encode(), fault
@@ -279,7 +279,7 @@ plain = {json.dumps(row).encode() for row in GOOD}
 
 def check(batch, place, good, config, tokenizer, model, folder, path):
     """Whether a row of a batch holds these rows of the file and nothing else."""
-    start = picture = 0
+    start = image = 0
     for one in good:
         row = RowFile(path)[one]
         made = encode(row, tokenizer, config, model.visual_tokens)
@@ -289,12 +289,12 @@ def check(batch, place, good, config, tokenizer, model, folder, path):
         assert np.array_equal(batch.labels[place, here], made.labels)
         for ref in refs:
             wanted = load_pixels(str(folder / ref), model.vision)
-            assert np.array_equal(batch.pixels[place, picture], wanted)
-            picture += 1
+            assert np.array_equal(batch.pixels[place, image], wanted)
+            image += 1
         start += length
     assert not batch.tokens[place, start:].any() and (batch.labels[place, start:] == IGNORE).all()
-    assert batch.pixels is None or not batch.pixels[place, picture:].any()
-    assert (batch.query_ends[place, picture:] == -1).all()
+    assert batch.pixels is None or not batch.pixels[place, image:].any()
+    assert (batch.query_ends[place, image:] == -1).all()
 
 
 def test_two_thousand_mutated_rows(folder, tokenizer, model):
@@ -307,7 +307,7 @@ def test_two_thousand_mutated_rows(folder, tokenizer, model):
 
 @settings(max_examples=150, deadline=None, derandomize=True, database=None)
 @given(data=st.data())
-def damaged_pictures(data, folder, model):
+def damaged_images(data, folder, model):
     names = ["good.png", "good.jpg", "good.webp", "good.gif", "deep.png", "good.tif"]
     raw = bytearray((folder / data.draw(st.sampled_from(names))).read_bytes())
     for _ in range(data.draw(st.integers(1, 6))):
@@ -321,8 +321,8 @@ def damaged_pictures(data, folder, model):
         assert pixels.shape == (24, 24, 3) and pixels.dtype == np.uint8
 
 
-def test_pictures_with_damaged_bytes_are_read_or_refused(folder, model):
-    damaged_pictures(folder=folder, model=model)
+def test_images_with_damaged_bytes_are_read_or_refused(folder, model):
+    damaged_images(folder=folder, model=model)
 
 
 @pytest.mark.parametrize("form", ["json", "jsonl"])

@@ -1,4 +1,4 @@
-"""Batches whose V is drawn: when which comes, and that only the pictures' slots differ."""
+"""Batches whose V is drawn: when which comes, and that only the images' slots differ."""
 
 import dataclasses
 import itertools
@@ -41,29 +41,29 @@ def test_a_row_is_as_short_as_its_v_allows(settings, length, largest, v, expecte
 
 
 def conversations(batch, model, v):
-    """(tokens without slots, labels of them, slots from the first of each picture, query) of each segment."""
+    """(tokens without slots, labels of them, slots from the first of each image, query) of each segment."""
     for row in range(len(batch.tokens)):
         for segment in range(1, batch.segments[row].max() + 1):
             here = batch.segments[row] == segment
             slots, text = batch.slots[row][here], batch.slots[row][here] < 0
             assert np.array_equal(batch.positions[row][here], np.arange(here.sum()))
-            pictures, places = np.divmod(slots[~text], model.num_output_tokens)
-            for picture in np.unique(pictures):
-                own = places[pictures == picture]
+            images, places = np.divmod(slots[~text], model.num_output_tokens)
+            for image in np.unique(images):
+                own = places[images == image]
                 assert np.array_equal(own, first_token(model, v) + np.arange(v))
-                assert batch.query_ends[row, picture] >= 0
+                assert batch.query_ends[row, image] >= 0
             yield (
                 tuple(batch.tokens[row][here][text]),
                 tuple(batch.labels[row][here][text]),
                 tuple(np.flatnonzero(~text)[::v]),
-                len(np.unique(pictures)),
+                len(np.unique(images)),
             )
 
 
 @pytest.mark.parametrize(
     "name, batching", [("quecc", "pad"), ("quecc", "grouped"), ("quecc", "packed"), ("mqt", "pad")]
 )
-def test_only_the_slots_of_a_picture_differ(settings, model, elastic, name, batching, tmp_path):
+def test_only_the_slots_of_an_image_differ(settings, model, elastic, name, batching, tmp_path):
     """Against the batches that the model of one V, the largest, gets from the same seed."""
     data = settings(
         MOSAIC, READING, batching=batching, packed_images=3, cache=str(tmp_path), lookahead_rows=40

@@ -16,7 +16,7 @@ from PIL import Image, PngImagePlugin
 from transformers.models.clip import CLIPImageProcessorPil
 
 from quecc_jax.config import VisionConfig
-from quecc_jax.data.images import CLIP_MEAN, CLIP_STD, fit, load_pixels, normalise, open_image, picture_size
+from quecc_jax.data.images import CLIP_MEAN, CLIP_STD, fit, image_size, load_pixels, normalise, open_image
 from quecc_jax.data.png import without_notes
 from quecc_jax.data.sources.easy_vqa import image_paths
 from quecc_jax.errors import BadRow, UserError
@@ -27,7 +27,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "pictures"
 
 
 def scene(width, height, seed=0):
-    """A smooth picture of the given size with every channel different, made from a real one."""
+    """A smooth image of the given size with every channel different, made from a real one."""
     real = Image.open(image_paths("train")[seed]).convert("RGB")
     return real.resize((width, height), Image.Resampling.BICUBIC)
 
@@ -38,14 +38,14 @@ def clip(image, size):
 
 
 def stored(image, format="PNG", **options):
-    """The picture as a file in memory."""
+    """The image as a file in memory."""
     file = io.BytesIO()
     image.save(file, format, **options)
     return file
 
 
 def seen(image, format="PNG", **options):
-    """What `open_image` makes of the picture after it was stored; a warning fails the test."""
+    """What `open_image` makes of the image after it was stored; a warning fails the test."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         return np.asarray(open_image(stored(image, format, **options)))
@@ -103,7 +103,7 @@ def test_size_follows_the_config():
     assert load_pixels(scene(64, 48), dataclasses.replace(VISION, image_size=28)).shape == (28, 28, 3)
 
 
-# Which side of the upright picture the stored row 0 and column 0 are (EXIF 2.3, tag 274).
+# Which side of the upright image the stored row 0 and column 0 are (EXIF 2.3, tag 274).
 EXIF_SIDES = {
     1: ("top", "left"),
     2: ("top", "right"),
@@ -138,10 +138,10 @@ def test_the_original_takes_pixels_as_stored(orientation, format):
     exif[274] = orientation
     file = stored(scene(48, 32), format, exif=exif, quality=95)
     ours = open_image(file, "original")
-    assert ours.size == picture_size(file, "original") == (48, 32)
+    assert ours.size == image_size(file, "original") == (48, 32)
     assert np.array_equal(np.asarray(ours), np.asarray(Image.open(file).convert("RGB")))
     upright = open_image(file)
-    assert upright.size == picture_size(file) == ((32, 48) if orientation > 4 else (48, 32))
+    assert upright.size == image_size(file) == ((32, 48) if orientation > 4 else (48, 32))
     wanted = load_pixels(ours, VISION, "pad")
     again = open_image(stored(upright, "PNG"))
     assert np.array_equal(np.asarray(again), np.asarray(upright)), "what was turned is not turned again"
@@ -151,12 +151,12 @@ def test_the_original_takes_pixels_as_stored(orientation, format):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_the_size_of_a_tiff_is_that_of_its_picture(orientation):
+def test_the_size_of_a_tiff_is_that_of_its_image(orientation):
     exif = Image.Exif()
     exif[274] = orientation
     file = stored(scene(48, 32), "TIFF", exif=exif)
     for decoding in ("upright", "original"):  # Pillow turns TIFF files itself.
-        assert picture_size(file, decoding) == open_image(file, decoding).size
+        assert image_size(file, decoding) == open_image(file, decoding).size
 
 
 @pytest.mark.parametrize(
@@ -170,18 +170,18 @@ def test_the_original_clips_16_bits(format, mode, dtype):
 
 
 @pytest.mark.parametrize("name", NOTED)
-def test_a_large_note_does_not_make_a_picture_unreadable(name, tmp_path):
+def test_a_large_note_does_not_make_an_image_unreadable(name, tmp_path):
     (tmp_path / "noted.bin").write_bytes(NOTED[name]())
     for place in (tmp_path / "noted.bin", str(tmp_path / "noted.bin")):
-        assert open_image(place).size == picture_size(place) == ((40, 60) if "turned" in name else (60, 40))
+        assert open_image(place).size == image_size(place) == ((40, 60) if "turned" in name else (60, 40))
     assert Image.MAX_IMAGE_PIXELS == 89_478_485 and PngImagePlugin.MAX_TEXT_CHUNK == 1 << 20
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
-def test_a_picture_with_a_large_note_that_is_cut_off_is_refused(share, tmp_path):
+def test_a_image_with_a_large_note_that_is_cut_off_is_refused(share, tmp_path):
     whole = NOTED["png profile"]()
     (tmp_path / "cut.png").write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(BadRow, match=r"picture .*cut\.png (cannot be read|is not a picture)"):
+    with pytest.raises(BadRow, match=r"image .*cut\.png (cannot be read|is not an image)"):
         open_image(tmp_path / "cut.png")
 
 
@@ -204,7 +204,7 @@ def test_notes_go_and_all_else_stays():
 
 
 @pytest.mark.parametrize("note", [b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM", b"Exif\0\0"])
-def test_a_damaged_note_leaves_the_picture_as_stored(note):
+def test_a_damaged_note_leaves_the_image_as_stored(note):
     image = scene(48, 32)
     file = stored(image, exif=note)
     with warnings.catch_warnings():
@@ -308,8 +308,8 @@ def test_truncated_files_are_refused_by_name(format, share, tmp_path):
         open_image(tmp_path / "cut.bin")
 
 
-def test_what_is_no_picture_is_refused_by_name(tmp_path):
-    (tmp_path / "text.png").write_text("not a picture")
+def test_what_is_no_image_is_refused_by_name(tmp_path):
+    (tmp_path / "text.png").write_text("not an image")
     (tmp_path / "program.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
     (tmp_path / "nothing.jpg").touch()
     (tmp_path / "empty.ppm").write_bytes(b"P6 0 5 255\n")
@@ -356,7 +356,7 @@ def test_absurd_strips_are_refused(sides, tmp_path):
 
 @pytest.mark.parametrize("aspect", ["pad", "square"])
 @pytest.mark.parametrize("sides", [(1, 200), (3000, 15), (1, 1), (2, 3)])
-def test_thin_and_tiny_pictures_are_pictures(sides, aspect):
+def test_thin_and_tiny_images_are_images(sides, aspect):
     ours = load_pixels(Image.new("RGB", sides, (250, 0, 0)), VISION, aspect)
     assert ours.shape == (56, 56, 3)
     if aspect == "square":
@@ -365,7 +365,7 @@ def test_thin_and_tiny_pictures_are_pictures(sides, aspect):
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), format=st.sampled_from(["PNG", "JPEG", "GIF", "WEBP", "BMP"]))
-def test_damage_gives_a_picture_or_one_sentence(data, format):
+def test_damage_gives_an_image_or_one_sentence(data, format):
     content = bytearray(stored(scene(24, 16), format).getvalue())
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
@@ -374,10 +374,10 @@ def test_damage_gives_a_picture_or_one_sentence(data, format):
         try:
             assert load_pixels(io.BytesIO(content), VISION).shape == (56, 56, 3)
         except UserError as error:
-            assert str(error).startswith("picture ") and "\n" not in str(error)
+            assert str(error).startswith("image ") and "\n" not in str(error)
 
 
-def test_an_open_picture_is_left_as_it_is():
+def test_an_open_image_is_left_as_it_is():
     image = scene(20, 10).quantize(8)
     image.info["transparency"] = bytes(8)
     before = image.copy()

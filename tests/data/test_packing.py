@@ -27,24 +27,24 @@ ROWS = 61
 
 @pytest.fixture(scope="module")
 def rows_file(tmp_path_factory):
-    """61 conversations of one or several turns with no, one or two pictures, of which two are missing."""
+    """61 conversations of one or several turns with no, one or two images, of which two are missing."""
     folder = tmp_path_factory.mktemp("rows")
     for k, path in enumerate(image_paths("train")[:6]):
         Image.open(path).resize((30, 24)).save(folder / f"{k}.png")
     rng, rows = np.random.default_rng(0), list[dict[str, Any]]()
     for number in range(ROWS):
-        pictures = 1 if number in (20, 40) else int(rng.choice([0, 1, 1, 1, 2]))
+        images = 1 if number in (20, 40) else int(rng.choice([0, 1, 1, 1, 2]))
         turns = []
         for turn in range(int(rng.integers(1, 4))):
-            lead = "<image>\n" * pictures if not turn else ""
+            lead = "<image>\n" * images if not turn else ""
             said = " ".join(rng.choice(["one", "two", "three", "red", "blue"], int(rng.integers(1, 7))))
-            turns += [("human", f"{lead}{said}?"), ("gpt", str(rng.choice(["green", "bad", "good picture"])))]
+            turns += [("human", f"{lead}{said}?"), ("gpt", str(rng.choice(["green", "bad", "good image"])))]
         row = {"id": number, "conversations": [{"from": who, "value": text} for who, text in turns]}
-        if pictures:
-            names = [f"{rng.integers(6)}.png" for _ in range(pictures)]
+        if images:
+            names = [f"{rng.integers(6)}.png" for _ in range(images)]
             if number in (20, 40):
                 names[-1] = "none.png"
-            row["image"] = names if pictures > 1 else names[0]
+            row["image"] = names if images > 1 else names[0]
         rows.append(row)
     rows[7]["conversations"].pop()
     (folder / "rows.json").write_text(json.dumps(rows))
@@ -112,25 +112,25 @@ def test_a_packed_row_is_its_conversations_one_after_another(data, model):
                 assert (wanted is None) == (array is None), name
                 assert wanted is None or (wanted.shape, wanted.dtype) == (array.shape, array.dtype), name
         for k in range(4):
-            start, picture = 0, 0
+            start, image = 0, 0
             held = [alone[one] for one in batch.ids[k].tolist() if one in alone]
             for number, one in enumerate(held, start=1):
-                length, pictures = int(one.segments.sum()), int((one.query_ends >= 0).sum())
-                here, there = slice(start, start + length), slice(picture, picture + pictures)
+                length, images = int(one.segments.sum()), int((one.query_ends >= 0).sum())
+                here, there = slice(start, start + length), slice(image, image + images)
                 assert (batch.segments[k, here] == number).all()
                 for name in ("tokens", "labels", "positions"):
                     assert np.array_equal(getattr(batch, name)[k, here], getattr(one, name)[0, :length]), name
                 slots = one.slots[0, :length]
-                assert np.array_equal(batch.slots[k, here], np.where(slots < 0, -1, slots + picture * v))
-                assert np.array_equal(batch.pixels[k, there], one.pixels[0, :pictures])
-                for place, own in enumerate(one.query_ends[0, :pictures], start=picture):
+                assert np.array_equal(batch.slots[k, here], np.where(slots < 0, -1, slots + image * v))
+                assert np.array_equal(batch.pixels[k, there], one.pixels[0, :images])
+                for place, own in enumerate(one.query_ends[0, :images], start=image):
                     wanted = question_ids(one.queries[0], one.query_segments[0], own)
                     segments, end = batch.query_segments[k], batch.query_ends[k, place]
                     assert np.array_equal(question_ids(batch.queries[k], segments, end), wanted)
-                start, picture, seen = start + length, picture + pictures, seen + 1
+                start, image, seen = start + length, image + images, seen + 1
             assert not batch.segments[k, start:].any() and not batch.tokens[k, start:].any()
             assert (batch.labels[k, start:] == IGNORE).all() and (batch.slots[k, start:] == -1).all()
-            assert not batch.pixels[k, picture:].any() and (batch.query_ends[k, picture:] == -1).all()
+            assert not batch.pixels[k, image:].any() and (batch.query_ends[k, image:] == -1).all()
             several += len(held) > 1
     assert seen > 45 and several > 15
 
@@ -234,7 +234,7 @@ def test_workers_change_no_batch_and_nothing_outlives_the_iterator(data, model, 
     assert [line for line in left if "resource_tracker" not in " ".join(line)] == []
 
 
-def test_grouped_batches_of_text_have_no_picture_places(data, model):
+def test_grouped_batches_of_text_have_no_image_places(data, model):
     with make_iterator(batched(data, "grouped"), model, 4, 0) as iterator:
         batches = take(iterator, 16)
     shapes = {(batch.tokens.shape, batch.query_ends.shape, batch.pixels is None) for batch in batches}

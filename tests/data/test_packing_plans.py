@@ -19,9 +19,9 @@ def lengths_of(rows: int, seed: int = 0, left_out: float = 0.02) -> RowLengths:
     """Lengths like those of conversations: log-normal, one row in eight of text alone, some left out."""
     rng = np.random.default_rng(seed)
     tokens = np.minimum(rng.lognormal(4.5, 0.8, rows), 512).astype(np.int32)
-    pictures = (rng.random(rows) > 0.125).astype(np.int32) * rng.choice([1, 1, 1, 2], rows)
+    image_counts = (rng.random(rows) > 0.125).astype(np.int32) * rng.choice([1, 1, 1, 2], rows)
     bad = rng.random(rows) < left_out
-    fields = (tokens, pictures, np.minimum(tokens // 2 + 1, 128) * (pictures > 0))
+    fields = (tokens, image_counts, np.minimum(tokens // 2 + 1, 128) * (image_counts > 0))
     return RowLengths(*(np.where(bad, 0, field).astype(np.int32) for field in fields))
 
 
@@ -30,22 +30,22 @@ def lengths_of(rows: int, seed: int = 0, left_out: float = 0.02) -> RowLengths:
 def test_packed_rows_hold_everything_once_within_their_room(data):
     images, length = data.draw(st.integers(0, 5)), data.draw(st.integers(1, 40))
     sizes = data.draw(st.lists(st.tuples(st.integers(0, length), st.integers(0, images)), max_size=40))
-    tokens, pictures = np.array(sizes, np.int32).reshape(-1, 2).T
-    packed = pack(tokens, pictures, length, images)
+    tokens, image_counts = np.array(sizes, np.int32).reshape(-1, 2).T
+    packed = pack(tokens, image_counts, length, images)
     assert sorted(np.concatenate([[], *packed]).tolist()) == list(range(len(sizes)))
     for row in packed:
-        assert len(row) and tokens[row].sum() <= length and pictures[row].sum() <= images
+        assert len(row) and tokens[row].sum() <= length and image_counts[row].sum() <= images
     # Best fit leaves no two rows that would fit into one: the later would never have been begun.
     for one, other in itertools.pairwise(packed):
         both = np.concatenate([one, other])
-        assert tokens[both].sum() > length or pictures[both].sum() > images
+        assert tokens[both].sum() > length or image_counts[both].sum() > images
 
 
-def plain_groups(tokens, pictured, batch_size, window, rng):
+def plain_groups(tokens, with_images, batch_size, window, rng):
     """LLaVA's sampler by its description: shuffle each modality, cut it into megabatches, sort each by
     length, shuffle all batches; what fills no batch comes last. Returns lists of rows."""
     batches, left = [], []
-    for part in (np.flatnonzero(pictured), np.flatnonzero(~pictured)):
+    for part in (np.flatnonzero(with_images), np.flatnonzero(~with_images)):
         part = rng.permutation(part)
         whole = len(part) - len(part) % batch_size
         left += part[whole:].tolist()
@@ -64,13 +64,13 @@ def waste(batches, tokens):
 @pytest.mark.parametrize("window", [16, 256])
 def test_grouped_batches_are_those_of_the_original_sampler_in_distribution(window):
     measures = lengths_of(5003, left_out=0)
-    order, pictured = Sampler([5003], None, 1), measures.pictures > 0
+    order, with_images = Sampler([5003], None, 1), measures.image_counts > 0
     grouped = Grouped(order, measures, ONE_BUCKET, 16, window, [512], 2)
     ours = [draw.ids[draw.ids >= 0] for draw in (grouped[k] for k in range(grouped.batches))]
-    theirs = plain_groups(measures.tokens, pictured, 16, window, np.random.default_rng(0))
+    theirs = plain_groups(measures.tokens, with_images, 16, window, np.random.default_rng(0))
     assert len(ours) == len(theirs)
     for batches in (ours, theirs):
-        single = [len(set(pictured[rows].tolist())) == 1 for rows in batches]
+        single = [len(set(with_images[rows].tolist())) == 1 for rows in batches]
         assert sum(single) >= len(batches) - 2
     assert abs(waste(ours, measures.tokens) - waste(theirs, measures.tokens)) < 0.02
     # The megabatch decides how alike the lengths are.
@@ -78,7 +78,7 @@ def test_grouped_batches_are_those_of_the_original_sampler_in_distribution(windo
     # Lengths come in random order: a batch tells nothing of the next.
     means = np.array([measures.tokens[rows].mean() for rows in ours])
     assert abs(np.corrcoef(means[1:], means[:-1])[0, 1]) < 0.15
-    order_of_modalities = np.array([pictured[rows].mean() > 0.5 for rows in ours])
+    order_of_modalities = np.array([with_images[rows].mean() > 0.5 for rows in ours])
     text = np.flatnonzero(~order_of_modalities)
     assert len(text) > 30 and text.min() < 30 and text.max() > len(ours) - 30
 
@@ -93,7 +93,7 @@ def test_left_out_rows_spread_over_grouped_batches():
     assert max(empty) <= 8 and np.mean(empty) == pytest.approx(1.6, abs=0.3)
 
 
-def test_a_grouped_batch_is_as_long_as_it_needs_and_text_has_no_picture_places():
+def test_a_grouped_batch_is_as_long_as_it_needs_and_text_has_no_image_places():
     measures = lengths_of(2000)
     data = DataConfig(max_length=512, num_length_buckets=3)
     assert row_lengths(data) == [128, 256, 512]
@@ -105,7 +105,7 @@ def test_a_grouped_batch_is_as_long_as_it_needs_and_text_has_no_picture_places()
         rows = draw.ids[draw.ids >= 0]
         longest = measures.tokens[rows].max()
         assert longest <= draw.length and (draw.length == 128 or longest > draw.length / 2)
-        assert draw.images == (2 if measures.pictures[rows].any() else 0)
+        assert draw.images == (2 if measures.image_counts[rows].any() else 0)
         shapes.add((draw.length, draw.images))
     assert len(shapes) == 6
 
@@ -160,12 +160,12 @@ def test_any_batch_can_be_made_without_those_before_it(kind, weights):
     assert all(np.array_equal(back[k].ids, drawn[k].ids) for k in (50, 20, 51, 0))
 
 
-def test_packed_rows_are_full_of_tokens_where_pictures_leave_room():
+def test_packed_rows_are_full_of_tokens_where_images_leave_room():
     measures = lengths_of(4000)
     packed = Packed(Sampler([4000], None, 0), measures, ONE_BUCKET, 4, 1000, 512, 16)
     assert measures.tokens.sum() / packed.epoch() / 512 > 0.97
     narrow = Packed(Sampler([4000], None, 0), measures, ONE_BUCKET, 4, 1000, 512, 2)
-    assert narrow.epoch() == pytest.approx(measures.pictures.sum() / 2, rel=0.02)
+    assert narrow.epoch() == pytest.approx(measures.image_counts.sum() / 2, rel=0.02)
 
 
 @pytest.mark.parametrize(("visual_tokens", "least"), [(1, 0.95), (36, 0.95), (576, 0.85)])

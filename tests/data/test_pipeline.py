@@ -142,7 +142,7 @@ def test_batches_are_what_the_spec_says(settings, model, cached, tmp_path):
 
 
 def tower(images):
-    """A stand-in that tells pictures apart: [b, 24, 24, 3] -> [b, 16, 3, 8]."""
+    """A stand-in that tells images apart: [b, 24, 24, 3] -> [b, 16, 3, 8]."""
     patches = images.reshape(-1, 4, 6, 4, 6, 3).mean(axis=(2, 4)).reshape(-1, 16, 3, 1)
     return patches * np.arange(8) / 255
 
@@ -155,7 +155,7 @@ def own_pool(settings, tmp_path, model, cached):
     return dataclasses.replace(settings(), cached_features=cached, sources=(source,))
 
 
-def test_rows_carry_their_own_text_and_picture(pools, settings, model, tokenizer):
+def test_rows_carry_their_own_text_and_image(pools, settings, model, tokenizer):
     data = settings(SINGLE, READING)
     rows, sources = rows_by_id(data), (pools[SINGLE], pools[READING])
     with make_iterator(data, model, 32, 0) as iterator:
@@ -173,11 +173,11 @@ def test_rows_carry_their_own_text_and_picture(pools, settings, model, tokenizer
         assert tokenizer.decode(batch.queries[k, : batch.query_ends[k, 0] + 1]) == question
         slots = batch.slots[k][batch.slots[k] >= 0]
         assert slots.tolist() == [0, 1, 2, 3] and not batch.tokens[k][batch.slots[k] >= 0].any()
-        picture = sources[int(identity) >> 32].images[row["image"]]
-        np.testing.assert_array_equal(batch.pixels[k, 0], picture)
+        image = sources[int(identity) >> 32].images[row["image"]]
+        np.testing.assert_array_equal(batch.pixels[k, 0], image)
 
 
-def test_cached_features_are_those_of_the_picture(settings, model, tmp_path):
+def test_cached_features_are_those_of_the_image(settings, model, tmp_path):
     data = own_pool(settings, tmp_path, model, cached=True)
     rows = rows_by_id(data)
     pool = build_pool("mosaic", "train", tmp_path / "same", 24, 20, 4)
@@ -203,7 +203,7 @@ def test_features_must_be_there_and_fit(settings, model, tmp_path):
         make_iterator(mixed, model, 8, 0)
 
 
-def test_pools_of_another_picture_size_are_refused(settings, model):
+def test_pools_of_another_image_size_are_refused(settings, model):
     large = dataclasses.replace(model, vision=dataclasses.replace(model.vision, image_size=48, patch_size=12))
     with pytest.raises(UserError, match="24 pixels"):
         make_iterator(settings(MOSAIC), large, 8, 0)
@@ -241,7 +241,7 @@ def test_text_only_run(text_pool, tokenizer, model):
 
 @pytest.fixture
 def mixed_file(tmp_path):
-    """A LLaVA file with no, one and two pictures per row; returns (path, its rows)."""
+    """A LLaVA file with no, one and two images per row; returns (path, its rows)."""
     for k, path in enumerate(image_paths("train")[:3]):
         Image.open(path).resize((40, 30)).save(tmp_path / f"{k}.png")
     rows = [
@@ -283,7 +283,7 @@ def file_data(path, tokenizer, **more):
 
 
 @pytest.mark.parametrize("form", ["json", "jsonl"])
-def test_rows_with_no_one_and_two_pictures_share_a_batch(mixed_file, tokenizer, model, form):
+def test_rows_with_no_one_and_two_images_share_a_batch(mixed_file, tokenizer, model, form):
     path, rows = mixed_file
     if form == "jsonl":
         path = path.with_suffix(".jsonl")
@@ -292,7 +292,7 @@ def test_rows_with_no_one_and_two_pictures_share_a_batch(mixed_file, tokenizer, 
     assert batch.ids.tolist() == [0, 1, 2]
     assert [(row[row >= 0]).tolist() for row in batch.slots] == [[], [0, 1, 2, 3], list(range(8))]
     assert (batch.query_ends >= 0).tolist() == [[False, False], [True, False], [True, True]]
-    # Two pictures of one turn share its question.
+    # Two images of one turn share its question.
     assert batch.query_ends[2, 0] == batch.query_ends[2, 1] and batch.query_segments.max() == 1
     assert not batch.queries[0].any() and not batch.pixels[0].any() and not batch.pixels[1, 1].any()
     for row, place, name in ((1, 0, "0.png"), (2, 0, "1.png"), (2, 1, "2.png")):
@@ -376,7 +376,7 @@ def test_dropped_rows_leave_their_places_empty(tmp_path, model, tokenizer):
         assert (batch.labels[empty] == IGNORE).all() and not batch.tokens[empty].any()
 
 
-def test_malformed_rows_and_missing_pictures_are_named(mixed_file, tokenizer, model):
+def test_malformed_rows_and_missing_images_are_named(mixed_file, tokenizer, model):
     path, rows = mixed_file
     (path.parent / "2.png").unlink()
     with pytest.raises(UserError, match=r"rows\.json, row 3 \(line 1\): .*2\.png"):
@@ -409,7 +409,7 @@ def test_skipped_rows_leave_their_places_empty_up_to_a_share(mixed_file, tokeniz
     for batch in batches:
         assert sorted(batch.ids.tolist()) == [0, 1, 2]
         assert np.array_equal(batch.segments.any(1), batch.ids == 0)
-        # Row 3's first picture is there; with the second it is left out as well.
+        # Row 3's first image is there; with the second it is left out as well.
         assert not batch.pixels.any() and (batch.query_ends == -1).all() and not batch.queries.any()
         assert (batch.labels[batch.ids > 0] == IGNORE).all() and not batch.tokens[batch.ids > 0].any()
     data = dataclasses.replace(data, max_bad_share=0.5)

@@ -1,4 +1,4 @@
-"""Rows as other programs write them: what is neither text nor a picture's path is never passed over."""
+"""Rows as other programs write them: what is neither text nor an image's path is never passed over."""
 
 import json
 
@@ -14,14 +14,14 @@ from quecc_jax.data.sources.prepare import prepare
 from quecc_jax.errors import BadRow, UserError
 
 TEXT = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "It."}]
-PICTURED = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "It."}]
+IMAGED = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "It."}]
 
 
 @pytest.mark.parametrize(
     "ref, says",
     [
-        ("https://example.org/a.jpg", "pictures by URL are not fetched; download it"),
-        ("HTTP://example.org/a.jpg", "pictures by URL are not fetched"),
+        ("https://example.org/a.jpg", "images by URL are not fetched; download it"),
+        ("HTTP://example.org/a.jpg", "images by URL are not fetched"),
         ("ftp://a/b.png", "not fetched"),
         ("s3://bucket/a.jpg", "not fetched"),
         ("hf://datasets/a/b.jpg", "not fetched"),
@@ -33,7 +33,7 @@ PICTURED = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value
 def test_addresses_are_no_paths(ref, says):
     for image in (ref, [ref], ["a.jpg", ref]):
         with pytest.raises(BadRow, match=says) as caught:
-            image_refs({"image": image, "conversations": PICTURED})
+            image_refs({"image": image, "conversations": IMAGED})
         assert caught.value.fault == "picture missing" and "iVBOR" not in str(caught.value)
 
 
@@ -52,7 +52,7 @@ def test_addresses_are_no_paths(ref, says):
     ],
 )
 def test_paths_stay_as_they_are(ref):
-    assert image_refs({"image": ref, "conversations": PICTURED}) == [ref]
+    assert image_refs({"image": ref, "conversations": IMAGED}) == [ref]
 
 
 @pytest.mark.parametrize(
@@ -88,9 +88,9 @@ def test_other_inputs_are_refused(more):
 @pytest.mark.parametrize(
     "more", [{"video": "a.mp4"}, {"audios": ["a"]}, {"depth": "d.png"}, {"images": ["b.jpg"]}]
 )
-def test_other_inputs_are_refused_beside_a_picture(more):
+def test_other_inputs_are_refused_beside_an_image(more):
     with pytest.raises(BadRow, match=r"is not read|are read"):
-        image_refs({"image": "a.jpg", **more, "conversations": PICTURED})
+        image_refs({"image": "a.jpg", **more, "conversations": IMAGED})
 
 
 @pytest.mark.parametrize(
@@ -114,14 +114,14 @@ def test_notes_about_a_row_are_no_inputs(more):
     assert image_refs({**more, "conversations": TEXT}) == []
 
 
-def test_notes_about_a_picture_are_no_inputs():
+def test_notes_about_an_image_are_no_inputs():
     """As ALLaVA's `url` and others' copies of the path."""
     row = {
         "image": "a.jpg",
         "url": "https://example.org/a.jpg",
         "image_path": "/data/a.jpg",
         "height": 3,
-        "conversations": PICTURED,
+        "conversations": IMAGED,
     }
     assert image_refs(row) == ["a.jpg"]
 
@@ -143,11 +143,11 @@ def test_placeholders_of_other_inputs(said, bad):
     if not bad:
         assert image_refs(row) == []
         return
-    with pytest.raises(BadRow, match=r"turn 1 asks about <.*>, and only text and pictures are read"):
+    with pytest.raises(BadRow, match=r"turn 1 asks about <.*>, and only text and images are read"):
         image_refs(row)
 
 
-def test_a_turn_s_own_picture_is_not_passed_over():
+def test_a_turn_s_own_image_is_not_passed_over():
     turns = [{**TEXT[0], "image": "a.jpg"}, TEXT[1]]
     with pytest.raises(BadRow, match="turn 1 has 'image'"):
         image_refs({"conversations": turns})

@@ -1,4 +1,4 @@
-"""Any-resolution pictures: how their tokens are arranged, in batches of every kind and in answers."""
+"""Any-resolution images: how their tokens are arranged, in batches of every kind and in answers."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ from PIL import Image
 from quecc_jax.config import DecoderConfig, RunConfig, SourceConfig
 from quecc_jax.config.compressors import exchanged
 from quecc_jax.config.validation import validate
-from quecc_jax.data.images import load_pixels, picture_size
+from quecc_jax.data.images import image_size, load_pixels
 from quecc_jax.data.pipeline import eval_batches, make_iterator
 from quecc_jax.data.sources.open import open_sources
 from quecc_jax.data.text.conversation import query_ids
@@ -26,8 +26,8 @@ from quecc_jax.models.vlm import VLM
 from tests.tiny import random_params
 
 TILES = ((2, 2), (3, 1))
-# Width and height; grid; rows and columns of the map of tokens, 2 x 2 a tile, that hold some of the picture.
-PICTURES = [
+# Width and height; grid; rows and columns of the map of tokens, 2 x 2 a tile, that hold some of the image.
+IMAGES = [
     ((48, 24), (2, 2), (slice(1, 3), slice(0, 4))),
     ((20, 70), (3, 1), (slice(0, 6), slice(0, 2))),
     ((40, 40), (2, 2), (slice(0, 4), slice(0, 4))),
@@ -47,14 +47,14 @@ TALKS = [
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tiles")
     rng = np.random.default_rng(0)
-    for number, ((width, height), _, _) in enumerate(PICTURES):
+    for number, ((width, height), _, _) in enumerate(IMAGES):
         Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(folder / f"{number}.png")
     rows = [
         {
-            "image": [f"{k}.png" for k in pictures],
+            "image": [f"{k}.png" for k in images],
             "conversations": [{"from": "human", "value": text}, {"from": "gpt", "value": "green"}],
         }
-        for pictures, text in TALKS
+        for images, text in TALKS
     ]
     (folder / "rows.json").write_text(json.dumps(rows))
     return folder
@@ -88,16 +88,16 @@ def params(config):
 
 @pytest.fixture(scope="module")
 def stands(config, params, folder, tokenizer):
-    """(picture, question) -> what stands for the picture [L, M], put together square by square."""
+    """(image, question) -> what stands for the image [L, M], put together square by square."""
 
     def one(model: VLM, pixels, *asked):
         return model.compress(model.encode_image(pixels), model.encode_query(*asked)).tokens[0]
 
     run = jax.jit(lambda *given: VLM(config.model).apply({"params": params}, *given, method=one))
 
-    def tokens(picture: int, question: str) -> np.ndarray:
-        _, (rows, columns), kept = PICTURES[picture]
-        squares = load_pixels(folder / f"{picture}.png", config.model.vision)
+    def tokens(image: int, question: str) -> np.ndarray:
+        _, (rows, columns), kept = IMAGES[image]
+        squares = load_pixels(folder / f"{image}.png", config.model.vision)
         assert len(squares) == 1 + rows * columns
         ids, _ = query_ids(question, tokenizer, config.data)
         padded = np.zeros((5, 24, 24, 3), np.uint8)
@@ -110,7 +110,7 @@ def stands(config, params, folder, tokenizer):
         newline = np.asarray(params["projector"]["newline"])
         return np.concatenate([whole, *(np.concatenate([line, newline[None]]) for line in shown)])
 
-    return {(picture, text): tokens(picture, text) for pictures, text in TALKS for picture in pictures}
+    return {(image, text): tokens(image, text) for images, text in TALKS for image in images}
 
 
 @pytest.mark.parametrize("batching", ["pad", "grouped", "packed"])
@@ -126,10 +126,10 @@ def test_the_whole_comes_first_and_the_map_without_its_padding_row_by_row(config
             inputs = np.asarray(splice(batch._replace(ids=None)))
             for place, ids in enumerate(batch.ids.reshape(2, -1)):
                 for segment, identity in enumerate(ids[ids >= 0].tolist(), start=1):
-                    pictures, text = TALKS[identity]
+                    images, text = TALKS[identity]
                     here = (batch.segments[place] == segment) & (batch.slots[place] >= 0)
-                    assert here.sum() == sum(LENGTHS[picture] for picture in pictures)
-                    wanted = [np.zeros((0, 16)), *(stands[picture, text] for picture in pictures)]
+                    assert here.sum() == sum(LENGTHS[image] for image in images)
+                    wanted = [np.zeros((0, 16)), *(stands[image, text] for image in images)]
                     np.testing.assert_allclose(inputs[place, here], np.concatenate(wanted), atol=1e-5)
                     seen.add(identity)
     assert seen == set(range(len(TALKS)))
@@ -145,21 +145,21 @@ def test_the_newline_learns_from_every_row_of_the_map(config, params):
 
     gradient = jax.jit(jax.grad(total))(params["projector"])["newline"]
     rows = [2, 6, 4]
-    np.testing.assert_allclose(gradient, sum(rows[p] for pictures, _ in TALKS for p in pictures))
+    np.testing.assert_allclose(gradient, sum(rows[p] for images, _ in TALKS for p in images))
 
 
-def test_answers_are_those_of_a_data_set_with_the_same_pictures(config, params, folder):
+def test_answers_are_those_of_a_data_set_with_the_same_images(config, params, folder):
     answers = answer_rows(config, params, max_new_tokens=4, batch_size=6)
     engine = Engine(config, params, chunk=2)
-    pictures = [engine.image(folder / f"{k}.png") for k in range(3)]
-    questions = [Question(text, tuple(pictures[p] for p in shown)) for shown, text in TALKS]
+    images = [engine.image(folder / f"{k}.png") for k in range(3)]
+    questions = [Question(text, tuple(images[p] for p in shown)) for shown, text in TALKS]
     run = engine.run(questions, Limits(4))
     assert run.finish() == [answer.prediction for answer in answers]
-    lengths = [sum(LENGTHS[picture] for picture in shown) for shown, _ in TALKS]
+    lengths = [sum(LENGTHS[image] for image in shown) for shown, _ in TALKS]
     assert [usage.visual_tokens for usage in run.usage] == lengths
-    misses = engine.reuse.counted["pictures"].misses
+    misses = engine.reuse.counted["images"].misses
     assert misses == 5 + 4 + 5
-    maps = engine.attention(Question("red?", (pictures[1], pictures[0])))
+    maps = engine.attention(Question("red?", (images[1], images[0])))
     assert maps is not None and maps.shape[:2] == (2, 4)
 
 
@@ -173,14 +173,14 @@ def test_tokens_without_a_grid_follow_each_other_without_newlines(config):
     assert batch.slots[2][batch.slots[2] >= 0].tolist() == list(range((4 + 5) * 3))
 
 
-def test_a_picture_that_is_missing_or_turned_is_known_before_it_is_read(config, folder, tmp_path):
+def test_a_image_that_is_missing_or_turned_is_known_before_it_is_read(config, folder, tmp_path):
     turned = Image.fromarray(np.zeros((24, 48, 3), np.uint8))
     exif = turned.getexif()
     exif[0x0112] = 6
     for name in ("turned.jpg", "turned.png"):
         turned.save(tmp_path / name, exif=exif)
-        assert picture_size(tmp_path / name) == (24, 48)
-        assert picture_size(tmp_path / name, "original") == (48, 24)
+        assert image_size(tmp_path / name) == (24, 48)
+        assert image_size(tmp_path / name, "original") == (48, 24)
     (tmp_path / "rows.json").write_text(
         json.dumps(
             [
@@ -201,9 +201,9 @@ def test_a_picture_that_is_missing_or_turned_is_known_before_it_is_read(config, 
     "vision, compressor, settings, message",
     [
         ({"tiles": ((2, 0),)}, {}, {}, "not all numbers of rows and columns"),
-        ({"scales": (1, 2)}, {}, {}, "both cut a picture"),
-        ({}, {}, {"cached_features": True}, "need the pictures themselves"),
-        ({}, {}, {"sources": (SourceConfig(kind="pool", path="p"),)}, "need the pictures themselves"),
+        ({"scales": (1, 2)}, {}, {}, "both cut an image"),
+        ({}, {}, {"cached_features": True}, "need the images themselves"),
+        ({}, {}, {"sources": (SourceConfig(kind="pool", path="p"),)}, "need the images themselves"),
         ({}, {}, {"batching": "packed", "packed_images": 14}, r"images_per_row 3 x 5 with its tiles"),
         ({}, {}, {"max_length": 72}, r"no room for text beside 3 x 24 visual tokens"),
         ({}, {"elastic": (1, 4)}, {}, "need one V"),

@@ -1,7 +1,7 @@
 """A few questions of each benchmark in the layout of the real files.
 
 Rows of POPE, GQA, VizWiz, TextVQA, ScienceQA, MME and MMBench are real (tests/real/llava_eval); their
-pictures, and truths that are not public, are made up. Of the other benchmarks everything is.
+images, and truths that are not public, are made up. Of the other benchmarks everything is.
 """
 
 import base64
@@ -35,7 +35,7 @@ def real_table(name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file, delimiter="\t"))
 
 
-def picture(seed: int) -> bytes:
+def png(seed: int) -> bytes:
     """A small PNG of random stripes."""
     rng = np.random.default_rng(seed)
     pixels = np.repeat(rng.integers(0, 255, (6, 1, 3)), 8, axis=1).astype(np.uint8)
@@ -44,9 +44,9 @@ def picture(seed: int) -> bytes:
     return out.getvalue()
 
 
-def _picture(path: Path, seed: int = 0) -> None:
+def _save(path: Path, seed: int = 0) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(picture(seed))
+    path.write_bytes(png(seed))
 
 
 def _json(path: Path, value: Any) -> None:
@@ -60,14 +60,14 @@ def _lines(path: Path, values: list[Any]) -> None:
 
 
 def pope(root: Path) -> None:
-    """Real rows and labels: four pictures a split, two of each label."""
+    """Real rows and labels: four images a split, two of each label."""
     (root / "pope/coco").mkdir(parents=True)
     for split in ("adversarial", "popular", "random"):
         shutil.copy(REAL / f"units/coco_pope_{split}.json", root / "pope/coco")
     shutil.copy(REAL / "units/llava_pope_test.jsonl", root / "pope")
     images = dict.fromkeys(row["image"] for row in real_lines("units/llava_pope_test.jsonl"))
     for n, image in enumerate(images):
-        _picture(root / "pope/val2014" / image, n)
+        _save(root / "pope/val2014" / image, n)
 
 
 def gqa(root: Path) -> None:
@@ -83,7 +83,7 @@ def gqa(root: Path) -> None:
     )
     _lines(root / "gqa/llava_gqa_testdev_balanced.jsonl", rows)
     for row in rows:
-        _picture(root / "gqa/data/images" / row["image"])
+        _save(root / "gqa/data/images" / row["image"])
 
 
 def vqav2(root: Path) -> None:
@@ -100,7 +100,7 @@ def vqav2(root: Path) -> None:
     _lines(root / "vqav2/llava_vqav2_mscoco_test-dev2015.jsonl", lines[:2])
     _lines(root / "vqav2/llava_vqav2_mscoco_test2015.jsonl", lines)
     for line in lines:
-        _picture(root / "vqav2/test2015" / str(line["image"]))
+        _save(root / "vqav2/test2015" / str(line["image"]))
 
 
 def _humans(*answers: str) -> list[dict[str, Any]]:
@@ -124,14 +124,14 @@ def vqav2_val(root: Path) -> None:
     ]
     _json(root / "vqav2/v2_OpenEnded_mscoco_val2014_questions.json", {"questions": asked})
     _json(root / "vqav2/v2_mscoco_val2014_annotations.json", {"annotations": truths})
-    _picture(root / "vqav2/val2014/COCO_val2014_000000000007.jpg")
+    _save(root / "vqav2/val2014/COCO_val2014_000000000007.jpg")
 
 
 def vizwiz(root: Path) -> None:
     """One real row."""
     row = real_lines("vizwiz_questions.jsonl")[0]
     _lines(root / "vizwiz/llava_test.jsonl", [row])
-    _picture(root / "vizwiz/test" / row["image"])
+    _save(root / "vizwiz/test" / row["image"])
 
 
 def vizwiz_val(root: Path) -> None:
@@ -154,7 +154,7 @@ def vizwiz_val(root: Path) -> None:
         ],
     )
     for image, _, _ in records:
-        _picture(root / "vizwiz/val" / image)
+        _save(root / "vizwiz/val" / image)
 
 
 def textvqa(root: Path) -> None:
@@ -176,11 +176,11 @@ def textvqa(root: Path) -> None:
     )
     _lines(root / "textvqa/llava_textvqa_val_v051_ocr.jsonl", rows)
     for row in rows:
-        _picture(root / "textvqa/train_images" / row["image"])
+        _save(root / "textvqa/train_images" / row["image"])
 
 
 def scienceqa(root: Path, rows: int = 2) -> None:
-    """Real rows, the first with a picture, the second without; and a problem of another split."""
+    """Real rows, the first with an image, the second without; and a problem of another split."""
     questions = json.loads((REAL / "scienceqa_questions.json").read_text(encoding="utf-8"))[:rows]
     problems: dict[str, Any] = {"x": {"choices": ["x", "y"], "answer": 0}}
     for answer in real_lines("scienceqa_answers.jsonl")[:rows]:
@@ -192,13 +192,13 @@ def scienceqa(root: Path, rows: int = 2) -> None:
     _json(root / "scienceqa/llava_test_CQM-A.json", questions)
     for row in questions:
         if "image" in row:
-            _picture(root / "scienceqa/images/test" / row["image"])
+            _save(root / "scienceqa/images/test" / row["image"])
 
 
 def mme(root: Path, folder: str = "units/", questions: str = "units/llava_mme.jsonl") -> None:
-    """Real rows: two pictures of one perception category and one of a cognition category.
+    """Real rows: two images of one perception category and one of a cognition category.
 
-    Texts of the first lie in a folder of their own, those of the second beside the pictures: both occur.
+    Texts of the first lie in a folder of their own, those of the second beside the images: both occur.
     """
     release = root / "MME/MME_Benchmark_release_version"
     rows = real_lines(questions)
@@ -212,13 +212,13 @@ def mme(root: Path, folder: str = "units/", questions: str = "units/llava_mme.js
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     for row in rows:
-        _picture(release / row["image"])
+        _save(release / row["image"])
     _lines(root / "MME/llava_mme.jsonl", rows)
 
 
 def _mmbench(root: Path, name: str, table: str = "units/mmbench.tsv") -> None:
     """Real rows: two questions, the first of two choices in both rotations; the category is made up."""
-    image = base64.b64encode(picture(1)).decode()
+    image = base64.b64encode(png(1)).decode()
     rows = [{**row, "category": "color", "image": image} for row in real_table(table)]
     if len(rows) == 3:
         rows[2]["image"] = rows[0]["index"]
@@ -241,7 +241,7 @@ def mmbench_cn(root: Path) -> None:
 
 
 def seed(root: Path) -> None:
-    """A question on a picture and one on a video."""
+    """A question on an image and one on a video."""
     _json(
         root / "seed_bench/SEED-Bench.json",
         {
@@ -265,11 +265,11 @@ def seed(root: Path) -> None:
         ],
     )
     for image in folders.values():
-        _picture(root / "seed_bench" / image)
+        _save(root / "seed_bench" / image)
 
 
 def mmmu(root: Path) -> None:
-    """One question a subject; Math's is open, Art's has two pictures."""
+    """One question a subject; Math's is open, Art's has two images."""
     for subject in (subject for subjects in DOMAINS.values() for subject in subjects):
         row: dict[str, Any] = {
             "id": f"validation_{subject}_1",
@@ -277,7 +277,7 @@ def mmmu(root: Path) -> None:
             "options": "['a cat', '$5', 'neither']",
             "answer": "B",
             "question_type": "multiple-choice",
-            **{f"image_{n}": {"bytes": picture(n), "path": None} if n == 1 else None for n in range(1, 8)},
+            **{f"image_{n}": {"bytes": png(n), "path": None} if n == 1 else None for n in range(1, 8)},
         }
         if subject == "Math":
             row |= {"options": "[]", "answer": "['1,024', '2^10']", "question_type": "open"}
@@ -289,7 +289,7 @@ def mmmu(root: Path) -> None:
 
 
 def ai2d(root: Path) -> None:
-    """Two questions about a test picture, the first about a letter; another picture is of no split."""
+    """Two questions about a test image, the first about a letter; another image is of no split."""
     folder = root / "ai2d"
     for number in (1, 2):
         _json(
@@ -320,7 +320,7 @@ def ai2d(root: Path) -> None:
                 },
             },
         )
-        _picture(folder / f"images/{number}.png")
+        _save(folder / f"images/{number}.png")
     (folder / "ai2d_test_ids.csv").write_text("1\n3\n")
 
 
@@ -331,7 +331,7 @@ def chartqa(root: Path) -> None:
             root / f"chartqa/test/test_{part}.json",
             [{"imgname": "c.png", "query": f"What of {part}?", "label": label}],
         )
-    _picture(root / "chartqa/test/png/c.png")
+    _save(root / "chartqa/test/png/c.png")
 
 
 def docvqa(root: Path) -> None:
@@ -358,7 +358,7 @@ def docvqa(root: Path) -> None:
             ],
         },
     )
-    _picture(root / "docvqa/documents/p_1.png")
+    _save(root / "docvqa/documents/p_1.png")
 
 
 def mathvista(root: Path) -> None:
@@ -415,7 +415,7 @@ def mathvista(root: Path) -> None:
         },
     )
     for n in range(1, 5):
-        _picture(root / f"mathvista/images/{n}.jpg")
+        _save(root / f"mathvista/images/{n}.jpg")
 
 
 def llava_bench(root: Path) -> None:
@@ -424,7 +424,7 @@ def llava_bench(root: Path) -> None:
         root / "llava-bench-in-the-wild/questions.jsonl",
         [{"question_id": 0, "image": "001.jpg", "text": "What is this?", "category": "conv"}],
     )
-    _picture(root / "llava-bench-in-the-wild/images/001.jpg")
+    _save(root / "llava-bench-in-the-wild/images/001.jpg")
 
 
 def mmvet(root: Path) -> None:
@@ -432,7 +432,7 @@ def mmvet(root: Path) -> None:
     _lines(
         root / "mm-vet/llava-mm-vet.jsonl", [{"question_id": 0, "image": "v1_0.png", "text": "What is x?"}]
     )
-    _picture(root / "mm-vet/images/v1_0.png")
+    _save(root / "mm-vet/images/v1_0.png")
 
 
 STANDINS = {

@@ -91,11 +91,11 @@ def everything(**settings):
     ids=lambda c: f"{c.name}-{getattr(c, 'rounds', 1)}",
 )
 def test_the_maps_of_every_compressor(compressor):
-    """Shape and sums; squares of their own where tokens have them; and whose maps depend on the picture."""
+    """Shape and sums; squares of their own where tokens have them; and whose maps depend on the image."""
     name = compressor.name
     config = run(model={"compressor": compressor}, data={"max_length": 48}, batch_size=2)
     params = decoding_params(random_params(config), config.model)
-    batch = random_batch(config, pictures=[2, 1])
+    batch = random_batch(config, images=[2, 1])
     shape = (2, 2, *state_shape(config.model.tower))
     features = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     found = Encoders(config.model, Reuse()).attention(params, batch._replace(pixels=None, features=features))

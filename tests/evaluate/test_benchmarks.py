@@ -110,8 +110,8 @@ def test_every_answer_is_kept_with_its_exact_prompt(finished, data):
         found = records(finished, name)
         assert [record["id"] for record in found] == [sample.id for sample in samples]
         for record, sample in zip(found, samples, strict=True):
-            picture = "<image>\n" if sample.images else ""
-            assert record["prompt"] == f"<bos>USER: {picture}{sample.prompt} ASSISTANT:"
+            image = "<image>\n" if sample.images else ""
+            assert record["prompt"] == f"<bos>USER: {image}{sample.prompt} ASSISTANT:"
             assert record["question"] == sample.prompt and record["truth"] == sample.truth
             assert (record["parsed"], record["score"]) == TASKS[name].judge(sample, record["answer"])
         sent = (finished / name / "llava_answers.jsonl").read_text().splitlines()
@@ -129,11 +129,11 @@ def test_results_and_table_say_the_same(finished):
     splits = ("random", "popular", "adversarial")
     accuracies = [pope["metrics"][f"accuracy/{split}"]["value"] for split in splits]
     assert sum(accuracies) / 3 == pytest.approx(100 * sum(right) / 12) and pope["questions"] == 12
-    # Four pictures are asked about in each of three splits, two of them with other questions in one split.
+    # Four images are asked about in each of three splits, two of them with other questions in one split.
     counted = pope["reuse"]
     different = len({record["question"] for record in records(finished, "pope")})
     assert different == 5
-    assert (counted["pictures"]["hits"], counted["pictures"]["misses"]) == (8, 4)
+    assert (counted["images"]["hits"], counted["images"]["misses"]) == (8, 4)
     assert (counted["questions"]["hits"], counted["questions"]["misses"]) == (12 - different, different)
     assert results["tasks"]["vizwiz"]["metrics"] == {} and "1911" in results["tasks"]["vizwiz"]["submit"]
     table = (finished / "table1.md").read_text()
@@ -222,7 +222,7 @@ def test_pixels_may_be_those_of_the_original_and_are_recorded(finished, data, sc
         assert json.loads((out / "vizwiz/settings.json").read_text())["image_decoding"] == decoding
         found[decoding] = records(out, "vizwiz")[0]["answer"]
     assert json.loads((finished / "results.json").read_text())["image_decoding"] == "upright"
-    # The picture is stored as it lay in the other folder, so that only the original's reading is the same.
+    # The image is stored as it lay in the other folder, so that only the original's reading is the same.
     assert found["original"] == records(finished, "vizwiz")[0]["answer"]
     status, _, err = score(tmp_path / "original", "--data", tmp_path / "data", tasks="vizwiz")
     assert status == 1 and "image_decoding original -> upright" in err
@@ -284,7 +284,7 @@ def test_what_is_missing_is_said_at_once(data, monkeypatch, capsys, tmp_path, ta
         )
 
 
-def test_missing_and_torn_pictures_are_named(data, score, tmp_path, monkeypatch, capsys, run):
+def test_missing_and_torn_images_are_named(data, score, tmp_path, monkeypatch, capsys, run):
     shutil.copytree(data, tmp_path / "data")
     for path in (tmp_path / "data/pope/val2014").iterdir():
         path.unlink()
@@ -302,11 +302,11 @@ def test_missing_and_torn_pictures_are_named(data, score, tmp_path, monkeypatch,
         "--tasks",
     )
     status, _, err = call(monkeypatch, capsys, *arguments, "pope")
-    assert status == 1 and "4 pictures are missing" in err and "COCO_val2014_000000211674.jpg" in err
+    assert status == 1 and "4 images are missing" in err and "COCO_val2014_000000211674.jpg" in err
     (tmp_path / "data/vizwiz/test/VizWiz_test_00000001.jpg").write_bytes(b"torn")
     status, _, err = call(monkeypatch, capsys, *arguments, "vizwiz")
     assert status == 1
-    assert re.search(r"error: question 1: picture .* not a picture", err), err
+    assert re.search(r"error: question 1: image .* not an image", err), err
 
 
 def test_options_of_benchmarks_need_benchmarks(monkeypatch, capsys, tmp_path):
@@ -316,7 +316,7 @@ def test_options_of_benchmarks_need_benchmarks(monkeypatch, capsys, tmp_path):
     assert status == 1 and err == "error: --limit goes with --tasks; name benchmarks or leave it out\n"
 
 
-def test_the_page_of_failures_holds_pictures_and_escapes_text(finished, data, tmp_path):
+def test_the_page_of_failures_holds_images_and_escapes_text(finished, data, tmp_path):
     page = (finished / "failures.html").read_text()
     wrong = sum(record["score"] != 1 for name in NAMES for record in records(finished, name))
     assert page.count('<article class="card">') == wrong > 5

@@ -16,7 +16,7 @@ from quecc_jax.evaluate.likelihood import log_likelihoods
 from quecc_jax.generate.questions import Question
 from quecc_jax.load import load_vlm
 from quecc_jax.models.vlm import VLM
-from tests.evaluate.standins import picture
+from tests.evaluate.standins import png
 from tests.evaluate.word_model import word_run
 
 TEXTS = ("what color is it?", "is it red?", "why?")
@@ -31,11 +31,11 @@ def loaded(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def questions(tmp_path_factory) -> list[Question]:
-    """Two about a picture each, in memory and in a file, and one about none."""
+    """Two about an image each, in memory and in a file, and one about none."""
     path = tmp_path_factory.mktemp("pictures") / "1.png"
-    path.write_bytes(picture(1))
+    path.write_bytes(png(1))
     return [
-        Question(TEXTS[0], (picture(0),), name="a"),
+        Question(TEXTS[0], (png(0),), name="a"),
         Question(TEXTS[1], (str(path),), name="b"),
         Question(TEXTS[2], name="c"),
     ]
@@ -81,7 +81,7 @@ def plain(loaded, question: str, answer: str, image) -> float:
 
 
 def test_likelihoods_are_sums_over_the_answers_tokens(loaded, questions, tmp_path):
-    (tmp_path / "0.png").write_bytes(picture(0))
+    (tmp_path / "0.png").write_bytes(png(0))
     engine = question_engine(*loaded)
     found = log_likelihoods(engine, zip(questions, ANSWERS, strict=True), batch_size=2)
     images = [tmp_path / "0.png", questions[1].images[0], None]
@@ -107,7 +107,7 @@ def test_a_question_that_its_template_leaves_out_is_read_whole_by_the_compressor
     data = dataclasses.replace(config.data, template="plain", query_length=0)
     config = dataclasses.replace(config, data=data)
     engine, question = question_engine(config, params), " ".join(["is it red what color"] * 10)
-    batch = engine.batch([engine.prompt(Question(question, (picture(0),)))], 32)
+    batch = engine.batch([engine.prompt(Question(question, (png(0),)))], 32)
     seen = batch.queries[0][: batch.query_ends[0, 0] + 1]
     whole, cut = query_ids(question, load_tokenizer(config.data.tokenizer), config.data)
     assert cut == 0 and len(whole) == 51

@@ -17,7 +17,7 @@ from quecc_jax.evaluate.tasks.base import LETTER, SHORT, Judged, Sample, limited
 from quecc_jax.evaluate.tasks.mathvista import extract, query
 from quecc_jax.evaluate.tasks.mmbench import LETTER_CN, infer_choice, infer_letter
 from quecc_jax.evaluate.tasks.mmmu import parse_choice, parse_open
-from tests.evaluate.standins import STANDINS, picture
+from tests.evaluate.standins import STANDINS, png
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_every_benchmark_has_a_stand_in_and_says_where_its_files_are():
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_questions_have_unique_ids_and_pictures_that_exist(name, data):
+def test_questions_have_unique_ids_and_images_that_exist(name, data):
     samples = TASKS[name].load(data)
     assert not missing_files([TASKS[name]], data)
     assert len({sample.id for sample in samples}) == len(samples) > 0
@@ -148,7 +148,7 @@ def test_pope_refuses_labels_of_other_questions(tmp_path):
     path = tmp_path / "pope/coco/coco_pope_popular.json"
     lines = path.read_text().splitlines()
     path.write_text("\n".join(lines[::-1]))
-    with pytest.raises(UserError, match=r"popular\.json, line 1 is about another picture"):
+    with pytest.raises(UserError, match=r"popular\.json, line 1 is about another image"):
         TASKS["pope"].load(tmp_path)
     path.write_text("\n".join(lines[:3]))
     with pytest.raises(UserError, match=r"has 3 questions but llava_pope_test\.jsonl has 4"):
@@ -191,7 +191,7 @@ def test_vizwiz_knows_unanswerable(data, tmp_path):
     ]
 
 
-def test_textvqa_finds_the_truth_by_picture_and_question(data):
+def test_textvqa_finds_the_truth_by_image_and_question(data):
     samples = TASKS["textvqa"].load(data)
     assert [sample.id for sample in samples] == ["01b3265b22d23b50/1", "07788c82bbbd1887/2"]
     assert "Reference OCR token" in samples[0].prompt
@@ -281,7 +281,7 @@ def test_mme_reads_yes_or_no_in_four_letters(data, answer, parsed):
     assert TASKS["mme"].judge(sample, answer) == (parsed, float(parsed == "yes"))
 
 
-def test_mme_refuses_a_picture_with_one_question(tmp_path):
+def test_mme_refuses_an_image_with_one_question(tmp_path):
     STANDINS["mme"](tmp_path)
     path = tmp_path / "MME/llava_mme.jsonl"
     path.write_text("\n".join(path.read_text().splitlines()[:5]))
@@ -291,7 +291,7 @@ def test_mme_refuses_a_picture_with_one_question(tmp_path):
 
 def test_mmbench_counts_a_question_only_if_all_rotations_are_right(data, tmp_path):
     samples = TASKS["mmbench"].load(data)
-    assert [sample.images for sample in samples] == [(picture(1),)] * 3
+    assert [sample.images for sample in samples] == [(png(1),)] * 3
     assert samples[0].prompt == (
         "This diagram shows the life cycle of an apple tree.\nWhich part of an apple tree might grow into a "
         f"new tree?\nA. a seed\nB. a leaf\n{LETTER}"
@@ -425,12 +425,12 @@ def test_mmmu_candidates_of_open_answers(answer, found):
     assert parse_open(answer) == found
 
 
-def test_ai2d_asks_about_the_test_pictures(data):
+def test_ai2d_asks_about_the_test_images(data):
     samples = TASKS["ai2d"].load(data)
     assert [sample.id for sample in samples] == ["1.png-0", "1.png-1"]
     assert TASKS["ai2d"].max_new_tokens == TASKS["chartqa"].max_new_tokens == 16
     assert samples[0].prompt == f"What is X?\nA. ear\nB. nose\nC. eye\nD. leg\n{LETTER}"
-    # The first is about a letter, which covers the label in its picture; the other picture is as it was.
+    # The first is about a letter, which covers the label in its image; the other image is as it was.
     lettered, plain = (image for sample in samples for image in sample.images)
     assert isinstance(lettered, bytes) and isinstance(plain, str)
     before, after = (np.asarray(open_image(x)) for x in (plain, io.BytesIO(lettered)))

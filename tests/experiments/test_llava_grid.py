@@ -34,7 +34,7 @@ DECODERS = {width: dataclasses.replace(tiny.MODEL.decoder, width=width) for widt
 
 
 def small_grid(out, **changes) -> Grid:
-    """Two sizes x two V of the tiny model; its questions are about 24 pictures below `out`'s parent."""
+    """Two sizes x two V of the tiny model; its questions are about 24 images below `out`'s parent."""
     data = Path(out).parent / "data"
     source = SourceConfig(kind="llava_json", path=str(data / "rows.json"), images=str(data))
     stage = tiny.run(
@@ -277,7 +277,7 @@ def test_command_line_of_the_published_grid():
 
 
 @pytest.mark.slow
-def test_tiny_models_from_pictures_to_a_fitted_law(grid):
+def test_tiny_models_from_images_to_a_fitted_law(grid):
     """Four real cells, and two whose weights are missing; then their scores are fitted."""
     bad = Llm(
         "w0",

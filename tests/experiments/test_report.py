@@ -129,7 +129,7 @@ def test_a_constant_that_nothing_limits_is_reported(made):
     )
 
 
-def test_missing_sample_picture_is_named(made, tmp_path):
+def test_missing_sample_image_is_named(made, tmp_path):
     _, results, _ = made
     with pytest.raises(UserError, match=r"cannot read the sample image .*noise"):
         write_report(results, tmp_path)

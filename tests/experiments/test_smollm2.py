@@ -35,7 +35,7 @@ def test_the_settings_fit():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> RunConfig:
-    """The recipe with imported weights, few pictures, and the features of a tower that never learned."""
+    """The recipe with imported weights, few images, and the features of a tower that never learned."""
     assert SPEC is not None and SPEC.origin is not None
     root = tmp_path_factory.mktemp("smollm2")
     import_weights(Path(SPEC.origin).parent / FILE, root / "weights")

@@ -30,8 +30,8 @@ def params():
 
 @pytest.fixture(scope="module")
 def prompts() -> Batch:
-    """Prompts of different lengths about no, one or two pictures, and an empty row."""
-    batch = random_batch(CONFIG, seed=3, pictures=[0, 1, 2, 0, 1])
+    """Prompts of different lengths about no, one or two images, and an empty row."""
+    batch = random_batch(CONFIG, seed=3, images=[0, 1, 2, 0, 1])
     blank = {name: np.array(getattr(batch, name)) for name in ("tokens", "slots", "segments", "positions")}
     for array in blank.values():
         array[4] = 0

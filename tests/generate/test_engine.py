@@ -129,12 +129,12 @@ def test_programs_are_compiled_once_per_bucket(engine):
 
 def test_a_question_of_the_conversation_conditions_the_compressor(engine, questions):
     """The first turn's words by default, as in training; the latest turn's where asked."""
-    picture = questions["a"].images
-    first = Question("What is this?", picture)
-    later = Question("And what colour is the sky above it?", picture, ("What is this?", "A house."))
+    image = questions["a"].images
+    first = Question("What is this?", image)
+    later = Question("And what colour is the sky above it?", image, ("What is this?", "A house."))
     maps = [
         engine.attention(q)
-        for q in (first, later, later._replace(query="latest"), Question(later.text, picture))
+        for q in (first, later, later._replace(query="latest"), Question(later.text, image))
     ]
     assert maps[0].shape[:2] == (1, engine.config.model.visual_tokens)
     np.testing.assert_array_equal(maps[0], maps[1])
@@ -143,20 +143,20 @@ def test_a_question_of_the_conversation_conditions_the_compressor(engine, questi
     assert engine.answers([later], Limits(8)) != engine.answers([first], Limits(8))
 
 
-def test_a_picture_is_encoded_once_for_all_its_questions(engine, questions):
-    before = engine.reuse.counted["pictures"].misses
-    picture = engine.image(Image.new("RGB", (30, 20), "teal"))
+def test_a_image_is_encoded_once_for_all_its_questions(engine, questions):
+    before = engine.reuse.counted["images"].misses
+    image = engine.image(Image.new("RGB", (30, 20), "teal"))
     for text in ("What is this?", "Which colour?", "What is this?"):
-        engine.answers([Question(text, (picture,))], Limits(2))
-    assert engine.reuse.counted["pictures"].misses == before + 1
+        engine.answers([Question(text, (image,))], Limits(2))
+    assert engine.reuse.counted["images"].misses == before + 1
 
 
-def test_a_picture_is_decoded_as_the_run_says(engine, run_dir, tmp_path):
+def test_a_image_is_decoded_as_the_run_says(engine, run_dir, tmp_path):
     image = Image.fromarray(np.arange(20 * 30 * 3, dtype=np.uint8).reshape(20, 30, 3))
     exif = Image.Exif()
     exif[274] = 6
     image.save(tmp_path / "a.png", exif=exif)
-    stored, turned = (engine.image(picture).key for picture in (image, tmp_path / "a.png"))
+    stored, turned = (engine.image(one).key for one in (image, tmp_path / "a.png"))
     assert stored != turned
     original = Engine(with_decoding(engine.config, "original"), engine.params)
     assert original.image(tmp_path / "a.png").key == stored
@@ -181,7 +181,7 @@ def test_eight_devices_answer_as_one_does(run_dir, engine, questions, monkeypatc
     [
         (Question(""), "the question is empty; ask something"),
         (Question("  \n"), "the question is empty"),
-        (Question("<image>\nwhat?"), "0 pictures but 1 <image> placeholders"),
+        (Question("<image>\nwhat?"), "0 images but 1 <image> placeholders"),
         (Question("word " * 3000), "tokens but data.max_length is"),
         (Question("and?", (), ("what?",)), "history ends with a question"),
     ],
@@ -203,13 +203,13 @@ def test_tokens_without_an_embedding_are_refused(engine, run_dir, tmp_path):
     assert longer.answers([question], limits) == engine.answers([question], limits)
 
 
-def test_pictures_beyond_the_models_number_are_refused_and_nothing_said_is_answered(engine, questions):
-    (picture,) = questions["a"].images
+def test_images_beyond_the_models_number_are_refused_and_nothing_said_is_answered(engine, questions):
+    (image,) = questions["a"].images
     assert engine.config.data.images_per_row == 1
-    with pytest.raises(UserError, match=r"2 pictures are given.* at most 1 a question"):
-        engine.run([Question("what?", (picture, picture))], Limits(4))
-    # A picture without words: the compressor reads the word "image", as in training.
-    assert engine.answers([Question("", (picture,))], Limits(4)) != [""]
+    with pytest.raises(UserError, match=r"2 images are given.* at most 1 a question"):
+        engine.run([Question("what?", (image, image))], Limits(4))
+    # An image without words: the compressor reads the word "image", as in training.
+    assert engine.answers([Question("", (image,))], Limits(4)) != [""]
     with pytest.raises(UserError, match=r"nowhere.png does not exist"):
         engine.image("nowhere.png")
 

@@ -22,8 +22,8 @@ def params():
 
 @pytest.fixture(scope="module")
 def batch():
-    """Rows 0 and 1 ask the same; rows 1 and 2 show the same first picture."""
-    made = random_batch(CONFIG, seed=2, pictures=[1, 2, 1, 0])._replace(ids=None)
+    """Rows 0 and 1 ask the same; rows 1 and 2 show the same first image."""
+    made = random_batch(CONFIG, seed=2, images=[1, 2, 1, 0])._replace(ids=None)
     pixels = np.random.default_rng(0).integers(0, 256, made.pixels.shape).astype(np.uint8)
     pixels[2, 0] = pixels[1, 0]
     asking = {name: getattr(made, name).copy() for name in ("queries", "query_segments", "query_ends")}
@@ -61,12 +61,12 @@ def test_visual_tokens_are_those_of_the_model_on_the_first_call_and_the_second(p
     assert np.abs(wanted[0, 0] - wanted[1, 0]).max() > 1e-2
     for _ in range(2):
         check(encode(params, batch).tokens, wanted, batch.query_ends)
-    # Four pictures shown, of which two are one; four queries, of which two are one. Then all again.
+    # Four images shown, of which two are one; four queries, of which two are one. Then all again.
     report = encode.reuse.report()
-    assert (report["pictures"]["misses"], report["pictures"]["hits"]) == (3, 5)
+    assert (report["images"]["misses"], report["images"]["hits"]) == (3, 5)
     different = len({ids.tobytes() for _, _, ids in asked(batch)})
     assert (report["questions"]["misses"], report["questions"]["hits"]) == (different, 8 - different)
-    assert report["pictures"]["hit_rate"] == 5 / 8
+    assert report["images"]["hit_rate"] == 5 / 8
 
 
 def test_features_on_eight_devices_are_those_of_one(params, batch):
@@ -81,7 +81,7 @@ def test_cached_features_are_taken_as_they_are(params, batch):
     encode = Encoders(MODEL, Reuse())
     tokens = encode(params, batch._replace(pixels=None, features=np.asarray(states))).tokens
     check(tokens, plain(params, batch), batch.query_ends)
-    assert encode.reuse.counted["pictures"] == Counter()
+    assert encode.reuse.counted["images"] == Counter()
 
 
 def test_a_model_that_reads_no_question_computes_none(batch):
@@ -93,13 +93,13 @@ def test_a_model_that_reads_no_question_computes_none(batch):
     assert encode.reuse.counted["questions"] == Counter()
 
 
-def test_no_pictures_cost_nothing(params, batch):
+def test_no_images_cost_nothing(params, batch):
     encode = Encoders(MODEL, Reuse())
     blind = batch._replace(query_ends=np.full((4, 2), -1, np.int32))
     tokens = encode(params, blind).tokens
     assert encode.attention(params, blind) is None
     assert tokens.shape == (4, 2, 4, 32) and not np.asarray(tokens).any()
-    assert encode.reuse.report()["pictures"] == {
+    assert encode.reuse.report()["images"] == {
         "hits": 0,
         "misses": 0,
         "hit_rate": None,
@@ -117,13 +117,13 @@ def test_what_was_used_longest_ago_leaves_first_and_the_limit_is_in_bytes(params
     for rows, misses in (([0], 1), ([1], 3), ([1], 3), ([2], 3), ([0], 4), ([2], 4)):
         part = batch._replace(**{name: getattr(batch, name)[rows] for name in USED})
         check(few(params, part).tokens, wanted[rows], part.query_ends)
-        assert few.reuse.counted["pictures"].misses == misses
+        assert few.reuse.counted["images"].misses == misses
         assert few.reuse.images.currsize <= 2 * size
     none = Encoders(MODEL, Reuse(image_bytes=size - 1, question_bytes=1))
     for _ in range(2):
         check(none(params, batch).tokens, wanted, batch.query_ends)
     assert len(none.reuse.images) == len(none.reuse.questions) == 0
-    assert none.reuse.counted["pictures"].misses == 6
+    assert none.reuse.counted["images"].misses == 6
 
 
 def test_the_time_saved_is_the_hits_at_the_mean_time_of_a_timed_miss():

@@ -18,7 +18,7 @@ from quecc_jax.evaluate.answers import answer_questions, question_engine
 from quecc_jax.evaluate.likelihood import log_likelihoods
 from quecc_jax.generate.questions import Question
 from quecc_jax.load import load_vlm
-from tests.evaluate.standins import picture
+from tests.evaluate.standins import png
 from tests.evaluate.word_model import word_run
 
 ROOT = Path(__file__).parents[2]
@@ -71,11 +71,11 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def docs(run, tmp_path_factory) -> list[dict[str, Any]]:
-    """Questions on pictures, the last without one, three of five with the model's own answer as truth."""
+    """Questions on images, the last without one, three of five with the model's own answer as truth."""
     folder = tmp_path_factory.mktemp("docs")
     images = []
     for number in range(len(QUESTIONS)):
-        (folder / f"{number}.png").write_bytes(picture(number))
+        (folder / f"{number}.png").write_bytes(png(number))
         images.append(str(folder / f"{number}.png"))
     images[-1] = ""
     answers = [""] * len(QUESTIONS)
@@ -87,7 +87,7 @@ def docs(run, tmp_path_factory) -> list[dict[str, Any]]:
         keep=answers.__setitem__,
     )
     answers = [answer.split("?")[0].strip() for answer in answers]
-    assert len(set(answers)) > 2, "answers hardly depend on question and picture; the test shows nothing"
+    assert len(set(answers)) > 2, "answers hardly depend on question and image; the test shows nothing"
     return [
         {"question": q, "image": i, "answer": a if n < 3 else "something else", "said": a}
         for n, (q, i, a) in enumerate(zip(QUESTIONS, images, answers, strict=True))
@@ -171,7 +171,7 @@ def test_given_answers_get_the_likelihoods_of_this_project(model):
     answers = ["red", " blue two"]
     requests = [request(options, text) for options, text in zip(answers, QUESTIONS, strict=False)]
     requests.append(request(lambda doc: "green", QUESTIONS[2]))
-    shown = picture_of(model)
+    shown = image_of(model)
     wanted = log_likelihoods(
         model.engine,
         [
@@ -183,8 +183,8 @@ def test_given_answers_get_the_likelihoods_of_this_project(model):
     assert model.loglikelihood(requests) == wanted and len({value for value, _ in wanted}) == 3
 
 
-def picture_of(model) -> bytes:
-    """The one picture of its task, encoded."""
+def image_of(model) -> bytes:
+    """The one image of its task, encoded."""
     out = io.BytesIO()
     model.task_dict["task"]["test"][0].save(out, "PNG")
     return out.getvalue()

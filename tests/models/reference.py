@@ -141,14 +141,14 @@ def decode_layers(layers: Tree, config: DecoderConfig, x: np.ndarray, places: in
     return x
 
 
-def tower(params: Tree, config: VisionConfig, picture: np.ndarray, cls: bool = False) -> list[np.ndarray]:
-    """All depth + 1 hidden states [n, D] of one picture [H, W, 3], or [1 + n, D] with CLS."""
+def tower(params: Tree, config: VisionConfig, image: np.ndarray, cls: bool = False) -> list[np.ndarray]:
+    """All depth + 1 hidden states [n, D] of one image [H, W, 3], or [1 + n, D] with CLS."""
     c, s = config, config.patch_size
     kernel = np.asarray(params["patch_embedding"]["kernel"], np.float64).reshape(s, s, 3, c.width)
     rows = [np.asarray(params["class_embedding"], np.float64)]
     for down in range(c.grid):
         for across in range(c.grid):
-            patch = picture[down * s : (down + 1) * s, across * s : (across + 1) * s]
+            patch = image[down * s : (down + 1) * s, across * s : (across + 1) * s]
             rows.append(np.einsum("abc,abcd->d", patch.astype(np.float64), kernel))
     x = layer_norm(params["pre_norm"], np.stack(rows) + params["position_embedding"], c.norm_eps)
     states = [x]

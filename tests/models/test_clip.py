@@ -55,8 +55,8 @@ def test_the_tower_equals_its_mathematics(activation):
     pixels = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
     ours = np.asarray(jax.jit(ClipTower(config).apply)({"params": params}, pixels))
     assert ours.shape == (2, 16, 3, 16) and hidden_indices(config) == (0, 2, 3)
-    for row, picture in enumerate(pixels):
-        expected = tower(params, config, picture)
+    for row, image in enumerate(pixels):
+        expected = tower(params, config, image)
         for place, index in enumerate(hidden_indices(config)):
             np.testing.assert_allclose(ours[row, :, place], expected[index], rtol=1e-3, atol=1e-4)
 

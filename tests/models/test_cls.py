@@ -35,7 +35,7 @@ def test_cls_passes_the_projector_and_stands_in_front(name):
     config = run(
         model={"compressor": kept.compressor, "vision": kept.vision}, data={"max_length": 48}, batch_size=2
     )
-    batch, params = random_batch(config, pictures=[1, 2])._replace(ids=None), random_params(config)
+    batch, params = random_batch(config, images=[1, 2])._replace(ids=None), random_params(config)
     assert kept.visual_tokens == plain.visual_tokens + 1
 
     def both(batch: Any) -> Any:
@@ -63,7 +63,7 @@ def test_cls_passes_the_projector_and_stands_in_front(name):
 def test_everything_that_counts_tokens_counts_it():
     kept, plain = models("quecc")
     assert (kept.visual_tokens, kept.num_output_tokens) == (5, 4)
-    # The second picture of a row, whose conversation has one picture, laid out as [text, five slots].
+    # The second image of a row, whose conversation has one image, laid out as [text, five slots].
     codes, _ = Slots(kept)(np.array([7, -1, -2, -3, -4, -5]), np.zeros(6, bool), 1, 0)
     assert codes.tolist() == [7, -6, -7, -8, -9, -10]
     assert flops.projector_flops(kept) - flops.projector_flops(plain) == 2 * flops.projector_params(plain)

@@ -46,7 +46,7 @@ def trained(config: ModelConfig, seed: int = 0) -> dict[str, Any]:
 
 
 def outcome(config: ModelConfig, mesh: Any = None) -> tuple[Any, Any]:
-    """Visual tokens [8, 1, V, M] of eight pictures, and the gradients of compressor and projector."""
+    """Visual tokens [8, 1, V, M] of eight images, and the gradients of compressor and projector."""
 
     def loss(params: Any, states: jax.Array, query: jax.Array) -> tuple[jax.Array, jax.Array]:
         made: Any = VLM(config).apply({"params": params}, states, query, method=VLM.compress)
@@ -123,7 +123,7 @@ def test_settings_that_do_not_fit_are_named(settings, message):
 
 
 def parts(config: ModelConfig) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """Tokens [V, M] of one picture, its select layer's patches [n, D] and the parameters."""
+    """Tokens [V, M] of one image, its select layer's patches [n, D] and the parameters."""
     states, query = inputs(config, 1)
     params = trained(config)
     run: Any = jax.jit(lambda p, *a: VLM(config).apply({"params": p}, *a, method=VLM.compress))
@@ -196,7 +196,7 @@ def test_the_resampler_is_two_blocks_of_attention_and_mlp():
 
 
 @pytest.mark.parametrize("tokens, heads", [(1, 2), (2, 4), (12, 4)])
-def test_attention_over_the_whole_picture_is_multi_head_attention(tokens, heads):
+def test_attention_over_the_whole_image_is_multi_head_attention(tokens, heads):
     # The last has so many queries that keys and values are projected; the others have their own few.
     rng, width = np.random.default_rng(0), 16
     q, k, v = (rng.normal(size=(2, n, width)).astype(np.float32) for n in (tokens, 9, 9))
@@ -213,6 +213,6 @@ def test_attention_over_the_whole_picture_is_multi_head_attention(tokens, heads)
     np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4)
     (weights,) = sown["intermediates"]["attention"]
     assert weights.shape == (2, tokens, heads, 9)
-    # Keys that all pictures share are as good as copies of them.
+    # Keys that all images share are as good as copies of them.
     copied = run(np.stack([q[0]] * 2), np.stack([k[0]] * 2))
     np.testing.assert_allclose(run(q[:1], k[:1])[0], copied[0], rtol=1e-4, atol=1e-5)

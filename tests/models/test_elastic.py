@@ -64,7 +64,7 @@ def test_a_v_served_alone_is_a_slice_of_all(name):
         assert alone.visual_tokens == alone.num_output_tokens == v and not alone.elastic_choices
         np.testing.assert_allclose(tokens_of(alone, params), whole[:, first : first + v], atol=1e-5)
     assert at_visual_tokens(model) == at_visual_tokens(model, 16)
-    with pytest.raises(UserError, match="makes 1 or 4 or 9 or 16 visual tokens of a picture, not 5"):
+    with pytest.raises(UserError, match="makes 1 or 4 or 9 or 16 visual tokens of an image, not 5"):
         at_visual_tokens(model, 5)
 
 

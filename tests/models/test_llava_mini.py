@@ -79,8 +79,8 @@ def test_the_resampler_is_one_cross_attention_of_learned_queries(tokens):
     q = q + positions.reshape(tokens, d)
     p, width = params["attention"], d // heads
     project = {k: {"kernel": p[f"{k}_kernel"], "bias": p[f"{k}_bias"]} for k in "qkv"}
-    for picture, mine in zip(x.astype(np.float64), ours, strict=True):
-        kv = layer_norm(params["kv_norm"], picture, 1e-6)
+    for image, mine in zip(x.astype(np.float64), ours, strict=True):
+        kv = layer_norm(params["kv_norm"], image, 1e-6)
         q_, k, v = (
             affine(project[name], y, d)
             for name, y in (("q", q), ("k", kv + resized(positions, 4)), ("v", kv))
@@ -89,7 +89,7 @@ def test_the_resampler_is_one_cross_attention_of_learned_queries(tokens):
         parts = [slice(h * width, (h + 1) * width) for h in range(heads)]
         out = np.concatenate([attend(q_[:, s], k[:, s], v[:, s], see) for s in parts], axis=-1)
         np.testing.assert_allclose(mine[:tokens], affine(p["out"], out, d), rtol=1e-3, atol=1e-4)
-        np.testing.assert_array_equal(mine[tokens:], picture)
+        np.testing.assert_array_equal(mine[tokens:], image)
 
 
 @pytest.fixture(scope="module")
@@ -99,9 +99,9 @@ def params() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def batch() -> Batch:
-    """Rows of no picture, of one, and of two; the last packs a picture's conversation behind one of text and
-    one of another picture, whose slots stand in the middle."""
-    made = random_batch(CONFIG, seed=4, pictures=[0, 1, 2, 0])._replace(ids=None)
+    """Rows of no image, of one, and of two; the last packs an image's conversation behind one of text and
+    one of another image, whose slots stand in the middle."""
+    made = random_batch(CONFIG, seed=4, images=[0, 1, 2, 0])._replace(ids=None)
     tokens, segments = np.random.default_rng(5).integers(1, 64, 24), np.zeros(24, np.int32)
     segments[:6], segments[6:14], segments[14:23] = 1, 2, 3
     slots, labels = np.full(24, -1, np.int32), np.full(24, IGNORE, np.int32)
@@ -131,7 +131,7 @@ def projected(params: dict[str, Any], states: np.ndarray) -> np.ndarray:
     return affine(p["fc2"], gelu(affine(p["fc1"], states.astype(np.float64), M)), M)
 
 
-def test_instructions_are_replaced_by_what_layers_over_picture_and_text_make_of_them(params, batch):
+def test_instructions_are_replaced_by_what_layers_over_image_and_text_make_of_them(params, batch):
     def parts(model: VLM, batch: Batch) -> Any:
         return model.encode_image(batch.pixels), model.visual_tokens(batch), model.splice(batch)
 
@@ -140,18 +140,18 @@ def test_instructions_are_replaced_by_what_layers_over_picture_and_text_make_of_
     )
     table, layers = params["decoder"]["embedding"], params["compressor"]["fusion"]["layers"]
     # Of the states 1, 2 and 3 of a tower of three layers, the one before the last is selected.
-    patches = [[projected(params, picture[:, 1]) for picture in row] for row in states]
+    patches = [[projected(params, image[:, 1]) for image in row] for row in states]
     replaced = 0
     for r in range(4):
         wanted = table[batch.tokens[r]].astype(np.float64)
         for segment in range(1, 4):
             mine = batch.segments[r] == segment
             slots = batch.slots[r][mine]
-            pictures = sorted(set(slots[slots >= 0] // V))
-            if not pictures:
+            images = sorted(set(slots[slots >= 0] // V))
+            if not images:
                 continue
             text = np.flatnonzero(mine & (batch.slots[r] < 0) & (batch.labels[r] == IGNORE))
-            x = [*(patches[r][p] for p in pictures), *(visual[r, p] for p in pictures), wanted[text]]
+            x = [*(patches[r][p] for p in images), *(visual[r, p] for p in images), wanted[text]]
             made = decode_layers(layers, CONFIG.model.fusion_layers, np.concatenate(x))
             wanted[text] = made[len(made) - len(text) :]
             replaced += len(text)
@@ -204,7 +204,7 @@ def test_it_trains_and_a_mesh_that_splits_the_sequence_agrees(params, batch):
     assert min(jax.tree.leaves(moved)) > 0
 
 
-def test_answers_are_the_full_passes_choice_and_pictures_are_encoded_once(params, batch):
+def test_answers_are_the_full_passes_choice_and_images_are_encoded_once(params, batch):
     """Tokens generated behind a cache are those of passes over everything so far, in which, as in training,
     labels keep answers out of the pre-fusion."""
     new = 3
@@ -235,4 +235,4 @@ def test_answers_are_the_full_passes_choice_and_pictures_are_encoded_once(params
         assert visual.memory is not None and visual.memory.shape == (3, 2, N, M)
         answers = generate(params, prompts._replace(pixels=None), visual)
         np.testing.assert_array_equal(answers, wanted)
-    assert encode.reuse.counted["pictures"].misses == 3
+    assert encode.reuse.counted["images"].misses == 3

@@ -62,7 +62,7 @@ def test_bicubic_weights_sum_to_one_and_keep_straight_lines(size, target):
 
 @pytest.mark.parametrize("name", ["quecc", "quecc_plus", "tokenpacker", "none"])
 def test_a_model_reads_all_scales(name):
-    """The compressor has their width, the questions' gradient passes, and pictures come at the largest."""
+    """The compressor has their width, the questions' gradient passes, and images come at the largest."""
     compressor = exchanged(tiny.MODEL.compressor, name=name)
     config = tiny.run({"vision": CONFIG, "compressor": compressor}, {"max_length": 48})
     validate(config)
@@ -70,7 +70,7 @@ def test_a_model_reads_all_scales(name):
     assert spec.pixels.shape == (1, 2, 48, 48, 3)
     params = tiny.random_params(config)
     assert params["projector"]["fc1"]["kernel"].shape == (48, 32)
-    batch = tiny.random_batch(config, pictures=[1, 2])._replace(ids=None)
+    batch = tiny.random_batch(config, images=[1, 2])._replace(ids=None)
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (8, 2, 48, 48, 3), dtype=np.uint8)
     model = VLM(config.model)

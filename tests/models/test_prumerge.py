@@ -22,7 +22,7 @@ UNASKED = np.zeros((2, 1, 4), np.float32)
 
 
 def written_out(x: np.ndarray, a: np.ndarray, keys: np.ndarray, v: int, evenly: int) -> np.ndarray:
-    """[V, D] of one picture, patch by patch."""
+    """[V, D] of one image, patch by patch."""
     spread = [int((i + 0.5) * len(a) / evenly) for i in range(evenly)]
     ranked = sorted((j for j in range(len(a)) if j not in spread), key=lambda j: (-a[j], j))
     kept, unit = ranked[: v - 1 - evenly] + spread, keys / np.linalg.norm(keys, axis=1, keepdims=True)
@@ -50,10 +50,10 @@ def test_tokens_are_kept_merged_and_summed_up_as_written_out(name, share, tokens
     ours = jax.jit(lambda *z: module.apply({}, Features(z[0], z[0], z[1], z[2]), UNASKED))(
         single, attention, keys_
     )
-    for picture in range(2):
+    for image in range(2):
         evenly = (tokens - 1) // share if share else 0
-        wanted = written_out(x[picture], a[picture], keys[picture], tokens, evenly)
-        np.testing.assert_allclose(ours[picture], wanted, rtol=1e-4, atol=1e-5)
+        wanted = written_out(x[image], a[image], keys[image], tokens, evenly)
+        np.testing.assert_allclose(ours[image], wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_the_tower_keeps_what_it_reads_and_its_states_stay_what_they_were():
@@ -78,11 +78,11 @@ def test_the_tower_keeps_what_it_reads_and_its_states_stay_what_they_were():
     np.testing.assert_array_equal(ours.multi, bare.multi)
     assert bare.attention is None and bare.keys is None
     p = layer(params["layers"], 2)
-    for picture in range(2):
-        x = layer_norm(p["norm1"], tower(params, plain, pixels[picture], cls=True)[2], plain.norm_eps)
+    for image in range(2):
+        x = layer_norm(p["norm1"], tower(params, plain, pixels[image], cls=True)[2], plain.norm_eps)
         q, k = (affine(p[name], x, 16) for name in "qk")
-        np.testing.assert_allclose(ours.keys[picture], k[1:], rtol=1e-3, atol=1e-4)
-        np.testing.assert_allclose(ours.attention[picture], softmax(k @ q[0] / 4)[1:], rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(ours.keys[image], k[1:], rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(ours.attention[image], softmax(k @ q[0] / 4)[1:], rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def test_the_instruction_reads_the_memory_and_answers_do_not():
     config = dataclasses.replace(
         RUN, model=dataclasses.replace(MODEL, compressor=QueccPlusConfig(**{**BARE, "fusion_layers": 1}))
     )
-    batch, params = random_batch(config, pictures=[1] * 8), random_params(config)
+    batch, params = random_batch(config, images=[1] * 8), random_params(config)
     vlm = VLM(config.model)
     run = jax.jit(lambda params: vlm.apply({"params": params}, batch, method=VLM.splice))
     before = np.asarray(run(params))

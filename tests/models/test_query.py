@@ -20,7 +20,7 @@ from tests.tiny import MODEL, asked, random_batch, random_params, run
 CONFIG = run(batch_size=3)
 DEEP = dataclasses.replace(MODEL, decoder=dataclasses.replace(MODEL.decoder, depth=3))
 PARAMS = random_params(run({"decoder": DEEP.decoder}, batch_size=3))
-BATCH = random_batch(CONFIG, pictures=[0, 1, 2])
+BATCH = random_batch(CONFIG, images=[0, 1, 2])
 
 
 def encode(model: Any, params: Any, batch: Batch = BATCH, unrolled: bool = False) -> np.ndarray:
@@ -36,9 +36,9 @@ def with_query(model: Any, **settings: Any) -> Any:
 def test_an_early_exit_is_the_normed_state_after_its_layers(layer):
     made = encode(with_query(DEEP, encoder="early_exit", layer=layer), PARAMS)
     short, table = dataclasses.replace(DEEP.decoder, depth=layer), PARAMS["decoder"]["embedding"]
-    for row, picture, ids in asked(BATCH):
+    for row, image, ids in asked(BATCH):
         np.testing.assert_allclose(
-            made[row, picture], decode(PARAMS["decoder"], short, table[ids])[-1], rtol=1e-3, atol=1e-4
+            made[row, image], decode(PARAMS["decoder"], short, table[ids])[-1], rtol=1e-3, atol=1e-4
         )
     loose = PARAMS | {"decoder": unstack(PARAMS["decoder"])}
     loosely = encode(with_query(DEEP, encoder="early_exit", layer=layer), loose, unrolled=True)
@@ -71,10 +71,10 @@ def test_embeddings_are_the_mean_over_real_tokens(dtype):
     model = with_query(dataclasses.replace(MODEL, dtype=dtype), encoder="embeddings")
     made = encode(model, PARAMS)
     assert made.dtype == jnp.dtype(dtype)
-    for row, picture, ids in asked(BATCH):
+    for row, image, ids in asked(BATCH):
         table = np.asarray(PARAMS["decoder"]["embedding"].astype(dtype), np.float64)
         expected = table[ids].mean(axis=0)
-        np.testing.assert_allclose(made[row, picture].astype(np.float64), expected, atol=1e-6, rtol=5e-3)
+        np.testing.assert_allclose(made[row, image].astype(np.float64), expected, atol=1e-6, rtol=5e-3)
 
 
 TEXT = ClipTextConfig(vocab_size=64, positions=6, width=24, depth=2, heads=3, mlp_width=40, projection=20)
@@ -88,9 +88,9 @@ def test_clip_s_text_tower_gives_the_state_of_the_end_token(projection, activati
     params = random_params(run({"query": model.query}, batch_size=3))
     made = encode(model, params)
     assert made.shape[-1] == query_width(model) == (projection or 24)
-    for row, picture, ids in asked(BATCH):
+    for row, image, ids in asked(BATCH):
         expected = clip_text(params["text"], text, ids)
-        np.testing.assert_allclose(made[row, picture], expected, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(made[row, image], expected, rtol=1e-3, atol=1e-4)
     # Longer rows than the tower has positions, as several questions and padding make them.
     assert BATCH.queries.shape[1] > text.positions
     wide = BATCH._replace(

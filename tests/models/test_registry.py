@@ -61,7 +61,7 @@ def test_a_step_moves_all_its_weights():
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), trainer.abstract_state)
     host = zeros._replace(trainable=trainable, frozen=frozen)
     state = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), host, trainer.abstract_state)
-    state, metrics = trainer.step(state, trainer.put(random_batch(config, pictures=[1, 1])))
+    state, metrics = trainer.step(state, trainer.put(random_batch(config, images=[1, 1])))
     moved = jax.tree.map(
         lambda a, b: np.abs(np.asarray(a) - b).max(), state.trainable["compressor"], params["compressor"]
     )

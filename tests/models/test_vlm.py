@@ -53,8 +53,8 @@ def compute(params):
 
 @pytest.fixture(scope="module")
 def batch() -> Batch:
-    """Rows with no, one and two pictures; room for two."""
-    return random_batch(CONFIG, pictures=[0, 1, 2])
+    """Rows with no, one and two images; room for two."""
+    return random_batch(CONFIG, images=[0, 1, 2])
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +62,11 @@ def made(compute, batch) -> Made:
     return compute(batch)
 
 
-def changed(batch: Batch, field: str, row: int, picture: int) -> Batch:
-    """The batch with other pixels or another query of one picture."""
-    array, there = np.array(getattr(batch, field)), (row, picture)
+def changed(batch: Batch, field: str, row: int, image: int) -> Batch:
+    """The batch with other pixels or another query of one image."""
+    array, there = np.array(getattr(batch, field)), (row, image)
     if field == "queries":
-        there = (row, batch.query_segments[row] == batch.query_segments[row, batch.query_ends[row, picture]])
+        there = (row, batch.query_segments[row] == batch.query_segments[row, batch.query_ends[row, image]])
     array[there] = 255 - array[there] if field == "pixels" else 1 + array[there] % 62
     return batch._replace(**{field: array})
 
@@ -78,13 +78,13 @@ def moved(before: np.ndarray, after: np.ndarray) -> list[bool]:
 
 def test_a_query_is_the_final_hidden_state_of_its_last_real_token(params, batch, made):
     table = params["decoder"]["embedding"]
-    for row, picture, ids in asked(batch):
+    for row, image, ids in asked(batch):
         expected = decode(params["decoder"], MODEL.decoder, table[ids])[-1]
-        np.testing.assert_allclose(made.query[row, picture], expected, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(made.query[row, image], expected, rtol=1e-3, atol=1e-4)
     assert len({len(ids) for _, _, ids in asked(batch)}) > 1
 
 
-def test_every_picture_fills_its_own_slots_and_text_keeps_its_embedding(params, batch, made):
+def test_every_image_fills_its_own_slots_and_text_keeps_its_embedding(params, batch, made):
     flat, table = made.visual.reshape(3, 2 * V, -1), params["decoder"]["embedding"]
     seen = 0
     for row in range(3):
@@ -106,14 +106,14 @@ def test_slots_may_stand_anywhere(compute, batch):
 
 
 @pytest.mark.parametrize("field", ["pixels", "queries"])
-def test_a_picture_and_its_query_reach_their_row_alone(compute, batch, made, field):
+def test_a_image_and_its_query_reach_their_row_alone(compute, batch, made, field):
     assert moved(made.hidden, compute(changed(batch, field, 2, 1)).hidden) == [False, False, True]
     assert moved(made.hidden, compute(changed(batch, field, 1, 0)).hidden) == [False, True, False]
-    for row, picture in [(0, 0), (0, 1), (1, 1)]:
-        assert moved(made.hidden, compute(changed(batch, field, row, picture)).hidden) == [False] * 3
+    for row, image in [(0, 0), (0, 1), (1, 1)]:
+        assert moved(made.hidden, compute(changed(batch, field, row, image)).hidden) == [False] * 3
 
 
-def test_a_query_conditions_its_own_picture_alone(compute, batch, made):
+def test_a_query_conditions_its_own_image_alone(compute, batch, made):
     after = compute(changed(batch, "queries", 2, 1))
     assert moved(made.visual[2], after.visual[2]) == [False, True]
 

@@ -47,7 +47,7 @@ def test_a_photo_of_any_size_and_mode(processor, width, height, mode):
     side = max(photo.size)
     square = Image.new("RGB", (side, side), mean)
     square.paste(photo.convert("RGB"), ((side - width) // 2, (side - height) // 2))
-    for aspect, given_picture in (("square", photo), ("pad", square)):
-        wanted = processor(given_picture, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
+    for aspect, given_image in (("square", photo), ("pad", square)):
+        wanted = processor(given_image, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
         ours = normalise(load_pixels(photo, VISION, aspect))  # type: ignore[arg-type]
         np.testing.assert_allclose(ours, wanted, rtol=0, atol=1e-6)

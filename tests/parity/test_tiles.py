@@ -1,4 +1,4 @@
-"""Any-resolution pictures against transformers' LLaVA-NeXT: grids, pixels and the order of tokens."""
+"""Any-resolution images against transformers' LLaVA-NeXT: grids, pixels and the order of tokens."""
 
 import dataclasses
 import types
@@ -48,12 +48,12 @@ def test_tokens_stand_in_the_same_order(width, height, side):
     pinpoints = [[r * 336, c * 336] for r, c in GRIDS]
     config = types.SimpleNamespace(vision_config=vision, image_grid_pinpoints=pinpoints)
     theirs: Any = types.SimpleNamespace(config=config)
-    index = torch.arange(ours.places * side**2, dtype=torch.float64).reshape(ours.places, -1, 1)
+    index = torch.arange(ours.crops * side**2, dtype=torch.float64).reshape(ours.crops, -1, 1)
     packed, _ = LlavaNextModel.pack_image_features(
         theirs, [index], [(height, width)], "default", torch.full((1,), -1.0, dtype=torch.float64)
     )
     slots = packed[0][:, 0].numpy().astype(int)
-    assume(len(slots) > side**2 and slots[side**2] >= 0)  # They drop pictures thinner than a token.
+    assume(len(slots) > side**2 and slots[side**2] >= 0)  # They drop images thinner than a token.
     np.testing.assert_array_equal(np.where(ours.slots == NEWLINE, -1, ours.slots), slots)
 
 
@@ -63,9 +63,9 @@ def test_a_whole_model_gives_the_same_logits(width, height):
     state = randomise(theirs)
     plan = plan_import(Source(theirs.config.to_dict(), {k: tuple(v.shape) for k, v in state.items()}))
     model = dataclasses.replace(plan.config.model, dtype="float32", remat="none")
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
-    pixels, stands = load_pixels(picture, model.vision), arrange(width, height, model)
-    # A token, the picture, and two more.
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
+    pixels, stands = load_pixels(image, model.vision), arrange(width, height, model)
+    # A token, the image, and two more.
     length = len(stands.slots) + 3
     tokens, slots = np.zeros((1, length), np.int32), np.full((1, length), -1, np.int32)
     tokens[0, [0, -2, -1]], slots[0, 1:-2] = (1, 7, 9), stands.slots
@@ -95,11 +95,11 @@ def test_a_whole_model_gives_the_same_logits(width, height):
 
 @pytest.mark.parametrize("width, height", [(300, 200), (150, 460), (97, 101), (700, 90)])
 def test_pixels_are_the_same(width, height):
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
     side = {"height": 56, "width": 56}
     processor = LlavaNextImageProcessorPil(
         size={"shortest_edge": 56}, crop_size=side, image_grid_pinpoints=[[r * 56, c * 56] for r, c in GRIDS]
     )
-    theirs = processor(picture, return_tensors="np")["pixel_values"][0]
-    ours = normalise(load_pixels(picture, VisionConfig(image_size=56, tiles=GRIDS)))
+    theirs = processor(image, return_tensors="np")["pixel_values"][0]
+    ours = normalise(load_pixels(image, VisionConfig(image_size=56, tiles=GRIDS)))
     np.testing.assert_allclose(ours, theirs.transpose(0, 2, 3, 1)[: len(ours)], atol=1e-5)

@@ -65,12 +65,12 @@ def test_prompts(tokenizer, system, turns):
     assert (made.labels != IGNORE).any() == (len(turns) > 1) and made.labels[-1] == IGNORE
 
 
-def test_a_picture_stands_between_the_texts_of_its_turn(tokenizer):
+def test_a_image_stands_between_the_texts_of_its_turn(tokenizer):
     talk = row("Be brief.", ["<image>\nWhat is it?", "A circle."]) | {"image": "a"}
     made = encode(talk, tokenizer, CHATML, 3)
-    picture = np.flatnonzero(made.slots >= 0)
-    before, after = made.tokens[: picture[0]], made.tokens[picture[-1] + 1 :]
-    assert len(picture) == 3
+    image = np.flatnonzero(made.slots >= 0)
+    before, after = made.tokens[: image[0]], made.tokens[image[-1] + 1 :]
+    assert len(image) == 3
     assert tokenizer.decode(before, False) == "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user"
     assert tokenizer.decode(after, False) == (
         "What is it?<|im_end|>\n<|im_start|>assistant\nA circle.<|im_end|>"

@@ -16,16 +16,10 @@ def ocr_folder(tmp_path_factory):
     return out
 
 
-def test_fit_writes_its_record_pictures_and_page(ocr_folder):
+def test_fit_writes_its_record_images_and_page(ocr_folder):
     names = {path.name for path in ocr_folder.iterdir()}
-    pictures = {
-        "error_vs_flops.png",
-        "error_vs_tokens.png",
-        "residuals.png",
-        "profiles.png",
-        "best_tokens.png",
-    }
-    assert names == {"fit.json", "fit.html"} | pictures
+    images = {"error_vs_flops.png", "error_vs_tokens.png", "residuals.png", "profiles.png", "best_tokens.png"}
+    assert names == {"fit.json", "fit.html"} | images
     record = json.loads((ocr_folder / "fit.json").read_text())
     assert record["sse"] == pytest.approx(5.1366e-3, rel=2e-5)
     assert record["tokens_convention"] == "V"

@@ -18,7 +18,7 @@ from tests.train.runs import trainer_on
 
 @pytest.fixture(scope="session")
 def base(tmp_path_factory) -> RunConfig:
-    """20 steps of 8 rows over 50 pictures with a question each, so that epochs end within batches."""
+    """20 steps of 8 rows over 50 images with a question each, so that epochs end within batches."""
     root: Path = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
     rows = []

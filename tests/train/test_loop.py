@@ -121,7 +121,7 @@ def test_device_results_are_fetched_once_per_log_line(config, trainer, monkeypat
 
 
 def spoiled(*steps):
-    """Batches whose pictures are not numbers at these steps."""
+    """Batches whose images are not numbers at these steps."""
     return lambda n, batch: batch._replace(pixels=np.float32(batch.pixels * np.nan)) if n in steps else batch
 
 

@@ -17,15 +17,15 @@ SHORT, LONG, PLACES = 20, 48, 4
 
 
 def conversations(config, seed=0) -> list[dict[str, Any]]:
-    """Ten of them with no, one or two pictures, a query per picture, and labels anywhere but at the front."""
+    """Ten of them with no, one or two images, a query per image, and labels anywhere but at the front."""
     rng, v = np.random.default_rng(seed), config.model.visual_tokens
     side = config.model.vision.image_size
     made = []
-    for pictures in (1, 0, 2, 1, 0, 0, 2, 1, 1, 2):
-        length = int(rng.integers(pictures * v + 6, SHORT + 1))
+    for images in (1, 0, 2, 1, 0, 0, 2, 1, 1, 2):
+        length = int(rng.integers(images * v + 6, SHORT + 1))
         tokens = rng.integers(1, config.model.decoder.vocab_size, length)
         slots = np.full(length, -1)
-        begins = 1 + np.arange(pictures) * (v + 1)
+        begins = 1 + np.arange(images) * (v + 1)
         for number, begin in enumerate(begins):
             slots[begin : begin + v] = number * v + np.arange(v)
         labels = np.where((rng.random(length) < 0.6) & (slots < 0), tokens, IGNORE)
@@ -37,9 +37,9 @@ def conversations(config, seed=0) -> list[dict[str, Any]]:
                 "labels": labels,
                 "queries": [
                     rng.integers(1, config.model.decoder.vocab_size, rng.integers(2, 7))
-                    for _ in range(pictures)
+                    for _ in range(images)
                 ],
-                "pixels": rng.normal(size=(pictures, side, side, 3)).astype(np.float32),
+                "pixels": rng.normal(size=(images, side, side, 3)).astype(np.float32),
             }
         )
     return made
@@ -61,21 +61,21 @@ def lay(config, rows: list[list[dict[str, Any]]], length: int, images: int) -> B
         pixels=np.zeros((b, images, side, side, 3), np.float32),
     )
     for r, row in enumerate(rows):
-        start = picture = asking = 0
+        start = image = asking = 0
         for number, one in enumerate(row, start=1):
             n, p = len(one["tokens"]), len(one["queries"])
-            here, there = slice(start, start + n), slice(picture, picture + p)
+            here, there = slice(start, start + n), slice(image, image + p)
             batch.tokens[r, here], batch.labels[r, here] = one["tokens"], one["labels"]
-            moved = one["slots"] + picture * config.model.visual_tokens
+            moved = one["slots"] + image * config.model.visual_tokens
             batch.slots[r, here] = np.where(one["slots"] < 0, -1, moved)
             batch.positions[r, here], batch.segments[r, here] = np.arange(n), number
             batch.pixels[r, there] = one["pixels"]
-            for place, ids in enumerate(one["queries"], start=picture):
+            for place, ids in enumerate(one["queries"], start=image):
                 asked = slice(asking, asking + len(ids))
                 batch.queries[r, asked], batch.query_segments[r, asked] = ids, place + 1
                 asking += len(ids)
                 batch.query_ends[r, place] = asking - 1
-            start, picture = start + n, picture + p
+            start, image = start + n, image + p
     return batch
 
 
@@ -92,7 +92,7 @@ def test_losses_and_gradients_are_those_of_conversations_on_their_own():
     config = run(data={"query_length": 6})
     model, params = VLM(config.model), random_params(config)
     made = conversations(config)
-    # Full rows, pictures around text-only conversations, and a row that begins with text.
+    # Full rows, images around text-only conversations, and a row that begins with text.
     packing = [[0, 1, 2], [4, 3, 5, 7], [6, 8], [9]]
     packed = lay(config, [[made[k] for k in row] for row in packing], LONG + 12, PLACES)
     alone = lay(config, [[one] for one in made], SHORT, 2)
@@ -124,7 +124,7 @@ def test_losses_and_gradients_are_those_of_conversations_on_their_own():
     assert moved > 10
 
 
-def test_a_batch_without_picture_places_gives_what_empty_ones_give():
+def test_a_batch_without_image_places_gives_what_empty_ones_give():
     config = run(data={"query_length": 6})
     model, params = VLM(config.model), random_params(config)
     made = [one for one in conversations(config) if not one["queries"]]

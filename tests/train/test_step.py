@@ -117,10 +117,10 @@ def test_accumulation_holds_no_second_set_of_gradients():
 
 
 def test_a_batch_of_text_alone_is_cut_into_slices_too():
-    """As grouped batching makes them: without a place for a picture."""
+    """As grouped batching makes them: without a place for an image."""
     losses = []
     for config in (run(), run(grad_accum_steps=4)):
-        batch = tiny.random_batch(config, pictures=[0] * 8)
+        batch = tiny.random_batch(config, images=[0] * 8)
         batch = batch._replace(
             queries=batch.queries[:, :0],
             query_segments=batch.query_segments[:, :0],
@@ -216,14 +216,14 @@ def test_projector_learning_rate_is_its_own():
     assert not np.array_equal(*scales)
 
 
-def test_text_only_rows_ignore_pictures_and_text_only_runs_have_no_tower():
+def test_text_only_rows_ignore_images_and_text_only_runs_have_no_tower():
     config = run()
     trainer = trainer_on(config)
-    batch = tiny.random_batch(config, pictures=[0] * 8)
+    batch = tiny.random_batch(config, images=[0] * 8)
     losses = []
     for scale in (1, 5):
-        pictured = batch._replace(pixels=batch.pixels // scale)
-        state, metrics = trainer.step(start(trainer, config), trainer.put(pictured))
+        with_images = batch._replace(pixels=batch.pixels // scale)
+        state, metrics = trainer.step(start(trainer, config), trainer.put(with_images))
         losses.append(float(metrics["loss"]))
     assert losses[0] == losses[1] and state.step == 1
 

@@ -38,12 +38,12 @@ def _row(row: Row) -> dict[str, object]:
             for view in talk.views
         ]
         talks.append(talk._asdict() | {"views": views})
-    pictures = sum(len(talk.views) for talk in row.talks)
+    images = sum(len(talk.views) for talk in row.talks)
     return row._asdict() | {
         "talks": talks,
         "used": used,
         "share": f"{used / row.length:.0%}",
-        "pictures": pictures,
+        "shown": images,
     }
 
 

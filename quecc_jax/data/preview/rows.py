@@ -22,7 +22,7 @@ from quecc_jax.data.text.tokenizer import Tokenizer, load_tokenizer
 class Span(NamedTuple):
     """Neighbouring tokens of one kind."""
 
-    kind: Literal["prompt", "answer", "picture"]
+    kind: Literal["prompt", "answer", "image"]
     """Without loss, with loss, or the slots of one image."""
     text: str
     tokens: int
@@ -53,11 +53,11 @@ class Row(NamedTuple):
     """One row of a batch."""
 
     batch: int
-    place: int
+    number: int
     length: int
     """Tokens S, padding included."""
     images: int
-    """Picture places I."""
+    """Image slots I."""
     talks: list[Conversation]
     left_out: list[str]
     """What is wrong with conversations that are not here."""
@@ -91,8 +91,8 @@ def look(config: RunConfig, count: int) -> Seen:
         tally.add(read)
         why = {one.id: one.message for one in read.left_out}
         rows += [
-            _row(batch, place, number, plan, why, sources, tokenizer, model.num_output_tokens)
-            for place in range(len(plan.ids))
+            _row(batch, index, number, plan, why, sources, tokenizer, model.num_output_tokens)
+            for index in range(len(plan.ids))
         ]
         number += 1
     return Seen(config, rows, _facts(config, sources, plans))
@@ -100,7 +100,7 @@ def look(config: RunConfig, count: int) -> Seen:
 
 def _row(
     batch: Batch,
-    place: int,
+    index: int,
     number: int,
     plan: BatchPlan,
     why: dict[int, str],
@@ -108,24 +108,24 @@ def _row(
     tokenizer: Tokenizer,
     num_output_tokens: int,
 ) -> Row:
-    ids = [one for one in np.atleast_1d(plan.ids[place]).tolist() if one >= 0]
-    talks, picture = list[Conversation](), 0
+    ids = [one for one in np.atleast_1d(plan.ids[index]).tolist() if one >= 0]
+    talks, image = list[Conversation](), 0
     for segment, identity in enumerate((one for one in ids if one not in why), start=1):
-        here = batch.segments[place] == segment
-        slots, labels = batch.slots[place][here], batch.labels[place][here]
-        pictures = sources[identity >> 32].encoded(identity & 0xFFFFFFFF).places
-        views = [_view(batch, place, picture + k, tokenizer) for k in range(pictures)]
-        spans = _spans(batch.tokens[place][here], slots, labels, tokenizer, num_output_tokens)
+        here = batch.segments[index] == segment
+        slots, labels = batch.slots[index][here], batch.labels[index][here]
+        images = sources[identity >> 32].encoded(identity & 0xFFFFFFFF).crops
+        views = [_view(batch, index, image + k, tokenizer) for k in range(images)]
+        spans = _spans(batch.tokens[index][here], slots, labels, tokenizer, num_output_tokens)
         where = sources[identity >> 32].where(identity & 0xFFFFFFFF)
         talks.append(Conversation(where, spans, int(here.sum()), int((labels != IGNORE).sum()), views))
-        picture += pictures
+        image += images
     left_out = [why[one] for one in ids if one in why]
-    return Row(number, place, plan.length, plan.images, talks, left_out)
+    return Row(number, index, plan.length, plan.images, talks, left_out)
 
 
-def _view(batch: Batch, place: int, picture: int, tokenizer: Tokenizer) -> View:
-    asked = question_ids(batch.queries[place], batch.query_segments[place], batch.query_ends[place, picture])
-    pixels = None if batch.pixels is None else batch.pixels[place, picture]
+def _view(batch: Batch, index: int, image: int, tokenizer: Tokenizer) -> View:
+    asked = question_ids(batch.queries[index], batch.query_segments[index], batch.query_ends[index, image])
+    pixels = None if batch.pixels is None else batch.pixels[index, image]
     reader = tokenizer.questions or tokenizer
     return View(pixels, reader.decode(asked), len(asked))
 
@@ -142,7 +142,7 @@ def _spans(
     for stop in [*(np.flatnonzero(np.diff(kinds)) + 1).tolist(), len(kinds)]:
         count = stop - start
         if kinds[start] > 1:
-            spans.append(Span("picture", f"{count} visual token{'s' * (count > 1)}", count))
+            spans.append(Span("image", f"{count} visual token{'s' * (count > 1)}", count))
         else:
             text = tokenizer.decode(tokens[start:stop], skip_special_tokens=False)
             spans.append(Span("answer" if kinds[start] else "prompt", text, count))
@@ -162,13 +162,13 @@ def _facts(config: RunConfig, sources: Sequence[Source], plans: Any) -> list[tup
         ("rows", f"{rows:,}"),
         ("batching", data.batching),
         ("template", data.template),
-        ("visual tokens of a picture", _visual_tokens(config)),
+        ("visual tokens of an image", _visual_tokens(config)),
     ]
     if data.batching == "pad":
         return [*facts, ("steps of an epoch", f"{rows / size:,.1f} of {size} rows")]
     plans = plans.plans if isinstance(plans, Elastic) else plans
     measures = plans.measures
-    tokens, pictures = int(measures.tokens.sum()), int(measures.pictures.sum())
+    tokens, images = int(measures.tokens.sum()), int(measures.images.sum())
     facts.append(("tokens of a row", f"{tokens / rows:,.0f} on average, {measures.tokens.max():,} at most"))
     if isinstance(plans, Grouped):
         positions = sum(size * plans[k].length for k in range(plans.batches))
@@ -178,8 +178,8 @@ def _facts(config: RunConfig, sources: Sequence[Source], plans: Any) -> list[tup
         packed = plans.epoch()
         positions, steps = packed * plans.length, f"{packed / size:,.1f} of {size} packed rows"
         if plans.images:
-            share = pictures / (packed * plans.images)
-            facts.append(("picture places in use", f"{share:.1%} of {plans.images} a packed row"))
+            share = images / (packed * plans.images)
+            facts.append(("image slots in use", f"{share:.1%} of {plans.images} a packed row"))
     missing = int((measures.tokens == 0).sum())
     return [
         *facts,

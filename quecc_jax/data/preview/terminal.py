@@ -8,7 +8,7 @@ from rich.text import Text
 
 from quecc_jax.data.preview.rows import Conversation, Row, Seen
 
-STYLES = {"prompt": "dim", "answer": "bold green", "picture": "black on cyan"}
+STYLES = {"prompt": "dim", "answer": "bold green", "image": "black on cyan"}
 WIDTH = 16
 """Columns of an image; a line of text holds two lines of pixels."""
 
@@ -21,17 +21,17 @@ def show(seen: Seen, console: Console | None = None) -> None:
         table.add_row(Text(name, "dim"), Text(value))
     console.print(table)
     legend = Text("prompt, no loss", STYLES["prompt"]) + Text("  ") + Text("carries loss", STYLES["answer"])
-    console.print(legend + Text("  ") + Text(" visual tokens ", STYLES["picture"]))
+    console.print(legend + Text("  ") + Text(" visual tokens ", STYLES["image"]))
     for number, row in enumerate(seen.rows, start=1):
         console.print(_panel(number, row))
 
 
 def _panel(number: int, row: Row) -> Panel:
     used = sum(talk.tokens for talk in row.talks)
-    pictures = sum(len(talk.views) for talk in row.talks)
+    images = sum(len(talk.views) for talk in row.talks)
     title = (
-        f"row {number}: batch {row.batch}, place {row.place}, {used} of {row.length} tokens, "
-        f"{pictures} of {row.images} pictures"
+        f"row {number}: batch {row.batch}, row {row.number}, {used} of {row.length} tokens, "
+        f"{images} of {row.images} images"
     )
     parts = [_talk(segment, talk) for segment, talk in enumerate(row.talks, start=1)]
     parts += [Group(Text(f"left out: {why}", "bold red")) for why in row.left_out]
@@ -41,20 +41,20 @@ def _panel(number: int, row: Row) -> Panel:
 def _talk(segment: int, talk: Conversation) -> Group:
     text = Text()
     for span in talk.spans:
-        text.append(f" {span.text} " if span.kind == "picture" else span.text, STYLES[span.kind])
+        text.append(f" {span.text} " if span.kind == "image" else span.text, STYLES[span.kind])
         text.append(" ")
     head = Text(f"segment {segment}: {talk.tokens} tokens, {talk.learned} carry loss", "bold")
     queries = [
         Text(f"query {k} ({view.tokens} tokens): {view.query}", "magenta")
         for k, view in enumerate(talk.views, start=1)
     ]
-    shown = [picture(view.pixels) for view in talk.views if view.pixels is not None]
+    shown = [half_blocks(view.pixels) for view in talk.views if view.pixels is not None]
     beside = Table.grid(padding=(0, 2))
     beside.add_row(*([Group(*shown)] if shown else []), Group(text, *queries))
     return Group(head, Text(talk.where, "dim"), beside, Text(""))
 
 
-def picture(pixels: np.ndarray, width: int = WIDTH) -> Text:
+def half_blocks(pixels: np.ndarray, width: int = WIDTH) -> Text:
     """An image in half blocks of its colours, `width` columns wide."""
     step = pixels.shape[0] / width
     at = (np.arange(width) * step + step / 2).astype(int)

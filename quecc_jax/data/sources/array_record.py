@@ -20,7 +20,7 @@ from quecc_jax.config import DataConfig, ImageDecoding, VisionConfig
 from quecc_jax.data.images import ImageReader
 from quecc_jax.data.sources.shards import Records
 from quecc_jax.errors import BadRow, UserError
-from quecc_jax.paths import AnyPath, place
+from quecc_jax.paths import AnyPath, as_path
 
 MANIFEST = "manifest.json"
 UNREADABLE = b"\0unreadable\0"
@@ -53,7 +53,7 @@ class Prepared:
     directory: str
     recipe: Recipe
     rows: Sequence[Any]
-    pictures: Records
+    images: Records
 
 
 class PreparedRows(Sequence[Any]):
@@ -83,17 +83,17 @@ def check_recipe(directory: str, recipe: Recipe, vision: VisionConfig, data: Dat
     if vision.tiles:
         raise UserError(
             f"{directory} holds squares of {recipe.size} pixels, but model.vision.tiles need "
-            "whole pictures; prepare it without --resize"
+            "whole images; prepare it without --resize"
         )
     if (recipe.size, recipe.aspect) != (size, aspect):
         raise UserError(
-            f"{directory} holds pictures of {recipe.size} pixels, aspect {recipe.aspect}, but "
+            f"{directory} holds images of {recipe.size} pixels, aspect {recipe.aspect}, but "
             f"the run asks for {size}, {aspect}; prepare it with --resize {size} --aspect "
             f"{aspect}, or change vision.image_size or data.image_aspect"
         )
     if recipe.decoding != decoding:
         raise UserError(
-            f"{directory} holds pictures that were decoded {recipe.decoding}, but the run has "
+            f"{directory} holds images that were decoded {recipe.decoding}, but the run has "
             f"data.image_decoding {decoding}; prepare it with --decoding {decoding}, or change "
             "data.image_decoding"
         )
@@ -106,7 +106,7 @@ def prepared_images(prepared: Prepared, vision: VisionConfig, data: DataConfig) 
       UserError: as `check_recipe`.
     """
     check_recipe(prepared.directory, prepared.recipe, vision, data)
-    return ImageReader(Stored(prepared.pictures, prepared.recipe), vision, data)
+    return ImageReader(Stored(prepared.images, prepared.recipe), vision, data)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Stored:
         if not isinstance(number, int) or not 0 <= number < len(self.records):
             raise BadRow(
                 "not a row",
-                f"its picture {number!r} is not among the {len(self.records)}; prepare the data anew",
+                f"its image {number!r} is not among the {len(self.records)}; prepare the data anew",
             )
         record, size = readable(self.records[number]), self.recipe.size
         if size and self.recipe.encoding == "raw":
@@ -149,7 +149,7 @@ def read_manifest(directory: AnyPath) -> dict[str, Any]:
       UserError: there is none, or it is of another format.
     """
     try:
-        manifest = json.loads((place(directory) / MANIFEST).read_text())
+        manifest = json.loads((as_path(directory) / MANIFEST).read_text())
     except FileNotFoundError:
         raise UserError(
             f"{directory} has no {MANIFEST}, so it is not (yet) prepared data; run or finish "

@@ -20,12 +20,12 @@ from quecc_jax.config.shapes import state_shape
 from quecc_jax.data.sources.array_record import fault_record, readable
 from quecc_jax.data.sources.shards import Records, forget, made, write_shard
 from quecc_jax.errors import BadRow, UserError
-from quecc_jax.paths import AnyPath, place, write_text
+from quecc_jax.paths import AnyPath, as_path, write_text
 
 Name = Literal["features", "queries"]
 MAKER = {"features": "tower", "queries": "query encoder"}
 ITEMS = 1024
-"""Pictures of one shard: 4.8 GB of CLIP-L/14-336's states in four layers."""
+"""Images of one shard: 4.8 GB of CLIP-L/14-336's states in four layers."""
 THREADS = 4
 """That read images ahead of the device."""
 
@@ -74,8 +74,8 @@ def write_features(
       UserError: a value is not finite in float16, or there are no items.
     """
     if not items:
-        raise UserError(f"{directory} has no pictures; {name} need some")
-    note = place(directory) / f"{name}.json"
+        raise UserError(f"{directory} has no images; {name} need some")
+    note = as_path(directory) / f"{name}.json"
     if found := _note(directory, name):
         if found["fingerprint"] == fingerprint and found["items"] == items:
             return Features(directory, found)
@@ -168,7 +168,7 @@ def read_tower_features(directory: str, model: ModelConfig, fingerprint: str | N
     wanted = state_shape(model.tower)
     if found.shape[1:] != wanted:
         raise UserError(
-            f"the features of {directory} are {found.shape[1:]} per picture but "
+            f"the features of {directory} are {found.shape[1:]} per image but "
             f"model.vision and {model.compressor.name} ask for {wanted} (patches, states, "
             "width); write them anew"
         )
@@ -177,6 +177,6 @@ def read_tower_features(directory: str, model: ModelConfig, fingerprint: str | N
 
 def _note(directory: AnyPath, name: Name) -> dict[str, Any] | None:
     try:
-        return json.loads((place(directory) / f"{name}.json").read_text())
+        return json.loads((as_path(directory) / f"{name}.json").read_text())
     except FileNotFoundError:
         return None

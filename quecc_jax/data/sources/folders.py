@@ -5,7 +5,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from quecc_jax.errors import BadRow
-from quecc_jax.paths import is_remote, place
+from quecc_jax.paths import as_path, is_remote
 
 
 class Folders:
@@ -22,7 +22,7 @@ class Folders:
             path is written as Windows or an address writes it.
         """
         if not isinstance(ref, str):
-            raise BadRow("not a row", f"its picture {ref!r} is not the path of a file; write it so")
+            raise BadRow("not a row", f"its image {ref!r} is not the path of a file; write it so")
         if is_remote(ref):
             return ref
         odd = "\\" in ref or "%" in ref
@@ -33,11 +33,11 @@ class Folders:
         for what, plain in (("backslashes", ref.replace("\\", "/")), ("percent signs", unquote(ref))):
             if plain != ref and self._existing(plain) is not None:
                 raise BadRow(
-                    "picture missing", f"picture {ref} is not there but {plain} is; write it without {what}"
+                    "picture missing", f"image {ref} is not there but {plain} is; write it without {what}"
                 )
         searched = ", ".join(root or "." for root in self.roots)
-        raise BadRow("picture missing", f"picture {ref} is in none of {searched}; check the folders")
+        raise BadRow("picture missing", f"image {ref} is in none of {searched}; check the folders")
 
     def _existing(self, ref: str) -> str | None:
         paths = (os.path.join(root, ref) for root in self.roots)
-        return next((path for path in paths if place(path).exists()), None)
+        return next((path for path in paths if as_path(path).exists()), None)

@@ -16,14 +16,14 @@ import numpy as np
 
 from quecc_jax.errors import BadRow, UserError
 from quecc_jax.json_text import MARK, begin, parsed, reason
-from quecc_jax.paths import AnyPath, cached, is_remote, place
+from quecc_jax.paths import AnyPath, as_path, cached, is_remote
 
 CHUNK = 8 << 20
 """Bytes that are read at once to find the rows."""
 FIRST = 8 << 20
 """Bytes among which a file's first line must end for the file to be told apart by it."""
 BLOCK = 1 << 16
-"""Bytes between two places whose line is remembered, once a line has been asked for."""
+"""Bytes between two positions whose line is remembered, once a line has been asked for."""
 MAX_ROW = 64 << 20
 """Bytes of the largest row; one that is not over by then is taken for a damaged file."""
 
@@ -53,7 +53,7 @@ class RowFile(Sequence[Any]):
             reason = error.strerror or error
             raise UserError(f"{self.path} cannot be read ({reason}); check the path") from None
         self._start = begin(self.path, self._bytes[:8]) if size else 0
-        self._lines = self._one_a_line(place(path).suffix == ".jsonl")
+        self._lines = self._one_a_line(as_path(path).suffix == ".jsonl")
         spans = () if not size else self._line_spans() if self._lines else self._list_spans()
         self._spans = np.fromiter(spans, np.dtype((np.int64, 2)))
 

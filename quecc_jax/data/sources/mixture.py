@@ -18,7 +18,7 @@ import numpy as np
 from quecc_jax.data.sources.json_rows import RowFile
 from quecc_jax.errors import UserError
 from quecc_jax.json_text import decoded
-from quecc_jax.paths import AnyPath, place
+from quecc_jax.paths import AnyPath, as_path
 
 _BRACES = re.compile(r"(.*)\{(.*)\}(\.jsonl?)", re.S)
 _STRATEGY = re.compile(r"(all)|(first|end|random)\s*:\s*(\d+)\s*(%?)\s*", re.A)
@@ -125,7 +125,7 @@ def _of_yaml(name: str) -> list[Part]:
     import yaml
 
     try:
-        raw = place(name).read_bytes()
+        raw = as_path(name).read_bytes()
     except OSError as error:
         raise UserError(f"{name} cannot be read ({error.strerror or error}); check the path") from None
     try:

@@ -27,7 +27,7 @@ class PoolSource:
         for row, chosen in enumerate(refs):
             if not all(isinstance(ref, int) and 0 <= ref < len(pool.images) for ref in chosen):
                 raise UserError(
-                    f"{directory}/rows.jsonl, row {row + 1}: picture {chosen} is not among the "
+                    f"{directory}/rows.jsonl, row {row + 1}: image {chosen} is not among the "
                     f"pool's {len(pool.images)}; make the pool anew"
                 )
         self._first = _offsets([len(chosen) for chosen in refs])
@@ -43,21 +43,21 @@ class PoolSource:
             size = model.vision.input_size
             if pool.images.shape[1:3] != (size, size):
                 raise UserError(
-                    f"{directory} holds pictures of {pool.images.shape[1]} pixels but "
+                    f"{directory} holds images of {pool.images.shape[1]} pixels but "
                     f"vision.input_size is {size}; build the pool at {size}"
                 )
             self._pixels = _Mapped(str(pool.directory / "images.npy"))
 
     def _table(self, rows: Sequence[Row], layout: Layout) -> None:
-        place: dict[tuple, int] = {}
+        seen: dict[tuple, int] = {}
         kinds: list[Encoded] = []
         self._kind = np.empty(len(rows), np.int32)
         self._bad: dict[int, BadRow] = {}
         for number, row in enumerate(rows):
             turns = row.get("conversations")
             key = (str(turns), len(image_refs(row)))
-            if key not in place:
-                place[key] = len(kinds)
+            if key not in seen:
+                seen[key] = len(kinds)
                 try:
                     kinds.append(layout(row))
                 except BadRow as error:
@@ -66,10 +66,10 @@ class PoolSource:
                     self._bad[len(kinds)] = error.at(self.where(number))
                     none = np.zeros(0, np.int32)
                     kinds.append(Encoded(none, none > 0, none, none, 0, 0))
-            self._kind[number] = place[key]
+            self._kind[number] = seen[key]
         self._start = _offsets([len(kind.codes) for kind in kinds])
         self._query_start = _offsets([len(kind.queries) for kind in kinds])
-        self._ends_start = _offsets([kind.places for kind in kinds])
+        self._ends_start = _offsets([kind.crops for kind in kinds])
         self._codes = np.concatenate([np.zeros(0, np.int32), *(kind.codes for kind in kinds)])
         self._loss = np.concatenate([np.zeros(0, bool), *(kind.loss for kind in kinds)])
         self._query = np.concatenate([np.zeros(0, np.int32), *(kind.queries for kind in kinds)])
@@ -93,16 +93,16 @@ class PoolSource:
 
     def write_pixels(self, row: int, out: np.ndarray) -> None:
         assert self._pixels is not None
-        for place, ref in enumerate(self._refs[self._first[row] : self._first[row + 1]]):
-            out[place] = self._pixels.array[ref]
+        for index, ref in enumerate(self._refs[self._first[row] : self._first[row + 1]]):
+            out[index] = self._pixels.array[ref]
 
     def query(self, row: int) -> np.ndarray:
         raise UserError(f"{self.name} has no cached queries; set data.cached_queries = False")
 
     def write_features(self, row: int, out: np.ndarray) -> None:
         assert self._features is not None
-        for place, ref in enumerate(self._refs[self._first[row] : self._first[row + 1]]):
-            out[place] = self._features[ref]
+        for index, ref in enumerate(self._refs[self._first[row] : self._first[row + 1]]):
+            out[index] = self._features[ref]
 
 
 class _Mapped:

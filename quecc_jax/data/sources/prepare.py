@@ -21,14 +21,14 @@ from quecc_jax.data.sources.json_rows import RowFile
 from quecc_jax.data.sources.mixture import Mixture, open_rows
 from quecc_jax.data.sources.shards import Shard, forget, made, write_shard
 from quecc_jax.errors import BadRow, UserError
-from quecc_jax.paths import AnyPath, place, write_text
+from quecc_jax.paths import AnyPath, as_path, write_text
 
-PICTURES = 4096
-"""Pictures of one shard."""
+SHARD_IMAGES = 4096
+"""Images of one shard."""
 ROWS = 65_536
 """Rows of one shard."""
 TOLD = 32
-"""Pictures between two words of a process about its progress."""
+"""Images between two words of a process about its progress."""
 LISTED = 20
 """Unreadable rows and images that the manifest names; it counts all of them."""
 
@@ -57,7 +57,7 @@ def prepare(
     skip_bad: bool = False,
     workers: int = 1,
     progress: Progress = lambda done, total: None,
-    shard_pictures: int = PICTURES,
+    shard_images: int = SHARD_IMAGES,
     shard_rows: int = ROWS,
 ) -> dict[str, Any]:
     """Writes the rows of a LLaVA file and their images as a prepared directory.
@@ -81,23 +81,23 @@ def prepare(
       UserError: the file or an image cannot be read, or `out` was made from something else.
     """
     rows = open_rows(data)
-    key = _begin(rows, images, out, recipe, skip_bad, (shard_pictures, shard_rows))
-    refs, bad = _pictures_of(rows, skip_bad)
+    key = _begin(rows, images, out, recipe, skip_bad, (shard_images, shard_rows))
+    refs, bad = _images_of(rows, skip_bad)
     files = list(refs)
     jobs = [
         Job(
             str(out),
-            _name("pictures", at // shard_pictures, len(files), shard_pictures),
+            _name("pictures", at // shard_images, len(files), shard_images),
             key,
             images,
-            files[at : at + shard_pictures],
+            files[at : at + shard_images],
             recipe,
             skip_bad,
         )
-        for at in range(0, len(files), shard_pictures)
+        for at in range(0, len(files), shard_images)
     ]
-    pictures, lost = _picture_shards(jobs, workers, progress)
-    shards = {"pictures": pictures, "rows": _row_shards(rows, refs, bad, out, key, shard_rows)}
+    image_shards, lost = _image_shards(jobs, workers, progress)
+    shards = {"pictures": image_shards, "rows": _row_shards(rows, refs, bad, out, key, shard_rows)}
     messages = [*(str(error.at(rows.where(number))) for number, error in bad.items()), *lost]
     manifest = {
         "format": FORMAT,
@@ -137,7 +137,7 @@ def _begin(
     if isinstance(rows, Mixture):
         work["parts"] = rows.parts
     text = json.dumps(work, sort_keys=True)
-    folder = place(out)
+    folder = as_path(out)
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / MANIFEST).exists():
         raise UserError(f"{out} is prepared already (it has a {MANIFEST}); delete it or choose another place")
@@ -155,7 +155,7 @@ def _name(kind: str, number: int, items: int, per_shard: int) -> str:
     return f"{kind}-{number:05}-of-{-(-items // per_shard):05}.array_record"
 
 
-def _pictures_of(rows: RowFile | Mixture, skip_bad: bool) -> tuple[dict[str, int], dict[int, BadRow]]:
+def _images_of(rows: RowFile | Mixture, skip_bad: bool) -> tuple[dict[str, int], dict[int, BadRow]]:
     """The number of every image by its path, in the order of the rows, and what is wrong with rows."""
     refs: dict[str, int] = {}
     bad: dict[int, BadRow] = {}
@@ -165,7 +165,7 @@ def _pictures_of(rows: RowFile | Mixture, skip_bad: bool) -> tuple[dict[str, int
             found = image_refs(row) if isinstance(row, dict) else []
             for ref in found:
                 if not isinstance(ref, str):
-                    raise BadRow("not a row", f"its picture {ref!r} is not the path of a file; write it so")
+                    raise BadRow("not a row", f"its image {ref!r} is not the path of a file; write it so")
         except BadRow as error:
             if not skip_bad:
                 raise UserError(
@@ -201,7 +201,7 @@ def _row_shards(
     return shards
 
 
-def _picture_shards(jobs: list[Job], workers: int, progress: Progress) -> tuple[list[Shard], list[str]]:
+def _image_shards(jobs: list[Job], workers: int, progress: Progress) -> tuple[list[Shard], list[str]]:
     """Writes what is not there yet; returns the shards and what is wrong with images, in order."""
     total = sum(len(job.files) for job in jobs)
     known = [made(job.directory, job.name, job.key) for job in jobs]
@@ -238,7 +238,7 @@ def _parallel(
             except queue.Empty:
                 if any(process.exitcode not in (None, 0) for process in processes):
                     raise UserError(
-                        "a process that read pictures was killed (is the memory full?); start "
+                        "a process that read images was killed (is the memory full?); start "
                         "the same command again, with fewer --workers"
                     ) from None
                 continue
@@ -286,7 +286,7 @@ def _make(job: Job, tell: Callable[[int], None]) -> tuple[Shard, list[str]]:
                 yield stored(folders.find(file), job.recipe)
             except BadRow as error:
                 if not job.skip_bad:
-                    raise UserError(f"{error}; or count such pictures with --bad skip") from None
+                    raise UserError(f"{error}; or count such images with --bad skip") from None
                 lost.append(str(error))
                 yield fault_record(error)
             if number % TOLD == 0 or number == len(job.files):
@@ -303,20 +303,20 @@ def stored(path: str, recipe: Recipe) -> bytes:
     """
     if not recipe.size:
         open_image(path, recipe.decoding)
-        return place(path).read_bytes()
-    picture = fit(open_image(path, recipe.decoding), recipe.size, recipe.aspect)
+        return as_path(path).read_bytes()
+    image = fit(open_image(path, recipe.decoding), recipe.size, recipe.aspect)
     if recipe.encoding == "raw":
-        return np.asarray(picture).tobytes()
+        return np.asarray(image).tobytes()
     file = BytesIO()
     options = {"quality": recipe.quality, "subsampling": 0} if recipe.encoding == "jpeg" else {}
-    picture.save(file, recipe.encoding.upper(), **options)
+    image.save(file, recipe.encoding.upper(), **options)
     return file.getvalue()
 
 
 def inline_rows(
     data: AnyPath, images: tuple[str, ...], recipe: Recipe, *, skip_bad: bool = False
 ) -> Iterator[dict[str, Any]]:
-    """The rows of a LLaVA file with their pictures' records in them, as `tfds_rows.LlavaRows` takes them.
+    """The rows of a LLaVA file with their images' records in them, as `tfds_rows.LlavaRows` takes them.
 
     Raises:
       UserError: a row or an image cannot be read; with `skip_bad` such rows are left out.
@@ -326,7 +326,7 @@ def inline_rows(
         try:
             row = rows[number]
             try:
-                pictures = [stored(folders.find(ref), recipe) for ref in image_refs(row)]
+                found = [stored(folders.find(ref), recipe) for ref in image_refs(row)]
                 turns = [{"from": turn["from"], "value": turn["value"]} for turn in row["conversations"]]
             except (AttributeError, KeyError, TypeError):
                 raise BadRow(
@@ -338,4 +338,4 @@ def inline_rows(
                     f"{error.at(rows.where(number))}; or leave such rows out with --bad skip"
                 ) from None
             continue
-        yield {"id": str(row.get("id", number)), "images": pictures, "conversations": turns}
+        yield {"id": str(row.get("id", number)), "images": found, "conversations": turns}

@@ -41,7 +41,7 @@ class Questions:
         if len(set(made.query_ends.tolist())) > 1:
             raise BadRow(
                 "turns",
-                "its pictures stand in different turns, and stored queries are one a row; "
+                "its images stand in different turns, and stored queries are one a row; "
                 "set data.cached_queries = False, or make a row of each turn",
             )
         return made.queries

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from quecc_jax.errors import UserError
-from quecc_jax.paths import AnyPath, cached, is_remote, place, write_text
+from quecc_jax.paths import AnyPath, as_path, cached, is_remote, write_text
 
 OPTIONS = "group_size:1,uncompressed"
 """Of ArrayRecord's writer: records are read one by one in random order, and hold compressed images."""
@@ -44,7 +44,7 @@ def write_shard(
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    folder = place(directory)
+    folder = as_path(directory)
     note = _note(directory, name)
     note.unlink(missing_ok=True)
     beside = None if is_remote(directory) else str(folder)
@@ -83,7 +83,7 @@ def made(directory: AnyPath, name: str, key: str) -> tuple[Shard, list[Any]] | N
     """A shard that was written under this key with its remarks, or None."""
     try:
         found, shard, remarks = json.loads(_note(directory, name).read_text())
-        size = (place(directory) / name).stat()
+        size = (as_path(directory) / name).stat()
     except (OSError, ValueError):
         return None
     shard = Shard(*shard)
@@ -98,7 +98,7 @@ def forget(directory: AnyPath, shards: Iterable[Shard]) -> None:
 
 
 def _note(directory: AnyPath, name: str) -> Path:
-    return place(directory) / f".{name}.json"
+    return as_path(directory) / f".{name}.json"
 
 
 def digest(path: Path) -> str:
@@ -170,7 +170,7 @@ def check(directory: AnyPath, shard: Shard) -> None:
     """
     path = f"{directory}/{shard.name}"
     try:
-        same = digest(place(path)) == shard.sha256
+        same = digest(as_path(path)) == shard.sha256
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror or error}); {AGAIN}") from None
     if not same:

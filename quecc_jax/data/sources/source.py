@@ -32,10 +32,10 @@ class Source(Protocol):
         """The row without its images, of which the size at most is read. Raises BadRow."""
 
     def write_pixels(self, row: int, out: np.ndarray) -> None:
-        """Writes the images into the first places of uint8 [I, H, W, 3]."""
+        """Writes the images into the first slots of uint8 [I, H, W, 3]."""
 
     def write_features(self, row: int, out: np.ndarray) -> None:
-        """Writes cached tower states into the first places of float16 [I, n, K, D]."""
+        """Writes cached tower states into the first slots of float16 [I, n, K, D]."""
 
     def query(self, row: int) -> np.ndarray:
         """The cached query feature, float16 [H]; asked of rows that `encoded` takes."""
@@ -136,11 +136,11 @@ class RowSource:
         self._write(row, self._features.__getitem__, out)
 
     def _write(self, row: int, read: Callable[[Any], np.ndarray], out: np.ndarray) -> None:
-        place = 0
+        start = 0
         for ref in image_refs(self.row(row)):
             try:
                 seen = read(ref).reshape(-1, *out.shape[1:])
             except BadRow as error:
                 raise error.at(self.where(row)) from None
-            out[place : place + len(seen)] = seen
-            place += len(seen)
+            out[start : start + len(seen)] = seen
+            start += len(seen)

@@ -52,7 +52,7 @@ class LlavaRows(tfds.core.GeneratorBasedBuilder):
             features=features,
             disable_shuffling=True,
             metadata=tfds.core.MetadataDict(recipe=vars(self._recipe)),
-            description="LLaVA conversations with their pictures.",
+            description="LLaVA conversations with their images.",
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
@@ -77,7 +77,7 @@ class Undecoded(tfds.decode.Decoder):
 
 
 class TfdsRows(Sequence[Any]):
-    """Rows in LLaVA's form; "image" holds the bytes of the pictures' files.
+    """Rows in LLaVA's form; "image" holds the bytes of the images' files.
 
     Args:
       directory: a data set of tensorflow-datasets with the features of `LlavaRows`; the folder that

@@ -30,15 +30,15 @@ class Encoded(NamedTuple):
     """int32 [Q] the different questions about its images one behind the other, each of at most
     data.query_limit tokens."""
     query_ends: np.ndarray
-    """int32 [P] where among them the question ends about the image in each of P places."""
+    """int32 [P] where among them the question ends about the image that each of P crops is of."""
     query_cut: int
     """Tokens that limits took from questions."""
     cut: int
     """Tokens that did not fit: all of them, and L = 0, where data.too_long drops the row."""
 
     @property
-    def places(self) -> int:
-        """Places among the images of a batch's row that its images take: one each, or more with tiles."""
+    def crops(self) -> int:
+        """Images I of a batch's row that its images take: one each, or more with tiles."""
         return len(self.query_ends)
 
     @property
@@ -138,13 +138,13 @@ def _check(said: Conversation, data: DataConfig) -> None:
     if placeholders != said.images:
         raise BadRow(
             "placeholders",
-            f"it has {said.images} pictures but {placeholders} {PLACEHOLDER} "
+            f"it has {said.images} images but {placeholders} {PLACEHOLDER} "
             "placeholders; make the numbers equal",
         )
     if said.images > data.images_per_row:
         raise BadRow(
             "too many pictures",
-            f"it has {said.images} pictures but data.images_per_row is "
+            f"it has {said.images} images but data.images_per_row is "
             f"{data.images_per_row}; raise that or split the row",
         )
 
@@ -181,14 +181,14 @@ def lay_out(
     codes, loss = _positions(said, tokenizer, data, visual_tokens, arranged)
     cut = _fit(codes, loss, data, is_open=len(said.turns) % 2 == 1)
     kept = len(codes) - cut
-    queries = _queries(said.asked, [one.places for one in arranged], tokenizer, data)
+    queries = _queries(said.asked, [one.crops for one in arranged], tokenizer, data)
     return Encoded(np.array(codes[:kept], np.int32), np.array(loss[:kept], bool), *queries, cut)
 
 
 def _queries(
-    asked: Sequence[str], places: Sequence[int], tokenizer: Tokenizer, data: DataConfig
+    asked: Sequence[str], crops: Sequence[int], tokenizer: Tokenizer, data: DataConfig
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """`queries`, `query_ends` and `query_cut` of `Encoded`, of images that take so many places each."""
+    """`queries`, `query_ends` and `query_cut` of `Encoded`, of images of so many crops each."""
     turns = list(dict.fromkeys(asked))
     read = [query_ids(turn, tokenizer, data) for turn in turns]
     # A row that was truncated may hold less than the whole of its turns.
@@ -198,7 +198,7 @@ def _queries(
         cut += len(ids) - len(kept[-1])
         room -= len(kept[-1])
     last = dict(zip(turns, np.cumsum([len(ids) for ids in kept]) - 1, strict=True))
-    ends = [last[turn] for turn, count in zip(asked, places, strict=True) for _ in range(count)]
+    ends = [last[turn] for turn, count in zip(asked, crops, strict=True) for _ in range(count)]
     none = np.zeros(0, np.int32)
     return np.concatenate([none, *kept]), np.array(ends, np.int32), cut
 
@@ -249,16 +249,16 @@ def _positions(
     codes, loss = list(start), [False] * len(start)
     is_open = len(said.turns) % 2 == 1
     turns = [_placed(turn, data) for turn in said.turns]
-    place, coming = 0, iter(arranged)
+    crop, coming = 0, iter(arranged)
     for piece, answer in pieces(TEMPLATES[data.template], turns, said.system):
         learned = piece is not Mark.BOS and (answer or (data.labels == "all" and not is_open))
         parts: Sequence[str | Mark] = piece.split(PLACEHOLDER) if isinstance(piece, str) else [piece]
         for number, part in enumerate(parts):
             if number:
-                places, own = next(coming)
-                codes += (-1 - np.where(own == NEWLINE, NEWLINE, own + place * visual_tokens)).tolist()
+                crops, own = next(coming)
+                codes += (-1 - np.where(own == NEWLINE, NEWLINE, own + crop * visual_tokens)).tolist()
                 loss += [False] * len(own)
-                place += places
+                crop += crops
             begins = len(codes) == len(start) or codes[-1] < 0
             ids = _ids(part, tokenizer, None if begins else codes[-1])
             codes += ids
@@ -287,7 +287,7 @@ def _fit(codes: Sequence[int], loss: Sequence[bool], data: DataConfig, is_open: 
     if min(codes[-cut:]) < 0:
         raise BadRow(
             "too long",
-            f"{too_long}, and truncation would cut a picture; raise that or let data.too_long drop it",
+            f"{too_long}, and truncation would cut an image; raise that or let data.too_long drop it",
         )
     if not any(loss[:-cut]):
         raise BadRow(

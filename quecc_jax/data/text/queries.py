@@ -22,7 +22,7 @@ RATIO = 4
 def query_buckets(data: DataConfig, model: ModelConfig) -> tuple[int, ...]:
     """Lengths Q that the queries of a training batch may have, ascending: `limit_buckets`, or the longest
     alone where the step reads no question, because the compressor reads none or its feature is stored."""
-    buckets = limit_buckets(row_limit(data, data.row_images(model.visual_tokens, model.vision.places)))
+    buckets = limit_buckets(row_limit(data, data.row_images(model.visual_tokens, model.vision.max_crops)))
     return buckets[-1:] if data.cached_queries or not model.compressor.reads_question else buckets
 
 

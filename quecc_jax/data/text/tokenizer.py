@@ -10,7 +10,7 @@ from quecc_jax.data.text.byte_pieces import byte_pieces
 from quecc_jax.data.text.sentencepiece import BLANK
 from quecc_jax.data.text.tokenizer_files import read_tokenizer
 from quecc_jax.errors import UserError
-from quecc_jax.paths import local_copy, place
+from quecc_jax.paths import as_path, local_copy
 
 SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
 
@@ -29,7 +29,7 @@ class Tokenizer:
                 "of a tokenizer"
             )
         self.directory = str(directory)
-        if not place(directory).is_dir():
+        if not as_path(directory).is_dir():
             raise UserError(
                 f"{setting} {self.directory!r} is not a directory; give one that holds "
                 "tokenizer.json or another file of a tokenizer"

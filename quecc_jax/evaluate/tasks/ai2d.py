@@ -63,7 +63,7 @@ def load(data: Path) -> list[Sample]:
             )
     if not samples:
         raise UserError(
-            f"{folder / 'questions'} has no NAME.png.json of a picture that ai2d_test_ids.csv "
+            f"{folder / 'questions'} has no NAME.png.json of an image that ai2d_test_ids.csv "
             "lists; unpack the whole data set"
         )
     return samples
@@ -71,8 +71,8 @@ def load(data: Path) -> list[Sample]:
 
 def covered(image: str, annotation: Mapping[str, Any]) -> bytes:
     """The image as PNG, every text in it under a white box with the letter that questions call it by."""
-    picture = open_image(image, "original")  # The boxes are of the pixels as stored.
-    draw = ImageDraw.Draw(picture)
+    found = open_image(image, "original")  # The boxes are of the pixels as stored.
+    draw = ImageDraw.Draw(found)
     for text in annotation.get("text", {}).values():
         (left, top), (right, bottom) = text["rectangle"]
         draw.rectangle((left, top, right, bottom), fill="white", outline="black")
@@ -80,7 +80,7 @@ def covered(image: str, annotation: Mapping[str, Any]) -> bytes:
         middle = ((left + right) / 2, (top + bottom) / 2)
         draw.text(middle, text["replacementText"], fill="black", font=font, anchor="mm")
     out = io.BytesIO()
-    picture.save(out, "PNG")
+    found.save(out, "PNG")
     return out.getvalue()
 
 

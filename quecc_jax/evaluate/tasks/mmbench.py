@@ -129,13 +129,13 @@ def loader(name: str, form: str) -> Any:
         for column in ("index", "question", "A", "B", "answer", "image"):
             if rows and column not in rows[0]:
                 raise UserError(f"{path} has no column {column}; take the development split, with answers")
-        pictures = {row["index"]: row["image"] for row in rows}
+        images = {row["index"]: row["image"] for row in rows}
         for number, row in enumerate(rows, start=1):
             choices = _choices(row)
             hint = f"{row['hint']}\n" if _given(row.get("hint")) else ""
             text = f"{hint}{row['question']}\n{options(choices)}"
             # A rotated copy may name the row that holds its image.
-            image = pictures.get(row["image"], row["image"])
+            image = images.get(row["image"], row["image"])
             kinds = [row["category"]] if _given(row.get("category")) else []
             sent = {column: value for column, value in row.items() if column not in _NOT_SENT}
             samples.append(
@@ -176,7 +176,7 @@ def _decoded(image: str, path: Path, number: int) -> bytes:
     try:
         return base64.b64decode(image, validate=True)
     except binascii.Error:
-        raise UserError(f"{path}, row {number} has no picture in base64; download it again") from None
+        raise UserError(f"{path}, row {number} has no image in base64; download it again") from None
 
 
 def judge(sample: Sample, answer: str) -> tuple[str, float]:

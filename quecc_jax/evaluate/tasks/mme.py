@@ -54,22 +54,22 @@ def load(data: Path) -> list[Sample]:
                 f"{data / _QUESTIONS}, line {number}: no text file of {data / _RELEASE} has "
                 f"this question about {name}; take both from the same release"
             )
-        picture = f"{category}/{stem}"
-        counts[picture] = counts.get(picture, 0) + 1
+        image = f"{category}/{stem}"
+        counts[image] = counts.get(image, 0) + 1
         samples.append(
             Sample(
-                f"{picture}#{counts[picture]}",
+                f"{image}#{counts[image]}",
                 (str(data / _RELEASE / line["image"]),),
                 line["text"],
                 truth,
-                {"question_id": name, "picture": picture, "category": category, "question": question},
+                {"question_id": name, "picture": image, "category": category, "question": question},
             )
         )
-    odd = [picture for picture, count in counts.items() if count != 2]
+    odd = [image for image, count in counts.items() if count != 2]
     if odd:
         raise UserError(
             f"{data / _QUESTIONS} asks {counts[odd[0]]} questions about {odd[0]}; MME asks two "
-            "about every picture"
+            "about every image"
         )
     return samples
 

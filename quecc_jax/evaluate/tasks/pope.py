@@ -34,7 +34,7 @@ def load(data: Path) -> list[Sample]:
         for number, (line, truth) in enumerate(zip(asked[split], labels, strict=True), start=1):
             if field(line, "image", folder / "llava_pope_test.jsonl", number) != truth.get("image"):
                 raise UserError(
-                    f"{path}, line {number} is about another picture than its question in "
+                    f"{path}, line {number} is about another image than its question in "
                     "llava_pope_test.jsonl; take both from the same release"
                 )
             samples.append(

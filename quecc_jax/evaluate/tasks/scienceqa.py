@@ -111,7 +111,7 @@ def _index(one: Judged) -> int:
 
 SCIENCEQA = Task(
     "scienceqa",
-    "ScienceQA test, 4,241 questions, 2,017 with a picture",
+    "ScienceQA test, 4,241 questions, 2,017 with an image",
     (
         File(_QUESTIONS, EVAL_ZIP),
         File("scienceqa/problems.json", _SITE),

@@ -63,7 +63,7 @@ def write(folder: Path, judged: Sequence[Judged], data: Path) -> None:
 
 SEED = Task(
     "seed",
-    "SEED-Bench, 19,242 questions on pictures and video frames",
+    "SEED-Bench, 19,242 questions on images and video frames",
     (
         File(_QUESTIONS, EVAL_ZIP),
         File(_TRUTHS, _SITE),

@@ -2,7 +2,7 @@
 
 Nobody's decoder starts at random, so a small one is first trained as a plain language model on
 documents like "row 1, column 3: red circle. row 2, column 2: teal triangle. what color is the
-shape in row 2, column 2? teal ...": statements about a image, some of its questions, the answers.
+shape in row 2, column 2? teal ...": statements about an image, some of its questions, the answers.
 Everything comes from the training split.
 """
 
@@ -107,7 +107,7 @@ def topic(question: str, m: int) -> str:
 
 
 def statements(pool: Pool, image: int, questions: Sequence[str], rng: np.random.Generator) -> str:
-    """Sentences that tell the answers to questions about a image, among others, in random order.
+    """Sentences that tell the answers to questions about an image, among others, in random order.
 
     Questions about cells get those cells and another, those about rows of digits those rows and
     another, those about a single shape its caption; counts over the whole get nothing. Empty where

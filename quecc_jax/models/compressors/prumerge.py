@@ -71,5 +71,5 @@ class PruMerge(nn.Module):
 
 
 def _chosen(index: Array, n: int) -> jax.Array:
-    """bool [..., n]: which of n places are among index [..., m]."""
+    """bool [..., n]: which of n positions are among index [..., m]."""
     return jnp.any(index[..., None] == jnp.arange(n), axis=-2)

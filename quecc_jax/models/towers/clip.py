@@ -25,11 +25,11 @@ def split_features(states: Float[Array, "*P rows K D"], config: VisionConfig) ->
     X_m holds the levels side by side in the order of the config (QueCC section 4, TokenPacker's
     multi-level input).
     """
-    place = {k: i for i, k in enumerate(hidden_indices(config))}
+    index = {k: i for i, k in enumerate(hidden_indices(config))}
     extra = config.rows - config.patches
 
     def state(k: int) -> jax.Array:
-        return states[..., place[config.state_index(k)], :]
+        return states[..., index[config.state_index(k)], :]
 
     single = state(config.select_layer)
     multi = jnp.concatenate([state(k)[..., extra:, :] for k in config.levels], axis=-1)
@@ -76,7 +76,7 @@ class ClipLayer(nn.Module):
     def __call__(
         self, x: Float[Array, "B S D"], mask: MaskSpec | None
     ) -> tuple[Float[Array, "B S D"], Float[Array, "B S D"]]:
-        """x [B, S, D] -> (new x, the same as a scan output); no mask lets all places see one another."""
+        """x [B, S, D] -> (new x, the same as a scan output); no mask lets all positions see one another."""
         c = self.config
         dense = functools.partial(linear, dtype=self.dtype)
         heads = (c.heads, c.width // c.heads)

@@ -32,10 +32,14 @@ class ClipText(nn.Module):
         c = self.config
         normal = nn.initializers.normal(0.02)
         table = self.param("token_embedding", with_axes(normal, "vocab", "embed"), (c.vocab_size, c.width))
-        places = self.param("position_embedding", with_axes(normal, None, "embed"), (c.positions, c.width))
+        table_of_positions = self.param(
+            "position_embedding", with_axes(normal, None, "embed"), (c.positions, c.width)
+        )
         table = nn.with_logical_constraint(table.astype(self.dtype), ("vocab", None))
-        place = jnp.take(places.astype(self.dtype), jnp.minimum(positions, c.positions - 1), axis=0)
-        x = constrain_batch(jnp.take(table, tokens, axis=0) + place)
+        position = jnp.take(
+            table_of_positions.astype(self.dtype), jnp.minimum(positions, c.positions - 1), axis=0
+        )
+        x = constrain_batch(jnp.take(table, tokens, axis=0) + position)
         stack = nn.scan(
             ClipLayer,
             variable_axes={"params": 0},

@@ -1,4 +1,4 @@
-"""Features beside prepared data: of the right tower, for every picture that can be read."""
+"""Features beside prepared data: of the right tower, for every image that can be read."""
 
 import dataclasses
 import types
@@ -71,7 +71,7 @@ def cached(prepared, **more):
     return dataclasses.replace(run.data, sources=(source,), cached_features=True, **more)
 
 
-def test_batches_hold_the_tower_s_states_of_their_pictures(prepared, model):
+def test_batches_hold_the_tower_s_states_of_their_images(prepared, model):
     path, _, _, params = prepared
     (batch,) = eval_batches(cached(prepared), model, 12)
     for row in range(12):
@@ -148,8 +148,8 @@ def test_stored_queries_name_their_encoder_and_train_with_no_other(prepared, tmp
     )
     (batch,) = eval_batches(config.data, config.model, 12)
     table, seen = params["decoder"]["embedding"], 0
-    for row, picture, ids in asked(batch):
-        np.testing.assert_allclose(batch.query_features[row, picture], table[ids].mean(axis=0), atol=1e-3)
+    for row, image, ids in asked(batch):
+        np.testing.assert_allclose(batch.query_features[row, image], table[ids].mean(axis=0), atol=1e-3)
         seen += 1
     assert seen
     frozen: Any = types.SimpleNamespace(frozen=jax.device_put(params))
@@ -208,10 +208,10 @@ def test_clip_s_text_tower_trains_alike_cached_and_computed_and_answers(prepared
     (batch,) = eval_batches(dataclasses.replace(data, cached_queries=True), model, 12)
     # The last rows ask for ten tokens, and lose one of them, but not their end.
     assert max(len(ids) for _, _, ids in asked(batch)) == len(asked(batch)[-1][2]) == 9
-    for row, picture, ids in asked(batch):
+    for row, image, ids in asked(batch):
         assert (ids[0], ids[-1]) == (words - 2, words - 1)
         wanted = clip_text(params["text"], text, ids)
-        np.testing.assert_allclose(batch.query_features[row, picture], wanted, rtol=1e-2, atol=1e-2)
+        np.testing.assert_allclose(batch.query_features[row, image], wanted, rtol=1e-2, atol=1e-2)
     stored = dataclasses.replace(
         config, out=str(tmp_path / "stored"), data=dataclasses.replace(data, cached_queries=True)
     )

@@ -1,4 +1,4 @@
-"""Prepared data: the same rows and pictures as their source, whole or absent, checked, and resumable."""
+"""Prepared data: the same rows and images as their source, whole or absent, checked, and resumable."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ from quecc_jax.data.sources.shards import Records, Shard, check, made, write_sha
 from quecc_jax.errors import BadRow, UserError
 from tests.data.photos import ROWS, photo, write_llava
 
-SMALL: dict[str, Any] = {"shard_pictures": 3, "shard_rows": 5}
+SMALL: dict[str, Any] = {"shard_images": 3, "shard_rows": 5}
 RAW = Recipe(24, "pad", "raw")
 
 
@@ -89,7 +89,7 @@ def test_jpeg_is_close_and_small(llava, tmp_path, model):
     prepared = open_prepared(tmp_path / "out")
     files = list(dict.fromkeys(name for row in prepared.rows for name in row.get("image_files", [])))
     for number, name in enumerate(files):
-        with Image.open(making.BytesIO(prepared.pictures[number])) as opened:
+        with Image.open(making.BytesIO(prepared.images[number])) as opened:
             ours = np.asarray(opened).astype(int)
         wanted = load_pixels(folder / name, vision)
         assert np.abs(ours - wanted).mean() < 1.5
@@ -128,7 +128,7 @@ def test_several_folders_are_searched_in_order(tmp_path, tokenizer, model):
     (batch,) = eval_batches(data_config(SourceConfig("llava_json", str(path), roots), tokenizer), model, 3)
     assert batch.pixels[:, 0, 0, 0].tolist() == [[0, 255, 0], [255, 0, 0], [255, 0, 0]]
     path.write_text(json.dumps({"image": names[3], "conversations": turns}))
-    with pytest.raises(UserError, match=r"rows\.jsonl, line 1: picture a/none\.png is in none of "):
+    with pytest.raises(UserError, match=r"rows\.jsonl, line 1: image a/none\.png is in none of "):
         list(eval_batches(data_config(SourceConfig("llava_json", str(path), roots), tokenizer), model, 1))
 
 
@@ -139,10 +139,10 @@ def test_what_cannot_be_read_stops_or_is_left_out_and_counted(tmp_path, model, t
     rows = [{"image": name, "conversations": turns} for name in ("good.jpg", "bad.jpg", "none.jpg", 7)]
     path = tmp_path / "rows.jsonl"
     path.write_bytes("".join(json.dumps(row) + "\n" for row in rows).encode() + b"{\xff}\n{\n")
-    with pytest.raises(UserError, match=r"rows\.jsonl, line 4: its picture 7 is not .*--bad skip"):
+    with pytest.raises(UserError, match=r"rows\.jsonl, line 4: its image 7 is not .*--bad skip"):
         prepare(path, (str(tmp_path),), tmp_path / "out", RAW)
     path.write_bytes("".join(json.dumps(row) + "\n" for row in rows[:3]).encode())
-    with pytest.raises(UserError, match=r"picture .*bad\.jpg cannot be read.*--bad skip"):
+    with pytest.raises(UserError, match=r"image .*bad\.jpg cannot be read.*--bad skip"):
         prepare(path, (str(tmp_path),), tmp_path / "out2", RAW)
     path.write_bytes("".join(json.dumps(row) + "\n" for row in rows).encode() + b"{\xff}\n{\n")
     manifest = prepare(path, (str(tmp_path),), tmp_path / "out3", RAW, skip_bad=True)
@@ -206,10 +206,10 @@ def test_damage_is_found(llava, tmp_path):
         check(tmp_path, shards[1])
     file.write_bytes(content[:-7])
     with pytest.raises(UserError, match=r"pictures-00001.* bytes, not"):
-        open_prepared(tmp_path).pictures[4]
+        open_prepared(tmp_path).images[4]
     file.unlink()
     with pytest.raises(UserError, match=r"pictures-00001.* cannot be read"):
-        open_prepared(tmp_path).pictures[4]
+        open_prepared(tmp_path).images[4]
     (tmp_path / "manifest.json").write_text('{"format": 99}')
     with pytest.raises(UserError, match="not of format 1"):
         open_prepared(tmp_path)
@@ -219,7 +219,7 @@ def test_other_sizes_and_aspects_are_refused(llava, tokenizer, model, tmp_path):
     path, folder, _ = llava
     prepare(path, (str(folder),), tmp_path / "out", Recipe(48, "pad", "raw"))
     source = SourceConfig("array_record", str(tmp_path / "out"))
-    with pytest.raises(UserError, match=r"pictures of 48 pixels, aspect pad, but the run asks for 24, pad"):
+    with pytest.raises(UserError, match=r"images of 48 pixels, aspect pad, but the run asks for 24, pad"):
         list(eval_batches(data_config(source, tokenizer), model, 4))
     large = dataclasses.replace(model, vision=dataclasses.replace(model.vision, image_size=48))
     with pytest.raises(UserError, match="asks for 48, square"):
@@ -228,7 +228,7 @@ def test_other_sizes_and_aspects_are_refused(llava, tokenizer, model, tmp_path):
 
 @pytest.fixture
 def turned(tmp_path):
-    """A LLaVA file of one row, whose picture is stored on its side, and its folder."""
+    """A LLaVA file of one row, whose image is stored on its side, and its folder."""
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (24, 48, 3), dtype=np.uint8))
     exif = Image.Exif()
     exif[274] = 6
@@ -266,13 +266,13 @@ def test_both_decodings_come_out_as_from_the_folder(turned, tokenizer, model, tm
     assert not np.array_equal(seen["upright"], seen["original"])
 
 
-def test_pictures_that_were_decoded_otherwise_are_refused(turned, tokenizer, model, tmp_path):
+def test_images_that_were_decoded_otherwise_are_refused(turned, tokenizer, model, tmp_path):
     path, folder = turned
     prepare(path, (str(folder),), tmp_path / "out", Recipe(24))
     source = SourceConfig("array_record", str(tmp_path / "out"))
     with pytest.raises(
         UserError,
-        match=r"out holds pictures that were decoded upright, but the run has "
+        match=r"out holds images that were decoded upright, but the run has "
         "data.image_decoding original; prepare it with --decoding original",
     ):
         list(eval_batches(data_config(source, tokenizer, image_decoding="original"), model, 1))

@@ -61,7 +61,7 @@ def test_training_resumes_exactly(made, tokenizer, model):
         np.testing.assert_array_equal(left, right)
 
 
-def test_resized_pictures_are_those_that_the_run_reads_or_refused(made, tokenizer, model, tmp_path):
+def test_resized_images_are_those_that_the_run_reads_or_refused(made, tokenizer, model, tmp_path):
     from quecc_jax.data.sources.tfds import LlavaRows
 
     path, _ = made

@@ -40,7 +40,7 @@ def spell(made, tokenizer):
     )
 
 
-def test_picture_question_answer(tokenizer):
+def test_image_question_answer(tokenizer):
     made = encode(row("<image>\none red?", "yes", image=7), tokenizer, SHORT, 2)
     assert spell(made, tokenizer) == "<bos> USER : #0 #1 one red ? ASSISTANT : *yes *<eos>"
     assert tokenizer.decode(made.queries) == "one red?"
@@ -49,7 +49,7 @@ def test_picture_question_answer(tokenizer):
     assert {array.dtype for array in arrays} == {np.dtype(np.int32)} and made.loss.dtype == bool
 
 
-def test_two_turns_and_two_pictures(tokenizer):
+def test_two_turns_and_two_images(tokenizer):
     made = encode(
         row("one <image> two <image>", "red", "three?", "green", image=["a", "b"]), tokenizer, SHORT, 2
     )
@@ -70,7 +70,7 @@ def test_word_templates(tokenizer):
     assert tokenizer.decode(plain.queries) == "red?"
 
 
-def test_all_labels_leave_out_bos_and_pictures(tokenizer):
+def test_all_labels_leave_out_bos_and_images(tokenizer):
     made = encode(
         row("<image>\nred?", "blue", image="a"), tokenizer, dataclasses.replace(SHORT, labels="all"), 1
     )
@@ -83,7 +83,7 @@ def test_nothing_predicts_a_first_token_where_no_bos_stands_before_it(tokenizer,
     assert spell(made, tokenizer) == "USER *: *red *? *ASSISTANT *: *blue *<eos>"
 
 
-def test_one_picture_comes_first_unless_it_shall_keep_its_place(tokenizer):
+def test_one_image_comes_first_unless_it_shall_keep_its_place(tokenizer):
     talk = row("one <image> two", "red", "three <image>", "<image>", image=["a", "b", "c"])
     data = dataclasses.replace(SHORT, images_per_row=3)
     kept = encode(talk, tokenizer, dataclasses.replace(data, image_place="keep"), 1)
@@ -140,11 +140,11 @@ WORDS = st.lists(st.sampled_from(["red", "one", "two", "3", "?", "Look", "<image
 )
 def test_slots_and_labels_of_any_conversation(tokenizer, turns, visual, template, labels):
     values = [value for turn in turns for value in turn]
-    pictures = sum(value.count("<image>") for value in values)
+    images = sum(value.count("<image>") for value in values)
     data = DataConfig(template=template, labels=labels, max_length=4096, images_per_row=99)
-    made = encode(row(*values, image=list(range(pictures))), tokenizer, data, visual)
+    made = encode(row(*values, image=list(range(images))), tokenizer, data, visual)
     tokens, slots, learned = made.tokens, made.slots, made.labels != IGNORE
-    assert slots[slots >= 0].tolist() == list(range(pictures * visual))
+    assert slots[slots >= 0].tolist() == list(range(images * visual))
     assert not tokens[slots >= 0].any() and not learned[slots >= 0].any()
     starts = np.flatnonzero((slots >= 0) & (slots % visual == 0))
     for start in starts:
@@ -164,14 +164,14 @@ def test_slots_and_labels_of_any_conversation(tokenizer, turns, visual, template
 @settings(max_examples=50, deadline=None)
 @given(
     question=WORDS.filter(lambda text: "<image>" not in text),
-    pictures=st.integers(0, 2),
+    images=st.integers(0, 2),
     template=st.sampled_from(["v1", "short", "plain"]),
 )
-def test_prompt_is_what_precedes_the_answer(tokenizer, question, pictures, template):
+def test_prompt_is_what_precedes_the_answer(tokenizer, question, images, template):
     data = dataclasses.replace(SHORT, template=template)
-    asked = prompt(question, pictures, tokenizer, data, 3)
-    value = "<image>\n" * pictures + question
-    taught = encode(row(value, "red", image=list(range(pictures))), tokenizer, data, 3)
+    asked = prompt(question, images, tokenizer, data, 3)
+    value = "<image>\n" * images + question
+    taught = encode(row(value, "red", image=list(range(images))), tokenizer, data, 3)
     length = len(asked.tokens)
     for key in ("tokens", "slots"):
         assert np.array_equal(getattr(asked, key), getattr(taught, key)[:length])
@@ -226,12 +226,12 @@ def test_truncation_cuts_text_and_counts(tokenizer):
 
 
 @pytest.mark.parametrize("length", range(9, 14))
-def test_truncation_never_splits_a_late_picture(tokenizer, length):
+def test_truncation_never_splits_a_late_image(tokenizer, length):
     talk = row("one", "red", "<image>", "blue", image=1)
     # <bos> USER : one ASSISTANT : red <eos> USER : #0 #1 ASSISTANT : blue <eos>
     data = dataclasses.replace(SHORT, max_length=length)
     if length < 12:
-        with pytest.raises(UserError, match="cut a picture"):
+        with pytest.raises(UserError, match="cut an image"):
             encode(talk, tokenizer, data, 2)
     else:
         assert (encode(talk, tokenizer, data, 2).slots >= 0).sum() == 2
@@ -253,8 +253,8 @@ def test_truncation_never_splits_a_late_picture(tokenizer, length):
         (said(("human", "red"), (["gpt"], "red")), "turn 2"),
         ({"conversations": ["red", "blue"]}, "turn 1"),
         ({"conversations": [{"from": "human", "value": "red"}]}, "no answer"),
-        (row("red", "blue", image="a"), "1 pictures but 0"),
-        (row("<image> <image>", "blue", image="a"), "1 pictures but 2"),
+        (row("red", "blue", image="a"), "1 images but 0"),
+        (row("<image> <image>", "blue", image="a"), "1 images but 2"),
         (row("<image>" * 3, "blue", image=["a", "b", "c"]), "images_per_row"),
         ("text", "not an object"),
         (row("<image>", "blue", image={"path": "a"}), "not the path of a file"),

@@ -62,11 +62,11 @@ def test_a_turn_of_nothing_but_placeholders_is_bos_alone_as_in_the_original(toke
         (["a"], None, []),
     ],
 )
-def test_the_query_is_the_picture_s_own_turn(turns, system, asked):
+def test_the_query_is_the_image_s_own_turn(turns, system, asked):
     assert query_turns(turns, system) == tuple(asked)
 
 
-def test_every_picture_has_the_query_of_its_turn_and_the_latest_where_asked(tokenizer):
+def test_every_image_has_the_query_of_its_turn_and_the_latest_where_asked(tokenizer):
     data = dataclasses.replace(SHORT, images_per_row=3)
     talk = ("<image> one", "red", "two", "blue")
     own = prompt("<image> three", 2, tokenizer, data, 1, talk)
@@ -74,7 +74,7 @@ def test_every_picture_has_the_query_of_its_turn_and_the_latest_where_asked(toke
     assert own.query_ends.tolist() == [1, 3]
     late = prompt("green?", 1, tokenizer, data, 1, talk, latest=True)
     assert words(tokenizer, late.queries) == ["<bos>", "green", "?"]
-    # Pictures of one turn share its question.
+    # Images of one turn share its question.
     both = prompt("<image> and <image> three", 2, tokenizer, data, 1)
     assert both.query_ends.tolist() == [len(both.queries) - 1] * 2
 
@@ -125,7 +125,7 @@ def test_buckets_of_the_usual_limits():
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory, tokenizer):
-    """Rows with questions of 1 to 300 words, every fourth without a picture."""
+    """Rows with questions of 1 to 300 words, every fourth without an image."""
     root = tmp_path_factory.mktemp("questions")
     Image.new("RGB", (24, 24)).save(root / "a.png")
     rng, rows = np.random.default_rng(0), []
@@ -197,7 +197,7 @@ def test_questions_that_a_limit_cuts_are_counted(data, model):
 
 
 def test_what_a_run_does_with_long_rows_of_text_is_nothing_to_stored_queries(tokenizer):
-    """A text too long to be learned has no picture that it asks about."""
+    """A text too long to be learned has no image that it asks about."""
     rows = [row("<image>\nis it red", "red", image="a.png"), row(" ".join(["red"] * 80), "red")]
     data = DataConfig(tokenizer=tokenizer.directory, template="short", max_length=64)
     writer = Layout(tokenizer, data, 4, False)

@@ -78,7 +78,7 @@ def bytewise(tmp_path_factory):
 
 
 def as_original(made):
-    """Ids with one -200 for a picture, and labels."""
+    """Ids with one -200 for an image, and labels."""
     return np.where(made.slots >= 0, -200, made.tokens).tolist(), made.labels.tolist()
 
 
@@ -102,7 +102,7 @@ def test_prompts_equal_the_original(llama, name):
 def test_queries_equal_the_original_under_every_template(llama, template, name, text):
     row = ROWS[name] | {"conversations": ROWS[name]["conversations"][:2]}
     made = encode(row, llama, DataConfig(template=template, max_length=512), 1)
-    # The original encodes a word for a row without a picture, and no token depends on it.
+    # The original encodes a word for a row without an image, and no token depends on it.
     assert made.queries.tolist() == (llama.hf.encode(text) if "image" in row else [])
 
 
@@ -254,8 +254,8 @@ def row_of(system, turns):
     said = [{"from": "gpt" if k % 2 else "human", "value": turn} for k, turn in enumerate(turns)]
     if system is not None:
         said.insert(0, {"from": "system", "value": system})
-    pictures = sum(turn["value"].count("<image>") for turn in said)
-    return {"conversations": said, "image": list(range(pictures))}, pictures
+    images = sum(turn["value"].count("<image>") for turn in said)
+    return {"conversations": said, "image": list(range(images))}, images
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -266,16 +266,16 @@ def test_any_conversation_is_written_as_spelled_by_hand(bytewise, template, turn
     if template == "plain":
         turns, system = [*turns, "a caption"][:2], None
     turns = turns[: len(turns) // 2 * 2] or [*turns, "so"]
-    row, pictures = row_of(system, turns)
+    row, images = row_of(system, turns)
     made = encode(row, bytewise, data, visual)
-    # A picture in an answer carries no loss and cuts the labelled text in two.
+    # An image in an answer carries no loss and cuts the labelled text in two.
     spelled = [
         (part, learned and part != "<image>")
         for text, learned in SPELLED[template](system, turns)
         for part in split(text)
     ]
     assert joined(spelled) == read(made, bytewise, visual)
-    assert made.slots[made.slots >= 0].tolist() == list(range(pictures * visual))
+    assert made.slots[made.slots >= 0].tolist() == list(range(images * visual))
     assert len(made.tokens) == len(made.slots) == len(made.labels)
     assert not made.tokens[made.slots >= 0].any()
 
@@ -295,10 +295,10 @@ def test_prompts_begin_what_is_taught(request, which, template, turns, system, v
     turns = [turn.replace("<image>", "") for turn in turns]
     turns = turns[: len(turns) // 2 * 2] or [*turns, "so"]
     turns[0] = "<image>\n" + turns[0]
-    row, pictures = row_of(system, turns)
+    row, images = row_of(system, turns)
     taught = encode(row, tokenizer, data, visual)
     for asked in range(0, len(turns), 2):
-        made = prompt(turns[asked], pictures, tokenizer, data, visual, history=turns[:asked], system=system)
+        made = prompt(turns[asked], images, tokenizer, data, visual, history=turns[:asked], system=system)
         length = len(made.tokens)
         assert length < len(taught.tokens)
         for key in ("tokens", "slots", "labels"):
@@ -316,7 +316,7 @@ def test_prompts_begin_what_is_taught(request, which, template, turns, system, v
     data=st.data(),
     too_long=st.sampled_from(["truncate", "drop", "error"]),
 )
-def test_truncation_never_cuts_a_picture(bytewise, turns, system, visual, room, data, too_long):
+def test_truncation_never_cuts_an_image(bytewise, turns, system, visual, room, data, too_long):
     template = data.draw(st.sampled_from([name for name in TEMPLATES if name != "plain"]))
     turns = turns[: len(turns) // 2 * 2] or [*turns, "so"]
     row, _ = row_of(system, turns)

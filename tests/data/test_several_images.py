@@ -1,4 +1,4 @@
-"""Conversations about several pictures: each is compressed with the question of its own turn."""
+"""Conversations about several images: each is compressed with the question of its own turn."""
 
 import dataclasses
 import json
@@ -39,10 +39,10 @@ def folder(tmp_path_factory) -> Path:
     speakers = ("human", "gpt")
     rows = [
         {
-            "image": [f"{k}.png" for k in pictures],
+            "image": [f"{k}.png" for k in images],
             "conversations": [{"from": speakers[n % 2], "value": text} for n, text in enumerate(said)],
         }
-        for pictures, said in TALKS
+        for images, said in TALKS
     ]
     (folder / "rows.json").write_text(json.dumps(rows))
     return folder
@@ -73,28 +73,28 @@ def params(config):
 
 @pytest.fixture(scope="module")
 def alone(config, params, folder, tokenizer):
-    """(picture, question) -> its visual tokens [V, M], from this picture and this question alone."""
+    """(image, question) -> its visual tokens [V, M], from this image and this question alone."""
 
     def one(model: VLM, pixels, *asked):
         return model.compress(model.encode_image(pixels), model.encode_query(*asked)).tokens[0, 0]
 
     run = jax.jit(lambda *given: VLM(config.model).apply({"params": params}, *given, method=one))
 
-    def tokens(picture: int, question: str) -> np.ndarray:
+    def tokens(image: int, question: str) -> np.ndarray:
         ids, _ = query_ids(question, tokenizer, config.data)
         padded, segments = np.pad(ids, (0, 8 - len(ids))), (np.arange(8) < len(ids)).astype(np.int32)
-        pixels = load_pixels(folder / f"{picture}.png", config.model.vision)
+        pixels = load_pixels(folder / f"{image}.png", config.model.vision)
         return np.asarray(run(pixels[None, None], padded[None], segments[None], np.array([[len(ids) - 1]])))
 
     return {
-        (picture, turn): tokens(picture, turn)
-        for pictures, said in TALKS
-        for picture, turn in zip(pictures, query_turns(said), strict=True)
+        (image, turn): tokens(image, turn)
+        for images, said in TALKS
+        for image, turn in zip(images, query_turns(said), strict=True)
     }
 
 
 @pytest.mark.parametrize("batching", ["pad", "grouped", "packed"])
-def test_each_picture_is_compressed_with_the_question_of_its_own_turn(config, params, alone, batching):
+def test_each_image_is_compressed_with_the_question_of_its_own_turn(config, params, alone, batching):
     data = dataclasses.replace(
         config.data, batching=batching, num_length_buckets=1, lookahead_rows=6, packed_images=4
     )
@@ -106,10 +106,10 @@ def test_each_picture_is_compressed_with_the_question_of_its_own_turn(config, pa
             inputs = np.asarray(splice(batch._replace(ids=None)))
             for place, ids in enumerate(batch.ids.reshape(3, -1)):
                 for segment, identity in enumerate(ids[ids >= 0], start=1):
-                    pictures, said = TALKS[rows.index(identity)]
+                    images, said = TALKS[rows.index(identity)]
                     here = (batch.segments[place] == segment) & (batch.slots[place] >= 0)
-                    turns = zip(pictures, query_turns(said), strict=True)
-                    wanted = [alone[picture, turn] for picture, turn in turns]
+                    turns = zip(images, query_turns(said), strict=True)
+                    wanted = [alone[image, turn] for image, turn in turns]
                     np.testing.assert_allclose(
                         inputs[place, here], np.concatenate([np.zeros((0, 16)), *wanted]), atol=1e-5
                     )
@@ -117,20 +117,20 @@ def test_each_picture_is_compressed_with_the_question_of_its_own_turn(config, pa
     assert seen == set(rows)
 
 
-def test_answers_about_several_pictures_are_those_of_a_data_set_with_them(config, params, folder):
+def test_answers_about_several_images_are_those_of_a_data_set_with_them(config, params, folder):
     data = dataclasses.replace(config.data, max_length=64)
     answers = answer_rows(dataclasses.replace(config, data=data), params, max_new_tokens=6, batch_size=6)
     engine = Engine(dataclasses.replace(config, data=data), params, chunk=2)
-    pictures = [engine.image(folder / f"{k}.png") for k in range(3)]
-    # The data set's first question decides which pictures a prompt has, so those of later turns are left out.
+    images = [engine.image(folder / f"{k}.png") for k in range(3)]
+    # The data set's first question decides which images a prompt has, so those of later turns are left out.
     chosen = [k for k, (shown, said) in enumerate(TALKS) if said[0].count("<image>") == len(shown)]
-    questions = [Question(TALKS[k][1][0], tuple(pictures[p] for p in TALKS[k][0])) for k in chosen]
+    questions = [Question(TALKS[k][1][0], tuple(images[p] for p in TALKS[k][0])) for k in chosen]
     run = engine.run(questions, Limits(6))
     assert run.finish() == [answers[k].prediction for k in chosen]
     assert [usage.visual_tokens for usage in run.usage] == [4 * len(TALKS[k][0]) for k in chosen]
-    # What was said before stays, and pictures may stand in any turn of it.
+    # What was said before stays, and images may stand in any turn of it.
     turns = ("<image>\n<image>\nred or blue?", "red", "and <image> ?")
-    later = Question(turns[2], tuple(pictures), turns[:2])
+    later = Question(turns[2], tuple(images), turns[:2])
     length = len(engine.prompt(later).encoded.codes)
     batch = engine.batch([engine.prompt(later)], 64)
     assert batch.slots[0][batch.slots[0] >= 0].tolist() == list(range(12)) and length > 12
@@ -140,6 +140,6 @@ def test_answers_about_several_pictures_are_those_of_a_data_set_with_them(config
     later = later._replace(query="latest")
     maps, swapped = (
         np.asarray(engine.attention(later._replace(images=order)))
-        for order in (tuple(pictures), tuple(pictures[::-1]))
+        for order in (tuple(images), tuple(images[::-1]))
     )
     np.testing.assert_allclose(maps, swapped[::-1], atol=1e-6)
