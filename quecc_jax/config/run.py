@@ -25,7 +25,7 @@ class OptimizerConfig:
     b2: float = 0.999
     eps: float = 1e-8
     clip_norm: float = 1.0
-    """Global gradient norm above which gradients are scaled down."""
+    """Global gradient norm above which gradients are scaled down; 1e9 clips nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class TrainConfig:
     loss_chunk: int = 512
     """Positions whose logits exist at once while the cross-entropy is computed."""
     max_bad_steps: int = 10
-    """Consecutive steps with a non-finite loss or gradient after which training stops."""
+    """Consecutive steps with a non-finite loss or gradient, or without any label, after which training stops."""
     seed: int = 0
     log_every: int = 10
 
@@ -53,7 +53,7 @@ class CheckpointConfig:
     """Where and how often to save."""
 
     every: int = 500
-    """Steps between checkpoints; the last step is always saved."""
+    """Steps between checkpoints; the last step is always saved, with 0 it alone."""
     keep: int = 2
     resume: Literal["auto", "never", "must"] = "auto"
     """`auto` continues the newest readable checkpoint if there is one; `must` insists on it."""

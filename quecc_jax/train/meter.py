@@ -82,7 +82,7 @@ class Meter:
           of the last step) and loss_vV of each V in the interval.
 
         Raises:
-          UserError: more than `train.max_bad_steps` non-finite steps in a row.
+          UserError: more than `train.max_bad_steps` steps in a row that were not finite or had no label.
         """
         steps, self._waiting = jax.device_get(self._waiting), []
         for number, one in enumerate(steps, start=self.step - len(steps) + 1):
@@ -150,6 +150,12 @@ class Meter:
         self.bad_run += 1
         self.skipped += 1
         if self.bad_run > self.config.train.max_bad_steps:
+            if not step["label_tokens"]:
+                raise UserError(
+                    f"training stopped at step {number}, the last of {self.bad_run} in a row without a loss: its "
+                    "batch has no label at all; look at the data there (python -m launch.inspect_data), or raise "
+                    "train.max_bad_steps"
+                )
             raise UserError(
                 f"training stopped at step {number} after {self.bad_run} steps in a row with a non-finite "
                 f"loss or gradient (loss {float(step['loss'])}, gradient norm {float(step['grad_norm'])}); "

@@ -94,18 +94,20 @@ def accumulated_gradients(
 
 
 def train_step(model: VLM, config: RunConfig, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-    """One pure optimizer step; with a non-finite loss or gradient nothing but the counters moves.
+    """One pure optimizer step; where the loss or a gradient is not finite, or there is no label, nothing but the
+    counters moves.
 
     Returns:
       The new state, and float32 scalars: loss (mean over the global batch's labelled tokens, in
-      nats), label_tokens, grad_norm (before clipping), learning_rate, finite (1 or 0).
+      nats), label_tokens, grad_norm (before clipping), learning_rate, finite (1 or 0; 0 without labels).
     """
     train = config.train
     loss, count, grads = accumulated_gradients(
         model, state.trainable, state.frozen, batch, train.grad_accum_steps, train.loss_chunk
     )
     norm = optax.tree.norm(grads)
-    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    # A batch without labels has no loss; momentum and weight decay would move the parameters all the same.
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm) & (count > 0)
     optimizer = make_optimizer(config.optimizer, train.steps)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
     trainable = optax.apply_updates(state.trainable, updates)

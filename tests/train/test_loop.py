@@ -134,6 +134,20 @@ def test_stops_when_too_many_steps_in_a_row_are_not_finite(config, trainer):
     assert saved_steps(config) == [4, 8]
 
 
+def unlabelled(*steps):
+    """Batches without any label at these steps."""
+    return lambda n, batch: batch._replace(labels=np.full_like(batch.labels, -100)) if n in steps else batch
+
+
+def test_steps_without_labels_are_skipped_and_counted(config, trainer):
+    every = replaced(config, "train", max_bad_steps=3, log_every=5)
+    summary = quiet(every, trainer, Batches(every, unlabelled(6, 7, 8)))
+    assert summary["skipped"] == 3 and np.isfinite(summary["loss"])
+    other = dataclasses.replace(every, out=f"{every.out}-2")
+    with pytest.raises(UserError, match=r"step 9, the last of 4 in a row without a loss: .* no label at all"):
+        quiet(other, trainer, Batches(other, unlabelled(6, 7, 8, 9, 10)))
+
+
 def test_skipped_steps_are_counted_and_left_out_of_the_loss(config, trainer):
     config = replaced(config, "train", max_bad_steps=4, log_every=4)
     records: list[dict] = []

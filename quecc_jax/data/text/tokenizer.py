@@ -115,8 +115,9 @@ class Tokenizer:
         return text.strip() if strip else text
 
     def __len__(self) -> int:
-        """Size of the vocabulary, special tokens included."""
-        return len(self.hf)
+        """Embeddings that its ids need: one more than the highest, which is not their number where they have
+        gaps."""
+        return max(self.hf.get_vocab().values()) + 1
 
     def __reduce__(self) -> tuple:
         return Tokenizer, (self.directory, self.questions.directory if self.questions else "")
