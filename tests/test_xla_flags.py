@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from quecc_jax import xla_flags
-from quecc_jax.experiments.executors import worker_environment
+from quecc_jax.experiments.worker import worker_environment
 from quecc_jax.xla_flags import FAST_COMPILE, ONE_THREAD, known_flags, with_flags
 
 SLOW = "--xla_backend_optimization_level=0"

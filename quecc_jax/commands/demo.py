@@ -54,22 +54,20 @@ def run_and_report(grid: Grid, out: str, module: str) -> None:
 
     from quecc_jax.commands.grid_law import fit_laws, law_section
     from quecc_jax.experiments import runner
-    from quecc_jax.experiments.display import clock
-    from quecc_jax.experiments.executors import Processes, write_json
-    from quecc_jax.experiments.findings import findings
     from quecc_jax.experiments.grid import at
     from quecc_jax.experiments.report import write_report
-    from quecc_jax.experiments.stats import compressors
+    from quecc_jax.experiments.sizes_report import findings
+    from quecc_jax.experiments.stats import one_compressor
+    from quecc_jax.experiments.worker import write_json
+    from quecc_jax.progress import duration
 
     grid = at(grid, out) if out else grid
     folder = Path(grid.out)
-    runner.check(runner.run_grid(grid, Processes()), grid)
+    runner.check(runner.run_grid(grid, parallel=True), grid)
     results = runner.collect(grid, shlex.join(["python", "-m", module, *sys.argv[1:]]))
-    law = None
-    if len(compressors(results["rows"])) == 1:
+    if one_compressor(results["rows"]):
         results["fits"] = fit_laws(results)
-        law = law_section(results, folder)
         print("\n".join(f"- {line}" for line in findings(results)))
     write_json(folder / "results.json", results)
-    report = write_report(results, folder, law).resolve().as_uri()
-    print(f"\n{clock(results['seconds']['total'])} minutes; report: {report}")
+    report = write_report(results, folder, law_section(results, folder)).resolve().as_uri()
+    print(f"\n{duration(results['seconds']['total'])} minutes; report: {report}")

@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 
 from quecc_jax.errors import UserError
 from quecc_jax.experiments import stats
-from quecc_jax.experiments.findings import brief, title
-from quecc_jax.experiments.stats import Results
+from quecc_jax.experiments.results import Results
+from quecc_jax.experiments.stats import title
 from quecc_jax.pages.numbers import flops_text
-from quecc_jax.pages.page import Section, bullets, paragraph, table_html
+from quecc_jax.pages.page import Section, bullets, paragraph, part, table_html
 from quecc_jax.pages.render import embed
 from quecc_jax.pages.style import Style
 from scaling.fit import NON_NEGATIVE, Fit, VariableProjection, fit_law
@@ -92,12 +92,12 @@ def stored_fit(results: Results, task: str, table: ScoreTable) -> Fit:
 
 def counted_cost(results: Results, task: str, law: Law) -> Cost:
     """Counted FLOPs if every cell of the grid has them, the published 2 N (Q + V) otherwise."""
-    counted = stats.grid_flops(results["rows"], task)
-    names, counts = [llm["name"] for llm in results["llms"]], results["visual_tokens"]
-    if any((name, v) not in counted for name in names for v in counts):
+    found, counts = stats.grid(results["rows"], task), results["visual_tokens"]
+    scores = [[found.get((llm["name"], v)) for v in counts] for llm in results["llms"]]
+    flops = [[score and score.flops for score in row] for row in scores]
+    if any(spent is None for row in flops for spent in row):
         return published_cost(law.query_tokens)
-    sizes = [llm["params"] / 1e9 for llm in results["llms"]]
-    return measured_cost(sizes, counts, [[counted[name, v] for v in counts] for name in names])
+    return measured_cost([llm["params"] / 1e9 for llm in results["llms"]], counts, flops)
 
 
 def law_section(results: Results, out: Path) -> Section:
@@ -109,7 +109,7 @@ def law_section(results: Results, out: Path) -> Section:
         )
     ]
     for task in stats.tasks(results["rows"]):
-        fragments.append(f"<h3>{title(task)}</h3>")
+        fragments.append(part("heading", title(task)))
         if task not in results["fits"]:
             fragments.append(paragraph("No law was fitted for this task.", "muted"))
             continue
@@ -201,8 +201,7 @@ def _frontier_fragments(results: Results, task: str, table: ScoreTable, fit: Fit
     rows = []
     for n, v, spent, error in zip(*pareto(choices), strict=True):
         measured = scores.get((names[n], int(v)))
-        shown = brief(measured) if measured else "–"
-        rows.append([flops_text(spent), names[n], int(v), f"{100 * (1 - error):.1f}", shown])
+        rows.append([flops_text(spent), names[n], int(v), f"{100 * (1 - error):.1f}", measured or "–"])
     header = ["compute per question", "decoder", "V", "accuracy by the law, %", "measured, %"]
     return [
         paragraph("What more compute buys, by the law; models that are not listed cost more for less:"),

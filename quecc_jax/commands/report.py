@@ -16,8 +16,7 @@ def run(options: Options) -> None:
     """Writes the page and prints where it lies."""
     from quecc_jax.commands.grid_law import law_section
     from quecc_jax.experiments.report import write_report
-    from quecc_jax.experiments.stats import compressors, read_results
+    from quecc_jax.experiments.results import read_results
 
     results, folder = read_results(options.results), options.results.parent
-    law = law_section(results, folder) if len(compressors(results["rows"])) == 1 else None
-    print(write_report(results, folder, law))
+    print(write_report(results, folder, law_section(results, folder)))

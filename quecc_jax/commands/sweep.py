@@ -16,7 +16,6 @@ import tyro
 from quecc_jax.aot.chips import find_chip
 from quecc_jax.commands.config_file import load_file
 from quecc_jax.errors import UserError
-from quecc_jax.experiments.executors import Here
 from quecc_jax.experiments.grid import Cell, Grid, at
 from quecc_jax.experiments.llava_grid import training_flops
 from quecc_jax.experiments.runner import check, result_file, run_grid
@@ -48,7 +47,7 @@ def run(options: Options) -> None:
     if options.dry_run:
         print(dry_run(grid, chosen, options.topology, options.mfu))
         return
-    outcome = run_grid(grid, Here(), {cell.name for cell in chosen})
+    outcome = run_grid(grid, {cell.name for cell in chosen})
     scores = Path(grid.out, "scores.json")
     done = sum(result_file(grid, cell.name).is_file() for cell in chosen)
     print(f"{done} of {len(chosen)} cells done; scores: {scores}")

@@ -2,12 +2,10 @@
 
 import dataclasses
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -21,23 +19,18 @@ from quecc_jax.errors import UserError
 from quecc_jax.evaluate import benchmarks
 from quecc_jax.evaluate.answers import Answer, answer_rows
 from quecc_jax.evaluate.score import is_exact, standard_error
-from quecc_jax.experiments.executors import Report
-from quecc_jax.experiments.grid import Cell, Grid, Test
+from quecc_jax.experiments.grid import Benchmarks, Cell, Grid, Test
+from quecc_jax.experiments.results import CellResult, Curve, Row, Sample
+from quecc_jax.experiments.worker import Report
 from quecc_jax.flops import answer_flops, decoder_params
 from quecc_jax.load import load_vlm
+from quecc_jax.paths import replacing
 from quecc_jax.train.checkpoint import load_params
 from quecc_jax.train.loop import train
 
-Curve = list[list[float]]
-"""[[step, loss], ...]"""
 
-
-def run_cell(grid: Grid, cell: Cell, report: Report) -> dict[str, Any]:
-    """Trains and tests one model.
-
-    Returns:
-      Its `rows` (`stats.Row`), `losses` of every stage as `Curve`, and `samples` of its answers.
-    """
+def run_cell(grid: Grid, cell: Cell, report: Report) -> CellResult:
+    """Trains and tests one model."""
     started, losses, before = time.time(), dict[str, Curve](), 0
     runs = [with_vocabulary(run) for run in cell.runs]
     # A tenth is left for the tests.
@@ -48,28 +41,29 @@ def run_cell(grid: Grid, cell: Cell, report: Report) -> dict[str, Any]:
         before += run.train.steps
     trained = time.time() - started
     report(before, total, "tests")
-    last, rows, samples = runs[-1], list[dict[str, Any]](), list[dict[str, Any]]()
-    about = {
-        "cell": cell.name,
-        "llm": cell.llm,
-        "params_b": cell.params_b or decoder_params(last.model.decoder) / 1e9,
-        "compressor": cell.compressor,
-        "query": cell.query,
-        "part": cell.part,
-        "seed": cell.seed,
-        "loss": losses[f"stage{last.train.stage}"][-1][1] if losses[f"stage{last.train.stage}"] else None,
-        "train_seconds": trained,
-    }
+    last, rows, samples = runs[-1], list[Row](), list[Sample]()
+    curve = losses[f"stage{last.train.stage}"]
+    about = Row(
+        cell=cell.name,
+        llm=cell.llm,
+        params_b=cell.params_b or decoder_params(last.model.decoder) / 1e9,
+        compressor=cell.compressor,
+        query=cell.query,
+        part=cell.part,
+        seed=cell.seed,
+        loss=curve[-1][1] if curve else None,
+        train_seconds=trained,
+    )
     for v in cell.visual_tokens or (0,):
         model = at_visual_tokens(last.model, v)
-        here = {**about, "visual_tokens": model.visual_tokens if last.data.images_per_row else 0}
+        here: Row = {**about, "visual_tokens": model.visual_tokens if last.data.images_per_row else 0}
         for test in cell.tests:
             data, answers = ask(last, model, test)
             rows += [{**here, **row} for row in _scored(test, answers, model, data)]
             if cell.samples:
-                samples += save_samples(grid.out, cell, model.visual_tokens, test, answers)
+                samples += _samples(grid.out, cell, model.visual_tokens, test, answers)
         if cell.benchmarks:
-            rows += [{**here, **row} for row in _benchmarked(cell, last.out)]
+            rows += [{**here, **row} for row in _benchmarked(cell.benchmarks, Path(last.out))]
     if not cell.keep:
         for run in runs:
             shutil.rmtree(run.out)
@@ -107,14 +101,11 @@ def ask(run: RunConfig, model: ModelConfig, test: Test) -> tuple[DataConfig, lis
     )
     text_only = not run.data.images_per_row
     params = load_params(run.out)[1] if test.cached_features or text_only else load_vlm(run.out)[1]
-    size = test.batch_size
-    config = dataclasses.replace(run, model=model, data=data)
+    config, size = dataclasses.replace(run, model=model, data=data), test.batch_size
     return data, answer_rows(config, params, max_new_tokens=test.max_new_tokens, batch_size=size)
 
 
-def _scored(
-    test: Test, answers: list[Answer], model: ModelConfig, data: DataConfig
-) -> Iterator[dict[str, Any]]:
+def _scored(test: Test, answers: list[Answer], model: ModelConfig, data: DataConfig) -> Iterator[Row]:
     """A row for every kind of question of a test."""
     groups: dict[tuple[str, str], list[Answer]] = {}
     for answer in answers:
@@ -145,19 +136,17 @@ def question_flops(model: ModelConfig, data: DataConfig, answers: list[Answer]) 
     return total / len(answers)
 
 
-def _benchmarked(cell: Cell, run: str) -> Iterator[dict[str, Any]]:
+def _benchmarked(asked: Benchmarks, run: Path) -> Iterator[Row]:
     """A row for every benchmark: its headline metric, 0..1.
 
     Raises:
       UserError: a server scores one of them.
     """
-    asked = cell.benchmarks
-    assert asked is not None
     results = benchmarks.run(
-        Path(run),
+        run,
         asked.names,
         Path(asked.data),
-        Path(run, "benchmarks"),
+        run / "benchmarks",
         name="",
         limit=None,
         max_new_tokens=None,
@@ -171,42 +160,28 @@ def _benchmarked(cell: Cell, run: str) -> Iterator[dict[str, Any]]:
         metric = task["metrics"][task["headline"]]
         # MME's perception counts to 2,000, all others in percent.
         top = 2000.0 if name == "mme" else 100.0
-        yield {
-            "task": name,
-            "kind": "",
-            "score": metric["value"] / top,
-            "stderr": (metric["standard_error"] or 0.0) / top,
-            "flops": None,
-        }
+        error = (metric["standard_error"] or 0.0) / top
+        yield {"task": name, "kind": "", "score": metric["value"] / top, "stderr": error, "flops": None}
 
 
-def save_samples(
-    out: str, cell: Cell, visual_tokens: int, test: Test, answers: list[Answer]
-) -> list[dict[str, Any]]:
+def _samples(out: str, cell: Cell, visual_tokens: int, test: Test, answers: list[Answer]) -> Iterator[Sample]:
     """A few answered questions per task, the same questions for every cell, with their images."""
-    folder = Path(out, "samples")
-    folder.mkdir(exist_ok=True)
-    chosen = []
     for pool in (read_pool(source.path) for source in test.sources):
         task = pool.meta["task"]
         mine = [a for a in answers if a.row["kind"].startswith(task)]
-        for a in (mine[i] for i in np.random.default_rng(0).permutation(len(mine))[: cell.samples]):
-            name = f"{task}-{a.row['image']}.png"
-            if not (folder / name).exists():
-                aside = folder / f".{os.getpid()}-{name}"
-                Image.fromarray(pool.images[a.row["image"]]).save(aside, "png")
-                os.replace(aside, folder / name)
-            chosen.append(
-                {
-                    "task": task,
-                    "kind": a.row["kind"],
-                    "image": f"samples/{name}",
-                    "question": a.question,
-                    "prediction": a.prediction,
-                    "truth": a.truth,
-                    "correct": is_exact(a),
-                    "llm": cell.llm,
-                    "visual_tokens": visual_tokens,
-                }
-            )
-    return chosen
+        for number in np.random.default_rng(0).permutation(len(mine))[: cell.samples]:
+            answer = mine[number]
+            image = f"samples/{task}-{answer.row['image']}.png"
+            if not Path(out, image).exists():
+                with replacing(Path(out, image)) as aside:
+                    Image.fromarray(pool.images[answer.row["image"]]).save(aside, "png")
+            yield {
+                "task": task,
+                "kind": answer.row["kind"],
+                "image": image,
+                "question": answer.question,
+                "prediction": answer.prediction,
+                "truth": answer.truth,
+                "llm": cell.llm,
+                "visual_tokens": visual_tokens,
+            }

@@ -8,6 +8,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from quecc_jax.progress import duration
+
 
 class Display:
     """Overall and per-job progress with the time left; a line per finished job in any case."""
@@ -39,7 +41,7 @@ class Display:
         """Reads where the running jobs are and redraws."""
         reached, total = sum(self.cost[name] for name in self.ended), sum(self.cost.values())
         for name in running:
-            share, note = read_progress(self.folder, name)
+            share, note = self._read(name)
             if name not in self.bars:
                 self.bars[name] = self.progress.add_task(f"  {name}", total=1.0, note=note)
             self.progress.update(self.bars[name], completed=share, note=note)
@@ -47,8 +49,16 @@ class Display:
         spent, gained = time.time() - self.started, reached - self.before
         if gained > 0:
             left = spent * (total - reached) / gained
-            self.note = f"{clock(spent)} spent, about {clock(left)} left"
+            self.note = f"{duration(spent)} spent, about {duration(left)} left"
         self.progress.update(self.overall, completed=reached / total, note=self.note)
+
+    def _read(self, name: str) -> tuple[float, str]:
+        """How far a job is (0..1) and what it is doing."""
+        try:
+            state = json.loads((self.folder / f"{name}.progress").read_text())
+        except FileNotFoundError:
+            return 0.0, "starting"
+        return state["share"], state["note"]
 
     def finish(self, name: str, error: BaseException | None) -> None:
         """Marks a job as finished or failed and prints a line."""
@@ -58,18 +68,3 @@ class Display:
         verdict = f"done {name}" if error is None else f"FAILED {name}: {error}"
         counted = f"({len(self.ended)}/{len(self.cost)}; {self.note})"
         self.progress.console.print(f"{verdict} {counted}", highlight=False, markup=False, soft_wrap=True)
-
-
-def read_progress(folder: Path, name: str) -> tuple[float, str]:
-    """How far a job is (0..1) and what it is doing."""
-    try:
-        state = json.loads((folder / f"{name}.progress").read_text())
-    except FileNotFoundError:
-        return 0.0, "starting"
-    return state["share"], state["note"]
-
-
-def clock(seconds: float) -> str:
-    """Seconds as m:ss."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}"

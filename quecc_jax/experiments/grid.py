@@ -3,10 +3,12 @@
 import dataclasses
 import hashlib
 import json
+import math
 from collections import Counter
 from typing import Any, Literal
 
-from quecc_jax.config import RunConfig, SourceConfig
+from quecc_jax.config import CompressorConfig, RunConfig, SourceConfig
+from quecc_jax.config.compressors import exchanged
 from quecc_jax.config.io import to_dict
 from quecc_jax.errors import UserError
 from quecc_jax.experiments.testbed.settings import Testbed
@@ -59,10 +61,8 @@ class Cell:
     """What reports call its compressor; those of one name differ in V and seed only."""
     visual_tokens: tuple[int, ...] = ()
     """Values V at which an elastic compressor is tested; its own without any."""
-    query: Literal["question", "zero"] = "question"
-    """What the compressor is given of the question: its feature, or zeros (the ablation)."""
-    part: str = ""
-    """The part of the report that it belongs to."""
+    part: str = "cells"
+    """What it belongs to in the report: a kind of comparison, or of preparation."""
     samples: int = 0
     """Answered questions of each task that are kept for the report; their sources are pools."""
     keep: bool = True
@@ -71,12 +71,16 @@ class Cell:
     """Steps and cells that must be finished first."""
     cost: float = 1.0
     """Expected share of the work, for the order and for the time left."""
-    phase: str = "cells"
 
     @property
     def seed(self) -> int:
         """Seed of its training."""
         return self.runs[-1].train.seed
+
+    @property
+    def query(self) -> Literal["question", "zero"]:
+        """What the compressor is given of the question: its feature, or zeros (the ablation)."""
+        return self.runs[-1].model.compressor.query
 
     @property
     def sees_images(self) -> bool:
@@ -99,7 +103,7 @@ class Step:
     it: JAX reads the environment that the parent prepares."""
     needs: tuple[str, ...] = ()
     cost: float = 1.0
-    phase: str = ""
+    part: str = ""
 
 
 Job = Step | Cell
@@ -162,11 +166,23 @@ def at(grid: Grid, out: str) -> Grid:
     return moved(grid)
 
 
+def tiled(compressor: CompressorConfig, grid: int, visual_tokens: int) -> CompressorConfig:
+    """The same compressor at V tokens; kernel = stride, so that regions tile the tower's grid x grid patches.
+
+    Raises:
+      UserError: V is no square number whose root divides the grid.
+    """
+    side = math.isqrt(max(visual_tokens, 0))
+    if visual_tokens < 1 or side * side != visual_tokens or grid % side:
+        fitting = ", ".join(str(k * k) for k in range(1, grid + 1) if grid % k == 0)
+        raise UserError(f"{visual_tokens} visual tokens do not tile a grid of {grid}; these do: {fitting}")
+    return exchanged(compressor, kernel=grid // side, stride=grid // side)
+
+
 def digests(grid: Grid) -> dict[str, str]:
     """A checksum of each job's settings and of what all share, wherever the grid lies."""
     here = at(grid, "")
     shared = dataclasses.replace(here, cells=(), steps=())
     # What a job is expected to cost changes no result.
-    parts: dict[str, Any] = {"": shared}
-    parts |= {job.name: dataclasses.replace(job, cost=1.0) for job in jobs(here)}
+    parts = {"": shared, **{job.name: dataclasses.replace(job, cost=1.0) for job in jobs(here)}}
     return {name: hashlib.sha256(json.dumps(to_dict(x)).encode()).hexdigest() for name, x in parts.items()}

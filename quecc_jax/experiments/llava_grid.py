@@ -1,15 +1,13 @@
 """LLaVA's two stages over a grid: language models x visual tokens x seeds."""
 
 import dataclasses
-import math
 from typing import Any, Literal
 
-from quecc_jax.config import CompressorConfig, DecoderConfig, RunConfig
-from quecc_jax.config.compressors import exchanged
+from quecc_jax.config import DecoderConfig, RunConfig
 from quecc_jax.config.presets import SIZES_B, decoder
 from quecc_jax.config.validation import validate
 from quecc_jax.errors import UserError
-from quecc_jax.experiments.grid import Benchmarks, Cell, Grid, Test
+from quecc_jax.experiments.grid import Benchmarks, Cell, Grid, Test, tiled
 from quecc_jax.flops import train_flops
 
 
@@ -120,25 +118,17 @@ def _stage(
         data = dataclasses.replace(data, template=llm.template)  # type: ignore[arg-type]
     if text_tokens:
         data = dataclasses.replace(data, max_length=text_tokens + visual_tokens)
+    compressor = tiled(base.model.compressor, base.model.vision.grid, visual_tokens)
     return dataclasses.replace(
         base,
         out=out,
         model=dataclasses.replace(
-            base.model, compressor=_compressor(base, visual_tokens), decoder=llm.decoder or decoder(llm.name)
+            base.model, compressor=compressor, decoder=llm.decoder or decoder(llm.name)
         ),
         data=data,
         train=dataclasses.replace(base.train, seed=seed, stage=stage),
         init_from=init_from,
     )
-
-
-def _compressor(base: RunConfig, visual_tokens: int) -> CompressorConfig:
-    """The base's compressor at V tokens; kernel = stride, so that regions tile the grid."""
-    grid, side = base.model.vision.grid, math.isqrt(visual_tokens)
-    if visual_tokens < 1 or side * side != visual_tokens or grid % side:
-        fitting = ", ".join(str(k * k) for k in range(1, grid + 1) if grid % k == 0)
-        raise UserError(f"{visual_tokens} visual tokens do not tile a grid of {grid}; these do: {fitting}")
-    return exchanged(base.model.compressor, kernel=grid // side, stride=grid // side)
 
 
 def training_flops(cell: Cell) -> float:

@@ -1,20 +1,22 @@
 """Runs a grid: what is missing of it, isolated job by job, and puts the results together."""
 
+import contextlib
 import json
 import os
 import platform
 import time
-from collections.abc import Collection
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from collections.abc import Callable, Collection
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from quecc_jax.errors import UserError
 from quecc_jax.experiments.display import Display
-from quecc_jax.experiments.executors import Executor, write_json
 from quecc_jax.experiments.grid import Grid, Job, digests, jobs
-from quecc_jax.experiments.stats import Results, Row, scores_record
+from quecc_jax.experiments.results import JobRecord, Results, Row
+from quecc_jax.experiments.stats import scores_record
+from quecc_jax.experiments.worker import cores, run_job, work, worker_pool, write_json
 
 
 class Outcome(NamedTuple):
@@ -28,7 +30,7 @@ class Outcome(NamedTuple):
     """Run by another process, or needing such a one."""
 
 
-def run_grid(grid: Grid, executor: Executor, chosen: Collection[str] | None = None) -> Outcome:
+def run_grid(grid: Grid, chosen: Collection[str] | None = None, parallel: bool = False) -> Outcome:
     """Runs the jobs that have no result and that no other process runs; scores.json follows every cell.
 
     A job that fails leaves its traceback in `out/jobs/NAME.error` and takes those with it that need it;
@@ -36,6 +38,8 @@ def run_grid(grid: Grid, executor: Executor, chosen: Collection[str] | None = No
 
     Args:
       chosen: names of the cells to run; None runs all. Steps are run in any case.
+      parallel: run jobs side by side, each on a core of this machine, instead of one after another in this
+        process on the devices that JAX has.
 
     Raises:
       UserError: `out` holds another grid's results or cannot be written, or a worker process was killed.
@@ -48,7 +52,7 @@ def run_grid(grid: Grid, executor: Executor, chosen: Collection[str] | None = No
     wanted = [job for job in jobs(grid) if chosen is None or job.name in steps or job.name in chosen]
     write_scores(grid)
     try:
-        return _run(grid, wanted, executor, began)
+        return _run(grid, wanted, parallel, began)
     except BrokenProcessPool:
         raise UserError(
             f"a worker process was killed, perhaps for lack of memory, while {folder} was running; "
@@ -60,7 +64,7 @@ def run_grid(grid: Grid, executor: Executor, chosen: Collection[str] | None = No
         write_json(seconds, before + time.time() - began)
 
 
-def _run(grid: Grid, wanted: list[Job], executor: Executor, began: float) -> Outcome:
+def _run(grid: Grid, wanted: list[Job], parallel: bool, began: float) -> Outcome:
     from quecc_jax.run_lock import InUse
 
     outcome = Outcome([], [], [], [])
@@ -69,19 +73,24 @@ def _run(grid: Grid, wanted: list[Job], executor: Executor, began: float) -> Out
     waiting = [job for job in wanted if job.name not in done]
     if not waiting:
         return outcome
-    if executor.slots > 1:
+    slots = 1
+    if parallel:
+        slots = len(cores())
         waiting.sort(key=lambda job: -job.cost)
     running: dict[Future[None], Job] = {}
     costs = {job.name: job.cost for job in wanted}
-    with executor, Display(costs, set(outcome.done), Path(grid.out, "jobs")) as display:
+    with (
+        worker_pool() if parallel else contextlib.nullcontext() as pool,
+        Display(costs, set(outcome.done), Path(grid.out, "jobs")) as display,
+    ):
         while waiting or running:
             bad = {*outcome.failed, *outcome.skipped}
             outcome.skipped.extend(job.name for job in waiting if bad & {*job.needs})
             done |= {n for job in waiting for n in job.needs if result_file(grid, n).is_file()}
             waiting = [job for job in waiting if job.name not in outcome.skipped]
-            ready = [job for job in waiting if {*job.needs} <= done][: executor.slots - len(running)]
+            ready = [job for job in waiting if {*job.needs} <= done][: slots - len(running)]
             for job in ready:
-                running[executor.submit(grid, job, began, lambda name=job.name: display.update([name]))] = job  # type: ignore[misc]
+                running[_submit(pool, grid, job, began, display.update)] = job
             waiting = [job for job in waiting if job not in ready]
             if not running and not bad & {n for job in waiting for n in job.needs}:
                 # What is left needs a job that another process is running.
@@ -102,6 +111,21 @@ def _run(grid: Grid, wanted: list[Job], executor: Executor, began: float) -> Out
                 display.finish(name, error)
             display.update([job.name for job in running.values()])
     return outcome
+
+
+def _submit(
+    pool: ProcessPoolExecutor | None, grid: Grid, job: Job, began: float, show: Callable[[list[str]], None]
+) -> Future[None]:
+    """Starts a job in the pool, or runs it here before it returns; a preemption is raised here."""
+    if pool:
+        return pool.submit(work, grid, job, began)
+    future: Future[None] = Future()
+    try:
+        run_job(grid, job, began, lambda: show([job.name]))
+        future.set_result(None)
+    except Exception as problem:
+        future.set_exception(problem)
+    return future
 
 
 def result_file(grid: Grid, name: str) -> Path:
@@ -143,10 +167,15 @@ def check(outcome: Outcome, grid: Grid) -> None:
         raise UserError(f"another process is at work on {names}; start it again when that has ended")
 
 
-def finished_rows(grid: Grid) -> list[Row]:
-    """Rows of all finished cells, whatever host ran them."""
-    files = [file for cell in grid.cells if (file := result_file(grid, cell.name)).is_file()]
-    return [row for file in files for row in json.loads(file.read_text())["result"]["rows"]]
+def finished(grid: Grid) -> dict[str, JobRecord]:
+    """Seconds and result of every finished job, whatever host ran it."""
+    files = {job.name: result_file(grid, job.name) for job in jobs(grid)}
+    return {name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()}
+
+
+def rows_of(grid: Grid, found: dict[str, JobRecord]) -> list[Row]:
+    """Rows of the cells among these jobs."""
+    return [row for cell in grid.cells if cell.name in found for row in found[cell.name]["result"]["rows"]]
 
 
 def write_scores(grid: Grid) -> None:
@@ -154,36 +183,30 @@ def write_scores(grid: Grid) -> None:
 
     Another host may write at the same time from fewer cells; so it is written until nothing new came.
     """
-    if len({cell.compressor for cell in grid.cells if cell.sees_images}) != 1:
+    tested = [cell for cell in grid.cells if cell.sees_images]
+    if len({cell.compressor for cell in tested}) != 1:
         return
-    seen: set[str] | None = None
-    while seen != (now := {c.name for c in grid.cells if result_file(grid, c.name).is_file()}):
-        seen = now
-        rows, tested = finished_rows(grid), [cell for cell in grid.cells if cell.sees_images]
-        note = f"{grid.name}, {len(seen & {c.name for c in tested})} of {len(tested)} cells"
+    known: set[str] | None = None
+    while known != (found := finished(grid)).keys():
+        known = {*found}
+        note = f"{grid.name}, {sum(cell.name in found for cell in tested)} of {len(tested)} cells"
         sizes = {cell.params_b for cell in tested if cell.params_b}
-        tokens = grid.query_tokens or _result(grid, "data").get("prompt_tokens", 0.0)
-        record = scores_record(rows, sizes, grid.visual_tokens, tokens, Path(grid.out).name, note)
+        tokens = grid.query_tokens or (found["data"]["result"]["prompt_tokens"] if "data" in found else 0.0)
+        rows, name = rows_of(grid, found), Path(grid.out).name
+        record = scores_record(rows, sizes, grid.visual_tokens, tokens, name, note)
         if record["params_b"]:
             write_json(Path(grid.out, "scores.json"), record)
 
 
-def _result(grid: Grid, name: str) -> Any:
-    file = result_file(grid, name)
-    return json.loads(file.read_text())["result"] if file.is_file() else {}
-
-
 def collect(grid: Grid, command: str) -> Results:
     """The results of a finished grid, as results.json holds them."""
-    every = jobs(grid)
-    raw = {job.name: json.loads(result_file(grid, job.name).read_text()) for job in every}
+    found, tested = finished(grid), [cell for cell in grid.cells if cell.sees_images]
     seconds = {"total": json.loads(Path(grid.out, "seconds.json").read_text())}
-    for job in every:
-        seconds[job.phase] = seconds.get(job.phase, 0.0) + raw[job.name]["seconds"]
-    tested = [cell for cell in grid.cells if cell.sees_images]
-    found = {cell.name: raw[cell.name]["result"] for cell in grid.cells}
+    for job in jobs(grid):
+        seconds[job.part] = seconds.get(job.part, 0.0) + found[job.name]["seconds"]
+    results, rows = {name: one["result"] for name, one in found.items()}, rows_of(grid, found)
     decoders = {cell.llm: cell.runs[-1].model.decoder for cell in tested}
-    params = {row["llm"]: round(row["params_b"] * 1e9) for row in _rows(found.values())}
+    params = {row["llm"]: round(row["params_b"] * 1e9) for row in rows}
     return Results(
         grid=grid.name,
         command=command,
@@ -199,24 +222,18 @@ def collect(grid: Grid, command: str) -> Results:
         own=grid.own,
         stages=[[run.train.stage, run.train.steps, run.train.batch_size] for run in tested[0].runs],
         models=len(tested),
-        rows=_rows(found.values()),
-        losses={cell.name: found[cell.name]["losses"] for cell in tested},
-        samples=[sample for cell in tested for sample in found[cell.name]["samples"]],
-        steps={step.name: raw[step.name]["result"] for step in grid.steps},
+        rows=rows,
+        losses={cell.name: results[cell.name]["losses"] for cell in tested},
+        samples=[sample for cell in tested for sample in results[cell.name]["samples"]],
+        steps={step.name: results[step.name] for step in grid.steps},
         fits={},
     )
-
-
-def _rows(found: Collection[dict[str, Any]]) -> list[Row]:
-    return [row for one in found for row in one["rows"]]
 
 
 def machine() -> str:
     """Processor and core count."""
     model = platform.processor() or platform.machine()
-    try:
+    with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
     return f"{model}, {os.cpu_count()} cores"

@@ -4,15 +4,15 @@ An accuracy is a share in 0..1. `what` is a task ("mosaic"), whose accuracy is o
 kind of question ("mosaic/cell").
 """
 
-import json
+import dataclasses
 import math
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple, TypedDict, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
-from quecc_jax.errors import UserError
+from quecc_jax.experiments.results import Llm, Results, Row
+from quecc_jax.pages.numbers import percent_text
 
 CELL_KIND = "mosaic/cell"
 """The kind of question that only a compressor that knows the question can answer at V = 1."""
@@ -20,153 +20,19 @@ CELL_KIND = "mosaic/cell"
 K = TypeVar("K", bound=Hashable)
 
 
-class Row(TypedDict, total=False):
-    """What one model scored on one kind of question."""
-
-    cell: str
-    llm: str
-    params_b: float
-    """Billions of parameters by which the law counts it."""
-    compressor: str
-    query: str
-    """`question`, or `zero` where the compressor was given zeros in its place."""
-    part: str
-    visual_tokens: int
-    """V; 0 of a model that sees no image."""
-    seed: int
-    task: str
-    kind: str
-    """Kind of question; empty where the task has one."""
-    correct: int
-    """Right answers of `n`; a benchmark has its `score` alone."""
-    n: int
-    score: float
-    stderr: float
-    """Of the test questions, without that over seeds."""
-    flops: float | None
-    """Of one answer, tower included."""
-    loss: float | None
-    """Last training loss."""
-    cut_questions: int
-    train_seconds: float
+def one_compressor(rows: Iterable[Row]) -> bool:
+    """Whether the grid is about decoders and V, so that a law can be fitted, and not about compressors."""
+    return len(compressors(rows)) == 1
 
 
-class Results(TypedDict):
-    """What results.json holds."""
-
-    grid: str
-    command: str
-    machine: str
-    started: str
-    seconds: dict[str, float]
-    """By phase, summed over jobs; `total` is what passed."""
-    visual_tokens: list[int]
-    seeds: list[int]
-    llms: list[dict[str, Any]]
-    """name, width, depth, params of each."""
-    own: str
-    stages: list[list[int]]
-    """[stage, steps, batch size] of a model's training."""
-    models: int
-    """Models that see images."""
-    rows: list[Row]
-    losses: dict[str, dict[str, list[list[float]]]]
-    """Curves [[step, loss], ...] by cell and stage."""
-    samples: list[dict[str, Any]]
-    steps: dict[str, Any]
-    """What each step returned."""
-    fits: dict[str, Any]
-    """The law of each task, where one was fitted."""
-
-
-class Key(NamedTuple):
-    """A model but for its seed."""
-
-    llm: str
-    compressor: str
-    visual_tokens: int
-    query: str = "question"
-
-
-class Score(NamedTuple):
-    """Mean accuracy over seeds and its uncertainty."""
-
-    mean: float
-    stderr: float
-    """Standard error: over seeds if there are several, binomial otherwise."""
-    binomial: float
-    """Binomial standard error of the test questions, those of one seed."""
-    questions: int
-    """Test questions that each seed answered."""
-    seeds: int
-
-    @property
-    def cautious(self) -> float:
-        """The larger error: seeds share the test questions, so agreement among them proves little."""
-        return max(self.stderr, self.binomial)
-
-
-class Difference(NamedTuple):
-    """One model's accuracy less another's, over seeds."""
-
-    gain: float
-    error: float
-    """Standard error of `gain`: that over seeds, or that of the test questions where it is larger."""
-    p: float
-    """Welch's t test over seeds, two-sided; it knows nothing of the test questions. NaN for one seed."""
-
-    @property
-    def errors(self) -> float:
-        """The difference in standard errors."""
-        if not self.error:
-            return math.copysign(math.inf, self.gain) if self.gain else 0.0
-        return self.gain / self.error
-
-
-class Pair(NamedTuple):
-    """One model trained twice, with the question in the compressor and with zeros in its place."""
-
-    llm: str
-    visual_tokens: int
-    seed: int
-    question: Score
-    zero: Score
-
-
-def read_results(path: Path) -> Results:
-    """A grid's results.json.
-
-    Raises:
-      UserError: it cannot be read, or lacks what a report needs.
-    """
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
-        raise UserError(f"cannot read results from {path}: {problem}") from None
-    check_results(results)
-    return results
-
-
-def check_results(results: Mapping[str, Any]) -> None:
-    """Raises UserError if a field that the report needs is absent or no cell is finished."""
-    missing = [key for key in Results.__annotations__ if key not in results]
-    if missing:
-        raise UserError(f"the results have no {', '.join(missing)}; were they written by another version?")
-    if not any(row["visual_tokens"] for row in results["rows"]):
-        raise UserError("the results hold no finished cell yet; let the run finish one before reporting")
+def title(task: str) -> str:
+    """A task's name as it starts a sentence."""
+    return task[:1].upper() + task[1:]
 
 
 def tasks(rows: Iterable[Row]) -> list[str]:
     """Tasks in the order of the rows."""
     return list(dict.fromkeys(row["task"] for row in rows))
-
-
-def cells(rows: Iterable[Row], llm: str, visual_tokens: int, query: str = "question") -> list[str]:
-    """Names of the models of one (llm, V), one for each seed."""
-    wanted = (llm, visual_tokens, query)
-    return list(
-        dict.fromkeys(r["cell"] for r in rows if (r["llm"], r["visual_tokens"], r["query"]) == wanted)
-    )
 
 
 def kinds(rows: Iterable[Row], task: str = "") -> list[str]:
@@ -181,54 +47,102 @@ def compressors(rows: Iterable[Row], part: str = "") -> list[str]:
     )
 
 
-def _matches(row: Row, what: str) -> bool:
-    return what in (row["task"], f"{row['task']}/{row['kind']}")
+def by_size(results: Results) -> list[Llm]:
+    """Language models by ascending number of parameters."""
+    return sorted(results["llms"], key=lambda llm: llm["params"])
 
 
-def by_seed(rows: Iterable[Row], what: str, part: str = "") -> dict[Key, dict[int, tuple[float, int]]]:
-    """(accuracy, questions) of each model and seed."""
-    sums: dict[tuple[Key, int], list[int]] = {}
-    for row in rows:
-        if _matches(row, what) and part in ("", row["part"]):
-            key = Key(row["llm"], row["compressor"], row["visual_tokens"], row["query"])
-            total = sums.setdefault((key, row["seed"]), [0, 0])
-            total[0] += row["correct"]
-            total[1] += row["n"]
-    found: dict[Key, dict[int, tuple[float, int]]] = {}
-    for (key, seed), (right, asked) in sums.items():
-        found.setdefault(key, {})[seed] = (right / asked, asked)
-    return found
+def binomial_error(share: float, questions: int) -> float:
+    """Standard error of a share of right answers: sqrt(p (1 - p) / n)."""
+    return math.sqrt(max(share * (1 - share), 0.0) / questions)
 
 
-def pooled(entries: Iterable[tuple[float, int]]) -> Score:
-    """Joins (accuracy, number of questions) of one or more seeds.
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """Accuracy of one model over its seeds, and its uncertainty."""
 
-    Binomial error: sqrt(p (1 - p) / n). Over k seeds: sample standard deviation / sqrt(k).
+    seeds: Mapping[int, tuple[float, int]]
+    """Share of right answers, and the number of questions, of each seed."""
+    flops: float | None = None
+    """Mean FLOPs of one answer, tower included."""
+
+    @property
+    def shares(self) -> list[float]:
+        """Share of right answers of each seed."""
+        return [share for share, _ in self.seeds.values()]
+
+    @property
+    def mean(self) -> float:
+        """Mean over seeds."""
+        return float(np.mean(self.shares))
+
+    @property
+    def questions(self) -> int:
+        """Test questions that each seed answered."""
+        return round(float(np.mean([asked for _, asked in self.seeds.values()])))
+
+    @property
+    def binomial(self) -> float:
+        """Binomial standard error of the test questions, those of one seed."""
+        return binomial_error(self.mean, self.questions)
+
+    @property
+    def stderr(self) -> float:
+        """Standard error: over k seeds sample standard deviation / sqrt(k), binomial for one."""
+        count = len(self.seeds)
+        return float(np.std(self.shares, ddof=1)) / math.sqrt(count) if count > 1 else self.binomial
+
+    @property
+    def cautious(self) -> float:
+        """The larger error: seeds share the test questions, so agreement among them proves little."""
+        return max(self.stderr, self.binomial)
+
+    def __str__(self) -> str:
+        return percent_text(self.mean, self.stderr)
+
+
+def score(groups: Mapping[int, Sequence[Row]]) -> Score:
+    """The score of one model from its rows by seed."""
+    seeds = {}
+    for seed, rows in groups.items():
+        asked = sum(row["n"] for row in rows)
+        seeds[seed] = (sum(row["correct"] for row in rows) / asked, asked)
+    counted = [(row["flops"], row["n"]) for rows in groups.values() for row in rows]
+    known = [(flops, n) for flops, n in counted if flops is not None]
+    spent = sum(flops * n for flops, n in known) / sum(n for _, n in known) if known else None
+    return Score(seeds, spent)
+
+
+def scores(
+    rows: Iterable[Row],
+    what: str,
+    axis: Literal["llm", "compressor"] = "llm",
+    part: str = "",
+    zero_query: bool = False,
+) -> dict[tuple[str, int], Score]:
+    """Score of every (language model, V), or of every (compressor, V); V is 0 where no image is seen.
+
+    Args:
+      part: the part of the report; all without one.
+      zero_query: those of the models whose compressor is given zeros, instead of the others.
     """
-    accuracies, counts = zip(*entries, strict=True)
-    mean, questions, seeds = float(np.mean(accuracies)), round(float(np.mean(counts))), len(accuracies)
-    binomial = math.sqrt(max(mean * (1 - mean), 0.0) / questions)
-    over_seeds = float(np.std(accuracies, ddof=1)) / math.sqrt(seeds) if seeds > 1 else binomial
-    return Score(mean, over_seeds, binomial, questions, seeds)
+    groups: dict[tuple[str, int], dict[int, list[Row]]] = {}
+    for row in rows:
+        asked = what in (row["task"], f"{row['task']}/{row['kind']}")
+        if asked and part in ("", row["part"]) and zero_query == (row["query"] == "zero"):
+            key = (row["llm"] if axis == "llm" else row["compressor"], row["visual_tokens"])
+            groups.setdefault(key, {}).setdefault(row["seed"], []).append(row)
+    return {key: score(found) for key, found in groups.items()}
 
 
-def scores(rows: Iterable[Row], what: str, part: str = "") -> dict[Key, Score]:
-    """Score of every model, over its seeds."""
-    return {key: pooled(found.values()) for key, found in by_seed(rows, what, part).items()}
+def grid(rows: Iterable[Row], what: str, zero_query: bool = False) -> dict[tuple[str, int], Score]:
+    """Score of every (language model, V) that sees images."""
+    return {key: found for key, found in scores(rows, what, zero_query=zero_query).items() if key[1]}
 
 
-def grid(rows: Sequence[Row], what: str, query: str = "question") -> dict[tuple[str, int], Score]:
-    """Score of every (llm, V) that sees images."""
-    return {
-        (key.llm, key.visual_tokens): score
-        for key, score in scores(rows, what).items()
-        if key.visual_tokens and key.query == query
-    }
-
-
-def baseline(rows: Sequence[Row], what: str) -> dict[str, Score]:
+def baseline(rows: Iterable[Row], what: str) -> dict[str, Score]:
     """Score of each language model that reads the question and sees no image."""
-    return {key.llm: score for key, score in scores(rows, what).items() if not key.visual_tokens}
+    return {llm: found for (llm, v), found in scores(rows, what).items() if not v}
 
 
 def best(found: Mapping[K, Score]) -> tuple[K, Score]:
@@ -236,51 +150,75 @@ def best(found: Mapping[K, Score]) -> tuple[K, Score]:
     return max(found.items(), key=lambda item: item[1].mean)
 
 
-def margin(a: Score, b: Score) -> tuple[float, float]:
-    """a - b and its standard error, taken as if the two were independent.
+class Difference(NamedTuple):
+    """One accuracy less another."""
+
+    gain: float
+    error: float
+    """Standard error of `gain`."""
+
+    @property
+    def errors(self) -> float:
+        """The difference in standard errors."""
+        if not self.error:
+            return math.copysign(math.inf, self.gain) if self.gain else 0.0
+        return self.gain / self.error
+
+    def __str__(self) -> str:
+        return f"{100 * self.gain:+.1f} ± {100 * self.error:.1f}"
+
+
+def difference(a: Score, b: Score) -> Difference:
+    """a - b, with the larger error of each, taken as if the two were independent.
 
     Both answer the same questions, so the true error of the difference is smaller.
     """
-    return a.mean - b.mean, math.hypot(a.cautious, b.cautious)
+    return Difference(a.mean - b.mean, math.hypot(a.cautious, b.cautious))
 
 
-def difference(rows: Iterable[Row], what: str, a: Key, b: Key) -> Difference | None:
-    """Accuracy of `a` less that of `b`; None where one of them was not trained."""
-    found = by_seed(rows, what)
-    if a not in found or b not in found:
-        return None
+def welch_p(a: Score, b: Score) -> float:
+    """Welch's t test over seeds, two-sided; it knows nothing of the test questions. NaN for one seed."""
     from scipy.stats import ttest_ind
 
-    gain, error = margin(*(pooled(found[key].values()) for key in (a, b)))
-    seeds = [[share for share, _ in found[key].values()] for key in (a, b)]
-    p = float(ttest_ind(*seeds, equal_var=False).pvalue) if min(map(len, seeds)) > 1 else math.nan
-    return Difference(gain, error, p)
+    if min(len(a.seeds), len(b.seeds)) < 2:
+        return math.nan
+    return float(ttest_ind(a.shares, b.shares, equal_var=False).pvalue)
+
+
+class Pair(NamedTuple):
+    """One model trained twice, with the question in the compressor and with zeros in its place."""
+
+    llm: str
+    visual_tokens: int
+    seed: int
+    question: Score
+    zero: Score
 
 
 def ablation(rows: Sequence[Row], what: str = CELL_KIND) -> list[Pair]:
     """Every (llm, V, seed) that was trained both with the question and with zeros, in the rows' order."""
-    found = by_seed(rows, what)
+    asked, zeros = grid(rows, what), grid(rows, what, zero_query=True)
     order = list(dict.fromkeys(row["llm"] for row in rows))
     pairs = [
-        Pair(key.llm, key.visual_tokens, seed, pooled([entry]), pooled([found[twin][seed]]))
-        for key, seeds in found.items()
-        for seed, entry in seeds.items()
-        if key.query == "question" and seed in found.get(twin := key._replace(query="zero"), {})
+        Pair(*key, seed, *(Score({seed: found[key].seeds[seed]}) for found in (asked, zeros)))
+        for key in asked.keys() & zeros.keys()
+        for seed in asked[key].seeds.keys() & zeros[key].seeds.keys()
     ]
     return sorted(pairs, key=lambda pair: (order.index(pair.llm), pair.visual_tokens, pair.seed))
 
 
-def ablation_effect(pairs: Sequence[Pair]) -> tuple[float, float]:
-    """Mean gain of the question over zeros, and its standard error.
+def ablation_effect(pairs: Sequence[Pair]) -> Difference:
+    """Mean gain of the question over zeros.
 
     Over three or more pairs the error is the spread of their differences; two or one say too little
     about spread, so it is the binomial error then.
     """
-    gains = [pair.question.mean - pair.zero.mean for pair in pairs]
+    found = [difference(pair.question, pair.zero) for pair in pairs]
+    gains = [one.gain for one in found]
+    error = math.hypot(*(one.error for one in found)) / len(found)
     if len(gains) > 2:
-        return float(np.mean(gains)), float(np.std(gains, ddof=1)) / math.sqrt(len(gains))
-    errors = [margin(pair.question, pair.zero)[1] for pair in pairs]
-    return float(np.mean(gains)), math.hypot(*errors) / len(errors)
+        error = float(np.std(gains, ddof=1)) / math.sqrt(len(gains))
+    return Difference(float(np.mean(gains)), error)
 
 
 def attention(results: Results, llm: str, query: str, kind: str = CELL_KIND) -> float | None:
@@ -293,29 +231,11 @@ def attention(results: Results, llm: str, query: str, kind: str = CELL_KIND) -> 
     return float(np.mean(shares)) if shares else None
 
 
-def flops(rows: Iterable[Row], task: str) -> dict[Key, float]:
-    """Mean FLOPs of answering one of a task's questions, tower included."""
-    sums: dict[Key, list[float]] = {}
-    for row in rows:
-        if row["task"] == task and row["flops"] is not None:
-            key = Key(row["llm"], row["compressor"], row["visual_tokens"], row["query"])
-            total = sums.setdefault(key, [0.0, 0.0])
-            total[0] += row["flops"] * row["n"]
-            total[1] += row["n"]
-    return {key: spent / asked for key, (spent, asked) in sums.items()}
-
-
-def grid_flops(rows: Iterable[Row], task: str) -> dict[tuple[str, int], float]:
-    """The same by (llm, V), of the models that are given the question."""
-    return {(k.llm, k.visual_tokens): f for k, f in flops(rows, task).items() if k.query == "question"}
-
-
-def cheapest_near_best(rows: Sequence[Row], task: str) -> tuple[str, int]:
+def cheapest_near_best(found: Mapping[tuple[str, int], Score]) -> tuple[str, int]:
     """The (llm, V) of least FLOPs whose accuracy is within one standard error of the best."""
-    found, counted = grid(rows, task), grid_flops(rows, task)
     _, top = best(found)
     near = [key for key, score in found.items() if score.mean >= top.mean - top.cautious]
-    return min(near, key=lambda key: (counted[key], -found[key].mean))
+    return min(near, key=lambda key: (found[key].flops or math.inf, -found[key].mean))
 
 
 def spread(results: Results, task: str) -> tuple[float | None, float | None]:
@@ -324,7 +244,7 @@ def spread(results: Results, task: str) -> tuple[float | None, float | None]:
     None where the grid has one column or row, or an end of it is unfinished everywhere.
     """
     found = grid(results["rows"], task)
-    names = [llm["name"] for llm in sorted(results["llms"], key=lambda llm: llm["params"])]
+    names = [llm["name"] for llm in by_size(results)]
     counts = sorted(results["visual_tokens"])
 
     def change(pairs: Iterable[tuple[tuple[str, int], tuple[str, int]]]) -> float | None:
@@ -351,10 +271,14 @@ def scores_record(
     Args:
       sizes: billions of parameters that have a row even without a finished cell.
     """
-    mine = [row for row in rows if row["visual_tokens"] and row["query"] == "question"]
-    names, counts = tasks(mine), sorted(visual_tokens)
-    params = sorted({*sizes, *(row["params_b"] for row in mine)})
-    parts = _per_seed(mine)
+    groups: dict[tuple[float, int, str], dict[int, list[Row]]] = {}
+    for row in rows:
+        if row["visual_tokens"] and row["query"] == "question":
+            key = (row["params_b"], row["visual_tokens"], row["task"])
+            groups.setdefault(key, {}).setdefault(row["seed"], []).append(row)
+    names, counts = list(dict.fromkeys(task for _, _, task in groups)), sorted(visual_tokens)
+    params = sorted({*sizes, *(size for size, _, _ in groups)})
+    parts = {key: [_score_and_error(group) for group in seeds.values()] for key, seeds in groups.items()}
 
     def cell(n: float, v: int, wanted: list[str]) -> tuple[float | None, float | None]:
         found = [part for task in wanted for part in parts.get((n, v, task), ())]
@@ -378,18 +302,9 @@ def scores_record(
     }
 
 
-def _per_seed(rows: Iterable[Row]) -> dict[tuple[float, int, str], list[tuple[float, float]]]:
-    """Score and standard error of every seed by (size, V, task), kinds of question taken together."""
-    groups: dict[tuple[float, int, str, int], list[Row]] = {}
-    for row in rows:
-        key = (row["params_b"], row["visual_tokens"], row["task"], row["seed"])
-        groups.setdefault(key, []).append(row)
-    found: dict[tuple[float, int, str], list[tuple[float, float]]] = {}
-    for (n, v, task, _), group in groups.items():
-        score, error = group[0]["score"], group[0]["stderr"]
-        if len(group) > 1:
-            asked = sum(row["n"] for row in group)
-            one = pooled([(sum(row["correct"] for row in group) / asked, asked)])
-            score, error = one.mean, one.binomial
-        found.setdefault((n, v, task), []).append((score, error))
-    return found
+def _score_and_error(rows: Sequence[Row]) -> tuple[float, float]:
+    """Score and binomial error of one seed on one task, its kinds of question taken together."""
+    if "n" not in rows[0]:
+        return rows[0]["score"], rows[0]["stderr"]
+    one = score({0: rows})
+    return one.mean, one.binomial

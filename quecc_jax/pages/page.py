@@ -38,9 +38,14 @@ def html_page(title: str, sections: Iterable[Section], lead: str = "", style: st
     return render("pages/page.html", title=title, sections=sections, lead=lead, style=style)
 
 
+def part(macro: str, *values: object) -> str:
+    """A macro of `pages/parts.html`, filled with values."""
+    return str(getattr(_templates().get_template("pages/parts.html").module, macro)(*values))
+
+
 def figure_html(light: str | bytes, dark: str | bytes, alt: str, caption: str = "") -> str:
     """A figure in two renderings, each SVG text or PNG bytes; the reader's preference picks one."""
-    return _part("figure", _figure_uri(light), _figure_uri(dark), alt, caption)
+    return part("figure", _figure_uri(light), _figure_uri(dark), alt, caption)
 
 
 def table_html(rows: Iterable[Sequence[object]], header: Sequence[object]) -> str:
@@ -54,17 +59,17 @@ def table_html(rows: Iterable[Sequence[object]], header: Sequence[object]) -> st
     def line(cells: Iterable[object]) -> list[tuple[str, bool]]:
         return [(str(cell), is_wide) for cell, is_wide in zip(cells, wide, strict=True)]
 
-    return _part("table", line(header), [line(row) for row in cells])
+    return part("table", line(header), [line(row) for row in cells])
 
 
 def paragraph(text: str, kind: str = "") -> str:
     """Plain text as a paragraph; kind "note", "muted" or "formula" sets its look."""
-    return _part("paragraph", text, kind)
+    return part("paragraph", text, kind)
 
 
 def bullets(items: Iterable[str], kind: str = "") -> str:
     """Plain sentences as a list; kind "note" sets it apart."""
-    return _part("bullets", items, kind)
+    return part("bullets", items, kind)
 
 
 def data_uri(content: bytes, kind: str) -> str:
@@ -97,10 +102,6 @@ def _templates() -> "jinja2.Environment":
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-
-
-def _part(macro: str, *values: object) -> str:
-    return str(getattr(_templates().get_template("pages/parts.html").module, macro)(*values))
 
 
 def _figure_uri(image: str | bytes) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from quecc_jax.commands.grid_law import score_table
-from quecc_jax.experiments.stats import Results, Row
+from quecc_jax.experiments.results import Llm, Results, Row
 from scaling.fit import fit_law
 from scaling.intervals import assess
 from scaling.report.fit_report import fit_record
@@ -27,7 +27,7 @@ _BLIND = {"single": 0.67, "mosaic": 0.31, "reading": 0.1}
 def make_results(folder: Path, seeds: int = 1, questions: int = 1200, query_gain: float = 0.3) -> Results:
     """A complete results object whose sample images lie in `folder`; fits are real fits of it."""
     rng = np.random.default_rng(0)
-    decoders: list[dict[str, Any]] = [
+    decoders: list[Llm] = [
         {"name": name, "width": width, "depth": depth, "params": params}
         for name, width, depth, params in (
             ("S", 64, 2, 130_000),

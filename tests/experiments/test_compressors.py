@@ -16,7 +16,7 @@ from quecc_jax.experiments import stats
 from quecc_jax.experiments.compressors_report import findings
 from quecc_jax.experiments.grid import jobs
 from quecc_jax.experiments.report import write_report
-from quecc_jax.experiments.stats import Key
+from quecc_jax.experiments.results import Results
 from quecc_jax.experiments.testbed.settings import TASKS
 
 KINDS = {"single": ("color", "shape"), "mosaic": ("cell", "whole"), "reading": ("cell", "row")}
@@ -33,7 +33,7 @@ def rows(label: str, v: int, seed: int, share: float, part: str = "comparison") 
     ]
 
 
-def results(own: str = "ours") -> stats.Results:
+def results(own: str = "ours") -> Results:
     """Three seeds of three compressors at two V, one rung, one elastic model."""
     shares = {"QueCC": 0.8, "TokenPacker": 0.75, own: 0.9}
     made = [
@@ -99,16 +99,19 @@ def test_every_run_has_a_name_of_its_own_and_the_timing_comes_last():
 
 def test_a_difference_is_that_of_the_means_with_the_larger_error():
     rows = results()["rows"]
-    d = stats.difference(rows, "mosaic", Key("M", "QueCC", 1), Key("M", "TokenPacker", 1))
+    found = stats.scores(rows, "mosaic", "compressor")
+    pair = found["QueCC", 1], found["TokenPacker", 1]
+    d = stats.difference(*pair)
     a, b = ([0.8, 0.81, 0.83], [0.75, 0.76, 0.78])
-    assert d is not None and d.gain == pytest.approx(np.mean(a) - np.mean(b))
+    assert d.gain == pytest.approx(np.mean(a) - np.mean(b))
     over_seeds = [np.std(x, ddof=1) / math.sqrt(3) for x in (a, b)]
     binomial = [math.sqrt(np.mean(x) * (1 - np.mean(x)) / 1000) for x in (a, b)]
     assert all(x < y for x, y in zip(over_seeds, binomial, strict=True))
     assert d.error == pytest.approx(math.hypot(*binomial))
-    assert d.p == pytest.approx(scipy.stats.ttest_ind(a, b, equal_var=False).pvalue)
+    assert stats.welch_p(*pair) == pytest.approx(scipy.stats.ttest_ind(a, b, equal_var=False).pvalue)
     assert d.errors == pytest.approx(d.gain / d.error)
-    assert stats.difference(rows, "mosaic", Key("M", "QueCC", 1), Key("M", "nobody", 1)) is None
+    one = stats.scores(rows[:2], "single", "compressor")["QueCC", 1]
+    assert math.isnan(stats.welch_p(one, pair[0]))
 
 
 def test_the_report_says_what_the_numbers_say(tmp_path):

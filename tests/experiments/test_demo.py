@@ -15,8 +15,9 @@ from quecc_jax.config.io import load_config
 from quecc_jax.config.validation import validate
 from quecc_jax.errors import UserError
 from quecc_jax.experiments.grid import at, digests, jobs
+from quecc_jax.experiments.results import check_results
 from quecc_jax.experiments.runner import Outcome, check, claim
-from quecc_jax.experiments.stats import check_results, tasks
+from quecc_jax.experiments.stats import tasks
 from quecc_jax.experiments.testbed.grids import Decoder, Recipe, size_grid
 from quecc_jax.experiments.testbed.settings import TASKS, Testbed
 from scaling.table import read_scores
@@ -41,10 +42,10 @@ def test_jobs_are_distinct_and_need_earlier_ones(recipe):
     assert len(set(names)) == len(names)
     for number, job in enumerate(every):
         assert set(job.needs) <= set(names[:number])
-        assert job.cost > 0 and job.phase
+        assert job.cost > 0 and job.part
     seen = [cell for cell in grid.cells if cell.sees_images]
     whole = len(recipe.decoders) * len(recipe.visual_tokens) * len(recipe.seeds)
-    assert len(seen) == whole + len(recipe.ablation_seeds) == sum(job.phase == "cells" for job in every)
+    assert len(seen) == whole + len(recipe.ablation_seeds) == sum(job.part == "cells" for job in every)
     shown = {(cell.llm, cell.runs[-1].model.visual_tokens, cell.seed) for cell in seen if cell.samples}
     assert shown == {("L", v, 0) for v in (recipe.visual_tokens[0], recipe.visual_tokens[-1])}
 

@@ -13,9 +13,9 @@ import pytest
 
 from quecc_jax.errors import UserError
 from quecc_jax.experiments.display import Display
-from quecc_jax.experiments.executors import Processes, cores, write_json
 from quecc_jax.experiments.grid import Grid, Step, jobs
 from quecc_jax.experiments.runner import run_grid
+from quecc_jax.experiments.worker import cores, write_json
 
 
 def job(name, *needs, does="note", cost=1.0):
@@ -23,7 +23,7 @@ def job(name, *needs, does="note", cost=1.0):
 
 
 def run(steps, out):
-    outcome = run_grid(Grid("fake", str(out), (), tuple(steps)), Processes())
+    outcome = run_grid(Grid("fake", str(out), (), tuple(steps)), parallel=True)
     assert outcome.elsewhere == []
     return outcome.failed, outcome.skipped
 
@@ -137,14 +137,13 @@ def test_workers_end_with_their_parent(tmp_path, how):
 
 LINGER = """
 import signal, sys
-from quecc_jax.experiments.executors import Processes
 from quecc_jax.experiments.grid import Grid, Step
 from quecc_jax.experiments.runner import run_grid
 if __name__ == "__main__":
     # What a shell starts in the background ignores the signal, and so would its children.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     steps = (Step("long", "tests.experiments.fake_jobs:linger"),)
-    run_grid(Grid("fake", sys.argv[1], (), steps), Processes())
+    run_grid(Grid("fake", sys.argv[1], (), steps), parallel=True)
 """
 
 

@@ -19,11 +19,11 @@ from quecc_jax.data.text.word_tokenizer import train_word_tokenizer
 from quecc_jax.errors import UserError
 from quecc_jax.experiments import cell as cell_module
 from quecc_jax.experiments import runner
-from quecc_jax.experiments.executors import Here, write_json
 from quecc_jax.experiments.grid import Benchmarks, Grid, Test
 from quecc_jax.experiments.llava_grid import Llm, llava_grid, training_flops
 from quecc_jax.experiments.runner import Outcome, result_file, run_grid, write_scores
 from quecc_jax.experiments.stats import scores_record
+from quecc_jax.experiments.worker import write_json
 from quecc_jax.flops import train_flops
 from quecc_jax.run_lock import run_lock
 from scaling.fit import fit_law
@@ -70,7 +70,7 @@ def row(params_b, v, seed, task, score, stderr):
 
 
 def run(grid: Grid, chosen=None) -> Outcome:
-    return run_grid(grid, Here(), chosen)
+    return run_grid(grid, chosen)
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,6 @@
 """Grids on the testbed: decoders x visual tokens x seeds, and compressors side by side."""
 
 import dataclasses
-import math
 from collections.abc import Iterable
 from typing import Literal
 
@@ -18,7 +17,7 @@ from quecc_jax.config import (
     TrainConfig,
 )
 from quecc_jax.config.compressors import exchanged
-from quecc_jax.experiments.grid import Cell, Grid, Step, Test
+from quecc_jax.experiments.grid import Cell, Grid, Step, Test, tiled
 from quecc_jax.experiments.testbed.settings import DEFAULT, TASKS, Testbed
 
 TEXT_TOKENS = 20
@@ -74,9 +73,8 @@ class Recipe:
 
 
 def compressor(recipe: Recipe, visual_tokens: int, base: CompressorConfig = QUECC) -> CompressorConfig:
-    """A compressor at V tokens; kernel = stride, so that regions tile the grid."""
-    stride = recipe.testbed.vision.grid // math.isqrt(visual_tokens)
-    return exchanged(base, kernel=stride, stride=stride)
+    """A compressor at V tokens of the testbed's tower."""
+    return tiled(base, recipe.testbed.vision.grid, visual_tokens)
 
 
 def model(recipe: Recipe, decoder: Decoder, compressor: CompressorConfig, vocab_size: int = 0) -> ModelConfig:
@@ -169,52 +167,38 @@ def training_seconds(recipe: Recipe, steps: int, tokens: int, decoder: Decoder) 
 
 def preparation(recipe: Recipe, out: str) -> tuple[list[Step], list[Cell]]:
     """What every model needs or is compared with: data, tower, language models, the baseline."""
-    bed = recipe.testbed
+    bed, last = recipe.testbed, recipe.decoders[-1]
     steps = [
-        Step("data", f"{_STEPS}:make_data", cost=15, phase="data"),
+        Step("data", f"{_STEPS}:make_data", cost=15, part="data"),
         Step("tower", f"{_STEPS}:make_tower", ("data",), bed.tower_steps * bed.tower_batch / 320, "tower"),
     ]
     cells = []
     for d in recipe.decoders:
-        text = model(recipe, d, compressor(recipe, 1))
-        run = training(
-            recipe,
-            f"{out}/language/{d.name}",
-            text,
-            corpus_data(out),
-            0,
-            recipe.language_steps,
-            recipe.language_rate,
-            0,
+        run = _text_run(
+            recipe, out, "language", d, corpus_data(out), recipe.language_steps, recipe.language_rate
         )
         cost = 15 + training_seconds(recipe, recipe.language_steps, DOCUMENT_TOKENS, d)
-        cells.append(Cell(f"language-{d.name}", (run,), needs=("data",), cost=cost, phase="language models"))
-    blind, source = (
-        training(
-            recipe,
-            f"{out}/baseline/{d.name}",
-            text,
-            blind_data(out, "train"),
-            0,
-            recipe.stage2_steps,
-            recipe.stage2_rate,
-            0,
-            init_from=f"{out}/language/{d.name}",
-        ),
-        blind_data(out, "test").sources,
+        cells.append(Cell(f"language-{d.name}", (run,), part="language models", needs=("data",), cost=cost))
+    run = _text_run(
+        recipe, out, "baseline", last, blind_data(out, "train"), recipe.stage2_steps, recipe.stage2_rate
     )
-    cells.append(
-        Cell(
-            "baseline",
-            (blind,),
-            (Test(source, max_new_tokens=5, batch_size=200),),
-            llm=d.name,
-            needs=(f"language-{d.name}",),
-            cost=20 + training_seconds(recipe, recipe.stage2_steps, TEXT_TOKENS, d),
-            phase="question-only baseline",
-        )
+    baseline = Cell(
+        "baseline",
+        (dataclasses.replace(run, init_from=f"{out}/language/{last.name}"),),
+        (Test(blind_data(out, "test").sources, max_new_tokens=5, batch_size=200),),
+        llm=last.name,
+        part="question-only baseline",
+        needs=(f"language-{last.name}",),
+        cost=20 + training_seconds(recipe, recipe.stage2_steps, TEXT_TOKENS, last),
     )
-    return steps, cells
+    return steps, [*cells, baseline]
+
+
+def _text_run(
+    recipe: Recipe, out: str, kind: str, decoder: Decoder, data: DataConfig, steps: int, rate: float
+) -> RunConfig:
+    text = model(recipe, decoder, compressor(recipe, 1))
+    return training(recipe, f"{out}/{kind}/{decoder.name}", text, data, 0, steps, rate, 0)
 
 
 def image_cell(
@@ -241,7 +225,6 @@ def image_cell(
         (test,),
         llm=decoder.name,
         compressor="QueCC",
-        query=compressor.query,
         needs=("tower", f"language-{decoder.name}"),
         cost=35 + training_seconds(recipe, steps, tokens, decoder),
     )
@@ -289,19 +272,12 @@ def compressor_cells(
     tag = "".join(c for c in label.lower().replace(" ", "-").replace("+", "plus") if c.isalnum() or c == "-")
     made = []
     for config in settings:
+        v = config.num_tokens(recipe.testbed.vision.grid)
         for seed in recipe.seeds:
-            name = f"{part}-{tag}-v{config.num_tokens(recipe.testbed.vision.grid)}-s{seed}"
-            cell = image_cell(recipe, out, name, recipe.decoders[0], config, seed)
-            made.append(
-                dataclasses.replace(
-                    cell,
-                    compressor=label,
-                    part=part,
-                    phase=part,
-                    visual_tokens=counts if elastic else (),
-                    keep=False,
-                )
-            )
+            cell = image_cell(recipe, out, f"{part}-{tag}-v{v}-s{seed}", recipe.decoders[0], config, seed)
+            tested = counts if elastic else ()
+            cell = dataclasses.replace(cell, compressor=label, part=part, visual_tokens=tested, keep=False)
+            made.append(cell)
     return made
 
 

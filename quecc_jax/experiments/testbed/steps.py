@@ -20,7 +20,6 @@ from quecc_jax.data.text.tokenizer import SPECIALS, load_tokenizer
 from quecc_jax.data.text.word_tokenizer import train_word_tokenizer
 from quecc_jax.evaluate.attention import attention_maps
 from quecc_jax.experiments.cell import with_vocabulary
-from quecc_jax.experiments.executors import Report
 from quecc_jax.experiments.grid import Grid, Step
 from quecc_jax.experiments.testbed.build import build_pool
 from quecc_jax.experiments.testbed.cells import label_grid
@@ -28,6 +27,7 @@ from quecc_jax.experiments.testbed.corpus import asked_cell, write_corpus, write
 from quecc_jax.experiments.testbed.grids import blind_data, image_data
 from quecc_jax.experiments.testbed.settings import TASKS, Testbed
 from quecc_jax.experiments.testbed.tower import feature_fn, train_tower
+from quecc_jax.experiments.worker import Report
 from quecc_jax.fingerprint import tower_fingerprint
 from quecc_jax.flops import compressor_cost, projector_flops, projector_params, query_flops
 from quecc_jax.models.vlm import VLM

@@ -1,4 +1,4 @@
-"""Where jobs run: in this process one after another, or over the cores of this machine.
+"""One job of a grid, in this process or in one of a pool over the cores of this machine.
 
 Under `out/jobs/`: NAME.json is the result of a finished job, NAME.error the traceback of a failed one,
 NAME.progress where a running one is. Under `out/locks/` a running job holds its lock, so that several
@@ -15,9 +15,9 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
-from typing import Any, Protocol
 
 from quecc_jax.experiments.grid import Grid, Job
 from quecc_jax.paths import write_text
@@ -27,90 +27,11 @@ Report = Callable[[float, float, str], None]
 """Called with (units done, units in all, what is going on)."""
 
 
-class Executor(Protocol):
-    """Runs jobs somewhere, `slots` at a time, while it is entered."""
-
-    slots: int
-
-    def __enter__(self) -> "Executor": ...
-
-    def __exit__(self, *error: object) -> None: ...
-
-    def submit(self, grid: Grid, job: Job, began: float, watch: Callable[[], None]) -> "Future[None]":
-        """Starts `run_job` and returns its future.
-
-        Args:
-          began: seconds since the epoch at which this start of the grid began.
-          watch: may be called whenever the job has reported, by executors that run it here.
-        """
-        ...
-
-
-class Here:
-    """Runs each job in this process when it is submitted, on whatever devices JAX has."""
-
-    slots = 1
-
-    def __enter__(self) -> "Here":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Nothing is held."""
-
-    def submit(self, grid: Grid, job: Job, began: float, watch: Callable[[], None]) -> "Future[None]":
-        """Returns when the job has ended; a preemption is raised here."""
-        future: Future[None] = Future()
-        try:
-            run_job(grid, job, began, watch)
-            future.set_result(None)
-        except Exception as problem:
-            future.set_exception(problem)
-        return future
-
-
-class Processes:
-    """Runs jobs in processes of their own on this machine's cores, each on the CPU with one thread."""
-
-    def __init__(self, count: int = 0):
-        self.slots = count or len(cores())
-
-    def __enter__(self) -> "Processes":
-        context = multiprocessing.get_context("spawn")
-        self.stack = contextlib.ExitStack()
-        self.stack.enter_context(worker_environment())
-        pool = ProcessPoolExecutor(self.slots, context, start_worker, (context.Value("i", 0),))
-        self.pool = self.stack.enter_context(pool)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if error[0] is not None:
-            for child in multiprocessing.active_children():
-                child.terminate()
-        self.stack.close()
-
-    def submit(self, grid: Grid, job: Job, began: float, watch: Callable[[], None]) -> "Future[None]":
-        """Returns at once."""
-        return self.pool.submit(work, grid, job, began)
-
-
-def work(grid: Grid, job: Job, began: float) -> None:
-    """Runs one job in a worker process."""
-    from quecc_jax.run_lock import InUse
-
-    try:
-        run_job(grid, job, began)
-    except InUse:
-        raise
-    except BaseException as problem:
-        # A sentence crosses to the parent safely; not every exception can be pickled.
-        raise RuntimeError(f"{type(problem).__name__}: {problem}") from None
-
-
 def run_job(grid: Grid, job: Job, began: float, watch: Callable[[], None] = lambda: None) -> None:
     """Runs one job here, unless it has a result; that appears whole or not at all, and so does a traceback.
 
     Args:
-      began: a job that has failed in another process since then is not tried again.
+      began: seconds since the epoch; a job that has failed in another process since then is not tried again.
       watch: called after every report of the job.
 
     Raises:
@@ -159,9 +80,39 @@ def _failure_since(error: Path, began: float) -> str:
     return lines[-1] if lines else ""
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Writes a JSON file whole or not at all."""
     write_text(path, json.dumps(value))
+
+
+@contextlib.contextmanager
+def worker_pool() -> Iterator[ProcessPoolExecutor]:
+    """A process for each of this machine's cores, computing on the CPU with one thread; they end with it."""
+    context = multiprocessing.get_context("spawn")
+    count = len(cores())
+    with (
+        worker_environment(),
+        ProcessPoolExecutor(count, context, _start_worker, (context.Value("i", 0),)) as pool,
+    ):
+        try:
+            yield pool
+        except BaseException:
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
+
+
+def work(grid: Grid, job: Job, began: float) -> None:
+    """`run_job` in a process of the pool."""
+    from quecc_jax.run_lock import InUse
+
+    try:
+        run_job(grid, job, began)
+    except InUse:
+        raise
+    except BaseException as problem:
+        # A sentence crosses to the parent safely; not every exception can be pickled.
+        raise RuntimeError(f"{type(problem).__name__}: {problem}") from None
 
 
 def cores() -> list[int]:
@@ -194,10 +145,10 @@ def worker_environment() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def start_worker(started: Any) -> None:
+def _start_worker(started: "Synchronized[int]") -> None:
     """Gives a worker process a core of its own, where the system can, and ends it with its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=leave_with_parent, daemon=True).start()
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
     with started.get_lock():
         number = started.value
         started.value += 1
@@ -206,7 +157,7 @@ def start_worker(started: Any) -> None:
         os.sched_setaffinity(0, {own[number % len(own)]})
 
 
-def leave_with_parent() -> None:
+def _leave_with_parent() -> None:
     """Ends this process when its parent is gone, so that no orphan writes beside a new run."""
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -1,0 +1,133 @@
+"""What results.json holds: the rows of all models, their losses and sample answers, what each step found."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypedDict
+
+from quecc_jax.errors import UserError
+
+Curve = list[list[float]]
+"""[[step, loss], ...]"""
+
+
+class Row(TypedDict, total=False):
+    """What one model scored on one kind of question."""
+
+    cell: str
+    llm: str
+    params_b: float
+    """Billions of parameters by which the law counts it."""
+    compressor: str
+    query: str
+    """`question`, or `zero` where the compressor was given zeros in its place."""
+    part: str
+    visual_tokens: int
+    """V; 0 of a model that sees no image."""
+    seed: int
+    task: str
+    kind: str
+    """Kind of question; empty where the task has one."""
+    correct: int
+    """Right answers of `n`; a benchmark has its `score` alone."""
+    n: int
+    score: float
+    stderr: float
+    """Of the test questions, without that over seeds."""
+    flops: float | None
+    """Of one answer, tower included."""
+    loss: float | None
+    """Last training loss."""
+    cut_questions: int
+    train_seconds: float
+
+
+class Sample(TypedDict):
+    """One answered test question."""
+
+    task: str
+    kind: str
+    image: str
+    """Path of a PNG file inside the grid's directory."""
+    question: str
+    prediction: str
+    truth: str
+    llm: str
+    visual_tokens: int
+
+
+class Llm(TypedDict):
+    """A language model of the grid."""
+
+    name: str
+    width: int
+    depth: int
+    params: int
+    """Without embeddings."""
+
+
+class CellResult(TypedDict):
+    """What a cell returns."""
+
+    rows: list[Row]
+    losses: dict[str, Curve]
+    """By stage, as "stage1"."""
+    samples: list[Sample]
+
+
+class JobRecord(TypedDict):
+    """What the file of a finished job holds."""
+
+    seconds: float
+    result: Any
+    """A `CellResult`, or what a step returned."""
+
+
+class Results(TypedDict):
+    """What results.json holds."""
+
+    grid: str
+    command: str
+    machine: str
+    started: str
+    seconds: dict[str, float]
+    """By phase, summed over jobs; `total` is what passed."""
+    visual_tokens: list[int]
+    seeds: list[int]
+    llms: list[Llm]
+    own: str
+    stages: list[list[int]]
+    """[stage, steps, batch size] of a model's training."""
+    models: int
+    """Models that see images."""
+    rows: list[Row]
+    losses: dict[str, dict[str, Curve]]
+    """By cell and stage."""
+    samples: list[Sample]
+    steps: dict[str, Any]
+    """What each step returned."""
+    fits: dict[str, dict[str, Any]]
+    """The record of each task's law, where one was fitted."""
+
+
+def read_results(path: Path) -> Results:
+    """A grid's results.json.
+
+    Raises:
+      UserError: it cannot be read, or lacks what a report needs.
+    """
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise UserError(f"cannot read results from {path}: {problem}") from None
+    check_results(results)
+    return results
+
+
+def check_results(results: Mapping[str, Any]) -> None:
+    """Raises UserError if a field that the report needs is absent or no cell is finished."""
+    missing = [key for key in Results.__annotations__ if key not in results]
+    if missing:
+        raise UserError(f"the results have no {', '.join(missing)}; were they written by another version?")
+    if not any(row["visual_tokens"] for row in results["rows"]):
+        raise UserError("the results hold no finished cell yet; let the run finish one before reporting")
