@@ -66,6 +66,36 @@ class Llm(TypedDict):
     """Without embeddings."""
 
 
+class TowerRecord(TypedDict):
+    """What the step `tower` returns."""
+
+    accuracy: dict[str, float]
+    """By label, on test images."""
+    loss: list[tuple[int, float]]
+
+
+class AttentionRecord(TypedDict):
+    """What the step `attention` returns of one model."""
+
+    llm: str
+    seed: int
+    query: str
+    kinds: dict[str, tuple[float, int]]
+    """By kind of question: the share of attention on the cell that it names, and how many were asked."""
+
+
+class CostRecord(TypedDict):
+    """What the step `timing` returns of one compressor, per image."""
+
+    compressor: str
+    visual_tokens: int
+    params: int
+    flops: float
+    projector_flops: float
+    query_flops: float
+    milliseconds: float
+
+
 class CellResult(TypedDict):
     """What a cell returns."""
 

@@ -1,7 +1,6 @@
 """Building a testbed pool: the images and questions of one task as a directory that training reads."""
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.lib.format import open_memmap
@@ -11,13 +10,12 @@ from quecc_jax.data.sources.pool import Pool, read_pool, write_rows
 from quecc_jax.errors import UserError
 from quecc_jax.experiments.testbed import mosaic, reading, single
 from quecc_jax.experiments.testbed.cells import Drawn
-
-Task = Literal["single", "mosaic", "reading"]
+from quecc_jax.experiments.testbed.settings import Split, Task
 
 
 def build_pool(
     task: Task,
-    split: Literal["train", "test"],
+    split: Split,
     directory: str | Path,
     image_size: int,
     num_images: int,
@@ -58,7 +56,7 @@ def build_pool(
         "seed": seed,
         "m": m,
         "image_size": image_size,
-        "pictures": len(drawn.picks),
+        "pictures": len(drawn.sources),
         "questions_per_picture": questions_per_image,
         "rows": len(rows),
     }
@@ -71,9 +69,9 @@ def build_pool(
 
 
 def _write_images(drawn: Drawn, image_size: int, path: Path) -> None:
-    num_images = len(drawn.picks)
+    num_images = len(drawn.sources)
     images = open_memmap(path, "w+", np.uint8, (num_images, image_size, image_size, 3))
     for start in range(0, num_images, 256):
-        grid = drawn.tiles[drawn.picks[start : start + 256]].swapaxes(2, 3)
+        grid = drawn.tiles[drawn.sources[start : start + 256]].swapaxes(2, 3)
         images[start : start + 256] = grid.reshape(-1, image_size, image_size, 3)
     images.flush()

@@ -1,16 +1,18 @@
-"""What the cells of a demo image contain: its labels, its caption, its dense targets.
+"""What the cells of a testbed image contain: its labels, its caption, its dense targets.
 
-A demo image is an m x m grid of images that others drew. `cells` is an integer array
+A testbed image is an m x m grid of images that others drew. `cells` is an integer array
 [..., m, m, 3] of shape, colour and digit numbers: 0 means that there is none, UNKNOWN that the
 published questions do not tell. Shape k is SHAPES[k - 1], colour k COLORS[k - 1], digit k is k - 1.
 """
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from quecc_jax.data.sources.easy_vqa import COLORS, SHAPES
+from quecc_jax.data.sources.easy_vqa import COLORS, SHAPES, question_row
+from quecc_jax.errors import UserError
 
 UNKNOWN = -1
 CLASSES = (len(SHAPES) + 1, len(COLORS) + 1, 11)
@@ -24,13 +26,65 @@ class Drawn:
     tiles: np.ndarray
     """uint8 [N, c, c, 3] source images at the size of one cell."""
     sources: np.ndarray
-    """int32 [P, m, m] number of the source image in each cell, as its publisher counts."""
-    picks: np.ndarray
-    """int32 [P, m, m] index into `tiles` of each cell."""
+    """int32 [P, m, m] index into `tiles` of each cell, as the source's publisher counts."""
     cells: np.ndarray
     """int8 [P, m, m, 3] labels, see the module."""
     rows: list[dict[str, Any]]
     """LLaVA-format rows; "image" counts images 0..P-1, "kind" names the question type."""
+
+
+class Asked(NamedTuple):
+    """One kind of question that an image can be asked in several ways."""
+
+    kind: str
+    ways: int
+    """How many different questions there are about one image."""
+    taken: int
+    """How many of them are asked, at random."""
+    question: Callable[[np.ndarray, int], tuple[str, str]]
+    """Question and answer of one way, from the image's cells [m, m, 3]."""
+
+
+def draw_grids(
+    tiles: np.ndarray,
+    labels: np.ndarray,
+    usable: np.ndarray,
+    num_images: int,
+    m: int,
+    asked: Sequence[Asked],
+    rng: np.random.Generator,
+) -> Drawn:
+    """Grids of m x m source images, each cell drawn independently; no image is asked the same question twice.
+
+    Args:
+      tiles: [N, c, c, 3], and labels [N, 3] of them.
+      usable: indices of the source images that may be drawn.
+
+    Raises:
+      UserError: an image has fewer different questions than are asked for.
+    """
+    for one in asked:
+        if one.taken > one.ways:
+            raise UserError(
+                f"an image of {m} x {m} cells has only {one.ways} different questions {one.kind}, not "
+                f"{one.taken}; lower questions_per_image"
+            )
+    sources = usable[rng.integers(len(usable), size=(num_images, m, m))]
+    cells = labels[sources]
+    chosen = [np.argsort(rng.random((num_images, one.ways)), axis=1)[:, : one.taken] for one in asked]
+    rows = [
+        question_row(image, *one.question(cells[image], way), one.kind)
+        for image in range(num_images)
+        for one, ways in zip(asked, chosen, strict=True)
+        for way in ways[image].tolist()
+    ]
+    return Drawn(tiles, sources, cells, rows)
+
+
+def named(cell: Iterable[int]) -> str:
+    """What one cell shows: a digit, or a colour and a shape."""
+    shape, color, digit = map(int, cell)
+    return str(digit - 1) if digit else f"{COLORS[color - 1]} {SHAPES[shape - 1]}"
 
 
 def caption(cells: np.ndarray) -> str:
@@ -39,18 +93,13 @@ def caption(cells: np.ndarray) -> str:
     "a red circle" for a single shape, otherwise rows of shapes or digits:
     "row 1: red circle, teal triangle. row 2: ..." or "row 1: 3 5. row 2: ...".
     """
-    rows = cells.tolist()
-    if any(UNKNOWN in cell for row in rows for cell in row):
+    if (cells == UNKNOWN).any():
         return ""
-    if len(rows) == 1 and rows[0][0][0]:
-        return f"a {_name(*rows[0][0])}"
-    between = " " if rows[0][0][2] else ", "
-    lines = (between.join(_name(*cell) for cell in row) for row in rows)
+    if len(cells) == 1 and cells[0, 0, 0]:
+        return f"a {named(cells[0, 0])}"
+    between = " " if cells[0, 0, 2] else ", "
+    lines = (between.join(map(named, row)) for row in cells)
     return " ".join(f"row {number}: {line}." for number, line in enumerate(lines, start=1))
-
-
-def _name(shape: int, color: int, digit: int) -> str:
-    return str(digit - 1) if digit else f"{COLORS[color - 1]} {SHAPES[shape - 1]}"
 
 
 def label_grid(cells: np.ndarray, grid: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from quecc_jax.data.files import fresh_directory
 from quecc_jax.data.sources.easy_vqa import COLORS, SHAPES
 from quecc_jax.data.sources.pool import Pool, read_pool, write_rows
 from quecc_jax.errors import UserError
-from quecc_jax.experiments.testbed.cells import caption
+from quecc_jax.experiments.testbed.cells import caption, named
 
 TOLD = 0.75
 """Share of documents that begin with statements, where the image tells any."""
@@ -98,8 +98,8 @@ def topic(question: str, m: int) -> str:
     A row of a grid of m x m cells is "top", "middle" or "bottom" and a cell "northwest", "center"
     and so on; grids of other sizes than 2 and 3 have cells that are called "cell", rows "row".
     """
-    if place := asked_cell(question):
-        return COMPASS[m][place[0]][place[1]] if m in COMPASS else "cell"
+    if cell := asked_cell(question):
+        return COMPASS[m][cell[0]][cell[1]] if m in COMPASS else "cell"
     if found := re.search(r"in row (\d+)", question):
         return LINES[m][int(found[1]) - 1] if m in LINES else "row"
     named = [word for word in (*COLORS, *SHAPES) if re.search(rf"\b{word}s?\b", question)]
@@ -118,24 +118,19 @@ def statements(pool: Pool, image: int, questions: Sequence[str], rng: np.random.
     if m == 1:
         content = caption(cells)
         return f"{content}." if content else ""
-    places, rows = set[tuple[int, int]](), set[int]()
+    asked, rows = set[tuple[int, int]](), set[int]()
     for question in questions:
-        if place := asked_cell(question):
-            places.add(place)
+        if cell := asked_cell(question):
+            asked.add(cell)
         elif found := re.search(r"in row (\d+)", question):
             rows.add(int(found[1]) - 1)
-    if places:
-        places.add((int(rng.integers(m)), int(rng.integers(m))))
+    if asked:
+        asked.add((int(rng.integers(m)), int(rng.integers(m))))
     if rows:
         rows.add(int(rng.integers(m)))
-    told = [f"row {r + 1}, column {c + 1}: {_cell(cells[r, c])}." for r, c in sorted(places)]
-    told += [f"row {r + 1}: {' '.join(_cell(c) for c in cells[r])}." for r in sorted(rows)]
+    told = [f"row {r + 1}, column {c + 1}: {named(cells[r, c])}." for r, c in sorted(asked)]
+    told += [f"row {r + 1}: {' '.join(map(named, cells[r]))}." for r in sorted(rows)]
     return " ".join(told[i] for i in rng.permutation(len(told)))
-
-
-def _cell(cell: np.ndarray) -> str:
-    shape, color, digit = cell.tolist()
-    return str(digit - 1) if digit else f"{COLORS[color - 1]} {SHAPES[shape - 1]}"
 
 
 def _question_answer(row: dict[str, Any]) -> tuple[str, str]:

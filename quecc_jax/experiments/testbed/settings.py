@@ -1,10 +1,14 @@
 """What the testbed's images and its vision tower are made of."""
 
 import dataclasses
+from typing import Literal
 
 from quecc_jax.config import VisionConfig
 
-TASKS = ("single", "mosaic", "reading")
+Task = Literal["single", "mosaic", "reading"]
+Split = Literal["train", "test"]
+TASKS: tuple[Task, ...] = ("single", "mosaic", "reading")
+SPLITS: tuple[Split, ...] = ("train", "test")
 
 
 @dataclasses.dataclass(frozen=True)

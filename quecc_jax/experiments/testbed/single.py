@@ -10,13 +10,13 @@ from quecc_jax.data.sources.easy_vqa import (
     COLORS,
     SHAPES,
     Question,
-    Split,
     image_paths,
     kind,
     question_row,
     questions,
 )
 from quecc_jax.experiments.testbed.cells import UNKNOWN, Drawn
+from quecc_jax.experiments.testbed.settings import Split
 
 
 def shape_and_color(published: Sequence[Question], num_images: int) -> np.ndarray:
@@ -58,7 +58,7 @@ def tiles(split: Split, size: int) -> np.ndarray:
 def draw(
     split: Split, image_size: int, num_images: int, questions_per_image: int, rng: np.random.Generator
 ) -> Drawn:
-    """The task "single": easy-VQA as published.
+    """Images and questions of one published split.
 
     Args:
       num_images: Taken at random; all when there are no more.
@@ -66,21 +66,16 @@ def draw(
     """
     published, sources = questions(split), tiles(split, image_size)
     chosen = np.sort(rng.permutation(len(sources))[:num_images]).astype(np.int32)
-    place = {int(number): place for place, number in enumerate(chosen)}
+    number = {int(image): number for number, image in enumerate(chosen)}
     order = rng.permutation(len(published)) if questions_per_image else np.arange(len(published))
     asked = np.zeros(len(sources), int)
     kept = []
     for index in order:
         image = published[index].image
-        if image in place and (not questions_per_image or asked[image] < questions_per_image):
+        if image in number and (not questions_per_image or asked[image] < questions_per_image):
             asked[image] += 1
             kept.append(published[index])
     found = shape_and_color(published, len(sources))[chosen]
-    cells = np.concatenate([found, np.zeros((len(found), 1), np.int8)], axis=1)[:, None, None]
-    return Drawn(
-        tiles=sources,
-        sources=chosen[:, None, None],
-        picks=chosen[:, None, None],
-        cells=cells,
-        rows=[question_row(place[q.image], q.text, q.answer, kind(q.answer)) for q in kept],
-    )
+    cells = np.pad(found, ((0, 0), (0, 1)))[:, None, None]
+    rows = [question_row(number[q.image], q.text, q.answer, kind(q.answer)) for q in kept]
+    return Drawn(sources, chosen[:, None, None], cells, rows)

@@ -3,8 +3,8 @@
 import dataclasses
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ from flax import linen as nn
 from quecc_jax.config import DataConfig, ModelConfig, RunConfig
 from quecc_jax.config.shapes import at_visual_tokens
 from quecc_jax.data.batch import Batch, batch_spec
-from quecc_jax.data.sources.pool import read_pool, write_features
+from quecc_jax.data.sources.pool import Pool, read_pool, write_features
 from quecc_jax.data.text.conversation import prompt
 from quecc_jax.data.text.templates import template_text
 from quecc_jax.data.text.tokenizer import SPECIALS, load_tokenizer
@@ -21,15 +21,16 @@ from quecc_jax.data.text.word_tokenizer import train_word_tokenizer
 from quecc_jax.evaluate.attention import attention_maps
 from quecc_jax.experiments.cell import with_vocabulary
 from quecc_jax.experiments.grid import Grid, Step
+from quecc_jax.experiments.results import AttentionRecord, CostRecord, TowerRecord
 from quecc_jax.experiments.testbed.build import build_pool
 from quecc_jax.experiments.testbed.cells import label_grid
 from quecc_jax.experiments.testbed.corpus import asked_cell, write_corpus, write_questions
 from quecc_jax.experiments.testbed.grids import blind_data, image_data
-from quecc_jax.experiments.testbed.settings import TASKS, Testbed
+from quecc_jax.experiments.testbed.settings import SPLITS, TASKS, Testbed
 from quecc_jax.experiments.testbed.tower import feature_fn, train_tower
 from quecc_jax.experiments.worker import Report
 from quecc_jax.fingerprint import tower_fingerprint
-from quecc_jax.flops import compressor_cost, projector_flops, projector_params, query_flops
+from quecc_jax.flops import compressor_cost, projector_flops, query_flops
 from quecc_jax.models.vlm import VLM
 from quecc_jax.train.checkpoint import load_params, save_params
 
@@ -42,78 +43,73 @@ def _testbed(grid: Grid) -> Testbed:
     return grid.testbed
 
 
-def make_data(grid: Grid, _step: Step, report: Report) -> dict[str, Any]:
-    """Pools of all tasks and splits, the corpus, the questions without images, the tokenizer."""
-    bed, data, splits = _testbed(grid), Path(grid.out, "data"), ("train", "test")
-    pools = {}
-    for number, (task, split) in enumerate((t, s) for t in TASKS for s in splits):
+def make_data(grid: Grid, _step: Step, report: Report) -> dict[str, float]:
+    """Pools of all tasks and splits, the corpus, the questions without images, the tokenizer.
+
+    Returns:
+      The tokenizer's `vocabulary`, the mean `prompt_tokens` of a test question, the cells along a `side`.
+    """
+    bed, data = _testbed(grid), Path(grid.out, "data")
+    pools, blind = list[Pool](), list[Pool]()
+    for number, (split, task) in enumerate(product(SPLITS, TASKS)):
         report(number, 8, f"{task} images, {split}")
-        pools[task, split] = build_pool(
-            task,  # type: ignore[arg-type]
-            split,  # type: ignore[arg-type]
-            data / f"{task}-{split}",
-            bed.vision.image_size,
-            num_images=bed.test_images if split == "test" else bed.images,
-            questions_per_image=bed.questions,
-            m=bed.side,
-            seed=bed.seed,
-        )
+        count = bed.test_images if split == "test" else bed.images
+        size, folder = bed.vision.image_size, data / f"{task}-{split}"
+        pools.append(build_pool(task, split, folder, size, count, bed.questions, bed.side, bed.seed))
+        blind.append(write_questions(pools[-1], data / f"{task}-{split}-blind"))
     report(6, 8, "text")
-    trains = [pools[t, "train"] for t in TASKS]
-    corpus = write_corpus(trains, data / "corpus", bed.documents, SPECIALS[2])
-    for (task, split), pool in pools.items():
-        write_questions(pool, data / f"{task}-{split}-blind")
+    corpus = write_corpus(pools[: len(TASKS)], data / "corpus", bed.documents, SPECIALS[2])
     texts = [row["conversations"][1]["value"].replace(SPECIALS[2], " ") for row in corpus.rows]
     words = train_word_tokenizer([*texts, template_text()], data / "tokenizer")
-    sizes = {f"{t}-{s}": {"images": len(p.images), "questions": len(p.rows)} for (t, s), p in pools.items()}
     tokenizer, settings = load_tokenizer(str(data / "tokenizer")), blind_data(grid.out, "test")
-    asked = [r["conversations"][0]["value"] for t in TASKS for r in read_pool(data / f"{t}-test-blind").rows]
+    asked = [row["conversations"][0]["value"] for pool in blind[len(TASKS) :] for row in pool.rows]
     length = float(np.mean([len(prompt(q, 0, tokenizer, settings, 0).tokens) for q in asked]))
-    return {"vocabulary": words, "prompt_tokens": round(length, 1), "side": bed.side, "pools": sizes}
+    return {"vocabulary": words, "prompt_tokens": round(length, 1), "side": bed.side}
 
 
-def make_tower(grid: Grid, _step: Step, report: Report) -> dict[str, Any]:
+def make_tower(grid: Grid, _step: Step, report: Report) -> TowerRecord:
     """Trains the tower and stores the features of every pool."""
     bed = _testbed(grid)
-    pools = {s: [read_pool(f"{grid.out}/data/{t}-{s}") for t in TASKS] for s in ("train", "test")}
-    num_images = sum(len(p.images) for group in pools.values() for p in group)
+    train, test = ([read_pool(f"{grid.out}/data/{task}-{split}") for task in TASKS] for split in SPLITS)
+    num_images = sum(len(pool.images) for pool in (*train, *test))
     # One trained image costs three forward passes.
-    total = bed.tower_steps * bed.tower_batch * 3 + num_images
+    step_cost = 3 * bed.tower_batch
+    done = bed.tower_steps * step_cost
+    total = done + num_images
     result = train_tower(
         bed.vision,
-        pools["train"],
-        pools["test"],
+        train,
+        test,
         steps=bed.tower_steps,
         batch_size=bed.tower_batch,
         learning_rate=bed.tower_rate,
         log_every=25,
-        on_log=lambda step, loss: report(step * bed.tower_batch * 3, total, f"loss {loss:.3f}"),
+        on_log=lambda step, loss: report(step * step_cost, total, f"loss {loss:.3f}"),
     )
     params = jax.device_get(result.params)
     fingerprint = tower_fingerprint(params, bed.vision, DataConfig())
     model = grid.cells[0].runs[0].model
     model = dataclasses.replace(model, decoder=dataclasses.replace(model.decoder, vocab_size=8))
     save_params(RunConfig(out=f"{grid.out}/tower", model=model), {"vision": params})
-    done = bed.tower_steps * bed.tower_batch * 3
-    run = feature_fn(bed.vision, params)
-    for pool in (p for group in pools.values() for p in group):
+    encode = feature_fn(bed.vision, params)
+    for pool in (*train, *test):
 
         def show(stored: int, before: int = done) -> None:
             report(before + stored, total, "features")
 
-        write_features(pool, run, 128, fingerprint, show)
+        write_features(pool, encode, 128, fingerprint, show)
         done += len(pool.images)
-    return {"accuracy": result.accuracy, "loss": result.loss, "fingerprint": fingerprint}
+    return {"accuracy": result.accuracy, "loss": result.loss}
 
 
-def measure_attention(grid: Grid, step: Step, report: Report) -> list[dict[str, Any]]:
+def measure_attention(grid: Grid, step: Step, report: Report) -> list[AttentionRecord]:
     """Share of the attention that falls on the cell a question names, for the models that the step needs.
 
     The average over heads and questions of each kind; 1 / m^2 is what looking everywhere alike gives.
     """
-    bed = _testbed(grid)
-    found, m, chosen = [], bed.side, [cell for cell in grid.cells if cell.name in step.needs]
-    cell_of_patch = label_grid(np.arange(m * m).reshape(m, m, 1), bed.vision.grid)[..., 0]
+    m, chosen = _testbed(grid).side, [cell for cell in grid.cells if cell.name in step.needs]
+    cell_of_patch = label_grid(np.arange(m * m).reshape(m, m, 1), _testbed(grid).vision.grid)[..., 0]
+    found: list[AttentionRecord] = []
     for number, cell in enumerate(chosen):
         report(number, len(chosen), cell.name)
         config, params = load_params(cell.runs[-1].out)
@@ -123,12 +119,12 @@ def measure_attention(grid: Grid, step: Step, report: Report) -> list[dict[str, 
             if position := asked_cell(row["conversations"][0]["value"]):
                 inside = cell_of_patch == position[0] * m + position[1]
                 shares.setdefault(row["kind"], []).append(float(weights[0, 0][:, inside].sum(-1).mean()))
-        kinds = {kind: [float(np.mean(x)), len(x)] for kind, x in shares.items()}
+        kinds = {kind: (float(np.mean(x)), len(x)) for kind, x in shares.items()}
         found.append({"llm": cell.llm, "seed": cell.seed, "query": cell.query, "kinds": kinds})
     return found
 
 
-def time_compressors(grid: Grid, _step: Step, report: Report) -> list[dict[str, Any]]:
+def time_compressors(grid: Grid, _step: Step, report: Report) -> list[CostRecord]:
     """Weights, FLOPs and CPU time of each compressor that is tested, from the tower's states to visual tokens.
 
     The time is that of the question's pass, compressor and projector for an image, on one core,
@@ -141,7 +137,7 @@ def time_compressors(grid: Grid, _step: Step, report: Report) -> list[dict[str, 
         for v in cell.visual_tokens or (0,)
         for model in [at_visual_tokens(with_vocabulary(cell.runs[-1]).model, v)]
     }
-    calls: list[Callable[[], Any]] = []
+    calls: list[Callable[[], object]] = []
     for (label, _), model in models.items():
         report(len(calls), 2 * len(models), f"compiling {label}")
         calls.append(_timed(model, grid.out))
@@ -152,30 +148,27 @@ def time_compressors(grid: Grid, _step: Step, report: Report) -> list[dict[str, 
             began = time.perf_counter()
             call()
             spent[number, turn] = time.perf_counter() - began
-    found = []
-    for ((label, v), model), seconds in zip(models.items(), np.median(spent, axis=1) / IMAGES, strict=True):
-        cost = compressor_cost(model)
-        found.append(
-            {
-                "compressor": label,
-                "visual_tokens": v,
-                "params": cost.params,
-                "projector_params": projector_params(model),
-                "flops": cost.flops,
-                "projector_flops": projector_flops(model),
-                "query_flops": query_flops(model, image_data(grid.out, "test", v).query_length),
-                "milliseconds": 1e3 * float(seconds),
-            }
-        )
-    return found
+    milliseconds = (1e3 * np.median(spent, axis=1) / IMAGES).tolist()
+    return [
+        {
+            "compressor": label,
+            "visual_tokens": v,
+            "params": compressor_cost(model).params,
+            "flops": compressor_cost(model).flops,
+            "projector_flops": projector_flops(model),
+            "query_flops": query_flops(model, image_data(grid.out, "test", v).query_length),
+            "milliseconds": taken,
+        }
+        for ((label, v), model), taken in zip(models.items(), milliseconds, strict=True)
+    ]
 
 
-def _timed(model: ModelConfig, out: str) -> Callable[[], Any]:
+def _timed(model: ModelConfig, out: str) -> Callable[[], object]:
     """A call that waits for the visual tokens of IMAGES images, compiled already."""
     spec = batch_spec(model, image_data(out, "test", model.visual_tokens), IMAGES, cached=True)
     rng = np.random.default_rng(0)
 
-    def fill(x: Any) -> np.ndarray:
+    def fill(x: jax.ShapeDtypeStruct) -> np.ndarray:
         if np.issubdtype(x.dtype, np.integer):
             return np.ones(x.shape, x.dtype)
         return rng.normal(size=x.shape).astype(np.float32)

@@ -2,8 +2,8 @@
 
 Objective: for every cell of an image, predict the shape, the colour and the digit in it from the
 mean of its patches' last hidden states, and for every patch its own row and column (softmax
-cross-entropy, five linear heads), on training images only. CLIP's captions name places; without the
-two heads for them a tower forgets where a patch stands, and no compressor could look up a cell.
+cross-entropy, five linear heads), on training images only. CLIP's captions name positions; without
+the two heads for them a tower forgets where a patch stands, and no compressor could look up a cell.
 No question takes part, so the tower cannot favour a compressor that knows it.
 """
 
