@@ -186,10 +186,9 @@ def _costs(results: Results) -> Section:
         "of compressor, the question's pass and the projector, and measured time of all three on "
         "one core in float32, batches of 32, the median of 15 rounds in which all took turns."
     )
-    flops = ("flops", "query_flops", "projector_flops")
     rows = [
         [c["compressor"], c["visual_tokens"], f"{c['params'] / 1e3:,.0f}k"]
-        + [f"{c[key] / 1e6:.2f}" for key in flops]
+        + [f"{x / 1e6:.2f}" for x in (c["flops"], c["query_flops"], c["projector_flops"])]
         + [f"{c['milliseconds']:.2f}"]
         for c in results["steps"]["timing"]
     ]

@@ -1,7 +1,8 @@
 """LLaVA's two stages over a grid: language models x visual tokens x seeds."""
 
 import dataclasses
-from typing import Any, Literal
+from itertools import product
+from typing import Literal
 
 from quecc_jax.config import DecoderConfig, RunConfig
 from quecc_jax.config.presets import SIZES_B, decoder
@@ -56,11 +57,11 @@ def llava_grid(
         the tower, or nothing to test with.
     """
     names = [name.strip() for name in benchmarks.names.split(",") if name.strip()] if benchmarks else []
-    axes: dict[str, list[Any]] = {
+    axes: dict[str, list[object]] = {
         "llms": [model.name for model in llms],
         "visual_tokens": [*visual_tokens],
         "seeds": [*seeds],
-        "tests": [test.task for test in tests] + names,
+        "tests": [*(test.task for test in tests), *names],
     }
     for axis, values in axes.items():
         if not values:
@@ -70,21 +71,18 @@ def llava_grid(
     if len({size_b(model) for model in llms}) < len(llms):
         raise UserError("two language models of the grid have the same size; the law needs distinct ones")
     cells = []
-    for seed in seeds:
-        for llm in llms:
-            for v in visual_tokens:
-                name = f"{llm.name}-v{v}-s{seed}"
-                one, two = f"{out}/cells/{name}/stage1", f"{out}/cells/{name}/stage2"
-                runs = (
-                    _stage(stage1, 1, one, llm, v, seed, text_tokens, llm.weights),
-                    _stage(stage2, 2, two, llm, v, seed, text_tokens, one),
-                )
-                for run in runs:
-                    validate(run)
-                cell = Cell(
-                    name, runs, tests, benchmarks, llm.name, size_b(llm), stage2.model.compressor.name
-                )
-                cells.append(dataclasses.replace(cell, cost=training_flops(cell)))
+    for seed, llm, v in product(seeds, llms, visual_tokens):
+        name = f"{llm.name}-v{v}-s{seed}"
+        one, two = f"{out}/cells/{name}/stage1", f"{out}/cells/{name}/stage2"
+        runs = (
+            _stage(stage1, 1, one, llm, v, seed, text_tokens, llm.weights),
+            _stage(stage2, 2, two, llm, v, seed, text_tokens, one),
+        )
+        for run in runs:
+            validate(run)
+        label = stage2.model.compressor.name
+        cell = Cell(name, runs, tests, benchmarks, llm.name, size_b(llm), label)
+        cells.append(dataclasses.replace(cell, cost=training_flops(cell)))
     return Grid("sweep", out, tuple(cells), visual_tokens=visual_tokens, query_tokens=query_tokens)
 
 
@@ -111,20 +109,19 @@ def _stage(
     text_tokens: int,
     init_from: str,
 ) -> RunConfig:
-    data = base.data
-    if tokenizer := llm.tokenizer or (f"{llm.weights}/tokenizer" if llm.weights else ""):
-        data = dataclasses.replace(data, tokenizer=tokenizer)
-    if llm.template:
-        data = dataclasses.replace(data, template=llm.template)  # type: ignore[arg-type]
-    if text_tokens:
-        data = dataclasses.replace(data, max_length=text_tokens + visual_tokens)
+    data, weights = base.data, f"{llm.weights}/tokenizer" if llm.weights else ""
+    data = dataclasses.replace(
+        data,
+        tokenizer=llm.tokenizer or weights or data.tokenizer,
+        template=llm.template or data.template,  # type: ignore[arg-type]
+        max_length=text_tokens + visual_tokens if text_tokens else data.max_length,
+    )
     compressor = tiled(base.model.compressor, base.model.vision.grid, visual_tokens)
+    language = llm.decoder or decoder(llm.name)
     return dataclasses.replace(
         base,
         out=out,
-        model=dataclasses.replace(
-            base.model, compressor=compressor, decoder=llm.decoder or decoder(llm.name)
-        ),
+        model=dataclasses.replace(base.model, compressor=compressor, decoder=language),
         data=data,
         train=dataclasses.replace(base.train, seed=seed, stage=stage),
         init_from=init_from,

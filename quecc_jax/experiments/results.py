@@ -66,12 +66,22 @@ class Llm(TypedDict):
     """Without embeddings."""
 
 
+class DataRecord(TypedDict):
+    """What the step `data` returns."""
+
+    vocabulary: int
+    prompt_tokens: float
+    """Mean number of text tokens of a test question."""
+    side: int
+    """Cells along a side of an image."""
+
+
 class TowerRecord(TypedDict):
     """What the step `tower` returns."""
 
     accuracy: dict[str, float]
     """By label, on test images."""
-    loss: list[tuple[int, float]]
+    loss: Curve
 
 
 class AttentionRecord(TypedDict):
@@ -80,8 +90,8 @@ class AttentionRecord(TypedDict):
     llm: str
     seed: int
     query: str
-    kinds: dict[str, tuple[float, int]]
-    """By kind of question: the share of attention on the cell that it names, and how many were asked."""
+    kinds: dict[str, list[float]]
+    """By kind of question: [share of attention on the cell that it names, number of questions]."""
 
 
 class CostRecord(TypedDict):
@@ -94,6 +104,15 @@ class CostRecord(TypedDict):
     projector_flops: float
     query_flops: float
     milliseconds: float
+
+
+class Steps(TypedDict, total=False):
+    """What each step of a grid returned."""
+
+    data: DataRecord
+    tower: TowerRecord
+    attention: list[AttentionRecord]
+    timing: list[CostRecord]
 
 
 class CellResult(TypedDict):
@@ -134,8 +153,7 @@ class Results(TypedDict):
     losses: dict[str, dict[str, Curve]]
     """By cell and stage."""
     samples: list[Sample]
-    steps: dict[str, Any]
-    """What each step returned."""
+    steps: Steps
     fits: dict[str, dict[str, Any]]
     """The record of each task's law, where one was fitted."""
 

@@ -9,12 +9,12 @@ from collections.abc import Callable, Collection
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from quecc_jax.errors import UserError
 from quecc_jax.experiments.display import Display
 from quecc_jax.experiments.grid import Grid, Job, digests, jobs
-from quecc_jax.experiments.results import JobRecord, Results, Row
+from quecc_jax.experiments.results import JobRecord, Results, Row, Steps
 from quecc_jax.experiments.stats import scores_record
 from quecc_jax.experiments.worker import cores, run_job, work, worker_pool, write_json
 
@@ -225,7 +225,7 @@ def collect(grid: Grid, command: str) -> Results:
         rows=rows,
         losses={cell.name: results[cell.name]["losses"] for cell in tested},
         samples=[sample for cell in tested for sample in results[cell.name]["samples"]],
-        steps={step.name: results[step.name] for step in grid.steps},
+        steps=cast(Steps, {step.name: results[step.name] for step in grid.steps}),
         fits={},
     )
 

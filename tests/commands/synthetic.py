@@ -84,7 +84,7 @@ def make_results(folder: Path, seeds: int = 1, questions: int = 1200, query_gain
         "rows": rows,
         "losses": losses,
         "steps": {
-            "data": {"side": 2, "prompt_tokens": 30.0},
+            "data": {"side": 2, "prompt_tokens": 30.0, "vocabulary": 100},
             "attention": [
                 {
                     "llm": "M",

@@ -16,7 +16,7 @@ from quecc_jax.experiments import stats
 from quecc_jax.experiments.compressors_report import findings
 from quecc_jax.experiments.grid import jobs
 from quecc_jax.experiments.report import write_report
-from quecc_jax.experiments.results import Results
+from quecc_jax.experiments.results import CostRecord, Results
 from quecc_jax.experiments.testbed.settings import TASKS
 
 KINDS = {"single": ("color", "shape"), "mosaic": ("cell", "whole"), "reading": ("cell", "row")}
@@ -45,12 +45,11 @@ def results(own: str = "ours") -> Results:
     ]
     made += [row for s in range(3) for row in rows("a rung", 1, s, 0.7 + 0.01 * s, "ladder")]
     made += [row for v in (1, 4) for s in range(3) for row in rows("QueCC, elastic", v, s, 0.7, "elastic")]
-    costs = [
+    costs: list[CostRecord] = [
         {
             "compressor": label,
             "visual_tokens": v,
             "params": 1000,
-            "projector_params": 10,
             "flops": 1e6,
             "projector_flops": 1e3,
             "query_flops": 1e5,
@@ -73,7 +72,7 @@ def results(own: str = "ours") -> Results:
         "rows": made + rows("", 0, 0, 0.3),
         "losses": {},
         "samples": [],
-        "steps": {"timing": costs, "tower": {"accuracy": {"shape": 0.9}}},
+        "steps": {"timing": costs, "tower": {"accuracy": {"shape": 0.9}, "loss": []}},
         "fits": {},
     }
 

@@ -18,7 +18,7 @@ from quecc_jax.config import (
 )
 from quecc_jax.config.compressors import exchanged
 from quecc_jax.experiments.grid import Cell, Grid, Step, Test, tiled
-from quecc_jax.experiments.testbed.settings import DEFAULT, TASKS, Testbed
+from quecc_jax.experiments.testbed.settings import DEFAULT, TASKS, Split, Testbed
 
 TEXT_TOKENS = 20
 """Longest question with its answer and template, in word tokens; visual slots come on top."""
@@ -88,16 +88,14 @@ def model(recipe: Recipe, decoder: Decoder, compressor: CompressorConfig, vocab_
     )
 
 
-def _sources(out: str, split: Literal["train", "test"], ending: str = "") -> tuple[SourceConfig, ...]:
+def _sources(out: str, split: Split, ending: str = "") -> tuple[SourceConfig, ...]:
+    said = "train" if ending else split
     return tuple(
-        SourceConfig(
-            "pool", f"{out}/data/{t}-{split}{ending}", split="train" if ending else split, weight=1.0
-        )
-        for t in TASKS
+        SourceConfig("pool", f"{out}/data/{task}-{split}{ending}", split=said, weight=1.0) for task in TASKS
     )
 
 
-def image_data(out: str, split: Literal["train", "test"], visual_tokens: int) -> DataConfig:
+def image_data(out: str, split: Split, visual_tokens: int) -> DataConfig:
     """Questions about images, the three tasks in equal shares, read from cached features."""
     return DataConfig(
         sources=_sources(out, split),
@@ -109,28 +107,27 @@ def image_data(out: str, split: Literal["train", "test"], visual_tokens: int) ->
     )
 
 
-def corpus_data(out: str) -> DataConfig:
-    """Documents for language-model training."""
-    return DataConfig(
-        sources=(SourceConfig("pool", f"{out}/data/corpus"),),
-        tokenizer=f"{out}/data/tokenizer",
-        template="plain",
-        labels="all",
-        max_length=DOCUMENT_TOKENS,
+def blind_data(out: str, split: Split) -> DataConfig:
+    """The questions without their images, for the question-only baseline."""
+    seeing = image_data(out, split, 0)
+    return dataclasses.replace(
+        seeing,
+        sources=_sources(out, split, "-blind"),
         query_length=1,
+        cached_features=False,
         images_per_row=0,
     )
 
 
-def blind_data(out: str, split: Literal["train", "test"]) -> DataConfig:
-    """The questions without their images, for the question-only baseline."""
-    return DataConfig(
-        sources=_sources(out, split, "-blind"),
-        tokenizer=f"{out}/data/tokenizer",
-        template="short",
-        max_length=TEXT_TOKENS,
-        query_length=1,
-        images_per_row=0,
+def corpus_data(out: str) -> DataConfig:
+    """Documents for language-model training."""
+    source = SourceConfig("pool", f"{out}/data/corpus")
+    return dataclasses.replace(
+        blind_data(out, "train"),
+        sources=(source,),
+        template="plain",
+        labels="all",
+        max_length=DOCUMENT_TOKENS,
     )
 
 
@@ -167,38 +164,30 @@ def training_seconds(recipe: Recipe, steps: int, tokens: int, decoder: Decoder) 
 
 def preparation(recipe: Recipe, out: str) -> tuple[list[Step], list[Cell]]:
     """What every model needs or is compared with: data, tower, language models, the baseline."""
-    bed, last = recipe.testbed, recipe.decoders[-1]
+    bed = recipe.testbed
     steps = [
         Step("data", f"{_STEPS}:make_data", cost=15, part="data"),
         Step("tower", f"{_STEPS}:make_tower", ("data",), bed.tower_steps * bed.tower_batch / 320, "tower"),
     ]
     cells = []
     for d in recipe.decoders:
-        run = _text_run(
-            recipe, out, "language", d, corpus_data(out), recipe.language_steps, recipe.language_rate
-        )
-        cost = 15 + training_seconds(recipe, recipe.language_steps, DOCUMENT_TOKENS, d)
+        text = model(recipe, d, compressor(recipe, 1))
+        source, count, rate = f"{out}/language/{d.name}", recipe.language_steps, recipe.language_rate
+        run = training(recipe, source, text, corpus_data(out), 0, count, rate, 0)
+        cost = 15 + training_seconds(recipe, count, DOCUMENT_TOKENS, d)
         cells.append(Cell(f"language-{d.name}", (run,), part="language models", needs=("data",), cost=cost))
-    run = _text_run(
-        recipe, out, "baseline", last, blind_data(out, "train"), recipe.stage2_steps, recipe.stage2_rate
-    )
+    # The largest decoder is the baseline.
+    folder, count, rate = f"{out}/baseline/{d.name}", recipe.stage2_steps, recipe.stage2_rate
     baseline = Cell(
         "baseline",
-        (dataclasses.replace(run, init_from=f"{out}/language/{last.name}"),),
+        (training(recipe, folder, text, blind_data(out, "train"), 0, count, rate, 0, source),),
         (Test(blind_data(out, "test").sources, max_new_tokens=5, batch_size=200),),
-        llm=last.name,
+        llm=d.name,
         part="question-only baseline",
-        needs=(f"language-{last.name}",),
-        cost=20 + training_seconds(recipe, recipe.stage2_steps, TEXT_TOKENS, last),
+        needs=(f"language-{d.name}",),
+        cost=20 + training_seconds(recipe, count, TEXT_TOKENS, d),
     )
     return steps, [*cells, baseline]
-
-
-def _text_run(
-    recipe: Recipe, out: str, kind: str, decoder: Decoder, data: DataConfig, steps: int, rate: float
-) -> RunConfig:
-    text = model(recipe, decoder, compressor(recipe, 1))
-    return training(recipe, f"{out}/{kind}/{decoder.name}", text, data, 0, steps, rate, 0)
 
 
 def image_cell(
@@ -208,17 +197,16 @@ def image_cell(
     made = model(recipe, decoder, compressor)
     data, runs = image_data(out, "train", made.visual_tokens), []
     source = f"{out}/language/{decoder.name}"
-    for stage, steps, rate in (
+    stages: tuple[tuple[Literal[1, 2], int, float], ...] = (
         (1, recipe.stage1_steps, recipe.stage1_rate),
         (2, recipe.stage2_steps, recipe.stage2_rate),
-    ):
-        run = f"{out}/cells/{name}/stage{stage}"
-        runs.append(training(recipe, run, made, data, stage, steps, rate, seed, source, f"{out}/tower"))  # type: ignore[arg-type]
-        source = run
-    steps, tokens = recipe.stage1_steps + recipe.stage2_steps, TEXT_TOKENS + made.visual_tokens
-    test = Test(
-        _sources(out, "test"), max_new_tokens=5, batch_size=200, cached_features=True, count_flops=True
     )
+    for stage, steps, rate in stages:
+        run = f"{out}/cells/{name}/stage{stage}"
+        runs.append(training(recipe, run, made, data, stage, steps, rate, seed, source, f"{out}/tower"))
+        source = run
+    steps, asked = recipe.stage1_steps + recipe.stage2_steps, _sources(out, "test")
+    test = Test(asked, max_new_tokens=5, batch_size=200, cached_features=True, count_flops=True)
     return Cell(
         name,
         tuple(runs),
@@ -226,11 +214,11 @@ def image_cell(
         llm=decoder.name,
         compressor="QueCC",
         needs=("tower", f"language-{decoder.name}"),
-        cost=35 + training_seconds(recipe, steps, tokens, decoder),
+        cost=35 + training_seconds(recipe, steps, data.max_length, decoder),
     )
 
 
-def size_grid(recipe: Recipe, out: str, name: str) -> Grid:
+def size_grid(recipe: Recipe, out: str, title: str) -> Grid:
     """Every decoder at every V and seed, and the zeroed-query twins of the middle decoder at V = 1."""
     steps, cells = preparation(recipe, out)
     grid = [(d, v, s, "") for s in recipe.seeds for d in recipe.decoders for v in recipe.visual_tokens]
@@ -241,17 +229,16 @@ def size_grid(recipe: Recipe, out: str, name: str) -> Grid:
         for v in recipe.visual_tokens[:: len(recipe.visual_tokens) - 1 or 1]
     }
     for decoder, v, seed, twin in dict.fromkeys(grid):
+        name = f"{decoder.name}-v{v}-s{seed}{twin}"
         base = QueccConfig(query="zero" if twin else "question")
-        cell = image_cell(
-            recipe, out, f"{decoder.name}-v{v}-s{seed}{twin}", decoder, compressor(recipe, v, base), seed
-        )
+        cell = image_cell(recipe, out, name, decoder, compressor(recipe, v, base), seed)
         samples = SAMPLES if (decoder, v, seed, twin) in shown else 0
         cells.append(dataclasses.replace(cell, samples=samples))
     single = tuple(c.name for c in cells if c.sees_images and c.runs[-1].model.visual_tokens == 1)
     if single:
         cost = 5.0 * len(single)
         steps.append(Step("attention", f"{_STEPS}:measure_attention", single, cost, "attention"))
-    return Grid(name, out, tuple(cells), tuple(steps), recipe.testbed, recipe.visual_tokens)
+    return Grid(title, out, tuple(cells), tuple(steps), recipe.testbed, recipe.visual_tokens)
 
 
 def compressor_cells(

@@ -21,7 +21,7 @@ from quecc_jax.data.text.word_tokenizer import train_word_tokenizer
 from quecc_jax.evaluate.attention import attention_maps
 from quecc_jax.experiments.cell import with_vocabulary
 from quecc_jax.experiments.grid import Grid, Step
-from quecc_jax.experiments.results import AttentionRecord, CostRecord, TowerRecord
+from quecc_jax.experiments.results import AttentionRecord, CostRecord, DataRecord, TowerRecord
 from quecc_jax.experiments.testbed.build import build_pool
 from quecc_jax.experiments.testbed.cells import label_grid
 from quecc_jax.experiments.testbed.corpus import asked_cell, write_corpus, write_questions
@@ -43,12 +43,8 @@ def _testbed(grid: Grid) -> Testbed:
     return grid.testbed
 
 
-def make_data(grid: Grid, _step: Step, report: Report) -> dict[str, float]:
-    """Pools of all tasks and splits, the corpus, the questions without images, the tokenizer.
-
-    Returns:
-      The tokenizer's `vocabulary`, the mean `prompt_tokens` of a test question, the cells along a `side`.
-    """
+def make_data(grid: Grid, _step: Step, report: Report) -> DataRecord:
+    """Pools of all tasks and splits, the corpus, the questions without images, the tokenizer."""
     bed, data = _testbed(grid), Path(grid.out, "data")
     pools, blind = list[Pool](), list[Pool]()
     for number, (split, task) in enumerate(product(SPLITS, TASKS)):
@@ -76,7 +72,7 @@ def make_tower(grid: Grid, _step: Step, report: Report) -> TowerRecord:
     step_cost = 3 * bed.tower_batch
     done = bed.tower_steps * step_cost
     total = done + num_images
-    result = train_tower(
+    params, record = train_tower(
         bed.vision,
         train,
         test,
@@ -86,7 +82,7 @@ def make_tower(grid: Grid, _step: Step, report: Report) -> TowerRecord:
         log_every=25,
         on_log=lambda step, loss: report(step * step_cost, total, f"loss {loss:.3f}"),
     )
-    params = jax.device_get(result.params)
+    params = jax.device_get(params)
     fingerprint = tower_fingerprint(params, bed.vision, DataConfig())
     model = grid.cells[0].runs[0].model
     model = dataclasses.replace(model, decoder=dataclasses.replace(model.decoder, vocab_size=8))
@@ -99,7 +95,7 @@ def make_tower(grid: Grid, _step: Step, report: Report) -> TowerRecord:
 
         write_features(pool, encode, 128, fingerprint, show)
         done += len(pool.images)
-    return {"accuracy": result.accuracy, "loss": result.loss}
+    return record
 
 
 def measure_attention(grid: Grid, step: Step, report: Report) -> list[AttentionRecord]:
@@ -119,7 +115,7 @@ def measure_attention(grid: Grid, step: Step, report: Report) -> list[AttentionR
             if position := asked_cell(row["conversations"][0]["value"]):
                 inside = cell_of_patch == position[0] * m + position[1]
                 shares.setdefault(row["kind"], []).append(float(weights[0, 0][:, inside].sum(-1).mean()))
-        kinds = {kind: (float(np.mean(x)), len(x)) for kind, x in shares.items()}
+        kinds = {kind: [float(np.mean(x)), len(x)] for kind, x in shares.items()}
         found.append({"llm": cell.llm, "seed": cell.seed, "query": cell.query, "kinds": kinds})
     return found
 

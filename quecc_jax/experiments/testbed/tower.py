@@ -9,7 +9,7 @@ No question takes part, so the tower cannot favour a compressor that knows it.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -21,11 +21,14 @@ from quecc_jax.config import VisionConfig
 from quecc_jax.data.images import normalise
 from quecc_jax.data.sources.pool import Pool
 from quecc_jax.errors import UserError
+from quecc_jax.experiments.results import Curve, TowerRecord
 from quecc_jax.experiments.testbed.cells import CLASSES, UNKNOWN, label_grid
+from quecc_jax.generate.decode import Params
 from quecc_jax.models.layers import LayerNorm, linear
 from quecc_jax.models.towers.clip import ClipTower, split_features
 
 NAMES = ("shape", "color", "digit")
+State = tuple[Params, optax.OptState]
 
 
 class DenseHeads(nn.Module):
@@ -42,35 +45,27 @@ class DenseHeads(nn.Module):
         return tuple(linear(count, ("embed", None), name=name)(last) for name, count in heads)
 
 
-class TowerResult(NamedTuple):
-    """A trained tower and how it went."""
-
-    params: dict[str, Any]
-    """Parameters of ClipTower."""
-    loss: list[tuple[int, float]]
-    """(step, mean loss in nats since the last entry)."""
-    accuracy: dict[str, float]
-    """Share of test cells whose shape, colour or digit is right, over cells that have one."""
-
-
 def train_tower(
     config: VisionConfig,
     train: Sequence[Pool],
     test: Sequence[Pool],
     *,
     steps: int,
-    batch_size: int = 64,
-    learning_rate: float = 2e-3,
-    seed: int = 0,
-    log_every: int = 50,
-    on_log: Callable[[int, float], None] = lambda step, loss: None,
-) -> TowerResult:
+    batch_size: int,
+    learning_rate: float,
+    log_every: int,
+    on_log: Callable[[int, float], None],
+) -> tuple[Params, TowerRecord]:
     """Trains with AdamW under one cosine cycle; batches mix the pools evenly.
 
     Args:
       train: pools of training splits.
       test: pools whose cells the returned accuracies are measured on (at most 256 images each).
-      on_log: called every `log_every` steps with the step and the mean loss since the last call.
+      on_log: called every `log_every` steps with the step and the mean loss in nats since the last call.
+
+    Returns:
+      Parameters of ClipTower, and how it went: the share of test cells whose shape, colour or digit is
+      right, over cells that have one; and the loss as `on_log` was told it.
 
     Raises:
       UserError: a pool to train on is a test split.
@@ -80,21 +75,21 @@ def train_tower(
             raise UserError(f"{pool.directory} is a test split; the tower trains on training pools only")
     config = dataclasses.replace(config, keep_attention=False, keep_cls=False)
     model = DenseHeads(config)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     rate = optax.warmup_cosine_decay_schedule(0.0, learning_rate, max(1, steps // 20), steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=0.01))
     example = _pixels(train[0], np.arange(1))
-    params = nn.meta.unbox(jax.jit(model.init)(jax.random.key(seed), example)["params"])
+    params = nn.meta.unbox(jax.jit(model.init)(jax.random.key(0), example)["params"])
     state = (params, optimizer.init(params))
 
     share = batch_size // len(train)
     means = [_cell_means(pool, config) for pool in train]
 
     @jax.jit
-    def step(state: Any, pixels: list[jax.Array], labels: list[jax.Array]) -> tuple[Any, jax.Array]:
+    def step(state: State, pixels: list[jax.Array], labels: list[jax.Array]) -> tuple[State, jax.Array]:
         params, slots = state
 
-        def objective(params: Any) -> jax.Array:
+        def objective(params: Params) -> jax.Array:
             logits: Any = model.apply({"params": params}, jnp.concatenate(pixels))
             *dense, row, column = logits
             parts = [[x[i * share : (i + 1) * share] for x in dense] for i in range(len(means))]
@@ -107,7 +102,7 @@ def train_tower(
         updates, slots = optimizer.update(grads, slots, params)
         return (optax.apply_updates(params, updates), slots), loss
 
-    history, recent = [], []
+    history, recent = Curve(), list[jax.Array]()
     for number in range(1, steps + 1):
         picks = [rng.integers(len(pool.images), size=share) for pool in train]
         pixels = [_pixels(pool, pick) for pool, pick in zip(train, picks, strict=True)]
@@ -116,15 +111,15 @@ def train_tower(
         recent.append(loss)
         if number % log_every == 0 or number == steps:
             mean = float(np.mean(jax.device_get(recent)))
-            history.append((number, mean))
+            history.append([number, mean])
             on_log(number, mean)
             recent = []
     some = np.concatenate([_pixels(pool, np.arange(min(64, len(pool.images)))) for pool in train])
     tower = unit_scale(config, state[0]["tower"], some)
-    return TowerResult(tower, history, _accuracy(model, state[0], test, config))
+    return tower, {"accuracy": _accuracy(model, state[0], test, config), "loss": history}
 
 
-def unit_scale(config: VisionConfig, params: dict[str, Any], pixels: np.ndarray) -> dict[str, Any]:
+def unit_scale(config: VisionConfig, params: Params, pixels: np.ndarray) -> Params:
     """The same tower with its residual stream rescaled so that X_s has standard deviation 1.
 
     Blocks normalise what they read, so scaling all that is written into the stream scales every
@@ -135,14 +130,14 @@ def unit_scale(config: VisionConfig, params: dict[str, Any], pixels: np.ndarray)
     factor = 1.0 / jnp.std(split_features(states, config).single)
     writers = ("pre_norm", "layers/out", "layers/fc2")
 
-    def rescale(path: Any, leaf: jax.Array) -> jax.Array:
+    def rescale(path: tuple[jax.tree_util.DictKey, ...], leaf: jax.Array) -> jax.Array:
         name = "/".join(str(k.key) for k in path)
         return leaf * factor if name.startswith(writers) else leaf
 
     return jax.tree_util.tree_map_with_path(rescale, params)
 
 
-def feature_fn(config: VisionConfig, params: dict[str, Any]) -> Callable[[np.ndarray], jax.Array]:
+def feature_fn(config: VisionConfig, params: Params) -> Callable[[np.ndarray], jax.Array]:
     """The frozen tower as a compiled function from uint8 [b, H, W, 3] to states [b, n, K, D]."""
     return jax.jit(lambda images: ClipTower(config).apply({"params": params}, normalise(images)))
 
@@ -182,7 +177,7 @@ def _place_loss(row: jax.Array, column: jax.Array, grid: int) -> jax.Array:
 
 
 def _accuracy(
-    model: DenseHeads, params: Any, pools: Sequence[Pool], config: VisionConfig
+    model: DenseHeads, params: Params, pools: Sequence[Pool], config: VisionConfig
 ) -> dict[str, float]:
     right, seen = np.zeros(3), np.zeros(3)
     run = jax.jit(lambda pixels: model.apply({"params": params}, pixels))

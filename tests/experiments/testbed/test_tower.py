@@ -86,7 +86,7 @@ def test_unit_scale_changes_hidden_states_by_one_factor():
 
 def test_training_lowers_the_loss_and_scores_every_label(pools):
     seen = []
-    result = tower.train_tower(
+    params, record = tower.train_tower(
         VISION,
         [pools["train"]],
         [pools["test"]],
@@ -94,18 +94,27 @@ def test_training_lowers_the_loss_and_scores_every_label(pools):
         batch_size=16,
         learning_rate=3e-3,
         log_every=4,
-        on_log=lambda step, loss: seen.append((step, loss)),
+        on_log=lambda step, loss: seen.append([step, loss]),
     )
-    assert result.loss == seen and [step for step, _ in seen] == [4, 8, 12]
+    assert record["loss"] == seen and [step for step, _ in seen] == [4, 8, 12]
     assert seen[-1][1] < seen[0][1] - 0.1
     # Fewer images than one batch of the scoring; mosaics hold no digits.
-    assert result.accuracy.keys() == {"shape", "color"}
-    assert all(0 < share <= 1 for share in result.accuracy.values())
-    states = tower.feature_fn(VISION, result.params)(pools["train"].images[:20])
+    assert record["accuracy"].keys() == {"shape", "color"}
+    assert all(0 < share <= 1 for share in record["accuracy"].values())
+    states = tower.feature_fn(VISION, params)(pools["train"].images[:20])
     assert states.shape == (20, 16, 2, 16)
     np.testing.assert_allclose(jnp.std(split_features(states, VISION).single), 1.0, rtol=1e-4)
 
 
 def test_training_on_a_test_split_is_refused(pools):
     with pytest.raises(UserError, match="test split"):
-        tower.train_tower(VISION, [pools["train"], pools["test"]], [], steps=1)
+        tower.train_tower(
+            VISION,
+            [pools["train"], pools["test"]],
+            [],
+            steps=1,
+            batch_size=2,
+            learning_rate=1e-3,
+            log_every=1,
+            on_log=print,
+        )
