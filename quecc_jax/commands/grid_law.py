@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from quecc_jax.errors import UserError
 from quecc_jax.experiments import stats
@@ -15,7 +14,6 @@ from quecc_jax.experiments.stats import title
 from quecc_jax.pages.numbers import flops_text
 from quecc_jax.pages.page import Section, bullets, paragraph, part, table_html
 from quecc_jax.pages.render import embed
-from quecc_jax.pages.style import Style
 from scaling.fit import NON_NEGATIVE, Fit, VariableProjection, fit_law
 from scaling.frontier import Cost, law_choices, measured_cost, pareto, published_cost
 from scaling.intervals import assess
@@ -47,8 +45,7 @@ def score_table(results: Results, task: str) -> ScoreTable:
 
     Raises UserError if the finished cells cannot determine a law.
     """
-    scores = stats.grid(results["rows"], task)
-    llms = sorted(results["llms"], key=lambda llm: llm["params"])
+    scores, llms = stats.grid(results["rows"], task), stats.by_size(results)
     counts = sorted(results["visual_tokens"])
 
     def table(field: str) -> np.ndarray:
@@ -68,15 +65,13 @@ def score_table(results: Results, task: str) -> ScoreTable:
 def stored_fit(results: Results, task: str, table: ScoreTable) -> Fit:
     """The run's own fit of a task, ready to draw: residuals are recomputed from law and table."""
     record = results["fits"][task]
-    law = Law(
-        Params(*(record[name] for name in PARAMETERS)), record["tokens_convention"], record["query_tokens"]
-    )
-    r2 = record["r2"]
+    params = Params(*(record[name] for name in PARAMETERS))
+    law = Law(params, record["tokens_convention"], record["query_tokens"])
     return Fit(
         law=law,
         residuals=law.error(table.params_b[:, None], table.visual_tokens[None, :]) - table.error,
         sse=record["sse"],
-        r2=float("nan") if r2 is None else r2,
+        r2=math.nan if record["r2"] is None else record["r2"],
         n_points=int(np.isfinite(table.score).sum()),
         n_parameters=len(PARAMETERS) - len(record.get("fixed", ())),
         bounds=NON_NEGATIVE,
@@ -85,7 +80,7 @@ def stored_fit(results: Results, task: str, table: ScoreTable) -> Fit:
         n_agreeing=record["n_agreeing"],
         iterations=0,
         converged=record["converged"],
-        cross_check=VariableProjection(law.params, record["cross_check"]["sse"]),
+        cross_check=VariableProjection(params, record["cross_check"]["sse"]),
         objective=record["sse"],
     )
 
@@ -144,8 +139,7 @@ def advice(fit: Fit, table: ScoreTable) -> str:
 
 
 def _task_fragments(results: Results, task: str, table: ScoreTable, out: Path) -> list[str]:
-    record = results["fits"][task]
-    fit = stored_fit(results, task, table)
+    record, fit = results["fits"][task], stored_fit(results, task, table)
     cost = counted_cost(results, task, fit.law)
     explained = "all scores are equal"
     if not math.isnan(fit.r2):
@@ -154,29 +148,27 @@ def _task_fragments(results: Results, task: str, table: ScoreTable, out: Path) -
     if not fit.converged:
         notes.insert(0, "The search for the constants did not converge.")
     constants = []
-    for name in PARAMETERS:
+    for name, value in zip(PARAMETERS, fit.law.params, strict=True):
         interval = interval_text((record.get("ci") or {}).get(name), digits=3)
-        bound = "on its bound" if name in fit.bounds_hit else ""
-        constants.append([name, f"{getattr(fit.law.params, name):.4g}", interval, bound])
-
-    def against_flops(style: Style) -> Figure:
-        return figure_error_vs_flops(table, fit, style, cost)
-
-    def residuals(style: Style) -> Figure:
-        return figure_residuals(table, fit, style)
-
+        constants.append([name, f"{value:.4g}", interval, "on its bound" if name in fit.bounds_hit else ""])
+    scores, names = stats.grid(results["rows"], task), {d["params"] / 1e9: d["name"] for d in results["llms"]}
+    choices = pareto(law_choices(fit.law, table.params_b, table.visual_tokens, cost))
+    frontier = [
+        [flops_text(spent), names[n], int(v), f"{100 * (1 - error):.1f}", scores.get((names[n], int(v)), "–")]
+        for n, v, spent, error in zip(*choices, strict=True)
+    ]
     return [
         paragraph(fit.law.formula(), "formula"),
         paragraph(
             f"{advice(fit, table)} Over {fit.n_points} scores {explained}; typically it is "
             f"{100 * fit.rmse:.1f} points off."
         ),
-        *(['<div class="note">' + bullets(notes) + "</div>"] if notes else []),
+        *([bullets(notes, "note")] if notes else []),
         table_html(constants, ["constant", "value", "95 % interval", ""]),
         embed(
             out,
             f"law_{task}",
-            against_flops,
+            lambda style: figure_error_vs_flops(table, fit, style, cost),
             f"Error against compute, task {task}",
             "Curves: the law. Markers: measured, filled where no cheaper measured model is as good. "
             "Band: the least error that each cost buys by the law.",
@@ -184,26 +176,12 @@ def _task_fragments(results: Results, task: str, table: ScoreTable, out: Path) -
         embed(
             out,
             f"residuals_{task}",
-            residuals,
+            lambda style: figure_residuals(table, fit, style),
             f"Residuals of the law, task {task}",
             "Measured minus fitted error. The band is one root mean square.",
         ),
-        *_frontier_fragments(results, task, table, fit),
-    ]
-
-
-def _frontier_fragments(results: Results, task: str, table: ScoreTable, fit: Fit) -> list[str]:
-    scores, names = (
-        stats.grid(results["rows"], task),
-        {d["params"] / 1e9: d["name"] for d in results["llms"]},
-    )
-    choices = law_choices(fit.law, table.params_b, table.visual_tokens, counted_cost(results, task, fit.law))
-    rows = []
-    for n, v, spent, error in zip(*pareto(choices), strict=True):
-        measured = scores.get((names[n], int(v)))
-        rows.append([flops_text(spent), names[n], int(v), f"{100 * (1 - error):.1f}", measured or "–"])
-    header = ["compute per question", "decoder", "V", "accuracy by the law, %", "measured, %"]
-    return [
         paragraph("What more compute buys, by the law; models that are not listed cost more for less:"),
-        table_html(rows, header),
+        table_html(
+            frontier, ["compute per question", "decoder", "V", "accuracy by the law, %", "measured, %"]
+        ),
     ]
