@@ -238,7 +238,7 @@ def _samples(results: Results, out: Path) -> Iterator[Section]:
             cards = []
             for sample in chosen:
                 right = sample["prediction"].strip() == sample["truth"].strip()
-                cards.append({**sample, "right": right, "picture": _image(out / sample["image"])})
+                cards.append({**sample, "right": right, "uri": _image(out / sample["image"])})
             fragments += [
                 part("heading", title(task)),
                 paragraph("; ".join(models), "muted"),

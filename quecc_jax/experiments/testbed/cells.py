@@ -1,4 +1,4 @@
-"""What the cells of a testbed image contain: its labels, its caption, its dense targets.
+"""What the cells of a testbed image contain: its labels, its dense targets.
 
 A testbed image is an m x m grid of images that others drew. `cells` is an integer array
 [..., m, m, 3] of shape, colour and digit numbers: 0 means that there is none, UNKNOWN that the
@@ -85,21 +85,6 @@ def named(cell: Iterable[int]) -> str:
     """What one cell shows: a digit, or a colour and a shape."""
     shape, color, digit = map(int, cell)
     return str(digit - 1) if digit else f"{COLORS[color - 1]} {SHAPES[shape - 1]}"
-
-
-def caption(cells: np.ndarray) -> str:
-    """States the content of one image [m, m, 3]; empty where it is not known.
-
-    "a red circle" for a single shape, otherwise rows of shapes or digits:
-    "row 1: red circle, teal triangle. row 2: ..." or "row 1: 3 5. row 2: ...".
-    """
-    if (cells == UNKNOWN).any():
-        return ""
-    if len(cells) == 1 and cells[0, 0, 0]:
-        return f"a {named(cells[0, 0])}"
-    between = " " if cells[0, 0, 2] else ", "
-    lines = (between.join(map(named, row)) for row in cells)
-    return " ".join(f"row {number}: {line}." for number, line in enumerate(lines, start=1))
 
 
 def label_grid(cells: np.ndarray, grid: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from quecc_jax.data.files import fresh_directory
 from quecc_jax.data.sources.easy_vqa import COLORS, SHAPES
 from quecc_jax.data.sources.pool import Pool, read_pool, write_rows
 from quecc_jax.errors import UserError
-from quecc_jax.experiments.testbed.cells import caption, named
+from quecc_jax.experiments.testbed.cells import UNKNOWN, named
 
 TOLD = 0.75
 """Share of documents that begin with statements, where the image tells any."""
@@ -102,22 +102,21 @@ def topic(question: str, m: int) -> str:
         return COMPASS[m][cell[0]][cell[1]] if m in COMPASS else "cell"
     if found := re.search(r"in row (\d+)", question):
         return LINES[m][int(found[1]) - 1] if m in LINES else "row"
-    named = [word for word in (*COLORS, *SHAPES) if re.search(rf"\b{word}s?\b", question)]
-    return named[0] if named else "picture"
+    words = (word for word in (*COLORS, *SHAPES) if re.search(rf"\b{word}s?\b", question))
+    return next(words, "picture")
 
 
 def statements(pool: Pool, image: int, questions: Sequence[str], rng: np.random.Generator) -> str:
     """Sentences that tell the answers to questions about an image, among others, in random order.
 
     Questions about cells get those cells and another, those about rows of digits those rows and
-    another, those about a single shape its caption; counts over the whole get nothing. Empty where
+    another, those about a single shape its name; counts over the whole get nothing. Empty where
     the image does not tell.
     """
     cells = np.asarray(pool.cells[image])
     m = len(cells)
     if m == 1:
-        content = caption(cells)
-        return f"{content}." if content else ""
+        return "" if UNKNOWN in cells else f"a {named(cells[0, 0])}."
     asked, rows = set[tuple[int, int]](), set[int]()
     for question in questions:
         if cell := asked_cell(question):

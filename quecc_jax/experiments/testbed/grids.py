@@ -164,10 +164,16 @@ def training_seconds(recipe: Recipe, steps: int, tokens: int, decoder: Decoder) 
 
 def preparation(recipe: Recipe, out: str) -> tuple[list[Step], list[Cell]]:
     """What every model needs or is compared with: data, tower, language models, the baseline."""
-    bed = recipe.testbed
+    testbed = recipe.testbed
     steps = [
         Step("data", f"{_STEPS}:make_data", cost=15, part="data"),
-        Step("tower", f"{_STEPS}:make_tower", ("data",), bed.tower_steps * bed.tower_batch / 320, "tower"),
+        Step(
+            "tower",
+            f"{_STEPS}:make_tower",
+            ("data",),
+            testbed.tower_steps * testbed.tower_batch / 320,
+            "tower",
+        ),
     ]
     cells = []
     for d in recipe.decoders:

@@ -45,49 +45,51 @@ def _testbed(grid: Grid) -> Testbed:
 
 def make_data(grid: Grid, _step: Step, report: Report) -> DataRecord:
     """Pools of all tasks and splits, the corpus, the questions without images, the tokenizer."""
-    bed, data = _testbed(grid), Path(grid.out, "data")
+    testbed, data = _testbed(grid), Path(grid.out, "data")
     pools, blind = list[Pool](), list[Pool]()
     for number, (split, task) in enumerate(product(SPLITS, TASKS)):
         report(number, 8, f"{task} images, {split}")
-        count = bed.test_images if split == "test" else bed.images
-        size, folder = bed.vision.image_size, data / f"{task}-{split}"
-        pools.append(build_pool(task, split, folder, size, count, bed.questions, bed.side, bed.seed))
+        count = testbed.test_images if split == "test" else testbed.images
+        size, folder = testbed.vision.image_size, data / f"{task}-{split}"
+        pools.append(
+            build_pool(task, split, folder, size, count, testbed.questions, testbed.side, testbed.seed)
+        )
         blind.append(write_questions(pools[-1], data / f"{task}-{split}-blind"))
     report(6, 8, "text")
-    corpus = write_corpus(pools[: len(TASKS)], data / "corpus", bed.documents, SPECIALS[2])
+    corpus = write_corpus(pools[: len(TASKS)], data / "corpus", testbed.documents, SPECIALS[2])
     texts = [row["conversations"][1]["value"].replace(SPECIALS[2], " ") for row in corpus.rows]
     words = train_word_tokenizer([*texts, template_text()], data / "tokenizer")
     tokenizer, settings = load_tokenizer(str(data / "tokenizer")), blind_data(grid.out, "test")
     asked = [row["conversations"][0]["value"] for pool in blind[len(TASKS) :] for row in pool.rows]
     length = float(np.mean([len(prompt(q, 0, tokenizer, settings, 0).tokens) for q in asked]))
-    return {"vocabulary": words, "prompt_tokens": round(length, 1), "side": bed.side}
+    return {"vocabulary": words, "prompt_tokens": round(length, 1), "side": testbed.side}
 
 
 def make_tower(grid: Grid, _step: Step, report: Report) -> TowerRecord:
     """Trains the tower and stores the features of every pool."""
-    bed = _testbed(grid)
+    testbed = _testbed(grid)
     train, test = ([read_pool(f"{grid.out}/data/{task}-{split}") for task in TASKS] for split in SPLITS)
     num_images = sum(len(pool.images) for pool in (*train, *test))
     # One trained image costs three forward passes.
-    step_cost = 3 * bed.tower_batch
-    done = bed.tower_steps * step_cost
+    step_cost = 3 * testbed.tower_batch
+    done = testbed.tower_steps * step_cost
     total = done + num_images
     params, record = train_tower(
-        bed.vision,
+        testbed.vision,
         train,
         test,
-        steps=bed.tower_steps,
-        batch_size=bed.tower_batch,
-        learning_rate=bed.tower_rate,
+        steps=testbed.tower_steps,
+        batch_size=testbed.tower_batch,
+        learning_rate=testbed.tower_rate,
         log_every=25,
         on_log=lambda step, loss: report(step * step_cost, total, f"loss {loss:.3f}"),
     )
     params = jax.device_get(params)
-    fingerprint = tower_fingerprint(params, bed.vision, DataConfig())
+    fingerprint = tower_fingerprint(params, testbed.vision, DataConfig())
     model = grid.cells[0].runs[0].model
     model = dataclasses.replace(model, decoder=dataclasses.replace(model.decoder, vocab_size=8))
     save_params(RunConfig(out=f"{grid.out}/tower", model=model), {"vision": params})
-    encode = feature_fn(bed.vision, params)
+    encode = feature_fn(testbed.vision, params)
     for pool in (*train, *test):
 
         def show(stored: int, before: int = done) -> None:

@@ -95,7 +95,7 @@ def train_tower(
             parts = [[x[i * share : (i + 1) * share] for x in dense] for i in range(len(means))]
             return sum(
                 (_loss(part, mean, wanted) for part, mean, wanted in zip(parts, means, labels, strict=True)),
-                start=_place_loss(row, column, config.grid),
+                start=_position_loss(row, column, config.grid),
             )
 
         loss, grads = jax.value_and_grad(objective)(params)
@@ -157,8 +157,8 @@ def _loss(logits: Sequence[jax.Array], mean: np.ndarray, labels: jax.Array) -> j
     A linear head on averaged features is the average of its patch logits [b, n, classes].
     """
     total = jnp.zeros(())
-    for place, one in enumerate(logits):
-        wanted = labels[..., place]
+    for label, one in enumerate(logits):
+        wanted = labels[..., label]
         cells = jnp.einsum("cn,bnk->bck", mean, one)
         losses = optax.softmax_cross_entropy_with_integer_labels(cells, jnp.maximum(wanted, 0))
         known = wanted != UNKNOWN
@@ -166,7 +166,7 @@ def _loss(logits: Sequence[jax.Array], mean: np.ndarray, labels: jax.Array) -> j
     return total
 
 
-def _place_loss(row: jax.Array, column: jax.Array, grid: int) -> jax.Array:
+def _position_loss(row: jax.Array, column: jax.Array, grid: int) -> jax.Array:
     """Mean cross-entropy of every patch's row and column, from logits [B, n, g] each."""
     rows, columns = jnp.divmod(jnp.arange(grid * grid), grid)
     entropy = optax.softmax_cross_entropy_with_integer_labels
@@ -187,11 +187,11 @@ def _accuracy(
         for start in range(0, num_images, 64):
             pick = np.arange(start, min(start + 64, num_images))
             labels = _labels(pool, pick)
-            for place, logits in enumerate(run(_pixels(pool, pick))[: len(NAMES)]):
+            for label, logits in enumerate(run(_pixels(pool, pick))[: len(NAMES)]):
                 guess = np.argmax(np.einsum("cn,bnk->bck", mean, logits), axis=-1)
-                present = labels[..., place] > 0
-                right[place] += np.sum((guess == labels[..., place]) & present)
-                seen[place] += np.sum(present)
+                present = labels[..., label] > 0
+                right[label] += np.sum((guess == labels[..., label]) & present)
+                seen[label] += np.sum(present)
     return {name: float(r / s) for name, r, s in zip(NAMES, right, seen, strict=True) if s}
 
 

@@ -55,7 +55,7 @@ def test_the_loss_is_the_mean_over_known_cells_of_their_averaged_patches(pools):
     assert float(tower._loss(parts, mean, nothing)) == 0.0
 
 
-def test_the_place_loss_asks_every_patch_for_its_row_and_column():
+def test_the_position_loss_asks_every_patch_for_its_row_and_column():
     """Against plain loops, on 3 x 3 patches."""
     rng = np.random.default_rng(0)
     row, column = (rng.normal(size=(2, 9, 3)).astype(np.float32) for _ in "rc")
@@ -65,7 +65,7 @@ def test_the_place_loss_asks_every_patch_for_its_row_and_column():
         for patch in range(9)
     ]
     np.testing.assert_allclose(
-        tower._place_loss(jnp.asarray(row), jnp.asarray(column), 3), np.mean(losses), rtol=1e-5
+        tower._position_loss(jnp.asarray(row), jnp.asarray(column), 3), np.mean(losses), rtol=1e-5
     )
 
 
