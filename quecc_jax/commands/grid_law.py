@@ -45,7 +45,7 @@ def score_table(results: Results, task: str) -> ScoreTable:
 
     Raises UserError if the finished cells cannot determine a law.
     """
-    scores, llms = stats.grid(results["rows"], task), stats.by_size(results)
+    scores, llms = stats.scores(results["rows"], task), stats.by_size(results)
     counts = sorted(results["visual_tokens"])
 
     def table(field: str) -> np.ndarray:
@@ -87,7 +87,7 @@ def stored_fit(results: Results, task: str, table: ScoreTable) -> Fit:
 
 def counted_cost(results: Results, task: str, law: Law) -> Cost:
     """Counted FLOPs if every cell of the grid has them, the published 2 N (Q + V) otherwise."""
-    found, counts = stats.grid(results["rows"], task), results["visual_tokens"]
+    found, counts = stats.scores(results["rows"], task), results["visual_tokens"]
     scores = [[found.get((llm["name"], v)) for v in counts] for llm in results["llms"]]
     flops = [[score and score.flops for score in row] for row in scores]
     if any(spent is None for row in flops for spent in row):
@@ -151,7 +151,10 @@ def _task_fragments(results: Results, task: str, table: ScoreTable, out: Path) -
     for name, value in zip(PARAMETERS, fit.law.params, strict=True):
         interval = interval_text((record.get("ci") or {}).get(name), digits=3)
         constants.append([name, f"{value:.4g}", interval, "on its bound" if name in fit.bounds_hit else ""])
-    scores, names = stats.grid(results["rows"], task), {d["params"] / 1e9: d["name"] for d in results["llms"]}
+    scores, names = (
+        stats.scores(results["rows"], task),
+        {d["params"] / 1e9: d["name"] for d in results["llms"]},
+    )
     choices = pareto(law_choices(fit.law, table.params_b, table.visual_tokens, cost))
     frontier = [
         [flops_text(spent), names[n], int(v), f"{100 * (1 - error):.1f}", scores.get((names[n], int(v)), "–")]

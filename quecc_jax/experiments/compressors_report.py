@@ -70,8 +70,7 @@ Scores = Mapping[tuple[str, int], Score]
 
 
 def _scores(results: Results, what: str, part: str = "") -> Scores:
-    found = stats.scores(results["rows"], what, "compressor", part)
-    return {key: score for key, score in found.items() if key[1]}
+    return stats.scores(results["rows"], what, "compressor", part)
 
 
 def _compared(results: Results, a: str, b: str) -> list[tuple[str, int, Difference, float]]:

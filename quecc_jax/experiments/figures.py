@@ -35,7 +35,7 @@ def accuracy_figure(results: Results, style: Style = "light") -> Figure:
     figure, panels = _panels(theme, tasks, min(len(tasks), 3), 3.0)
     for axes, task in zip(panels, tasks, strict=True):
         without = stats.baseline(results["rows"], task)
-        _lines(axes, looks, stats.grid(results["rows"], task), lambda name, v, _: v * shifts[name])
+        _lines(axes, looks, stats.scores(results["rows"], task), lambda name, v, _: v * shifts[name])
         for name in filter(without.__contains__, names):
             level = 100 * without[name].mean
             axes.axhline(level, color=looks[name]["color"], lw=1.2, ls=_DASHES, zorder=1)
@@ -171,7 +171,7 @@ def _lines(
 ) -> None:
     """A line through the scores of each name by ascending V, with standard errors."""
     for name, look in looks.items():
-        mine = sorted((v, score) for (one, v), score in found.items() if one == name and v)
+        mine = sorted((v, score) for (one, v), score in found.items() if one == name)
         axes.errorbar(
             [x(name, v, score) for v, score in mine],
             [100 * score.mean for _, score in mine],

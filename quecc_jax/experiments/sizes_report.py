@@ -33,13 +33,16 @@ def sections(results: Results, out: Path, law: Section | None) -> list[Section]:
 def findings(results: Results) -> list[str]:
     """What the numbers say, in sentences, each about one task or one question; most important first."""
     tasks = stats.tasks(results["rows"])
-    parts = [_task_finding(results, task) for task in tasks], _query_findings(results)
-    return [*parts[0], *parts[1], *(_recommendation(results, task) for task in tasks)]
+    return [
+        *(_task_finding(results, task) for task in tasks),
+        *_query_findings(results),
+        *(said for task in tasks for said in _recommendation(results, task)),
+    ]
 
 
 def _task_finding(results: Results, task: str) -> str:
     counts = results["visual_tokens"]
-    (decoder, v), top = stats.best(stats.grid(results["rows"], task))
+    (decoder, v), top = stats.best(stats.scores(results["rows"], task))
     first = (
         f"{title(task)}: the best model (decoder {decoder}, V = {v}) answers {top} % of "
         f"{top.questions:,} test questions"
@@ -98,23 +101,26 @@ def _query_findings(results: Results) -> Iterator[str]:
             )
 
 
-def _recommendation(results: Results, task: str) -> str:
-    found = stats.grid(results["rows"], task)
+def _recommendation(results: Results, task: str) -> Iterator[str]:
+    found = stats.scores(results["rows"], task)
     (best, top), cheap = stats.best(found), stats.cheapest_near_best(found)
-    cost, most = found[cheap].flops or 0.0, top.flops or 1.0
+    cost, most = found[cheap].flops, top.flops
+    if cost is None or most is None:
+        return
     choice = f"decoder {cheap[0]} with V = {cheap[1]} ({found[cheap]} %, {flops_text(cost)})"
     if cheap == best:
-        return f"Recommended for {task}: {choice}; no cheaper model comes within one standard error."
-    return (
-        f"Recommended for {task}: {choice}. It is within one standard error of the best model, "
-        f"at {100 * cost / most:.0f} % of its compute for each question."
-    )
+        yield f"Recommended for {task}: {choice}; no cheaper model comes within one standard error."
+    else:
+        yield (
+            f"Recommended for {task}: {choice}. It is within one standard error of the best model, "
+            f"at {100 * cost / most:.0f} % of its compute for each question."
+        )
 
 
 def _headline(results: Results, out: Path) -> Section:
     tiles = []
     for task in stats.tasks(results["rows"]):
-        (decoder, v), top = stats.best(stats.grid(results["rows"], task))
+        (decoder, v), top = stats.best(stats.scores(results["rows"], task))
         lines = [f"± {100 * top.stderr:.1f}, {top.questions:,} questions", f"decoder {decoder}, V = {v}"]
         if without := stats.baseline(results["rows"], task):
             lines.insert(1, f"{100 * stats.best(without)[1].mean:.1f} % without the image")
@@ -147,7 +153,7 @@ def _error_note(results: Results) -> str:
     seeds, tasks = len(results["seeds"]), stats.tasks(results["rows"])
     if seeds == 1:
         return f"± is the binomial standard error of the test questions, sqrt(p (1 - p) / n). {chance}"
-    worst = max(score.binomial for task in tasks for score in stats.grid(results["rows"], task).values())
+    worst = max(score.binomial for task in tasks for score in stats.scores(results["rows"], task).values())
     return (
         f"Means over {seeds} seeds; ± is the standard error over seeds. All seeds answer the same test "
         f"questions, whose own binomial standard error is at most {100 * worst:.1f} points. {chance}"
@@ -156,7 +162,7 @@ def _error_note(results: Results) -> str:
 
 def _heat(results: Results, task: str) -> list[str]:
     """Decoders by V, shaded; the question-only model of each decoder stands in the first column."""
-    found, without = stats.grid(results["rows"], task), stats.baseline(results["rows"], task)
+    found, without = stats.scores(results["rows"], task), stats.baseline(results["rows"], task)
     top, _ = stats.best(found)
     means = [score.mean for score in found.values()]
     low, span = min(means), max(max(means) - min(means), 1e-9)
@@ -185,8 +191,8 @@ def _kinds(results: Results, task: str) -> Iterator[str]:
         return
     rows = []
     for kind in kinds:
-        found = stats.scores(results["rows"], kind)
-        cells = [found.get((name, v)) for v in (0, *results["visual_tokens"])]
+        found, without = stats.scores(results["rows"], kind), stats.baseline(results["rows"], kind)
+        cells = [without.get(name), *(found.get((name, v)) for v in results["visual_tokens"])]
         asked = max((score.questions for score in cells if score), default=0)
         rows.append([kind.split("/", 1)[1], f"{asked:,}", *(score or "–" for score in cells)])
     yield paragraph(f"By kind of question, decoder {name}, in %:")

@@ -119,30 +119,28 @@ def scores(
     axis: Literal["llm", "compressor"] = "llm",
     part: str = "",
     zero_query: bool = False,
+    sees_images: bool = True,
 ) -> dict[tuple[str, int], Score]:
-    """Score of every (language model, V), or of every (compressor, V); V is 0 where no image is seen.
+    """Score of every (language model, V), or of every (compressor, V).
 
     Args:
       part: the part of the report; all without one.
       zero_query: those of the models whose compressor is given zeros, instead of the others.
+      sees_images: False for the models that read the question alone, whose V is 0.
     """
     groups: dict[tuple[str, int], dict[int, list[Row]]] = {}
     for row in rows:
-        asked = what in (row["task"], f"{row['task']}/{row['kind']}")
-        if asked and part in ("", row["part"]) and zero_query == (row["query"] == "zero"):
+        asked = what in (row["task"], f"{row['task']}/{row['kind']}") and part in ("", row["part"])
+        kind = (row["query"] == "zero", row["visual_tokens"] > 0)
+        if asked and kind == (zero_query, sees_images):
             key = (row["llm"] if axis == "llm" else row["compressor"], row["visual_tokens"])
             groups.setdefault(key, {}).setdefault(row["seed"], []).append(row)
     return {key: score(found) for key, found in groups.items()}
 
 
-def grid(rows: Iterable[Row], what: str, zero_query: bool = False) -> dict[tuple[str, int], Score]:
-    """Score of every (language model, V) that sees images."""
-    return {key: found for key, found in scores(rows, what, zero_query=zero_query).items() if key[1]}
-
-
 def baseline(rows: Iterable[Row], what: str) -> dict[str, Score]:
     """Score of each language model that reads the question and sees no image."""
-    return {llm: found for (llm, v), found in scores(rows, what).items() if not v}
+    return {llm: found for (llm, _), found in scores(rows, what, sees_images=False).items()}
 
 
 def best(found: Mapping[K, Score]) -> tuple[K, Score]:
@@ -197,7 +195,7 @@ class Pair(NamedTuple):
 
 def ablation(rows: Sequence[Row], what: str = CELL_KIND) -> list[Pair]:
     """Every (llm, V, seed) that was trained both with the question and with zeros, in the rows' order."""
-    asked, zeros = grid(rows, what), grid(rows, what, zero_query=True)
+    asked, zeros = scores(rows, what), scores(rows, what, zero_query=True)
     order = list(dict.fromkeys(row["llm"] for row in rows))
     pairs = [
         Pair(*key, seed, *(Score({seed: found[key].seeds[seed]}) for found in (asked, zeros)))
@@ -234,8 +232,9 @@ def attention(results: Results, llm: str, query: str, kind: str = CELL_KIND) -> 
 def cheapest_near_best(found: Mapping[tuple[str, int], Score]) -> tuple[str, int]:
     """The (llm, V) of least FLOPs whose accuracy is within one standard error of the best."""
     _, top = best(found)
-    near = [key for key, score in found.items() if score.mean >= top.mean - top.cautious]
-    return min(near, key=lambda key: (found[key].flops or math.inf, -found[key].mean))
+    near = {key: score for key, score in found.items() if score.mean >= top.mean - top.cautious}
+    costs = {key: math.inf if score.flops is None else score.flops for key, score in near.items()}
+    return min(near, key=lambda key: (costs[key], -near[key].mean))
 
 
 def spread(results: Results, task: str) -> tuple[float | None, float | None]:
@@ -243,7 +242,7 @@ def spread(results: Results, task: str) -> tuple[float | None, float | None]:
 
     None where the grid has one column or row, or an end of it is unfinished everywhere.
     """
-    found = grid(results["rows"], task)
+    found = scores(results["rows"], task)
     names = [llm["name"] for llm in by_size(results)]
     counts = sorted(results["visual_tokens"])
 

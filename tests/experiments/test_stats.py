@@ -52,13 +52,13 @@ def test_seeds_give_their_mean_and_its_standard_error(accuracies):
 
 
 def test_grid_leaves_the_zeroed_query_out(results):
-    scores = stats.grid(results["rows"], "mosaic")
+    scores = stats.scores(results["rows"], "mosaic")
     assert set(scores) == {(d, v) for d in "SML" for v in (1, 4, 16, 64)}
     mine = [r for r in results["rows"] if (r["cell"], r["task"]) == ("M-v1-s0-question", "mosaic")]
     assert [r["kind"] for r in mine] == ["cell", "whole"]
     assert scores["M", 1].mean == sum(r["correct"] for r in mine) / sum(r["n"] for r in mine)
-    assert stats.grid(results["rows"], "mosaic/cell")["M", 1].mean == mine[0]["correct"] / mine[0]["n"]
-    assert set(stats.grid(results["rows"], "mosaic", zero_query=True)) == {("M", 1)}
+    assert stats.scores(results["rows"], "mosaic/cell")["M", 1].mean == mine[0]["correct"] / mine[0]["n"]
+    assert set(stats.scores(results["rows"], "mosaic", zero_query=True)) == {("M", 1)}
 
 
 def test_attention_is_the_mean_over_seeds(three_seeds):
@@ -89,7 +89,7 @@ def test_table_has_sizes_ascending_and_holes(results):
     table = grid_law.score_table(some, "reading")
     np.testing.assert_allclose(table.params_b, [130e-6, 1050e-6, 3500e-6])
     assert np.argwhere(np.isnan(table.score)).tolist() == [[2, 2]]
-    assert table.score[0, 3] == stats.grid(results["rows"], "reading")["S", 64].mean
+    assert table.score[0, 3] == stats.scores(results["rows"], "reading")["S", 64].mean
 
 
 def test_stored_fit_has_the_residuals_of_its_law(results):
@@ -115,7 +115,7 @@ def test_cheapest_near_best_trades_noise_for_compute(results):
     for row in some["rows"]:
         answer(row, "single", {"S": 0.50, "M": 0.895, "L": 0.90}[row["llm"]])
     # With 1,200 questions 0.9 has a standard error of 0.0087, so M at V = 1 is as good and cheapest.
-    assert stats.cheapest_near_best(stats.grid(some["rows"], "single")) == ("M", 1)
+    assert stats.cheapest_near_best(stats.scores(some["rows"], "single")) == ("M", 1)
 
 
 def test_spread_follows_the_ends_of_the_grid(results):
@@ -130,7 +130,7 @@ def test_spread_follows_the_ends_of_the_grid(results):
 
 def test_findings_follow_the_numbers(results):
     said = "\n".join(findings(results))
-    top = stats.best(stats.grid(results["rows"], "mosaic"))
+    top = stats.best(stats.scores(results["rows"], "mosaic"))
     assert f"decoder {top[0][0]}, V = {top[0][1]}) answers {100 * top[1].mean:.1f}" in said
     gain, _ = stats.ablation_effect(stats.ablation(results["rows"]))
     assert f"adds {100 * gain:.1f}" in said
@@ -158,3 +158,11 @@ def test_equal_scores_without_an_error_do_not_differ():
     assert stats.Difference(0.0, 0.0).errors == 0.0
     assert stats.Difference(0.1, 0.0).errors == np.inf
     assert stats.Difference(-0.1, 0.0).errors == -np.inf
+
+
+def test_nothing_is_recommended_by_costs_that_nobody_counted(results):
+    some = copy.deepcopy(results)
+    for row in some["rows"]:
+        row["flops"] = None
+    assert not [said for said in findings(some) if said.startswith("Recommended")]
+    assert sum(said.startswith("Recommended") for said in findings(results)) == 3
