@@ -11,6 +11,7 @@ import scipy.stats
 
 from configs import study_compressors
 from quecc_jax.commands.cli import execute
+from quecc_jax.commands.grid_law import law_section
 from quecc_jax.config.shapes import at_visual_tokens
 from quecc_jax.experiments import stats
 from quecc_jax.experiments.compressors_report import findings
@@ -117,7 +118,8 @@ def test_the_report_says_what_the_numbers_say(tmp_path):
     given = results()
     said = " ".join(findings(given))
     assert "ours against QueCC at V = 1: single +10.0" in said and "QueCC and TokenPacker" in said
-    page = write_report(given, tmp_path).read_text()
+    page = write_report(given, tmp_path, law_section(given, tmp_path)).read_text()
+    assert "fitted laws" not in page
     for text in ("Every compressor, side by side", "a rung", "QueCC, elastic", "81.3 ± 0.9", "no image"):
         assert text in page
     assert (tmp_path / "flops.png").stat().st_size > 1000 and (tmp_path / "flops-dark.png").is_file()

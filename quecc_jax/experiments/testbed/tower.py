@@ -169,11 +169,12 @@ def _loss(logits: Sequence[jax.Array], mean: np.ndarray, labels: jax.Array) -> j
 def _position_loss(row: jax.Array, column: jax.Array, grid: int) -> jax.Array:
     """Mean cross-entropy of every patch's row and column, from logits [B, n, g] each."""
     rows, columns = jnp.divmod(jnp.arange(grid * grid), grid)
-    entropy = optax.softmax_cross_entropy_with_integer_labels
-    return sum(
-        (jnp.mean(entropy(x, jnp.broadcast_to(y, x.shape[:2]))) for x, y in ((row, rows), (column, columns))),
-        start=jnp.zeros(()),
-    )
+
+    def entropy(logits: jax.Array, wanted: jax.Array) -> jax.Array:
+        labels = jnp.broadcast_to(wanted, logits.shape[:2])
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+
+    return entropy(row, rows) + entropy(column, columns)
 
 
 def _accuracy(
