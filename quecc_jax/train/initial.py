@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 
@@ -12,6 +12,7 @@ from quecc_jax.distributed import notice
 from quecc_jax.errors import UserError
 from quecc_jax.fingerprint import query_fingerprint, tower_fingerprint
 from quecc_jax.train.checkpoint import Tree, load_params
+from quecc_jax.train.run_dir import load_run_config
 from quecc_jax.train.state import TrainState
 from quecc_jax.train.step import Trainer
 
@@ -54,6 +55,8 @@ def borrowed(
 ) -> Tree:
     """Parameters of another run for a model that computes the same with them.
 
+    A tower may hold CLIP's final norm where this model has none, for no feature passes through it.
+
     Args:
       setting: what named that run, for messages.
       run: its directory.
@@ -64,26 +67,53 @@ def borrowed(
     Raises:
       UserError: as `load_params`, or the two models compute otherwise with parameters of the same shapes.
     """
-    source, params = load_params(run, names, abstract)
+    there = load_run_config(run).model
+    spare_norm = "vision" in abstract and there.vision.post_norm and not model.vision.post_norm
+    if spare_norm:
+        vision = abstract["vision"]
+        abstract = {**abstract, "vision": {**vision, "post_norm": vision["pre_norm"]}}
+    _, params = load_params(run, names, abstract)
+    if spare_norm and "vision" in params:
+        del params["vision"]["post_norm"]
+    refuse_other_model(setting, run, there, model, params)
+    return params
+
+
+def refuse_other_model(
+    setting: str, run: str, there: ModelConfig, here: ModelConfig, names: Iterable[str]
+) -> None:
+    """Compares what two models compute with parameters of the same shapes.
+
+    Which states of a tower are read, and of which squares, is the reader's choice and may differ.
+
+    Args:
+      setting: what named the other run, for messages.
+      run: its directory.
+      there: its model.
+      here: the model that is to read its parameters.
+      names: of the parameters, by top level.
+
+    Raises:
+      UserError: naming the first setting that differs.
+    """
     tower = ("heads", "norm_eps", "activation")
     # Exports alone read the positions, and a head's width shows in shapes.
     decoder = {f.name for f in dataclasses.fields(DecoderConfig)} - {"max_positions", "head_width"}
-    pairs: dict[str, tuple[Any, Any, Iterable[str]]] = {
-        "decoder": (source.model.decoder, model.decoder, decoder),
-        "vision": (source.model.vision, model.vision, tower),
-        "text": (source.model.query.text, model.query.text, tower),
+    parts: dict[str, tuple[object, object, Iterable[str]]] = {
+        "decoder": (there.decoder, here.decoder, decoder),
+        "vision": (there.vision, here.vision, tower),
+        "text": (there.query.text, here.query.text, tower),
     }
-    for name in sorted(pairs.keys() & set(params)):
-        there, here, fields = pairs[name]
+    for name in sorted(parts.keys() & set(names)):
+        theirs, ours, fields = parts[name]
         for field in sorted(fields):
-            found, wanted = getattr(there, field), getattr(here, field)
+            found, wanted = getattr(theirs, field), getattr(ours, field)
             if found != wanted:
                 where = f"model.{'query.text' if name == 'text' else name}.{field}"
                 raise UserError(
                     f"{setting} {run} has {where} {found}, and this run {wanted}; give both the "
                     "same, or change it in the other's config.json if you mean the difference"
                 )
-    return params
 
 
 def named_tower(config: RunConfig) -> str | None:

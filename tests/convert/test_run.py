@@ -275,6 +275,16 @@ def test_the_tower_of_a_run_on_cached_features_comes_from_where_it_lies(tmp_path
     export_weights(run, tmp_path / "out", dtype="float16")
     whole = {k: tuple(v) for k, v in small("llava_tiny")["tensors"].items()}
     assert open_tensors(tmp_path / "out").shapes == whole
+    # Weights of another activation fit as well, and would leave under this run's description.
+    other = load_config(imported / "config.json")
+    vision = dataclasses.replace(other.model.vision, activation="gelu")
+    model = dataclasses.replace(other.model, vision=vision)
+    save_config(dataclasses.replace(other, model=model), imported / "config.json")
+    with pytest.raises(
+        UserError, match=r"tower_from .* has model\.vision\.activation gelu, and this run quick"
+    ):
+        export_weights(run, tmp_path / "wrong")
+    assert not (tmp_path / "wrong").exists()
 
 
 def test_nothing_is_written_of_a_checkpoint_that_is_not_what_it_says(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from quecc_jax.convert.io.writer import Spec
 from quecc_jax.convert.rules import Path as LeafPath
 from quecc_jax.convert.rules import Rule, Shape, Slab, leaf_shapes
 from quecc_jax.errors import UserError
+from quecc_jax.train.initial import refuse_other_model
 from quecc_jax.train.orbax_shim import quiet_libraries
 from quecc_jax.train.run_dir import load_run_config
 
@@ -159,11 +160,19 @@ class SlabReader:
         towers = {"vision"} if self.config.model.query.reads_decoder else {"vision", "text"}
         absent = towers - {path[0] for path in self._folder_of}
         if self.config.tower_from and absent:
-            tower = SlabReader(Path(self.config.tower_from))._folder_of
-            self._folder_of |= {path: folder for path, folder in tower.items() if path[0] in absent}
+            self._folder_of |= self._borrowed(absent)
         self._arrays = {path: self._open(path) for path in self._folder_of}
         self.shapes: dict[LeafPath, Shape] = {p: tuple(a.shape) for p, a in self._arrays.items()}
         self.dtypes = {p: np.dtype(a.dtype.numpy_dtype) for p, a in self._arrays.items()}
+
+    def _borrowed(self, names: set[str]) -> dict[LeafPath, Path]:
+        """Where the leaves of absent towers lie, if they are those of this run's model."""
+        other, model = SlabReader(Path(self.config.tower_from)), self.config.model
+        found = {path: folder for path, folder in other._folder_of.items() if path[0] in names}
+        parts = {path[0] for path in found}
+        refuse_other_model("tower_from", self.config.tower_from, other.config.model, model, parts)
+        spare = () if model.vision.post_norm else ("vision", "post_norm")
+        return {path: folder for path, folder in found.items() if path[:2] != spare}
 
     def _add(self, directory: Path, metadata: Any) -> None:
         try:
