@@ -7,6 +7,9 @@ from typing import Any
 
 from quecc_jax.errors import UserError
 
+JsonObject = dict[str, Any]
+"""A JSON object of another program, such as a config.json, whose values are checked where they are used."""
+
 MARK = "\ufeff"
 """The byte order mark, which Windows puts in front of UTF-8 text, and `cat` between two such texts."""
 

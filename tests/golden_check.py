@@ -8,7 +8,6 @@ prints a JSON object {key: max relative error} and exits 1 if any error exceeds 
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,13 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from quecc_jax.convert.formats import mqt, quecc, tokenpacker
 from quecc_jax.models.compressors.base import Features
 from quecc_jax.models.compressors.mqt import MQT
 from quecc_jax.models.compressors.quecc import QueCC
 from quecc_jax.models.compressors.tokenpacker import TokenPacker
 from quecc_jax.models.projector import Projector
-from tests import golden_model
+from tests import golden_model, golden_names
+from tests.golden_names import Names
 from tests.measure import TOLERANCE, error
 
 Tree = dict[str, Any]
@@ -34,13 +33,14 @@ gradients are sums of numbers that cancel."""
 
 
 class Original(NamedTuple):
-    """A golden file's module here, and its parameters under "compressor" and "projector"."""
+    """A golden file's module here, and its parameters there."""
 
     compressor: nn.Module
     projector: Projector
-    params: Tree
-    names: Callable[[Tree], dict[str, Any]]
-    """The original's names of such parameters."""
+    names: Names
+    theirs: dict[str, np.ndarray]
+    """The original's state dict."""
+    heads: int
 
 
 def _group(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
@@ -52,23 +52,15 @@ def _original(arrays: dict[str, np.ndarray]) -> Original:
     theirs, meta = _group(arrays, "param/"), [int(x) for x in arrays["meta"]]
     if "pos_embed" in theirs:
         _, heads, _, side, width, tokens = meta
-        compressor: Any = MQT(side**2, tokens, heads)
-        return Original(compressor, Projector("matrix", width), mqt.from_torch(theirs, heads), mqt.to_torch)
+        compressor: nn.Module = MQT(side**2, tokens, heads)
+        return Original(compressor, Projector("matrix", width), golden_names.MQT, theirs, heads)
     if "q_proj_1.weight" in theirs:
         _, heads, grid, scale, width = meta
-        return Original(
-            TokenPacker((grid // scale,), heads),
-            Projector("mlp2x_gelu", width),
-            tokenpacker.from_torch(theirs, heads),
-            tokenpacker.to_torch,
-        )
+        compressor = TokenPacker((grid // scale,), heads)
+        return Original(compressor, Projector("mlp2x_gelu", width), golden_names.TOKENPACKER, theirs, heads)
     width, _, _, kernel, stride, heads = meta
-    return Original(
-        QueCC(kernel, stride, heads),
-        Projector("identity", width),
-        {"compressor": quecc.from_torch(theirs, heads), "projector": {}},
-        lambda params: quecc.to_torch(params["compressor"]),
-    )
+    compressor = QueCC(kernel, stride, heads)
+    return Original(compressor, Projector("identity", width), golden_names.QUECC, theirs, heads)
 
 
 def check(path: Path) -> dict[str, float]:
@@ -81,23 +73,23 @@ def check(path: Path) -> dict[str, float]:
     with np.load(path) as file:
         arrays = dict(file)
     original, inputs = _original(arrays), _group(arrays, "in/")
+    params_here = original.names.from_torch(original.theirs, original.heads)
 
     def objective(params: Tree, inputs: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
         absent = jnp.zeros((len(inputs["single_level"]), 1, 1))
         features = Features(inputs["single_level"], inputs.get("multi_level", absent))
         call: Any = original.compressor.apply
         tokens = call({"params": params["compressor"]}, features, inputs.get("query", absent))
-        out: Any = original.projector.apply({"params": params["projector"]}, tokens)
+        out: Any = original.projector.apply({"params": params.get("projector", {})}, tokens)
         return jnp.sum(out * arrays["cotangent"]), out
 
     with jax.default_matmul_precision("highest"):
         run = jax.jit(jax.value_and_grad(objective, argnums=(0, 1), has_aux=True))
-        (_, out), (grads, input_grads) = run(original.params, inputs)
+        (_, out), (grads, input_grads) = run(params_here, inputs)
+    grads = original.names.to_torch(grads, original.theirs, original.heads)
 
     pairs = {"out": (out, arrays["out"])}
-    pairs |= {
-        f"grad/{k}": (g, arrays[f"grad/{k}"]) for k, g in original.names(grads).items() if k != "pos_embed"
-    }
+    pairs |= {f"grad/{k}": (g, arrays[f"grad/{k}"]) for k, g in grads.items() if k != "pos_embed"}
     pairs |= {f"grad_in/{k}": (g, arrays[f"grad_in/{k}"]) for k, g in input_grads.items()}
     missing = {k for k in arrays if k == "out" or k.startswith("grad")} ^ set(pairs)
     if missing:

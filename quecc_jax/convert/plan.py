@@ -3,24 +3,18 @@
 import dataclasses
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Literal
 
-from quecc_jax.config import ModelConfig, QueccConfig, QueryConfig, RunConfig, VisionConfig
+from quecc_jax.config import DecoderConfig, ModelConfig, QueccConfig, QueryConfig, RunConfig, VisionConfig
 from quecc_jax.config.io import from_dict, to_dict
 from quecc_jax.config.shapes import tiled_tokens
 from quecc_jax.config.validation import validate
-from quecc_jax.convert.formats.clip import (
-    ANCHOR,
-    hf_vision_config,
-    ignored_names,
-    vision_config,
-    vision_rules,
-)
+from quecc_jax.convert.formats.clip import ANCHOR, NOT_VISION, hf_vision_config, vision_config, vision_rules
 from quecc_jax.convert.formats.clip_text import (
+    NOT_TEXT,
     PROJECTION,
     TEXT_ANCHOR,
     hf_text_config,
-    not_text_names,
     text_config,
     text_rules,
 )
@@ -52,6 +46,7 @@ from quecc_jax.convert.io.adapters import refuse_tensors
 from quecc_jax.convert.processor import image_aspect
 from quecc_jax.convert.rules import Rule, Shape, check
 from quecc_jax.errors import UserError
+from quecc_jax.json_text import JsonObject
 
 Layout = Literal["llava", "llava_hf", "decoder", "clip", "clip_text", "projector"]
 """The original project's whole model; transformers' LlavaForConditionalGeneration; a language model;
@@ -65,13 +60,13 @@ _BUFFERS = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|embeddings\.position_ids)")
 class Source:
     """What is known of a checkpoint before any tensor is read."""
 
-    hf: dict[str, Any]
+    hf: JsonObject
     """Its config.json."""
     found: Mapping[str, Shape]
     """Shapes of all its tensors by name."""
     where: str = "the checkpoint"
     """Its directory or file, for messages."""
-    image_processor: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    image_processor: JsonObject = dataclasses.field(default_factory=dict)
     """Settings of the image processor beside it."""
 
 
@@ -112,7 +107,7 @@ class ImportPlan:
 class ExportPlan:
     """A config.json and the rules that make the tensors beside it."""
 
-    hf: dict[str, Any]
+    hf: JsonObject
     rules: tuple[Rule, ...]
 
 
@@ -136,23 +131,21 @@ def plan_import(
       UserError: missing, unknown or reshaped tensors, all of them; a setting that is not implemented;
         or sources that do not go together.
     """
-    for one in filter(None, (model, vision, projector, text)):
+    given = {"model": model, "vision": vision, "projector": projector, "text": text}
+    sources = {name: source for name, source in given.items() if source is not None}
+    for one in sources.values():
         refuse_tensors(one.found, one.hf, one.where)
     if model.hf.get("model_type") in ("clip", "clip_vision_model"):
-        plan = _import_tower(model)
-        spare = [s for s in (vision, projector) if s]
+        plan, spare = _import_tower(model), vision or projector
     elif is_llava_hf(model.hf):
-        plan = _import_llava_hf(model)
-        spare = [s for s in (vision, projector) if s]
+        plan, spare = _import_llava_hf(model), vision or projector
     elif is_original(model.hf):
-        plan = _import_original(model, vision)
-        spare = [projector] if projector else []
+        plan, spare = _import_original(model, vision), projector
     else:
-        plan = _import_decoder(model, vision, projector)
-        spare = []
-    if spare:
+        plan, spare = _import_decoder(model, vision, projector), None
+    if spare is not None:
         raise UserError(
-            f"{model.where} leaves no room for {spare[0].where}; give a language model to put it "
+            f"{model.where} leaves no room for {spare.where}; give a language model to put it "
             "in front of, or leave it out"
         )
     if text is not None:
@@ -160,11 +153,8 @@ def plan_import(
     # The numbers are a stranger's: they must be of our types as well as fit each other.
     from_dict(ModelConfig, to_dict(plan.config.model), "model")
     validate(plan.config)
-    sources = {"model": model, "vision": vision, "projector": projector, "text": text}
     for name, part in plan.parts.items():
-        source = sources[name]
-        assert source is not None
-        check(part.rules, source.found, part.ignored, source.where)
+        check(part.rules, sources[name].found, part.ignored, sources[name].where)
     return plan
 
 
@@ -211,27 +201,28 @@ def plan_export(
 
 
 def _import_tower(source: Source) -> ImportPlan:
-    tower = _tower_of(source)
-    part, tower = _tower_part(source, tower)
-    # A compressor that fits any grid, so that the settings are those of a valid run.
-    compressor = QueccConfig(kernel=tower.grid, stride=tower.grid)
-    run = RunConfig(model=ModelConfig(vision=tower, compressor=compressor))
+    part, tower = _tower(source)
+    run = RunConfig(model=ModelConfig(vision=tower, compressor=_any_compressor(tower)))
     return ImportPlan(run, "clip", None, {"model": part})
+
+
+def _any_compressor(tower: VisionConfig) -> QueccConfig:
+    """One that fits every grid, so that a run without a compressor has valid settings."""
+    return QueccConfig(kernel=tower.grid, stride=tower.grid)
 
 
 def _import_decoder(source: Source, vision: Source | None, projector: Source | None) -> ImportPlan:
     family, decoder = family_of(source.hf), decoder_config(source.hf)
     rules = _decoder_part(source.found, decoder, family)
-    parts = {"model": Part(tuple(rules), _buffers(source.found))}
+    parts = {"model": Part(tuple(rules), _matching(source.found, _BUFFERS))}
     if not vision and not projector:
         run = _run(ModelConfig(decoder=decoder), family, source.hf, images=0, stage=0)
         return ImportPlan(run, "decoder", family, parts)
     if not vision:
         raise UserError(f"{source.where} has no vision tower; give its directory with --vision")
-    parts["vision"], tower = _tower_part(vision, _tower_of(vision))
+    parts["vision"], tower = _tower(vision)
     if not projector:
-        compressor = QueccConfig(kernel=tower.grid, stride=tower.grid)
-        model = ModelConfig(vision=tower, compressor=compressor, decoder=decoder)
+        model = ModelConfig(vision=tower, compressor=_any_compressor(tower), decoder=decoder)
         return ImportPlan(_run(model, family, source.hf, stage=1), "decoder", family, parts)
     if not is_original(projector.hf):
         raise UserError(
@@ -239,36 +230,38 @@ def _import_decoder(source: Source, vision: Source | None, projector: Source | N
             "mm_projector_type); put the one that was written with it there"
         )
     # The decoder that is given counts, not the one that the projector was trained with.
-    model = original_model(source.hf | _multimodal(projector.hf), tower)
+    others = ("image_aspect_ratio", "image_grid_pinpoints", "s2", "s2_scales")
+    multimodal = {k: v for k, v in projector.hf.items() if k.startswith("mm_") or k in others}
+    model = original_model(source.hf | multimodal, tower)
     prefix = _before(projector.found, "mm_projector.", inside=True) or "model.mm_projector."
     parts["projector"] = Part(tuple(adapter_rules(model, prefix)))
     return ImportPlan(_run(model, family, projector.hf, stage=1), "decoder", family, parts)
 
 
 def _import_original(source: Source, vision: Source | None) -> ImportPlan:
-    family, body = family_of(source.hf), original_body(family_of(source.hf))
-    tower = _tower_of(vision) if vision else original_tower(source.hf)
+    family = family_of(source.hf)
+    body = original_body(family)
+    apart, tower = _tower(vision) if vision else (None, original_tower(source.hf))
     prefix = _before(source.found, "mm_projector.", inside=True) or f"{body}mm_projector."
     if source.found and all(name.startswith(prefix) or name.endswith(NEWLINE) for name in source.found):
         model = original_model(source.hf, tower)
         parts = {"model": Part(tuple(adapter_rules(model, prefix)))}
         return ImportPlan(_run(model, family, source.hf, stage=1), "projector", family, parts)
     inside = _before(source.found, ANCHOR)
-    if inside is None and vision is None:
+    if inside is None and apart is None:
         raise UserError(
             f"{source.where} holds no vision tower; give the directory of "
             f"{source.hf.get('mm_vision_tower')!r} with --vision"
         )
-    parts, rules = {}, []
+    rules = []
     if inside is not None:
-        tower = _with_post_norm(tower, source.found, inside)
+        tower, apart = _with_post_norm(tower, source.found, inside), None
         rules += vision_rules(tower, inside)
-    elif vision is not None:
-        parts["vision"], tower = _tower_part(vision, tower)
     model = original_model(source.hf, tower)
     rules += adapter_rules(model, prefix)
     rules += _decoder_part(source.found, model.decoder, family, body=body)
-    parts["model"] = Part(tuple(rules), _buffers(source.found))
+    parts = {"vision": apart} if apart is not None else {}
+    parts["model"] = Part(tuple(rules), _matching(source.found, _BUFFERS))
     return ImportPlan(_run(model, family, source.hf, stage=2), "llava", family, parts)
 
 
@@ -286,13 +279,15 @@ def _import_llava_hf(source: Source) -> ImportPlan:
         *_decoder_part(source.found, model.decoder, family, "language_model."),
     ]
     # The processor beside it counts; transformers' usual one crops where the original's evaluation pads.
-    aspect = image_aspect(dict(source.image_processor), vision.image_size, source.where)
+    aspect = image_aspect(source.image_processor, vision.image_size, source.where)
     run = _run(model, family, text | {"image_aspect_ratio": aspect}, stage=2)
-    return ImportPlan(run, "llava_hf", family, {"model": Part(tuple(rules), _buffers(source.found))})
+    return ImportPlan(
+        run, "llava_hf", family, {"model": Part(tuple(rules), _matching(source.found, _BUFFERS))}
+    )
 
 
 def _run(
-    model: ModelConfig, family: str, hf: dict[str, Any], stage: Literal[0, 1, 2], images: int = 1
+    model: ModelConfig, family: str, hf: JsonObject, stage: Literal[0, 1, 2], images: int = 1
 ) -> RunConfig:
     """Settings of a run that starts, or has ended, with these weights."""
     run = RunConfig(model=model)
@@ -309,7 +304,7 @@ def _run(
 
 
 def _decoder_part(
-    found: Mapping[str, Shape], decoder: Any, family: str, prefix: str = "", body: str | None = None
+    found: Mapping[str, Shape], decoder: DecoderConfig, family: str, prefix: str = "", body: str | None = None
 ) -> list[Rule]:
     """The decoder's rules under the prefixes that its names have in this file."""
     embed = _before(found, "wte.weight" if family == "mpt" else "embed_tokens.weight")
@@ -323,20 +318,16 @@ def _decoder_part(
     )
 
 
-def _tower_of(source: Source) -> VisionConfig:
-    """The tower of a CLIP directory, whose image processor is the one that the original project reads."""
-    tower = vision_config(source.hf)
-    image_aspect(dict(source.image_processor), tower.image_size, source.where)
-    return tower
-
-
-def _tower_part(source: Source, tower: VisionConfig) -> tuple[Part, VisionConfig]:
+def _tower(source: Source) -> tuple[Part, VisionConfig]:
     """The rules of a CLIP directory, and its tower with or without the final norm, as it is there."""
+    tower = vision_config(source.hf)
+    # It is the image processor that the original project reads: refused if it works otherwise.
+    image_aspect(source.image_processor, tower.image_size, source.where)
     prefix = _before(source.found, ANCHOR)
     prefix = "vision_model." if prefix is None else prefix
     tower = _with_post_norm(tower, source.found, prefix)
-    ignored = (*ignored_names(source.found), *_buffers(source.found))
-    return Part(tuple(vision_rules(tower, prefix)), tuple(dict.fromkeys(ignored))), tower
+    ignored = _matching(source.found, NOT_VISION, _BUFFERS)
+    return Part(tuple(vision_rules(tower, prefix)), ignored), tower
 
 
 def _with_text(plan: ImportPlan, source: Source) -> ImportPlan:
@@ -344,7 +335,7 @@ def _with_text(plan: ImportPlan, source: Source) -> ImportPlan:
     prefix = _before(source.found, TEXT_ANCHOR)
     tower = text_config(source.hf, projected=PROJECTION in source.found)
     rules = text_rules(tower, "text_model." if prefix is None else prefix)
-    part = Part(tuple(rules), tuple(not_text_names(source.found)), carried=False)
+    part = Part(tuple(rules), _matching(source.found, NOT_TEXT), carried=False)
     model = dataclasses.replace(plan.config.model, query=QueryConfig("clip_text", text=tower))
     config = dataclasses.replace(plan.config, model=model)
     return dataclasses.replace(plan, config=config, parts=plan.parts | {"text": part})
@@ -354,14 +345,9 @@ def _with_post_norm(tower: VisionConfig, found: Mapping[str, Shape], prefix: str
     return dataclasses.replace(tower, post_norm=f"{prefix}post_layernorm.weight" in found)
 
 
-def _buffers(names: Iterable[str]) -> tuple[str, ...]:
-    return tuple(name for name in names if _BUFFERS.fullmatch(name))
-
-
-def _multimodal(hf: dict[str, Any]) -> dict[str, Any]:
-    """The settings of an original config.json that are not its decoder's."""
-    others = ("image_aspect_ratio", "image_grid_pinpoints", "s2", "s2_scales")
-    return {k: v for k, v in hf.items() if k.startswith("mm_") or k in others}
+def _matching(names: Iterable[str], *patterns: re.Pattern[str]) -> tuple[str, ...]:
+    """The names that a pattern describes, each once."""
+    return tuple(dict.fromkeys(name for one in patterns for name in names if one.fullmatch(name)))
 
 
 def _before(names: Iterable[str], part: str, inside: bool = False) -> str | None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from quecc_jax.errors import UserError
 
@@ -13,6 +14,8 @@ Array = np.ndarray
 Arrays = tuple[Array, ...]
 Shape = tuple[int, ...]
 Path = tuple[str, ...]
+PyTree = dict[str, Any]
+"""Nested dicts of arrays."""
 
 SHOWN = 20
 """Names of one kind that an error lists before it only counts them."""
@@ -164,7 +167,7 @@ def check(
       rules: what is needed.
       found: shapes by name of all tensors that are there.
       ignored: names among them that are knowingly left out.
-      where: the place that was read, for the message.
+      where: the checkpoint, for the message.
 
     Raises:
       UserError: naming every missing, extra and reshaped tensor (the first twenty of each kind).
@@ -186,44 +189,38 @@ def check(
         ],
     }
     if any(problems.values()):
-        listed = "; ".join(f"{len(v)} {kind}: {_some(v)}" for kind, v in problems.items() if v)
+        listed = "; ".join(f"{len(v)} {kind}: {some(v, SHOWN)}" for kind, v in problems.items() if v)
         raise UserError(
             f"the tensors of {where} are not those of its config.json: {listed}; "
             "is a shard missing, or does the config belong to another model?"
         )
 
 
-def _some(names: Sequence[str]) -> str:
-    first = ", ".join(sorted(names)[:SHOWN])
-    return f"{first} and {len(names) - SHOWN} more" if len(names) > SHOWN else first
+def some(names: Iterable[str], shown: int) -> str:
+    """The first of some names in order, and how many more there are."""
+    names = sorted(names)
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
 
 
-def to_tree(rules: Iterable[Rule], tensors: Mapping[str, Array]) -> dict[str, Any]:
+def to_tree(rules: Iterable[Rule], tensors: Mapping[str, Array]) -> PyTree:
     """The nested parameters that tensors in memory amount to, stacked over layers."""
     leaves: dict[Path, dict[int | None, Array]] = {}
     for rule in rules:
         arrays = rule.to_ours(tuple(tensors[name] for name in rule.theirs))
         for slab, array in zip(rule.ours, arrays, strict=True):
             leaves.setdefault(slab.path, {})[slab.layer] = array
-    tree: dict[str, Any] = {}
-    for path, layers in leaves.items():
-        node = tree
-        for key in path[:-1]:
-            node = node.setdefault(key, {})
-        whole = layers[None] if None in layers else np.stack([layers[i] for i in range(len(layers))])
-        node[path[-1]] = whole
-    return tree
+    return unflatten_dict(
+        {
+            path: layers[None] if None in layers else np.stack([layers[i] for i in range(len(layers))])
+            for path, layers in leaves.items()
+        }
+    )
 
 
-def from_tree(rules: Iterable[Rule], tree: Mapping[str, Any]) -> dict[str, Array]:
+def from_tree(rules: Iterable[Rule], tree: PyTree) -> dict[str, Array]:
     """The inverse of `to_tree`: their tensors by name."""
-    tensors: dict[str, Array] = {}
+    leaves, tensors = flatten_dict(tree), dict[str, Array]()
     for rule in rules:
-        arrays = []
-        for slab in rule.ours:
-            leaf: Any = tree
-            for key in slab.path:
-                leaf = leaf[key]
-            arrays.append(leaf if slab.layer is None else leaf[slab.layer])
-        tensors.update(zip(rule.theirs, rule.to_theirs(tuple(arrays)), strict=True))
+        ours = tuple(leaves[s.path] if s.layer is None else leaves[s.path][s.layer] for s in rule.ours)
+        tensors.update(zip(rule.theirs, rule.to_theirs(ours), strict=True))
     return tensors

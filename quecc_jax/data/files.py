@@ -78,6 +78,11 @@ def read_json(path: str | Path) -> Any:
         raise UserError(f"{path} cannot be read: {what}; repair it") from None
 
 
+def write_json(value: object, path: Path) -> None:
+    """Writes a JSON file as transformers writes its own: UTF-8, indented by two."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def _values(path: str | Path, text: str) -> list[Any]:
     """The values of a .jsonl file."""
     # Files that were joined have a byte order mark in front of some lines.

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quecc_jax.convert.formats import mqt, tokenpacker
 from quecc_jax.errors import UserError
 from tests.golden_check import TOLERANCE, check
+from tests.golden_names import MQT, TOKENPACKER
 
 FOLDER = Path(__file__).parents[1] / "golden"
 GOLDEN = sorted([*FOLDER.glob("tokenpacker_*.npz"), *FOLDER.glob("mqt_*.npz")])
@@ -33,8 +33,8 @@ def test_outputs_and_all_gradients_equal_the_originals(path):
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
 def test_parameters_come_in_and_go_out_unchanged(path):
     params, heads = parameters(path)
-    names = mqt if "pos_embed" in params else tokenpacker
-    back = names.to_torch(names.from_torch(params, heads))
+    names = MQT if "pos_embed" in params else TOKENPACKER
+    back = names.to_torch(names.from_torch(params, heads), params, heads)
     assert back.keys() == params.keys()
     for name, array in back.items():
         # Our own constants stand for the original's.
@@ -44,4 +44,4 @@ def test_parameters_come_in_and_go_out_unchanged(path):
 def test_other_positions_are_refused():
     params, heads = parameters(FOLDER / "mqt_g12_q16_v5.npz")
     with pytest.raises(UserError, match="pos_embed is not the sine-cosine positions of a square of 16"):
-        mqt.from_torch(params | {"pos_embed": params["pos_embed"] + 0.1}, heads)
+        MQT.from_torch(params | {"pos_embed": params["pos_embed"] + 0.1}, heads)

@@ -1,13 +1,12 @@
 """CLIP vision towers: Hugging Face configs and names to ours."""
 
 import re
-from collections.abc import Iterable
-from typing import Any
 
 from quecc_jax.config import VisionConfig
 from quecc_jax.config.query import ClipTextConfig
 from quecc_jax.convert.rules import Arrays, Rule, Scope, dense, norm, same
 from quecc_jax.errors import UserError
+from quecc_jax.json_text import JsonObject
 
 LEVELS = (12, 16, 22, 23)
 """Hidden states that the original's multi-level features always come from."""
@@ -15,7 +14,7 @@ LEVELS = (12, 16, 22, 23)
 ANCHOR = "embeddings.class_embedding"
 """A name that every tower has once; what stands before it is the tower's prefix."""
 
-DEFAULTS: dict[str, Any] = {
+DEFAULTS: JsonObject = {
     "hidden_size": 768,
     "intermediate_size": 3072,
     "num_hidden_layers": 12,
@@ -26,24 +25,33 @@ DEFAULTS: dict[str, Any] = {
     "hidden_act": "quick_gelu",
     "layer_norm_eps": 1e-5,
 }
-"""What a key means that a CLIP vision config leaves out."""
+"""What a key means that a CLIP vision config leaves out; in the order in which keys are written."""
 
+TOWER_KEYS = {
+    "hidden_size": "width",
+    "intermediate_size": "mlp_width",
+    "num_hidden_layers": "depth",
+    "num_attention_heads": "heads",
+    "hidden_act": "activation",
+    "layer_norm_eps": "norm_eps",
+}
+"""Keys of either tower's config.json, and our fields."""
+_KEYS = TOWER_KEYS | {"image_size": "image_size", "patch_size": "patch_size"}
+
+CLIP_L_336 = VisionConfig(post_norm=True)
+"""The tower of LLaVA-1.5, and of a llava-hf config.json that describes none."""
 KNOWN = {
-    "openai/clip-vit-large-patch14-336": VisionConfig(post_norm=True),
+    "openai/clip-vit-large-patch14-336": CLIP_L_336,
     "openai/clip-vit-large-patch14": VisionConfig(image_size=224, post_norm=True),
 }
 """Towers that checkpoints name without describing them."""
 
-_NOT_VISION = re.compile(r"text_model\..*|logit_scale|(text|visual)_projection\.weight")
+NOT_VISION = re.compile(r"text_model\..*|logit_scale|(text|visual)_projection\.weight")
+"""Tensors of a whole CLIP model that its vision tower has no part in: the text encoder, both projections into
+the common space, and the temperature."""
 
 
-def ignored_names(names: Iterable[str]) -> list[str]:
-    """Tensors of a whole CLIP model that its tower has no part in: the text encoder, both projections
-    into the common space, and the temperature."""
-    return [name for name in names if _NOT_VISION.fullmatch(name)]
-
-
-def vision_config(hf: dict[str, Any], select_layer: int = -2) -> VisionConfig:
+def vision_config(hf: JsonObject, select_layer: int = -2) -> VisionConfig:
     """The tower that a config.json of model_type `clip_vision_model` or `clip` describes.
 
     The multi-level features are the original's states 12, 16, 22 and 23; a tower that has not so
@@ -69,23 +77,12 @@ def vision_config(hf: dict[str, Any], select_layer: int = -2) -> VisionConfig:
             f"{hf['patch_size']}); use another tower"
         )
     check_activation(hf)
-    depth = hf["num_hidden_layers"]
-    return VisionConfig(
-        image_size=hf["image_size"],
-        patch_size=hf["patch_size"],
-        width=hf["hidden_size"],
-        depth=depth,
-        heads=hf["num_attention_heads"],
-        mlp_width=hf["intermediate_size"],
-        norm_eps=hf["layer_norm_eps"],
-        activation=hf["hidden_act"],
-        select_layer=select_layer,
-        levels=LEVELS if depth >= max(LEVELS) else (select_layer,),
-        post_norm=True,
-    )
+    levels = LEVELS if hf["num_hidden_layers"] >= max(LEVELS) else (select_layer,)
+    fields = {ours: hf[theirs] for theirs, ours in _KEYS.items()}
+    return VisionConfig(**fields, select_layer=select_layer, levels=levels, post_norm=True)
 
 
-def check_activation(hf: dict[str, Any]) -> None:
+def check_activation(hf: JsonObject) -> None:
     """Raises UserError for a tower of images or text whose activation is not implemented."""
     if hf["hidden_act"] not in ("quick_gelu", "gelu"):
         raise UserError(
@@ -94,20 +91,13 @@ def check_activation(hf: dict[str, Any]) -> None:
         )
 
 
-def hf_vision_config(config: VisionConfig) -> dict[str, Any]:
-    """The config.json of a tower; select layer and levels are not in it."""
+def hf_vision_config(config: VisionConfig) -> JsonObject:
+    """The config.json of a vision tower; which states are read of it is not said there."""
     return {
         "architectures": ["CLIPVisionModel"],
         "model_type": "clip_vision_model",
-        "hidden_size": config.width,
-        "intermediate_size": config.mlp_width,
-        "num_hidden_layers": config.depth,
-        "num_attention_heads": config.heads,
-        "num_channels": 3,
-        "image_size": config.image_size,
-        "patch_size": config.patch_size,
-        "hidden_act": config.activation,
-        "layer_norm_eps": config.norm_eps,
+        **DEFAULTS,
+        **{theirs: getattr(config, ours) for theirs, ours in _KEYS.items()},
     }
 
 

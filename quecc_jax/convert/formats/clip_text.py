@@ -1,20 +1,19 @@
 """CLIP text towers: Hugging Face configs and names to ours."""
 
 import re
-from collections.abc import Iterable
-from typing import Any
 
 from quecc_jax.config.query import ClipTextConfig
-from quecc_jax.convert.formats.clip import check_activation, layer_rules
+from quecc_jax.convert.formats.clip import TOWER_KEYS, check_activation, layer_rules
 from quecc_jax.convert.rules import Rule, Scope, matrix, norm, same
 from quecc_jax.errors import UserError
+from quecc_jax.json_text import JsonObject
 
 TEXT_ANCHOR = "embeddings.token_embedding.weight"
 """A name that every text tower has once; what stands before it is the tower's prefix."""
 PROJECTION = "text_projection.weight"
 """Of a whole CLIP and of CLIPTextModelWithProjection; a bare CLIPTextModel has none."""
 
-_DEFAULTS: dict[str, Any] = {
+_DEFAULTS: JsonObject = {
     "vocab_size": 49408,
     "hidden_size": 512,
     "intermediate_size": 2048,
@@ -25,17 +24,15 @@ _DEFAULTS: dict[str, Any] = {
     "hidden_act": "quick_gelu",
     "layer_norm_eps": 1e-5,
 }
-"""What a key means that a CLIP text config leaves out."""
+"""What a key means that a CLIP text config leaves out; in the order in which keys are written."""
+_KEYS = TOWER_KEYS | {"vocab_size": "vocab_size", "max_position_embeddings": "positions"}
 
-_NOT_TEXT = re.compile(r"vision_model\..*|logit_scale|visual_projection\.weight|(.*\.)?position_ids")
+NOT_TEXT = re.compile(r"vision_model\..*|logit_scale|visual_projection\.weight|(.*\.)?position_ids")
 
-
-def not_text_names(names: Iterable[str]) -> list[str]:
-    """Tensors of a whole CLIP model that its text tower has no part in."""
-    return [name for name in names if _NOT_TEXT.fullmatch(name)]
+"""Tensors of a whole CLIP model that its text tower has no part in."""
 
 
-def text_config(hf: dict[str, Any], projected: bool) -> ClipTextConfig:
+def text_config(hf: JsonObject, projected: bool) -> ClipTextConfig:
     """The text tower that a config.json of model_type `clip` or `clip_text_model` describes.
 
     Args:
@@ -56,34 +53,19 @@ def text_config(hf: dict[str, Any], projected: bool) -> ClipTextConfig:
         )
     hf = _DEFAULTS | hf
     check_activation(hf)
-    return ClipTextConfig(
-        vocab_size=hf["vocab_size"],
-        positions=hf["max_position_embeddings"],
-        width=hf["hidden_size"],
-        depth=hf["num_hidden_layers"],
-        heads=hf["num_attention_heads"],
-        mlp_width=hf["intermediate_size"],
-        norm_eps=hf["layer_norm_eps"],
-        activation=hf["hidden_act"],
-        projection=hf["projection_dim"] if projected else 0,
-    )
+    fields = {ours: hf[theirs] for theirs, ours in _KEYS.items()}
+    return ClipTextConfig(**fields, projection=hf["projection_dim"] if projected else 0)
 
 
-def hf_text_config(config: ClipTextConfig) -> dict[str, Any]:
+def hf_text_config(config: ClipTextConfig) -> JsonObject:
     """The config.json of a text tower."""
     kind = "CLIPTextModelWithProjection" if config.projection else "CLIPTextModel"
     return {
         "architectures": [kind],
         "model_type": "clip_text_model",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.width,
-        "intermediate_size": config.mlp_width,
+        **_DEFAULTS,
+        **{theirs: getattr(config, ours) for theirs, ours in _KEYS.items()},
         "projection_dim": config.projection or config.width,
-        "num_hidden_layers": config.depth,
-        "num_attention_heads": config.heads,
-        "max_position_embeddings": config.positions,
-        "hidden_act": config.activation,
-        "layer_norm_eps": config.norm_eps,
     }
 
 

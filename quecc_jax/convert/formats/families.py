@@ -1,11 +1,15 @@
 """Decoder families: their Hugging Face config.json to a DecoderConfig, and back."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
 
 from quecc_jax.config import DecoderConfig
 from quecc_jax.convert.formats.rope import hf_rope, rope_settings
 from quecc_jax.errors import UserError
+from quecc_jax.json_text import JsonObject
+
+Allowed = Mapping[str, Collection[object]]
+"""Settings of a config.json that change what a model computes, and the values that are implemented."""
 
 ORIGINAL = {
     "llama": "llava_llama",
@@ -19,7 +23,7 @@ config.json calls a vision-language model of each."""
 
 _FAMILY = {kind: family for family, kind in ORIGINAL.items()} | {"llava_phi": "phi3"}
 
-_LLAMA_LIKE: dict[str, Any] = {
+_LLAMA_LIKE: JsonObject = {
     "hidden_act": "silu",
     "tie_word_embeddings": False,
     "num_key_value_heads": None,
@@ -42,7 +46,7 @@ _MPT_ATTENTION = {
     "alibi": True,
     "alibi_bias_max": 8,
 }
-DEFAULTS: dict[str, dict[str, Any]] = {
+DEFAULTS: dict[str, JsonObject] = {
     "llama": _LLAMA_LIKE | {"vocab_size": 32000, "intermediate_size": 11008, "max_position_embeddings": 2048},
     "mistral": _LLAMA_LIKE
     | {
@@ -88,7 +92,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 """What a key means that a family's config.json leaves out (transformers' own defaults)."""
 
-_ONLY: dict[str, tuple[Any, ...]] = {
+_ONLY: Allowed = {
     "hidden_act": ("silu",),
     "attention_bias": (False, None),
     "mlp_bias": (False, None),
@@ -117,10 +121,9 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "attn_uses_sequence_id": (False,),
     "alibi": (True,),
 }
-"""Settings that change the mathematics, with the values that are implemented."""
 
 
-def family_of(hf: dict[str, Any]) -> str:
+def family_of(hf: JsonObject) -> str:
     """The family of a config.json of a language model, or of the original project's models.
 
     Raises:
@@ -139,7 +142,7 @@ def family_of(hf: dict[str, Any]) -> str:
     return family
 
 
-def settings(hf: dict[str, Any], family: str) -> dict[str, Any]:
+def settings(hf: JsonObject, family: str) -> JsonObject:
     """A family's config.json with the keys filled in that it leaves out.
 
     Raises:
@@ -147,16 +150,33 @@ def settings(hf: dict[str, Any], family: str) -> dict[str, Any]:
     """
     full = DEFAULTS[family] | hf
     attention = _MPT_ATTENTION | (full.get("attn_config") or {}) if family == "mpt" else {}
-    for name, value in {**full, **attention}.items():
-        if name in _ONLY and value not in _ONLY[name]:
-            raise UserError(
-                f"{name} {value!r} in config.json is not implemented for {family}; "
-                f"use a model with {' or '.join(repr(v) for v in _ONLY[name])}"
-            )
+    refuse({**full, **attention}, _ONLY, f" for {family}")
     return full | ({"attn_config": attention} if attention else {})
 
 
-def decoder_config(hf: dict[str, Any]) -> DecoderConfig:
+def refuse(
+    hf: JsonObject, only: Allowed, whom: str = "", explain: Callable[[str, object], str] = lambda *_: ""
+) -> None:
+    """Checks the settings of a config.json that change what a model computes.
+
+    Args:
+      hf: the settings; those that are absent are not looked at.
+      only: the values that are implemented.
+      whom: " for ..." in the message.
+      explain: what a setting and its value mean, for the message.
+
+    Raises:
+      UserError: another value, by name.
+    """
+    for name, allowed in only.items():
+        if name in hf and hf[name] not in allowed:
+            raise UserError(
+                f"{name} {hf[name]!r} in config.json{explain(name, hf[name])} is not implemented{whom}; "
+                f"use a model with {' or '.join(map(repr, allowed))}"
+            )
+
+
+def decoder_config(hf: JsonObject) -> DecoderConfig:
     """The decoder that a config.json describes.
 
     Args:
@@ -205,7 +225,7 @@ def decoder_config(hf: dict[str, Any]) -> DecoderConfig:
     )
 
 
-def _window(hf: dict[str, Any], family: str, depth: int) -> tuple[int, int]:
+def _window(hf: JsonObject, family: str, depth: int) -> tuple[int, int]:
     """(window, layers at the front that it spares), (0, 0) without one."""
     window = hf["sliding_window"] or 0
     if family == "llama":
@@ -225,7 +245,7 @@ def _window(hf: dict[str, Any], family: str, depth: int) -> tuple[int, int]:
     return (0, 0) if spared == depth or not window else (window, spared)
 
 
-def hf_decoder_config(config: DecoderConfig, family: str, max_length: int = 2048) -> dict[str, Any]:
+def hf_decoder_config(config: DecoderConfig, family: str, max_length: int = 2048) -> JsonObject:
     """The config.json of a decoder that never had one.
 
     Args:
@@ -238,7 +258,7 @@ def hf_decoder_config(config: DecoderConfig, family: str, max_length: int = 2048
     """
     positions = config.max_positions or max_length
     if family == "mpt":
-        hf: dict[str, Any] = {
+        hf: JsonObject = {
             "architectures": ["MptForCausalLM"],
             "d_model": config.width,
             "n_heads": config.heads,

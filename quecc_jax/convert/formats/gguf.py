@@ -7,13 +7,16 @@ is one more Hugging Face checkpoint to everything else.
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
+from quecc_jax.config import RopeScaling
 from quecc_jax.convert.formats.gguf_rope import scaling_of
 from quecc_jax.convert.formats.gguf_tokenizer import Told
+from quecc_jax.convert.formats.rope import hf_scaling
 from quecc_jax.errors import UserError
+from quecc_jax.json_text import JsonObject
 
 WHOLE = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -32,6 +35,8 @@ LAYER = {
     "ffn_down": "mlp.down_proj",
 }
 """GGUF's names and Hugging Face's."""
+REMEDY = "give the Hugging Face directory of this model"
+"""What helps where a GGUF file is not read."""
 
 FREQUENCIES = "rope_freqs.weight"
 """What the frequency of each rotary pair is divided by; LLaMA 3.1 and later."""
@@ -89,13 +94,12 @@ class GgufFile:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         reader = _open(self.path)
-        self.metadata: dict[str, Any] = {name: field.contents() for name, field in reader.fields.items()}
+        self.metadata: JsonObject = {name: field.contents() for name, field in reader.fields.items()}
         """GGUF's keys and values, tokenizer included."""
         self._refuse_parts(reader.byte_order)
         if (kind := self.metadata.get("general.architecture")) != "llama":
             raise UserError(
-                f"{path} holds a model of architecture {kind!r}; only llama is read from GGUF, "
-                "give the Hugging Face directory of this model"
+                f"{path} holds a model of architecture {kind!r}; only llama is read from GGUF, {REMEDY}"
             )
         held = {tensor.name: tensor for tensor in reader.tensors}
         divisors = held.pop(FREQUENCIES, None)
@@ -129,10 +133,7 @@ class GgufFile:
             return WHOLE[name]
         found = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)
         if found is None or found[2] not in LAYER:
-            raise UserError(
-                f"{self.path} holds the tensor {name}, which no LLaMA has; "
-                "give the Hugging Face directory of this model"
-            )
+            raise UserError(f"{self.path} holds the tensor {name}, which no LLaMA has; {REMEDY}")
         return f"model.layers.{found[1]}.{LAYER[found[2]]}.weight"
 
     def read(self, name: str) -> np.ndarray:
@@ -175,6 +176,7 @@ def halves(weight: np.ndarray, heads: int) -> np.ndarray:
 
 
 def _open(path: Path) -> Any:
+    """Package gguf's reader of a file."""
     try:
         from gguf import GGUFReader
     except ImportError:
@@ -183,24 +185,27 @@ def _open(path: Path) -> Any:
         raise UserError(f"{path} is not a file; check the path")
     try:
         return GGUFReader(path)
-    except ValueError as error:
-        if "GGMLQuantizationType" in str(error):
-            raise UserError(
-                f"{path} holds tensors of a type that package gguf does not know ({error}); "
-                "give a file in F16 or Q8_0"
-            ) from None
-        raise UserError(f"{path} is truncated or not a GGUF file ({error}); download it again") from None
-    except Exception as error:
-        # The reader trusts the file and fails wherever its bytes lead it.
-        raise UserError(f"{path} is truncated or not a GGUF file ({error}); download it again") from None
+    except Exception as error:  # the reader trusts the file and fails wherever its bytes lead it
+        unknown = isinstance(error, ValueError) and "GGMLQuantizationType" in str(error)
+        if unknown:
+            why, remedy = (
+                "holds tensors of a type that package gguf does not know",
+                "give a file in F16 or Q8_0",
+            )
+        else:
+            why, remedy = "is truncated or not a GGUF file", "download it again"
+        raise UserError(f"{path} {why} ({error}); {remedy}") from None
 
 
-def hf_config(gguf: GgufFile) -> dict[str, Any]:
+def hf_config(gguf: GgufFile) -> JsonObject:
     """The config.json that Hugging Face would keep beside these tensors.
 
     Raises:
       UserError: a setting is missing, or one that changes the mathematics is not implemented.
     """
+
+    def refuse(what: str) -> NoReturn:
+        raise UserError(f"{gguf.path} has {what}, which is not read from GGUF; {REMEDY}")
 
     def setting(name: str, default: Any = None) -> Any:
         value = gguf.metadata.get(f"llama.{name}", default)
@@ -213,16 +218,14 @@ def hf_config(gguf: GgufFile) -> dict[str, Any]:
         if name == key or name in _HARMLESS:
             continue
         if name not in _OFF or value != _OFF[name]:
-            raise UserError(
-                f"{gguf.path} has {key} {value!r}, which is not read from GGUF; "
-                "give the Hugging Face directory of this model"
-            )
-    width, heads = setting("embedding_length"), setting("attention.head_count")
+            refuse(f"{key} {value!r}")
+    width = setting("embedding_length")
     special = Told(gguf.metadata, gguf.path).special
     tokens = gguf.metadata.get("tokenizer.ggml.tokens", ())
-    counts = {name: setting(name) for name in ("block_count", "feed_forward_length", "attention.head_count")}
-    counts["attention.head_count_kv"] = setting("attention.head_count_kv", heads)
-    for name, value in counts.items():
+    names = ("block_count", "feed_forward_length", "attention.head_count")
+    depth, mlp_width, heads = counts = [setting(name) for name in names]
+    kv_heads = setting("attention.head_count_kv", heads)
+    for name, value in zip((*names, "attention.head_count_kv"), (*counts, kv_heads), strict=True):
         if not isinstance(value, int):
             raise UserError(
                 f"{gguf.path} has a llama.{name} for every layer, which is not read from GGUF; "
@@ -231,10 +234,7 @@ def hf_config(gguf: GgufFile) -> dict[str, Any]:
     head = setting("attention.key_length", width // heads)
     for name in ("rope.dimension_count", "attention.value_length"):
         if (value := setting(name, head)) != head:
-            raise UserError(
-                f"{gguf.path} has llama.{name} {value} beside heads of {head}, which is not read "
-                "from GGUF; give the Hugging Face directory of this model"
-            )
+            refuse(f"llama.{name} {value} beside heads of {head}")
     vocabulary = gguf.shapes.get("model.embed_tokens.weight", (len(tokens),))[0]
     if len(tokens) > vocabulary:
         raise UserError(
@@ -247,15 +247,15 @@ def hf_config(gguf: GgufFile) -> dict[str, Any]:
         "model_type": "llama",
         "vocab_size": vocabulary,
         "hidden_size": width,
-        "num_hidden_layers": setting("block_count"),
+        "num_hidden_layers": depth,
         "num_attention_heads": heads,
-        "num_key_value_heads": setting("attention.head_count_kv", heads),
+        "num_key_value_heads": kv_heads,
         "head_dim": head,
-        "intermediate_size": setting("feed_forward_length"),
+        "intermediate_size": mlp_width,
         "hidden_act": "silu",
         "rms_norm_eps": _decimal(setting("attention.layer_norm_rms_epsilon")),
         "rope_theta": theta,
-        "rope_scaling": _scaling(gguf, head, theta),
+        "rope_scaling": hf_scaling(_scaling(gguf, head, theta)),
         "max_position_embeddings": setting("context_length"),
         "tie_word_embeddings": "lm_head.weight" not in gguf.shapes,
         "attention_bias": False,
@@ -265,8 +265,8 @@ def hf_config(gguf: GgufFile) -> dict[str, Any]:
     }
 
 
-def _scaling(gguf: GgufFile, head: int, theta: float) -> dict[str, Any] | None:
-    """The `rope_scaling` of Hugging Face's config.json.
+def _scaling(gguf: GgufFile, head: int, theta: float) -> RopeScaling:
+    """What a file's settings and divisors make of the rotary frequencies.
 
     Raises:
       UserError: a kind that is not implemented, or divisors that no kind explains.
@@ -277,24 +277,19 @@ def _scaling(gguf: GgufFile, head: int, theta: float) -> dict[str, Any] | None:
     if kind not in ("none", "linear") or (kind == "linear" and factor is None):
         raise UserError(
             f"{gguf.path} has llama.rope.scaling.type {kind!r} with factor {factor}, which is "
-            "not read from GGUF; give the Hugging Face directory of this model"
+            f"not read from GGUF; {REMEDY}"
         )
     # The factor counts where the kind is told, or where files know one kind alone.
     linear = factor if kind == "linear" or "llama.rope.scaling.type" not in gguf.metadata else None
     if gguf.divisors is None:
-        return {"type": "linear", "factor": _decimal(linear)} if linear not in (None, 1) else None
+        return RopeScaling() if linear in (None, 1) else RopeScaling("linear", _decimal(linear))
     if linear not in (None, 1):
-        raise UserError(
-            f"{gguf.path} has both {FREQUENCIES} and llama.rope.scaling; "
-            "give the Hugging Face directory of this model"
-        )
+        raise UserError(f"{gguf.path} has both {FREQUENCIES} and llama.rope.scaling; {REMEDY}")
     try:
         length = gguf.metadata.get("llama.rope.scaling.original_context_length")
         return scaling_of(gguf.divisors, head, theta, length)
     except ValueError as error:
-        raise UserError(
-            f"{FREQUENCIES} in {gguf.path} {error}; give the Hugging Face directory of this model"
-        ) from None
+        raise UserError(f"{FREQUENCIES} in {gguf.path} {error}; {REMEDY}") from None
 
 
 def _decimal(value: float) -> float:

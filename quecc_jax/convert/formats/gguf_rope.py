@@ -1,7 +1,6 @@
 """LLaMA 3's rotary scaling from the divisors of its frequencies, which is all that GGUF files keep of it."""
 
 import math
-from typing import Any
 
 import numpy as np
 
@@ -16,10 +15,8 @@ _TOLERANCE = 2e-6
 """Relative error of frequencies that passed through float32 divisors."""
 
 
-def scaling_of(
-    divisors: np.ndarray, head: int, theta: float, length: int | None = None
-) -> dict[str, Any] | None:
-    """The `rope_scaling` of a config.json that divides each pair's frequency by such a number.
+def scaling_of(divisors: np.ndarray, head: int, theta: float, length: int | None = None) -> RopeScaling:
+    """The scaling that divides each pair's frequency by such a number.
 
     With u = length * frequency / 2 pi turns, LLaMA 3 keeps the frequency where u > fast, divides it by
     `factor` where u < slow, and in between by 1 / ((1 - s) / factor + s), s = (u - slow) / (fast - slow).
@@ -30,9 +27,6 @@ def scaling_of(
       theta: base of the frequencies.
       length: the length of the pretraining, where it is known.
 
-    Returns:
-      None where nothing is divided.
-
     Raises:
       ValueError: "has ..." or "is ...": no such scaling gives these divisors.
     """
@@ -42,23 +36,17 @@ def scaling_of(
         raise ValueError(f"has {divisors.size} numbers for {frequencies.size} rotary pairs")
     factor = float(divisors[-1])
     if (divisors == 1).all():
-        return None
+        return RopeScaling()
     if (divisors == factor).all():
-        return {"type": "linear", "factor": factor}
-    found = RopeScaling("llama3", factor, _SLOW, _SLOW * _RATIO, length or _LENGTH)
-    if not 1 < factor < math.inf or not ((divisors >= 1) & (divisors <= factor)).all():
-        raise ValueError("is no scaling of LLaMA 3's kind")
-    if not _explains(found, plain, divisors):
-        found = _fitted(divisors.astype(np.float64), frequencies, factor, length)
-        if not _explains(found, plain, divisors):
-            raise ValueError("is no scaling of LLaMA 3's kind")
-    return {
-        "rope_type": "llama3",
-        "factor": factor,
-        "low_freq_factor": found.slow_turns,
-        "high_freq_factor": found.fast_turns,
-        "original_max_position_embeddings": found.original_length,
-    }
+        return RopeScaling("linear", factor)
+    usual = RopeScaling("llama3", factor, _SLOW, _SLOW * _RATIO, length or _LENGTH)
+    if 1 < factor < math.inf and ((divisors >= 1) & (divisors <= factor)).all():
+        if _explains(usual, plain, divisors):
+            return usual
+        fitted = _fitted(divisors.astype(np.float64), frequencies, factor, length)
+        if _explains(fitted, plain, divisors):
+            return fitted
+    raise ValueError("is no scaling of LLaMA 3's kind")
 
 
 def _fitted(divisors: np.ndarray, frequencies: np.ndarray, factor: float, length: int | None) -> RopeScaling:

@@ -3,20 +3,20 @@
 import dataclasses
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from quecc_jax.config import ModelConfig, NoneConfig, QueccConfig, RunConfig, VisionConfig
 from quecc_jax.config.shapes import projector_depth
 from quecc_jax.convert.formats.clip import KNOWN, LEVELS
-from quecc_jax.convert.formats.families import ORIGINAL, decoder_config, hf_decoder_config
+from quecc_jax.convert.formats.families import ORIGINAL, Allowed, decoder_config, hf_decoder_config, refuse
 from quecc_jax.convert.formats.quecc import quecc_rules
 from quecc_jax.convert.rules import Rule, Scope, dense, same
 from quecc_jax.errors import UserError
+from quecc_jax.json_text import JsonObject
 
 HEADS = 8
 """Attention heads of the original's QueCC, whatever the tower."""
 
-_ONLY: dict[str, tuple[Any, ...]] = {
+_ONLY: Allowed = {
     "image_aspect_ratio": ("pad", "square", None),
     "mm_vision_select_feature": ("patch", "cls_patch"),
     "mm_patch_merge_type": ("flat", None),
@@ -32,12 +32,12 @@ NEWLINE = "image_newline"
 """How all formats call the end of a map's row."""
 
 
-def is_original(hf: dict[str, Any]) -> bool:
+def is_original(hf: JsonObject) -> bool:
     """Whether a config.json is of the original project's vision-language models."""
     return "text_config" not in hf and ("mm_projector_type" in hf or "mm_vision_tower" in hf)
 
 
-def original_tower(hf: dict[str, Any]) -> VisionConfig:
+def original_tower(hf: JsonObject) -> VisionConfig:
     """The tower that an original config.json names, where the name alone says what it is.
 
     Raises:
@@ -52,7 +52,7 @@ def original_tower(hf: dict[str, Any]) -> VisionConfig:
     return KNOWN[name]
 
 
-def original_model(hf: dict[str, Any], tower: VisionConfig) -> ModelConfig:
+def original_model(hf: JsonObject, tower: VisionConfig) -> ModelConfig:
     """The model that a config.json of the original project describes.
 
     Args:
@@ -63,7 +63,8 @@ def original_model(hf: dict[str, Any], tower: VisionConfig) -> ModelConfig:
       UserError: a setting that is not implemented or does not fit the tower, by name.
     """
     anyres = all(hf.get(name) == value for name, value in _ANYRES.items())
-    refuse(hf, {name: only for name, only in _ONLY.items() if not (anyres and name in _ANYRES)})
+    only = {name: values for name, values in _ONLY.items() if not (anyres and name in _ANYRES)}
+    refuse(hf, only, explain=_meaning)
     projector = hf.get("mm_projector_type") or "linear"
     try:
         depth = projector_depth(projector)
@@ -120,7 +121,7 @@ def original_model(hf: dict[str, Any], tower: VisionConfig) -> ModelConfig:
     )
 
 
-def hf_original(config: RunConfig, family: str) -> dict[str, Any]:
+def hf_original(config: RunConfig, family: str) -> JsonObject:
     """The config.json of the original project for a run's model.
 
     `mm_vision_tower` is the published name of the tower where there is one with its sizes, else
@@ -246,7 +247,7 @@ def pinpoints(vision: VisionConfig) -> list[list[int]]:
     return [[rows * vision.image_size, columns * vision.image_size] for rows, columns in vision.tiles]
 
 
-def _scales(hf: dict[str, Any], tower: VisionConfig) -> tuple[int, ...]:
+def _scales(hf: JsonObject, tower: VisionConfig) -> tuple[int, ...]:
     """S2's scales in units of the tower's input, from their sizes in pixels."""
     sizes = sorted(int(size) for size in str(hf.get("s2_scales") or "336,672,1008").split(","))
     if sizes[0] != tower.image_size or any(size % tower.image_size for size in sizes):
@@ -271,14 +272,7 @@ _MEANINGS = (
 """What settings of the original, and of LLaVA-NeXT's code, mean that are refused."""
 
 
-def refuse(hf: dict[str, Any], only: dict[str, tuple[Any, ...]]) -> None:
-    """Raises UserError, with its meaning where it is known, for a setting that has none of these values."""
-    for name, allowed in only.items():
-        if name in hf and hf[name] not in allowed:
-            said = str(hf[name])
-            known = [what for key, value, what in _MEANINGS if key == name and re.fullmatch(value, said)]
-            meaning = f" ({known[0]})" if known else ""
-            raise UserError(
-                f"{name} {hf[name]!r} in config.json{meaning} is not implemented; "
-                f"use a model with {' or '.join(repr(a) for a in allowed)}"
-            )
+def _meaning(name: str, value: object) -> str:
+    """What a refused setting means, in brackets; "" where that is not known."""
+    said = [what for key, form, what in _MEANINGS if key == name and re.fullmatch(form, str(value))]
+    return f" ({said[0]})" if said else ""

@@ -1,23 +1,23 @@
 """LLaVA and LLaVA-NeXT as transformers has them (llava-hf): settings, names and the image's own token."""
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 
 from quecc_jax.config import ModelConfig, NoneConfig, RunConfig
-from quecc_jax.convert.formats.clip import hf_vision_config, vision_config
-from quecc_jax.convert.formats.families import decoder_config, hf_decoder_config
-from quecc_jax.convert.formats.llava import NEWLINE, pinpoints, projector_rules, refuse, tiles_of
+from quecc_jax.convert.formats.clip import CLIP_L_336, hf_vision_config, vision_config
+from quecc_jax.convert.formats.families import Allowed, decoder_config, hf_decoder_config, refuse
+from quecc_jax.convert.formats.llava import NEWLINE, pinpoints, projector_rules, tiles_of
 from quecc_jax.convert.rules import Arrays, Rule
 from quecc_jax.errors import UserError
+from quecc_jax.json_text import JsonObject
 
 IMAGE = "<image>"
 """The token that stands for an image."""
 VOCABULARY = (("decoder", "embedding"), ("decoder", "head"))
 """Our leaves with a row, or column, for each token."""
 
-_ONLY_HF: dict[str, tuple[Any, ...]] = {
+_ONLY: Allowed = {
     "vision_feature_select_strategy": ("default", "full"),
     "projector_hidden_act": ("gelu",),
     "multimodal_projector_bias": (True,),
@@ -27,30 +27,19 @@ _ONLY_HF: dict[str, tuple[Any, ...]] = {
 _PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
 """Sizes (height, width) of LLaVA-NeXT's maps where a config.json of transformers does not say them."""
 
-_TOWER_HF = {
-    "model_type": "clip_vision_model",
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "patch_size": 14,
-    "image_size": 336,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-}
-"""The tower of a llava-hf config.json that does not describe one."""
 
-
-def is_llava_hf(hf: dict[str, Any]) -> bool:
+def is_llava_hf(hf: JsonObject) -> bool:
     """Whether a config.json is of transformers' LlavaForConditionalGeneration, or of LLaVA-NeXT's."""
     return hf.get("model_type") in ("llava", "llava_next") and "text_config" in hf
 
 
-def llava_hf_model(hf: dict[str, Any]) -> ModelConfig:
+def llava_hf_model(hf: JsonObject) -> ModelConfig:
     """The model that a config.json of LlavaForConditionalGeneration or LLaVA-NeXT's class describes.
 
     Raises:
       UserError: a setting that is not implemented, by name.
     """
-    refuse(hf, _ONLY_HF)
+    refuse(hf, _ONLY)
     select = hf.get("vision_feature_layer", -2)
     # One layer in a list is that layer; transformers concatenates the states of several.
     select = select[0] if isinstance(select, list) and len(select) == 1 else select
@@ -62,7 +51,7 @@ def llava_hf_model(hf: dict[str, Any]) -> ModelConfig:
     text = {"model_type": "llama"} | hf["text_config"]
     if hf.get("tie_word_embeddings"):
         text["tie_word_embeddings"] = True
-    vision = {"model_type": "clip_vision_model"} | (hf.get("vision_config") or _TOWER_HF)
+    vision = {"model_type": "clip_vision_model"} | (hf.get("vision_config") or hf_vision_config(CLIP_L_336))
     tower = vision_config(vision, select)
     if hf["model_type"] == "llava_next":
         pinpoints_hf = hf.get("image_grid_pinpoints") or _PINPOINTS
@@ -77,7 +66,7 @@ def llava_hf_model(hf: dict[str, Any]) -> ModelConfig:
     )
 
 
-def hf_llava(config: RunConfig, family: str, number: int) -> dict[str, Any]:
+def hf_llava(config: RunConfig, family: str, number: int) -> JsonObject:
     """The config.json of LlavaForConditionalGeneration, or with tiles of LLaVA-NeXT's class, for a run's
     model.
 

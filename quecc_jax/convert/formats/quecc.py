@@ -1,22 +1,6 @@
 """QueCC's parameters between the original's PyTorch names and layouts and this library's."""
 
-from typing import Any
-
-import numpy as np
-
-from quecc_jax.convert.rules import (
-    Array,
-    Arrays,
-    Path,
-    Rule,
-    Scope,
-    attention,
-    dense,
-    from_tree,
-    norm,
-    to_tree,
-    vector,
-)
+from quecc_jax.convert.rules import Arrays, Path, Rule, Scope, attention, dense, norm, vector
 
 
 def quecc_rules(
@@ -26,7 +10,7 @@ def quecc_rules(
 
     Args:
       width: D, the tower's width.
-      text: H, the width of the query feature.
+      text: M, the width of the query feature.
       multi: width of the multi-level features, levels * D.
       kernel: side of the depthwise convolution.
       heads: attention heads; ours splits the projections' outputs among them.
@@ -60,25 +44,3 @@ def _channels_last(theirs: Arrays) -> Arrays:
 
 def _channels_first(ours: Arrays) -> Arrays:
     return (ours[0].transpose(3, 2, 0, 1),)
-
-
-def from_torch(params: dict[str, Array], heads: int) -> dict[str, Any]:
-    """The original's state dict as this library's parameters (an exact rearrangement).
-
-    Args:
-      params: the original's names, e.g. `q_proj.0.weight`; Linear weights are [out, in], the
-        attention's input projections are stacked q, k, v, the depthwise kernel is [D, 1, k, k].
-      heads: attention heads H; kernels here are [D, H, D / H].
-    """
-    width, text = params["text_projection.0.weight"].shape
-    multi, kernel = params["k_proj.0.weight"].shape[1], params["q_downsample.weight"].shape[2]
-    return to_tree(quecc_rules(width, text, multi, kernel, heads, path=()), params)
-
-
-def to_torch(params: dict[str, Any]) -> dict[str, np.ndarray]:
-    """The inverse of `from_torch`: the original's names, shapes and layouts."""
-    text, width = params["text_projection"]["kernel"].shape
-    multi, kernel = params["k_proj"]["fc1"]["kernel"].shape[0], params["q_downsample"]["kernel"].shape[0]
-    heads = params["clip_attn"]["q_kernel"].shape[1]
-    rules = quecc_rules(width, text, multi, kernel, heads, path=())
-    return {k: np.asarray(v) for k, v in from_tree(rules, params).items()}

@@ -1,10 +1,11 @@
 """Rotary settings of Hugging Face configs, in their old and new spelling, to ours and back."""
 
 import math
-from typing import Any
+from typing import TypedDict
 
 from quecc_jax.config import DecoderConfig, RopeScaling
 from quecc_jax.errors import UserError
+from quecc_jax.json_text import JsonObject
 
 _ALWAYS = {"type", "rope_type", "rope_theta", "partial_rotary_factor"}
 _KEYS = {
@@ -22,8 +23,16 @@ _KEYS = {
 """Kinds that are implemented, and the settings of each."""
 
 
-def rope_settings(hf: dict[str, Any], partial: bool) -> dict[str, Any]:
-    """The fields rope_theta, rope_fraction and rope_scaling of a DecoderConfig.
+class RopeFields(TypedDict):
+    """Fields of a DecoderConfig."""
+
+    rope_theta: float
+    rope_fraction: float
+    rope_scaling: RopeScaling
+
+
+def rope_settings(hf: JsonObject, partial: bool) -> RopeFields:
+    """The rotary settings of a decoder's config.json, as fields of a DecoderConfig.
 
     Args:
       hf: a decoder's config.json with its family's defaults filled in. Files of transformers 4 have
@@ -33,7 +42,7 @@ def rope_settings(hf: dict[str, Any], partial: bool) -> dict[str, Any]:
     Raises:
       UserError: a kind or setting that is not implemented, by name, or one that is missing.
     """
-    given: dict[str, Any] = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
+    given: JsonObject = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
     kind = given.get("rope_type", given.get("type")) or "default"
     # Phi-3's first files say "su" for what is called "longrope" since.
     kind = "longrope" if kind == "su" else kind
@@ -60,7 +69,7 @@ def rope_settings(hf: dict[str, Any], partial: bool) -> dict[str, Any]:
     return {"rope_theta": theta, "rope_fraction": fraction, "rope_scaling": scaling}
 
 
-def _scaling(kind: str, given: dict[str, Any], hf: dict[str, Any]) -> RopeScaling:
+def _scaling(kind: str, given: JsonObject, hf: JsonObject) -> RopeScaling:
     if kind == "default":
         return RopeScaling()
     if kind == "linear":
@@ -89,29 +98,35 @@ def _scaling(kind: str, given: dict[str, Any], hf: dict[str, Any]) -> RopeScalin
     )
 
 
-def hf_rope(config: DecoderConfig) -> dict[str, Any]:
+def hf_rope(config: DecoderConfig) -> JsonObject:
     """The keys of a config.json that say what `rope_settings` read, in transformers 4's spelling, which
     version 5 reads too."""
-    scaling = config.rope_scaling
-    keys: dict[str, Any] = {"rope_theta": config.rope_theta, "rope_scaling": None}
+    keys: JsonObject = {"rope_theta": config.rope_theta, "rope_scaling": hf_scaling(config.rope_scaling)}
     if config.rope_fraction != 1.0:
         keys["partial_rotary_factor"] = config.rope_fraction
-    if scaling.kind == "linear":
-        keys["rope_scaling"] = {"type": "linear", "factor": scaling.factor}
-    elif scaling.kind == "llama3":
-        keys["rope_scaling"] = {
-            "rope_type": "llama3",
-            "factor": scaling.factor,
-            "low_freq_factor": scaling.slow_turns,
-            "high_freq_factor": scaling.fast_turns,
-            "original_max_position_embeddings": scaling.original_length,
-        }
-    elif scaling.kind == "longrope":
-        keys["original_max_position_embeddings"] = scaling.original_length
-        keys["rope_scaling"] = {
-            "type": "longrope",
-            "short_factor": list(scaling.short_factors),
-            "long_factor": list(scaling.long_factors),
-            "attention_factor": scaling.attention_factor,
-        }
+    if config.rope_scaling.kind == "longrope":
+        keys["original_max_position_embeddings"] = config.rope_scaling.original_length
     return keys
+
+
+def hf_scaling(scaling: RopeScaling) -> JsonObject | None:
+    """The `rope_scaling` of a config.json; None without scaling."""
+    match scaling.kind:
+        case "linear":
+            return {"type": "linear", "factor": scaling.factor}
+        case "llama3":
+            return {
+                "rope_type": "llama3",
+                "factor": scaling.factor,
+                "low_freq_factor": scaling.slow_turns,
+                "high_freq_factor": scaling.fast_turns,
+                "original_max_position_embeddings": scaling.original_length,
+            }
+        case "longrope":
+            return {
+                "type": "longrope",
+                "short_factor": list(scaling.short_factors),
+                "long_factor": list(scaling.long_factors),
+                "attention_factor": scaling.attention_factor,
+            }
+    return None

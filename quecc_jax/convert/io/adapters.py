@@ -7,9 +7,10 @@ another model of the same name.
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
+from quecc_jax.convert.rules import some
 from quecc_jax.errors import UserError
+from quecc_jax.json_text import JsonObject
 
 TENSORS = (
     r"safetensors|bin|pt|pth|ckpt|pkl|pickle|npz|npy|h5|msgpack|onnx|onnx_data"
@@ -85,7 +86,7 @@ def _folders(directory: Path, levels: int = 3) -> Iterator[Path]:
                 yield from _folders(folder, levels - 1)
 
 
-def refuse_tensors(names: Iterable[str], hf: dict[str, Any], where: str) -> None:
+def refuse_tensors(names: Iterable[str], hf: JsonObject, where: str) -> None:
     """Looks for an adapter that was saved unmerged, and for quantised weights.
 
     Args:
@@ -98,18 +99,13 @@ def refuse_tensors(names: Iterable[str], hf: dict[str, Any], where: str) -> None
     """
     names = list(names)
     if added := [name for name in names if _TENSOR.search(name)]:
-        raise UserError(f"{where} holds tensors of an unmerged adapter ({_few(added)}); {_MERGE}")
+        raise UserError(f"{where} holds tensors of an unmerged adapter ({some(added, 3)}); {_MERGE}")
     parts = [hf, *(hf[name] for name in ("text_config", "vision_config") if isinstance(hf.get(name), dict))]
     told = next((part["quantization_config"] for part in parts if part.get("quantization_config")), None)
     stored = [name for name in names if _QUANTISED.search(name)]
     if told or stored:
         method = told.get("quant_method") if isinstance(told, dict) else None
-        signs = f"quantization_config of its config.json: {method or told!r}" if told else _few(stored)
+        signs = f"quantization_config of its config.json: {method or told!r}" if told else some(stored, 3)
         raise UserError(
             f"{where} holds quantised weights ({signs}), which are not read; give the model in half precision"
         )
-
-
-def _few(names: list[str]) -> str:
-    first = ", ".join(sorted(names)[:3])
-    return f"{first} and {len(names) - 3} more" if len(names) > 3 else first
