@@ -3,13 +3,12 @@
 import dataclasses
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
+from quecc_jax.convert.options import DType, Format, Only
 from quecc_jax.errors import UserError
-
-DType = Literal["keep", "float32", "bfloat16", "float16"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,9 +43,9 @@ class Export:
     """Directory of a run, imported or trained."""
     to: Path
     """Directory to write."""
-    format: Literal["auto", "llava", "llava_hf"] = "auto"
+    format: Format = "auto"
     """The form in which an imported run came, or the original project's; or one of these by name."""
-    only: Literal["projector", "decoder", "vision", "text"] | None = None
+    only: Only | None = None
     """Only this part of the model; the projector is also written as mm_projector.bin, as the original's."""
     dtype: DType = "keep"
     """Type of all numbers in the files."""

@@ -2,19 +2,19 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 from quecc_jax.config import RunConfig, VisionConfig
 from quecc_jax.convert import sentencepiece_json
 from quecc_jax.convert.formats.llava_hf import IMAGE
-from quecc_jax.data.files import read_json
+from quecc_jax.data.files import read_json, write_json
 from quecc_jax.data.images import CLIP_MEAN, CLIP_STD
 from quecc_jax.data.text.templates import TEMPLATES
 from quecc_jax.data.text.tokenizer import Tokenizer, load_tokenizer
 from quecc_jax.errors import UserError
+from quecc_jax.json_text import JsonObject
 
 
-def clip_settings(vision: VisionConfig) -> dict[str, Any]:
+def clip_settings(vision: VisionConfig) -> JsonObject:
     """The preprocessor_config.json of CLIP's images at a tower's size, which crops them."""
     side = vision.image_size
     return {
@@ -33,7 +33,7 @@ def clip_settings(vision: VisionConfig) -> dict[str, Any]:
     }
 
 
-def image_settings(config: RunConfig, pinpoints: list[list[int]] | None) -> dict[str, Any]:
+def image_settings(config: RunConfig, pinpoints: list[list[int]] | None) -> JsonObject:
     """The preprocessor_config.json that prepares images as this run does: cropped, padded or in tiles."""
     settings = clip_settings(config.model.vision)
     if pinpoints is not None:
@@ -44,7 +44,7 @@ def image_settings(config: RunConfig, pinpoints: list[list[int]] | None) -> dict
     return settings
 
 
-def image_aspect(settings: dict[str, Any], side: int, where: str) -> str:
+def image_aspect(settings: JsonObject, side: int, where: str) -> str:
     """How a processor fits images to a tower's square: "pad" or "square".
 
     Args:
@@ -88,7 +88,7 @@ def image_token(tokenizer: Path) -> int:
     return vocabulary.get(IMAGE, max(vocabulary.values()) + 1)
 
 
-def write_processor(folder: Path, config: RunConfig, hf: dict[str, Any]) -> None:
+def write_processor(folder: Path, config: RunConfig, hf: JsonObject) -> None:
     """Completes an export whose tokenizer files are there already.
 
     Args:
@@ -111,11 +111,11 @@ def write_processor(folder: Path, config: RunConfig, hf: dict[str, Any]) -> None
     }
     image_processor = image_settings(config, hf.get("image_grid_pinpoints"))
     template = chat_template(config.data.template)
-    _write(folder / "processor_config.json", settings)
-    _write(folder / "preprocessor_config.json", {**image_processor, "processor_class": kind})
+    write_json(settings, folder / "processor_config.json")
+    write_json({**image_processor, "processor_class": kind}, folder / "preprocessor_config.json")
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     # The only place where transformers before 4.52 looks.
-    _write(folder / "chat_template.json", {"chat_template": template})
+    write_json({"chat_template": template}, folder / "chat_template.json")
     _add_token(folder, hf["image_token_index"])
 
 
@@ -132,7 +132,7 @@ def _add_token(folder: Path, number: int) -> None:
     path = folder / "tokenizer_config.json"
     told = read_json(path) if path.is_file() else {}
     added = {**told.get("added_tokens_decoder", {}), str(number): token}
-    _write(path, {**told, "added_tokens_decoder": added, "image_token": IMAGE})
+    write_json({**told, "added_tokens_decoder": added, "image_token": IMAGE}, path)
     path = folder / "tokenizer.json"
     if (folder / "tokenizer.model").is_file():
         from tokenizers import AddedToken
@@ -143,10 +143,10 @@ def _add_token(folder: Path, number: int) -> None:
     elif path.is_file():
         whole = read_json(path)
         others = [one for one in whole.get("added_tokens", []) if one["content"] != IMAGE]
-        _write(path, {**whole, "added_tokens": [*others, {"id": number, **token}]})
+        write_json({**whole, "added_tokens": [*others, {"id": number, **token}]}, path)
     path = folder / "added_tokens.json"
     if path.is_file():
-        _write(path, {**read_json(path), IMAGE: number})
+        write_json({**read_json(path), IMAGE: number}, path)
     tokenizer = load_tokenizer(folder)
     if tokenizer.hf.convert_tokens_to_ids(IMAGE) != number or tokenizer.encode(f"a{IMAGE}")[-1] != number:
         raise UserError(
@@ -198,7 +198,3 @@ def chat_template(name: str) -> str:
         "{%- endif -%}{%- endfor -%}"
         "{%- if messages[-1]['role'] == 'assistant' -%}{{ now.lead }}{%- endif -%}"
     )
-
-
-def _write(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

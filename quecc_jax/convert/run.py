@@ -3,11 +3,10 @@
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from quecc_jax.config.io import save_config
@@ -15,9 +14,10 @@ from quecc_jax.convert.io.layer_store import SlabReader, SlabWriter
 from quecc_jax.convert.io.pickles import save_pickle
 from quecc_jax.convert.io.tensors import SafetensorsFile, TensorSource, open_tensors
 from quecc_jax.convert.io.writer import ShardWriter, Spec
+from quecc_jax.convert.options import DType, Format, Only
 from quecc_jax.convert.plan import ImportPlan, Layout, plan_import
 from quecc_jax.convert.rules import Path as LeafPath
-from quecc_jax.convert.rules import Rule, leaf_shapes
+from quecc_jax.convert.rules import leaf_shapes
 from quecc_jax.convert.sidecar_files import (
     CARRIED,
     Opened,
@@ -26,8 +26,18 @@ from quecc_jax.convert.sidecar_files import (
     open_checkpoint,
     tower_beside,
 )
-from quecc_jax.convert.targets import Format, Only, Target, check_leaves, export_targets
+from quecc_jax.convert.targets import Target, check_leaves, export_targets
 from quecc_jax.convert.template_match import TOLD, Kind, choose_template, keep_template
+from quecc_jax.convert.transfer import (
+    carry,
+    drain,
+    fill,
+    leaf_dtypes,
+    main_dtype,
+    specs_of,
+    sum_bytes,
+    tensor_specs,
+)
 from quecc_jax.data.files import fresh_directory
 from quecc_jax.data.text.templates import check_name
 from quecc_jax.distributed import notice
@@ -35,12 +45,8 @@ from quecc_jax.errors import UserError
 from quecc_jax.progress import byte_bar
 from quecc_jax.train.run_dir import TOKENIZERS
 
-DType = Literal["keep", "float32", "bfloat16", "float16"]
-"""What floating-point numbers become; "keep" changes none."""
 KINDS: dict[Layout, Kind] = {"llava_hf": "llava_hf", "decoder": "decoder"}
 """Whose conversation templates the layouts have; the original project's where none is named."""
-Count = Callable[[int], None]
-"""Told how many bytes are done."""
 
 
 def import_weights(
@@ -84,34 +90,29 @@ def import_weights(
             if path is not None:
                 opened[name] = open_checkpoint(path, allow_pickle, name == "projector", projector)
                 stack.callback(opened[name].tensors.close)
-        sources = {name: one.source for name, one in opened.items()}
-        others = (sources.get(name) for name in ("vision", "projector", "text"))
-        plan = plan_import(sources["model"], *others)
+        plan = plan_import(**{name: one.source for name, one in opened.items()})
         if unread := left_unread(opened):
             notice(unread)
         tensors = {name: opened[name].tensors for name in plan.parts}
-        types = {n: leaf_dtypes(part.rules, tensors[n].dtypes, dtype) for n, part in plan.parts.items()}
-        carried = {
-            n: {k: _form(tensors[n], k) for k in part.ignored if part.carried}
-            for n, part in plan.parts.items()
-        }
-        total = sum(
-            _form(tensors[name], tensor).size
-            for name, part in plan.parts.items()
-            for tensor in (*carried[name], *(t for rule in part.rules for t in rule.theirs))
-        )
+        types: dict[LeafPath, np.dtype] = {}
+        carried: dict[str, dict[str, Spec]] = {}
+        total = 0
+        for name, part in plan.parts.items():
+            types |= leaf_dtypes(part.rules, tensors[name].dtypes, dtype)
+            carried[name] = specs_of(tensors[name], part.ignored if part.carried else ())
+            read = specs_of(tensors[name], (tensor for rule in part.rules for tensor in rule.theirs))
+            total += sum_bytes(carried[name]) + sum_bytes(read)
         aside = stack.enter_context(_new_directory(out, "--out"))
         keep_sources(aside, opened)
         plan = _with_template(plan, source, opened["model"], aside, template)
-        merged = {path: kind for part in types.values() for path, kind in part.items()}
         count = stack.enter_context(byte_bar(f"importing {source.name}", total))
-        with SlabWriter(aside / "checkpoints" / "0", plan.rules, merged) as writer:
+        with SlabWriter(aside / "checkpoints" / "0", plan.rules, types) as writer:
             for name, part in plan.parts.items():
-                fill(writer, part.rules, tensors[name], types[name], count)
+                fill(writer, part.rules, tensors[name], types, count)
         for name, specs in carried.items():
             if specs:
                 with ShardWriter(aside / "source" / name, specs, sum_bytes(specs), CARRIED) as shard:
-                    _carry(shard, specs, tensors[name], count)
+                    carry(shard, specs, tensors[name], count)
         held = {name: str(out / name) if (aside / name).is_dir() else "" for name in TOKENIZERS}
         data = dataclasses.replace(
             plan.config.data, tokenizer=held["tokenizer"], query_tokenizer=held["query_tokenizer"]
@@ -133,77 +134,11 @@ def _with_template(plan: ImportPlan, source: Path, model: Opened, aside: Path, g
 
 
 def parameters(plan: ImportPlan) -> dict[str, int]:
-    """Numbers that each top-level part of the parameters has."""
+    """How many numbers each top-level part of the parameters has."""
     counts: dict[str, int] = {}
     for path, shape in leaf_shapes(plan.rules).items():
         counts[path[0]] = counts.get(path[0], 0) + math.prod(shape)
     return counts
-
-
-def fill(
-    writer: SlabWriter,
-    rules: Iterable[Rule],
-    tensors: TensorSource,
-    types: Mapping[LeafPath, np.dtype],
-    count: Count,
-) -> None:
-    """Streams tensors into a checkpoint; one rule's tensors are in memory at a time."""
-    for rule in rules:
-        theirs = tuple(tensors.read(name) for name in rule.theirs)
-        size = sum(array.nbytes for array in theirs)
-        for slab, array in zip(rule.ours, rule.to_ours(theirs), strict=True):
-            writer.write(slab, cast(array, types[slab.path], rule.theirs[0]))
-        del theirs, array
-        count(size)
-
-
-def leaf_dtypes(
-    rules: Iterable[Rule], found: Mapping[str, np.dtype], dtype: DType = "keep"
-) -> dict[LeafPath, np.dtype]:
-    """How each leaf is to be stored.
-
-    Args:
-      rules: what fills the leaves.
-      found: types of their tensors.
-      dtype: the type of all of them, or "keep" for their own.
-
-    Raises:
-      UserError: tensors of one leaf differ in type, or are not floating-point numbers.
-    """
-    types: dict[LeafPath, np.dtype] = {}
-    for rule in rules:
-        for name in rule.theirs:
-            if not jnp.issubdtype(found[name], jnp.floating):
-                raise UserError(
-                    f"{name} is stored as {found[name]}; quantised weights are not read, "
-                    "give the model in half precision"
-                )
-            for slab in rule.ours:
-                kind = types.setdefault(slab.path, found[name])
-                if dtype == "keep" and kind != found[name]:
-                    leaf = "/".join(slab.path)
-                    raise UserError(
-                        f"{name} is {found[name]} and others that make up {leaf} are {kind}; "
-                        "choose one type with --dtype"
-                    )
-    return types if dtype == "keep" else dict.fromkeys(types, _numpy(dtype))
-
-
-def cast(array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
-    """The array in another floating-point type.
-
-    Raises:
-      UserError: a number is too large for the type.
-    """
-    if array.dtype == dtype:
-        return array
-    # NumPy notices what overflows between its own types only.
-    wide = array.astype(np.float32) if array.dtype.itemsize < 4 else array
-    try:
-        with np.errstate(over="raise", invalid="ignore"):
-            return wide.astype(dtype)
-    except FloatingPointError:
-        raise UserError(f"{name} holds numbers too large for {dtype}; use --dtype bfloat16") from None
 
 
 def export_weights(
@@ -240,58 +175,24 @@ def export_weights(
     targets = export_targets(reader, layout, only)
     check_leaves(reader, targets, whole=only is None)
     carried = [_carried(target) for target in targets]
-    specs = [_specs(target.rules, reader.dtypes, dtype) for target in targets]
-    total = sum(map(sum_bytes, specs)) + sum(sum_bytes(forms) for _, forms in carried)
+    specs = [tensor_specs(target.rules, reader.dtypes, dtype) for target in targets]
+    total = sum(map(sum_bytes, specs)) + sum(sum_bytes(extra) for _, extra in carried)
     with _new_directory(to, "--to") as aside, byte_bar(f"exporting {run.name}", total) as count:
-        for target, forms, (extra, extra_forms) in zip(targets, specs, carried, strict=True):
+        for target, made, (kept, extra) in zip(targets, specs, carried, strict=True):
             folder = aside / target.folder
-            target.describe(reader, folder, _most(forms))
+            target.describe(reader, folder, main_dtype(made))
             if target is targets[0]:
                 keep_template(folder, reader.config.data.template)
-            if not forms:
+            if not made:
                 continue
-            with ShardWriter(folder, {**forms, **extra_forms}, shard_bytes, target.name) as writer:
-                drain(reader, target.rules, forms, writer, count)
-                if extra is not None:
-                    _carry(writer, extra_forms, extra, count)
+            with ShardWriter(folder, {**made, **extra}, shard_bytes, target.name) as writer:
+                drain(reader, target.rules, made, writer, count)
+                if kept is not None:
+                    carry(writer, extra, kept, count)
         if targets[0].name == "mm_projector":
             save_pickle(open_tensors(aside), aside / "mm_projector.bin")
         names = sorted(p.relative_to(aside) for p in aside.rglob("*") if p.is_file())
     return [to / name for name in names]
-
-
-def drain(
-    reader: SlabReader, rules: Iterable[Rule], specs: Mapping[str, Spec], writer: ShardWriter, count: Count
-) -> None:
-    """Streams a checkpoint's slabs into shards; one rule's slabs are in memory at a time."""
-    for rule in rules:
-        theirs = rule.to_theirs(tuple(reader.read(slab) for slab in rule.ours))
-        for name, array in zip(rule.theirs, theirs, strict=True):
-            writer.write(name, cast(array, specs[name].dtype, name))
-            count(specs[name].size)
-        del theirs, array
-
-
-def _specs(rules: Iterable[Rule], have: Mapping[LeafPath, np.dtype], dtype: DType) -> dict[str, Spec]:
-    specs: dict[str, Spec] = {}
-    for rule in rules:
-        kinds = {have[slab.path] for slab in rule.ours} if dtype == "keep" else {_numpy(dtype)}
-        if len(kinds) > 1:
-            raise UserError(
-                f"{rule.theirs[0]} would be made of {' and '.join(map(str, kinds))}; "
-                "choose one type with --dtype"
-            )
-        (kind,) = kinds
-        specs |= {name: Spec(shape, kind) for name, shape in zip(rule.theirs, rule.shapes, strict=True)}
-    return specs
-
-
-def _most(specs: Mapping[str, Spec]) -> str | None:
-    """The type of most numbers."""
-    sizes: dict[str, int] = {}
-    for spec in specs.values():
-        sizes[str(spec.dtype)] = sizes.get(str(spec.dtype), 0) + math.prod(spec.shape)
-    return max(sizes, key=lambda kind: sizes[kind]) if sizes else None
 
 
 def _carried(target: Target) -> tuple[TensorSource | None, dict[str, Spec]]:
@@ -299,14 +200,7 @@ def _carried(target: Target) -> tuple[TensorSource | None, dict[str, Spec]]:
     if not target.carried or target.kept is None:
         return None, {}
     file = SafetensorsFile(target.kept / f"{CARRIED}.safetensors")
-    return file, {name: _form(file, name) for name in target.carried}
-
-
-def _carry(writer: ShardWriter, names: Iterable[str], tensors: TensorSource, count: Count) -> None:
-    for name in names:
-        array = tensors.read(name)
-        writer.write(name, array)
-        count(array.nbytes)
+    return file, specs_of(file, target.carried)
 
 
 def _refuse_existing(path: Path, option: str) -> None:
@@ -323,16 +217,3 @@ def _new_directory(path: Path, option: str) -> Iterator[Path]:
             yield aside
     except OSError as error:
         raise UserError(f"{option} {path} cannot be written ({error}); choose another") from None
-
-
-def _form(tensors: TensorSource, name: str) -> Spec:
-    return Spec(tensors.shapes[name], tensors.dtypes[name])
-
-
-def sum_bytes(specs: Mapping[str, Spec]) -> int:
-    """Bytes of all tensors."""
-    return sum(spec.size for spec in specs.values())
-
-
-def _numpy(dtype: DType) -> np.dtype:
-    return np.dtype(getattr(jnp, dtype))

@@ -10,7 +10,6 @@ An imported run keeps the files of its sources, so that an export can put them b
 """
 
 import dataclasses
-import json
 import re
 import shutil
 from collections.abc import Mapping
@@ -26,10 +25,11 @@ from quecc_jax.convert.io.adapters import refuse_adapter_files
 from quecc_jax.convert.io.tensors import TensorSource, open_chosen, open_tensors
 from quecc_jax.convert.io.weight_files import PROJECTOR_ALONE, choose, folders_with_tensors
 from quecc_jax.convert.plan import Source
-from quecc_jax.data.files import read_json
+from quecc_jax.data.files import read_json, write_json
 from quecc_jax.data.images import CLIP_MEAN, CLIP_STD
 from quecc_jax.data.text.tokenizer_files import MODEL_CONFIG, of_tokenizer
 from quecc_jax.errors import UserError
+from quecc_jax.json_text import JsonObject
 
 CARRIED = "carried"
 """Name of the file of tensors that only an export needs."""
@@ -99,7 +99,7 @@ def open_checkpoint(
     return Opened(source, tensors, directory, unread)
 
 
-def _image_processor(directory: Path) -> dict[str, Any]:
+def _image_processor(directory: Path) -> JsonObject:
     """Settings of the image processor beside weights; transformers 5 keeps them in the processor's own.
 
     Raises:
@@ -121,7 +121,7 @@ def _image_processor(directory: Path) -> dict[str, Any]:
     return settings
 
 
-def _config(directory: Path) -> dict[str, Any]:
+def _config(directory: Path) -> JsonObject:
     hf = read_json(directory / "config.json")
     if not isinstance(hf, dict):
         raise UserError(f"{directory / 'config.json'} is not an object; download it again")
@@ -149,7 +149,7 @@ def tower_beside(model: Opened) -> Path | None:
     return path if (path / "config.json").is_file() else None
 
 
-def tower_name(hf: dict[str, Any]) -> str:
+def tower_name(hf: JsonObject) -> str:
     """The folder that an export of the original format keeps its tower in, beside config.json.
 
     The original's code takes what `mm_vision_tower` says as a path, or else as a published name.
@@ -208,15 +208,15 @@ def keep_sources(run: Path, opened: dict[str, Opened]) -> None:
     write_json(shapes, run / "source" / "tensors.json")
 
 
-def kept_sources(run: Path) -> dict[str, Source] | None:
-    """What `keep_sources` wrote, by source; None if the run was not imported.
+def kept_sources(run: Path) -> dict[str, Source]:
+    """What `keep_sources` wrote, by source; empty if the run was not imported.
 
     Raises:
       UserError: the files are broken.
     """
     folder = run / "source"
     if not (folder / "tensors.json").is_file():
-        return None
+        return {}
     shapes = read_json(folder / "tensors.json")
     return {
         name: Source(
@@ -227,8 +227,3 @@ def kept_sources(run: Path) -> dict[str, Source] | None:
         )
         for name, found in shapes.items()
     }
-
-
-def write_json(value: Any, path: Path) -> None:
-    """A JSON file, indented as config.json files are."""
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -1,34 +1,32 @@
 """Which directories an export consists of, and what stands in each."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
 
 from quecc_jax.config import RunConfig
 from quecc_jax.convert.io.layer_store import SlabReader
-from quecc_jax.convert.plan import ImportPlan, Layout, plan_export, plan_import
+from quecc_jax.convert.options import Format, Only
+from quecc_jax.convert.plan import ImportPlan, Layout, Source, plan_export, plan_import
 from quecc_jax.convert.processor import clip_settings, image_token, special_ids, write_processor
 from quecc_jax.convert.rules import Path as LeafPath
 from quecc_jax.convert.rules import Rule, leaf_shapes
-from quecc_jax.convert.sidecar_files import (
-    copy_beside,
-    copy_tokenizer_files,
-    kept_sources,
-    tower_name,
-    write_json,
-)
+from quecc_jax.convert.sidecar_files import copy_beside, copy_tokenizer_files, kept_sources, tower_name
+from quecc_jax.data.files import write_json
 from quecc_jax.data.text.templates import stops
 from quecc_jax.data.text.tokenizer import load_tokenizer
 from quecc_jax.distributed import notice
 from quecc_jax.errors import UserError
+from quecc_jax.json_text import JsonObject
 from quecc_jax.train.run_dir import load_run_config
 
-Format = Literal["auto", "llava", "llava_hf"]
-"""The form in which an imported run came, or the usual one of another run's parts; the original
-project's; transformers' LlavaForConditionalGeneration."""
-Only = Literal["projector", "decoder", "vision", "text"]
-"""A part of a model: compressor and projector together, the language model, the towers."""
+PARTS: dict[Only, Layout] = {
+    "projector": "projector",
+    "decoder": "decoder",
+    "vision": "clip",
+    "text": "clip_text",
+}
+"""The formats of a model's parts."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +36,7 @@ class Target:
     folder: str
     """Relative to the whole export."""
     rules: tuple[Rule, ...]
-    hf: dict[str, Any] | None = None
+    hf: JsonObject | None = None
     """Its config.json, where none was kept."""
     kept: Path | None = None
     """The kept files of the source that it came from."""
@@ -81,7 +79,7 @@ class Target:
             write_json(clip_settings(reader.config.model.vision), folder / "preprocessor_config.json")
 
 
-def special_settings(tokenizer: Path, config: RunConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+def special_settings(tokenizer: Path, config: RunConfig) -> tuple[JsonObject, JsonObject]:
     """What config.json and generation_config.json say of a saved tokenizer's special ids; empty without a
     tokenizer, and (with a notice) where it cannot be read, since weights are exported all the same."""
     if not tokenizer.is_dir():
@@ -101,26 +99,18 @@ def export_targets(reader: SlabReader, layout: Format, only: Only | None) -> lis
     Raises:
       UserError: the format cannot express the model, or the run is no whole model.
     """
-    kept, family = kept_sources(reader.run), None
-    if kept is not None:
-        plan = plan_import(kept["model"], *(kept.get(name) for name in ("vision", "projector", "text")))
+    family = None
+    if kept := kept_sources(reader.run):
+        plan = plan_import(**kept)
         family = plan.family
         if layout == "auto" and only is None and not (plan.layout == "decoder" and "vision" in plan.parts):
-            return _as_it_came(reader, plan)
-    parts: dict[Only, Layout] = {
-        "projector": "projector",
-        "decoder": "decoder",
-        "vision": "clip",
-        "text": "clip_text",
-    }
-    form = parts[only] if only else _usual_layout(reader) if layout == "auto" else layout
+            return _as_it_came(reader, plan, kept)
+    form = PARTS[only] if only else _usual_layout(reader) if layout == "auto" else layout
     tokenizer = reader.run / "tokenizer"
     number = image_token(tokenizer) if form == "llava_hf" and tokenizer.is_dir() else None
-    config = _with_positions(reader.config)
-    plan_out = plan_export(config, form, family, number)
-    name = "mm_projector" if form == "projector" else "model"
-    targets = [Target("", plan_out.rules, plan_out.hf, name=name)]
-    if form == "llava" and (folder := tower_name(plan_out.hf)) == "clip":
+    whole = plan_export(_with_positions(reader.config), form, family, number)
+    targets = [Target("", whole.rules, whole.hf, name="mm_projector" if form == "projector" else "model")]
+    if form == "llava" and (folder := tower_name(whole.hf)) == "clip":
         # The original reads its tower from a directory of its own, whatever the model's file holds.
         tower = plan_export(reader.config, "clip")
         targets.append(Target(folder, tower.rules, tower.hf))
@@ -145,19 +135,19 @@ def _with_positions(config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, decoder=decoder))
 
 
-def _as_it_came(reader: SlabReader, plan: ImportPlan) -> list[Target]:
+def _as_it_came(reader: SlabReader, plan: ImportPlan, kept: Mapping[str, Source]) -> list[Target]:
+    """The directories of an imported run, with the files and names that it came with."""
     source = reader.run / "source"
     main, tower = plan.parts["model"], plan.parts.get("vision")
     name = "mm_projector" if plan.layout == "projector" else "model"
     targets = [Target("", main.rules, kept=source / "model", carried=main.ignored, name=name)]
     if (source / "vision").is_dir():
-        kept = kept_sources(reader.run) or {}
         folder = tower_name(kept["model"].hf)
         if tower is not None:
-            targets.append(Target(folder, tower.rules, kept=source / "vision", carried=tower.ignored))
+            rules, carried = tower.rules, tower.ignored
         else:
-            rules = plan_export(reader.config, "clip").rules if plan.layout == "llava" else ()
-            targets.append(Target(folder, rules, kept=source / "vision"))
+            rules, carried = plan_export(reader.config, "clip").rules if plan.layout == "llava" else (), ()
+        targets.append(Target(folder, rules, kept=source / "vision", carried=carried))
     if "text" in plan.parts:
         text = plan_export(reader.config, "clip_text")
         targets.append(Target("text", text.rules, text.hf))

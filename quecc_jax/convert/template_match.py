@@ -14,8 +14,7 @@ from typing import Any, Literal, NamedTuple
 from quecc_jax.convert.formats.families import family_of
 from quecc_jax.convert.formats.llava import is_original
 from quecc_jax.convert.formats.llava_hf import is_llava_hf
-from quecc_jax.convert.sidecar_files import write_json
-from quecc_jax.data.files import read_json
+from quecc_jax.data.files import read_json, write_json
 from quecc_jax.data.text.templates import (
     LLAMA_2_SYSTEM,
     PLACEHOLDER,

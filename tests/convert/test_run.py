@@ -23,8 +23,9 @@ from quecc_jax.convert.io.tensors import open_tensors
 from quecc_jax.convert.io.writer import ShardWriter, Spec
 from quecc_jax.convert.plan import Source, plan_import
 from quecc_jax.convert.rules import Rule, Slab
-from quecc_jax.convert.run import cast, drain, export_weights, fill, import_weights
+from quecc_jax.convert.run import export_weights, import_weights
 from quecc_jax.convert.targets import special_settings
+from quecc_jax.convert.transfer import cast, drain, fill
 from quecc_jax.data.images import CLIP_MEAN, CLIP_STD
 from quecc_jax.errors import UserError
 from quecc_jax.train.checkpoint import load_params, named_leaves

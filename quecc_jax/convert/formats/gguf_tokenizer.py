@@ -4,13 +4,12 @@ Byte-level BPE becomes a tokenizer.json, SentencePiece the tokenizer.model that 
 key means that a file leaves out is what llama.cpp takes it to mean.
 """
 
-import json
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from quecc_jax.data.files import fresh_directory
+from quecc_jax.data.files import fresh_directory, write_json
 from quecc_jax.distributed import notice
 from quecc_jax.errors import UserError
 
@@ -139,8 +138,8 @@ def write_tokenizer(metadata: Mapping[str, Any], where: Path, directory: str | P
                 f"the tokenizer in {where} is {told.model!r}, only gpt2 (byte-level BPE) and "
                 "llama (SentencePiece) are read from GGUF; give its Hugging Face directory"
             )
-        text = json.dumps({key: value for key, value in config.items() if value is not None}, indent=2)
-        (aside / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
+        told_of = {key: value for key, value in config.items() if value is not None}
+        write_json(told_of, aside / "tokenizer_config.json")
 
 
 def _byte_level(told: Told, tokens: list[str], types: list[int]) -> Any:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from quecc_jax.convert.io.tensors import DTYPES, Shape
+from quecc_jax.data.files import write_json
 from quecc_jax.errors import UserError
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -112,7 +113,7 @@ class ShardWriter:
             }
             path = self._directory / f"{self._name}.safetensors.index.json"
             try:
-                path.write_text(json.dumps(index, indent=2) + "\n")
+                write_json(index, path)
             except OSError as error:
                 raise _unwritable(path, error) from None
 
