@@ -1,10 +1,34 @@
 """Decoder families: their Hugging Face tensor names to the one decoder's parameters, and back."""
 
-from typing import Any
-
 from quecc_jax.config import DecoderConfig
-from quecc_jax.convert.rules import Rule, Scope, Shape, Slab, dense, matrix, norm, same
+from quecc_jax.convert.rules import Arrays, Rule, Scope, Shape, Slab, dense, matrix, norm, same
 from quecc_jax.errors import UserError
+
+_SHARED = {
+    "norm1": "input_layernorm",
+    "norm2": "post_attention_layernorm",
+    "out": "self_attn.o_proj",
+    "down": "mlp.down_proj",
+}
+_LLAMA = _SHARED | {
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+}
+_NAMES = {
+    "phi3": _SHARED | {"qkv": "self_attn.qkv_proj", "gate_up": "mlp.gate_up_proj"},
+    "mpt": {
+        "norm1": "norm_1",
+        "norm2": "norm_2",
+        "qkv": "attn.Wqkv",
+        "out": "attn.out_proj",
+        "up": "ffn.up_proj",
+        "down": "ffn.down_proj",
+    },
+}
+"""Our modules of a layer, or several in one, and their names; LLaMA's for the families that are not here."""
 
 
 def decoder_rules(
@@ -32,17 +56,16 @@ def decoder_rules(
     if not config.tie_embeddings:
         rules.append(matrix(head, scope.slab("head", config.width, config.vocab_size)))
     rules.append(_twice(embed, head, table) if config.tie_embeddings and head_too else same(embed, table))
-    make = {"mpt": _mpt_layer, "phi3": _phi3_layer}.get(family, _llama_layer)
     for i in range(config.depth):
         layer = f"{body}blocks.{i}" if mpt else f"{body}layers.{i}"
-        rules += make(config, layer, Scope(("decoder", "layers"), i))
+        rules += _layer(config, family, layer, Scope(("decoder", "layers"), i))
     return rules
 
 
 def _twice(first: str, second: str, slab: Slab) -> Rule:
     """One matrix of ours that they hold under two names."""
 
-    def one(theirs: tuple[Any, ...]) -> tuple[Any, ...]:
+    def one(theirs: Arrays) -> Arrays:
         if not bool((theirs[0] == theirs[1]).all()):
             raise UserError(
                 f"{second} differs from {first}, but config.json ties them; "
@@ -53,62 +76,29 @@ def _twice(first: str, second: str, slab: Slab) -> Rule:
     return Rule((first, second), (slab.shape,) * 2, (slab,), one, lambda ours: (ours[0], ours[0]))
 
 
-def _projections(config: DecoderConfig) -> tuple[Shape, Shape, Shape]:
-    """(width,), and the output axes of the query and of keys and values."""
-    return (config.width,), (config.heads, config.head_dim), (config.kv_heads, config.head_dim)
+def _layer(config: DecoderConfig, family: str, name: str, scope: Scope) -> list[Rule]:
+    """One layer. LLaMA, Mistral and Qwen2 hold every matrix by itself, Phi-3 and MPT queries, keys and values in
+    one; Phi-3 has gate and up in another, MPT no gate."""
+    names = _NAMES.get(family, _LLAMA)
+    width, hidden, key = (config.width,), (config.mlp_width,), (config.kv_heads, config.head_dim)
+    outs = {"q": (config.heads, config.head_dim), "k": key, "v": key, "gate": hidden, "up": hidden}
 
+    def one(own: str, ins: Shape, outs: Shape, bias: bool = False) -> list[Rule]:
+        return dense(f"{name}.{names[own]}", scope, own, ins, outs, bias)
 
-def _llama_layer(config: DecoderConfig, name: str, scope: Scope) -> list[Rule]:
-    """LLaMA, Mistral and Qwen2: every matrix by itself."""
-    width, query, key = _projections(config)
-    attention, mlp, hidden = f"{name}.self_attn", f"{name}.mlp", (config.mlp_width,)
+    def fused(theirs: str, *own: str) -> Rule:
+        slabs = (scope.slab(f"{k}/kernel", *width, *outs[k]) for k in own)
+        return matrix(f"{name}.{names[theirs]}.weight", *slabs)
+
     rules = [
-        *norm(f"{name}.input_layernorm", scope, "norm1", config.width, bias=False),
-        *norm(f"{name}.post_attention_layernorm", scope, "norm2", config.width, bias=False),
-        *dense(f"{attention}.o_proj", scope, "out", query, width, bias=False),
-        *dense(f"{mlp}.gate_proj", scope, "gate", width, hidden, bias=False),
-        *dense(f"{mlp}.up_proj", scope, "up", width, hidden, bias=False),
-        *dense(f"{mlp}.down_proj", scope, "down", hidden, width, bias=False),
+        rule for k in ("norm1", "norm2") for rule in norm(f"{name}.{names[k]}", scope, k, *width, bias=False)
     ]
-    for k, outs in (("q", query), ("k", key), ("v", key)):
-        rules += dense(f"{attention}.{k}_proj", scope, k, width, outs, bias=config.qkv_bias)
+    rules += [fused("qkv", "q", "k", "v")] if "qkv" in names else []
+    rules += one("out", outs["q"], width)
+    rules += [fused("gate_up", "gate", "up")] if "gate_up" in names else []
+    for k in ("gate", "up"):
+        rules += one(k, width, hidden) if k in names else []
+    rules += one("down", hidden, width)
+    for k in "qkv":
+        rules += one(k, width, outs[k], config.qkv_bias) if k in names else []
     return rules
-
-
-def _fused_qkv(config: DecoderConfig, name: str, scope: Scope) -> Rule:
-    """Queries, keys and values in one matrix."""
-    width, query, key = _projections(config)
-    pairs = zip("qkv", (query, key, key), strict=True)
-    return matrix(name, *(scope.slab(f"{k}/kernel", *width, *outs) for k, outs in pairs))
-
-
-def _phi3_layer(config: DecoderConfig, name: str, scope: Scope) -> list[Rule]:
-    """Phi-3: queries, keys and values in one matrix, gate and up in another."""
-    width, query, _ = _projections(config)
-    hidden = (config.mlp_width,)
-    return [
-        *norm(f"{name}.input_layernorm", scope, "norm1", config.width, bias=False),
-        *norm(f"{name}.post_attention_layernorm", scope, "norm2", config.width, bias=False),
-        _fused_qkv(config, f"{name}.self_attn.qkv_proj.weight", scope),
-        *dense(f"{name}.self_attn.o_proj", scope, "out", query, width, bias=False),
-        matrix(
-            f"{name}.mlp.gate_up_proj.weight",
-            scope.slab("gate/kernel", *width, *hidden),
-            scope.slab("up/kernel", *width, *hidden),
-        ),
-        *dense(f"{name}.mlp.down_proj", scope, "down", hidden, width, bias=False),
-    ]
-
-
-def _mpt_layer(config: DecoderConfig, name: str, scope: Scope) -> list[Rule]:
-    """MPT: queries, keys and values in one matrix; an MLP of two."""
-    width, query, _ = _projections(config)
-    hidden = (config.mlp_width,)
-    return [
-        *norm(f"{name}.norm_1", scope, "norm1", config.width, bias=False),
-        *norm(f"{name}.norm_2", scope, "norm2", config.width, bias=False),
-        _fused_qkv(config, f"{name}.attn.Wqkv.weight", scope),
-        *dense(f"{name}.attn.out_proj", scope, "out", query, width, bias=False),
-        *dense(f"{name}.ffn.up_proj", scope, "up", width, hidden, bias=False),
-        *dense(f"{name}.ffn.down_proj", scope, "down", hidden, width, bias=False),
-    ]

@@ -94,32 +94,18 @@ DEFAULTS: dict[str, JsonObject] = {
 
 _ONLY: Allowed = {
     "hidden_act": ("silu",),
-    "attention_bias": (False, None),
-    "mlp_bias": (False, None),
-    "quantization_config": (None,),
-    "attn_logit_softcapping": (None,),
-    "final_logit_softcapping": (None,),
-    "mup_width_multiplier": (None,),
-    "use_mrope": (False, None),
-    "embedding_multiplier": (1, None),
-    "residual_multiplier": (1, None),
-    "logits_scaling": (1, None),
-    "attention_multiplier": (None,),
-    "scale_emb": (1, None),
-    "scale_depth": (None,),
-    "no_rope_layers": (None, []),
-    "use_qk_norm": (False, None),
     "expansion_ratio": (4,),
-    "logit_scale": (None,),
     "no_bias": (True,),
     "norm_type": ("low_precision_layernorm", "layernorm"),
-    "attn_type": ("multihead_attention",),
-    "clip_qkv": (None,),
-    "softmax_scale": (None,),
-    "prefix_lm": (False,),
-    "qk_ln": (False,),
-    "attn_uses_sequence_id": (False,),
-    "alibi": (True,),
+    **dict.fromkeys(("attention_bias", "mlp_bias", "use_mrope", "use_qk_norm"), (False, None)),
+    **dict.fromkeys(
+        ("embedding_multiplier", "residual_multiplier", "logits_scaling", "scale_emb"), (1, None)
+    ),
+    **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping", "logit_scale"), (None,)),
+    **dict.fromkeys(("mup_width_multiplier", "attention_multiplier", "scale_depth"), (None,)),
+    "quantization_config": (None,),
+    "no_rope_layers": (None, []),
+    **{name: (value,) for name, value in _MPT_ATTENTION.items() if name != "alibi_bias_max"},
 }
 
 

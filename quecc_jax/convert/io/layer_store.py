@@ -4,20 +4,21 @@ Orbax writes a checkpoint's own files and metadata. Its arrays are zarr3 arrays 
 under the leaf's path joined by dots; here they are opened one by one through tensorstore.
 """
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
-import jax
 import numpy as np
 import tensorstore as ts
+from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint import v1 as ocp
 
 from quecc_jax.config import RunConfig
 from quecc_jax.convert.io.writer import Spec
 from quecc_jax.convert.rules import Path as LeafPath
-from quecc_jax.convert.rules import Rule, Shape, Slab, leaf_shapes
+from quecc_jax.convert.rules import PyTree, Rule, Shape, Slab, leaf_shapes
 from quecc_jax.errors import UserError
+from quecc_jax.json_text import JsonObject
 from quecc_jax.train.initial import refuse_other_model
 from quecc_jax.train.orbax_shim import quiet_libraries
 from quecc_jax.train.run_dir import load_run_config
@@ -30,7 +31,7 @@ CHUNK = 16 << 20
 
 
 class SlabWriter:
-    """Writes a checkpoint that `load_params` reads, slab by slab in any order; a context.
+    """A checkpoint that `load_params` reads, written slab by slab in any order; a context.
 
     Write into a directory that takes its name only afterwards: until the block ends, the checkpoint
     looks whole and is not.
@@ -49,19 +50,14 @@ class SlabWriter:
         self._left = {(slab.path, slab.layer) for rule in rules for slab in rule.ours}
         self._stacked = {path for path, layer in self._left if layer is not None}
         self._context = _context()
-        self._arrays: dict[LeafPath, Any] = {}
+        self._arrays: dict[LeafPath, ts.TensorStore] = {}
         self._transaction, self._waiting = ts.Transaction(), 0
 
     def __enter__(self) -> "SlabWriter":
         # Orbax lays down everything that says which leaves there are; the one-byte arrays it stores for
         # them are replaced.
-        tree: dict[str, Any] = {}
-        for path in self._specs:
-            node = tree
-            for key in path[:-1]:
-                node = node.setdefault(key, {})
-            node[path[-1]] = np.zeros((), np.uint8)
-        try:
+        tree = unflatten_dict({path: np.zeros((), np.uint8) for path in self._specs})
+        with _writing():
             with quiet_libraries():
                 ocp.save_checkpointables(self._checkpoint, {"params": tree})
             store = ts.KvStore.open(_store(self._folder), context=self._context).result()
@@ -69,11 +65,9 @@ class SlabWriter:
             for path, spec in self._specs.items():
                 self._arrays[path] = self._create(path, spec)
             self._commit()
-        except (OSError, ValueError) as error:
-            raise self._unwritable(error) from None
         return self
 
-    def _create(self, path: LeafPath, spec: Spec) -> Any:
+    def _create(self, path: LeafPath, spec: Spec) -> ts.TensorStore:
         stacked = path in self._stacked
         chunk = (1, *_pieces(spec.shape[1:], spec.dtype)) if stacked else _pieces(spec.shape, spec.dtype)
         metadata = {
@@ -104,13 +98,11 @@ class SlabWriter:
         if (array.shape, array.dtype) != (slab.shape, dtype) or key not in self._left:
             raise ValueError(f"{slab} came as {array.shape} {array.dtype}, not {dtype}, or came twice")
         store = self._arrays[slab.path].with_transaction(self._transaction)
-        try:
+        with _writing():
             (store if slab.layer is None else store[slab.layer]).write(array).result()
             self._waiting += array.nbytes
             if self._waiting >= BATCH:
                 self._commit()
-        except (OSError, ValueError) as error:
-            raise self._unwritable(error) from None
         self._left.remove(key)
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -120,14 +112,8 @@ class SlabWriter:
         if self._left:
             first = min(map(str, self._left))
             raise ValueError(f"{len(self._left)} slabs were not written, {first} among them")
-        try:
+        with _writing():
             self._commit()
-        except (OSError, ValueError) as error:
-            raise self._unwritable(error) from None
-
-    def _unwritable(self, error: Exception) -> UserError:
-        reason = str(error).partition("\n")[0][:300]
-        return UserError(f"the checkpoint cannot be written ({reason}); free space, or choose another place")
 
 
 class SlabReader:
@@ -155,8 +141,8 @@ class SlabReader:
         self._folder_of: dict[LeafPath, Path] = {}
         frozen = self.run / "frozen"
         if frozen.is_dir():
-            self._add(frozen, lambda: ocp.metadata(frozen).metadata)
-        self._add(self._newest, lambda: ocp.checkpointables_metadata(self._newest).metadata["params"])
+            self._add(frozen, lambda: dict(ocp.metadata(frozen).metadata))
+        self._add(self._newest, lambda: dict(ocp.checkpointables_metadata(self._newest).metadata["params"]))
         towers = {"vision"} if self.config.model.query.reads_decoder else {"vision", "text"}
         absent = towers - {path[0] for path in self._folder_of}
         if self.config.tower_from and absent:
@@ -174,23 +160,21 @@ class SlabReader:
         spare = () if model.vision.post_norm else ("vision", "post_norm")
         return {path: folder for path, folder in found.items() if path[:2] != spare}
 
-    def _add(self, directory: Path, metadata: Any) -> None:
-        try:
+    def _add(self, directory: Path, metadata: Callable[[], PyTree]) -> None:
+        """Takes in the leaves of a checkpoint, as its metadata names them."""
+        # Orbax, tensorstore and json each fail in their own ways.
+        with _reading(directory, (Exception,)):
             with quiet_libraries():
-                leaves, _ = jax.tree_util.tree_flatten_with_path(metadata())
+                leaves = flatten_dict(metadata())
             if not leaves:  # what orbax makes of a damaged store
                 raise ValueError("it is damaged")
             # Orbax has changed how it names the folder of a tree that is saved by itself.
             (folder,) = (p.parent for p in directory.glob("*/_METADATA") if p.parent.name != "optimizer")
-        except Exception as error:  # orbax, tensorstore and json each fail in their own ways
-            raise self._unreadable(directory, error) from None
-        self._folder_of |= {tuple(str(k.key) for k in path): folder for path, _ in leaves}
+        self._folder_of |= dict.fromkeys(leaves, folder)
 
-    def _open(self, path: LeafPath) -> Any:
-        try:
+    def _open(self, path: LeafPath) -> ts.TensorStore:
+        with _reading(self._folder_of[path]):
             return ts.open(_array(self._folder_of[path], path), open=True, context=self._context).result()
-        except (OSError, ValueError) as error:
-            raise self._unreadable(self._folder_of[path], error) from None
 
     def read(self, slab: Slab) -> np.ndarray:
         """One slab as it is stored.
@@ -199,14 +183,29 @@ class SlabReader:
           UserError: the checkpoint cannot be read.
         """
         store = self._arrays[slab.path]
-        try:
+        with _reading(self._folder_of[slab.path]):
             return np.asarray((store if slab.layer is None else store[slab.layer]).read().result())
-        except (OSError, ValueError) as error:
-            raise self._unreadable(self._folder_of[slab.path], error) from None
 
-    def _unreadable(self, where: Path, error: Exception) -> UserError:
+
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+    """Says in a sentence that the disk does not take a checkpoint."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0][:300]
-        return UserError(f"{where} cannot be read ({reason}); restore it, or export another run")
+        message = f"the checkpoint cannot be written ({reason}); free space, or choose another directory"
+        raise UserError(message) from None
+
+
+@contextlib.contextmanager
+def _reading(where: Path, kinds: tuple[type[Exception], ...] = (OSError, ValueError)) -> Iterator[None]:
+    """Says in a sentence that a checkpoint cannot be read, where one of these errors says it otherwise."""
+    try:
+        yield
+    except kinds as error:
+        reason = str(error).partition("\n")[0][:300]
+        raise UserError(f"{where} cannot be read ({reason}); restore it, or export another run") from None
 
 
 def _context() -> ts.Context:
@@ -214,12 +213,12 @@ def _context() -> ts.Context:
     return ts.Context({"cache_pool": {}, "cache_pool#index": {"total_bytes_limit": 50 << 20}})
 
 
-def _array(folder: Path, path: LeafPath) -> dict[str, Any]:
+def _array(folder: Path, path: LeafPath) -> JsonObject:
     """Where tensorstore finds a leaf."""
     return {"driver": "zarr3", "kvstore": {**_store(folder), "path": f"{'.'.join(path)}/"}}
 
 
-def _store(folder: Path) -> dict[str, Any]:
+def _store(folder: Path) -> JsonObject:
     """Where tensorstore finds all leaves of a tree."""
     base = {"driver": "file", "path": f"{folder}/"}
     return {"driver": "ocdbt", "base": base, "cache_pool": "cache_pool#index"}
