@@ -9,39 +9,8 @@ from quecc_jax.config import DecoderConfig, ModelConfig, QueccConfig, QueryConfi
 from quecc_jax.config.io import from_dict, to_dict
 from quecc_jax.config.shapes import tiled_tokens
 from quecc_jax.config.validation import validate
-from quecc_jax.convert.formats.clip import ANCHOR, NOT_VISION, hf_vision_config, vision_config, vision_rules
-from quecc_jax.convert.formats.clip_text import (
-    NOT_TEXT,
-    PROJECTION,
-    TEXT_ANCHOR,
-    hf_text_config,
-    text_config,
-    text_rules,
-)
+from quecc_jax.convert.formats import clip, clip_text, families, llava, llava_hf
 from quecc_jax.convert.formats.decoder_rules import decoder_rules
-from quecc_jax.convert.formats.families import (
-    decoder_config,
-    family_of,
-    guess_family,
-    hf_decoder_config,
-    settings,
-)
-from quecc_jax.convert.formats.llava import (
-    NEWLINE,
-    adapter_rules,
-    hf_original,
-    is_original,
-    original_body,
-    original_model,
-    original_tower,
-)
-from quecc_jax.convert.formats.llava_hf import (
-    hf_llava,
-    is_llava_hf,
-    llava_hf_adapter_rules,
-    llava_hf_model,
-    with_rows,
-)
 from quecc_jax.convert.io.adapters import refuse_tensors
 from quecc_jax.convert.processor import image_aspect
 from quecc_jax.convert.rules import Rule, Shape, check
@@ -137,9 +106,9 @@ def plan_import(
         refuse_tensors(one.found, one.hf, one.where)
     if model.hf.get("model_type") in ("clip", "clip_vision_model"):
         plan, spare = _import_tower(model), vision or projector
-    elif is_llava_hf(model.hf):
+    elif llava_hf.is_llava_hf(model.hf):
         plan, spare = _import_llava_hf(model), vision or projector
-    elif is_original(model.hf):
+    elif llava.is_original(model.hf):
         plan, spare = _import_original(model, vision), projector
     else:
         plan, spare = _import_decoder(model, vision, projector), None
@@ -174,30 +143,32 @@ def plan_export(
     """
     model = config.model
     if layout == "clip":
-        return ExportPlan(hf_vision_config(model.vision), tuple(vision_rules(model.vision)))
+        return ExportPlan(clip.hf_vision_config(model.vision), tuple(clip.vision_rules(model.vision)))
     if layout == "clip_text":
-        return ExportPlan(hf_text_config(model.query.text), tuple(text_rules(model.query.text)))
-    family = family or guess_family(model.decoder)
+        return ExportPlan(
+            clip_text.hf_text_config(model.query.text), tuple(clip_text.text_rules(model.query.text))
+        )
+    family = family or families.guess_family(model.decoder)
     if layout == "decoder":
-        hf = hf_decoder_config(model.decoder, family, config.data.max_length)
+        hf = families.hf_decoder_config(model.decoder, family, config.data.max_length)
         return ExportPlan(hf, tuple(decoder_rules(model.decoder, family)))
     if layout == "llava_hf":
         number = model.decoder.vocab_size if image_token is None else image_token
-        hf = hf_llava(config, family, number)
+        hf = llava_hf.hf_llava(config, family, number)
         rules = [
-            *vision_rules(model.vision, "vision_tower.vision_model."),
-            *llava_hf_adapter_rules(model),
-            *with_rows(
+            *clip.vision_rules(model.vision, "vision_tower.vision_model."),
+            *llava_hf.llava_hf_adapter_rules(model),
+            *llava_hf.with_rows(
                 decoder_rules(model.decoder, family, "language_model."), hf["text_config"]["vocab_size"]
             ),
         ]
         return ExportPlan(hf, tuple(rules))
-    body = original_body(family)
-    rules = adapter_rules(model, f"{body}mm_projector.")
+    body = llava.original_body(family)
+    rules = llava.adapter_rules(model, f"{body}mm_projector.")
     if layout == "llava":
-        rules += vision_rules(model.vision, f"{body}vision_tower.vision_tower.vision_model.")
+        rules += clip.vision_rules(model.vision, f"{body}vision_tower.vision_tower.vision_model.")
         rules += decoder_rules(model.decoder, family)
-    return ExportPlan(hf_original(config, family), tuple(rules))
+    return ExportPlan(llava.hf_original(config, family), tuple(rules))
 
 
 def _import_tower(source: Source) -> ImportPlan:
@@ -212,7 +183,7 @@ def _any_compressor(tower: VisionConfig) -> QueccConfig:
 
 
 def _import_decoder(source: Source, vision: Source | None, projector: Source | None) -> ImportPlan:
-    family, decoder = family_of(source.hf), decoder_config(source.hf)
+    family, decoder = families.family_of(source.hf), families.decoder_config(source.hf)
     rules = _decoder_part(source.found, decoder, family)
     parts = {"model": Part(tuple(rules), _matching(source.found, _BUFFERS))}
     if not vision and not projector:
@@ -224,7 +195,7 @@ def _import_decoder(source: Source, vision: Source | None, projector: Source | N
     if not projector:
         model = ModelConfig(vision=tower, compressor=_any_compressor(tower), decoder=decoder)
         return ImportPlan(_run(model, family, source.hf, stage=1), "decoder", family, parts)
-    if not is_original(projector.hf):
+    if not llava.is_original(projector.hf):
         raise UserError(
             f"the config.json beside {projector.where} does not say which projector it is (no "
             "mm_projector_type); put the one that was written with it there"
@@ -232,22 +203,22 @@ def _import_decoder(source: Source, vision: Source | None, projector: Source | N
     # The decoder that is given counts, not the one that the projector was trained with.
     others = ("image_aspect_ratio", "image_grid_pinpoints", "s2", "s2_scales")
     multimodal = {k: v for k, v in projector.hf.items() if k.startswith("mm_") or k in others}
-    model = original_model(source.hf | multimodal, tower)
+    model = llava.original_model(source.hf | multimodal, tower)
     prefix = _before(projector.found, "mm_projector.", inside=True) or "model.mm_projector."
-    parts["projector"] = Part(tuple(adapter_rules(model, prefix)))
+    parts["projector"] = Part(tuple(llava.adapter_rules(model, prefix)))
     return ImportPlan(_run(model, family, projector.hf, stage=1), "decoder", family, parts)
 
 
 def _import_original(source: Source, vision: Source | None) -> ImportPlan:
-    family = family_of(source.hf)
-    body = original_body(family)
-    apart, tower = _tower(vision) if vision else (None, original_tower(source.hf))
+    family = families.family_of(source.hf)
+    body = llava.original_body(family)
+    apart, tower = _tower(vision) if vision else (None, llava.original_tower(source.hf))
     prefix = _before(source.found, "mm_projector.", inside=True) or f"{body}mm_projector."
-    if source.found and all(name.startswith(prefix) or name.endswith(NEWLINE) for name in source.found):
-        model = original_model(source.hf, tower)
-        parts = {"model": Part(tuple(adapter_rules(model, prefix)))}
+    if source.found and all(name.startswith(prefix) or name.endswith(llava.NEWLINE) for name in source.found):
+        model = llava.original_model(source.hf, tower)
+        parts = {"model": Part(tuple(llava.adapter_rules(model, prefix)))}
         return ImportPlan(_run(model, family, source.hf, stage=1), "projector", family, parts)
-    inside = _before(source.found, ANCHOR)
+    inside = _before(source.found, clip.ANCHOR)
     if inside is None and apart is None:
         raise UserError(
             f"{source.where} holds no vision tower; give the directory of "
@@ -256,9 +227,9 @@ def _import_original(source: Source, vision: Source | None) -> ImportPlan:
     rules = []
     if inside is not None:
         tower, apart = _with_post_norm(tower, source.found, inside), None
-        rules += vision_rules(tower, inside)
-    model = original_model(source.hf, tower)
-    rules += adapter_rules(model, prefix)
+        rules += clip.vision_rules(tower, inside)
+    model = llava.original_model(source.hf, tower)
+    rules += llava.adapter_rules(model, prefix)
     rules += _decoder_part(source.found, model.decoder, family, body=body)
     parts = {"vision": apart} if apart is not None else {}
     parts["model"] = Part(tuple(rules), _matching(source.found, _BUFFERS))
@@ -266,16 +237,16 @@ def _import_original(source: Source, vision: Source | None) -> ImportPlan:
 
 
 def _import_llava_hf(source: Source) -> ImportPlan:
-    model = llava_hf_model(source.hf)
+    model = llava_hf.llava_hf_model(source.hf)
     text = {"model_type": "llama"} | source.hf["text_config"]
-    family = family_of(text)
-    tower = _before(source.found, ANCHOR) or "vision_tower.vision_model."
+    family = families.family_of(text)
+    tower = _before(source.found, clip.ANCHOR) or "vision_tower.vision_model."
     projector = _before(source.found, "linear_1.weight") or "multi_modal_projector."
     vision = _with_post_norm(model.vision, source.found, tower)
     model = dataclasses.replace(model, vision=vision)
     rules = [
-        *vision_rules(vision, tower),
-        *llava_hf_adapter_rules(model, projector),
+        *clip.vision_rules(vision, tower),
+        *llava_hf.llava_hf_adapter_rules(model, projector),
         *_decoder_part(source.found, model.decoder, family, "language_model."),
     ]
     # The processor beside it counts; transformers' usual one crops where the original's evaluation pads.
@@ -291,7 +262,7 @@ def _run(
 ) -> RunConfig:
     """Settings of a run that starts, or has ended, with these weights."""
     run = RunConfig(model=model)
-    full = settings(hf, family) if family_of(hf) == family else hf
+    full = families.settings(hf, family) if families.family_of(hf) == family else hf
     longest = full.get("max_position_embeddings") or full.get("max_seq_len") or 2048
     image_tokens = images * tiled_tokens(model) if model.vision.tiles else 0
     data = dataclasses.replace(
@@ -320,22 +291,22 @@ def _decoder_part(
 
 def _tower(source: Source) -> tuple[Part, VisionConfig]:
     """The rules of a CLIP directory, and its tower with or without the final norm, as it is there."""
-    tower = vision_config(source.hf)
+    tower = clip.vision_config(source.hf)
     # It is the image processor that the original project reads: refused if it works otherwise.
     image_aspect(source.image_processor, tower.image_size, source.where)
-    prefix = _before(source.found, ANCHOR)
+    prefix = _before(source.found, clip.ANCHOR)
     prefix = "vision_model." if prefix is None else prefix
     tower = _with_post_norm(tower, source.found, prefix)
-    ignored = _matching(source.found, NOT_VISION, _BUFFERS)
-    return Part(tuple(vision_rules(tower, prefix)), ignored), tower
+    ignored = _matching(source.found, clip.NOT_VISION, _BUFFERS)
+    return Part(tuple(clip.vision_rules(tower, prefix)), ignored), tower
 
 
 def _with_text(plan: ImportPlan, source: Source) -> ImportPlan:
     """The plan of a model whose questions a text tower encodes."""
-    prefix = _before(source.found, TEXT_ANCHOR)
-    tower = text_config(source.hf, projected=PROJECTION in source.found)
-    rules = text_rules(tower, "text_model." if prefix is None else prefix)
-    part = Part(tuple(rules), _matching(source.found, NOT_TEXT), carried=False)
+    prefix = _before(source.found, clip_text.TEXT_ANCHOR)
+    tower = clip_text.text_config(source.hf, projected=clip_text.PROJECTION in source.found)
+    rules = clip_text.text_rules(tower, "text_model." if prefix is None else prefix)
+    part = Part(tuple(rules), _matching(source.found, clip_text.NOT_TEXT), carried=False)
     model = dataclasses.replace(plan.config.model, query=QueryConfig("clip_text", text=tower))
     config = dataclasses.replace(plan.config, model=model)
     return dataclasses.replace(plan, config=config, parts=plan.parts | {"text": part})

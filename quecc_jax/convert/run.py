@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from quecc_jax.config.io import save_config
+from quecc_jax.convert import sidecar_files, transfer
 from quecc_jax.convert.io.layer_store import SlabReader, SlabWriter
 from quecc_jax.convert.io.pickles import save_pickle
 from quecc_jax.convert.io.tensors import SafetensorsFile, TensorSource, open_tensors
@@ -18,26 +19,8 @@ from quecc_jax.convert.options import DType, Format, Only
 from quecc_jax.convert.plan import ImportPlan, Layout, plan_import
 from quecc_jax.convert.rules import Path as LeafPath
 from quecc_jax.convert.rules import leaf_shapes
-from quecc_jax.convert.sidecar_files import (
-    CARRIED,
-    Opened,
-    keep_sources,
-    left_unread,
-    open_checkpoint,
-    tower_beside,
-)
 from quecc_jax.convert.targets import Target, check_leaves, export_targets
 from quecc_jax.convert.template_match import TOLD, Kind, choose_template, keep_template
-from quecc_jax.convert.transfer import (
-    carry,
-    drain,
-    fill,
-    leaf_dtypes,
-    main_dtype,
-    specs_of,
-    sum_bytes,
-    tensor_specs,
-)
 from quecc_jax.data.files import fresh_directory
 from quecc_jax.data.text.templates import check_name
 from quecc_jax.distributed import notice
@@ -83,36 +66,40 @@ def import_weights(
         check_name(template)
     with contextlib.ExitStack() as stack:
         paths = {"model": source, "vision": vision, "projector": projector, "text": text}
-        opened: dict[str, Opened] = {}
+        opened: dict[str, sidecar_files.Opened] = {}
         for name, path in paths.items():
             if name == "vision" and path is None and projector is None:
-                path = tower_beside(opened["model"])
+                path = sidecar_files.tower_beside(opened["model"])
             if path is not None:
-                opened[name] = open_checkpoint(path, allow_pickle, name == "projector", projector)
+                opened[name] = sidecar_files.open_checkpoint(
+                    path, allow_pickle, name == "projector", projector
+                )
                 stack.callback(opened[name].tensors.close)
         plan = plan_import(**{name: one.source for name, one in opened.items()})
-        if unread := left_unread(opened):
+        if unread := sidecar_files.left_unread(opened):
             notice(unread)
         tensors = {name: opened[name].tensors for name in plan.parts}
         types: dict[LeafPath, np.dtype] = {}
         carried: dict[str, dict[str, Spec]] = {}
         total = 0
         for name, part in plan.parts.items():
-            types |= leaf_dtypes(part.rules, tensors[name].dtypes, dtype)
-            carried[name] = specs_of(tensors[name], part.ignored if part.carried else ())
-            read = specs_of(tensors[name], (tensor for rule in part.rules for tensor in rule.theirs))
-            total += sum_bytes(carried[name]) + sum_bytes(read)
+            types |= transfer.leaf_dtypes(part.rules, tensors[name].dtypes, dtype)
+            carried[name] = transfer.specs_of(tensors[name], part.ignored if part.carried else ())
+            read = transfer.specs_of(tensors[name], (tensor for rule in part.rules for tensor in rule.theirs))
+            total += transfer.sum_bytes(carried[name]) + transfer.sum_bytes(read)
         aside = stack.enter_context(_new_directory(out, "--out"))
-        keep_sources(aside, opened)
+        sidecar_files.keep_sources(aside, opened)
         plan = _with_template(plan, source, opened["model"], aside, template)
         count = stack.enter_context(byte_bar(f"importing {source.name}", total))
         with SlabWriter(aside / "checkpoints" / "0", plan.rules, types) as writer:
             for name, part in plan.parts.items():
-                fill(writer, part.rules, tensors[name], types, count)
+                transfer.fill(writer, part.rules, tensors[name], types, count)
         for name, specs in carried.items():
             if specs:
-                with ShardWriter(aside / "source" / name, specs, sum_bytes(specs), CARRIED) as shard:
-                    carry(shard, specs, tensors[name], count)
+                with ShardWriter(
+                    aside / "source" / name, specs, transfer.sum_bytes(specs), sidecar_files.CARRIED
+                ) as shard:
+                    transfer.carry(shard, specs, tensors[name], count)
         held = {name: str(out / name) if (aside / name).is_dir() else "" for name in TOKENIZERS}
         data = dataclasses.replace(
             plan.config.data, tokenizer=held["tokenizer"], query_tokenizer=held["query_tokenizer"]
@@ -121,7 +108,9 @@ def import_weights(
     return plan
 
 
-def _with_template(plan: ImportPlan, source: Path, model: Opened, aside: Path, given: str) -> ImportPlan:
+def _with_template(
+    plan: ImportPlan, source: Path, model: sidecar_files.Opened, aside: Path, given: str
+) -> ImportPlan:
     """The plan with the conversation template of what is imported; that of a tower has none."""
     if plan.family is None:
         return plan
@@ -175,20 +164,20 @@ def export_weights(
     targets = export_targets(reader, layout, only)
     check_leaves(reader, targets, whole=only is None)
     carried = [_carried(target) for target in targets]
-    specs = [tensor_specs(target.rules, reader.dtypes, dtype) for target in targets]
-    total = sum(map(sum_bytes, specs)) + sum(sum_bytes(extra) for _, extra in carried)
+    specs = [transfer.tensor_specs(target.rules, reader.dtypes, dtype) for target in targets]
+    total = sum(map(transfer.sum_bytes, specs)) + sum(transfer.sum_bytes(extra) for _, extra in carried)
     with _new_directory(to, "--to") as aside, byte_bar(f"exporting {run.name}", total) as count:
         for target, made, (kept, extra) in zip(targets, specs, carried, strict=True):
             folder = aside / target.folder
-            target.describe(reader, folder, main_dtype(made))
+            target.describe(reader, folder, transfer.main_dtype(made))
             if target is targets[0]:
                 keep_template(folder, reader.config.data.template)
             if not made:
                 continue
             with ShardWriter(folder, {**made, **extra}, shard_bytes, target.name) as writer:
-                drain(reader, target.rules, made, writer, count)
+                transfer.drain(reader, target.rules, made, writer, count)
                 if kept is not None:
-                    carry(writer, extra, kept, count)
+                    transfer.carry(writer, extra, kept, count)
         if targets[0].name == "mm_projector":
             save_pickle(open_tensors(aside), aside / "mm_projector.bin")
         names = sorted(p.relative_to(aside) for p in aside.rglob("*") if p.is_file())
@@ -199,8 +188,8 @@ def _carried(target: Target) -> tuple[TensorSource | None, dict[str, Spec]]:
     """Tensors that an import set aside for this target, and their forms."""
     if not target.carried or target.kept is None:
         return None, {}
-    file = SafetensorsFile(target.kept / f"{CARRIED}.safetensors")
-    return file, specs_of(file, target.carried)
+    file = SafetensorsFile(target.kept / f"{sidecar_files.CARRIED}.safetensors")
+    return file, transfer.specs_of(file, target.carried)
 
 
 def _refuse_existing(path: Path, option: str) -> None:
