@@ -6,7 +6,6 @@ from typing import Any, cast, get_args
 
 import jax
 from jax.sharding import Mesh
-from jaxtyping import PyTree
 
 from quecc_jax.config import ImageDecoding, MeshConfig, RunConfig
 from quecc_jax.config.shapes import at_visual_tokens
@@ -16,7 +15,7 @@ from quecc_jax.data.text.templates import check_name
 from quecc_jax.errors import UserError
 from quecc_jax.generate.engine import Engine
 from quecc_jax.sharding import make_mesh
-from quecc_jax.train.checkpoint import load_params
+from quecc_jax.train.checkpoint import Tree, load_params
 from quecc_jax.train.initial import borrowed
 from quecc_jax.train.run_dir import load_run_config
 from quecc_jax.train.step import abstract_params
@@ -24,7 +23,7 @@ from quecc_jax.train.step import abstract_params
 
 def load_vlm(
     run_dir: str | os.PathLike[str], mesh: Mesh | None = None, visual_tokens: int = 0, template: str = ""
-) -> tuple[RunConfig, dict[str, PyTree]]:
+) -> tuple[RunConfig, Tree]:
     """A run's settings and all parameters that answer questions about pixels.
 
     A run on cached features has no tower, of images or of questions; it comes from the run that its
@@ -94,9 +93,7 @@ def load_engine(
     return Engine(config, params, mesh=over)
 
 
-def _towers(
-    config: RunConfig, run_dir: str | os.PathLike[str], abstract: dict[str, PyTree]
-) -> dict[str, PyTree]:
+def _towers(config: RunConfig, run_dir: str | os.PathLike[str], abstract: Tree) -> Tree:
     if not config.tower_from:
         raise UserError(
             f"{run_dir} was trained on cached features and names no tower; set tower_from in its "

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 from quecc_jax.config import RunConfig, VisionConfig
-from quecc_jax.convert import sentencepiece_json
 from quecc_jax.convert.formats.llava_hf import IMAGE
+from quecc_jax.convert.sentencepiece_json import write_tokenizer_json
 from quecc_jax.data.files import read_json, write_json
 from quecc_jax.data.images import CLIP_MEAN, CLIP_STD
 from quecc_jax.data.text.templates import TEMPLATES
@@ -114,7 +114,7 @@ def write_processor(folder: Path, config: RunConfig, hf: JsonObject) -> None:
     write_json(settings, folder / "processor_config.json")
     write_json({**image_processor, "processor_class": kind}, folder / "preprocessor_config.json")
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-    # The only place where transformers before 4.52 looks.
+    # Where transformers before 4.52 looks, and nowhere else.
     write_json({"chat_template": template}, folder / "chat_template.json")
     _add_token(folder, hf["image_token_index"])
 
@@ -139,7 +139,7 @@ def _add_token(folder: Path, number: int) -> None:
 
         known = load_tokenizer(folder)
         tokens = {**known.hf.added_tokens_decoder, number: AddedToken(IMAGE, normalized=False, special=True)}
-        sentencepiece_json.write_json(folder, known, tokens, told.get("legacy") is not False)
+        write_tokenizer_json(folder, known, tokens, told.get("legacy") is not False)
     elif path.is_file():
         whole = read_json(path)
         others = [one for one in whole.get("added_tokens", []) if one["content"] != IMAGE]

@@ -20,7 +20,7 @@ from quecc_jax.convert.plan import ImportPlan, Layout, plan_import
 from quecc_jax.convert.rules import Path as LeafPath
 from quecc_jax.convert.rules import leaf_shapes
 from quecc_jax.convert.targets import Target, check_leaves, export_targets
-from quecc_jax.convert.template_match import TOLD, Kind, choose_template, keep_template
+from quecc_jax.convert.template_match import TEMPLATE_KEY, Kind, choose_template, keep_template
 from quecc_jax.data.files import fresh_directory
 from quecc_jax.data.text.templates import check_name
 from quecc_jax.distributed import notice
@@ -116,7 +116,9 @@ def _with_template(
         return plan
     kind, within = KINDS.get(plan.layout, "original"), source if source.suffix == ".gguf" else None
     tokenizer = model.directory or aside / "tokenizer"
-    name, why = choose_template(tokenizer, plan.family, kind, given, within, model.source.hf.get(TOLD))
+    name, why = choose_template(
+        tokenizer, plan.family, kind, given, within, model.source.hf.get(TEMPLATE_KEY)
+    )
     data: Any = {"template": name}
     config = dataclasses.replace(plan.config, data=dataclasses.replace(plan.config.data, **data))
     return dataclasses.replace(plan, config=config, why=why)

@@ -17,7 +17,7 @@ _SAMPLES = (
 """Texts that tokenizers of the two kinds have been seen to differ in."""
 
 
-def write_json(folder: Path, tokenizer: Tokenizer, added: Mapping[int, Any], legacy: bool) -> None:
+def write_tokenizer_json(folder: Path, tokenizer: Tokenizer, added: Mapping[int, Any], legacy: bool) -> None:
     """Writes folder/tokenizer.json beside folder/tokenizer.model.
 
     transformers reads such a file as it stands. From the model alone, version 5 would join repeated blanks

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from quecc_jax.convert.formats.gguf import GgufFile, hf_config
-from quecc_jax.convert.formats.gguf_tokenizer import Told, write_tokenizer
+from quecc_jax.convert.formats.gguf_tokenizer import TokenizerMetadata, write_tokenizer
 from quecc_jax.convert.formats.llava import is_original
 from quecc_jax.convert.io.adapters import refuse_adapter_files
 from quecc_jax.convert.io.tensors import TensorSource, open_chosen, open_tensors
@@ -198,7 +198,10 @@ def keep_sources(run: Path, opened: dict[str, Opened]) -> None:
             write_json(one.source.hf, folder / "config.json")
             write_tokenizer(metadata, file, run / "tokenizer")
             for beside in (folder, run / "tokenizer"):
-                write_json({"eos_token_id": Told(metadata, file).ends}, beside / "generation_config.json")
+                write_json(
+                    {"eos_token_id": TokenizerMetadata(metadata, file).ends},
+                    beside / "generation_config.json",
+                )
     model = opened["model"].directory
     if model is not None:
         copy_tokenizer_files(model, run / "tokenizer")

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from quecc_jax.convert.formats.families import family_of
 from quecc_jax.convert.formats.llava import is_original
@@ -27,6 +27,7 @@ from quecc_jax.data.text.templates import (
 from quecc_jax.data.text.tokenizer import Tokenizer
 from quecc_jax.data.text.tokenizer_files import holds_tokenizer
 from quecc_jax.errors import UserError
+from quecc_jax.json_text import JsonObject
 
 Kind = Literal["original", "llava_hf", "decoder"]
 """Whose a checkpoint is: the original project's, transformers' LLaVA, or a language model by itself."""
@@ -47,7 +48,7 @@ ORIGINALS: dict[str, tuple[str, ...]] = {
 of its own and chooses by the model's name, and the tokenizer keeps its language model's template."""
 
 # transformers' LLaVA writes a blank where an answer's EOS was in training.
-_NO_EOS: dict[str, Any] = {"around_answer": (" ", " "), "end": ""}
+_NO_EOS: JsonObject = {"around_answer": (" ", " "), "end": ""}
 SPELLINGS: list[tuple[str, Template]] = [
     ("v1", dataclasses.replace(TEMPLATES["v1"], **_NO_EOS)),
     ("short", dataclasses.replace(TEMPLATES["short"], **_NO_EOS)),
@@ -64,7 +65,7 @@ TAUGHT = ((_Q1, _A1), (_Q1, _A1, _Q2, _A2))
 DAY = "26 Jul 2024"
 """For chat templates that write today's date: the day that they fall back on."""
 
-TOLD = "conversation_template"
+TEMPLATE_KEY = "conversation_template"
 """Key of config.json in which an export names its template, where its other files would not give it back."""
 
 Render = Callable[[Sequence[str], str | None, bool], str]
@@ -94,7 +95,7 @@ def choose_template(
       family: its decoder's.
       kind: whose it is.
       given: a template's name that is taken without looking; "" to look.
-      told: what its config.json says under `TOLD`, which counts next.
+      told: what its config.json says under `TEMPLATE_KEY`, which counts next.
 
     Raises:
       UserError: no such template; the tokenizer cannot be read; or the files leave more than one choice,
@@ -105,7 +106,7 @@ def choose_template(
     if told is not None:
         if told not in TEMPLATES:
             raise UserError(
-                f"{TOLD} in config.json is {told!r}; choose one of {', '.join(TEMPLATES)} with "
+                f"{TEMPLATE_KEY} in config.json is {told!r}; choose one of {', '.join(TEMPLATES)} with "
                 "--template NAME"
             )
         return Choice(told, "as its config.json says")
@@ -115,7 +116,7 @@ def choose_template(
     text, file = chat_template(directory, kind)
     file = file if source is None else source
     if text is None:
-        return _without(tokenizer, file, family)
+        return _without_chat_template(tokenizer, file, family)
     name, why = recognise(text, tokenizer, file)
     choices = ORIGINALS.get(name, (name,)) if kind == "original" else (name,)
     if len(choices) > 1:
@@ -141,11 +142,11 @@ def keep_template(folder: Path, name: str) -> None:
     kind: Kind = "llava_hf" if is_llava_hf(hf) else "original" if is_original(hf) else "decoder"
     family = family_of({"model_type": "llama"} | hf["text_config"] if kind == "llava_hf" else hf)
     try:
-        found = choose_template(folder, family, kind, told=hf.get(TOLD)).name
+        found = choose_template(folder, family, kind, told=hf.get(TEMPLATE_KEY)).name
     except UserError:  # It asks, or its tokenizer is not read.
         found = ""
     if found != name:
-        write_json({**hf, TOLD: name}, file)
+        write_json({**hf, TEMPLATE_KEY: name}, file)
 
 
 def chat_template(directory: Path, kind: Kind = "decoder") -> tuple[str | None, Path]:
@@ -229,7 +230,7 @@ def _matching(render: Render, tokenizer: Tokenizer, image: str) -> tuple[Choice 
     return None, False
 
 
-def _without(tokenizer: Tokenizer, where: Path, family: str) -> Choice:
+def _without_chat_template(tokenizer: Tokenizer, where: Path, family: str) -> Choice:
     """Where there is no chat template: LLaVA's for the family, unless the vocabulary has another's marks."""
     name = BY_FAMILY[family]
     known = {token.content for token in tokenizer.added.values() if token.content.startswith("<|")}

@@ -27,7 +27,7 @@ from quecc_jax.errors import UserError
 from tests.convert.names import random_tensors
 from tests.tiny import MODEL
 
-PLACE = Scope(("part",))
+PART = Scope(("part",))
 AXES = st.lists(st.integers(1, 4), min_size=1, max_size=2).map(tuple)
 TYPES = st.sampled_from([np.float16, np.float32, ml_dtypes.bfloat16])
 
@@ -45,7 +45,7 @@ def assert_same_bits(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None
 
 @given(AXES, st.lists(AXES, min_size=1, max_size=3))
 def test_kernels_compute_what_the_rows_of_a_linear_layer_compute(ins, outs):
-    slabs = [PLACE.slab(f"{i}/kernel", *ins, *axes) for i, axes in enumerate(outs)]
+    slabs = [PART.slab(f"{i}/kernel", *ins, *axes) for i, axes in enumerate(outs)]
     rule = matrix("w", *slabs, inputs=len(ins))
     rng = np.random.default_rng(0)
     weight, x = rng.normal(size=rule.shapes[0]), rng.normal(size=ins)
@@ -65,7 +65,7 @@ def test_all_bits_survive_the_way_there_and_back(ins, outs, dtype):
         vector("b", *biases),
         *dense("d", layer, "d", ins, outs[0], bias=True),
         *norm("n", layer, "n", math.prod(ins), bias=True),
-        same("s", PLACE.slab("s", *ins)),
+        same("s", PART.slab("s", *ins)),
     ]
     theirs = random_tensors(shapes_of(rules), dtype)
     tree = to_tree(rules, theirs)
@@ -92,17 +92,17 @@ def test_patch_kernels_compute_the_towers_convolution():
 
 def test_leaves_are_stacked_and_gaps_or_double_fillings_are_found():
     layers = [same(f"s.{i}", Scope(("layers",), i).slab("s", 3)) for i in range(3)]
-    assert leaf_shapes([*layers, same("t", PLACE.slab("t", 2))]) == {
+    assert leaf_shapes([*layers, same("t", PART.slab("t", 2))]) == {
         ("layers", "s"): (3, 3),
         ("part", "t"): (2,),
     }
-    for broken in ([layers[0], layers[2]], [layers[1]], [*layers, same("x", PLACE.slab("x", 1)), layers[0]]):
+    for broken in ([layers[0], layers[2]], [layers[1]], [*layers, same("x", PART.slab("x", 1)), layers[0]]):
         with pytest.raises(ValueError, match="layers/s"):
             leaf_shapes(broken)
 
 
 def test_every_missing_unknown_and_reshaped_tensor_is_named_at_once():
-    rules = [same(f"t{i:02}", PLACE.slab(f"{i}", 2, 3)) for i in range(30)]
+    rules = [same(f"t{i:02}", PART.slab(f"{i}", 2, 3)) for i in range(30)]
     found = shapes_of(rules)
     check(rules, found)
     check(rules, found | {"buffer": (1,)}, ignored=["buffer"])
@@ -116,6 +116,6 @@ def test_every_missing_unknown_and_reshaped_tensor_is_named_at_once():
 
 
 def test_two_rules_for_one_tensor_are_a_mistake_of_ours():
-    rule = same("t", PLACE.slab("t", 1))
+    rule = same("t", PART.slab("t", 1))
     with pytest.raises(ValueError, match="two rules read t"):
         check([rule, rule], {"t": (1,)})

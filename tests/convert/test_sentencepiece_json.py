@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 
-from quecc_jax.convert.sentencepiece_json import write_json
+from quecc_jax.convert.sentencepiece_json import write_tokenizer_json
 from quecc_jax.data.text.tokenizer import Tokenizer, load_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "llava_tiny"
@@ -19,7 +19,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, Backend]:
     folder = tmp_path_factory.mktemp("json")
     shutil.copy(GOLDEN / "tokenizer.model", folder)
     known = load_tokenizer(GOLDEN)
-    write_json(folder, known, known.hf.added_tokens_decoder, legacy=True)
+    write_tokenizer_json(folder, known, known.hf.added_tokens_decoder, legacy=True)
     return known, Backend.from_file(str(folder / "tokenizer.json"))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from quecc_jax.config import RopeScaling
 from quecc_jax.convert.formats.gguf_rope import scaling_of
-from quecc_jax.convert.formats.gguf_tokenizer import Told
+from quecc_jax.convert.formats.gguf_tokenizer import TokenizerMetadata
 from quecc_jax.convert.formats.rope import hf_scaling
 from quecc_jax.errors import UserError
 from quecc_jax.json_text import JsonObject
@@ -220,7 +220,7 @@ def hf_config(gguf: GgufFile) -> JsonObject:
         if name not in _OFF or value != _OFF[name]:
             refuse(f"{key} {value!r}")
     width = setting("embedding_length")
-    special = Told(gguf.metadata, gguf.path).special
+    special = TokenizerMetadata(gguf.metadata, gguf.path).special
     tokens = gguf.metadata.get("tokenizer.ggml.tokens", ())
     names = ("block_count", "feed_forward_length", "attention.head_count")
     depth, mlp_width, heads = counts = [setting(name) for name in names]

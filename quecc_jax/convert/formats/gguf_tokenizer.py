@@ -4,14 +4,16 @@ Byte-level BPE becomes a tokenizer.json, SentencePiece the tokenizer.model that 
 key means that a file leaves out is what llama.cpp takes it to mean.
 """
 
+import dataclasses
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from quecc_jax.data.files import fresh_directory, write_json
 from quecc_jax.distributed import notice
 from quecc_jax.errors import UserError
+from quecc_jax.json_text import JsonObject
 
 UNKNOWN, CONTROL, USER_DEFINED, BYTE = 2, 3, 4, 6
 """Entries of `tokenizer.ggml.token_type`, and of SentencePiece's models; the latter two of the first three
@@ -39,22 +41,18 @@ SPLITS: dict[str, tuple[str, ...]] = {
 """By `tokenizer.ggml.pre`: what splits a text, one after the other; matches stand alone."""
 
 
-class Told:
-    """A GGUF file's metadata of its tokenizer.
+@dataclasses.dataclass(frozen=True)
+class TokenizerMetadata:
+    """What a GGUF file says of its tokenizer."""
 
-    Args:
-      metadata: all of the file's keys and values.
-      where: the file, for messages.
-    """
-
-    def __init__(self, metadata: Mapping[str, Any], where: Path):
-        self.where, self._metadata = where, metadata
-        self.model: str | None = self.get("model")
-        self.pre: str | None = self.get("pre")
+    metadata: JsonObject
+    """All of the file's keys and values."""
+    where: Path
+    """The file, for messages."""
 
     def get(self, name: str, default: Any = None) -> Any:
         """`tokenizer.ggml.<name>`, or the default."""
-        return self._metadata.get(f"tokenizer.ggml.{name}", default)
+        return self.metadata.get(f"tokenizer.ggml.{name}", default)
 
     def need(self, name: str) -> Any:
         """The same where there must be one.
@@ -97,11 +95,11 @@ class Told:
     @property
     def adds_bos(self) -> bool:
         """Whether BOS stands in front of a text."""
-        usual = self.model == "llama" or SPLITS.get(str(self.pre)) is _LLAMA_3
+        usual = self.get("model") == "llama" or SPLITS.get(str(self.get("pre"))) is _LLAMA_3
         return bool(self.get("add_bos_token", usual))
 
 
-def write_tokenizer(metadata: Mapping[str, Any], where: Path, directory: str | Path) -> None:
+def write_tokenizer(metadata: JsonObject, where: Path, directory: str | Path) -> None:
     """Saves a GGUF file's tokenizer, with its chat template, as transformers reads it.
 
     Args:
@@ -112,8 +110,9 @@ def write_tokenizer(metadata: Mapping[str, Any], where: Path, directory: str | P
     Raises:
       UserError: the file holds no tokenizer, one of another kind, or one that contradicts itself.
     """
-    told = Told(metadata, where)
-    tokens, types = list(told.need("tokens")), list(told.need("token_type"))
+    meta = TokenizerMetadata(metadata, where)
+    model = meta.get("model")
+    tokens, types = list(meta.need("tokens")), list(meta.need("token_type"))
     if len(types) != len(tokens) or len(set(tokens)) != len(tokens):
         raise UserError(
             f"{where} has {len(tokens)} tokens of {len(types)} types, {len(set(tokens))} of them "
@@ -124,25 +123,25 @@ def write_tokenizer(metadata: Mapping[str, Any], where: Path, directory: str | P
         "clean_up_tokenization_spaces": False,
         "model_max_length": metadata.get("llama.context_length"),
         "chat_template": template,
-        **{f"{name}_token": tokens[number] for name, number in told.special.items()},
+        **{f"{name}_token": tokens[number] for name, number in meta.special.items()},
     }
     with fresh_directory(directory) as aside:
-        if told.model == "gpt2":
-            _byte_level(told, tokens, types).save(str(aside / "tokenizer.json"))
+        if model == "gpt2":
+            _byte_level(meta, tokens, types).save(str(aside / "tokenizer.json"))
             config |= {"tokenizer_class": "PreTrainedTokenizerFast"}
-        elif told.model == "llama":
-            (aside / "tokenizer.model").write_bytes(_sentencepiece(told, tokens, types))
-            config |= _sentencepiece_config(told, tokens, types)
+        elif model == "llama":
+            (aside / "tokenizer.model").write_bytes(_sentencepiece(meta, tokens, types))
+            config |= _sentencepiece_config(meta, tokens, types)
         else:
             raise UserError(
-                f"the tokenizer in {where} is {told.model!r}, only gpt2 (byte-level BPE) and "
+                f"the tokenizer in {where} is {model!r}, only gpt2 (byte-level BPE) and "
                 "llama (SentencePiece) are read from GGUF; give its Hugging Face directory"
             )
-        told_of = {key: value for key, value in config.items() if value is not None}
-        write_json(told_of, aside / "tokenizer_config.json")
+        settings = {key: value for key, value in config.items() if value is not None}
+        write_json(settings, aside / "tokenizer_config.json")
 
 
-def _byte_level(told: Told, tokens: list[str], types: list[int]) -> Any:
+def _byte_level(meta: TokenizerMetadata, tokens: list[str], types: list[int]) -> Any:
     """A byte-level BPE tokenizer of package tokenizers.
 
     Text is split as `tokenizer.ggml.pre` says. transformers' own conversion of GGUF files ignores
@@ -159,19 +158,19 @@ def _byte_level(told: Told, tokens: list[str], types: list[int]) -> Any:
         processors,
     )
 
-    pre = told.need("pre")
+    pre = meta.need("pre")
     if pre not in SPLITS:
         raise UserError(
-            f"the tokenizer in {told.where} splits text as {pre!r} does (tokenizer.ggml.pre), "
+            f"the tokenizer in {meta.where} splits text as {pre!r} does (tokenizer.ggml.pre), "
             f"only {', '.join(SPLITS)} are read from GGUF; give its Hugging Face directory"
         )
-    if told.get("add_space_prefix"):
+    if meta.get("add_space_prefix"):
         raise UserError(
-            f"{told.where} has tokenizer.ggml.add_space_prefix beside a gpt2 tokenizer, which is "
+            f"{meta.where} has tokenizer.ggml.add_space_prefix beside a gpt2 tokenizer, which is "
             "not read from GGUF; give the model's Hugging Face directory"
         )
     # A merge may begin with a blank's letter, never with a blank.
-    merges = [tuple(merge.split(" ")) for merge in told.need("merges")]
+    merges = [tuple(merge.split(" ")) for merge in meta.need("merges")]
     # LLaMA 3's tokenizer was made without merges: a word that is a token is never built from parts.
     whole = SPLITS[pre] is _LLAMA_3
     vocabulary: Any = {token: number for number, token in enumerate(tokens)}
@@ -179,7 +178,7 @@ def _byte_level(told: Told, tokens: list[str], types: list[int]) -> Any:
         model = models.BPE(vocabulary, merges, ignore_merges=whole)
     except Exception as error:  # package tokenizers raises no narrower kind
         raise UserError(
-            f"the merges in {told.where} do not fit its tokens ({error}); convert the model to GGUF again"
+            f"the merges in {meta.where} do not fit its tokens ({error}); convert the model to GGUF again"
         ) from None
     backend = Tokenizer(model)
     if SPLITS[pre] is _QWEN_2:
@@ -194,8 +193,8 @@ def _byte_level(told: Told, tokens: list[str], types: list[int]) -> Any:
             backend.add_special_tokens([AddedToken(token, special=True, normalized=False)])
         elif kind == USER_DEFINED:
             backend.add_tokens([AddedToken(token, special=False, normalized=False)])
-    first = [int(told.need("bos_token_id"))] if told.adds_bos else []
-    last = [int(told.need("eos_token_id"))] if told.get("add_eos_token") else []
+    first = [int(meta.need("bos_token_id"))] if meta.adds_bos else []
+    last = [int(meta.need("eos_token_id"))] if meta.get("add_eos_token") else []
     if first or last:
         backend.post_processor = processors.TemplateProcessing(
             single=[*(tokens[i] for i in first), "$A", *(tokens[i] for i in last)],
@@ -204,10 +203,10 @@ def _byte_level(told: Told, tokens: list[str], types: list[int]) -> Any:
     return backend
 
 
-def _sentencepiece_config(told: Told, tokens: list[str], types: list[int]) -> dict[str, Any]:
+def _sentencepiece_config(meta: TokenizerMetadata, tokens: list[str], types: list[int]) -> JsonObject:
     """Settings of a LlamaTokenizer; `legacy` puts a blank behind special tokens, as llama.cpp does."""
-    special = told.special
-    bos, eos = (told.need(f"{name}_token_id") for name in ("bos", "eos"))
+    special = meta.special
+    bos, eos = (meta.need(f"{name}_token_id") for name in ("bos", "eos"))
     found = {number for number, kind in enumerate(types) if kind in (UNKNOWN, CONTROL, USER_DEFINED)}
     found |= {int(bos), int(eos), *special.values()}
     added = {
@@ -224,46 +223,46 @@ def _sentencepiece_config(told: Told, tokens: list[str], types: list[int]) -> di
     return {
         "tokenizer_class": "LlamaTokenizer",
         "legacy": True,
-        "add_bos_token": told.adds_bos,
-        "add_eos_token": bool(told.get("add_eos_token")),
-        "unk_token": tokens[_unknown(told, types)],
+        "add_bos_token": meta.adds_bos,
+        "add_eos_token": bool(meta.get("add_eos_token")),
+        "unk_token": tokens[_unknown(meta, types)],
         "added_tokens_decoder": added,
     }
 
 
-def _unknown(told: Told, types: list[int]) -> int:
+def _unknown(meta: TokenizerMetadata, types: list[int]) -> int:
     """The id of the unknown token, of which SentencePiece has exactly one."""
     marked = [number for number, kind in enumerate(types) if kind == UNKNOWN]
-    return marked[0] if len(marked) == 1 else told.special.get("unk", 0)
+    return marked[0] if len(marked) == 1 else meta.special.get("unk", 0)
 
 
-def _sentencepiece(told: Told, tokens: list[str], types: list[int]) -> bytes:
+def _sentencepiece(meta: TokenizerMetadata, tokens: list[str], types: list[int]) -> bytes:
     """The tokenizer.model of these pieces, as SentencePiece's protobuf `ModelProto`."""
     from sentencepiece import SentencePieceProcessor
 
-    if not told.get("add_space_prefix", True):
+    if not meta.get("add_space_prefix", True):
         raise UserError(
-            f"{told.where} has tokenizer.ggml.add_space_prefix false, which is not read from "
+            f"{meta.where} has tokenizer.ggml.add_space_prefix false, which is not read from "
             "GGUF; give the model's Hugging Face directory"
         )
-    scores = told.get("scores")
+    scores = meta.get("scores")
     if scores is None:
-        notice(f"WARNING: {told.where} has no tokenizer.ggml.scores: pieces are joined from the left")
+        notice(f"WARNING: {meta.where} has no tokenizer.ggml.scores: pieces are joined from the left")
         scores = [0.0] * len(tokens)
     held = types.count(BYTE)
     if len(scores) != len(tokens) or held not in (0, 256):
         raise UserError(
-            f"{told.where} has {len(tokens)} pieces, {len(scores)} scores and {held} of 256 "
+            f"{meta.where} has {len(tokens)} pieces, {len(scores)} scores and {held} of 256 "
             "bytes; convert the model to GGUF again"
         )
-    unknown = _unknown(told, types)
+    unknown = _unknown(meta, types)
     kinds = [CONTROL if kind == UNKNOWN else kind for kind in types]
     kinds[unknown] = UNKNOWN
     pieces = b"".join(
         _field(1, _field(1, token.encode()) + b"\x15" + struct.pack("<f", score) + _number(3, kind))
         for token, score, kind in zip(tokens, scores, kinds, strict=True)
     )
-    special = {"unk": unknown, "bos": -1, "eos": -1, "pad": -1} | told.special | {"unk": unknown}
+    special = {"unk": unknown, "bos": -1, "eos": -1, "pad": -1} | meta.special | {"unk": unknown}
     trainer = _number(3, 2) + _number(4, len(tokens)) + _number(35, int(held > 0))
     trainer += b"".join(_number(40 + i, special[name]) for i, name in enumerate(("unk", "bos", "eos", "pad")))
     trainer += _field(45, tokens[unknown].encode())
@@ -272,14 +271,14 @@ def _sentencepiece(told: Told, tokens: list[str], types: list[int]) -> bytes:
         for i, name in enumerate(("bos", "eos", "pad"))
         if special[name] >= 0
     )
-    strip = int(bool(told.get("remove_extra_whitespaces")))
+    strip = int(bool(meta.get("remove_extra_whitespaces")))
     normalizer = _field(1, b"identity") + _number(3, 1) + _number(4, strip) + _number(5, 1)
     model = pieces + _field(2, trainer) + _field(3, normalizer)
     try:
         SentencePieceProcessor(model_proto=model)
     except Exception as error:
         raise UserError(
-            f"the pieces in {told.where} make no SentencePiece model ({error}); convert the "
+            f"the pieces in {meta.where} make no SentencePiece model ({error}); convert the "
             "model to GGUF again"
         ) from None
     return model

@@ -54,12 +54,12 @@ class ShardWriter:
         numbers = [f"-{i + 1:05}-of-{count:05}" for i in range(count)] if count > 1 else [""]
         self._directory, self._name = directory, name
         self._specs, self._left = dict(specs), set(specs)
-        self._place: dict[str, tuple[Path, int]] = {}
+        self._start_of: dict[str, tuple[Path, int]] = {}
         self._headers = {}
         for number, group in zip(numbers, groups, strict=True):
             path = directory / f"{name}{number}.safetensors"
             self._headers[path], starts = _header(group)
-            self._place |= {tensor: (path, start) for tensor, start in starts.items()}
+            self._start_of |= {tensor: (path, start) for tensor, start in starts.items()}
         self._files: dict[Path, int] = {}
 
     def __enter__(self) -> "ShardWriter":
@@ -78,7 +78,7 @@ class ShardWriter:
         spec = self._specs[name]
         if Spec(array.shape, array.dtype) != spec or name not in self._left:
             raise ValueError(f"{name} of {array.shape} {array.dtype} came for {spec} or came twice")
-        path, start = self._place[name]
+        path, start = self._start_of[name]
         self._put(path, memoryview(_contiguous(array).reshape(-1).view(np.uint8)), start)  # type: ignore[arg-type]
         self._left.remove(name)
 
@@ -109,7 +109,7 @@ class ShardWriter:
         if len(self._files) > 1:
             index = {
                 "metadata": {"total_size": sum(spec.size for spec in self._specs.values())},
-                "weight_map": {name: self._place[name][0].name for name in sorted(self._specs)},
+                "weight_map": {name: self._start_of[name][0].name for name in sorted(self._specs)},
             }
             path = self._directory / f"{self._name}.safetensors.index.json"
             try:
@@ -149,5 +149,5 @@ def _header(group: Mapping[str, Spec]) -> tuple[bytes, dict[str, int]]:
 
 
 def _unwritable(path: Path, error: OSError) -> UserError:
-    message = f"{path.name} cannot be written ({error.strerror}); free space, or choose another place"
+    message = f"{path.name} cannot be written ({error.strerror}); free space, or choose another directory"
     return UserError(message)
