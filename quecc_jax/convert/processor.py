@@ -1,5 +1,6 @@
 """What transformers' AutoProcessor reads beside a llava-hf model: images, prompts, the image's token."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,8 +9,9 @@ from quecc_jax.convert.formats.llava_hf import IMAGE
 from quecc_jax.convert.sentencepiece_json import write_tokenizer_json
 from quecc_jax.data.files import read_json, write_json
 from quecc_jax.data.images import CLIP_MEAN, CLIP_STD
+from quecc_jax.data.text.sentencepiece import Added
 from quecc_jax.data.text.templates import TEMPLATES
-from quecc_jax.data.text.tokenizer import Tokenizer, load_tokenizer
+from quecc_jax.data.text.tokenizer import load_tokenizer
 from quecc_jax.errors import UserError
 from quecc_jax.json_text import JsonObject
 
@@ -121,14 +123,7 @@ def write_processor(folder: Path, config: RunConfig, hf: JsonObject) -> None:
 
 def _add_token(folder: Path, number: int) -> None:
     """Makes IMAGE a special token of the tokenizer whose files these are."""
-    token = {
-        "content": IMAGE,
-        "lstrip": False,
-        "normalized": False,
-        "rstrip": False,
-        "single_word": False,
-        "special": True,
-    }
+    token = dataclasses.asdict(Added(IMAGE, normalized=False, special=True))
     path = folder / "tokenizer_config.json"
     told = read_json(path) if path.is_file() else {}
     added = {**told.get("added_tokens_decoder", {}), str(number): token}
@@ -153,12 +148,6 @@ def _add_token(folder: Path, number: int) -> None:
             f"the tokenizer of this run does not take {IMAGE} as token {number}; save it with "
             "save_pretrained as transformers does, and export again"
         )
-
-
-def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
-    """A tokenizer's special ids as config.json calls them."""
-    ids = {f"{name}_token_id": getattr(tokenizer.hf, f"{name}_token_id") for name in ("bos", "eos", "pad")}
-    return {name: number for name, number in ids.items() if number is not None}
 
 
 def chat_template(name: str) -> str:

@@ -8,7 +8,7 @@ from quecc_jax.config import RunConfig
 from quecc_jax.convert.io.layer_store import SlabReader
 from quecc_jax.convert.options import Format, Only
 from quecc_jax.convert.plan import ImportPlan, Layout, Source, plan_export, plan_import
-from quecc_jax.convert.processor import clip_settings, image_token, special_ids, write_processor
+from quecc_jax.convert.processor import clip_settings, image_token, write_processor
 from quecc_jax.convert.rules import Path as LeafPath
 from quecc_jax.convert.rules import Rule, leaf_shapes
 from quecc_jax.convert.sidecar_files import copy_beside, copy_tokenizer_files, kept_sources, tower_name
@@ -89,7 +89,8 @@ def special_settings(tokenizer: Path, config: RunConfig) -> tuple[JsonObject, Js
     except UserError as error:
         notice(f"WARNING: the config.json written names no special tokens: {error}")
         return {}, {}
-    ids = special_ids(read)
+    found = {key: getattr(read.hf, key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    ids = {key: number for key, number in found.items() if number is not None}
     return ids, {**ids, "eos_token_id": list(stops(config.data.template, read).ids)}
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from quecc_jax.data.files import fresh_directory, write_json
+from quecc_jax.data.text.sentencepiece import Added
 from quecc_jax.distributed import notice
 from quecc_jax.errors import UserError
 from quecc_jax.json_text import JsonObject
@@ -209,24 +210,14 @@ def _sentencepiece_config(meta: TokenizerMetadata, tokens: list[str], types: lis
     bos, eos = (meta.need(f"{name}_token_id") for name in ("bos", "eos"))
     found = {number for number, kind in enumerate(types) if kind in (UNKNOWN, CONTROL, USER_DEFINED)}
     found |= {int(bos), int(eos), *special.values()}
-    added = {
-        str(number): {
-            "content": tokens[number],
-            "special": types[number] != USER_DEFINED,
-            "lstrip": False,
-            "rstrip": False,
-            "normalized": False,
-            "single_word": False,
-        }
-        for number in sorted(found)
-    }
+    added = {n: Added(tokens[n], normalized=False, special=types[n] != USER_DEFINED) for n in sorted(found)}
     return {
         "tokenizer_class": "LlamaTokenizer",
         "legacy": True,
         "add_bos_token": meta.adds_bos,
         "add_eos_token": bool(meta.get("add_eos_token")),
         "unk_token": tokens[_unknown(meta, types)],
-        "added_tokens_decoder": added,
+        "added_tokens_decoder": {str(number): dataclasses.asdict(token) for number, token in added.items()},
     }
 
 
