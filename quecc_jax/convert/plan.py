@@ -27,7 +27,7 @@ _BUFFERS = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|embeddings\.position_ids)")
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """What is known of a checkpoint before any tensor is read."""
+    """A checkpoint's config.json and tensor names: what is known before any tensor is read."""
 
     hf: JsonObject
     """Its config.json."""
@@ -41,7 +41,7 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """What is read from one source, or written to one directory."""
+    """What is read from one source."""
 
     rules: tuple[Rule, ...]
     ignored: tuple[str, ...] = ()
@@ -83,7 +83,7 @@ class ExportPlan:
 def plan_import(
     model: Source, vision: Source | None = None, projector: Source | None = None, text: Source | None = None
 ) -> ImportPlan:
-    """Decides what a checkpoint is and checks that its tensors are exactly those it needs.
+    """Finds out what a checkpoint is, and checks that its tensors are exactly those that it needs.
 
     A language model alone gives parameters `decoder`, a CLIP tower `vision`, a stage 1 output
     `compressor` and `projector`, the others a whole model. A tower and a projector given beside a
@@ -322,8 +322,12 @@ def _matching(names: Iterable[str], *patterns: re.Pattern[str]) -> tuple[str, ..
 
 
 def _before(names: Iterable[str], part: str, inside: bool = False) -> str | None:
-    """What stands before `part` in the names that end in it; with `inside`, what the names that contain
-    it begin with, itself included. None if there is no such name.
+    """The prefix of the names that end in `part`; None if there is no such name.
+
+    Args:
+      names: of all tensors.
+      part: the end of a name.
+      inside: whether names may go on behind `part`, which the prefix then includes.
 
     Raises:
       UserError: different names begin differently.

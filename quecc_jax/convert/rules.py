@@ -23,7 +23,7 @@ SHOWN = 20
 
 @dataclasses.dataclass(frozen=True)
 class Slab:
-    """One leaf of the parameter tree, or one layer of a leaf that is stacked over layers."""
+    """One of our parameters, or one layer of a parameter that is stacked over layers."""
 
     path: Path
     """E.g. ("decoder", "layers", "q", "kernel")."""
@@ -35,7 +35,7 @@ class Slab:
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """A group of their tensors and the group of our slabs that hold the same numbers."""
+    """A group of their tensors and the group of our slabs that hold the same numbers, and the way between."""
 
     theirs: tuple[str, ...]
     """Tensor names, e.g. ("model.layers.0.self_attn.qkv_proj.weight",)."""
@@ -50,7 +50,7 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Scope:
-    """Where a module's leaves are: the path that they share, and the layer of a stack."""
+    """A module's path in the parameter tree, and which layer of a stack it is."""
 
     path: Path
     layer: int | None = None
@@ -66,7 +66,7 @@ def same(name: str, slab: Slab) -> Rule:
 
 
 def vector(name: str, *slabs: Slab) -> Rule:
-    """A vector that is ours laid end to end, each raveled: biases of fused projections."""
+    """A vector that holds our slabs one after another, each flattened: biases of fused projections."""
     sizes = [math.prod(s.shape) for s in slabs]
 
     def split(theirs: Arrays) -> Arrays:
@@ -81,7 +81,7 @@ def vector(name: str, *slabs: Slab) -> Rule:
 
 
 def matrix(name: str, *slabs: Slab, inputs: int = 1) -> Rule:
-    """A torch Linear weight [out, in] whose rows are our kernels one after another.
+    """A torch Linear weight [out, in] that holds our kernels, transposed, one after another.
 
     Args:
       name: their tensor.
@@ -134,7 +134,7 @@ def _concatenate(arrays: Sequence[Array]) -> Array:
 
 
 def leaf_shapes(rules: Iterable[Rule]) -> dict[Path, Shape]:
-    """Whole leaves that the rules fill, with their axis of layers.
+    """Shapes of the parameters that the rules fill, by path, with their axis of layers.
 
     Raises:
       ValueError: a slab is filled twice, or a stack misses a layer or mixes shapes.

@@ -142,7 +142,7 @@ def left_unread(opened: Mapping[str, Opened]) -> str:
 
 
 def tower_beside(model: Opened) -> Path | None:
-    """The tower's directory that a config.json of the original project names, where it is at hand."""
+    """The tower's directory that the original's config.json names, if it lies beside it; else None."""
     if model.directory is None or not is_original(model.source.hf):
         return None
     path = model.directory / str(model.source.hf.get("mm_vision_tower"))

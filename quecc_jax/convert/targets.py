@@ -46,7 +46,7 @@ class Target:
     """What the names of its weights begin with."""
 
     def describe(self, reader: SlabReader, folder: Path, dtype: str | None) -> None:
-        """Writes all but the weights.
+        """Writes everything but the weights.
 
         Args:
           reader: of the run.
@@ -119,7 +119,7 @@ def export_targets(reader: SlabReader, layout: Format, only: Only | None) -> lis
 
 
 def _with_positions(config: RunConfig) -> RunConfig:
-    """The run with what its decoder promises: its own word, or that of the runs that it started from."""
+    """The run with its decoder's max_positions: its own, or those of the run that it started from."""
     decoder, run = config.model.decoder, config
     try:
         while not run.model.decoder.max_positions and run.init_from:

@@ -87,7 +87,7 @@ def choose_template(
     source: Path | None = None,
     told: str | None = None,
 ) -> Choice:
-    """The template of a checkpoint.
+    """Finds the conversation template that a checkpoint was trained with.
 
     Args:
       directory: where its tokenizer and chat template lie; neither need be there.
@@ -150,9 +150,11 @@ def keep_template(folder: Path, name: str) -> None:
 
 
 def chat_template(directory: Path, kind: Kind = "decoder") -> tuple[str | None, Path]:
-    """(A checkpoint's chat template or None, its file), in transformers' order: a file of its own counts
-    before tokenizer_config.json, and a processor's before that where there is one. Of other checkpoints
-    transformers reads no processor, whose template is then better than none.
+    """A checkpoint's own chat template, if it has one, and the file that holds it.
+
+    The order is transformers': a file of its own counts before tokenizer_config.json, and a processor's
+    before that where there is one. Of other checkpoints transformers reads no processor, whose template is
+    then better than none.
 
     Raises:
       UserError: there are several, by name, and none is the default.
@@ -181,7 +183,7 @@ def chat_template(directory: Path, kind: Kind = "decoder") -> tuple[str | None, 
 
 
 def recognise(text: str, tokenizer: Tokenizer, file: Path) -> Choice:
-    """The template that a chat template renders as.
+    """The conversation template that a chat template renders as.
 
     Args:
       text: the chat template.

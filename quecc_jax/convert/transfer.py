@@ -16,7 +16,7 @@ from quecc_jax.convert.rules import Rule
 from quecc_jax.errors import UserError
 
 Count = Callable[[int], None]
-"""Told how many bytes are done."""
+"""Called with the number of bytes that were done since the last call."""
 
 
 def fill(
@@ -120,7 +120,7 @@ def sum_bytes(specs: Mapping[str, Spec]) -> int:
 
 
 def main_dtype(specs: Mapping[str, Spec]) -> str | None:
-    """The type of most numbers; None without tensors."""
+    """The type that most numbers have; None without tensors."""
     sizes = collections.Counter[str]()
     for spec in specs.values():
         sizes[str(spec.dtype)] += math.prod(spec.shape)

@@ -129,7 +129,7 @@ def family_of(hf: JsonObject) -> str:
 
 
 def settings(hf: JsonObject, family: str) -> JsonObject:
-    """A family's config.json with the keys filled in that it leaves out.
+    """A family's config.json, with transformers' defaults for the keys that it leaves out.
 
     Raises:
       UserError: a value that is not implemented, by name.
@@ -212,7 +212,7 @@ def decoder_config(hf: JsonObject) -> DecoderConfig:
 
 
 def _window(hf: JsonObject, family: str, depth: int) -> tuple[int, int]:
-    """(window, layers at the front that it spares), (0, 0) without one."""
+    """The sliding window in positions, and how many layers at the front have none; (0, 0) without one."""
     window = hf["sliding_window"] or 0
     if family == "llama":
         return 0, 0
@@ -232,7 +232,7 @@ def _window(hf: JsonObject, family: str, depth: int) -> tuple[int, int]:
 
 
 def hf_decoder_config(config: DecoderConfig, family: str, max_length: int = 2048) -> JsonObject:
-    """The config.json of a decoder that never had one.
+    """The config.json of a decoder, made from its settings.
 
     Args:
       config: the decoder.

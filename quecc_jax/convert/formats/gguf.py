@@ -176,7 +176,7 @@ def halves(weight: np.ndarray, heads: int) -> np.ndarray:
 
 
 def _open(path: Path) -> Any:
-    """Package gguf's reader of a file."""
+    """A file as package gguf reads it."""
     try:
         from gguf import GGUFReader
     except ImportError:

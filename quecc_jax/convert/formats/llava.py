@@ -29,7 +29,7 @@ _ONLY: Allowed = {
 _ANYRES = {"mm_patch_merge_type": "spatial_unpad", "image_aspect_ratio": "anyres"}
 """What the original says of any-resolution images; both, or the values above."""
 NEWLINE = "image_newline"
-"""How all formats call the end of a map's row."""
+"""Name, in all formats, of the learned vector that ends each row of a map of tokens."""
 
 
 def is_original(hf: JsonObject) -> bool:
@@ -38,7 +38,7 @@ def is_original(hf: JsonObject) -> bool:
 
 
 def original_tower(hf: JsonObject) -> VisionConfig:
-    """The tower that an original config.json names, where the name alone says what it is.
+    """The tower that an original config.json names, if the name alone tells its settings.
 
     Raises:
       UserError: it does not.
@@ -201,12 +201,12 @@ def hf_original(config: RunConfig, family: str) -> JsonObject:
 
 
 def original_body(family: str) -> str:
-    """What stands before the original's names of everything but the output matrix."""
+    """The prefix of the original's tensor names, but for the output matrix."""
     return "transformer." if family == "mpt" else "model."
 
 
 def adapter_rules(model: ModelConfig, prefix: str) -> list[Rule]:
-    """Compressor and projector, which the original keeps in one Sequential called `prefix`, e.g.
+    """Rules of compressor and projector, which the original keeps in one Sequential called `prefix`, e.g.
     "model.mm_projector."."""
     first, rules = 0, []
     vision, compressor, decoder = model.vision, model.compressor, model.decoder
@@ -222,7 +222,7 @@ def adapter_rules(model: ModelConfig, prefix: str) -> list[Rule]:
 
 
 def projector_rules(model: ModelConfig, name: Callable[[int], str], newline: str) -> list[Rule]:
-    """The projector, whose linear layer i = 0, 1, ... they call name(i), and the end of a map's row."""
+    """Rules of the projector, whose linear layer i = 0, 1, ... they call name(i), and of the newline."""
     rules: list[Rule] = []
     scope, wide = Scope(("projector",)), (model.decoder.width,)
     for i in range(projector_depth(model.projector)):
@@ -232,7 +232,7 @@ def projector_rules(model: ModelConfig, name: Callable[[int], str], newline: str
 
 
 def tiles_of(sizes: Sequence[Sequence[int]], tower: VisionConfig) -> tuple[tuple[int, int], ...]:
-    """Grids of squares in maps of some heights and widths in pixels."""
+    """Tile grids (rows, columns) of maps whose heights and widths are given in pixels."""
     side = tower.image_size
     if not sizes or any(height % side or width % side for height, width in sizes):
         raise UserError(
@@ -243,7 +243,7 @@ def tiles_of(sizes: Sequence[Sequence[int]], tower: VisionConfig) -> tuple[tuple
 
 
 def pinpoints(vision: VisionConfig) -> list[list[int]]:
-    """Heights and widths in pixels of the maps of any-resolution images."""
+    """Heights and widths, in pixels, of the maps of any-resolution images."""
     return [[rows * vision.image_size, columns * vision.image_size] for rows, columns in vision.tiles]
 
 

@@ -107,13 +107,13 @@ def hf_llava(config: RunConfig, family: str, number: int) -> JsonObject:
 
 
 def llava_hf_adapter_rules(model: ModelConfig, prefix: str = "multi_modal_projector.") -> list[Rule]:
-    """The projector under llava-hf's names."""
+    """Rules of the projector under llava-hf's names."""
     newline = prefix.removesuffix("multi_modal_projector.") + NEWLINE
     return projector_rules(model, lambda i: f"{prefix}linear_{i + 1}", newline)
 
 
 def with_rows(rules: list[Rule], rows: int) -> list[Rule]:
-    """Rules whose tables of the vocabulary have `rows` rows on their side, of which ours are the first.
+    """Rules for files whose vocabulary has `rows` rows, of which ours are the first.
 
     A new row is the mean of all others, so that its logit, the mean of all others', is never the largest.
     """

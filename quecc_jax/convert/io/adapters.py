@@ -53,7 +53,7 @@ def is_adapter_file(name: str) -> bool:
 
 
 def refuse_adapter_files(directory: Path) -> None:
-    """Looks for adapters in a directory and in the folders inside of it (lora/checkpoint-500/ and such).
+    """Refuses a directory with an adapter, in itself or in a folder inside (lora/checkpoint-500/ and such).
 
     Raises:
       UserError: there is one; all files of it are named.
@@ -87,7 +87,7 @@ def _folders(directory: Path, levels: int = 3) -> Iterator[Path]:
 
 
 def refuse_tensors(names: Iterable[str], hf: JsonObject, where: str) -> None:
-    """Looks for an adapter that was saved unmerged, and for quantised weights.
+    """Refuses an adapter that was saved unmerged, and quantised weights.
 
     Args:
       names: all tensors of a checkpoint.

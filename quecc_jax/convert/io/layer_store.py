@@ -120,7 +120,7 @@ class SlabReader:
     """Parameters of a run's newest checkpoint and its frozen ones, read slab by slab.
 
     A run on cached features has no tower; it comes from the run that its `tower_from` names. A damaged
-    newest checkpoint is an error: weights that leave the house are the ones that were meant.
+    newest checkpoint is an error: an older one would not be what was meant to be exported.
 
     Attributes:
       config: the run's settings, with its own tokenizer.
@@ -161,7 +161,7 @@ class SlabReader:
         return {path: folder for path, folder in found.items() if path[:2] != spare}
 
     def _add(self, directory: Path, metadata: Callable[[], PyTree]) -> None:
-        """Takes in the leaves of a checkpoint, as its metadata names them."""
+        """Notes where the leaves that a checkpoint's metadata names lie."""
         # Orbax, tensorstore and json each fail in their own ways.
         with _reading(directory, (Exception,)):
             with quiet_libraries():
@@ -189,7 +189,7 @@ class SlabReader:
 
 @contextlib.contextmanager
 def _writing() -> Iterator[None]:
-    """Says in a sentence that the disk does not take a checkpoint."""
+    """Makes a UserError of what goes wrong when a checkpoint is written."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -200,7 +200,7 @@ def _writing() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _reading(where: Path, kinds: tuple[type[Exception], ...] = (OSError, ValueError)) -> Iterator[None]:
-    """Says in a sentence that a checkpoint cannot be read, where one of these errors says it otherwise."""
+    """Makes a UserError of what goes wrong when `where` is read."""
     try:
         yield
     except kinds as error:
@@ -209,7 +209,7 @@ def _reading(where: Path, kinds: tuple[type[Exception], ...] = (OSError, ValueEr
 
 
 def _context() -> ts.Context:
-    """Room to remember where arrays lie, and none for the arrays themselves."""
+    """A context that caches where arrays lie, but not the arrays themselves."""
     return ts.Context({"cache_pool": {}, "cache_pool#index": {"total_bytes_limit": 50 << 20}})
 
 

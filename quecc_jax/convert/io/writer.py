@@ -18,7 +18,7 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class Spec(NamedTuple):
-    """Form of a tensor to be written."""
+    """Shape and type of a tensor."""
 
     shape: Shape
     dtype: np.dtype
