@@ -10,7 +10,7 @@ from quecc_jax.config.io import from_dict, to_dict
 from quecc_jax.config.shapes import tiled_tokens
 from quecc_jax.config.validation import validate
 from quecc_jax.convert.formats import clip, clip_text, families, llava, llava_hf
-from quecc_jax.convert.formats.decoder_rules import decoder_rules
+from quecc_jax.convert.formats.decoder_rules import body_prefix, decoder_rules, embedding_name
 from quecc_jax.convert.io.adapters import refuse_tensors
 from quecc_jax.convert.processor import image_aspect
 from quecc_jax.convert.rules import Rule, Shape, check
@@ -163,7 +163,7 @@ def plan_export(
             ),
         ]
         return ExportPlan(hf, tuple(rules))
-    body = llava.original_body(family)
+    body = body_prefix(family)
     rules = llava.adapter_rules(model, f"{body}mm_projector.")
     if layout == "llava":
         rules += clip.vision_rules(model.vision, f"{body}vision_tower.vision_tower.vision_model.")
@@ -211,7 +211,7 @@ def _import_decoder(source: Source, vision: Source | None, projector: Source | N
 
 def _import_original(source: Source, vision: Source | None) -> ImportPlan:
     family = families.family_of(source.hf)
-    body = llava.original_body(family)
+    body = body_prefix(family)
     apart, tower = _tower(vision) if vision else (None, llava.original_tower(source.hf))
     prefix = _before(source.found, "mm_projector.", inside=True) or f"{body}mm_projector."
     if source.found and all(name.startswith(prefix) or name.endswith(llava.NEWLINE) for name in source.found):
@@ -238,7 +238,7 @@ def _import_original(source: Source, vision: Source | None) -> ImportPlan:
 
 def _import_llava_hf(source: Source) -> ImportPlan:
     model = llava_hf.llava_hf_model(source.hf)
-    text = {"model_type": "llama"} | source.hf["text_config"]
+    text = llava_hf.text_config(source.hf)
     family = families.family_of(text)
     tower = _before(source.found, clip.ANCHOR) or "vision_tower.vision_model."
     projector = _before(source.found, "linear_1.weight") or "multi_modal_projector."
@@ -278,7 +278,7 @@ def _decoder_part(
     found: Mapping[str, Shape], decoder: DecoderConfig, family: str, prefix: str = "", body: str | None = None
 ) -> list[Rule]:
     """The decoder's rules under the prefixes that its names have in this file."""
-    embed = _before(found, "wte.weight" if family == "mpt" else "embed_tokens.weight")
+    embed = _before(found, embedding_name(family))
     head = _before(found, "lm_head.weight")
     return decoder_rules(
         decoder,

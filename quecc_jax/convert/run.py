@@ -16,20 +16,17 @@ from quecc_jax.convert.io.pickles import save_pickle
 from quecc_jax.convert.io.tensors import SafetensorsFile, TensorSource, open_tensors
 from quecc_jax.convert.io.writer import ShardWriter, Spec
 from quecc_jax.convert.options import DType, Format, Only
-from quecc_jax.convert.plan import ImportPlan, Layout, plan_import
+from quecc_jax.convert.plan import ImportPlan, plan_import
 from quecc_jax.convert.rules import Path as LeafPath
 from quecc_jax.convert.rules import leaf_shapes
 from quecc_jax.convert.targets import Target, check_leaves, export_targets
-from quecc_jax.convert.template_match import TEMPLATE_KEY, Kind, choose_template, keep_template
+from quecc_jax.convert.template_match import TEMPLATE_KEY, choose_template, keep_template, kind_of
 from quecc_jax.data.files import fresh_directory
 from quecc_jax.data.text.templates import check_name
 from quecc_jax.distributed import notice
 from quecc_jax.errors import UserError
 from quecc_jax.progress import byte_bar
 from quecc_jax.train.run_dir import TOKENIZERS
-
-KINDS: dict[Layout, Kind] = {"llava_hf": "llava_hf", "decoder": "decoder"}
-"""Whose conversation templates the layouts have; the original project's where none is named."""
 
 
 def import_weights(
@@ -114,11 +111,9 @@ def _with_template(
     """The plan with the conversation template of what is imported; that of a tower has none."""
     if plan.family is None:
         return plan
-    kind, within = KINDS.get(plan.layout, "original"), source if source.suffix == ".gguf" else None
+    hf, within = model.source.hf, source if source.suffix == ".gguf" else None
     tokenizer = model.directory or aside / "tokenizer"
-    name, why = choose_template(
-        tokenizer, plan.family, kind, given, within, model.source.hf.get(TEMPLATE_KEY)
-    )
+    name, why = choose_template(tokenizer, plan.family, kind_of(hf), given, within, hf.get(TEMPLATE_KEY))
     data: Any = {"template": name}
     config = dataclasses.replace(plan.config, data=dataclasses.replace(plan.config.data, **data))
     return dataclasses.replace(plan, config=config, why=why)

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 from quecc_jax.convert.formats.families import family_of
 from quecc_jax.convert.formats.llava import is_original
-from quecc_jax.convert.formats.llava_hf import is_llava_hf
+from quecc_jax.convert.formats.llava_hf import is_llava_hf, text_config
 from quecc_jax.data.files import read_json, write_json
 from quecc_jax.data.text.templates import (
     LLAMA_2_SYSTEM,
@@ -79,6 +79,11 @@ class Choice(NamedTuple):
     why: str
 
 
+def kind_of(hf: JsonObject) -> Kind:
+    """Whose a checkpoint with this config.json is."""
+    return "llava_hf" if is_llava_hf(hf) else "original" if is_original(hf) else "decoder"
+
+
 def choose_template(
     directory: Path,
     family: str,
@@ -139,10 +144,9 @@ def keep_template(folder: Path, name: str) -> None:
     hf = read_json(file)
     if str(hf.get("model_type")).startswith("clip"):
         return
-    kind: Kind = "llava_hf" if is_llava_hf(hf) else "original" if is_original(hf) else "decoder"
-    family = family_of({"model_type": "llama"} | hf["text_config"] if kind == "llava_hf" else hf)
+    family = family_of(text_config(hf) if is_llava_hf(hf) else hf)
     try:
-        found = choose_template(folder, family, kind, told=hf.get(TEMPLATE_KEY)).name
+        found = choose_template(folder, family, kind_of(hf), told=hf.get(TEMPLATE_KEY)).name
     except UserError:  # It asks, or its tokenizer is not read.
         found = ""
     if found != name:

@@ -31,6 +31,16 @@ _NAMES = {
 """Our modules of a layer, or several in one, and their names; LLaMA's for the families that are not here."""
 
 
+def body_prefix(family: str) -> str:
+    """What stands before a family's names but for the output matrix; before the original's LLaVA names too."""
+    return "transformer." if family == "mpt" else "model."
+
+
+def embedding_name(family: str) -> str:
+    """The end of the name of a family's table of embeddings."""
+    return "wte.weight" if family == "mpt" else "embed_tokens.weight"
+
+
 def decoder_rules(
     config: DecoderConfig, family: str, prefix: str = "", body: str | None = None, head_too: bool = False
 ) -> list[Rule]:
@@ -44,14 +54,14 @@ def decoder_rules(
       family: its model_type, which decides the names and what is fused.
       prefix: what stands before all names, e.g. "language_model.".
       body: what stands before the names without the output matrix; None is the prefix followed by
-        "model." ("transformer." for MPT).
+        `body_prefix`.
       head_too: whether the file of a tied decoder holds the output matrix.
     """
     mpt = family == "mpt"
-    body = prefix + ("transformer." if mpt else "model.") if body is None else body
+    body = prefix + body_prefix(family) if body is None else body
     scope = Scope(("decoder",))
     table = scope.slab("embedding", config.vocab_size, config.width)
-    embed, head = body + ("wte.weight" if mpt else "embed_tokens.weight"), f"{prefix}lm_head.weight"
+    embed, head = body + embedding_name(family), f"{prefix}lm_head.weight"
     rules = norm(body + ("norm_f" if mpt else "norm"), scope, "norm", config.width, bias=False)
     if not config.tie_embeddings:
         rules.append(matrix(head, scope.slab("head", config.width, config.vocab_size)))

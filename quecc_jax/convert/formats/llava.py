@@ -200,11 +200,6 @@ def hf_original(config: RunConfig, family: str) -> JsonObject:
     return hf
 
 
-def original_body(family: str) -> str:
-    """The prefix of the original's tensor names, but for the output matrix."""
-    return "transformer." if family == "mpt" else "model."
-
-
 def adapter_rules(model: ModelConfig, prefix: str) -> list[Rule]:
     """Rules of compressor and projector, which the original keeps in one Sequential called `prefix`, e.g.
     "model.mm_projector."."""

@@ -33,6 +33,11 @@ def is_llava_hf(hf: JsonObject) -> bool:
     return hf.get("model_type") in ("llava", "llava_next") and "text_config" in hf
 
 
+def text_config(hf: JsonObject) -> JsonObject:
+    """The language model's part of a llava-hf config.json, which is LLaMA's where it does not say."""
+    return {"model_type": "llama"} | hf["text_config"]
+
+
 def llava_hf_model(hf: JsonObject) -> ModelConfig:
     """The model that a config.json of LlavaForConditionalGeneration or LLaVA-NeXT's class describes.
 
@@ -48,7 +53,7 @@ def llava_hf_model(hf: JsonObject) -> ModelConfig:
             f"vision_feature_layer {select!r} in config.json is not implemented; "
             "use a model that reads a single layer"
         )
-    text = {"model_type": "llama"} | hf["text_config"]
+    text = text_config(hf)
     if hf.get("tie_word_embeddings"):
         text["tie_word_embeddings"] = True
     vision = {"model_type": "clip_vision_model"} | (hf.get("vision_config") or hf_vision_config(CLIP_L_336))
