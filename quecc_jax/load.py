@@ -43,8 +43,8 @@ def load_vlm(
     """
     config = load_run_config(run_dir)
     if template:
-        data: Any = {"template": check_name(template)}
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, **data))
+        data = dataclasses.replace(config.data, template=cast(Any, check_name(template)))
+        config = dataclasses.replace(config, data=data)
     validate(config)
     config = dataclasses.replace(config, model=at_visual_tokens(config.model, visual_tokens))
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1]) if mesh is None else mesh

@@ -5,7 +5,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -114,9 +114,8 @@ def _with_template(
     hf, within = model.source.hf, source if source.suffix == ".gguf" else None
     tokenizer = model.directory or aside / "tokenizer"
     name, why = choose_template(tokenizer, plan.family, kind_of(hf), given, within, hf.get(TEMPLATE_KEY))
-    data: Any = {"template": name}
-    config = dataclasses.replace(plan.config, data=dataclasses.replace(plan.config.data, **data))
-    return dataclasses.replace(plan, config=config, why=why)
+    data = dataclasses.replace(plan.config.data, template=cast(Any, name))
+    return dataclasses.replace(plan, config=dataclasses.replace(plan.config, data=data), why=why)
 
 
 def parameters(plan: ImportPlan) -> dict[str, int]:
