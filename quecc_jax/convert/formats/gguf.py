@@ -222,10 +222,11 @@ def hf_config(gguf: GgufFile) -> JsonObject:
     width = setting("embedding_length")
     special = TokenizerMetadata(gguf.metadata, gguf.path).special
     tokens = gguf.metadata.get("tokenizer.ggml.tokens", ())
-    names = ("block_count", "feed_forward_length", "attention.head_count")
-    depth, mlp_width, heads = counts = [setting(name) for name in names]
+    depth, mlp_width, heads = map(setting, ("block_count", "feed_forward_length", "attention.head_count"))
     kv_heads = setting("attention.head_count_kv", heads)
-    for name, value in zip((*names, "attention.head_count_kv"), (*counts, kv_heads), strict=True):
+    counts = {"block_count": depth, "feed_forward_length": mlp_width}
+    counts |= {"attention.head_count": heads, "attention.head_count_kv": kv_heads}
+    for name, value in counts.items():
         if not isinstance(value, int):
             raise UserError(
                 f"{gguf.path} has a llama.{name} for every layer, which is not read from GGUF; "

@@ -4,7 +4,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,12 +84,10 @@ class ShardWriter:
 
     def _put(self, path: Path, data: bytes | memoryview, start: int) -> None:
         left = memoryview(data)
-        try:
+        with _writing(path):
             while len(left):
                 count = os.pwrite(self._files[path], left, start)
                 left, start = left[count:], start + count
-        except OSError as error:
-            raise _unwritable(path, error) from None
 
     def __exit__(self, kind: object, *_: object) -> None:
         with contextlib.ExitStack() as stack:
@@ -102,20 +100,16 @@ class ShardWriter:
         if self._left:
             raise ValueError(f"{len(self._left)} tensors were not written, {min(self._left)} among them")
         for path, file in self._files.items():
-            try:
+            with _writing(path):
                 os.fsync(file)
-            except OSError as error:
-                raise _unwritable(path, error) from None
         if len(self._files) > 1:
             index = {
                 "metadata": {"total_size": sum(spec.size for spec in self._specs.values())},
                 "weight_map": {name: self._start_of[name][0].name for name in sorted(self._specs)},
             }
             path = self._directory / f"{self._name}.safetensors.index.json"
-            try:
+            with _writing(path):
                 write_json(index, path)
-            except OSError as error:
-                raise _unwritable(path, error) from None
 
 
 def _contiguous(array: np.ndarray) -> np.ndarray:
@@ -148,6 +142,11 @@ def _header(group: Mapping[str, Spec]) -> tuple[bytes, dict[str, int]]:
     return len(text).to_bytes(8, "little") + text, {name: start + at for name, at in offsets.items()}
 
 
-def _unwritable(path: Path, error: OSError) -> UserError:
-    message = f"{path.name} cannot be written ({error.strerror}); free space, or choose another directory"
-    return UserError(message)
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Makes a UserError of what goes wrong when `path` is written."""
+    try:
+        yield
+    except OSError as error:
+        message = f"{path.name} cannot be written ({error.strerror}); free space, or choose another directory"
+        raise UserError(message) from None
