@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from quecc_jax.convert.io.adapters import TENSORS
+from quecc_jax.convert.rules import some
 from quecc_jax.data.files import read_json
 from quecc_jax.errors import UserError
 
@@ -63,21 +64,21 @@ def choose(root: Path, projector: bool = False) -> Chosen:
     others = [n for n in held if n not in PROJECTOR and not any(kind.fullmatch(n) for kind in known)]
     loose = [tuple(root / name for name in others if name.endswith(end)) for end in (".safetensors", ".bin")]
     wanted = [*apart, *models] if projector else [*models, *apart]
-    chosen = next((c for c in [*wanted, *map(Chosen, loose)] if c is not None and c.files), None)
+    chosen = next((c for c in [*wanted, *map(Chosen, loose)] if c.files), None)
     if chosen is None:
         raise UserError(_nothing(root, held))
     names = {file.name for file in chosen.files}
     unread = {name: _kind(name, names) for name in held if name not in names}
     if strange := [name for name, kind in unread.items() if not kind]:
-        read = ", ".join(sorted(names)[:3]) + (" and others" if len(names) > 3 else "")
         raise UserError(
-            f"{root} holds {', '.join(strange)} beside {read}, and nothing says which of them "
+            f"{root} holds {', '.join(strange)} beside {some(names, 3)}, and nothing says which of them "
             "count; move away what is left over, or give one weights file itself"
         )
     return dataclasses.replace(chosen, unread=unread)
 
 
-def _model(root: Path, stem: str, suffix: str, held: list[str]) -> Chosen | None:
+def _model(root: Path, stem: str, suffix: str, held: list[str]) -> Chosen:
+    """A model's own files as its index lists them, or else all shards; none if there are none."""
     path = root / f"{stem}{suffix}.index.json"
     if not path.is_file():
         shards = re.compile(rf"{stem}(-\d+(-of-\d+)?)?\{suffix}")
