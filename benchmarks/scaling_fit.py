@@ -28,8 +28,8 @@ from scipy.optimize import least_squares
 from scaling.bootstrap import bootstrap
 from scaling.fit import NON_NEGATIVE, PUBLISHED_BOX, cells_of, fit_law, random_starts
 from scaling.law import Params
+from scaling.scores import published
 from scaling.solver import PUBLISHED_POINTS, Cells, search_grid
-from scaling.table import published
 
 STARTS, REFITS = 256, 10_000
 

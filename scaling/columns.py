@@ -1,4 +1,4 @@
-"""Scores in columns, as spreadsheets write them, as the content of a scores file.
+"""Scores in columns, as spreadsheets write them.
 
 Wide: a column of LLM sizes, and one column for each number of visual tokens.
 
@@ -15,9 +15,9 @@ import csv
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
 
 from quecc_jax.errors import UserError
+from scaling.table import LARGEST_B, Cell
 
 _NAMES = {
     "params_b": "params_b",
@@ -41,52 +41,47 @@ _MISSING = {"", "na", "n/a", "nan", "null", "none", "-", "–", "—"}
 _UNITS = {"k": 1e-6, "m": 1e-3, "b": 1.0, "t": 1e3}
 _SIZE = re.compile(r"([0-9.]+(?:e[+-]?\d+)?)\s*([kmbt]?)", re.I)
 _COUNT = re.compile(r"(?:v|visual_tokens)?\s*[=_ ]?\s*(\d+(?:\.0*)?)", re.I)
-PARAMETERS_FROM = 1e6
-"""A plain number of at least so much counts parameters, one below LARGEST_B billions of them."""
-LARGEST_B = 1e4
+_PARAMETERS_FROM = 1e6
+"""A plain number of at least so much counts parameters."""
 
 
-class Line(NamedTuple):
-    """A line of the file: its number, and its cells by the header's names."""
-
-    number: int
-    cells: Mapping[str, str]
-
-
-class Cell(NamedTuple):
-    """One score. Unit 1 for shares, 100 for cells with a percent sign."""
-
-    line: int
-    params_b: float
-    visual_tokens: float
-    task: str
-    seed: str
-    score: float | None
-    stderr: float | None
+Lines = Sequence[tuple[int, Mapping[str, str]]]
+"""Numbers of lines, and their cells by the header's names."""
+Record = Mapping[str, tuple[str, str]]
+"""What a file says of one score, by the names that _NAMES gives: its own name of the column, and the text."""
 
 
-def content_of(text: str) -> tuple[dict[str, Any], bool]:
-    """The content of a scores file as `table.parse_scores` takes it, and whether its cells said "%".
+def parse(text: str) -> tuple[list[Cell], bool]:
+    """The scores of a file's text, and whether its cells said "%".
 
     Raises:
       UserError: names the line that cannot be read, or can be in two ways.
     """
     header, lines = _lines(text)
-    names = [_NAMES.get(_plain(name), "") for name in header]
-    if "visual_tokens" in names:
-        cells, signs = _tidy(header, names, lines)
-    else:
-        cells, signs = _wide(header, names, lines)
+    names = [_NAMES.get(name.strip().lower().replace(" ", "_"), "") for name in header]
+    records = (_tidy if "visual_tokens" in names else _wide)(header, names, lines)
+    signs = set[bool]()
+    cells = [_cell(number, record, signs) for number, record in records]
+    if records and "error" in records[0][1]:
+        whole = 100.0 if signs == {True} else 1.0
+        if whole == 1 and any(cell.score is not None and cell.score > 1 for cell in cells):
+            raise UserError("Errors above 1 are percentages; write them with percent signs, or as scores.")
+        cells = [cell._replace(score=None if cell.score is None else whole - cell.score) for cell in cells]
     if len(signs) > 1:
         raise UserError("Some scores have a percent sign and some have none; write all of them alike.")
-    return content(cells), signs == {True}
+    return cells, signs == {True}
 
 
-def _plain(name: str) -> str:
-    return name.strip().lower().replace(" ", "_")
+def size_of(text: str) -> float | None:
+    """Billions of `7`, `7B` or `500M`; None of anything else."""
+    found = _SIZE.fullmatch(text.strip())
+    if found is None or not _is_number(found[1]) or not 0 < float(found[1]) < LARGEST_B:
+        return None
+    return float(found[1]) * _UNITS[found[2].lower() or "b"]
 
 
-def _lines(text: str) -> tuple[list[str], list[Line]]:
+def _lines(text: str) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """The header, and each line's number and cells by the header's names."""
     numbered = [
         (number, line)
         for number, line in enumerate(re.split(r"\r\n|\n|\r", text), start=1)
@@ -112,61 +107,46 @@ def _lines(text: str) -> tuple[list[str], list[Line]]:
         if len(row) < width or any(cell.strip() for cell in row[width:]):
             hint = "; is a decimal comma among them? Write points" if marks[0] == "," else ""
             raise UserError(f"Line {number} has {len(row)} cells, but the header has {width}{hint}.")
-        lines.append(Line(number, dict(zip(header, map(str.strip, row), strict=False))))
+        lines.append((number, dict(zip(header, map(str.strip, row), strict=False))))
     return header, lines
 
 
-def _tidy(header: Sequence[str], names: Sequence[str], lines: Sequence[Line]) -> tuple[list[Cell], set[bool]]:
+def _tidy(header: Sequence[str], names: Sequence[str], lines: Lines) -> list[tuple[int, Record]]:
     column = _columns(header, names)
     if ("score" in column) == ("error" in column):
         raise UserError("It must have one column of `score` or `error` (1 - score), and not both.")
-    measured = "score" if "score" in column else "error"
-    cells, signs = [], set[bool]()
-    for number, row in lines:
-        score = _number(row[column[measured]], number, column[measured], signs)
-        own = column.get("stderr")
-        spread = None if own is None else _number(row[own], number, own, signs)
-        task, seed = (row[column[key]] if key in column else "" for key in ("task", "seed"))
-        for key, value in (("task", task), ("seed", seed)):
-            if key in column and not value:
-                raise UserError(f"Line {number} has no {key}.")
-        cells.append(
-            Cell(
-                number,
-                _size(row, column, number),
-                _count(row[column["visual_tokens"]], number),
-                task,
-                seed,
-                score,
-                spread,
-            )
-        )
-    if measured == "error":
-        whole = 100.0 if signs == {True} else 1.0
-        if whole == 1 and any(cell.score is not None and cell.score > 1 for cell in cells):
-            raise UserError("Errors above 1 are percentages; write them with percent signs, or as scores.")
-        cells = [cell._replace(score=None if cell.score is None else whole - cell.score) for cell in cells]
-    return cells, signs
+    return [(number, {key: (own, row[own]) for key, own in column.items()}) for number, row in lines]
 
 
-def _wide(header: Sequence[str], names: Sequence[str], lines: Sequence[Line]) -> tuple[list[Cell], set[bool]]:
-    column = _columns(header[:1], names[:1])
-    counts = {}
+def _wide(header: Sequence[str], names: Sequence[str], lines: Lines) -> list[tuple[int, Record]]:
+    ((size, own),) = _columns(header[:1], names[:1]).items()
     for name in header[1:]:
-        found = _COUNT.fullmatch(name.strip())
-        if found is None:
+        if not _COUNT.fullmatch(name):
             raise UserError(
                 f"Its column {name!r} is not known; give numbers of visual tokens, or the columns params_b, "
                 "visual_tokens and score (with stderr, task, seed)."
             )
-        counts[name] = float(found[1])
-    signs = set[bool]()
-    cells = [
-        Cell(number, _size(row, column, number), count, "", "", _number(row[name], number, name, signs), None)
+    return [
+        (number, {size: (own, row[own]), "visual_tokens": (name, name), "score": (name, row[name])})
         for number, row in lines
-        for name, count in counts.items()
+        for name in header[1:]
     ]
-    return cells, signs
+
+
+def _cell(number: int, record: Record, signs: set[bool]) -> Cell:
+    """One score as it stands, of a column of errors too."""
+    score = _number(number, record.get("score") or record["error"], signs)
+    spread = _number(number, record["stderr"], signs) if "stderr" in record else None
+    for key in ("task", "seed"):
+        if key in record and not record[key][1]:
+            raise UserError(f"Line {number} has no {key}.")
+    size = _size(number, record)
+    _, text = record["visual_tokens"]
+    count = _COUNT.fullmatch(text)
+    if count is None:
+        raise UserError(f"Line {number} has {text!r} as visual tokens; write a whole number.")
+    task, seed = (record.get(key, ("", ""))[1] for key in ("task", "seed"))
+    return Cell(number, size, float(count[1]), task, seed, score, spread)
 
 
 def _columns(header: Sequence[str], names: Sequence[str]) -> dict[str, str]:
@@ -174,7 +154,10 @@ def _columns(header: Sequence[str], names: Sequence[str]) -> dict[str, str]:
     column: dict[str, str] = {}
     for own, name in zip(header, names, strict=True):
         if not name:
-            raise UserError(f"Its column {own!r} is not known; remove it, or name it one of {_known()}.")
+            raise UserError(
+                f"Its column {own!r} is not known; remove it, or name it one of params_b, visual_tokens, score, "
+                "error, stderr, task, seed."
+            )
         if name in column:
             raise UserError(f"Its columns {column[name]!r} and {own!r} mean the same; remove one.")
         column[name] = own
@@ -183,53 +166,34 @@ def _columns(header: Sequence[str], names: Sequence[str]) -> dict[str, str]:
     return column
 
 
-def _known() -> str:
-    return "params_b, visual_tokens, score, error, stderr, task, seed"
-
-
-def _size(row: Mapping[str, str], column: Mapping[str, str], number: int) -> float:
-    own = column.get("params_b") or column["params"]
-    text = row[own]
+def _size(number: int, record: Record) -> float:
+    own, text = record.get("params_b") or record["params"]
     found = _SIZE.fullmatch(text)
     if found is None or not _is_number(found[1]):
         raise UserError(f"Line {number} has {text!r} as {own}; write a size such as 7 or 7B{_comma(text)}.")
     value = float(found[1])
     if found[2]:
         return value * _UNITS[found[2].lower()]
-    if value >= PARAMETERS_FROM:
-        if "params_b" in column:
+    if "params_b" in record:
+        if value >= _PARAMETERS_FROM:
             raise UserError(f"Line {number} has {text} as {own}, which counts billions; write 7, 7B or 500M.")
-        return value / 1e9
-    if "params_b" not in column:
+        return value
+    if value < _PARAMETERS_FROM:
         raise UserError(
             f"Line {number} has {text} as {own}, without a unit; write 7B, or name the column params_b."
         )
-    return value
+    return value / 1e9
 
 
-def size_of(text: str) -> float | None:
-    """Billions of `7`, `7B` or `500M`; None of anything else."""
-    found = _SIZE.fullmatch(text.strip())
-    if found is None or not _is_number(found[1]) or not 0 < float(found[1]) < LARGEST_B:
-        return None
-    return float(found[1]) * _UNITS[found[2].lower() or "b"]
-
-
-def _count(text: str, number: int) -> float:
-    found = _COUNT.fullmatch(text)
-    if found is None:
-        raise UserError(f"Line {number} has {text!r} as visual tokens; write a whole number.")
-    return float(found[1])
-
-
-def _number(text: str, line: int, own: str, signs: set[bool]) -> float | None:
-    """A score; notes whether it has a percent sign."""
+def _number(number: int, said: tuple[str, str], signs: set[bool]) -> float | None:
+    """A score, None where it is missing; notes in `signs` whether it has a percent sign."""
+    own, text = said
     if text.lower() in _MISSING:
         return None
     bare = text.removesuffix("%").strip()
     if not _is_number(bare):
         raise UserError(
-            f"Line {line} has {text!r} as {own}; write a number, or nothing for a missing score"
+            f"Line {number} has {text!r} as {own}; write a number, or nothing for a missing score"
             f"{_comma(text)}."
         )
     signs.add(bare != text)
@@ -246,65 +210,3 @@ def _is_number(text: str) -> bool:
         return math.isfinite(float(text)) and "_" not in text
     except ValueError:
         return False
-
-
-def content(cells: Sequence[Cell], what: str = "line") -> dict[str, Any]:
-    """The content of a scores file: means over seeds by task, and over tasks where there are several.
-
-    Raises:
-      UserError: a cell is given twice, or not for every task; `what` the cells' numbers count.
-    """
-    seen: dict[tuple, int] = {}
-    groups: dict[tuple[str, float, float], list[Cell]] = collections.defaultdict(list)
-    for cell in cells:
-        key = (cell.task, cell.params_b, cell.visual_tokens, cell.seed)
-        if key in seen:
-            raise UserError(
-                f"{what.capitalize()}s {seen[key]} and {cell.line} give the same cell twice "
-                f"({cell.params_b:g}B, {cell.visual_tokens:g} visual tokens); remove one, or tell runs apart "
-                "in a column seed."
-            )
-        seen[key] = cell.line
-        groups[key[:3]].append(cell)
-    sizes = sorted({cell.params_b for cell in cells})
-    counts = sorted({cell.visual_tokens for cell in cells})
-    tasks = sorted({cell.task for cell in cells})
-    for size, count in {key[1:] for key in groups}:
-        if lacking := [task for task in tasks if (task, size, count) not in groups]:
-            raise UserError(
-                f"Task {lacking[0]!r} has no {what} for {size:g}B and {count:g} visual tokens; add one, with "
-                "nothing as the score where it is missing."
-            )
-
-    def mean(field: str, task: str, size: float, count: float) -> float | None:
-        values = [getattr(cell, field) for cell in groups.get((task, size, count), ())]
-        if not values or None in values:
-            return None
-        if field == "stderr":
-            return math.sqrt(math.fsum(value**2 for value in values)) / len(values)
-        return math.fsum(values) / len(values)
-
-    def grid(field: str, task: str) -> list[list[float | None]]:
-        return [[mean(field, task, size, count) for count in counts] for size in sizes]
-
-    def over(grids: Sequence[list[list[float | None]]], root: bool) -> list[list[float | None]]:
-        def joined(values: Sequence[float | None]) -> float | None:
-            known = [value for value in values if value is not None]
-            if len(known) < len(values):
-                return None
-            total = math.sqrt(math.fsum(x * x for x in known)) if root else math.fsum(known)
-            return total / len(known)
-
-        return [[joined(one) for one in zip(*rows, strict=True)] for rows in zip(*grids, strict=True)]
-
-    scores = {task: grid("score", task) for task in tasks}
-    made: dict[str, Any] = {
-        "params_b": sizes,
-        "visual_tokens": counts,
-        "score": over(list(scores.values()), False),
-    }
-    if any(cell.stderr is not None for cell in cells):
-        made["stderr"] = over([grid("stderr", task) for task in tasks], True)
-    if tasks != [""]:
-        made["tasks"] = scores
-    return made

@@ -11,7 +11,8 @@ import numpy as np
 
 from quecc_jax.errors import UserError
 from scaling.law import PARAMETERS, Law, Params
-from scaling.table import PUBLISHED, ScoreTable, parse_scores, published
+from scaling.scores import PUBLISHED, is_published, published
+from scaling.table import ScoreTable, parse_scores
 
 
 class SavedFit(NamedTuple):
@@ -45,7 +46,7 @@ def load_fit(source: str, seed: int = 0) -> SavedFit:
     Raises:
       UserError: the file cannot be read, or lacks what a plan needs.
     """
-    if source in PUBLISHED and not Path(source).exists():
+    if is_published(source):
         # Imported here: a plan from a file needs no jax.
         from scaling.fit import fit_law
         from scaling.intervals import assess

@@ -1,30 +1,32 @@
-"""The scores file: reading it, checking it, and the published tables.
+"""The table of scores that everything starts from, checked: of a decoded scores file, or of single scores."""
 
-    {"params_b": [n], "visual_tokens": [m], "score": [[n x m]],
-     "tasks": {name: [[n x m]]}, "query_tokens": Q, "stderr": [[n x m]],
-     "name": text, "source": text, "flagged": [{"params_b", "visual_tokens", "reason"}]}
-
-`score` is a fraction in 0..1; null stands for a missing cell. Only the first three are required.
-"""
-
+import collections
 import dataclasses
 import difflib
-import json
 import math
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeGuard
 
 import numpy as np
 
 from quecc_jax.errors import UserError
-from scaling.columns import LARGEST_B, content_of
 
 _REQUIRED = ("params_b", "visual_tokens", "score")
 _OPTIONAL = ("tasks", "query_tokens", "stderr", "name", "source", "flagged")
-PUBLISHED = ("general", "ocr")
-"""Names of the paper's own tables."""
-_DATA = Path(__file__).parent / "data"
+LARGEST_B = 1e4
+"""Sizes of so many billions and more are counts of parameters by mistake."""
+
+
+class Cell(NamedTuple):
+    """One score of a file, and the number of its line or evaluation; in percent if all of them are."""
+
+    number: int
+    params_b: float
+    visual_tokens: float
+    task: str
+    seed: str
+    score: float | None
+    stderr: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,77 +84,16 @@ class ScoreTable:
         return checked(dataclasses.replace(self, score=score, flagged=()))
 
 
-def published(name: str) -> ScoreTable:
-    """The paper's own scores: "general" (nine benchmarks) or "ocr" (DocVQA and TextVQA)."""
-    path = _DATA / f"{name}.json"
-    if not path.exists():
-        known = ", ".join(sorted(p.stem for p in _DATA.glob("*.json")))
-        raise UserError(f"There is no published table {name!r}; there are: {known}.")
-    return read_scores(path)
+def parse_scores(content: object, percent: bool = False, default_name: str = "scores") -> ScoreTable:
+    """The checked table of a decoded scores file, whose keys `scaling.scores` lists; arrays may stand for lists.
 
-
-def read_scores(path: str | Path, percent: bool = False) -> ScoreTable:
-    """Reads and checks a scores file: JSON, or columns (.csv, .tsv) as `columns` describes them.
-
-    `percent` says that scores run from 0 to 100. Raises UserError with one sentence that names the file and
-    the defect.
-    """
-    path = Path(path)
-    text = read_text(path)
-    try:
-        if path.suffix.lower() in (".csv", ".tsv", ".tab", ".txt"):
-            content, signs = content_of(text)
-            percent = percent or signs
-        else:
-            content = parse_json(text)
-        return parse_scores(content, percent, default_name=path.stem)
-    except UserError as problem:
-        raise UserError(f"{path}: {problem}") from None
-
-
-def read_text(path: Path) -> str:
-    """The text of a file, without a byte order mark.
+    Args:
+      percent: the scores run from 0 to 100.
+      default_name: the table's, where the content names none.
 
     Raises:
-      UserError: it cannot be read, or is no UTF-8 text.
+      UserError: names the key or the cell that is wrong.
     """
-    try:
-        raw = path.read_bytes()
-    except OSError as problem:
-        raise UserError(f"Cannot read the scores file {path}: {problem.strerror}.") from None
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = "\0"
-    if "\0" in text:
-        raise UserError(f"{path} is not a text file in UTF-8; a scores file is JSON, CSV or TSV.")
-    return text
-
-
-def parse_json(text: str) -> Any:
-    """The value of a JSON text, whose objects hold each name once.
-
-    Raises:
-      UserError: it is no JSON, or holds a name twice.
-    """
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        made = dict(pairs)
-        if len(made) < len(pairs):
-            twice = next(name for name, _ in pairs if sum(name == other for other, _ in pairs) > 1)
-            raise UserError(f"The key {twice!r} stands in it twice; remove one.")
-        return made
-
-    try:
-        return json.loads(text, object_pairs_hook=unique)
-    except json.JSONDecodeError as problem:
-        raise UserError(
-            f"It is not valid JSON: {problem.msg} at line {problem.lineno}, column {problem.colno}."
-        ) from None
-
-
-def parse_scores(content: Any, percent: bool = False, default_name: str = "scores") -> ScoreTable:
-    """A checked table from the decoded JSON object (or an equal Python dict)."""
     if not isinstance(content, Mapping):
         raise UserError("A scores file holds one JSON object with params_b, visual_tokens and score.")
     for key in content:
@@ -166,11 +107,10 @@ def parse_scores(content: Any, percent: bool = False, default_name: str = "score
     visual_tokens = _axis(content["visual_tokens"], "visual_tokens")
     if params_b.max() > LARGEST_B:
         raise UserError(f"'params_b' holds {params_b.max():g}, but it counts billions of parameters.")
-    rows, columns = np.argsort(params_b), np.argsort(visual_tokens)
+    ascending = np.ix_(np.argsort(params_b), np.argsort(visual_tokens))
 
-    def grid(value: Any, key: str) -> np.ndarray:
-        cells = _grid(value, key, params_b, visual_tokens, 100.0 if percent else 1.0)
-        return cells[np.ix_(rows, columns)]
+    def grid(value: object, key: str) -> np.ndarray:
+        return _grid(value, key, params_b, visual_tokens, 100.0 if percent else 1.0)[ascending]
 
     score = grid(content["score"], "score")
     if percent and np.isfinite(score).any() and np.nanmax(score) <= 0.01:
@@ -179,13 +119,13 @@ def parse_scores(content: Any, percent: bool = False, default_name: str = "score
     if not isinstance(tasks, Mapping):
         raise UserError("'tasks' must be an object that maps each task's name to its scores.")
     query_tokens = content.get("query_tokens")
-    if query_tokens is not None and not (_is_number(query_tokens) and query_tokens >= 0):
+    if query_tokens is not None and not (is_number(query_tokens) and query_tokens >= 0):
         raise UserError(f"'query_tokens' must be a number of at least 0, not {query_tokens!r}.")
     stderr = content.get("stderr")
     return checked(
         ScoreTable(
-            params_b=params_b[rows],
-            visual_tokens=visual_tokens[columns],
+            params_b=np.sort(params_b),
+            visual_tokens=np.sort(visual_tokens),
             score=score,
             stderr=None if stderr is None else grid(stderr, "stderr"),
             tasks={str(name): grid(value, f"tasks[{name!r}]") for name, value in tasks.items()},
@@ -195,6 +135,61 @@ def parse_scores(content: Any, percent: bool = False, default_name: str = "score
             flagged=_flags(content.get("flagged") or [], params_b, visual_tokens),
         )
     )
+
+
+def parse_cells(
+    cells: Sequence[Cell], percent: bool = False, default_name: str = "scores", what: str = "line"
+) -> ScoreTable:
+    """The checked table of single scores: means over seeds by task, and over tasks where there are several.
+
+    Args:
+      what: what the cells' numbers count.
+
+    Raises:
+      UserError: a cell is given twice, or not for every task; or as `parse_scores`.
+    """
+    groups: dict[tuple[str, float, float], dict[str, Cell]] = collections.defaultdict(dict)
+    for cell in cells:
+        runs = groups[cell.task, cell.params_b, cell.visual_tokens]
+        if cell.seed in runs:
+            raise UserError(
+                f"{what.capitalize()}s {runs[cell.seed].number} and {cell.number} give the same cell twice "
+                f"({cell.params_b:g}B, {cell.visual_tokens:g} visual tokens); remove one, or tell runs apart "
+                "in a column seed."
+            )
+        runs[cell.seed] = cell
+    tasks = sorted({task for task, _, _ in groups})
+    sizes, counts = sorted({n for _, n, _ in groups}), sorted({v for _, _, v in groups})
+    for size, count in {key[1:] for key in groups}:
+        if lacking := [task for task in tasks if (task, size, count) not in groups]:
+            raise UserError(
+                f"Task {lacking[0]!r} has no {what} for {size:g}B and {count:g} visual tokens; add one, with "
+                "nothing as the score where it is missing."
+            )
+
+    def grid(field: Literal["score", "stderr"], among: Sequence[str]) -> list[list[float | None]]:
+        def at(task: str, size: float, count: float) -> float | None:
+            return _mean(
+                [getattr(cell, field) for cell in groups.get((task, size, count), {}).values()], field
+            )
+
+        return [[_mean([at(task, n, v) for task in among], field) for v in counts] for n in sizes]
+
+    content: dict[str, object] = {"params_b": sizes, "visual_tokens": counts, "score": grid("score", tasks)}
+    if any(cell.stderr is not None for cell in cells):
+        content["stderr"] = grid("stderr", tasks)
+    if tasks != [""]:
+        content["tasks"] = {task: grid("score", [task]) for task in tasks}
+    return parse_scores(content, percent, default_name)
+
+
+def _mean(values: Sequence[float | None], field: Literal["score", "stderr"]) -> float | None:
+    """The mean, or its standard error; None where a value is missing."""
+    known = [value for value in values if value is not None]
+    if not known or len(known) < len(values):
+        return None
+    total = math.fsum(known) if field == "score" else math.sqrt(math.fsum(x * x for x in known))
+    return total / len(known)
 
 
 def checked(table: ScoreTable) -> ScoreTable:
@@ -222,24 +217,24 @@ def checked(table: ScoreTable) -> ScoreTable:
     return table
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value out of JSON is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _axis(values: Any, key: str) -> np.ndarray:
+def _axis(values: object, key: str) -> np.ndarray:
     if not isinstance(values, list | tuple | np.ndarray) or len(values) == 0:
         raise UserError(f"{key!r} must be a list of numbers.")
-    values = values.tolist() if isinstance(values, np.ndarray) else list(values)
-    for value in values:
-        if not _is_number(value) or value <= 0:
+    listed = list(values.tolist() if isinstance(values, np.ndarray) else values)
+    for value in listed:
+        if not is_number(value) or value <= 0:
             raise UserError(f"{key!r} must hold positive numbers; it holds {value!r}.")
-    for value in values:
-        if values.count(value) > 1:
+        if listed.count(value) > 1:
             raise UserError(f"{key!r} lists {value:g} twice; each row and column must be distinct.")
-    return np.asarray(values, np.float64)
+    return np.asarray(listed, np.float64)
 
 
-def _grid(value: Any, key: str, params_b: np.ndarray, visual_tokens: np.ndarray, top: float) -> np.ndarray:
+def _grid(value: object, key: str, params_b: np.ndarray, visual_tokens: np.ndarray, top: float) -> np.ndarray:
     n, m = len(params_b), len(visual_tokens)
     if isinstance(value, np.ndarray):
         # An array has no null; there NaN is the only way to say that a cell is missing.
@@ -259,7 +254,7 @@ def _grid(value: Any, key: str, params_b: np.ndarray, visual_tokens: np.ndarray,
             if cell is None:
                 continue
             where = f"{key!r} at {params_b[i]:g}B, {visual_tokens[j]:g} visual tokens"
-            if not _is_number(cell):
+            if not is_number(cell):
                 raise UserError(f"{where} is {cell!r}; write null for a missing cell.")
             if not 0 <= cell <= top:
                 hint = "; if these are percentages, pass --percent" if top == 1.0 and cell > 1 else ""
@@ -268,7 +263,7 @@ def _grid(value: Any, key: str, params_b: np.ndarray, visual_tokens: np.ndarray,
     return cells
 
 
-def _flags(entries: Any, params_b: np.ndarray, visual_tokens: np.ndarray) -> tuple[Flag, ...]:
+def _flags(entries: Iterable[Any], params_b: np.ndarray, visual_tokens: np.ndarray) -> tuple[Flag, ...]:
     try:
         flags = tuple(
             Flag(float(e["params_b"]), float(e["visual_tokens"]), str(e["reason"])) for e in entries

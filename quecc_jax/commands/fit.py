@@ -65,15 +65,13 @@ def run(options: Options) -> None:
     # float64 is slow or missing on accelerators, and the problems are small.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     # Imported late, so that --help and mistakes in the command line answer at once.
-    from scaling.results import read_sources
-    from scaling.table import PUBLISHED, published
+    from scaling.scores import read_scores
 
-    scores, out = options.scores, options.out
-    is_name = len(scores) == 1 and scores[0] in PUBLISHED and not Path(scores[0]).exists()
+    out = options.out
     metrics = dict(pair.partition("=")[::2] for pair in options.metrics)
     if not all(metrics.values()):
         raise UserError("--metrics takes pairs such as gqa=exact_match.")
-    table = published(scores[0]) if is_name else read_sources(scores, metrics, options.percent)
+    table = read_scores(*options.scores, metrics=metrics, percent=options.percent)
 
     from scaling.solver import compile_in_background
 

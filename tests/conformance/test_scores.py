@@ -12,7 +12,7 @@ import json
 import pytest
 
 from scaling.cost import find_llm, model_config
-from scaling.results import read_sources
+from scaling.scores import read_scores
 
 SIZES, COUNTS = [0.5, 7.0], [4.0, 36.0]
 SCORE = [[0.31, 0.38], [0.6, 0.65]]
@@ -45,7 +45,7 @@ FILES = {
 def test_tables(conforms, tmp_path, case):
     name, text = FILES[case]
     (tmp_path / name).write_text(text, encoding="utf-8", newline="")
-    table = read_sources([str(tmp_path / name)], {})
+    table = read_scores(tmp_path / name)
     conforms("scores", case, SCORE, table.score.round(6).tolist())
 
 
@@ -70,7 +70,7 @@ def test_lmms_eval(conforms, tmp_path):
             path.parent.mkdir(parents=True)
             path.write_text(json.dumps(told))
             sources.append(f"{tmp_path}/{n}-{v}@{n:g}B")
-    conforms("scores", "lmms-eval 0.7.3", SCORE, read_sources(sources, {}).score.tolist())
+    conforms("scores", "lmms-eval 0.7.3", SCORE, read_scores(*sources).score.tolist())
 
 
 @pytest.mark.parametrize(

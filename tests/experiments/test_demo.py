@@ -20,7 +20,7 @@ from quecc_jax.experiments.runner import Outcome, check, claim
 from quecc_jax.experiments.stats import tasks
 from quecc_jax.experiments.testbed.grids import Decoder, Recipe, size_grid
 from quecc_jax.experiments.testbed.settings import TASKS, Testbed
-from scaling.table import read_scores
+from scaling.scores import read_scores
 from tests.commands.synthetic import make_results
 
 SMALL = Recipe(

@@ -27,7 +27,7 @@ from quecc_jax.experiments.worker import write_json
 from quecc_jax.flops import train_flops
 from quecc_jax.run_lock import run_lock
 from scaling.fit import fit_law
-from scaling.table import read_scores
+from scaling.scores import read_scores
 from tests import tiny
 
 DECODERS = {width: dataclasses.replace(tiny.MODEL.decoder, width=width) for width in (32, 64)}

@@ -8,7 +8,8 @@ from scaling.bootstrap import bootstrap, percentile_intervals
 from scaling.fit import fit_law
 from scaling.intervals import assess
 from scaling.law import Law, Params
-from scaling.table import parse_scores, published
+from scaling.scores import published
+from scaling.table import parse_scores
 
 
 def noisy(params, seed, noise=0.004):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from quecc_jax.errors import UserError
-from scaling.table import read_scores
+from scaling.scores import read_scores
 
 SIZES, COUNTS = [0.5, 1.8, 7], [1, 16, 36]
 SCORE: list[list[Any]] = [[0.31, 0.38, 0.4], [0.41, 0.5, None], [0.6, 0.65, 0.7]]

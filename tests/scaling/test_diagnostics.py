@@ -10,7 +10,8 @@ from scaling.diagnostics.holdout import hold_out, influence, predict
 from scaling.diagnostics.rivals import aicc, compare
 from scaling.fit import fit_law
 from scaling.law import Law, Params
-from scaling.table import parse_scores, published
+from scaling.scores import published
+from scaling.table import parse_scores
 
 SIZES, COUNTS = [0.5, 1.8, 4, 7], [1, 4, 16, 64, 256, 576]
 TRUTH = Law(Params(0.5, 0.12, 0.08, 0.1))

@@ -9,7 +9,8 @@ from scipy.optimize import least_squares
 from quecc_jax.errors import UserError
 from scaling.fit import NON_NEGATIVE, PUBLISHED_BOX, cells_of, fit_law, project_variables
 from scaling.law import Law, Params, error
-from scaling.table import parse_scores, published
+from scaling.scores import published
+from scaling.table import parse_scores
 
 SIZES, COUNTS = [0.5, 1.8, 4, 7], [1, 4, 16, 36, 64, 144, 576]
 

@@ -14,7 +14,7 @@ from scaling.frontier import (
     published_cost,
     recommend,
 )
-from scaling.table import published
+from scaling.scores import published
 
 
 def test_published_cost_by_hand():

@@ -15,7 +15,8 @@ from scaling.intervals import (
     profiles,
 )
 from scaling.law import PARAMETERS, Law, Params, error
-from scaling.table import parse_scores, published
+from scaling.scores import published
+from scaling.table import parse_scores
 
 
 def noisy(params, seed, noise=0.003):

@@ -8,8 +8,8 @@ from scipy.optimize import least_squares, minimize
 from quecc_jax.errors import UserError
 from scaling.fit import PUBLISHED_BOX, cells_of, fit_law
 from scaling.law import Params, error
+from scaling.scores import published
 from scaling.solver import PUBLISHED_POINTS, Cells, derivatives, search_grid
-from scaling.table import published
 
 
 def huber_of_logs(x, cells, delta):

@@ -6,7 +6,7 @@ import pytest
 
 from scaling.__main__ import main
 from scaling.law import PARAMETERS
-from scaling.table import published
+from scaling.scores import published
 
 
 @pytest.fixture(scope="module")

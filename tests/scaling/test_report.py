@@ -17,7 +17,8 @@ from scaling.report.plot import (
     figure_in_both,
     figure_residuals,
 )
-from scaling.table import parse_scores, published
+from scaling.scores import published
+from scaling.table import parse_scores
 
 FIGURES = (figure_error_vs_flops, figure_error_vs_tokens, figure_residuals)
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from quecc_jax.errors import UserError
-from scaling.table import parse_scores, published, read_scores
+from scaling.scores import published, read_scores
+from scaling.table import parse_scores
 
 GOOD = {"params_b": [0.5, 2], "visual_tokens": [1, 4, 16], "score": [[0.1, 0.2, 0.3], [0.2, None, 0.4]]}
 

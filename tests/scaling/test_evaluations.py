@@ -11,7 +11,7 @@ import pytest
 
 from quecc_jax.errors import UserError
 from scaling.__main__ import main
-from scaling.results import read_sources
+from scaling.scores import read_scores
 
 
 def lmms(score, v=None, **more):
@@ -61,7 +61,7 @@ def test_lmms_eval_s_files_of_several_models(tmp_path):
         file = tmp_path / f"{n}-{v}" / "a__b" / "20260101_010101_results.json"
         write(file, lmms(score, v if n == 7 else None))
         sources.append(f"{tmp_path}/{n}-{v}@" + (f"{n}B" if n == 7 else f"500M,{v}"))
-    table = read_sources(sources, METRICS)
+    table = read_scores(*sources, metrics=METRICS)
     np.testing.assert_allclose(table.params_b, [0.5, 7])
     np.testing.assert_allclose(table.score, np.reshape(list(GRID.values()), (2, 2)))
     assert set(table.tasks) == {"gqa", "mme"}
@@ -85,23 +85,23 @@ def test_lmms_eval_s_files_of_several_models(tmp_path):
 def test_what_an_lmms_eval_file_does_not_say_is_asked_for(tmp_path, source, metrics, says):
     path = write(tmp_path / "20260101_results.json", lmms(0.32))
     with pytest.raises(UserError, match=says):
-        read_sources([f"{path}{source}", f"{path}@1B,4"], metrics)
+        read_scores(f"{path}{source}", f"{path}@1B,4", metrics=metrics)
 
 
 def test_a_file_s_own_tokens_and_direction_are_not_overruled(tmp_path):
     path = write(tmp_path / "a_results.json", lmms(0.3, 16))
     with pytest.raises(UserError, match=r"has 16.* visual tokens, not 36"):
-        read_sources([f"{path}@7B,36"], METRICS)
+        read_scores(f"{path}@7B,36", metrics=METRICS)
     worse = lmms(0.3, 16)
     worse["higher_is_better"]["gqa"]["exact_match"] = False
     with pytest.raises(UserError, match="less is better"):
-        read_sources([f"{write(path, worse)}@7B"], METRICS)
+        read_scores(f"{write(path, worse)}@7B", metrics=METRICS)
     with pytest.raises(UserError, match="Evaluations 1 and 2 give the same cell twice"):
-        read_sources([f"{write(path, lmms(0.3, 16))}@7B"] * 2, METRICS)
+        read_scores(*[f"{write(path, lmms(0.3, 16))}@7B"] * 2, metrics=METRICS)
     with pytest.raises(UserError, match="is no results file"):
-        read_sources([f"{write(tmp_path / 'x.json', {'a': 1})}@7B,4"], {})
+        read_scores(f"{write(tmp_path / 'x.json', {'a': 1})}@7B,4")
     with pytest.raises(UserError, match="--percent is of a scores file"):
-        read_sources([f"{path}@7B"], METRICS, percent=True)
+        read_scores(f"{path}@7B", metrics=METRICS, percent=True)
 
 
 def test_results_of_this_project(tmp_path):
@@ -118,7 +118,7 @@ def test_results_of_this_project(tmp_path):
         write(tmp_path / f"e{n}-{v}/results.json", told)
         sources.append(f"{tmp_path}/e{n}-{v}@{n}")
     expected = np.reshape(list(GRID.values()), (2, 2))
-    table = read_sources(sources, {})
+    table = read_scores(*sources)
     np.testing.assert_allclose(table.score, expected)
     np.testing.assert_allclose(np.asarray(table.stderr), 0.01)
     sources = []
@@ -131,7 +131,7 @@ def test_results_of_this_project(tmp_path):
         }
         write(tmp_path / f"b{n}-{v}/results.json", {"checkpoint": "a", "visual_tokens": v, "tasks": tasks})
         sources.append(f"{tmp_path}/b{n}-{v}@{n}B")
-    table = read_sources(sources, {})
+    table = read_scores(*sources)
     np.testing.assert_allclose(table.score, expected)
     np.testing.assert_allclose(table.tasks["mme"], expected)
     cells = [
@@ -148,7 +148,7 @@ def test_results_of_this_project(tmp_path):
     ]
     decoders = [{"name": f"d{n}", "params": n * 1e9} for n in (0.5, 7)]
     write(tmp_path / "demo/results.json", {"decoders": decoders, "cells": cells, "tasks": ["single"]})
-    np.testing.assert_allclose(read_sources([str(tmp_path / "demo")], {}).score, expected)
+    np.testing.assert_allclose(read_scores(str(tmp_path / "demo")).score, expected)
     scores = {"params_b": [0.5, 7], "visual_tokens": [4, 36], "score": expected.tolist()}
     write(tmp_path / "sweep/scores.json", scores)
-    np.testing.assert_allclose(read_sources([str(tmp_path / "sweep")], {}).score, expected)
+    np.testing.assert_allclose(read_scores(str(tmp_path / "sweep")).score, expected)

@@ -1,0 +1,175 @@
+"""Reads scores: a scores file, a grid of experiments, evaluations of several models, or a published table.
+
+    {"params_b": [n], "visual_tokens": [m], "score": [[n x m]],
+     "tasks": {name: [[n x m]]}, "query_tokens": Q, "stderr": [[n x m]],
+     "name": text, "source": text, "flagged": [{"params_b", "visual_tokens", "reason"}]}
+
+is a scores file in JSON: `score` is a fraction in 0..1, null stands for a missing cell, and only the first
+three are required. `columns` describes scores files in CSV, `evaluations` files of results.
+"""
+
+import contextlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from quecc_jax.errors import UserError
+from scaling import columns, evaluations
+from scaling.table import Cell, ScoreTable, parse_cells, parse_scores
+
+PUBLISHED = ("general", "ocr")
+"""Names of the paper's own tables: nine benchmarks, and DocVQA with TextVQA."""
+_DATA = Path(__file__).parent / "data"
+_COLUMNS = (".csv", ".tsv", ".tab", ".txt")
+_AT = re.compile(r"(.+)@([^@,]+)(?:,(\d+))?")
+
+
+class _Source(NamedTuple):
+    """A file, and what is said behind its name: its model's size in billions and visual tokens."""
+
+    path: Path
+    params_b: float | None = None
+    visual_tokens: float | None = None
+
+
+def published(name: str) -> ScoreTable:
+    """The paper's own scores, by a name of PUBLISHED.
+
+    Raises:
+      UserError: there is no such table.
+    """
+    if name not in PUBLISHED:
+        raise UserError(f"There is no published table {name!r}; there are: {', '.join(PUBLISHED)}.")
+    return read_scores(_DATA / f"{name}.json")
+
+
+def read_scores(
+    *sources: str | Path, metrics: Mapping[str, str] | None = None, percent: bool = False
+) -> ScoreTable:
+    """The table of one file of scores, of evaluations of several models, or of a published name.
+
+    Args:
+      sources: files or their folders, with `@N` or `@N,V` behind evaluations that do not say their model's
+        size or visual tokens, as in `runs/a@7B,36`.
+      metrics: the metric that counts, by lmms-eval's task, with `/TOP` where its best value is not 1.
+      percent: the scores of a scores file run from 0 to 100.
+
+    Raises:
+      UserError: a file cannot be read, or does not say a score, size, number of tokens, metric or scale.
+    """
+    if len(sources) == 1 and is_published(str(sources[0])):
+        return published(str(sources[0]))
+    read = [_source(str(one)) for one in sources]
+    if len(read) == 1 and read[0].params_b is None:
+        table = _complete(read[0].path, percent)
+        if table is not None:
+            return table
+    if percent:
+        raise UserError("--percent is of a scores file; evaluations say their scale themselves.")
+    cells = [cell for number, one in enumerate(read, start=1) for cell in _cells(one, number, metrics or {})]
+    with _naming(Path("evaluations")):
+        return parse_cells(cells, default_name="evaluations", what="evaluation")
+
+
+def is_published(source: str) -> bool:
+    """Whether a source names a published table, and no file."""
+    return source in PUBLISHED and not Path(source).exists()
+
+
+def _complete(path: Path, percent: bool) -> ScoreTable | None:
+    """The table of a file that holds all of it; None if it is an evaluation of one model."""
+    text = _text(path)
+    with _naming(path):
+        if path.suffix.lower() in _COLUMNS:
+            cells, signs = columns.parse(text)
+            return parse_cells(cells, percent or signs, path.stem)
+        told = _json(text)
+        if evaluations.is_evaluation(told):
+            return None
+        if evaluations.is_grid(told):
+            return parse_cells(evaluations.grid_cells(told), default_name=path.parent.name or path.stem)
+        return parse_scores(told, percent, path.stem)
+
+
+def _cells(source: _Source, number: int, metrics: Mapping[str, str]) -> list[Cell]:
+    """The scores of one evaluation."""
+    path, text = source.path, _text(source.path)
+    with _naming(path):
+        told = _json(text)
+    if not evaluations.is_evaluation(told):
+        raise UserError(f"{path} is no results file of launch.evaluate or lmms-eval, nor a scores file.")
+    scores, says = evaluations.scores_of(told, path, metrics)
+    if source.params_b is None:
+        raise UserError(f"{path} does not say its model's size; write it behind the path, as in {path}@7B.")
+    if says is not None and source.visual_tokens not in (None, says):
+        raise UserError(f"{path} has {says:g} visual tokens, not {source.visual_tokens:g}; leave them out.")
+    count = source.visual_tokens if says is None else says
+    if count is None:
+        raise UserError(
+            f"{path} does not say its visual tokens; write them behind the path, as in {path}@7B,36."
+        )
+    return [Cell(number, source.params_b, count, task, "", score, spread) for task, score, spread in scores]
+
+
+def _source(text: str) -> _Source:
+    found = _AT.fullmatch(text)
+    if found is None or Path(text).exists():
+        return _Source(_file(Path(text)))
+    size = columns.size_of(found[2])
+    if size is None:
+        raise UserError(f"{text} names {found[2]!r} as its model's size; write billions, 7B or 500M.")
+    return _Source(_file(Path(found[1])), size, float(found[3]) if found[3] else None)
+
+
+def _file(path: Path) -> Path:
+    """The file of results in a folder."""
+    if not path.is_dir():
+        return path
+    named = [path / name for name in ("scores.json", "results.json") if (path / name).is_file()]
+    found = named[:1] or sorted(path.glob("*_results.json")) or sorted(path.glob("*/*_results.json"))
+    if len(found) != 1:
+        raise UserError(f"{path} holds {len(found)} files of results; name one.")
+    return found[0]
+
+
+def _text(path: Path) -> str:
+    """The text of a file, without a byte order mark."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as problem:
+        raise UserError(f"Cannot read the scores file {path}: {problem.strerror}.") from None
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        raise UserError(f"{path} is not a text file in UTF-8; a scores file is JSON, CSV or TSV.")
+    return text
+
+
+def _json(text: str) -> object:
+    """The value of a JSON text, whose objects hold each name once."""
+
+    def unique(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
+        made: dict[str, object] = {}
+        for name, value in pairs:
+            if name in made:
+                raise UserError(f"The key {name!r} stands in it twice; remove one.")
+            made[name] = value
+        return made
+
+    try:
+        return json.loads(text, object_pairs_hook=unique)
+    except json.JSONDecodeError as problem:
+        raise UserError(
+            f"It is not valid JSON: {problem.msg} at line {problem.lineno}, column {problem.colno}."
+        ) from None
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors inside name the file."""
+    try:
+        yield
+    except UserError as problem:
+        raise UserError(f"{path}: {problem}") from None
