@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 import numpy as np
+from jaxtyping import Float
 
 from quecc_jax.errors import UserError
 from scaling.fit import Fit, cells_of, solve_like
@@ -16,8 +17,8 @@ Interval = tuple[float, float]
 
 def bootstrap(
     table: ScoreTable, fit: Fit, resample: Resample = "residual", count: int = 1000, seed: int = 0
-) -> Params:
-    """Constants refitted to `count` resampled tables, leaves [count], float64.
+) -> Params[np.ndarray]:
+    """Constants refitted to `count` resampled tables, leaves float64 [count].
 
     residual: fitted error plus residuals drawn with replacement, centred and widened by
     sqrt(n / (n - p)). parametric: fitted error plus normal noise of the same variance. In a weighted
@@ -34,11 +35,11 @@ def bootstrap(
     n = fit.n_points
     rng = np.random.default_rng(seed)
     y, weight = np.tile(cells.y, (count, 1)), np.tile(cells.weight, (count, 1))
-    fitted = error(fit.law.params, np.asarray(cells.n), np.asarray(cells.t))
+    fitted = error(fit.law.params, cells.n, cells.t)
     # Residuals of equal variance: as they are, by standard error, or of the logarithm.
     is_log = fit.loss == "huber"
-    spread = fitted if is_log else 1 / np.sqrt(np.asarray(cells.weight))
-    residual = np.log(cells.y / fitted) if is_log else (np.asarray(cells.y) - fitted) / spread
+    spread = fitted if is_log else 1 / np.sqrt(cells.weight)
+    residual = np.log(cells.y / fitted) if is_log else (cells.y - fitted) / spread
     if resample == "residual":
         noise = ((residual - residual.mean()) * np.sqrt(n / dof))[rng.integers(n, size=(count, n))]
         y = fitted * np.exp(noise) if is_log else fitted + spread * noise
@@ -53,8 +54,8 @@ def bootstrap(
     return solve_like(fit, cells._replace(y=y, weight=weight)).params
 
 
-def _task_shifts(table: ScoreTable, count: int, rng: np.random.Generator) -> np.ndarray:
-    """How the mean error changes when tasks are drawn anew, [count, observed cells]."""
+def _task_shifts(table: ScoreTable, count: int, rng: np.random.Generator) -> Float[np.ndarray, "draws k"]:
+    """How the mean error changes when tasks are drawn anew, `count` times."""
     if len(table.tasks) < 2:
         raise UserError(f"{table.name!r} has no tasks to resample; resample residuals or cells instead.")
     observed = np.isfinite(table.score)
@@ -66,14 +67,15 @@ def _task_shifts(table: ScoreTable, count: int, rng: np.random.Generator) -> np.
     return np.asarray(errors[draws].mean(axis=1) - errors.mean(axis=0))
 
 
-def percentile_intervals(samples: Params, level: float = 0.95) -> dict[str, Interval]:
+def percentile_intervals(samples: Params[np.ndarray], level: float = 0.95) -> dict[str, Interval]:
     """Percentile interval of each constant."""
     tail = 50 * (1 - level)
     ends = [np.percentile(leaf, [tail, 100 - tail]) for leaf in samples]
     return {name: (float(e[0]), float(e[1])) for name, e in zip(PARAMETERS, ends, strict=True)}
 
 
-def best_count(table: ScoreTable, fit: Fit, samples: Params) -> Interval:
+def best_count(table: ScoreTable, fit: Fit, samples: Params[np.ndarray]) -> Interval:
+    """95 % interval of the V that is best at a fixed cost, within the table's range."""
     laws = (dataclasses.replace(fit.law, params=Params(*p)) for p in zip(*samples, strict=True))
     low, high = table.count_range
     ends = np.percentile([law.optimal_visual_tokens(low, high) for law in laws], [2.5, 97.5])

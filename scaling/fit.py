@@ -9,10 +9,11 @@ search; not for `huber`). `Fit.converged` says that they agree. `grid` is the pu
 """
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from quecc_jax.errors import UserError
 from scaling.law import PARAMETERS, Law, Params, Tokens
@@ -32,8 +33,8 @@ _NET = 17
 class Bounds(NamedTuple):
     """A box for the constants, inclusive."""
 
-    lower: Params
-    upper: Params
+    lower: Params[float]
+    upper: Params[float]
 
     def with_fixed_d(self, d: float) -> "Bounds":
         """The same box with D held at `d`."""
@@ -49,7 +50,7 @@ PUBLISHED_BOX = Bounds(Params(0.2, 0.0, 0.0, 0.0), Params(0.7, 0.2, 0.05, 0.3))
 class VariableProjection(NamedTuple):
     """The cross-check's own optimum; sse is weighted where the loss is."""
 
-    params: Params
+    params: Params[float]
     sse: float
 
 
@@ -57,7 +58,7 @@ class VariableProjection(NamedTuple):
 class Fit:
     """A fitted law and how it was reached.
 
-    residuals [n, m] are predicted minus measured error, NaN where a cell is missing. sse is the
+    residuals are predicted minus measured error, NaN where a cell is missing. sse is the
     sum of their squares, r2 the explained share of the variance (NaN if all scores are equal).
     objective is what was minimised: sse; under `weighted` the sum of squares with weights of mean 1;
     under `huber` the sum of losses on the log of the error, twice over so that small residuals count
@@ -66,7 +67,7 @@ class Fit:
     """
 
     law: Law
-    residuals: np.ndarray
+    residuals: Float[np.ndarray, "N V"]
     sse: float
     r2: float
     n_points: int
@@ -155,7 +156,7 @@ def fit_law(
 
 
 class _Found(NamedTuple):
-    params: Params
+    params: Params[float]
     objective: float
     n_starts: int
     n_agreeing: int
@@ -164,15 +165,16 @@ class _Found(NamedTuple):
     cross_check: VariableProjection | None
 
 
-def _from_starts(cells: Cells, bounds: Bounds, n_starts: int, seed: int, huber_delta: float | None) -> _Found:
+def _from_starts(
+    cells: Cells[np.ndarray], bounds: Bounds, n_starts: int, seed: int, huber_delta: float | None
+) -> _Found:
     starts = random_starts(cells, bounds, n_starts, seed)
     found = solve_many(starts, cells, *bounds, huber_delta)
     best = int(np.argmin(found.objective))
     params, objective = take(found, best).params, float(found.objective[best])
-    y, weight = np.asarray(cells.y), np.asarray(cells.weight)
-    mean = float(np.average(y, weights=weight))
-    scale = float(np.sum(weight * (y - mean) ** 2))
-    slack = _SAME_OBJECTIVE * objective + 1e-15 * scale + 1e-28 * len(y)
+    mean = float(np.average(cells.y, weights=cells.weight))
+    scale = float(np.sum(cells.weight * (cells.y - mean) ** 2))
+    slack = _SAME_OBJECTIVE * objective + 1e-15 * scale + 1e-28 * len(cells.y)
     level = Params(mean - bounds.lower.D, 0.0, 0.0, bounds.lower.D)
     is_level = scale <= objective + slack and huber_delta is None and _inside(level, bounds)
     if is_level:
@@ -190,7 +192,7 @@ def _from_starts(cells: Cells, bounds: Bounds, n_starts: int, seed: int, huber_d
     )
 
 
-def _from_grid(cells: Cells, bounds: Bounds, huber_delta: float | None) -> _Found:
+def _from_grid(cells: Cells[np.ndarray], bounds: Bounds, huber_delta: float | None) -> _Found:
     """The best grid point; it counts as converged if the optimum in the box is at most 5 % better."""
     grid = search_grid(cells, *bounds, huber_delta)
     start = grid.params._replace(A=max(grid.params.A, 1e-6))
@@ -214,8 +216,8 @@ def default_query_tokens(table: ScoreTable, query_tokens: float | None) -> float
     return 50.0 if table.query_tokens is None else table.query_tokens
 
 
-def cells_of(table: ScoreTable, law: Law, loss: Loss = "least_squares") -> Cells:
-    """The observed cells, flat float64 NumPy arrays.
+def cells_of(table: ScoreTable, law: Law, loss: Loss = "least_squares") -> Cells[np.ndarray]:
+    """The observed cells, float64 [k].
 
     Weights are 1; under `weighted` 1 / stderr^2, scaled to a mean of 1. Raises UserError where a
     standard error is missing or zero, and under `huber` where an error is zero and has no logarithm.
@@ -226,9 +228,10 @@ def cells_of(table: ScoreTable, law: Law, loss: Loss = "least_squares") -> Cells
         if table.stderr is None:
             raise UserError(f"{table.name!r} has no 'stderr' to weight its scores by; use another --loss.")
         stderr = table.stderr[i, j]
-        if bad := [k for k in range(len(i)) if not stderr[k] > 0]:
+        if not np.all(stderr > 0):
+            k = int(np.argmin(stderr > 0))
             raise UserError(
-                f"The standard error at {_where(table, i[bad[0]], j[bad[0]])} is missing or zero; "
+                f"The standard error at {_where(table, i[k], j[k])} is missing or zero; "
                 "a weighted fit needs a positive one for every score."
             )
         weight = 1 / stderr**2 / np.mean(1 / stderr**2)
@@ -241,52 +244,48 @@ def cells_of(table: ScoreTable, law: Law, loss: Loss = "least_squares") -> Cells
     return Cells(n=table.params_b[i], t=law.total(table.visual_tokens[j]), y=y, weight=weight)
 
 
-def _where(table: ScoreTable, i: int, j: int) -> str:
+def _where(table: ScoreTable, i: np.integer, j: np.integer) -> str:
     return f"{table.params_b[i]:g}B, {table.visual_tokens[j]:g} visual tokens"
 
 
-def solve_like(fit: Fit, cells: Cells, bounds: Bounds | None = None, start: Params | None = None) -> Solution:
-    """Refits under a fit's own loss, from its constants and in its box unless told otherwise.
-
-    Leaves as in `solver.solve_many`.
-    """
-    start = fit.law.params._replace(A=max(fit.law.params.A, 1e-12)) if start is None else start
+def solve_like(fit: Fit, cells: Cells[np.ndarray]) -> Solution[np.ndarray]:
+    """Refits under a fit's own loss, in its box and from its constants; leaves as in `solver.solve_many`."""
+    start = fit.law.params._replace(A=max(fit.law.params.A, 1e-12))
     delta = fit.huber_delta if fit.loss == "huber" else None
-    return solve_many(start, cells, *(bounds or fit.bounds), delta)
+    return solve_many(start, cells, *fit.bounds, delta)
 
 
-def take(solution: Solution, index: int) -> Solution:
-    """One entry of a batch, leaves as Python floats."""
+def take(solution: Solution[np.ndarray], index: int) -> Solution[float]:
+    """One entry of a batch, leaves as Python numbers."""
     return jax.tree.map(lambda leaf: leaf[index].item(), solution)
 
 
-def bounds_hit(params: Params, bounds: Bounds) -> tuple[str, ...]:
+def bounds_hit(params: Params[float], bounds: Bounds) -> tuple[str, ...]:
     """Names of the parameters that lie on a bound and were free to leave it."""
     entries = zip(PARAMETERS, params, *bounds, strict=True)
     return tuple(name for name, p, low, high in entries if low < high and not low + 1e-9 < p < high - 1e-9)
 
 
-def _inside(params: Params, bounds: Bounds) -> bool:
+def _inside(params: Params[float], bounds: Bounds) -> bool:
     return all(low <= p <= high for p, low, high in zip(params, *bounds, strict=True))
 
 
-def random_starts(cells: Cells, bounds: Bounds, count: int, seed: int) -> Params:
+def random_starts(cells: Cells[np.ndarray], bounds: Bounds, count: int, seed: int) -> Params[np.ndarray]:
     """Starting points, leaves [count]: exponents and D drawn, A the best for them."""
-    y = np.asarray(cells.y)
     rng = np.random.default_rng(seed)
 
-    def draw(low: float, high: float, widest: float) -> np.ndarray:
+    def draw(low: float, high: float, widest: float) -> Float[np.ndarray, " starts"]:
         return rng.uniform(low, max(low, min(high, widest)), count)
 
     lower, upper = bounds
     alpha, beta = draw(lower.alpha, upper.alpha, 0.5), draw(lower.beta, upper.beta, 0.5)
-    d = draw(lower.D, upper.D, float(y.min()))
+    d = draw(lower.D, upper.D, float(cells.y.min()))
     basis = _basis(cells, alpha, beta)
-    a = np.sum(basis * (y - d[:, None]), axis=1) / np.sum(basis**2, axis=1)
+    a = np.sum(basis * (cells.y - d[:, None]), axis=1) / np.sum(basis**2, axis=1)
     return Params(np.clip(a, max(lower.A, 1e-6), upper.A), alpha, beta, d)
 
 
-def project_variables(cells: Cells, bounds: Bounds, steps: int = 40) -> VariableProjection:
+def project_variables(cells: Cells[np.ndarray], bounds: Bounds, steps: int = 40) -> VariableProjection:
     """Minimum over (alpha, beta) of the exact linear solution in (A, D).
 
     From the best of a coarse net over the box, Gauss-Newton with Kaufman's Jacobian (the columns of
@@ -297,10 +296,10 @@ def project_variables(cells: Cells, bounds: Bounds, steps: int = 40) -> Variable
     # Exponents are small: the net is finer near the lower bound.
     axes = (lo + (hi - lo) * np.linspace(0, 1, _NET) ** 3 for lo, hi in zip(low, high, strict=True))
     net = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)
-    root, lengths = np.sqrt(np.asarray(cells.weight)), 0.5 ** np.arange(12)[:, None]
+    root, lengths = np.sqrt(cells.weight), 0.5 ** np.arange(12)[:, None]
     logs = np.stack([np.log(cells.n), np.log(cells.t)], axis=1)
 
-    def best(at: np.ndarray) -> tuple[np.ndarray, float, float, float]:
+    def best(at: Float[np.ndarray, "exponents 2"]) -> tuple[Float[np.ndarray, "2"], float, float, float]:
         a, d, sse = _linear_part(cells, bounds, at[:, 0], at[:, 1])
         k = int(np.argmin(sse))
         return at[k], float(a[k]), float(d[k]), float(sse[k])
@@ -308,7 +307,7 @@ def project_variables(cells: Cells, bounds: Bounds, steps: int = 40) -> Variable
     at, a, d, sse = best(net)
     for _ in range(steps):
         basis = _basis(cells, at[:1], at[1:])[0]
-        residual = root * (a * basis + d - np.asarray(cells.y))
+        residual = root * (a * basis + d - cells.y)
         columns = (root * -a * basis)[:, None] * logs
         linear = [root * basis] if bounds.lower.A < a < bounds.upper.A else []
         linear += [root] if bounds.lower.D < d < bounds.upper.D else []
@@ -325,25 +324,32 @@ def project_variables(cells: Cells, bounds: Bounds, steps: int = 40) -> Variable
     return VariableProjection(Params(a, float(at[0]), float(at[1]), d), sse)
 
 
-def _basis(cells: Cells, alpha: np.ndarray, beta: np.ndarray) -> np.ndarray:
+def _basis(
+    cells: Cells[np.ndarray], alpha: Float[np.ndarray, " exponents"], beta: Float[np.ndarray, " exponents"]
+) -> Float[np.ndarray, "exponents k"]:
     return np.exp(-np.outer(alpha, np.log(cells.n)) - np.outer(beta, np.log(cells.t)))
 
 
-def _linear_part(cells: Cells, bounds: Bounds, alpha: np.ndarray, beta: np.ndarray) -> tuple[Any, Any, Any]:
-    """Best A and D in the box for each pair of exponents, and the squared error; all [K].
+def _linear_part(
+    cells: Cells[np.ndarray],
+    bounds: Bounds,
+    alpha: Float[np.ndarray, " exponents"],
+    beta: Float[np.ndarray, " exponents"],
+) -> tuple[Float[np.ndarray, " exponents"], Float[np.ndarray, " exponents"], Float[np.ndarray, " exponents"]]:
+    """Best A and D in the box for each pair of exponents, and the squared error.
 
     A convex quadratic in two variables has its bounded minimum inside or on an edge, so five
     candidates, each clipped along its edge, are exact.
     """
-    basis, y, weight = _basis(cells, alpha, beta), np.asarray(cells.y), np.asarray(cells.weight)
+    basis, y, weight = _basis(cells, alpha, beta), cells.y, cells.weight
     count, first, second = weight.sum(), basis @ weight, basis**2 @ weight
     cross, total = basis @ (weight * y), weight @ y
     (a_low, _, _, d_low), (a_high, _, _, d_high) = bounds
 
-    def best_a(d: Any) -> Any:
+    def best_a(d: float) -> np.ndarray:
         return np.clip((cross - d * first) / second, a_low, a_high)
 
-    def best_d(a: Any) -> Any:
+    def best_d(a: np.ndarray) -> np.ndarray:
         return np.clip((total - a * first) / count, d_low, d_high)
 
     determinant = second * count - first**2

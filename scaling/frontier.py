@@ -1,28 +1,29 @@
 """Error against compute: what each choice of LLM size and visual tokens costs and gives."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float, Real
 
 from quecc_jax.errors import UserError
-from scaling.law import Law
+from scaling.law import Axis, Law, Numbers
 from scaling.table import ScoreTable
 
-Cost = Callable[[Any, Any], np.ndarray]
+Cost = Callable[[Numbers, Numbers], np.ndarray]
 """FLOPs per query from sizes in billions and visual tokens, broadcast against each other."""
 
 
 class Choices(NamedTuple):
-    """Choices of (N, V), all fields [K]: billions, tokens, FLOPs per query, error in 0..1."""
+    """Choices of (N, V): billions, tokens, FLOPs per query, error in 0..1."""
 
-    params_b: np.ndarray
-    visual_tokens: np.ndarray
-    flops: np.ndarray
-    error: np.ndarray
+    params_b: Float[np.ndarray, " choices"]
+    visual_tokens: Float[np.ndarray, " choices"]
+    flops: Float[np.ndarray, " choices"]
+    error: Float[np.ndarray, " choices"]
 
-    def at(self, index: Any) -> "Choices":
-        """The choices that an index, slice or mask picks."""
+    def at(self, index: np.ndarray) -> "Choices":
+        """The choices that indices or a mask pick."""
         return Choices(*(field[index] for field in self))
 
 
@@ -38,14 +39,16 @@ class Choice(NamedTuple):
 def published_cost(query_tokens: float) -> Cost:
     """The paper's cost of one query: 2 N (Q + V) FLOPs, N in parameters."""
 
-    def cost(params_b: Any, visual_tokens: Any) -> np.ndarray:
-        return 2e9 * np.asarray(params_b, np.float64) * (query_tokens + np.asarray(visual_tokens, np.float64))
+    def cost(params_b: Numbers, visual_tokens: Numbers) -> Float[np.ndarray, "..."]:
+        return np.asarray(2e9 * params_b * (query_tokens + visual_tokens))
 
     return cost
 
 
-def measured_cost(params_b: Any, visual_tokens: Any, flops: Any) -> Cost:
-    """A cost from counted FLOPs per query [n, m], defined on exactly those sizes and counts."""
+def measured_cost(
+    params_b: Axis, visual_tokens: Axis, flops: Sequence[Sequence[float]] | Real[np.ndarray, "N V"]
+) -> Cost:
+    """A cost from counted FLOPs per query, defined on exactly those sizes and counts."""
     counted = {
         (float(n), float(v)): float(flops[i][j])
         for i, n in enumerate(params_b)
@@ -60,10 +63,19 @@ def measured_cost(params_b: Any, visual_tokens: Any, flops: Any) -> Cost:
     return np.vectorize(look_up, otypes=[np.float64])
 
 
-def law_choices(law: Law, params_b: Any, visual_tokens: Any, cost: Cost) -> Choices:
+def law_choices(law: Law, params_b: Axis, visual_tokens: Axis, cost: Cost) -> Choices:
     """Every pair of the given sizes and counts, with the error that the law predicts."""
-    n, v = (a.ravel() for a in np.meshgrid(np.float64(params_b), np.float64(visual_tokens), indexing="ij"))
+    n, v = pairs(params_b, visual_tokens)
     return Choices(n, v, cost(n, v), law.error(n, v))
+
+
+def pairs(
+    params_b: Axis, visual_tokens: Axis
+) -> tuple[Float[np.ndarray, " choices"], Float[np.ndarray, " choices"]]:
+    """Sizes and token counts of every pair, float64."""
+    axes = (np.asarray(axis, np.float64) for axis in (params_b, visual_tokens))
+    n, v = (grid.ravel() for grid in np.meshgrid(*axes, indexing="ij"))
+    return n, v
 
 
 def measured_choices(table: ScoreTable, cost: Cost) -> Choices:
@@ -79,8 +91,12 @@ def pareto(choices: Choices) -> Choices:
     return kept.at(np.argsort(kept.flops))
 
 
-def pareto_mask(cost: np.ndarray, error: np.ndarray, allowed: np.ndarray | None = None) -> np.ndarray:
-    """bool [K], choices that no cheaper or equally cheap allowed one matches; one of equal twins."""
+def pareto_mask(
+    cost: Float[np.ndarray, " choices"],
+    error: Float[np.ndarray, " choices"],
+    allowed: Bool[np.ndarray, " choices"] | None = None,
+) -> Bool[np.ndarray, " choices"]:
+    """The choices that no cheaper or equally cheap allowed one matches; one of equal twins."""
     error = error if allowed is None else np.where(allowed, error, np.inf)
     order = np.lexsort((error, cost))
     ranked = error[order]
@@ -99,15 +115,3 @@ def recommend(choices: Choices, budget_flops: float) -> Choice:
             f"the cheapest costs {choices.flops.min():.3g}."
         )
     return Choice(*(float(field[-1]) for field in affordable))
-
-
-def best_split(law: Law, budget_flops: float, v_min: float, v_max: float, points: int = 20001) -> Choice:
-    """The best V on a fine grid when N may take any value that spends the whole budget.
-
-    Uses the published cost. Independent of the closed form of `Law.optimal_visual_tokens`.
-    """
-    v = np.geomspace(v_min, v_max, points)
-    n = budget_flops / (2e9 * (law.query_tokens + v))
-    predicted = law.error(n, v)
-    k = int(np.argmin(predicted))
-    return Choice(float(n[k]), float(v[k]), budget_flops, float(predicted[k]))

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Int
 from scipy.special import stdtr, stdtrit
 
 from scaling.bootstrap import Interval, Resample, best_count, bootstrap, percentile_intervals
@@ -34,37 +35,38 @@ _FAR = 100.0
 
 
 class Problems(NamedTuple):
-    """K fitted tables of the same shape: cells [K, cells], constants and least losses [K]."""
+    """Fitted tables of the same shape: cells [tables, k], constants [tables]."""
 
-    cells: Cells
-    params: Params
-    objective: np.ndarray
+    cells: Cells[np.ndarray]
+    params: Params[np.ndarray]
+    objective: Float[np.ndarray, " tables"]
+    """The least losses."""
     bounds: Bounds
     dof: int
     """Scores less free constants, at least 1."""
 
 
 class Profile(NamedTuple):
-    """One constant imposed at G values and the others refitted; objective and params leaves [G]."""
+    """One constant imposed at several values and the others refitted; params leaves [values]."""
 
     name: str
-    values: np.ndarray
-    objective: np.ndarray
-    params: Params
+    values: Float[np.ndarray, " values"]
+    objective: Float[np.ndarray, " values"]
+    params: Params[np.ndarray]
     limit: float
     """The loss below which a value is inside the interval, away from bounds."""
     interval: Interval
 
 
 def problem_of(table: ScoreTable, fit: Fit) -> Problems:
-    """One fitted table, K = 1."""
-    cells = Cells(*(np.asarray(leaf)[None] for leaf in cells_of(table, fit.law, fit.loss)))
+    """One fitted table."""
+    cells = Cells(*(leaf[None] for leaf in cells_of(table, fit.law, fit.loss)))
     params = Params(*(np.array([float(p)]) for p in fit.law.params))
     return Problems(cells, params, np.array([fit.objective]), fit.bounds, fit.n_points - fit.n_parameters)
 
 
-def constant_intervals(problems: Problems, level: float = 0.95) -> dict[str, np.ndarray]:
-    """Interval of each constant, [K, 2]; an end may be infinite where nothing limits it."""
+def constant_intervals(problems: Problems, level: float = 0.95) -> dict[str, Float[np.ndarray, "tables 2"]]:
+    """Interval of each constant; an end may be infinite where nothing limits it."""
     k = len(problems.objective)
     free = [p for p in range(4) if problems.bounds.lower[p] < problems.bounds.upper[p]]
     row, which, side = (a.ravel() for a in np.meshgrid(np.arange(k), free, (-1, 1), indexing="ij"))
@@ -80,7 +82,7 @@ def constant_intervals(problems: Problems, level: float = 0.95) -> dict[str, np.
         return np.where(is_a[at], np.exp(np.minimum(z, 700)), z)
 
     def loss(z: np.ndarray, at: np.ndarray) -> np.ndarray:
-        return np.asarray(impose(problems, row[at], which[at], outward(z, at)).objective)
+        return impose(problems, row[at], which[at], outward(z, at)).objective
 
     everything = np.arange(len(row))
     deviation = standard_errors(problems)[row, which]
@@ -92,8 +94,10 @@ def constant_intervals(problems: Problems, level: float = 0.95) -> dict[str, np.
     return held | found
 
 
-def error_intervals(problems: Problems, n: np.ndarray, t: np.ndarray, level: float = 0.95) -> np.ndarray:
-    """Interval of the error that the law has at sizes n [P] (billions) and T = t [P] tokens, [K, P, 2]."""
+def error_intervals(
+    problems: Problems, n: Float[np.ndarray, " points"], t: Float[np.ndarray, " points"], level: float = 0.95
+) -> Float[np.ndarray, "tables points 2"]:
+    """Interval of the error that the law has at sizes n (billions) and T = t tokens."""
     k, points = len(problems.objective), len(n)
     row, point, side = (
         a.ravel() for a in np.meshgrid(np.arange(k), np.arange(points), (-1, 1), indexing="ij")
@@ -113,7 +117,7 @@ def error_intervals(problems: Problems, n: np.ndarray, t: np.ndarray, level: flo
         start = Params(*(leaf[row[at]] for leaf in _positive(problems.params)))
         found = solve_many(start, cells, *problems.bounds)
         there = error(found.params, extra.n, extra.t)
-        return there, np.asarray(found.objective) - pull[at] * (there - y) ** 2
+        return there, found.objective - pull[at] * (there - y) ** 2
 
     estimate = error(Params(*(leaf[row] for leaf in problems.params)), n[point], t[point])
     deviation = error_standard_errors(problems, n, t)[row, point]
@@ -121,7 +125,7 @@ def error_intervals(problems: Problems, n: np.ndarray, t: np.ndarray, level: flo
     ends = _find_ends(lambda y, at: pulled(y, at)[1], estimate, deviation, bound, side, problems, row, level)
     # Where no pull reaches the limit, the bounds of the constants end the interval: what the law has there.
     ends = np.where(np.isfinite(ends), ends, estimate + side * _FAR)
-    return np.asarray(pulled(ends, np.arange(len(ends)))[0].reshape(k, points, 2))
+    return pulled(ends, np.arange(len(ends)))[0].reshape(k, points, 2)
 
 
 def profiles(table: ScoreTable, fit: Fit, points: int = 64, level: float = 0.95) -> dict[str, Profile]:
@@ -148,14 +152,20 @@ def profiles(table: ScoreTable, fit: Fit, points: int = 64, level: float = 0.95)
         part = slice(i * points, (i + 1) * points)
         name = PARAMETERS[p]
         low, high = ends[name][0]
-        params = Params(*(np.asarray(leaf)[part] for leaf in found.params))
-        loss = np.asarray(found.objective)[part]
-        curves[name] = Profile(name, values[i], loss, params, float(limit), (float(low), float(high)))
+        params = Params(*(leaf[part] for leaf in found.params))
+        curves[name] = Profile(
+            name, values[i], found.objective[part], params, float(limit), (float(low), float(high))
+        )
     return curves
 
 
-def impose(problems: Problems, row: np.ndarray, which: np.ndarray, values: np.ndarray) -> Solution:
-    """Q refits, each of table `row` [Q] with constant number `which` [Q] held at `values` [Q]."""
+def impose(
+    problems: Problems,
+    row: Int[np.ndarray, " refits"],
+    which: Int[np.ndarray, " refits"],
+    values: Float[np.ndarray, " refits"],
+) -> Solution[np.ndarray]:
+    """Refits, each of table `row` with constant number `which` held at `values`."""
     start, lower, upper = (
         np.stack([np.broadcast_to(np.asarray(leaf, np.float64), len(problems.objective)) for leaf in params])
         for params in (problems.params, *problems.bounds)
@@ -167,43 +177,49 @@ def impose(problems: Problems, row: np.ndarray, which: np.ndarray, values: np.nd
     return solve_many(_positive(Params(*start)), cells, Params(*lower), Params(*upper))
 
 
-def standard_errors(problems: Problems) -> np.ndarray:
-    """Linear standard errors of (log A, alpha, beta, D), [K, 4]."""
+def standard_errors(problems: Problems) -> Float[np.ndarray, "tables 4"]:
+    """Linear standard errors of (log A, alpha, beta, D)."""
     return np.sqrt(np.maximum(np.einsum("kii->ki", _covariance(problems)), 0))
 
 
-def error_standard_errors(problems: Problems, n: np.ndarray, t: np.ndarray) -> np.ndarray:
-    """Linear standard errors of the law's error at sizes n [P] and tokens t [P], [K, P]."""
+def error_standard_errors(
+    problems: Problems, n: Float[np.ndarray, " points"], t: Float[np.ndarray, " points"]
+) -> Float[np.ndarray, "tables points"]:
+    """Linear standard errors of the law's error at sizes n and tokens t."""
     k = len(problems.objective)
     gradient = _jacobian(problems, *(np.tile(x, (k, 1)) for x in (n, t)))
     return np.sqrt(np.maximum(np.einsum("kpi,kij,kpj->kp", gradient, _covariance(problems), gradient), 0))
 
 
-def _jacobian(problems: Problems, n: np.ndarray, t: np.ndarray) -> np.ndarray:
-    """Derivatives of the law at n, t [K, cells] by (log A, alpha, beta, D), 0 for held ones."""
-    p = Params(*(np.asarray(leaf)[:, None] for leaf in problems.params))
+def _jacobian(
+    problems: Problems, n: Float[np.ndarray, "tables k"], t: Float[np.ndarray, "tables k"]
+) -> Float[np.ndarray, "tables k 4"]:
+    """Derivatives of the law at n and t by (log A, alpha, beta, D), 0 for held ones."""
+    p = Params(*(leaf[:, None] for leaf in problems.params))
     power = p.A * n**-p.alpha * t**-p.beta
     free = np.array([lo < hi for lo, hi in zip(*problems.bounds, strict=True)])
     return np.stack([power, -power * np.log(n), -power * np.log(t), np.ones_like(power)], axis=-1) * free
 
 
-def _covariance(problems: Problems) -> np.ndarray:
-    """Linear covariance of (log A, alpha, beta, D), [K, 4, 4]."""
+def _covariance(problems: Problems) -> Float[np.ndarray, "tables 4 4"]:
+    """Linear covariance of (log A, alpha, beta, D)."""
     cells = problems.cells
-    jacobian = _jacobian(problems, np.asarray(cells.n), np.asarray(cells.t))
-    information = np.einsum("kci,kcj,kc->kij", jacobian, jacobian, np.asarray(cells.weight))
+    jacobian = _jacobian(problems, cells.n, cells.t)
+    information = np.einsum("kci,kcj,kc->kij", jacobian, jacobian, cells.weight)
     scale = np.sqrt(np.maximum(np.einsum("kii->ki", information), 1e-300))
     scale = scale[:, :, None] * scale[:, None, :]
     variance = problems.objective / problems.dof
     return np.linalg.pinv(information / scale, rcond=1e-12, hermitian=True) / scale * variance[:, None, None]
 
 
-def critical_root(distance: np.ndarray, dof: int, level: float) -> np.ndarray:
+def critical_root(
+    distance: Float[np.ndarray, " points"], dof: int, level: float
+) -> Float[np.ndarray, " points"]:
     """The root that a truth `distance` standard errors inside a bound exceeds in 1 - level of cases.
 
     Solves P(t > c) + P(t < -c, or the ratio against the estimate held at the bound exceeds c^2).
     """
-    x = np.asarray(distance, np.float64)
+    x = distance
     low, high = np.zeros_like(x), np.full_like(x, stdtrit(dof, (1 + level) / 2))
     for _ in range(40):
         c = (low + high) / 2
@@ -213,7 +229,7 @@ def critical_root(distance: np.ndarray, dof: int, level: float) -> np.ndarray:
     return (low + high) / 2
 
 
-def _target_root(to_bound: np.ndarray, dof: int, level: float) -> np.ndarray:
+def _target_root(to_bound: Float[np.ndarray, " ends"], dof: int, level: float) -> Float[np.ndarray, " ends"]:
     """Where a signed root that ends at `to_bound` on the bound meets its own critical root."""
     axis = np.linspace(0, 8, 400)
     critical = critical_root(axis, dof, level)
@@ -227,15 +243,15 @@ def _target_root(to_bound: np.ndarray, dof: int, level: float) -> np.ndarray:
 
 def _find_ends(
     loss: Callable[[np.ndarray, np.ndarray], np.ndarray],
-    estimate: np.ndarray,
-    deviation: np.ndarray,
-    bound: np.ndarray,
-    side: np.ndarray,
+    estimate: Float[np.ndarray, " ends"],
+    deviation: Float[np.ndarray, " ends"],
+    bound: Float[np.ndarray, " ends"],
+    side: Int[np.ndarray, " ends"],
     problems: Problems,
-    row: np.ndarray,
+    row: Int[np.ndarray, " ends"],
     level: float,
-) -> np.ndarray:
-    """Where each of Q profiles leaves its interval on the given side (-1 or 1), all arguments [Q].
+) -> Float[np.ndarray, " ends"]:
+    """Where each profile leaves its interval on the given side (-1 or 1).
 
     loss(values, at) evaluates the problems of the numbers `at`. First the bounds are tried, then an
     outer point is sought by doubling steps, then the end by the Illinois method.
@@ -286,11 +302,11 @@ def _find_ends(
     return end
 
 
-def _rows(cells: Cells, row: np.ndarray) -> Cells:
-    return Cells(*(np.asarray(leaf)[row] for leaf in cells))
+def _rows(cells: Cells[np.ndarray], row: np.ndarray) -> Cells[np.ndarray]:
+    return Cells(*(leaf[row] for leaf in cells))
 
 
-def _positive(params: Params) -> Params:
+def _positive(params: Params[np.ndarray]) -> Params[np.ndarray]:
     """The same with A above zero, where the solver's logarithm can start."""
     return params._replace(A=np.maximum(params.A, 1e-12))
 
@@ -366,7 +382,7 @@ class Uncertainty:
     ci_method: str
     profiles: Mapping[str, Profile]
     findings: list[str]
-    samples: Params | None = None
+    samples: Params[np.ndarray] | None = None
     """The resampled constants, leaves [refits]."""
     bootstrap_ci: dict[str, Interval] | None = None
 

@@ -12,9 +12,11 @@ uses Q only for the cost. The two lead to different advice, so every law carries
 
 import dataclasses
 import math
-from typing import Any, Literal, NamedTuple, get_args
+from collections.abc import Sequence
+from typing import Generic, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
+from jaxtyping import Float, Real
 
 from quecc_jax.errors import UserError
 
@@ -23,23 +25,29 @@ Tokens = Literal["V", "Q+V"]
 
 PARAMETERS = ("A", "alpha", "beta", "D")
 
+Numbers = float | Real[np.ndarray, "..."]
+"""A number, or an array of them; several of them broadcast against each other."""
+Axis = Sequence[float] | Real[np.ndarray, " _"]
+"""Sizes in billions, or numbers of visual tokens."""
+Leaf = TypeVar("Leaf", covariant=True)
 
-class Params(NamedTuple):
+
+class Params(NamedTuple, Generic[Leaf]):
     """Constants of the law; also a pytree, and with arrays as leaves a batch of laws.
 
     A is the error above D at N = 1 billion and T = 1; alpha and beta are pure numbers; D is the
     error that neither size nor tokens remove.
     """
 
-    A: Any
-    alpha: Any
-    beta: Any
-    D: Any
+    A: Leaf
+    alpha: Leaf
+    beta: Leaf
+    D: Leaf
 
 
-def error(params: Params, n: Any, t: Any) -> Any:
-    """A n^-alpha t^-beta + D for NumPy and JAX arrays alike; n in billions, broadcast with t."""
-    return params.A * n**-params.alpha * t**-params.beta + params.D
+def error(params: Params[float] | Params[np.ndarray], n: Numbers, t: Numbers) -> Float[np.ndarray, "..."]:
+    """A n^-alpha t^-beta + D, for n in billions; the constants, n and t broadcast against each other."""
+    return np.asarray(params.A * n**-params.alpha * t**-params.beta + params.D)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +57,8 @@ class Law:
     `query_tokens` is Q, the text tokens of one query. Under T = V it enters the cost only.
     """
 
-    params: Params
-    tokens: Tokens = "V"
+    params: Params[float]
+    tokens: str = "V"
     query_tokens: float = 50.0
 
     def __post_init__(self) -> None:
@@ -59,12 +67,12 @@ class Law:
         if not (math.isfinite(self.query_tokens) and self.query_tokens >= 0):
             raise UserError(f"query_tokens must be a number of at least 0, not {self.query_tokens}.")
 
-    def total(self, visual_tokens: Any) -> np.ndarray:
+    def total(self, visual_tokens: Numbers) -> Float[np.ndarray, "..."]:
         """T for V visual tokens under this law's convention, float64, same shape as V."""
         v = np.asarray(visual_tokens, np.float64)
-        return v + self.query_tokens if self.tokens == "Q+V" else v
+        return np.asarray(v + self.query_tokens) if self.tokens == "Q+V" else v
 
-    def error(self, params_b: Any, visual_tokens: Any) -> np.ndarray:
+    def error(self, params_b: Numbers, visual_tokens: Numbers) -> Float[np.ndarray, "..."]:
         """Predicted error in 0..1; sizes in billions and V broadcast against each other."""
         return error(self.params, np.asarray(params_b, np.float64), self.total(visual_tokens))
 

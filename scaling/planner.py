@@ -9,16 +9,16 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from quecc_jax.errors import UserError
 from scaling import cost
 from scaling.cost import Lengths, Llm, Setup
 from scaling.formatting import Kind
-from scaling.frontier import pareto_mask, published_cost
-from scaling.law import Law, Params, error
+from scaling.frontier import pairs, pareto_mask, published_cost
+from scaling.law import Axis, Law, Params, error
 
 Interval = tuple[float, float]
-Numbers = Sequence[float] | np.ndarray
 UNITS: dict[Kind, str] = {
     "flops": "FLOPs per query",
     "seconds": "seconds per batch",
@@ -28,24 +28,24 @@ UNITS: dict[Kind, str] = {
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Every choice of (N, V), all arrays [K], by rising N and then V.
+    """Every choice of (N, V), by rising N and then V.
 
     flops and seconds hold one array for each part; seconds is empty without a machine, memory and fits
     are None under the published cost, which knows no bytes.
     """
 
-    params_b: np.ndarray
-    visual_tokens: np.ndarray
+    params_b: Float[np.ndarray, " choices"]
+    visual_tokens: Float[np.ndarray, " choices"]
     llms: tuple[str, ...]
-    cost: np.ndarray
+    cost: Float[np.ndarray, " choices"]
     flops: dict[str, np.ndarray]
     seconds: dict[str, np.ndarray]
-    memory: np.ndarray | None = None
-    fits: np.ndarray | None = None
+    memory: Float[np.ndarray, " choices"] | None = None
+    fits: Bool[np.ndarray, " choices"] | None = None
 
     @property
-    def allowed(self) -> np.ndarray:
-        """bool [K], choices that fit the machine's memory."""
+    def allowed(self) -> Bool[np.ndarray, " choices"]:
+        """Choices that fit the machine's memory."""
         return np.ones(len(self.cost), bool) if self.fits is None else self.fits
 
 
@@ -66,32 +66,32 @@ class Neighbour(NamedTuple):
 class Plan:
     """What a budget should buy.
 
-    best indexes the options. error [K] is predicted, in 0..1, with its 95 % intervals [K, 2] over the
-    bootstrap laws. share [K] is how often these laws choose each option. frontier indexes the options
-    that no cheaper one matches, by rising cost; frontier_share [K] is how often the bootstrap laws put
+    best indexes the options. error is predicted, in 0..1, with its 95 % intervals over the bootstrap laws.
+    share is how often these laws choose each option. frontier indexes the options that no cheaper one
+    matches, by rising cost; frontier_share is how often the bootstrap laws put
     each option on theirs. Intervals and shares are None without samples.
     """
 
     options: Options
     budget: float
     best: int
-    error: np.ndarray
-    error_interval: np.ndarray | None
-    share: np.ndarray | None
-    regret: np.ndarray
-    """[K], error above the recommended choice's."""
-    regret_interval: np.ndarray | None
-    """[K, 2], over the bootstrap laws."""
-    frontier: np.ndarray
-    frontier_share: np.ndarray | None
+    error: Float[np.ndarray, " choices"]
+    error_interval: Float[np.ndarray, "choices 2"] | None
+    share: Float[np.ndarray, " choices"] | None
+    regret: Float[np.ndarray, " choices"]
+    """Error above the recommended choice's."""
+    regret_interval: Float[np.ndarray, "choices 2"] | None
+    """Over the bootstrap laws."""
+    frontier: Int[np.ndarray, " frontier"]
+    frontier_share: Float[np.ndarray, " choices"] | None
     neighbours: tuple[Neighbour, ...]
     worst_regret: float | None
     """95 of 100 bootstrap laws lose less than this error by the recommended choice."""
 
 
-def published_options(params_b: Numbers, visual_tokens: Numbers, text: float) -> Options:
+def published_options(params_b: Axis, visual_tokens: Axis, text: float) -> Options:
     """All pairs under the paper's cost, 2 N (Q + V) FLOPs of prefill and nothing else."""
-    n, v = _pairs(params_b, visual_tokens)
+    n, v = pairs(np.sort(params_b), np.sort(visual_tokens))
     prefill = published_cost(text)(n, v)
     return Options(n, v, tuple(f"{x:g}B" for x in n), prefill, {"prefill": prefill}, {})
 
@@ -127,7 +127,9 @@ def counted_options(
     )
 
 
-def make_plan(law: Law, samples: Params | None, options: Options, budget: float, unit: Kind) -> Plan:
+def make_plan(
+    law: Law, samples: Params[np.ndarray] | None, options: Options, budget: float, unit: Kind
+) -> Plan:
     """The recommendation for one budget, in the unit of the options' cost.
 
     Raises:
@@ -193,13 +195,19 @@ def choice_of(law: Law, options: Options, budget: float) -> int:
     return int(_choose(law.error(options.params_b, options.visual_tokens), options.cost, affordable))
 
 
-def sampled_errors(law: Law, samples: Params, options: Options) -> np.ndarray:
-    """Error of every option by every bootstrap law, [refits, K]."""
-    columns = Params(*(np.asarray(leaf, np.float64)[:, None] for leaf in samples))
-    return np.asarray(error(columns, options.params_b[None], law.total(options.visual_tokens)[None]))
+def sampled_errors(
+    law: Law, samples: Params[np.ndarray], options: Options
+) -> Float[np.ndarray, "refits choices"]:
+    """Error of every option by every bootstrap law."""
+    columns = Params(*(leaf[:, None] for leaf in samples))
+    return error(columns, options.params_b[None], law.total(options.visual_tokens)[None])
 
 
-def _choose(errors: np.ndarray, costs: np.ndarray, affordable: np.ndarray) -> np.ndarray:
+def _choose(
+    errors: Float[np.ndarray, "*refits choices"],
+    costs: Float[np.ndarray, " choices"],
+    affordable: Bool[np.ndarray, " choices"],
+) -> Int[np.ndarray, "*refits"]:
     """Index of the least affordable error along the last axis; the cheaper of equals."""
     order = np.lexsort((np.arange(len(costs)), costs))
     ranked = np.where(affordable, errors, np.inf)[..., order]
@@ -216,17 +224,15 @@ def _next_to(options: Options, best: int) -> list[int]:
     return [int(k) for k in np.flatnonzero(((steps == 1) | same_size) & options.allowed)]
 
 
-def _pairs(params_b: Numbers, visual_tokens: Numbers) -> tuple[np.ndarray, np.ndarray]:
-    sizes, counts = (np.sort(np.asarray(axis, np.float64)) for axis in (params_b, visual_tokens))
-    n, v = (grid.ravel() for grid in np.meshgrid(sizes, counts, indexing="ij"))
-    return n, v
-
-
 def costs_over_text(
-    sizes: Sequence[Llm], visual_tokens: Sequence[float], lengths: Lengths, setup: Setup, text: np.ndarray
-) -> np.ndarray:
-    """Cost of every pair of size and token count for every text length, [N, V, q]; infinite where it does
-    not fit the machine's memory.
+    sizes: Sequence[Llm],
+    visual_tokens: Sequence[float],
+    lengths: Lengths,
+    setup: Setup,
+    text: Float[np.ndarray, " Q"],
+) -> Float[np.ndarray, "N V Q"]:
+    """Cost of every pair of size and token count for every text length; infinite where it does not fit the
+    machine's memory.
 
     The bare question is as long as the text where `lengths` says so; else it keeps its length, as far as
     the text is that long.
@@ -234,7 +240,7 @@ def costs_over_text(
     question = text if lengths.question == lengths.text else np.minimum(lengths.question, text)
     at = Lengths(text, lengths.answer, question)
 
-    def row(llm: Llm, count: float) -> np.ndarray:
+    def row(llm: Llm, count: float) -> Float[np.ndarray, " Q"]:
         config = cost.model_config(llm, count, setup.query, setup.compressor)
         price = np.broadcast_to(cost.query_cost(cost.work_of_query(config, at), setup), text.shape)
         if setup.machine is None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 
 from quecc_jax.errors import UserError
 from scaling.law import PARAMETERS, Law, Params
@@ -18,16 +19,16 @@ from scaling.table import ScoreTable, parse_scores
 class SavedFit(NamedTuple):
     """A fitted law with its resampled constants.
 
-    samples: leaves [refits], None where the fit has no intervals. params_b [n] (billions) and
-    visual_tokens [m] are the sizes and counts it was fitted on, ascending; `table` holds the scores
+    samples: leaves [refits], None where the fit has no intervals. params_b (billions) and visual_tokens are the
+    sizes and counts it was fitted on, ascending; `table` holds the scores
     where they are known.
     """
 
     name: str
     law: Law
-    samples: Params | None
-    params_b: np.ndarray
-    visual_tokens: np.ndarray
+    samples: Params[np.ndarray] | None
+    params_b: Float[np.ndarray, " N"]
+    visual_tokens: Float[np.ndarray, " V"]
     findings: tuple[str, ...] = ()
     table: ScoreTable | None = None
     other: Law | None = None

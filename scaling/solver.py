@@ -11,15 +11,14 @@ stopped at 20 %. Here all of it is evaluated, each point on all cells, in one co
 
 import functools
 import threading
-from typing import NamedTuple
+from typing import Generic, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float
 
-from scaling.law import Params
-
-Array = jax.Array | np.ndarray
+from scaling.law import Leaf, Params
 
 _BATCH = 256
 _CELLS = 32
@@ -28,56 +27,56 @@ PUBLISHED_POINTS = Params(50, 100, 100, 10)
 """Points per axis, ends included: 5,000,000 in all."""
 
 
-class Cells(NamedTuple):
-    """Observed cells, flat. All fields float, shape [cells]."""
+class Cells(NamedTuple, Generic[Leaf]):
+    """Observed cells, flat: float [k], or [..., k] for a batch of tables."""
 
-    n: Array
+    n: Leaf
     """LLM size in billions."""
-    t: Array
+    t: Leaf
     """Tokens T under the chosen convention."""
-    y: Array
+    y: Leaf
     """Error, 1 - score."""
-    weight: Array
+    weight: Leaf
     """Weight of the cell's loss; 0 leaves the cell out."""
 
 
-class Solution(NamedTuple):
+class Solution(NamedTuple, Generic[Leaf]):
     """One local optimum, or a batch of them along a leading axis."""
 
-    params: Params
-    objective: Array
+    params: Params[Leaf]
+    objective: Leaf
     """Weighted sum of squared residuals; under a Huber loss, twice the weighted sum of losses, which
     is the sum of squares where all residuals are small."""
-    converged: Array
+    converged: Leaf
     """Whether the gradient vanished on every free parameter."""
-    iterations: Array
+    iterations: Leaf
 
 
 class _State(NamedTuple):
     x: jax.Array
-    objective: Array
-    gradient: Array
-    hessian: Array
-    scale: Array
-    damping: Array
-    iterations: Array
-    converged: Array
+    objective: jax.Array
+    gradient: jax.Array
+    hessian: jax.Array
+    scale: jax.Array
+    damping: jax.Array
+    iterations: jax.Array
+    converged: jax.Array
 
 
-def to_vector(params: Params) -> jax.Array:
-    """Law constants to solver coordinates [..., 4]; A = 0 becomes -inf."""
+def to_vector(params: Params[jax.Array]) -> Float[Array, "... 4"]:
+    """Law constants to solver coordinates; A = 0 becomes -inf."""
     return jnp.stack(jnp.broadcast_arrays(jnp.log(params.A), *params[1:]), axis=-1)
 
 
-def from_vector(x: jax.Array) -> Params:
-    """Solver coordinates [..., 4] back to law constants."""
+def from_vector(x: Float[Array, "... 4"]) -> Params[jax.Array]:
+    """Solver coordinates back to law constants."""
     return Params(jnp.exp(x[..., 0]), x[..., 1], x[..., 2], x[..., 3])
 
 
 def derivatives(
-    x: jax.Array, cells: Cells, huber_delta: jax.Array | None
-) -> tuple[Array, Array, Array, Array]:
-    """Objective, half its gradient [4], its Gauss-Newton matrix [4, 4], and the scale of each axis [4].
+    x: Float[Array, "4"], cells: Cells[jax.Array], huber_delta: float | Float[Array, ""] | None
+) -> tuple[Float[Array, ""], Float[Array, "4"], Float[Array, "4 4"], Float[Array, "4"]]:
+    """Objective, half its gradient, its Gauss-Newton matrix, and the scale of each axis.
 
     Squared residuals y_fit - y by default. With `huber_delta`, residuals are log y_fit - log y, and
     count squared up to delta and linearly above, so that their curvature vanishes there; `scale` is
@@ -104,14 +103,14 @@ def derivatives(
 
 
 def solve(
-    start: Params,
-    cells: Cells,
-    lower: Params,
-    upper: Params,
-    huber_delta: jax.Array | None = None,
+    start: Params[jax.Array],
+    cells: Cells[jax.Array],
+    lower: Params[jax.Array],
+    upper: Params[jax.Array],
+    huber_delta: Float[Array, ""] | None = None,
     max_iterations: int = 300,
     tolerance: float = 1e-7,
-) -> Solution:
+) -> Solution[jax.Array]:
     """Minimises the weighted loss from one start; vmap for many.
 
     Converged means: each free column of the Jacobian is orthogonal to the residual vector to
@@ -122,7 +121,7 @@ def solve(
     # Residuals below this are round-off of an exact fit, where the cosine test means nothing.
     nothing = 1e-28 * jnp.sum(cells.weight * (cells.y**2 + 1e-4))
 
-    def free_parameters(x: jax.Array, gradient: Array) -> jax.Array:
+    def free_parameters(x: Float[Array, "4"], gradient: Float[Array, "4"]) -> Bool[Array, "4"]:
         return ~(((x <= low) & (gradient >= 0)) | ((x >= high) & (gradient <= 0)))
 
     def advance(s: _State) -> _State:
@@ -140,7 +139,7 @@ def solve(
         converged = (s.objective <= nothing) | ~jnp.any(steep & free_parameters(s.x, s.gradient))
         return s._replace(damping=damping, iterations=s.iterations + 1, converged=converged)
 
-    def going(s: _State) -> Array:
+    def going(s: _State) -> jax.Array:
         return ~s.converged & (s.iterations < max_iterations) & (s.damping < 1e16)
 
     x = jnp.clip(to_vector(start), low, high)
@@ -160,8 +159,8 @@ def solve(
     return Solution(from_vector(last.x), last.objective, last.converged, last.iterations)
 
 
-def _solve_positive(matrix: jax.Array, right: jax.Array) -> jax.Array:
-    """x of matrix x = right for a positive definite [4, 4], by Cholesky written out.
+def _solve_positive(matrix: Float[Array, "4 4"], right: Float[Array, "4"]) -> Float[Array, "4"]:
+    """x of matrix x = right for a positive definite matrix, by Cholesky written out.
 
     A batched LAPACK call costs more than all else in a step.
     """
@@ -201,13 +200,17 @@ def compile_in_background() -> threading.Thread:
 
 
 def solve_many(
-    starts: Params, cells: Cells, lower: Params, upper: Params, huber_delta: float | None = None
-) -> Solution:
-    """Solves K problems in float64, whatever the global precision; NumPy leaves [K].
+    starts: Params[float] | Params[np.ndarray],
+    cells: Cells[np.ndarray],
+    lower: Params[float] | Params[np.ndarray],
+    upper: Params[float] | Params[np.ndarray],
+    huber_delta: float | None = None,
+) -> Solution[np.ndarray]:
+    """Solves many problems in float64, whatever the global precision.
 
-    Leaves of `starts` and of the bounds are scalars or [K]; those of `cells` are [cells] or
-    [K, cells]. Problems and cells are padded to round numbers, so that one compilation serves
-    tables of different sizes and any K.
+    Leaves of `starts` and of the bounds are scalars or [problems], those of `cells` [k] or [problems, k],
+    those of the result [problems]. Problems and cells are padded to round numbers, so that one compilation serves
+    tables of different sizes and any number of problems.
     """
     scalars = (starts, lower, upper)
     count = max(np.size(leaf) for leaf in jax.tree.leaves(scalars))
@@ -215,10 +218,10 @@ def solve_many(
     width = np.shape(cells.n)[-1]
     missing_cells, missing = -width % _CELLS, -count % _BATCH
 
-    def scalar(leaf: Array) -> np.ndarray:
+    def scalar(leaf: float | np.ndarray) -> Float[np.ndarray, " problems"]:
         return np.pad(np.broadcast_to(np.asarray(leaf, np.float64), count), (0, missing), mode="edge")
 
-    def row(leaf: Array) -> np.ndarray:
+    def row(leaf: np.ndarray) -> Float[np.ndarray, "problems k"]:
         full = np.broadcast_to(np.asarray(leaf, np.float64), (count, width))
         full = np.pad(full, ((0, 0), (0, missing_cells)), constant_values=1.0)
         return np.pad(full, ((0, missing), (0, 0)), mode="edge")
@@ -240,17 +243,17 @@ def solve_many(
 class GridOptimum(NamedTuple):
     """The best grid point, its objective as in `Solution`, and how many points were compared."""
 
-    params: Params
+    params: Params[float]
     objective: float
     n_points: int
 
 
 def search_grid(
-    cells: Cells,
-    lower: Params,
-    upper: Params,
+    cells: Cells[np.ndarray],
+    lower: Params[float],
+    upper: Params[float],
     huber_delta: float | None = None,
-    points: Params = PUBLISHED_POINTS,
+    points: Params[int] = PUBLISHED_POINTS,
 ) -> GridOptimum:
     """Evaluates the loss at every point of an even grid over a finite box, in float64.
 
@@ -264,12 +267,15 @@ def search_grid(
         least, at = jax.tree.map(np.asarray, _evaluate(axes, cells, huber_delta))
     first = int(np.argmin(least))
     j, k, m = np.unravel_index(int(at[first]), (len(axes.beta), len(axes.A), len(axes.D)))
-    params = Params(*(float(axis[i]) for axis, i in zip(axes, (k, first, j, m), strict=True)))
+    best = int(k), first, int(j), int(m)
+    params = Params(*(float(axis[i]) for axis, i in zip(axes, best, strict=True)))
     return GridOptimum(params, float(least[first]), int(np.prod([len(axis) for axis in axes])))
 
 
 @functools.partial(jax.jit, static_argnames="huber_delta")
-def _evaluate(axes: Params, cells: Cells, huber_delta: float | None) -> tuple[jax.Array, jax.Array]:
+def _evaluate(
+    axes: Params[jax.Array], cells: Cells[jax.Array], huber_delta: float | None
+) -> tuple[jax.Array, jax.Array]:
     """For each alpha, the least objective over the other axes and its index among (beta, A, D)."""
     tokens = jnp.exp(-axes.beta[:, None] * jnp.log(cells.t))
 

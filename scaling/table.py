@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeGuard
 
 import numpy as np
+from jaxtyping import Float
 
 from quecc_jax.errors import UserError
 
@@ -40,25 +41,22 @@ class Flag:
 
 @dataclasses.dataclass(frozen=True)
 class ScoreTable:
-    """Scores over LLM sizes and visual token counts, both ascending.
+    """Scores over LLM sizes in billions and visual token counts, both ascending; score, stderr and each task
+    are float64 in 0..1 with NaN for a missing cell."""
 
-    params_b [n] in billions; visual_tokens [m]; score, stderr and each task [n, m], float64 in
-    0..1 with NaN for a missing cell.
-    """
-
-    params_b: np.ndarray
-    visual_tokens: np.ndarray
-    score: np.ndarray
-    stderr: np.ndarray | None = None
-    tasks: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    params_b: Float[np.ndarray, " N"]
+    visual_tokens: Float[np.ndarray, " V"]
+    score: Float[np.ndarray, "N V"]
+    stderr: Float[np.ndarray, "N V"] | None = None
+    tasks: Mapping[str, Float[np.ndarray, "N V"]] = dataclasses.field(default_factory=dict)
     query_tokens: float | None = None
     name: str = "scores"
     source: str = ""
     flagged: tuple[Flag, ...] = ()
 
     @property
-    def error(self) -> np.ndarray:
-        """1 - score, [n, m]."""
+    def error(self) -> Float[np.ndarray, "N V"]:
+        """1 - score."""
         return 1.0 - self.score
 
     @property

@@ -12,13 +12,14 @@ import jaxtyping
 import pytest
 
 from quecc_jax.xla_flags import FAST_COMPILE, with_flags
+from tests import typechecker
 
 # Compiling is most of the tests' time.
 FLAGS = ("--xla_force_host_platform_device_count=8", *FAST_COMPILE)
-CHECKED = ["quecc_jax.models", "quecc_jax.data.batch"]
+CHECKED = ["quecc_jax.models", "quecc_jax.data.batch", "scaling"]
 """Modules whose annotations of shapes are checked at every call; imported from here on."""
 
-jaxtyping.install_import_hook(CHECKED, "beartype.beartype")
+jaxtyping.install_import_hook(CHECKED, f"{typechecker.__name__}.checked")
 
 if os.environ.get("JAX_PLATFORMS") != "cuda,cpu":
     os.environ["XLA_FLAGS"] = with_flags(os.environ.get("XLA_FLAGS", ""), FLAGS)

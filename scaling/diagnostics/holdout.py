@@ -7,6 +7,7 @@ import dataclasses
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float
 from scipy.special import stdtrit
 
 from quecc_jax.errors import UserError
@@ -32,7 +33,7 @@ class HoldOut(NamedTuple):
     """The error of the largest magnitude, with its sign."""
     worst_share: float
     """The largest magnitude as a share of the measured error."""
-    params: Params
+    params: Params[float]
 
 
 class Influence(NamedTuple):
@@ -40,7 +41,7 @@ class Influence(NamedTuple):
 
     params_b: float
     visual_tokens: float
-    params: Params
+    params: Params[float]
     """The constants without it."""
     best_count: float
     """V that is best at a fixed cost without it, within the table's range."""
@@ -50,13 +51,13 @@ class Influence(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """Scores predicted for one size. visual_tokens, score, low and high are [m]."""
+    """Scores predicted for one size in billions, each with its interval."""
 
     params_b: float
-    visual_tokens: np.ndarray
-    score: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
+    visual_tokens: Float[np.ndarray, " V"]
+    score: Float[np.ndarray, " V"]
+    low: Float[np.ndarray, " V"]
+    high: Float[np.ndarray, " V"]
 
 
 def hold_out(table: ScoreTable, fit: Fit) -> list[HoldOut]:
@@ -76,13 +77,12 @@ def hold_out(table: ScoreTable, fit: Fit) -> list[HoldOut]:
         return []
     refits = refit(table, fit, np.stack([kept for *_, kept in sets]))
     cells = cells_of(table, fit.law)
-    y = np.asarray(cells.y)
     found = []
     for k, (axis, value, is_end, kept) in enumerate(sets):
         params = Params(*(float(leaf[k]) for leaf in refits))
-        miss = (error(params, cells.n, cells.t) - y)[~kept]
+        miss = (error(params, cells.n, cells.t) - cells.y)[~kept]
         worst = float(miss[np.argmax(np.abs(miss))])
-        share = float(np.max(np.abs(miss) / np.maximum(y[~kept], 1e-12)))
+        share = float(np.max(np.abs(miss) / np.maximum(cells.y[~kept], 1e-12)))
         rmse, bias = float(np.sqrt(np.mean(miss**2))), float(miss.mean())
         found.append(HoldOut(axis, value, is_end, len(miss), rmse, bias, worst, share, params))
     return found
@@ -99,33 +99,37 @@ def influence(table: ScoreTable, fit: Fit) -> list[Influence]:
     i, j = np.nonzero(np.isfinite(table.score))
     refits = refit(table, fit, ~np.eye(len(i), dtype=bool))
     cells = cells_of(table, fit.law)
-    n, t = np.asarray(cells.n), np.asarray(cells.t)
-    here, low_high = error(fit.law.params, n, t), table.count_range
+    here = error(fit.law.params, cells.n, cells.t)
     found = []
     for k in range(len(i)):
         params = Params(*(float(leaf[k]) for leaf in refits))
         law = dataclasses.replace(fit.law, params=params)
-        shift = float(np.sum((error(params, n, t) - here) ** 2))
+        shift = float(np.sum((error(params, cells.n, cells.t) - here) ** 2))
         cook = shift / fit.n_parameters / (fit.sse / dof)
         size, count = float(table.params_b[i[k]]), float(table.visual_tokens[j[k]])
-        found.append(Influence(size, count, params, law.optimal_visual_tokens(*low_high), cook))
+        found.append(Influence(size, count, params, law.optimal_visual_tokens(*table.count_range), cook))
     return sorted(found, key=lambda cell: -cell.cook)
 
 
-def refit(table: ScoreTable, fit: Fit, kept: np.ndarray) -> Params:
-    """Constants fitted to subsets of the observed cells, leaves [K]; `kept` is bool [K, cells]."""
+def refit(table: ScoreTable, fit: Fit, kept: Bool[np.ndarray, "refits k"]) -> Params[np.ndarray]:
+    """Constants fitted to subsets of the observed cells, leaves [refits]."""
     cells = cells_of(table, fit.law, fit.loss)
-    return solve_like(fit, cells._replace(weight=kept * np.asarray(cells.weight))).params
+    return solve_like(fit, cells._replace(weight=kept * cells.weight)).params
 
 
 def predict(
-    table: ScoreTable, fit: Fit, samples: Params | None, params_b: float, level: float = 0.95, seed: int = 0
+    table: ScoreTable,
+    fit: Fit,
+    samples: Params[np.ndarray] | None,
+    params_b: float,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> Prediction:
     """Scores of one size at the table's token counts, with the interval of a new measurement.
 
-    The interval of the law's own error there (`profile.error_intervals`) and the scatter of single
+    The interval of the law's own error there (`intervals.error_intervals`) and the scatter of single
     scores around the law add in squares. Under a Huber loss, which has no likelihood, the law's spread
-    is that of the resampled constants (`samples`, leaves [K]) and scatter is drawn from the residuals.
+    is that of the resampled constants (`samples`, leaves [refits]) and scatter is drawn from the residuals.
 
     Raises:
       UserError: the size is not a positive number.
@@ -141,7 +145,7 @@ def predict(
         below, above = (np.hypot(ends[:, side] - predicted, scatter) for side in (0, 1))
         return Prediction(params_b, v, 1 - predicted, 1 - predicted - above, 1 - predicted + below)
     assert samples is not None
-    batch = Params(*(np.asarray(leaf)[:, None] for leaf in samples))
+    batch = Params(*(leaf[:, None] for leaf in samples))
     spread = error(batch, params_b, fit.law.total(v)[None, :])
     residuals = fit.residuals[np.isfinite(fit.residuals)]
     widened = (residuals - residuals.mean()) * np.sqrt(fit.n_points / dof)

@@ -55,7 +55,7 @@ def published_prices(params_b: Sequence[float]) -> dict[str, Any]:
 
 def explorer_data(
     law: Law,
-    samples: Params | None,
+    samples: Params[np.ndarray] | None,
     visual_tokens: Sequence[float],
     prices: Mapping[str, Any],
     start: Start,
@@ -107,8 +107,8 @@ def _measured(
     return cells
 
 
-def _thinned(samples: Params) -> list[list[float]]:
-    rows = np.stack([np.asarray(leaf, np.float64) for leaf in samples], axis=1)
+def _thinned(samples: Params[np.ndarray]) -> list[list[float]]:
+    rows = np.stack(samples, axis=1)
     step = max(1, -(-len(rows) // SAMPLES))
     return [[float(f"{x:.7g}") for x in row] for row in rows[::step]]
 

@@ -1,10 +1,10 @@
 """V*(Q, budget): how many visual tokens are best for every text length and budget, and its figure."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
@@ -15,7 +15,7 @@ from quecc_jax.errors import UserError
 from quecc_jax.pages.numbers import size_name
 from quecc_jax.pages.style import THEMES, Style
 from scaling.formatting import COST_AXIS, Kind, amount
-from scaling.law import Law
+from scaling.law import Axis, Law
 from scaling.report.plot import canvas, legend_text, token_colours, write_below
 
 TEXT_LENGTHS = np.unique(np.round(np.geomspace(1, 1001, 81)) - 1)
@@ -25,37 +25,37 @@ TEXT_LENGTHS = np.unique(np.round(np.geomspace(1, 1001, 81)) - 1)
 class TokensMap(NamedTuple):
     """The best choice over a grid of text lengths and budgets.
 
-    text [q]; budget [b], in the unit of the cost; size and tokens [b, q] index params_b (billions) and
-    visual_tokens, both ascending, -1 where the budget buys nothing.
+    budget is in the unit of the cost; size and tokens index params_b (billions) and visual_tokens, both
+    ascending, -1 where the budget buys nothing.
     """
 
-    text: np.ndarray
-    budget: np.ndarray
-    size: np.ndarray
-    tokens: np.ndarray
-    params_b: np.ndarray
-    visual_tokens: np.ndarray
+    text: Float[np.ndarray, " Q"]
+    budget: Float[np.ndarray, " budgets"]
+    size: Int[np.ndarray, "budgets Q"]
+    tokens: Int[np.ndarray, "budgets Q"]
+    params_b: Float[np.ndarray, " N"]
+    visual_tokens: Float[np.ndarray, " V"]
 
 
 def published_costs(
-    params_b: Sequence[float] | np.ndarray, visual_tokens: Sequence[float] | np.ndarray, text: np.ndarray
-) -> np.ndarray:
-    """The paper's 2 N (Q + V) FLOPs for every size, count and text length, [N, V, q]."""
+    params_b: Axis, visual_tokens: Axis, text: Float[np.ndarray, " Q"]
+) -> Float[np.ndarray, "N V Q"]:
+    """The paper's 2 N (Q + V) FLOPs for every size, count and text length."""
     n, v = np.asarray(params_b, np.float64), np.asarray(visual_tokens, np.float64)
-    return np.asarray(2e9 * n[:, None, None] * (text[None, None] + v[None, :, None]))
+    return 2e9 * n[:, None, None] * (text[None, None] + v[None, :, None])
 
 
 def tokens_map(
     law: Law,
-    params_b: Sequence[float] | np.ndarray,
-    visual_tokens: Sequence[float] | np.ndarray,
-    costs: np.ndarray,
-    text: np.ndarray = TEXT_LENGTHS,
+    params_b: Axis,
+    visual_tokens: Axis,
+    costs: Float[np.ndarray, "N V Q"],
+    text: Float[np.ndarray, " Q"] = TEXT_LENGTHS,
     points: int = 160,
 ) -> TokensMap:
     """The least error that each budget buys at each text length.
 
-    costs [N, V, q] belong to the given sizes, counts and lengths, all ascending (sizes may repeat);
+    costs belong to the given sizes, counts and lengths, all ascending (sizes may repeat);
     `points` budgets run from the cheapest to the dearest of them.
 
     Raises:
