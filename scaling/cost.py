@@ -9,7 +9,7 @@ bandwidth (the roofline model).
 import contextlib
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,10 +28,12 @@ from quecc_jax.config import (
 from quecc_jax.config.compressors import MqtConfig, config_class, named, names
 from quecc_jax.config.shapes import query_layers
 from quecc_jax.errors import UserError
-from scaling.formatting import COST_AXIS, PER, Kind
+from scaling.formatting import Kind
 
 PARTS = ("tower", "query", "compressor", "prefill", "decode")
 PAPERS_COMPRESSOR = "quecc"
+Amount = Any
+"""A number, or an array of them where the lengths are arrays."""
 BYTES = 2
 """Of a weight or a cached number, in bfloat16."""
 _VISION, _PAPERS = VisionConfig(), QueryConfig()
@@ -50,11 +52,11 @@ class Llm(NamedTuple):
 class Lengths(NamedTuple):
     """Tokens of one query; the counts may be arrays, which broadcast."""
 
-    text: Any
+    text: Amount
     """Q, the decoder's text tokens."""
     answer: int
     """G, generated tokens; the prefill gives the first."""
-    question: Any
+    question: Amount
     """Tokens of the bare question, which its encoder reads."""
 
 
@@ -75,9 +77,9 @@ class EncoderCost(NamedTuple):
 class Work(NamedTuple):
     """One part of a query: FLOPs, bytes moved once per batch, and bytes moved for each query."""
 
-    flops: Any
-    shared: Any
-    own: Any
+    flops: Amount
+    shared: Amount
+    own: Amount
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,7 +225,7 @@ def compressor_config(name: str, visual_tokens: float) -> CompressorConfig:
 def model_config(
     llm: Llm, visual_tokens: float, query: QueryConfig = _PAPERS, compressor: str = PAPERS_COMPRESSOR
 ) -> ModelConfig:
-    """CLIP-L/14 at 336 pixels and a compressor in front of a decoder.
+    """CLIP-L/14 at 336 pixels, a compressor and a decoder.
 
     Raises:
       UserError: as `compressor_config`; or the compressor rewrites the instruction, which is not counted
@@ -278,7 +280,7 @@ def work_of_query(config: ModelConfig, lengths: Lengths) -> dict[str, Work]:
     return {part: Work(counted[part], 1.0 * shared[part], own.get(part, 0.0)) for part in PARTS}
 
 
-def seconds_of(work: Work, machine: Machine, batch: int) -> Any:
+def seconds_of(work: Work, machine: Machine, batch: int) -> Amount:
     """Seconds of one part for a batch that is answered together."""
     compute = batch * work.flops / machine.flops
     memory = (work.shared + batch * work.own) / machine.bandwidth
@@ -288,7 +290,7 @@ def seconds_of(work: Work, machine: Machine, batch: int) -> Any:
 def encoder_costs(
     name: str, params_b: float, visual_tokens: float, lengths: Lengths, setup: Setup
 ) -> list[EncoderCost]:
-    """Every encoder of the question before one language model, by its name (else its size) in billions.
+    """Every encoder of the question with one language model, by its name (else its size) in billions.
 
     The early exit is the one of `setup`, or after a quarter of the layers.
     """
@@ -308,7 +310,7 @@ def encoder_costs(
     return found
 
 
-def query_cost(work: Mapping[str, Work], setup: Setup) -> Any:
+def query_cost(work: Mapping[str, Work], setup: Setup) -> Amount:
     """What one query costs in the unit of `setup.kind`."""
     if setup.kind == "flops":
         return sum(part.flops for part in work.values())
@@ -333,7 +335,7 @@ def text_tower_params(config: ModelConfig) -> int:
     return flops.text_params(text) + (text.vocab_size + text.positions) * text.width
 
 
-def memory_of(config: ModelConfig, lengths: Lengths, batch: int) -> Any:
+def memory_of(config: ModelConfig, lengths: Lengths, batch: int) -> Amount:
     """Bytes of all weights and of the caches of a batch, at the end of its answers."""
     decoder = config.decoder
     tables = decoder.width * decoder.vocab_size * (1 if decoder.tie_embeddings else 2)
@@ -342,67 +344,3 @@ def memory_of(config: ModelConfig, lengths: Lengths, batch: int) -> Any:
     weights += text_tower_params(config)
     context = lengths.text + config.visual_tokens + lengths.answer
     return BYTES * weights + batch * context * cache_bytes(decoder)
-
-
-def counted_prices(llms: Sequence[Llm], visual_tokens: Sequence[float], setup: Setup) -> dict[str, Any]:
-    """The numbers from which the explorer's page counts the same costs; plain JSON values."""
-    llms, counts = sorted(llms, key=lambda llm: llm.params_b), sorted(visual_tokens)
-    machine, unit = setup.machine, COST_AXIS[setup.kind]
-    where = "" if machine is None else f" on {machine.name}, batch {setup.batch}"
-    tower = model_config(llms[0], counts[0], setup.query, setup.compressor).tower
-    return {
-        "counted": True,
-        "kind": setup.kind,
-        "per": PER[setup.kind],
-        "unit": unit,
-        "axis": f"{unit}{where}",
-        "cost_model": f"all parts counted{where}",
-        "bytes": BYTES,
-        "tower": {"flops": flops.tower_flops(tower), "bytes": BYTES * flops.tower_params(tower)},
-        "llms": [_coefficients(llm, counts, setup) for llm in llms],
-        "machine": machine and {name: getattr(machine, name) for name in ("flops", "bandwidth", "memory")},
-        "batch": setup.batch,
-        "usd": None if setup.usd_per_hour is None else usd_per_million_seconds(setup),
-    }
-
-
-def _coefficients(llm: Llm, counts: Sequence[float], setup: Setup) -> dict[str, Any]:
-    decoder = llm.decoder
-    output = decoder.width * decoder.vocab_size
-    configs = [model_config(llm, count, setup.query, setup.compressor) for count in counts]
-    # All patches ask nobody; what the others ask is the same.
-    asking = next((config for config in configs if config.compressor.reads_question), configs[0])
-    return {
-        "n": llm.params_b,
-        "name": llm.name,
-        "layers": flops.decoder_params(decoder),
-        "output": output,
-        "tables": output if decoder.tie_embeddings else 2 * output,
-        "attention": flops.attention_flops(decoder, 1, 1),
-        "cache": cache_bytes(decoder),
-        "query": _question(asking),
-        "adapters": [
-            {
-                "flops": flops.compressor_cost(config).flops + flops.projector_flops(config),
-                "bytes": BYTES * (flops.compressor_cost(config).params + flops.projector_params(config)),
-                "reads": config.compressor.reads_question,
-            }
-            for config in configs
-        ],
-    }
-
-
-def _question(config: ModelConfig) -> dict[str, float]:
-    """What encoding q tokens takes: fixed + linear q + square q^2 FLOPs, and bytes."""
-    fixed, one, two = (flops.query_flops(config, tokens) for tokens in (0, 1, 2))
-    square = (two - 2 * one + fixed) / 2
-    one_token = work_of_query(config, Lengths(1, 1, 1))["query"]
-    return {
-        "fixed": fixed,
-        "linear": one - fixed - square,
-        "square": square,
-        "bytes": one_token.shared,
-        "own": one_token.own,
-        "memory": BYTES * text_tower_params(config),
-        "most": config.query.text.positions if config.query.encoder == "clip_text" else 10**9,
-    }

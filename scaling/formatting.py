@@ -1,9 +1,11 @@
-"""Costs as people write them."""
+"""Costs as people write them, and the type of what is written as JSON."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from quecc_jax.pages.numbers import flops_text
 
+Record = dict[str, Any]
+"""A JSON object: plain values, null where a number does not exist."""
 Kind = Literal["flops", "seconds", "usd"]
 """How a query is paid for: FLOPs, seconds until a batch is answered, dollars per million queries."""
 PER: dict[Kind, str] = {"flops": "per query", "seconds": "per batch", "usd": "per million queries"}

@@ -3,14 +3,14 @@
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from quecc_jax.errors import UserError
+from scaling.formatting import Record
 from scaling.law import PARAMETERS, Law, Params
 from scaling.scores import PUBLISHED, is_published, published
 from scaling.table import ScoreTable, parse_scores
@@ -86,7 +86,7 @@ def load_fit(source: str, seed: int = 0) -> SavedFit:
         ) from None
 
 
-def _from_record(record: Mapping[str, Any]) -> SavedFit:
+def _from_record(record: Record) -> SavedFit:
     text = float(record["query_tokens"])
     law = _law(record, text)
     if not all(map(math.isfinite, law.params)):
@@ -112,6 +112,6 @@ def _from_record(record: Mapping[str, Any]) -> SavedFit:
     )
 
 
-def _law(record: Mapping[str, Any], text: float) -> Law:
+def _law(record: Record, text: float) -> Law:
     params = Params(*(float(record[name]) for name in PARAMETERS))
     return Law(params, record["tokens_convention"], text)

@@ -1,6 +1,8 @@
 """What checks signatures in the tests: beartype, where an int may stand for a float as in static type checkers, and
 of a generic named tuple, which beartype does not know, the class is checked."""
 
+import functools
+import operator
 from collections.abc import Callable
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -23,5 +25,5 @@ def _known(hint: Any) -> Any:
     if isinstance(kind, type) and issubclass(kind, tuple) and hasattr(kind, "_fields"):
         return Annotated[object, IsInstance[kind]]
     if kind is Union:
-        return Union[tuple(_known(part) for part in get_args(hint))]
+        return functools.reduce(operator.or_, map(_known, get_args(hint)))
     return hint

@@ -3,12 +3,12 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from quecc_jax.pages.numbers import size_name
 from scaling.diagnostics.holdout import HoldOut, Influence, Prediction, hold_out, influence, predict
 from scaling.diagnostics.rivals import RivalFit, compare
 from scaling.fit import Fit
+from scaling.formatting import Record
 from scaling.intervals import Uncertainty
 from scaling.table import ScoreTable
 
@@ -33,7 +33,7 @@ def diagnose(
     return Diagnostics(hold_out(table, fit), predictions, compare(table, fit, seed), influence(table, fit))
 
 
-def diagnostics_record(seen: Diagnostics) -> dict[str, Any]:
+def diagnostics_record(seen: Diagnostics) -> Record:
     """What fit.json holds of it; plain JSON values."""
     return {
         "hold_out": [_plain(each._asdict()) for each in seen.hold_outs],
@@ -85,10 +85,10 @@ def cell_name(cell: Influence) -> str:
     return f"{size_name(cell.params_b)}, V = {cell.visual_tokens:g}"
 
 
-def _plain(record: dict[str, Any]) -> dict[str, Any]:
+def _plain(record: Record) -> Record:
     """Arrays as lists, named tuples as objects, numbers that JSON lacks as null."""
 
-    def plain(value: Any) -> Any:
+    def plain(value: object) -> object:
         if hasattr(value, "_asdict"):
             return _plain(value._asdict())
         if hasattr(value, "tolist"):

@@ -4,9 +4,9 @@ Everything is inline: the data as JSON, `page/model.js` (law and costs) and `pag
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.colors import to_hex
@@ -15,11 +15,12 @@ from matplotlib.figure import Figure
 from quecc_jax.pages.page import Section, paragraph
 from quecc_jax.pages.style import THEMES, Style
 from scaling.fit import Fit
-from scaling.formatting import COST_AXIS, PER
+from scaling.formatting import Record
 from scaling.frontier import published_cost
 from scaling.intervals import Uncertainty
 from scaling.law import Law, Params
 from scaling.report.plot import token_colours
+from scaling.report.prices import LlmPrices, Prices, published_prices
 from scaling.report.tokens_map import TEXT_LENGTHS, figure_best_tokens, published_costs, tokens_map
 from scaling.table import ScoreTable
 
@@ -37,30 +38,14 @@ class Start(NamedTuple):
     question: float = 0
 
 
-def published_prices(params_b: Sequence[float]) -> dict[str, Any]:
-    """The part of the page's data that prices a query at 2 N (Q + V) FLOPs; `cost.counted_prices` is
-    the other."""
-    llms = [{"n": float(n), "name": ""} for n in sorted(params_b)]
-    return {
-        "counted": False,
-        "kind": "flops",
-        "llms": llms,
-        "machine": None,
-        "per": PER["flops"],
-        "unit": COST_AXIS["flops"],
-        "axis": COST_AXIS["flops"],
-        "cost_model": "published cost 2N(Q + V)",
-    }
-
-
 def explorer_data(
     law: Law,
     samples: Params[np.ndarray] | None,
     visual_tokens: Sequence[float],
-    prices: Mapping[str, Any],
+    prices: Prices,
     start: Start,
     table: ScoreTable | None = None,
-) -> dict[str, Any]:
+) -> Record:
     """What `page/model.js` computes with; plain JSON values.
 
     `table` gives the measured cells among the choices. The bare question grows with the text where both
@@ -81,7 +66,7 @@ def explorer_data(
     }
 
 
-def explorer_html(data: dict[str, Any]) -> str:
+def explorer_html(data: Record) -> str:
     """The explorer's place on a page, with its data and scripts."""
     # `</` would end the script that holds it.
     embedded = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("</", "<\\/")
@@ -96,8 +81,8 @@ def explorer_html(data: dict[str, Any]) -> str:
 
 
 def _measured(
-    table: ScoreTable, llms: Sequence[dict[str, Any]], counts: Sequence[float]
-) -> list[dict[str, Any]]:
+    table: ScoreTable, llms: Sequence[LlmPrices], counts: Sequence[float]
+) -> list[dict[str, float]]:
     cells = []
     for i, llm in enumerate(llms):
         for j, count in enumerate(counts):
@@ -113,7 +98,7 @@ def _thinned(samples: Params[np.ndarray]) -> list[list[float]]:
     return [[float(f"{x:.7g}") for x in row] for row in rows[::step]]
 
 
-def _colours(data: dict[str, Any]) -> str:
+def _colours(data: Record) -> str:
     def block(style: Style) -> str:
         theme = THEMES[style]
         sizes, counts = theme.colours(len(data["llms"])), token_colours(len(data["counts"]))

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -11,6 +10,7 @@ from quecc_jax.pages.numbers import flops_text, size_name
 from quecc_jax.pages.page import Section, bullets, figure_html, paragraph, table_html
 from scaling.bootstrap import Interval
 from scaling.fit import Fit
+from scaling.formatting import Record
 from scaling.frontier import Choices, law_choices, pareto, published_cost, recommend
 from scaling.intervals import Profile, Uncertainty
 from scaling.law import PARAMETERS
@@ -31,7 +31,7 @@ _LOSSES = {
 }
 
 
-def fit_record(table: ScoreTable, fit: Fit, trust: Uncertainty) -> dict[str, Any]:
+def fit_record(table: ScoreTable, fit: Fit, trust: Uncertainty) -> Record:
     """What fit.json holds of one fit; plain JSON values, null where a number does not exist."""
     law = fit.law
     return {
@@ -74,7 +74,7 @@ def fit_record(table: ScoreTable, fit: Fit, trust: Uncertainty) -> dict[str, Any
     }
 
 
-def _profile_record(curve: Profile) -> dict[str, Any]:
+def _profile_record(curve: Profile) -> Record:
     columns = {"values": curve.values, "objective": curve.objective, **curve.params._asdict()}
     # Seven digits keep the file small.
     record = {name: [float(f"{x:.7g}") for x in column] for name, column in columns.items()}

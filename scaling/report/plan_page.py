@@ -8,12 +8,13 @@ from matplotlib.figure import Figure
 from quecc_jax.pages.page import Section, bullets, html_page, paragraph, table_html
 from quecc_jax.pages.render import figure_to_png
 from quecc_jax.pages.style import THEMES, Style
-from scaling.cost import Llm, counted_prices
+from scaling.cost import Llm
 from scaling.planner import Plan, costs_over_text
 from scaling.report import plan_report
-from scaling.report.explorer import Start, explorer_data, explorer_html, published_prices
+from scaling.report.explorer import Start, explorer_data, explorer_html
 from scaling.report.plan_report import Question
 from scaling.report.plot import MARKERS, canvas, legend, size_entries, write_below
+from scaling.report.prices import counted_prices, published_prices
 from scaling.report.tokens_map import TEXT_LENGTHS, cost_axis, figure_best_tokens, published_costs, tokens_map
 
 

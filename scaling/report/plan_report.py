@@ -1,14 +1,14 @@
 """A plan in words: its JSON record, its lines for the terminal and the tables of its page."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from quecc_jax.config.compressors import reads_question
 from quecc_jax.pages.numbers import flops_text, size_name
 from scaling.cost import PAPERS_COMPRESSOR, PARTS, Lengths, QueryConfig, Setup, encoder_costs
-from scaling.formatting import PER, amount
+from scaling.formatting import PER, Record, amount
 from scaling.planner import UNITS, Plan, choice_of
 from scaling.saved_fit import SavedFit
 
@@ -170,7 +170,7 @@ def notes(plan: Plan, asked: Question) -> list[str]:
     return said + [f"Of the fit: {sentence}" for sentence in fit.findings]
 
 
-def plan_record(plan: Plan, asked: Question) -> dict[str, Any]:
+def plan_record(plan: Plan, asked: Question) -> Record:
     """What plan.json holds; plain JSON values, null where a number does not exist."""
     options, law, setup = plan.options, asked.fit.law, asked.setup
     on_frontier = set(plan.frontier.tolist())
@@ -219,7 +219,7 @@ def plan_record(plan: Plan, asked: Question) -> dict[str, Any]:
     }
 
 
-def _choice_record(plan: Plan, k: int) -> dict[str, Any]:
+def _choice_record(plan: Plan, k: int) -> Record:
     o = plan.options
 
     def pair(values: np.ndarray | None) -> list[float] | None:

@@ -26,6 +26,9 @@ from scaling.table import ScoreTable
 
 MARKERS = "osD^vPXp*hd<>8"
 
+Look = dict[str, Any]
+"""Options of a matplotlib line or text."""
+
 
 def figure_error_vs_flops(
     table: ScoreTable, fit: Fit, style: Style = "light", cost: Cost | None = None
@@ -185,7 +188,7 @@ def figure_in_both(figure: Figure, colours: int = 0) -> tuple[str, str]:
     return light, dark
 
 
-def token_colours(count: int) -> list[Any]:
+def token_colours(count: int) -> list[tuple[float, float, float, float]]:
     """Colours for token counts where they fill an area, another ramp than that of the sizes."""
     return [matplotlib.colormaps["plasma"](x) for x in np.linspace(0.08, 0.95, count)]
 
@@ -203,7 +206,7 @@ def canvas(theme: Theme) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _marker(table: ScoreTable, visual_tokens: float) -> dict[str, Any]:
+def _marker(table: ScoreTable, visual_tokens: float) -> Look:
     index = int(np.flatnonzero(table.visual_tokens == visual_tokens)[0])
     return {"marker": MARKERS[index % len(MARKERS)], "ms": 7, "ls": "none"}
 
@@ -235,14 +238,14 @@ def _flops_axis(axes: Axes) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(name))
 
 
-def size_entries(params_b: np.ndarray, theme: Theme) -> list[tuple[str, dict[str, Any]]]:
+def size_entries(params_b: np.ndarray, theme: Theme) -> list[tuple[str, Look]]:
     """Name and look of each size in a legend row."""
     colours = theme.colours(len(params_b))
     looks = [{"marker": "o", "ms": 8, "ls": "none", "color": colour} for colour in colours]
     return list(zip(map(size_name, params_b), looks, strict=True))
 
 
-def legend(figure: Figure, theme: Theme, rows: dict[str, list[tuple[str, dict[str, Any]]]]) -> None:
+def legend(figure: Figure, theme: Theme, rows: dict[str, list[tuple[str, Look]]]) -> None:
     columns = 1 + max(len(entries) for entries in rows.values())
     grid = [[(title, {"ls": "none"}), *entries] for title, entries in rows.items()]
     padded = [row + [("", {"ls": "none"})] * (columns - len(row)) for row in grid]
@@ -261,5 +264,5 @@ def legend(figure: Figure, theme: Theme, rows: dict[str, list[tuple[str, dict[st
     )
 
 
-def legend_text(theme: Theme) -> dict[str, Any]:
+def legend_text(theme: Theme) -> Look:
     return {"frameon": False, "fontsize": 11, "labelcolor": theme.ink}

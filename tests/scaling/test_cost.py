@@ -10,6 +10,7 @@ from quecc_jax import flops
 from quecc_jax.errors import UserError
 from scaling import cost
 from scaling.cost import Lengths, QueryConfig, Setup, find_llm, find_machine, model_config
+from scaling.report.prices import counted_prices
 
 LENGTHS = Lengths(text=80, answer=16, question=20)
 
@@ -157,7 +158,7 @@ def test_costs_need_neither_jax_nor_flax():
 def test_every_compressor_costs_what_its_own_model_does(name, counts):
     """The page's numbers are those of the library's counter, for the model that such a run would train."""
     llm, lengths, setup = find_llm("1.8"), Lengths(30, 8, 12), Setup(compressor=name)
-    prices = cost.counted_prices([llm], counts, setup)
+    prices = counted_prices([llm], counts, setup)
     for count, adapter in zip(counts, prices["llms"][0]["adapters"], strict=True):
         config = model_config(llm, count, compressor=name)
         assert config.visual_tokens == count and config.compressor.name == name

@@ -17,8 +17,9 @@ from scaling import cost
 from scaling.cost import Lengths, QueryConfig, Setup, find_llm, find_machine
 from scaling.law import Law, Params
 from scaling.planner import costs_over_text, counted_options, make_plan, published_options
-from scaling.report.explorer import Start, explorer_data, published_prices
+from scaling.report.explorer import Start, explorer_data
 from scaling.report.plan_report import chosen_span
+from scaling.report.prices import counted_prices, published_prices
 from scaling.report.tokens_map import published_costs, tokens_map
 
 LAW = Law(Params(0.59077, 0.070937, 0.0151016, 0.0), "V", 50.0)
@@ -200,7 +201,7 @@ def test_the_page_recommends_what_python_recommends():
             else published_options([0.5, 3.0, 7.0], COUNTS, text)
         )
         budget = float(np.exp(rng.uniform(*np.log([options.cost.min(), options.cost.max()])))) * 1.001
-        prices = cost.counted_prices(llms, COUNTS, setup) if counted else published_prices([0.5, 3.0, 7.0])
+        prices = counted_prices(llms, COUNTS, setup) if counted else published_prices([0.5, 3.0, 7.0])
         data = explorer_data(law, samples, COUNTS, prices, Start(budget, *lengths))
         state = {**data["start"], "sizes": [True] * len(data["llms"]), "counts": [True] * len(COUNTS)}
         asked.append({"data": json.loads(json.dumps(data)), "state": state})

@@ -1,0 +1,139 @@
+"""What the explorer's page needs to price a query itself, with the same result as `scaling.cost`."""
+
+from collections.abc import Sequence
+from typing import NotRequired, TypedDict
+
+from quecc_jax import flops
+from quecc_jax.config import ModelConfig
+from scaling.cost import (
+    BYTES,
+    Lengths,
+    Llm,
+    Setup,
+    cache_bytes,
+    model_config,
+    text_tower_params,
+    usd_per_million_seconds,
+    work_of_query,
+)
+from scaling.formatting import COST_AXIS, PER, Kind
+
+
+class Adapter(TypedDict):
+    """Compressor and projector for one number of visual tokens."""
+
+    flops: float
+    bytes: float
+    reads: bool
+    """Whether the compressor reads the question."""
+
+
+class LlmPrices(TypedDict):
+    """One language model; all but size and name under a counted cost alone."""
+
+    n: float
+    name: str
+    layers: NotRequired[int]
+    output: NotRequired[int]
+    tables: NotRequired[int]
+    attention: NotRequired[float]
+    cache: NotRequired[float]
+    query: NotRequired[dict[str, float]]
+    adapters: NotRequired[list[Adapter]]
+
+
+class Prices(TypedDict):
+    """The part of the page's data that prices a query; the lower keys under a counted cost alone."""
+
+    counted: bool
+    kind: Kind
+    llms: list[LlmPrices]
+    machine: dict[str, float] | None
+    per: str
+    unit: str
+    axis: str
+    cost_model: str
+    bytes: NotRequired[int]
+    tower: NotRequired[dict[str, float]]
+    batch: NotRequired[int]
+    usd: NotRequired[float | None]
+
+
+def published_prices(params_b: Sequence[float]) -> Prices:
+    """A query at 2 N (Q + V) FLOPs."""
+    return {
+        "counted": False,
+        "kind": "flops",
+        "llms": [{"n": float(n), "name": ""} for n in sorted(params_b)],
+        "machine": None,
+        "per": PER["flops"],
+        "unit": COST_AXIS["flops"],
+        "axis": COST_AXIS["flops"],
+        "cost_model": "published cost 2N(Q + V)",
+    }
+
+
+def counted_prices(llms: Sequence[Llm], visual_tokens: Sequence[float], setup: Setup) -> Prices:
+    """A query whose parts are all counted."""
+    llms, counts = sorted(llms, key=lambda llm: llm.params_b), sorted(visual_tokens)
+    machine, unit = setup.machine, COST_AXIS[setup.kind]
+    where = "" if machine is None else f" on {machine.name}, batch {setup.batch}"
+    tower = model_config(llms[0], counts[0], setup.query, setup.compressor).tower
+    return {
+        "counted": True,
+        "kind": setup.kind,
+        "per": PER[setup.kind],
+        "unit": unit,
+        "axis": f"{unit}{where}",
+        "cost_model": f"all parts counted{where}",
+        "bytes": BYTES,
+        "tower": {"flops": flops.tower_flops(tower), "bytes": BYTES * flops.tower_params(tower)},
+        "llms": [_coefficients(llm, counts, setup) for llm in llms],
+        "machine": None
+        if machine is None
+        else {"flops": machine.flops, "bandwidth": machine.bandwidth, "memory": machine.memory},
+        "batch": setup.batch,
+        "usd": None if setup.usd_per_hour is None else usd_per_million_seconds(setup),
+    }
+
+
+def _coefficients(llm: Llm, counts: Sequence[float], setup: Setup) -> LlmPrices:
+    decoder = llm.decoder
+    output = decoder.width * decoder.vocab_size
+    configs = [model_config(llm, count, setup.query, setup.compressor) for count in counts]
+    # All patches ask nobody; what the others ask is the same.
+    asking = next((config for config in configs if config.compressor.reads_question), configs[0])
+    return {
+        "n": llm.params_b,
+        "name": llm.name,
+        "layers": flops.decoder_params(decoder),
+        "output": output,
+        "tables": output if decoder.tie_embeddings else 2 * output,
+        "attention": flops.attention_flops(decoder, 1, 1),
+        "cache": cache_bytes(decoder),
+        "query": _question(asking),
+        "adapters": [
+            {
+                "flops": flops.compressor_cost(config).flops + flops.projector_flops(config),
+                "bytes": BYTES * (flops.compressor_cost(config).params + flops.projector_params(config)),
+                "reads": config.compressor.reads_question,
+            }
+            for config in configs
+        ],
+    }
+
+
+def _question(config: ModelConfig) -> dict[str, float]:
+    """What encoding q tokens takes: fixed + linear q + square q^2 FLOPs, and bytes."""
+    fixed, one, two = (flops.query_flops(config, tokens) for tokens in (0, 1, 2))
+    square = (two - 2 * one + fixed) / 2
+    one_token = work_of_query(config, Lengths(1, 1, 1))["query"]
+    return {
+        "fixed": fixed,
+        "linear": one - fixed - square,
+        "square": square,
+        "bytes": one_token.shared,
+        "own": one_token.own,
+        "memory": BYTES * text_tower_params(config),
+        "most": config.query.text.positions if config.query.encoder == "clip_text" else 10**9,
+    }
