@@ -26,7 +26,8 @@ class Section(NamedTuple):
 
 
 def render(template: str, **values: object) -> str:
-    """A template, named by its path inside the library as in `pages/page.html`, filled with values.
+    """A template, named by its path inside the library as in `pages/page.html` or beside it as in
+    `scaling/report/assets/explorer.html`, filled with values.
 
     Raises jinja2.UndefinedError if the template uses a value that is not given.
     """
@@ -95,7 +96,7 @@ def _templates() -> "jinja2.Environment":
     import jinja2
 
     return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_LIBRARY),
+        loader=jinja2.FileSystemLoader([_LIBRARY, _LIBRARY.parent]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

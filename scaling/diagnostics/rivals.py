@@ -112,71 +112,51 @@ def _least_squares(
 
 
 def _forms(fit: Fit) -> list[_Form]:
-    q = fit.law.query_tokens
-
-    def tokens(v: np.ndarray) -> np.ndarray:
-        return np.log(fit.law.total(v))
-
+    q, p = fit.law.query_tokens, fit.law.params
     t = "V" if fit.law.tokens == "V" else "(Q + V)"
-    scale = {"A": (0.0, 10.0), "B": (0.0, 10.0), "alpha": (0.0, 5.0), "beta": (0.0, 5.0), "D": (0.0, 1.0)}
-    signed = (-10.0, 10.0)
-    p = fit.law.params
+    ten = (-10.0, 10.0)
+    box = {"A": (0.0, 10.0), "B": (0.0, 10.0), "alpha": (0.0, 5.0), "beta": (0.0, 5.0), "D": (0.0, 1.0)}
+    box |= {"a": ten, "b": ten, "c": ten, "q": (0.0, 1e4)}
     near = {**p._asdict(), "B": p.A / 2, "a": p.A + p.D, "b": p.A * p.alpha, "c": 0.0, "q": 1.0}
 
-    def form(name: str, formula: str, constants: dict[str, tuple[float, float]], predict: Form) -> _Form:
-        low, high = ({key: ends[side] for key, ends in constants.items()} for side in (0, 1))
-        return _Form(name, formula, predict, low, high, [near[key] for key in constants])
+    def form(name: str, formula: str, constants: str, predict: Form, **own: tuple[float, float]) -> _Form:
+        bounds = {key: own.get(key, box[key]) for key in constants.split()}
+        low, high = ({key: ends[side] for key, ends in bounds.items()} for side in (0, 1))
+        return _Form(name, formula, predict, low, high, [near[key] for key in bounds])
 
-    def pick(*names: str) -> dict[str, tuple[float, float]]:
-        return {name: scale[name] for name in names}
+    def log_t(v: np.ndarray) -> np.ndarray:
+        return np.log(fit.law.total(v))
 
-    def power(scale: float, alpha: float, beta: float, n: np.ndarray, log_t: np.ndarray) -> np.ndarray:
-        return np.asarray(scale * np.exp(-alpha * n - beta * log_t))
+    def product(c: np.ndarray, n: np.ndarray, log_t: np.ndarray) -> np.ndarray:
+        return np.asarray(c[0] * np.exp(-c[1] * n - c[2] * log_t) + (c[3] if len(c) > 3 else 0.0))
 
-    law = pick("A", "alpha", "beta", "D")
+    def additive(c: np.ndarray, n: np.ndarray, v: np.ndarray) -> np.ndarray:
+        return np.asarray(c[0] * np.exp(-c[1] * n) + c[2] * np.exp(-c[3] * log_t(v)) + c[4])
+
+    def interaction(c: np.ndarray, n: np.ndarray, v: np.ndarray) -> np.ndarray:
+        return np.asarray(c[0] * np.exp(-c[1] * n - c[2] * log_t(v) + c[4] * n * log_t(v)) + c[3])
+
+    whole = f"A / N^alpha / {t}^beta"
     forms = [
+        form("product", f"{whole} + D", "A alpha beta D", lambda c, n, v: product(c, n, log_t(v))),
+        form("no floor", whole, "A alpha beta", lambda c, n, v: product(c, n, log_t(v))),
+        form("additive", f"A / N^alpha + B / {t}^beta + D", "A alpha B beta D", additive),
         form(
-            "product",
-            f"A / N^alpha / {t}^beta + D",
-            law,
-            lambda c, n, v: power(c[0], c[1], c[2], n, tokens(v)) + c[3],
+            "log-linear", f"a - b ln N - c ln {t}", "a b c", lambda c, n, v: c[0] - c[1] * n - c[2] * log_t(v)
         ),
         form(
-            "no floor",
-            f"A / N^alpha / {t}^beta",
-            pick("A", "alpha", "beta"),
-            lambda c, n, v: power(c[0], c[1], c[2], n, tokens(v)),
-        ),
-        form(
-            "additive",
-            f"A / N^alpha + B / {t}^beta + D",
-            pick("A", "alpha", "B", "beta", "D"),
-            lambda c, n, v: c[0] * np.exp(-c[1] * n) + c[2] * np.exp(-c[3] * tokens(v)) + c[4],
-        ),
-        form(
-            "log-linear",
-            f"a - b ln N - c ln {t}",
-            {"a": signed, "b": signed, "c": signed},
-            lambda c, n, v: c[0] - c[1] * n - c[2] * tokens(v),
-        ),
-        form(
-            "interaction",
-            f"A / N^alpha / {t}^beta * exp(c ln N ln {t}) + D",
-            {**law, "c": (-1.0, 1.0)},
-            lambda c, n, v: c[0] * np.exp(-c[1] * n - c[2] * tokens(v) + c[4] * n * tokens(v)) + c[3],
+            "interaction", f"{whole} * exp(c ln N ln {t}) + D", "A alpha beta D c", interaction, c=(-1.0, 1.0)
         ),
         form(
             "text weighs",
             "A / N^alpha / (q + V)^beta + D, q fitted",
-            {**law, "q": (0.0, 1e4)},
-            lambda c, n, v: power(c[0], c[1], c[2], n, np.log(c[4] + v)) + c[3],
+            "A alpha beta D q",
+            lambda c, n, v: product(c, n, np.log(c[4] + v)),
         ),
     ]
     if fit.law.tokens == "V":
         formula = f"A / N^alpha / ({q:g} + V)^beta + D"
         forms.append(
-            form(
-                "text counts", formula, law, lambda c, n, v: power(c[0], c[1], c[2], n, np.log(q + v)) + c[3]
-            )
+            form("text counts", formula, "A alpha beta D", lambda c, n, v: product(c, n, np.log(q + v)))
         )
     return forms

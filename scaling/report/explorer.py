@@ -1,6 +1,6 @@
 """The interactive part of the pages: a chart, a map and sliders that recompute the recommendation.
 
-Everything is inline: the data as JSON, `page/model.js` (law and costs) and `page/explore.js` (drawing).
+Everything is inline: the data as JSON, `assets/model.js` (law and costs) and `assets/explore.js` (drawing).
 """
 
 import json
@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from quecc_jax.pages.page import Section, paragraph
+from quecc_jax.pages.page import Section, paragraph, render
 from quecc_jax.pages.style import THEMES, Style
 from scaling.fit import Fit
 from scaling.formatting import Record
@@ -26,7 +26,7 @@ from scaling.table import ScoreTable
 
 SAMPLES = 1000
 """Bootstrap laws that the page carries."""
-_PAGE = Path(__file__).parent / "assets"
+_ASSETS = Path(__file__).parent / "assets"
 
 
 class Start(NamedTuple):
@@ -46,7 +46,7 @@ def explorer_data(
     start: Start,
     table: ScoreTable | None = None,
 ) -> Record:
-    """What `page/model.js` computes with; plain JSON values.
+    """What `assets/model.js` computes with; plain JSON values.
 
     `table` gives the measured cells among the choices. The bare question grows with the text where both
     start at the same length.
@@ -67,17 +67,12 @@ def explorer_data(
 
 
 def explorer_html(data: Record) -> str:
-    """The explorer's place on a page, with its data and scripts."""
+    """The explorer as a fragment of a page, with its data and scripts."""
     # `</` would end the script that holds it.
     embedded = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("</", "<\\/")
-    style, *scripts = ((_PAGE / name).read_text() for name in ("explore.css", "model.js", "explore.js"))
-    return (
-        f"<style>{_colours(data)}{style}</style>"
-        '<div id="explorer"></div>'
-        f'<script type="application/json" id="explorer-data">{embedded}</script>'
-        f"<script>\n{scripts[0]}</script><script>\n{scripts[1]}</script>"
-        "<noscript><p>The sliders need JavaScript; the tables and the PNG files do not.</p></noscript>"
-    )
+    css, *scripts = ((_ASSETS / name).read_text() for name in ("explore.css", "model.js", "explore.js"))
+    template = "scaling/report/assets/explorer.html"
+    return render(template, colours=_colours(data), css=css, data=embedded, scripts=scripts)
 
 
 def _measured(

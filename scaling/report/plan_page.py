@@ -13,7 +13,16 @@ from scaling.planner import Plan, costs_over_text
 from scaling.report import plan_report
 from scaling.report.explorer import Start, explorer_data, explorer_html
 from scaling.report.plan_report import Question
-from scaling.report.plot import MARKERS, canvas, legend, size_entries, write_below
+from scaling.report.plot import (
+    Look,
+    canvas,
+    count_entries,
+    draw_frontier,
+    legend,
+    marker,
+    size_entries,
+    write_below,
+)
 from scaling.report.prices import counted_prices, published_prices
 from scaling.report.tokens_map import TEXT_LENGTHS, cost_axis, figure_best_tokens, published_costs, tokens_map
 
@@ -100,43 +109,17 @@ def figure_error_vs_cost(plan: Plan, asked: Question, style: Style = "light") ->
     theme, o = THEMES[style], plan.options
     figure, axes = canvas(theme)
     best = plan.frontier
-    axes.plot(
-        o.cost[best],
-        plan.error[best] * 100,
-        drawstyle="steps-post",
-        color=theme.accent,
-        lw=7,
-        alpha=0.32,
-        solid_capstyle="round",
-        zorder=1,
-    )
+    draw_frontier(axes, theme, o.cost[best], plan.error[best])
     sizes, counts = np.unique(o.params_b), np.unique(o.visual_tokens)
     for n, colour in zip(sizes, theme.colours(len(sizes)), strict=True):
         for llm in dict.fromkeys(name for name, size in zip(o.llms, o.params_b, strict=True) if size == n):
             mine = np.array([name == llm for name in o.llms])
             axes.plot(o.cost[mine], plan.error[mine] * 100, color=colour, lw=1.4, zorder=2)
             for k in np.flatnonzero(mine):
-                marker = MARKERS[int(np.searchsorted(counts, o.visual_tokens[k])) % len(MARKERS)]
-                axes.plot(
-                    o.cost[k],
-                    plan.error[k] * 100,
-                    marker,
-                    color=colour,
-                    ms=7,
-                    mew=1.5,
-                    mfc=colour if o.allowed[k] else theme.paper,
-                    zorder=3,
-                )
-    axes.plot(
-        o.cost[plan.best],
-        plan.error[plan.best] * 100,
-        "o",
-        ms=16,
-        mfc="none",
-        mec=theme.accent,
-        mew=2,
-        zorder=4,
-    )
+                look = {**marker(counts, o.visual_tokens[k]), "mfc": colour if o.allowed[k] else theme.paper}
+                axes.plot(o.cost[k], plan.error[k] * 100, **look, color=colour, zorder=3)
+    ring: Look = {"ms": 16, "mfc": "none", "mec": theme.accent, "mew": 2}
+    axes.plot(o.cost[plan.best], plan.error[plan.best] * 100, "o", **ring, zorder=4)
     axes.axvline(plan.budget, color=theme.accent, lw=1.4, ls=(0, (4, 3)), zorder=1)
     axes.annotate(
         "budget",
@@ -152,10 +135,6 @@ def figure_error_vs_cost(plan: Plan, asked: Question, style: Style = "light") ->
     axes.set_xscale("log")
     cost_axis(axes, "x", asked.setup.kind)
     axes.set_ylabel("predicted error (%)")
-    marks = [
-        (f"{v:g}", {"marker": MARKERS[j % len(MARKERS)], "ms": 7, "ls": "none", "color": theme.muted})
-        for j, v in enumerate(counts)
-    ]
-    legend(figure, theme, {"N =": size_entries(sizes, theme), "V =": marks})
+    legend(figure, theme, {"N =": size_entries(sizes, theme), "V =": count_entries(counts, theme)})
     write_below(figure, theme, f"{asked.convention}; {asked.cost_model}")
     return figure

@@ -11,6 +11,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -24,7 +25,7 @@ from scaling.frontier import Cost, law_choices, measured_choices, pareto, publis
 from scaling.intervals import Profile
 from scaling.table import ScoreTable
 
-MARKERS = "osD^vPXp*hd<>8"
+_MARKERS = "osD^vPXp*hd<>8"
 
 Look = dict[str, Any]
 """Options of a matplotlib line or text."""
@@ -43,16 +44,7 @@ def figure_error_vs_flops(
     counts = table.visual_tokens if counted else _curve_counts(table)
     cost = cost or published_cost(fit.law.query_tokens)
     best = pareto(law_choices(fit.law, table.params_b, counts, cost))
-    axes.plot(
-        best.flops,
-        best.error * 100,
-        drawstyle="steps-post",
-        color=theme.accent,
-        lw=7,
-        alpha=0.32,
-        solid_capstyle="round",
-        zorder=1,
-    )
+    draw_frontier(axes, theme, best.flops, best.error)
     cells = measured_choices(table, cost)
     winners = set(zip(*pareto(cells)[:2], strict=True))
     for n, colour in zip(table.params_b, theme.colours(len(table.params_b)), strict=True):
@@ -60,14 +52,14 @@ def figure_error_vs_flops(
         axes.plot(curve.flops, curve.error * 100, color=colour, lw=1.8, zorder=2)
         for _, v, flops, err in zip(*cells.at(cells.params_b == n), strict=True):
             face = colour if (n, v) in winners else theme.paper
-            axes.plot(flops, err * 100, **_marker(table, v), color=colour, mfc=face, mew=1.5, zorder=3)
+            axes.plot(flops, err * 100, **marker(table.visual_tokens, v), color=colour, mfc=face, zorder=3)
     _flops_axis(axes)
     published = f"LLM inference FLOPs per query (Q = {fit.law.query_tokens:g} text tokens)"
     axes.set_xlabel("inference FLOPs per question, counted" if counted else published)
     axes.set_ylabel("error (%)")
-    frontier = Line2D([], [], color=theme.accent, lw=7, alpha=0.32, label="best at each cost, by the law")
+    frontier = Line2D([], [], **_frontier_look(theme), label="best at each cost, by the law")
     axes.legend(handles=[frontier], loc="upper right", **legend_text(theme))
-    marks = [(f"{v:g}", {**_marker(table, v), "color": theme.muted}) for v in table.visual_tokens]
+    marks = count_entries(table.visual_tokens, theme)
     legend(figure, theme, {"N =": size_entries(table.params_b, theme), "V =": marks})
     priced = "cost counted" if counted else f"published cost 2N(Q + V), Q = {fit.law.query_tokens:g}"
     write_below(figure, theme, f"{fit.law.convention}; {priced}.")
@@ -206,9 +198,22 @@ def canvas(theme: Theme) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _marker(table: ScoreTable, visual_tokens: float) -> Look:
-    index = int(np.flatnonzero(table.visual_tokens == visual_tokens)[0])
-    return {"marker": MARKERS[index % len(MARKERS)], "ms": 7, "ls": "none"}
+def marker(counts: Float[np.ndarray, " V"], visual_tokens: float) -> Look:
+    """How a choice with one of these token counts is marked."""
+    index = int(np.searchsorted(counts, visual_tokens))
+    return {"marker": _MARKERS[index % len(_MARKERS)], "ms": 7, "mew": 1.5, "ls": "none"}
+
+
+def draw_frontier(
+    axes: Axes, theme: Theme, cost: Float[np.ndarray, " choices"], error: Float[np.ndarray, " choices"]
+) -> None:
+    """A band under the least error that each cost buys, for choices by rising cost."""
+    steps: Look = {"drawstyle": "steps-post", "solid_capstyle": "round", "zorder": 1}
+    axes.plot(cost, error * 100, **_frontier_look(theme), **steps)
+
+
+def _frontier_look(theme: Theme) -> Look:
+    return {"color": theme.accent, "lw": 7, "alpha": 0.32}
 
 
 def _curve_counts(table: ScoreTable) -> np.ndarray:
@@ -243,6 +248,11 @@ def size_entries(params_b: np.ndarray, theme: Theme) -> list[tuple[str, Look]]:
     colours = theme.colours(len(params_b))
     looks = [{"marker": "o", "ms": 8, "ls": "none", "color": colour} for colour in colours]
     return list(zip(map(size_name, params_b), looks, strict=True))
+
+
+def count_entries(counts: Float[np.ndarray, " V"], theme: Theme) -> list[tuple[str, Look]]:
+    """Name and look of each number of visual tokens in a legend row."""
+    return [(f"{v:g}", {**marker(counts, v), "mew": 1, "color": theme.muted}) for v in counts]
 
 
 def legend(figure: Figure, theme: Theme, rows: dict[str, list[tuple[str, Look]]]) -> None:
