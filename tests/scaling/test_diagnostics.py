@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from quecc_jax.errors import UserError
-from scaling.bootstrap import bootstrap
 from scaling.diagnostics.holdout import hold_out, influence, predict
 from scaling.diagnostics.rivals import aicc, compare
 from scaling.fit import fit_law
@@ -79,7 +78,7 @@ def test_prediction_covers_new_scores_of_a_larger_size():
     for seed in range(25):
         table = table_of(0.004, seed)
         fit = fit_law(table, n_starts=8)
-        seen = predict(table, fit, bootstrap(table, fit, count=200, seed=seed), 14)
+        seen = predict(table, fit, None, 14)
         fresh = 1 - TRUTH.error(14, seen.visual_tokens)
         fresh = fresh + 0.004 * np.random.default_rng(1000 + seed).normal(size=fresh.shape)
         assert np.all(seen.low < seen.score) and np.all(seen.score < seen.high)
@@ -91,7 +90,7 @@ def test_prediction_covers_new_scores_of_a_larger_size():
 def test_a_size_that_is_none_is_refused(general):
     table, fit = general
     with pytest.raises(UserError, match="positive"):
-        predict(table, fit, bootstrap(table, fit, count=5), -1)
+        predict(table, fit, None, -1)
 
 
 WIDE_SIZES, WIDE_COUNTS = np.array([0.5, 1.8, 4, 7]), np.array([1, 4, 16, 36, 64, 144, 576])

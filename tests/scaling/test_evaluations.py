@@ -55,6 +55,7 @@ GRID = {(n, v): 0.3 + n / 100 + v / 1000 for n in (0.5, 7) for v in (4, 36)}
 METRICS = {"mme": "mme_perception_score/2000"}
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_lmms_eval_s_files_of_several_models(tmp_path):
     sources = []
     for (n, v), score in GRID.items():

@@ -16,10 +16,16 @@ def ocr_folder(tmp_path_factory):
     return out
 
 
-def test_fit_writes_its_record_images_and_page(ocr_folder):
+def test_fit_writes_its_record_figures_and_page(ocr_folder):
     names = {path.name for path in ocr_folder.iterdir()}
-    images = {"error_vs_flops.png", "error_vs_tokens.png", "residuals.png", "profiles.png", "best_tokens.png"}
-    assert names == {"fit.json", "fit.html"} | images
+    figures = {
+        "error_vs_flops.png",
+        "error_vs_tokens.png",
+        "residuals.png",
+        "profiles.png",
+        "best_tokens.png",
+    }
+    assert names == {"fit.json", "fit.html"} | figures
     record = json.loads((ocr_folder / "fit.json").read_text())
     assert record["sse"] == pytest.approx(5.1366e-3, rel=2e-5)
     assert record["tokens_convention"] == "V"
@@ -43,6 +49,7 @@ def test_fit_writes_its_record_images_and_page(ocr_folder):
     assert "7B, V = 576: equals the 4B score" in page
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_tasks_convention_and_fixed_floor(tmp_path):
     table = published("general")
     content = {
@@ -119,6 +126,7 @@ def test_a_process_with_bad_input_exits_with_one(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_loss_method_and_box_are_options(tmp_path):
     short = ["--refits", "20", "--starts", "32"]
     for options, expected in (
@@ -131,6 +139,7 @@ def test_loss_method_and_box_are_options(tmp_path):
         assert {key: record[key] for key in expected} == expected
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_unwritable_folder_is_a_sentence(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     options = ["--refits", "10", "--starts", "8", "--box", "published"]

@@ -111,6 +111,7 @@ def test_sliders_and_switches_recompute(plan_folder, tmp_path):
     assert re.search(r'class="tip"[^>]*block;[^>]*>1\.8B [^<]*V = 1: error 56\.6\d % by the law', dom)
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_published_cost_names_the_closed_form(fit_folder, tmp_path, capsys):
     out = tmp_path / "out"
     options = ["--cost", "published", "--query-tokens", "20"]
@@ -127,6 +128,7 @@ def test_published_cost_names_the_closed_form(fit_folder, tmp_path, capsys):
     assert "3B" in said and "recommended" in said
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_cheaper_encoder_is_counted_and_all_are_shown(fit_folder, tmp_path, capsys):
     options = ["--llms", "0.5", "7", "--visual-tokens", "1", "16", "--chip", "h100", "--ms", "60"]
     options += ["--encoder", "early_exit", "--exit-layer", "6", "--query-tokens", "40"]
@@ -189,6 +191,7 @@ def test_a_file_that_is_no_fit(tmp_path, capsys, content):
     assert str(path) in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_fit_without_samples_has_no_intervals(fit_folder, tmp_path):
     record = json.loads((fit_folder / "fit.json").read_text())
     for key in ("samples", "rivals", "score"):
@@ -201,6 +204,7 @@ def test_a_fit_without_samples_has_no_intervals(fit_folder, tmp_path):
     assert "no bootstrap samples" in plan["advice"]
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_plan_for_a_compressor_that_asks_nobody(fit_folder, tmp_path):
     """MQT-LLaVA serves 2 to 256 tokens of one set of weights; its question has no encoder."""
     options = ["--compressor", "mqt", "--visual-tokens", "2", "8", "256", "--llms", "7"]

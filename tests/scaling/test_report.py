@@ -85,9 +85,8 @@ def test_figures_stand_missing_cells_errors_and_counted_costs():
 
 
 @pytest.mark.parametrize("draw", FIGURES)
-def test_dark_figure_is_the_light_one_in_other_colours(draw):
-    table = published("ocr")
-    fit = fit_law(table, n_starts=8)
+def test_dark_figure_is_the_light_one_in_other_colours(ocr, draw):
+    table, fit = ocr
     both = figure_in_both(draw(table, fit), len(table.params_b))
     for found, style in zip(both, ("light", "dark"), strict=True):
         # Names of markers and clips depend on their colours.
