@@ -49,8 +49,8 @@ def load_fit(source: str, seed: int = 0) -> SavedFit:
     """
     if is_published(source):
         # Imported here: a plan from a file needs no jax.
+        from scaling.assess import assess
         from scaling.fit import fit_law
-        from scaling.intervals import assess
 
         table = published(source)
         fit = fit_law(table, seed=seed)

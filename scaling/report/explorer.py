@@ -14,13 +14,13 @@ from matplotlib.figure import Figure
 
 from quecc_jax.pages.page import Section, paragraph, render
 from quecc_jax.pages.style import THEMES, Style
+from scaling.assess import Uncertainty
 from scaling.fit import Fit
 from scaling.formatting import Record
 from scaling.frontier import published_cost
-from scaling.intervals import Uncertainty
 from scaling.law import Law, Params
 from scaling.report.plot import token_colours
-from scaling.report.prices import LlmPrices, Prices, published_prices
+from scaling.report.prices import published_prices
 from scaling.report.tokens_map import TEXT_LENGTHS, figure_best_tokens, published_costs, tokens_map
 from scaling.table import ScoreTable
 
@@ -42,7 +42,7 @@ def explorer_data(
     law: Law,
     samples: Params[np.ndarray] | None,
     visual_tokens: Sequence[float],
-    prices: Prices,
+    prices: Record,
     start: Start,
     table: ScoreTable | None = None,
 ) -> Record:
@@ -75,9 +75,7 @@ def explorer_html(data: Record) -> str:
     return render(template, colours=_colours(data), css=css, data=embedded, scripts=scripts)
 
 
-def _measured(
-    table: ScoreTable, llms: Sequence[LlmPrices], counts: Sequence[float]
-) -> list[dict[str, float]]:
+def _measured(table: ScoreTable, llms: Sequence[Record], counts: Sequence[float]) -> list[dict[str, float]]:
     cells = []
     for i, llm in enumerate(llms):
         for j, count in enumerate(counts):

@@ -1,7 +1,6 @@
 """What the explorer's page needs to price a query itself, with the same result as `scaling.cost`."""
 
 from collections.abc import Sequence
-from typing import NotRequired, TypedDict
 
 from quecc_jax import flops
 from quecc_jax.config import ModelConfig
@@ -16,50 +15,10 @@ from scaling.cost import (
     usd_per_million_seconds,
     work_of_query,
 )
-from scaling.formatting import COST_AXIS, PER, Kind
+from scaling.formatting import COST_AXIS, PER, Record
 
 
-class Adapter(TypedDict):
-    """Compressor and projector for one number of visual tokens."""
-
-    flops: float
-    bytes: float
-    reads: bool
-    """Whether the compressor reads the question."""
-
-
-class LlmPrices(TypedDict):
-    """One language model; all but size and name under a counted cost alone."""
-
-    n: float
-    name: str
-    layers: NotRequired[int]
-    output: NotRequired[int]
-    tables: NotRequired[int]
-    attention: NotRequired[float]
-    cache: NotRequired[float]
-    query: NotRequired[dict[str, float]]
-    adapters: NotRequired[list[Adapter]]
-
-
-class Prices(TypedDict):
-    """The part of the page's data that prices a query; the lower keys under a counted cost alone."""
-
-    counted: bool
-    kind: Kind
-    llms: list[LlmPrices]
-    machine: dict[str, float] | None
-    per: str
-    unit: str
-    axis: str
-    cost_model: str
-    bytes: NotRequired[int]
-    tower: NotRequired[dict[str, float]]
-    batch: NotRequired[int]
-    usd: NotRequired[float | None]
-
-
-def published_prices(params_b: Sequence[float]) -> Prices:
+def published_prices(params_b: Sequence[float]) -> Record:
     """A query at 2 N (Q + V) FLOPs."""
     return {
         "counted": False,
@@ -73,7 +32,7 @@ def published_prices(params_b: Sequence[float]) -> Prices:
     }
 
 
-def counted_prices(llms: Sequence[Llm], visual_tokens: Sequence[float], setup: Setup) -> Prices:
+def counted_prices(llms: Sequence[Llm], visual_tokens: Sequence[float], setup: Setup) -> Record:
     """A query whose parts are all counted."""
     llms, counts = sorted(llms, key=lambda llm: llm.params_b), sorted(visual_tokens)
     machine, unit = setup.machine, COST_AXIS[setup.kind]
@@ -97,7 +56,7 @@ def counted_prices(llms: Sequence[Llm], visual_tokens: Sequence[float], setup: S
     }
 
 
-def _coefficients(llm: Llm, counts: Sequence[float], setup: Setup) -> LlmPrices:
+def _coefficients(llm: Llm, counts: Sequence[float], setup: Setup) -> Record:
     decoder = llm.decoder
     output = decoder.width * decoder.vocab_size
     configs = [model_config(llm, count, setup.query, setup.compressor) for count in counts]

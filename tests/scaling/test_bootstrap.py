@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from quecc_jax.errors import UserError
+from scaling.assess import assess
 from scaling.bootstrap import bootstrap, percentile_intervals
 from scaling.fit import fit_law
-from scaling.intervals import assess
 from scaling.law import Law, Params
 from scaling.scores import published
 from scaling.table import parse_scores
