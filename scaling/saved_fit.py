@@ -49,7 +49,7 @@ def load_fit(source: str, seed: int = 0) -> SavedFit:
     """
     if is_published(source):
         # Imported here: a plan from a file needs no jax.
-        from scaling.assess import assess
+        from scaling.diagnostics.assess import assess
         from scaling.fit import fit_law
 
         table = published(source)

@@ -79,8 +79,8 @@ def run(options: Options) -> None:
     import numpy as np
 
     from quecc_jax.pages import page, render
-    from scaling.assess import assess
     from scaling.bootstrap import Resample
+    from scaling.diagnostics.assess import assess
     from scaling.diagnostics.summary import diagnose, diagnostics_findings, diagnostics_record
     from scaling.fit import NON_NEGATIVE, PUBLISHED_BOX, Loss, fit_law
     from scaling.law import PARAMETERS, Tokens

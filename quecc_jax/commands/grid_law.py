@@ -14,7 +14,7 @@ from quecc_jax.experiments.stats import title
 from quecc_jax.pages.numbers import flops_text
 from quecc_jax.pages.page import Section, bullets, paragraph, part, table_html
 from quecc_jax.pages.render import embed
-from scaling.assess import assess
+from scaling.diagnostics.assess import assess
 from scaling.fit import NON_NEGATIVE, Fit, VariableProjection, fit_law
 from scaling.frontier import Cost, law_choices, measured_cost, pareto, published_cost
 from scaling.law import PARAMETERS, Law, Params

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 
 from quecc_jax.pages.numbers import size_name
-from scaling.assess import Uncertainty
+from scaling.diagnostics.assess import Uncertainty
 from scaling.diagnostics.holdout import HoldOut, Influence, Prediction, hold_out, influence, predict
 from scaling.diagnostics.rivals import RivalFit, compare
 from scaling.fit import Fit

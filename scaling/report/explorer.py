@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from quecc_jax.pages.page import Section, paragraph, render
 from quecc_jax.pages.style import THEMES, Style
-from scaling.assess import Uncertainty
+from scaling.diagnostics.assess import Uncertainty
 from scaling.fit import Fit
 from scaling.formatting import Record
 from scaling.frontier import published_cost

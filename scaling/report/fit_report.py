@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 
 from quecc_jax.pages.numbers import flops_text, size_name
 from quecc_jax.pages.page import Section, bullets, figure_html, paragraph, table_html
-from scaling.assess import Uncertainty
 from scaling.bootstrap import Interval
+from scaling.diagnostics.assess import Uncertainty
 from scaling.fit import Fit
 from scaling.formatting import Record
 from scaling.frontier import Choices, law_choices, pareto, published_cost, recommend

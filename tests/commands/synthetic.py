@@ -11,7 +11,7 @@ from PIL import Image
 
 from quecc_jax.commands.grid_law import score_table
 from quecc_jax.experiments.results import Llm, Results, Row
-from scaling.assess import assess
+from scaling.diagnostics.assess import assess
 from scaling.fit import fit_law
 from scaling.report.fit_report import fit_record
 
