@@ -89,8 +89,8 @@ def counted_cost(results: Results, task: str, law: Law) -> Cost:
     """Counted FLOPs if every cell of the grid has them, the published 2 N (Q + V) otherwise."""
     found, counts = stats.scores(results["rows"], task), results["visual_tokens"]
     scores = [[found.get((llm["name"], v)) for v in counts] for llm in results["llms"]]
-    flops = [[score and score.flops for score in row] for row in scores]
-    if any(spent is None for row in flops for spent in row):
+    flops = [[one.flops for one in row if one is not None and one.flops is not None] for row in scores]
+    if any(len(row) < len(counts) for row in flops):
         return published_cost(law.query_tokens)
     return measured_cost([llm["params"] / 1e9 for llm in results["llms"]], counts, flops)
 
