@@ -116,11 +116,22 @@ def test_no_module_imports_itself_by_way_of_others():
         pytest.fail(" <- ".join(error.args[1]))
 
 
-def test_settings_and_programs_import_no_jax():
+def test_settings_and_programs_import_no_jax_and_nothing_above_them():
+    """Nor does the package itself, whose settings are there without its models."""
     light = [m for m in modules() if m.startswith(("quecc_jax.config", "launch", "quecc_jax.commands.cli"))]
+    heavy = {
+        "jax",
+        "flax",
+        "numpy",
+        "scipy",
+        "matplotlib",
+        "transformers",
+        "quecc_jax.flops",
+        "quecc_jax.data",
+    }
     code = (
-        f"import importlib, sys\nfor name in {light!r}: importlib.import_module(name)\n"
-        "print(sorted({'jax', 'flax', 'numpy', 'scipy', 'matplotlib', 'transformers'} & sys.modules.keys()))"
+        f"import importlib, sys, quecc_jax\nquecc_jax.RunConfig()\n"
+        f"for name in {light!r}: importlib.import_module(name)\nprint(sorted({heavy!r} & sys.modules.keys()))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

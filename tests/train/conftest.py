@@ -13,7 +13,7 @@ from quecc_jax.config import CheckpointConfig, RunConfig, SourceConfig
 from quecc_jax.data.text.word_tokenizer import train_word_tokenizer
 from quecc_jax.train.step import Trainer
 from tests.tiny import random_batch, run
-from tests.train.runs import trainer_on
+from tests.train.runs import MOVING, trainer_on
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +30,7 @@ def base(tmp_path_factory) -> RunConfig:
     (root / "rows.json").write_text(json.dumps(rows))
     train_word_tokenizer(["how many dots"], root / "tokenizer")
     source = SourceConfig(kind="llava_json", path=str(root / "rows.json"), images=str(root))
-    config = run(steps=20, log_every=1)
+    config = run(optimizer=MOVING, steps=20, log_every=1)
     data = dataclasses.replace(
         config.data, sources=(source,), tokenizer=str(root / "tokenizer"), template="short"
     )

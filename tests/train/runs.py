@@ -22,6 +22,11 @@ from quecc_jax.train.loop import BatchIterator, train
 from quecc_jax.train.step import Trainer, build_trainer
 from tests.tiny import random_batch
 
+MOVING = {"eps": 1e-2}
+"""AdamW divides by the gradient's size, which turns round-off in near-zero gradients into full-size
+updates; with a large epsilon it is close to plain descent. All runs here have it, so that they share compiled
+steps."""
+
 
 def trainer_on(config: RunConfig, shape: tuple[int, int, int] = (1, 1, 1)) -> Trainer:
     """A trainer on as many of the emulated devices as the mesh needs."""

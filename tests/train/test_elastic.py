@@ -5,9 +5,10 @@ import dataclasses
 import jax
 import numpy as np
 
-from quecc_jax.config import QueccConfig
+from quecc_jax.config import CheckpointConfig
 from quecc_jax.data.elastic import drawn, padded_lengths
 from quecc_jax.load import load_engine, load_vlm
+from quecc_jax.models.compressors.avgpool_config import AveragePoolConfig
 from quecc_jax.train.loop import train
 from quecc_jax.train.progress import read_records
 from tests.train.runs import trainer_on
@@ -16,10 +17,15 @@ VALUES = (1, 4, 16)
 
 
 def test_an_elastic_run_learns_at_every_v_and_resumes(config, tmp_path, caplog):
-    model = dataclasses.replace(config.model, compressor=QueccConfig(elastic=VALUES, heads=4))
+    # The compressor that compiles fastest; what each does with V is tested in models/test_elastic.
+    model = dataclasses.replace(config.model, compressor=AveragePoolConfig(elastic=VALUES))
     data = dataclasses.replace(config.data, images_per_row=1, max_length=28)
     config = dataclasses.replace(
-        config, model=model, data=data, train=dataclasses.replace(config.train, steps=24)
+        config,
+        model=model,
+        data=data,
+        train=dataclasses.replace(config.train, steps=24),
+        checkpoint=CheckpointConfig(every=8),
     )
     trainer = trainer_on(config)
     with jax.log_compiles():

@@ -30,6 +30,9 @@ def reference(hidden, matrix, labels):
     return jnp.sum(jnp.where(targets == IGNORE, 0.0, losses))
 
 
+reference_gradients = jax.jit(jax.value_and_grad(reference, (0, 1)))
+
+
 @settings(max_examples=5, deadline=None)
 @given(chunk=st.integers(1, LENGTH + 3), parts=st.sampled_from([1, 2, 4]), seed=st.integers(0, 99))
 def test_loss_and_gradients_are_those_of_full_logits(chunk, parts, seed):
@@ -39,10 +42,10 @@ def test_loss_and_gradients_are_those_of_full_logits(chunk, parts, seed):
         # Scaled, as a caller that divides by the count would.
         return 0.5 * cross_entropy_sum(hidden, matrix, labels, chunk, parts)[0]
 
-    loss, gradients = jax.value_and_grad(chunked, (0, 1))(hidden, matrix)
-    expected, wanted = jax.value_and_grad(reference, (0, 1))(hidden, matrix, labels)
+    loss, gradients = jax.jit(jax.value_and_grad(chunked, (0, 1)))(hidden, matrix)
+    expected, wanted = reference_gradients(hidden, matrix, labels)
     np.testing.assert_allclose(loss, 0.5 * expected, rtol=1e-5)
-    np.testing.assert_allclose(chunked(hidden, matrix), loss, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(chunked)(hidden, matrix), loss, rtol=1e-6)
     for one, other in zip(gradients, wanted, strict=True):
         np.testing.assert_allclose(one, 0.5 * other, rtol=1e-4, atol=1e-5)
 
@@ -68,8 +71,8 @@ def test_each_logit_is_computed_once_and_a_frozen_matrix_gets_no_gradient(traine
 def test_bfloat16_gradients_stay_close():
     hidden, matrix, labels = arrays()
     half = (hidden.astype(jnp.bfloat16), matrix.astype(jnp.bfloat16))
-    rough = jax.grad(lambda h, m: cross_entropy_sum(h, m, labels, 4)[0], (0, 1))(*half)
-    exact = jax.grad(reference, (0, 1))(hidden, matrix, labels)
+    rough = jax.jit(jax.grad(lambda h, m: cross_entropy_sum(h, m, labels, 4)[0], (0, 1)))(*half)
+    _, exact = reference_gradients(hidden, matrix, labels)
     for one, other in zip(rough, exact, strict=True):
         assert one.dtype == jnp.bfloat16
         np.testing.assert_allclose(one.astype(np.float32), other, atol=0.03 * np.abs(other).max())

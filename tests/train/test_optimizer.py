@@ -129,6 +129,20 @@ def test_without_gradients_weights_shrink_at_the_rate_of_their_part():
     jax.tree.map(np.testing.assert_array_equal, after["compressor"]["norm"], PARAMS["compressor"]["norm"])
 
 
+def test_the_projectors_rate_is_its_own():
+    params = {**PARAMS, "projector": {"linear_1": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}}
+    optimizer = make_optimizer(dataclasses.replace(CONFIG, projector_learning_rate=0.0), 10)
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    for _ in range(2):
+        updates, state = update(jax.tree.map(jnp.ones_like, params), state, params)
+    after: Any = optax.apply_updates(params, updates)
+    for name, part in params.items():
+        moved = [
+            not np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (after[name], part)), strict=True)
+        ]
+        assert all(moved) if name == "decoder" else not any(moved), name
+
+
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_the_state_is_that_of_runs_that_decayed_everything(weight_decay):
     """Their checkpoints hold the state of optax.adamw without a mask."""
