@@ -104,7 +104,7 @@ def test_the_instruction_reads_the_memory_and_answers_do_not():
 
 
 @pytest.mark.parametrize("memory", [3, 9, 0])
-def test_a_memory_that_does_not_tile_the_grid_is_QueccPlusConfig(memory):
+def test_a_memory_that_does_not_tile_the_grid_is_refused(memory):
     config = QueccPlusConfig(**{**BARE, "fusion_layers": 1, "memory": memory})
     with pytest.raises(UserError, match=f"memory {memory} is not the square of a divisor of the grid's 4"):
         validate(dataclasses.replace(RUN, model=dataclasses.replace(MODEL, compressor=config)))

@@ -128,14 +128,14 @@ def test_masks_and_biases_by_brute_force(data):
         ({"rope_fraction": 0.1}, "rope_fraction 0.1 rotates 0 of a head's 8 channels"),
         ({"rope_fraction": 0.4}, "rope_fraction 0.4 rotates 3 of a head's 8 channels"),
         ({"rope_scaling": RopeScaling("llama3")}, "original_length 0 is not positive"),
-        ({"rope_scaling": RopeScaling("linear", factor=0.0)}, "factor 0.0 is not positive"),
+        ({"rope_scaling": RopeScaling("linear", factor=0.0)}, "factor is 0 but must be above 0"),
         ({"rope_scaling": RopeScaling("llama3", slow_turns=4.0, original_length=8)}, "slow_turns 4.0"),
         (
             {"rope_scaling": RopeScaling("longrope", original_length=8, short_factors=(1.0,) * 4)},
             "4 short_factors and 0 long_factors for the 4 rotated pairs",
         ),
         ({"rope_scaling": RopeScaling("linear"), "positions": "alibi"}, "needs decoder.positions rotary"),
-        ({"window": -1}, "window -1"),
+        ({"window": -1}, "window is -1 but must be at least 0"),
         ({"full_layers": 99}, "full_layers 99"),
     ],
 )
