@@ -45,11 +45,9 @@ class Answering:
           UserError: a setting is out of its range.
         """
         from quecc_jax.generate.questions import Limits
-        from quecc_jax.generate.sampling import Sampling, check_sampling
+        from quecc_jax.generate.sampling import Sampling, unless_greedy
 
         if self.max_new_tokens < 1:
             raise UserError(f"--max-new-tokens is {self.max_new_tokens}; give at least 1")
         sampling = Sampling(self.temperature, self.top_k, self.top_p, self.repetition_penalty)
-        check_sampling(sampling)
-        plain = self.temperature == 0 and self.repetition_penalty == 1
-        return Limits(self.max_new_tokens, self.stop, None if plain else sampling, self.seed)
+        return Limits(self.max_new_tokens, self.stop, unless_greedy(sampling), self.seed)

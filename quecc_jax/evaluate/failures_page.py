@@ -21,7 +21,7 @@ def write_failures(path: Path, results: Mapping[str, Any], judged: Mapping[str, 
     tasks = [_task(name, results["tasks"][name], answers) for name, answers in judged.items()]
     lead = f"Wrong answers of {results['model']} with {results['visual_tokens']} visual tokens an image."
     title = "Where the answers fail"
-    write_atomically(path, render("evaluate/failures.html", title=title, lead=lead, style="", tasks=tasks))
+    write_atomically(path, render("evaluate/failures.html", title=title, lead=lead, tasks=tasks))
 
 
 def _task(name: str, task: Mapping[str, Any], answers: Sequence[Judged]) -> dict[str, object]:

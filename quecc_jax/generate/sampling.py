@@ -26,8 +26,12 @@ class Sampling(NamedTuple):
     logits are divided by it, negative ones multiplied (CTRL, arXiv 1909.05858, section 4.1)."""
 
 
-def check_sampling(sampling: Sampling) -> None:
-    """Raises UserError for a setting that is out of its range, naming it as an option."""
+def unless_greedy(sampling: Sampling) -> Sampling | None:
+    """The settings; None for those that always take the model's likeliest token, which need no draw.
+
+    Raises:
+      UserError: a setting is out of its range; names it as an option.
+    """
     s = sampling
     checks = [
         (s.temperature >= 0, f"--temperature is {s.temperature}; give 0 (greedy) or more"),
@@ -41,6 +45,7 @@ def check_sampling(sampling: Sampling) -> None:
     for holds, message in checks:
         if not holds:
             raise UserError(message)
+    return None if s.temperature == 0 and s.repetition_penalty == 1 else s
 
 
 def process(logits: jax.Array, seen: jax.Array, sampling: Sampling) -> jax.Array:

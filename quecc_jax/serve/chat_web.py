@@ -12,23 +12,23 @@ import hashlib
 import json
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
 
 from quecc_jax.data.images import image_size
 from quecc_jax.errors import BadRow, UserError
+from quecc_jax.evaluate.attention import own_squares
+from quecc_jax.generate.engine import Engine
+from quecc_jax.generate.questions import Limits, Query, Question, ReadImage
+from quecc_jax.generate.sampling import Sampling, unless_greedy
+from quecc_jax.pages.page import render
 
-if TYPE_CHECKING:
-    from quecc_jax.generate.engine import Engine
-    from quecc_jax.generate.questions import Limits, ReadImage
-
-PAGE = Path(__file__).with_name("chat_page.html")
+Json = Mapping[str, object]
 UPLOADS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 KEPT = 32
 """Images that the server remembers."""
@@ -61,21 +61,14 @@ class Refused(Exception):
 class Page:
     """What the page can ask for, apart from HTTP."""
 
-    def __init__(
-        self,
-        engine: "Engine",
-        limits: "Limits",
-        query: Literal["own", "latest"],
-        max_bytes: int,
-        max_pixels: int,
-    ):
+    def __init__(self, engine: Engine, limits: Limits, query: Query, max_bytes: int, max_pixels: int):
         self.engine, self.limits, self.query = engine, limits, query
         self.max_bytes, self.max_pixels = max_bytes, max_pixels
         self._images: collections.OrderedDict[str, ReadImage] = collections.OrderedDict()
         self._model, self._held = threading.Lock(), threading.Lock()
         self._room = threading.Semaphore(WAITING)
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Json:
         """What the page shows before the first question."""
         data, model = self.engine.config.data, self.engine.config.model
         return {
@@ -89,7 +82,7 @@ class Page:
             "max_length": data.max_length,
         }
 
-    def upload(self, body: bytes) -> dict[str, Any]:
+    def upload(self, body: bytes) -> Json:
         """Takes an image file.
 
         Returns:
@@ -119,7 +112,7 @@ class Page:
                 self._images.popitem(last=False)
         return {"id": name, "width": width, "height": height}
 
-    def ask(self, body: bytes) -> Iterator[dict[str, Any]]:
+    def ask(self, body: bytes) -> Generator[Json]:
         """Events of one answer: {"text": piece} as they come, then {"usage", "answer", "query", "attention",
         "squares"}, the attention for the words that the compressor read.
 
@@ -127,29 +120,18 @@ class Page:
           Refused: the request is malformed, names an unknown image, or too many wait.
           UserError: the question does not fit.
         """
-        from quecc_jax.generate.questions import Question
-        from quecc_jax.generate.sampling import Sampling, check_sampling
-
-        asked = _fields(body)
+        asked = _asked(body)
         with self._held:
-            unknown = [name for name in asked["images"] if name not in self._images]
-            if unknown:
+            if not self._images.keys() >= {*asked.images}:
                 raise Refused(410, "the server no longer has this image; choose it again")
-            images = tuple(self._images[name] for name in asked["images"])
-        question = Question(asked["text"], images, tuple(asked["history"]), asked["query"] or self.query)
+            images = tuple(self._images[name] for name in asked.images)
+        question = Question(asked.text, images, tuple(asked.history), asked.query or self.query)
         limits = self.limits
-        if asked["temperature"] is not None:
-            sampling = Sampling(
-                asked["temperature"],
-                limits.sampling.top_k if limits.sampling else 0,
-                limits.sampling.top_p if limits.sampling else 1.0,
-                limits.sampling.repetition_penalty if limits.sampling else 1.0,
-            )
-            check_sampling(sampling)
-            plain = sampling._replace(temperature=0) == Sampling(temperature=0) and not sampling.temperature
-            limits = limits._replace(sampling=None if plain else sampling)
-        if asked["seed"] is not None:
-            limits = limits._replace(seed=asked["seed"])
+        if asked.temperature is not None:
+            sampling = (limits.sampling or Sampling())._replace(temperature=asked.temperature)
+            limits = limits._replace(sampling=unless_greedy(sampling))
+        if asked.seed is not None:
+            limits = limits._replace(seed=asked.seed)
         if not self._room.acquire(blocking=False):
             raise Refused(503, f"{WAITING} questions are waiting already; try again soon")
         try:
@@ -166,11 +148,9 @@ class Page:
         finally:
             self._room.release()
 
-    def _looked(self, question: Any) -> dict[str, Any]:
-        """`attention` [I, V, n], the mean over heads of every visual token's, and how many `squares` along a
+    def _looked(self, question: Question) -> Json:
+        """`attention` [I, V, N], the mean over heads of every visual token's, and how many `squares` along a
         side of the image belong to one token each, see `own_squares`; both None without."""
-        from quecc_jax.evaluate.attention import own_squares
-
         weights = self.engine.attention(question) if question.images else None
         if weights is None:
             return {"attention": None, "squares": None}
@@ -181,29 +161,33 @@ class Page:
         }
 
 
-def _fields(body: bytes) -> dict[str, Any]:
-    """A question's fields, each of the type it must have."""
-    kinds: dict[str, tuple[Any, Any]] = {
-        "text": (str, ""),
-        "history": (list, []),
-        "images": (list, []),
-        "query": (str, None),
-        "temperature": (int | float, None),
-        "seed": (int, None),
-    }
+class _Asked(NamedTuple):
+    """A question as the page sends it; None is the server's own setting."""
+
+    text: str = ""
+    history: Sequence[str] = ()
+    images: Sequence[str] = ()
+    query: Query | None = None
+    temperature: float | None = None
+    seed: int | None = None
+
+
+def _asked(body: bytes) -> _Asked:
+    """Raises Refused unless each field has the type that it must have."""
     try:
-        given = json.loads(body)
-        if not isinstance(given, dict) or given.keys() - kinds.keys():
+        asked = _Asked(**json.loads(body))
+        if not (
+            isinstance(asked.text, str)
+            and isinstance(asked.history, list | tuple)
+            and isinstance(asked.images, list | tuple)
+            and all(isinstance(x, str) for x in (*asked.history, *asked.images))
+            and asked.query in (None, "own", "latest")
+            and isinstance(asked.temperature, int | float | None)
+            and isinstance(asked.seed, int | None)
+            and 0 <= (asked.seed or 0) < 2**31
+        ):
             raise ValueError
-        asked = {name: given.get(name, default) for name, (_, default) in kinds.items()}
-        for name, (kind, default) in kinds.items():
-            if not (asked[name] is default or isinstance(asked[name], kind)):
-                raise ValueError
-        if not all(isinstance(x, str) for x in (*asked["history"], *asked["images"])):
-            raise ValueError
-        if asked["query"] not in (None, "own", "latest") or not 0 <= (asked["seed"] or 0) < 2**31:
-            raise ValueError
-    except ValueError:
+    except (ValueError, TypeError):
         raise Refused(400, "the question is not of the form that the page sends") from None
     return asked
 
@@ -219,6 +203,7 @@ def make_server(page: Page, host: str, port: int) -> ThreadingHTTPServer:
         pass
 
     Handler.page = page
+    Handler.document = render("serve/chat_page.html", title="quecc_jax chat")
     Handler.names = {"localhost", "127.0.0.1", "[::1]", host if ":" not in host else f"[{host}]"}
 
     class Server(ThreadingHTTPServer):
@@ -246,6 +231,7 @@ class _Handler(BaseHTTPRequestHandler):
     """One request."""
 
     page: Page
+    document: str
     names: set[str]
     timeout = 60
     protocol_version = "HTTP/1.1"
@@ -254,10 +240,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         def reply() -> None:
             if self.path == "/":
-                page = PAGE.read_text(encoding="utf-8")
-                self._send(
-                    200, "text/html; charset=utf-8", page.encode(), {"Content-Security-Policy": policy(page)}
-                )
+                own_script = {"Content-Security-Policy": policy(self.document)}
+                self._send(200, "text/html; charset=utf-8", self.document.encode(), own_script)
             elif self.path == "/settings":
                 self._json(200, self.page.settings())
             else:
@@ -276,7 +260,7 @@ class _Handler(BaseHTTPRequestHandler):
 
         self._guarded(reply)
 
-    def _guarded(self, reply: Any) -> None:
+    def _guarded(self, reply: Callable[[], None]) -> None:
         try:
             self._check_sender()
             reply()
@@ -306,7 +290,7 @@ class _Handler(BaseHTTPRequestHandler):
             )
         return self.rfile.read(int(length))
 
-    def _json(self, status: int, value: dict[str, Any]) -> None:
+    def _json(self, status: int, value: Json) -> None:
         if status >= 400:
             # The body may not have been read.
             self.close_connection = True
@@ -324,7 +308,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
 
-    def _stream(self, events: Iterator[dict[str, Any]]) -> None:
+    def _stream(self, events: Generator[Json]) -> None:
         """Server-sent events; a mistake before the first one is an ordinary error."""
         first = next(events, None)
         self.close_connection = True
@@ -338,11 +322,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._event({"error": str(error)})
         finally:
             # A page that left must not keep the model.
-            events.close()  # type: ignore[attr-defined]
+            events.close()
 
-    def _event(self, event: dict[str, Any]) -> None:
+    def _event(self, event: Json) -> None:
         self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
         self.wfile.flush()
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, format: str, *args: object) -> None:
         """Requests are not logged: they hold what people ask."""

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quecc_jax.errors import UserError
-from quecc_jax.generate.sampling import Sampling, check_sampling, choose, process
+from quecc_jax.generate.sampling import Sampling, choose, process, unless_greedy
 
 VOCAB = 12
 
@@ -101,5 +101,6 @@ def test_a_row_is_drawn_by_its_own_key_and_step_whatever_stands_beside_it():
 )
 def test_settings_out_of_range_are_named(settings, message):
     with pytest.raises(UserError, match=message):
-        check_sampling(settings)
-    check_sampling(Sampling())
+        unless_greedy(settings)
+    assert unless_greedy(Sampling()) == Sampling()
+    assert unless_greedy(Sampling(0, top_k=3)) is None

@@ -22,7 +22,6 @@ def page(seen: Seen) -> str:
         "data/preview/page.html",
         title=f"Data of {seen.config.out}",
         lead=_LEAD,
-        style="",
         facts=table_html(seen.facts, ["", ""]),
         rows=[_row(row) for row in seen.rows],
     )
