@@ -24,11 +24,11 @@ from quecc_jax.data.images import load_pixels, normalise
 from quecc_jax.data.references import image_refs
 from quecc_jax.data.text.conversation import Encoded, encode, prompt, query_ids
 from quecc_jax.data.text.tokenizer import Tokenizer, load_tokenizer
-from quecc_jax.generate import build_generator
 from quecc_jax.load import load_vlm
 from quecc_jax.models.towers.clip import split_features
 from quecc_jax.models.vlm import VLM
 from quecc_jax.train.step import loss_sum
+from tests.generator import build_generator
 from tests.measure import error
 
 IMAGE = -200

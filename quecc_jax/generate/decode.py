@@ -1,12 +1,13 @@
 """Decoding with a key-value cache under fixed shapes: pure functions of the parameters and a state."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
 from quecc_jax.config import ModelConfig
 from quecc_jax.data.batch import Batch
@@ -15,9 +16,10 @@ from quecc_jax.models.decoder import Cache, empty_cache, unstack
 from quecc_jax.models.vlm import VLM, Visual
 from quecc_jax.sharding import RULES
 
-Params = dict[str, Any]
-Generator = Callable[..., jax.Array]
-"""(params, batch, visual=None, sampling=None, keys=None) -> int32 [B, max_new_tokens]."""
+P = ParamSpec("P")
+R = TypeVar("R")
+Params = dict[str, PyTree]
+"""A tree of arrays by top-level name."""
 
 
 class State(NamedTuple):
@@ -48,7 +50,7 @@ def decoding_params(params: Params, config: ModelConfig) -> Params:
         return params
     dtype = jnp.dtype(config.dtype)
 
-    def cast(path: Any, leaf: Any) -> Any:
+    def cast(path: tuple[jax.tree_util.DictKey, ...], leaf: jax.Array) -> jax.Array:
         is_norm = any("norm" in key.key for key in path)
         return leaf if is_norm or leaf.dtype == dtype else leaf.astype(dtype)
 
@@ -56,7 +58,7 @@ def decoding_params(params: Params, config: ModelConfig) -> Params:
 
 
 def begin(
-    model: Any,
+    model: VLM,
     ends: tuple[int, ...],
     params: Params,
     batch: Batch,
@@ -77,11 +79,10 @@ def begin(
       keys: typed random keys [B]; needed unless greedy.
       new: positions that the cache has behind the prompts.
     """
-    config: ModelConfig = model.config
+    config = model.config
     rows, length = batch.tokens.shape
     cache = empty_cache(config.decoder, rows, length + new, jnp.dtype(config.dtype))
-    variables = {"params": params}
-    hidden, cache = model.apply(variables, batch, cache, visual, method=VLM.prefill)
+    hidden, cache = _apply(model, params, VLM.prefill, batch, cache, visual)
     lengths = jnp.sum(batch.segments > 0, axis=1)
     last = jnp.maximum(lengths - 1, 0)
     hidden = jnp.take_along_axis(hidden, last[:, None, None], axis=1)
@@ -95,7 +96,7 @@ def begin(
 
 
 def advance(
-    model: Any,
+    model: VLM,
     ends: tuple[int, ...],
     params: Params,
     state: State,
@@ -121,14 +122,8 @@ def advance(
     def decode(carry: tuple[jax.Array, jax.Array, State]) -> tuple[jax.Array, jax.Array, State]:
         number, out, state = carry
         positions = (state.lengths + state.step - 1)[:, None]
-        hidden, cache = model.apply(
-            {"params": params},
-            state.token[:, None],
-            positions,
-            jnp.ones_like(positions),
-            state.cache,
-            method=VLM.extend,
-        )
+        inputs = state.token[:, None], positions, jnp.ones_like(positions), state.cache
+        hidden, cache = _apply(model, params, VLM.extend, *inputs)
         state = _choose(model, ends, params, hidden, state._replace(cache=cache), sampling, keys)
         return number + 1, out.at[:, number].set(state.token), state
 
@@ -137,7 +132,7 @@ def advance(
 
 
 def _choose(
-    model: Any,
+    model: VLM,
     ends: tuple[int, ...],
     params: Params,
     hidden: jax.Array,
@@ -146,7 +141,7 @@ def _choose(
     keys: jax.Array | None,
 ) -> State:
     """The state with the token that follows hidden [B, 1, M]."""
-    logits = model.apply({"params": params}, hidden[:, 0], method=VLM.logits)
+    logits = _apply(model, params, VLM.logits, hidden[:, 0])
     seen = state.seen
     if sampling is None or seen is None or keys is None:
         token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
@@ -158,50 +153,16 @@ def _choose(
     return state._replace(token=token, done=done, step=state.step + 1, seen=seen)
 
 
-def build_generator(
-    config: ModelConfig, max_new_tokens: int, eos: int, also: tuple[int, ...] = (), mesh: Mesh | None = None
-) -> Generator:
-    """A compiled function from parameters and a batch of prompts to answers.
-
-    The prompts of a batch end where their answers begin and may differ in length (padded at the
-    end). Decoding stops as soon as every row has ended.
-
-    Args:
-      eos: the token that ends an answer.
-      also: others that do, such as a template's end mark; they come out as `eos`.
-      mesh: where parameters are sharded by the logical rules, and rows are split; None for one device.
-
-    Returns:
-      fn(params, batch, visual=None, sampling=None, keys=None) -> int32 [B, max_new_tokens]; `eos` from a
-      row's end on. Rows without any token (padding of the batch) are all eos. See `begin` for the
-      arguments; `decoding_params` makes params that need not be rearranged at every call.
-    """
-    model, ends = VLM(config, unrolled=True), (eos, *also)
-
-    def generate(
-        params: Params,
-        batch: Batch,
-        visual: Visual | None = None,
-        sampling: Sampling | None = None,
-        keys: jax.Array | None = None,
-    ) -> jax.Array:
-        params = decoding_params(params, config)
-        state = begin(model, ends, params, batch, visual, sampling, keys, max_new_tokens)
-        first = state.token[:, None]
-        if max_new_tokens == 1:
-            return first
-        rest, _ = advance(model, ends, params, state, sampling, keys, max_new_tokens - 1)
-        return jnp.concatenate([first, rest], axis=1)
-
-    return on_mesh(jax.jit(generate), mesh)
+def _apply(model: VLM, params: Params, method: Callable[..., object], *inputs: object) -> PyTree:
+    return model.apply({"params": params}, *inputs, method=method)
 
 
-def on_mesh(jitted: Callable[..., Any], mesh: Mesh | None) -> Callable[..., Any]:
+def on_mesh(jitted: Callable[P, R], mesh: Mesh | None) -> Callable[P, R]:
     """A jitted function that is traced and run with the mesh and the logical rules at hand."""
     if mesh is None:
         return jitted
 
-    def run(*arguments: Any, **named: Any) -> Any:
+    def run(*arguments: P.args, **named: P.kwargs) -> R:
         with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
             return jitted(*arguments, **named)
 

@@ -9,7 +9,6 @@ import functools
 import time
 from collections.abc import Iterator, Sequence
 from io import BytesIO
-from typing import Any
 
 import jax
 import numpy as np
@@ -37,8 +36,8 @@ from quecc_jax.sharding import batch_parts, batch_sharding
 SMALLEST = 32
 """Prompts and answers are padded to at least so many positions, so that few programs are compiled."""
 
-BEGIN: Any = jax.jit(begin, static_argnums=(0, 1, 7))
-ADVANCE: Any = jax.jit(advance, static_argnums=(0, 1, 6), donate_argnums=3)
+BEGIN = jax.jit(begin, static_argnums=(0, 1, 7))
+ADVANCE = jax.jit(advance, static_argnums=(0, 1, 6), donate_argnums=3)
 """Compiled once per model and shapes, for all engines; the state's memory is reused."""
 
 
@@ -73,10 +72,9 @@ class Engine:
         self.ends = stops(config.data.template, self.tokenizer)
         self.encoders = Encoders(config.model, self.reuse, mesh)
         self.mesh = mesh
-        self.begin = functools.partial(on_mesh(BEGIN, mesh), VLM(config.model, unrolled=True), self.ends.ids)
-        self.advance = functools.partial(
-            on_mesh(ADVANCE, mesh), VLM(config.model, unrolled=True), self.ends.ids
-        )
+        model = VLM(config.model, unrolled=True)
+        self.begin = functools.partial(on_mesh(BEGIN, mesh), model, self.ends.ids)
+        self.advance = functools.partial(on_mesh(ADVANCE, mesh), model, self.ends.ids)
         self._data = dataclasses.replace(
             config.data,
             batching="pad",

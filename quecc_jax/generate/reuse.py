@@ -5,13 +5,13 @@ import functools
 import hashlib
 import math
 import time
-from typing import Any
 
 import cachetools
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
 from quecc_jax.config import ModelConfig
 from quecc_jax.config.shapes import query_width
@@ -201,7 +201,7 @@ def _images(model: VLM, params: Params, pixels: jax.Array) -> tuple[jax.Array, .
 
 @functools.partial(jax.jit, static_argnums=0)
 def _compress(model: VLM, params: Params, states: jax.Array, query: jax.Array) -> Visual:
-    visual: Any = model.apply({"params": params}, states, query, method=VLM.compress)
+    visual: PyTree = model.apply({"params": params}, states, query, method=VLM.compress)
     return visual
 
 
@@ -216,7 +216,7 @@ def _look(model: VLM, params: Params, states: jax.Array, query: jax.Array) -> ja
     return jnp.broadcast_to(found[-1], (b * i, *shape)).reshape(b, i, *shape)
 
 
-def _rows(x: Any) -> tuple[jax.Array, ...]:
+def _rows(x: PyTree) -> tuple[jax.Array, ...]:
     return tuple(x[r, 0] for r in range(x.shape[0]))
 
 

@@ -1,6 +1,6 @@
 """How the next token follows from its logits."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +14,14 @@ class Sampling(NamedTuple):
     They apply in the order of transformers' `generate`: penalty, temperature, top-k, top-p.
     """
 
-    temperature: Any = 1.0
+    temperature: float = 1.0
     """Logits are divided by it; 0 takes the likeliest token."""
-    top_k: Any = 0
+    top_k: int = 0
     """Draw from so many of the likeliest tokens; 0 is no limit."""
-    top_p: Any = 1.0
+    top_p: float = 1.0
     """Draw from the fewest likeliest tokens whose probabilities sum to at least this (nucleus sampling,
     arXiv 1904.09751)."""
-    repetition_penalty: Any = 1.0
+    repetition_penalty: float = 1.0
     """Above 1 makes tokens of the prompt's text and of the answer less likely to come again: positive
     logits are divided by it, negative ones multiplied (CTRL, arXiv 1909.05858, section 4.1)."""
 

@@ -11,12 +11,13 @@ import pytest
 
 from quecc_jax.config import MeshConfig
 from quecc_jax.data.batch import Batch, batch_spec
-from quecc_jax.generate import Sampling, build_generator
 from quecc_jax.generate.decode import advance, begin, decoding_params, on_mesh
+from quecc_jax.generate.sampling import Sampling
 from quecc_jax.models.decoder import unstack
 from quecc_jax.models.vlm import VLM
 from quecc_jax.sharding import batch_sharding, make_mesh
 from quecc_jax.train.step import abstract_params
+from tests.generator import build_generator
 from tests.tiny import MODEL, random_batch, random_params, run
 
 NEW = 5

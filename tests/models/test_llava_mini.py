@@ -13,7 +13,7 @@ from quecc_jax.config import MeshConfig, OptimizerConfig
 from quecc_jax.config.shapes import compressor_sizes
 from quecc_jax.data.batch import IGNORE, Batch
 from quecc_jax.flops import compressor_cost
-from quecc_jax.generate.decode import build_generator, decoding_params
+from quecc_jax.generate.decode import decoding_params
 from quecc_jax.generate.reuse import Encoders, Reuse
 from quecc_jax.models.compressors.base import Features
 from quecc_jax.models.compressors.fusion import Fusion
@@ -23,6 +23,7 @@ from quecc_jax.models.vlm import VLM
 from quecc_jax.sharding import make_mesh
 from quecc_jax.train.state import TrainState, split_params
 from quecc_jax.train.step import build_trainer
+from tests.generator import build_generator
 from tests.models.reference import affine, attend, decode_layers, gelu, layer_norm
 from tests.tiny import random_batch, random_like, random_params, run
 

@@ -16,8 +16,8 @@ from quecc_jax.convert.formats.decoder_rules import decoder_rules
 from quecc_jax.convert.formats.families import decoder_config, family_of
 from quecc_jax.convert.rules import Rule, from_tree, to_tree
 from quecc_jax.data.batch import Batch
-from quecc_jax.generate import build_generator
 from quecc_jax.models.decoder import Decoder
+from tests.generator import build_generator
 from tests.golden_check import TOLERANCE
 from tests.parity.compare import errors, gradients, randomise
 

@@ -18,8 +18,8 @@ from quecc_jax.convert.formats.gguf_tokenizer import write_tokenizer
 from quecc_jax.convert.rules import check, to_tree
 from quecc_jax.data.batch import Batch
 from quecc_jax.data.text.tokenizer import Tokenizer, load_tokenizer
-from quecc_jax.generate import build_generator
 from quecc_jax.models.decoder import Decoder
+from tests.generator import build_generator
 from tests.golden_check import TOLERANCE
 from tests.parity.compare import errors
 
