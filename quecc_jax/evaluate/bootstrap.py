@@ -6,19 +6,19 @@ image. So a bootstrap replicate needs only the units' sums with other multiplici
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 Tally = Mapping[str, float]
 """What one unit adds to each sum; a sum that it does not name gets nothing."""
-Totals = Mapping[str, Any]
-"""Sums over units: numbers, or float64 [R] for R replicates."""
-Metrics = Callable[[Totals], dict[str, Any]]
+Totals = Mapping[str, float | np.ndarray]
+"""By name: sums over units, or metrics made of them; numbers, or float64 [R] for R replicates."""
+Metrics = Callable[[Totals], Totals]
 """From sums to metrics by name, elementwise over replicates."""
 
 
-def ratio(part: Any, whole: Any, empty: float = np.nan) -> Any:
+def ratio(part: ArrayLike, whole: ArrayLike, empty: float = np.nan) -> np.ndarray:
     """part / whole elementwise, `empty` where whole is 0."""
     part, whole = np.asarray(part, np.float64), np.asarray(whole, np.float64)
     return np.where(whole == 0, empty, part / np.where(whole == 0, 1.0, whole))
@@ -52,7 +52,7 @@ def evaluate(
     return {name: (float(value), _deviation(replicates[name])) for name, value in values.items()}
 
 
-def _deviation(values: Any) -> float:
+def _deviation(values: ArrayLike) -> float:
     known = np.asarray(values, np.float64)
     known = known[np.isfinite(known)]
     return float(np.std(known, ddof=1)) if len(known) > 1 else float("nan")

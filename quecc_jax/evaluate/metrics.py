@@ -1,4 +1,4 @@
-"""RowLengths that several benchmarks share: whether one answer is right, and by how much."""
+"""Measures that several benchmarks share: whether one answer is right, and by how much."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -9,20 +9,8 @@ _PERIOD = re.compile(r"\.(?!\d)")
 _PERIODS = int(re.UNICODE)
 """The official script passes this flag where a count belongs, so it drops that many periods at most."""
 _ARTICLES = frozenset(("a", "an", "the"))
-_NUMBERS = {
-    "none": "0",
-    "zero": "0",
-    "one": "1",
-    "two": "2",
-    "three": "3",
-    "four": "4",
-    "five": "5",
-    "six": "6",
-    "seven": "7",
-    "eight": "8",
-    "nine": "9",
-    "ten": "10",
-}
+_NUMBER_WORDS = "zero one two three four five six seven eight nine ten"
+_NUMBERS = {"none": "0"} | {word: str(number) for number, word in enumerate(_NUMBER_WORDS.split())}
 _CONTRACTIONS = """
 'ow's'at 'twas I'd've I'm I've ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't
 hadn't've hasn't haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am might've
@@ -39,9 +27,9 @@ y'all'll you'd you'd've you'll you're you've
 def _without_apostrophe() -> dict[str, str]:
     table = {"somebody'd": "somebodyd"}  # So in the official table, although the others add apostrophes.
     for word in _CONTRACTIONS.split():
-        for place, letter in enumerate(word):
+        for at, letter in enumerate(word):
             if letter == "'":
-                table[word[:place] + word[place + 1 :]] = word
+                table[word[:at] + word[at + 1 :]] = word
     return table
 
 

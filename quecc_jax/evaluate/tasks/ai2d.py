@@ -20,9 +20,9 @@ from quecc_jax.evaluate.tasks.base import (
     Scorer,
     Task,
     asked,
-    field,
     letters,
     options,
+    records,
 )
 
 _ZIP = "ai2-website.s3.amazonaws.com/data/ai2d-all.zip"
@@ -44,11 +44,12 @@ def load(data: Path) -> list[Sample]:
         path = folder / f"questions/{identity}.png.json"
         if not path.is_file():
             continue  # Some images have no question.
-        record = read_json(path)
-        image: str = str(folder / "images" / field(record, "imageName", path, 1))
+        (record,) = records(path, [read_json(path)])
+        image = str(folder / "images" / record["imageName"])
         lettered: bytes | None = None
-        for number, (question, truth) in enumerate(record["questions"].items(), start=1):
-            choices = field(truth, "answerTexts", path, number)
+        questions = record["questions"]
+        for question, truth in zip(questions, records(path, questions.values()), strict=True):
+            choices = truth["answerTexts"]
             if truth.get("abcLabel") and lettered is None:
                 lettered = covered(image, read_json(folder / f"annotations/{identity}.png.json"))
             shown = lettered if truth.get("abcLabel") and lettered is not None else image

@@ -7,10 +7,12 @@ import dataclasses
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from quecc_jax.data.files import read_json
 from quecc_jax.errors import UserError
 from quecc_jax.evaluate.bootstrap import Metrics, Tally, Totals, ratio
 from quecc_jax.paths import write_text
@@ -85,10 +87,6 @@ Write = Callable[[Path, Sequence[Judged], Path], None]
 directory."""
 
 
-def _own_unit(sample: Sample) -> Any:
-    return sample.id
-
-
 def scored_mean(unit: Sequence[Judged]) -> Tally:
     """Scores and questions of a unit, in all and by the extras named in `sample.extra["kinds"]`."""
     tally: dict[str, float] = defaultdict(float)
@@ -101,7 +99,7 @@ def scored_mean(unit: Sequence[Judged]) -> Tally:
     return tally
 
 
-def percentages(totals: Totals) -> dict[str, Any]:
+def percentages(totals: Totals) -> Totals:
     """Mean scores in %: `accuracy`, and `accuracy/KIND` for every kind."""
     return {
         name.replace("count", "accuracy", 1): 100 * ratio(totals[name.replace("count", "score", 1)], count)
@@ -126,7 +124,7 @@ class Task:
     """Questions from the data directory; raises UserError where a file is not of the form it should be."""
     scorers: tuple[Scorer, ...]
     """Rules for its answers: first the one that is used, then others that people use."""
-    unit: Callable[[Sample], Any] = _own_unit
+    unit: Callable[[Sample], Hashable] = attrgetter("id")
     """What the sample is drawn together with; samples of one unit share this value."""
     tally: Callable[[Sequence[Judged]], Tally] = scored_mean
     metrics: Metrics = percentages
@@ -168,7 +166,7 @@ class Task:
 
     def units(self, judged: Iterable[Judged]) -> list[list[Judged]]:
         """The answers by unit, in order of first appearance."""
-        found: dict[Any, list[Judged]] = {}
+        found: dict[Hashable, list[Judged]] = {}
         for one in judged:
             found.setdefault(self.unit(one.sample), []).append(one)
         return list(found.values())
@@ -188,7 +186,7 @@ def limited(task: Task, samples: Sequence[Sample], limit: int | None) -> list[Sa
     """About `limit` questions, spread evenly over the benchmark, whole units only; all of them for None."""
     if limit is None or limit >= len(samples):
         return list(samples)
-    units: dict[Any, list[Sample]] = {}
+    units: dict[Hashable, list[Sample]] = {}
     for sample in samples:
         units.setdefault(task.unit(sample), []).append(sample)
     groups = list(units.values())
@@ -213,35 +211,59 @@ def letters(count: int) -> list[str]:
     return [chr(ord("A") + i) for i in range(count)]
 
 
-def field(record: Any, name: str, where: Path, number: int) -> Any:
-    """A field of a data file's record, counted from 1.
+class Record(dict[str, Any]):
+    """Fields of one record of a data file; asking for one that it lacks raises a UserError."""
+
+    def __init__(self, fields: object, where: str):
+        super().__init__(fields if isinstance(fields, Mapping) else {})
+        self.where = where
+        """How messages begin."""
+
+    def __missing__(self, name: str) -> Any:
+        raise UserError(f"{self.where} has no {name}; take the benchmark's own file")
+
+
+def records(path: Path, values: Iterable[object] | None = None) -> Iterator[Record]:
+    """The records of a data file in their order, counted from 1 in messages.
+
+    Args:
+      path: a .json or .jsonl file, a list of records.
+      values: the records, where the file holds more than these.
 
     Raises:
-      UserError: the record has no such field.
+      UserError: as `read_json`.
     """
-    try:
-        return record[name]
-    except (KeyError, TypeError, IndexError):
-        raise UserError(f"{where}, record {number} has no {name}; take the benchmark's own file") from None
+    for number, value in enumerate(read_json(path) if values is None else values, start=1):
+        yield Record(value, f"{path}, record {number}")
 
 
-def write_json(path: Path, value: Any) -> None:
+def upload(name: str, record: Callable[[Judged], object]) -> Write:
+    """Writes the file `name`: a JSON list of one record an answer, or a value a line if it is a .jsonl file."""
+
+    def write(folder: Path, judged: Sequence[Judged], data: Path) -> None:
+        values = [record(one) for one in judged]
+        (write_lines if name.endswith(".jsonl") else write_json)(folder / name, values)
+
+    return write
+
+
+def write_json(path: Path, value: object) -> None:
     """Writes a JSON file whole or not at all."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
-def write_lines(path: Path, records: Iterable[Any]) -> None:
+def write_lines(path: Path, values: Iterable[object]) -> None:
     """Writes one JSON value a line, the file whole or not at all."""
-    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    write_text(path, "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values))
 
 
 def llava_answers(judged: Iterable[Judged], model: str) -> list[dict[str, Any]]:
     """Records of an answer file as LLaVA's scripts write it (llava/eval/model_vqa*.py)."""
-    records = []
+    found = []
     for one in judged:
         question = one.sample.extra.get("question_id", one.sample.id)
         unique = hashlib.sha256(f"{model}\0{one.sample.id}\0{one.answer}".encode()).hexdigest()[:22]
-        records.append(
+        found.append(
             {
                 "question_id": question,
                 "prompt": one.sample.extra.get("text", one.sample.prompt),
@@ -252,4 +274,4 @@ def llava_answers(judged: Iterable[Judged], model: str) -> list[dict[str, Any]]:
                 "metadata": {},
             }
         )
-    return records
+    return found

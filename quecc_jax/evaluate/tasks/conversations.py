@@ -3,8 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from quecc_jax.data.files import read_json
-from quecc_jax.evaluate.tasks.base import EVAL_ZIP, File, Judged, Sample, Scorer, Task, field, write_json
+from quecc_jax.evaluate.tasks.base import EVAL_ZIP, File, Judged, Sample, Scorer, Task, records, write_json
 
 _WILD, _MMVET = "llava-bench-in-the-wild", "mm-vet"
 _WILD_SITE = "huggingface.co/datasets/liuhaotian/llava-bench-in-the-wild"
@@ -15,13 +14,13 @@ def _loader(questions: str, images: str) -> Callable[[Path], list[Sample]]:
         """Questions as LLaVA's model_vqa.py asks them: as they stand, without a response format."""
         return [
             Sample(
-                field(line, "question_id", data / questions, number),
+                line["question_id"],
                 (str(data / images / line["image"]),),
                 line["text"],
                 None,
                 {"kinds": [line["category"]] if "category" in line else []},
             )
-            for number, line in enumerate(read_json(data / questions), start=1)
+            for line in records(data / questions)
         ]
 
     return load

@@ -1,21 +1,10 @@
 """ChartQA and DocVQA: reading charts and scanned pages."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from quecc_jax.data.files import read_json
 from quecc_jax.evaluate.metrics import anls, relaxed_match
-from quecc_jax.evaluate.tasks.base import (
-    LMMS_EVAL,
-    File,
-    Judged,
-    Sample,
-    Scorer,
-    Task,
-    asked,
-    field,
-    write_json,
-)
+from quecc_jax.evaluate.tasks.base import LMMS_EVAL, File, Sample, Scorer, Task, asked, records, upload
 
 _CHARTQA_SITE = "github.com/vis-nlp/ChartQA (ChartQA Dataset.zip)"
 _DOCVQA_SITE = "the Robust Reading Competition, rrc.cvc.uab.es/?ch=17, task 1"
@@ -29,8 +18,8 @@ def _load_chartqa(data: Path) -> list[Sample]:
     samples = []
     for part in ("human", "augmented"):
         path = data / f"chartqa/test/test_{part}.json"
-        for number, record in enumerate(read_json(path), start=1):
-            image = data / "chartqa/test/png" / field(record, "imgname", path, number)
+        for number, record in enumerate(records(path), start=1):
+            image = data / "chartqa/test/png" / record["imgname"]
             samples.append(
                 Sample(
                     f"{part}/{number}",
@@ -51,16 +40,15 @@ def _judge_chartqa(sample: Sample, answer: str) -> tuple[str, float]:
 def _load_docvqa(data: Path) -> list[Sample]:
     """Questions in the words of lmms-eval's docvqa_val, which are LLaVA-1.5's for short answers."""
     path, samples = data / _DOCVQA, []
-    for number, record in enumerate(read_json(path)["data"], start=1):
-        image = data / "docvqa" / field(record, "image", path, number)
-        kinds = record.get("question_types") or []
+    for record in records(path, read_json(path)["data"]):
+        image = data / "docvqa" / record["image"]
         samples.append(
             Sample(
                 record["questionId"],
                 (str(image),),
                 asked(record["question"]),
-                [str(truth) for truth in field(record, "answers", path, number)],
-                {"kinds": kinds},
+                [str(truth) for truth in record["answers"]],
+                {"kinds": record.get("question_types") or []},
             )
         )
     return samples
@@ -69,12 +57,6 @@ def _load_docvqa(data: Path) -> list[Sample]:
 def _judge_docvqa(sample: Sample, answer: str) -> tuple[str, float]:
     """ANLS with threshold 0.5 (Mathew et al. 2021, "DocVQA", section 5), see `metrics.anls`."""
     return answer, anls(answer, sample.truth)
-
-
-def _write_docvqa(folder: Path, judged: Sequence[Judged], data: Path) -> None:
-    write_json(
-        folder / "docvqa_upload.json", [{"questionId": one.sample.id, "answer": one.answer} for one in judged]
-    )
 
 
 CHARTQA = Task(
@@ -99,6 +81,6 @@ DOCVQA = Task(
             "lmms_eval", f"anls in api/metrics.py of {LMMS_EVAL}, as the competition has it", _judge_docvqa
         ),
     ),
-    write=_write_docvqa,
+    write=upload("docvqa_upload.json", lambda one: {"questionId": one.sample.id, "answer": one.answer}),
     max_new_tokens=32,
 )

@@ -1,21 +1,10 @@
 """GQA: compositional questions about scenes, test-dev balanced."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from quecc_jax.data.files import read_json
 from quecc_jax.errors import UserError
-from quecc_jax.evaluate.tasks.base import (
-    EVAL_ZIP,
-    LLAVA,
-    File,
-    Judged,
-    Sample,
-    Scorer,
-    Task,
-    field,
-    write_json,
-)
+from quecc_jax.evaluate.tasks.base import EVAL_ZIP, LLAVA, File, Record, Sample, Scorer, Task, records, upload
 
 _SITE = "cs.stanford.edu/people/dorarad/gqa/download.html"
 _QUESTIONS = "gqa/llava_gqa_testdev_balanced.jsonl"
@@ -25,11 +14,11 @@ _TRUTHS = "gqa/data/testdev_balanced_questions.json"
 def load(data: Path) -> list[Sample]:
     """LLaVA's questions with the answers of GQA's file."""
     truths, samples = read_json(data / _TRUTHS), []
-    for number, line in enumerate(read_json(data / _QUESTIONS), start=1):
-        identity = str(field(line, "question_id", data / _QUESTIONS, number))
+    for number, line in enumerate(records(data / _QUESTIONS), start=1):
+        identity = str(line["question_id"])
         if identity not in truths:
             raise UserError(f"{data / _TRUTHS} has no question {identity}; take the testdev_balanced split")
-        truth = truths[identity]
+        truth = Record(truths[identity], f"{data / _TRUTHS}, record {number}")
         structure = truth.get("types", {}).get("structural")
         kinds = [] if structure is None else ["open" if structure == "query" else "binary"]
         samples.append(
@@ -37,7 +26,7 @@ def load(data: Path) -> list[Sample]:
                 identity,
                 (str(data / "gqa/data/images" / line["image"]),),
                 line["text"],
-                field(truth, "answer", data / _TRUTHS, number),
+                truth["answer"],
                 {"kinds": kinds},
             )
         )
@@ -54,14 +43,6 @@ def judge(sample: Sample, answer: str) -> tuple[str, float]:
     return parsed, float(parsed == sample.truth)
 
 
-def write(folder: Path, judged: Sequence[Judged], data: Path) -> None:
-    """testdev_balanced_predictions.json, which GQA's eval.py reads."""
-    write_json(
-        folder / "testdev_balanced_predictions.json",
-        [{"questionId": one.sample.id, "prediction": one.parsed} for one in judged],
-    )
-
-
 GQA = Task(
     "gqa",
     "GQA test-dev balanced, 12,578 questions",
@@ -73,5 +54,9 @@ GQA = Task(
     load,
     (Scorer("llava", f"scripts/convert_gqa_for_eval.py of {LLAVA} and GQA's eval.py", judge),),
     column="GQA",
-    write=write,
+    # What GQA's eval.py reads.
+    write=upload(
+        "testdev_balanced_predictions.json",
+        lambda one: {"questionId": one.sample.id, "prediction": one.parsed},
+    ),
 )

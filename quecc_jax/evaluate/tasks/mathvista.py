@@ -7,7 +7,7 @@ from typing import Any
 
 from quecc_jax.data.files import read_json
 from quecc_jax.evaluate.metrics import edit_distance
-from quecc_jax.evaluate.tasks.base import File, Judged, Sample, Scorer, Task, field, letters, write_json
+from quecc_jax.evaluate.tasks.base import File, Judged, Sample, Scorer, Task, letters, records, write_json
 
 _FILE = "mathvista/annot_testmini.json"
 _SITE = "huggingface.co/datasets/AI4Math/MathVista"
@@ -27,16 +27,17 @@ _THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
 def load(data: Path) -> list[Sample]:
     """Problems with the benchmark's own query text, built where the file does not carry it."""
     path, samples = data / _FILE, []
-    for number, (identity, problem) in enumerate(read_json(path).items(), start=1):
+    problems = read_json(path)
+    for identity, problem in zip(problems, records(path, problems.values()), strict=True):
         facts = {name: problem.get(name) for name in ("question_type", "answer_type", "choices", "precision")}
-        image = str(data / "mathvista" / field(problem, "image", path, number))
+        image = str(data / "mathvista" / problem["image"])
         kinds = [value for name in ("task", "context") if (value := problem.get("metadata", {}).get(name))]
         samples.append(
             Sample(
                 identity,
                 (image,),
                 problem.get("query") or query(problem),
-                str(field(problem, "answer", path, number)),
+                str(problem["answer"]),
                 {**facts, "kinds": [problem["question_type"], *kinds]},
             )
         )

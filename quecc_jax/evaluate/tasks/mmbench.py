@@ -4,9 +4,8 @@ import base64
 import binascii
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from quecc_jax.errors import UserError
 from quecc_jax.evaluate.bootstrap import Tally, Totals, ratio
@@ -43,45 +42,10 @@ _REFUSALS = (
     "I'm sorry, but without the image provided",
     "Cannot determine the answer",
 )
-_AROUND = (
-    ("", ""),
-    ("", "."),
-    ("", ","),
-    ("", ":"),
-    ("", ")"),
-    ("", ")."),
-    ("(", ")"),
-    ("(", ")."),
-    (":", ""),
-    (":", ","),
-    (":", "."),
-    (":", ")"),
-    (":", ")."),
-)
-"""What may stand around a letter for lmms-eval, in the order that it is looked for."""
-_NOT_GIVEN = frozenset(
-    (
-        "",
-        "#N/A",
-        "#N/A N/A",
-        "#NA",
-        "-1.#IND",
-        "-1.#QNAN",
-        "-NaN",
-        "-nan",
-        "1.#IND",
-        "1.#QNAN",
-        "<NA>",
-        "N/A",
-        "NA",
-        "NULL",
-        "NaN",
-        "None",
-        "n/a",
-        "nan",
-        "null",
-    )
-)
+_FORMS = ["{}", "{}.", "{},", "{}:", "{})", "{}).", "({})", "({}).", ":{}", ":{},", ":{}.", ":{})", ":{})."]
+"""How lmms-eval lets a letter be written, in the order that it is looked for."""
+_MISSING = "#N/A #NA -1.#IND -1.#QNAN -NaN -nan 1.#IND 1.#QNAN <NA> N/A NA NULL NaN None n/a nan null"
+_NOT_GIVEN = frozenset(("", "#N/A N/A", *_MISSING.split()))
 """Fields that pandas.read_table, with which LLaVA reads the file, takes for missing."""
 
 
@@ -115,7 +79,7 @@ def _columns(path: Path) -> list[str]:
         return file.readline().rstrip("\r\n").split("\t")
 
 
-def loader(name: str, form: str) -> Any:
+def loader(name: str, form: str) -> Callable[[Path], list[Sample]]:
     """The function that loads `mmbench/NAME.tsv` and asks for answers in the response format `form`.
 
     The text is that of LLaVA's model_vqa_mmbench.py with --single-pred-prompt (and --lang cn): hint,
@@ -203,10 +167,9 @@ def _judge_lmms_eval(sample: Sample, answer: str) -> tuple[str, float]:
     """lmms-eval's rule: the one letter A to E that stands alone among the words, or with one kind of mark
     around it; a lone A among more than three words may be an article and does not count."""
     words, parsed = answer.split() if _FAILED not in answer else [], ""
-    for before, after in _AROUND:
-        named = [letter for letter in letters(5) if before + letter + after in words]
-        bare = not before and not after
-        if len(named) == 1 and not (bare and "A" in words and len(words) > 3):
+    for form in _FORMS:
+        named = [letter for letter in letters(5) if form.format(letter) in words]
+        if len(named) == 1 and not (form == "{}" and "A" in words and len(words) > 3):
             parsed = named[0]
             break
     parsed = parsed or infer_choice(answer, sample.extra["choices"])
@@ -258,7 +221,7 @@ def tally(unit: Sequence[Judged]) -> Tally:
     return tally
 
 
-def metrics(totals: Totals) -> dict[str, Any]:
+def metrics(totals: Totals) -> Totals:
     """CircularEval and VanillaEval accuracy in %, and the former by category.
 
     Liu et al. 2023, "MMBench: Is Your Multi-modal Model an All-around Player?", section 4: a question

@@ -3,9 +3,10 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from quecc_jax.data.files import read_json, read_text
+import numpy as np
+
+from quecc_jax.data.files import read_text
 from quecc_jax.errors import UserError
 from quecc_jax.evaluate.bootstrap import Tally, Totals, ratio
 from quecc_jax.evaluate.tasks.base import (
@@ -17,7 +18,7 @@ from quecc_jax.evaluate.tasks.base import (
     Sample,
     Scorer,
     Task,
-    field,
+    records,
 )
 from quecc_jax.paths import write_text
 
@@ -43,8 +44,8 @@ def load(data: Path) -> list[Sample]:
     """LLaVA's questions with the answers of MME's text files, which lie beside the images."""
     truths = _truths(data / _RELEASE)
     samples, counts = [], dict[str, int]()
-    for number, line in enumerate(read_json(data / _QUESTIONS), start=1):
-        name = str(field(line, "question_id", data / _QUESTIONS, number))
+    for number, line in enumerate(records(data / _QUESTIONS), start=1):
+        name = str(line["question_id"])
         category, stem = name.split("/")[0], name.split("/")[-1].split(".")[0]
         question = " ".join(line["text"].replace(SHORT, "").split())
         question = question if _YES_NO in question else f"{question} {_YES_NO}"
@@ -122,13 +123,13 @@ def tally(unit: Sequence[Judged]) -> Tally:
     }
 
 
-def metrics(totals: Totals) -> dict[str, Any]:
+def metrics(totals: Totals) -> Totals:
     """Per category accuracy plus accuracy+ (both questions right), each in %, and their sums.
 
     Fu et al. 2023, "MME", section 2.2: 0 to 200 a category, 2,000 for perception and 800 for cognition.
     """
-    found: dict[str, Any] = {}
-    sums: dict[str, list[Any]] = defaultdict(list)
+    found: dict[str, np.ndarray] = {}
+    sums: dict[str, list[np.ndarray]] = defaultdict(list)
     for side, categories in (("perception", PERCEPTION), ("cognition", COGNITION)):
         for category in categories:
             if f"pictures/{category}" not in totals:

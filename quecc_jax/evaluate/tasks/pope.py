@@ -3,13 +3,14 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from quecc_jax.data.files import read_json, read_json_lines
+import numpy as np
+
+from quecc_jax.data.files import read_json_lines
 from quecc_jax.errors import UserError
 from quecc_jax.evaluate.bootstrap import Tally, Totals, ratio
 from quecc_jax.evaluate.metrics import says_no
-from quecc_jax.evaluate.tasks.base import EVAL_ZIP, LLAVA, File, Judged, Sample, Scorer, Task, field
+from quecc_jax.evaluate.tasks.base import EVAL_ZIP, LLAVA, File, Judged, Record, Sample, Scorer, Task, records
 
 _SPLITS = ("random", "popular", "adversarial")
 _COCO = "output/coco of github.com/AoiDragon/POPE at commit e3e3926, whose questions LLaVA asks"
@@ -18,21 +19,21 @@ _COCO = "output/coco of github.com/AoiDragon/POPE at commit e3e3926, whose quest
 def load(data: Path) -> list[Sample]:
     """LLaVA's questions; labels stand in POPE's files in the same order, split by split."""
     folder = data / "pope"
-    asked: dict[str, list[Any]] = defaultdict(list)
-    for line in read_json(folder / "llava_pope_test.jsonl"):
+    asked: dict[str, list[Record]] = defaultdict(list)
+    for line in records(folder / "llava_pope_test.jsonl"):
         asked[str(line.get("category"))].append(line)
     samples = []
     for split in _SPLITS:
         path = folder / f"coco/coco_pope_{split}.json"
         # POPE's .json files hold one value a line.
-        labels = read_json_lines(path)
+        labels = list(records(path, read_json_lines(path)))
         if len(labels) != len(asked[split]):
             raise UserError(
                 f"{path} has {len(labels)} questions but llava_pope_test.jsonl has "
                 f"{len(asked[split])} of {split}; take both from the same release"
             )
         for number, (line, truth) in enumerate(zip(asked[split], labels, strict=True), start=1):
-            if field(line, "image", folder / "llava_pope_test.jsonl", number) != truth.get("image"):
+            if line["image"] != truth.get("image"):
                 raise UserError(
                     f"{path}, line {number} is about another image than its question in "
                     "llava_pope_test.jsonl; take both from the same release"
@@ -42,7 +43,7 @@ def load(data: Path) -> list[Sample]:
                     line["question_id"],
                     (str(folder / "val2014" / line["image"]),),
                     line["text"],
-                    field(truth, "label", path, number),
+                    truth["label"],
                     {"split": split},
                 )
             )
@@ -64,13 +65,13 @@ def tally(unit: Sequence[Judged]) -> Tally:
     return counts
 
 
-def metrics(totals: Totals) -> dict[str, Any]:
+def metrics(totals: Totals) -> Totals:
     """Accuracy, precision, recall, F1 and share of yes of each split in %, and the mean F1 over splits.
 
     Li et al. 2023, "Evaluating Object Hallucination in Large Vision-Language Models", section 5. LLaVA-1.5's
     table shows the mean F1. Precision, recall and F1 are 0 where nothing is positive.
     """
-    found: dict[str, Any] = {}
+    found: dict[str, np.ndarray] = {}
     present = [s for s in _SPLITS if any(f"{s}/{o}" in totals for o in ("tp", "fp", "tn", "fn"))]
     for split in present:
         tp, fp, tn, fn = (totals.get(f"{split}/{outcome}", 0.0) for outcome in ("tp", "fp", "tn", "fn"))

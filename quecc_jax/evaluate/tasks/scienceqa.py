@@ -18,8 +18,8 @@ from quecc_jax.evaluate.tasks.base import (
     Scorer,
     Task,
     asked,
-    field,
     letters,
+    records,
     write_json,
 )
 
@@ -37,8 +37,8 @@ def load(data: Path) -> list[Sample]:
     """
     problems, samples = read_json(data / "scienceqa/problems.json"), []
     test = set(read_json(data / "scienceqa/pid_splits.json")["test"])
-    for number, line in enumerate(read_json(data / _QUESTIONS), start=1):
-        identity = str(field(line, "id", data / _QUESTIONS, number))
+    for number, line in enumerate(records(data / _QUESTIONS), start=1):
+        identity = str(line["id"])
         if identity not in test or identity not in problems:
             raise UserError(
                 f"{data / _QUESTIONS}, record {number}: problem {identity} is not of the test "
@@ -48,7 +48,7 @@ def load(data: Path) -> list[Sample]:
         images: tuple[str, ...] = ()
         if "image" in line:
             images = (str(data / "scienceqa/images/test" / line["image"]),)
-        question = field(line, "conversations", data / _QUESTIONS, number)[0]["value"]
+        question = line["conversations"][0]["value"]
         prompt = asked(question.replace(PLACEHOLDER, "").strip(), LETTER)
         text = f"{PLACEHOLDER}\n{prompt}" if images else prompt
         samples.append(

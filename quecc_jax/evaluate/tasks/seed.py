@@ -1,21 +1,10 @@
 """SEED-Bench: multiple choice about images and about the middle frames of videos."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from quecc_jax.data.files import read_json
 from quecc_jax.errors import UserError
-from quecc_jax.evaluate.tasks.base import (
-    EVAL_ZIP,
-    LLAVA,
-    File,
-    Judged,
-    Sample,
-    Scorer,
-    Task,
-    field,
-    write_lines,
-)
+from quecc_jax.evaluate.tasks.base import EVAL_ZIP, LLAVA, File, Sample, Scorer, Task, records, upload
 
 _QUESTIONS, _TRUTHS = "seed_bench/llava-seed-bench.jsonl", "seed_bench/SEED-Bench.json"
 _SITE = "DATASET.md of github.com/AILab-CVC/SEED-Bench"
@@ -27,8 +16,8 @@ def load(data: Path) -> list[Sample]:
     types = {number: name for name, number in book["question_type"].items()}
     truths = {str(question["question_id"]): question for question in book["questions"]}
     samples = []
-    for number, line in enumerate(read_json(data / _QUESTIONS), start=1):
-        truth = truths.get(str(field(line, "question_id", data / _QUESTIONS, number)))
+    for line in records(data / _QUESTIONS):
+        truth = truths.get(str(line["question_id"]))
         if truth is None:
             raise UserError(f"{data / _TRUTHS} has no question {line['question_id']}; take SEED-Bench 1")
         kinds = [truth["data_type"], types[truth["question_type_id"]]]
@@ -53,14 +42,6 @@ def judge(sample: Sample, answer: str) -> tuple[str, float]:
     return answer, float(answer == sample.truth)
 
 
-def write(folder: Path, judged: Sequence[Judged], data: Path) -> None:
-    """seed_upload.jsonl for the leaderboard."""
-    write_lines(
-        folder / "seed_upload.jsonl",
-        ({"question_id": one.sample.extra["sent_id"], "prediction": one.answer} for one in judged),
-    )
-
-
 SEED = Task(
     "seed",
     "SEED-Bench, 19,242 questions on images and video frames",
@@ -72,5 +53,9 @@ SEED = Task(
     ),
     load,
     (Scorer("llava", f"scripts/convert_seed_for_submission.py of {LLAVA}", judge),),
-    write=write,
+    # For the leaderboard.
+    write=upload(
+        "seed_upload.jsonl",
+        lambda one: {"question_id": one.sample.extra["sent_id"], "prediction": one.answer},
+    ),
 )

@@ -17,7 +17,8 @@ from quecc_jax.evaluate.tasks.base import (
     Scorer,
     Task,
     asked,
-    field,
+    records,
+    upload,
     write_json,
 )
 
@@ -53,13 +54,9 @@ def _questions(path: Path, images: Path) -> list[Sample]:
     """LLaVA's questions without public truth."""
     return [
         Sample(
-            field(line, "question_id", path, number),
-            (str(images / line["image"]),),
-            line["text"],
-            None,
-            {"image": line["image"]},
+            line["question_id"], (str(images / line["image"]),), line["text"], None, {"image": line["image"]}
         )
-        for number, line in enumerate(read_json(path), start=1)
+        for line in records(path)
     ]
 
 
@@ -94,9 +91,9 @@ def _load_vizwiz(data: Path) -> list[Sample]:
 
 
 def _load_vizwiz_val(data: Path) -> list[Sample]:
-    path, samples = data / "vizwiz/val.json", []
-    for number, record in enumerate(read_json(path), start=1):
-        humans = [human["answer"] for human in field(record, "answers", path, number)]
+    samples = []
+    for record in records(data / "vizwiz/val.json"):
+        humans = [human["answer"] for human in record["answers"]]
         samples.append(
             Sample(
                 record["image"],
@@ -115,8 +112,8 @@ def _load_textvqa(data: Path) -> list[Sample]:
     path, prompts = folder / "TextVQA_0.5.1_val.json", folder / "llava_textvqa_val_v051_ocr.jsonl"
     truths = {(record["image_id"], record["question"].lower()): record for record in read_json(path)["data"]}
     samples = []
-    for number, line in enumerate(read_json(prompts), start=1):
-        image = field(line, "question_id", prompts, number)
+    for number, line in enumerate(records(prompts), start=1):
+        image = line["question_id"]
         truth = truths.get((image, _question_in(line["text"]).lower()))
         if truth is None:
             raise UserError(f"{prompts}, line {number} asks what {path} does not; take TextVQA 0.5.1")
@@ -152,11 +149,9 @@ def _write_vqav2(folder: Path, judged: Sequence[Judged], data: Path) -> None:
     )
 
 
-def _write_vizwiz(folder: Path, judged: Sequence[Judged], data: Path) -> None:
-    write_json(
-        folder / "vizwiz_upload.json",
-        [{"image": one.sample.extra["image"], "answer": one.parsed} for one in judged],
-    )
+_write_vizwiz = upload(
+    "vizwiz_upload.json", lambda one: {"image": one.sample.extra["image"], "answer": one.parsed}
+)
 
 
 _M4C = "llava/eval/m4c_evaluator.py"
