@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -22,7 +21,7 @@ from quecc_jax.progress import bars
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from quecc_jax.evaluate.answers import Answer
+    from quecc_jax.evaluate.results import Results
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,17 +74,15 @@ def run(options: Options) -> None:
         if value is not None and value < 1:
             flag = name.replace("_", "-")
             raise UserError(f"--{flag} is {value}; give at least 1")
-    if options.tasks:
-        score_benchmarks(options)
-    else:
-        score_source(options)
+    score = score_benchmarks if options.tasks else score_source
+    score(options)
 
 
 def score_benchmarks(options: Options) -> None:
     """Runs the benchmarks and prints their table."""
     from quecc_jax.evaluate import benchmarks
 
-    make_directory(options.out)
+    _make_directory(options.out)
     shown: list[Progress] = []
     lines: dict[str, TaskID] = {}
     with contextlib.ExitStack() as stack:
@@ -118,7 +115,7 @@ def score_benchmarks(options: Options) -> None:
     show_benchmarks(results, options.out)
 
 
-def show_benchmarks(results: Mapping[str, Any], out: Path) -> None:
+def show_benchmarks(results: "Results", out: Path) -> None:
     """Prints each benchmark's headline metric and where the files lie."""
     from rich.console import Console
     from rich.table import Table
@@ -161,8 +158,7 @@ def show_benchmarks(results: Mapping[str, Any], out: Path) -> None:
     )
 
 
-def make_directory(out: Path) -> None:
-    """Makes `--out`; raises UserError where that cannot be."""
+def _make_directory(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -174,39 +170,60 @@ def score_source(options: Options) -> None:
     for name in ("limit", "name", "html", "scorer"):
         if getattr(options, name):
             raise UserError(f"--{name} goes with --tasks; name benchmarks or leave it out")
-    source = open_source(options.data, options.images)
-    make_directory(options.out)
-    began = time.monotonic()
-    answers, about = answer_all(options, source)
-    results = {
-        "checkpoint": str(options.checkpoint),
-        "data": str(options.data),
-        "max_new_tokens": answer_tokens(options),
-        "seconds": round(time.monotonic() - began, 1),
-        **summarise(answers),
-        **about,
-    }
+    source = _source(options.data, options.images)
+    _make_directory(options.out)
+    # Imported late, so that --help and mistakes in the command line answer at once.
+    from quecc_jax.data.sources.open import read_rows
+    from quecc_jax.evaluate.answers import answer_rows
+    from quecc_jax.evaluate.score import accuracy, by_kind
+    from quecc_jax.generate.reuse import Reuse
+    from quecc_jax.load import load_vlm, with_decoding
+
+    began, total, reuse = time.monotonic(), len(read_rows(source)), Reuse()
+    longest = options.max_new_tokens or 32
+    config, params = load_vlm(
+        options.checkpoint, visual_tokens=options.visual_tokens, template=options.template
+    )
+    config = with_decoding(config, options.image_decoding)
+    data = dataclasses.replace(config.data, sources=(source,), cached_features=False, cached_queries=False)
+    with bars() as bar:
+        task = bar.add_task("answering", total=total)
+        answers = answer_rows(
+            dataclasses.replace(config, data=data),
+            params,
+            max_new_tokens=longest,
+            reuse=reuse,
+            batch_size=options.batch_size,
+            progress=lambda rows: bar.update(task, completed=rows),
+        )
     records = (
         {
             "id": a.row.get("id"),
-            "kind": kind(a),
+            "kind": a.kind,
             "question": a.question,
             "prediction": a.prediction,
             "truth": a.truth,
         }
         for a in answers
     )
+    results = {
+        "checkpoint": str(options.checkpoint),
+        "data": str(options.data),
+        "max_new_tokens": longest,
+        "seconds": round(time.monotonic() - began, 1),
+        **accuracy(answers),
+        "cut_questions": sum(one.question_cut for one in answers),
+        "kinds": {kind: accuracy(group) for kind, group in by_kind(answers).items()},
+        "visual_tokens": config.model.visual_tokens,
+        "image_decoding": config.data.image_decoding,
+        "reuse": reuse.report(),
+    }
     write_text(options.out / "answers.jsonl", "".join(json.dumps(record) + "\n" for record in records))
     write_text(options.out / "results.json", json.dumps(results, indent=1) + "\n")
-    show(results)
+    _show(results)
 
 
-def answer_tokens(options: Options) -> int:
-    """Longest answer to a question of a data set."""
-    return options.max_new_tokens or 32
-
-
-def open_source(data: Path, images: Path | None) -> SourceConfig:
+def _source(data: Path, images: Path | None) -> SourceConfig:
     """The data set behind `--data` and `--images`.
 
     Raises:
@@ -221,63 +238,7 @@ def open_source(data: Path, images: Path | None) -> SourceConfig:
     return SourceConfig(kind="llava_json", path=str(data), images=str(images or data.parent))
 
 
-def answer_all(options: Options, source: SourceConfig) -> "tuple[list[Answer], dict[str, Any]]":
-    """Greedy answers to the source's questions, under a progress bar on stderr; and visual_tokens (V),
-    image_decoding and reuse, what was computed once for several."""
-    # Imported late, so that --help and mistakes in the command line answer at once.
-    from quecc_jax.data.sources.open import read_rows
-    from quecc_jax.evaluate.answers import answer_rows
-    from quecc_jax.generate.reuse import Reuse
-    from quecc_jax.load import load_vlm, with_decoding
-
-    total = len(read_rows(source))
-    config, params = load_vlm(
-        options.checkpoint, visual_tokens=options.visual_tokens, template=options.template
-    )
-    config = with_decoding(config, options.image_decoding)
-    data = dataclasses.replace(config.data, sources=(source,), cached_features=False, cached_queries=False)
-    with bars() as bar:
-        task = bar.add_task("answering", total=total)
-        reuse = Reuse()
-        answers = answer_rows(
-            dataclasses.replace(config, data=data),
-            params,
-            max_new_tokens=answer_tokens(options),
-            reuse=reuse,
-            batch_size=options.batch_size,
-            progress=lambda rows: bar.update(task, completed=rows),
-        )
-    return answers, {
-        "visual_tokens": config.model.visual_tokens,
-        "image_decoding": config.data.image_decoding,
-        "reuse": reuse.report(),
-    }
-
-
-def kind(answer: "Answer") -> str:
-    """The row's kind of question, or "other"."""
-    return str(answer.row.get("kind") or "other")
-
-
-def summarise(answers: "Sequence[Answer]") -> dict[str, Any]:
-    """Number of questions, accuracy and its binomial standard error, in all and per kind, and how many
-    were cut for the compressor."""
-    from quecc_jax.evaluate.score import accuracy, standard_error
-
-    def scores(share: float, count: int) -> dict[str, Any]:
-        error = standard_error(share, count)
-        return {"questions": count, "accuracy": share, "standard_error": error}
-
-    total = accuracy(answers, key=lambda _: "all")["all"]
-    kinds = accuracy(answers, key=kind)
-    return {
-        **scores(*total),
-        "cut_questions": sum(one.question_cut for one in answers),
-        "kinds": {name: scores(*score) for name, score in kinds.items()},
-    }
-
-
-def show(results: dict[str, Any]) -> None:
+def _show(results: dict[str, Any]) -> None:
     """Prints the accuracies as a table."""
     from rich.console import Console
     from rich.table import Table

@@ -2,11 +2,12 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple, TypeVar
 
 from quecc_jax.config import DataConfig, ModelConfig, RunConfig
 from quecc_jax.config.shapes import at_visual_tokens
+from quecc_jax.data.references import Row
 from quecc_jax.data.sources.open import open_sources, read_rows
 from quecc_jax.data.text.templates import PLACEHOLDER
 from quecc_jax.errors import UserError
@@ -23,7 +24,7 @@ MANY = 1024
 class Answer(NamedTuple):
     """The answer to the first question of a row."""
 
-    row: Mapping[str, Any]
+    row: Row
     """In LLaVA's form."""
     prediction: str
     question_cut: bool = False
@@ -33,6 +34,11 @@ class Answer(NamedTuple):
     def truth(self) -> str:
         """The row's own answer."""
         return self.row["conversations"][1]["value"]
+
+    @property
+    def kind(self) -> str:
+        """The row's kind of question, or "other"."""
+        return str(self.row.get("kind") or "other")
 
     @property
     def question(self) -> str:
@@ -136,7 +142,7 @@ def row_prompts(model: ModelConfig, data: DataConfig) -> Iterator[Prompt]:
             yield Prompt(source.encoded(row), functools.partial(write, row), data.cached_features)
 
 
-def source_rows(data: DataConfig) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def source_rows(data: DataConfig) -> Iterator[tuple[str, Row]]:
     """Every row of the sources as it stands there, and its place for messages."""
     for source in data.sources:
         for number, row in enumerate(read_rows(source), 1):

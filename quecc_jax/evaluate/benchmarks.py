@@ -3,13 +3,13 @@
 import functools
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from quecc_jax.errors import UserError
 from quecc_jax.evaluate.answers import question_engine
 from quecc_jax.evaluate.failures_page import write_failures
+from quecc_jax.evaluate.results import Results
 from quecc_jax.evaluate.task_answers import cut_questions, fingerprint, missing_images, run_task, summary
 from quecc_jax.evaluate.tasks import chosen
 from quecc_jax.evaluate.tasks.base import Judged, Sample, Task, limited, missing_files
@@ -28,18 +28,18 @@ def run(
     data: Path,
     out: Path,
     *,
-    name: str,
-    limit: int | None,
-    max_new_tokens: int | None,
-    batch_size: int,
-    seed: int,
-    html: bool,
+    name: str = "",
+    limit: int | None = None,
+    max_new_tokens: int | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+    html: bool = False,
     visual_tokens: int = 0,
     template: str = "",
     scorers: str = "",
     image_decoding: str = "run",
     progress: Callable[[str, int, int], None] = lambda task, questions, answered: None,
-) -> dict[str, Any]:
+) -> Results:
     """Answers, scores and writes everything below `out`; a run that was stopped goes on.
 
     Args:
@@ -49,9 +49,6 @@ def run(
       image_decoding: see `load.with_decoding`.
       progress: called with a benchmark, the number of its questions, and how many of them are answered.
       The others are as in `launch.evaluate`.
-
-    Returns:
-      What results.json holds.
 
     Raises:
       UserError: unknown benchmarks, missing files or images, or what `run_task` says.
@@ -63,7 +60,7 @@ def run(
     params = decoding_params(params, config.model)
     model = name or checkpoint.absolute().name
     judged: dict[str, list[Judged]] = {}
-    results: dict[str, Any] = {
+    results: Results = {
         "model": model,
         "checkpoint": str(checkpoint),
         "visual_tokens": config.model.visual_tokens,
@@ -117,7 +114,7 @@ def _load(tasks: Sequence[Task], data: Path, limit: int | None) -> dict[str, lis
     return questions
 
 
-def table1(results: Mapping[str, Any], tasks: Sequence[Task]) -> str:
+def table1(results: Results, tasks: Sequence[Task]) -> str:
     """The paper's table 1 in Markdown with this run as its last row, standard errors behind ±.
 
     A benchmark on fewer questions than it has, or without public truth, is marked below the table.

@@ -3,8 +3,8 @@
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+from quecc_jax.evaluate.results import Results, Scored
 from quecc_jax.evaluate.tasks.base import Judged
 from quecc_jax.pages.page import data_uri, render, write_atomically
 
@@ -13,7 +13,7 @@ SHOWN = 100
 _SIDE = 320
 
 
-def write_failures(path: Path, results: Mapping[str, Any], judged: Mapping[str, Sequence[Judged]]) -> None:
+def write_failures(path: Path, results: Results, judged: Mapping[str, Sequence[Judged]]) -> None:
     """Writes the page: for each benchmark answers that are not fully right, or any where none is scored.
 
     At most SHOWN of a benchmark, spread evenly over it. A text field narrows them down.
@@ -24,13 +24,12 @@ def write_failures(path: Path, results: Mapping[str, Any], judged: Mapping[str, 
     write_atomically(path, render("evaluate/failures.html", title=title, lead=lead, tasks=tasks))
 
 
-def _task(name: str, task: Mapping[str, Any], answers: Sequence[Judged]) -> dict[str, object]:
+def _task(name: str, task: Scored, answers: Sequence[Judged]) -> dict[str, object]:
     """What the template says of one benchmark."""
     wrong = [one for one in answers if one.score is None or one.score < 1]
     shown = wrong[:: max(1, -(-len(wrong) // SHOWN))]
-    if task["headline"] is not None:
-        said = f"{len(wrong):,} of {len(answers):,} answers are not fully right"
-    else:
+    said = f"{len(wrong):,} of {len(answers):,} answers are not fully right"
+    if task["headline"] is None and "submit" in task:
         said = f"{len(answers):,} answers; {task['submit']} tells how right they are"
     part = f"; {len(shown)} of them below" if len(shown) < len(wrong) else ""
     return {"name": name, "said": f"{task['about']}. {said}{part}.", "cards": [_card(one) for one in shown]}

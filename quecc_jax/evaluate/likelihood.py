@@ -2,11 +2,11 @@
 
 import functools
 from collections.abc import Iterable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from quecc_jax.data.batch import IGNORE, Batch
 from quecc_jax.data.text.templates import end_ids
@@ -50,13 +50,14 @@ def log_likelihoods(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _score(
-    model: Any, params: Params, batch: Batch, visual: Visual | None, before: jax.Array, wanted: jax.Array
+    model: VLM, params: Params, batch: Batch, visual: Visual | None, before: jax.Array, wanted: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Sums float32 [B] and whether they are greedy bool [B], over [B, L]: positions whose next tokens are
     wanted, -1 where there is none."""
-    hidden = model.apply({"params": params}, batch, visual)
-    hidden = jnp.take_along_axis(hidden, jnp.maximum(before, 0)[..., None], axis=1)
-    logits = model.apply({"params": params}, hidden, method=VLM.logits).astype(jnp.float32)
+    read: PyTree = model.apply({"params": params}, batch, visual)
+    hidden = jnp.take_along_axis(read, jnp.maximum(before, 0)[..., None], axis=1)
+    spoken: PyTree = model.apply({"params": params}, hidden, method=VLM.logits)
+    logits = spoken.astype(jnp.float32)
     chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), wanted[..., None], axis=-1)[..., 0]
     real = before >= 0
     greedy = (logits.argmax(axis=-1) == wanted) | ~real

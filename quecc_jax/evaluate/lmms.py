@@ -6,7 +6,7 @@ package, once that is installed beside it; see requirements/lmms.txt.
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from lmms_eval.api.model import lmms
 
@@ -20,11 +20,17 @@ LONGEST = 128
 """Tokens of an answer where a task names no limit."""
 
 
-def manifest() -> Any:
+def manifest() -> object:
     """What the entry point registers."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
     return ModelManifest("quecc_jax", simple_class_path=f"{__name__}.QueccJax")
+
+
+class Request(Protocol):
+    """A request of lmms-eval, whose type differs between its releases."""
+
+    args: tuple[Any, ...]
 
 
 class QueccJax(lmms):
@@ -49,7 +55,7 @@ class QueccJax(lmms):
         visual_tokens: int | str = 0,
         template: str = "",
         image_decoding: str = "",
-        **unknown: Any,
+        **unknown: object,
     ) -> None:
         super().__init__()
         # lmms-eval passes these to every model; jax has chosen the device.
@@ -60,7 +66,7 @@ class QueccJax(lmms):
         config, params = load_vlm(checkpoint, visual_tokens=int(visual_tokens), template=template)
         self.engine = question_engine(with_decoding(config, image_decoding or "run"), params)
 
-    def generate_until(self, requests: Sequence[Any]) -> list[str]:
+    def generate_until(self, requests: Sequence[Request]) -> list[str]:
         """The answer to every request, in their order, cut before the first of its `until` texts.
 
         Raises:
@@ -87,12 +93,12 @@ class QueccJax(lmms):
             self.cache_hook.add_partial("generate_until", request.args, answer)
         return answers
 
-    def _question(self, request: Any) -> Question:
+    def _question(self, request: Request) -> Question:
         context, _, doc_to_visual, doc, task, split = request.args
         shown = doc_to_visual(self.task_dict[task][split][doc]) if doc_to_visual is not None else []
         return Question(context, tuple(shown or ()), name=f"{task}/{doc}")
 
-    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: Sequence[Request]) -> list[tuple[float, bool]]:
         """(log-probability, whether greedy decoding says it) of every request's answer, its end left out."""
         pairs = ((self._question(request), self._target(request)) for request in requests)
         found = log_likelihoods(self.engine, pairs, batch_size=self.batch_size)
@@ -100,11 +106,11 @@ class QueccJax(lmms):
             self.cache_hook.add_partial("loglikelihood", request.args, value)
         return found
 
-    def _target(self, request: Any) -> str:
+    def _target(self, request: Request) -> str:
         _, target, _, doc, task, split = request.args
         return str(target(self.task_dict[task][split][doc]) if callable(target) else target).strip()
 
-    def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
+    def generate_until_multi_round(self, requests: Sequence[Request]) -> list[str]:
         """Not offered.
 
         Raises:

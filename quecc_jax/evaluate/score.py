@@ -1,8 +1,8 @@
 """Scores of predicted answers."""
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
+from typing import TypedDict
 
 from quecc_jax.evaluate.answers import Answer
 
@@ -12,12 +12,26 @@ def is_exact(answer: Answer) -> bool:
     return answer.prediction.lower().split() == answer.truth.lower().split()
 
 
-def accuracy(answers: Iterable[Answer], key: Callable[[Answer], str]) -> dict[str, tuple[float, int]]:
-    """(share of exact answers, number of questions) per group, e.g. per row kind."""
-    groups: dict[str, list[bool]] = defaultdict(list)
+class Accuracy(TypedDict):
+    """The share of exact answers, as results.json holds it."""
+
+    questions: int
+    accuracy: float
+    standard_error: float
+
+
+def accuracy(answers: Sequence[Answer]) -> Accuracy:
+    """Of one or more answers."""
+    share, count = sum(map(is_exact, answers)) / len(answers), len(answers)
+    return {"questions": count, "accuracy": share, "standard_error": standard_error(share, count)}
+
+
+def by_kind(answers: Iterable[Answer]) -> dict[str, list[Answer]]:
+    """Answers by the kind of their questions, in the order of the names."""
+    groups: dict[str, list[Answer]] = {}
     for answer in answers:
-        groups[key(answer)].append(is_exact(answer))
-    return {name: (sum(hits) / len(hits), len(hits)) for name, hits in sorted(groups.items())}
+        groups.setdefault(answer.kind, []).append(answer)
+    return dict(sorted(groups.items()))
 
 
 def standard_error(share: float, count: int) -> float:

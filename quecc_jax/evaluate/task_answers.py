@@ -9,7 +9,7 @@ OUT/TASK/ holds
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from quecc_jax.data.text.tokenizer import load_tokenizer
 from quecc_jax.errors import UserError
 from quecc_jax.evaluate.answers import answer_questions
 from quecc_jax.evaluate.bootstrap import evaluate
+from quecc_jax.evaluate.results import Summary
 from quecc_jax.evaluate.tasks.base import Judged, Sample, Task, llava_answers, write_json, write_lines
 from quecc_jax.generate.decode import Params
 from quecc_jax.generate.engine import Engine
@@ -151,7 +152,7 @@ def fingerprint(params: Params) -> str:
     return known.hexdigest()[:16]
 
 
-def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
+def _check_settings(folder: Path, settings: Mapping[str, object]) -> None:
     path = folder / SETTINGS
     if not path.is_file():
         write_json(path, settings)
@@ -173,7 +174,7 @@ def _kept(path: Path, samples: Sequence[Sample]) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     prompts = {sample.id: sample.prompt for sample in samples}
-    records: dict[Any, dict[str, Any]] = {}
+    records: dict[int | str, dict[str, Any]] = {}
     lines = path.read_text(encoding="utf-8").split("\n")
     for number, line in enumerate(lines[:-1], start=1):
         try:
@@ -202,17 +203,12 @@ def _read_anew(
         yield record
 
 
-def summary(task: Task, judged: Sequence[Judged], resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
-    """Numbers of questions and all metrics with bootstrap standard errors, as JSON holds them.
-
-    `metrics` is empty where the truth is not public, and `headline` None; so it is where no question was
-    asked that the headline counts, such as one with an image. `unread` counts answers in which the scorer
-    found nothing.
-    """
+def summary(task: Task, judged: Sequence[Judged], resamples: int = 1000, seed: int = 0) -> Summary:
+    """Numbers of questions and all metrics with bootstrap standard errors."""
     scored = [one for one in judged if one.score is not None]
     tallies = [task.tally(unit) for unit in task.units(scored)]
     found = evaluate(tallies, task.metrics, resamples, seed)
-    return {
+    said: Summary = {
         "about": task.about,
         "questions": len(judged),
         "units": len(task.units(judged)),
@@ -227,9 +223,12 @@ def summary(task: Task, judged: Sequence[Judged], resamples: int = 1000, seed: i
             name: {"value": value, "standard_error": None if math.isnan(error) else error}
             for name, (value, error) in found.items()
         },
-        **({"submit": task.submit} if task.submit else {}),
-        **({"note": task.note} if task.note else {}),
     }
+    if task.submit:
+        said["submit"] = task.submit
+    if task.note:
+        said["note"] = task.note
+    return said
 
 
 def missing_images(samples: Iterable[Sample]) -> list[str]:

@@ -143,16 +143,7 @@ def _benchmarked(asked: Benchmarks, run: Path) -> Iterator[Row]:
       UserError: a server scores one of them.
     """
     results = benchmarks.run(
-        run,
-        asked.names,
-        Path(asked.data),
-        run / "benchmarks",
-        name="",
-        limit=None,
-        max_new_tokens=None,
-        batch_size=asked.batch_size,
-        seed=0,
-        html=False,
+        run, asked.names, Path(asked.data), run / "benchmarks", batch_size=asked.batch_size
     )
     for name, task in results["tasks"].items():
         if task["headline"] is None:

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import math
 import time
+from typing import TypedDict
 
 import cachetools
 import jax
@@ -28,6 +29,17 @@ Held = cachetools.LRUCache[bytes, jax.Array]
 """Features by what they are of, within a limit of bytes; those that were used longest ago leave first."""
 
 
+class Reused(TypedDict):
+    """What a saved result says of one kind of reuse."""
+
+    hits: int
+    misses: int
+    hit_rate: float | None
+    """None where nothing was looked up."""
+    seconds_saved: float | None
+    """What the hits would have taken at the mean time of a miss; None where no miss was timed."""
+
+
 @dataclasses.dataclass
 class Counter:
     """What one kind of reuse was worth."""
@@ -39,9 +51,8 @@ class Counter:
     seconds: float = 0.0
     """Time that these took."""
 
-    def report(self) -> dict[str, float | None]:
-        """Hits, misses, their ratio, and the seconds that the hits would have taken at the mean time of
-        a miss; None where no miss was timed."""
+    def report(self) -> Reused:
+        """The counts, and what they saved."""
         looked = self.hits + self.misses
         saved = round(self.hits * self.seconds / self.timed, 3) if self.timed else None
         return {
@@ -66,8 +77,8 @@ class Reuse:
         self.counted = {"questions": Counter(), "images": Counter()}
         """By the names that saved results have."""
 
-    def report(self) -> dict[str, dict[str, float | None]]:
-        """`Counter.report` of `questions` and `images`."""
+    def report(self) -> dict[str, Reused]:
+        """Of `questions` and of `images`."""
         return {name: counter.report() for name, counter in self.counted.items()}
 
 

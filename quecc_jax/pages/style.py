@@ -1,6 +1,6 @@
 """The look that all figures share: two themes, the colour ramp and the dress of an axes."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -20,14 +20,14 @@ class Theme(NamedTuple):
     accent: str
     ramp: tuple[float, float]
 
-    def colours(self, count: int) -> list[Any]:
+    def colours(self, count: int) -> list[tuple[float, float, float, float]]:
         """Colours for ordered things, distinct to the colour-blind too."""
         return [matplotlib.colormaps["viridis"](x) for x in np.linspace(*self.ramp, count)]
 
     def palette(self, count: int) -> list[str]:
         """All its colours as #rrggbb, `count` of them from the ramp."""
-        names = [self.paper, self.ink, self.muted, self.grid, self.accent, *self.colours(count)]
-        return [matplotlib.colors.to_hex(name) for name in names]
+        named = [self.paper, self.ink, self.muted, self.grid, self.accent]
+        return [*named, *map(matplotlib.colors.to_hex, self.colours(count))]
 
 
 THEMES: dict[Style, Theme] = {

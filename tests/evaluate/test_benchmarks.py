@@ -15,7 +15,7 @@ from quecc_jax.config import RunConfig
 from quecc_jax.errors import UserError, run_cli
 from quecc_jax.evaluate import answers, benchmarks
 from quecc_jax.evaluate.failures_page import write_failures
-from quecc_jax.evaluate.task_answers import fingerprint, run_task
+from quecc_jax.evaluate.task_answers import fingerprint, run_task, summary
 from quecc_jax.evaluate.tasks import TASKS
 from quecc_jax.evaluate.tasks.base import Judged
 from quecc_jax.generate.engine import Engine
@@ -323,7 +323,7 @@ def test_the_page_of_failures_holds_images_and_escapes_text(finished, data, tmp_
     assert page.count("data:image/jpeg;base64,") >= wrong - 2 and "http" not in page
     samples = TASKS["pope"].load(data)
     judged = {"pope": [Judged(sample, "<b>&", "yes", 0.0) for sample in samples]}
-    results = {
+    results: Any = {
         "model": "<m>",
         "visual_tokens": 1,
         "tasks": {"pope": {"about": "POPE", "headline": "f1", "metrics": {}}},
@@ -331,3 +331,19 @@ def test_the_page_of_failures_holds_images_and_escapes_text(finished, data, tmp_
     write_failures(tmp_path / "page.html", results, judged)
     text = (tmp_path / "page.html").read_text()
     assert "&lt;b&gt;&amp;" in text and "<b>&" not in text and "12 of 12 answers" in text
+
+
+def test_the_page_of_failures_where_no_question_counts_for_the_headline(data, tmp_path):
+    """As of ScienceQA, whose headline counts questions with an image, on the others alone."""
+    samples = [sample for sample in TASKS["scienceqa"].load(data) if not sample.images]
+    judged = [Judged(sample, "C", *TASKS["scienceqa"].judge(sample, "C")) for sample in samples]
+    assert samples and all(one.score is not None for one in judged)
+    told: Any = {
+        "model": "m",
+        "visual_tokens": 1,
+        "tasks": {"scienceqa": summary(TASKS["scienceqa"], judged)},
+    }
+    assert told["tasks"]["scienceqa"]["headline"] is None
+    write_failures(tmp_path / "page.html", told, {"scienceqa": judged})
+    wrong = sum(one.score != 1 for one in judged)
+    assert f"{wrong} of {len(judged)} answers are not fully right" in (tmp_path / "page.html").read_text()

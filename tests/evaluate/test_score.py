@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quecc_jax.evaluate.answers import Answer
-from quecc_jax.evaluate.score import accuracy, is_exact, standard_error
+from quecc_jax.evaluate.score import accuracy, by_kind, is_exact, standard_error
 
 
 def answer(prediction: str, truth: str, kind: str = "a") -> Answer:
@@ -37,11 +37,12 @@ def test_exact_means_the_same_words(prediction, truth, same):
 @given(st.lists(st.tuples(st.booleans(), st.sampled_from(["cell", "count", "row"]))))
 def test_accuracy_is_the_share_of_each_group(outcomes):
     answers = [answer("yes", "yes" if hit else "no", kind) for hit, kind in outcomes]
-    scores = accuracy(answers, key=lambda a: a.row["kind"])
-    assert list(scores) == sorted({kind for _, kind in outcomes})
-    for kind, (share, count) in scores.items():
-        hits = [hit for hit, own in outcomes if own == kind]
-        assert count == len(hits) and math.isclose(share, np.mean(hits))
+    groups = by_kind(answers)
+    assert list(groups) == sorted({kind for _, kind in outcomes})
+    for kind, group in groups.items():
+        hits, score = [hit for hit, own in outcomes if own == kind], accuracy(group)
+        assert score["questions"] == len(hits) and math.isclose(score["accuracy"], np.mean(hits))
+        assert score["standard_error"] == standard_error(score["accuracy"], len(hits))
 
 
 @pytest.mark.parametrize("hits", range(9))

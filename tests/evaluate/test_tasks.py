@@ -374,8 +374,8 @@ def test_mmmu_by_hand(data):
     assert found["accuracy"] == 100 and found["accuracy/Science/Math"] == 100
     answers = ["1024" if "Math" in str(sample.id) else "C" for sample in samples.values()]
     assert values("mmmu", data, answers)["accuracy"] <= 100 * 2 / 30  # Art has no C: a seeded guess.
-    found = summary(TASKS["mmmu"], judged("mmmu", data, answers), resamples=3)
-    assert found["unread"] == 1 and "random" in str(found["note"])
+    said = summary(TASKS["mmmu"], judged("mmmu", data, answers), resamples=3)
+    assert said["unread"] == 1 and "random" in said["note"]
 
 
 @pytest.mark.parametrize(
@@ -532,6 +532,9 @@ def test_graded_elsewhere_means_no_score_but_files(data, tmp_path):
             "has no question 101",
         ),
         ("textvqa", "textvqa/TextVQA_0.5.1_val.json", '{"data": []}', "line 1 asks what"),
+        ("seed", "seed_bench/llava-seed-bench.jsonl", '{"text": "Q?"}', "record 1 has no question_id"),
+        ("vizwiz", "vizwiz/llava_test.jsonl", '{"question_id": 1}', "record 1 has no image"),
+        ("vizwiz_val", "vizwiz/val.json", "[3]", "record 1 has no answers"),
         ("mmbench", "mmbench/mmbench_dev_20230712.tsv", "index\tquestion\n1\tx\n", "has no column A"),
         ("mmmu", "mmmu/Art/validation-00000-of-00001.parquet", "x", "is not a Parquet file"),
         ("docvqa", "docvqa/val_v1.0_withQT.json", '{"data": [{}]}', "record 1 has no image"),
