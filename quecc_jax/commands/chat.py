@@ -27,21 +27,21 @@ Anything else is said to the model."""
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(Answering):
-    """Holds a conversation about images, in the terminal or in a page of the browser."""
+    """Holds a conversation about images, in the terminal or in the browser."""
 
     checkpoint: Path
     """Directory of a trained run."""
     image: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """Image to begin with."""
+    """Image to start the conversation with."""
     query: Literal["own", "latest"] = "own"
-    """Whose words condition the compressor: those of the turn that shows the image, as in training and in
-    the original, or the latest question's, which compresses the image anew at every turn."""
+    """Question that the compressor reads: `own`, that of the turn that shows the image, as in training.
+    Or `latest`, for which the image is compressed again at every turn."""
     web: bool = False
-    """Serve a page instead of talking in the terminal."""
+    """Serve a web page instead of chatting in the terminal."""
     host: str = "127.0.0.1"
-    """Address that --web listens at; others than this machine's own open it to the network."""
+    """Address that --web listens on; any other than this machine's own opens it to the network."""
     port: int = 7860
-    """Port of --web; 0 picks a free one."""
+    """Port that --web listens on; 0 picks a free one."""
     max_upload_mb: float = 10.0
     """Largest image file that --web accepts, in megabytes."""
     max_pixels: int = 25_000_000

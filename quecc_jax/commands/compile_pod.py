@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Compiles a run's training step for a TPU pod that is not here, and says whether it fits and what it costs.
-    Ends with status 1 when it does not fit. Needs libtpu (requirements/tpu.txt), and no TPU. CONFIG.py gives the
-    settings; options override them."""
+    """Compiles a run's training step for a TPU pod that is not here and reports whether it fits, its step time and
+    its cost. Exits with status 1 if it does not fit. Needs libtpu (requirements/tpu.txt) but no TPU. CONFIG.py
+    gives the settings; options override them."""
 
     config: RunSettings
     topology: str
-    """v5e:16x16, v5p:2x4x4, ..., 2*v5e:16x16 for two slices."""
+    """Chip and topology, such as v5e:16x16 or v5p:2x4x4; 2*v5e:16x16 for two slices."""
     json: Path | None = None
-    """File to write the report to."""
+    """Also write the report to this file, as JSON."""
     show_sharding: bool = False
-    """Print where every parameter lies, and compile nothing."""
+    """Print how every parameter is sharded, and compile nothing."""
 
 
 def run(options: Options) -> None:

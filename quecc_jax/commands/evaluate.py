@@ -26,45 +26,44 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Scores a run. Of a data set: exact-match accuracy, up to case and spacing, of greedy answers, per kind of
-    question and in all. With --tasks each benchmark's own metrics. Images pass through the tower; features
-    cached in a pool are not used."""
+    """Scores a run's greedy answers. On a data set: exact-match accuracy, ignoring case and spacing, overall and
+    per kind of question. With --tasks: each benchmark's own metrics. Images always pass through the vision tower;
+    features cached in a pool are not used."""
 
     checkpoint: Path
     """Directory of a trained run."""
     data: Path
-    """Directory of a pool, or a LLaVA-format .json or .jsonl file, whose first questions are asked. With
-    --tasks the folder of benchmarks, laid out as LLaVA's playground/data/eval."""
+    """A pool's directory or a LLaVA-format .json or .jsonl file; the first question of each row is asked.
+    With --tasks: the folder of benchmarks, laid out like LLaVA's playground/data/eval."""
     out: Path
-    """Directory for results.json and answers; created if missing. Benchmarks go on where they stopped."""
+    """Directory for results.json and answers; created if missing. Benchmarks resume where they stopped."""
     tasks: str = ""
-    """Benchmarks between commas: pope, gqa, vqav2, vqav2_val, vizwiz, vizwiz_val, textvqa, scienceqa, mme,
+    """Benchmarks, separated by commas: pope, gqa, vqav2, vqav2_val, vizwiz, vizwiz_val, textvqa, scienceqa, mme,
     mmbench, mmbench_cn, seed, mmmu, ai2d, chartqa, docvqa, mathvista, llava_bench, mmvet."""
     scorer: str = ""
-    """Benchmarks: whose rule reads the answers, where official programs differ, as TASK=NAME between commas,
-    such as mmmu=lmms_eval,mme=lmms_eval; others are read as papers do. results.json names the rule."""
+    """Benchmarks: scoring rule where official programs differ, such as mmmu=lmms_eval,mme=lmms_eval.
+    By default the rule that papers use; results.json names it."""
     images: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
-    """What a .json file's image paths are relative to; None for the file's own folder."""
+    """Folder that a .json file's image paths are relative to; by default the file's own."""
     max_new_tokens: int | None = None
-    """Longest answer, in tokens; None for 32, and on benchmarks for what the program allows whose prompts
-    they have."""
+    """Longest answer, in tokens. By default 32; on benchmarks, the limit of the program that made the prompts."""
     visual_tokens: int = 0
-    """Tokens V that an image becomes, of those that an elastic model serves; 0 takes the most."""
+    """Visual tokens V per image, for an elastic model; 0 takes the largest V that it serves."""
     template: str = ""
-    """Conversation template to ask with, one of data.template; by default the run's own."""
+    """Conversation template for the prompts, one of data.template; by default the run's own."""
     image_decoding: Literal["run", "upright", "original"] = "run"
-    """Pixels of an image's file, instead of the run's own data.image_decoding; published numbers come from
-    `original`: not turned by EXIF, grey of 16 bits clipped."""
+    """How image files are decoded; `run` keeps the run's data.image_decoding.
+    Published numbers come from `original`: not rotated by EXIF, 16-bit grey clipped."""
     batch_size: int = 64
-    """Questions answered at a time."""
+    """Questions per batch."""
     limit: int | None = None
-    """Benchmarks: ask about that many questions of each, spread evenly."""
+    """Benchmarks: ask about this many questions of each, evenly spaced; by default all."""
     name: str = ""
-    """Benchmarks: what tables and answer files call the model; the checkpoint's directory by default."""
+    """Benchmarks: the model's name in tables and answer files; by default that of the checkpoint's directory."""
     seed: int = 0
     """Benchmarks: seed of the bootstrap."""
     html: bool = False
-    """Benchmarks: write failures.html, wrong answers with their images."""
+    """Benchmarks: also write failures.html, which shows wrong answers with their images."""
 
 
 def run(options: Options) -> None:

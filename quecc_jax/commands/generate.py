@@ -13,18 +13,18 @@ from quecc_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(Answering):
-    """Answers one question about images, or about none."""
+    """Answers one question, about one or more images or about none."""
 
     checkpoint: Path
     """Directory of a trained run."""
     question: str
-    """What to ask. Images come first, in order, unless it says where with `<image>`."""
+    """The question. Images come first, in order, unless it places each with `<image>`."""
     image: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
-    """Image that the question is about; repeat the option for several, leave it out for none."""
+    """Image that the question is about; repeat the option for several images."""
     explain: Annotated[Path | None, tyro.conf.arg(metavar="PNG")] = None
-    """Draw where the compressor looks for the question, and for another, side by side."""
+    """Plot the compressor's attention for this question beside that for --other-question."""
     other_question: str = "image"
-    """The other question of --explain; `image` is what the compressor reads where nothing is asked."""
+    """The second question of --explain; `image` is what the compressor reads where no question is asked."""
 
 
 def run(options: Options) -> None:

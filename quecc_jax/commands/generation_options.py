@@ -1,4 +1,4 @@
-"""The options that the commands which answer have in common."""
+"""Options of every command that generates answers."""
 
 import dataclasses
 from typing import TYPE_CHECKING, Annotated
@@ -14,29 +14,29 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Answering:
-    """How an answer is chosen and where it ends, and on which devices."""
+    """How answers are decoded, where they end, and on which devices."""
 
     max_new_tokens: int = 64
     """Longest answer, in tokens."""
     temperature: float = 0.0
-    """0 takes the likeliest token every time; above, tokens are drawn, 1 as the model says."""
+    """0 decodes greedily; above 0, tokens are sampled, at 1 with the model's own probabilities."""
     top_k: int = 0
-    """Draw from so many of the likeliest tokens; 0 is no limit."""
+    """Sample from this many of the likeliest tokens; 0 for no limit."""
     top_p: float = 1.0
-    """Draw from the fewest likeliest tokens with this much probability together."""
+    """Nucleus sampling: sample from the fewest tokens whose probabilities sum to at least this."""
     repetition_penalty: float = 1.0
-    """Above 1, what was said already becomes less likely."""
+    """Above 1, tokens of the prompt and the answer become less likely to be repeated."""
     stop: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Text that ends the answer and is not part of it; repeat the option for several."""
     seed: int = 0
-    """Of what is drawn: the same seed, the same answer."""
+    """Seed of the sampling; the same seed gives the same answer."""
 
     visual_tokens: int = 0
-    """Tokens V that an image becomes, of those that an elastic model serves; 0 takes the most."""
+    """Visual tokens V per image, for an elastic model; 0 takes the largest V that it serves."""
     template: str = ""
-    """Conversation template to ask with, one of data.template; by default the run's own."""
+    """Conversation template for the prompts, one of data.template; by default the run's own."""
     mesh: MeshConfig = dataclasses.field(default_factory=lambda: MeshConfig(1, 1, 1))
-    """Devices per mesh axis; more than one splits parameters, cache and rows by the logical rules."""
+    """Devices per mesh axis; with several, parameters, key-value cache and batch are sharded over them."""
 
     def limits(self) -> "Limits":
         """The same as the library has it.
