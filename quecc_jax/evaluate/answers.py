@@ -53,7 +53,6 @@ def answer_rows(
     max_new_tokens: int,
     batch_size: int = 128,
     progress: Callable[[int], None] = lambda answered: None,
-    each: Callable[[Answer], None] = lambda answer: None,
     reuse: Reuse | None = None,
 ) -> list[Answer]:
     """Answers to the first question of every row of `config.data.sources`, in order.
@@ -64,7 +63,6 @@ def answer_rows(
       max_new_tokens: longest answer.
       batch_size: rows answered at a time.
       progress: called with the number of answered rows after every batch.
-      each: called with every answer as soon as its batch is done.
       reuse: remembers and counts what repeats; it belongs to these parameters.
 
     Raises:
@@ -80,7 +78,6 @@ def answer_rows(
         texts = engine.run(prompts, Limits(max_new_tokens), batch_size).finish()
         for prompt, text in zip(prompts, texts, strict=True):
             answers.append(Answer(rows[len(answers)][1], text, prompt.encoded.query_cut > 0))
-            each(answers[-1])
         progress(len(answers))
     return answers
 

@@ -10,13 +10,14 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from quecc_jax.data.files import read_json
 from quecc_jax.errors import UserError
 from quecc_jax.evaluate.bootstrap import Metrics, Tally, Totals, ratio
 from quecc_jax.paths import write_text
 
+T = TypeVar("T")
 SHORT = "Answer the question using a single word or phrase."
 LETTER = "Answer with the option's letter from the given choices directly."
 """Response formats of LLaVA-1.5 (Liu et al. 2023, "Improved Baselines", table 7)."""
@@ -166,10 +167,15 @@ class Task:
 
     def units(self, judged: Iterable[Judged]) -> list[list[Judged]]:
         """The answers by unit, in order of first appearance."""
-        found: dict[Hashable, list[Judged]] = {}
-        for one in judged:
-            found.setdefault(self.unit(one.sample), []).append(one)
-        return list(found.values())
+        return _grouped(judged, lambda one: self.unit(one.sample))
+
+
+def _grouped(items: Iterable[T], key: Callable[[T], Hashable]) -> list[list[T]]:
+    """Items by their keys, in order of first appearance."""
+    found: dict[Hashable, list[T]] = {}
+    for item in items:
+        found.setdefault(key(item), []).append(item)
+    return list(found.values())
 
 
 def missing_files(tasks: Iterable[Task], data: Path) -> list[File]:
@@ -186,10 +192,7 @@ def limited(task: Task, samples: Sequence[Sample], limit: int | None) -> list[Sa
     """About `limit` questions, spread evenly over the benchmark, whole units only; all of them for None."""
     if limit is None or limit >= len(samples):
         return list(samples)
-    units: dict[Hashable, list[Sample]] = {}
-    for sample in samples:
-        units.setdefault(task.unit(sample), []).append(sample)
-    groups = list(units.values())
+    groups = _grouped(samples, task.unit)
     wanted = max(1, round(limit * len(groups) / len(samples)))
     chosen = {i * len(groups) // wanted for i in range(wanted)}
     kept = {sample.id for i in chosen for sample in groups[i]}
@@ -201,9 +204,9 @@ def asked(question: str, form: str = SHORT) -> str:
     return f"{question}\n{form}"
 
 
-def options(choices: Iterable[str]) -> str:
-    """Choices as lines "A. first"."""
-    return "\n".join(f"{chr(ord('A') + i)}. {choice}" for i, choice in enumerate(choices))
+def options(choices: Iterable[str], form: str = "{}. {}") -> str:
+    """Choices as lines "A. first", or in another form."""
+    return "\n".join(form.format(chr(ord("A") + i), choice) for i, choice in enumerate(choices))
 
 
 def letters(count: int) -> list[str]:

@@ -7,7 +7,17 @@ from typing import Any
 
 from quecc_jax.data.files import read_json
 from quecc_jax.evaluate.metrics import edit_distance
-from quecc_jax.evaluate.tasks.base import File, Judged, Sample, Scorer, Task, letters, records, write_json
+from quecc_jax.evaluate.tasks.base import (
+    File,
+    Judged,
+    Sample,
+    Scorer,
+    Task,
+    letters,
+    options,
+    records,
+    write_json,
+)
 
 _FILE = "mathvista/annot_testmini.json"
 _SITE = "huggingface.co/datasets/AI4Math/MathVista"
@@ -52,8 +62,7 @@ def query(problem: Mapping[str, Any]) -> str:
     unit = f" (Unit: {problem['unit']})" if problem.get("unit") else ""
     lines = [f"Hint: {hint}", f"Question: {problem['question']}{unit}"]
     if choices := problem.get("choices"):
-        named = zip(letters(len(choices)), choices, strict=True)
-        lines += ["Choices:", *(f"({letter}) {choice}" for letter, choice in named)]
+        lines += ["Choices:", options(choices, "({}) {}")]
     return "\n".join(lines).strip()
 
 

@@ -18,6 +18,7 @@ from quecc_jax.evaluate.tasks.base import (
     Task,
     asked,
     letters,
+    options,
     write_json,
 )
 
@@ -83,10 +84,8 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 def _sample(row: Mapping[str, Any], domain: str, subject: str) -> Sample:
     choices = [str(choice) for choice in ast.literal_eval(row["options"])]
     if row["question_type"] == "multiple-choice":
-        lines = "".join(
-            f"({letter}) {choice}\n" for letter, choice in zip(letters(len(choices)), choices, strict=True)
-        )
-        prompt, truth = asked(f"{row['question']}\n{lines}", LETTER), row["answer"]
+        lines = options(choices, "({}) {}")
+        prompt, truth = asked(f"{row['question']}\n{lines}\n", LETTER), row["answer"]
     else:
         prompt, truth = asked(row["question"]), _open_truths(row["answer"])
         choices = []
