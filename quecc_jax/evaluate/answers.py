@@ -140,7 +140,7 @@ def row_prompts(model: ModelConfig, data: DataConfig) -> Iterator[Prompt]:
 
 
 def source_rows(data: DataConfig) -> Iterator[tuple[str, Row]]:
-    """Every row of the sources as it stands there, and its place for messages."""
+    """Every row of the sources, behind how messages call it."""
     for source in data.sources:
         for number, row in enumerate(read_rows(source), 1):
             yield f"{source.path}, row {number}", row

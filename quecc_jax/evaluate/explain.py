@@ -2,22 +2,20 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.ticker import MaxNLocator
 
 from quecc_jax.errors import UserError
 from quecc_jax.evaluate.attention import own_squares, patch_map
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.image import AxesImage
-
-    from quecc_jax.generate.engine import Engine
-    from quecc_jax.generate.questions import Limits, Question
+from quecc_jax.generate.engine import Engine
+from quecc_jax.generate.questions import Limits, Question
 
 
-def explain(engine: "Engine", question: "Question", other: str, limits: "Limits", out: Path) -> None:
+def explain(engine: Engine, question: Question, other: str, limits: Limits, out: Path) -> None:
     """Draws the first image of a question under the attention for it and for another question, with both
     answers, and the difference of the two maps.
 
@@ -27,9 +25,6 @@ def explain(engine: "Engine", question: "Question", other: str, limits: "Limits"
     Raises:
       UserError: the model has no compressor that attends, or the file cannot be written.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
     questions = [question, question._replace(text=other)]
     weights = [engine.attention(one) for one in questions]
     if weights[0] is None or weights[1] is None:
@@ -70,8 +65,8 @@ def explain(engine: "Engine", question: "Question", other: str, limits: "Limits"
 
 
 def _overlay(
-    panel: "Axes", pixels: np.ndarray, shown: np.ndarray, region: int, colours: tuple[str, float, float]
-) -> "AxesImage":
+    panel: Axes, pixels: np.ndarray, shown: np.ndarray, region: int, colours: tuple[str, float, float]
+) -> AxesImage:
     """A map over the greyed image, with lines between the squares of visual tokens that have their own."""
     side = shown.shape[0]
     where, (name, low, high) = (-0.5, side - 0.5, side - 0.5, -0.5), colours

@@ -249,9 +249,9 @@ def over_image(weights: np.ndarray, grid: int) -> np.ndarray:
     region = math.isqrt(r)
     across = grid // region
     for token in range(v):
-        y, x = (place % across * region for place in (token // across, token))
-        square = weights[..., token, :, :].reshape(*rows, heads, region, region)
-        out[..., token, :, y : y + region, x : x + region] = square
+        y, x = (square % across * region for square in (token // across, token))
+        own = weights[..., token, :, :].reshape(*rows, heads, region, region)
+        out[..., token, :, y : y + region, x : x + region] = own
     return out
 
 

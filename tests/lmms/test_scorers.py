@@ -142,7 +142,7 @@ def test_mme_scores(right):
     judged, theirs = [], []
     for number, hit in enumerate(right):
         category = ("color", "count")[number // 4]
-        extra = {"picture": f"{category}/{number // 2}", "category": category}
+        extra = {"image": f"{category}/{number // 2}", "category": category}
         judged.append(Judged(Sample(number, (), "?", "Yes", extra), "", "yes", float(hit)))
         theirs.append({"question_id": number // 2, "category": category, "score": float(hit)})
     task = TASKS["mme"]

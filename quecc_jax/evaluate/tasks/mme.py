@@ -63,7 +63,7 @@ def load(data: Path) -> list[Sample]:
                 (str(data / _RELEASE / line["image"]),),
                 line["text"],
                 truth,
-                {"question_id": name, "picture": image, "category": category, "question": question},
+                {"question_id": name, "image": image, "category": category, "question": question},
             )
         )
     odd = [image for image, count in counts.items() if count != 2]
@@ -108,7 +108,7 @@ def _scored(sample: Sample, text: str) -> tuple[str, float]:
 
 def unit(sample: Sample) -> str:
     """The image."""
-    return sample.extra["picture"]
+    return sample.extra["image"]
 
 
 def tally(unit: Sequence[Judged]) -> Tally:
@@ -119,7 +119,7 @@ def tally(unit: Sequence[Judged]) -> Tally:
         f"right/{category}": right,
         f"questions/{category}": len(unit),
         f"both/{category}": both,
-        f"pictures/{category}": 1,
+        f"images/{category}": 1,
     }
 
 
@@ -132,10 +132,10 @@ def metrics(totals: Totals) -> Totals:
     sums: dict[str, list[np.ndarray]] = defaultdict(list)
     for side, categories in (("perception", PERCEPTION), ("cognition", COGNITION)):
         for category in categories:
-            if f"pictures/{category}" not in totals:
+            if f"images/{category}" not in totals:
                 continue
             accuracy = ratio(totals[f"right/{category}"], totals[f"questions/{category}"])
-            plus = ratio(totals[f"both/{category}"], totals[f"pictures/{category}"])
+            plus = ratio(totals[f"both/{category}"], totals[f"images/{category}"])
             found[f"{side}/{category}"] = 100 * accuracy + 100 * plus
             sums[side].append(found[f"{side}/{category}"])
     return {**{side: sum(values) for side, values in sums.items()}, **found}

@@ -50,7 +50,7 @@ _MARKS = ",.!?;:'"
 _RANDOM = "random "
 """Begins the reading of an answer in which no choice was found."""
 Forms = tuple[tuple[str, str], ...]
-"""How an answer may write a letter, and as what its place is looked up."""
+"""How an answer may write a letter, and the form in which its position is looked up."""
 _MMMU_FORMS: Forms = (("({})", "({})"), (" {} ", " {} "))
 _LMMS_EVAL_FORMS: Forms = (("({})", "({})"), ("{} ", " {} "), ("{}.", " {} "))
 _INDICATORS = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
@@ -144,10 +144,10 @@ def parse_choice(answer: str, choices: Sequence[str], forms: Forms = _MMMU_FORMS
     for mark in _MARKS:
         answer = answer.strip(mark)
     answer, names = f" {answer} ", letters(len(choices))
-    for written, place in forms:
+    for written, sought in forms:
         named = [name for name in names if written.format(name) in answer]
         if named:
-            return max(named, key=lambda name: answer.rfind(place.format(name)))
+            return max(named, key=lambda name: answer.rfind(sought.format(name)))
     if len(answer.split()) > 5:
         lower = answer.lower()
         within = [
