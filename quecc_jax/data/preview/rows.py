@@ -168,7 +168,7 @@ def _facts(config: RunConfig, sources: Sequence[Source], plans: Any) -> list[tup
         return [*facts, ("steps of an epoch", f"{rows / size:,.1f} of {size} rows")]
     plans = plans.plans if isinstance(plans, Elastic) else plans
     measures = plans.measures
-    tokens, images = int(measures.tokens.sum()), int(measures.images.sum())
+    tokens, images = int(measures.tokens.sum()), int(measures.image_counts.sum())
     facts.append(("tokens of a row", f"{tokens / rows:,.0f} on average, {measures.tokens.max():,} at most"))
     if isinstance(plans, Grouped):
         positions = sum(size * plans[k].length for k in range(plans.batches))
