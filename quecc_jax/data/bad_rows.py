@@ -1,4 +1,4 @@
-"""Rows that cannot be learned from: counted by reason, and kept within a limit."""
+"""Counts rows that cannot be learned from, by reason, and stops a run that meets too many."""
 
 import collections
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""From a batch's plan to its arrays: rows are laid out, their images read, what is left out is told."""
+"""Makes the arrays of a planned batch: lays rows out, reads their images, and reports rows that are left out."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ from quecc_jax.errors import BadRow
 
 
 class Collate:
-    """Makes the batch of given samples; pickles into grain's worker processes."""
+    """Makes the batch of a plan; pickles into grain's worker processes."""
 
     def __init__(self, sources: Sequence[Source], data: DataConfig, model: ModelConfig):
         self.sources, self.data = sources, data

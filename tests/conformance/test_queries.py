@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from quecc_jax.config import DataConfig
-from quecc_jax.data.text.conversation import encode
 from quecc_jax.data.text.queries import question_ids, question_segments
 from quecc_jax.data.text.tokenizer import load_tokenizer
+from tests.laid_out import encode
 
 CASES = json.loads((Path(__file__).parent / "expected/queries.json").read_text(encoding="utf-8"))
 IMAGE = -200

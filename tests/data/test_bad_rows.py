@@ -21,8 +21,8 @@ from quecc_jax.data.images import load_pixels
 from quecc_jax.data.pipeline import make_iterator
 from quecc_jax.data.references import image_refs
 from quecc_jax.data.sources.json_rows import RowFile
-from quecc_jax.data.text.conversation import encode
 from quecc_jax.errors import BadRow, UserError
+from tests.laid_out import encode
 
 ROWS, EXAMPLES, LENGTH = 16, 170, 48
 counted = {"mutated": 0}

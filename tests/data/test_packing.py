@@ -15,11 +15,12 @@ from quecc_jax.config import DataConfig, SourceConfig
 from quecc_jax.data.bad_rows import LeftOut
 from quecc_jax.data.batch import IGNORE, Batch, batch_spec
 from quecc_jax.data.lengths import measure
-from quecc_jax.data.pipeline import eval_batches, make_iterator
+from quecc_jax.data.pipeline import make_iterator
 from quecc_jax.data.sources.easy_vqa import image_paths
 from quecc_jax.data.sources.open import open_sources
 from quecc_jax.data.text.queries import question_ids
 from quecc_jax.errors import UserError
+from tests.data.every_row import eval_batches
 
 BATCHINGS = ("pad", "grouped", "packed")
 ROWS = 61

@@ -13,11 +13,12 @@ from PIL import Image
 from quecc_jax.config import DataConfig, SourceConfig
 from quecc_jax.data.batch import IGNORE, Batch, batch_spec
 from quecc_jax.data.images import load_pixels
-from quecc_jax.data.pipeline import eval_batches, make_iterator, rows_by_id
+from quecc_jax.data.pipeline import make_iterator
 from quecc_jax.data.sources.easy_vqa import image_paths
 from quecc_jax.data.sources.pool import write_features
 from quecc_jax.errors import UserError
 from quecc_jax.experiments.testbed.build import build_pool
+from tests.data.every_row import eval_batches, rows_by_id
 
 SINGLE, MOSAIC, READING = (("single", "train"), ("mosaic", "train"), ("reading", "train"))
 
@@ -128,8 +129,8 @@ def test_processes_share_the_batch_and_resume_under_another_number(settings, mod
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_batches_are_what_the_spec_says(settings, model, cached, tmp_path):
-    data = own_pool(settings, tmp_path, model, cached)
+def test_batches_are_what_the_spec_says(settings, model, cached, stored):
+    data = data_of(settings, stored, cached)
     spec = batch_spec(model, data, 6, cached=cached)
     with make_iterator(data, model, 6, 0) as iterator:
         (batch,) = take(iterator, 1)
@@ -147,10 +148,15 @@ def tower(images):
     return patches * np.arange(8) / 255
 
 
-def own_pool(settings, tmp_path, model, cached):
-    pool = build_pool("mosaic", "train", tmp_path / "pool", 24, 20, 4)
-    if cached:
-        write_features(pool, tower, 8, "tower-1")
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """A pool with its images' features beside them."""
+    pool = build_pool("mosaic", "train", tmp_path_factory.mktemp("stored") / "pool", 24, 20, 4)
+    write_features(pool, tower, 8, "tower-1")
+    return pool
+
+
+def data_of(settings, pool, cached=True):
     source = SourceConfig(kind="pool", path=str(pool.directory))
     return dataclasses.replace(settings(), cached_features=cached, sources=(source,))
 
@@ -177,24 +183,23 @@ def test_rows_carry_their_own_text_and_image(pools, settings, model, tokenizer):
         np.testing.assert_array_equal(batch.pixels[k, 0], image)
 
 
-def test_cached_features_are_those_of_the_image(settings, model, tmp_path):
-    data = own_pool(settings, tmp_path, model, cached=True)
+def test_cached_features_are_those_of_the_image(settings, model, stored):
+    data = data_of(settings, stored)
     rows = rows_by_id(data)
-    pool = build_pool("mosaic", "train", tmp_path / "same", 24, 20, 4)
     with make_iterator(data, model, 16, 0, fingerprint="tower-1") as iterator:
         (batch,) = take(iterator, 1)
     assert batch.pixels is None
     for k, identity in enumerate(batch.ids):
-        wanted = tower(pool.images[rows[int(identity)]["image"]][None])[0].astype(np.float16)
+        wanted = tower(stored.images[rows[int(identity)]["image"]][None])[0].astype(np.float16)
         np.testing.assert_array_equal(batch.features[k, 0], wanted)
     with pytest.raises(UserError, match="another tower"):
         make_iterator(data, model, 16, 0, fingerprint="tower-2")
 
 
-def test_features_must_be_there_and_fit(settings, model, tmp_path):
+def test_features_must_be_there_and_fit(settings, model, stored):
     with pytest.raises(UserError, match="no features"):
         make_iterator(settings(MOSAIC, cached_features=True), model, 8, 0)
-    data = own_pool(settings, tmp_path, model, cached=True)
+    data = data_of(settings, stored)
     wide = dataclasses.replace(model, vision=dataclasses.replace(model.vision, width=16))
     with pytest.raises(UserError, match="16, 3, 16"):
         make_iterator(data, wide, 8, 0)

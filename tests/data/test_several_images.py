@@ -11,13 +11,14 @@ from PIL import Image
 
 from quecc_jax.config import DecoderConfig, RunConfig, SourceConfig
 from quecc_jax.data.images import load_pixels
-from quecc_jax.data.pipeline import make_iterator, rows_by_id
+from quecc_jax.data.pipeline import make_iterator
 from quecc_jax.data.text.conversation import query_ids
 from quecc_jax.data.text.turns import query_turns
 from quecc_jax.evaluate.answers import answer_rows
 from quecc_jax.generate.engine import Engine
 from quecc_jax.generate.questions import Limits, Question
 from quecc_jax.models.vlm import VLM
+from tests.data.every_row import rows_by_id
 from tests.tiny import asked, random_params
 
 TALKS = [

@@ -15,7 +15,7 @@ from quecc_jax.config import DecoderConfig, RunConfig, SourceConfig
 from quecc_jax.config.compressors import exchanged
 from quecc_jax.config.validation import validate
 from quecc_jax.data.images import image_size, load_pixels
-from quecc_jax.data.pipeline import eval_batches, make_iterator
+from quecc_jax.data.pipeline import make_iterator
 from quecc_jax.data.sources.open import open_sources
 from quecc_jax.data.text.conversation import query_ids
 from quecc_jax.errors import BadRow, UserError
@@ -23,6 +23,7 @@ from quecc_jax.evaluate.answers import answer_rows
 from quecc_jax.generate.engine import Engine
 from quecc_jax.generate.questions import Limits, Question
 from quecc_jax.models.vlm import VLM
+from tests.data.every_row import eval_batches
 from tests.tiny import random_params
 
 TILES = ((2, 2), (3, 1))

@@ -1,8 +1,8 @@
-"""Rows of a run's first batches, read back from the arrays that the model gets."""
+"""Reads the rows of a run's first batches back from the arrays that the model gets."""
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -32,7 +32,7 @@ class View(NamedTuple):
     """One image of a conversation."""
 
     pixels: np.ndarray | None
-    """uint8 [H, W, 3] as the tower sees it; None where features are read instead."""
+    """uint8 [height, width, 3] as the tower sees it; None where features are read instead."""
     query: str
     tokens: int
     """Of the query, BOS included."""
@@ -154,7 +154,7 @@ def _visual_tokens(config: RunConfig) -> str:
     return " or ".join(map(str, choices(config.data, config.model) or (config.model.visual_tokens,)))
 
 
-def _facts(config: RunConfig, sources: Sequence[Source], plans: Any) -> list[tuple[str, str]]:
+def _facts(config: RunConfig, sources: Sequence[Source], plans: Sequence[BatchPlan]) -> list[tuple[str, str]]:
     """What can be said of the whole stream, as pairs of name and value."""
     data, size = config.data, config.train.batch_size
     rows = sum(map(len, sources))
@@ -167,20 +167,20 @@ def _facts(config: RunConfig, sources: Sequence[Source], plans: Any) -> list[tup
     if data.batching == "pad":
         return [*facts, ("steps of an epoch", f"{rows / size:,.1f} of {size} rows")]
     plans = plans.plans if isinstance(plans, Elastic) else plans
-    measures = plans.measures
-    tokens, images = int(measures.tokens.sum()), int(measures.image_counts.sum())
-    facts.append(("tokens of a row", f"{tokens / rows:,.0f} on average, {measures.tokens.max():,} at most"))
+    assert isinstance(plans, Grouped | Packed)
+    of_rows = plans.of_rows
+    tokens, images = int(of_rows.tokens.sum()), int(of_rows.image_counts.sum())
+    facts.append(("tokens of a row", f"{tokens / rows:,.0f} on average, {of_rows.tokens.max():,} at most"))
     if isinstance(plans, Grouped):
         positions = sum(size * plans[k].length for k in range(plans.batches))
         steps = f"{plans.batches:,} of {size} rows"
     else:
-        assert isinstance(plans, Packed)
         packed = plans.epoch()
         positions, steps = packed * plans.length, f"{packed / size:,.1f} of {size} packed rows"
         if plans.images:
             share = images / (packed * plans.images)
             facts.append(("image slots in use", f"{share:.1%} of {plans.images} a packed row"))
-    missing = int((measures.tokens == 0).sum())
+    missing = int((of_rows.tokens == 0).sum())
     return [
         *facts,
         ("steps of an epoch", steps),

@@ -10,15 +10,16 @@ the same rows are bad, and for the same reason, whichever way the data are read.
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, cast
 
 import numpy as np
 
 from quecc_jax.config import DataConfig, ImageDecoding, VisionConfig
 from quecc_jax.data.images import ImageReader
-from quecc_jax.data.sources.shards import Records
+from quecc_jax.data.references import ImageRef, Row, image_number
+from quecc_jax.data.sources.shards import Records, Shard
 from quecc_jax.errors import BadRow, UserError
 from quecc_jax.paths import AnyPath, as_path
 
@@ -52,11 +53,35 @@ class Prepared:
 
     directory: str
     recipe: Recipe
-    rows: Sequence[Any]
+    rows: Sequence[Row]
     images: Records
 
 
-class PreparedRows(Sequence[Any]):
+class Manifest(TypedDict):
+    """What manifest.json says."""
+
+    format: int
+    recipe: dict[str, Any]
+    """Fields of `Recipe`."""
+    source: str
+    images: list[str]
+    rows: int
+    pictures: int
+    unreadable: "Unreadable"
+    bytes: int
+    shards: Mapping[str, Sequence[Shard]]
+    """Of "pictures" and of "rows"."""
+
+
+class Unreadable(TypedDict):
+    """How many rows and images could not be read, and the first reasons."""
+
+    rows: int
+    pictures: int
+    first: list[str]
+
+
+class PreparedRows(Sequence[Row]):
     """The rows, parsed when asked for."""
 
     def __init__(self, records: Records):
@@ -65,9 +90,7 @@ class PreparedRows(Sequence[Any]):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, row: Any) -> Any:
-        if isinstance(row, slice):
-            return [self[index] for index in range(*row.indices(len(self)))]
+    def __getitem__(self, row: int) -> Row:  # type: ignore[override]
         return json.loads(readable(self.records[row]))
 
 
@@ -116,14 +139,10 @@ class Stored:
     records: Records
     recipe: Recipe
 
-    def __call__(self, number: Any) -> BytesIO | np.ndarray:
-        """The bytes of an image's file, or uint8 [H, W, 3] where raw pixels are stored. Raises BadRow."""
-        if not isinstance(number, int) or not 0 <= number < len(self.records):
-            raise BadRow(
-                "not a row",
-                f"its image {number!r} is not among the {len(self.records)}; prepare the data anew",
-            )
-        record, size = readable(self.records[number]), self.recipe.size
+    def __call__(self, ref: ImageRef) -> BytesIO | np.ndarray:
+        """The bytes of an image's file, or uint8 [height, width, 3] where raw pixels are stored. Raises BadRow."""
+        record = readable(self.records[image_number(ref, len(self.records))])
+        size = self.recipe.size
         if size and self.recipe.encoding == "raw":
             return np.frombuffer(record, np.uint8).reshape(size, size, 3)
         return BytesIO(record)
@@ -142,7 +161,7 @@ def readable(record: bytes) -> bytes:
     return record
 
 
-def read_manifest(directory: AnyPath) -> dict[str, Any]:
+def read_manifest(directory: AnyPath) -> Manifest:
     """The manifest of a prepared directory.
 
     Raises:
@@ -159,7 +178,8 @@ def read_manifest(directory: AnyPath) -> dict[str, Any]:
         raise UserError(f"{directory}/{MANIFEST} cannot be read ({error}); prepare the data anew") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise UserError(f"{directory}/{MANIFEST} is not of format {FORMAT}; prepare the data anew")
-    return manifest
+    manifest["shards"] = {kind: [Shard(*one) for one in group] for kind, group in manifest["shards"].items()}
+    return cast(Manifest, manifest)
 
 
 def open_prepared(directory: AnyPath) -> Prepared:

@@ -9,13 +9,13 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from io import BytesIO
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from quecc_jax.data.images import fit, open_image
-from quecc_jax.data.references import image_refs
-from quecc_jax.data.sources.array_record import FORMAT, MANIFEST, Recipe, fault_record
+from quecc_jax.data.references import image_path, image_refs
+from quecc_jax.data.sources.array_record import FORMAT, MANIFEST, Manifest, Recipe, fault_record
 from quecc_jax.data.sources.folders import Folders
 from quecc_jax.data.sources.json_rows import RowFile
 from quecc_jax.data.sources.mixture import Mixture, open_rows
@@ -59,7 +59,7 @@ def prepare(
     progress: Progress = lambda done, total: None,
     shard_images: int = SHARD_IMAGES,
     shard_rows: int = ROWS,
-) -> dict[str, Any]:
+) -> Manifest:
     """Writes the rows of a LLaVA file and their images as a prepared directory.
 
     What an interrupted call of the same arguments has left is kept, shard by shard.
@@ -99,7 +99,7 @@ def prepare(
     image_shards, lost = _image_shards(jobs, workers, progress)
     shards = {"pictures": image_shards, "rows": _row_shards(rows, refs, bad, out, key, shard_rows)}
     messages = [*(str(error.at(rows.where(number))) for number, error in bad.items()), *lost]
-    manifest = {
+    manifest: Manifest = {
         "format": FORMAT,
         "recipe": vars(recipe),
         "source": str(data),
@@ -125,7 +125,7 @@ def _begin(
     sizes: tuple[int, int],
 ) -> str:
     """The key of this work, after checking that `out` holds none of another."""
-    work = {
+    work: dict[str, object] = {
         "source": rows.path,
         "bytes": rows.size,
         "rows": len(rows),
@@ -162,10 +162,7 @@ def _images_of(rows: RowFile | Mixture, skip_bad: bool) -> tuple[dict[str, int],
     for number in range(len(rows)):
         try:
             row = rows[number]
-            found = image_refs(row) if isinstance(row, dict) else []
-            for ref in found:
-                if not isinstance(ref, str):
-                    raise BadRow("not a row", f"its image {ref!r} is not the path of a file; write it so")
+            found = [image_path(ref) for ref in image_refs(row)]
         except BadRow as error:
             if not skip_bad:
                 raise UserError(
@@ -189,7 +186,7 @@ def _row_shards(
     def records(start: int) -> Iterator[bytes]:
         for number in range(start, min(start + per_shard, len(rows))):
             row = fault_record(bad[number]) if number in bad else rows[number]
-            if isinstance(row, dict) and (found := image_refs(row)):
+            if isinstance(row, dict) and (found := [image_path(ref) for ref in image_refs(row)]):
                 row = {**row, "image": [refs[ref] for ref in found], "image_files": found}
             yield row if isinstance(row, bytes) else json.dumps(row, ensure_ascii=False).encode()
 
@@ -315,7 +312,7 @@ def stored(path: str, recipe: Recipe) -> bytes:
 
 def inline_rows(
     data: AnyPath, images: tuple[str, ...], recipe: Recipe, *, skip_bad: bool = False
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[dict[str, object]]:
     """The rows of a LLaVA file with their images' records in them, as `tfds_rows.LlavaRows` takes them.
 
     Raises:
@@ -327,7 +324,8 @@ def inline_rows(
             row = rows[number]
             try:
                 found = [stored(folders.find(ref), recipe) for ref in image_refs(row)]
-                turns = [{"from": turn["from"], "value": turn["value"]} for turn in row["conversations"]]
+                said = cast(list[dict[str, str]], row["conversations"])
+                turns = [{"from": turn["from"], "value": turn["value"]} for turn in said]
             except (AttributeError, KeyError, TypeError):
                 raise BadRow(
                     "turns", "it has no list of conversations with 'from' and 'value'; write one"

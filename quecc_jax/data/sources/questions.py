@@ -1,4 +1,4 @@
-"""The questions of rows for an encoder that stores their features, and whether stored ones are of them."""
+"""The questions of rows, for storing their features and for checking that stored ones are of them."""
 
 import contextlib
 import dataclasses
@@ -17,7 +17,7 @@ SAMPLED = 256
 
 
 class Questions:
-    """The bare questions of rows, as numbers for their encoder."""
+    """The bare questions of rows as token ids for their encoder, by row."""
 
     def __init__(self, rows: Sequence[Row], layout: Layout):
         self.rows, self.limit = rows, layout.data.query_length
