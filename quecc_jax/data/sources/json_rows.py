@@ -65,7 +65,7 @@ class RowFile(Sequence[Row]):
                 return b""  # An empty file cannot be mapped.
 
     def _one_a_line(self, named_so: bool) -> bool:
-        """Whether each line is a row: so .jsonl files are, and so are others whatever they are called."""
+        """Whether each line is a row, as in .jsonl files and in others that look like them."""
         head = self._bytes[self._start : self._start + FIRST].lstrip()
         first, _, rest = head.partition(b"\n")
         opens, more = first[:1], rest.lstrip()[:1]
@@ -148,10 +148,12 @@ class RowFile(Sequence[Row]):
 
 
 def _whole(line: bytes) -> bool:
-    """Whether a line is a JSON value of its own."""
+    """Whether a line is a JSON value of its own, or one that is nested too deeply to tell."""
     try:
         parsed(line.decode("utf-8"))
-    except (ValueError, RecursionError):
+    except RecursionError:
+        return True
+    except ValueError:
         return False
     return True
 

@@ -91,6 +91,15 @@ def test_what_is_no_list_is_refused(tmp_path, text):
         RowFile(tmp_path / "none.json")
 
 
+def test_a_first_line_that_is_nested_too_deeply_hurts_no_other(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"[" * 100_000 + b'\n{"a": 1}\n{"b": 2}\n')
+    rows = RowFile(path)
+    assert len(rows) == 3 and [rows[1], rows[2]] == [{"a": 1}, {"b": 2}]
+    with pytest.raises(BadRow, match="it is nested too deeply"):
+        rows[0]
+
+
 def test_a_damaged_row_hurts_no_other(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"a": 1}\n{"b": \n\n{"c": "\xff\xfe"}\n' + b"[" * 100_000 + b'\n{"d": 4}')
