@@ -119,7 +119,7 @@ class Grouped(Sequence[BatchPlan]):
 
     @property
     def batches(self) -> int:
-        """Of an epoch."""
+        """Batches of an epoch."""
         return -(-self.order.rows // self.batch_size)
 
     def __len__(self) -> int:
@@ -185,7 +185,7 @@ class Packed(Sequence[BatchPlan]):
 
     @property
     def windows(self) -> int:
-        """Of an epoch."""
+        """Windows of an epoch."""
         return max(1, round(self.order.rows / self.window))
 
     def __len__(self) -> int:

@@ -29,6 +29,11 @@ def permutation(size: int, *seed: int) -> np.ndarray:
     return np.argsort(mixed_up(start + GOLDEN * np.arange(size, dtype=np.uint64)), kind="stable")
 
 
+def source_and_row(identity: int) -> tuple[int, int]:
+    """Which source a sample is of, and which row of it, by its identity as `Sampler.ids` gives it."""
+    return identity >> 32, identity & 0xFFFFFFFF
+
+
 class Sampler:
     """An endless order of the rows of several sources.
 

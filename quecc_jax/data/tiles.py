@@ -20,7 +20,7 @@ Grid = tuple[int, int]
 
 
 class Arrangement(NamedTuple):
-    """What stands for one image in the text."""
+    """How many squares the tower sees of an image, and which of their tokens stand in the text."""
 
     crops: int
     """Squares that the tower sees, the whole first."""

@@ -131,9 +131,10 @@ def row_prompts(model: ModelConfig, data: DataConfig) -> Iterator[Prompt]:
     """
     data = dataclasses.replace(data, batching="pad", bad_rows="error", cached_queries=False)
     for source in open_sources(data, at_visual_tokens(model), prompts=True):
-        write = source.write_features if data.cached_features else source.write_pixels
         for row in range(len(source)):
-            yield Prompt(source.encoded(row), functools.partial(write, row), data.cached_features)
+            yield Prompt(
+                source.encoded(row), functools.partial(source.write_images, row), data.cached_features
+            )
 
 
 def source_rows(data: DataConfig) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -300,8 +300,8 @@ def test_rows_with_no_one_and_two_images_share_a_batch(mixed_file, tokenizer, mo
     # Two images of one turn share its question.
     assert batch.query_ends[2, 0] == batch.query_ends[2, 1] and batch.query_segments.max() == 1
     assert not batch.queries[0].any() and not batch.pixels[0].any() and not batch.pixels[1, 1].any()
-    for row, place, name in ((1, 0, "0.png"), (2, 0, "1.png"), (2, 1, "2.png")):
-        np.testing.assert_array_equal(batch.pixels[row, place], load_pixels(path.parent / name, model.vision))
+    for row, slot, name in ((1, 0, "0.png"), (2, 0, "1.png"), (2, 1, "2.png")):
+        np.testing.assert_array_equal(batch.pixels[row, slot], load_pixels(path.parent / name, model.vision))
 
 
 def test_easy_vqa_is_a_source(tokenizer, model):
@@ -360,7 +360,7 @@ def test_truncated_rows_are_counted(tmp_path, model, tokenizer, workers):
     assert sum(int((batch.labels[:, -1] == tokenizer.encode("red")[0]).sum()) for batch in batches) == 12
 
 
-def test_dropped_rows_leave_their_places_empty(tmp_path, model, tokenizer):
+def test_dropped_rows_leave_their_rows_empty(tmp_path, model, tokenizer):
     path = tmp_path / "rows.json"
     path.write_text(
         json.dumps(
@@ -397,7 +397,7 @@ def test_malformed_rows_and_missing_images_are_named(mixed_file, tokenizer, mode
         list(eval_batches(file_data(path, tokenizer), model, 3))
 
 
-def test_skipped_rows_leave_their_places_empty_up_to_a_share(mixed_file, tokenizer, model):
+def test_skipped_rows_leave_their_rows_empty_up_to_a_share(mixed_file, tokenizer, model):
     path, rows = mixed_file
     (path.parent / "2.png").unlink()
     rows[1]["conversations"][1]["from"] = "bot"

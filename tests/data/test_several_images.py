@@ -105,14 +105,14 @@ def test_each_image_is_compressed_with_the_question_of_its_own_turn(config, para
         for batch in (next(batches) for _ in range(4)):
             assert batch.ids is not None
             inputs = np.asarray(splice(batch._replace(ids=None)))
-            for place, ids in enumerate(batch.ids.reshape(3, -1)):
+            for index, ids in enumerate(batch.ids.reshape(3, -1)):
                 for segment, identity in enumerate(ids[ids >= 0], start=1):
                     images, said = TALKS[rows.index(identity)]
-                    here = (batch.segments[place] == segment) & (batch.slots[place] >= 0)
+                    here = (batch.segments[index] == segment) & (batch.slots[index] >= 0)
                     turns = zip(images, query_turns(said), strict=True)
                     wanted = [alone[image, turn] for image, turn in turns]
                     np.testing.assert_allclose(
-                        inputs[place, here], np.concatenate([np.zeros((0, 16)), *wanted]), atol=1e-5
+                        inputs[index, here], np.concatenate([np.zeros((0, 16)), *wanted]), atol=1e-5
                     )
                     seen.add(int(identity))
     assert seen == set(rows)

@@ -125,13 +125,13 @@ def test_the_whole_comes_first_and_the_map_without_its_padding_row_by_row(config
         for batch in (next(batches) for _ in range(5)):
             assert batch.ids is not None and batch.query_ends.shape[1] in (0, 15)
             inputs = np.asarray(splice(batch._replace(ids=None)))
-            for place, ids in enumerate(batch.ids.reshape(2, -1)):
+            for index, ids in enumerate(batch.ids.reshape(2, -1)):
                 for segment, identity in enumerate(ids[ids >= 0].tolist(), start=1):
                     images, text = TALKS[identity]
-                    here = (batch.segments[place] == segment) & (batch.slots[place] >= 0)
+                    here = (batch.segments[index] == segment) & (batch.slots[index] >= 0)
                     assert here.sum() == sum(LENGTHS[image] for image in images)
                     wanted = [np.zeros((0, 16)), *(stands[image, text] for image in images)]
-                    np.testing.assert_allclose(inputs[place, here], np.concatenate(wanted), atol=1e-5)
+                    np.testing.assert_allclose(inputs[index, here], np.concatenate(wanted), atol=1e-5)
                     seen.add(identity)
     assert seen == set(range(len(TALKS)))
 

@@ -13,6 +13,7 @@ from quecc_jax.data.collate import Collate
 from quecc_jax.data.elastic import Elastic, choices
 from quecc_jax.data.packing import BatchPlan, Grouped, Packed
 from quecc_jax.data.pipeline import plan_batches
+from quecc_jax.data.sampler import source_and_row
 from quecc_jax.data.sources.open import open_sources
 from quecc_jax.data.sources.source import Source
 from quecc_jax.data.text.queries import question_ids
@@ -64,7 +65,7 @@ class Row(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What there is to show."""
+    """The first rows of a run's data, and facts about its stream."""
 
     config: RunConfig
     rows: list[Row]
@@ -113,11 +114,15 @@ def _row(
     for segment, identity in enumerate((one for one in ids if one not in why), start=1):
         here = batch.segments[index] == segment
         slots, labels = batch.slots[index][here], batch.labels[index][here]
-        images = sources[identity >> 32].encoded(identity & 0xFFFFFFFF).crops
+        source, row = source_and_row(identity)
+        images = sources[source].encoded(row).crops
         views = [_view(batch, index, image + k, tokenizer) for k in range(images)]
         spans = _spans(batch.tokens[index][here], slots, labels, tokenizer, num_output_tokens)
-        where = sources[identity >> 32].where(identity & 0xFFFFFFFF)
-        talks.append(Conversation(where, spans, int(here.sum()), int((labels != IGNORE).sum()), views))
+        talks.append(
+            Conversation(
+                sources[source].where(row), spans, int(here.sum()), int((labels != IGNORE).sum()), views
+            )
+        )
         image += images
     left_out = [why[one] for one in ids if one in why]
     return Row(number, index, plan.length, plan.images, talks, left_out)

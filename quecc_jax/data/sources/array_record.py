@@ -49,7 +49,7 @@ class Recipe:
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """An opened directory."""
+    """An opened directory of prepared data."""
 
     directory: str
     recipe: Recipe
@@ -82,7 +82,7 @@ class Unreadable(TypedDict):
 
 
 class PreparedRows(Sequence[Row]):
-    """The rows, parsed when asked for."""
+    """The rows of prepared data, each parsed when asked for."""
 
     def __init__(self, records: Records):
         self.records = records
@@ -95,7 +95,7 @@ class PreparedRows(Sequence[Row]):
 
 
 def check_recipe(directory: str, recipe: Recipe, vision: VisionConfig, data: DataConfig) -> None:
-    """That images stored in this way are those that a run reads.
+    """Checks that images stored in this way are those that a run reads.
 
     Raises:
       UserError: they are of another size, aspect or decoding.
@@ -149,12 +149,12 @@ class Stored:
 
 
 def fault_record(bad: BadRow) -> bytes:
-    """The record of what could not be read."""
+    """The record that stands for an image or row that could not be read."""
     return UNREADABLE + json.dumps([bad.fault, str(bad)]).encode()
 
 
 def readable(record: bytes) -> bytes:
-    """A record, unless it is of something that could not be read, which raises BadRow again."""
+    """The record itself; raises the BadRow again that a record of `fault_record` tells of."""
     if record.startswith(UNREADABLE):
         fault, message = json.loads(record[len(UNREADABLE) :])
         raise BadRow(fault, f"{message} (found when the data were prepared)")

@@ -20,8 +20,9 @@ from numpy.typing import ArrayLike
 
 from quecc_jax.config import ModelConfig
 from quecc_jax.config.shapes import state_shape
+from quecc_jax.data.references import ImageRef, image_number
 from quecc_jax.data.sources.array_record import fault_record, readable
-from quecc_jax.data.sources.shards import Records, Shard, forget, made, write_shard
+from quecc_jax.data.sources.shards import Records, Shard, delete_notes, find_shard, shard_spans, write_shard
 from quecc_jax.errors import BadRow, UserError
 from quecc_jax.paths import AnyPath, as_path, write_text
 
@@ -62,6 +63,10 @@ class Features(Sequence[np.ndarray]):
     def __len__(self) -> int:
         return len(self.records)
 
+    def of_image(self, ref: ImageRef) -> np.ndarray:
+        """The states of an image by its reference in a row. Raises BadRow."""
+        return self[image_number(ref, len(self))]
+
     def __getitem__(self, number: int) -> np.ndarray:  # type: ignore[override]
         """float16 of `shape[1:]`."""
         return np.frombuffer(readable(self.records[number]), "<f2").reshape(self.shape[1:])
@@ -77,7 +82,7 @@ def write_features(
     progress: Callable[[int], None] = lambda done: None,
     name: Name = "features",
 ) -> Features:
-    """Stores fn of every image or row, unless that of `fingerprint` is there; continues shard by shard.
+    """Stores what an encoder makes of every image or row, unless it is there; continues shard by shard.
 
     Args:
       items: how many images or rows there are.
@@ -97,15 +102,13 @@ def write_features(
             return Features(directory, found)
         _note_path(directory, name).unlink()
     shards, shape = list[Shard](), list[int]()
-    for start in range(0, items, ITEMS):
-        end = min(start + ITEMS, items)
-        file = f"{name}-{start // ITEMS:05}-of-{-(-items // ITEMS):05}.array_record"
-        if known := made(directory, file, fingerprint):
+    for file, span in shard_spans(name, items, ITEMS):
+        if known := find_shard(directory, file, fingerprint):
             shard, remarks = known
         else:
             # The shape of the shard's arrays, if any item of it can be read.
             remarks = list[list[int]]()
-            records = _records(range(start, end), read, fn, batch, progress, remarks)
+            records = _records(span, read, fn, batch, progress, remarks)
             try:
                 shard = write_shard(directory, file, fingerprint, records, remarks)
             except FloatingPointError:
@@ -115,10 +118,10 @@ def write_features(
                 ) from None
         shards.append(shard)
         shape = shape or (remarks[0] if remarks else [])
-        progress(end)
+        progress(span.stop)
     value = {"fingerprint": fingerprint, "items": items, "shape": shape or [0], "shards": shards}
     write_text(str(_note_path(directory, name)), json.dumps(value) + "\n")
-    forget(directory, shards)
+    delete_notes(directory, shards)
     return read_features(directory, fingerprint, name)
 
 
@@ -158,7 +161,7 @@ def _records(
 
 
 def read_features(directory: AnyPath, fingerprint: str | None = None, name: Name = "features") -> Features:
-    """What `write_features` has stored.
+    """Opens what `write_features` has stored.
 
     Args:
       fingerprint: what they must be of; None takes any.
@@ -182,7 +185,7 @@ def read_features(directory: AnyPath, fingerprint: str | None = None, name: Name
 
 
 def read_tower_features(directory: str, model: ModelConfig, fingerprint: str | None) -> Features:
-    """Stored tower states of the shape that the model reads.
+    """Opens stored tower states of the shape that the model reads.
 
     Raises:
       UserError: there are none, or they are of another tower.

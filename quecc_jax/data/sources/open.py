@@ -68,11 +68,11 @@ def _open_source(config: SourceConfig, layout: Layout, model: ModelConfig, finge
     if config.kind == "pool":
         return PoolSource(config.path, layout, model, fingerprint)
     data, vision, rows = layout.data, model.vision, _readable_rows(config, layout.data)
-    features = queries = None
+    queries, read = None, None
     if config.kind == "array_record":
         images = prepared_images(open_prepared(config.path), vision, data)
         if data.cached_features and data.images_per_row:
-            features = read_tower_features(config.path, model, fingerprint)
+            read = read_tower_features(config.path, model, fingerprint).of_image
         if data.cached_queries:
             queries = read_features(config.path, name="queries")
             check_questions(config.path, queries, Questions(rows, layout))
@@ -83,7 +83,7 @@ def _open_source(config: SourceConfig, layout: Layout, model: ModelConfig, finge
         images = ImageReader(Folders(config.roots).find, vision, data)
     if vision.tiles and data.images_per_row:
         layout = layout._replace(arrange=Arrange(images.size, model))
-    return RowSource(config.path or f"easy-VQA {config.split}", rows, images, layout, features, queries)
+    return RowSource(config.path or f"easy-VQA {config.split}", rows, read or images, layout, queries)
 
 
 def _readable_rows(config: SourceConfig, data: DataConfig) -> Sequence[Row]:

@@ -1,4 +1,4 @@
-"""Pools as sources: all rows encoded at once, images memory-mapped."""
+"""Pools as sources: all rows are laid out at once, images are memory-mapped."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -15,9 +15,9 @@ from quecc_jax.errors import BadRow, UserError
 
 
 class PoolSource:
-    """Rows of a pool, all encoded when it is opened.
+    """Rows of a pool, all laid out when it is opened.
 
-    Demo questions repeat thousands of times over different images, so each different conversation
+    Testbed questions repeat thousands of times over different images, so each different conversation
     is encoded and stored once.
     """
 
@@ -33,20 +33,19 @@ class PoolSource:
                 )
         self._refs = cast(list[list[int]], refs)
         self._encode(pool.rows, layout)
-        self._pixels: _Mapped | None = None
-        self._features: Features | None = None
+        self._images: _Mapped | Features | None = None
         if not len(pool.images) or not layout.data.images_per_row:
             return
         if layout.data.cached_features:
-            self._features = read_tower_features(directory, model, fingerprint)
-        else:
-            size = model.vision.input_size
-            if pool.images.shape[1:3] != (size, size):
-                raise UserError(
-                    f"{directory} holds images of {pool.images.shape[1]} pixels but "
-                    f"vision.input_size is {size}; build the pool at {size}"
-                )
-            self._pixels = _Mapped(str(pool.directory / "images.npy"))
+            self._images = read_tower_features(directory, model, fingerprint)
+            return
+        size = model.vision.input_size
+        if pool.images.shape[1:3] != (size, size):
+            raise UserError(
+                f"{directory} holds images of {pool.images.shape[1]} pixels but "
+                f"vision.input_size is {size}; build the pool at {size}"
+            )
+        self._images = _Mapped(str(pool.directory / "images.npy"))
 
     def _encode(self, rows: Sequence[Row], layout: Layout) -> None:
         seen: dict[tuple[str, int], int] = {}
@@ -77,18 +76,13 @@ class PoolSource:
             raise found
         return found
 
-    def write_pixels(self, row: int, out: np.ndarray) -> None:
-        assert self._pixels is not None
-        for index, ref in enumerate(self._refs[row]):
-            out[index] = self._pixels.array[ref]
+    def write_images(self, row: int, out: np.ndarray) -> None:
+        assert self._images is not None
+        for slot, ref in enumerate(self._refs[row]):
+            out[slot] = self._images[ref]
 
     def query(self, row: int) -> np.ndarray:
         raise UserError(f"{self.name} has no cached queries; set data.cached_queries = False")
-
-    def write_features(self, row: int, out: np.ndarray) -> None:
-        assert self._features is not None
-        for index, ref in enumerate(self._refs[row]):
-            out[index] = self._features[ref]
 
 
 class _Mapped:
@@ -98,6 +92,9 @@ class _Mapped:
         self.path = path
         # A plain view of the map: indexing a memmap object itself is several times slower.
         self.array = np.asarray(np.load(path, mmap_mode="r")).view(np.ndarray)
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        return self.array[number]
 
     def __reduce__(self) -> tuple:
         return _Mapped, (self.path,)

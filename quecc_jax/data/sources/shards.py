@@ -32,6 +32,15 @@ class Shard(NamedTuple):
     sha256: str
 
 
+def shard_spans(kind: str, items: int, per_shard: int) -> list[tuple[str, range]]:
+    """The name of every shard of a set of items, and the numbers of its items."""
+    starts = range(0, items, per_shard)
+    return [
+        (f"{kind}-{number:05}-of-{len(starts):05}.array_record", range(start, min(start + per_shard, items)))
+        for number, start in enumerate(starts)
+    ]
+
+
 def write_shard(
     directory: AnyPath, name: str, key: str, records: Iterable[bytes], remarks: Sequence[object] = ()
 ) -> Shard:
@@ -60,8 +69,8 @@ def write_shard(
     return shard
 
 
-def made(directory: AnyPath, name: str, key: str) -> tuple[Shard, list[Any]] | None:
-    """A shard that was written under this key with its remarks, or None."""
+def find_shard(directory: AnyPath, name: str, key: str) -> tuple[Shard, list[Any]] | None:
+    """A shard that was written whole under this key, with its remarks; None where there is none."""
     try:
         found, shard, remarks = json.loads(_note(directory, name).read_text())
         size, _ = size_and_time(as_path(directory) / name)
@@ -71,7 +80,7 @@ def made(directory: AnyPath, name: str, key: str) -> tuple[Shard, list[Any]] | N
     return (shard, remarks) if found == key and size == shard.bytes else None
 
 
-def forget(directory: AnyPath, shards: Iterable[Shard]) -> None:
+def delete_notes(directory: AnyPath, shards: Iterable[Shard]) -> None:
     """Deletes the notes of shards that a manifest now lists."""
     for shard in shards:
         _note(directory, shard.name).unlink(missing_ok=True)

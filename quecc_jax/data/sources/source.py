@@ -6,8 +6,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from quecc_jax.config import DataConfig, ModelConfig
-from quecc_jax.data.images import ImageReader
-from quecc_jax.data.references import ImageRef, Row, image_number, image_refs
+from quecc_jax.data.references import ImageRef, Row, image_refs
 from quecc_jax.data.sources.feature_store import Features
 from quecc_jax.data.sources.json_rows import RowFile
 from quecc_jax.data.sources.mixture import Mixture
@@ -19,10 +18,7 @@ from quecc_jax.errors import BadRow
 
 
 class Source(Protocol):
-    """A data set for the pipeline; it writes images into arrays of zeros.
-
-    Where images cannot be read, the writing methods raise BadRow, maybe after the first of several.
-    """
+    """A data set for the pipeline."""
 
     def __len__(self) -> int: ...
 
@@ -32,11 +28,9 @@ class Source(Protocol):
     def encoded(self, row: int) -> Encoded:
         """The row laid out, for which no more than the size of its images is read. Raises BadRow."""
 
-    def write_pixels(self, row: int, out: np.ndarray) -> None:
-        """Writes the images into the first slots of uint8 [I, height, width, 3]."""
-
-    def write_features(self, row: int, out: np.ndarray) -> None:
-        """Writes cached tower states into the first slots of float16 [I, N, K, D]."""
+    def write_images(self, row: int, out: np.ndarray) -> None:
+        """Writes the images into the first slots of zeros: pixels uint8 [I, height, width, 3], or the stored
+        tower states float16 [I, N, K, D] with data.cached_features. Raises BadRow, maybe after the first."""
 
     def query(self, row: int) -> np.ndarray:
         """The cached query feature, float16 [query_width], of a row that `encoded` takes."""
@@ -87,22 +81,20 @@ class RowSource:
         self,
         name: str,
         rows: Sequence[Row],
-        images: ImageReader,
+        image: Callable[[ImageRef], np.ndarray],
         layout: Layout,
-        features: Features | None = None,
         queries: Features | None = None,
     ):
         """
         Args:
           name: for messages.
           rows: in LLaVA's form; parsed one by one.
-          images: of the rows.
+          image: reads an image, or its stored tower states; raises BadRow.
           layout: of the rows.
-          features: stored tower states, where rows name images by number.
           queries: stored query features, by row.
         """
         self.name, self.rows, self.layout = name, rows, layout
-        self._images, self._features, self._queries = images, features, queries
+        self._image, self._queries = image, queries
         self._last: tuple[int, Row] = (-1, {})
 
     def __len__(self) -> int:
@@ -131,24 +123,16 @@ class RowSource:
         except BadRow as error:
             raise error.at(self.where(row)) from None
 
-    def write_pixels(self, row: int, out: np.ndarray) -> None:
-        self._write(row, self._images, out)
-
     def query(self, row: int) -> np.ndarray:
         assert self._queries is not None
         return self._queries[row]
 
-    def write_features(self, row: int, out: np.ndarray) -> None:
-        assert self._features is not None
-        features = self._features
-        self._write(row, lambda ref: features[image_number(ref, len(features))], out)
-
-    def _write(self, row: int, read: Callable[[ImageRef], np.ndarray], out: np.ndarray) -> None:
+    def write_images(self, row: int, out: np.ndarray) -> None:
         start = 0
         for ref in image_refs(self.row(row)):
             try:
-                seen = read(ref).reshape(-1, *out.shape[1:])
+                read = self._image(ref).reshape(-1, *out.shape[1:])
             except BadRow as error:
                 raise error.at(self.where(row)) from None
-            out[start : start + len(seen)] = seen
-            start += len(seen)
+            out[start : start + len(read)] = read
+            start += len(read)

@@ -88,7 +88,7 @@ def lay_out(
     arranged: Sequence[Arrangement] = (),
     first: bool = False,
 ) -> Encoded:
-    """A conversation as positions of tokens and visual slots: the one layout of training and answering.
+    """Lays out a conversation as token ids and visual slots, in training and answering alike.
 
     The query of an image is its turn (`Conversation.asked`) without placeholders, tokenised bare behind
     BOS; it is the same under every template. A conversation that ends with a human turn stops where its
@@ -135,7 +135,7 @@ def _queries(
 
 
 def query_ids(question: str, tokenizer: Tokenizer, data: DataConfig) -> tuple[np.ndarray, int]:
-    """The query for images that a human turn asks about.
+    """The query of a human turn, for the images that it asks about.
 
     A turn of nothing but placeholders is BOS alone, as in the original. Where texts have no BOS, the
     original reads the state of a padding token; the word "image" stands in there, its own query for rows

@@ -1,4 +1,4 @@
-"""A tokenizer's directory, read as transformers 4 read it: with that its models were trained.
+"""Reads a tokenizer's directory as transformers 4 did, with which its models were trained.
 
 Version 5 of transformers builds tokenizers anew from their class, and a class that it does not know gets
 other rules. Here `tokenizer.model` is encoded by SentencePiece itself and `tokenizer.json` is taken as it
@@ -162,7 +162,7 @@ def _object(file: Path) -> JsonObject:
 
 
 def _roles(settings: Mapping[str, object], name: str) -> JsonObject:
-    """The special tokens that have a role, by it; those that are empty are left out."""
+    """The special tokens by their role; those that are empty are left out."""
     told = {**DEFAULTS.get(name, {}), **settings}
     return {key: told[key] for key in NAMED if content(told.get(key))}
 

@@ -12,7 +12,7 @@ SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt",
 
 
 class Conversation(NamedTuple):
-    """What a row says, or what is said in a chat; one that ends with a human turn asks for an answer."""
+    """The turns of a row or of a chat; where the human speaks last, an answer is asked for."""
 
     system: str | None
     """Its own system sentence, if it has one."""
@@ -110,7 +110,7 @@ def read_row(row: Row) -> Conversation:
 
 
 def _is_utf8(text: str) -> bool:
-    """Whether a text can be written: JSON's escapes and lenient reading let halves of characters in."""
+    """Whether a text can be written as UTF-8: JSON's escapes and lenient reading let halves of characters in."""
     try:
         text.encode()
     except UnicodeEncodeError:

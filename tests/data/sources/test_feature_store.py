@@ -19,7 +19,9 @@ from quecc_jax.config import (
 )
 from quecc_jax.config.query import ClipTextConfig
 from quecc_jax.data.images import load_pixels, normalise
-from quecc_jax.errors import UserError
+from quecc_jax.data.sources.feature_store import read_features
+from quecc_jax.data.sources.source import RowSource
+from quecc_jax.errors import BadRow, UserError
 from quecc_jax.fingerprint import fingerprint, tower_fingerprint
 from quecc_jax.generate.questions import Limits, Question
 from quecc_jax.load import load_engine
@@ -79,6 +81,15 @@ def test_batches_hold_the_tower_s_states_of_their_images(prepared, model):
             states = wanted[(row + slot) % 7]
             np.testing.assert_allclose(batch.features[row, slot], states, rtol=2e-3, atol=2e-3)
         assert not batch.features[row, row % 3 :].any()
+
+
+def test_an_image_number_beyond_the_stored_ones_is_a_bad_row(prepared):
+    _, out, _, _ = prepared
+    none: Any = None
+    features = read_features(out)
+    source = RowSource("rows", [{"image": 7, "conversations": []}], features.of_image, none)
+    with pytest.raises(BadRow, match="rows, row 1: its image 7 is not among the 7; prepare the data anew"):
+        source.write_images(0, np.zeros((1, *features.shape[1:]), np.float16))
 
 
 def quiet(config):

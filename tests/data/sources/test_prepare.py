@@ -15,7 +15,7 @@ from quecc_jax.data.pipeline import make_iterator
 from quecc_jax.data.sources import prepare as making
 from quecc_jax.data.sources.array_record import Recipe, open_prepared, read_manifest
 from quecc_jax.data.sources.prepare import prepare
-from quecc_jax.data.sources.shards import Records, Shard, check, made, write_shard
+from quecc_jax.data.sources.shards import Records, Shard, check, find_shard, write_shard
 from quecc_jax.errors import BadRow, UserError
 from tests.data.every_row import eval_batches, rows_by_id
 from tests.data.photos import ROWS, photo, write_llava
@@ -299,6 +299,6 @@ def test_records_come_back_by_number_and_pickle(tmp_path):
     assert pickle.loads(pickle.dumps(stored))[9] == records[9]
     with pytest.raises(IndexError):
         stored[11]
-    assert made(tmp_path, "a", "key") == (shards[0], []) and made(tmp_path, "a", "other") is None
+    assert find_shard(tmp_path, "a", "key") == (shards[0], []) and find_shard(tmp_path, "a", "other") is None
     (tmp_path / "a").write_bytes(b"short")
-    assert made(tmp_path, "a", "key") is None
+    assert find_shard(tmp_path, "a", "key") is None
