@@ -7,13 +7,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from quecc_jax.config import DataConfig, ModelConfig, VisionConfig
 from quecc_jax.config.shapes import hidden_indices
 
 
 @jax.jit
-def checksums(tree: Any) -> Any:
+def checksums(tree: PyTree) -> PyTree:
     """uint32 [2] of every leaf's float32 bits and where they stand.
 
     Sums of whole numbers modulo 2^32, so that they are the same in any order: on every mesh, without
@@ -40,14 +41,14 @@ def _mix(x: jax.Array) -> jax.Array:
     return x ^ (x >> 16)
 
 
-def fingerprint(params: Any, *settings: Any) -> str:
+def fingerprint(params: PyTree, *settings: Any) -> str:
     """16 hex digits of parameters (as float32) and of settings that JSON can hold."""
     sums = jax.tree_util.tree_leaves_with_path(jax.device_get(checksums(params)))
     leaves = [[jax.tree_util.keystr(path), value.tolist()] for path, value in sums]
     return hashlib.sha256(json.dumps([leaves, settings], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def query_fingerprint(params: dict[str, Any], model: ModelConfig) -> str:
+def query_fingerprint(params: dict[str, PyTree], model: ModelConfig) -> str:
     """Of query features, but for the questions: the encoder's name and settings, a colon, and what its
     parameters are (`params` by top-level name)."""
     query = model.query
@@ -60,7 +61,7 @@ def query_fingerprint(params: dict[str, Any], model: ModelConfig) -> str:
     return f"{name}:{fingerprint(decoder, dataclasses.asdict(model.decoder))}"
 
 
-def tower_fingerprint(params: Any, vision: VisionConfig, data: DataConfig) -> str:
+def tower_fingerprint(params: PyTree, vision: VisionConfig, data: DataConfig) -> str:
     """Of a tower's states: its parameters, which states are kept, how images are read and made square."""
     settings = {k: v for k, v in dataclasses.asdict(vision).items() if k not in ("levels", "select_layer")}
     # Stored features are of squares; how larger images would be cut does not matter.

@@ -6,6 +6,7 @@ from typing import Any, cast, get_args
 
 import jax
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
 from quecc_jax.config import ImageDecoding, MeshConfig, RunConfig
 from quecc_jax.config.shapes import at_visual_tokens
@@ -23,7 +24,7 @@ from quecc_jax.train.step import abstract_params
 
 def load_vlm(
     run_dir: str | os.PathLike[str], mesh: Mesh | None = None, visual_tokens: int = 0, template: str = ""
-) -> tuple[RunConfig, dict[str, Any]]:
+) -> tuple[RunConfig, dict[str, PyTree]]:
     """A run's settings and all parameters that answer questions about pixels.
 
     A run on cached features has no tower, of images or of questions; it comes from the run that its
@@ -93,7 +94,9 @@ def load_engine(
     return Engine(config, params, mesh=over)
 
 
-def _towers(config: RunConfig, run_dir: str | os.PathLike[str], abstract: dict[str, Any]) -> dict[str, Any]:
+def _towers(
+    config: RunConfig, run_dir: str | os.PathLike[str], abstract: dict[str, PyTree]
+) -> dict[str, PyTree]:
     if not config.tower_from:
         raise UserError(
             f"{run_dir} was trained on cached features and names no tower; set tower_from in its "

@@ -11,7 +11,6 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -102,11 +101,11 @@ def _leased(path: Path, run: str) -> Iterator[None]:
         path.unlink(missing_ok=True)
 
 
-def _claim() -> dict[str, Any]:
+def _claim() -> dict[str, object]:
     return {"pid": os.getpid(), "host": socket.gethostname(), "id": uuid.uuid4().hex}
 
 
-def _seen(path: Path) -> dict[str, Any] | None:
+def _seen(path: Path) -> dict[str, object] | None:
     try:
         seen = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -114,9 +113,9 @@ def _seen(path: Path) -> dict[str, Any] | None:
     return seen if isinstance(seen, dict) else None
 
 
-def _name(seen: dict[str, Any] | None) -> str:
+def _name(seen: dict[str, object] | None) -> str:
     return f"process {seen.get('pid')} on {seen.get('host')}" if seen else "another run"
 
 
-def _in_use(run: str, seen: dict[str, Any] | None) -> InUse:
+def _in_use(run: str, seen: dict[str, object] | None) -> InUse:
     return InUse(f"{run} is in use by {_name(seen)}; wait for it, stop it, or give another out directory")

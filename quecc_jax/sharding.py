@@ -6,12 +6,13 @@ only this file knows mesh axes.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 from quecc_jax.config import MeshConfig
 from quecc_jax.errors import UserError
@@ -46,7 +47,7 @@ def sharding_rules(config: MeshConfig) -> Rules:
     )
 
 
-def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
     """A data x fsdp x tensor mesh over `devices` (default: all).
 
     Of several slices, `data` goes over the slices and all else stays within one.
@@ -144,7 +145,7 @@ class Placement(NamedTuple):
     """Bytes on each device."""
 
 
-def placements(boxed: Any, mesh: Mesh, rules: Rules = RULES) -> list[Placement]:
+def placements(boxed: PyTree, mesh: Mesh, rules: Rules = RULES) -> list[Placement]:
     """The resolved table: one line per parameter, in the order of the tree.
 
     Args:
@@ -161,7 +162,7 @@ def placements(boxed: Any, mesh: Mesh, rules: Rules = RULES) -> list[Placement]:
     return rows
 
 
-def _boxes(boxed: Any) -> list[tuple[str, nn.LogicallyPartitioned]]:
+def _boxes(boxed: PyTree) -> list[tuple[str, nn.LogicallyPartitioned]]:
     """Parameters by path.
 
     Raises:
@@ -177,7 +178,7 @@ def _boxes(boxed: Any) -> list[tuple[str, nn.LogicallyPartitioned]]:
     return named
 
 
-def parameter_shardings(boxed: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
+def parameter_shardings(boxed: PyTree, mesh: Mesh, rules: Rules = RULES) -> PyTree:
     """Shardings of a tree of parameters that still carry their logical axis boxes.
 
     Args:

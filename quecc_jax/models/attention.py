@@ -15,7 +15,7 @@ its public function takes no segments, and it brings six more packages that trai
 """
 
 import functools
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -95,8 +95,8 @@ def _distance(spec: MaskSpec) -> jax.Array:
 
 def attention(
     q: Float[Array, "B S H head_dim"],
-    k: Float[Array, "B T K head_dim"],
-    v: Float[Array, "B T K head_dim"],
+    k: Float[Array, "B T kv_heads head_dim"],
+    v: Float[Array, "B T kv_heads head_dim"],
     mask: MaskSpec | None,
     kernel: Kernel = "auto",
 ) -> Float[Array, "B S H head_dim"]:
@@ -104,7 +104,7 @@ def attention(
 
     Args:
       q: [B, S, H, head_dim].
-      k, v: [B, T, K, head_dim] with K dividing H.
+      k, v: [B, T, kv_heads, head_dim] with kv_heads dividing H.
       mask: None lets every query see every key.
       kernel: what computes it; `auto` goes by the platform that the program is made for. A named kernel
         gives way to XLA where only the shapes or the cache of this call are in its way.
@@ -167,8 +167,8 @@ def undivided(q: Array, k: Array, interpreted: bool) -> str:
 
 def xla_attention(
     q: Float[Array, "B S H head_dim"],
-    k: Float[Array, "B T K head_dim"],
-    v: Float[Array, "B T K head_dim"],
+    k: Float[Array, "B T kv_heads head_dim"],
+    v: Float[Array, "B T kv_heads head_dim"],
     mask: MaskSpec | None,
 ) -> Float[Array, "B S H head_dim"]:
     """`attention` in matrix products and a softmax, with all logits in memory.
@@ -193,8 +193,8 @@ def xla_attention(
 
 def cudnn_attention(
     q: Float[Array, "B S H head_dim"],
-    k: Float[Array, "B T K head_dim"],
-    v: Float[Array, "B T K head_dim"],
+    k: Float[Array, "B T kv_heads head_dim"],
+    v: Float[Array, "B T kv_heads head_dim"],
     mask: MaskSpec,
 ) -> Float[Array, "B S H head_dim"]:
     """`attention` of one pass by cuDNN's fused kernel, which takes the mask as a bias [B, 1, S, S].
@@ -218,8 +218,8 @@ def blocks(length: int) -> tuple[int, int]:
 
 def splash_attention(
     q: Float[Array, "B S H head_dim"],
-    k: Float[Array, "B T K head_dim"],
-    v: Float[Array, "B T K head_dim"],
+    k: Float[Array, "B T kv_heads head_dim"],
+    v: Float[Array, "B T kv_heads head_dim"],
     mask: MaskSpec,
     interpret: bool = False,
 ) -> Float[Array, "B S H head_dim"]:
@@ -246,7 +246,14 @@ def splash_attention(
 
 
 def _splash_local(
-    q: Array, k: Array, v: Array, segments: jax.Array, *, block: int, window: Any, interpret: bool
+    q: Array,
+    k: Array,
+    v: Array,
+    segments: jax.Array,
+    *,
+    block: int,
+    window: int | jax.Array | None,
+    interpret: bool,
 ) -> jax.Array:
     """The kernel on one device's rows and heads."""
     # Pallas takes a second to import, which programs for other platforms are spared.

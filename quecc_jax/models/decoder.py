@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Int
+from jax.typing import DTypeLike
+from jaxtyping import Float, Int, PyTree
 
 from quecc_jax.config import DecoderConfig
 from quecc_jax.models.arrays import Array
@@ -20,9 +21,9 @@ class Cache(NamedTuple):
     writes them in place."""
 
     keys: tuple[jax.Array, ...]
-    """L times [B, T, K, head_dim]"""
+    """A layer at a time, [B, T, kv_heads, head_dim]"""
     values: tuple[jax.Array, ...]
-    """L times [B, T, K, head_dim]"""
+    """A layer at a time, [B, T, kv_heads, head_dim]"""
     segments: jax.Array
     """int32 [B, T]; 0 where a position is empty or padding."""
     positions: jax.Array
@@ -31,7 +32,7 @@ class Cache(NamedTuple):
     """int32 [], positions written so far."""
 
 
-def empty_cache(config: DecoderConfig, rows: int, length: int, dtype: Any = jnp.float32) -> Cache:
+def empty_cache(config: DecoderConfig, rows: int, length: int, dtype: DTypeLike = jnp.float32) -> Cache:
     """A cache for `rows` rows of at most `length` positions."""
     axes = ("batch", "sequence", "kv_heads", "head_dim")
 
@@ -43,7 +44,7 @@ def empty_cache(config: DecoderConfig, rows: int, length: int, dtype: Any = jnp.
     return Cache(layers(), layers(), empty, empty, jnp.zeros((), jnp.int32))
 
 
-def unstack(decoder: dict[str, Any]) -> dict[str, Any]:
+def unstack(decoder: dict[str, PyTree]) -> dict[str, PyTree]:
     """A decoder's parameters as an unrolled `Decoder` has them: `layers_0`, `layers_1`, ... in place of the
     stacked `layers`, whose slices XLA would copy for every token. Those that are so already stay."""
     if "layers" not in decoder:
@@ -72,9 +73,9 @@ class DecoderLayer(nn.Module):
     """Pre-norm attention with grouped heads, then an MLP."""
 
     config: DecoderConfig
-    dtype: Any
+    dtype: DTypeLike
     kernel: Kernel
-    gradients: Any
+    gradients: DTypeLike
     added: float = 1.0
     """Variance that the layers add to the stream at initialisation, in parts of the embedding's."""
 
@@ -82,15 +83,16 @@ class DecoderLayer(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B S M"],
-        cached: tuple[Float[Array, "B T K head_dim"], Float[Array, "B T K head_dim"]] | None,
+        cached: tuple[Float[Array, "B T kv_heads head_dim"], Float[Array, "B T kv_heads head_dim"]] | None,
         window: Int[Array, ""] | None,
         angles: Angles | None,
         mask: MaskSpec,
         start: Int[Array, ""] | None,
     ) -> tuple[
-        Float[Array, "B S M"], tuple[Float[Array, "B T K head_dim"], Float[Array, "B T K head_dim"]] | None
+        Float[Array, "B S M"],
+        tuple[Float[Array, "B T kv_heads head_dim"], Float[Array, "B T kv_heads head_dim"]] | None,
     ]:
-        """x [B, S, D], this layer's cache [B, T, K, head_dim] and window [] -> (x, updated cache)."""
+        """x [B, S, M], this layer's cache [B, T, kv_heads, head_dim] and window [] -> (x, updated cache)."""
         c = self.config
         dense = functools.partial(linear, dtype=self.dtype, gradients=self.gradients)
         # Where the stream's sequence is split, products want whole rows and split heads and columns
@@ -155,7 +157,7 @@ def scanned(layer: Any, depth: int, unroll: int = 1) -> Any:
 
 
 def layer_windows(config: DecoderConfig) -> jax.Array | None:
-    """int32 [L], the tokens that each layer's positions see; None if all layers see the same."""
+    """int32 [depth], the tokens that each layer's positions see; None if all layers see the same."""
     if not config.window or not config.full_layers:
         return None
     spared = jnp.arange(config.depth) < config.full_layers
@@ -166,7 +168,7 @@ class Decoder(nn.Module):
     """Token embedding, layers, final norm and output matrix."""
 
     config: DecoderConfig
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     remat: str = "none"
     kernel: Kernel = "auto"
     """What computes attention."""
@@ -174,7 +176,7 @@ class Decoder(nn.Module):
     """Layers have parameters of their own (`unstack`) instead of being scanned; caches need this."""
     scan_unroll: int = 1
     """Layers per turn of the scan."""
-    gradients: Any = jnp.bfloat16
+    gradients: DTypeLike = jnp.bfloat16
     """Type of the layers' matrix gradients up to their sum over devices, at least `dtype`."""
 
     def setup(self) -> None:
@@ -197,7 +199,7 @@ class Decoder(nn.Module):
         return stack(self.config, self.dtype, self.kernel, self.gradients, **settings)
 
     def embed(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S M"]:
-        """Embeddings [B, S, D] of token ids [B, S]."""
+        """Embeddings [B, S, M] of token ids [B, S]."""
         # Whole rows of the table must be at hand before the lookup, or the partitioner replicates
         # the result over the mesh.
         table = nn.with_logical_constraint(self.embedding.astype(self.dtype), ("vocab", None))
@@ -216,7 +218,7 @@ class Decoder(nn.Module):
         """Final hidden states, after the last norm.
 
         Args:
-          x: embeddings [B, S, D].
+          x: embeddings [B, S, M].
           positions: int32 [B, S], rising by one per token within a segment.
           segments: int32 [B, S]; positions see earlier ones of their own segment, 0 is padding.
           cache: earlier positions to attend to; the new ones are appended. The caller keeps
@@ -228,7 +230,7 @@ class Decoder(nn.Module):
             or the cache.
 
         Returns:
-          Hidden states [B, S, D] and the extended cache (None without one).
+          Hidden states [B, S, M] and the extended cache (None without one).
         """
         c = self.config
         x = x.astype(self.dtype)
@@ -284,10 +286,10 @@ class Decoder(nn.Module):
         return lead.apply({"params": first}, jax.lax.stop_gradient(x), None, windows, *rest)
 
     def output_matrix(self) -> Float[Array, "M vocab"]:
-        """The matrix [D, vocab] that turns hidden states into logits."""
+        """The matrix [M, vocab] that turns hidden states into logits."""
         return self.embedding.T if self.config.tie_embeddings else self.head
 
     def logits(self, hidden: Float[Array, "*rows M"]) -> Float[Array, "*rows vocab"]:
-        """float32 logits [..., vocab] of hidden states [..., D]."""
+        """float32 logits [..., vocab] of hidden states [..., M]."""
         matrix = self.output_matrix().astype(self.dtype)
         return jnp.einsum("...d,dv->...v", hidden, matrix, preferred_element_type=jnp.float32)

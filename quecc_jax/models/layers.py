@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Float, Shaped
 
 from quecc_jax.models.arrays import Array
@@ -39,7 +40,7 @@ def matrix_init(inputs: int, variance: float = 1.0) -> Initializer:
     """Normal initialisation of a kernel whose first `inputs` axes are the input's: outputs have
     `variance` times the inputs' variance."""
 
-    def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
         draw = nn.initializers.variance_scaling(variance, "fan_in", "truncated_normal")
         flat = (math.prod(shape[:inputs]), math.prod(shape[inputs:]))
         return draw(key, flat, dtype).reshape(shape)
@@ -87,10 +88,10 @@ class Linear(nn.Module):
     """Logical names of the kernel's axes, input axes first; the bias takes the output's."""
     inputs: int = 1
     bias: bool = True
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     variance: float = 1.0
     """Of the outputs relative to the inputs, at initialisation."""
-    gradients: Any = jnp.bfloat16
+    gradients: DTypeLike = jnp.bfloat16
     """Type in which devices add up their shares of the kernel's gradient, unless `dtype` is wider."""
 
     @nn.compact

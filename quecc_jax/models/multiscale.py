@@ -38,7 +38,7 @@ def split_scales(
 
 
 def join_scales(states: Float[Array, "BT N K width"], config: VisionConfig) -> Float[Array, "B N K D"]:
-    """States [B, n, K, scales * D] of the tiles' states [B * T, n, K, D] that `split_scales` made.
+    """States [B, N, K, scales * D] of the tiles' states [B * T, N, K, D] that `split_scales` made.
 
     Channels stand scale by scale, in the config's order; averages are taken in float32.
     """

@@ -1,11 +1,11 @@
 """The projector from tower width to decoder width."""
 
 import math
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from quecc_jax.config.shapes import projector_depth
@@ -19,7 +19,7 @@ class Projector(nn.Module):
     kind: str
     width: int
     """Decoder width M."""
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     variance: float = 1.0
     """Of the outputs relative to the inputs, at initialisation."""
     has_newline: bool = False

@@ -40,7 +40,7 @@ class VLM(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        dtype: Any = jnp.dtype(c.dtype)
+        dtype = jnp.dtype(c.dtype)
         self.vision = ClipTower(c.tower, dtype)
         self.compressor: Any = FusingCompressor(c, dtype) if c.memory_tokens else make_compressor(c, dtype)
         # Visual tokens start on the scale of the text embeddings that they stand among.
@@ -93,7 +93,7 @@ class VLM(nn.Module):
         return jax.lax.stop_gradient(feature)
 
     def encode_image(self, pixels: Num[Array, "B I side side 3"]) -> Float[Array, "B I rows K D"]:
-        """Tower states [B, I, n, K, D] of pixels [B, I, H, W, 3], without gradient.
+        """Tower states [B, I, N, K, D] of pixels [B, I, H, W, 3], without gradient.
 
         Args:
           pixels: uint8, as the data pipeline delivers them; floats are taken as normalised already.
@@ -104,7 +104,7 @@ class VLM(nn.Module):
         return jax.lax.stop_gradient(states.reshape(b, i, *states.shape[1:]))
 
     def compress(self, states: Float[Array, "B I rows K D"], query: Float[Array, "B I text_width"]) -> Visual:
-        """Visual tokens from tower states [B, I, n, K, D] and queries [B, I, H] of a batch."""
+        """Visual tokens from tower states [B, I, N, K, D] and queries [B, I, text_width] of a batch."""
         b, i = states.shape[:2]
         flat = states.reshape(b * i, *states.shape[2:])
         features = jax.tree.map(constrain_batch, split_features(flat, self.config.tower))

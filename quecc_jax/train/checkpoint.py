@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
 from quecc_jax.config import RunConfig
@@ -18,7 +19,7 @@ from quecc_jax.paths import as_path
 from quecc_jax.train.orbax_shim import chunked_by_layer, first_line, quiet_libraries, readable
 from quecc_jax.train.run_dir import describe_run, load_run_config
 
-Tree = dict[str, Any]
+Tree = dict[str, PyTree]
 """Parameters, or anything that stands for them, by top-level name."""
 HALVES = (np.dtype(jnp.float16), np.dtype(jnp.bfloat16))
 """Types of stored parameters that are read as float32 where the model wants that, exactly."""
@@ -104,12 +105,12 @@ def _read_params(run: Path, step: int, names: list[str] | None, abstract: Tree |
     return params
 
 
-def _host_form(leaf: Any) -> np.ndarray:
+def _host_form(leaf: PyTree) -> np.ndarray:
     """A numpy stand-in of a leaf's shape and dtype that takes no memory."""
     return np.broadcast_to(np.empty((), leaf.dtype), leaf.shape)
 
 
-def named_leaves(tree: Any) -> dict[str, Any]:
+def named_leaves(tree: PyTree) -> dict[str, Any]:
     """Leaves by path, as `a/b/0/c`; named tuples, dicts and lists spell their keys alike."""
 
     def name(key: Any) -> str:
@@ -119,7 +120,7 @@ def named_leaves(tree: Any) -> dict[str, Any]:
     return {"/".join(map(name, path)): leaf for path, leaf in flat}
 
 
-def check_shapes(found: Any, expected: Any, where: str, widen: bool = False) -> None:
+def check_shapes(found: PyTree, expected: PyTree, where: str, widen: bool = False) -> None:
     """Compares two trees of anything with shape and dtype, leaf by leaf.
 
     Args:
@@ -132,7 +133,7 @@ def check_shapes(found: Any, expected: Any, where: str, widen: bool = False) -> 
       UserError: naming the first leaf that is missing, unexpected, or of another shape or dtype.
     """
 
-    def form(leaf: Any) -> str:
+    def form(leaf: PyTree) -> str:
         dtype = np.dtype(leaf.dtype)
         return f"shape {tuple(leaf.shape)} {np.dtype(np.float32) if widen and dtype in HALVES else dtype}"
 

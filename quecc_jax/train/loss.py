@@ -1,10 +1,9 @@
 """Next-token cross-entropy that never holds [B, S, vocab] logits and computes each logit once."""
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from quecc_jax.data.batch import IGNORE
 
@@ -60,10 +59,12 @@ def cross_entropy_sum(
 
         return jax.lax.scan(add, jnp.zeros((), jnp.float32), (split(hidden), split(targets)))[0]
 
-    def forward(hidden: Any, matrix: Any, targets: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+    def forward(
+        hidden: PyTree, matrix: PyTree, targets: PyTree
+    ) -> tuple[jax.Array, tuple[jax.Array, PyTree]]:
         weights, trained = matrix.value, matrix.perturbed
 
-        def add(carry: Any, piece: tuple[jax.Array, jax.Array]) -> tuple[Any, jax.Array]:
+        def add(carry: PyTree, piece: tuple[jax.Array, jax.Array]) -> tuple[PyTree, jax.Array]:
             (h, t), (loss, gradient) = piece, carry
             more, slope = _losses(h, weights, t)
             if trained:
@@ -83,7 +84,7 @@ def cross_entropy_sum(
             own = nn.with_logical_constraint(own, ("embed", "vocab"))
         return loss, (slopes, own)
 
-    def backward(saved: tuple[jax.Array, Any], scale: Any) -> tuple[Any, Any, None]:
+    def backward(saved: tuple[jax.Array, PyTree], scale: jax.Array) -> tuple[PyTree, PyTree, None]:
         hidden, matrix = (None if x is None else scale.astype(x.dtype) * x for x in saved)
         return hidden, matrix, None
 

@@ -2,9 +2,9 @@
 
 import contextlib
 import re
-from typing import Any
 
 import jax
+from jaxtyping import PyTree
 
 from quecc_jax.errors import UserError
 from quecc_jax.paths import local_output
@@ -31,7 +31,7 @@ class Profile:
         self.window, self.folder = window, folder
         self._trace: contextlib.ExitStack | None = None
 
-    def before(self, step: int, pending: Any) -> None:
+    def before(self, step: int, pending: PyTree) -> None:
         """Starts the trace if `step` is the first of the window that is run; waits for `pending`, the
         step before, so that none of it is in the trace."""
         if step in self.window and self._trace is None:
@@ -40,7 +40,7 @@ class Profile:
             folder = self._trace.enter_context(local_output(self.folder))
             self._trace.enter_context(jax.profiler.trace(str(folder)))
 
-    def after(self, step: int, results: Any) -> None:
+    def after(self, step: int, results: PyTree) -> None:
         """Ends the trace if `step` is the last of the window, once its results are there."""
         if self._trace is not None and step == self.window[-1]:
             jax.block_until_ready(results)

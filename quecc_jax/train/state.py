@@ -1,8 +1,9 @@
 """The train state: one pytree, trainable and frozen parameters apart."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
+from jaxtyping import PyTree
 
 TRAINED = {0: ("decoder",), 1: ("compressor", "projector"), 2: ("compressor", "projector", "decoder")}
 """Top-level parameter names that each stage trains; all others are frozen."""
@@ -13,18 +14,18 @@ class TrainState(NamedTuple):
 
     step: jax.Array
     """int32 [], batches consumed, skipped ones included."""
-    trainable: dict[str, Any]
+    trainable: dict[str, PyTree]
     """float32 parameters that are differentiated."""
-    frozen: dict[str, Any]
+    frozen: dict[str, PyTree]
     """Parameters that are neither differentiated nor given optimizer slots."""
-    opt_state: Any
+    opt_state: PyTree
     bad_run: jax.Array
     """int32 [], steps skipped in a row up to now."""
     skipped: jax.Array
     """int32 [], steps skipped in all."""
 
 
-def split_params(params: dict[str, Any], stage: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def split_params(params: dict[str, PyTree], stage: int) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
     """(trainable, frozen) parts of a parameter tree for a stage."""
     names = TRAINED[stage]
     return (

@@ -1,13 +1,14 @@
 """The train step and its compiled form: the one builder for training and for compiling ahead."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
 from quecc_jax.config import RunConfig
 from quecc_jax.data.batch import Batch, batch_spec
@@ -32,7 +33,7 @@ class Trainer(NamedTuple):
     abstract_batch: Batch
     init: Callable[[jax.Array], TrainState]
     """Random parameters and fresh optimizer state from a key."""
-    start: Callable[[dict[str, Any]], TrainState]
+    start: Callable[[dict[str, PyTree]], TrainState]
     """Given parameters, all of them by top-level name, and fresh optimizer state."""
     step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
     """One optimizer step; the given state's memory is reused."""
@@ -44,24 +45,29 @@ class Trainer(NamedTuple):
     questions, the longest for 0."""
 
 
-def loss_sum(model: VLM, params: dict[str, Any], batch: Batch, chunk: int) -> tuple[jax.Array, jax.Array]:
+def loss_sum(model: VLM, params: dict[str, PyTree], batch: Batch, chunk: int) -> tuple[jax.Array, jax.Array]:
     """Summed cross-entropy over a batch's labelled tokens, and their number (float32 scalars)."""
     variables = {"params": params}
-    hidden: Any = model.apply(variables, batch)
-    matrix: Any = model.apply(variables, method=VLM.output_matrix)
+    hidden: PyTree = model.apply(variables, batch)
+    matrix: PyTree = model.apply(variables, method=VLM.output_matrix)
     return cross_entropy_sum(hidden, matrix, batch.labels, chunk, batch_parts())
 
 
 def accumulated_gradients(
-    model: VLM, trainable: dict[str, Any], frozen: dict[str, Any], batch: Batch, microbatches: int, chunk: int
-) -> tuple[jax.Array, jax.Array, dict[str, Any]]:
+    model: VLM,
+    trainable: dict[str, PyTree],
+    frozen: dict[str, PyTree],
+    batch: Batch,
+    microbatches: int,
+    chunk: int,
+) -> tuple[jax.Array, jax.Array, dict[str, PyTree]]:
     """Mean loss over all labelled tokens of the batch, their number, and its gradient.
 
     The batch's rows are cut into `microbatches` that run one after another; sums are divided once at
     the end, so the result does not depend on how labelled tokens fall into microbatches.
     """
 
-    def objective(trainable: dict[str, Any], part: Batch) -> tuple[jax.Array, jax.Array]:
+    def objective(trainable: dict[str, PyTree], part: Batch) -> tuple[jax.Array, jax.Array]:
         return loss_sum(model, {**frozen, **trainable}, part, chunk)
 
     if microbatches == 1:
@@ -75,7 +81,7 @@ def accumulated_gradients(
         refs = jax.tree.map(lambda x: jax.new_ref(jnp.zeros_like(x)), trainable)
 
         def add(sums: tuple[jax.Array, jax.Array], part: Batch) -> tuple[tuple[jax.Array, jax.Array], None]:
-            backward: Any
+            backward: PyTree
             total, backward, count = jax.vjp(lambda t: objective(t, part), trainable, has_aux=True)
             backward.with_refs(refs)(jnp.ones_like(total))
             return (sums[0] + total, sums[1] + count), None
@@ -104,7 +110,7 @@ def train_step(model: VLM, config: RunConfig, state: TrainState, batch: Batch) -
     updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
     trainable = optax.apply_updates(state.trainable, updates)
 
-    def keep(new: Any, old: Any) -> Any:
+    def keep(new: PyTree, old: PyTree) -> PyTree:
         return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
 
     bad = 1 - finite.astype(jnp.int32)
@@ -126,13 +132,13 @@ def train_step(model: VLM, config: RunConfig, state: TrainState, batch: Batch) -
     return new, metrics
 
 
-def boxed_params(config: RunConfig, spec: Batch) -> Any:
+def boxed_params(config: RunConfig, spec: Batch) -> PyTree:
     """Shapes and dtypes of the parameters that a batch of this form touches, with their logical axes."""
     model = VLM(config.model)
     return jax.eval_shape(lambda b: model.init(jax.random.key(0), b, method=_touch)["params"], spec)
 
 
-def abstract_params(config: RunConfig, mesh: Mesh, spec: Batch) -> Any:
+def abstract_params(config: RunConfig, mesh: Mesh, spec: Batch) -> PyTree:
     """Shapes, dtypes and shardings of the parameters that a batch of this form touches."""
     boxed = boxed_params(config, spec)
     shardings = parameter_shardings(boxed, mesh, sharding_rules(config.mesh))
@@ -182,9 +188,9 @@ def build_trainer(config: RunConfig, mesh: Mesh) -> Trainer:
     params = abstract_params(config, mesh, spec)
     optimizer = make_optimizer(config.optimizer, train.steps)
     everywhere, rows = replicated(mesh), batch_sharding(mesh)
-    scalar: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+    scalar: PyTree = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
 
-    def fresh(params: Any) -> TrainState:
+    def fresh(params: PyTree) -> TrainState:
         trainable, frozen = split_params(params, train.stage)
         zero = jnp.zeros((), jnp.int32)
         return TrainState(zero, trainable, frozen, optimizer.init(trainable), zero, zero)

@@ -122,7 +122,7 @@ def test_the_terminal_shows_text_queries_and_images(config):
     plain = console.export_text(clear=False)
     for wanted in ("segment 2", "what < color > is it?", "▀", "carries loss"):
         assert wanted in plain
-    assert re.search(r"row 1: batch 0, row 0, \d+ of 64 tokens", plain)
+    assert re.search(r"1: batch 0, row 0, \d+ of 64 tokens", plain)
 
 
 def test_its_options_stand_beside_the_settings(config, tmp_path):

@@ -30,7 +30,7 @@ def _panel(number: int, row: Row) -> Panel:
     used = sum(talk.tokens for talk in row.talks)
     images = sum(len(talk.views) for talk in row.talks)
     title = (
-        f"row {number}: batch {row.batch}, row {row.number}, {used} of {row.length} tokens, "
+        f"{number}: batch {row.batch}, row {row.number}, {used} of {row.length} tokens, "
         f"{images} of {row.images} images"
     )
     parts = [_talk(segment, talk) for segment, talk in enumerate(row.talks, start=1)]

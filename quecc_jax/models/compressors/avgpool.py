@@ -1,9 +1,8 @@
 """Average pooling: each token is the mean of its square of patches."""
 
-from typing import Any
-
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from quecc_jax.models.arrays import Array
@@ -12,7 +11,7 @@ from quecc_jax.models.compressors.base import Features, image_grid, regions
 from quecc_jax.models.compressors.base_config import Sizes
 
 
-def build(settings: AveragePoolConfig, sizes: Sizes, dtype: Any, name: str | None) -> nn.Module:
+def build(settings: AveragePoolConfig, sizes: Sizes, dtype: DTypeLike, name: str | None) -> nn.Module:
     """The module of these settings."""
     return AveragePool(settings.sides(sizes.grid), dtype, name=name)
 
@@ -22,10 +21,10 @@ class AveragePool(nn.Module):
 
     sides: tuple[int, ...]
     """Sides of the output grid, one for each V."""
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def __call__(self, features: Features, query: Float[Array, "P 1 text_width"]) -> Float[Array, "P V D"]:
-        """[P, V, D] of X_s [P, n, D], one V behind the other; X_m and the query are not read."""
+        """[P, V, D] of X_s [P, N, D], one V behind the other; X_m and the query are not read."""
         del query
         image_grid(features.single)
         made = [regions(features.single, side).mean(axis=2, dtype=jnp.float32) for side in self.sides]

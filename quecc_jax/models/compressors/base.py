@@ -3,12 +3,13 @@
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from quecc_jax.models.arrays import Array
@@ -19,17 +20,17 @@ EPS = 1e-6
 
 
 class Features(NamedTuple):
-    """The frozen tower's view of P images, n patches each in raster order."""
+    """The frozen tower's view of P images, N patches each in raster order."""
 
     single: jax.Array
-    """X_s [P, n, D], the select layer's states."""
+    """X_s [P, N, D], the select layer's states."""
     multi: jax.Array
-    """X_m [P, n, levels * D], the states of several levels side by side."""
+    """X_m [P, N, levels * D], the states of several levels side by side."""
     attention: jax.Array | None = None
-    """float32 [P, n], CLS' attention to the patches in the layer that reads the select layer's states:
+    """float32 [P, N], CLS' attention to the patches in the layer that reads the select layer's states:
     softmax over CLS and patches of one head as wide as all. None where the tower keeps none."""
     keys: Array | None = None
-    """[P, n, D], that layer's keys of the patches."""
+    """[P, N, D], that layer's keys of the patches."""
     cls: jax.Array | None = None
     """[P, 1, D], the select layer's CLS, where the tower keeps it for the decoder."""
 
@@ -62,7 +63,7 @@ def attend_by_region(
 
     Args:
       queries: [P, T, D], those of one output grid behind those of the other.
-      keys, values: [P, n, D]
+      keys, values: [P, N, D]
       sides: h of each output grid; T is the sum of their squares.
     """
     parts = jnp.split(queries, np.cumsum(np.square(sides))[:-1], axis=1)
@@ -74,11 +75,11 @@ class MLPNorm(nn.Module):
     """Linear, exact GELU, Linear, LayerNorm."""
 
     width: int
-    dtype: Any
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "P N C"]) -> Float[Array, "P N D"]:
-        """x [P, n, C] -> [P, n, D]."""
+        """x [P, N, C] -> [P, N, D]."""
         x = linear(self.width, ("embed", "mlp"), dtype=self.dtype, name="fc1")(x)
         x = jax.nn.gelu(x, approximate=False)
         x = constrain_batch(linear(self.width, ("mlp", "embed"), dtype=self.dtype, name="fc2")(x))
@@ -95,7 +96,7 @@ class RegionAttention(nn.Module):
     """
 
     heads: int
-    dtype: Any
+    dtype: DTypeLike
     shown: bool = True
     """Attention maps may show its weights: each query makes one visual token."""
 
@@ -106,7 +107,7 @@ class RegionAttention(nn.Module):
         keys: Float[Array, "#P *patches D"],
         values: Float[Array, "P *patches D"],
     ) -> Float[Array, "P V D"]:
-        """Queries [P, V, D]; keys and values [P, V, R, D] for regions of R patches, or [P, n, D] for all
+        """Queries [P, V, D]; keys and values [P, V, R, D] for regions of R patches, or [P, N, D] for all
         queries together -> [P, V, D].
 
         Raises:

@@ -1,9 +1,8 @@
 """A depthwise convolution alone: what is left of QueCC without question, towers and attention."""
 
-from typing import Any
-
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from quecc_jax.models.arrays import Array
@@ -14,7 +13,7 @@ from quecc_jax.models.compressors.quecc import DepthwiseConv
 from quecc_jax.models.layers import constrain_batch
 
 
-def build(settings: ConvolutionConfig, sizes: Sizes, dtype: Any, name: str | None) -> nn.Module:
+def build(settings: ConvolutionConfig, sizes: Sizes, dtype: DTypeLike, name: str | None) -> nn.Module:
     """The module of these settings."""
     kernel, stride, windows = settings.windows(sizes.grid)
     return Convolution(kernel, stride, dtype, windows, name=name)
@@ -25,13 +24,13 @@ class Convolution(nn.Module):
 
     kernel: int
     stride: int
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     windows: tuple[int, ...] = ()
     """As QueCC's, whose convolution this is."""
 
     @nn.compact
     def __call__(self, features: Features, query: Float[Array, "P 1 text_width"]) -> Float[Array, "P V D"]:
-        """[P, V, D] of X_s [P, n, D], one V behind the other; X_m and the question are not read.
+        """[P, V, D] of X_s [P, N, D], one V behind the other; X_m and the question are not read.
 
         Raises:
           ValueError: n is not a square, or the output grid does not divide the input's.

@@ -5,6 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from quecc_jax.config import ModelConfig
@@ -25,7 +26,7 @@ class FusingCompressor(nn.Module):
     pre-fusion's under `fusion`."""
 
     config: ModelConfig
-    dtype: Any
+    dtype: DTypeLike
 
     def setup(self) -> None:
         self.compressor: Any = make_compressor(self.config, self.dtype)
@@ -64,7 +65,7 @@ class Fusion(nn.Module):
     """
 
     config: ModelConfig
-    dtype: Any
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(

@@ -1,9 +1,8 @@
 """LLaVA-Mini (arXiv 2501.03895): a resampler to few tokens, and text that has read the whole image."""
 
-from typing import Any
-
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from quecc_jax.models.arrays import Array
@@ -14,7 +13,7 @@ from quecc_jax.models.compressors.positions import bicubic, sine_cosine
 from quecc_jax.models.layers import LayerNorm, with_axes
 
 
-def build(settings: LlavaMiniConfig, sizes: Sizes, dtype: Any, name: str | None) -> nn.Module:
+def build(settings: LlavaMiniConfig, sizes: Sizes, dtype: DTypeLike, name: str | None) -> nn.Module:
     """The module of these settings."""
     return LlavaMini(settings, sizes, dtype, name=name)
 
@@ -29,7 +28,7 @@ class LlavaMini(nn.Module):
 
     settings: LlavaMiniConfig
     sizes: Sizes
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         self.tokens = self.settings.num_tokens(self.sizes.grid)
@@ -41,7 +40,7 @@ class LlavaMini(nn.Module):
     def __call__(
         self, features: Features, query: Float[Array, "P 1 text_width"]
     ) -> Float[Array, "P V_and_memory D"]:
-        """Compressed tokens [P, V, D] of X_s [P, n, D], and X_s itself behind them where there is a
+        """Compressed tokens [P, V, D] of X_s [P, N, D], and X_s itself behind them where there is a
         pre-fusion; X_m and the question's feature are not read.
 
         Raises:

@@ -1,9 +1,8 @@
 """MQT, the Matryoshka query transformer (arXiv 2405.19315): the first V of many learned queries."""
 
-from typing import Any
-
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from quecc_jax.models.arrays import Array
@@ -14,7 +13,7 @@ from quecc_jax.models.compressors.positions import bicubic, sine_cosine
 from quecc_jax.models.layers import LayerNorm, with_axes
 
 
-def build(settings: MqtConfig, sizes: Sizes, dtype: Any, name: str | None) -> nn.Module:
+def build(settings: MqtConfig, sizes: Sizes, dtype: DTypeLike, name: str | None) -> nn.Module:
     """The module of these settings. The original's matrix to the decoder's width is the projector `matrix`."""
     return MQT(settings.queries, settings.num_tokens(sizes.grid), settings.heads, dtype, name=name)
 
@@ -32,11 +31,11 @@ class MQT(nn.Module):
     tokens: int
     """V: how many are used."""
     heads: int = 8
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, features: Features, query: Float[Array, "P 1 text_width"]) -> Float[Array, "P V D"]:
-        """Compressed tokens [P, V, D] of X_s [P, n, D]; X_m and the question are not read.
+        """Compressed tokens [P, V, D] of X_s [P, N, D]; X_m and the question are not read.
 
         Raises:
           ValueError: n is not a square, D is not a multiple of four, or the heads do not divide D.

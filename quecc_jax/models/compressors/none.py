@@ -1,9 +1,8 @@
 """No compression: LLaVA-1.5's visual tokens."""
 
-from typing import Any
-
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from quecc_jax.models.arrays import Array
@@ -12,7 +11,7 @@ from quecc_jax.models.compressors.base_config import Sizes
 from quecc_jax.models.compressors.none_config import NoneConfig
 
 
-def build(settings: NoneConfig, sizes: Sizes, dtype: Any, name: str | None) -> nn.Module:
+def build(settings: NoneConfig, sizes: Sizes, dtype: DTypeLike, name: str | None) -> nn.Module:
     """The module of these settings."""
     del settings, sizes
     return Uncompressed(dtype, name=name)
@@ -21,9 +20,9 @@ def build(settings: NoneConfig, sizes: Sizes, dtype: Any, name: str | None) -> n
 class Uncompressed(nn.Module):
     """Passes the select layer's features on; it has no parameters."""
 
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def __call__(self, features: Features, query: Float[Array, "P 1 text_width"]) -> Float[Array, "P N D"]:
-        """X_s [P, n, D] as it is; X_m and the query are not read."""
+        """X_s [P, N, D] as it is; X_m and the query are not read."""
         del query
         return features.single.astype(self.dtype)

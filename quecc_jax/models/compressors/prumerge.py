@@ -1,10 +1,9 @@
 """PruMerge (arXiv 2403.15388): patches that CLS attends to, merged with their like. Training-free."""
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from quecc_jax.models.arrays import Array
@@ -13,7 +12,7 @@ from quecc_jax.models.compressors.base_config import Sizes
 from quecc_jax.models.compressors.prumerge_config import NEIGHBOURS, PruMergeConfig
 
 
-def build(settings: PruMergeConfig, sizes: Sizes, dtype: Any, name: str | None) -> nn.Module:
+def build(settings: PruMergeConfig, sizes: Sizes, dtype: DTypeLike, name: str | None) -> nn.Module:
     """The module of these settings."""
     return PruMerge(settings.num_tokens(sizes.grid), 0, dtype, name=name)
 
@@ -38,10 +37,10 @@ class PruMerge(nn.Module):
     tokens: int
     """V"""
     evenly: int = 0
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def __call__(self, features: Features, query: Float[Array, "P 1 text_width"]) -> Float[Array, "P V D"]:
-        """Tokens [P, V, D] of X_s [P, n, D], attention and keys; X_m and the question are not read.
+        """Tokens [P, V, D] of X_s [P, N, D], attention and keys; X_m and the question are not read.
 
         Raises:
           ValueError: the tower keeps no attention (`VisionConfig.attention`).

@@ -1,11 +1,10 @@
 """QueCC: query-based convolutional cross-attention compression (arXiv 2411.03312, section 4)."""
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from quecc_jax.models.arrays import Array
@@ -22,7 +21,7 @@ from quecc_jax.models.compressors.quecc_config import QueccConfig
 from quecc_jax.models.layers import LayerNorm, constrain_batch, linear, with_axes
 
 
-def build(settings: QueccConfig, sizes: Sizes, dtype: Any, name: str | None) -> nn.Module:
+def build(settings: QueccConfig, sizes: Sizes, dtype: DTypeLike, name: str | None) -> nn.Module:
     """The module of these settings."""
     kernel, stride, windows = settings.windows(sizes.grid)
     return QueCC(kernel, stride, settings.heads, dtype, windows, name=name)
@@ -40,14 +39,14 @@ class QueCC(nn.Module):
     kernel: int
     stride: int
     heads: int = 8
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
     windows: tuple[int, ...] = ()
     """Sides of an elastic compressor's windows, one for each V; they do not overlap, whatever `stride` is."""
 
     @nn.compact
     def __call__(self, features: Features, query: Float[Array, "P 1 text_width"]) -> Float[Array, "P V D"]:
-        """Compressed tokens [P, V, D] of features X_s [P, n, D] and X_m [P, n, levels * D] and the
-        questions' features t [P, 1, H]; of several V, those of one behind those of the other.
+        """Compressed tokens [P, V, D] of features X_s [P, N, D] and X_m [P, N, levels * D] and the
+        questions' features t [P, 1, text_width]; of several V, those of one behind those of the other.
 
         Raises:
           ValueError: n is not a square, the output grid does not divide the input's, or the heads
@@ -82,7 +81,7 @@ class DepthwiseConv(nn.Module):
 
     kernel: int
     stride: int
-    dtype: Any
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "P g g D"], window: int = 0) -> Float[Array, "P h h D"]:

@@ -6,10 +6,9 @@ of what one token saves. Here the instruction reads a few region tokens that Que
 in one layer, so that a 7B decoder has 1/32 more to do on a prompt of text alone.
 """
 
-from typing import Any
-
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from quecc_jax.models.arrays import Array
@@ -20,7 +19,7 @@ from quecc_jax.models.compressors.quecc_plus_config import QueccPlusConfig
 from quecc_jax.models.layers import LayerNorm, constrain_batch, linear, with_axes
 
 
-def build(settings: QueccPlusConfig, sizes: Sizes, dtype: Any, name: str | None) -> nn.Module:
+def build(settings: QueccPlusConfig, sizes: Sizes, dtype: DTypeLike, name: str | None) -> nn.Module:
     """The module of these settings."""
     return QueCCPlus(settings, sizes, dtype, name=name)
 
@@ -37,7 +36,7 @@ class QueCCPlus(nn.Module):
 
     settings: QueccPlusConfig
     sizes: Sizes
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         c, width = self.settings, self.sizes.width
@@ -60,8 +59,8 @@ class QueCCPlus(nn.Module):
     def __call__(
         self, features: Features, query: Float[Array, "P 1 text_width"]
     ) -> Float[Array, "P V_and_memory D"]:
-        """[P, V + R, D]: compressed tokens, and behind them the memory, of features X_s [P, n, D] and X_m
-        [P, n, levels * D] and the questions' features t [P, 1, H].
+        """[P, V + R, D]: compressed tokens, and behind them the memory, of features X_s [P, N, D] and X_m
+        [P, N, levels * D] and the questions' features t [P, 1, text_width].
 
         Raises:
           ValueError: as QueCC.

@@ -1,11 +1,11 @@
 """A learned-query resampler, as in Flamingo (arXiv 2204.14198) and BLIP-2 (arXiv 2301.12597)."""
 
 import functools
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from quecc_jax.models.arrays import Array
@@ -16,7 +16,7 @@ from quecc_jax.models.compressors.resampler_config import BLOCKS, WIDENING, Resa
 from quecc_jax.models.layers import LayerNorm, constrain_batch, linear, with_axes
 
 
-def build(settings: ResamplerConfig, sizes: Sizes, dtype: Any, name: str | None) -> nn.Module:
+def build(settings: ResamplerConfig, sizes: Sizes, dtype: DTypeLike, name: str | None) -> nn.Module:
     """The module of these settings."""
     return Resampler(settings.num_tokens(sizes.grid), settings.heads, dtype, name=name)
 
@@ -30,11 +30,11 @@ class Resampler(nn.Module):
 
     tokens: int
     heads: int = 8
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, features: Features, query: Float[Array, "P 1 text_width"]) -> Float[Array, "P V D"]:
-        """Compressed tokens [P, V, D] of X_s [P, n, D]; X_m and the question are not read.
+        """Compressed tokens [P, V, D] of X_s [P, N, D]; X_m and the question are not read.
 
         Raises:
           ValueError: n is not a square, D is not a multiple of four, or the heads do not divide D.
@@ -55,13 +55,13 @@ class Block(nn.Module):
     """Cross-attention and an MLP, each behind a norm and beside a residual connection."""
 
     heads: int
-    dtype: Any
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(
         self, q: Float[Array, "P V D"], x: Float[Array, "P N D"], positions: Float[Array, "N D"]
     ) -> Float[Array, "P V D"]:
-        """q [P, V, D], x [P, n, D] and positions [n, D] -> [P, V, D]."""
+        """q [P, V, D], x [P, N, D] and positions [N, D] -> [P, V, D]."""
         width, dense = q.shape[-1], functools.partial(linear, dtype=self.dtype)
         x = LayerNorm(EPS, name="x_norm")(x)
         attend = RegionAttention(self.heads, self.dtype, name="attention")

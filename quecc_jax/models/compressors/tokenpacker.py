@@ -1,9 +1,8 @@
 """TokenPacker (arXiv 2407.02392): coarse tokens that each take detail from their own region."""
 
-from typing import Any
-
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from quecc_jax.models.arrays import Array
@@ -20,7 +19,7 @@ from quecc_jax.models.compressors.tokenpacker_config import TokenPackerConfig
 from quecc_jax.models.layers import LayerNorm, constrain_batch, linear
 
 
-def build(settings: TokenPackerConfig, sizes: Sizes, dtype: Any, name: str | None) -> nn.Module:
+def build(settings: TokenPackerConfig, sizes: Sizes, dtype: DTypeLike, name: str | None) -> nn.Module:
     """The module of these settings. Its own MLP to the decoder's width is the projector `mlp2x_gelu`."""
     return TokenPacker(settings.sides(sizes.grid), settings.heads, dtype, name=name)
 
@@ -33,11 +32,11 @@ class TokenPacker(nn.Module):
 
     sides: tuple[int, ...]
     heads: int = 8
-    dtype: Any = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, features: Features, query: Float[Array, "P 1 text_width"]) -> Float[Array, "P V D"]:
-        """Compressed tokens [P, V, D] of X_s [P, n, D] and X_m [P, n, levels * D], one V behind the other; no
+        """Compressed tokens [P, V, D] of X_s [P, N, D] and X_m [P, N, levels * D], one V behind the other; no
         question is read.
 
         Raises:

@@ -144,7 +144,7 @@ class ClipTower(nn.Module):
         return join_scales(kept[:, :, c.patches + 1 - c.rows :].transpose(1, 2, 0, 3), c)
 
     def _queries_and_keys(self, x: Array) -> jax.Array:
-        """[2, B, 1 + n, D] of the layer that reads the select layer's states x [B, 1 + n, D]."""
+        """[2, B, 1 + N, D] of the layer that reads the select layer's states x [B, 1 + N, D]."""
         c = self.config
         if self.is_initializing():
             return jnp.stack([x, x])
