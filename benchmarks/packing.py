@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from quecc_jax.config import DataConfig
-from quecc_jax.data.packing import BatchPlan, Grouped, Packed, Padded, Queries, RowLengths, row_lengths
+from quecc_jax.data.packing import BatchPlan, Grouped, Packed, Padded, Queries, RowLengths, length_buckets
 from quecc_jax.data.sampler import Sampler
 
 
@@ -131,7 +131,7 @@ def compare(
     queries = Queries((max_length,), measures.queries)
     order = Sampler([len(text)], None, 0)
     data = DataConfig(max_length=max_length, batching="packed", packed_images=images)
-    grouped = Grouped(order, measures, queries, batch_size, window, row_lengths(data), 1)
+    grouped = Grouped(order, measures, queries, batch_size, window, length_buckets(data), 1)
     packed = Packed(order, measures, queries, batch_size, window, max_length, data.row_images(visual_tokens))
     padded = Padded(order, queries, batch_size, max_length, 1)
     return {

@@ -21,14 +21,15 @@ from quecc_jax.convert.plan import plan_export
 from quecc_jax.convert.run import import_weights
 from quecc_jax.data.batch import IGNORE, Batch
 from quecc_jax.data.images import load_pixels, normalise
-from quecc_jax.data.references import image_refs
-from quecc_jax.data.text.conversation import Encoded, encode, prompt, query_ids
+from quecc_jax.data.references import ImageRef, image_path, image_refs
+from quecc_jax.data.text.conversation import query_ids
 from quecc_jax.data.text.tokenizer import Tokenizer, load_tokenizer
 from quecc_jax.load import load_vlm
 from quecc_jax.models.towers.clip import split_features
 from quecc_jax.models.vlm import VLM
 from quecc_jax.train.step import loss_sum
 from tests.generator import build_generator
+from tests.laid_out import LaidOut, encode, prompt
 from tests.measure import error
 
 IMAGE = -200
@@ -91,7 +92,7 @@ def _data(golden: Golden, template: Any) -> DataConfig:
     )
 
 
-def _collapsed(made: Encoded, visual_tokens: int) -> tuple[list[int], list[int]]:
+def _collapsed(made: LaidOut, visual_tokens: int) -> tuple[list[int], list[int]]:
     """Token ids and labels with one placeholder in the place of each image's slots."""
     slots = made.slots
     keep = (slots < 0) | (slots % visual_tokens == 0)
@@ -99,7 +100,7 @@ def _collapsed(made: Encoded, visual_tokens: int) -> tuple[list[int], list[int]]
     return ids[keep].tolist(), made.labels[keep].tolist()
 
 
-def _encoded(golden: Golden, template: str, rows: Iterable[dict[str, Any]]) -> list[Encoded]:
+def _encoded(golden: Golden, template: str, rows: Iterable[dict[str, Any]]) -> list[LaidOut]:
     v, data = golden.model.visual_tokens, _data(golden, template)
     return [encode(row, golden.tokenizer, data, v) for row in rows]
 
@@ -123,7 +124,7 @@ def _check_text(golden: Golden) -> dict[str, float]:
     }
 
 
-def _query(golden: Golden, made: Encoded) -> np.ndarray:
+def _query(golden: Golden, made: LaidOut) -> np.ndarray:
     """A row's query; of a row without an image the original's, which no token depends on."""
     if len(made.queries):
         return made.queries
@@ -158,8 +159,10 @@ def _batch(golden: Golden) -> Batch:
     )
 
 
-def _pixels(golden: Golden, image: str) -> np.ndarray:
-    return normalise(load_pixels(golden.folder / image, golden.model.vision, golden.run.data.image_aspect))
+def _pixels(golden: Golden, image: ImageRef) -> np.ndarray:
+    return normalise(
+        load_pixels(golden.folder / image_path(image), golden.model.vision, golden.run.data.image_aspect)
+    )
 
 
 def _check_arrays(golden: Golden) -> dict[str, float]:

@@ -239,10 +239,10 @@ def write_queries(options: Options) -> None:
 def verify(options: Options) -> None:
     """Checks every shard against the manifest."""
     from quecc_jax.data.sources.array_record import read_manifest
-    from quecc_jax.data.sources.shards import Shard, check
+    from quecc_jax.data.sources.shards import check
 
     manifest = read_manifest(options.out)
-    shards = [Shard(*shard) for group in manifest["shards"].values() for shard in group]
+    shards = [shard for group in manifest["shards"].values() for shard in group]
     total = sum(shard.bytes for shard in shards) >> 20
     done = 0
     with bar("MiB") as show:

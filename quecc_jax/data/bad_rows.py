@@ -1,4 +1,4 @@
-"""Rows that cannot be learned from: counted by reason, and kept within a limit."""
+"""Counts rows that cannot be learned from, by reason, and stops a run that meets too many."""
 
 import collections
 from collections.abc import Mapping
@@ -58,7 +58,7 @@ class Tally:
         """Identities of the rows whose question for the compressor was cut, in the order of finding them."""
 
     def add(self, read: Read) -> None:
-        """Takes note of one batch.
+        """Counts the rows of one batch.
 
         Raises:
           UserError: a row is bad and may not be, or too large a share of those read is.

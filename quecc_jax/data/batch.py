@@ -1,10 +1,11 @@
-"""The typed batch: the only thing that passes from the host's data to the device's model."""
+"""The batch: the arrays that pass from data on the host to the model on the device."""
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Float16, Int32, Int64, UInt8
 
 from quecc_jax.config import DataConfig, ModelConfig
@@ -107,23 +108,20 @@ def batch_spec(
     i = data.row_images(model.visual_tokens, vision.max_crops)
     q = (query_length or query_buckets(data, model)[-1]) if i else 0
 
-    def ints(*shape: int) -> Any:
-        return jax.ShapeDtypeStruct(shape, jnp.int32)
+    def spec(dtype: DTypeLike, *shape: int) -> Array:
+        return jax.ShapeDtypeStruct(shape, dtype)
 
-    side = vision.input_size
-    pixels: Any = jax.ShapeDtypeStruct((b, i, side, side, 3), jnp.uint8)
-    features: Any = jax.ShapeDtypeStruct((b, i, *state_shape(model.tower)), jnp.float16)
-    query_features: Any = jax.ShapeDtypeStruct((b, i, query_width(model)), jnp.float16)
+    text, asked, side = spec(jnp.int32, b, s), spec(jnp.int32, b, q), vision.input_size
     return Batch(
-        tokens=ints(b, s),
-        slots=ints(b, s),
-        labels=ints(b, s),
-        positions=ints(b, s),
-        segments=ints(b, s),
-        queries=ints(b, q),
-        query_segments=ints(b, q),
-        query_ends=ints(b, i),
-        pixels=pixels if i and not cached else None,
-        features=features if i and cached else None,
-        query_features=query_features if i and data.cached_queries else None,
+        tokens=text,
+        slots=text,
+        labels=text,
+        positions=text,
+        segments=text,
+        queries=asked,
+        query_segments=asked,
+        query_ends=spec(jnp.int32, b, i),
+        pixels=spec(jnp.uint8, b, i, side, side, 3) if i and not cached else None,
+        features=spec(jnp.float16, b, i, *state_shape(model.tower)) if i and cached else None,
+        query_features=spec(jnp.float16, b, i, query_width(model)) if i and data.cached_queries else None,
     )

@@ -1,4 +1,4 @@
-"""From a batch's plan to its arrays: rows are laid out, their images read, what is left out is told."""
+"""Makes the arrays of a planned batch: lays rows out, reads their images, and reports rows that are left out."""
 
 from collections.abc import Sequence
 
@@ -10,6 +10,7 @@ from quecc_jax.data.bad_rows import DROPPED, LeftOut, Read
 from quecc_jax.data.batch import Batch, batch_of
 from quecc_jax.data.elastic import Slots
 from quecc_jax.data.packing import BatchPlan
+from quecc_jax.data.sampler import source_and_row
 from quecc_jax.data.sources.source import Source
 from quecc_jax.data.text.conversation import Encoded
 from quecc_jax.data.text.queries import bucket, query_buckets, question_segments
@@ -17,7 +18,7 @@ from quecc_jax.errors import BadRow
 
 
 class Collate:
-    """Makes the batch of given samples; pickles into grain's worker processes."""
+    """Makes the batch of a plan; pickles into grain's worker processes."""
 
     def __init__(self, sources: Sequence[Source], data: DataConfig, model: ModelConfig):
         self.sources, self.data = sources, data
@@ -38,11 +39,12 @@ class Collate:
         codes, loss = np.zeros((b, s), np.int32), np.zeros((b, s), bool)
         positions, segments = np.zeros((2, b, s), np.int32)
         asked, query_ends = [list[np.ndarray]() for _ in range(b)], np.full((b, i), -1, np.int32)
-        seen: np.ndarray | None = None
-        if i and self.data.cached_features:
-            seen = np.zeros((b, i, *self.features), np.float16)
-        elif i:
-            seen = np.zeros((b, i, *self.pixels), np.uint8)
+        cached = self.data.cached_features
+        inputs: np.ndarray | None = None
+        if i:
+            inputs = np.zeros(
+                (b, i, *(self.features if cached else self.pixels)), np.float16 if cached else np.uint8
+            )
         query_features: np.ndarray | None = None
         if i and self.data.cached_queries:
             query_features = np.zeros((b, i, self.width), np.float16)
@@ -53,36 +55,28 @@ class Collate:
                 if identity < 0:
                     continue
                 try:
-                    made, query = self._sample(identity, None if seen is None else seen[index, image:])
-                    images = made.crops
+                    encoded, query = self._sample(identity, None if inputs is None else inputs[index, image:])
                 except BadRow as bad:
                     left_out.append(LeftOut(identity, bad.fault, str(bad)))
                     continue
-                if not len(made.codes):
-                    left_out.append(
-                        LeftOut(
-                            identity,
-                            DROPPED,
-                            f"{self._where(identity)}: it is longer than "
-                            f"data.max_length {self.data.max_length}",
-                        )
-                    )
+                if not len(encoded.codes):
+                    left_out.append(self._dropped(identity))
                     continue
-                laid = self.slots(made.codes, made.loss, image, plan.visual_tokens)
-                length = len(laid[0])
+                laid = self.slots(encoded.codes, encoded.loss, image, plan.visual_tokens)
+                length, images = len(laid[0]), encoded.crops
                 here, segment = slice(start, start + length), segment + 1
                 codes[index, here], loss[index, here] = laid
                 segments[index, here] = segment
                 positions[index, here] = np.arange(length)
-                asked[index].append(made.queries)
-                query_ends[index, image : image + images] = question + made.query_ends
-                question += len(made.queries)
+                asked[index].append(encoded.queries)
+                query_ends[index, image : image + images] = question + encoded.query_ends
+                question += len(encoded.queries)
                 if query is not None and query_features is not None:
                     query_features[index, image : image + images] = query
                 start, image = start + length, image + images
-                if made.cut:
+                if encoded.cut:
                     truncated.append(identity)
-                if made.query_cut:
+                if encoded.query_cut:
                     cut_questions.append(identity)
         q = (plan.query_length or bucket(max(sum(map(len, row)) for row in asked), self.buckets)) if i else 0
         queries, query_segments = np.zeros((2, b, q), np.int32)
@@ -90,7 +84,6 @@ class Collate:
             flat = np.concatenate([np.zeros(0, np.int32), *row_asked])
             queries[index, : len(flat)] = flat
             query_segments[index] = question_segments(query_ends[index][query_ends[index] >= 0], q)
-        cached = self.data.cached_features
         batch = batch_of(
             codes,
             loss,
@@ -99,32 +92,36 @@ class Collate:
             queries,
             query_segments,
             query_ends,
-            pixels=None if cached else seen,
-            features=seen if cached else None,
+            pixels=None if cached else inputs,
+            features=inputs if cached else None,
             query_features=query_features,
             ids=plan.ids,
         )
         rows = int((ids >= 0).sum())
         return batch, Read(rows, tuple(truncated), tuple(cut_questions), tuple(left_out))
 
-    def _where(self, identity: int) -> str:
-        return self.sources[identity >> 32].where(identity & 0xFFFFFFFF)
+    def _dropped(self, identity: int) -> LeftOut:
+        number, row = source_and_row(identity)
+        why = f"it is longer than data.max_length {self.data.max_length}"
+        return LeftOut(identity, DROPPED, f"{self.sources[number].where(row)}: {why}")
 
-    def _sample(self, identity: int, seen: np.ndarray | None) -> tuple[Encoded, np.ndarray | None]:
-        """A sample, its images written to the front of `seen` [.., ...], and its stored query feature if
-        queries are stored.
+    def _sample(self, identity: int, inputs: np.ndarray | None) -> tuple[Encoded, np.ndarray | None]:
+        """A sample laid out, and its stored query feature if queries are stored.
+
+        Its images are written to the front of `inputs` [.., ...].
 
         Raises:
-          BadRow: `seen` is then as it was, zeros.
+          BadRow: `inputs` is then as it was, zeros.
         """
-        source, row = self.sources[identity >> 32], identity & 0xFFFFFFFF
-        made = source.encoded(row)
-        if not len(made.codes) or not made.crops or seen is None:
-            return made, None
+        number, row = source_and_row(identity)
+        source = self.sources[number]
+        encoded = source.encoded(row)
+        if not len(encoded.codes) or not encoded.crops or inputs is None:
+            return encoded, None
         query = source.query(row) if self.data.cached_queries else None
         try:
-            (source.write_features if self.data.cached_features else source.write_pixels)(row, seen)
+            source.write_images(row, inputs)
         except BadRow:
-            seen[: made.crops] = 0
+            inputs[: encoded.crops] = 0
             raise
-        return made, query
+        return encoded, query

@@ -1,4 +1,4 @@
-"""Batches for an elastic compressor: each has one V of several, drawn by its number.
+"""Batches for an elastic compressor: the number of a batch decides which V it has.
 
 A row is laid out once, for the largest V. For a smaller one its images lose slots and its text stays.
 """
@@ -71,7 +71,7 @@ class Elastic(Sequence[BatchPlan]):
 
 
 class Slots:
-    """Where the visual tokens of a row's images stand among all that a model makes of them, T each."""
+    """Counts slots through all visual tokens that a model makes of a row's images, T of each."""
 
     def __init__(self, model: ModelConfig):
         self.model, self.laid_out, self.stride = model, model.visual_tokens, model.num_output_tokens

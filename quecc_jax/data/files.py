@@ -1,4 +1,4 @@
-"""Directories that appear whole or not at all, and text and JSON files of other programs."""
+"""Writes directories that appear whole or not at all, and reads text and JSON files of other programs."""
 
 import contextlib
 import json
@@ -7,11 +7,11 @@ import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from quecc_jax.errors import UserError
 from quecc_jax.json_text import MARK, decoded, parsed, reason
-from quecc_jax.paths import as_path, is_remote
+from quecc_jax.paths import AnyPath, as_path, is_remote
 
 
 @contextlib.contextmanager
@@ -35,6 +35,19 @@ def fresh_directory(directory: str | Path) -> Iterator[Path]:
             os.rename(aside, target)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def size_and_time(path: AnyPath) -> tuple[int, float]:
+    """Bytes of a file, here or in a bucket, and the time of its last change in seconds.
+
+    Raises:
+      OSError: it is missing.
+    """
+    # A bucket's has a type of its own.
+    stat = cast(Any, as_path(path).stat())
+    return (stat.length if is_remote(path) else stat.st_size), (
+        stat.mtime if is_remote(path) else stat.st_mtime
+    )
 
 
 def read_text(path: str | Path) -> str:

@@ -4,18 +4,21 @@ import dataclasses
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any, Literal, TypeVar
+from typing import IO, Literal, TypeVar
 
+import jax
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from quecc_jax.config import DataConfig, ImageDecoding, VisionConfig
 from quecc_jax.data.png import SIGNATURE, without_notes
+from quecc_jax.data.references import ImageRef
 from quecc_jax.data.tiles import split
 from quecc_jax.errors import BadRow, UserError
 from quecc_jax.paths import as_path, is_remote
 
 T = TypeVar("T")
+Pixels = TypeVar("Pixels", np.ndarray, jax.Array)
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -47,7 +50,7 @@ TURNS = {
 }
 """What makes an image of each EXIF orientation upright; 1 is upright."""
 SIDEWAYS = tuple(turn for tag, turn in TURNS.items() if tag > 4)
-"""Those that exchange width and height."""
+"""Those that swap width and height."""
 BAND = 256
 """Rows that are padded at once."""
 
@@ -71,8 +74,8 @@ def load_pixels(
       decoding: as for `open_image`.
 
     Returns:
-      uint8 [H, W, 3], H = W = vision.input_size; with vision.tiles
-      [1 + tiles, H, W, 3], the whole and its tiles, see `data.tiles`.
+      uint8 [side, side, 3], side = vision.input_size; with vision.tiles [I, side, side, 3], the whole and its
+      tiles, see `data.tiles`.
 
     Raises:
       BadRow: names a file that is missing or is not a readable image of a sensible size.
@@ -87,19 +90,19 @@ def load_pixels(
 class ImageReader:
     """Reads a source's images, by their references in a row, as a run wants them."""
 
-    find: Callable[[Any], ImageLike | np.ndarray]
+    find: Callable[[ImageRef], ImageLike | np.ndarray]
     """Where an image is, or its pixels where they are stored ready for the tower; raises BadRow."""
     vision: VisionConfig
     data: DataConfig
 
-    def __call__(self, ref: Any) -> np.ndarray:
+    def __call__(self, ref: ImageRef) -> np.ndarray:
         """As `load_pixels`."""
         found, data = self.find(ref), self.data
         if isinstance(found, np.ndarray):
             return found
         return load_pixels(found, self.vision, data.image_aspect, data.image_decoding)
 
-    def size(self, ref: Any) -> tuple[int, int]:
+    def size(self, ref: ImageRef) -> tuple[int, int]:
         """Width and height in pixels, upright; raises as `image_size`."""
         found = self.find(ref)
         if isinstance(found, np.ndarray):
@@ -302,7 +305,7 @@ def _pad(image: Image.Image, size: int) -> Image.Image:
     return narrow.resize((size, size), Image.Resampling.BICUBIC)
 
 
-def normalise(pixels: Any) -> Any:
+def normalise(pixels: Pixels) -> Pixels:
     """(x / 255 - mean) / std per channel: uint8 [..., 3] -> float32 [..., 3], of NumPy or JAX."""
     std = np.array(CLIP_STD, np.float32)
     scale, shift = 1 / (255 * std), -np.array(CLIP_MEAN, np.float32) / std

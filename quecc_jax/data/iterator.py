@@ -1,6 +1,7 @@
-"""The stream of a run's batches: grain's threads or worker processes behind an exact position."""
+"""Streams a run's batches, made ahead by grain's threads or processes, from an exact position."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import cast
 
 import grain
 import jax
@@ -25,10 +26,17 @@ class DataIterator:
     taken from it; it may be restored under another number of processes or workers.
     """
 
-    def __init__(self, batches: grain.MapDataset, stream: dict[str, Any], data: DataConfig):
-        self.rows: int = stream["rows"]
+    def __init__(self, batches: grain.MapDataset, stream: Mapping[str, object], rows: int, data: DataConfig):
+        """
+        Args:
+          batches: gives (Batch, Read) by number.
+          stream: identifies the stream, as JSON values.
+          rows: of all sources together.
+          data: policies for bad rows, and the number of worker processes.
+        """
+        self.rows = rows
         """Rows of all sources together."""
-        self.tally = Tally(data, self.rows)
+        self.tally = Tally(data, rows)
         """What came of the rows of the batches that this object has delivered."""
         self._batches, self._stream, self._workers = batches, stream, data.workers
         self._taken = 0
@@ -59,11 +67,11 @@ class DataIterator:
             dataset = dataset.mp_prefetch(options)
         return iter(dataset)
 
-    def get_state(self) -> dict[str, Any]:
+    def get_state(self) -> dict[str, object]:
         """Position and identity of the stream."""
         return {"taken": self._taken, **self._stream}
 
-    def set_state(self, state: dict[str, Any]) -> None:
+    def set_state(self, state: Mapping[str, object]) -> None:
         """Continues where `get_state` was called.
 
         Raises:
@@ -76,7 +84,7 @@ class DataIterator:
                 "continue with the same sources, weights, seed and batch size"
             )
         self.close()
-        self._taken = state["taken"]
+        self._taken = cast(int, state["taken"])
 
     def close(self) -> None:
         """Stops prefetching; the next batch would start it again."""

@@ -1,4 +1,4 @@
-"""How long every row is: one pass over the text of all rows, kept on disk for the next run."""
+"""Measures every row in one pass over the text of all rows, and keeps the lengths on disk for the next run."""
 
 import contextlib
 import hashlib
@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -15,11 +14,12 @@ from rich.progress import Progress, TimeRemainingColumn
 
 from quecc_jax.config import DataConfig, SourceConfig
 from quecc_jax.data.bad_rows import DROPPED, LeftOut, Read, Tally
+from quecc_jax.data.files import size_and_time
 from quecc_jax.data.packing import RowLengths
 from quecc_jax.data.sources.mixture import files_of
 from quecc_jax.data.sources.source import Source
 from quecc_jax.errors import BadRow
-from quecc_jax.paths import as_path, cache_folder, is_remote, replacing
+from quecc_jax.paths import as_path, cache_folder, replacing
 
 FORMAT = 2
 """Raise it when the same rows come to have other lengths."""
@@ -32,19 +32,19 @@ CHUNK = 1024
 
 
 def measure(
-    sources: Sequence[Source], data: DataConfig, visual_tokens: int, arranged: tuple[Any, ...] = ()
+    sources: Sequence[Source], data: DataConfig, visual_tokens: int, arranged: tuple[object, ...] = ()
 ) -> RowLengths:
-    """Tokens of every row, the image slots it takes, for which no more than the sizes of its images are read, and the
-    tokens of its questions; rows that are left out have none.
+    """The lengths of every row of some sources, those of rows that are left out being 0.
 
-    The lengths of files are kept in `data.cache`, under the files' size and time of change and all settings
-    that lengths depend on. Pools have theirs at hand. `data.workers` processes share the pass.
+    Of images no more than the size is read. The lengths of files are kept in `data.cache`, under the files'
+    size and time of change and all settings that lengths depend on; those of pools cost nothing.
+    `data.workers` processes share the pass.
 
     Args:
       sources: of a run, in its order.
       data: policies for bad and long rows, the cache folder, and what lengths depend on.
       visual_tokens: slots V of an image.
-      arranged: what the arrangement of any-resolution images depends on.
+      arranged: what the arrangement of any-resolution images depends on, see `arrangement_settings`.
 
     Raises:
       UserError: a row is bad and may not be, or too large a share of them is.
@@ -57,7 +57,7 @@ def measure(
 
 
 def _one(
-    source: Source, config: SourceConfig, data: DataConfig, visual_tokens: int, arranged: tuple[Any, ...]
+    source: Source, config: SourceConfig, data: DataConfig, visual_tokens: int, arranged: tuple[object, ...]
 ) -> RowLengths:
     files, path = _files(config), None
     if files:
@@ -76,7 +76,8 @@ def _one(
             asking,
             data.query_limit,
             *arranged,
-            *_decoding(data, arranged),
+            # Lengths from before this setting stay known.
+            *((data.image_decoding,) if arranged and data.image_decoding != "upright" else ()),
         )
         name = hashlib.sha256(repr(settings).encode()).hexdigest()[:24]
         path = (Path(data.cache) if data.cache else cache_folder()) / f"lengths-{name}.npy"
@@ -96,11 +97,6 @@ def _one(
     if path is not None:
         _write(path, made)
     return RowLengths(np.maximum(made[0], 0), *made[1:])
-
-
-def _decoding(data: DataConfig, arranged: tuple[Any, ...]) -> tuple[str, ...]:
-    """How images are read, where lengths depend on which way is up; lengths from before stay known."""
-    return (data.image_decoding,) if arranged and data.image_decoding != "upright" else ()
 
 
 def _passed(source: Source, workers: int, stack: contextlib.ExitStack) -> Iterator[tuple[np.ndarray, Read]]:
@@ -163,22 +159,16 @@ def _files(config: SourceConfig) -> list[tuple[str, int, float]]:
     path = as_path(config.path)
     try:
         files = sorted(path.glob("*.json")) if path.is_dir() else [*map(as_path, files_of(config.path))]
-        stats = [(str(file), file.stat()) for file in files]
+        return [(str(file), *size_and_time(file)) for file in files]
     except OSError:
         return []
-    return [
-        (name, stat.length, stat.mtime)  # type: ignore[attr-defined]
-        if is_remote(name)
-        else (name, stat.st_size, stat.st_mtime)
-        for name, stat in stats
-    ]
 
 
 def _tokenizer_stamp(directory: str) -> str:
     """Hash of a tokenizer's files; of large ones, which are weights beside it, the names alone."""
     stamp = hashlib.sha256()
     for path in sorted(path for path in as_path(directory).iterdir() if path.is_file()):
-        size = path.stat().length if is_remote(directory) else path.stat().st_size  # type: ignore[attr-defined]
+        size, _ = size_and_time(path)
         stamp.update(path.name.encode() + (path.read_bytes() if size < LARGE else b""))
     return stamp.hexdigest()
 

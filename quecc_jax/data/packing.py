@@ -1,13 +1,14 @@
-"""Which rows share a batch: as they come, grouped by modality and length, or packed into rows.
+"""Plans batches: of rows as they come, grouped by modality and length, or packed into rows.
 
 Each is an endless sequence of `BatchPlan`s, alike in every process: any of them can be asked for by number,
 so that a run continues anywhere, whatever its number of processes and workers.
 """
 
+import dataclasses
 import hashlib
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from cachetools import Cache, LRUCache, cachedmethod
@@ -33,23 +34,23 @@ class BatchPlan(NamedTuple):
 
 
 class RowLengths(NamedTuple):
-    """What is known of N rows before their images are read."""
+    """How long rows are, known before their images are read: int32 [rows] each."""
 
     tokens: np.ndarray
-    """int32 [N], visual tokens included; 0 for a row that is left out."""
+    """Visual tokens included; 0 for a row that is left out."""
     image_counts: np.ndarray
-    """int32 [N]"""
+    """Crops with tiles."""
     queries: np.ndarray
-    """int32 [N] tokens of the questions about a row's images."""
+    """Tokens of the questions about a row's images."""
 
     @property
     def sizes(self) -> np.ndarray:
-        """int32 [N] what a conversation needs of a packed row, where questions have as much room as tokens.
+        """int32 [rows] what a conversation needs of a packed row, where questions have as much room as tokens.
         They are fewer, but where a template leaves the human's words out."""
         return np.maximum(self.tokens, self.queries)
 
     def digest(self) -> str:
-        """Short hash: a stream that was drawn by other measures cannot be continued."""
+        """Short hash: a stream that was planned with other lengths cannot be continued."""
         drawn_by = (self.sizes, self.image_counts)
         content = b"".join(np.ascontiguousarray(field, np.int32).tobytes() for field in drawn_by)
         return hashlib.sha256(content).hexdigest()[:16]
@@ -61,21 +62,27 @@ class Queries(NamedTuple):
     buckets: tuple[int, ...]
     """`queries.query_buckets`."""
     lengths: np.ndarray
-    """int32 [N], `RowLengths.queries`; of no rows where there is one bucket."""
+    """int32 [rows], `RowLengths.queries`; of no rows where there is one bucket."""
 
-    def __call__(self, rows: Iterable[Any]) -> int:
+    def __call__(self, rows: Iterable[int | np.ndarray]) -> int:
         """The bucket of a batch of these rows, each one number or those of a packed row."""
         if len(self.buckets) == 1:
             return self.buckets[0]
         return bucket(max((int(self.lengths[row].sum()) for row in rows), default=0), self.buckets)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class Padded(Sequence[BatchPlan]):
     """B rows as the order has them; batches run across the ends of epochs."""
 
-    def __init__(self, order: Sampler, queries: Queries, batch_size: int, length: int, images: int):
-        self.order, self.queries = order, queries
-        self.batch_size, self.length, self.images = batch_size, length, images
+    order: Sampler
+    queries: Queries
+    batch_size: int
+    """B."""
+    length: int
+    """Tokens S of a row."""
+    images: int
+    """Images I of a row."""
 
     def __len__(self) -> int:
         return sys.maxsize
@@ -86,6 +93,7 @@ class Padded(Sequence[BatchPlan]):
         return BatchPlan(self.order.ids(rows), self.length, self.images, self.queries(rows))
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class Grouped(Sequence[BatchPlan]):
     """Batches of one modality and of similar lengths, in random order, as LLaVA's sampler makes them.
 
@@ -93,32 +101,26 @@ class Grouped(Sequence[BatchPlan]):
     one or two batches that may be mixed, the last of which may have empty rows. The batches of each
     modality are formed window by window, by length. A batch has the shortest length of `lengths` that
     holds its rows, and room for images only if it has any: text alone spares the tower's work.
-
-    Args:
-      order: of the rows.
-      measures: of the order's rows.
-      queries: lengths that a batch's questions may have.
-      batch_size: B.
-      window: rows that are sorted together; B gives batches of random lengths, as the original has them.
-      lengths: row lengths that a batch may have, ascending.
-      images: images I of a row.
     """
 
-    def __init__(
-        self,
-        order: Sampler,
-        measures: RowLengths,
-        queries: Queries,
-        batch_size: int,
-        window: int,
-        lengths: Sequence[int],
-        images: int,
-    ):
-        self.order, self.measures, self.queries, self.batch_size = order, measures, queries, batch_size
-        self.window, self.lengths, self.images = window, tuple(lengths), images
-        self.batches = -(-order.rows // batch_size)
-        """Of an epoch."""
-        self._cache: Cache[object, np.ndarray] = LRUCache(1)
+    order: Sampler
+    of_rows: RowLengths
+    """Of the order's rows."""
+    queries: Queries
+    batch_size: int
+    """B."""
+    window: int
+    """Rows that are sorted together; B gives batches of random lengths, as the original has them."""
+    lengths: Sequence[int]
+    """Tokens S that a row may have, ascending; see `length_buckets`."""
+    images: int
+    """Images I of a row."""
+    _cache: Cache[object, np.ndarray] = dataclasses.field(default_factory=lambda: LRUCache(1))
+
+    @property
+    def batches(self) -> int:
+        """Batches of an epoch."""
+        return -(-self.order.rows // self.batch_size)
 
     def __len__(self) -> int:
         return sys.maxsize
@@ -127,9 +129,9 @@ class Grouped(Sequence[BatchPlan]):
         epoch, batch = divmod(number, self.batches)
         rows = self._grouped(epoch)[batch]
         real = rows[rows >= 0]
-        longest = int(self.measures.tokens[real].max(initial=0))
+        longest = int(self.of_rows.tokens[real].max(initial=0))
         length = next(length for length in self.lengths if length >= longest)
-        images = self.images if self.measures.image_counts[real].any() else 0
+        images = self.images if self.of_rows.image_counts[real].any() else 0
         return BatchPlan(self.order.ids(rows), length, images, self.queries(real))
 
     @cachedmethod(lambda self: self._cache)
@@ -137,7 +139,7 @@ class Grouped(Sequence[BatchPlan]):
         """int64 [batches, B], the rows of every batch of an epoch, -1 for an empty row."""
         size = self.order.rows
         rows = self.order(epoch * size, (epoch + 1) * size)
-        tokens, image_counts = self.measures.tokens[rows], self.measures.image_counts[rows]
+        tokens, image_counts = self.of_rows.tokens[rows], self.of_rows.image_counts[rows]
         # Rows that are left out go where the one before goes, lest they gather in batches of nothing.
         before = np.maximum.accumulate(np.where(tokens > 0, np.arange(size), 0))
         tokens, image_counts = tokens[before], image_counts[before]
@@ -155,41 +157,36 @@ class Grouped(Sequence[BatchPlan]):
         return np.concatenate(batches)[permutation(self.batches, self.order.seed, epoch, 1)]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
 class Packed(Sequence[BatchPlan]):
     """Rows of several conversations each, packed window by window.
 
     A window of the order is packed as a whole, and what it fills comes in random order, so that a window
     is all that needs to be looked ahead. Windows end where epochs do: the packed rows of an epoch hold
     each of its rows once. Batches run across the ends of windows and epochs.
-
-    Args:
-      order: of the rows.
-      measures: of the order's rows.
-      queries: lengths that a batch's questions may have.
-      batch_size: B packed rows.
-      window: about how many rows are packed together.
-      length: tokens S of a packed row.
-      images: images I of a packed row.
     """
 
-    def __init__(
-        self,
-        order: Sampler,
-        measures: RowLengths,
-        queries: Queries,
-        batch_size: int,
-        window: int,
-        length: int,
-        images: int,
-    ):
-        self.order, self.measures, self.queries, self.batch_size = order, measures, queries, batch_size
-        self.length, self.images = length, images
-        self.windows = max(1, round(order.rows / window))
-        """Of an epoch."""
-        self._ends: list[int] = []
-        """Packed rows up to the end of each window so far."""
-        # A batch may begin in the window before.
-        self._cache: Cache[object, list[np.ndarray]] = LRUCache(2)
+    order: Sampler
+    of_rows: RowLengths
+    """Of the order's rows."""
+    queries: Queries
+    batch_size: int
+    """B packed rows."""
+    window: int
+    """About how many rows are packed together."""
+    length: int
+    """Tokens S of a packed row."""
+    images: int
+    """Images I of a packed row."""
+    _ends: list[int] = dataclasses.field(default_factory=list)
+    """Packed rows up to the end of each window so far."""
+    # A batch may begin in the window before.
+    _cache: Cache[object, list[np.ndarray]] = dataclasses.field(default_factory=lambda: LRUCache(2))
+
+    @property
+    def windows(self) -> int:
+        """Windows of an epoch."""
+        return max(1, round(self.order.rows / self.window))
 
     def __len__(self) -> int:
         return sys.maxsize
@@ -225,7 +222,7 @@ class Packed(Sequence[BatchPlan]):
         size = self.order.rows
         first, last = (size * k // self.windows for k in (window, window + 1))
         rows = self.order(epoch * size + first, epoch * size + last)
-        packed = pack(self.measures.sizes[rows], self.measures.image_counts[rows], self.length, self.images)
+        packed = pack(self.of_rows.sizes[rows], self.of_rows.image_counts[rows], self.length, self.images)
         shuffled = permutation(len(packed), self.order.seed, number, 2)
         return [rows[packed[k]] for k in shuffled]
 
@@ -244,7 +241,7 @@ def pack(tokens: np.ndarray, image_counts: np.ndarray, length: int, images: int)
       images: images of a packed row.
 
     Returns:
-      Places among the n of the conversations in each packed row.
+      The conversations in each packed row, as numbers among the n.
     """
     longest = np.argsort(-tokens, kind="stable")
     as_they_come = _best_fit(tokens, image_counts, length, images)
@@ -281,6 +278,6 @@ def _best_fit(tokens: np.ndarray, image_counts: np.ndarray, length: int, images:
     return packed
 
 
-def row_lengths(data: DataConfig) -> list[int]:
+def length_buckets(data: DataConfig) -> list[int]:
     """Lengths that a grouped batch may have, ascending: data.max_length, a half, a quarter, ...."""
     return sorted({-(-data.max_length // 2**k) for k in range(data.num_length_buckets)})

@@ -11,23 +11,19 @@ processes turn the numbers of a batch into the batch. So any batch of the stream
 those before it, and the state of the stream is the number of batches taken.
 """
 
-import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import grain
 import numpy as np
 
 from quecc_jax.config import DataConfig, ModelConfig
-from quecc_jax.data.bad_rows import Tally
-from quecc_jax.data.batch import Batch
 from quecc_jax.data.collate import Collate
 from quecc_jax.data.elastic import Elastic, choices
 from quecc_jax.data.iterator import DataIterator
 from quecc_jax.data.lengths import measure
-from quecc_jax.data.packing import BatchPlan, Grouped, Packed, Padded, Queries, RowLengths, row_lengths
+from quecc_jax.data.packing import BatchPlan, Grouped, Packed, Padded, Queries, RowLengths, length_buckets
 from quecc_jax.data.sampler import Sampler
-from quecc_jax.data.sources.open import open_sources, read_rows
+from quecc_jax.data.sources.open import open_sources
 from quecc_jax.data.sources.source import Source
 from quecc_jax.data.text.queries import query_buckets
 from quecc_jax.data.tiles import arrangement_settings
@@ -70,7 +66,8 @@ def make_iterator(
     batches = grain.MapDataset.source(plans)
     if rows is not None:
         batches = batches.map(Take(rows))
-    return DataIterator(batches.map(Collate(sources, data, model)), stream, data)
+    rows_of_all = sum(map(len, sources))
+    return DataIterator(batches.map(Collate(sources, data, model)), stream, rows_of_all, data)
 
 
 class Take:
@@ -85,7 +82,7 @@ class Take:
 
 def plan_batches(
     sources: Sequence[Source], data: DataConfig, model: ModelConfig, batch_size: int, seed: int
-) -> tuple[Sequence[BatchPlan], dict[str, Any]]:
+) -> tuple[Sequence[BatchPlan], dict[str, object]]:
     """Which samples each batch of a stream holds, and what identifies the stream.
 
     Raises:
@@ -98,7 +95,7 @@ def plan_batches(
             f"the weights of data.sources are {weights}; give every source a positive one, or none"
         )
     order = Sampler(sizes, given or None, seed)
-    stream: dict[str, Any] = {
+    stream: dict[str, object] = {
         "rows": order.rows,
         "sources": sizes,
         "weights": weights,
@@ -109,77 +106,21 @@ def plan_batches(
     plans: Sequence[BatchPlan]
     images = data.row_images(model.visual_tokens, model.vision.max_crops)
     buckets = query_buckets(data, model)
-    measures = RowLengths(*np.zeros((3, 0), np.int32))
+    of_rows = RowLengths(*np.zeros((3, 0), np.int32))
     if data.batching != "pad" or (images and len(buckets) > 1):
-        measures = measure(sources, data, model.visual_tokens, arrangement_settings(model))
-    queries = Queries(buckets, measures.queries)
+        of_rows = measure(sources, data, model.visual_tokens, arrangement_settings(model))
+    queries = Queries(buckets, of_rows.queries)
     if data.batching == "pad":
         plans = Padded(order, queries, batch_size, data.max_length, images)
     else:
-        stream |= {"window": data.lookahead_rows, "lengths": measures.digest()}
+        stream |= {"window": data.lookahead_rows, "lengths": of_rows.digest()}
         if data.batching == "grouped":
             plans = Grouped(
-                order, measures, queries, batch_size, data.lookahead_rows, row_lengths(data), images
+                order, of_rows, queries, batch_size, data.lookahead_rows, length_buckets(data), images
             )
         else:
             stream |= {"max_length": data.max_length, "images": images}
-            plans = Packed(order, measures, queries, batch_size, data.lookahead_rows, data.max_length, images)
+            plans = Packed(order, of_rows, queries, batch_size, data.lookahead_rows, data.max_length, images)
     if values := choices(data, model):
         return Elastic(plans, data, model, seed), stream | {"elastic": list(values)}
     return plans, stream
-
-
-def eval_batches(
-    data: DataConfig,
-    model: ModelConfig,
-    batch_size: int,
-    *,
-    prompts: bool = False,
-    fingerprint: str | None = None,
-    tally: Tally | None = None,
-) -> Iterator[Batch]:
-    """Every row once, in order, source by source.
-
-    Args:
-      data: Sources, template and lengths; weights and workers play no part.
-      model: Sizes of images or features and visual tokens.
-      batch_size: Rows of a batch.
-      prompts: Stop each row where its first answer begins (for generation) instead of laying out
-        the whole conversation with its labels.
-      fingerprint: The tower that cached features must be of; None takes any.
-      tally: Is told what came of the rows of each batch, before it is given out.
-
-    Yields:
-      numpy `Batch`es of batch_size rows; the last is filled with empty rows of id -1.
-
-    Raises:
-      UserError: as `make_iterator`, and for any bad row: what is left out cannot be scored.
-    """
-    data = dataclasses.replace(data, batching="pad", bad_rows="error")
-    sources, strict = open_sources(data, model, fingerprint, prompts), Tally(data, 0)
-    collate = Collate(sources, data, model)
-    images = data.row_images(model.visual_tokens, model.vision.max_crops)
-    ids = np.concatenate([row_ids(number, len(source)) for number, source in enumerate(sources)])
-    for start in range(0, len(ids), batch_size):
-        chosen = ids[start : start + batch_size]
-        fill = np.full(batch_size - len(chosen), -1, np.int64)
-        filled = np.concatenate([chosen, fill])
-        batch, read = collate(BatchPlan(filled, data.max_length, images))
-        strict.add(read)
-        if tally is not None:
-            tally.add(read)
-        yield batch
-
-
-def rows_by_id(data: DataConfig) -> dict[int, dict[str, Any]]:
-    """The LLaVA-format row behind each id of `Batch.ids`: question, answer, kind, image."""
-    found: dict[int, dict[str, Any]] = {}
-    for number, config in enumerate(data.sources):
-        rows = read_rows(config)
-        found.update(zip(row_ids(number, len(rows)).tolist(), rows, strict=True))
-    return found
-
-
-def row_ids(source: int, rows: int) -> np.ndarray:
-    """int64 [rows] identities of the samples of the source-th source: source * 2^32 + row."""
-    return (np.int64(source) << 32) + np.arange(rows, dtype=np.int64)

@@ -1,16 +1,19 @@
-"""What a row refers to beside its text: its images, and what is not read here and must not be passed over.
+"""Reads which images a row names, and refuses rows with films, recordings and other inputs that are not read.
 
 A row that is about a film or a recording would otherwise be learned as if its text were all there is.
 """
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from quecc_jax.errors import BadRow
 
-Row = dict[str, Any]
-"""One conversation as LLaVA's files hold it: a JSON object with `conversations` and, where it has images, `image`."""
+Row = Mapping[str, object]
+"""One conversation as LLaVA's files hold it: a JSON object with `conversations` and, where it has images, `image`.
+Files may hold anything in its place; `turns.read_row` checks."""
+
+ImageRef = str | int | bytes
+"""How a row refers to an image: by the path of its file, by its number in prepared data, or by its bytes."""
 
 _OURS = frozenset(("id", "image", "conversations", "kind", "image_files"))
 """Keys that every reader knows; `image_files` keeps the paths of prepared images."""
@@ -33,12 +36,14 @@ _READ = "text and images are read; leave the row out"
 _URL = re.compile(r"([a-z][a-z0-9+.-]+):/", re.I)
 
 
-def image_refs(row: Row) -> list[Any]:
-    """References to a row's images, in the order of their placeholders; empty for a text-only row.
+def image_refs(row: Row) -> list[ImageRef]:
+    """The images of a row, in the order of their placeholders; none for what is no JSON object.
 
     Raises:
       BadRow: one is no path of a file, or the row holds something else than text and images.
     """
+    if not isinstance(row, dict):
+        return []
     image = row.get("image")
     refs = [] if image is None else list(image) if isinstance(image, list | tuple) else [image]
     for ref in refs:
@@ -48,6 +53,20 @@ def image_refs(row: Row) -> list[Any]:
             check_reference(ref)
     _check_others(row, bool(refs))
     return refs
+
+
+def image_path(ref: ImageRef) -> str:
+    """The path by which a row names an image. Raises BadRow if it names it in another way."""
+    if not isinstance(ref, str):
+        raise BadRow("not a row", f"its image {ref!r} is not the path of a file; write it so")
+    return ref
+
+
+def image_number(ref: ImageRef, images: int) -> int:
+    """The number by which a row names one of so many prepared images. Raises BadRow if it is none of them."""
+    if not isinstance(ref, int) or not 0 <= ref < images:
+        raise BadRow("not a row", f"its image {ref!r} is not among the {images}; prepare the data anew")
+    return ref
 
 
 def check_reference(ref: str) -> None:
@@ -69,7 +88,7 @@ def check_reference(ref: str) -> None:
     )
 
 
-def _check_others(row: Mapping[str, Any], images: bool) -> None:
+def _check_others(row: Row, images: bool) -> None:
     for key in row.keys() - _OURS:
         _check_key(key, row[key], images, "it")
     turns = row.get("conversations")
@@ -89,7 +108,7 @@ def _check_others(row: Mapping[str, Any], images: bool) -> None:
             raise BadRow("modality", f"turn {number} asks about {found[0].strip()}, and only {_READ}")
 
 
-def _check_key(key: Any, value: Any, images: bool, where: str) -> None:
+def _check_key(key: object, value: object, images: bool, where: str) -> None:
     """Refuses what a key holds if it is an input of the model.
 
     Args:
@@ -114,7 +133,7 @@ def _check_key(key: Any, value: Any, images: bool, where: str) -> None:
         )
 
 
-def _is_media(value: Any) -> bool:
+def _is_media(value: object) -> bool:
     """Whether a value names files of images, films, sound or shapes."""
     if isinstance(value, dict):
         return isinstance(value.get("bytes"), bytes | str) or _is_media(value.get("path"))

@@ -1,14 +1,14 @@
-"""In which order rows are read: epochs, each shuffled anew, of all sources together or of a mixture.
+"""In which order rows are read: epochs, each shuffled anew, of all sources together or of a weighted mixture.
 
-Rows are counted through all sources, 0 .. N - 1. Any stretch of the endless order can be computed
-without what lies before it, a whole epoch of LLaVA's 665k rows in a tenth of a second, which grouping
-needs; grain's shuffle and mix take 20 microseconds a row.
+Rows are counted through all sources from 0. Any stretch of the endless order can be computed without what
+lies before it, a whole epoch of LLaVA's 665k rows in a tenth of a second, which grouping needs; grain's
+shuffle and mix take 20 microseconds a row.
 """
 
-import functools
 from collections.abc import Sequence
 
 import numpy as np
+from cachetools import Cache, LRUCache, cachedmethod
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 """Odd, 2^64 over the golden ratio: the step of SplitMix64."""
@@ -29,15 +29,16 @@ def permutation(size: int, *seed: int) -> np.ndarray:
     return np.argsort(mixed_up(start + GOLDEN * np.arange(size, dtype=np.uint64)), kind="stable")
 
 
-# A stretch touches few epochs, but the next stretch touches them again.
-_epoch = functools.lru_cache(maxsize=32)(permutation)
+def source_and_row(identity: int) -> tuple[int, int]:
+    """Which source a sample is of, and which row of it, by its identity as `Sampler.ids` gives it."""
+    return identity >> 32, identity & 0xFFFFFFFF
 
 
 class Sampler:
     """An endless order of the rows of several sources.
 
-    Without weights every N rows in a row are an epoch, and hold each row once. With weights every
-    source has epochs of its own, and any stretch holds rows of it by its weight, give or take one.
+    Without weights an epoch holds each row of all sources once. With weights every source has epochs of its
+    own, and any stretch of the order holds rows of it by its weight, give or take one.
 
     Args:
       sizes: rows of each source.
@@ -48,9 +49,12 @@ class Sampler:
     def __init__(self, sizes: Sequence[int], weights: Sequence[float] | None, seed: int):
         self.sizes, self.seed = list(sizes), seed
         self.rows = sum(sizes)
-        """N, and the length of what is called an epoch of a mixture too."""
+        """Of all sources together; so many are called an epoch of a weighted mixture too."""
         self.starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         self.shares = None if weights is None else [weight / sum(weights) for weight in weights]
+
+        # A stretch touches few epochs, but the next stretch touches them again.
+        self._cache: Cache[object, np.ndarray] = LRUCache(32)
 
     def __call__(self, start: int, stop: int) -> np.ndarray:
         """int64 [stop - start], the rows from the start-th of the order on."""
@@ -75,10 +79,14 @@ class Sampler:
     def _of(self, stream: int, size: int, counts: np.ndarray) -> np.ndarray:
         """The rows of one shuffled and repeated stream at ascending positions."""
         parts = [
-            _epoch(size, self.seed, stream, epoch)[counts[counts // size == epoch] % size]
+            self._epoch(stream, size, epoch)[counts[counts // size == epoch] % size]
             for epoch in np.unique(counts // size).tolist()
         ]
         return np.concatenate([np.zeros(0, np.int64), *parts])
+
+    @cachedmethod(lambda self: self._cache)
+    def _epoch(self, stream: int, size: int, epoch: int) -> np.ndarray:
+        return permutation(size, self.seed, stream, epoch)
 
     def ids(self, rows: np.ndarray) -> np.ndarray:
         """int64 identities of rows: source * 2^32 + row of the source; -1 stays -1."""

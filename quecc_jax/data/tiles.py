@@ -1,13 +1,13 @@
 """Any-resolution images, as LLaVA-NeXT has them: the whole, squeezed into the tower's square, then tiles.
 
 The tiles are those of a larger image of rows x columns squares, into which the image is scaled and
-centred on black. Each of them is a crop, one of the I images of a row; only where their tokens stand in the
-text, and which stand nowhere, is the matter of this file.
+centred on black. Each tile is a crop, one of the I images of a row. This file cuts the tiles, and says at
+which positions of the text their tokens stand and which tokens are left out.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -20,7 +20,7 @@ Grid = tuple[int, int]
 
 
 class Arrangement(NamedTuple):
-    """What stands for one image in the text."""
+    """How many squares the tower sees of an image, and which of their tokens stand in the text."""
 
     crops: int
     """Squares that the tower sees, the whole first."""
@@ -91,7 +91,7 @@ def arrange(width: int, height: int, model: ModelConfig) -> Arrangement:
     return Arrangement(crops, np.concatenate([whole, lines.reshape(-1)]))
 
 
-def arrangement_settings(model: ModelConfig) -> tuple[Any, ...]:
+def arrangement_settings(model: ModelConfig) -> tuple[object, ...]:
     """What `arrange` depends on beside V, for names of stored lengths; empty without tiles."""
     vision = model.vision
     return (vision.tiles, vision.image_size, model.has_newline) if vision.tiles else ()

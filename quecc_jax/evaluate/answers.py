@@ -2,8 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 from quecc_jax.config import DataConfig, ModelConfig, RunConfig
 from quecc_jax.config.shapes import at_visual_tokens
@@ -24,8 +24,8 @@ MANY = 1024
 class Answer(NamedTuple):
     """The answer to the first question of a row."""
 
-    row: Row
-    """In LLaVA's form."""
+    row: Mapping[str, Any]
+    """In LLaVA's form, which its layout has checked."""
     prediction: str
     question_cut: bool = False
     """data.query_length cut the question that the compressor reads."""
@@ -134,9 +134,10 @@ def row_prompts(model: ModelConfig, data: DataConfig) -> Iterator[Prompt]:
     """
     data = dataclasses.replace(data, batching="pad", bad_rows="error", cached_queries=False)
     for source in open_sources(data, at_visual_tokens(model), prompts=True):
-        write = source.write_features if data.cached_features else source.write_pixels
         for row in range(len(source)):
-            yield Prompt(source.encoded(row), functools.partial(write, row), data.cached_features)
+            yield Prompt(
+                source.encoded(row), functools.partial(source.write_images, row), data.cached_features
+            )
 
 
 def source_rows(data: DataConfig) -> Iterator[tuple[str, Row]]:

@@ -1,12 +1,12 @@
 """Where a compressor looks: its attention weights for the questions of a data set, and what to draw."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
 from quecc_jax.config import RunConfig
-from quecc_jax.data.references import Row
 from quecc_jax.evaluate.answers import batched, row_prompts, source_rows
 from quecc_jax.generate.decode import Params
 from quecc_jax.generate.engine import Engine
@@ -14,7 +14,7 @@ from quecc_jax.generate.engine import Engine
 
 def attention_maps(
     config: RunConfig, params: Params, batch_size: int = 32
-) -> Iterator[tuple[Row, np.ndarray]]:
+) -> Iterator[tuple[Mapping[str, Any], np.ndarray]]:
     """Every row of `config.data.sources` that has images, with the weights its visual tokens are means by.
 
     Yields:

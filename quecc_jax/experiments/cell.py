@@ -13,8 +13,9 @@ from PIL import Image
 from quecc_jax.config import DataConfig, ModelConfig, RunConfig
 from quecc_jax.config.shapes import at_visual_tokens
 from quecc_jax.data.sources.pool import read_pool
-from quecc_jax.data.text.conversation import prompt
+from quecc_jax.data.text.conversation import lay_out
 from quecc_jax.data.text.tokenizer import load_tokenizer
+from quecc_jax.data.text.turns import asking
 from quecc_jax.errors import UserError
 from quecc_jax.evaluate import benchmarks
 from quecc_jax.evaluate.answers import Answer, answer_rows
@@ -129,8 +130,8 @@ def question_flops(model: ModelConfig, data: DataConfig, answers: list[Answer]) 
     """Mean FLOPs of these answers to questions about one image, tower included."""
     tokenizer, total = load_tokenizer(data.tokenizer), 0.0
     for a in answers:
-        asked, reply = prompt(a.question, 1, tokenizer, data, model.visual_tokens), tokenizer.encode(a.truth)
-        text = len(asked.tokens) - model.visual_tokens
+        asked = lay_out(asking(a.question, 1), tokenizer, data, model.visual_tokens)
+        text, reply = len(asked.codes) - model.visual_tokens, tokenizer.encode(a.truth)
         parts = answer_flops(model, question=len(asked.queries), prompt=text, answer=len(reply) + 1)
         total += sum(parts.values())
     return total / len(answers)

@@ -85,10 +85,7 @@ class Prompts:
     def encoded(self, row: int) -> Encoded:
         return self.prompts[row].encoded
 
-    def write_pixels(self, row: int, out: np.ndarray) -> None:
-        self.prompts[row].write(out)
-
-    def write_features(self, row: int, out: np.ndarray) -> None:
+    def write_images(self, row: int, out: np.ndarray) -> None:
         self.prompts[row].write(out)
 
     def query(self, row: int) -> np.ndarray:

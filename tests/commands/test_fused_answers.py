@@ -6,10 +6,10 @@ import pytest
 from PIL import Image
 
 from quecc_jax.data.batch import IGNORE
-from quecc_jax.data.text.conversation import prompt
 from quecc_jax.generate.questions import Limits, Question
 from quecc_jax.models.vlm import VLM
 from tests.commands.talker import QUESTIONS, tiny_engine
+from tests.laid_out import prompt
 from tests.tiny import random_params
 
 NEW, ROOM = 5, 96

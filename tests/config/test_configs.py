@@ -12,10 +12,10 @@ from quecc_jax.commands.options import parse_run
 from quecc_jax.config import RunConfig
 from quecc_jax.config.presets import decoder
 from quecc_jax.config.validation import validate
-from quecc_jax.data.text.conversation import encode
 from quecc_jax.data.text.templates import SYSTEM
 from quecc_jax.data.text.tokenizer import load_tokenizer
 from quecc_jax.errors import UserError
+from tests.laid_out import encode
 
 FILES = sorted(p.name for p in Path("configs").glob("*_stage?.py"))
 

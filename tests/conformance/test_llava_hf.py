@@ -23,13 +23,14 @@ from quecc_jax.convert.plan import plan_export
 from quecc_jax.convert.processor import chat_template
 from quecc_jax.convert.run import export_weights, import_weights
 from quecc_jax.data.images import normalise
-from quecc_jax.data.text.conversation import prompt, prompt_text
+from quecc_jax.data.text.conversation import prompt_text
 from quecc_jax.data.text.templates import TEMPLATES
 from quecc_jax.data.text.tokenizer import load_tokenizer
 from quecc_jax.generate.engine import Engine
 from quecc_jax.generate.questions import Limits, Question
 from quecc_jax.load import load_vlm
 from tests.convert.test_run import assert_same_tensors
+from tests.laid_out import prompt
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "llava_tiny"
 TOWER = VisionConfig(

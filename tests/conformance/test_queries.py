@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from quecc_jax.config import DataConfig
-from quecc_jax.data.text.conversation import encode
 from quecc_jax.data.text.queries import question_ids, question_segments
 from quecc_jax.data.text.tokenizer import load_tokenizer
+from tests.laid_out import encode
 
 CASES = json.loads((Path(__file__).parent / "expected/queries.json").read_text(encoding="utf-8"))
 IMAGE = -200
@@ -46,7 +46,7 @@ def test_query_and_row(conforms, tokenizer, case):
 
 
 def test_each_image_has_its_own_turn_where_the_original_takes_the_last_for_all(conforms, tokenizer):
-    case = next(case for case in CASES if case["name"] == "two images in two turns")
+    case = next(case for case in CASES if case["name"] == "two pictures in two turns")
     turns = [{"from": "gpt" if n % 2 else "human", "value": text} for n, text in enumerate(case["turns"])]
     made = encode({"image": ["a", "b"], "conversations": turns}, tokenizer, DataConfig(images_per_row=2), 1)
     segments = question_segments(made.query_ends, len(made.queries))

@@ -16,13 +16,13 @@ import pytest
 from quecc_jax.config import DataConfig
 from quecc_jax.convert.run import export_weights, import_weights
 from quecc_jax.convert.template_match import BY_FAMILY, choose_template
-from quecc_jax.data.text.conversation import prompt
 from quecc_jax.data.text.templates import TEMPLATES, stops
 from quecc_jax.data.text.tokenizer import Tokenizer, load_tokenizer
 from quecc_jax.errors import UserError
 from tests.conformance.tokenizers.make import token, tokenizer_json
 from tests.convert.names import load
 from tests.convert.test_run import small, write_checkpoint
+from tests.laid_out import prompt
 
 MARKS = [
     "<|im_start|>",

@@ -1,14 +1,16 @@
 """A word tokenizer, a small model's sizes, and one small pool of each task and split."""
 
+import dataclasses
 from typing import Any
 
 import pytest
 
-from quecc_jax.config import DataConfig, ModelConfig, QueccConfig, SourceConfig, VisionConfig
+from quecc_jax.config import DataConfig, ModelConfig, QueccConfig, SourceConfig
 from quecc_jax.data.text.tokenizer import SPECIALS, load_tokenizer
 from quecc_jax.data.text.word_tokenizer import train_word_tokenizer
 from quecc_jax.experiments.testbed.build import build_pool
 from quecc_jax.experiments.testbed.corpus import write_corpus
+from tests.tiny import MODEL
 
 
 @pytest.fixture(scope="session")
@@ -44,16 +46,7 @@ def tokenizer(text_pool, tmp_path_factory):
 @pytest.fixture(scope="session")
 def model():
     """24-pixel images of 4 x 4 patches, V = 4 visual tokens."""
-    vision = VisionConfig(
-        image_size=24,
-        patch_size=6,
-        width=8,
-        depth=3,
-        heads=2,
-        mlp_width=16,
-        select_layer=-2,
-        levels=(1, 2, 3),
-    )
+    vision = dataclasses.replace(MODEL.vision, image_size=24, patch_size=6, width=8, mlp_width=16)
     return ModelConfig(vision=vision, compressor=QueccConfig(kernel=2, stride=2, heads=2))
 
 

@@ -21,8 +21,8 @@ from quecc_jax.data.images import load_pixels
 from quecc_jax.data.pipeline import make_iterator
 from quecc_jax.data.references import image_refs
 from quecc_jax.data.sources.json_rows import RowFile
-from quecc_jax.data.text.conversation import encode
 from quecc_jax.errors import BadRow, UserError
+from tests.laid_out import encode
 
 ROWS, EXAMPLES, LENGTH = 16, 170, 48
 counted = {"mutated": 0}
@@ -260,11 +260,11 @@ def mutated_rows(data, folder, tokenizer, model, patch):
             left_out = iterator.tally.left_out
             rows = batch.ids.reshape(4, -1)
             seen |= {int(one) for one in rows.reshape(-1) if one >= 0}
-            for place, ids in enumerate(rows.tolist()):
+            for index, ids in enumerate(rows.tolist()):
                 good = [one for one in ids if one >= 0 and one not in left_out]
-                assert batch.segments[place].max() == len(good)
+                assert batch.segments[index].max() == len(good)
                 held |= set(good)
-                check(batch, place, good, config, tokenizer, model, folder, path)
+                check(batch, index, good, config, tokenizer, model, folder, path)
     for row, (raw, fault) in enumerate(made):
         wanted = {None} if fault is None else {fault} if isinstance(fault, str) else set(fault)
         found = left_out[row].reason if row in left_out else None
@@ -277,7 +277,7 @@ def mutated_rows(data, folder, tokenizer, model, patch):
 plain = {json.dumps(row).encode() for row in GOOD}
 
 
-def check(batch, place, good, config, tokenizer, model, folder, path):
+def check(batch, index, good, config, tokenizer, model, folder, path):
     """Whether a row of a batch holds these rows of the file and nothing else."""
     start = image = 0
     for one in good:
@@ -285,16 +285,16 @@ def check(batch, place, good, config, tokenizer, model, folder, path):
         made = encode(row, tokenizer, config, model.visual_tokens)
         length, refs = len(made.tokens), image_refs(row)
         here = slice(start, start + length)
-        assert np.array_equal(batch.tokens[place, here], made.tokens)
-        assert np.array_equal(batch.labels[place, here], made.labels)
+        assert np.array_equal(batch.tokens[index, here], made.tokens)
+        assert np.array_equal(batch.labels[index, here], made.labels)
         for ref in refs:
             wanted = load_pixels(str(folder / ref), model.vision)
-            assert np.array_equal(batch.pixels[place, image], wanted)
+            assert np.array_equal(batch.pixels[index, image], wanted)
             image += 1
         start += length
-    assert not batch.tokens[place, start:].any() and (batch.labels[place, start:] == IGNORE).all()
-    assert batch.pixels is None or not batch.pixels[place, image:].any()
-    assert (batch.query_ends[place, image:] == -1).all()
+    assert not batch.tokens[index, start:].any() and (batch.labels[index, start:] == IGNORE).all()
+    assert batch.pixels is None or not batch.pixels[index, image:].any()
+    assert (batch.query_ends[index, image:] == -1).all()
 
 
 def test_two_thousand_mutated_rows(folder, tokenizer, model):

@@ -10,9 +10,10 @@ from quecc_jax.config import QueccConfig
 from quecc_jax.config.shapes import first_token
 from quecc_jax.data.batch import IGNORE
 from quecc_jax.data.elastic import drawn, padded_lengths, row_length
-from quecc_jax.data.pipeline import eval_batches, make_iterator
+from quecc_jax.data.pipeline import make_iterator
 from quecc_jax.train.meter import visual_tokens
 from tests.compressors import fitting
+from tests.data.every_row import eval_batches
 
 MOSAIC, READING = ("mosaic", "train"), ("reading", "train")
 VALUES = (1, 4, 16)

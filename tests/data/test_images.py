@@ -51,9 +51,9 @@ def seen(image, format="PNG", **options):
         return np.asarray(open_image(stored(image, format, **options)))
 
 
-@pytest.mark.parametrize("place, name", [(0, "a.png"), (1, "b.png")])
-def test_pad_gives_the_pixels_of_the_original_code(place, name):
-    wanted = np.load(GOLDEN / "pixel_values.npy")[place].transpose(1, 2, 0)
+@pytest.mark.parametrize("index, name", [(0, "a.png"), (1, "b.png")])
+def test_pad_gives_the_pixels_of_the_original_code(index, name):
+    wanted = np.load(GOLDEN / "pixel_values.npy")[index].transpose(1, 2, 0)
     ours = normalise(load_pixels(GOLDEN / name, VisionConfig(image_size=48, patch_size=4), "pad"))
     np.testing.assert_allclose(ours, wanted, rtol=0, atol=1e-6)
 
@@ -172,8 +172,8 @@ def test_the_original_clips_16_bits(format, mode, dtype):
 @pytest.mark.parametrize("name", NOTED)
 def test_a_large_note_does_not_make_an_image_unreadable(name, tmp_path):
     (tmp_path / "noted.bin").write_bytes(NOTED[name]())
-    for place in (tmp_path / "noted.bin", str(tmp_path / "noted.bin")):
-        assert open_image(place).size == image_size(place) == ((40, 60) if "turned" in name else (60, 40))
+    for file in (tmp_path / "noted.bin", str(tmp_path / "noted.bin")):
+        assert open_image(file).size == image_size(file) == ((40, 60) if "turned" in name else (60, 40))
     assert Image.MAX_IMAGE_PIXELS == 89_478_485 and PngImagePlugin.MAX_TEXT_CHUNK == 1 << 20
 
 

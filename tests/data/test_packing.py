@@ -15,11 +15,12 @@ from quecc_jax.config import DataConfig, SourceConfig
 from quecc_jax.data.bad_rows import LeftOut
 from quecc_jax.data.batch import IGNORE, Batch, batch_spec
 from quecc_jax.data.lengths import measure
-from quecc_jax.data.pipeline import eval_batches, make_iterator
+from quecc_jax.data.pipeline import make_iterator
 from quecc_jax.data.sources.easy_vqa import image_paths
 from quecc_jax.data.sources.open import open_sources
 from quecc_jax.data.text.queries import question_ids
 from quecc_jax.errors import UserError
+from tests.data.every_row import eval_batches
 
 BATCHINGS = ("pad", "grouped", "packed")
 ROWS = 61
@@ -123,9 +124,9 @@ def test_a_packed_row_is_its_conversations_one_after_another(data, model):
                 slots = one.slots[0, :length]
                 assert np.array_equal(batch.slots[k, here], np.where(slots < 0, -1, slots + image * v))
                 assert np.array_equal(batch.pixels[k, there], one.pixels[0, :images])
-                for place, own in enumerate(one.query_ends[0, :images], start=image):
+                for slot, own in enumerate(one.query_ends[0, :images], start=image):
                     wanted = question_ids(one.queries[0], one.query_segments[0], own)
-                    segments, end = batch.query_segments[k], batch.query_ends[k, place]
+                    segments, end = batch.query_segments[k], batch.query_ends[k, slot]
                     assert np.array_equal(question_ids(batch.queries[k], segments, end), wanted)
                 start, image, seen = start + length, image + images, seen + 1
             assert not batch.segments[k, start:].any() and not batch.tokens[k, start:].any()

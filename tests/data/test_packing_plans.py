@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from benchmarks.packing import compare
 from quecc_jax.config import DataConfig
-from quecc_jax.data.packing import Grouped, Packed, Padded, Queries, RowLengths, pack, row_lengths
+from quecc_jax.data.packing import Grouped, Packed, Padded, Queries, RowLengths, length_buckets, pack
 from quecc_jax.data.sampler import Sampler
 
 ONE_BUCKET = Queries((512,), np.zeros(0, np.int32))
@@ -96,9 +96,9 @@ def test_left_out_rows_spread_over_grouped_batches():
 def test_a_grouped_batch_is_as_long_as_it_needs_and_text_has_no_image_places():
     measures = lengths_of(2000)
     data = DataConfig(max_length=512, num_length_buckets=3)
-    assert row_lengths(data) == [128, 256, 512]
-    assert row_lengths(DataConfig(max_length=5, num_length_buckets=2)) == [3, 5]
-    grouped = Grouped(Sampler([2000], None, 0), measures, ONE_BUCKET, 8, 200, row_lengths(data), 2)
+    assert length_buckets(data) == [128, 256, 512]
+    assert length_buckets(DataConfig(max_length=5, num_length_buckets=2)) == [3, 5]
+    grouped = Grouped(Sampler([2000], None, 0), measures, ONE_BUCKET, 8, 200, length_buckets(data), 2)
     shapes = set()
     for number in range(grouped.batches):
         draw = grouped[number]

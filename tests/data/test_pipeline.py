@@ -13,11 +13,12 @@ from PIL import Image
 from quecc_jax.config import DataConfig, SourceConfig
 from quecc_jax.data.batch import IGNORE, Batch, batch_spec
 from quecc_jax.data.images import load_pixels
-from quecc_jax.data.pipeline import eval_batches, make_iterator, rows_by_id
+from quecc_jax.data.pipeline import make_iterator
 from quecc_jax.data.sources.easy_vqa import image_paths
 from quecc_jax.data.sources.pool import write_features
 from quecc_jax.errors import UserError
 from quecc_jax.experiments.testbed.build import build_pool
+from tests.data.every_row import eval_batches, rows_by_id
 
 SINGLE, MOSAIC, READING = (("single", "train"), ("mosaic", "train"), ("reading", "train"))
 
@@ -128,8 +129,8 @@ def test_processes_share_the_batch_and_resume_under_another_number(settings, mod
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_batches_are_what_the_spec_says(settings, model, cached, tmp_path):
-    data = own_pool(settings, tmp_path, model, cached)
+def test_batches_are_what_the_spec_says(settings, model, cached, stored):
+    data = data_of(settings, stored, cached)
     spec = batch_spec(model, data, 6, cached=cached)
     with make_iterator(data, model, 6, 0) as iterator:
         (batch,) = take(iterator, 1)
@@ -147,10 +148,15 @@ def tower(images):
     return patches * np.arange(8) / 255
 
 
-def own_pool(settings, tmp_path, model, cached):
-    pool = build_pool("mosaic", "train", tmp_path / "pool", 24, 20, 4)
-    if cached:
-        write_features(pool, tower, 8, "tower-1")
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """A pool with its images' features beside them."""
+    pool = build_pool("mosaic", "train", tmp_path_factory.mktemp("stored") / "pool", 24, 20, 4)
+    write_features(pool, tower, 8, "tower-1")
+    return pool
+
+
+def data_of(settings, pool, cached=True):
     source = SourceConfig(kind="pool", path=str(pool.directory))
     return dataclasses.replace(settings(), cached_features=cached, sources=(source,))
 
@@ -177,24 +183,23 @@ def test_rows_carry_their_own_text_and_image(pools, settings, model, tokenizer):
         np.testing.assert_array_equal(batch.pixels[k, 0], image)
 
 
-def test_cached_features_are_those_of_the_image(settings, model, tmp_path):
-    data = own_pool(settings, tmp_path, model, cached=True)
+def test_cached_features_are_those_of_the_image(settings, model, stored):
+    data = data_of(settings, stored)
     rows = rows_by_id(data)
-    pool = build_pool("mosaic", "train", tmp_path / "same", 24, 20, 4)
     with make_iterator(data, model, 16, 0, fingerprint="tower-1") as iterator:
         (batch,) = take(iterator, 1)
     assert batch.pixels is None
     for k, identity in enumerate(batch.ids):
-        wanted = tower(pool.images[rows[int(identity)]["image"]][None])[0].astype(np.float16)
+        wanted = tower(stored.images[rows[int(identity)]["image"]][None])[0].astype(np.float16)
         np.testing.assert_array_equal(batch.features[k, 0], wanted)
     with pytest.raises(UserError, match="another tower"):
         make_iterator(data, model, 16, 0, fingerprint="tower-2")
 
 
-def test_features_must_be_there_and_fit(settings, model, tmp_path):
+def test_features_must_be_there_and_fit(settings, model, stored):
     with pytest.raises(UserError, match="no features"):
         make_iterator(settings(MOSAIC, cached_features=True), model, 8, 0)
-    data = own_pool(settings, tmp_path, model, cached=True)
+    data = data_of(settings, stored)
     wide = dataclasses.replace(model, vision=dataclasses.replace(model.vision, width=16))
     with pytest.raises(UserError, match="16, 3, 16"):
         make_iterator(data, wide, 8, 0)
@@ -295,8 +300,8 @@ def test_rows_with_no_one_and_two_images_share_a_batch(mixed_file, tokenizer, mo
     # Two images of one turn share its question.
     assert batch.query_ends[2, 0] == batch.query_ends[2, 1] and batch.query_segments.max() == 1
     assert not batch.queries[0].any() and not batch.pixels[0].any() and not batch.pixels[1, 1].any()
-    for row, place, name in ((1, 0, "0.png"), (2, 0, "1.png"), (2, 1, "2.png")):
-        np.testing.assert_array_equal(batch.pixels[row, place], load_pixels(path.parent / name, model.vision))
+    for row, slot, name in ((1, 0, "0.png"), (2, 0, "1.png"), (2, 1, "2.png")):
+        np.testing.assert_array_equal(batch.pixels[row, slot], load_pixels(path.parent / name, model.vision))
 
 
 def test_easy_vqa_is_a_source(tokenizer, model):
@@ -355,7 +360,7 @@ def test_truncated_rows_are_counted(tmp_path, model, tokenizer, workers):
     assert sum(int((batch.labels[:, -1] == tokenizer.encode("red")[0]).sum()) for batch in batches) == 12
 
 
-def test_dropped_rows_leave_their_places_empty(tmp_path, model, tokenizer):
+def test_dropped_rows_leave_their_rows_empty(tmp_path, model, tokenizer):
     path = tmp_path / "rows.json"
     path.write_text(
         json.dumps(
@@ -392,7 +397,7 @@ def test_malformed_rows_and_missing_images_are_named(mixed_file, tokenizer, mode
         list(eval_batches(file_data(path, tokenizer), model, 3))
 
 
-def test_skipped_rows_leave_their_places_empty_up_to_a_share(mixed_file, tokenizer, model):
+def test_skipped_rows_leave_their_rows_empty_up_to_a_share(mixed_file, tokenizer, model):
     path, rows = mixed_file
     (path.parent / "2.png").unlink()
     rows[1]["conversations"][1]["from"] = "bot"

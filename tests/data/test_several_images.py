@@ -11,13 +11,14 @@ from PIL import Image
 
 from quecc_jax.config import DecoderConfig, RunConfig, SourceConfig
 from quecc_jax.data.images import load_pixels
-from quecc_jax.data.pipeline import make_iterator, rows_by_id
+from quecc_jax.data.pipeline import make_iterator
 from quecc_jax.data.text.conversation import query_ids
 from quecc_jax.data.text.turns import query_turns
 from quecc_jax.evaluate.answers import answer_rows
 from quecc_jax.generate.engine import Engine
 from quecc_jax.generate.questions import Limits, Question
 from quecc_jax.models.vlm import VLM
+from tests.data.every_row import rows_by_id
 from tests.tiny import asked, random_params
 
 TALKS = [
@@ -104,14 +105,14 @@ def test_each_image_is_compressed_with_the_question_of_its_own_turn(config, para
         for batch in (next(batches) for _ in range(4)):
             assert batch.ids is not None
             inputs = np.asarray(splice(batch._replace(ids=None)))
-            for place, ids in enumerate(batch.ids.reshape(3, -1)):
+            for index, ids in enumerate(batch.ids.reshape(3, -1)):
                 for segment, identity in enumerate(ids[ids >= 0], start=1):
                     images, said = TALKS[rows.index(identity)]
-                    here = (batch.segments[place] == segment) & (batch.slots[place] >= 0)
+                    here = (batch.segments[index] == segment) & (batch.slots[index] >= 0)
                     turns = zip(images, query_turns(said), strict=True)
                     wanted = [alone[image, turn] for image, turn in turns]
                     np.testing.assert_allclose(
-                        inputs[place, here], np.concatenate([np.zeros((0, 16)), *wanted]), atol=1e-5
+                        inputs[index, here], np.concatenate([np.zeros((0, 16)), *wanted]), atol=1e-5
                     )
                     seen.add(int(identity))
     assert seen == set(rows)

@@ -15,7 +15,7 @@ from quecc_jax.config import DecoderConfig, RunConfig, SourceConfig
 from quecc_jax.config.compressors import exchanged
 from quecc_jax.config.validation import validate
 from quecc_jax.data.images import image_size, load_pixels
-from quecc_jax.data.pipeline import eval_batches, make_iterator
+from quecc_jax.data.pipeline import make_iterator
 from quecc_jax.data.sources.open import open_sources
 from quecc_jax.data.text.conversation import query_ids
 from quecc_jax.errors import BadRow, UserError
@@ -23,6 +23,7 @@ from quecc_jax.evaluate.answers import answer_rows
 from quecc_jax.generate.engine import Engine
 from quecc_jax.generate.questions import Limits, Question
 from quecc_jax.models.vlm import VLM
+from tests.data.every_row import eval_batches
 from tests.tiny import random_params
 
 TILES = ((2, 2), (3, 1))
@@ -124,13 +125,13 @@ def test_the_whole_comes_first_and_the_map_without_its_padding_row_by_row(config
         for batch in (next(batches) for _ in range(5)):
             assert batch.ids is not None and batch.query_ends.shape[1] in (0, 15)
             inputs = np.asarray(splice(batch._replace(ids=None)))
-            for place, ids in enumerate(batch.ids.reshape(2, -1)):
+            for index, ids in enumerate(batch.ids.reshape(2, -1)):
                 for segment, identity in enumerate(ids[ids >= 0].tolist(), start=1):
                     images, text = TALKS[identity]
-                    here = (batch.segments[place] == segment) & (batch.slots[place] >= 0)
+                    here = (batch.segments[index] == segment) & (batch.slots[index] >= 0)
                     assert here.sum() == sum(LENGTHS[image] for image in images)
                     wanted = [np.zeros((0, 16)), *(stands[image, text] for image in images)]
-                    np.testing.assert_allclose(inputs[place, here], np.concatenate(wanted), atol=1e-5)
+                    np.testing.assert_allclose(inputs[index, here], np.concatenate(wanted), atol=1e-5)
                     seen.add(identity)
     assert seen == set(range(len(TALKS)))
 

@@ -8,7 +8,7 @@ import pytest
 
 from quecc_jax.data.batch import Batch
 from quecc_jax.data.images import load_pixels
-from quecc_jax.data.text.conversation import encode, query_ids
+from quecc_jax.data.text.conversation import query_ids
 from quecc_jax.data.text.tokenizer import load_tokenizer
 from quecc_jax.errors import UserError
 from quecc_jax.evaluate.answers import answer_questions, question_engine
@@ -18,6 +18,7 @@ from quecc_jax.load import load_vlm
 from quecc_jax.models.vlm import VLM
 from tests.evaluate.standins import png
 from tests.evaluate.word_model import word_run
+from tests.laid_out import encode
 
 TEXTS = ("what color is it?", "is it red?", "why?")
 ANSWERS = ("red", "blue two circle", "green")

@@ -9,9 +9,9 @@ from quecc_jax.config import DataConfig
 from quecc_jax.convert.formats.gguf import GgufFile
 from quecc_jax.convert.formats.gguf_tokenizer import write_tokenizer
 from quecc_jax.data.batch import IGNORE
-from quecc_jax.data.text.conversation import encode, prompt
 from quecc_jax.data.text.templates import stops
 from quecc_jax.data.text.tokenizer import load_tokenizer
+from tests.laid_out import encode, prompt
 from tests.parity.test_smollm2 import model_file
 
 CHATML = DataConfig(template="qwen", max_length=4096, images_per_row=9)

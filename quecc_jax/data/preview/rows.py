@@ -1,8 +1,8 @@
-"""Rows of a run's first batches, read back from the arrays that the model gets."""
+"""Reads the rows of a run's first batches back from the arrays that the model gets."""
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from quecc_jax.data.collate import Collate
 from quecc_jax.data.elastic import Elastic, choices
 from quecc_jax.data.packing import BatchPlan, Grouped, Packed
 from quecc_jax.data.pipeline import plan_batches
+from quecc_jax.data.sampler import source_and_row
 from quecc_jax.data.sources.open import open_sources
 from quecc_jax.data.sources.source import Source
 from quecc_jax.data.text.queries import question_ids
@@ -32,7 +33,7 @@ class View(NamedTuple):
     """One image of a conversation."""
 
     pixels: np.ndarray | None
-    """uint8 [H, W, 3] as the tower sees it; None where features are read instead."""
+    """uint8 [height, width, 3] as the tower sees it; None where features are read instead."""
     query: str
     tokens: int
     """Of the query, BOS included."""
@@ -64,7 +65,7 @@ class Row(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What there is to show."""
+    """The first rows of a run's data, and facts about its stream."""
 
     config: RunConfig
     rows: list[Row]
@@ -113,11 +114,15 @@ def _row(
     for segment, identity in enumerate((one for one in ids if one not in why), start=1):
         here = batch.segments[index] == segment
         slots, labels = batch.slots[index][here], batch.labels[index][here]
-        images = sources[identity >> 32].encoded(identity & 0xFFFFFFFF).crops
+        source, row = source_and_row(identity)
+        images = sources[source].encoded(row).crops
         views = [_view(batch, index, image + k, tokenizer) for k in range(images)]
         spans = _spans(batch.tokens[index][here], slots, labels, tokenizer, num_output_tokens)
-        where = sources[identity >> 32].where(identity & 0xFFFFFFFF)
-        talks.append(Conversation(where, spans, int(here.sum()), int((labels != IGNORE).sum()), views))
+        talks.append(
+            Conversation(
+                sources[source].where(row), spans, int(here.sum()), int((labels != IGNORE).sum()), views
+            )
+        )
         image += images
     left_out = [why[one] for one in ids if one in why]
     return Row(number, index, plan.length, plan.images, talks, left_out)
@@ -154,7 +159,7 @@ def _visual_tokens(config: RunConfig) -> str:
     return " or ".join(map(str, choices(config.data, config.model) or (config.model.visual_tokens,)))
 
 
-def _facts(config: RunConfig, sources: Sequence[Source], plans: Any) -> list[tuple[str, str]]:
+def _facts(config: RunConfig, sources: Sequence[Source], plans: Sequence[BatchPlan]) -> list[tuple[str, str]]:
     """What can be said of the whole stream, as pairs of name and value."""
     data, size = config.data, config.train.batch_size
     rows = sum(map(len, sources))
@@ -167,20 +172,20 @@ def _facts(config: RunConfig, sources: Sequence[Source], plans: Any) -> list[tup
     if data.batching == "pad":
         return [*facts, ("steps of an epoch", f"{rows / size:,.1f} of {size} rows")]
     plans = plans.plans if isinstance(plans, Elastic) else plans
-    measures = plans.measures
-    tokens, images = int(measures.tokens.sum()), int(measures.image_counts.sum())
-    facts.append(("tokens of a row", f"{tokens / rows:,.0f} on average, {measures.tokens.max():,} at most"))
+    assert isinstance(plans, Grouped | Packed)
+    of_rows = plans.of_rows
+    tokens, images = int(of_rows.tokens.sum()), int(of_rows.image_counts.sum())
+    facts.append(("tokens of a row", f"{tokens / rows:,.0f} on average, {of_rows.tokens.max():,} at most"))
     if isinstance(plans, Grouped):
         positions = sum(size * plans[k].length for k in range(plans.batches))
         steps = f"{plans.batches:,} of {size} rows"
     else:
-        assert isinstance(plans, Packed)
         packed = plans.epoch()
         positions, steps = packed * plans.length, f"{packed / size:,.1f} of {size} packed rows"
         if plans.images:
             share = images / (packed * plans.images)
             facts.append(("image slots in use", f"{share:.1%} of {plans.images} a packed row"))
-    missing = int((measures.tokens == 0).sum())
+    missing = int((of_rows.tokens == 0).sum())
     return [
         *facts,
         ("steps of an epoch", steps),

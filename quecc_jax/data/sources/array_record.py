@@ -10,15 +10,16 @@ the same rows are bad, and for the same reason, whichever way the data are read.
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, cast
 
 import numpy as np
 
 from quecc_jax.config import DataConfig, ImageDecoding, VisionConfig
 from quecc_jax.data.images import ImageReader
-from quecc_jax.data.sources.shards import Records
+from quecc_jax.data.references import ImageRef, Row, image_number
+from quecc_jax.data.sources.shards import Records, Shard
 from quecc_jax.errors import BadRow, UserError
 from quecc_jax.paths import AnyPath, as_path
 
@@ -48,16 +49,40 @@ class Recipe:
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """An opened directory."""
+    """An opened directory of prepared data."""
 
     directory: str
     recipe: Recipe
-    rows: Sequence[Any]
+    rows: Sequence[Row]
     images: Records
 
 
-class PreparedRows(Sequence[Any]):
-    """The rows, parsed when asked for."""
+class Manifest(TypedDict):
+    """What manifest.json says."""
+
+    format: int
+    recipe: dict[str, Any]
+    """Fields of `Recipe`."""
+    source: str
+    images: list[str]
+    rows: int
+    pictures: int
+    unreadable: "Unreadable"
+    bytes: int
+    shards: Mapping[str, Sequence[Shard]]
+    """Of "pictures" and of "rows"."""
+
+
+class Unreadable(TypedDict):
+    """How many rows and images could not be read, and the first reasons."""
+
+    rows: int
+    pictures: int
+    first: list[str]
+
+
+class PreparedRows(Sequence[Row]):
+    """The rows of prepared data, each parsed when asked for."""
 
     def __init__(self, records: Records):
         self.records = records
@@ -65,14 +90,12 @@ class PreparedRows(Sequence[Any]):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, row: Any) -> Any:
-        if isinstance(row, slice):
-            return [self[index] for index in range(*row.indices(len(self)))]
+    def __getitem__(self, row: int) -> Row:  # type: ignore[override]
         return json.loads(readable(self.records[row]))
 
 
 def check_recipe(directory: str, recipe: Recipe, vision: VisionConfig, data: DataConfig) -> None:
-    """That images stored in this way are those that a run reads.
+    """Checks that images stored in this way are those that a run reads.
 
     Raises:
       UserError: they are of another size, aspect or decoding.
@@ -116,33 +139,29 @@ class Stored:
     records: Records
     recipe: Recipe
 
-    def __call__(self, number: Any) -> BytesIO | np.ndarray:
-        """The bytes of an image's file, or uint8 [H, W, 3] where raw pixels are stored. Raises BadRow."""
-        if not isinstance(number, int) or not 0 <= number < len(self.records):
-            raise BadRow(
-                "not a row",
-                f"its image {number!r} is not among the {len(self.records)}; prepare the data anew",
-            )
-        record, size = readable(self.records[number]), self.recipe.size
+    def __call__(self, ref: ImageRef) -> BytesIO | np.ndarray:
+        """The bytes of an image's file, or uint8 [height, width, 3] where raw pixels are stored. Raises BadRow."""
+        record = readable(self.records[image_number(ref, len(self.records))])
+        size = self.recipe.size
         if size and self.recipe.encoding == "raw":
             return np.frombuffer(record, np.uint8).reshape(size, size, 3)
         return BytesIO(record)
 
 
 def fault_record(bad: BadRow) -> bytes:
-    """The record of what could not be read."""
+    """The record that stands for an image or row that could not be read."""
     return UNREADABLE + json.dumps([bad.fault, str(bad)]).encode()
 
 
 def readable(record: bytes) -> bytes:
-    """A record, unless it is of something that could not be read, which raises BadRow again."""
+    """The record itself; raises the BadRow again that a record of `fault_record` tells of."""
     if record.startswith(UNREADABLE):
         fault, message = json.loads(record[len(UNREADABLE) :])
         raise BadRow(fault, f"{message} (found when the data were prepared)")
     return record
 
 
-def read_manifest(directory: AnyPath) -> dict[str, Any]:
+def read_manifest(directory: AnyPath) -> Manifest:
     """The manifest of a prepared directory.
 
     Raises:
@@ -159,7 +178,8 @@ def read_manifest(directory: AnyPath) -> dict[str, Any]:
         raise UserError(f"{directory}/{MANIFEST} cannot be read ({error}); prepare the data anew") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise UserError(f"{directory}/{MANIFEST} is not of format {FORMAT}; prepare the data anew")
-    return manifest
+    manifest["shards"] = {kind: [Shard(*one) for one in group] for kind, group in manifest["shards"].items()}
+    return cast(Manifest, manifest)
 
 
 def open_prepared(directory: AnyPath) -> Prepared:

@@ -6,6 +6,8 @@ and 9,673 questions with 13 possible answers. The splits are the published ones.
 
 from typing import Any, Literal, NamedTuple
 
+from quecc_jax.data.references import Row
+
 Split = Literal["train", "test"]
 SHAPES = ("circle", "rectangle", "triangle")
 COLORS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
@@ -41,7 +43,7 @@ def kind(answer: str) -> str:
     return "single/shape" if answer in SHAPES else "single/color" if answer in COLORS else "single/yes-no"
 
 
-def rows(split: Split) -> list[dict[str, Any]]:
+def rows(split: Split) -> list[Row]:
     """LLaVA-format rows whose "image" is a file."""
     paths = image_paths(split)
     return [

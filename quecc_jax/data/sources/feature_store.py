@@ -1,28 +1,34 @@
-"""What frozen parameters make of each image or row, computed once: arrays in ArrayRecord shards.
+"""What a frozen encoder makes of each image or row, computed once: arrays in ArrayRecord shards.
 
     NAME.json              fingerprint of the parameters and of what they read, shape, shards; written last
     NAME-*.array_record    float16 of one image or row a record
 
-Beside the images of a pool or of prepared data NAME is `features`, the tower's states [n, K, D] of each
-image; beside prepared data also `queries`, the query feature [H] of each row, which runs with a
+Beside the images of a pool or of prepared data NAME is `features`, the tower's states [N, K, D] of each
+image; beside prepared data also `queries`, the query feature [query_width] of each row, which runs with a
 frozen encoder can read. Their size does not depend on V.
 """
 
 import concurrent.futures
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from pathlib import Path
+from typing import Literal, TypedDict, cast
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from quecc_jax.config import ModelConfig
 from quecc_jax.config.shapes import state_shape
+from quecc_jax.data.references import ImageRef, image_number
 from quecc_jax.data.sources.array_record import fault_record, readable
-from quecc_jax.data.sources.shards import Records, forget, made, write_shard
+from quecc_jax.data.sources.shards import Records, Shard, delete_notes, find_shard, shard_spans, write_shard
 from quecc_jax.errors import BadRow, UserError
 from quecc_jax.paths import AnyPath, as_path, write_text
 
 Name = Literal["features", "queries"]
+Encoder = Callable[[np.ndarray], ArrayLike]
+"""A frozen tower or question encoder, on batches."""
 MAKER = {"features": "tower", "queries": "query encoder"}
 ITEMS = 1024
 """Images of one shard: 4.8 GB of CLIP-L/14-336's states in four layers."""
@@ -30,14 +36,25 @@ THREADS = 4
 """That read images ahead of the device."""
 
 
-class Features(Sequence[Any]):
+class Note(TypedDict):
+    """What NAME.json says."""
+
+    fingerprint: str
+    items: int
+    """Images or rows."""
+    shape: list[int]
+    """Of the array of each."""
+    shards: list[Shard]
+
+
+class Features(Sequence[np.ndarray]):
     """Stored arrays, by the number of their image or row.
 
     Raises:
       BadRow: when one is asked for whose image or row could not be read.
     """
 
-    def __init__(self, directory: AnyPath, note: dict[str, Any]):
+    def __init__(self, directory: AnyPath, note: Note):
         self.records = Records(directory, note["shards"])
         self.shape: tuple[int, ...] = (len(self.records), *note["shape"])
         self.dtype = np.dtype(np.float16)
@@ -46,7 +63,11 @@ class Features(Sequence[Any]):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, number: Any) -> Any:
+    def of_image(self, ref: ImageRef) -> np.ndarray:
+        """The states of an image by its reference in a row. Raises BadRow."""
+        return self[image_number(ref, len(self))]
+
+    def __getitem__(self, number: int) -> np.ndarray:  # type: ignore[override]
         """float16 of `shape[1:]`."""
         return np.frombuffer(readable(self.records[number]), "<f2").reshape(self.shape[1:])
 
@@ -55,18 +76,19 @@ def write_features(
     directory: AnyPath,
     items: int,
     read: Callable[[int], np.ndarray],
-    fn: Callable[[np.ndarray], Any],
+    fn: Encoder,
     batch: int,
     fingerprint: str,
     progress: Callable[[int], None] = lambda done: None,
     name: Name = "features",
 ) -> Features:
-    """Stores fn of every image or row, unless that of `fingerprint` is there; continues shard by shard.
+    """Stores what an encoder makes of every image or row, unless it is there; continues shard by shard.
 
     Args:
       items: how many images or rows there are.
-      read: what `fn` reads by its number, uint8 [H, W, 3] for a tower; raises BadRow where there is none.
-      fn: maps [batch, ...] to [batch, ...], a tower to states [batch, n, K, D]; it always sees full batches.
+      read: what `fn` reads by its number, uint8 [height, width, 3] for a tower; raises BadRow where there is
+        none.
+      fn: maps [batch, ...] to [batch, ...], a tower to states [batch, N, K, D]; it always sees full batches.
       fingerprint: says what `fn` and `read` are, see `quecc_jax.fingerprint`.
       progress: called with the number of items done after every batch.
 
@@ -75,20 +97,44 @@ def write_features(
     """
     if not items:
         raise UserError(f"{directory} has no images; {name} need some")
-    note = as_path(directory) / f"{name}.json"
     if found := _note(directory, name):
         if found["fingerprint"] == fingerprint and found["items"] == items:
             return Features(directory, found)
-        note.unlink()
-    shape: list[tuple[int, ...]] = []
+        _note_path(directory, name).unlink()
+    shards, shape = list[Shard](), list[int]()
+    for file, span in shard_spans(name, items, ITEMS):
+        if known := find_shard(directory, file, fingerprint):
+            shard, remarks = known
+        else:
+            # The shape of the shard's arrays, if any item of it can be read.
+            remarks = list[list[int]]()
+            records = _records(span, read, fn, batch, progress, remarks)
+            try:
+                shard = write_shard(directory, file, fingerprint, records, remarks)
+            except FloatingPointError:
+                raise UserError(
+                    f"the {MAKER[name]}'s {name} of {directory} leave the range of float16; "
+                    f"train without them (data.cached_{name} = False)"
+                ) from None
+        shards.append(shard)
+        shape = shape or (remarks[0] if remarks else [])
+        progress(span.stop)
+    value = {"fingerprint": fingerprint, "items": items, "shape": shape or [0], "shards": shards}
+    write_text(str(_note_path(directory, name)), json.dumps(value) + "\n")
+    delete_notes(directory, shards)
+    return read_features(directory, fingerprint, name)
 
-    def records(start: int, end: int) -> Iterator[bytes]:
-        with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
-            waiting = pool.map(attempt, range(start, end))
-            for first in range(start, end, batch):
-                taken = [next(waiting) for _ in range(first, min(first + batch, end))]
-                yield from rows(taken)
-                progress(first + len(taken))
+
+def _records(
+    numbers: range,
+    read: Callable[[int], np.ndarray],
+    fn: Encoder,
+    batch: int,
+    progress: Callable[[int], None],
+    shape: list[list[int]],
+) -> Iterator[bytes]:
+    """The records of a shard's items; `shape` gets that of their arrays. Raises FloatingPointError where a
+    value is not finite in float16."""
 
     def attempt(number: int) -> np.ndarray | BadRow:
         try:
@@ -96,46 +142,26 @@ def write_features(
         except BadRow as error:
             return error
 
-    def rows(taken: list[np.ndarray | BadRow]) -> Iterator[bytes]:
-        good = [item for item in taken if not isinstance(item, BadRow)]
-        if good:
-            padded = np.stack(good + [good[-1]] * (batch - len(good)))
-            with np.errstate(over="ignore"):
-                arrays = iter(np.asarray(fn(padded))[: len(good)].astype("<f2"))
-        for item in taken:
-            if isinstance(item, BadRow):
-                yield fault_record(item)
-                continue
-            array = next(arrays)
-            if not np.isfinite(array).all():
-                raise UserError(
-                    f"the {MAKER[name]}'s {name} of {directory} leave the range of float16; "
-                    f"train without them (data.cached_{name} = False)"
-                )
-            if not shape:
-                shape.append(array.shape)
-            yield array.tobytes()
-
-    shards = []
-    for start in range(0, items, ITEMS):
-        end = min(start + ITEMS, items)
-        file = f"{name}-{start // ITEMS:05}-of-{-(-items // ITEMS):05}.array_record"
-        known = made(directory, file, fingerprint)
-        if known is None:
-            remarks: list[Any] = shape
-            known = write_shard(directory, file, fingerprint, records(start, end), remarks), remarks
-        elif not shape:
-            shape += [tuple(one) for one in known[1][:1]]
-        progress(end)
-        shards.append(known[0])
-    value = {"fingerprint": fingerprint, "items": items, "shape": shape[0] if shape else [0]}
-    write_text(str(note), json.dumps({**value, "shards": shards}) + "\n")
-    forget(directory, shards)
-    return read_features(directory, fingerprint, name)
+    with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+        waiting = pool.map(attempt, numbers)
+        for first in range(0, len(numbers), batch):
+            taken = list(itertools.islice(waiting, batch))
+            good = [item for item in taken if not isinstance(item, BadRow)]
+            if good:
+                padded = np.stack(good + [good[-1]] * (batch - len(good)))
+                with np.errstate(over="ignore"):
+                    arrays = np.asarray(fn(padded))[: len(good)].astype("<f2")
+                if not np.isfinite(arrays).all():
+                    raise FloatingPointError
+                shape[:] = [list(arrays.shape[1:])]
+                encoded = iter(arrays)
+            for item in taken:
+                yield fault_record(item) if isinstance(item, BadRow) else next(encoded).tobytes()
+            progress(numbers.start + first + len(taken))
 
 
 def read_features(directory: AnyPath, fingerprint: str | None = None, name: Name = "features") -> Features:
-    """What `write_features` has stored.
+    """Opens what `write_features` has stored.
 
     Args:
       fingerprint: what they must be of; None takes any.
@@ -159,7 +185,7 @@ def read_features(directory: AnyPath, fingerprint: str | None = None, name: Name
 
 
 def read_tower_features(directory: str, model: ModelConfig, fingerprint: str | None) -> Features:
-    """Stored tower states of the shape that the model reads.
+    """Opens stored tower states of the shape that the model reads.
 
     Raises:
       UserError: there are none, or they are of another tower.
@@ -175,8 +201,14 @@ def read_tower_features(directory: str, model: ModelConfig, fingerprint: str | N
     return found
 
 
-def _note(directory: AnyPath, name: Name) -> dict[str, Any] | None:
+def _note_path(directory: AnyPath, name: Name) -> Path:
+    return as_path(directory) / f"{name}.json"
+
+
+def _note(directory: AnyPath, name: Name) -> Note | None:
     try:
-        return json.loads((as_path(directory) / f"{name}.json").read_text())
+        note = json.loads(_note_path(directory, name).read_text())
     except FileNotFoundError:
         return None
+    note["shards"] = [Shard(*shard) for shard in note["shards"]]
+    return cast(Note, note)

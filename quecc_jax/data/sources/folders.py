@@ -1,9 +1,9 @@
 """Folders of images, named by the paths in a row."""
 
 import os
-from typing import Any
 from urllib.parse import unquote
 
+from quecc_jax.data.references import ImageRef, image_path
 from quecc_jax.errors import BadRow
 from quecc_jax.paths import as_path, is_remote
 
@@ -14,15 +14,14 @@ class Folders:
     def __init__(self, roots: tuple[str, ...]):
         self.roots = roots or ("",)
 
-    def find(self, ref: Any) -> str:
+    def find(self, ref: ImageRef) -> str:
         """The path of an image.
 
         Raises:
           BadRow: the reference is no path, or there are several folders and none has the image, or the
             path is written as Windows or an address writes it.
         """
-        if not isinstance(ref, str):
-            raise BadRow("not a row", f"its image {ref!r} is not the path of a file; write it so")
+        ref = image_path(ref)
         if is_remote(ref):
             return ref
         odd = "\\" in ref or "%" in ref

@@ -10,10 +10,10 @@ import mmap
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from quecc_jax.data.references import Row
 from quecc_jax.errors import BadRow, UserError
 from quecc_jax.json_text import MARK, begin, parsed, reason
 from quecc_jax.paths import AnyPath, as_path, cached, is_remote
@@ -30,10 +30,10 @@ MAX_ROW = 64 << 20
 _BLANK = re.compile(r"[ \t\r\n]*")
 
 
-class RowFile(Sequence[Any]):
+class RowFile(Sequence[Row]):
     """The values of a JSON list, or of a file with one a line, each parsed when asked for.
 
-    Which of both it is, a file says by how it begins, in front of its name. A file in a bucket is first
+    How a file begins decides which of the two it is, before its name does. A file in a bucket is first
     copied to this machine. Pickles as path and positions, so that worker processes read it themselves.
 
     Raises:
@@ -65,7 +65,7 @@ class RowFile(Sequence[Any]):
                 return b""  # An empty file cannot be mapped.
 
     def _one_a_line(self, named_so: bool) -> bool:
-        """Whether each line is a row: so .jsonl files are, and so are others whatever they are called."""
+        """Whether each line is a row, as in .jsonl files and in others that look like them."""
         head = self._bytes[self._start : self._start + FIRST].lstrip()
         first, _, rest = head.partition(b"\n")
         opens, more = first[:1], rest.lstrip()[:1]
@@ -112,9 +112,7 @@ class RowFile(Sequence[Any]):
     def __len__(self) -> int:
         return len(self._spans)
 
-    def __getitem__(self, row: Any) -> Any:
-        if isinstance(row, slice):
-            return [self[index] for index in range(*row.indices(len(self)))]
+    def __getitem__(self, row: int) -> Row:  # type: ignore[override]
         start, end = self._spans[row].tolist()
         try:
             return parsed(self._bytes[start:end].decode("utf-8"))
@@ -141,19 +139,21 @@ class RowFile(Sequence[Any]):
         block = position // BLOCK
         return 1 + int(self._breaks[block]) + self._bytes[block * BLOCK : position].count(b"\n")
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {key: value for key, value in self.__dict__.items() if key != "_bytes"}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
         self._bytes = self._map()
 
 
 def _whole(line: bytes) -> bool:
-    """Whether a line is a JSON value of its own."""
+    """Whether a line is a JSON value of its own, or one that is nested too deeply to tell."""
     try:
         parsed(line.decode("utf-8"))
-    except (ValueError, RecursionError):
+    except RecursionError:
+        return True
+    except ValueError:
         return False
     return True
 

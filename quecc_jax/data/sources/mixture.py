@@ -11,10 +11,11 @@ import math
 import re
 import zlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from quecc_jax.data.references import Row
 from quecc_jax.data.sources.json_rows import RowFile
 from quecc_jax.errors import UserError
 from quecc_jax.json_text import decoded
@@ -47,7 +48,7 @@ class Part(NamedTuple):
         return np.arange(taken)
 
 
-class Mixture(Sequence[Any]):
+class Mixture(Sequence[Row]):
     """The rows of several files, one file behind the other; each is parsed when asked for.
 
     Raises:
@@ -69,9 +70,7 @@ class Mixture(Sequence[Any]):
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    def __getitem__(self, row: Any) -> Any:
-        if isinstance(row, slice):
-            return [self[index] for index in range(*row.indices(len(self)))]
+    def __getitem__(self, row: int) -> Row:  # type: ignore[override]
         file, number = self._find(row)
         return file[number]
 
@@ -142,8 +141,9 @@ def _of_yaml(name: str) -> list[Part]:
     return [_part(f"{name}, data set {number}", one) for number, one in enumerate(listed, start=1)]
 
 
-def _part(where: str, told: Any) -> Part:
-    path = told.get("json_path") if isinstance(told, dict) else None
+def _part(where: str, told: object) -> Part:
+    told = told if isinstance(told, dict) else {}
+    path = told.get("json_path")
     if not isinstance(path, str) or not path.lower().endswith((".json", ".jsonl")):
         raise UserError(f"{where} names no .json or .jsonl file as its json_path; write one")
     if more := sorted(map(str, told.keys() - {"json_path", "sampling_strategy"})):

@@ -1,13 +1,14 @@
-"""Opens the sources of a run: one function for all kinds, which a new kind joins by a branch."""
+"""Opens the sources of a run, of every kind; a new kind is one more branch here."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from io import BytesIO
+from typing import cast
 
 from quecc_jax.config import DataConfig, ModelConfig, SourceConfig
 from quecc_jax.data.elastic import text_length
 from quecc_jax.data.images import ImageReader
-from quecc_jax.data.references import Row
+from quecc_jax.data.references import ImageRef, Row
 from quecc_jax.data.sources import easy_vqa
 from quecc_jax.data.sources.array_record import check_recipe, open_prepared, prepared_images
 from quecc_jax.data.sources.feature_store import read_features, read_tower_features
@@ -67,22 +68,22 @@ def _open_source(config: SourceConfig, layout: Layout, model: ModelConfig, finge
     if config.kind == "pool":
         return PoolSource(config.path, layout, model, fingerprint)
     data, vision, rows = layout.data, model.vision, _readable_rows(config, layout.data)
-    features = queries = None
+    queries, read = None, None
     if config.kind == "array_record":
         images = prepared_images(open_prepared(config.path), vision, data)
         if data.cached_features and data.images_per_row:
-            features = read_tower_features(config.path, model, fingerprint)
+            read = read_tower_features(config.path, model, fingerprint).of_image
         if data.cached_queries:
             queries = read_features(config.path, name="queries")
             check_questions(config.path, queries, Questions(rows, layout))
     elif config.kind == "tfds":
         check_recipe(config.path, rows.recipe, vision, data)  # type: ignore[attr-defined]
-        images = ImageReader(BytesIO, vision, data)
+        images = ImageReader(cast(Callable[[ImageRef], BytesIO], BytesIO), vision, data)
     else:
         images = ImageReader(Folders(config.roots).find, vision, data)
     if vision.tiles and data.images_per_row:
         layout = layout._replace(arrange=Arrange(images.size, model))
-    return RowSource(config.path or f"easy-VQA {config.split}", rows, images, layout, features, queries)
+    return RowSource(config.path or f"easy-VQA {config.split}", rows, read or images, layout, queries)
 
 
 def _readable_rows(config: SourceConfig, data: DataConfig) -> Sequence[Row]:

@@ -1,11 +1,11 @@
-"""Pools: directories of images, questions about them, and later the frozen tower's features.
+"""Pools: what the testbed is trained and tested on, a directory of images with questions about them.
 
     rows.jsonl    LLaVA-format rows; "image" counts images, "kind" names the question type
-    images.npy    uint8 [P, H, W, 3]
-    cells.npy     int8 [P, m, m, 3] what the image's cells contain, see `cells`
-    sources.npy   int32 [P, m, m] which published image each cell is
+    images.npy    uint8 [images, height, width, 3]
+    cells.npy     int8 [images, m, m, 3] what the cells of an image contain, see `cells`
+    sources.npy   int32 [images, m, m] which published image each cell is
     meta.json     how the pool was made
-    features.*    float16 [n, K, D] tower states of each image, optional: see `features`
+    features.*    float16 [N, K, D] tower states of each image, optional: see `feature_store`
 
 Arrays are opened memory-mapped. A pool of text has the rows and meta.json alone.
 """
@@ -20,13 +20,13 @@ import numpy as np
 
 from quecc_jax.data.files import read_json
 from quecc_jax.data.sources import feature_store
-from quecc_jax.data.sources.feature_store import Features
+from quecc_jax.data.sources.feature_store import Encoder, Features
 from quecc_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class Pool:
-    """An opened pool; a pool of text has P = 0 images."""
+    """An opened pool; a pool of text has no images."""
 
     directory: Path
     meta: dict[str, Any]
@@ -64,18 +64,18 @@ def read_pool(directory: str | Path) -> Pool:
 
 def write_features(
     pool: Pool,
-    fn: Callable[[np.ndarray], Any],
+    fn: Encoder,
     batch: int,
     fingerprint: str,
     progress: Callable[[int], None] = lambda num_images: None,
 ) -> Features:
-    """Stores the frozen tower's states beside the images, as `features.write_features`.
+    """Stores the frozen tower's states beside the images, as `feature_store.write_features`.
 
     Args:
-      fn: Maps uint8 [batch, H, W, 3] to features [batch, n, K, D].
+      fn: Maps uint8 [batch, height, width, 3] to states [batch, N, K, D].
 
     Returns:
-      float16 [n, K, D] of each image.
+      float16 [N, K, D] of each image.
     """
     return feature_store.write_features(
         pool.directory, len(pool.images), lambda number: pool.images[number], fn, batch, fingerprint, progress

@@ -1,6 +1,7 @@
-"""Pools as sources: all rows encoded at once, images memory-mapped."""
+"""Pools as sources: all rows are laid out at once, images are memory-mapped."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 
@@ -14,9 +15,9 @@ from quecc_jax.errors import BadRow, UserError
 
 
 class PoolSource:
-    """Rows of a pool, all encoded when it is opened.
+    """Rows of a pool, all laid out when it is opened.
 
-    Demo questions repeat thousands of times over different images, so each different conversation
+    Testbed questions repeat thousands of times over different images, so each different conversation
     is encoded and stored once.
     """
 
@@ -30,79 +31,58 @@ class PoolSource:
                     f"{directory}/rows.jsonl, row {row + 1}: image {chosen} is not among the "
                     f"pool's {len(pool.images)}; make the pool anew"
                 )
-        self._first = _offsets([len(chosen) for chosen in refs])
-        self._refs = np.array([ref for chosen in refs for ref in chosen], np.int64)
-        self._table(pool.rows, layout)
-        self._pixels: _Mapped | None = None
-        self._features: Features | None = None
+        self._refs = cast(list[list[int]], refs)
+        self._encode(pool.rows, layout)
+        self._images: _Mapped | Features | None = None
         if not len(pool.images) or not layout.data.images_per_row:
             return
         if layout.data.cached_features:
-            self._features = read_tower_features(directory, model, fingerprint)
-        else:
-            size = model.vision.input_size
-            if pool.images.shape[1:3] != (size, size):
-                raise UserError(
-                    f"{directory} holds images of {pool.images.shape[1]} pixels but "
-                    f"vision.input_size is {size}; build the pool at {size}"
-                )
-            self._pixels = _Mapped(str(pool.directory / "images.npy"))
+            self._images = read_tower_features(directory, model, fingerprint)
+            return
+        size = model.vision.input_size
+        if pool.images.shape[1:3] != (size, size):
+            raise UserError(
+                f"{directory} holds images of {pool.images.shape[1]} pixels but "
+                f"vision.input_size is {size}; build the pool at {size}"
+            )
+        self._images = _Mapped(str(pool.directory / "images.npy"))
 
-    def _table(self, rows: Sequence[Row], layout: Layout) -> None:
-        seen: dict[tuple, int] = {}
-        kinds: list[Encoded] = []
-        self._kind = np.empty(len(rows), np.int32)
-        self._bad: dict[int, BadRow] = {}
+    def _encode(self, rows: Sequence[Row], layout: Layout) -> None:
+        seen: dict[tuple[str, int], int] = {}
+        self._different: list[Encoded | BadRow] = []
+        self._which = np.empty(len(rows), np.int32)
+        """Of the different conversations, the number of each row's."""
         for number, row in enumerate(rows):
-            turns = row.get("conversations")
-            key = (str(turns), len(image_refs(row)))
+            key = (str(row.get("conversations")), len(self._refs[number]))
             if key not in seen:
-                seen[key] = len(kinds)
+                seen[key] = len(self._different)
                 try:
-                    kinds.append(layout(row))
+                    self._different.append(layout(row))
                 except BadRow as error:
                     if layout.data.bad_rows == "error":
                         raise error.at(self.where(number)) from None
-                    self._bad[len(kinds)] = error.at(self.where(number))
-                    none = np.zeros(0, np.int32)
-                    kinds.append(Encoded(none, none > 0, none, none, 0, 0))
-            self._kind[number] = seen[key]
-        self._start = _offsets([len(kind.codes) for kind in kinds])
-        self._query_start = _offsets([len(kind.queries) for kind in kinds])
-        self._ends_start = _offsets([kind.crops for kind in kinds])
-        self._codes = np.concatenate([np.zeros(0, np.int32), *(kind.codes for kind in kinds)])
-        self._loss = np.concatenate([np.zeros(0, bool), *(kind.loss for kind in kinds)])
-        self._query = np.concatenate([np.zeros(0, np.int32), *(kind.queries for kind in kinds)])
-        self._query_ends = np.concatenate([np.zeros(0, np.int32), *(kind.query_ends for kind in kinds)])
-        self._cut = np.array([(kind.query_cut, kind.cut) for kind in kinds], np.int32).reshape(-1, 2)
+                    self._different.append(error.at(self.where(number)))
+            self._which[number] = seen[key]
 
     def __len__(self) -> int:
-        return len(self._kind)
+        return len(self._which)
 
     def where(self, row: int) -> str:
         return f"{self.name}/rows.jsonl, row {row + 1}"
 
     def encoded(self, row: int) -> Encoded:
-        kind = int(self._kind[row])
-        if kind in self._bad:
-            raise self._bad[kind]
-        span = slice(self._start[kind], self._start[kind + 1])
-        queries = self._query[self._query_start[kind] : self._query_start[kind + 1]]
-        ends = self._query_ends[self._ends_start[kind] : self._ends_start[kind + 1]]
-        return Encoded(self._codes[span], self._loss[span], queries, ends, *self._cut[kind].tolist())
+        found = self._different[self._which[row]]
+        if isinstance(found, BadRow):
+            raise found
+        return found
 
-    def write_pixels(self, row: int, out: np.ndarray) -> None:
-        assert self._pixels is not None
-        for index, ref in enumerate(self._refs[self._first[row] : self._first[row + 1]]):
-            out[index] = self._pixels.array[ref]
+    def write_images(self, row: int, out: np.ndarray) -> None:
+        assert self._images is not None
+        for slot, ref in enumerate(self._refs[row]):
+            out[slot] = self._images[ref]
 
     def query(self, row: int) -> np.ndarray:
         raise UserError(f"{self.name} has no cached queries; set data.cached_queries = False")
-
-    def write_features(self, row: int, out: np.ndarray) -> None:
-        assert self._features is not None
-        for index, ref in enumerate(self._refs[self._first[row] : self._first[row + 1]]):
-            out[index] = self._features[ref]
 
 
 class _Mapped:
@@ -113,9 +93,8 @@ class _Mapped:
         # A plain view of the map: indexing a memmap object itself is several times slower.
         self.array = np.asarray(np.load(path, mmap_mode="r")).view(np.ndarray)
 
+    def __getitem__(self, number: int) -> np.ndarray:
+        return self.array[number]
+
     def __reduce__(self) -> tuple:
         return _Mapped, (self.path,)
-
-
-def _offsets(lengths: Sequence[int]) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])

@@ -9,17 +9,17 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from io import BytesIO
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from quecc_jax.data.images import fit, open_image
-from quecc_jax.data.references import image_refs
-from quecc_jax.data.sources.array_record import FORMAT, MANIFEST, Recipe, fault_record
+from quecc_jax.data.references import image_path, image_refs
+from quecc_jax.data.sources.array_record import FORMAT, MANIFEST, Manifest, Recipe, fault_record
 from quecc_jax.data.sources.folders import Folders
 from quecc_jax.data.sources.json_rows import RowFile
 from quecc_jax.data.sources.mixture import Mixture, open_rows
-from quecc_jax.data.sources.shards import Shard, forget, made, write_shard
+from quecc_jax.data.sources.shards import Shard, delete_notes, find_shard, shard_spans, write_shard
 from quecc_jax.errors import BadRow, UserError
 from quecc_jax.paths import AnyPath, as_path, write_text
 
@@ -59,7 +59,7 @@ def prepare(
     progress: Progress = lambda done, total: None,
     shard_images: int = SHARD_IMAGES,
     shard_rows: int = ROWS,
-) -> dict[str, Any]:
+) -> Manifest:
     """Writes the rows of a LLaVA file and their images as a prepared directory.
 
     What an interrupted call of the same arguments has left is kept, shard by shard.
@@ -85,21 +85,13 @@ def prepare(
     refs, bad = _images_of(rows, skip_bad)
     files = list(refs)
     jobs = [
-        Job(
-            str(out),
-            _name("pictures", at // shard_images, len(files), shard_images),
-            key,
-            images,
-            files[at : at + shard_images],
-            recipe,
-            skip_bad,
-        )
-        for at in range(0, len(files), shard_images)
+        Job(str(out), name, key, images, files[span.start : span.stop], recipe, skip_bad)
+        for name, span in shard_spans("pictures", len(files), shard_images)
     ]
     image_shards, lost = _image_shards(jobs, workers, progress)
     shards = {"pictures": image_shards, "rows": _row_shards(rows, refs, bad, out, key, shard_rows)}
     messages = [*(str(error.at(rows.where(number))) for number, error in bad.items()), *lost]
-    manifest = {
+    manifest: Manifest = {
         "format": FORMAT,
         "recipe": vars(recipe),
         "source": str(data),
@@ -112,7 +104,7 @@ def prepare(
     }
     write_text(f"{out}/{MANIFEST}", json.dumps(manifest, indent=1) + "\n")
     for group in shards.values():
-        forget(out, group)
+        delete_notes(out, group)
     return manifest
 
 
@@ -125,7 +117,7 @@ def _begin(
     sizes: tuple[int, int],
 ) -> str:
     """The key of this work, after checking that `out` holds none of another."""
-    work = {
+    work: dict[str, object] = {
         "source": rows.path,
         "bytes": rows.size,
         "rows": len(rows),
@@ -151,10 +143,6 @@ def _begin(
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _name(kind: str, number: int, items: int, per_shard: int) -> str:
-    return f"{kind}-{number:05}-of-{-(-items // per_shard):05}.array_record"
-
-
 def _images_of(rows: RowFile | Mixture, skip_bad: bool) -> tuple[dict[str, int], dict[int, BadRow]]:
     """The number of every image by its path, in the order of the rows, and what is wrong with rows."""
     refs: dict[str, int] = {}
@@ -162,10 +150,7 @@ def _images_of(rows: RowFile | Mixture, skip_bad: bool) -> tuple[dict[str, int],
     for number in range(len(rows)):
         try:
             row = rows[number]
-            found = image_refs(row) if isinstance(row, dict) else []
-            for ref in found:
-                if not isinstance(ref, str):
-                    raise BadRow("not a row", f"its image {ref!r} is not the path of a file; write it so")
+            found = [image_path(ref) for ref in image_refs(row)]
         except BadRow as error:
             if not skip_bad:
                 raise UserError(
@@ -186,31 +171,29 @@ def _row_shards(
     key: str,
     per_shard: int,
 ) -> list[Shard]:
-    def records(start: int) -> Iterator[bytes]:
-        for number in range(start, min(start + per_shard, len(rows))):
+    def records(span: range) -> Iterator[bytes]:
+        for number in span:
             row = fault_record(bad[number]) if number in bad else rows[number]
-            if isinstance(row, dict) and (found := image_refs(row)):
+            if isinstance(row, dict) and (found := [image_path(ref) for ref in image_refs(row)]):
                 row = {**row, "image": [refs[ref] for ref in found], "image_files": found}
             yield row if isinstance(row, bytes) else json.dumps(row, ensure_ascii=False).encode()
 
     shards = []
-    for start in range(0, len(rows), per_shard):
-        name = _name("rows", start // per_shard, len(rows), per_shard)
-        known = made(out, name, key)
-        shards.append(known[0] if known else write_shard(out, name, key, records(start)))
+    for name, span in shard_spans("rows", len(rows), per_shard):
+        known = find_shard(out, name, key)
+        shards.append(known[0] if known else write_shard(out, name, key, records(span)))
     return shards
 
 
 def _image_shards(jobs: list[Job], workers: int, progress: Progress) -> tuple[list[Shard], list[str]]:
     """Writes what is not there yet; returns the shards and what is wrong with images, in order."""
     total = sum(len(job.files) for job in jobs)
-    known = [made(job.directory, job.name, job.key) for job in jobs]
+    known = [find_shard(job.directory, job.name, job.key) for job in jobs]
     missing = [number for number, found in enumerate(known) if found is None]
     before = sum(found[0].records for found in known if found)
-    for number, made_now in _parallel(
-        [jobs[number] for number in missing], workers, lambda done: progress(before + done, total)
-    ):
-        known[missing[number]] = made_now
+    left = [jobs[number] for number in missing]
+    for number, written in _parallel(left, workers, lambda done: progress(before + done, total)):
+        known[missing[number]] = written
     progress(total, total)
     found = [item for item in known if item is not None]
     return [shard for shard, _ in found], [line for _, remarks in found for line in remarks]
@@ -296,7 +279,7 @@ def _make(job: Job, tell: Callable[[int], None]) -> tuple[Shard, list[str]]:
 
 
 def stored(path: str, recipe: Recipe) -> bytes:
-    """The record of an image, which is decoded in any case.
+    """The bytes to store of an image, which is decoded in any case, to know that it can be.
 
     Raises:
       BadRow: as `open_image`.
@@ -315,8 +298,8 @@ def stored(path: str, recipe: Recipe) -> bytes:
 
 def inline_rows(
     data: AnyPath, images: tuple[str, ...], recipe: Recipe, *, skip_bad: bool = False
-) -> Iterator[dict[str, Any]]:
-    """The rows of a LLaVA file with their images' records in them, as `tfds_rows.LlavaRows` takes them.
+) -> Iterator[dict[str, object]]:
+    """The rows of a LLaVA file with their images' records in them, as `tfds.LlavaRows` takes them.
 
     Raises:
       UserError: a row or an image cannot be read; with `skip_bad` such rows are left out.
@@ -327,7 +310,8 @@ def inline_rows(
             row = rows[number]
             try:
                 found = [stored(folders.find(ref), recipe) for ref in image_refs(row)]
-                turns = [{"from": turn["from"], "value": turn["value"]} for turn in row["conversations"]]
+                said = cast(list[dict[str, str]], row["conversations"])
+                turns = [{"from": turn["from"], "value": turn["value"]} for turn in said]
             except (AttributeError, KeyError, TypeError):
                 raise BadRow(
                     "turns", "it has no list of conversations with 'from' and 'value'; write one"

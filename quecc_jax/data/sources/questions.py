@@ -1,4 +1,4 @@
-"""The questions of rows for an encoder that stores their features, and whether stored ones are of them."""
+"""The questions of rows, for storing their features and for checking that stored ones are of them."""
 
 import contextlib
 import dataclasses
@@ -17,7 +17,7 @@ SAMPLED = 256
 
 
 class Questions:
-    """The bare questions of rows, as numbers for their encoder."""
+    """The bare questions of rows as token ids for their encoder, by row."""
 
     def __init__(self, rows: Sequence[Row], layout: Layout):
         self.rows, self.limit = rows, layout.data.query_length
@@ -47,13 +47,13 @@ class Questions:
         return made.queries
 
     def __call__(self, row: int) -> np.ndarray:
-        """int32 [Q + 1]: the row's `ids`, filled up with zeros, and their number; or BadRow."""
+        """int32 [data.query_limit + 1]: the row's `ids`, zeros behind them, and their number. Raises BadRow."""
         ids = self.ids(row)
         room = self.layout.data.query_limit - len(ids)
         return np.concatenate([ids, np.zeros(room, np.int32), [len(ids)]]).astype(np.int32)
 
     def fingerprint(self) -> str:
-        """Of the limit that is set, and of the tokenizer by what it makes of SAMPLED rows."""
+        """Hash of the limit that is set, and of what the tokenizer makes of SAMPLED rows."""
         total = hashlib.sha256(str(self.limit).encode())
         for row in np.linspace(0, len(self.rows) - 1, min(SAMPLED, len(self.rows))).astype(int).tolist():
             with contextlib.suppress(BadRow):

@@ -6,15 +6,16 @@ written last, takes over what the notes say.
 """
 
 import hashlib
+import itertools
 import json
-import os
-import tempfile
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from quecc_jax.data.files import size_and_time
 from quecc_jax.errors import UserError
-from quecc_jax.paths import AnyPath, as_path, cached, is_remote, write_text
+from quecc_jax.paths import AnyPath, as_path, cached, local_output, replacing, write_text
 
 OPTIONS = "group_size:1,uncompressed"
 """Of ArrayRecord's writer: records are read one by one in random order, and hold compressed images."""
@@ -31,8 +32,17 @@ class Shard(NamedTuple):
     sha256: str
 
 
+def shard_spans(kind: str, items: int, per_shard: int) -> list[tuple[str, range]]:
+    """The name of every shard of a set of items, and the numbers of its items."""
+    starts = range(0, items, per_shard)
+    return [
+        (f"{kind}-{number:05}-of-{len(starts):05}.array_record", range(start, min(start + per_shard, items)))
+        for number, start in enumerate(starts)
+    ]
+
+
 def write_shard(
-    directory: AnyPath, name: str, key: str, records: Iterable[bytes], remarks: Sequence[Any] = ()
+    directory: AnyPath, name: str, key: str, records: Iterable[bytes], remarks: Sequence[object] = ()
 ) -> Shard:
     """Writes a shard, which replaces one of the same name.
 
@@ -44,54 +54,33 @@ def write_shard(
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    folder = as_path(directory)
     note = _note(directory, name)
     note.unlink(missing_ok=True)
-    beside = None if is_remote(directory) else str(folder)
-    handle, aside = tempfile.mkstemp(prefix=f".{name}.", dir=beside)
-    os.close(handle)
-    try:
-        writer, count = ArrayRecordWriter(aside, OPTIONS), 0
+    with local_output(directory) as folder, replacing(folder / name) as aside:
+        writer, count = ArrayRecordWriter(str(aside), OPTIONS), 0
         try:
             for record in records:
                 writer.write(record)
                 count += 1
         finally:
             writer.close()
-        shard = Shard(name, count, os.path.getsize(aside), digest(Path(aside)))
-        if is_remote(directory):
-            from etils import epath
-
-            epath.Path(aside).copy(epath.Path(directory) / name, overwrite=True)
-        else:
-            # mkstemp's files are for their owner's eyes alone.
-            os.chmod(aside, 0o666 & ~_umask())
-            os.replace(aside, folder / name)
-    finally:
-        Path(aside).unlink(missing_ok=True)
+        shard = Shard(name, count, aside.stat().st_size, digest(aside))
     write_text(f"{directory}/{note.name}", json.dumps([key, shard, list(remarks)]))
     return shard
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def made(directory: AnyPath, name: str, key: str) -> tuple[Shard, list[Any]] | None:
-    """A shard that was written under this key with its remarks, or None."""
+def find_shard(directory: AnyPath, name: str, key: str) -> tuple[Shard, list[Any]] | None:
+    """A shard that was written whole under this key, with its remarks; None where there is none."""
     try:
         found, shard, remarks = json.loads(_note(directory, name).read_text())
-        size = (as_path(directory) / name).stat()
+        size, _ = size_and_time(as_path(directory) / name)
     except (OSError, ValueError):
         return None
     shard = Shard(*shard)
-    length = size.length if is_remote(directory) else size.st_size  # type: ignore[attr-defined]
-    return (shard, remarks) if found == key and length == shard.bytes else None
+    return (shard, remarks) if found == key and size == shard.bytes else None
 
 
-def forget(directory: AnyPath, shards: Iterable[Shard]) -> None:
+def delete_notes(directory: AnyPath, shards: Iterable[Shard]) -> None:
     """Deletes the notes of shards that a manifest now lists."""
     for shard in shards:
         _note(directory, shard.name).unlink(missing_ok=True)
@@ -117,29 +106,22 @@ class Records(Sequence[bytes]):
     for. Pickles as names, so that worker processes open the files themselves.
     """
 
-    def __init__(self, directory: AnyPath, shards: Iterable[Sequence[Any]]):
-        self.directory, self.shards = str(directory), [Shard(*shard) for shard in shards]
-        self._ends, total = [], 0
-        for shard in self.shards:
-            total += shard.records
-            self._ends.append(total)
-        self._readers: dict[int, Any] = {}
+    def __init__(self, directory: AnyPath, shards: Iterable[Shard]):
+        self.directory, self.shards = str(directory), list(shards)
+        self._ends = list(itertools.accumulate(shard.records for shard in self.shards))
+        self._readers: dict[int, Sequence[bytes]] = {}
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    def __getitem__(self, number: Any) -> Any:
-        if isinstance(number, slice):
-            return [self[index] for index in range(*number.indices(len(self)))]
-        from bisect import bisect_right
-
+    def __getitem__(self, number: int) -> bytes:  # type: ignore[override]
         if not 0 <= number < len(self):
             raise IndexError(number)
-        place_ = bisect_right(self._ends, number)
-        first = self._ends[place_] - self.shards[place_].records
-        return self._reader(place_)[number - first]
+        shard = bisect_right(self._ends, number)
+        first = self._ends[shard] - self.shards[shard].records
+        return self._reader(shard)[number - first]
 
-    def _reader(self, number: int) -> Any:
+    def _reader(self, number: int) -> Sequence[bytes]:
         if number not in self._readers:
             from array_record.python.array_record_data_source import ArrayRecordDataSource
 
@@ -155,7 +137,7 @@ class Records(Sequence[bytes]):
             self._readers[number] = ArrayRecordDataSource(f"{local}[0:{shard.records}]")
         return self._readers[number]
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_readers": {}}
 
 

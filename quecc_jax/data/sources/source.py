@@ -1,76 +1,77 @@
-"""What the pipeline needs of a data set: numbered rows, each as token ids with slots, its questions and its images."""
+"""What the pipeline asks of a data set: numbered rows, each laid out as token ids and slots, and its images."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from quecc_jax.config import DataConfig, ModelConfig
-from quecc_jax.data.images import ImageReader
-from quecc_jax.data.references import Row, image_refs
+from quecc_jax.data.references import ImageRef, Row, image_refs
 from quecc_jax.data.sources.feature_store import Features
 from quecc_jax.data.sources.json_rows import RowFile
 from quecc_jax.data.sources.mixture import Mixture
-from quecc_jax.data.text.conversation import Encoded, encode
+from quecc_jax.data.text.conversation import Encoded, lay_out
 from quecc_jax.data.text.tokenizer import Tokenizer
+from quecc_jax.data.text.turns import read_row
 from quecc_jax.data.tiles import Arrangement, arrange
 from quecc_jax.errors import BadRow
 
 
 class Source(Protocol):
-    """What the pipeline needs of a data set; images are written into zeroed arrays.
-
-    Where images cannot be read, the writing methods raise BadRow, maybe after the first of several.
-    """
+    """A data set for the pipeline."""
 
     def __len__(self) -> int: ...
 
     def where(self, row: int) -> str:
-        """The place of a row, for messages."""
+        """Where the row stands, for messages: its file and its line or number."""
 
     def encoded(self, row: int) -> Encoded:
-        """The row without its images, of which the size at most is read. Raises BadRow."""
+        """The row laid out, for which no more than the size of its images is read. Raises BadRow."""
 
-    def write_pixels(self, row: int, out: np.ndarray) -> None:
-        """Writes the images into the first slots of uint8 [I, H, W, 3]."""
-
-    def write_features(self, row: int, out: np.ndarray) -> None:
-        """Writes cached tower states into the first slots of float16 [I, n, K, D]."""
+    def write_images(self, row: int, out: np.ndarray) -> None:
+        """Writes the images into the first slots of zeros: pixels uint8 [I, height, width, 3], or the stored
+        tower states float16 [I, N, K, D] with data.cached_features. Raises BadRow, maybe after the first."""
 
     def query(self, row: int) -> np.ndarray:
-        """The cached query feature, float16 [H]; asked of rows that `encoded` takes."""
+        """The cached query feature, float16 [query_width], of a row that `encoded` takes."""
 
 
 class Arrange(NamedTuple):
-    """What stands for an any-resolution image, which is asked for its size alone."""
+    """Gives the slots of an any-resolution image, of which it reads the size alone."""
 
-    size: Callable[[Any], tuple[int, int]]
+    size: Callable[[ImageRef], tuple[int, int]]
     model: ModelConfig
 
-    def __call__(self, ref: Any) -> Arrangement:
+    def __call__(self, ref: ImageRef) -> Arrangement:
         return arrange(*self.size(ref), self.model)
 
 
 class Layout(NamedTuple):
-    """How rows are laid out: everything that `encode` needs beside the row."""
+    """How the rows of a source are laid out."""
 
     tokenizer: Tokenizer
     data: DataConfig
     visual_tokens: int
-    prompts: bool
+    prompts: bool = False
     """Stop where the first answer begins, for generation."""
     text: DataConfig | None = None
-    """What holds for a row without images in place of `data`, if anything does."""
+    """Settings for rows without images, if they differ from `data`."""
     arrange: Arrange | None = None
-    """What stands for an image, by its reference; None for its V tokens."""
+    """The slots of an image by its reference; None where each has V."""
 
     def __call__(self, row: Row) -> Encoded:
-        """Encodes a row, or raises BadRow; the caller adds where it stands."""
-        # What is no row at all has no images either; `encode` says so.
-        refs = image_refs(row) if isinstance(row, dict) else []
-        data = self.data if refs or self.text is None else self.text
-        arranged = [self.arrange(ref) for ref in refs] if self.arrange else []
-        return encode(row, self.tokenizer, data, self.visual_tokens, self.prompts, arranged)
+        """Lays out a row.
+
+        Raises:
+          BadRow: as `read_row` and `lay_out`; or it ends without an answer, and is not for generation. The
+            caller adds where the row stands.
+        """
+        said = read_row(row)
+        if not self.prompts and len(said.turns) % 2:
+            raise BadRow("turns", "its last turn has no answer; add one or drop the turn")
+        data = self.data if said.images or self.text is None else self.text
+        arranged = [self.arrange(ref) for ref in image_refs(row)] if self.arrange else []
+        return lay_out(said, self.tokenizer, data, self.visual_tokens, arranged, self.prompts)
 
 
 class RowSource:
@@ -80,22 +81,20 @@ class RowSource:
         self,
         name: str,
         rows: Sequence[Row],
-        images: ImageReader,
+        image: Callable[[ImageRef], np.ndarray],
         layout: Layout,
-        features: Features | None = None,
         queries: Features | None = None,
     ):
         """
         Args:
           name: for messages.
           rows: in LLaVA's form; parsed one by one.
-          images: of the rows.
+          image: reads an image, or its stored tower states; raises BadRow.
           layout: of the rows.
-          features: stored tower states, where rows name images by number.
           queries: stored query features, by row.
         """
         self.name, self.rows, self.layout = name, rows, layout
-        self._images, self._features, self._queries = images, features, queries
+        self._image, self._queries = image, queries
         self._last: tuple[int, Row] = (-1, {})
 
     def __len__(self) -> int:
@@ -107,7 +106,7 @@ class RowSource:
         return f"{self.name}, row {row + 1}"
 
     def row(self, number: int) -> Row:
-        """A row as it was given, or BadRow; the last one is kept, as its parts are asked for one by one."""
+        """A row as it was given, or BadRow; the last one is kept, since its parts are asked for one by one."""
         last, found = self._last
         if last != number:
             try:
@@ -124,23 +123,16 @@ class RowSource:
         except BadRow as error:
             raise error.at(self.where(row)) from None
 
-    def write_pixels(self, row: int, out: np.ndarray) -> None:
-        self._write(row, self._images, out)
-
     def query(self, row: int) -> np.ndarray:
         assert self._queries is not None
         return self._queries[row]
 
-    def write_features(self, row: int, out: np.ndarray) -> None:
-        assert self._features is not None
-        self._write(row, self._features.__getitem__, out)
-
-    def _write(self, row: int, read: Callable[[Any], np.ndarray], out: np.ndarray) -> None:
+    def write_images(self, row: int, out: np.ndarray) -> None:
         start = 0
         for ref in image_refs(self.row(row)):
             try:
-                seen = read(ref).reshape(-1, *out.shape[1:])
+                read = self._image(ref).reshape(-1, *out.shape[1:])
             except BadRow as error:
                 raise error.at(self.where(row)) from None
-            out[start : start + len(seen)] = seen
-            start += len(seen)
+            out[start : start + len(read)] = read
+            start += len(read)

@@ -4,14 +4,17 @@ What needs TensorFlow is avoided: the files are ArrayRecord, images go in and co
 their files, and reading is random access (`as_data_source`).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import tensorflow_datasets as tfds
 
+from quecc_jax.data.references import Row
 from quecc_jax.data.sources.array_record import Recipe
 from quecc_jax.errors import UserError
+
+T = TypeVar("T")
 
 
 class LlavaRows(tfds.core.GeneratorBasedBuilder):
@@ -19,12 +22,12 @@ class LlavaRows(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
     # Nothing is downloaded; looking up checksums would need a package that training does not.
-    url_infos: ClassVar[dict[str, Any]] = {}
+    url_infos: ClassVar[dict[str, object]] = {}
 
     def __init__(
         self,
         split: str = "train",
-        rows: Callable[[], Iterable[dict[str, Any]]] = tuple,
+        rows: Callable[[], Iterable[Mapping[str, object]]] = tuple,
         recipe: Recipe | None = None,
         **more: Any,
     ):
@@ -38,7 +41,7 @@ class LlavaRows(tfds.core.GeneratorBasedBuilder):
         self._split, self._rows, self._recipe = split, rows, recipe or Recipe()
         super().__init__(file_format="array_record", **more)
 
-    def _info(self) -> Any:
+    def _info(self) -> tfds.core.DatasetInfo:
         turn = {"from": tfds.features.Text(), "value": tfds.features.Text()}
         features = tfds.features.FeaturesDict(
             {
@@ -55,28 +58,28 @@ class LlavaRows(tfds.core.GeneratorBasedBuilder):
             description="LLaVA conversations with their images.",
         )
 
-    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+    def _split_generators(self, dl_manager: object) -> dict[str, Iterator[tuple[int, Mapping[str, object]]]]:
         del dl_manager
         return {self._split: self._generate_examples()}
 
-    def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _generate_examples(self) -> Iterator[tuple[int, Mapping[str, object]]]:
         yield from enumerate(self._rows())
 
 
 class Undecoded(tfds.decode.Decoder):
     """Leaves images as the bytes of their files."""
 
-    def decode_example(self, serialized_example: Any) -> Any:
+    def decode_example(self, serialized_example: T) -> T:
         return serialized_example
 
-    def decode_example_np(self, serialized_example: Any) -> Any:
+    def decode_example_np(self, serialized_example: T) -> T:
         return serialized_example
 
-    def decode_batch_example_np(self, serialized_example: Any) -> Any:
+    def decode_batch_example_np(self, serialized_example: T) -> T:
         return serialized_example
 
 
-class TfdsRows(Sequence[Any]):
+class TfdsRows(Sequence[Row]):
     """Rows in LLaVA's form; "image" holds the bytes of the images' files.
 
     Args:
@@ -118,9 +121,7 @@ class TfdsRows(Sequence[Any]):
     def __len__(self) -> int:
         return len(self._source)
 
-    def __getitem__(self, row: Any) -> Any:
-        if isinstance(row, slice):
-            return [self[index] for index in range(*row.indices(len(self)))]
+    def __getitem__(self, row: int) -> Row:  # type: ignore[override]
         found = self._source[row]
         said = found["conversations"]
         turns = [

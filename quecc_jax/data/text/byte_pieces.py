@@ -9,7 +9,8 @@ a whole run of bytes for one that is broken, so that characters disappear after 
 import itertools
 import re
 from collections.abc import Sequence
-from typing import Any
+
+from quecc_jax.data.text.tokenizer_files import HfTokenizer
 
 REPLACEMENT = "\ufffd"
 _SURROGATES = re.compile("[\udc80-\udcff]")
@@ -22,7 +23,7 @@ class BytePieces:
         self._ids, self._bytes = tuple(ids), {token: byte for byte, token in enumerate(ids)}
 
     def mended(self, ids: Sequence[int]) -> list[int]:
-        """The ids with every run of bytes made valid UTF-8, so that any decoder reads characters."""
+        """The ids with every run of bytes made valid UTF-8, so that any decoder gives characters."""
         made: list[int] = []
         for are_bytes, run in itertools.groupby(ids, self._bytes.__contains__):
             tokens = list(run)
@@ -35,7 +36,7 @@ class BytePieces:
         return [self._ids[byte] for byte in text.encode()]
 
 
-def byte_pieces(hf: Any) -> BytePieces | None:
+def byte_pieces(hf: HfTokenizer) -> BytePieces | None:
     """The byte tokens of a transformers tokenizer; None where its decoder knows of none."""
     tokens = [f"<0x{byte:02X}>" for byte in range(256)]
     ids = hf.convert_tokens_to_ids(tokens)

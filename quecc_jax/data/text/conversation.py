@@ -5,32 +5,32 @@ Ids, labels and slots are then laid down piece by piece in one pass, so they can
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from quecc_jax.config import DataConfig
 from quecc_jax.config.shapes import row_limit
-from quecc_jax.data.batch import IGNORE, NEWLINE
+from quecc_jax.data.batch import NEWLINE
 from quecc_jax.data.text.templates import PLACEHOLDER, TEMPLATES, Mark, pieces
 from quecc_jax.data.text.tokenizer import Tokenizer
-from quecc_jax.data.text.turns import Conversation, asking, read_row
+from quecc_jax.data.text.turns import Conversation, asking
 from quecc_jax.data.tiles import Arrangement
 from quecc_jax.errors import BadRow
 
 
 class Encoded(NamedTuple):
-    """A conversation laid out in L positions, compact."""
+    """A conversation laid out in L positions, without padding."""
 
     codes: np.ndarray
-    """int32 [L] a token id, or -1 - k where slot k of the row's visual tokens stands."""
+    """int32 [L] a token id, or -1 - k at slot k of the row's visual tokens."""
     loss: np.ndarray
     """bool [L] positions that carry loss."""
     queries: np.ndarray
-    """int32 [Q] the different questions about its images one behind the other, each of at most
+    """int32 [Q] the different questions about its images, one behind the other, each of at most
     data.query_limit tokens."""
     query_ends: np.ndarray
-    """int32 [P] where among them the question ends about the image that each of P crops is of."""
+    """int32 [I] position in `queries` of the last token of the question about each of its I crops."""
     query_cut: int
     """Tokens that limits took from questions."""
     cut: int
@@ -41,75 +41,6 @@ class Encoded(NamedTuple):
         """Images I of a batch's row that its images take: one each, or more with tiles."""
         return len(self.query_ends)
 
-    @property
-    def tokens(self) -> np.ndarray:
-        """int32 [L], see `Batch`."""
-        return np.maximum(self.codes, 0)
-
-    @property
-    def slots(self) -> np.ndarray:
-        """int32 [L], see `Batch`."""
-        return np.where(self.codes < 0, -1 - self.codes, -1).astype(np.int32)
-
-    @property
-    def labels(self) -> np.ndarray:
-        """int32 [L], see `Batch`."""
-        return np.where(self.loss, self.codes, IGNORE).astype(np.int32)
-
-
-def encode(
-    row: dict[str, Any],
-    tokenizer: Tokenizer,
-    data: DataConfig,
-    visual_tokens: int,
-    prompt: bool = False,
-    arranged: Sequence[Arrangement] = (),
-) -> Encoded:
-    """Lays out one LLaVA-format row.
-
-    Args:
-      row: {"image": one or several image references, or absent; "conversations": turns
-        {"from": "human" or "gpt", "value": text with `<image>` placeholders}}. Human and gpt, also
-        called user and assistant, alternate; a first turn of "system" replaces the template's
-        sentence, and an assistant's turn before the first human one is left out.
-      prompt: Stop right where the first answer begins, for generation.
-      tokenizer, data, visual_tokens, arranged: As for `lay_out`.
-
-    Raises:
-      BadRow: the row is not of that form, its text is not UTF-8, or as `lay_out`. The caller adds file
-        and row number.
-    """
-    said = read_row(row)
-    if not prompt and len(said.turns) % 2:
-        raise BadRow("turns", "its last turn has no answer; add one or drop the turn")
-    return lay_out(said, tokenizer, data, visual_tokens, arranged, prompt)
-
-
-def prompt(
-    question: str,
-    images: int,
-    tokenizer: Tokenizer,
-    data: DataConfig,
-    visual_tokens: int,
-    history: Sequence[str] = (),
-    system: str | None = None,
-    arranged: Sequence[Arrangement] = (),
-    latest: bool = False,
-) -> Encoded:
-    """Lays out a question for generation, as `encode` does a row, ending where the answer begins.
-
-    The history's answers carry loss, so that a pre-fusion leaves them out as in training.
-
-    Args:
-      question, images, history, system, latest: As for `asking`.
-      tokenizer, data, visual_tokens, arranged: As for `lay_out`.
-
-    Raises:
-      UserError: as `asking` and `lay_out`.
-    """
-    said = asking(question, images, history, system, latest)
-    return lay_out(said, tokenizer, data, visual_tokens, arranged)
-
 
 def prompt_text(
     question: str,
@@ -119,7 +50,7 @@ def prompt_text(
     history: Sequence[str] = (),
     system: str | None = None,
 ) -> str:
-    """What `prompt` lays out, as text for people: one placeholder an image, special tokens by name."""
+    """The prompt of a question, see `asking`, as text for people: one placeholder an image, special tokens by name."""
     turns = [_placed(turn, data) for turn in asking(question, images, history, system).turns]
     marks = {Mark.BOS: _bos(tokenizer), Mark.EOS: (tokenizer.eos_token_id,)}
     laid = pieces(TEMPLATES[data.template], turns, system)
@@ -157,7 +88,7 @@ def lay_out(
     arranged: Sequence[Arrangement] = (),
     first: bool = False,
 ) -> Encoded:
-    """A conversation as positions of tokens and visual slots: the one layout of training and answering.
+    """Lays out a conversation as token ids and visual slots, in training and answering alike.
 
     The query of an image is its turn (`Conversation.asked`) without placeholders, tokenised bare behind
     BOS; it is the same under every template. A conversation that ends with a human turn stops where its
@@ -204,7 +135,7 @@ def _queries(
 
 
 def query_ids(question: str, tokenizer: Tokenizer, data: DataConfig) -> tuple[np.ndarray, int]:
-    """The query for images that a human turn asks about.
+    """The query of a human turn, for the images that it asks about.
 
     A turn of nothing but placeholders is BOS alone, as in the original. Where texts have no BOS, the
     original reads the state of a padding token; the word "image" stands in there, its own query for rows

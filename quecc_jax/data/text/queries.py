@@ -5,9 +5,9 @@ process compiles and runs the same program.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from quecc_jax.config import DataConfig, ModelConfig
 from quecc_jax.config.shapes import row_limit
@@ -48,6 +48,7 @@ def question_segments(ends: np.ndarray, length: int) -> np.ndarray:
     return np.where(number <= len(last), number, 0).astype(np.int32)
 
 
-def question_ids(queries: Any, segments: Any, end: int) -> np.ndarray:
+def question_ids(queries: ArrayLike, segments: ArrayLike, end: int) -> np.ndarray:
     """int32 [<= Q]: the question that ends there, of a row's queries and segments [Q]."""
-    return np.asarray(queries)[np.asarray(segments) == segments[end]]
+    segments = np.asarray(segments)
+    return np.asarray(queries)[segments == segments[end]]

@@ -1,4 +1,4 @@
-"""Tokenizers: reading one from a directory, and making a small word-level one for the demo."""
+"""The tokenizer of a run, read from a directory: text to token ids, and back."""
 
 import functools
 from collections.abc import Sequence

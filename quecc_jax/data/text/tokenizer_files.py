@@ -1,4 +1,4 @@
-"""A tokenizer's directory, read as transformers 4 read it: with that its models were trained.
+"""Reads a tokenizer's directory as transformers 4 did, with which its models were trained.
 
 Version 5 of transformers builds tokenizers anew from their class, and a class that it does not know gets
 other rules. Here `tokenizer.model` is encoded by SentencePiece itself and `tokenizer.json` is taken as it
@@ -13,11 +13,15 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from quecc_jax.data.files import read_json
 from quecc_jax.data.text.sentencepiece import Added, Encoder, SentencePieces
 from quecc_jax.errors import UserError
+
+HfTokenizer = Any
+"""A tokenizer of transformers, whose import takes seconds: PreTrainedTokenizerBase."""
+JsonObject = dict[str, Any]
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """Special tokens that have a role."""
@@ -25,7 +29,7 @@ _DOCUMENT = "<|endoftext|>"
 LLAMA = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 _LISTED = "additional_special_tokens"
 _CODE = {_LISTED: ["\u2581<PRE>", "\u2581<MID>", "\u2581<SUF>", "\u2581<EOT>"]}
-DEFAULTS: dict[str, dict[str, Any]] = {
+DEFAULTS: dict[str, JsonObject] = {
     "llama": LLAMA,
     "codellama": LLAMA | _CODE,
     "qwen2": {"eos_token": _DOCUMENT, "unk_token": _DOCUMENT, "pad_token": _DOCUMENT},
@@ -56,11 +60,10 @@ _KEPT = ("chat_template", "clean_up_tokenization_spaces")
 """Settings that change no ids, which transformers' own tokenizer is to have."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Read:
+class Read(NamedTuple):
     """What a directory holds."""
 
-    hf: Any
+    hf: HfTokenizer
     """transformers' tokenizer: decoding, names and ids of special tokens."""
     encode: Callable[[str], tuple[int, ...]]
     """The ids of a whole text, without BOS or EOS; special tokens in it are found."""
@@ -129,7 +132,7 @@ def holds_tokenizer(directory: Path) -> bool:
     return any((directory / file).is_file() for file in ("tokenizer.model", "tokenizer.json", *_VOCABULARIES))
 
 
-def _settings(directory: Path) -> dict[str, Any]:
+def _settings(directory: Path) -> JsonObject:
     """tokenizer_config.json, completed from the files beside it in transformers 4's order.
 
     `added_tokens_decoder`, by id, is all that is added to the vocabulary by number; where it is given,
@@ -142,7 +145,7 @@ def _settings(directory: Path) -> dict[str, Any]:
     extra = [*(told.get(_LISTED) or []), *named.pop(_LISTED, [])]
     told |= named | ({_LISTED: extra} if extra else {})
     special = {content(told.get(key)) for key in NAMED} | {content(token) for token in extra}
-    added: dict[str, Any] = {}
+    added: JsonObject = {}
     for text, number in _object(directory / "added_tokens.json").items():
         added[str(number)] = {"content": text, "special": text in special, "normalized": text not in special}
     for token in _object(directory / "tokenizer.json").get("added_tokens", []):
@@ -150,7 +153,7 @@ def _settings(directory: Path) -> dict[str, Any]:
     return told | {"added_tokens_decoder": added}
 
 
-def _object(file: Path) -> dict[str, Any]:
+def _object(file: Path) -> JsonObject:
     """A JSON object; empty where there is no such file."""
     value = read_json(file) if file.is_file() else {}
     if not isinstance(value, dict):
@@ -158,13 +161,13 @@ def _object(file: Path) -> dict[str, Any]:
     return value
 
 
-def _roles(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The special tokens that have a role, by it; those that are empty are left out."""
+def _roles(settings: Mapping[str, object], name: str) -> JsonObject:
+    """The special tokens by their role; those that are empty are left out."""
     told = {**DEFAULTS.get(name, {}), **settings}
     return {key: told[key] for key in NAMED if content(told.get(key))}
 
 
-def content(token: Any) -> str:
+def content(token: object) -> str:
     """The text of a special token, which files give as such or as an object; "" for none."""
     return str((token.get("content") if isinstance(token, dict) else token) or "")
 
@@ -188,14 +191,14 @@ def class_of(directory: Path) -> str:
     return str(kind)
 
 
-def of_tokenizer(config: Mapping[str, Any]) -> dict[str, Any]:
+def of_tokenizer(config: Mapping[str, Any]) -> JsonObject:
     """What a model's config.json says of its tokenizer and of what ends an answer."""
     own = config.get("text_config") or {}
     told = {key: own.get(key, config.get(key)) for key in ("model_type", "tokenizer_class", "eos_token_id")}
     return {key: value for key, value in told.items() if value is not None}
 
 
-def _model_config(directory: Path) -> dict[str, Any]:
+def _model_config(directory: Path) -> JsonObject:
     return of_tokenizer(_object(directory / "config.json")) or _object(directory / MODEL_CONFIG)
 
 
@@ -210,7 +213,7 @@ def _ends(directory: Path) -> tuple[int, ...]:
     return tuple(ends)
 
 
-def _from_model(directory: Path, settings: dict[str, Any], kind: str, ends: tuple[int, ...]) -> Read:
+def _from_model(directory: Path, settings: JsonObject, kind: str, ends: tuple[int, ...]) -> Read:
     """LLaMA's tokenizer.model, encoded by SentencePiece."""
     where = directory / "tokenizer_config.json"
     adds_bos, legacy = bool(settings.get("add_bos_token", True)), settings.get("legacy") is not False
@@ -251,7 +254,7 @@ def _from_model(directory: Path, settings: dict[str, Any], kind: str, ends: tupl
 
 
 def _added(
-    pieces: SentencePieces, numbered: Mapping[str, Any], named: list[Any], where: Path
+    pieces: SentencePieces, numbered: Mapping[str, object], named: list[object], where: Path
 ) -> dict[int, Added]:
     """All tokens that are looked for in a text: those with a number, then those with a name, which have a
     piece's number or the next one behind the vocabulary."""
@@ -277,14 +280,14 @@ def _added(
     return added
 
 
-def _token(told: Any) -> Added:
+def _token(told: object) -> Added:
     if not isinstance(told, dict):
         return Added(content(told), normalized=False, special=True)
     fields = {field.name: told[field.name] for field in dataclasses.fields(Added) if field.name in told}
     return Added(**fields)
 
 
-def _check_numbers(hf: Any, added: Mapping[int, Added], where: Path) -> None:
+def _check_numbers(hf: HfTokenizer, added: Mapping[int, Added], where: Path) -> None:
     for number, token in added.items():
         if hf.convert_tokens_to_ids(token.content) != number:
             raise UserError(
@@ -320,7 +323,7 @@ def _check_counterpart(file: Path, pieces: SentencePieces, added: Mapping[int, A
         )
 
 
-def _bos(hf: Any, settings: Mapping[str, Any], name: str, where: Path, whole: bool) -> int | None:
+def _bos(hf: HfTokenizer, settings: Mapping[str, object], name: str, where: Path, whole: bool) -> int | None:
     """The id that a tokenizer.json (`whole`), or its class, puts in front of a text."""
     # Word-level tokenizers are this project's own: they say nothing of BOS, but always have it.
     if type(hf.backend_tokenizer.model).__name__ == "WordLevel":
@@ -340,11 +343,11 @@ def _bos(hf: Any, settings: Mapping[str, Any], name: str, where: Path, whole: bo
     return number if (adds if told is None else told) else None
 
 
-def _backend(hf: Any) -> Callable[[str], tuple[int, ...]]:
+def _backend(hf: HfTokenizer) -> Callable[[str], tuple[int, ...]]:
     return lambda text: tuple(hf.encode(text, add_special_tokens=False, verbose=False))
 
 
-def _table(hf: Any) -> dict[int, Added]:
+def _table(hf: HfTokenizer) -> dict[int, Added]:
     names = [field.name for field in dataclasses.fields(Added)]
     return {
         number: Added(**{name: getattr(token, name) for name in names})
@@ -352,7 +355,7 @@ def _table(hf: Any) -> dict[int, Added]:
     }
 
 
-def _staged(directory: Path, settings: Mapping[str, Any], class_name: str, *files: str) -> Any:
+def _staged(directory: Path, settings: Mapping[str, object], class_name: str, *files: str) -> HfTokenizer:
     """transformers' tokenizer of some files and these settings, whatever lies beside the files."""
     transformers = import_transformers()
     with tempfile.TemporaryDirectory() as made:

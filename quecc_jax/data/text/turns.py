@@ -1,18 +1,18 @@
-"""What is said about which images: rows of data sets and chats as turns of human and assistant."""
+"""Reads rows of data sets and chats as turns of human and assistant, each image with its question."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from quecc_jax.data.references import image_refs
+from quecc_jax.data.references import Row, image_refs
 from quecc_jax.data.text.templates import PLACEHOLDER
 from quecc_jax.errors import BadRow, UserError
 
 SPEAKERS = {"human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt", "system": "system"}
-"""Who speaks, by the names that data sets use."""
+"""human, gpt or system, by the names that data sets give them."""
 
 
 class Conversation(NamedTuple):
-    """What a row says, or what is said in a chat; one that ends with a human turn asks for an answer."""
+    """The turns of a row or of a chat; where the human speaks last, an answer is asked for."""
 
     system: str | None
     """Its own system sentence, if it has one."""
@@ -63,14 +63,21 @@ def asking(
     return Conversation(system, turns, images, asked)
 
 
-def read_row(row: dict[str, Any]) -> Conversation:
+def read_row(row: Row) -> Conversation:
     """The conversation of a LLaVA-format row.
 
+    Args:
+      row: {"image": one or several image references, or absent; "conversations": turns
+        {"from": "human" or "gpt", "value": text with `<image>` placeholders}}. Human and gpt, also
+        called user and assistant, alternate; a first turn of "system" replaces the template's
+        sentence, and an assistant's turn before the first human one is left out.
+
     Raises:
-      BadRow: it is not of the form that `encode` describes.
+      BadRow: it is not of that form, or its text is not UTF-8.
     """
     if not isinstance(row, dict):
         raise BadRow("not a row", f"it is a {type(row).__name__}, not an object; give it conversations")
+    images = len(image_refs(row))
     turns = row.get("conversations")
     if not isinstance(turns, list) or not turns:
         raise BadRow("turns", "it has no list of conversations; give it turns of human and gpt")
@@ -99,11 +106,11 @@ def read_row(row: dict[str, Any]) -> Conversation:
     if not said:
         raise BadRow("turns", "it has no turn of the human; add one")
     spoken = tuple(value for _, value in said)
-    return Conversation(system, spoken, len(image_refs(row)), query_turns(spoken, system))
+    return Conversation(system, spoken, images, query_turns(spoken, system))
 
 
 def _is_utf8(text: str) -> bool:
-    """Whether a text can be written: JSON's escapes and lenient reading let halves of characters in."""
+    """Whether a text can be written as UTF-8: JSON's escapes and lenient reading let halves of characters in."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""Word-level tokenizers made of a text: the testbed's, whose models begin from nothing."""
+"""Makes word-level tokenizers of a text, for the testbed, whose models are not pretrained."""
 
 import collections
 from collections.abc import Iterable

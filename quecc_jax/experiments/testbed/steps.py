@@ -14,9 +14,10 @@ from quecc_jax.config import DataConfig, ModelConfig, RunConfig
 from quecc_jax.config.shapes import at_visual_tokens
 from quecc_jax.data.batch import Batch, batch_spec
 from quecc_jax.data.sources.pool import Pool, read_pool, write_features
-from quecc_jax.data.text.conversation import prompt
+from quecc_jax.data.text.conversation import lay_out
 from quecc_jax.data.text.templates import template_text
 from quecc_jax.data.text.tokenizer import SPECIALS, load_tokenizer
+from quecc_jax.data.text.turns import asking
 from quecc_jax.data.text.word_tokenizer import train_word_tokenizer
 from quecc_jax.evaluate.attention import attention_maps
 from quecc_jax.experiments.cell import with_vocabulary
@@ -61,7 +62,7 @@ def make_data(grid: Grid, _step: Step, report: Report) -> DataRecord:
     words = train_word_tokenizer([*texts, template_text()], data / "tokenizer")
     tokenizer, settings = load_tokenizer(str(data / "tokenizer")), blind_data(grid.out, "test")
     asked = [row["conversations"][0]["value"] for pool in blind[len(TASKS) :] for row in pool.rows]
-    length = float(np.mean([len(prompt(q, 0, tokenizer, settings, 0).tokens) for q in asked]))
+    length = float(np.mean([len(lay_out(asking(q, 0), tokenizer, settings, 0).codes) for q in asked]))
     return {"vocabulary": words, "prompt_tokens": round(length, 1), "side": testbed.side}
 
 

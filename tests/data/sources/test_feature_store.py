@@ -19,8 +19,9 @@ from quecc_jax.config import (
 )
 from quecc_jax.config.query import ClipTextConfig
 from quecc_jax.data.images import load_pixels, normalise
-from quecc_jax.data.pipeline import eval_batches
-from quecc_jax.errors import UserError
+from quecc_jax.data.sources.feature_store import read_features
+from quecc_jax.data.sources.source import RowSource
+from quecc_jax.errors import BadRow, UserError
 from quecc_jax.fingerprint import fingerprint, tower_fingerprint
 from quecc_jax.generate.questions import Limits, Question
 from quecc_jax.load import load_engine
@@ -31,6 +32,7 @@ from quecc_jax.train.initial import check_queries
 from quecc_jax.train.loop import train
 from tests.clip_words import write_clip_tokenizer
 from tests.commands.test_prepare_data import main_with
+from tests.data.every_row import eval_batches
 from tests.data.photos import write_llava
 from tests.models.reference import clip_text
 from tests.tiny import asked, random_params
@@ -51,11 +53,7 @@ def prepared(tokenizer, model, tmp_path_factory):
         tokenizer=tokenizer.directory, template="short", max_length=48, query_length=8, images_per_row=2
     )
     run = RunConfig(out=str(folder / "tower"), model=model, data=data, checkpoint=CheckpointConfig(every=0))
-    pixels = np.zeros((1, 24, 24, 3), np.float32)
-    params = jax.device_get(ClipTower(model.vision).init(jax.random.key(0), pixels)["params"])
-    params = jax.tree.map(
-        lambda x: np.asarray(getattr(x, "value", x)), params, is_leaf=lambda x: hasattr(x, "value")
-    )
+    params = random_params(run)["vision"]
     save_params(run, {"vision": params})
     out = folder / "prepared"
     main_with(
@@ -74,21 +72,40 @@ def cached(prepared, **more):
 def test_batches_hold_the_tower_s_states_of_their_images(prepared, model):
     path, _, _, params = prepared
     (batch,) = eval_batches(cached(prepared), model, 12)
+    folders = ("coco/train2017", "gqa/images", "vg")
+    files = [path.parent / folders[number % 3] / f"{number}.jpg" for number in range(7)]
+    pixels = np.stack([normalise(load_pixels(file, model.vision)) for file in files])
+    wanted = np.asarray(jax.jit(ClipTower(model.vision).apply)({"params": params}, pixels))
     for row in range(12):
-        for place in range(row % 3):
-            number = (row + place) % 7
-            file = path.parent / ("coco/train2017", "gqa/images", "vg")[number % 3] / f"{number}.jpg"
-            pixels = normalise(load_pixels(file, model.vision))[None]
-            wanted = np.asarray(ClipTower(model.vision).apply({"params": params}, pixels))[0]
-            np.testing.assert_allclose(batch.features[row, place], wanted, rtol=2e-3, atol=2e-3)
+        for slot in range(row % 3):
+            states = wanted[(row + slot) % 7]
+            np.testing.assert_allclose(batch.features[row, slot], states, rtol=2e-3, atol=2e-3)
         assert not batch.features[row, row % 3 :].any()
+
+
+def test_an_image_number_beyond_the_stored_ones_is_a_bad_row(prepared):
+    _, out, _, _ = prepared
+    none: Any = None
+    features = read_features(out)
+    source = RowSource("rows", [{"image": 7, "conversations": []}], features.of_image, none)
+    with pytest.raises(BadRow, match="rows, row 1: its image 7 is not among the 7; prepare the data anew"):
+        source.write_images(0, np.zeros((1, *features.shape[1:]), np.float16))
 
 
 def quiet(config):
     return train(config, progress=lambda record: None)
 
 
-def test_another_tower_is_refused_by_training(prepared, tmp_path):
+@pytest.fixture(scope="module")
+def trained(prepared, tmp_path_factory):
+    """A run that has trained for one step on stored features, and its last record."""
+    _, _, run, _ = prepared
+    out = str(tmp_path_factory.mktemp("trained") / "run")
+    config = dataclasses.replace(run, out=out, data=cached(prepared), train=ONE_STEP, tower_from=run.out)
+    return config, quiet(config)
+
+
+def test_another_tower_is_refused_by_training(prepared, trained, tmp_path):
     _, _, run, params = prepared
     other = dataclasses.replace(run, out=str(tmp_path / "other"))
     save_params(other, {"vision": {**params, "class_embedding": np.roll(params["class_embedding"], 1)}})
@@ -98,16 +115,13 @@ def test_another_tower_is_refused_by_training(prepared, tmp_path):
     square = dataclasses.replace(config.data, image_aspect="square")
     with pytest.raises(UserError, match=r"another tower or other|aspect pad, but"):
         quiet(dataclasses.replace(config, tower_from=run.out, data=square))
-    done = quiet(dataclasses.replace(config, tower_from=run.out))
+    _, done = trained
     assert done["step"] == 1 and np.isfinite(done["loss"])
 
 
-def test_stored_queries_train_as_computed_ones_do_and_only_of_this_decoder(prepared, tmp_path):
-    _, out, run, _ = prepared
-    start = dataclasses.replace(
-        run, out=str(tmp_path / "start"), data=cached(prepared), train=ONE_STEP, tower_from=run.out
-    )
-    computed = quiet(start)
+def test_stored_queries_train_as_computed_ones_do_and_only_of_this_decoder(prepared, trained, tmp_path):
+    _, out, _, _ = prepared
+    start, computed = trained
     config = dataclasses.replace(
         start, out=str(tmp_path / "run"), data=cached(prepared, cached_queries=True), init_from=start.out
     )

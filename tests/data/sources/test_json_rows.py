@@ -54,8 +54,8 @@ def test_every_value_comes_back_whatever_the_layout(folder, values, indent, asci
     path.write_bytes(text.encode())
     with mock.patch.object(json_rows, "CHUNK", chunk):
         rows = RowFile(path)
-        assert len(rows) == len(values) and rows[:] == values and list(rows) == values
-        assert pickle.loads(pickle.dumps(rows))[:] == values
+        assert len(rows) == len(values) and list(rows) == values
+        assert list(pickle.loads(pickle.dumps(rows))) == values
 
 
 @pytest.mark.parametrize(
@@ -91,6 +91,15 @@ def test_what_is_no_list_is_refused(tmp_path, text):
         RowFile(tmp_path / "none.json")
 
 
+def test_a_first_line_that_is_nested_too_deeply_hurts_no_other(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b"[" * 100_000 + b'\n{"a": 1}\n{"b": 2}\n')
+    rows = RowFile(path)
+    assert len(rows) == 3 and [rows[1], rows[2]] == [{"a": 1}, {"b": 2}]
+    with pytest.raises(BadRow, match="it is nested too deeply"):
+        rows[0]
+
+
 def test_a_damaged_row_hurts_no_other(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"a": 1}\n{"b": \n\n{"c": "\xff\xfe"}\n' + b"[" * 100_000 + b'\n{"d": 4}')
@@ -108,7 +117,7 @@ def test_a_damaged_row_hurts_no_other(tmp_path):
     listed = tmp_path / "rows.json"
     listed.write_bytes(b'["\xff\xfe",\n"\xc3\xa9", 3]')
     rows = RowFile(listed)
-    assert len(rows) == 3 and rows[1:] == ["é", 3]
+    assert len(rows) == 3 and [rows[1], rows[2]] == ["é", 3]
     with pytest.raises(BadRow, match="it is not UTF-8"):
         rows[0]
     assert rows.where(1) == f"{listed}, row 2 (line 2)"
@@ -118,10 +127,10 @@ def test_a_bucket_s_file_is_copied_once(bucket, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (bucket / "rows.json").write_text("[1, 2]")
     rows = RowFile("gs://bucket/rows.json")
-    assert rows[:] == [1, 2] and rows.path == "gs://bucket/rows.json"
+    assert list(rows) == [1, 2] and rows.path == "gs://bucket/rows.json"
     assert len(list((tmp_path / "cache/quecc_jax").iterdir())) == 1
     (bucket / "rows.json").write_text("[1, 2, 3]")
-    assert RowFile("gs://bucket/rows.json")[:] == [1, 2, 3]
+    assert list(RowFile("gs://bucket/rows.json")) == [1, 2, 3]
     with pytest.raises(UserError, match=r"gs://bucket/none\.json cannot be read"):
         RowFile("gs://bucket/none.json")
 
@@ -150,14 +159,14 @@ def test_rows_are_read_as_other_programs_write_them(tmp_path, form, text):
     lines inside a text, and a list that is called .jsonl."""
     path = tmp_path / f"rows.{form}"
     path.write_bytes(text.encode())
-    assert RowFile(path)[:] == read_json(path) == ROWS
+    assert list(RowFile(path)) == read_json(path) == ROWS
 
 
 def test_lines_that_are_called_json_are_rows_but_no_value(tmp_path):
     path = tmp_path / "rows.json"
     path.write_text("\ufeff" + "\n".join(LINES), encoding="utf-8")
     rows = RowFile(path)
-    assert rows[:] == ROWS and rows.where(1) == f"{path}, line 2"
+    assert list(rows) == ROWS and rows.where(1) == f"{path}, line 2"
     with pytest.raises(UserError, match=r"line 2 is not JSON: Extra data \(one value a line\? then name it"):
         read_json(path)
 
@@ -198,7 +207,7 @@ def test_damage_is_named(tmp_path, text, says):
     path = tmp_path / "rows.json"
     path.write_text(text)
     with pytest.raises(UserError, match=says):
-        RowFile(path)[:]
+        list(RowFile(path))
     with pytest.raises(UserError, match=says):
         read_json(path)
     lines = tmp_path / "rows.jsonl"

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from quecc_jax.config import DataConfig, SourceConfig
-from quecc_jax.data.pipeline import eval_batches, make_iterator
+from quecc_jax.data.pipeline import make_iterator
 from quecc_jax.data.sources.array_record import Recipe
 from quecc_jax.data.sources.prepare import inline_rows
 from quecc_jax.errors import UserError
+from tests.data.every_row import eval_batches
 from tests.data.photos import write_llava
 
 

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from quecc_jax.config import DataConfig
 from quecc_jax.data.batch import IGNORE
-from quecc_jax.data.text.conversation import encode, prompt
 from quecc_jax.data.text.templates import SYSTEM
 from quecc_jax.data.text.tokenizer import load_tokenizer
 from quecc_jax.errors import UserError
 from tests.clip_words import write_clip_tokenizer
+from tests.laid_out import encode, prompt
 
 SHORT = DataConfig(template="short", max_length=64, query_length=16, images_per_row=2)
 

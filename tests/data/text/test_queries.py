@@ -15,14 +15,16 @@ from quecc_jax.config.compressors import named
 from quecc_jax.config.shapes import row_limit
 from quecc_jax.config.validation import validate
 from quecc_jax.data.bad_rows import Tally
-from quecc_jax.data.pipeline import eval_batches, make_iterator
+from quecc_jax.data.pipeline import make_iterator
 from quecc_jax.data.sources.questions import Questions
 from quecc_jax.data.sources.source import Layout
-from quecc_jax.data.text.conversation import encode, prompt, query_ids
+from quecc_jax.data.text.conversation import query_ids
 from quecc_jax.data.text.queries import BUCKETS, SHORTEST, limit_buckets, query_buckets, question_segments
 from quecc_jax.data.text.turns import query_turns
 from quecc_jax.errors import BadRow, UserError
+from tests.data.every_row import eval_batches
 from tests.data.text.test_conversation import SHORT, row
+from tests.laid_out import encode, prompt
 
 LONG = "one two three red green blue " * 30
 

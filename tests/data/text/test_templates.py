@@ -14,7 +14,6 @@ from transformers import PreTrainedTokenizerFast
 
 from quecc_jax.config import DataConfig
 from quecc_jax.data.batch import IGNORE
-from quecc_jax.data.text.conversation import encode, prompt
 from quecc_jax.data.text.templates import (
     LLAMA_2_SYSTEM,
     LLAVA_SYSTEM,
@@ -26,6 +25,7 @@ from quecc_jax.data.text.templates import (
 )
 from quecc_jax.data.text.tokenizer import load_tokenizer
 from quecc_jax.errors import UserError
+from tests.laid_out import encode, prompt
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "llava_tiny"
 NAMES = ("conversations", "more_conversations")
