@@ -1,6 +1,7 @@
 """Talks about images: `python -m launch.chat --checkpoint RUN`, or with `--web` in the browser."""
 
 import dataclasses
+import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from quecc_jax.commands.checks import refuse_unread
 from quecc_jax.commands.generation_options import Answering
 from quecc_jax.data.references import check_reference
 from quecc_jax.errors import UserError
@@ -147,6 +149,7 @@ def chat(talk: Chat, read: Callable[[str], str] = input) -> None:
 def run(options: Options) -> None:
     """Talks, in the terminal or in a page."""
     limits = options.limits()
+    check(options)
     # Imported late, so that --help and mistakes in the command line answer at once.
     from quecc_jax.load import load_engine
 
@@ -165,3 +168,16 @@ def run(options: Options) -> None:
         print(command(f"/image {options.image}", talk))
     print("Ask something; /help lists the commands.")
     chat(talk)
+
+
+def check(options: Options) -> None:
+    """Numbers out of range and options that would do nothing are mistakes."""
+    if not options.web:
+        names = ("host", "port", "max_upload_mb", "max_pixels")
+        refuse_unread(options, names, "goes with --web; add it or leave this out")
+        return
+    refuse_unread(options, ("image",), "goes with the terminal; upload the image in the page of --web")
+    if not 1 <= options.max_upload_mb * 1e6 < math.inf:
+        raise UserError(f"--max-upload-mb is {options.max_upload_mb:g}; give a positive size")
+    if options.max_pixels < 1:
+        raise UserError(f"--max-pixels is {options.max_pixels}; give at least 1")

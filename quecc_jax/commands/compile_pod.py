@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from quecc_jax.aot.chips import GIB
 from quecc_jax.aot.topology import Topology, parse_topology, prepare_environment, topology_devices
+from quecc_jax.commands.checks import check_file, refuse_unread
 from quecc_jax.commands.options import RunSettings
 from quecc_jax.config import RunConfig
 from quecc_jax.errors import UserError
@@ -40,6 +41,14 @@ class Options:
 def run(options: Options) -> None:
     """Compiles, and prints the report."""
     config, topology = options.config, parse_topology(options.topology)
+    if options.show_sharding:
+        refuse_unread(
+            options,
+            ("json",),
+            "takes the report of a compilation, which --show-sharding has not; leave one out",
+        )
+    if options.json is not None:
+        check_file("--json", options.json)
     # Before JAX is imported: nothing here may touch an accelerator, or look for one.
     prepare_environment()
     if options.show_sharding:
@@ -56,7 +65,6 @@ def run(options: Options) -> None:
     report = reports[0]
     show(reports, config)
     if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
         whole = report.to_dict() | {"shorter_queries": [one.to_dict() for one in reports[1:]]}
         write_text(options.json, json.dumps(whole, indent=1) + "\n")
     if not report.fits:

@@ -1,6 +1,7 @@
 """Weights in and out: `python -m launch.convert import --from DIR --out RUN`, and `export`."""
 
 import dataclasses
+import math
 import time
 from pathlib import Path
 from typing import Annotated
@@ -85,7 +86,7 @@ def import_(options: Import) -> None:
 
 def export(options: Export) -> None:
     """Exports and lists the files."""
-    if options.shard_gb <= 0:
+    if not 0 < options.shard_gb * 1e9 < math.inf:
         raise UserError(f"--shard-gb is {options.shard_gb}; give a positive size")
     from quecc_jax.convert.run import export_weights
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from quecc_jax.commands.checks import check_folder
 from quecc_jax.config import SourceConfig
 from quecc_jax.errors import UserError
 from quecc_jax.paths import write_text
@@ -81,7 +82,7 @@ def score_benchmarks(options: Options) -> None:
     """Runs the benchmarks and prints their table."""
     from quecc_jax.evaluate import benchmarks
 
-    _make_directory(options.out)
+    check_folder("--out", options.out)
     shown: list[Progress] = []
     lines: dict[str, TaskID] = {}
     with contextlib.ExitStack() as stack:
@@ -157,20 +158,13 @@ def show_benchmarks(results: "Results", out: Path) -> None:
     )
 
 
-def _make_directory(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be written ({error.strerror}); choose another") from None
-
-
 def score_source(options: Options) -> None:
     """Answers every question of a data set, writes the files and prints the table."""
     for name in ("limit", "name", "html", "scorer"):
         if getattr(options, name):
             raise UserError(f"--{name} goes with --tasks; name benchmarks or leave it out")
     source = _source(options.data, options.images)
-    _make_directory(options.out)
+    check_folder("--out", options.out)
     # Imported late, so that --help and mistakes in the command line answer at once.
     from quecc_jax.data.sources.open import read_rows
     from quecc_jax.evaluate.answers import answer_rows

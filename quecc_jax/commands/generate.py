@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from quecc_jax.commands.checks import check_file, refuse_unread
 from quecc_jax.commands.generation_options import Answering
 from quecc_jax.errors import UserError
 
@@ -30,8 +31,12 @@ class Options(Answering):
 def run(options: Options) -> None:
     """Prints the answer while it comes, and draws."""
     limits = options.limits()
-    if options.explain is not None and not options.image:
+    if options.explain is None:
+        refuse_unread(options, ("other_question",), "goes with --explain; add it or leave this out")
+    elif not options.image:
         raise UserError("--explain draws on an image; give one with --image")
+    else:
+        check_file("--explain", options.explain)
     # Imported late, so that --help and mistakes in the command line answer at once.
     from quecc_jax.data.references import check_reference
     from quecc_jax.generate.questions import Question

@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+from quecc_jax.commands.checks import check_file
 from quecc_jax.commands.options import RunSettings
 from quecc_jax.errors import UserError
 
@@ -28,6 +29,7 @@ def run(options: Options) -> None:
         raise UserError(f"--page {options.page} is no page; give a path that ends in .html")
     if options.config.out.endswith(".html"):
         raise UserError(f"--out is the run's directory; say --page {options.config.out}")
+    check_file("--page", options.page)
     # Imported late, so that --help and mistakes in the command line answer at once.
     from quecc_jax.data.preview.page import page
     from quecc_jax.data.preview.rows import look

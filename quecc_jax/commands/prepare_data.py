@@ -13,6 +13,7 @@ from typing import Literal, cast
 
 import numpy as np
 
+from quecc_jax.commands.checks import check_folder, flag, refuse_unread
 from quecc_jax.errors import UserError
 from quecc_jax.progress import bars
 
@@ -22,7 +23,7 @@ class Options:
     """Writes a LLaVA file and its images as checksummed shards; continues where it was stopped."""
 
     out: str
-    """Directory to write, here or as gs://BUCKET/PLACE."""
+    """Directory to write, here or as gs://BUCKET/PATH."""
     data: str = ""
     """The conversations, .json or .jsonl, or a mixture of such files: LLaVA-NeXT's .yaml, or `{a,b}.json`."""
     images: tuple[str, ...] = ()
@@ -68,22 +69,62 @@ def run(options: Options) -> None:
     if options.verify:
         verify(options)
         return
+    check(options)
     if options.features or options.queries:
-        if not options.checkpoint or options.batch_size < 1:
-            raise UserError("--features and --queries need --checkpoint, a run, and --batch-size, 1 or more")
         if options.features:
             write_features(options)
         if options.queries:
             write_queries(options)
         return
-    if not options.data:
-        raise UserError("--data must be given; see --help")
-    if options.resize < 0 or options.shard_images < 1 or not 1 <= options.quality <= 100:
-        raise UserError(
-            f"--resize {options.resize}, --quality {options.quality} or --shard-images "
-            f"{options.shard_images} is out of range; give pixels, 1 to 100, and 1 or more"
-        )
     (as_tfds if options.format == "tfds" else as_array_record)(options)
+
+
+def check(options: Options) -> None:
+    """Numbers out of range and options that would do nothing are mistakes."""
+    for name, least in {"resize": 0, "workers": 0, "shard_images": 1, "batch_size": 1}.items():
+        value = getattr(options, name)
+        if value < least:
+            raise UserError(f"{flag(name)} is {value}; give at least {least}")
+    if not 1 <= options.quality <= 100:
+        raise UserError(f"--quality is {options.quality}; give 1 to 100")
+    if options.features or options.queries:
+        prepares = (
+            "data",
+            "images",
+            "resize",
+            "encode",
+            "quality",
+            "bad",
+            "workers",
+            "format",
+            "shard_images",
+        )
+        why = "prepares data, and --features and --queries read what is prepared; leave it out, or run both in turn"
+        refuse_unread(options, prepares, why)
+        if not options.checkpoint:
+            raise UserError("--features and --queries need --checkpoint, a run")
+        if not options.features:
+            refuse_unread(options, ("aspect", "decoding"), "goes with --resize or --features; leave it out")
+    else:
+        if not options.data:
+            raise UserError("--data must be given; see --help")
+        refuse_unread(
+            options,
+            ("checkpoint", "batch_size"),
+            "goes with --features or --queries; add one or leave it out",
+        )
+        if not options.resize:
+            names = ("aspect", "decoding", "encode", "quality")
+            refuse_unread(options, names, "goes with --resize; add it or leave this out")
+    if not options.queries:
+        refuse_unread(options, ("encoder", "layer"), "goes with --queries; add it or leave this out")
+    if options.encoder != "early_exit":
+        refuse_unread(options, ("layer",), "goes with --encoder early_exit; add it or leave this out")
+    if options.encode != "jpeg":
+        refuse_unread(options, ("quality",), "is of --encode jpeg; leave it out")
+    if options.format == "tfds":
+        refuse_unread(options, ("workers", "shard_images"), "goes with --format array_record; leave it out")
+    check_folder("--out", options.out)
 
 
 def as_array_record(options: Options) -> None:

@@ -1,6 +1,7 @@
 """Which directories an export consists of, and what stands in each."""
 
 import dataclasses
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from quecc_jax.data.files import write_json
 from quecc_jax.data.text.templates import stops
 from quecc_jax.data.text.tokenizer import load_tokenizer
 from quecc_jax.distributed import notice
-from quecc_jax.errors import UserError
+from quecc_jax.errors import Note, UserError
 from quecc_jax.json_text import JsonObject
 from quecc_jax.train.run_dir import load_run_config
 
@@ -128,9 +129,11 @@ def _with_positions(config: RunConfig) -> RunConfig:
         notice(f"WARNING: {error}")
     positions = run.model.decoder.max_positions
     if not positions:
-        notice(
+        warnings.warn(
             "nothing says how many positions the decoder was made for; the config.json written says "
-            f"data.max_length, {config.data.max_length}"
+            f"data.max_length, {config.data.max_length}",
+            Note,
+            stacklevel=2,
         )
     decoder = dataclasses.replace(decoder, max_positions=positions)
     return dataclasses.replace(config, model=dataclasses.replace(config.model, decoder=decoder))

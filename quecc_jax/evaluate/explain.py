@@ -1,6 +1,5 @@
 """The image with the compressor's attention for two questions side by side."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from quecc_jax.errors import UserError
 from quecc_jax.evaluate.attention import own_squares, patch_map
 from quecc_jax.generate.engine import Engine
 from quecc_jax.generate.questions import Limits, Question
+from quecc_jax.paths import replacing
 
 
 def explain(engine: Engine, question: Question, other: str, limits: Limits, out: Path) -> None:
@@ -56,10 +56,9 @@ def explain(engine: Engine, question: Question, other: str, limits: Limits, out:
     for panel in panels:
         panel.set_xticks([])
         panel.set_yticks([])
-    aside = out.with_name(f".{out.name}.{os.getpid()}")
     try:
-        figure.savefig(aside, format="png", dpi=110, bbox_inches="tight")
-        os.replace(aside, out)
+        with replacing(out) as aside:
+            figure.savefig(aside, format="png", dpi=110, bbox_inches="tight")
     except OSError as error:
         raise UserError(f"--explain {out} cannot be written ({error.strerror}); choose another") from None
 

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from quecc_jax.commands import chat as terminal
+from quecc_jax.commands.cli import execute
 from quecc_jax.errors import UserError
 from quecc_jax.generate.engine import Engine
 from quecc_jax.generate.questions import Limits, Question
@@ -98,6 +99,26 @@ def test_a_mistake_is_one_line_and_the_conversation_goes_on(engine, images, line
     said = err.splitlines()
     assert said[0].startswith("error: ") and re.search(message, said[0], re.IGNORECASE), err
     assert len(said) == 2 and len(talk.history) == 2
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--port", "80"], "--port goes with --web; add it or leave this out"),
+        (["--host", "0.0.0.0"], "--host goes with --web"),
+        (["--max-upload-mb", "5"], "--max-upload-mb goes with --web"),
+        (["--max-pixels", "5"], "--max-pixels goes with --web"),
+        (["--web", "--image", "a.png"], "--image goes with the terminal"),
+        (["--web", "--max-upload-mb", "-1"], "--max-upload-mb is -1; give a positive size"),
+        (["--web", "--max-upload-mb", "nan"], "--max-upload-mb is nan; give a positive size"),
+        (["--web", "--max-upload-mb", "inf"], "--max-upload-mb is inf; give a positive size"),
+        (["--web", "--max-pixels", "0"], "--max-pixels is 0; give at least 1"),
+    ],
+)
+def test_mistakes_of_its_options_are_one_sentence(options, message):
+    with pytest.raises(UserError, match=message) as caught:
+        execute("chat", ["--checkpoint", "nowhere", *options])
+    assert "\n" not in str(caught.value)
 
 
 def test_a_conversation_that_no_longer_fits_says_what_to_do(engine):

@@ -117,6 +117,15 @@ def test_the_resolved_table_of_shardings():
         ((CONFIG,), "--topology must be given"),
         ((CONFIG, "--topology", "v9:2x2"), "topology 'v9:2x2' is not known"),
         ((CONFIG, "--topology", "v5e:2x2", "--mesh.fsdp", "3"), "needs 3 devices, 4 are here"),
+        (
+            (CONFIG, "--topology", "v5e:2x2", "--json", f"{CONFIG}/x.json"),
+            f"--json {CONFIG}/x.json cannot be written",
+        ),
+        ((CONFIG, "--topology", "v5e:2x2", "--json", "tests"), "--json tests is a folder; name a file"),
+        (
+            (CONFIG, "--topology", "v5e:2x2", "--show-sharding", "--json", "x.json"),
+            "--json takes the report of a compilation",
+        ),
     ],
 )
 def test_mistakes_are_one_sentence(arguments, message):

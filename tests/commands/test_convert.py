@@ -58,6 +58,9 @@ def test_there_and_back(run: Run, tmp_path: Path) -> None:
         (("import", "--from", "nowhere", "--out", "b"), "nowhere does not exist"),
         (("export", "--checkpoint", "nowhere", "--to", "b"), "nowhere/config.json does not exist"),
         (("export", "--checkpoint", "x", "--to", "b", "--shard-gb", "0"), "--shard-gb is 0.0"),
+        (("export", "--checkpoint", "x", "--to", "b", "--shard-gb", "nan"), "--shard-gb is nan"),
+        (("export", "--checkpoint", "x", "--to", "b", "--shard-gb", "inf"), "--shard-gb is inf"),
+        (("export", "--checkpoint", "x", "--to", "b", "--shard-gb", "1e300"), "--shard-gb is 1e+300"),
     ],
 )
 def test_mistakes_are_one_sentence(run: Run, arguments: tuple[str, ...], message: str) -> None:

@@ -66,7 +66,7 @@ def test_the_command_writes_an_image(engine, image, tmp_path, monkeypatch, capsy
             "--max-new-tokens",
             "3",
             "--explain",
-            str(tmp_path / "out.png"),
+            str(tmp_path / "new" / "out.png"),
             "--other-question",
             QUESTIONS[1],
         ],
@@ -74,13 +74,14 @@ def test_the_command_writes_an_image(engine, image, tmp_path, monkeypatch, capsy
     execute("generate", sys.argv[1:])
     wanted = engine.answers([Question("what is it?", (engine.image(image),))], Limits(3))
     assert capsys.readouterr().out == f"{wanted[0]}\n"
-    with Image.open(tmp_path / "out.png") as drawn:
+    with Image.open(tmp_path / "new" / "out.png") as drawn:
         assert drawn.format == "PNG" and min(drawn.size) > 300
 
 
 @pytest.mark.parametrize(
     "more, message",
     [
+        ("--other-question why?", "--other-question goes with --explain"),
         ("--explain out.png", "--explain draws on an image"),
         ("--temperature -1", "--temperature is -1"),
         ("--top-p 0", "--top-p is 0"),
@@ -88,12 +89,13 @@ def test_the_command_writes_an_image(engine, image, tmp_path, monkeypatch, capsy
         ("--image {image} --image {image} --image {image}", "3 images are given"),
     ],
 )
-def test_mistakes(engine, image, monkeypatch, more, message):
+def test_mistakes(engine, image, monkeypatch, capsys, more, message):
     monkeypatch.setattr(load, "load_engine", lambda *_: engine)
     arguments = ["--checkpoint", "run", "--question", "what?", *more.format(image=image).split()]
     monkeypatch.setattr(sys, "argv", ["generate", *arguments])
     with pytest.raises(UserError, match=message):
         execute("generate", sys.argv[1:])
+    assert capsys.readouterr().out == ""
 
 
 def test_a_model_that_does_not_attend_has_nothing_to_explain(image, tmp_path):

@@ -131,7 +131,14 @@ def test_its_options_stand_beside_the_settings(config, tmp_path):
     arguments = [str(file), "--rows", "3", "--data.lookahead_rows=5", "--page=x.html"]
     options = parse(Options, arguments, "prog")
     assert (options.rows, str(options.page), options.config.data.lookahead_rows) == (3, "x.html", 5)
-    for wrong in (["--rows", "no"], ["--rows=0"], ["--page", "x.txt"], ["--page"], ["--out", "x.html"]):
+    for wrong in (
+        ["--rows", "no"],
+        ["--rows=0"],
+        ["--page", "x.txt"],
+        ["--page", f"{file}/x.html"],
+        ["--page"],
+        ["--out", "x.html"],
+    ):
         with pytest.raises(UserError, match=wrong[0].partition("=")[0]):
             execute("inspect-data", [str(file), *wrong])
 

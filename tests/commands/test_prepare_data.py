@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 from quecc_jax.commands.cli import execute
 from quecc_jax.data.sources.array_record import open_prepared
+from quecc_jax.errors import UserError
 from tests.data.photos import ROWS, photo, write_llava
 
 COMMAND = (sys.executable, "-m", "launch.prepare_data")
@@ -38,6 +40,49 @@ def test_prepares_verifies_and_refuses(tmp_path):
     assert "prepared already" in again.stderr
     whole = run("--out", out, "--verify")
     assert whole.returncode == 0 and "2 shards are whole" in whole.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ("--workers -1", "--workers is -1; give at least 0"),
+        ("--format tfds --workers -1", "--workers is -1; give at least 0"),
+        ("--batch-size 0", "--batch-size is 0; give at least 1"),
+        ("--resize -1 --quality 95", "--resize is -1; give at least 0"),
+        ("--resize 24 --quality 101", "--quality is 101; give 1 to 100"),
+        ("--shard-images 0", "--shard-images is 0; give at least 1"),
+        ("--out {file}", "--out {file} cannot be written ({file} is not a folder)"),
+        ("--out {file}/x --format tfds", "--out {file}/x cannot be written ({file} is not a folder)"),
+        ("--data {empty}", "{empty} has no rows; give a file of conversations"),
+        ("--data {empty} --format tfds", "{empty} has no rows; give a file of conversations"),
+        ("--queries --checkpoint R", "--data prepares data, and --features and --queries read"),
+        ("--data= --images x --features --checkpoint R", "--images prepares data, and --features and"),
+        ("--data= --features --resize 24 --checkpoint R", "--resize prepares data, and --features and"),
+        ("--data= --queries --aspect square --checkpoint R", "--aspect goes with --resize or --features"),
+        ("--data= --features --encoder decoder --checkpoint R", "--encoder goes with --queries"),
+        ("--data= --queries --layer 2 --checkpoint R", "--layer goes with --encoder early_exit"),
+        ("--data= --queries", "--features and --queries need --checkpoint"),
+        ("--data=", "--data must be given"),
+        ("--checkpoint R", "--checkpoint goes with --features or --queries"),
+        ("--batch-size 8", "--batch-size goes with --features or --queries"),
+        ("--layer 2", "--layer goes with --queries"),
+        ("--encode png", "--encode goes with --resize"),
+        ("--quality 90", "--quality goes with --resize"),
+        ("--aspect square", "--aspect goes with --resize"),
+        ("--decoding original", "--decoding goes with --resize"),
+        ("--resize 24 --encode raw --quality 90", "--quality is of --encode jpeg"),
+        ("--format tfds --shard-images 2", "--shard-images goes with --format array_record"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_leave_nothing(tmp_path, arguments, message):
+    path, _ = write_llava(tmp_path)
+    files = {"file": tmp_path / "text.png", "empty": tmp_path / "empty.json"}
+    files["file"].write_text("not a folder")
+    files["empty"].write_text("[]")
+    before = {*tmp_path.rglob("*")}
+    with pytest.raises(UserError, match=re.escape(message.format(**files))) as caught:
+        main_with("--data", path, "--out", tmp_path / "out", *arguments.format(**files).split())
+    assert "\n" not in str(caught.value) and {*tmp_path.rglob("*")} == before
 
 
 @pytest.mark.slow

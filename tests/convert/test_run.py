@@ -21,9 +21,9 @@ from quecc_jax.convert.io.layer_store import SlabReader
 from quecc_jax.convert.io.tensors import open_tensors
 from quecc_jax.convert.plan import Source, plan_import
 from quecc_jax.convert.run import export_weights, import_weights
-from quecc_jax.convert.targets import special_settings
+from quecc_jax.convert.targets import _with_positions, special_settings
 from quecc_jax.data.images import CLIP_MEAN, CLIP_STD
-from quecc_jax.errors import UserError
+from quecc_jax.errors import Note, UserError
 from quecc_jax.train.checkpoint import load_params, named_leaves
 from quecc_jax.train.loop import train
 from tests.convert.names import load, random_tensors
@@ -189,6 +189,11 @@ def test_a_new_config_names_the_tokenizers_special_tokens(capsys: pytest.Capture
     assert special_settings(tokenizer / "nowhere", RunConfig()) == ({}, {})
     assert special_settings(Path(__file__).parent, RunConfig()) == ({}, {})
     assert "names no special tokens" in capsys.readouterr().err
+
+
+def test_a_decoder_of_unknown_length_is_noted() -> None:
+    with pytest.warns(Note, match="nothing says how many positions"):
+        assert _with_positions(RunConfig()).model.decoder.max_positions == 0
 
 
 def trained(tmp_path: Path) -> tuple[Path, Path]:

@@ -71,16 +71,17 @@ def prepare(
       recipe: how images are stored.
       skip_bad: go on at unreadable rows and images, which are counted and stay unreadable in what is
         written; otherwise the first one ends the call.
-      workers: processes that read images.
+      workers: processes that read images, at least one.
       progress: called now and then.
 
     Returns:
       The manifest.
 
     Raises:
-      UserError: the file or an image cannot be read, or `out` was made from something else.
+      UserError: the file or an image cannot be read or the file has no rows, or `out` was made from something
+        else.
     """
-    rows = open_rows(data)
+    rows = _open_filled(data)
     key = _begin(rows, images, out, recipe, skip_bad, (shard_images, shard_rows))
     refs, bad = _images_of(rows, skip_bad)
     files = list(refs)
@@ -106,6 +107,13 @@ def prepare(
     for group in shards.values():
         delete_notes(out, group)
     return manifest
+
+
+def _open_filled(data: AnyPath) -> RowFile | Mixture:
+    rows = open_rows(data)
+    if not len(rows):
+        raise UserError(f"{os.fspath(data)} has no rows; give a file of conversations")
+    return rows
 
 
 def _begin(
@@ -205,12 +213,10 @@ def _parallel(
     """(number, result) of every job as it ends; the processes end with this one, even if it is killed."""
     context = multiprocessing.get_context("spawn")
     waiting, told = context.Queue(), context.Queue()
-    for item in [*enumerate(jobs), *[None] * workers]:
+    count = min(max(workers, 1), len(jobs))
+    for item in [*enumerate(jobs), *[None] * count]:
         waiting.put(item)
-    processes = [
-        context.Process(target=_work, args=(waiting, told), daemon=True)
-        for _ in range(min(workers, len(jobs)))
-    ]
+    processes = [context.Process(target=_work, args=(waiting, told), daemon=True) for _ in range(count)]
     try:
         for process in processes:
             process.start()
@@ -302,9 +308,16 @@ def inline_rows(
     """The rows of a LLaVA file with their images' records in them, as `tfds.LlavaRows` takes them.
 
     Raises:
-      UserError: a row or an image cannot be read; with `skip_bad` such rows are left out.
+      UserError: the file cannot be read or has no rows; and from the iterator, a row or an image cannot be
+        read; with `skip_bad` such rows are left out.
     """
-    rows, folders = open_rows(data), Folders(images)
+    return _inline(_open_filled(data), images, recipe, skip_bad)
+
+
+def _inline(
+    rows: RowFile | Mixture, images: tuple[str, ...], recipe: Recipe, skip_bad: bool
+) -> Iterator[dict[str, object]]:
+    folders = Folders(images)
     for number in range(len(rows)):
         try:
             row = rows[number]

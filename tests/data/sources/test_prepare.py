@@ -83,6 +83,11 @@ def test_batches_are_those_of_the_folder(
         assert stored["id"] == row["id"] and stored["conversations"] == row["conversations"], identity
 
 
+def test_there_is_one_process_at_least(llava, tmp_path):
+    path, folder, _ = llava
+    assert prepare(path, (str(folder),), tmp_path / "out", RAW, workers=-1)["pictures"] == 7
+
+
 def test_jpeg_is_close_and_small(llava, tmp_path, model):
     path, folder, _ = llava
     prepare(path, (str(folder),), tmp_path / "out", Recipe(96, "pad", "jpeg", 95))
