@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from quecc_jax.commands.checks import check_folder
+from quecc_jax.commands.checks import check_folder, flag, refuse_unread
 from quecc_jax.config import SourceConfig
 from quecc_jax.errors import UserError
 from quecc_jax.paths import write_text
@@ -72,8 +72,7 @@ def run(options: Options) -> None:
     for name in ("max_new_tokens", "batch_size", "limit"):
         value = getattr(options, name)
         if value is not None and value < 1:
-            flag = name.replace("_", "-")
-            raise UserError(f"--{flag} is {value}; give at least 1")
+            raise UserError(f"{flag(name)} is {value}; give at least 1")
     score = score_benchmarks if options.tasks else score_source
     score(options)
 
@@ -82,6 +81,7 @@ def score_benchmarks(options: Options) -> None:
     """Runs the benchmarks and prints their table."""
     from quecc_jax.evaluate import benchmarks
 
+    refuse_unread(options, ("images",), "goes with a .json file; benchmarks have theirs in --data")
     check_folder("--out", options.out)
     shown: list[Progress] = []
     lines: dict[str, TaskID] = {}
@@ -160,9 +160,8 @@ def show_benchmarks(results: "Results", out: Path) -> None:
 
 def score_source(options: Options) -> None:
     """Answers every question of a data set, writes the files and prints the table."""
-    for name in ("limit", "name", "html", "scorer"):
-        if getattr(options, name):
-            raise UserError(f"--{name} goes with --tasks; name benchmarks or leave it out")
+    of_benchmarks = ("limit", "name", "html", "scorer", "seed")
+    refuse_unread(options, of_benchmarks, "goes with --tasks; name benchmarks or leave it out")
     source = _source(options.data, options.images)
     check_folder("--out", options.out)
     # Imported late, so that --help and mistakes in the command line answer at once.
@@ -227,6 +226,8 @@ def _source(data: Path, images: Path | None) -> SourceConfig:
     if images is not None and not images.is_dir():
         raise UserError(f"--images {images} is not a folder; give the one that holds the images")
     if data.is_dir():
+        if images is not None:
+            raise UserError(f"--images goes with a .json file; the pool {data} has its own, so leave it out")
         return SourceConfig(kind="pool", path=str(data))
     return SourceConfig(kind="llava_json", path=str(data), images=str(images or data.parent))
 

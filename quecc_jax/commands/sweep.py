@@ -14,6 +14,7 @@ from typing import Annotated
 import tyro
 
 from quecc_jax.aot.chips import find_chip
+from quecc_jax.commands.checks import refuse_unread
 from quecc_jax.commands.config_file import load_file
 from quecc_jax.errors import UserError
 from quecc_jax.experiments.grid import Cell, Grid, at
@@ -41,6 +42,8 @@ class Options:
 
 def run(options: Options) -> None:
     """Trains and tests the cells that are missing, or says what they would take."""
+    if not options.dry_run:
+        refuse_unread(options, ("topology", "mfu"), "goes with --dry-run; add it or leave this out")
     grid = load_file(options.config, "grid", Grid)
     grid = at(grid, options.out) if options.out else grid
     chosen = sharded(grid.cells, options.shard)

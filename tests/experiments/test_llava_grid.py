@@ -13,6 +13,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 from quecc_jax.aot.chips import find_chip
+from quecc_jax.commands.cli import execute
 from quecc_jax.commands.sweep import dry_run, sharded
 from quecc_jax.config import CheckpointConfig, SourceConfig
 from quecc_jax.data.text.word_tokenizer import train_word_tokenizer
@@ -255,6 +256,12 @@ def test_dry_run_counts_hours(tmp_path):
     for topology, mfu, sentence in (("v5e", 0.4, "--topology"), ("v9-8", 0.4, "v9"), ("v5e-8", 1.5, "--mfu")):
         with pytest.raises(UserError, match=sentence):
             dry_run(grid, grid.cells, topology, mfu)
+
+
+@pytest.mark.parametrize("option", [("--topology", "h100-8"), ("--mfu", "0.5")])
+def test_what_a_dry_run_alone_reads_is_refused(option):
+    with pytest.raises(UserError, match=f"^{option[0]} goes with --dry-run"):
+        execute("sweep", ["configs/llava_sweep.py", *option])
 
 
 def test_command_line_of_the_published_grid():
