@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from quecc_jax.commands.checks import check_folder
 from quecc_jax.errors import UserError
 
 
@@ -62,6 +63,7 @@ class Options:
 def run(options: Options) -> None:
     """Fits one scores file, its tasks and its variants, and writes everything to the folder."""
     _check(options)
+    check_folder("--out", options.out)
     # float64 is slow or missing on accelerators, and the problems are small.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     # Imported late, so that --help and mistakes in the command line answer at once.
@@ -158,7 +160,7 @@ def run(options: Options) -> None:
         page.write_atomically(out / "fit.html", page.html_page(title, sections))
         page.write_atomically(out / "fit.json", json.dumps(record, indent=2, allow_nan=False) + "\n")
     except OSError as problem:
-        raise UserError(f"Cannot write to {out}: {problem.strerror}.") from None
+        raise UserError(f"--out {out} cannot be written ({problem.strerror}); choose another") from None
     print(fit.law.formula())
     if fit is not best:
         print(f"note: {fit_report.grid_note(fit, best)}")

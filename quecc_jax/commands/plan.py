@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import tyro
 
+from quecc_jax.commands.checks import check_folder
 from quecc_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ def run(options: Options) -> None:
     # float64 is slow or missing on accelerators, and the problems are small.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     _check(options)
+    check_folder("--out", options.out)
     # Imported late, so that --help and mistakes in the command line answer at once.
     from quecc_jax.pages import page
     from scaling.cost import Lengths, compressor_config, find_llm
@@ -116,7 +118,7 @@ def run(options: Options) -> None:
         record = json.dumps(plan_report.plan_record(plan, asked), indent=2, allow_nan=False)
         page.write_atomically(out / "plan.json", record + "\n")
     except OSError as problem:
-        raise UserError(f"Cannot write to {out}: {problem.strerror}.") from None
+        raise UserError(f"--out {out} cannot be written ({problem.strerror}); choose another") from None
     print(fit.law.formula())
     print(f"cost: {asked.cost_model}; {asked.convention}")
     for title, table in (

@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 
@@ -139,13 +140,15 @@ def test_loss_method_and_box_are_options(tmp_path):
         assert {key: record[key] for key in expected} == expected
 
 
-@pytest.mark.usefixtures("without_figures")
 def test_unwritable_folder_is_a_sentence(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    options = ["--refits", "10", "--starts", "8", "--box", "published"]
-    with pytest.raises(SystemExit, match=r"^1$"):
-        main(["fit", "--scores", "general", "--out", str(tmp_path / "file" / "x"), *options])
-    assert "Cannot write" in capsys.readouterr().err
+    for command in (["fit", "--scores", "nowhere"], ["plan", "--fit", "nowhere", "--flops", "1e12"]):
+        # Before anything is read, not after the fit.
+        with pytest.raises(SystemExit, match=r"^1$"):
+            main([*command, "--out", str(tmp_path / "file" / "x")])
+        assert re.fullmatch(
+            r"error: --out .* cannot be written .*; choose another\n", capsys.readouterr().err
+        )
 
 
 @pytest.mark.parametrize(
