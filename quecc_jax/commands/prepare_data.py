@@ -88,7 +88,7 @@ def check(options: Options) -> None:
     if not 1 <= options.quality <= 100:
         raise UserError(f"--quality is {options.quality}; give 1 to 100")
     if options.features or options.queries:
-        prepares = (
+        preparing = (
             "data",
             "images",
             "resize",
@@ -99,8 +99,8 @@ def check(options: Options) -> None:
             "format",
             "shard_images",
         )
-        why = "prepares data, and --features and --queries read what is prepared; leave it out, or run both in turn"
-        refuse_unread(options, prepares, why)
+        why = "is for preparing data, and --features and --queries read what is prepared; leave it out"
+        refuse_unread(options, preparing, why)
         if not options.checkpoint:
             raise UserError("--features and --queries need --checkpoint, a run")
         if not options.features:
@@ -188,6 +188,10 @@ def write_features(options: Options) -> None:
     from quecc_jax.train.checkpoint import load_params
 
     prepared = open_prepared(options.out)
+    if prepared.recipe.size:
+        other = (n for n in ("aspect", "decoding") if getattr(options, n) != getattr(prepared.recipe, n))
+        why = f"goes with whole images, and {options.out} holds resized ones; leave it out"
+        refuse_unread(options, tuple(other), why)
     config, params = load_params(options.checkpoint, ["vision"])
     vision = config.model.tower
     made = prepared.recipe if prepared.recipe.size else options

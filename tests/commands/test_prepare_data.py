@@ -38,6 +38,8 @@ def test_prepares_verifies_and_refuses(tmp_path):
     again = run(*command)
     assert again.returncode == 1 and again.stderr.splitlines()[-1].startswith("error: ")
     assert "prepared already" in again.stderr
+    with pytest.raises(UserError, match=r"^--aspect goes with whole images, and .* holds resized ones"):
+        main_with("--out", out, "--features", "--checkpoint", "R", "--aspect", "square")
     whole = run("--out", out, "--verify")
     assert whole.returncode == 0 and "2 shards are whole" in whole.stdout
 
@@ -55,9 +57,15 @@ def test_prepares_verifies_and_refuses(tmp_path):
         ("--out {file}/x --format tfds", "--out {file}/x cannot be written ({file} is not a folder)"),
         ("--data {empty}", "{empty} has no rows; give a file of conversations"),
         ("--data {empty} --format tfds", "{empty} has no rows; give a file of conversations"),
-        ("--queries --checkpoint R", "--data prepares data, and --features and --queries read"),
-        ("--data= --images x --features --checkpoint R", "--images prepares data, and --features and"),
-        ("--data= --features --resize 24 --checkpoint R", "--resize prepares data, and --features and"),
+        ("--queries --checkpoint R", "--data is for preparing data, and --features and --queries read"),
+        (
+            "--data= --images x --features --checkpoint R",
+            "--images is for preparing data, and --features and",
+        ),
+        (
+            "--data= --features --resize 24 --checkpoint R",
+            "--resize is for preparing data, and --features and",
+        ),
         ("--data= --queries --aspect square --checkpoint R", "--aspect goes with --resize or --features"),
         ("--data= --features --encoder decoder --checkpoint R", "--encoder goes with --queries"),
         ("--data= --queries --layer 2 --checkpoint R", "--layer goes with --encoder early_exit"),
