@@ -60,7 +60,7 @@ class Case(NamedTuple):
     init: Init = "ours"
     ratio: float = 0.0
     """Of the first visual tokens' root mean square to the text embeddings'; 0 leaves what `init` gives."""
-    text: Literal["bed", "small"] = "bed"
+    text: Literal["testbed", "small"] = "testbed"
     """The testbed's language model, or the same function with embeddings of SMALL_TEXT, as large models have."""
     rate: float = 1e-3
     clip: float = 1.0

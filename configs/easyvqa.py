@@ -7,16 +7,14 @@ import dataclasses
 
 from configs import demo
 from quecc_jax.config import DataConfig, MeshConfig, RunConfig, SourceConfig
-from quecc_jax.config.io import load_config
-from quecc_jax.experiments.testbed.grids import compressor, model, training
+from quecc_jax.experiments.testbed.grids import compressor, model, trained_cell, training
 
 DEMO = "runs/demo"
 
 
 def config() -> RunConfig:
     """The middle decoder at V = 4, all parts trained but the tower."""
-    start = f"{DEMO}/cells/M-v4-s0/stage2"
-    vocabulary = load_config(f"{start}/config.json").model.decoder.vocab_size
+    start, vocabulary = trained_cell(DEMO, "M-v4-s0")
     data = DataConfig(
         sources=(SourceConfig("easy_vqa"),),
         tokenizer=f"{DEMO}/data/tokenizer",

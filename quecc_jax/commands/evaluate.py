@@ -73,6 +73,8 @@ def run(options: Options) -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UserError(f"{flag(name)} is {value}; give at least 1")
+    if options.seed < 0:
+        raise UserError(f"--seed is {options.seed}; give at least 0")
     score = score_benchmarks if options.tasks else score_source
     score(options)
 

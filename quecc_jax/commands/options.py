@@ -14,7 +14,7 @@ import tyro
 
 from quecc_jax.commands.config_file import load_config_file
 from quecc_jax.config import RunConfig
-from quecc_jax.config.compressors import exchanged
+from quecc_jax.config.compressors import config_class, exchanged, names
 from quecc_jax.config.io import nearest
 from quecc_jax.config.renamed import RENAMED
 from quecc_jax.config.validation import validate
@@ -191,6 +191,9 @@ def _unknown(token: str, known: Sequence[str]) -> str:
     renamed = RENAMED.get(option.removeprefix("--").replace("-", "_"))
     if renamed is not None:
         return f"{option} is now {option.rpartition('.')[0]}.{renamed.name.replace('_', '-')}{renamed.how}"
+    setting = option.removeprefix("--model.compressor.").replace("-", "_")
+    if setting != option and any(setting in config_class(name).__dataclass_fields__ for name in names()):
+        return f"{option} is not read by the compressor that is chosen; leave it out"
     commands = [name for name in known if not name.startswith("-")]
     if commands and not option.startswith("-"):
         return f"{option} is not a command; {nearest(option, commands)}"

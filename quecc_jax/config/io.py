@@ -98,8 +98,9 @@ def _compressor_class(value: object, where: str) -> type[CompressorConfig]:
 
 def nearest(name: str, known: list[str], otherwise: str = "") -> str:
     """The half-sentence that helps after an unknown name; `otherwise` in place of a long list."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]}?" if close else otherwise or f"known: {', '.join(known)}"
+    bare = {one.lstrip("-"): one for one in known}
+    close = difflib.get_close_matches(name.lstrip("-"), bare, n=1, cutoff=0.7)
+    return f"did you mean {bare[close[0]]}?" if close else otherwise or f"known: {', '.join(known)}"
 
 
 def differences(old: RunConfig, new: RunConfig) -> Iterator[str]:
@@ -137,8 +138,14 @@ def load_config(path: str | os.PathLike[str]) -> RunConfig:
         data = parsed(decoded(str(path), as_path(path).read_bytes()))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; is this the directory of a run?") from None
+    except NotADirectoryError:
+        raise UserError(f"{as_path(path).parent} is a file; give the directory of a run") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as JSON ({error}); restore or delete it") from None
+    if isinstance(data, dict) and {"architectures", "model_type"} & data.keys():
+        raise UserError(
+            f"{path} is of another project's model; make a run of it with python -m launch.convert import"
+        )
     data, renamed = with_new_names(data)
     if renamed:
         warnings.warn(f"{path}: {', '.join(renamed)}", Note, stacklevel=2)

@@ -75,7 +75,8 @@ def open_checkpoint(
         return Opened(Source(hf_config(gguf), gguf.shapes, str(path)), gguf, None)
     directory = path.parent if path.is_file() else path
     if directory.is_dir():
-        refuse_adapter_files(directory)
+        # Folders beside a single file may be of anything.
+        refuse_adapter_files(directory, levels=3 if path.is_dir() else 0)
     chosen = choose(path, projector) if path.is_dir() else None
     tensors = open_tensors(path, allow_pickle) if chosen is None else open_chosen(chosen, allow_pickle)
     if not (directory / "config.json").is_file():

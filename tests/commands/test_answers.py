@@ -283,6 +283,8 @@ def bad(tmp_path, run, image_files) -> dict[str, Path]:
     row = {"image": "torn.png", "conversations": [human, {"from": "gpt", "value": "red"}]}
     (tmp_path / "torn.json").write_text(json.dumps([row]))
     shutil.copytree(run.out, tmp_path / "hollow", ignore=lambda *_: ["checkpoints"])
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign/config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
     return {path.stem: path.with_suffix("") for path in tmp_path.iterdir()}
 
 
@@ -305,6 +307,9 @@ def bad(tmp_path, run, image_files) -> dict[str, Path]:
             "no template 'llama3'; choose one of plain, v1",
         ),
         ("--checkpoint {run}", "--question must be given"),
+        ("--checkpoint {run}/config.json --question q", "config.json is a file; give the directory of a run"),
+        ("--checkpoint {foreign} --question q", "another project's model; .* launch.convert import"),
+        ("--checkpoint {run} --question \udcff", "the question, .*, is not UTF-8 text"),
         ("--checkpoint {run} --qestion q", "--qestion is not an option; did you mean --question"),
     ],
 )
@@ -326,6 +331,7 @@ def test_mistakes_of_generation_are_one_line(run, image_files, bad, monkeypatch,
         ("--data {pool} --images {pool}", "--images goes with a .json file; the pool .* has its own"),
         ("--data {pool} --tasks pope --images {pool}", "--images goes with a .json file; benchmarks have"),
         ("--data {pool} --seed 3", "--seed goes with --tasks; name benchmarks or leave it out"),
+        ("--data {pool} --seed -1", "--seed is -1; give at least 0"),
         ("--data {pool} --template vicuna", "no template 'vicuna'; choose one of plain, v1"),
         ("--data {pool} --out {silent}.json", "--out .* cannot be written"),
         ("--data {pool} --batch-size many", "batch-size.*'many'"),

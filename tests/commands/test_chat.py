@@ -91,6 +91,7 @@ def test_commands(engine, images):
         ("/image {folder}", "is a directory|cannot be opened"),
         ("<image> what?", "0 images but 1 <image> placeholders"),
         ("what? " * 60, "tokens but data.max_length is 96"),
+        ("what \udcff?", "not UTF-8 text"),
     ],
 )
 def test_a_mistake_is_one_line_and_the_conversation_goes_on(engine, images, line, message):

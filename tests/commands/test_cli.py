@@ -65,6 +65,11 @@ def test_options_override_the_file_and_nothing_else(config_file):
         (["--train.stepz=3"], "--train.stepz is not an option; did you mean --train.steps"),
         (["--zzzzzz", "3"], "^--zzzzzz is not an option; see --help$"),
         (["stray"], "^stray is not an option"),
+        (["--picture", "a.png"], "^--picture is not an option; see --help$"),
+        (
+            ["--model.compressor.name", "none", "--model.compressor.kernel", "3"],
+            "^--model.compressor.kernel is not read by the compressor that is chosen; leave it out$",
+        ),
         (["--train.steps", "many"], "train.steps.*'many'"),
         (["--train.steps", "2.5"], r"train.steps.*'2\.5'"),
         (["--train.steps"], "train.steps"),

@@ -20,7 +20,7 @@ TENSORS = (
 
 _FILE = re.compile(
     rf"adapter_config\.json|non_lora_trainables\..+|(adapters?|llama_adapter)([._-].*)?\.({TENSORS})"
-    rf"|.*lora.*\.({TENSORS})",
+    rf"|(.*[^a-z])?q?lora.*\.({TENSORS})",
     re.IGNORECASE,
 )
 """Files of an adapter, as PEFT, LLaVA's training with LoRA, diffusers, MLX and LLaMA-Adapter call them."""
@@ -52,8 +52,9 @@ def is_adapter_file(name: str) -> bool:
     return _FILE.fullmatch(name) is not None
 
 
-def refuse_adapter_files(directory: Path) -> None:
-    """Refuses a directory with an adapter, in itself or in a folder inside (lora/checkpoint-500/ and such).
+def refuse_adapter_files(directory: Path, levels: int = 3) -> None:
+    """Refuses a directory with an adapter, in itself or in a folder inside (lora/checkpoint-500/ and such), so
+    many levels deep.
 
     Raises:
       UserError: there is one; all files of it are named.
@@ -65,7 +66,7 @@ def refuse_adapter_files(directory: Path) -> None:
         )
     found = [
         str(file.relative_to(directory))
-        for folder in _folders(directory)
+        for folder in _folders(directory, levels)
         for file in sorted(folder.iterdir())
         # A link to a file that is gone tells of an adapter all the same.
         if not file.is_dir() and is_adapter_file(file.name)
@@ -77,7 +78,7 @@ def refuse_adapter_files(directory: Path) -> None:
         )
 
 
-def _folders(directory: Path, levels: int = 3) -> Iterator[Path]:
+def _folders(directory: Path, levels: int) -> Iterator[Path]:
     """A directory and the folders inside of it, so many levels deep, since links may lead in circles."""
     yield directory
     if levels:

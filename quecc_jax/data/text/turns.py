@@ -52,8 +52,10 @@ def asking(
       latest: The query of every image is what is asked now, not the turn that holds it.
 
     Raises:
-      UserError: the history does not end with an answer.
+      UserError: the history does not end with an answer, or something said is not UTF-8 text.
     """
+    if not all(map(_is_utf8, (*history, question, system or ""))):
+        raise UserError("the question, or what was said before it, is not UTF-8 text; write it so")
     if len(history) % 2:
         raise UserError("the history ends with a question; give its answer as well")
     turns = (*history, question)
