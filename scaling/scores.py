@@ -84,7 +84,7 @@ def _complete(path: Path, percent: bool) -> ScoreTable | None:
     with _naming(path):
         if path.suffix.lower() in _COLUMNS:
             cells, signs = columns.parse(text)
-            return parse_cells(cells, percent or signs, path.stem)
+            return parse_cells(cells, percent or signs, path.stem, settled=signs)
         told = _json(text)
         if evaluations.is_evaluation(told):
             return None
