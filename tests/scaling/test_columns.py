@@ -118,7 +118,7 @@ def test_fractions_beside_percentages_are_refused(tmp_path, change):
 
 def test_fractions_beside_percentages_are_refused_in_columns_by_seed_too(tmp_path):
     mixed = wide(cell="{:g}").replace("0.31", "31")
-    with pytest.raises(UserError, match="Line 2's score at 16 visual tokens is 0.38 and another is 31"):
+    with pytest.raises(UserError, match=r"Line 2's score at 16 visual tokens is 0.38 and another is 31"):
         read(tmp_path, mixed, percent=True)
     with pytest.raises(UserError, match=r"Line 2's score at 1 visual tokens is 31, outside 0..1"):
         read(tmp_path, mixed)
@@ -128,9 +128,9 @@ def test_fractions_beside_percentages_are_refused_in_columns_by_seed_too(tmp_pat
         for v in (4, 16)
         for seed, score in enumerate((0.2, n + 0.5))
     )
-    with pytest.raises(UserError, match="0.2 and another is 3.5, so it may be a fraction"):
+    with pytest.raises(UserError, match=r"0.2 and another is 3.5, so it may be a fraction"):
         read(tmp_path, seeds, percent=True)
-    with pytest.raises(UserError, match="is 1.5, outside 0..1"):
+    with pytest.raises(UserError, match=r"is 1.5, outside 0..1"):
         read(tmp_path, seeds)
 
 
@@ -179,6 +179,11 @@ def test_seeds_are_averaged_and_tasks_stay_apart(tmp_path):
         (wide().replace("0.31", "31%"), "Some scores have a percent sign"),
         (wide().replace("0.31", "a"), "'a' as 1"),
         (wide().replace("0.31", "inf"), "write a number"),
+        (wide().replace("0.31", "nan"), "Line 2 has 'nan' as 1; write a number, or nothing for a missing"),
+        (tidy(lambda k: ",NaN", ",stderr"), "Line 2 has 'NaN' as stderr; write a number, or nothing"),
+        (wide().split("\n")[0], "has no rows below its header"),
+        (tidy().split("\n")[0] + "\n\n", "has no rows below its header"),
+        ("params_b,\n7,\n1,", "has no column of scores"),
         (wide().replace("0.31", "3_1"), "write a number"),
         (tidy() + "\n7,36,0.7", "Lines 10 and 11 give the same cell twice"),
         (wide() + "\n7,1,1,1", "same cell twice"),
