@@ -81,8 +81,12 @@ def read_scores(
 
 
 def is_scores(told: object) -> bool:
-    """Whether a decoded file is a scores file."""
-    return isinstance(told, Mapping) and {"params_b", "visual_tokens", "score"} <= told.keys()
+    """Whether a decoded file is a scores file; a fit.json repeats the scores beside its constants."""
+    return (
+        isinstance(told, Mapping)
+        and {"params_b", "visual_tokens", "score"} <= told.keys()
+        and "A" not in told
+    )
 
 
 def is_published(source: str) -> bool:
