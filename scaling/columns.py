@@ -37,7 +37,8 @@ _NAMES = {
     "benchmark": "task",
     "seed": "seed",
 }
-_MISSING = {"", "na", "n/a", "nan", "null", "none", "-", "–", "—"}
+_MISSING = {"", "na", "n/a", "null", "none", "-", "–", "—"}
+"""How a cell says that there is no score. NaN is none of them: it is what a score that went wrong looks like."""
 _UNITS = {"k": 1e-6, "m": 1e-3, "b": 1.0, "t": 1e3}
 _SIZE = re.compile(r"([0-9.]+(?:e[+-]?\d+)?)\s*([kmbt]?)", re.I)
 _COUNT = re.compile(r"(?:v|visual_tokens)?\s*[=_ ]?\s*(\d+(?:\.0*)?)", re.I)
@@ -60,6 +61,10 @@ def parse(text: str) -> tuple[list[Cell], bool]:
     header, lines = _lines(text)
     names = [_NAMES.get(name.strip().lower().replace(" ", "_"), "") for name in header]
     records = (_tidy if "visual_tokens" in names else _wide)(header, names, lines)
+    if not lines:
+        raise UserError("It has no rows below its header; write scores there.")
+    if not records:
+        raise UserError("It has no column of scores; write one for each number of visual tokens.")
     signs = set[bool]()
     cells = [_cell(number, record, signs) for number, record in records]
     if records and "error" in records[0][1]:

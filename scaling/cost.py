@@ -216,9 +216,13 @@ def compressor_config(name: str, visual_tokens: float) -> CompressorConfig:
         top = made.queries if isinstance(made, MqtConfig) else grid * grid
         possible = f"square numbers up to {top}" if name == "llava_mini" else f"1 to {top}"
         possible += "" if top == grid * grid else f", and {grid * grid}"
+    # Only those that can are named, by what they can make at most.
+    tops = {"mqt": 256, "prumerge": grid * grid}
+    others = [other for other, top in tops.items() if other != name and 1 <= count == visual_tokens <= top]
+    instead = f"--compressor {others[0]} can; " if others else ""
     raise UserError(
         f"V = {visual_tokens:g} visual tokens cannot be made of {grid} x {grid} patches by {name}; possible "
-        f"are {possible} (--compressor names another, such as mqt; any number with --cost published)."
+        f"are {possible} ({instead}--cost published, without --compressor, counts any number)."
     )
 
 
@@ -240,7 +244,7 @@ def model_config(
     if config_class(compressor)().fusion_layers:
         raise UserError(
             f"The pre-fusion of {compressor} with the instruction is not counted here; count with --cost "
-            "published."
+            "published and without --compressor."
         )
     # MQT's projector is one matrix; the others have LLaVA-1.5's.
     projector = "matrix" if made.name == "mqt" else ModelConfig.projector

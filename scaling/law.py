@@ -62,6 +62,11 @@ class Law:
     query_tokens: float = 50.0
 
     def __post_init__(self) -> None:
+        if self.params.A < 0:
+            raise UserError(
+                f"The law's constant A must be at least 0, not {self.params.A:g}, by which larger models would "
+                "err more; fit it anew."
+            )
         if self.tokens not in get_args(Tokens):
             raise UserError(f"The token convention must be 'V' or 'Q+V', not {self.tokens!r}.")
         if not (math.isfinite(self.query_tokens) and self.query_tokens >= 0):

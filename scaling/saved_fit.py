@@ -12,7 +12,7 @@ from jaxtyping import Float
 from quecc_jax.errors import UserError
 from scaling.formatting import Record
 from scaling.law import PARAMETERS, Law, Params
-from scaling.scores import PUBLISHED, is_published, published
+from scaling.scores import PUBLISHED, is_published, is_scores, published
 from scaling.table import ScoreTable, parse_scores
 
 
@@ -80,13 +80,15 @@ def load_fit(source: str, seed: int = 0) -> SavedFit:
         return _from_record(record)
     except UserError as problem:
         raise UserError(f"{path}: {problem}") from None
-    except (KeyError, TypeError, ValueError) as problem:
+    except (AttributeError, KeyError, TypeError, ValueError) as problem:
         raise UserError(
             f"{path} is not a fit.json of `scaling fit` ({type(problem).__name__}: {problem}); make it anew."
         ) from None
 
 
 def _from_record(record: Record) -> SavedFit:
+    if is_scores(record):
+        raise UserError("it is a scores file; run `scaling fit` on it first and give the fit.json it writes.")
     text = float(record["query_tokens"])
     law = _law(record, text)
     if not all(map(math.isfinite, law.params)):
@@ -94,6 +96,8 @@ def _from_record(record: Record) -> SavedFit:
     leaves = [np.asarray(record.get("samples", {}).get(name, []), np.float64) for name in PARAMETERS]
     if len({leaf.shape for leaf in leaves}) != 1 or not np.isfinite(leaves).all():
         raise UserError("its samples are not lists of the same number of numbers.")
+    if (leaves[0] < 0).any():
+        raise UserError("its samples hold a negative A, by which larger models would err more; fit it anew.")
     others = [_law(each, text) for each in record.get("rivals", {}).values()]
     other = next((each for each in others if each.tokens != law.tokens), None)
     sizes, counts = (np.asarray(record[key], np.float64) for key in ("params_b", "visual_tokens"))

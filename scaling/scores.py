@@ -60,17 +60,33 @@ def read_scores(
       UserError: a file cannot be read, or does not say a score, size, number of tokens, metric or scale.
     """
     if len(sources) == 1 and is_published(str(sources[0])):
+        _refuse_unread(str(sources[0]), metrics, percent)
         return published(str(sources[0]))
     read = [_source(str(one)) for one in sources]
     if len(read) == 1 and read[0].params_b is None:
-        table = _complete(read[0].path, percent)
+        table = _complete(read[0].path, metrics, percent)
         if table is not None:
             return table
     if percent:
         raise UserError("--percent is of a scores file; evaluations say their scale themselves.")
     cells = [cell for number, one in enumerate(read, start=1) for cell in _cells(one, number, metrics or {})]
+    tasks = sorted({cell.task for cell in cells})
+    for task in metrics or {}:
+        if task not in tasks:
+            raise UserError(
+                f"--metrics names {task}, of which no evaluation has a score; they have {', '.join(tasks)}."
+            )
     with _naming(Path("evaluations")):
         return parse_cells(cells, default_name="evaluations", what="evaluation")
+
+
+def is_scores(told: object) -> bool:
+    """Whether a decoded file is a scores file; a fit.json repeats the scores beside its constants."""
+    return (
+        isinstance(told, Mapping)
+        and {"params_b", "visual_tokens", "score"} <= told.keys()
+        and "A" not in told
+    )
 
 
 def is_published(source: str) -> bool:
@@ -78,26 +94,45 @@ def is_published(source: str) -> bool:
     return source in PUBLISHED and not Path(source).exists()
 
 
-def _complete(path: Path, percent: bool) -> ScoreTable | None:
+def _refuse_unread(source: str | Path, metrics: Mapping[str, str] | None, percent: bool = False) -> None:
+    """Refuses what a table that is complete and in fractions would not read."""
+    if metrics:
+        raise UserError(f"{source} is a table of scores, not of lmms-eval's metrics; leave --metrics out.")
+    if percent:
+        raise UserError(f"{source} says its scale itself; leave --percent out.")
+
+
+def _complete(path: Path, metrics: Mapping[str, str] | None, percent: bool) -> ScoreTable | None:
     """The table of a file that holds all of it; None if it is an evaluation of one model."""
     text = _text(path)
     with _naming(path):
         if path.suffix.lower() in _COLUMNS:
+            _refuse_unread("It", metrics)
             cells, signs = columns.parse(text)
-            return parse_cells(cells, percent or signs, path.stem)
+            return parse_cells(cells, percent or signs, path.stem, settled=signs)
         told = _json(text)
         if evaluations.is_evaluation(told):
             return None
         if evaluations.is_grid(told):
+            _refuse_unread("It", metrics, percent)
             return parse_cells(evaluations.grid_cells(told), default_name=path.parent.name or path.stem)
+        _refuse_unread("It", metrics)
         return parse_scores(told, percent, path.stem)
 
 
 def _cells(source: _Source, number: int, metrics: Mapping[str, str]) -> list[Cell]:
     """The scores of one evaluation."""
-    path, text = source.path, _text(source.path)
-    with _naming(path):
-        told = _json(text)
+    path = source.path
+    if is_published(str(path)):
+        raise UserError(f"{path} is a published table; give it alone and without @.")
+    text, told = _text(path), None
+    is_table = path.suffix.lower() in _COLUMNS
+    if not is_table:
+        with _naming(path):
+            told = _json(text)
+        is_table = is_scores(told) or evaluations.is_grid(told)
+    if is_table:
+        raise UserError(f"{path} holds the scores of several models; give it alone and without @.")
     if not evaluations.is_evaluation(told):
         raise UserError(f"{path} is no results file of launch.evaluate or lmms-eval, nor a scores file.")
     scores, says = evaluations.scores_of(told, path, metrics)
@@ -129,8 +164,10 @@ def _file(path: Path) -> Path:
         return path
     named = [path / name for name in ("scores.json", "results.json") if (path / name).is_file()]
     found = named[:1] or sorted(path.glob("*_results.json")) or sorted(path.glob("*/*_results.json"))
-    if len(found) != 1:
-        raise UserError(f"{path} holds {len(found)} files of results; name one.")
+    if not found:
+        raise UserError(f"{path} holds no results files; name a scores file or a folder of results.")
+    if len(found) > 1:
+        raise UserError(f"{path} holds {len(found)} results files; name one.")
     return found[0]
 
 

@@ -82,12 +82,16 @@ class ScoreTable:
         return checked(dataclasses.replace(self, score=score, flagged=()))
 
 
-def parse_scores(content: object, percent: bool = False, default_name: str = "scores") -> ScoreTable:
+def parse_scores(
+    content: object, percent: bool = False, default_name: str = "scores", settled: bool = False
+) -> ScoreTable:
     """The checked table of a decoded scores file, whose keys `scaling.scores` lists; arrays may stand for lists.
 
     Args:
       percent: the scores run from 0 to 100.
       default_name: the table's, where the content names none.
+      settled: `percent` is known of each score; otherwise one of 1 and less beside others is refused, which
+        may be a fraction.
 
     Raises:
       UserError: names the key or the cell that is wrong.
@@ -111,11 +115,19 @@ def parse_scores(content: object, percent: bool = False, default_name: str = "sc
         return _grid(value, key, params_b, visual_tokens, 100.0 if percent else 1.0)[ascending]
 
     score = grid(content["score"], "score")
-    if percent and np.isfinite(score).any() and np.nanmax(score) <= 0.01:
-        raise UserError("No score is above 1, so these are no percentages; leave --percent out.")
-    tasks = content.get("tasks") or {}
-    if not isinstance(tasks, Mapping):
+    told = content.get("tasks") or {}
+    if not isinstance(told, Mapping):
         raise UserError("'tasks' must be an object that maps each task's name to its scores.")
+    tasks = {str(name): grid(value, f"tasks[{name!r}]") for name, value in told.items()}
+    if percent and not settled:
+        grids = {"score": score} | {f"tasks[{name!r}]": value for name, value in tasks.items()}
+        _refuse_fractions(
+            (f"{key!r} at {n:g}B, {v:g} visual tokens", 100 * one)
+            for key, value in grids.items()
+            for n, row in zip(np.sort(params_b), value, strict=True)
+            for v, one in zip(np.sort(visual_tokens), row, strict=True)
+            if np.isfinite(one)
+        )
     query_tokens = content.get("query_tokens")
     if query_tokens is not None and not (is_number(query_tokens) and query_tokens >= 0):
         raise UserError(f"'query_tokens' must be a number of at least 0, not {query_tokens!r}.")
@@ -126,7 +138,7 @@ def parse_scores(content: object, percent: bool = False, default_name: str = "sc
             visual_tokens=np.sort(visual_tokens),
             score=score,
             stderr=None if stderr is None else grid(stderr, "stderr"),
-            tasks={str(name): grid(value, f"tasks[{name!r}]") for name, value in tasks.items()},
+            tasks=tasks,
             query_tokens=query_tokens,
             name=str(content.get("name", default_name)),
             source=str(content.get("source", "")),
@@ -136,16 +148,30 @@ def parse_scores(content: object, percent: bool = False, default_name: str = "sc
 
 
 def parse_cells(
-    cells: Sequence[Cell], percent: bool = False, default_name: str = "scores", what: str = "line"
+    cells: Sequence[Cell],
+    percent: bool = False,
+    default_name: str = "scores",
+    what: str = "line",
+    settled: bool = False,
 ) -> ScoreTable:
     """The checked table of single scores: means over seeds by task, and over tasks where there are several.
 
     Args:
       what: what the cells' numbers count.
+      percent, default_name, settled: as of `parse_scores`.
 
     Raises:
       UserError: a cell is given twice, or not for every task; or as `parse_scores`.
     """
+    # Each score by itself: a mean over seeds or tasks would hide one in another scale.
+    scores = [
+        (f"{what.capitalize()} {cell.number}'s score at {cell.visual_tokens:g} visual tokens", cell.score)
+        for cell in cells
+    ]
+    top = 100.0 if percent else 1.0
+    known = [(where, _in_range(score, where, top)) for where, score in scores if score is not None]
+    if percent and not settled:
+        _refuse_fractions(known)
     groups: dict[tuple[str, float, float], dict[str, Cell]] = collections.defaultdict(dict)
     for cell in cells:
         runs = groups[cell.task, cell.params_b, cell.visual_tokens]
@@ -178,7 +204,37 @@ def parse_cells(
         content["stderr"] = grid("stderr", tasks)
     if tasks != [""]:
         content["tasks"] = {task: grid("score", [task]) for task in tasks}
-    return parse_scores(content, percent, default_name)
+    return parse_scores(content, percent, default_name, settled=True)
+
+
+def _refuse_fractions(scores: Iterable[tuple[str, float]]) -> None:
+    """Refuses percentages, each behind where it stands, of which some or all may be fractions.
+
+    A score of 0 is the same either way.
+    """
+    known = list(scores)
+    largest = max((score for _, score in known), default=math.inf)
+    if largest <= 1:
+        raise UserError("No score is above 1, so these are no percentages; leave --percent out.")
+    for where, score in known:
+        if 0 < score <= 1:
+            raise UserError(
+                f"{where} is {score:g} and another is {largest:g}, so it may be a fraction or a percentage; write "
+                "every score in percent (0.4 as 40), or, if it is one below 1 %, every score as a fraction "
+                "without --percent (or each with a percent sign, in CSV)."
+            )
+
+
+def _in_range(score: object, where: str, top: float) -> float:
+    """The score itself, if it is a number in 0..top."""
+    if not is_number(score):
+        raise UserError(f"{where} is {score!r}; write null for a missing cell.")
+    if not 0 <= score <= top:
+        hint = ""
+        if top == 1.0 and score > 1:
+            hint = "; if these are percentages, write all of them so (0.4 as 40) and pass --percent"
+        raise UserError(f"{where} is {score:g}, outside 0..{top:g}{hint}.")
+    return score
 
 
 def _mean(values: Sequence[float | None], field: Literal["score", "stderr"]) -> float | None:
@@ -252,12 +308,7 @@ def _grid(value: object, key: str, params_b: np.ndarray, visual_tokens: np.ndarr
             if cell is None:
                 continue
             where = f"{key!r} at {params_b[i]:g}B, {visual_tokens[j]:g} visual tokens"
-            if not is_number(cell):
-                raise UserError(f"{where} is {cell!r}; write null for a missing cell.")
-            if not 0 <= cell <= top:
-                hint = "; if these are percentages, pass --percent" if top == 1.0 and cell > 1 else ""
-                raise UserError(f"{where} is {cell:g}, outside 0..{top:g}{hint}.")
-            cells[i, j] = cell / top
+            cells[i, j] = _in_range(cell, where, top) / top
     return cells
 
 

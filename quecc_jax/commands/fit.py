@@ -13,6 +13,9 @@ import tyro
 from quecc_jax.commands.checks import check_folder
 from quecc_jax.errors import UserError
 
+_MOST = 1_000_000
+"""Starts and refits of so many are held in memory at once."""
+
 
 @tyro.conf.configure(tyro.conf.DisallowNone)
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +41,8 @@ class Options:
     """Hold D at this value in 0..1; by default D is fitted."""
     loss: Literal["least_squares", "weighted", "huber"] = "least_squares"
     """Squares; squares over stderr squared; Huber on the log of the error."""
-    huber_delta: float = 1e-3
-    """Log error up to which --loss huber counts squared."""
+    huber_delta: float | None = None
+    """Log error up to which --loss huber counts squared; by default 0.001."""
     method: Literal["starts", "grid"] = "starts"
     """Many starts at once, or the published grid of 5,000,000 points, all of it."""
     box: Literal["non-negative", "published"] = "non-negative"
@@ -84,7 +87,7 @@ def run(options: Options) -> None:
     from scaling.bootstrap import Resample
     from scaling.diagnostics.assess import assess
     from scaling.diagnostics.summary import diagnose, diagnostics_findings, diagnostics_record
-    from scaling.fit import NON_NEGATIVE, PUBLISHED_BOX, Loss, fit_law
+    from scaling.fit import HUBER_DELTA, NON_NEGATIVE, PUBLISHED_BOX, Loss, fit_law
     from scaling.law import PARAMETERS, Tokens
     from scaling.report import fit_report, plot
     from scaling.report.diagnostics_report import diagnostics_sections
@@ -98,7 +101,7 @@ def run(options: Options) -> None:
         n_starts=options.starts,
         seed=options.seed,
         loss=options.loss,
-        huber_delta=options.huber_delta,
+        huber_delta=HUBER_DELTA if options.huber_delta is None else options.huber_delta,
         method=options.method,
     )
     trusted = functools.partial(assess, count=options.refits, seed=options.seed, method=options.interval)
@@ -174,8 +177,22 @@ def _check(options: Options) -> None:
     """Numbers out of range are mistakes."""
     if not options.scores:
         raise UserError("--scores needs a file or the name of a published table")
-    if not 0 < options.huber_delta < math.inf:
-        raise UserError(f"--huber-delta is {options.huber_delta:g}; give a number above 0")
+    if options.huber_delta is not None:
+        if not 0 < options.huber_delta < math.inf:
+            raise UserError(f"--huber-delta is {options.huber_delta:g}; give a number above 0")
+        if options.loss != "huber":
+            raise UserError(f"--huber-delta is of --loss huber, not of {options.loss}; leave it out")
     for name, value in (("starts", options.starts), ("refits", options.refits)):
         if value < 1:
             raise UserError(f"--{name} is {value}; give at least 1")
+        if value > _MOST:
+            raise UserError(f"--{name} is {value}; give at most {_MOST}")
+    if options.seed < 0:
+        raise UserError(f"--seed is {options.seed}; give at least 0")
+    if options.query_tokens is not None and not 0 <= options.query_tokens < math.inf:
+        raise UserError(f"--query-tokens is {options.query_tokens:g}; give a number of at least 0")
+    if options.fix_d is not None and not 0 <= options.fix_d < 1:
+        raise UserError(f"--fix-d is {options.fix_d:g}; give a number of at least 0 and below 1")
+    for size in options.predict or ():
+        if not 0 < size < math.inf:
+            raise UserError(f"--predict has {size:g}; give positive numbers")

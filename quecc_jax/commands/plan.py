@@ -150,7 +150,16 @@ def _check(options: Options) -> None:
         if not 0 < count < math.inf:
             raise UserError(f"--visual-tokens has {count:g}; give positive numbers")
     if options.cost == "published":
-        for name in ("ms", "usd", "chip", "answer_tokens", "question_tokens", "encoder", "exit_layer"):
+        for name in (
+            "ms",
+            "usd",
+            "chip",
+            "answer_tokens",
+            "question_tokens",
+            "encoder",
+            "exit_layer",
+            "compressor",
+        ):
             if getattr(options, name) is not None:
                 raise UserError(
                     f"--{name.replace('_', '-')} needs --cost counted; the published cost 2N(Q + V) knows "

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 from quecc_jax.errors import UserError
 
@@ -164,12 +164,26 @@ def read_results(path: Path) -> Results:
     Raises:
       UserError: it cannot be read, or lacks what a report needs.
     """
+    unread = f"cannot read results from {path}"
+    if path.is_dir():
+        raise UserError(f"{unread}, which is a folder; name the results.json of a grid")
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as problem:
-        raise UserError(f"cannot read results from {path}: {problem}") from None
+        text = path.read_text(encoding="utf-8")
+    except OSError as problem:
+        raise UserError(f"{unread}: {problem.strerror}; name the results.json of a grid") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{unread}, which is no text; name the results.json of a grid") from None
+    if not text.strip():
+        raise UserError(f"{unread}, which is empty; name the results.json of a grid")
+    try:
+        results = json.loads(text)
+    except ValueError as problem:
+        raise UserError(f"{unread}, which is not valid JSON: {problem}") from None
+    if not isinstance(results, dict) or "score" in results:
+        kind = "a scores file" if isinstance(results, dict) else "of something else"
+        raise UserError(f"{unread}, which is {kind}; name the results.json of a grid")
     check_results(results)
-    return results
+    return cast(Results, results)
 
 
 def check_results(results: Mapping[str, Any]) -> None:

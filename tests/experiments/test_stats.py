@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from quecc_jax.commands import grid_law
 from quecc_jax.errors import UserError
 from quecc_jax.experiments import stats
-from quecc_jax.experiments.results import check_results
+from quecc_jax.experiments.results import check_results, read_results
 from quecc_jax.experiments.sizes_report import findings
 from tests.commands.synthetic import make_results
 
@@ -147,6 +147,30 @@ def test_findings_follow_the_numbers(results):
 def test_absent_field_is_one_sentence(results, key):
     with pytest.raises(UserError, match=key):
         check_results({k: v for k, v in results.items() if k != key})
+
+
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        (None, "results.json: No such file or directory; name the results.json of a grid"),
+        ("folder", "which is a folder; name the results.json of a grid"),
+        (b"", "which is empty; name"),
+        (b"\xff\xfe", "which is no text; name"),
+        (b"{", "which is not valid JSON: "),
+        (b'{"params_b": [1], "visual_tokens": [1], "score": [[0.1]]}', "which is a scores file; name"),
+        (b"[]", "which is of something else; name"),
+        (b'{"grid": "demo"}', "the results have no command"),
+    ],
+)
+def test_a_file_that_holds_no_results_is_one_sentence(tmp_path, content, says):
+    path = tmp_path / "results.json"
+    if content == "folder":
+        path.mkdir()
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        read_results(path)
+    assert says in str(caught.value) and "\n" not in str(caught.value) and "Errno" not in str(caught.value)
 
 
 def test_no_finished_cell_is_one_sentence(results):

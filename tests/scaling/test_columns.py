@@ -95,6 +95,53 @@ def test_percentages_are_said_or_refused(tmp_path):
             read(tmp_path, shares, name, percent=True)
 
 
+MIXED = [[25, 40, 50], [0.4, 0.5, None], [0.6, 0.65, 0.67]]
+SHARES = [[0.25, 0.4, 0.5], [0.4, 0.5, 0.55], [0.6, 0.65, 0.67]]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"score": MIXED},
+        {"score": [[25, 40, 50], [40, 50, 1], [60, 65, 67]]},
+        {"score": [[25, 40, 50], [40, 50, 55], [60, 65, 67]], "tasks": {"a": SHARES}},
+        {"score": SHARES, "tasks": {"a": [[25, 40, 50], [40, 50, 55], [60, 65, 67]]}},
+    ],
+)
+def test_fractions_beside_percentages_are_refused(tmp_path, change):
+    scores = {"params_b": SIZES, "visual_tokens": COUNTS} | change
+    with pytest.raises(UserError, match="may be a fraction or a percentage; write every score in percent"):
+        read(tmp_path, json.dumps(scores), "a.json", percent=True)
+    with pytest.raises(UserError, match=r"outside 0..1; if these are percentages, write all of them so"):
+        read(tmp_path, json.dumps(scores), "a.json")
+
+
+def test_fractions_beside_percentages_are_refused_in_columns_by_seed_too(tmp_path):
+    mixed = wide(cell="{:g}").replace("0.31", "31")
+    with pytest.raises(UserError, match=r"Line 2's score at 16 visual tokens is 0.38 and another is 31"):
+        read(tmp_path, mixed, percent=True)
+    with pytest.raises(UserError, match=r"Line 2's score at 1 visual tokens is 31, outside 0..1"):
+        read(tmp_path, mixed)
+    seeds = "seed,params_b,visual_tokens,score\n" + "\n".join(
+        f"{seed},{n},{v},{score}"
+        for n in (1, 3)
+        for v in (4, 16)
+        for seed, score in enumerate((0.2, n + 0.5))
+    )
+    with pytest.raises(UserError, match=r"0.2 and another is 3.5, so it may be a fraction"):
+        read(tmp_path, seeds, percent=True)
+    with pytest.raises(UserError, match=r"is 1.5, outside 0..1"):
+        read(tmp_path, seeds)
+
+
+def test_percent_signs_and_zeros_settle_what_small_scores_are(tmp_path):
+    small = wide(cell="{:.2%}").replace("31.00%", "0.40%")
+    assert read(tmp_path, small).score[0, 0] == 0.004
+    assert read(tmp_path, small, percent=True).score[0, 0] == 0.004
+    zero = wide(cell="{:.2%}").replace("31.00%", "0").replace("%", "")
+    assert read(tmp_path, zero, percent=True).score[0, 0] == 0
+
+
 def test_seeds_are_averaged_and_tasks_stay_apart(tmp_path):
     lines = ["task,seed,params_b,visual_tokens,score,stderr"]
     for task, up in (("b", 0.1), ("a", 0.0)):
@@ -132,6 +179,11 @@ def test_seeds_are_averaged_and_tasks_stay_apart(tmp_path):
         (wide().replace("0.31", "31%"), "Some scores have a percent sign"),
         (wide().replace("0.31", "a"), "'a' as 1"),
         (wide().replace("0.31", "inf"), "write a number"),
+        (wide().replace("0.31", "nan"), "Line 2 has 'nan' as 1; write a number, or nothing for a missing"),
+        (tidy(lambda k: ",NaN", ",stderr"), "Line 2 has 'NaN' as stderr; write a number, or nothing"),
+        (wide().split("\n")[0], "has no rows below its header"),
+        (tidy().split("\n")[0] + "\n\n", "has no rows below its header"),
+        ("params_b,\n7,\n1,", "has no column of scores"),
         (wide().replace("0.31", "3_1"), "write a number"),
         (tidy() + "\n7,36,0.7", "Lines 10 and 11 give the same cell twice"),
         (wide() + "\n7,1,1,1", "same cell twice"),

@@ -73,3 +73,9 @@ def test_no_text_means_fewest_tokens():
 def test_wrong_convention_is_refused(wrong):
     with pytest.raises(UserError):
         Law(Params(1, 0, 0, 0), **wrong)
+
+
+def test_a_negative_coefficient_is_no_law():
+    with pytest.raises(UserError, match=r"A must be at least 0, not -0.1"):
+        Law(Params(-0.1, 0.1, 0.1, 0.5))
+    assert Law(Params(0.0, 0.1, 0.1, 0.5)).error(7, 36) == 0.5

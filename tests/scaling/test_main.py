@@ -161,6 +161,24 @@ def test_unwritable_folder_is_a_sentence(tmp_path, capsys):
         (["fit", "--scores", "general", "--out", "x", "--token", "V"], "did you mean --tokens?"),
         (["fit", "--scores", "general", "--out", "x", "--starts", "0"], "--starts is 0; give at least 1"),
         (["fit", "--scores", "general", "--out", "x", "--huber-delta", "-1"], "give a number above 0"),
+        *(
+            (["fit", "--scores", "general", "--out", "x", *options], f"{options[0]} {sentence}")
+            for options, sentence in (
+                (["--seed", "-1"], "is -1; give at least 0"),
+                (["--starts", "-1"], "is -1; give at least 1"),
+                (["--refits", "-1"], "is -1; give at least 1"),
+                (["--refits", "100000000000"], "is 100000000000; give at most 1000000"),
+                (["--query-tokens", "nan"], "is nan; give a number of at least 0"),
+                (["--query-tokens", "inf"], "is inf; give a number of at least 0"),
+                (["--query-tokens", "-1"], "is -1; give a number of at least 0"),
+                (["--fix-d", "nan"], "is nan; give a number of at least 0 and below 1"),
+                (["--fix-d", "1"], "is 1; give a number of at least 0 and below 1"),
+                (["--predict", "7", "-1"], "has -1; give positive numbers"),
+                (["--predict", "inf"], "has inf; give positive numbers"),
+                (["--huber-delta", "nan"], "is nan; give a number above 0"),
+                (["--huber-delta", "0.1"], "is of --loss huber, not of least_squares; leave it out"),
+            )
+        ),
         (["fit", "--scores", "--out", "x"], "--scores needs a file"),
         (["fit", "--scores", "general"], "--out must be given"),
         (["fti"], "fti is not a command; did you mean fit?"),

@@ -191,6 +191,39 @@ def test_a_file_that_is_no_fit(tmp_path, capsys, content):
     assert str(path) in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"A": -0.2}, "constant A must be at least 0, not -0.2"),
+        (
+            {"rivals": {"T = Q+V": {"A": -0.2, "alpha": 1, "beta": 1, "D": 0, "tokens_convention": "Q+V"}}},
+            "-0.2",
+        ),
+        (
+            {"samples": {"A": [-1, 1], "alpha": [1, 1], "beta": [1, 1], "D": [0, 0]}},
+            "samples hold a negative A",
+        ),
+        ({"samples": None}, "is not a fit.json"),
+        ({"rivals": []}, "is not a fit.json"),
+    ],
+)
+def test_a_saved_fit_that_is_no_law_is_refused(fit_folder, tmp_path, capsys, change, says):
+    path = tmp_path / "fit.json"
+    path.write_text(json.dumps(json.loads((fit_folder / "fit.json").read_text()) | change))
+    with pytest.raises(SystemExit, match=r"^1$"):
+        main(["plan", "--fit", str(path), "--out", str(tmp_path / "out"), *BUDGET])
+    said = capsys.readouterr().err
+    assert str(path) in said and says in said and said.count("\n") == 1
+
+
+def test_a_scores_file_is_no_fit(tmp_path, capsys):
+    path = tmp_path / "s.json"
+    path.write_text('{"params_b": [1, 2], "visual_tokens": [1, 4], "score": [[0.1, 0.2], [0.2, 0.4]]}')
+    with pytest.raises(SystemExit, match=r"^1$"):
+        main(["plan", "--fit", str(path), "--out", str(tmp_path / "out"), *BUDGET])
+    assert "s.json: it is a scores file; run `scaling fit` on it first" in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("without_figures")
 def test_a_fit_without_samples_has_no_intervals(fit_folder, tmp_path):
     record = json.loads((fit_folder / "fit.json").read_text())
@@ -222,7 +255,15 @@ def test_a_plan_for_a_compressor_that_asks_nobody(fit_folder, tmp_path):
     [
         (["--visual-tokens", "2", "8"], "by quecc; possible are 1, 4, 9"),
         (["--visual-tokens", "2", "--compressor", "m3"], "by m3"),
-        (["--visual-tokens", "2", "--compressor", "m3", "--cost", "published"], "by m3"),
+        (
+            ["--visual-tokens", "2", "--compressor", "m3", "--cost", "published"],
+            "--compressor needs --cost counted",
+        ),
+        (["--compressor", "mqt", "--cost", "published"], "--compressor needs --cost counted"),
+        (["--compressor", "mqt", "--visual-tokens", "300"], "1 to 256, and 576 (--compressor prumerge can;"),
+        (["--compressor", "prumerge", "--visual-tokens", "600"], "1 to 576 (--cost published, without"),
+        (["--visual-tokens", "300"], "(--compressor prumerge can;"),
+        (["--visual-tokens", "50"], "(--compressor mqt can;"),
         (
             ["--compressor", "mqt", "--visual-tokens", "4", "--encoder", "decoder"],
             "mqt does not; leave it out",
