@@ -99,7 +99,7 @@ def _compressor_class(value: object, where: str) -> type[CompressorConfig]:
 def nearest(name: str, known: list[str], otherwise: str = "") -> str:
     """The half-sentence that helps after an unknown name; `otherwise` in place of a long list."""
     bare = {one.lstrip("-"): one for one in known}
-    close = difflib.get_close_matches(name.lstrip("-"), bare, n=1, cutoff=0.7)
+    close = difflib.get_close_matches(name.lstrip("-"), bare, n=1, cutoff=0.65)
     return f"did you mean {bare[close[0]]}?" if close else otherwise or f"known: {', '.join(known)}"
 
 
