@@ -45,7 +45,7 @@ RANGES = {
     "model.vision.select_layer": ANY,
     "model.vision.levels": ANY,
     "model.vision.scales": SIZE,
-    "model.vision.tiles": SIZE,
+    "model.vision.tiles": ANY,
     "model.compressor.kernel": COUNT,
     "model.compressor.stride": COUNT,
     "model.compressor.tokens": COUNT,

@@ -163,7 +163,7 @@ def _query_checks(config: RunConfig) -> list[tuple[bool, str]]:
 def _check_tiles(config: RunConfig) -> None:
     """Checks that images of any resolution can be had."""
     vision, data = config.model.vision, config.data
-    if not all(len(grid) == 2 for grid in vision.tiles):
+    if not all(len(grid) == 2 and min(grid) > 0 for grid in vision.tiles):
         raise UserError(
             f"model.vision.tiles {vision.tiles} are not all numbers of rows and columns; give "
             "pairs such as (2, 1)"
