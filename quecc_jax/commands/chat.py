@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from quecc_jax.commands.checks import refuse_unread
+from quecc_jax.commands.checks import check_least, refuse_unread
 from quecc_jax.commands.generation_options import Answering
 from quecc_jax.data.references import check_reference
 from quecc_jax.errors import UserError
@@ -179,5 +179,4 @@ def check(options: Options) -> None:
     refuse_unread(options, ("image",), "goes with the terminal; upload the image in the page of --web")
     if not 1 <= options.max_upload_mb * 1e6 < math.inf:
         raise UserError(f"--max-upload-mb is {options.max_upload_mb:g}; give a positive size")
-    if options.max_pixels < 1:
-        raise UserError(f"--max-pixels is {options.max_pixels}; give at least 1")
+    check_least(options, {"max_pixels": 1})

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,14 @@ from quecc_jax.paths import AnyPath, is_remote
 def flag(name: str) -> str:
     """The option of a field of `Options`, as a person types it."""
     return f"--{name.replace('_', '-')}"
+
+
+def check_least(options: Any, least: Mapping[str, int]) -> None:
+    """Raises UserError for the first field of `options` that is given and below its least value."""
+    for name, lowest in least.items():
+        value = getattr(options, name)
+        if value is not None and value < lowest:
+            raise UserError(f"{flag(name)} is {value}; give at least {lowest}")
 
 
 def refuse_unread(options: Any, names: tuple[str, ...], why: str) -> None:

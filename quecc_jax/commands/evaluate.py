@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from quecc_jax.commands.checks import check_folder, flag, refuse_unread
+from quecc_jax.commands.checks import check_folder, check_least, refuse_unread
 from quecc_jax.config import SourceConfig
 from quecc_jax.errors import UserError
 from quecc_jax.paths import write_text
@@ -69,12 +69,7 @@ class Options:
 
 def run(options: Options) -> None:
     """Scores what the options name."""
-    for name in ("max_new_tokens", "batch_size", "limit"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UserError(f"{flag(name)} is {value}; give at least 1")
-    if options.seed < 0:
-        raise UserError(f"--seed is {options.seed}; give at least 0")
+    check_least(options, {"max_new_tokens": 1, "batch_size": 1, "limit": 1, "seed": 0})
     score = score_benchmarks if options.tasks else score_source
     score(options)
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from quecc_jax.commands.checks import check_folder
+from quecc_jax.commands.checks import check_folder, check_least
 from quecc_jax.errors import UserError
 
 _MOST = 1_000_000
@@ -182,13 +182,10 @@ def _check(options: Options) -> None:
             raise UserError(f"--huber-delta is {options.huber_delta:g}; give a number above 0")
         if options.loss != "huber":
             raise UserError(f"--huber-delta is of --loss huber, not of {options.loss}; leave it out")
+    check_least(options, {"starts": 1, "refits": 1, "seed": 0})
     for name, value in (("starts", options.starts), ("refits", options.refits)):
-        if value < 1:
-            raise UserError(f"--{name} is {value}; give at least 1")
         if value > _MOST:
             raise UserError(f"--{name} is {value}; give at most {_MOST}")
-    if options.seed < 0:
-        raise UserError(f"--seed is {options.seed}; give at least 0")
     if options.query_tokens is not None and not 0 <= options.query_tokens < math.inf:
         raise UserError(f"--query-tokens is {options.query_tokens:g}; give a number of at least 0")
     if options.fix_d is not None and not 0 <= options.fix_d < 1:

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from quecc_jax.commands.checks import check_least
 from quecc_jax.config import MeshConfig
-from quecc_jax.errors import UserError
 
 if TYPE_CHECKING:
     from quecc_jax.generate.questions import Limits
@@ -47,7 +47,6 @@ class Answering:
         from quecc_jax.generate.questions import Limits
         from quecc_jax.generate.sampling import Sampling, unless_greedy
 
-        if self.max_new_tokens < 1:
-            raise UserError(f"--max-new-tokens is {self.max_new_tokens}; give at least 1")
+        check_least(self, {"max_new_tokens": 1})
         sampling = Sampling(self.temperature, self.top_k, self.top_p, self.repetition_penalty)
         return Limits(self.max_new_tokens, self.stop, unless_greedy(sampling), self.seed)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import tyro
 
-from quecc_jax.commands.checks import check_folder
+from quecc_jax.commands.checks import check_folder, check_least, refuse_unread
 from quecc_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -142,15 +142,12 @@ def _check(options: Options) -> None:
         if value is not None and not 0 < value < math.inf:
             raise UserError(f"--{name} is {value:g}; give a positive number")
     one_or_more = ("exit_layer", "answer_tokens", "chips", "batch")
-    for name, least in {"query_tokens": 0, "question_tokens": 0, **dict.fromkeys(one_or_more, 1)}.items():
-        value = getattr(options, name)
-        if value is not None and value < least:
-            raise UserError(f"--{name.replace('_', '-')} is {value}; give at least {least}")
+    check_least(options, {"query_tokens": 0, "question_tokens": 0, **dict.fromkeys(one_or_more, 1)})
     for count in options.visual_tokens:
         if not 0 < count < math.inf:
             raise UserError(f"--visual-tokens has {count:g}; give positive numbers")
     if options.cost == "published":
-        for name in (
+        counted = (
             "ms",
             "usd",
             "chip",
@@ -159,24 +156,17 @@ def _check(options: Options) -> None:
             "encoder",
             "exit_layer",
             "compressor",
-        ):
-            if getattr(options, name) is not None:
-                raise UserError(
-                    f"--{name.replace('_', '-')} needs --cost counted; the published cost 2N(Q + V) knows "
-                    "FLOPs of prefill alone."
-                )
-    for name in ("encoder", "question_tokens"):
-        if getattr(options, name) is not None and not _reads_question(options.compressor):
-            raise UserError(
-                f"--{name.replace('_', '-')} is of compressors that read the question, and "
-                f"{options.compressor} does not; leave it out."
-            )
+        )
+        why = "needs --cost counted; the published cost 2N(Q + V) knows FLOPs of prefill alone."
+        refuse_unread(options, counted, why)
+    given = options.encoder is not None or options.question_tokens is not None
+    if given and not _reads_question(options.compressor):
+        why = f"is of compressors that read the question, and {options.compressor} does not; leave it out."
+        refuse_unread(options, ("encoder", "question_tokens"), why)
     if (options.encoder == "early_exit") != (options.exit_layer is not None):
         raise UserError("--encoder early_exit and --exit-layer go together: the exit, and after which layer.")
     if options.chip is None:
-        for name in ("ms", "usd", "chips", "efficiency", "batch", "price"):
-            if getattr(options, name) is not None:
-                raise UserError(f"--{name} needs a --chip.")
+        refuse_unread(options, ("ms", "usd", "chips", "efficiency", "batch", "price"), "needs a --chip.")
     if (options.usd is None) != (options.price is None):
         raise UserError("--usd and --price go together: a budget in dollars, and what a chip's hour costs.")
 

@@ -13,7 +13,7 @@ from typing import Literal, cast
 
 import numpy as np
 
-from quecc_jax.commands.checks import check_folder, flag, refuse_unread
+from quecc_jax.commands.checks import check_folder, check_least, refuse_unread
 from quecc_jax.errors import UserError
 from quecc_jax.progress import bars
 
@@ -81,10 +81,7 @@ def run(options: Options) -> None:
 
 def check(options: Options) -> None:
     """Numbers out of range and options that would do nothing are mistakes."""
-    for name, least in {"resize": 0, "workers": 0, "shard_images": 1, "batch_size": 1}.items():
-        value = getattr(options, name)
-        if value < least:
-            raise UserError(f"{flag(name)} is {value}; give at least {least}")
+    check_least(options, {"resize": 0, "workers": 0, "shard_images": 1, "batch_size": 1})
     if not 1 <= options.quality <= 100:
         raise UserError(f"--quality is {options.quality}; give 1 to 100")
     if options.features or options.queries:

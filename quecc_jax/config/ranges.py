@@ -138,6 +138,7 @@ def check_ranges(config: RunConfig) -> None:
     """Raises UserError for the first setting whose number means nothing, naming what it takes."""
     for name, value in numbers(config):
         # A compressor that is added from outside has settings of its own, which its `num_tokens` checks.
-        if value not in RANGES.get(name, ANY):
+        allowed = RANGES.get(name, ANY)
+        if value not in allowed:
             finite = "" if math.isfinite(value) else "finite and "
-            raise UserError(f"{name} is {value:g} but must be {finite}{RANGES.get(name, ANY)}; change it")
+            raise UserError(f"{name} is {value:g} but must be {finite}{allowed}; change it")

@@ -113,11 +113,11 @@ def write_processor(folder: Path, config: RunConfig, hf: JsonObject) -> None:
     }
     image_processor = image_settings(config, hf.get("image_grid_pinpoints"))
     template = chat_template(config.data.template)
-    write_json(settings, folder / "processor_config.json")
-    write_json({**image_processor, "processor_class": kind}, folder / "preprocessor_config.json")
+    write_json(folder / "processor_config.json", settings)
+    write_json(folder / "preprocessor_config.json", {**image_processor, "processor_class": kind})
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     # Where transformers before 4.52 looks, and nowhere else.
-    write_json({"chat_template": template}, folder / "chat_template.json")
+    write_json(folder / "chat_template.json", {"chat_template": template})
     _add_token(folder, hf["image_token_index"])
 
 
@@ -127,7 +127,7 @@ def _add_token(folder: Path, number: int) -> None:
     path = folder / "tokenizer_config.json"
     told = read_json(path) if path.is_file() else {}
     added = {**told.get("added_tokens_decoder", {}), str(number): token}
-    write_json({**told, "added_tokens_decoder": added, "image_token": IMAGE}, path)
+    write_json(path, {**told, "added_tokens_decoder": added, "image_token": IMAGE})
     path = folder / "tokenizer.json"
     if (folder / "tokenizer.model").is_file():
         from tokenizers import AddedToken
@@ -138,10 +138,10 @@ def _add_token(folder: Path, number: int) -> None:
     elif path.is_file():
         whole = read_json(path)
         others = [one for one in whole.get("added_tokens", []) if one["content"] != IMAGE]
-        write_json({**whole, "added_tokens": [*others, {"id": number, **token}]}, path)
+        write_json(path, {**whole, "added_tokens": [*others, {"id": number, **token}]})
     path = folder / "added_tokens.json"
     if path.is_file():
-        write_json({**read_json(path), IMAGE: number}, path)
+        write_json(path, {**read_json(path), IMAGE: number})
     tokenizer = load_tokenizer(folder)
     if tokenizer.hf.convert_tokens_to_ids(IMAGE) != number or tokenizer.encode(f"a{IMAGE}")[-1] != number:
         raise UserError(

@@ -183,7 +183,7 @@ def copy_tokenizer_files(directory: Path, target: Path) -> None:
     for file in files:
         shutil.copyfile(file, target / file.name)
     if (directory / "config.json").is_file():
-        write_json(of_tokenizer(_config(directory)), target / MODEL_CONFIG)
+        write_json(target / MODEL_CONFIG, of_tokenizer(_config(directory)))
 
 
 def keep_sources(run: Path, opened: dict[str, Opened]) -> None:
@@ -196,12 +196,12 @@ def keep_sources(run: Path, opened: dict[str, Opened]) -> None:
         else:
             assert isinstance(one.tensors, GgufFile)
             metadata, file = one.tensors.metadata, one.tensors.path
-            write_json(one.source.hf, folder / "config.json")
+            write_json(folder / "config.json", one.source.hf)
             write_tokenizer(metadata, file, run / "tokenizer")
             for beside in (folder, run / "tokenizer"):
                 write_json(
-                    {"eos_token_id": TokenizerMetadata(metadata, file).ends},
                     beside / "generation_config.json",
+                    {"eos_token_id": TokenizerMetadata(metadata, file).ends},
                 )
     model = opened["model"].directory
     if model is not None:
@@ -209,7 +209,7 @@ def keep_sources(run: Path, opened: dict[str, Opened]) -> None:
     if "text" in opened and (text := opened["text"].directory) is not None:
         copy_tokenizer_files(text, run / "query_tokenizer")
     shapes = {name: {k: list(v) for k, v in one.source.found.items()} for name, one in opened.items()}
-    write_json(shapes, run / "source" / "tensors.json")
+    write_json(run / "source" / "tensors.json", shapes)
 
 
 def kept_sources(run: Path) -> dict[str, Source]:

@@ -71,13 +71,13 @@ class Target:
         hf = {**self.hf, **ids, **({"torch_dtype": dtype} if dtype else {})}
         if "text_config" in hf:
             hf["text_config"] = {**hf["text_config"], **ids, "torch_dtype": dtype}
-        write_json(hf, folder / "config.json")
+        write_json(folder / "config.json", hf)
         if ends and kind != "clip_text_model":
-            write_json(ends, folder / "generation_config.json")
+            write_json(folder / "generation_config.json", ends)
         if "image_token_index" in hf and tokenizer.is_dir():
             write_processor(folder, reader.config, hf)
         elif not has_text or "vision_config" in hf:
-            write_json(clip_settings(reader.config.model.vision), folder / "preprocessor_config.json")
+            write_json(folder / "preprocessor_config.json", clip_settings(reader.config.model.vision))
 
 
 def special_settings(tokenizer: Path, config: RunConfig) -> tuple[JsonObject, JsonObject]:

@@ -150,7 +150,7 @@ def keep_template(folder: Path, name: str) -> None:
     except UserError:  # It asks, or its tokenizer is not read.
         found = ""
     if found != name:
-        write_json({**hf, TEMPLATE_KEY: name}, file)
+        write_json(file, {**hf, TEMPLATE_KEY: name})
 
 
 def chat_template(directory: Path, kind: Kind = "decoder") -> tuple[str | None, Path]:

@@ -91,7 +91,7 @@ def read_json(path: str | Path) -> Any:
         raise UserError(f"{path} cannot be read: {what}; repair it") from None
 
 
-def write_json(value: object, path: Path) -> None:
+def write_json(path: Path, value: object) -> None:
     """Writes a JSON file as transformers writes its own: UTF-8, indented by two."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from quecc_jax.config import DecoderConfig, RunConfig, SourceConfig
+from quecc_jax.config import RunConfig
 from quecc_jax.data.images import load_pixels
 from quecc_jax.data.pipeline import make_iterator
 from quecc_jax.data.text.conversation import query_ids
@@ -19,6 +19,7 @@ from quecc_jax.generate.engine import Engine
 from quecc_jax.generate.questions import Limits, Question
 from quecc_jax.models.vlm import VLM
 from tests.data.every_row import rows_by_id
+from tests.data.three_images import three_image_run
 from tests.tiny import asked, random_params
 
 TALKS = [
@@ -51,20 +52,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def config(folder, tokenizer, model) -> RunConfig:
-    decoder = DecoderConfig(vocab_size=len(tokenizer), width=16, depth=2, heads=2, kv_heads=2, mlp_width=32)
-    model = dataclasses.replace(model, decoder=decoder, dtype="float32", remat="none")
-    source = SourceConfig(path=str(folder / "rows.json"), images=str(folder))
-    data = dataclasses.replace(
-        RunConfig().data,
-        sources=(source,),
-        tokenizer=tokenizer.directory,
-        template="short",
-        max_length=48,
-        query_length=8,
-        images_per_row=3,
-        cache=str(folder / "cache"),
-    )
-    return RunConfig(model=model, data=data)
+    return three_image_run(folder, tokenizer, model, depth=2, max_length=48)
 
 
 @pytest.fixture(scope="module")

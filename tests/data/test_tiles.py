@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from quecc_jax.config import DecoderConfig, RunConfig, SourceConfig
+from quecc_jax.config import RunConfig, SourceConfig
 from quecc_jax.config.compressors import exchanged
 from quecc_jax.config.validation import validate
 from quecc_jax.data.images import image_size, load_pixels
@@ -24,6 +24,7 @@ from quecc_jax.generate.engine import Engine
 from quecc_jax.generate.questions import Limits, Question
 from quecc_jax.models.vlm import VLM
 from tests.data.every_row import eval_batches
+from tests.data.three_images import three_image_run
 from tests.tiny import random_params
 
 TILES = ((2, 2), (3, 1))
@@ -63,21 +64,8 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def config(folder, tokenizer, model) -> RunConfig:
-    decoder = DecoderConfig(vocab_size=len(tokenizer), width=16, depth=1, heads=2, kv_heads=2, mlp_width=32)
-    vision = dataclasses.replace(model.vision, tiles=TILES)
-    model = dataclasses.replace(model, vision=vision, decoder=decoder, dtype="float32", remat="none")
-    source = SourceConfig(path=str(folder / "rows.json"), images=str(folder))
-    data = dataclasses.replace(
-        RunConfig().data,
-        sources=(source,),
-        tokenizer=tokenizer.directory,
-        template="short",
-        max_length=96,
-        query_length=8,
-        images_per_row=3,
-        cache=str(folder / "cache"),
-    )
-    config = RunConfig(model=model, data=data)
+    model = dataclasses.replace(model, vision=dataclasses.replace(model.vision, tiles=TILES))
+    config = three_image_run(folder, tokenizer, model, depth=1, max_length=96)
     validate(config)
     return config
 

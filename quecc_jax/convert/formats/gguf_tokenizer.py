@@ -139,7 +139,7 @@ def write_tokenizer(metadata: JsonObject, where: Path, directory: str | Path) ->
                 "llama (SentencePiece) are read from GGUF; give its Hugging Face directory"
             )
         settings = {key: value for key, value in config.items() if value is not None}
-        write_json(settings, aside / "tokenizer_config.json")
+        write_json(aside / "tokenizer_config.json", settings)
 
 
 def _byte_level(meta: TokenizerMetadata, tokens: list[str], types: list[int]) -> Any:

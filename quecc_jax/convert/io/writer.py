@@ -109,7 +109,7 @@ class ShardWriter:
             }
             path = self._directory / f"{self._name}.safetensors.index.json"
             with _writing(path):
-                write_json(index, path)
+                write_json(path, index)
 
 
 def _contiguous(array: np.ndarray) -> np.ndarray:
