@@ -95,6 +95,10 @@ def join(join_s: int = JOIN_S, heartbeat_s: int = HEARTBEAT_S) -> None:
         ) from None
     finally:
         alarm.cancel()
+    # A program from the cache runs its collectives in another order than one just compiled: with XLA's
+    # own for CPUs, processes of both kinds wait for each other for ever (jaxlib 0.10.2).
+    if jax.process_count() > 1 and jax.default_backend() == "cpu":
+        jax.config.update("jax_enable_compilation_cache", False)
 
 
 def give_up_joining(address: str | None, join_s: float) -> None:
