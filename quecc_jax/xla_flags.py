@@ -11,6 +11,7 @@ FAST_COMPILE = (
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
     "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
 )
 """A step compiles in a fifth of the time and runs slower: right for tests and for few steps."""
 ONE_THREAD = ("--xla_cpu_multi_thread_eigen=false",)

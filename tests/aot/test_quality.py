@@ -66,7 +66,7 @@ def test_every_rematerialisation_has_its_limit():
 STAGE_2 = pytest.param(2, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("stage", [0, 1, STAGE_2])
+@pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.slow), 1, STAGE_2])
 def test_a_step_has_no_defects(stage):
     program, run = compiled(stage), config(stage)
     assert hlo.runs(program)[1] == []

@@ -95,12 +95,13 @@ def test_a_stopped_run_goes_on_to_the_same_end(run, tmp_path, monkeypatch):
     assert summary["step"] == 180
     records = read_records(out)
     assert [record["step"] for record in records][-3:] == [160, 170, 180]
-    # Other processors add up in another order; on that of version 0.1 it is the same bit by bit.
+    # With the processor and XLA flags of version 0.1 it is the same bit by bit; others add up in another
+    # order, which moves parameters by 1e-5 in these 40 steps.
     assert records[-1]["loss"] == pytest.approx(EXPECTED["last_loss"], rel=1e-4)
     _, params = load_params(out)
     got, expected, before = flat(params), saved(180), saved(140)
     for name, value in expected.items():
-        np.testing.assert_allclose(got[name], value, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(got[name], value, rtol=0, atol=5e-5, err_msg=name)
     assert max(np.abs(expected[name] - before[name]).max() for name in expected) > 1e-3
 
 

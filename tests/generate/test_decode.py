@@ -152,6 +152,7 @@ def test_a_penalised_token_of_prompt_or_answer_does_not_come_again(params, promp
         assert len(set(tokens[row].tolist())) == NEW and set(tokens[row].tolist()) <= fresh
 
 
+@pytest.mark.slow
 def test_eight_devices_answer_as_one_does(params):
     """Rows over data and fsdp, matrices over fsdp and tensor, the cache's heads over tensor."""
     mesh = make_mesh(MeshConfig(2, 2, 2))

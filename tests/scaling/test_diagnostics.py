@@ -73,6 +73,7 @@ def test_a_corrupted_cell_is_the_most_influential():
     np.testing.assert_allclose(cells[0].params, without.law.params, rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_prediction_covers_new_scores_of_a_larger_size():
     inside = []
     for seed in range(25):

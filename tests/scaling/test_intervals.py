@@ -26,6 +26,7 @@ def noisy(params, seed, noise=0.003):
     return parse_scores({"params_b": sizes, "visual_tokens": counts, "score": score})
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_truth_as_often_as_they_say():
     laws = study.random_laws(150, seed=1)
     held = study.coverage(study.profile_method(study.fitted(laws)), laws)

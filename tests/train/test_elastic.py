@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import numpy as np
+import pytest
 
 from quecc_jax.config import CheckpointConfig
 from quecc_jax.data.elastic import drawn, padded_lengths
@@ -16,6 +17,7 @@ from tests.train.runs import trainer_on
 VALUES = (1, 4, 16)
 
 
+@pytest.mark.slow
 def test_an_elastic_run_learns_at_every_v_and_resumes(config, tmp_path, caplog):
     # The compressor that compiles fastest; what each does with V is tested in models/test_elastic.
     model = dataclasses.replace(config.model, compressor=AveragePoolConfig(elastic=VALUES))
