@@ -28,6 +28,8 @@ options, or environment variables
   --every SECONDS                  how often create and keep look (60)
   --dry-run                        print every command, run none
 
+Options come before COMMAND.
+
 The workers have no disk in common: give `--out gs://BUCKET/RUN`, and data that each of them can read.
 TEXT
 }
@@ -70,6 +72,13 @@ case $command in
     ;;
   run | resume | keep)
     [[ $# -gt 0 && -f $1 ]] || die "$command needs a config file, as in: $command configs/NAME.py"
+    for setting; do
+      case $setting in
+        --name | --zone | --type | --project | --runtime | --every | --spot | --dry-run)
+          die "$setting is an option of this script, not of training; it comes before $command"
+          ;;
+      esac
+    done
     ;;
   *) die "$command is not a command; see --help" ;;
 esac
@@ -180,14 +189,15 @@ delete() {
   do_it gcloud compute tpus queued-resources delete "$name" "${place[@]}" --force --quiet
 }
 
+# Each step ends the script where it fails; `&&` between them would not.
 resume() {
   local now=PREEMPTED
   if $dry_run; then print_state; else now=$(state); fi
   case $now in
     ACTIVE) ;;
-    MISSING) create && install ;;
+    MISSING) create; install ;;
     WAITING_FOR_RESOURCES | ACCEPTED | PROVISIONING | CREATING) die "$name is still $now; try again later" ;;
-    *) delete && create && install ;;
+    *) delete; create; install ;;
   esac
   workers all "systemctl is-active --quiet $unit && sudo systemctl stop $unit || true"
   run "$@"

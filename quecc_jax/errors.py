@@ -65,6 +65,11 @@ def run_cli(main: Callable[[], None]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+    except ImportError as error:
+        if "gcsfs" not in str(error):
+            raise
+        print("error: paths in a bucket (gs://) need the package gcsfs: pip install gcsfs", file=sys.stderr)
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None

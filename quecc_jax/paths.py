@@ -28,8 +28,12 @@ def is_remote(path: AnyPath) -> bool:
 
 
 def as_path(path: AnyPath) -> Path:
-    """An absolute path of this machine, or one in a bucket with the methods of such a path."""
-    return cast(Path, epath.Path(path)) if is_remote(path) else Path(path).absolute()
+    """An absolute path of this machine without `..`, or one in a bucket with the methods of such a path."""
+    if is_remote(path):
+        return cast(Path, epath.Path(path))
+    local = Path(path).absolute()
+    # Tensorstore takes no `..`; links keep their names elsewhere.
+    return local.resolve() if ".." in local.parts else local
 
 
 def write_text(path: AnyPath, text: str) -> None:

@@ -12,7 +12,7 @@ from quecc_jax.data.files import read_json
 from quecc_jax.data.images import open_image
 from quecc_jax.data.text.tokenizer import load_tokenizer
 from quecc_jax.data.text.word_tokenizer import train_word_tokenizer
-from quecc_jax.errors import UserError
+from quecc_jax.errors import UserError, run_cli
 from quecc_jax.train.progress import Records, read_records
 from quecc_jax.train.run_dir import copy_tokenizer
 from tests.train.test_progress import record
@@ -80,3 +80,19 @@ def test_what_a_library_writes_here_ends_up_there(bucket):
         (here / "plugins").mkdir()
         (here / "plugins" / "trace.json").write_text(json.dumps([1]))
     assert json.loads((bucket / "profile" / "plugins" / "trace.json").read_text()) == [1]
+
+
+def test_a_path_has_no_dots_and_keeps_its_links(tmp_path):
+    (tmp_path / "real" / "inner").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "real" / "inner")
+    assert paths.as_path(tmp_path / "link") == tmp_path / "link"
+    assert paths.as_path(tmp_path / "link" / ".." / "run") == (tmp_path / "real").resolve() / "run"
+
+
+def test_a_bucket_without_its_library_is_a_sentence(capsys):
+    def missing():
+        raise ImportError("Please install gcsfs to access Google Storage")
+
+    with pytest.raises(SystemExit, match="1"):
+        run_cli(missing)
+    assert capsys.readouterr().err.startswith("error: paths in a bucket (gs://) need the package gcsfs")

@@ -45,7 +45,9 @@ def load_file(path: str, function: str, kind: type[T]) -> T:
     path, arguments = (f"{path}.py", [name]) if colon else (path, [])
     file = Path(path)
     if not file.is_file():
-        neighbours = [p.name for p in file.parent.glob("*.py") if p.name != "__init__.py"]
+        neighbours = [
+            p.name for p in file.parent.glob("*.py") if f"def {function}(" in p.read_text("utf-8", "replace")
+        ]
         hint = nearest(file.name, sorted(neighbours)) if neighbours else "give the path of a Python file"
         raise UserError(f"config file {path} does not exist; {hint}")
     spec = importlib.util.spec_from_file_location(f"_config_{file.stem}", file)
@@ -63,7 +65,9 @@ def load_file(path: str, function: str, kind: type[T]) -> T:
         raise UserError(f"config file {path}, line {error.lineno}: {error.msg}") from None
     except Exception as error:
         if not hasattr(module, function) and isinstance(error, AttributeError):
-            error = AttributeError(f"no {function}() function")
+            others = [f"{name}()" for name in ("config", "grid") if hasattr(module, name)]
+            has = f"it has {others[0]}, which other commands read" if others else "is it a config file?"
+            raise UserError(f"config file {path} has no {function}() function; {has}") from None
         said = _renamed(error) or f"{type(error).__name__}: {error}"
         raise UserError(f"config file {path}{_line(error, file)}: {said}") from None
     if not isinstance(made, kind):

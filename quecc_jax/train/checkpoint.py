@@ -34,7 +34,7 @@ def save_params(config: RunConfig, params: Tree) -> None:
     Raises:
       UserError: the directory holds a training run, or it cannot be written.
     """
-    run = Path(config.out).absolute()
+    run = as_path(config.out)
     if any(p.name != "0" for p in (run / "checkpoints").glob("*")):
         raise UserError(f"{run} holds a training run; give another directory for the parameters")
     try:

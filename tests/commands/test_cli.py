@@ -198,7 +198,10 @@ def test_the_program_lists_its_commands(capsys):
         (["sweep"], "CONFIG.py must be given; see --help"),
         (["generate", "--question", "what?"], "--checkpoint must be given; see --help"),
         (["convert", "export", "--checkpoint", "a"], "--to must be given; see --help"),
-        (["compile-pod", "configs/demo.py", "--topology"], "no config() function"),
+        (
+            ["compile-pod", "configs/demo.py", "--topology"],
+            "no config() function; it has grid(), which other commands read",
+        ),
         (["compile-pod", "configs/llava_7b_stage2.py", "--topology"], "--topology needs a value"),
         (["compile-pod", "configs/llava_7b_stage2.py"], "--topology must be given"),
         (["train", "configs/llava_7b_stage2.py", "--no-train.steps"], "did you mean --train.steps?"),

@@ -24,6 +24,7 @@ next() {
 case "$*" in
   *queued-resources\\ describe*) now=$(next requests) && [[ $now != MISSING ]] && echo "$now" ;;
   *tpu-vm\\ describe*) next nodes ;;
+  *queued-resources\\ create*) [[ ! -f $FAKE/refused ]] ;;
   *--worker=0*is-active*) exit "$(next active)" ;;
 esac
 """
@@ -172,9 +173,22 @@ def test_keep_goes_on_after_a_preemption_and_ends_with_the_training(tmp_path):
     assert calls(tmp_path) == [*start, "ssh 0", *again, "ssh 0", "ssh 0"]
 
 
+@pytest.mark.parametrize("command", ["resume", "keep"])
+def test_a_refused_request_ends_the_script(tmp_path, command):
+    environment = pretend(tmp_path, ["MISSING"])
+    (tmp_path / "refused").touch()
+    done = call(*PLACE, "--every", "0", command, CONFIG, check=False, **environment)
+    assert done.returncode == 1 and calls(tmp_path) == ["create"]
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
+        (
+            ["run", CONFIG, "--dry-run"],
+            "--dry-run is an option of this script, not of training; it comes before run",
+        ),
+        (["keep", CONFIG, "--out", "gs://a/b", "--spot"], "--spot is an option of this script"),
         ([], "name a command"),
         (["create"], "give the TPU a name"),
         (["--name", "a", "create"], "give a zone"),
