@@ -140,7 +140,7 @@ def _complete_lines(path: Path) -> list[str]:
     """Lines that end in a newline: a killed process may leave a part of one behind."""
     if not path.exists():
         return []
-    text = path.read_text(encoding="ascii", errors="replace")
+    text = path.read_bytes().decode("ascii", "replace")
     return [line[:-1] for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
