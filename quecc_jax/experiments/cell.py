@@ -1,7 +1,6 @@
 """One cell of a grid: its training runs one after another, then its tests, as rows of results."""
 
 import dataclasses
-import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from quecc_jax.load import load_vlm
 from quecc_jax.paths import replacing
 from quecc_jax.train.checkpoint import load_params
 from quecc_jax.train.loop import train
+from quecc_jax.train.progress import read_records
 
 
 def run_cell(grid: Grid, cell: Cell, report: Report) -> CellResult:
@@ -86,8 +86,7 @@ def with_vocabulary(run: RunConfig) -> RunConfig:
 def run_stage(run: RunConfig, report: Report, before: float, total: float, note: str) -> Curve:
     """Trains one run, or continues it, and returns its whole loss curve."""
     train(run, progress=lambda r: report(before + r["step"], total, f"{note}, loss {r['loss']:.3f}"))
-    records = map(json.loads, Path(run.out, "metrics.jsonl").read_text().splitlines())
-    return [[record["step"], record["loss"]] for record in records]
+    return [[record["step"], record["loss"]] for record in read_records(run.out)]
 
 
 def ask(run: RunConfig, model: ModelConfig, test: Test) -> tuple[DataConfig, list[Answer]]:

@@ -16,7 +16,7 @@ from quecc_jax.data.files import fresh_directory
 from quecc_jax.distributed import notice
 from quecc_jax.errors import UserError
 from quecc_jax.paths import as_path
-from quecc_jax.train.orbax_shim import chunked_by_layer, first_line, quiet_libraries, readable
+from quecc_jax.train.orbax_shim import first_line, frozen_form, quiet_libraries, readable, saving
 from quecc_jax.train.run_dir import describe_run, load_run_config
 
 Tree = dict[str, PyTree]
@@ -39,7 +39,7 @@ def save_params(config: RunConfig, params: Tree) -> None:
         raise UserError(f"{run} holds a training run; give another directory for the parameters")
     try:
         with fresh_directory(run) as aside:
-            with quiet_libraries(), chunked_by_layer():
+            with quiet_libraries(), saving():
                 ocp.save_checkpointables(aside / "checkpoints" / "0", {"params": params})
             describe_run(config, aside)
     except OSError as error:
@@ -84,7 +84,7 @@ def load_params(
 def _read_params(run: Path, step: int, names: list[str] | None, abstract: Tree | None) -> Tree:
     path, frozen = run / "checkpoints" / str(step), run / "frozen"
     trained = readable(ocp.checkpointables_metadata(path).metadata, "params")
-    fixed = ocp.metadata(frozen).metadata if frozen.is_dir() else {}
+    fixed = frozen_form(frozen) if frozen.is_dir() else {}
     have = {**fixed, **trained}
     if names is None:
         names = [n for n in have if abstract is None or n in abstract]

@@ -10,6 +10,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from quecc_jax.data.bad_rows import LeftOut, Tally
+from quecc_jax.distributed import notice
+from quecc_jax.json_text import parsed
 from quecc_jax.paths import write_text
 from quecc_jax.train.progress import LEFT_OUT, Record
 
@@ -34,10 +36,16 @@ class DataReport:
         self._truncated: set[int] = set()
         self._cut_questions: set[int] = set()
         if done and self.path.exists():
-            found = json.loads(self.path.read_text())
-            self._left_out = {one["id"]: LeftOut(**one) for one in found["left_out_rows"]}
-            self._truncated = set(found["truncated_rows"])
-            self._cut_questions = set(found.get("cut_question_rows", ()))
+            try:
+                found = parsed(self.path.read_text())
+                self._left_out = {one["id"]: LeftOut(**one) for one in found["left_out_rows"]}
+                self._truncated = set(found["truncated_rows"])
+                self._cut_questions = set(found.get("cut_question_rows", ()))
+            except (ValueError, TypeError, LookupError, RecursionError):
+                notice(
+                    f"WARNING: {self.path} is damaged: rows left out before step {done} are counted no more"
+                )
+                self._left_out, self._truncated, self._cut_questions = {}, set(), set()
         self._written = self._counts() if done else None
 
     def record(self) -> Record:

@@ -12,6 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from quecc_jax.data.bad_rows import describe as describe_reasons
+from quecc_jax.distributed import notice
+from quecc_jax.errors import UserError
+from quecc_jax.json_text import parsed
 from quecc_jax.paths import Lines, as_path, remove
 from quecc_jax.progress import duration, human
 
@@ -83,14 +86,22 @@ class Terminal:
 class Records:
     """metrics.jsonl and TensorBoard scalars of one run; a context that closes their files.
 
-    On resume, what an earlier process logged beyond the restored step is dropped from both.
+    On resume, what an earlier process logged beyond the restored step is dropped from both. Lines that are lost
+    or cannot be read are said on stderr; training goes on without them.
     """
 
     def __init__(self, run: Path, step: int):
         from tensorboardX import SummaryWriter
 
         path = run / "metrics.jsonl"
-        self._lines = Lines(path, [x for x in _complete_lines(path) if json.loads(x)["step"] <= step])
+        found = [(line, _record(line)) for line in _complete_lines(path)]
+        damaged = [str(number) for number, (_, record) in enumerate(found, start=1) if record is None]
+        if step and not path.exists():
+            notice(f"WARNING: {path} is lost: the log begins behind step {step}")
+        if damaged:
+            notice(f"WARNING: {path}: lines {', '.join(damaged[:10])} are damaged and left out")
+        kept = [line for line, record in found if record is not None and record["step"] <= step]
+        self._lines = Lines(path, kept)
         if not step:
             remove(run / "tensorboard")
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
@@ -111,12 +122,36 @@ class Records:
 
 
 def read_records(run_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The log lines of a run, oldest first; empty if it has none. Non-finite values are None."""
-    return [json.loads(line) for line in _complete_lines(as_path(run_dir) / "metrics.jsonl")]
+    """The log lines of a run, oldest first; empty if it has none. Non-finite values are None.
+
+    Raises:
+      UserError: a line is damaged.
+    """
+    path, records = as_path(run_dir) / "metrics.jsonl", []
+    for number, line in enumerate(_complete_lines(path), start=1):
+        record = _record(line)
+        if record is None:
+            raise UserError(f"{path}, line {number} is damaged; delete that line, or train the run again")
+        records.append(record)
+    return records
 
 
 def _complete_lines(path: Path) -> list[str]:
     """Lines that end in a newline: a killed process may leave a part of one behind."""
     if not path.exists():
         return []
-    return [line[:-1] for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    text = path.read_bytes().decode("ascii", "replace")
+    return [line[:-1] for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    """The record of a line: a step and named numbers; None if that is not what stands there."""
+    if not line.isascii():
+        return None
+    try:
+        record = parsed(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+        return None
+    return record if all(x is None or type(x) in (int, float) for x in record.values()) else None

@@ -1,7 +1,9 @@
 """The checkpoints of a run in progress: saved as they fall due, and the newest that can be read restored."""
 
 import dataclasses
+import json
 import os
+import zlib
 from typing import Any, Protocol
 
 import jax
@@ -14,17 +16,19 @@ from quecc_jax.errors import UserError
 from quecc_jax.paths import as_path, is_remote, remove
 from quecc_jax.train.checkpoint import Tree, check_shapes, named_leaves
 from quecc_jax.train.orbax_shim import (
-    chunked_by_layer,
     first_line,
+    frozen_form,
     quiet_libraries,
     readable,
     remove_unfinished,
+    saving,
 )
 from quecc_jax.train.run_dir import describe_run
 from quecc_jax.train.state import TrainState
 
 COUNTERS = ("step", "bad_run", "skipped")
 SLOT = "slot/"
+CHECKSUM = "data_crc32"
 
 
 class Resumable(Protocol):
@@ -51,7 +55,7 @@ class Checkpoints:
                 self.run / "checkpoints",
                 save_decision_policy=policy.AnySavePolicy(rules),
                 preservation_policy=ocp.training.preservation_policies.LatestN(keep),
-                context=chunked_by_layer(),
+                context=saving(),
             )
         except OSError as error:
             raise UserError(f"out directory {self.run} cannot be written ({error}); choose another") from None
@@ -124,7 +128,7 @@ class Checkpoints:
         for old in self._orbax.checkpoints:
             self._orbax.delete(old.step)
         if jax.tree.leaves(state.frozen):
-            with chunked_by_layer():
+            with saving():
                 ocp.save(self.run / "frozen", state.frozen, overwrite=True)
         elif jax.process_index() == 0:
             remove(self.run / "frozen")
@@ -146,8 +150,9 @@ class Checkpoints:
         if not last and not self._orbax.should_save(step):
             return False
         parts = {"params": state.trainable, "optimizer": _optimizer_part(state)}
-        position = {"data": data.get_state()}
-        begun = self._orbax.save_checkpointables_async(step, parts, force=True, custom_metadata=position)
+        position = data.get_state()
+        apart = {"data": position, CHECKSUM: _checksum(position)}
+        begun = self._orbax.save_checkpointables_async(step, parts, force=True, custom_metadata=apart)
         return begun is not None
 
     def wait(self) -> None:
@@ -164,6 +169,9 @@ class Checkpoints:
                 check_shapes(readable(saved.metadata, part), tree, f"{where}, {part}")
             found = self._orbax.load_checkpointables(step, want)
             position = readable(saved.custom_metadata, "data")
+            # Version 0.1 wrote none.
+            if saved.custom_metadata.get(CHECKSUM, _checksum(position)) != _checksum(position):
+                raise ValueError("its position in the data is damaged: it does not have its checksum")
         optimizer = found["optimizer"]
         slots = [optimizer[SLOT + name] for name in named_leaves(abstract.opt_state)]
         opt_state = jax.tree.unflatten(jax.tree.structure(abstract.opt_state), slots)
@@ -174,8 +182,9 @@ class Checkpoints:
             return abstract
         path = self.run / "frozen"
         try:
-            check_shapes(ocp.metadata(path).metadata, abstract, str(path))
-            return ocp.load(path, abstract)
+            check_shapes(frozen_form(path), abstract, str(path))
+            with quiet_libraries():
+                return ocp.load(path, abstract)
         except UserError:
             raise
         except Exception as error:
@@ -191,6 +200,10 @@ class Checkpoints:
                 remove(self.run / "damaged" / str(step))
                 os.replace(self.run / "checkpoints" / str(step), self.run / "damaged" / str(step))
         self._orbax.reload()
+
+
+def _checksum(position: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(position, sort_keys=True).encode())
 
 
 def _optimizer_part(state: TrainState) -> Tree:

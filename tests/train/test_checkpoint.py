@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -110,6 +111,51 @@ def test_damaged_newest_checkpoint_falls_back_loudly(saved, copy, trainer, capfd
         said = capfd.readouterr().err
         assert "WARNING: checkpoint 2" in said and "going back to checkpoint 1" in said
         assert (Path(copy.out) / "damaged" / "2").is_dir()
+
+
+def flip(path: Path, at: int, bit: int = 0) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1 << bit
+    path.write_bytes(content)
+
+
+def flips(folder: Path) -> list[tuple[Path, int]]:
+    """Three places in each file that holds arrays."""
+    files = sorted(path for path in folder.rglob("d/*") if path.is_file())
+    return [(path, path.stat().st_size * quarter // 4) for path in files for quarter in (1, 2, 3)]
+
+
+def test_one_flipped_bit_in_an_array_or_the_data_s_position_is_seen(saved, copy, trainer, capfd):
+    parts = Path(copy.out) / "checkpoints" / "2"
+    described = parts / "_CHECKPOINT_METADATA"
+    taken = described.read_bytes().index(b'"taken": 2') + len(b'"taken": ')
+    steps = []
+    for path, at in [*flips(parts), (described, taken)]:
+        shutil.rmtree(copy.out)
+        shutil.copytree(saved[0].out, copy.out)
+        flip(path, at)
+        state, batches = restore(copy, trainer.abstract_state)
+        steps.append(int(state.step))
+        assert batches.taken == steps[-1]
+        assert_equal(jax.device_get(state), saved[1][steps[-1]])
+    assert "position in the data is damaged" in capfd.readouterr().err
+    # Each process's own index of its arrays is not read again.
+    assert steps.count(1) > len(steps) / 2
+
+
+def test_one_flipped_bit_in_frozen_parameters_is_an_error(copy, trainer):
+    refused = 0
+    for path, at in flips(Path(copy.out) / "frozen"):
+        flip(path, at)
+        try:
+            restore(copy, trainer.abstract_state)
+        except UserError as error:
+            refused += 1
+            assert re.search(r"frozen parameters in .* cannot be read", str(error))
+            with pytest.raises(UserError, match="no readable checkpoint"):
+                load_params(copy.out)
+        flip(path, at)
+    assert refused >= 4
 
 
 @pytest.mark.slow

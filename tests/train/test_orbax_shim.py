@@ -5,9 +5,10 @@ import os
 
 import numpy as np
 import pytest
+import tensorstore
 from orbax.checkpoint import v1 as ocp
 
-from quecc_jax.train.orbax_shim import UNFINISHED
+from quecc_jax.train.orbax_shim import UNFINISHED, saving
 
 
 def watched(move, seen):
@@ -29,6 +30,20 @@ def test_what_is_being_written_has_the_name_that_is_cleared_away(tmp_path, monke
         f"orbax names what it has begun {seen}, no longer frozen{UNFINISHED}: change UNFINISHED in "
         "quecc_jax/train/orbax_shim.py, or what a killed process leaves behind stays"
     )
+
+
+def test_every_chunk_has_a_checksum_however_often_a_process_saves(tmp_path):
+    for name in ("one", "two"):
+        with saving():
+            ocp.save(tmp_path / name, {"layers": np.zeros((2, 3))})
+        store = {"driver": "ocdbt", "base": f"file://{tmp_path}/{name}/state/"}
+        array = tensorstore.open({"driver": "zarr3", "kvstore": store, "path": "layers/"}).result()
+        (shards,) = array.spec().to_json(include_defaults=False)["metadata"]["codecs"]
+        codecs = [codec["name"] for codec in shards["configuration"]["codecs"]]
+        assert codecs == ["bytes", "zstd", "crc32c"], (
+            f"orbax stores chunks as {codecs}: change _check_chunks in quecc_jax/train/orbax_shim.py, or a flipped "
+            "bit is restored as it is"
+        )
 
 
 def test_a_bucket_s_store_can_be_replaced():

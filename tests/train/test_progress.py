@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from quecc_jax.errors import UserError
 from quecc_jax.train.progress import Records, Terminal, describe, read_records
 
 
@@ -63,3 +64,44 @@ def test_values_that_are_not_numbers_stay_valid_json(tmp_path):
         records.write(record(1, loss=float("nan")))
     text = (tmp_path / "metrics.jsonl").read_text()
     assert json.loads(text, parse_constant=pytest.fail)["loss"] is None
+
+
+def line(step):
+    return json.dumps({"step": step, "loss": 1.5, "grad_norm": None}) + "\n"
+
+
+DAMAGED = [
+    '{"step": 2, "loss"\n',
+    "[2]\n",
+    '{"loss": 1.5}\n',
+    '{"step": "2"}\n',
+    '{"step": 2, "loss": "x"}\n',
+    "[" * 9999 + "\n",
+]
+
+
+@pytest.mark.parametrize("damaged", DAMAGED)
+def test_a_damaged_line_is_named_and_training_goes_on_without_it(tmp_path, capsys, damaged):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(line(1) + damaged + line(3) + line(4))
+    with pytest.raises(UserError, match=r"metrics.jsonl, line 2 is damaged"):
+        read_records(tmp_path)
+    with Records(tmp_path, 3):
+        pass
+    assert "metrics.jsonl: lines 2 are damaged and left out" in capsys.readouterr().err
+    assert [record["step"] for record in read_records(tmp_path)] == [1, 3]
+
+
+def test_bytes_that_are_no_text_are_a_damaged_line(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(line(1).encode() + line(2).encode().replace(b"loss", b"lo\xf3s"))
+    with pytest.raises(UserError, match="line 2 is damaged"):
+        read_records(tmp_path)
+
+
+def test_a_lost_log_is_said(tmp_path, capsys):
+    with Records(tmp_path, 3):
+        pass
+    assert "metrics.jsonl is lost: the log begins behind step 3" in capsys.readouterr().err
+    with Records(tmp_path / "new", 0):
+        pass
+    assert not capsys.readouterr().err
