@@ -106,6 +106,9 @@ def main(arguments: list[str]) -> int:
         print("usage: python -m tests.golden_check PATH.npz or DIRECTORY", file=sys.stderr)
         return 2
     path = Path(arguments[0])
+    if path.is_dir() and not (path / "expected.npz").is_file():
+        print(f"{path} holds no model in the original format with its expected.npz", file=sys.stderr)
+        return 2
     errors = golden_model.check(path) if path.is_dir() else check(path)
     print(json.dumps(errors, indent=1))
     return int(max(errors.values()) > TOLERANCE)
