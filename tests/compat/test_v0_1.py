@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -11,23 +14,34 @@ import pytest
 
 from quecc_jax.commands import convert
 from quecc_jax.config import QueryConfig, RunConfig
-from quecc_jax.config.io import from_dict, load_config
+from quecc_jax.config.io import from_dict
 from quecc_jax.config.renamed import with_new_names
-from quecc_jax.data.pipeline import make_iterator
 from quecc_jax.evaluate.answers import answer_rows
 from quecc_jax.fingerprint import query_fingerprint, tower_fingerprint
 from quecc_jax.flops import answer_flops, compressor_cost, train_flops
 from quecc_jax.generate.questions import Limits, Question
 from quecc_jax.load import load_engine, load_vlm
 from quecc_jax.train.checkpoint import load_params
-from quecc_jax.train.loop import train
 from quecc_jax.train.progress import read_records
 from scaling.__main__ import main as scaling
-from tests.train.runs import trainer_on
 
 ROOT = Path(__file__).parent / "v0_1"
 EXPECTED = json.loads((ROOT / "expected.json").read_text())
 COMPRESSORS = json.loads((ROOT / "compressors.json").read_text())
+
+GO_ON = """
+import dataclasses, sys
+from quecc_jax.config.io import load_config
+from quecc_jax.data.pipeline import make_iterator
+from quecc_jax.train.loop import train
+from tests.train.runs import trainer_on
+
+config = dataclasses.replace(load_config(sys.argv[1] + "/config.json"), out=sys.argv[1])
+batches = make_iterator(config.data, config.model, config.train.batch_size, config.train.seed)
+summary = train(config, trainer=trainer_on(config), iterator=batches, progress=lambda _: None)
+assert summary["step"] == 180
+"""
+"""Goes on with the run in a directory."""
 
 
 def flat(params) -> dict[str, np.ndarray]:
@@ -89,19 +103,18 @@ def test_the_evaluation_answers_as_it_did(run):
 def test_a_stopped_run_goes_on_to_the_same_end(run, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     out = shutil.copytree(run, tmp_path / "run")
-    config = dataclasses.replace(load_config(out / "config.json"), out=str(out))
-    batches = make_iterator(config.data, config.model, config.train.batch_size, config.train.seed)
-    summary = train(config, trainer=trainer_on(config), iterator=batches, progress=lambda _: None)
-    assert summary["step"] == 180
+    # What XLA makes of a program as one module adds up in another order than the modules of version 0.1's time.
+    flags = os.environ["XLA_FLAGS"].replace("codegen_split_count=1", "codegen_split_count=32")
+    go_on = [sys.executable, "-c", GO_ON, str(out)]
+    subprocess.run(go_on, env={**os.environ, "XLA_FLAGS": flags}, check=True)
     records = read_records(out)
     assert [record["step"] for record in records][-3:] == [160, 170, 180]
-    # With the processor and XLA flags of version 0.1 it is the same bit by bit; others add up in another
-    # order, which moves parameters by 1e-5 in these 40 steps.
+    # Other processors add up in another order; on that of version 0.1 it is the same bit by bit.
     assert records[-1]["loss"] == pytest.approx(EXPECTED["last_loss"], rel=1e-4)
     _, params = load_params(out)
     got, expected, before = flat(params), saved(180), saved(140)
     for name, value in expected.items():
-        np.testing.assert_allclose(got[name], value, rtol=0, atol=5e-5, err_msg=name)
+        np.testing.assert_allclose(got[name], value, atol=1e-6, err_msg=name)
     assert max(np.abs(expected[name] - before[name]).max() for name in expected) > 1e-3
 
 
