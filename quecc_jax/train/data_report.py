@@ -38,14 +38,15 @@ class DataReport:
         if done and self.path.exists():
             try:
                 found = parsed(self.path.read_text())
-                self._left_out = {one["id"]: LeftOut(**one) for one in found["left_out_rows"]}
-                self._truncated = set(found["truncated_rows"])
-                self._cut_questions = set(found.get("cut_question_rows", ()))
+                self._left_out, self._truncated, self._cut_questions = (
+                    {one["id"]: LeftOut(**one) for one in found["left_out_rows"]},
+                    set(found["truncated_rows"]),
+                    set(found.get("cut_question_rows", ())),
+                )
             except (ValueError, TypeError, LookupError, RecursionError):
                 notice(
                     f"WARNING: {self.path} is damaged: rows left out before step {done} are counted no more"
                 )
-                self._left_out, self._truncated, self._cut_questions = {}, set(), set()
         self._written = self._counts() if done else None
 
     def record(self) -> Record:

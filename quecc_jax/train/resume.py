@@ -169,8 +169,9 @@ class Checkpoints:
                 check_shapes(readable(saved.metadata, part), tree, f"{where}, {part}")
             found = self._orbax.load_checkpointables(step, want)
             position = readable(saved.custom_metadata, "data")
+            has = _checksum(position)
             # Version 0.1 wrote none.
-            if saved.custom_metadata.get(CHECKSUM, _checksum(position)) != _checksum(position):
+            if saved.custom_metadata.get(CHECKSUM, has) != has:
                 raise ValueError("its position in the data is damaged: it does not have its checksum")
         optimizer = found["optimizer"]
         slots = [optimizer[SLOT + name] for name in named_leaves(abstract.opt_state)]
