@@ -50,15 +50,46 @@ def write_text(path: AnyPath, text: str) -> None:
 def replacing(target: Path) -> Iterator[Path]:
     """Yields a file to write beside `target`, of this machine, which takes its name when the block succeeds.
 
-    Processes may write the same file at once: a reader sees the whole file of one of them.
+    Processes may write the same file at once: a reader sees the whole file of one of them. The file is on the disk
+    before it has its name, so that it is whole after a loss of power too.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         yield aside
+        sync(aside)
         os.replace(aside, target)
+        sync(target.parent)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Returns when a file's bytes, or a directory's names, are on the disk; both of this machine."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_tree(directory: Path) -> None:
+    """As `sync`, of a directory and of all that it holds."""
+    for folder, _, names in os.walk(directory):
+        for path in (*(Path(folder, name) for name in names), Path(folder)):
+            if path.is_file() or path.is_dir():
+                sync(path)
+
+
+def files_below(directory: AnyPath) -> list[Path]:
+    """The files of a directory at any depth, sorted; none where it is missing."""
+    folder = as_path(directory)
+    if not folder.is_dir():
+        return []
+    # No `rglob`: buckets have none.
+    return sorted(
+        file for path in folder.iterdir() for file in (files_below(path) if path.is_dir() else [path])
+    )
 
 
 def copy_files(source: AnyPath, target: AnyPath, without: Iterable[str] = ()) -> None:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 TREES = ("quecc_jax", "scaling", "launch", "configs")
 
 LEVELS = (
-    {"errors", "json_text", "paths", "progress", "xla_flags", "pages"},
+    {"errors", "json_text", "paths", "records", "checksums", "progress", "xla_flags", "pages"},
     {"compressor settings"},
     {"config"},
     {"flops", "sharding", "distributed", "run_lock"},
@@ -30,7 +30,7 @@ LEVELS = (
 
 OUTSIDE = {
     "quecc_jax": set(),
-    "scaling": {"errors", "pages", "config", "compressor settings", "flops", "aot"},
+    "scaling": {"errors", "records", "pages", "config", "compressor settings", "flops", "aot"},
     "configs": {"config", "experiments"},
     "launch": {"commands", "errors"},
 }

@@ -1,6 +1,7 @@
 """A model small enough to train in a test, and random but valid parameters and batches for it."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,10 +18,12 @@ from quecc_jax.config import (
     TrainConfig,
     VisionConfig,
 )
+from quecc_jax.config.io import save_config
 from quecc_jax.config.shapes import row_limit
 from quecc_jax.data.batch import IGNORE, Batch, batch_spec
 from quecc_jax.data.text.queries import question_ids, question_segments
 from quecc_jax.sharding import make_mesh
+from quecc_jax.train.run_dir import list_run
 from quecc_jax.train.step import abstract_params
 
 MODEL = ModelConfig(
@@ -118,3 +121,9 @@ def asked(batch: Batch) -> list[tuple[int, int, np.ndarray]]:
         (row, image, question_ids(queries[row], segments[row], ends[row, image]))
         for row, image in np.argwhere(ends >= 0)
     ]
+
+
+def change_config(run: Path, config: RunConfig) -> None:
+    """Changes a run's config.json as one who knows of checksums.json does."""
+    save_config(config, run / "config.json")
+    list_run(run)

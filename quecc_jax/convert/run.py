@@ -26,7 +26,7 @@ from quecc_jax.data.text.templates import check_name
 from quecc_jax.distributed import notice
 from quecc_jax.errors import UserError
 from quecc_jax.progress import byte_bar
-from quecc_jax.train.run_dir import TOKENIZERS
+from quecc_jax.train.run_dir import TOKENIZERS, list_run
 
 
 def import_weights(
@@ -102,6 +102,7 @@ def import_weights(
             plan.config.data, tokenizer=held["tokenizer"], query_tokenizer=held["query_tokenizer"]
         )
         save_config(dataclasses.replace(plan.config, out=str(out), data=data), aside / "config.json")
+        list_run(aside)
     return plan
 
 

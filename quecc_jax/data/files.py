@@ -11,14 +11,15 @@ from typing import Any, cast
 
 from quecc_jax.errors import UserError
 from quecc_jax.json_text import MARK, decoded, parsed, reason
-from quecc_jax.paths import AnyPath, as_path, is_remote
+from quecc_jax.paths import AnyPath, as_path, is_remote, sync, sync_tree
 
 
 @contextlib.contextmanager
 def fresh_directory(directory: str | Path) -> Iterator[Path]:
     """Yields an empty directory beside `directory` that takes its name when the block succeeds.
 
-    An existing `directory` is replaced only then; when the block raises, it is left as it was.
+    An existing `directory` is replaced only then; when the block raises, it is left as it was. What it holds is on
+    the disk before it has its name.
     """
     target = Path(directory)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -26,6 +27,7 @@ def fresh_directory(directory: str | Path) -> Iterator[Path]:
     aside.mkdir()
     try:
         yield aside
+        sync_tree(aside)
         if target.exists():
             old = aside.with_suffix(".old")
             os.rename(target, old)
@@ -33,6 +35,7 @@ def fresh_directory(directory: str | Path) -> Iterator[Path]:
             shutil.rmtree(old)
         else:
             os.rename(aside, target)
+        sync(target.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

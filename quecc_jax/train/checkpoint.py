@@ -11,11 +11,13 @@ import numpy as np
 from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
+from quecc_jax.checksums import check_files, identity
 from quecc_jax.config import RunConfig
 from quecc_jax.data.files import fresh_directory
 from quecc_jax.distributed import notice
 from quecc_jax.errors import UserError
 from quecc_jax.paths import as_path
+from quecc_jax.records import Damaged
 from quecc_jax.train.orbax_shim import first_line, frozen_form, quiet_libraries, readable, saving
 from quecc_jax.train.run_dir import describe_run, load_run_config
 
@@ -23,6 +25,8 @@ Tree = dict[str, PyTree]
 """Parameters, or anything that stands for them, by top-level name."""
 HALVES = (np.dtype(jnp.float16), np.dtype(jnp.bfloat16))
 """Types of stored parameters that are read as float32 where the model wants that, exactly."""
+FROZEN = "frozen"
+"""Name of the frozen parameters' directory, and, in a checkpoint's metadata, of what identifies it."""
 
 
 def save_params(config: RunConfig, params: Tree) -> None:
@@ -74,16 +78,19 @@ def load_params(
         try:
             with quiet_libraries():
                 return config, _read_params(run, step, wanted, abstract)
-        except UserError:
-            raise
         except Exception as error:
+            if isinstance(error, UserError) and not isinstance(error, Damaged):
+                raise
             notice(f"WARNING: checkpoint {step} of {run} cannot be read: {first_line(error)}")
     raise UserError(f"{run} holds no readable checkpoint; train it first, or give another run's directory")
 
 
 def _read_params(run: Path, step: int, names: list[str] | None, abstract: Tree | None) -> Tree:
-    path, frozen = run / "checkpoints" / str(step), run / "frozen"
-    trained = readable(ocp.checkpointables_metadata(path).metadata, "params")
+    path, frozen = run / "checkpoints" / str(step), run / FROZEN
+    check_files_of(run, step)
+    saved = ocp.checkpointables_metadata(path)
+    trained = readable(saved.metadata, "params")
+    check_frozen(run, step, saved.custom_metadata)
     fixed = frozen_form(frozen) if frozen.is_dir() else {}
     have = {**fixed, **trained}
     if names is None:
@@ -103,6 +110,35 @@ def _read_params(run: Path, step: int, names: list[str] | None, abstract: Tree |
         if part := {n: abstract[n] for n in names if n not in trained}:
             params |= ocp.load(frozen, part)
     return params
+
+
+def check_files_of(run: Path, step: int) -> None:
+    """Compares a checkpoint's files with its list of them.
+
+    Raises:
+      Damaged: they are not what was saved after that step.
+    """
+    check_files(run / "checkpoints" / str(step), "restore it", str(step))
+
+
+def check_frozen(run: Path, step: int, metadata: Any) -> None:
+    """Compares the frozen parameters' files with their list, and that with a checkpoint's metadata.
+
+    Raises:
+      UserError: they are damaged, or not those that the checkpoint was trained with.
+    """
+    path = run / FROZEN
+    advice = "restore that directory, or start over with --checkpoint.resume never"
+    try:
+        check_files(path, "copy it again", FROZEN)
+        has = identity(path)
+    except Damaged as error:
+        raise UserError(f"the frozen parameters in {path} cannot be read ({error}); {advice}") from None
+    # Version 0.1 did not say.
+    if isinstance(metadata, dict) and metadata.get(FROZEN, has) != has:
+        raise UserError(
+            f"the frozen parameters in {path} cannot be read: checkpoint {step} was trained with others; {advice}"
+        )
 
 
 def _host_form(leaf: PyTree) -> np.ndarray:

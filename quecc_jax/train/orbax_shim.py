@@ -1,23 +1,30 @@
-"""How orbax is used here, and what of it is no public interface: the names of its unfinished directories, and how
-it stores a chunk of an array."""
+"""How orbax is used here, and what of it is no public interface: the names of its unfinished directories, how it
+stores a chunk of an array, and when a directory takes its name."""
 
+import asyncio
 import contextlib
 import functools
 import logging
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 from orbax.checkpoint import v1 as ocp
+from orbax.checkpoint._src.path import atomicity
 from orbax.checkpoint._src.serialization import tensorstore_utils
 
-from quecc_jax.paths import is_remote
+from quecc_jax.checksums import list_files
+from quecc_jax.errors import UserError
+from quecc_jax.paths import is_remote, sync, sync_tree
 
 UNFINISHED = ".orbax-checkpoint-tmp*"
 """How the name of a directory ends that orbax has begun to write. `tests/train/test_orbax_shim.py` fails when
 that changes."""
+DESCRIPTION = "_CHECKPOINT_METADATA"
+"""Orbax's own file in a checkpoint, or in frozen parameters, by which it knows them."""
 
 
 def remove_unfinished(run: Path) -> None:
@@ -44,9 +51,12 @@ def quiet_libraries() -> Iterator[None]:
 
 
 def saving() -> ocp.Context:
-    """Settings to save under: every layer of a stacked leaf lies apart, so that one can be read alone, and every
-    chunk has a checksum that is compared whenever it is read."""
+    """Settings to save under: every layer of a stacked leaf lies apart, so that one can be read alone, every
+    chunk has a checksum that is compared whenever it is read, and a directory that is whole lists its files, see
+    `checksums`, under its own name."""
     _check_chunks()
+    for finished_by in (atomicity.AtomicRenameTemporaryPath, atomicity.CommitFileTemporaryPath):
+        _list_at_end(finished_by)
     context = ocp.Context()
     storage = ocp.options.ArrayOptions.Saving.StorageOptions
 
@@ -78,6 +88,34 @@ def _check_chunks() -> None:
     tensorstore_utils._build_zarr3_metadata = with_checksum
 
 
+def _list_at_end(finished_by: Any) -> None:
+    """Has orbax list a directory's files, and wait for the disk, before that takes its name, in this process."""
+    finalize = finished_by.finalize
+    if hasattr(finalize, "__wrapped__"):
+        return
+
+    @functools.wraps(finalize)
+    async def with_list(self: Any) -> None:
+        aside, final = self.get(), self.get_final()
+        # Parts of a checkpoint take their names, too, but have no description of their own.
+        if not (aside / DESCRIPTION).exists():
+            return await finalize(self)
+        if store := self._checkpoint_metadata_store:
+            # What the original would do after the list was written.
+            self._checkpoint_metadata_store = None
+            await asyncio.to_thread(store.wait_until_finished)
+            store.update(file_path=aside / DESCRIPTION, commit_timestamp_nsecs=time.time_ns())
+            await asyncio.to_thread(store.wait_until_finished)
+        list_files(aside, name=final.name)
+        if not is_remote(aside):
+            sync_tree(Path(aside))
+        await finalize(self)
+        if not is_remote(final):
+            sync(Path(final).parent)
+
+    finished_by.finalize = with_list
+
+
 def readable(parts: Mapping[str, Any] | None, name: str) -> Any:
     """A part of a checkpoint's metadata; orbax leaves out what it could not read, or says None."""
     if not parts or parts.get(name) is None:
@@ -99,4 +137,6 @@ def first_line(error: BaseException) -> str:
     """Kind and first line of the error at the bottom of a chain."""
     while error.__cause__ is not None:
         error = error.__cause__
+    if isinstance(error, UserError):
+        return str(error)
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"[:300]

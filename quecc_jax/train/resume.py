@@ -1,20 +1,20 @@
 """The checkpoints of a run in progress: saved as they fall due, and the newest that can be read restored."""
 
 import dataclasses
-import json
 import os
-import zlib
 from typing import Any, Protocol
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
+from quecc_jax.checksums import identity
 from quecc_jax.config import RunConfig
 from quecc_jax.config.io import differences, load_config
 from quecc_jax.distributed import notice
 from quecc_jax.errors import UserError
 from quecc_jax.paths import as_path, is_remote, remove
-from quecc_jax.train.checkpoint import Tree, check_shapes, named_leaves
+from quecc_jax.records import Damaged
+from quecc_jax.train.checkpoint import FROZEN, Tree, check_files_of, check_frozen, check_shapes, named_leaves
 from quecc_jax.train.orbax_shim import (
     first_line,
     frozen_form,
@@ -28,7 +28,6 @@ from quecc_jax.train.state import TrainState
 
 COUNTERS = ("step", "bad_run", "skipped")
 SLOT = "slot/"
-CHECKSUM = "data_crc32"
 
 
 class Resumable(Protocol):
@@ -76,8 +75,9 @@ class Checkpoints:
 
         Raises:
           UserError: there is none and `checkpoint.resume` is `must`; none of them can be read (with
-            several processes, which might disagree on it, or in a bucket: the newest cannot); or the
-            saved arrays are not those of this run's model and optimizer.
+            several processes, which might disagree on it, or in a bucket: the newest cannot); the frozen
+            parameters are damaged or another run's; or the saved arrays are not those of this run's model and
+            optimizer.
         """
         steps = [c.step for c in self._orbax.checkpoints][::-1]
         if self.config.checkpoint.resume == "never" or not steps:
@@ -89,9 +89,9 @@ class Checkpoints:
             try:
                 found = self._load(step, abstract)
                 break
-            except UserError:
-                raise
             except Exception as error:  # orbax, tensorstore and json each fail in their own ways
+                if isinstance(error, UserError) and not isinstance(error, Damaged):
+                    raise
                 if jax.process_count() > 1 or is_remote(self.run):
                     raise UserError(
                         f"checkpoint {step} of {self.run} cannot be read: {first_line(error)}; "
@@ -129,9 +129,9 @@ class Checkpoints:
             self._orbax.delete(old.step)
         if jax.tree.leaves(state.frozen):
             with saving():
-                ocp.save(self.run / "frozen", state.frozen, overwrite=True)
+                ocp.save(self.run / FROZEN, state.frozen, overwrite=True)
         elif jax.process_index() == 0:
-            remove(self.run / "frozen")
+            remove(self.run / FROZEN)
 
     def describe(self) -> None:
         """Writes config.json and the tokenizers' files."""
@@ -150,8 +150,7 @@ class Checkpoints:
         if not last and not self._orbax.should_save(step):
             return False
         parts = {"params": state.trainable, "optimizer": _optimizer_part(state)}
-        position = data.get_state()
-        apart = {"data": position, CHECKSUM: _checksum(position)}
+        apart = {"data": data.get_state(), FROZEN: identity(self.run / FROZEN)}
         begun = self._orbax.save_checkpointables_async(step, parts, force=True, custom_metadata=apart)
         return begun is not None
 
@@ -162,17 +161,15 @@ class Checkpoints:
     def _load(self, step: int, abstract: TrainState) -> tuple[Tree, Any, Tree, dict[str, Any]]:
         """(params, optimizer state, counters, data position) of one checkpoint."""
         want = {"params": abstract.trainable, "optimizer": _optimizer_part(abstract)}
+        where = f"checkpoint {step} of {self.run}"
+        check_files_of(self.run, step)
         with quiet_libraries():
             saved = self._orbax.checkpointables_metadata(step)
-            where = f"checkpoint {step} of {self.run}"
             for part, tree in want.items():
                 check_shapes(readable(saved.metadata, part), tree, f"{where}, {part}")
             found = self._orbax.load_checkpointables(step, want)
             position = readable(saved.custom_metadata, "data")
-            has = _checksum(position)
-            # Version 0.1 wrote none.
-            if saved.custom_metadata.get(CHECKSUM, has) != has:
-                raise ValueError("its position in the data is damaged: it does not have its checksum")
+        check_frozen(self.run, step, saved.custom_metadata)
         optimizer = found["optimizer"]
         slots = [optimizer[SLOT + name] for name in named_leaves(abstract.opt_state)]
         opt_state = jax.tree.unflatten(jax.tree.structure(abstract.opt_state), slots)
@@ -181,7 +178,7 @@ class Checkpoints:
     def _load_frozen(self, abstract: Tree) -> Tree:
         if not jax.tree.leaves(abstract):
             return abstract
-        path = self.run / "frozen"
+        path = self.run / FROZEN
         try:
             check_shapes(frozen_form(path), abstract, str(path))
             with quiet_libraries():
@@ -201,10 +198,6 @@ class Checkpoints:
                 remove(self.run / "damaged" / str(step))
                 os.replace(self.run / "checkpoints" / str(step), self.run / "damaged" / str(step))
         self._orbax.reload()
-
-
-def _checksum(position: dict[str, Any]) -> int:
-    return zlib.crc32(json.dumps(position, sort_keys=True).encode())
 
 
 def _optimizer_part(state: TrainState) -> Tree:

@@ -21,7 +21,7 @@ from quecc_jax import load
 from quecc_jax.commands import evaluate, generate
 from quecc_jax.commands.cli import execute
 from quecc_jax.config import DataConfig, DecoderConfig, ModelConfig, QueccConfig, RunConfig, VisionConfig
-from quecc_jax.config.io import load_config, save_config
+from quecc_jax.config.io import load_config
 from quecc_jax.data.images import load_pixels, normalise
 from quecc_jax.data.sources.pool import write_features
 from quecc_jax.data.text.tokenizer import load_tokenizer
@@ -32,7 +32,7 @@ from quecc_jax.experiments.testbed.tower import feature_fn
 from quecc_jax.load import load_vlm
 from quecc_jax.models.towers.clip import ClipTower
 from quecc_jax.train.checkpoint import load_params, save_params
-from tests.tiny import random_params
+from tests.tiny import change_config, random_params
 
 shared_engine = functools.cache(load.load_engine)
 ROOT = Path(__file__).parents[2]
@@ -135,7 +135,7 @@ def test_the_tower_comes_from_the_run_that_holds_it_and_must_fit(run, tmp_path):
     def changed(**settings) -> Path:
         copy = tmp_path / str(len(list(tmp_path.iterdir())))
         shutil.copytree(run.out, copy)
-        save_config(dataclasses.replace(load_config(copy / "config.json"), **settings), copy / "config.json")
+        change_config(copy, dataclasses.replace(load_config(copy / "config.json"), **settings))
         return copy
 
     def with_vision(**settings) -> dict:

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from quecc_jax.config import DataConfig, DecoderConfig, ModelConfig, NoneConfig, RunConfig, VisionConfig
-from quecc_jax.config.io import load_config, save_config
+from quecc_jax.config.io import load_config
 from quecc_jax.convert.io.tensors import open_tensors
 from quecc_jax.convert.plan import plan_export
 from quecc_jax.convert.processor import chat_template
@@ -31,6 +31,7 @@ from quecc_jax.generate.questions import Limits, Question
 from quecc_jax.load import load_vlm
 from tests.convert.test_run import assert_same_tensors
 from tests.laid_out import prompt
+from tests.tiny import change_config
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "llava_tiny"
 TOWER = VisionConfig(
@@ -93,7 +94,7 @@ def make_run(
     made = load_config(root / "run" / "config.json")
     data = dataclasses.replace(made.data, template=template, image_aspect=aspect, images_per_row=2)  # type: ignore[arg-type]
     model = dataclasses.replace(made.model, dtype="float32")
-    save_config(dataclasses.replace(made, data=data, model=model), root / "run" / "config.json")
+    change_config(root / "run", dataclasses.replace(made, data=data, model=model))
     return root / "run"
 
 
@@ -101,7 +102,7 @@ def in_float32(run: Path) -> None:
     """Lets a run compute in float32, as transformers does here."""
     config = load_config(run / "config.json")
     model = dataclasses.replace(config.model, dtype="float32")
-    save_config(dataclasses.replace(config, model=model), run / "config.json")
+    change_config(run, dataclasses.replace(config, model=model))
 
 
 def _random(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -338,7 +339,7 @@ def test_what_a_trained_runs_export_says(tmp_path: Path, conforms: Any) -> None:
         data = dataclasses.replace(config.data, max_length=100)
         model = dataclasses.replace(config.model, decoder=decoder)
         changed = dataclasses.replace(config, model=model, data=data)
-        save_config(dataclasses.replace(changed, init_from=start), run / "config.json")
+        change_config(run, dataclasses.replace(changed, init_from=start))
         for layout in ("llava", "llava_hf"):
             out = tmp_path / f"{layout}-{name}"
             export_weights(run, out, layout=layout, dtype="bfloat16")  # type: ignore[arg-type]

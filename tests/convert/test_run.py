@@ -15,7 +15,7 @@ from orbax.checkpoint import v1 as ocp
 from safetensors.numpy import load_file, save_file
 
 from quecc_jax.config import RunConfig
-from quecc_jax.config.io import load_config, save_config
+from quecc_jax.config.io import load_config
 from quecc_jax.convert.formats.gguf import GgufFile
 from quecc_jax.convert.io.layer_store import SlabReader
 from quecc_jax.convert.io.tensors import open_tensors
@@ -30,6 +30,7 @@ from tests.convert.names import load, random_tensors
 from tests.convert.test_gguf import write as write_gguf
 from tests.convert.test_llava import decoder_for_the_tiny_projector
 from tests.convert.test_tensors import same_bits
+from tests.tiny import change_config
 from tests.train.runs import Batches, trainer_on
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -209,7 +210,7 @@ def trained(tmp_path: Path) -> tuple[Path, Path]:
     for step in (3, 12):
         ocp.save_checkpointables(run / "checkpoints" / str(step), {"params": trainable, "optimizer": slots})
         trainable["projector"]["fc1"]["bias"] = trainable["projector"]["fc1"]["bias"] + 1
-    save_config(dataclasses.replace(config, out=str(run)), run / "config.json")
+    change_config(run, dataclasses.replace(config, out=str(run)))
     return tmp_path / "import", run
 
 
@@ -273,7 +274,7 @@ def test_the_tower_of_a_run_on_cached_features_comes_from_where_it_lies(tmp_path
     with pytest.raises(UserError, match="compressor and decoder and projector, which is no whole model"):
         export_weights(run, tmp_path / "out")
     config = dataclasses.replace(load_config(run / "config.json"), tower_from=str(imported))
-    save_config(config, run / "config.json")
+    change_config(run, config)
     export_weights(run, tmp_path / "out", dtype="float16")
     whole = {k: tuple(v) for k, v in small("llava_tiny")["tensors"].items()}
     assert open_tensors(tmp_path / "out").shapes == whole
@@ -281,7 +282,7 @@ def test_the_tower_of_a_run_on_cached_features_comes_from_where_it_lies(tmp_path
     other = load_config(imported / "config.json")
     vision = dataclasses.replace(other.model.vision, activation="gelu")
     model = dataclasses.replace(other.model, vision=vision)
-    save_config(dataclasses.replace(other, model=model), imported / "config.json")
+    change_config(imported, dataclasses.replace(other, model=model))
     with pytest.raises(
         UserError, match=r"tower_from .* has model\.vision\.activation gelu, and this run quick"
     ):

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from quecc_jax.config.io import load_config, save_config
+from quecc_jax.config.io import load_config
 from quecc_jax.convert.run import import_weights
 from tests.evaluate.standins import STANDINS
 from tests.golden_pack import unpack
+from tests.tiny import change_config
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("pope", "gqa", "ai2d")
@@ -58,7 +59,7 @@ def test_a_run_killed_between_answers_ends_as_one_that_was_not(tmp_path):
     import_weights(tmp_path / "golden", run)
     config = load_config(run / "config.json")
     short = dataclasses.replace(config.data, max_length=160)
-    save_config(dataclasses.replace(config, data=short), run / "config.json")
+    change_config(run, dataclasses.replace(config, data=short))
     for name in NAMES:
         STANDINS[name](data)
     whole = start(run, data, tmp_path / "whole")

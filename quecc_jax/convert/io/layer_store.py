@@ -7,6 +7,7 @@ under the leaf's path joined by dots; here they are opened one by one through te
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorstore as ts
@@ -19,6 +20,7 @@ from quecc_jax.convert.rules import Path as LeafPath
 from quecc_jax.convert.rules import PyTree, Rule, Shape, Slab, leaf_shapes
 from quecc_jax.errors import UserError
 from quecc_jax.json_text import JsonObject
+from quecc_jax.train.checkpoint import check_files_of, check_frozen
 from quecc_jax.train.initial import refuse_other_model
 from quecc_jax.train.orbax_shim import quiet_libraries
 from quecc_jax.train.run_dir import load_run_config
@@ -77,6 +79,7 @@ class SlabWriter:
             "codecs": [
                 {"name": "bytes", "configuration": {"endian": "little"}},
                 {"name": "zstd", "configuration": {"level": 1}},
+                {"name": "crc32c"},
             ],
         }
         # Zeros are data too: a chunk that is absent counts as lost when the leaf is loaded.
@@ -140,9 +143,11 @@ class SlabReader:
         self._newest, self._context = self.run / "checkpoints" / str(max(steps)), _context()
         self._folder_of: dict[LeafPath, Path] = {}
         frozen = self.run / "frozen"
+        check_files_of(self.run, max(steps))
         if frozen.is_dir():
             self._add(frozen, lambda: dict(ocp.metadata(frozen).metadata))
-        self._add(self._newest, lambda: dict(ocp.checkpointables_metadata(self._newest).metadata["params"]))
+        self._add(self._newest, lambda: dict(self._metadata().metadata["params"]))
+        check_frozen(self.run, max(steps), self._metadata().custom_metadata)
         towers = {"vision"} if self.config.model.query.reads_decoder else {"vision", "text"}
         absent = towers - {path[0] for path in self._folder_of}
         if self.config.tower_from and absent:
@@ -150,6 +155,9 @@ class SlabReader:
         self._arrays = {path: self._open(path) for path in self._folder_of}
         self.shapes: dict[LeafPath, Shape] = {p: tuple(a.shape) for p, a in self._arrays.items()}
         self.dtypes = {p: np.dtype(a.dtype.numpy_dtype) for p, a in self._arrays.items()}
+
+    def _metadata(self) -> Any:
+        return ocp.checkpointables_metadata(self._newest)
 
     def _borrowed(self, names: set[str]) -> dict[LeafPath, Path]:
         """Where the leaves of absent towers lie, if they are those of this run's model."""
