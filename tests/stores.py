@@ -87,7 +87,7 @@ def _edited(content: bytes, rng: random.Random) -> bytes | None:
     if not places:
         return None
     parent, key = rng.choice(places)
-    absurd = (-1, 2**70, 10**400, 1e308, "../x", None, [], {}, True, "9" * 50)
+    absurd: tuple[Any, ...] = (-1, 2**70, 10**400, 1e308, "../x", None, [], {}, True, "9" * 50)
     was = parent[key]
     if rng.random() < 0.5:
         parent[key] = was + 1 if isinstance(was, int | float) else rng.choice(absurd)

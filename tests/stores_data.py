@@ -62,11 +62,14 @@ def make_features(folder: Path, seed: int) -> None:
             raise BadRow("picture broken", "image 5 is broken")
         return images[number]
 
-    for name in ("features", "queries"):
-        scale = 1 + (name == "queries")
-        write_features(
-            folder, 2100, image, lambda x, s=scale: x.reshape(len(x), 4, 12) / s, 64, "f", name=name
-        )
+    def halved(batch: np.ndarray) -> np.ndarray:
+        return batch.reshape(len(batch), 4, 12) / 2
+
+    def whole(batch: np.ndarray) -> np.ndarray:
+        return batch.reshape(len(batch), 4, 12)
+
+    write_features(folder, 2100, image, whole, 64, "f", name="features")
+    write_features(folder, 2100, image, halved, 64, "f", name="queries")
 
 
 def read_both_features(folder: Path) -> Any:

@@ -4,8 +4,6 @@ import contextlib
 import hashlib
 import multiprocessing
 import sys
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -180,7 +178,7 @@ def _read(path: Path, rows: int, data: DataConfig) -> np.ndarray | None:
     try:
         with np.load(path) as file:
             kept, name = file["lengths"], str(file["name"])
-    except (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error):
+    except Exception:  # numpy, zipfile and zlib each fail in their own ways
         return None
     if name != path.name or kept.shape != (3, rows) or kept.dtype != np.int32:
         return None

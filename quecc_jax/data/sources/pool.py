@@ -89,8 +89,9 @@ def write_features(
 def _open(path: Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} cannot be read ({error}); make the pool anew") from None
+    except Exception as error:  # numpy's reader of headers has no kinds of its own
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path} cannot be read ({reason}); make the pool anew") from None
 
 
 def write_rows(rows: Sequence[dict[str, Any]], meta: dict[str, Any], directory: Path) -> None:

@@ -307,3 +307,35 @@ def test_records_come_back_by_number_and_pickle(tmp_path):
     assert find_shard(tmp_path, "a", "key") == (shards[0], []) and find_shard(tmp_path, "a", "other") is None
     (tmp_path / "a").write_bytes(b"short")
     assert find_shard(tmp_path, "a", "key") is None
+
+
+def test_swapped_shards_are_seen_by_training_and_by_verify(llava, tokenizer, model, tmp_path):
+    path, folder, _ = llava
+    prepare(path, (str(folder),), tmp_path, RAW, **SMALL)
+    one, two, *_ = read_manifest(tmp_path)["shards"]["pictures"]
+    assert (one.records, one.bytes) == (two.records, two.bytes)
+    contents = [(tmp_path / shard.name).read_bytes() for shard in (one, two)]
+    for shard, content in zip((two, one), contents, strict=True):
+        (tmp_path / shard.name).write_bytes(content)
+    config = data_config(SourceConfig("array_record", str(tmp_path)), tokenizer)
+    with pytest.raises(UserError, match=r"pictures-0000\d.* is damaged, or another shard"):
+        with make_iterator(config, model, 4, 0) as batches:
+            next(batches)
+    with pytest.raises(UserError, match="its SHA-256 is not the manifest's"):
+        check(tmp_path, one)
+
+
+def test_a_damaged_record_names_its_shard(llava, tmp_path):
+    path, folder, _ = llava
+    prepare(path, (str(folder),), tmp_path, RAW, **SMALL)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    # As version 0.1 wrote it: ArrayRecord's own checksums have to tell.
+    manifest["shards"] = {kind: [shard[:4] for shard in group] for kind, group in manifest["shards"].items()}
+    del manifest["crc32"]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    file = tmp_path / manifest["shards"]["pictures"][0][0]
+    content = bytearray(file.read_bytes())
+    content[content.index(open_prepared(tmp_path).images[0]) + 100] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"pictures-00000.* is damaged at record 0"):
+        open_prepared(tmp_path).images[0]
