@@ -25,10 +25,8 @@ def written_out(x: np.ndarray, a: np.ndarray, keys: np.ndarray, v: int, evenly: 
     """[V, D] of one image, patch by patch."""
     spread = [int((i + 0.5) * len(a) / evenly) for i in range(evenly)]
     ranked = sorted((j for j in range(len(a)) if j not in spread), key=lambda j: (-a[j], j))
-    kept, unit = (
-        ranked[: v - 1 - evenly] + spread,
-        keys / np.maximum(np.linalg.norm(keys, axis=1, keepdims=True), 1e-12),
-    )
+    kept = ranked[: v - 1 - evenly] + spread
+    unit = keys / np.maximum(np.linalg.norm(keys, axis=1, keepdims=True), 1e-12)
     assert len(set(kept)) == v - 1
     out = []
     for i in kept:
