@@ -4,6 +4,7 @@ it stores a chunk of an array."""
 import contextlib
 import functools
 import logging
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 from orbax.checkpoint._src.serialization import tensorstore_utils
 
+from quecc_jax.errors import disk_fault
 from quecc_jax.paths import is_remote
 
 UNFINISHED = ".orbax-checkpoint-tmp*"
@@ -41,6 +43,30 @@ def quiet_libraries() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def faults_told_once(witness: str = "") -> Iterator[None]:
+    """Keeps orbax and asyncio from logging in every thread what the file system refused: it is raised too.
+
+    Args:
+      witness: as of `errors.disk_faults`.
+    """
+
+    def is_other(record: logging.LogRecord) -> bool:
+        if witness and not os.path.exists(witness):
+            return False
+        error = record.exc_info[1] if record.exc_info else None
+        return disk_fault(error or OSError(record.getMessage())) is None
+
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    for logger in loggers:
+        logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(is_other)
 
 
 def saving() -> ocp.Context:
