@@ -27,12 +27,15 @@ class InUse(UserError):
 
 
 @contextlib.contextmanager
-def run_lock(run: str) -> Iterator[None]:
+def run_lock(run: str) -> Iterator[str]:
     """Holds the file `lock` in a run's directory; one process does so for all that work together.
 
     The system drops the lock with the process that holds it, however that ends, so the file that a
     killed process leaves behind means nothing. In a bucket the lock has to be renewed instead: a new
     run waits until it is sure that the last one is gone. File systems without locks are not guarded.
+
+    Yields:
+      The file's path; empty in a bucket.
 
     Raises:
       InUse: another run holds it, named by its process and host.
@@ -50,7 +53,7 @@ def run_lock(run: str) -> Iterator[None]:
                     f"out directory {run} is another one on process 0; give one that all hosts "
                     "see, as gs://BUCKET/RUN"
                 )
-        yield
+        yield "" if is_remote(run) else str(path)
 
 
 @contextlib.contextmanager
@@ -67,9 +70,10 @@ def _held(path: Path, run: str) -> Iterator[None]:
             raise _in_use(run, _seen(path)) from None
         except OSError:
             pass
-        file.truncate(0)
-        file.write(json.dumps(_claim()))
-        file.flush()
+        # A full disk keeps the name from being written, not the lock from being held.
+        with contextlib.suppress(OSError):
+            os.ftruncate(file.fileno(), 0)
+            os.write(file.fileno(), json.dumps(_claim()).encode())
         yield
 
 

@@ -11,11 +11,12 @@ The docstring of `Options` and those of its fields are the help. See `options` f
 import importlib
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 import tyro
 
 from quecc_jax.commands.options import parse, refusals
-from quecc_jax.errors import run_cli
+from quecc_jax.errors import program, run_cli
 
 COMMANDS = {
     "train": "train one run",
@@ -40,7 +41,7 @@ def quecc(argv: Sequence[str] | None = None, prog: str = "quecc", names: Sequenc
     """The program `quecc`, or one of another name with some of its commands; returns exit status 0.
 
     Args:
-      argv: the arguments after the program's name; None for the process's own.
+      argv: the arguments after the program's name; None for the process's own, which ends with this program.
 
     Raises:
       SystemExit: with status 1 after a mistake, as `run_cli` says, and with 0 after the help.
@@ -56,6 +57,8 @@ def quecc(argv: Sequence[str] | None = None, prog: str = "quecc", names: Sequenc
             command = app.cli(prog=prog, args=given[:1])
         execute(command, given[1:], f"{prog} {command}")
 
+    if argv is None:
+        program(choose_and_execute)
     run_cli(choose_and_execute)
     return 0
 
@@ -64,14 +67,10 @@ def _constant(name: str) -> Callable[[], str]:
     return lambda: name
 
 
-def launch(command: str) -> None:
-    """The program `python -m launch.COMMAND`.
-
-    Raises:
-      SystemExit: as `quecc`.
-    """
+def launch(command: str) -> NoReturn:
+    """The program `python -m launch.COMMAND`; ends this process with the status that `run_cli` says."""
     prog = f"python -m launch.{command.replace('-', '_')}"
-    run_cli(lambda: execute(command, sys.argv[1:], prog))
+    program(lambda: execute(command, sys.argv[1:], prog))
 
 
 def execute(command: str, argv: Sequence[str], prog: str = "quecc") -> None:

@@ -11,13 +11,14 @@ from quecc_jax.config.validation import validate
 from quecc_jax.data.batch import Batch
 from quecc_jax.data.pipeline import make_iterator
 from quecc_jax.distributed import STALL_S, Watchdog, local_rows, notice
-from quecc_jax.errors import UserError
+from quecc_jax.errors import UserError, disk_faults
 from quecc_jax.paths import as_path
 from quecc_jax.run_lock import run_lock
 from quecc_jax.sharding import make_mesh
 from quecc_jax.train.data_report import DataReport
 from quecc_jax.train.initial import check_queries, initial_state, named_tower
 from quecc_jax.train.meter import Meter
+from quecc_jax.train.orbax_shim import faults_told_once
 from quecc_jax.train.preemption import Preempted, Preemption
 from quecc_jax.train.profile import Profile, parse_window
 from quecc_jax.train.progress import Display, Records, Terminal
@@ -57,9 +58,9 @@ def train(
       compile, data, saving) and goodput (the share not lost).
 
     Raises:
-      UserError: settings that do not fit, unreadable data or checkpoints, another run in `out`, or more
-        than `train.max_bad_steps` non-finite steps in a row.
-      Preempted: SIGTERM came before the last step; the state is saved.
+      UserError: settings that do not fit, unreadable data or checkpoints, another run in `out`, a full disk or
+        what else keeps `out` from being written, or more than `train.max_bad_steps` non-finite steps in a row.
+      Preempted: SIGTERM came before the last step; the state is saved, if this call has done a step.
     """
     began, window = time.perf_counter(), parse_window(config.profile)
     validate(config)
@@ -67,7 +68,7 @@ def train(
         if iterator is not None:
             stack.callback(iterator.close)
         watchdog = stack.enter_context(Watchdog(stall_s))
-        preemption = stack.enter_context(Preemption())
+        preemption = stack.enter_context(Preemption(config.out))
         trainer = trainer or build_trainer(config, make_mesh(config.mesh))
         batches = iterator
         if batches is None:
@@ -81,7 +82,9 @@ def train(
                 fingerprint=named_tower(config),
             )
             stack.callback(batches.close)
-        stack.enter_context(run_lock(config.out))
+        lock = stack.enter_context(run_lock(config.out))
+        stack.enter_context(disk_faults(config.out, lock))
+        stack.enter_context(faults_told_once(lock))
         checkpoints = stack.enter_context(Checkpoints(config))
 
         state = checkpoints.restore(trainer.abstract_state, batches)
@@ -112,10 +115,11 @@ def train(
                 record = meter.record() | report.record()
                 for output in outputs:
                     output(record)
-            with meter.waiting("saving"):
+            checkpoints.check()
+            with meter.waiting("saving"), preemption.saving():
                 if checkpoints.save(step, state, batches, last=step == steps or stop):
                     report.write()
-        with meter.waiting("saving"):
+        with meter.waiting("saving"), preemption.saving():
             checkpoints.wait()
         if step < steps:
             raise Preempted(f"{config.out}: saved after step {step} of {steps} and stopped on SIGTERM")

@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -17,7 +18,7 @@ from orbax.checkpoint._src.path import atomicity
 from orbax.checkpoint._src.serialization import tensorstore_utils
 
 from quecc_jax.checksums import list_files
-from quecc_jax.errors import UserError
+from quecc_jax.errors import UserError, disk_fault
 from quecc_jax.paths import is_remote, sync, sync_tree
 
 UNFINISHED = ".orbax-checkpoint-tmp*"
@@ -48,6 +49,30 @@ def quiet_libraries() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def faults_told_once(witness: str = "") -> Iterator[None]:
+    """Keeps orbax and asyncio from logging in every thread what the file system refused: it is raised too.
+
+    Args:
+      witness: as of `errors.disk_faults`.
+    """
+
+    def is_other(record: logging.LogRecord) -> bool:
+        if witness and not os.path.exists(witness):
+            return False
+        error = record.exc_info[1] if record.exc_info else None
+        return disk_fault(error or OSError(record.getMessage())) is None
+
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    for logger in loggers:
+        logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(is_other)
 
 
 def saving() -> ocp.Context:

@@ -1,12 +1,26 @@
-"""Notices that the machine is about to be taken away."""
+"""Notices that the machine is about to be taken away, and ends a run that cannot."""
 
+import contextlib
+import multiprocessing
+import os
+import select
 import signal
+import socket
 import threading
+import time
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
+
+START_S = 5.0
+"""Seconds that a run has to end in after SIGTERM before its first step is done: there is nothing to save."""
+GRACE_S = 30.0
+"""Seconds from SIGTERM to the save, as many as machines are usually given, and from the save to the end."""
+SAVE_S = 600.0
+"""Seconds that the save may take."""
 
 
 class Preempted(SystemExit):
@@ -24,27 +38,106 @@ class Preempted(SystemExit):
 
 
 class Preemption:
-    """Takes note of SIGTERM while it is entered; several processes agree on the step to stop at."""
+    """Takes note of SIGTERM while it is entered; several processes agree on the step to stop at.
 
-    def __init__(self) -> None:
-        self._noticed = False
-        self._before: Any = None
+    Python hears a signal only between two instructions of its main thread, which may compile for minutes or wait
+    for a disk that does not answer. So a thread listens too, where the run has one process: it ends the process
+    when the seconds above are over, or at once on a second SIGTERM or Ctrl-C.
+
+    Args:
+      run: for messages.
+
+    Raises:
+      Preempted: inside, when SIGTERM comes before `reached` was called for the first time.
+    """
+
+    def __init__(self, run: str = "") -> None:
+        self.run = run
+        self._noticed = self._interrupted = self._stepping = False
+        self._limit_s, self._since = START_S, time.monotonic()
+        self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> "Preemption":
         # JAX listens itself where it runs several processes; Python hears signals in its main thread alone.
         if not jax.distributed.is_initialized() and threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGTERM, self._notice)
+            before: Any = signal.signal(signal.SIGTERM, self._notice)
+            self._stack.callback(signal.signal, signal.SIGTERM, before)
+            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+                self._stack.callback(signal.signal, signal.SIGINT, signal.default_int_handler)
+                signal.signal(signal.SIGINT, self._interrupt)
+            self._listen()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
+        self._stack.close()
+
+    def _listen(self) -> None:
+        """Starts the thread, unless a program around this one has the signals' numbers written to itself."""
+        inner, outer = socket.socketpair()
+        outer.setblocking(False)
+        before = signal.set_wakeup_fd(outer.fileno(), warn_on_full_buffer=False)
+        if before != -1:
+            signal.set_wakeup_fd(before)
+            return
+        thread = threading.Thread(target=self._watch, args=(inner,), name="preemption", daemon=True)
+        thread.start()
+        self._stack.callback(thread.join)
+        self._stack.callback(outer.close)
+        self._stack.callback(signal.set_wakeup_fd, -1)
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
         self._noticed = True
+        if not self._stepping:
+            raise Preempted(f"{self.run}: stopped on SIGTERM before its first step")
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self._interrupted = True
+        raise KeyboardInterrupt
+
+    def _watch(self, numbers: socket.socket) -> None:
+        """Reads the numbers of signals, which Python writes as they come, until the other end is closed."""
+        heard = b""
+        with numbers:
+            while True:
+                numbers.settimeout(0.2 if heard else None)
+                with contextlib.suppress(TimeoutError):
+                    new = numbers.recv(64)
+                    if not new:
+                        return
+                    if not heard:
+                        self._since = time.monotonic()
+                    heard += bytes(n for n in new if n in (signal.SIGTERM, signal.SIGINT))
+                if len(heard) > 1:
+                    self._leave(heard[-1], "ended at once on a second signal")
+                if signal.SIGTERM in heard and time.monotonic() - self._since > self._limit_s:
+                    self._leave(signal.SIGTERM, f"did not end within {self._limit_s:.0f} s of SIGTERM")
+
+    def _leave(self, number: int, what: str) -> None:
+        for child in multiprocessing.active_children():
+            child.kill()
+        line = f"error: {self.run} {what}; the same command goes on from the newest checkpoint\n"
+        # Stderr may be what the main thread waits for.
+        if select.select([], [2], [], 0)[1]:
+            os.write(2, line.encode()[: select.PIPE_BUF])
+        os._exit(128 + number)
 
     def reached(self, step: int) -> bool:
         """Whether to save and stop after this step; ask once after every step, in all processes."""
+        self._stepping = True
+        self._now(GRACE_S)
+        if self._interrupted:
+            # It was raised in a callback, such as XLA's of the garbage collector, from which nothing gets out.
+            raise KeyboardInterrupt
         if jax.distributed.is_initialized():
             return multihost_utils.reached_preemption_sync_point(step)
         return self._noticed
+
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        """Allows what is inside the time of a save."""
+        self._now(SAVE_S)
+        yield
+        self._now(GRACE_S)
+
+    def _now(self, limit_s: float) -> None:
+        self._limit_s, self._since = limit_s, time.monotonic()

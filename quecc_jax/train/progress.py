@@ -1,12 +1,16 @@
 """What a person and a plot see of a run: a bar or plain lines, metrics.jsonl, TensorBoard scalars."""
 
+import contextlib
 import json
 import math
 import os
+import socket
+import struct
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -15,7 +19,7 @@ from quecc_jax.data.bad_rows import describe as describe_reasons
 from quecc_jax.distributed import notice
 from quecc_jax.errors import UserError
 from quecc_jax.json_text import parsed
-from quecc_jax.paths import Lines, as_path, remove
+from quecc_jax.paths import UPLOAD_S, Lines, as_path, is_remote, remove
 from quecc_jax.progress import duration, human
 
 Record = dict[str, float]
@@ -83,6 +87,93 @@ class Terminal:
             self._bar.stop()
 
 
+class EventFile:
+    """The scalars of one process's part of a run, in a file that TensorBoard reads; written by the thread that has
+    them, for tensorboardX's own writer hands them to one through a queue, which nobody empties when that has died
+    of a full disk.
+
+    Nothing that fails here ends the run: it is said once, what could not be written is left out, and the next
+    event is tried again.
+
+    Args:
+      folder: made with the first event.
+      restored: the step that the run continues from; what other files have behind it TensorBoard hides.
+    """
+
+    def __init__(self, folder: Path, restored: int):
+        # Imported late, here and below: it takes more than a second, and reading records needs none of it.
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        self.path = folder / name
+        self._head = _framed(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        if restored:
+            start = SessionLog(status=SessionLog.START)
+            self._head += _framed(Event(wall_time=time.time(), step=restored + 1, session_log=start))
+        self._file: IO[bytes] | None = None
+        self._told, self._uploaded = False, time.monotonic()
+        self._content = b""
+
+    def add(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Writes the scalars of one step."""
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
+        self._write(_framed(Event(wall_time=time.time(), step=step, summary=Summary(value=values))), step)
+
+    def _write(self, event: bytes, step: int) -> None:
+        try:
+            if is_remote(self.path):
+                self._content = (self._content or self._head) + event
+                if time.monotonic() - self._uploaded > UPLOAD_S:
+                    self._upload()
+            else:
+                self._append(event)
+        except Exception as error:  # those of buckets have nothing in common
+            if not self._told:
+                reason = getattr(error, "strerror", None) or error
+                notice(f"WARNING: {self.path}: {reason}; from step {step} on TensorBoard lacks what fails")
+            self._told = True
+
+    def _append(self, event: bytes) -> None:
+        """Appends an event, or nothing: readers stop at a half one."""
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("ab", buffering=0)
+        end = self._file.tell()
+        left = event if end else self._head + event
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError:
+            self._file.truncate(end)
+            self._file.seek(end)
+            raise
+
+    def _upload(self) -> None:
+        self._uploaded = time.monotonic()
+        self.path.write_bytes(self._content)
+
+    def close(self) -> None:
+        """Writes what is left."""
+        with contextlib.suppress(Exception):
+            if self._content:
+                self._upload()
+            if self._file is not None:
+                self._file.close()
+
+
+def _framed(event: Any) -> bytes:
+    """An event as a record of TensorFlow's: length, its checksum, content, its checksum."""
+    from tensorboardX.record_writer import masked_crc32c
+
+    content = event.SerializeToString()
+    length = struct.pack("<Q", len(content))
+    sums = [struct.pack("<I", masked_crc32c(part)) for part in (length, content)]
+    return length + sums[0] + content + sums[1]
+
+
 class Records:
     """metrics.jsonl and TensorBoard scalars of one run; a context that closes their files.
 
@@ -91,8 +182,6 @@ class Records:
     """
 
     def __init__(self, run: Path, step: int):
-        from tensorboardX import SummaryWriter
-
         path = run / "metrics.jsonl"
         found = [(line, _record(line)) for line in _complete_lines(path)]
         damaged = [str(number) for number, (_, record) in enumerate(found, start=1) if record is None]
@@ -104,21 +193,27 @@ class Records:
         self._lines = Lines(path, kept)
         if not step:
             remove(run / "tensorboard")
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
+        self._events = EventFile(run / "tensorboard", step)
 
     def __enter__(self) -> "Records":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._lines.close()
-        self._board.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._events.close()
+        # What could not be written before cannot be now, and has been said.
+        with contextlib.suppress(*[OSError] if kind else []):
+            self._lines.close()
 
     def write(self, record: Record) -> None:
-        """Appends a record."""
+        """Appends a record.
+
+        Raises:
+          OSError: metrics.jsonl cannot be written. Started again, the run drops a half line; lines that were lost
+            come anew, for no checkpoint is newer.
+        """
         plain = {k: v if math.isfinite(v) else None for k, v in record.items()}
         self._lines.add(json.dumps(plain, allow_nan=False))
-        for name in SCALARS:
-            self._board.add_scalar(f"train/{name}", record[name], int(record["step"]))
+        self._events.add(int(record["step"]), {f"train/{name}": record[name] for name in SCALARS})
 
 
 def read_records(run_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:

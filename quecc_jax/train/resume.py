@@ -1,5 +1,6 @@
 """The checkpoints of a run in progress: saved as they fall due, and the newest that can be read restored."""
 
+import contextlib
 import dataclasses
 import os
 from typing import Any, Protocol
@@ -43,6 +44,7 @@ class Checkpoints:
 
     def __init__(self, config: RunConfig):
         self.run, self.config = as_path(config.out), config
+        self._begun: Any = None
         every, keep = config.checkpoint.every, max(1, config.checkpoint.keep)
         policy = ocp.training.save_decision_policies
         preempted = policy.PreemptionCheckpointingPolicy()
@@ -151,8 +153,14 @@ class Checkpoints:
             return False
         parts = {"params": state.trainable, "optimizer": _optimizer_part(state)}
         apart = {"data": data.get_state(), FROZEN: identity(self.run / FROZEN)}
-        begun = self._orbax.save_checkpointables_async(step, parts, force=True, custom_metadata=apart)
-        return begun is not None
+        self._begun = self._orbax.save_checkpointables_async(step, parts, force=True, custom_metadata=apart)
+        return self._begun is not None
+
+    def check(self) -> None:
+        """Raises what has gone wrong with the last save by now, if anything has."""
+        if self._begun is not None:
+            with contextlib.suppress(TimeoutError):
+                self._begun.result(timeout=0)
 
     def wait(self) -> None:
         """Returns once everything begun is saved."""

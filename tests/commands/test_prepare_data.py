@@ -12,8 +12,9 @@ import pytest
 
 from quecc_jax.commands.cli import execute
 from quecc_jax.data.sources.array_record import open_prepared
-from quecc_jax.errors import UserError
+from quecc_jax.errors import UserError, run_cli
 from tests.data.photos import ROWS, photo, write_llava
+from tests.small_disk import fill, small_disk
 
 COMMAND = (sys.executable, "-m", "launch.prepare_data")
 
@@ -91,6 +92,24 @@ def test_mistakes_are_one_sentence_and_leave_nothing(tmp_path, arguments, messag
     with pytest.raises(UserError, match=re.escape(message.format(**files))) as caught:
         main_with("--data", path, "--out", tmp_path / "out", *arguments.format(**files).split())
     assert "\n" not in str(caught.value) and {*tmp_path.rglob("*")} == before
+
+
+@pytest.mark.parametrize("kind", ["array_record", "tfds"])
+def test_a_full_disk_is_one_sentence_and_with_space_the_same_command_ends(tmp_path, capfd, kind):
+    path, _ = write_llava(tmp_path)
+    with small_disk(tmp_path / "disk", 400) as disk:
+        command = "--data", path, "--images", tmp_path, "--out", disk / "out", "--format", kind
+        ballast = fill(disk, leave=4)
+        with pytest.raises(SystemExit) as stop:
+            run_cli(lambda: main_with(*command))
+        err = capfd.readouterr().err
+        assert stop.value.code == 1 and "Traceback" not in err
+        last = [line for line in err.splitlines() if "error: " in line]
+        assert len(last) == 1 and "No space left on device; make room there and start the same" in last[0]
+        ballast.unlink()
+        main_with(*command)
+        if kind == "array_record":
+            assert len(open_prepared(disk / "out").rows) == ROWS
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from quecc_jax.data.sources.folders import Folders
 from quecc_jax.data.sources.json_rows import RowFile
 from quecc_jax.data.sources.mixture import Mixture, open_rows
 from quecc_jax.data.sources.shards import Shard, delete_notes, find_shard, shard_spans, write_shard
-from quecc_jax.errors import BadRow, UserError
+from quecc_jax.errors import BadRow, UserError, disk_faults
 from quecc_jax.paths import AnyPath, as_path, write_text
 from quecc_jax.records import write_record
 
@@ -254,7 +254,8 @@ def _work(waiting: Any, told: Any) -> None:
     while (item := waiting.get()) is not None:
         number, job = item
         try:
-            told.put((number, _make(job, lambda count: told.put((None, count)))))
+            with disk_faults(str(job.directory)):
+                told.put((number, _make(job, lambda count: told.put((None, count)))))
         except UserError as error:
             told.put((number, error))
             return
