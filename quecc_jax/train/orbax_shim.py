@@ -34,7 +34,18 @@ def remove_unfinished(run: Path) -> None:
         # Orbax would do this in a thread that it does not join, and misses the frozen parameters.
         for pattern in (f"frozen{UNFINISHED}", f"checkpoints/*{UNFINISHED}", ".tokenizer.*"):
             for path in run.glob(pattern):
-                shutil.rmtree(path)
+                _remove_for_good(path)
+
+
+def _remove_for_good(path: Path) -> None:
+    """Deletes a directory that threads of a save that failed in this process may write to for another moment."""
+    for waited in range(50):
+        try:
+            return shutil.rmtree(path)
+        except OSError:
+            if waited == 49:
+                raise
+            time.sleep(0.1)
 
 
 @contextlib.contextmanager
