@@ -172,3 +172,13 @@ def test_packed_rows_are_full_of_tokens_where_images_leave_room():
 def test_packed_rows_of_llava_like_lengths_hold_little_padding(visual_tokens, least):
     uses = compare(40_000, 2048, 16, visual_tokens)
     assert uses["packed"].tokens > least and uses["packed"].positions < uses["pad"].positions / 2
+
+
+def test_the_order_of_grouped_batches_never_changes():
+    """Written down once, two epochs: runs continue only under the order that they began with."""
+    rows = np.arange(11, dtype=np.int32)
+    measures = RowLengths(10 + rows, (rows + 1) % 2, np.zeros(11, np.int32))
+    grouped = Grouped(Sampler([11], None, 0), measures, ONE_BUCKET, 2, 4, [64], 1)
+    first = [[4, 0], [10, 8], [3, 1], [6, 2], [9, -1], [7, 5]]
+    second = [[9, 7], [5, 1], [2, 0], [3, -1], [10, 4], [8, 6]]
+    assert [grouped[number].ids.tolist() for number in range(12)] == first + second

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quecc_jax.data.sampler import Sampler, permutation
+from quecc_jax.data.sampler import GOLDEN, Sampler, mixed_up, permutation, source_and_row
 
 
 def test_a_permutation_holds_everything_once_and_never_changes():
@@ -54,3 +54,23 @@ def test_weights_are_shares_of_every_stretch_and_sources_keep_their_epochs(weigh
     for source, size in ((rows[rows < 7], 7), (rows[rows >= 7] - 7, 10)):
         whole = source[: len(source) // size * size].reshape(-1, size)
         assert np.array_equal(np.sort(whole, axis=1), np.tile(np.arange(size), (len(whole), 1)))
+
+
+def test_the_mixing_is_splitmix64_s():
+    """The generator's first numbers from state 0, as its authors' C program gives them."""
+    first = mixed_up(GOLDEN * np.arange(1, 4, dtype=np.uint64))
+    assert [hex(x) for x in first] == ["0xe220a8397b1dcdaf", "0x6e789e6aa1b965f4", "0x6c45d188009454f"]
+
+
+def test_identities_are_taken_apart_again():
+    order = Sampler([5, 8], None, 0)
+    found = [source_and_row(int(identity)) for identity in order.ids(np.arange(13))]
+    assert found == [(0, row) for row in range(5)] + [(1, row) for row in range(8)]
+    assert source_and_row((3 << 32) + 2**32 - 1) == (3, 2**32 - 1)
+
+
+def test_rows_come_in_the_middle_of_their_turns():
+    """The j-th of a source with share w at (j + 1/2) / w: 2/3, 2, 10/3, ... and 2, 6, ..., the first source first
+    where two come at once."""
+    rows = Sampler([100, 100], [3.0, 1.0], 0)(0, 12)
+    assert (rows >= 100).astype(int).tolist() == [0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1, 0]

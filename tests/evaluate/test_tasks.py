@@ -125,6 +125,8 @@ def test_a_limit_takes_whole_units_spread_over_the_benchmark(data):
         "color/000000338560#1",
         "color/000000338560#2",
     ]
+    # One and a half of three pairs are two.
+    assert len(limited(task, samples, 3)) == 4
     assert limited(task, samples, 1) == samples[:2] and limited(task, samples, None) == samples
     assert len(limited(TASKS["pope"], TASKS["pope"].load(data), 3)) == 3
 
@@ -217,6 +219,47 @@ def test_scienceqa_counts_what_it_could_not_read(data):
     found = summary(TASKS["scienceqa"], judged("scienceqa", data, ["A", "It is a poem"]), resamples=3)
     assert found["unread"] == 1 and found["scorer"]["name"] == "llava"
     assert "eval_science_qa.py" in found["scorer"]["follows"] and found["scorer"]["others"] == ["lmms_eval"]
+
+
+@pytest.mark.parametrize(
+    "answer, ours, lmms_eval",
+    [
+        ("A", "A", "A"),
+        ("A. a poem", "A", "A"),
+        ("A poem", "FAILED", "FAILED"),
+        ("x. A", "FAILED", "FAILED"),
+        ("F. none", "FAILED", "F"),
+        ("a. a poem", "FAILED", "FAILED"),
+        ("Ax", "FAILED", "FAILED"),
+        ("The answer is B.", "B", "FAILED"),
+        ("The answer is B. The answer is C.", "FAILED", "FAILED"),
+    ],
+)
+def test_scienceqa_reads_a_letter_by_either_rule(data, answer, ours, lmms_eval):
+    sample = TASKS["scienceqa"].load(data)[0]
+    (other,) = chosen("scienceqa", "scienceqa=lmms_eval")
+    assert TASKS["scienceqa"].judge(sample, answer)[0] == ours
+    assert other.judge(sample, answer)[0] == lmms_eval
+
+
+def test_scienceqa_numbers_its_records_from_one(tmp_path):
+    STANDINS["scienceqa"](tmp_path)
+    (tmp_path / "scienceqa/pid_splits.json").write_text('{"test": []}')
+    with pytest.raises(UserError, match="record 1: problem"):
+        TASKS["scienceqa"].load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "answer, letter", [("B", "B"), ("so (C).", "C"), ("F", ""), ("A b c d", ""), ("A b c", "A"), ("A B", "")]
+)
+def test_mmbench_by_lmms_eval_s_rule_takes_one_letter_of_five_alone(data, answer, letter):
+    (task,) = chosen("mmbench", "mmbench=lmms_eval")
+    assert task.judge(task.load(data)[0], answer)[0] == letter
+
+
+@pytest.mark.parametrize("answer, letter", [("b", "B"), ("B. cat", "B"), ("(c)", "C"), ("a cat", "")])
+def test_ai2d_says_which_letter_it_read(data, answer, letter):
+    assert TASKS["ai2d"].judge(TASKS["ai2d"].load(data)[0], answer)[0] == letter
 
 
 def test_another_scorer_is_named_and_used(data):

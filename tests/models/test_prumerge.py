@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -72,8 +73,8 @@ def test_keys_are_compared_by_direction_down_to_zero():
     )
 
     def tokens(keys: np.ndarray) -> np.ndarray:
-        single, attention, keys = (z[None].astype(np.float32) for z in (x, a, keys))
-        return np.asarray(module.apply({}, Features(single, single, attention, keys), UNASKED[:1]))[0]
+        single, attention, keys_ = (jnp.asarray(z[None], jnp.float32) for z in (x, a, keys))
+        return np.asarray(module.apply({}, Features(single, single, attention, keys_), UNASKED[:1]))[0]
 
     lengths = 10.0 ** -rng.integers(0, 10, (N, 1))
     np.testing.assert_allclose(tokens(keys * lengths), written_out(x, a, keys, 7, 0), rtol=1e-4, atol=1e-5)

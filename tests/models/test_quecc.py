@@ -147,3 +147,11 @@ def test_the_depthwise_convolution_sums_each_window(kernel, stride):
             window = x[:, i * stride :, j * stride :][:, :kernel, :kernel]
             expected = np.einsum("bxyc,xyc->bc", window, weights[:, :, 0]) + params["bias"]
             np.testing.assert_allclose(ours[:, i, j], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_new_convolution_keeps_the_variance_of_what_it_reads():
+    """Weights of variance 1 / k^2, which sum k^2 of them."""
+    x = np.random.default_rng(0).normal(size=(4, 12, 12, 512)).astype(np.float32)
+    made, params = DepthwiseConv(4, 4, jnp.float32).init_with_output(jax.random.key(0), x)
+    kernel = nn.meta.unbox(params)["params"]["kernel"]
+    np.testing.assert_allclose([np.var(kernel) * 16, np.var(made)], 1, rtol=0.1)

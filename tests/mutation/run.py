@@ -131,7 +131,7 @@ def _outcome(mutant: MutationSpec, result: WorkResult) -> str:
         return "too slow" if result.output == "timeout" else "killed"
     if mutant.operator_name == "core/NoOp":
         return "unmutated"
-    return "equivalent" if reason_of(mutant.definition_name, result.diff or "") else "survived"
+    return "equivalent" if reason_of(str(mutant.module_path), result.diff or "") else "survived"
 
 
 def _survived(result: WorkResult) -> bool:

@@ -133,6 +133,16 @@ def test_the_law_that_made_the_scores_wins():
     assert best_for(0.6 / n**0.05 / v**0.08 * np.exp(-0.03 * np.log(n) * np.log(v))).name == "interaction"
 
 
+def test_a_law_without_room_has_no_weight():
+    """Of six scores, where four constants leave no degree of freedom for the criterion."""
+    table = parse_scores(
+        {"params_b": [0.5, 1, 7], "visual_tokens": [1, 36], "score": [[0.3, 0.36], [0.35, 0.4], [0.4, 0.47]]}
+    )
+    rivals = compare(table, fit_law(table))
+    assert {rival.weight for rival in rivals if math.isinf(rival.aicc)} == {0.0}
+    assert sum(rival.weight for rival in rivals) == pytest.approx(1)
+
+
 def test_criterion_by_hand_and_without_room():
     assert aicc(0.02, 20, 3) == pytest.approx(20 * math.log(0.001) + 8 + 40 / 15)
     assert aicc(0.02, 6, 4) == math.inf

@@ -188,3 +188,11 @@ def test_float64_inside_leaves_the_global_switch_alone():
     fit_law(published("general"), n_starts=8)
     assert not jax.config.read("jax_enable_x64")
     assert jnp.ones(1).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("name", ["general", "ocr"])
+def test_r2_is_the_explained_share_of_the_variance(name):
+    table = published(name)
+    fit = fit_law(table, n_starts=32)
+    error = table.error[np.isfinite(table.error)]
+    assert fit.r2 == pytest.approx(1 - fit.sse / (error.var() * len(error)), rel=1e-12)

@@ -12,7 +12,7 @@ import pytest
 
 from quecc_jax.config import CheckpointConfig, OptimizerConfig
 from quecc_jax.errors import UserError
-from quecc_jax.train.checkpoint import load_params
+from quecc_jax.train.checkpoint import check_shapes, load_params, save_params
 from quecc_jax.train.resume import Checkpoints
 from quecc_jax.train.run_dir import load_run_config
 from tests.train.runs import Batches, trainer_on
@@ -244,13 +244,14 @@ def test_another_model_is_named_leaf_by_leaf(copy, trainer):
         load_params(copy.out, ["decoder"], {"decoder": abstract.trainable["decoder"]})
 
 
-def test_a_rate_of_its_own_for_the_projector_may_come_later(copy, saved):
+def test_a_rate_of_its_own_for_the_projector_may_come_later(copy, saved, capfd):
     """Optax states without arrays are no part of the checkpoint."""
     split = dataclasses.replace(copy, optimizer=OptimizerConfig(projector_learning_rate=1e-3))
     abstract = trainer_on(split).abstract_state
     state, _ = restore(split, abstract)
     assert jax.tree.structure(state) == jax.tree.structure(abstract)  # type: ignore[operator]
     assert_equal(jax.device_get(state.opt_state), saved[1][2].opt_state)
+    assert "resuming with a changed setting: optimizer.projector_learning_rate" in capfd.readouterr().err
 
 
 def test_load_params_gives_numpy_or_sharded_arrays_by_name(saved, trainer):
@@ -270,6 +271,32 @@ def test_load_params_gives_numpy_or_sharded_arrays_by_name(saved, trainer):
     assert_equal(jax.device_get(some["projector"]), states[2].trainable["projector"])
     with pytest.raises(UserError, match="has no parameters encoder; it has"):
         load_params(config.out, ["encoder"])
+
+
+def test_half_precision_stands_for_float32_where_it_may_be_widened_alone():
+    def leaf(dtype):
+        return {"decoder": {"head": np.zeros((2, 3), dtype)}}
+
+    half, single, whole = map(leaf, (np.float16, np.float32, np.int32))
+    check_shapes(half, single, "here", widen=True)
+    for found, widen in ((half, False), (whole, True)):
+        with pytest.raises(
+            UserError, match=r"here: decoder/head has shape .*, expected shape \(2, 3\) float32"
+        ):
+            check_shapes(found, single, "here", widen=widen)
+    with pytest.raises(UserError, match="float16"):
+        check_shapes(half, single, "here")
+
+
+def test_parameters_alone_are_written_and_read_but_not_over_a_run(saved, copy, tmp_path):
+    config, states = saved
+    alone = dataclasses.replace(config, out=str(tmp_path / "alone"))
+    params = {"projector": states[1].trainable["projector"]}
+    for _ in range(2):  # In the place of what is there.
+        save_params(alone, params)
+    assert_equal(load_params(alone.out)[1], params)
+    with pytest.raises(UserError, match="holds a training run; give another directory"):
+        save_params(copy, params)
 
 
 def test_load_params_skips_a_damaged_checkpoint(saved, copy, capsys):

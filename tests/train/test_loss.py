@@ -76,3 +76,10 @@ def test_bfloat16_gradients_stay_close():
     for one, other in zip(rough, exact, strict=True):
         assert one.dtype == jnp.bfloat16
         np.testing.assert_allclose(one.astype(np.float32), other, atol=0.03 * np.abs(other).max())
+
+
+def test_any_number_of_rows_is_one_part():
+    hidden, matrix, labels = arrays()
+    loss, count = cross_entropy_sum(hidden[:3], matrix, labels[:3], LENGTH)
+    np.testing.assert_allclose(loss, reference(hidden[:3], matrix, labels[:3]), rtol=1e-5)
+    assert count == np.sum(labels[:3, 1:] != IGNORE)
