@@ -14,12 +14,14 @@ import tensorstore as ts
 from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint import v1 as ocp
 
+from quecc_jax.checksums import list_files
 from quecc_jax.config import RunConfig
 from quecc_jax.convert.io.writer import Spec
 from quecc_jax.convert.rules import Path as LeafPath
 from quecc_jax.convert.rules import PyTree, Rule, Shape, Slab, leaf_shapes
 from quecc_jax.errors import UserError
 from quecc_jax.json_text import JsonObject
+from quecc_jax.records import Damaged
 from quecc_jax.train.checkpoint import check_files_of, check_frozen
 from quecc_jax.train.initial import refuse_other_model
 from quecc_jax.train.orbax_shim import quiet_libraries
@@ -117,6 +119,7 @@ class SlabWriter:
             raise ValueError(f"{len(self._left)} slabs were not written, {first} among them")
         with _writing():
             self._commit()
+            list_files(self._checkpoint, name=self._checkpoint.name)
 
 
 class SlabReader:
@@ -143,7 +146,8 @@ class SlabReader:
         self._newest, self._context = self.run / "checkpoints" / str(max(steps)), _context()
         self._folder_of: dict[LeafPath, Path] = {}
         frozen = self.run / "frozen"
-        check_files_of(self.run, max(steps))
+        with _reading(self._newest, (Damaged,)):
+            check_files_of(self.run, max(steps))
         if frozen.is_dir():
             self._add(frozen, lambda: dict(ocp.metadata(frozen).metadata))
         self._add(self._newest, lambda: dict(self._metadata().metadata["params"]))
