@@ -120,7 +120,7 @@ def test_a_killed_worker_is_told(tmp_path):
     assert not (tmp_path / "jobs" / "victim.json").exists()
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_workers_end_with_their_parent(tmp_path, how):
     """Interrupted or killed, a run leaves no process that would write beside the next one."""
     parent = subprocess.Popen([sys.executable, "-c", LINGER, str(tmp_path)], stderr=subprocess.DEVNULL)
