@@ -66,7 +66,9 @@ def run_job(grid: Grid, job: Job, began: float, watch: Callable[[], None] = lamb
         except Preempted:
             raise
         except BaseException:
-            write_text(files["error"], traceback.format_exc())
+            # A full disk takes none.
+            with contextlib.suppress(OSError):
+                write_text(files["error"], traceback.format_exc())
             raise
         finally:
             files["progress"].unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from quecc_jax.experiments.display import Display
 from quecc_jax.experiments.grid import Grid, Step, jobs
 from quecc_jax.experiments.runner import run_grid
 from quecc_jax.experiments.worker import cores, write_json
+from tests.small_disk import small_disk
 
 
 def job(name, *needs, does="note", cost=1.0):
@@ -118,6 +119,23 @@ def test_a_killed_worker_is_told(tmp_path):
     with pytest.raises(UserError, match="a worker process was killed"):
         run([job("victim", does="die")], tmp_path)
     assert not (tmp_path / "jobs" / "victim.json").exists()
+
+
+def test_a_full_disk_ends_the_grid_and_with_space_it_goes_on(tmp_path, capfd):
+    with small_disk(tmp_path / "disk", 100) as disk:
+        out = disk / "out"
+        steps = [job("first"), job("large", "first", does="fill_disk"), job("last", "large")]
+        with pytest.raises(
+            UserError, match=f"^{out}: No space left on device; make room there and start the"
+        ):
+            run(steps, out)
+        assert "Traceback" not in capfd.readouterr().err
+        assert sorted(path.name for path in (out / "jobs").glob("*.json")) == ["first.json"]
+        for ballast in out.glob("ballast-*"):
+            ballast.unlink()
+        (out / "repaired").touch()
+        assert run(steps, out) == ([], [])
+        assert len(list((out / "jobs").glob("*.json"))) == 3
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
