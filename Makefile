@@ -27,7 +27,7 @@ APART := --ignore=tests/conformance --ignore=tests/parity --ignore=tests/gpu --i
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo study study-compressors test test-all test-conformance test-parity test-gpu test-lmms test-newest \
-  nightly mutate lint typecheck format
+  soak mutate nightly lint typecheck format
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ test-newest: ## Some of the tests on the newest releases, with Python 3.12 or ne
 	  $(MAKE) --no-print-directory $(VENV)-newest/.installed $(if $(filter-out 0,$(UPGRADE)),upgrade-newest) && \
 	  $(VENV)-newest/bin/python -m pytest $(NEWEST) -m "not slow"; \
 	fi
+
+soak: $(VENV)/.installed-test ## Kill a tiny run 200 times, resumable: it must end bit by bit the same; about an hour
+	$(PY) -m tests.soak --out runs/soak
 
 nightly: test-all test-conformance test-parity test-lmms test-newest ## Everything but what needs a GPU
 

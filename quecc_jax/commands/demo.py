@@ -46,6 +46,7 @@ def run_and_report(grid: Grid, out: str, module: str) -> None:
       module: what was started, for the record.
 
     Raises:
+      InUse: another process does the same in this directory.
       UserError: the directory holds another grid's results, or a job failed (the others are finished first).
     """
     # Its jobs are sized for processors, and run there.
@@ -60,14 +61,17 @@ def run_and_report(grid: Grid, out: str, module: str) -> None:
     from quecc_jax.experiments.stats import one_compressor
     from quecc_jax.experiments.worker import write_json
     from quecc_jax.progress import duration
+    from quecc_jax.run_lock import run_lock
 
     grid = at(grid, out) if out else grid
     folder = Path(grid.out)
-    runner.check(runner.run_grid(grid, parallel=True), grid)
-    results = runner.collect(grid, shlex.join(["python", "-m", module, *sys.argv[1:]]))
-    if one_compressor(results["rows"]):
-        results["fits"] = fit_laws(results)
-        print("\n".join(f"- {line}" for line in findings(results)))
-    write_json(folder / "results.json", results)
-    report = write_report(results, folder, law_section(results, folder)).resolve().as_uri()
+    # Jobs have locks of their own, but not what is made of them, nor this machine's cores.
+    with run_lock(grid.out):
+        runner.check(runner.run_grid(grid, parallel=True), grid)
+        results = runner.collect(grid, shlex.join(["python", "-m", module, *sys.argv[1:]]))
+        if one_compressor(results["rows"]):
+            results["fits"] = fit_laws(results)
+            print("\n".join(f"- {line}" for line in findings(results)))
+        write_json(folder / "results.json", results)
+        report = write_report(results, folder, law_section(results, folder)).resolve().as_uri()
     print(f"\n{duration(results['seconds']['total'])} minutes; report: {report}")

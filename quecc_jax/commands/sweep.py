@@ -50,7 +50,14 @@ def run(options: Options) -> None:
     if options.dry_run:
         print(dry_run(grid, chosen, options.topology, options.mfu))
         return
-    outcome = run_grid(grid, {cell.name for cell in chosen})
+    # Imported late: a dry run needs no JAX.
+    from quecc_jax.train.preemption import Preempted
+
+    try:
+        outcome = run_grid(grid, {cell.name for cell in chosen})
+    except Preempted as preempted:
+        print(f"{preempted}; the same command continues it")
+        return
     scores = Path(grid.out, "scores.json")
     done = sum(result_file(grid, cell.name).is_file() for cell in chosen)
     print(f"{done} of {len(chosen)} cells done; scores: {scores}")

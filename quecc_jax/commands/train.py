@@ -18,7 +18,7 @@ class Options:
 def run(options: Options) -> None:
     """Trains, and prints where the result lies.
 
-    SIGTERM, which announces that the machine will be taken away, saves a checkpoint and ends with
+    SIGTERM, which announces that the machine will be taken away, saves a checkpoint if a step was done, and ends with
     status 0; the same command then continues.
     """
     # Imported late, so that --help and mistakes in the command line answer at once.

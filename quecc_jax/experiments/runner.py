@@ -11,7 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple, cast
 
-from quecc_jax.errors import UserError
+from quecc_jax.errors import UserError, disk_fault, disk_faults
 from quecc_jax.experiments.display import Display
 from quecc_jax.experiments.grid import Grid, Job, digests, jobs
 from quecc_jax.experiments.results import JobRecord, Results, Row, Steps
@@ -42,7 +42,8 @@ def run_grid(grid: Grid, chosen: Collection[str] | None = None, parallel: bool =
         process on the devices that JAX has.
 
     Raises:
-      UserError: `out` holds another grid's results or cannot be written, or a worker process was killed.
+      UserError: `out` holds another grid's results or cannot be written, the disk is full, or a worker process
+        was killed.
       Preempted: the machine is about to be taken away; the job in progress is saved.
     """
     folder, began = Path(grid.out), time.time()
@@ -61,7 +62,8 @@ def run_grid(grid: Grid, chosen: Collection[str] | None = None, parallel: bool =
     finally:
         seconds = folder / "seconds.json"
         before = json.loads(seconds.read_text()) if seconds.is_file() else 0.0
-        write_json(seconds, before + time.time() - began)
+        with disk_faults(grid.out):
+            write_json(seconds, before + time.time() - began)
 
 
 def _run(grid: Grid, wanted: list[Job], parallel: bool, began: float) -> Outcome:
@@ -101,6 +103,9 @@ def _run(grid: Grid, wanted: list[Job], parallel: bool, began: float) -> Outcome
                 name, error = running.pop(future).name, future.exception()
                 if isinstance(error, BrokenProcessPool):
                     raise error
+                if error is not None and (fault := disk_fault(error, grid.out)):
+                    # The other jobs would fare no better.
+                    raise fault
                 if isinstance(error, InUse):
                     outcome.elsewhere.append(name)
                     continue

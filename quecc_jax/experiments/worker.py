@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
+from typing import cast
 
 from quecc_jax.experiments.grid import Grid, Job
 from quecc_jax.paths import write_text
@@ -65,7 +66,9 @@ def run_job(grid: Grid, job: Job, began: float, watch: Callable[[], None] = lamb
         except Preempted:
             raise
         except BaseException:
-            write_text(files["error"], traceback.format_exc())
+            # A full disk takes none.
+            with contextlib.suppress(OSError):
+                write_text(files["error"], traceback.format_exc())
             raise
         finally:
             files["progress"].unlink(missing_ok=True)
@@ -103,13 +106,16 @@ def worker_pool() -> Iterator[ProcessPoolExecutor]:
 
 
 def work(grid: Grid, job: Job, began: float) -> None:
-    """`run_job` in a process of the pool."""
+    """`run_job` in a process of the pool. One that is told to end takes the pool with it."""
     from quecc_jax.run_lock import InUse
+    from quecc_jax.train.preemption import Preempted
 
     try:
         run_job(grid, job, began)
     except InUse:
         raise
+    except Preempted as preempted:
+        os._exit(cast(int, preempted.code))
     except BaseException as problem:
         # A sentence crosses to the parent safely; not every exception can be pickled.
         raise RuntimeError(f"{type(problem).__name__}: {problem}") from None

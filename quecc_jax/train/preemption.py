@@ -110,7 +110,7 @@ class Preemption:
                 if len(heard) > 1:
                     self._leave(heard[-1], "ended at once on a second signal")
                 if signal.SIGTERM in heard and time.monotonic() - self._since > self._limit_s:
-                    self._leave(signal.SIGTERM, f"did not end within {self._limit_s:.0f} s of SIGTERM")
+                    self._leave(signal.SIGTERM, f"did not end within {self._limit_s:g} s of SIGTERM")
 
     def _leave(self, number: int, what: str) -> None:
         for child in multiprocessing.active_children():

@@ -5,6 +5,8 @@ import os
 import time
 from pathlib import Path
 
+from tests.small_disk import fill
+
 
 def note(grid, step, report):
     """Reports progress, appends to the log, and returns what it was told."""
@@ -26,6 +28,13 @@ def fail(grid, step, report):
     if not Path(grid.out, "repaired").exists():
         raise ValueError("the disk is made of cheese")
     return note(grid, step, report)
+
+
+def fill_disk(grid, step, report):
+    """Leaves no room for its result, unless a file named `repaired` lies in the grid's directory."""
+    if not Path(grid.out, "repaired").exists():
+        fill(Path(grid.out))
+    return {}
 
 
 def die(grid, step, report):

@@ -11,6 +11,7 @@ import configs.demo
 import configs.study
 from quecc_jax.commands import grid_law
 from quecc_jax.commands.cli import execute
+from quecc_jax.commands.demo import run_and_report
 from quecc_jax.config.io import load_config
 from quecc_jax.config.validation import validate
 from quecc_jax.errors import UserError
@@ -20,6 +21,7 @@ from quecc_jax.experiments.runner import Outcome, check, claim
 from quecc_jax.experiments.stats import tasks
 from quecc_jax.experiments.testbed.grids import Decoder, Recipe, size_grid
 from quecc_jax.experiments.testbed.settings import TASKS, Testbed
+from quecc_jax.run_lock import run_lock
 from scaling.scores import read_scores
 from tests.commands.synthetic import make_results
 
@@ -63,6 +65,14 @@ def test_a_grid_moves_with_all_its_paths():
     moved = at(grid, "elsewhere/y")
     assert moved == size_grid(SMALL, "elsewhere/y", "x") and at(moved, "runs/x") == grid
     assert digests(moved) == digests(grid)
+
+
+def test_of_two_demos_in_one_directory_the_second_says_so_at_once(tmp_path):
+    with run_lock(str(tmp_path)):
+        here = f"^{tmp_path} is in use by process {os.getpid()} on "
+        with pytest.raises(UserError, match=here):
+            run_and_report(size_grid(SMALL, str(tmp_path), "x"), "", "launch.demo")
+        assert [path.name for path in tmp_path.iterdir()] == ["lock"]
 
 
 def test_a_directory_belongs_to_one_grid(tmp_path):

@@ -16,6 +16,7 @@ from quecc_jax.experiments.display import Display
 from quecc_jax.experiments.grid import Grid, Step, jobs
 from quecc_jax.experiments.runner import run_grid
 from quecc_jax.experiments.worker import cores, write_json
+from tests.small_disk import small_disk
 
 
 def job(name, *needs, does="note", cost=1.0):
@@ -120,7 +121,24 @@ def test_a_killed_worker_is_told(tmp_path):
     assert not (tmp_path / "jobs" / "victim.json").exists()
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_a_full_disk_ends_the_grid_and_with_space_it_goes_on(tmp_path, capfd):
+    with small_disk(tmp_path / "disk", 100) as disk:
+        out = disk / "out"
+        steps = [job("first"), job("large", "first", does="fill_disk"), job("last", "large")]
+        with pytest.raises(
+            UserError, match=f"^{out}: No space left on device; make room there and start the"
+        ):
+            run(steps, out)
+        assert "Traceback" not in capfd.readouterr().err
+        assert sorted(path.name for path in (out / "jobs").glob("*.json")) == ["first.json"]
+        for ballast in out.glob("ballast-*"):
+            ballast.unlink()
+        (out / "repaired").touch()
+        assert run(steps, out) == ([], [])
+        assert len(list((out / "jobs").glob("*.json"))) == 3
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_workers_end_with_their_parent(tmp_path, how):
     """Interrupted or killed, a run leaves no process that would write beside the next one."""
     parent = subprocess.Popen([sys.executable, "-c", LINGER, str(tmp_path)], stderr=subprocess.DEVNULL)
