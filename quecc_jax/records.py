@@ -5,6 +5,7 @@ a record without it, as version 0.1 wrote them and as people write them, is chec
 """
 
 import json
+import sys
 import zlib
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar, is_typeddict
@@ -21,6 +22,9 @@ LARGEST = 1 << 29
 """Bytes of the largest record that is read; the rest of a file that is larger is not ours."""
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 """A whole number from 0 that fits into an int64."""
+Finite = Annotated[float, msgspec.Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
+"""Neither NaN nor infinite, as JSON knows numbers."""
+NonNegative = Annotated[float, msgspec.Meta(ge=0, le=sys.float_info.max)]
 
 
 class Damaged(UserError):
@@ -62,9 +66,11 @@ def _crc32(record: object) -> str:
     return f"{zlib.crc32(json.dumps(record, sort_keys=True).encode()):08x}"
 
 
-def write_record(path: AnyPath, record: Mapping[str, Any], indent: int | None = 1) -> None:
-    """Writes a record with its checksum, whole or not at all."""
-    write_text(path, json.dumps(sealed(record), indent=indent, ensure_ascii=False) + "\n")
+def write_record(
+    path: AnyPath, record: Mapping[str, Any], indent: int | None = 1, durable: bool = True
+) -> None:
+    """Writes a record with its checksum, whole or not at all; `durable` as in `paths.replacing`."""
+    write_text(path, json.dumps(sealed(record), indent=indent, ensure_ascii=False) + "\n", durable)
 
 
 def read_record(path: AnyPath, form: type[T], advice: str) -> T:

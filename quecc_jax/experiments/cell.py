@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -170,6 +171,7 @@ def _samples(out: str, cell: Cell, visual_tokens: int, test: Test, answers: list
                 "task": task,
                 "kind": answer.row["kind"],
                 "image": image,
+                "crc32": zlib.crc32(Path(out, image).read_bytes()),
                 "question": answer.question,
                 "prediction": answer.prediction,
                 "truth": answer.truth,
