@@ -108,9 +108,9 @@ def json_value(raw: bytes, name: str, advice: str) -> Any:
     except UserError as error:
         raise Damaged(str(error)) from None
     except ValueError as error:
-        raise Damaged(f"{name} is no JSON ({reason(error)}); {advice}") from None
+        raise Damaged(f"{name} cannot be read as JSON ({reason(error)}); {advice}") from None
     except RecursionError:
-        raise Damaged(f"{name} is nested too deeply; {advice}") from None
+        raise Damaged(f"{name} cannot be read as JSON (it is nested too deeply); {advice}") from None
 
 
 def of_form(value: object, form: type[T], name: str, advice: str) -> T:

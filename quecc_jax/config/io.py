@@ -15,8 +15,8 @@ from quecc_jax.config import CompressorConfig, QueccConfig, RunConfig
 from quecc_jax.config.compressors import config_class
 from quecc_jax.config.renamed import with_new_names
 from quecc_jax.errors import Note, UserError
-from quecc_jax.json_text import decoded, parsed
 from quecc_jax.paths import as_path, write_text
+from quecc_jax.records import json_value
 
 T = TypeVar("T")
 
@@ -135,13 +135,13 @@ def load_config(path: str | os.PathLike[str]) -> RunConfig:
       UserError: the file is missing, is not JSON, or holds unknown or mistyped settings.
     """
     try:
-        data = parsed(decoded(str(path), as_path(path).read_bytes()))
+        data = json_value(as_path(path).read_bytes(), str(path), "restore or delete it")
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; is this the directory of a run?") from None
     except NotADirectoryError:
         raise UserError(f"{as_path(path).parent} is a file; give the directory of a run") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}); restore or delete it") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error}); restore or delete it") from None
     if isinstance(data, dict) and {"architectures", "model_type"} & data.keys():
         raise UserError(
             f"{path} is of another project's model; make a run of it with python -m launch.convert import"

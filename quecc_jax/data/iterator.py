@@ -1,7 +1,6 @@
 """Streams a run's batches, made ahead by grain's threads or processes, from an exact position."""
 
 from collections.abc import Mapping
-from typing import cast
 
 import grain
 import jax
@@ -13,6 +12,7 @@ from quecc_jax.data.bad_rows import Tally
 from quecc_jax.data.batch import Batch
 from quecc_jax.data.grain_shim import close
 from quecc_jax.errors import UserError
+from quecc_jax.records import Count, of_form
 
 PREFETCH = 2
 """Batches made ahead, per worker."""
@@ -75,7 +75,7 @@ class DataIterator:
         """Continues where `get_state` was called.
 
         Raises:
-          UserError: the state belongs to another stream (other sources, weights, seed or batch size).
+          UserError: the state belongs to another stream (other sources, weights, seed or batch size), or is none.
         """
         stream = {key: value for key, value in state.items() if key != "taken"}
         if stream != self._stream:
@@ -84,7 +84,9 @@ class DataIterator:
                 "continue with the same sources, weights, seed and batch size"
             )
         self.close()
-        self._taken = cast(int, state["taken"])
+        self._taken = of_form(
+            state.get("taken"), Count, "the saved data position", "go back to an older checkpoint"
+        )
 
     def close(self) -> None:
         """Stops prefetching; the next batch would start it again."""

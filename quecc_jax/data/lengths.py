@@ -80,8 +80,8 @@ def _one(
             *((data.image_decoding,) if arranged and data.image_decoding != "upright" else ()),
         )
         name = hashlib.sha256(repr(settings).encode()).hexdigest()[:24]
-        path = (Path(data.cache) if data.cache else cache_folder()) / f"lengths-{name}.npy"
-        kept = _read(path, len(source))
+        path = (Path(data.cache) if data.cache else cache_folder()) / f"lengths-{name}.npz"
+        kept = _read(path, len(source), data)
         # Too many bad rows are met again, so that the error can name one.
         limit = data.max_bad_share * len(source) if data.bad_rows == "skip" else 0
         if kept is not None and (kept[0] == BAD).sum() <= limit:
@@ -173,15 +173,19 @@ def _tokenizer_stamp(directory: str) -> str:
     return stamp.hexdigest()
 
 
-def _read(path: Path, rows: int) -> np.ndarray | None:
+def _read(path: Path, rows: int, data: DataConfig) -> np.ndarray | None:
+    """The lengths of a file, whose own CRC-32 numpy compares; None if it is absent, damaged or another's."""
     try:
-        kept = np.load(path)
-    except (OSError, ValueError, EOFError):
+        with np.load(path) as file:
+            kept, name = file["lengths"], str(file["name"])
+    except Exception:  # numpy, zipfile and zlib each fail in their own ways
         return None
-    return kept if kept.shape == (3, rows) and kept.dtype == np.int32 else None
+    if name != path.name or kept.shape != (3, rows) or kept.dtype != np.int32:
+        return None
+    return kept if kept.min() >= BAD and kept[0].max() <= data.max_length else None
 
 
 def _write(path: Path, made: np.ndarray) -> None:
     """Keeps what was measured; a folder that cannot be written costs the next run the time of a pass."""
     with contextlib.suppress(OSError), replacing(path) as aside, aside.open("wb") as file:
-        np.save(file, made)
+        np.savez(file, lengths=made, name=np.array(path.name))

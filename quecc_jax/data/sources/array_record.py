@@ -21,13 +21,16 @@ from quecc_jax.data.images import ImageReader
 from quecc_jax.data.references import ImageRef, Row, image_number
 from quecc_jax.data.sources.shards import Records, Shard
 from quecc_jax.errors import BadRow, UserError
+from quecc_jax.json_text import parsed
 from quecc_jax.paths import AnyPath, as_path
+from quecc_jax.records import Count, of_form, read_record
 
 MANIFEST = "manifest.json"
 UNREADABLE = b"\0unreadable\0"
 """Begins the record of what could not be read; neither JSON nor a format of images begins so."""
 FORMAT = 1
 """Of the directory's layout; goes up when older readers would misread it."""
+ADVICE = "prepare the data anew"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,10 +68,10 @@ class Manifest(TypedDict):
     """Fields of `Recipe`."""
     source: str
     images: list[str]
-    rows: int
-    pictures: int
+    rows: Count
+    pictures: Count
     unreadable: "Unreadable"
-    bytes: int
+    bytes: Count
     shards: Mapping[str, Sequence[Shard]]
     """Of "pictures" and of "rows"."""
 
@@ -76,8 +79,8 @@ class Manifest(TypedDict):
 class Unreadable(TypedDict):
     """How many rows and images could not be read, and the first reasons."""
 
-    rows: int
-    pictures: int
+    rows: Count
+    pictures: Count
     first: list[str]
 
 
@@ -91,7 +94,7 @@ class PreparedRows(Sequence[Row]):
         return len(self.records)
 
     def __getitem__(self, row: int) -> Row:  # type: ignore[override]
-        return json.loads(readable(self.records[row]))
+        return cast(Row, parsed(readable(self.records[row]).decode()))
 
 
 def check_recipe(directory: str, recipe: Recipe, vision: VisionConfig, data: DataConfig) -> None:
@@ -156,7 +159,7 @@ def fault_record(bad: BadRow) -> bytes:
 def readable(record: bytes) -> bytes:
     """The record itself; raises the BadRow again that a record of `fault_record` tells of."""
     if record.startswith(UNREADABLE):
-        fault, message = json.loads(record[len(UNREADABLE) :])
+        fault, message = parsed(record[len(UNREADABLE) :].decode())
         raise BadRow(fault, f"{message} (found when the data were prepared)")
     return record
 
@@ -165,21 +168,19 @@ def read_manifest(directory: AnyPath) -> Manifest:
     """The manifest of a prepared directory.
 
     Raises:
-      UserError: there is none, or it is of another format.
+      UserError: there is none, or it is damaged or of another format.
     """
+    path = as_path(directory) / MANIFEST
     try:
-        manifest = json.loads((as_path(directory) / MANIFEST).read_text())
+        found = read_record(path, dict[str, Any], ADVICE)
     except FileNotFoundError:
         raise UserError(
             f"{directory} has no {MANIFEST}, so it is not (yet) prepared data; run or finish "
             "python -m launch.prepare_data"
         ) from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{directory}/{MANIFEST} cannot be read ({error}); prepare the data anew") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise UserError(f"{directory}/{MANIFEST} is not of format {FORMAT}; prepare the data anew")
-    manifest["shards"] = {kind: [Shard(*one) for one in group] for kind, group in manifest["shards"].items()}
-    return cast(Manifest, manifest)
+    if found.get("format") != FORMAT:
+        raise UserError(f"{path} is not of format {FORMAT}; {ADVICE}")
+    return of_form(found, Manifest, str(path), ADVICE)
 
 
 def open_prepared(directory: AnyPath) -> Prepared:
@@ -192,7 +193,7 @@ def open_prepared(directory: AnyPath) -> Prepared:
     shards = manifest["shards"]
     return Prepared(
         str(directory),
-        Recipe(**manifest["recipe"]),
+        of_form(manifest["recipe"], Recipe, f"{directory}/{MANIFEST}", ADVICE),
         PreparedRows(Records(directory, shards["rows"])),
         Records(directory, shards["pictures"]),
     )

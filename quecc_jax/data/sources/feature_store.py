@@ -10,10 +10,9 @@ frozen encoder can read. Their size does not depend on V.
 
 import concurrent.futures
 import itertools
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, TypedDict, cast
+from typing import Literal, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -23,8 +22,10 @@ from quecc_jax.config.shapes import state_shape
 from quecc_jax.data.references import ImageRef, image_number
 from quecc_jax.data.sources.array_record import fault_record, readable
 from quecc_jax.data.sources.shards import Records, Shard, delete_notes, find_shard, shard_spans, write_shard
+from quecc_jax.distributed import notice
 from quecc_jax.errors import BadRow, UserError
-from quecc_jax.paths import AnyPath, as_path, write_text
+from quecc_jax.paths import AnyPath, as_path
+from quecc_jax.records import Count, Damaged, read_record, write_record
 
 Name = Literal["features", "queries"]
 Encoder = Callable[[np.ndarray], ArrayLike]
@@ -40,9 +41,9 @@ class Note(TypedDict):
     """What NAME.json says."""
 
     fingerprint: str
-    items: int
+    items: Count
     """Images or rows."""
-    shape: list[int]
+    shape: list[Count]
     """Of the array of each."""
     shards: list[Shard]
 
@@ -97,7 +98,13 @@ def write_features(
     """
     if not items:
         raise UserError(f"{directory} has no images; {name} need some")
-    if found := _note(directory, name):
+    try:
+        found = _note(directory, name)
+    except Damaged as error:
+        notice(f"{error}; that is done now")
+        found = None
+        _note_path(directory, name).unlink()
+    if found:
         if found["fingerprint"] == fingerprint and found["items"] == items:
             return Features(directory, found)
         _note_path(directory, name).unlink()
@@ -120,7 +127,7 @@ def write_features(
         shape = shape or (remarks[0] if remarks else [])
         progress(span.stop)
     value = {"fingerprint": fingerprint, "items": items, "shape": shape or [0], "shards": shards}
-    write_text(str(_note_path(directory, name)), json.dumps(value) + "\n")
+    write_record(_note_path(directory, name), value, indent=None)
     delete_notes(directory, shards)
     return read_features(directory, fingerprint, name)
 
@@ -206,9 +213,11 @@ def _note_path(directory: AnyPath, name: Name) -> Path:
 
 
 def _note(directory: AnyPath, name: Name) -> Note | None:
+    path, advice = _note_path(directory, name), f"write the {name} anew"
     try:
-        note = json.loads(_note_path(directory, name).read_text())
+        note = read_record(path, Note, advice)
     except FileNotFoundError:
         return None
-    note["shards"] = [Shard(*shard) for shard in note["shards"]]
-    return cast(Note, note)
+    if any(not shard.name.startswith(f"{name}-") for shard in note["shards"]):
+        raise Damaged(f"{path} tells of other arrays than {name}; {advice}")
+    return note

@@ -5,6 +5,7 @@
     cells.npy     int8 [images, m, m, 3] what the cells of an image contain, see `cells`
     sources.npy   int32 [images, m, m] which published image each cell is
     meta.json     how the pool was made
+    checksums.json  of all of these
     features.*    float16 [N, K, D] tower states of each image, optional: see `feature_store`
 
 Arrays are opened memory-mapped. A pool of text has the rows and meta.json alone.
@@ -12,12 +13,14 @@ Arrays are opened memory-mapped. A pool of text has the rows and meta.json alone
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from quecc_jax.checksums import check_files, list_files
 from quecc_jax.data.files import read_json
 from quecc_jax.data.sources import feature_store
 from quecc_jax.data.sources.feature_store import Encoder, Features
@@ -40,13 +43,14 @@ def read_pool(directory: str | Path) -> Pool:
     """Opens a pool.
 
     Raises:
-      UserError: the directory is not a whole pool.
+      UserError: the directory is not a whole pool, or a file of it is damaged.
     """
     directory = Path(directory)
     if not (directory / "meta.json").is_file():
         raise UserError(
             f"{directory} is not a pool (it has no meta.json); build it with quecc_jax.experiments.testbed"
         )
+    check_files(directory, "make the pool anew")
     meta = read_json(directory / "meta.json")
     arrays = [
         np.zeros((0, *shape), dtype)
@@ -85,12 +89,14 @@ def write_features(
 def _open(path: Path) -> np.ndarray:
     try:
         return np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} cannot be read ({error}); make the pool anew") from None
+    except Exception as error:  # numpy's reader of headers has no kinds of its own
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path} cannot be read ({reason}); make the pool anew") from None
 
 
 def write_rows(rows: Sequence[dict[str, Any]], meta: dict[str, Any], directory: Path) -> None:
-    """Writes rows.jsonl and meta.json into a directory that is being made."""
+    """Writes rows.jsonl and meta.json into a directory that is being made, and the checksums of all that it holds."""
     with open(directory / "rows.jsonl", "w", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
     (directory / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
+    list_files(directory, whole=sys.maxsize)

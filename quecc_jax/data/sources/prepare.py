@@ -22,6 +22,7 @@ from quecc_jax.data.sources.mixture import Mixture, open_rows
 from quecc_jax.data.sources.shards import Shard, delete_notes, find_shard, shard_spans, write_shard
 from quecc_jax.errors import BadRow, UserError
 from quecc_jax.paths import AnyPath, as_path, write_text
+from quecc_jax.records import write_record
 
 SHARD_IMAGES = 4096
 """Images of one shard."""
@@ -103,7 +104,7 @@ def prepare(
         "bytes": sum(shard.bytes for group in shards.values() for shard in group),
         "shards": shards,
     }
-    write_text(f"{out}/{MANIFEST}", json.dumps(manifest, indent=1) + "\n")
+    write_record(f"{out}/{MANIFEST}", manifest)
     for group in shards.values():
         delete_notes(out, group)
     return manifest

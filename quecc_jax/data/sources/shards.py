@@ -7,15 +7,16 @@ written last, takes over what the notes say.
 
 import hashlib
 import itertools
-import json
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
+from quecc_jax.checksums import spread
 from quecc_jax.data.files import size_and_time
 from quecc_jax.errors import UserError
-from quecc_jax.paths import AnyPath, as_path, cached, local_output, replacing, write_text
+from quecc_jax.paths import AnyPath, as_path, cached, is_remote, local_output, replacing
+from quecc_jax.records import Count, Damaged, read_record, write_record
 
 OPTIONS = "group_size:1,uncompressed"
 """Of ArrayRecord's writer: records are read one by one in random order, and hold compressed images."""
@@ -27,9 +28,20 @@ class Shard(NamedTuple):
     """One file of a set."""
 
     name: str
-    records: int
-    bytes: int
+    records: Count
+    bytes: Count
     sha256: str
+    crc32: Count | None = None
+    """Of places all over it, see `checksums.spread`: what is compared when it is opened. That each record is right,
+    the file says itself. Version 0.1 wrote none."""
+
+
+class _Note(TypedDict):
+    """What the note beside a shard says."""
+
+    key: str
+    shard: Shard
+    remarks: list[Any]
 
 
 def shard_spans(kind: str, items: int, per_shard: int) -> list[tuple[str, range]]:
@@ -64,20 +76,23 @@ def write_shard(
                 count += 1
         finally:
             writer.close()
-        shard = Shard(name, count, aside.stat().st_size, digest(aside))
-    write_text(f"{directory}/{note.name}", json.dumps([key, shard, list(remarks)]))
+        shard = Shard(name, count, aside.stat().st_size, digest(aside), spread(aside)[1])
+    write_record(f"{directory}/{note.name}", {"key": key, "shard": shard, "remarks": list(remarks)})
     return shard
 
 
 def find_shard(directory: AnyPath, name: str, key: str) -> tuple[Shard, list[Any]] | None:
     """A shard that was written whole under this key, with its remarks; None where there is none."""
+    path = as_path(directory) / name
     try:
-        found, shard, remarks = json.loads(_note(directory, name).read_text())
-        size, _ = size_and_time(as_path(directory) / name)
-    except (OSError, ValueError):
+        note = read_record(_note(directory, name), _Note, "delete it")
+        shard = note["shard"]
+        same = (note["key"], shard.name) == (key, name) and size_and_time(path)[0] == shard.bytes
+        if not same or not (is_remote(path) or spread(path)[1] == shard.crc32):
+            return None
+    except (OSError, Damaged):
         return None
-    shard = Shard(*shard)
-    return (shard, remarks) if found == key and size == shard.bytes else None
+    return shard, note["remarks"]
 
 
 def delete_notes(directory: AnyPath, shards: Iterable[Shard]) -> None:
@@ -119,7 +134,12 @@ class Records(Sequence[bytes]):
             raise IndexError(number)
         shard = bisect_right(self._ends, number)
         first = self._ends[shard] - self.shards[shard].records
-        return self._reader(shard)[number - first]
+        reader = self._reader(shard)
+        try:
+            return reader[number - first]
+        except Exception as error:  # of ArrayRecord, which has kinds of its own
+            path, reason = f"{self.directory}/{self.shards[shard].name}", str(error).partition("\n")[0][:200]
+            raise UserError(f"{path} is damaged at record {number - first} ({reason}); {AGAIN}") from None
 
     def _reader(self, number: int) -> Sequence[bytes]:
         if number not in self._readers:
@@ -129,16 +149,34 @@ class Records(Sequence[bytes]):
             path = f"{self.directory}/{shard.name}"
             try:
                 local = cached(path, shard.sha256)
-                size = local.stat().st_size
+                if is_remote(path) and _differs(local, shard):
+                    # The copy is at fault, or the bucket.
+                    local.unlink()
+                    local = cached(path, shard.sha256)
+                if not (fault := _differs(local, shard)):
+                    self._readers[number] = ArrayRecordDataSource(f"{local}[0:{shard.records}]")
             except OSError as error:
                 raise UserError(f"{path} cannot be read ({error.strerror or error}); {AGAIN}") from None
-            if size != shard.bytes:
-                raise UserError(f"{path} has {size} bytes, not {shard.bytes}; {AGAIN}")
-            self._readers[number] = ArrayRecordDataSource(f"{local}[0:{shard.records}]")
+            except Exception as error:  # of ArrayRecord, which has kinds of its own
+                fault = f"cannot be opened ({str(error).partition(chr(10))[0][:200]})"
+            if fault:
+                raise UserError(f"{path} {fault}; {AGAIN}")
         return self._readers[number]
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_readers": {}}
+
+
+def _differs(local: Path, shard: Shard) -> str:
+    """What of a file is not a shard's, as the rest of a sentence; empty if nothing is. Raises OSError."""
+    size, crc32 = spread(local)
+    if size != shard.bytes:
+        return f"has {size} bytes, not {shard.bytes}"
+    return (
+        ""
+        if shard.crc32 in (None, crc32)
+        else "is damaged, or another shard: its checksum is not the manifest's"
+    )
 
 
 AGAIN = "copy the directory again, or delete the file and prepare it anew"

@@ -84,6 +84,9 @@ def test_not_a_pool(tmp_path):
     pool = small(tmp_path / "pool")
     rows = pool.directory / "rows.jsonl"
     rows.write_text("".join(rows.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(UserError, match=r"rows\.jsonl has .* bytes, not"):
+        read_pool(pool.directory)
+    (pool.directory / "checksums.json").unlink()  # as version 0.1 left it
     with pytest.raises(UserError, match="other numbers"):
         read_pool(pool.directory)
     (pool.directory / "images.npy").write_bytes(b"")

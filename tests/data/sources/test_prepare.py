@@ -15,7 +15,7 @@ from quecc_jax.data.pipeline import make_iterator
 from quecc_jax.data.sources import prepare as making
 from quecc_jax.data.sources.array_record import Recipe, open_prepared, read_manifest
 from quecc_jax.data.sources.prepare import prepare
-from quecc_jax.data.sources.shards import Records, Shard, check, find_shard, write_shard
+from quecc_jax.data.sources.shards import Records, check, find_shard, write_shard
 from quecc_jax.errors import BadRow, UserError
 from tests.data.every_row import eval_batches, rows_by_id
 from tests.data.photos import ROWS, photo, write_llava
@@ -203,7 +203,7 @@ def test_an_interrupted_preparation_is_absent_and_continues(llava, tmp_path, mon
 def test_damage_is_found(llava, tmp_path):
     path, folder, _ = llava
     prepare(path, (str(folder),), tmp_path, RAW, **SMALL)
-    shards = [Shard(*shard) for shard in read_manifest(tmp_path)["shards"]["pictures"]]
+    shards = read_manifest(tmp_path)["shards"]["pictures"]
     for shard in shards:
         check(tmp_path, shard)
     file = tmp_path / shards[1].name
@@ -286,7 +286,7 @@ def test_images_that_were_decoded_otherwise_are_refused(turned, tokenizer, model
         list(eval_batches(data_config(source, tokenizer, image_decoding="original"), model, 1))
     # Data prepared before there was a choice are upright.
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
-    del manifest["recipe"]["decoding"]
+    del manifest["recipe"]["decoding"], manifest["crc32"]
     (tmp_path / "out/manifest.json").write_text(json.dumps(manifest))
     assert list(eval_batches(data_config(source, tokenizer), model, 1))
     with pytest.raises(UserError, match="decoded upright"):
@@ -307,3 +307,35 @@ def test_records_come_back_by_number_and_pickle(tmp_path):
     assert find_shard(tmp_path, "a", "key") == (shards[0], []) and find_shard(tmp_path, "a", "other") is None
     (tmp_path / "a").write_bytes(b"short")
     assert find_shard(tmp_path, "a", "key") is None
+
+
+def test_swapped_shards_are_seen_by_training_and_by_verify(llava, tokenizer, model, tmp_path):
+    path, folder, _ = llava
+    prepare(path, (str(folder),), tmp_path, RAW, **SMALL)
+    one, two, *_ = read_manifest(tmp_path)["shards"]["pictures"]
+    assert (one.records, one.bytes) == (two.records, two.bytes)
+    contents = [(tmp_path / shard.name).read_bytes() for shard in (one, two)]
+    for shard, content in zip((two, one), contents, strict=True):
+        (tmp_path / shard.name).write_bytes(content)
+    config = data_config(SourceConfig("array_record", str(tmp_path)), tokenizer)
+    with pytest.raises(UserError, match=r"pictures-0000\d.* is damaged, or another shard"):
+        with make_iterator(config, model, 4, 0) as batches:
+            next(batches)
+    with pytest.raises(UserError, match="its SHA-256 is not the manifest's"):
+        check(tmp_path, one)
+
+
+def test_a_damaged_record_names_its_shard(llava, tmp_path):
+    path, folder, _ = llava
+    prepare(path, (str(folder),), tmp_path, RAW, **SMALL)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    # As version 0.1 wrote it: ArrayRecord's own checksums have to tell.
+    manifest["shards"] = {kind: [shard[:4] for shard in group] for kind, group in manifest["shards"].items()}
+    del manifest["crc32"]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    file = tmp_path / manifest["shards"]["pictures"][0][0]
+    content = bytearray(file.read_bytes())
+    content[content.index(open_prepared(tmp_path).images[0]) + 100] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"pictures-00000.* is damaged at record 0"):
+        open_prepared(tmp_path).images[0]
