@@ -98,7 +98,10 @@ def _lines(text: str) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     if len(marks) != 1:
         what = "no separator" if not marks else "several separators"
         raise UserError(f"Its header has {what}; separate columns by commas, tabs or semicolons alone.")
-    rows = list(csv.reader((line for _, line in numbered), delimiter=marks[0], skipinitialspace=True))
+    try:
+        rows = list(csv.reader((line for _, line in numbered), delimiter=marks[0], skipinitialspace=True))
+    except csv.Error as error:
+        raise UserError(f"Its cells cannot be told apart ({error}); write plain columns.") from None
     if len(rows) != len(numbered):
         raise UserError("A quoted cell goes on in the next line; write each line's cells on that line.")
     width = max((k for k, name in enumerate(rows[0], start=1) if name.strip()), default=0)

@@ -4,6 +4,8 @@ import collections
 import dataclasses
 import difflib
 import math
+import reprlib
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeGuard
 
@@ -16,6 +18,7 @@ _REQUIRED = ("params_b", "visual_tokens", "score")
 _OPTIONAL = ("tasks", "query_tokens", "stderr", "name", "source", "flagged")
 LARGEST_B = 1e4
 """Sizes of so many billions and more are counts of parameters by mistake."""
+_MOST_TOKENS = 2.0**63
 
 
 class Cell(NamedTuple):
@@ -109,6 +112,8 @@ def parse_scores(
     visual_tokens = _axis(content["visual_tokens"], "visual_tokens")
     if params_b.max() > LARGEST_B:
         raise UserError(f"'params_b' holds {params_b.max():g}, but it counts billions of parameters.")
+    if visual_tokens.max() >= _MOST_TOKENS:
+        raise UserError(f"'visual_tokens' holds {visual_tokens.max():g}, which is no number of tokens.")
     ascending = np.ix_(np.argsort(params_b), np.argsort(visual_tokens))
 
     def grid(value: object, key: str) -> np.ndarray:
@@ -130,7 +135,7 @@ def parse_scores(
         )
     query_tokens = content.get("query_tokens")
     if query_tokens is not None and not (is_number(query_tokens) and query_tokens >= 0):
-        raise UserError(f"'query_tokens' must be a number of at least 0, not {query_tokens!r}.")
+        raise UserError(f"'query_tokens' must be a number of at least 0, not {reprlib.repr(query_tokens)}.")
     stderr = content.get("stderr")
     return checked(
         ScoreTable(
@@ -228,7 +233,7 @@ def _refuse_fractions(scores: Iterable[tuple[str, float]]) -> None:
 def _in_range(score: object, where: str, top: float) -> float:
     """The score itself, if it is a number in 0..top."""
     if not is_number(score):
-        raise UserError(f"{where} is {score!r}; write null for a missing cell.")
+        raise UserError(f"{where} is {reprlib.repr(score)}; write null for a missing cell.")
     if not 0 <= score <= top:
         hint = ""
         if top == 1.0 and score > 1:
@@ -273,7 +278,8 @@ def checked(table: ScoreTable) -> ScoreTable:
 
 def is_number(value: object) -> TypeGuard[float]:
     """Whether a value out of JSON is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    largest = sys.float_info.max
+    return isinstance(value, int | float) and not isinstance(value, bool) and -largest <= value <= largest
 
 
 def _axis(values: object, key: str) -> np.ndarray:
@@ -282,7 +288,7 @@ def _axis(values: object, key: str) -> np.ndarray:
     listed = list(values.tolist() if isinstance(values, np.ndarray) else values)
     for value in listed:
         if not is_number(value) or value <= 0:
-            raise UserError(f"{key!r} must hold positive numbers; it holds {value!r}.")
+            raise UserError(f"{key!r} must hold positive numbers; it holds {reprlib.repr(value)}.")
         if listed.count(value) > 1:
             raise UserError(f"{key!r} lists {value:g} twice; each row and column must be distinct.")
     return np.asarray(listed, np.float64)
@@ -317,7 +323,7 @@ def _flags(entries: Iterable[Any], params_b: np.ndarray, visual_tokens: np.ndarr
         flags = tuple(
             Flag(float(e["params_b"]), float(e["visual_tokens"]), str(e["reason"])) for e in entries
         )
-    except (TypeError, KeyError, ValueError):
+    except (TypeError, KeyError, ValueError, OverflowError):
         raise UserError("'flagged' must list objects with params_b, visual_tokens and reason.") from None
     for flag in flags:
         if flag.params_b not in params_b or flag.visual_tokens not in visual_tokens:

@@ -8,7 +8,7 @@ import msgspec
 
 from quecc_jax.errors import UserError
 from quecc_jax.json_text import parsed, reason
-from quecc_jax.records import Count, Finite, NonNegative, of_form
+from quecc_jax.records import Count, Damaged, Finite, NonNegative, of_form, unsealed
 
 Curve = list[Annotated[list[Finite | None], msgspec.Meta(min_length=2, max_length=2)]]
 """[[step, loss], ...]; None is a loss that was not finite."""
@@ -189,9 +189,16 @@ def read_results(path: Path) -> Results:
     if not isinstance(results, dict) or "score" in results:
         kind = "a scores file" if isinstance(results, dict) else "of something else"
         raise UserError(f"{unread}, which is {kind}; name the results.json of a grid")
-    _refuse_missing(results)
-    found = of_form(results, Results, str(path), "let the grid's command write it anew")
-    check_results(found)
+    advice = "let the grid's command write it anew"
+    plain = unsealed(results, str(path), advice)
+    try:
+        _refuse_missing(plain)
+        found = of_form(plain, Results, str(path), advice)
+        check_results(found)
+    except Damaged:
+        raise
+    except UserError as error:
+        raise error.at(str(path)) from None
     return found
 
 

@@ -247,7 +247,7 @@ def _samples(results: Results, out: Path) -> Iterator[Section]:
             for sample in chosen:
                 right = sample["prediction"].strip() == sample["truth"].strip()
                 cards.append(
-                    {**sample, "right": right, "uri": _image(out / sample["image"], sample.get("crc32"))}
+                    {**sample, "right": right, "uri": sample_uri(out / sample["image"], sample.get("crc32"))}
                 )
             fragments += [
                 part("heading", title(task)),
@@ -258,7 +258,12 @@ def _samples(results: Results, out: Path) -> Iterator[Section]:
         yield Section("Test images, questions and answers", fragments)
 
 
-def _image(path: Path, crc32: int | None) -> str:
+def sample_uri(path: Path, crc32: int | None) -> str:
+    """A sample image inside the page.
+
+    Raises:
+      UserError: it cannot be read, or is another than that of this checksum.
+    """
     try:
         content = path.read_bytes()
     except OSError as problem:

@@ -33,7 +33,8 @@ class _Claim(TypedDict):
 
 
 class _Seconds(TypedDict):
-    grid: str
+    settings: str
+    """A checksum of what the grid's jobs share."""
     seconds: NonNegative
 
 
@@ -60,19 +61,25 @@ def claim(grid: Grid) -> None:
     """Marks the directory as this grid's.
 
     Raises:
-      UserError: it is another grid's or an earlier version's, cannot be made, or its mark is damaged.
+      UserError: it is another grid's or an earlier version's, cannot be made, or its mark is damaged. A mark that
+        is lost is made anew, which is said.
     """
     folder, wanted = Path(grid.out), digests(grid)
+    file = folder / "grid.json"
     if (folder / "plan.json").is_file():
         raise UserError(f"{folder} was made by an earlier version; delete it or give another --out")
-    if (folder / "grid.json").exists():
+    if file.exists():
         if _claimed(grid)["jobs"] != wanted:
             raise UserError(f"{folder} holds results of another grid; delete it or give another --out")
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         now = time.strftime("%Y-%m-%dT%H:%M:%S")
-        write_record(folder / "grid.json", {"grid": grid.name, "started": now, "jobs": wanted})
+        if (folder / "seconds.json").exists():
+            _warn(f"{file} is lost: the grid counts as started now")
+        else:
+            _write_seconds(grid, 0.0)
+        write_record(file, {"grid": grid.name, "started": now, "jobs": wanted})
     except OSError as error:
         raise UserError(f"--out {folder} cannot be written ({error.strerror}); choose another") from None
 
@@ -88,31 +95,37 @@ def _claimed(grid: Grid) -> _Claim:
 
 
 def add_seconds(grid: Grid, seconds: float) -> None:
-    """Counts time that the grid took, from 0 where the count so far is damaged, which is said."""
+    """Counts time that the grid took, from 0 where the count so far is damaged or lost, which is said."""
     try:
         before = total_seconds(grid)
     except Damaged as error:
-        print(f"WARNING: {error}", file=sys.stderr, flush=True)
+        _warn(str(error))
         before = 0.0
-    write_record(Path(grid.out, "seconds.json"), {"grid": grid.name, "seconds": before + seconds})
+    _write_seconds(grid, before + seconds)
+
+
+def _write_seconds(grid: Grid, seconds: float) -> None:
+    write_record(
+        Path(grid.out, "seconds.json"), {"settings": digests(grid)[""], "seconds": seconds}, indent=None
+    )
 
 
 def total_seconds(grid: Grid) -> float:
     """Time that all starts of the grid took.
 
     Raises:
-      Damaged: the count is damaged or another grid's.
+      Damaged: the count is damaged, lost or another grid's.
     """
     file, advice = Path(grid.out, "seconds.json"), "it is counted from 0"
     try:
         # Once it was a bare number.
         found = read_record(file, _Seconds | float, advice)  # type: ignore[arg-type]
     except FileNotFoundError:
-        return 0.0
+        raise Damaged(f"{file} is lost; {advice}") from None
     if isinstance(found, float):
         return found
-    if found["grid"] != grid.name:
-        raise Damaged(f"{file} is of the grid {found['grid']}; {advice}")
+    if found["settings"] != digests(grid)[""]:
+        raise Damaged(f"{file} is another grid's; {advice}")
     return found["seconds"]
 
 
@@ -154,7 +167,11 @@ def set_damaged_aside(grid: Grid) -> None:
                 except Damaged as error:
                     file = result_file(grid, job.name)
                     os.replace(file, file.with_suffix(".damaged"))
-                    print(f"WARNING: {error}", file=sys.stderr, flush=True)
+                    _warn(str(error))
+
+
+def _warn(message: str) -> None:
+    print(f"WARNING: {message}", file=sys.stderr, flush=True)
 
 
 def _result(grid: Grid, name: str, is_cell: bool, known: dict[str, str]) -> JobRecord:

@@ -60,8 +60,12 @@ def test_a_damaged_count_of_seconds_begins_at_0_and_is_said(grid, tmp_path, caps
     store.add_seconds(grid, 1.0)
     assert store.total_seconds(grid) == 1.0
     assert "seconds.json is damaged" in capsys.readouterr().err
-    store.add_seconds(dataclasses.replace(grid, name="other"), 2.0)
-    assert "seconds.json is of the grid fake; it is counted from 0" in capsys.readouterr().err
+    store.add_seconds(dataclasses.replace(grid, query_tokens=3.0), 2.0)
+    assert "seconds.json is another grid's; it is counted from 0" in capsys.readouterr().err
+    file.unlink()
+    store.add_seconds(grid, 1.0)
+    assert "seconds.json is lost; it is counted from 0" in capsys.readouterr().err
+    assert store.total_seconds(grid) == 1.0
 
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 9999, '{"grid": 1}', '{"jobs": {"a": "b"}}'])
@@ -70,6 +74,16 @@ def test_a_damaged_claim_is_one_sentence(grid, tmp_path, text):
     (tmp_path / "grid.json").write_text(text)
     with pytest.raises(UserError, match=r"grid\.json .*; delete it if the results beside it are this grid's"):
         store.claim(grid)
+
+
+def test_a_claim_that_is_lost_is_said(grid, tmp_path, capsys):
+    store.claim(grid)
+    assert store.total_seconds(grid) == 0 and not capsys.readouterr().err
+    store.claim(grid)
+    assert not capsys.readouterr().err
+    (tmp_path / "grid.json").unlink()
+    store.claim(grid)
+    assert "grid.json is lost: the grid counts as started now" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"share": 0.5}', '{"job": "b", "share": 2, "note": ""}'])
