@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from quecc_jax.evaluate.kept_answers import ANSWERS, Answer, check_settings, line_of, read_answers
+from quecc_jax.evaluate.tasks.base import Sample
 from quecc_jax.experiments import store
 from quecc_jax.experiments.cell import sample_image
 from quecc_jax.experiments.grid import Grid, Step
@@ -128,9 +130,75 @@ def read_whole_scores(folder: Path) -> Any:
     return dataclasses.asdict(read_scores(folder))
 
 
+def make_evaluation(folder: Path, seed: int) -> None:
+    """Results on benchmarks, as `launch.evaluate` writes them; the others of the table lie elsewhere."""
+    beside = folder.parent / "evaluations"
+    beside.mkdir(exist_ok=True)
+    for number, file in enumerate([folder / "results.json", *(beside / f"{k}.json" for k in "abc")]):
+        metrics = {"f1": {"value": 40.0 + 3 * number**2, "standard_error": 1.5}}
+        task = {"headline": "f1", "metrics": metrics, "questions": 12, "scorer": {"name": "pope"}}
+        told = {
+            "model": "m",
+            "checkpoint": "runs/m",
+            "visual_tokens": (4, 36)[number % 2],
+            "tasks": {"pope": task},
+        }
+        write_record(file, told)
+
+
+def read_evaluation(folder: Path) -> Any:
+    beside = folder.parent / "evaluations"
+    sources = [f"{folder}@7B", f"{beside}/a.json@7B", f"{beside}/b.json@1B", f"{beside}/c.json@1B"]
+    return dataclasses.asdict(read_scores(*sources))
+
+
+SAMPLES = [Sample(number, (f"{number}.png",), f"what is {number}?", "red", {}) for number in range(4)]
+
+
+def settings(task: str, seed: int = 0) -> dict[str, str | int]:
+    """Those that answers of a model are kept with."""
+    return {
+        "task": task,
+        "model": f"model-{seed}",
+        "visual_tokens": 4,
+        "max_new_tokens": 3,
+        "template": "v1",
+        "dtype": "float32",
+        "image_aspect": "pad",
+        "image_decoding": "upright",
+        "query": "question",
+        "query_length": 64,
+    }
+
+
+def _answer(sample: Sample, task: str, seed: int = 0) -> Answer:
+    said = f"{task} says {sample.id} and {seed}"
+    return {"id": sample.id, "question": sample.prompt, "answer": said, "truth": sample.truth, "score": 0.5}
+
+
+def make_answers(folder: Path, seed: int) -> None:
+    for task in ("gqa", "pope"):
+        check_settings(folder / task, settings(task, seed))
+        lines = [line_of(_answer(sample, task, seed), settings(task, seed)) for sample in SAMPLES]
+        (folder / task / ANSWERS).write_text("".join(line + "\n" for line in lines))
+
+
+def read_both_answers(folder: Path) -> Any:
+    """As a start of the benchmarks does, whose model answers the same again."""
+    found = []
+    for task in ("gqa", "pope"):
+        (folder / task).mkdir(exist_ok=True)
+        check_settings(folder / task, settings(task))
+        kept = {answer["id"]: answer for answer in read_answers(folder / task, SAMPLES, settings(task))}
+        found.append([kept.get(one.id) or _answer(one, task) for one in SAMPLES])
+    return json.dumps(found, sort_keys=True)
+
+
 STORES = (
     Store("grid", make_grid, read_grid),
     Store("results of a grid", make_results, read_whole_results),
     Store("fit", make_fit, read_fit),
     Store("scores", make_scores, read_whole_scores),
+    Store("results on benchmarks", make_evaluation, read_evaluation),
+    Store("answers to benchmarks", make_answers, read_both_answers),
 )
