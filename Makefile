@@ -27,7 +27,7 @@ APART := --ignore=tests/conformance --ignore=tests/parity --ignore=tests/gpu --i
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo study study-compressors test test-all test-conformance test-parity test-gpu test-lmms test-newest \
-  nightly lint typecheck format
+  nightly mutate lint typecheck format
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -69,6 +69,9 @@ test-newest: ## Some of the tests on the newest releases, with Python 3.12 or ne
 	fi
 
 nightly: test-all test-conformance test-parity test-lmms test-newest ## Everything but what needs a GPU
+
+mutate: $(VENV)-mutate/.installed ## 200 mutants of the numerical core, an hour, resumable; AGAIN=1: those that survived
+	$(VENV)-mutate/bin/python -m tests.mutation.run --mutants $(or $(MUTANTS),200) $(if $(filter-out 0,$(AGAIN)),--again)
 
 lint: $(VENV)/.installed-test ## Ruff: format and lint
 	$(PY) -m ruff format --check .
@@ -113,6 +116,13 @@ $(VENV)-lmms/.installed: $(VENV)/.installed-parity requirements/lmms.txt pyproje
 	  > $$($(VENV)-lmms/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/shared.pth
 	@$(VENV)-lmms/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/lmms.txt
 	@$(VENV)-lmms/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+$(VENV)-mutate/.installed: $(VENV)/.installed-test requirements/mutate.txt
+	@$(PY) -m venv --clear $(VENV)-mutate
+	@$(PY) -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+	  > $$($(VENV)-mutate/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/shared.pth
+	@$(VENV)-mutate/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/mutate.txt
 	@touch $@
 
 # The project itself goes in too, so that its own bounds have to allow these versions.

@@ -25,7 +25,7 @@ import numpy as np
 import tyro
 from scipy.optimize import least_squares
 
-from scaling.bootstrap import bootstrap
+from scaling.diagnostics.bootstrap import bootstrap
 from scaling.fit import NON_NEGATIVE, PUBLISHED_BOX, cells_of, fit_law, random_starts
 from scaling.law import Params
 from scaling.scores import published

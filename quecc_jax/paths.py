@@ -5,11 +5,13 @@ are neither directories nor renames: what is atomic here by a rename is there by
 """
 
 import contextlib
+import glob
 import hashlib
 import os
 import shutil
 import tempfile
 import time
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, cast
@@ -134,11 +136,13 @@ def cache_folder() -> Path:
 def cached(path: AnyPath, key: str = "") -> Path:
     """A bucket's file on this machine: copied into `cache_folder` when it is first asked for, and kept.
 
-    Several processes may ask at once; each sees the whole file.
+    Several processes may ask at once; each sees the whole file. The copy's name holds its CRC-32: one that has become
+    damaged is copied again.
 
     Args:
       path: in a bucket; a file of this machine is returned as it is.
-      key: names the content, as a checksum does; by default the bucket's own size and time of change.
+      key: names the content, as a checksum does, and spares reading the copy, which the caller then compares; by
+        default the bucket's own size and time of change.
 
     Raises:
       OSError: the file is missing, or cannot be read or copied.
@@ -146,15 +150,37 @@ def cached(path: AnyPath, key: str = "") -> Path:
     if not is_remote(path):
         return Path(path)
     remote = epath.Path(path)
+    stamp = key
     if not key:
         stat = remote.stat()
-        key = f"{stat.length} {stat.mtime}"
-    name = hashlib.sha256(f"{os.fspath(path)} {key}".encode()).hexdigest()[:20] + f"-{remote.name}"
-    target = cache_folder() / name
-    if not target.is_file():
-        with replacing(target) as aside:
-            remote.copy(aside, overwrite=True)
+        stamp = f"{stat.length} {stat.mtime}"
+    name = hashlib.sha256(f"{os.fspath(path)} {stamp}".encode()).hexdigest()[:20]
+    for found in cache_folder().glob(f"{name}-????????-{glob.escape(remote.name)}"):
+        if key or crc32(found) == found.name.split("-")[1]:
+            return found
+        found.unlink(missing_ok=True)
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    aside = cache_folder() / f".{name}.{os.getpid()}"
+    try:
+        remote.copy(aside, overwrite=True)
+        target = cache_folder() / f"{name}-{crc32(aside)}-{remote.name}"
+        os.replace(aside, target)
+    finally:
+        aside.unlink(missing_ok=True)
     return target
+
+
+def crc32(path: Path) -> str:
+    """The CRC-32 of a file, eight hexadecimal digits.
+
+    Raises:
+      OSError: it cannot be read.
+    """
+    total = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            total = zlib.crc32(block, total)
+    return f"{total:08x}"
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from quecc_jax.errors import UserError
+from scaling.limits import SCORES
 from scaling.table import LARGEST_B, Cell
 
 _NAMES = {
@@ -60,6 +61,12 @@ def parse(text: str) -> tuple[list[Cell], bool]:
     """
     header, lines = _lines(text)
     names = [_NAMES.get(name.strip().lower().replace(" ", "_"), "") for name in header]
+    scores = len(lines) * (1 if "visual_tokens" in names else len(header) - 1)
+    if scores > SCORES:
+        raise UserError(
+            f"It has {scores:,} scores, and a fit takes at most {SCORES:,} of all tasks and seeds together; average "
+            "over seeds or tasks first, or leave some out."
+        )
     records = (_tidy if "visual_tokens" in names else _wide)(header, names, lines)
     if not lines:
         raise UserError("It has no rows below its header; write scores there.")
@@ -100,8 +107,8 @@ def _lines(text: str) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
         raise UserError(f"Its header has {what}; separate columns by commas, tabs or semicolons alone.")
     try:
         rows = list(csv.reader((line for _, line in numbered), delimiter=marks[0], skipinitialspace=True))
-    except csv.Error as error:
-        raise UserError(f"Its cells cannot be told apart ({error}); write plain columns.") from None
+    except csv.Error as problem:
+        raise UserError(f"It cannot be read ({problem}); shorten its cells.") from None
     if len(rows) != len(numbered):
         raise UserError("A quoted cell goes on in the next line; write each line's cells on that line.")
     width = max((k for k, name in enumerate(rows[0], start=1) if name.strip()), default=0)

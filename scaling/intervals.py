@@ -20,11 +20,12 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import stdtr, stdtrit
 
-from scaling.bootstrap import Interval
 from scaling.fit import Bounds, Fit, cells_of
 from scaling.law import PARAMETERS, Params, error
 from scaling.solver import Cells, Solution, solve_many
 from scaling.table import ScoreTable
+
+Interval = tuple[float, float]
 
 _PULL = 1e3
 """Weight of a cell that pulls the law towards a value at a point, against 1 for the heaviest score."""

@@ -20,12 +20,15 @@ from quecc_jax.errors import UserError
 from quecc_jax.json_text import parsed, reason
 from quecc_jax.records import unsealed
 from scaling import columns, evaluations
+from scaling.limits import FILE_BYTES
 from scaling.table import Cell, ScoreTable, parse_cells, parse_scores
 
 PUBLISHED = ("general", "ocr")
 """Names of the paper's own tables: nine benchmarks, and DocVQA with TextVQA."""
 _DATA = Path(__file__).parent / "data"
 _COLUMNS = (".csv", ".tsv", ".tab", ".txt")
+_CITED = 300
+"""Letters that are kept at both ends of a longer message."""
 _AT = re.compile(r"(.+)@([^@,]+)(?:,(\d+))?")
 
 
@@ -177,11 +180,18 @@ def _file(path: Path) -> Path:
 def _text(path: Path) -> str:
     """The text of a file, without a byte order mark."""
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        with path.open("rb") as file:
+            content = file.read(FILE_BYTES + 1)
+        text = content.decode("utf-8-sig") if len(content) <= FILE_BYTES else None
     except OSError as problem:
         raise UserError(f"Cannot read the scores file {path}: {problem.strerror}.") from None
     except UnicodeDecodeError:
         text = "\0"
+    if text is None:
+        raise UserError(
+            f"{path} is larger than {FILE_BYTES / 2**20:g} MiB, more than the scores of the largest table that a "
+            "fit takes; keep its sizes, visual tokens and scores alone."
+        )
     if "\0" in text:
         raise UserError(f"{path} is not a text file in UTF-8; a scores file is JSON, CSV or TSV.")
     return text
@@ -204,8 +214,11 @@ def _json(text: str) -> object:
 
 @contextlib.contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Errors inside name the file."""
+    """Errors inside name the file; what they cite of it at length is cut."""
     try:
         yield
     except UserError as problem:
-        raise UserError(f"{path}: {problem}") from None
+        said = str(problem)
+        if len(said) > 2 * _CITED:
+            said = f"{said[:_CITED]} ... {said[-_CITED:]}"
+        raise UserError(f"{path}: {said}") from None

@@ -4,7 +4,6 @@ import collections
 import dataclasses
 import difflib
 import math
-import reprlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeGuard
@@ -13,12 +12,12 @@ import numpy as np
 from jaxtyping import Float
 
 from quecc_jax.errors import UserError
+from scaling.limits import LEAST, MOST_TOKENS, refuse_axis, refuse_letters, refuse_table
 
 _REQUIRED = ("params_b", "visual_tokens", "score")
 _OPTIONAL = ("tasks", "query_tokens", "stderr", "name", "source", "flagged")
 LARGEST_B = 1e4
 """Sizes of so many billions and more are counts of parameters by mistake."""
-_MOST_TOKENS = 2.0**63
 
 
 class Cell(NamedTuple):
@@ -112,17 +111,22 @@ def parse_scores(
     visual_tokens = _axis(content["visual_tokens"], "visual_tokens")
     if params_b.max() > LARGEST_B:
         raise UserError(f"'params_b' holds {params_b.max():g}, but it counts billions of parameters.")
-    if visual_tokens.max() >= _MOST_TOKENS:
-        raise UserError(f"'visual_tokens' holds {visual_tokens.max():g}, which is no number of tokens.")
+    if visual_tokens.max() > MOST_TOKENS:
+        raise UserError(
+            f"'visual_tokens' holds {visual_tokens.max():g}, more than the {MOST_TOKENS:g} that any model reads."
+        )
     ascending = np.ix_(np.argsort(params_b), np.argsort(visual_tokens))
 
     def grid(value: object, key: str) -> np.ndarray:
         return _grid(value, key, params_b, visual_tokens, 100.0 if percent else 1.0)[ascending]
 
-    score = grid(content["score"], "score")
     told = content.get("tasks") or {}
     if not isinstance(told, Mapping):
         raise UserError("'tasks' must be an object that maps each task's name to its scores.")
+    refuse_table(len(params_b), len(visual_tokens), len(told))
+    for name in told:
+        refuse_letters(str(name), "The name of the task")
+    score = grid(content["score"], "score")
     tasks = {str(name): grid(value, f"tasks[{name!r}]") for name, value in told.items()}
     if percent and not settled:
         grids = {"score": score} | {f"tasks[{name!r}]": value for name, value in tasks.items()}
@@ -134,9 +138,13 @@ def parse_scores(
             if np.isfinite(one)
         )
     query_tokens = content.get("query_tokens")
-    if query_tokens is not None and not (is_number(query_tokens) and query_tokens >= 0):
-        raise UserError(f"'query_tokens' must be a number of at least 0, not {reprlib.repr(query_tokens)}.")
+    if query_tokens is not None and not (is_number(query_tokens) and 0 <= query_tokens <= MOST_TOKENS):
+        raise UserError(
+            f"'query_tokens' must be a number of at least 0 and at most {MOST_TOKENS:g}, not {query_tokens!r}."
+        )
     stderr = content.get("stderr")
+    name, source = str(content.get("name", default_name)), str(content.get("source", ""))
+    refuse_letters(name, "The name")
     return checked(
         ScoreTable(
             params_b=np.sort(params_b),
@@ -145,8 +153,8 @@ def parse_scores(
             stderr=None if stderr is None else grid(stderr, "stderr"),
             tasks=tasks,
             query_tokens=query_tokens,
-            name=str(content.get("name", default_name)),
-            source=str(content.get("source", "")),
+            name=name,
+            source=source,
             flagged=_flags(content.get("flagged") or [], params_b, visual_tokens),
         )
     )
@@ -189,6 +197,7 @@ def parse_cells(
         runs[cell.seed] = cell
     tasks = sorted({task for task, _, _ in groups})
     sizes, counts = sorted({n for _, n, _ in groups}), sorted({v for _, _, v in groups})
+    refuse_table(len(sizes), len(counts), len(tasks))
     for size, count in {key[1:] for key in groups}:
         if lacking := [task for task in tasks if (task, size, count) not in groups]:
             raise UserError(
@@ -233,7 +242,7 @@ def _refuse_fractions(scores: Iterable[tuple[str, float]]) -> None:
 def _in_range(score: object, where: str, top: float) -> float:
     """The score itself, if it is a number in 0..top."""
     if not is_number(score):
-        raise UserError(f"{where} is {reprlib.repr(score)}; write null for a missing cell.")
+        raise UserError(f"{where} is {score!r}; write null for a missing cell.")
     if not 0 <= score <= top:
         hint = ""
         if top == 1.0 and score > 1:
@@ -278,17 +287,19 @@ def checked(table: ScoreTable) -> ScoreTable:
 
 def is_number(value: object) -> TypeGuard[float]:
     """Whether a value out of JSON is a finite number."""
-    largest = sys.float_info.max
-    return isinstance(value, int | float) and not isinstance(value, bool) and -largest <= value <= largest
+    # A comparison, since an integer out of JSON may be too large for a float, of which isfinite makes one.
+    finite = isinstance(value, int | float) and abs(value) <= sys.float_info.max
+    return finite and not isinstance(value, bool)
 
 
 def _axis(values: object, key: str) -> np.ndarray:
     if not isinstance(values, list | tuple | np.ndarray) or len(values) == 0:
         raise UserError(f"{key!r} must be a list of numbers.")
+    refuse_axis(len(values), key)
     listed = list(values.tolist() if isinstance(values, np.ndarray) else values)
     for value in listed:
-        if not is_number(value) or value <= 0:
-            raise UserError(f"{key!r} must hold positive numbers; it holds {reprlib.repr(value)}.")
+        if not is_number(value) or value < LEAST:
+            raise UserError(f"{key!r} must hold positive numbers, of at least {LEAST:g}; it holds {value!r}.")
         if listed.count(value) > 1:
             raise UserError(f"{key!r} lists {value:g} twice; each row and column must be distinct.")
     return np.asarray(listed, np.float64)
@@ -325,6 +336,8 @@ def _flags(entries: Iterable[Any], params_b: np.ndarray, visual_tokens: np.ndarr
         )
     except (TypeError, KeyError, ValueError, OverflowError):
         raise UserError("'flagged' must list objects with params_b, visual_tokens and reason.") from None
+    if len(flags) > len(params_b) * len(visual_tokens):
+        raise UserError(f"'flagged' has {len(flags):,} entries, more than the table has cells.")
     for flag in flags:
         if flag.params_b not in params_b or flag.visual_tokens not in visual_tokens:
             raise UserError(

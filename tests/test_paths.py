@@ -96,3 +96,14 @@ def test_a_bucket_without_its_library_is_a_sentence(capsys):
     with pytest.raises(SystemExit, match="1"):
         run_cli(missing)
     assert capsys.readouterr().err.startswith("error: paths in a bucket (gs://) need the package gcsfs")
+
+
+def test_a_damaged_copy_of_a_bucket_s_file_is_fetched_again(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (bucket / "rows.json").write_text("[1, 2]")
+    copy = paths.cached("gs://bucket/rows.json")
+    assert copy.read_text() == "[1, 2]" and paths.cached("gs://bucket/rows.json") == copy
+    copy.write_text("[1, 3]")
+    again = paths.cached("gs://bucket/rows.json")
+    assert again.read_text() == "[1, 2]"
+    assert [path.name for path in paths.cache_folder().iterdir()] == [again.name]

@@ -12,7 +12,7 @@ from quecc_jax.paths import AnyPath, is_remote
 
 def flag(name: str) -> str:
     """The option of a field of `Options`, as a person types it."""
-    return f"--{name.replace('_', '-')}"
+    return f"--{name.strip('_').replace('_', '-')}"
 
 
 def check_least(options: Any, least: Mapping[str, int]) -> None:

@@ -11,9 +11,11 @@ import tyro
 
 from quecc_jax.commands.checks import check_folder, check_least
 from quecc_jax.errors import UserError
+from scaling.limits import MOST_TOKENS
 
 _MOST = 1_000_000
 """Starts and refits of so many are held in memory at once."""
+_PREDICTED = 10
 
 
 @tyro.conf.configure(tyro.conf.DisallowNone)
@@ -83,8 +85,8 @@ def run(options: Options) -> None:
     import numpy as np
 
     from quecc_jax.pages import page, render
-    from scaling.bootstrap import Resample
     from scaling.diagnostics.assess import assess
+    from scaling.diagnostics.bootstrap import Resample
     from scaling.diagnostics.summary import diagnose, diagnostics_findings, diagnostics_record
     from scaling.fit import HUBER_DELTA, NON_NEGATIVE, PUBLISHED_BOX, Loss, fit_law
     from scaling.law import PARAMETERS, Tokens
@@ -186,10 +188,17 @@ def _check(options: Options) -> None:
     for name, value in (("starts", options.starts), ("refits", options.refits)):
         if value > _MOST:
             raise UserError(f"--{name} is {value}; give at most {_MOST}")
-    if options.query_tokens is not None and not 0 <= options.query_tokens < math.inf:
-        raise UserError(f"--query-tokens is {options.query_tokens:g}; give a number of at least 0")
+    if options.query_tokens is not None and not 0 <= options.query_tokens <= MOST_TOKENS:
+        raise UserError(
+            f"--query-tokens is {options.query_tokens:g}; give a number of at least 0 and at most {MOST_TOKENS:g}"
+        )
     if options.fix_d is not None and not 0 <= options.fix_d < 1:
         raise UserError(f"--fix-d is {options.fix_d:g}; give a number of at least 0 and below 1")
+    if len(options.predict or ()) > _PREDICTED:
+        raise UserError(
+            f"--predict has {len(options.predict or ())} sizes; give at most {_PREDICTED}, since each is refitted for "
+            "its intervals at every number of visual tokens"
+        )
     for size in options.predict or ():
         if not 0 < size < math.inf:
             raise UserError(f"--predict has {size:g}; give positive numbers")

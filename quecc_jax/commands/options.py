@@ -8,10 +8,12 @@ import contextlib
 import dataclasses
 import typing
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
 
+from quecc_jax.commands.checks import flag
 from quecc_jax.commands.config_file import load_config_file
 from quecc_jax.config import RunConfig
 from quecc_jax.config.compressors import config_class, exchanged, names
@@ -40,15 +42,31 @@ def parse(options: type[T], argv: Sequence[str], prog: str) -> T:
     """
     if not _takes_config(options):
         with refusals(option_names(options)):
-            return tyro.cli(options, args=argv, prog=prog)
+            parsed = tyro.cli(options, args=argv, prog=prog)
+        _refuse_buckets(parsed)
+        return parsed
     config, file, argv = _named_config(argv, prog)
     default = with_config(options, with_chosen_compressor(config, argv))
     with refusals(option_names(options, default)):
         parsed = tyro.cli(
             options, args=argv, prog=f"{prog} {file}", default=default, config=(tyro.conf.AvoidSubcommands,)
         )
+    _refuse_buckets(parsed)
     validate(parsed.config)  # type: ignore[attr-defined]
     return parsed
+
+
+def _refuse_buckets(options: Any) -> None:
+    """Refuses places in a bucket where a place of this machine is meant: `Path` would make gs:/BUCKET of them."""
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        for one in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(one, Path) and len(one.parts) > 1 and one.parts[0].endswith(":"):
+                place = one.as_posix().replace(":/", "://", 1)
+                raise UserError(
+                    f"{flag(field.name)} {place} lies in a bucket, but takes a place of this machine; copy between "
+                    "the two with gcloud storage cp"
+                )
 
 
 @dataclasses.dataclass(frozen=True)

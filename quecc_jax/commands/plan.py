@@ -83,6 +83,7 @@ def run(options: Options) -> None:
     # Imported late, so that --help and mistakes in the command line answer at once.
     from quecc_jax.pages import page
     from scaling.cost import Lengths, compressor_config, find_llm
+    from scaling.limits import refuse_choices
     from scaling.planner import counted_options, make_plan, published_options
     from scaling.report import plan_page, plan_report
     from scaling.saved_fit import load_fit
@@ -95,11 +96,13 @@ def run(options: Options) -> None:
     if question > text:
         raise UserError(f"The question's tokens are part of the text: at most {text:g}, not {question:g}.")
     lengths = Lengths(text, options.answer_tokens or _ANSWER, question)
-    counts = _distinct(options.visual_tokens or fit.visual_tokens.tolist(), "visual tokens")
+    wanted = options.llms or [f"{n:.12g}" for n in fit.params_b]
+    counts = options.visual_tokens or fit.visual_tokens.tolist()
+    refuse_choices(len(wanted) * len(counts), 1 if fit.samples is None else len(fit.samples.A))
+    counts = _distinct(counts, "visual tokens")
     if options.compressor is not None:
         for count in counts:
             compressor_config(options.compressor, count)
-    wanted = options.llms or [f"{n:.12g}" for n in fit.params_b]
     counted = options.cost == "counted"
     if counted:
         llms = [find_llm(str(name)) for name in _distinct(wanted, "LLMs")]

@@ -6,9 +6,9 @@ from typing import Literal
 
 import numpy as np
 
-from scaling.bootstrap import Interval, Resample, best_count, bootstrap, percentile_intervals
+from scaling.diagnostics.bootstrap import Resample, best_count, bootstrap, percentile_intervals
 from scaling.fit import Fit
-from scaling.intervals import Profile, profiles
+from scaling.intervals import Interval, Profile, profiles
 from scaling.law import PARAMETERS, Params
 from scaling.table import ScoreTable
 

@@ -8,12 +8,11 @@ from matplotlib.figure import Figure
 
 from quecc_jax.pages.numbers import flops_text, size_name
 from quecc_jax.pages.page import Section, bullets, figure_html, paragraph, table_html
-from scaling.bootstrap import Interval
 from scaling.diagnostics.assess import Uncertainty
 from scaling.fit import Fit
 from scaling.formatting import Record
 from scaling.frontier import Choices, law_choices, pareto, published_cost, recommend
-from scaling.intervals import Profile
+from scaling.intervals import Interval, Profile
 from scaling.law import PARAMETERS
 from scaling.report.explorer import explorer_section
 from scaling.report.plot import (

@@ -69,6 +69,9 @@ def test_anls_is_the_similarity_to_the_nearest_truth_above_one_half():
     assert anls("helo", ["hello", "world"]) == pytest.approx(0.8)
     assert anls("abcd", ["abxy"]) == 0.5  # Exactly the threshold counts.
     assert anls("abcde", ["abxyz"]) == 0.0
+    # As near as it gets, 49 and 50 letters of 99.
+    assert anls("a" * 99, ["a" * 49 + "b" * 50]) == 0.0
+    assert anls("a" * 99, ["a" * 50 + "b" * 49]) == pytest.approx(50 / 99)
     assert anls("", ["x"]) == 0.0
     assert anls("strasse", ["straße"]) == pytest.approx(1 - 2 / 7)
     assert anls("ß", ["ß s"]) == pytest.approx(0.5)  # Of 4 capitals, two edits: not 1 - 2 / 3.

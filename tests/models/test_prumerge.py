@@ -25,7 +25,8 @@ def written_out(x: np.ndarray, a: np.ndarray, keys: np.ndarray, v: int, evenly: 
     """[V, D] of one image, patch by patch."""
     spread = [int((i + 0.5) * len(a) / evenly) for i in range(evenly)]
     ranked = sorted((j for j in range(len(a)) if j not in spread), key=lambda j: (-a[j], j))
-    kept, unit = ranked[: v - 1 - evenly] + spread, keys / np.linalg.norm(keys, axis=1, keepdims=True)
+    kept = ranked[: v - 1 - evenly] + spread
+    unit = keys / np.maximum(np.linalg.norm(keys, axis=1, keepdims=True), 1e-12)
     assert len(set(kept)) == v - 1
     out = []
     for i in kept:
@@ -56,9 +57,34 @@ def test_tokens_are_kept_merged_and_summed_up_as_written_out(name, share, tokens
         np.testing.assert_allclose(ours[image], wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_keys_are_compared_by_direction_down_to_zero():
+    """Lengths of 1e-9 and less would count for nothing with an epsilon that is seen; keys of
+    zeros are at right angles to all."""
+    rng = np.random.default_rng(0)
+    x, keys = rng.normal(size=(2, N, D))
+    a = rng.permutation(N) / 100
+    module = make_compressor(
+        dataclasses.replace(
+            MODEL,
+            vision=dataclasses.replace(MODEL.vision, image_size=28, width=D),
+            compressor=exchanged(MODEL.compressor, name="prumerge", tokens=7),
+        )
+    )
+
+    def tokens(keys: np.ndarray) -> np.ndarray:
+        single, attention, keys = (z[None].astype(np.float32) for z in (x, a, keys))
+        return np.asarray(module.apply({}, Features(single, single, attention, keys), UNASKED[:1]))[0]
+
+    lengths = 10.0 ** -rng.integers(0, 10, (N, 1))
+    np.testing.assert_allclose(tokens(keys * lengths), written_out(x, a, keys, 7, 0), rtol=1e-4, atol=1e-5)
+    keys[np.argsort(a)[:12]] = 0
+    np.testing.assert_allclose(tokens(keys), written_out(x, a, keys, 7, 0), rtol=1e-4, atol=1e-5)
+
+
 def test_the_tower_keeps_what_it_reads_and_its_states_stay_what_they_were():
     """The layer behind the select layer need not run: here it is the last, and no state of it is kept."""
-    plain = dataclasses.replace(MODEL.vision, levels=(1, 2))
+    # So large an epsilon shows where it is missing.
+    plain = dataclasses.replace(MODEL.vision, levels=(1, 2), norm_eps=0.1)
     config = dataclasses.replace(plain, keep_attention=True)
     pixels = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
     params = random_like(

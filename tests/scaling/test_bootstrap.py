@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from quecc_jax.errors import UserError
-from scaling.bootstrap import bootstrap, percentile_intervals
 from scaling.diagnostics.assess import assess
+from scaling.diagnostics.bootstrap import bootstrap, percentile_intervals
 from scaling.fit import fit_law
 from scaling.law import Law, Params
 from scaling.scores import published

@@ -170,6 +170,26 @@ def test_no_damage_to_any_file_yields_a_wrong_state(saved, copy, trainer):
         assert batches.taken == int(state.step)
 
 
+def test_the_newest_of_several_good_checkpoints_takes_a_damaged_one_s_place(saved, copy, trainer, capfd):
+    """Of 1, 2 and 10: 10, the newest as a number, not as a text; without it 2, not 1."""
+    keeping = resumed(copy, keep=3)
+    state, batches = restore(keeping, trainer.abstract_state)
+    state = moved(state, 1.0)._replace(step=state.step + 8, frozen=state.frozen)
+    tenth = jax.device_get(state)
+    with Checkpoints(keeping) as checkpoints:
+        assert checkpoints.save(10, state, batches)
+    assert_equal(load_params(copy.out, ["decoder"])[1]["decoder"], tenth.trainable["decoder"])
+    assert_equal(jax.device_get(restore(keeping, trainer.abstract_state)[0]), tenth)
+
+    damage(Path(copy.out) / "checkpoints" / "10" / "params" / "_METADATA", "empty")
+    second = saved[1][2]
+    assert_equal(load_params(copy.out, ["decoder"])[1]["decoder"], second.trainable["decoder"])
+    state, batches = restore(keeping, trainer.abstract_state)
+    assert_equal(jax.device_get(state), second)
+    assert batches.taken == 2
+    assert "going back to checkpoint 2; [10] set aside" in capfd.readouterr().err
+
+
 def test_training_goes_on_after_a_fallback(copy, trainer):
     damage(Path(copy.out) / "checkpoints" / "2" / "params" / "_METADATA", "empty")
     batches = Batches(copy)

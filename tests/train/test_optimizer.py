@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -10,14 +11,14 @@ import numpy as np
 import optax
 import pytest
 
-from quecc_jax.config import MeshConfig, ModelConfig, OptimizerConfig, QueryConfig
-from quecc_jax.config.compressors import exchanged, names
+from quecc_jax.config import MeshConfig, ModelConfig, OptimizerConfig
 from quecc_jax.data.batch import batch_spec
 from quecc_jax.sharding import make_mesh
 from quecc_jax.train.checkpoint import named_leaves
 from quecc_jax.train.optimizer import decays, make_optimizer, schedule
 from quecc_jax.train.step import abstract_params
-from tests.tiny import MODEL, RUN
+from tests.tiny import RUN
+from tests.variants import VARIANTS, variant
 
 DECAYED = {
     "kernel",
@@ -35,29 +36,6 @@ DECAYED = {
 }
 """Matrices, tables, and vectors that are learned as inputs: what torch calls a parameter and no bias."""
 LEFT = {"scale", "bias", "q_bias", "k_bias", "v_bias"}
-
-VARIANTS: dict[str, dict[str, Any]] = {
-    **{f"compressor {name}": {"compressor": exchanged(MODEL.compressor, name)} for name in names()},
-    "every part of quecc_plus": {
-        "compressor": exchanged(MODEL.compressor, "quecc_plus", registers=True, rounds=2)
-    },
-    "elastic": {"compressor": {"elastic": (1, 4, 16)}},
-    "tiles": {"vision": {"tiles": ((1, 2), (2, 2)), "post_norm": True, "keep_cls": True}},
-    "linear projector": {"projector": "linear"},
-    "matrix": {"projector": "matrix"},
-    "a text tower": {"query": QueryConfig("clip_text")},
-    "qwen2": {"decoder": {"qkv_bias": True, "tie_embeddings": True}},
-    "mpt": {"decoder": {"norm": "layer", "mlp": "gelu", "positions": "alibi", "tie_embeddings": True}},
-}
-
-
-def variant(**changes: Any) -> ModelConfig:
-    """MODEL with some fields of its parts replaced."""
-    parts = {
-        k: dataclasses.replace(getattr(MODEL, k), **v) if isinstance(v, dict) else v
-        for k, v in changes.items()
-    }
-    return dataclasses.replace(MODEL, **parts)
 
 
 @functools.cache
@@ -81,6 +59,23 @@ def test_every_parameter_of_every_model_is_decayed_or_left_alone_by_name(changes
 def test_no_name_is_listed_in_vain():
     found = {path.rpartition("/")[2] for changes in VARIANTS.values() for path in paths(variant(**changes))}
     assert found == DECAYED | LEFT
+
+
+@pytest.mark.parametrize(
+    "ratio, steps, warmup", [(0.03, 41, 2), (0.2, 10, 2), (0.25, 9, 3), (0.0, 4, 0), (0.5, 1, 1), (1.0, 5, 5)]
+)
+def test_the_rate_rises_over_the_next_whole_number_of_steps_and_falls_to_zero_at_the_last(
+    ratio, steps, warmup
+):
+    """The cosine's formula, written out; where nothing but warm-up is left the peak is just not reached."""
+    rate = schedule(OptimizerConfig(learning_rate=3e-3, warmup_ratio=ratio), steps)
+    fall = max(steps - warmup, 1)
+    expected = [
+        s / warmup if s < warmup else (1 + math.cos(math.pi * min(s - warmup, fall) / fall)) / 2
+        for s in range(steps + 2)
+    ]
+    found = [float(rate(s)) for s in range(steps + 2)]
+    np.testing.assert_allclose(found, 3e-3 * np.array(expected), rtol=2e-5, atol=1e-10)
 
 
 PARAMS: dict[str, Any] = {

@@ -107,6 +107,25 @@ def test_accumulation_is_the_mean_over_all_label_tokens():
     assert_same(accumulated.trainable, state.trainable, 1e-4)
 
 
+def test_slices_and_devices_of_few_labels_count_for_few():
+    """Row r, of slice r % 4, keeps 0 to 4 of its labels, so that the slices' own means are of 1, 3, 5 and 7 labels."""
+    results = []
+    for config, shape in ((run(), ONE), (run(grad_accum_steps=4), ONE), (run(), SHAPES[0])):
+        batch = tiny.random_batch(config, 5)
+        labels = batch.labels.copy()
+        for row, kept in enumerate((0, 1, 2, 3, 1, 2, 3, 4)):
+            labels[row, np.flatnonzero(labels[row] != IGNORE)[kept:]] = IGNORE
+        trainer = trainer_on(config, shape)
+        state, metrics = trainer.step(start(trainer, config), trainer.put(batch._replace(labels=labels)))
+        results.append((jax.device_get(metrics), jax.device_get(state.trainable)))
+    (whole, params), *others = results
+    assert whole["label_tokens"] == 16
+    for metrics, trainable in others:
+        for name in ("loss", "grad_norm", "label_tokens"):
+            np.testing.assert_allclose(metrics[name], whole[name], rtol=1e-5)
+        assert_same(trainable, params, 1e-4)
+
+
 def test_accumulation_holds_no_second_set_of_gradients():
     """The microbatches are as large as the batch without accumulation, the layers larger than their activations."""
     decoder = dataclasses.replace(tiny.RUN.model.decoder, width=128, depth=16, mlp_width=512)

@@ -318,9 +318,9 @@ def test_swapped_shards_are_seen_by_training_and_by_verify(llava, tokenizer, mod
     for shard, content in zip((two, one), contents, strict=True):
         (tmp_path / shard.name).write_bytes(content)
     config = data_config(SourceConfig("array_record", str(tmp_path)), tokenizer)
-    with pytest.raises(UserError, match=r"pictures-0000\d.* is damaged, or another shard"):
-        with make_iterator(config, model, 4, 0) as batches:
-            next(batches)
+    another = pytest.raises(UserError, match=r"pictures-0000\d.* is damaged, or another shard")
+    with another, make_iterator(config, model, 4, 0) as batches:
+        next(batches)
     with pytest.raises(UserError, match="its SHA-256 is not the manifest's"):
         check(tmp_path, one)
 

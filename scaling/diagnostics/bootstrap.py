@@ -8,11 +8,11 @@ from jaxtyping import Float
 
 from quecc_jax.errors import UserError
 from scaling.fit import Fit, cells_of, solve_like
+from scaling.intervals import Interval
 from scaling.law import PARAMETERS, Params, error
 from scaling.table import ScoreTable
 
 Resample = Literal["residual", "cell", "parametric", "task"]
-Interval = tuple[float, float]
 
 
 def bootstrap(
