@@ -38,30 +38,39 @@ def as_path(path: AnyPath) -> Path:
     return local.resolve() if ".." in local.parts else local
 
 
-def write_text(path: AnyPath, text: str) -> None:
-    """Writes a file; a reader sees the old one or the new one, never a part."""
+def write_text(path: AnyPath, text: str, durable: bool = True) -> None:
+    """Writes a file; a reader sees the old one or the new one, never a part.
+
+    Args:
+      durable: as in `replacing`.
+    """
     target = as_path(path)
     if is_remote(path):
         target.write_text(text)
         return
-    with replacing(target) as aside:
+    with replacing(target, durable) as aside:
         aside.write_text(text, encoding="utf-8")
 
 
 @contextlib.contextmanager
-def replacing(target: Path) -> Iterator[Path]:
+def replacing(target: Path, durable: bool = True) -> Iterator[Path]:
     """Yields a file to write beside `target`, of this machine, which takes its name when the block succeeds.
 
-    Processes may write the same file at once: a reader sees the whole file of one of them. The file is on the disk
-    before it has its name, so that it is whole after a loss of power too.
+    Processes may write the same file at once: a reader sees the whole file of one of them.
+
+    Args:
+      durable: the file is on the disk before it has its name, so that it is whole after a loss of power too; not
+        worth its time for what is shown for a moment.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         yield aside
-        sync(aside)
+        if durable:
+            sync(aside)
         os.replace(aside, target)
-        sync(target.parent)
+        if durable:
+            sync(target.parent)
     finally:
         aside.unlink(missing_ok=True)
 

@@ -5,6 +5,7 @@ a record without it, as version 0.1 wrote them and as people write them, is chec
 """
 
 import json
+import sys
 import zlib
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar, is_typeddict
@@ -21,25 +22,34 @@ LARGEST = 1 << 29
 """Bytes of the largest record that is read; the rest of a file that is larger is not ours."""
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 """A whole number from 0 that fits into an int64."""
+Finite = Annotated[float, msgspec.Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
+"""Neither NaN nor infinite, as JSON knows numbers."""
+NonNegative = Annotated[float, msgspec.Meta(ge=0, le=sys.float_info.max)]
 
 
 class Damaged(UserError):
     """A file does not hold what was written, or not what it should."""
 
 
-def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record with its checksum, as JSON holds it."""
+def sealed(record: Mapping[str, Any], of: str = "") -> dict[str, Any]:
+    """A record with its checksum, as JSON holds it.
+
+    Args:
+      record: what is to be kept.
+      of: what it belongs to, which the checksum covers too.
+    """
     plain: dict[str, Any] = json.loads(json.dumps({k: v for k, v in record.items() if k != CRC32}))
-    return {**plain, CRC32: _crc32(plain)}
+    return {**plain, CRC32: _crc32(plain, of)}
 
 
-def unsealed(record: object, name: str, advice: str) -> Any:
+def unsealed(record: object, name: str, advice: str, of: str = "") -> Any:
     """A record without its checksum, if it is one and has one.
 
     Args:
       record: as JSON gives it.
       name: of the file, for messages.
       advice: what to do about a damaged one.
+      of: as in `sealed`.
 
     Raises:
       Damaged: it has another checksum.
@@ -47,7 +57,7 @@ def unsealed(record: object, name: str, advice: str) -> Any:
     if not isinstance(record, dict) or CRC32 not in record:
         return record
     found = {key: value for key, value in record.items() if key != CRC32}
-    if record[CRC32] != _crc32(found):
+    if record[CRC32] != _crc32(found, of):
         raise Damaged(
             f"{name} is damaged, or was changed since it was written: its values do not have its checksum; {advice}"
             f"{OWN_CHANGE}"
@@ -58,13 +68,15 @@ def unsealed(record: object, name: str, advice: str) -> Any:
 OWN_CHANGE = f" (or, if the change is yours, delete its entry {CRC32!r})"
 
 
-def _crc32(record: object) -> str:
-    return f"{zlib.crc32(json.dumps(record, sort_keys=True).encode()):08x}"
+def _crc32(record: object, of: str) -> str:
+    return f"{zlib.crc32((json.dumps(record, sort_keys=True) + of).encode()):08x}"
 
 
-def write_record(path: AnyPath, record: Mapping[str, Any], indent: int | None = 1) -> None:
-    """Writes a record with its checksum, whole or not at all."""
-    write_text(path, json.dumps(sealed(record), indent=indent, ensure_ascii=False) + "\n")
+def write_record(
+    path: AnyPath, record: Mapping[str, Any], indent: int | None = 1, durable: bool = True
+) -> None:
+    """Writes a record with its checksum, whole or not at all; `durable` as in `paths.replacing`."""
+    write_text(path, json.dumps(sealed(record), indent=indent, ensure_ascii=False) + "\n", durable)
 
 
 def read_record(path: AnyPath, form: type[T], advice: str) -> T:
@@ -107,13 +119,13 @@ def json_value(raw: bytes, name: str, advice: str) -> Any:
         raise Damaged(f"{name} cannot be read as JSON (it is nested too deeply); {advice}") from None
 
 
-def of_form(value: object, form: type[T], name: str, advice: str) -> T:
-    """A record as JSON gives it, checked against its checksum, if it has one, and its form.
+def of_form(value: object, form: type[T], name: str, advice: str, of: str = "") -> T:
+    """A record as JSON gives it, checked against its checksum (`of` as in `sealed`), if it has one, and its form.
 
     Raises:
       Damaged: it has another.
     """
-    found = unsealed(value, name, advice)
+    found = unsealed(value, name, advice, of)
     # msgspec passes over names that a TypedDict does not have.
     if is_typeddict(form) and isinstance(found, dict):
         for key in found.keys() - form.__annotations__.keys():

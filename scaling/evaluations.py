@@ -8,13 +8,18 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard
+from typing import Annotated, Any, NamedTuple, TypeGuard
+
+import msgspec
 
 from quecc_jax.errors import UserError
+from quecc_jax.records import Finite, NonNegative, of_form
 from scaling.table import Cell, is_number
 
 Told = Mapping[str, Any]
 """A decoded file of results."""
+Tokens = Annotated[float, msgspec.Meta(ge=0, lt=2**63)]
+_ADVICE = "write it anew"
 
 _COUNT = re.compile(r"(?:^|,)\s*visual_tokens=(\d+)\s*(?:,|$)")
 _TOPS = {"mme": 2000.0}
@@ -27,6 +32,51 @@ class Score(NamedTuple):
     task: str
     share: float
     stderr: float | None
+
+
+class _Metric(msgspec.Struct):
+    value: Finite
+    standard_error: NonNegative | None = None
+
+
+class _Task(msgspec.Struct):
+    headline: str | None = None
+    metrics: dict[str, _Metric] = {}
+
+
+class _Evaluation(msgspec.Struct):
+    """Of `launch.evaluate`."""
+
+    visual_tokens: Tokens | None = None
+    data: str = "data"
+    accuracy: Finite | None = None
+    standard_error: NonNegative | None = None
+    tasks: dict[str, _Task] | None = None
+
+
+class _Lmms(msgspec.Struct):
+    results: dict[str, dict[str, Any]]
+    config: dict[str, Any]
+    higher_is_better: dict[str, dict[str, Any]] = {}
+
+
+class _Decoder(msgspec.Struct):
+    name: str
+    params: NonNegative
+
+
+class _GridCell(msgspec.Struct):
+    decoder: str
+    visual_tokens: Tokens
+    seed: int
+    query: str
+    scores: dict[str, Finite | None]
+
+
+class _Grid(msgspec.Struct):
+    decoders: list[_Decoder]
+    cells: list[_GridCell]
+    tasks: list[str]
 
 
 def is_evaluation(told: object) -> TypeGuard[Told]:
@@ -45,30 +95,33 @@ def scores_of(told: Told, path: Path, metrics: Mapping[str, str]) -> tuple[list[
     """The scores of an evaluation, and its visual tokens where it says them.
 
     Raises:
-      UserError: which of lmms-eval's metrics is meant, or its scale, is not known.
+      UserError: which of lmms-eval's metrics is meant, or its scale, is not known, or the file is damaged.
     """
     if _is_lmms(told):
-        return _of_lmms(told, path, metrics), _lmms_tokens(told)
-    count = told.get("visual_tokens")
-    return _of_evaluate(told, path), None if count is None else float(count)
+        lmms = of_form(told, _Lmms, str(path), _ADVICE)
+        return _of_lmms(lmms, path, metrics), _lmms_tokens(lmms, path)
+    found = of_form(told, _Evaluation, str(path), _ADVICE)
+    return _of_evaluate(found, path), found.visual_tokens
 
 
 def grid_cells(told: Told) -> list[Cell]:
-    """The cells of a grid of experiments: accuracies with the question, by task and seed."""
-    sizes = {decoder["name"]: decoder["params"] / 1e9 for decoder in told["decoders"]}
+    """The cells of a grid of experiments: accuracies with the question, by task and seed.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    grid = of_form(told, _Grid, "It", _ADVICE)
+    sizes = {decoder.name: decoder.params / 1e9 for decoder in grid.decoders}
+    for cell in grid.cells:
+        if cell.decoder not in sizes:
+            raise UserError(f"A cell is of the decoder {cell.decoder!r}, which the file does not describe.")
     return [
         Cell(
-            number,
-            sizes[cell["decoder"]],
-            float(cell["visual_tokens"]),
-            task,
-            str(cell["seed"]),
-            cell["scores"].get(task),
-            None,
+            number, sizes[cell.decoder], cell.visual_tokens, task, str(cell.seed), cell.scores.get(task), None
         )
-        for number, cell in enumerate(told["cells"], start=1)
-        if cell["query"] == "question"
-        for task in told["tasks"]
+        for number, cell in enumerate(grid.cells, start=1)
+        if cell.query == "question"
+        for task in grid.tasks
     ]
 
 
@@ -76,23 +129,26 @@ def _is_lmms(told: Told) -> bool:
     return {"results", "config"} <= told.keys()
 
 
-def _of_evaluate(told: Told, path: Path) -> list[Score]:
-    if "tasks" not in told:
-        name = Path(str(told.get("data", "data"))).name
-        return [Score(name, told["accuracy"], told.get("standard_error"))]
+def _of_evaluate(told: _Evaluation, path: Path) -> list[Score]:
+    if told.tasks is None:
+        if told.accuracy is None:
+            raise UserError(f"{path} has no accuracy; evaluate again.")
+        return [Score(Path(told.data).name, told.accuracy, told.standard_error)]
     found = []
-    for name, task in told["tasks"].items():
-        if task.get("headline") is None:
+    for name, task in told.tasks.items():
+        if task.headline is None:
             raise UserError(f"{path} has no score of {name}, which a server scores; evaluate without it.")
-        metric, top = task["metrics"][task["headline"]], _TOPS.get(name, 100.0)
-        spread = metric.get("standard_error")
-        found.append(Score(name, metric["value"] / top, None if spread is None else spread / top))
+        if task.headline not in task.metrics:
+            raise UserError(f"{path} has no {task.headline} of {name}, which it names as its score.")
+        metric, top = task.metrics[task.headline], _TOPS.get(name, 100.0)
+        spread = metric.standard_error
+        found.append(Score(name, metric.value / top, None if spread is None else spread / top))
     return found
 
 
-def _of_lmms(told: Told, path: Path, metrics: Mapping[str, str]) -> list[Score]:
+def _of_lmms(told: _Lmms, path: Path, metrics: Mapping[str, str]) -> list[Score]:
     found = []
-    for task, values in told["results"].items():
+    for task, values in told.results.items():
         named = [key for key in values if "," in key and "_stderr" not in key and is_number(values[key])]
         if not named:
             continue
@@ -104,7 +160,7 @@ def _of_lmms(told: Told, path: Path, metrics: Mapping[str, str]) -> list[Score]:
                 f"{task}={sorted(named)[0].split(',')[0]} ({', '.join(sorted(named))})."
             )
         metric, kept = keys[0].split(",", 1)
-        if told.get("higher_is_better", {}).get(task, {}).get(metric) is False:
+        if told.higher_is_better.get(task, {}).get(metric) is False:
             raise UserError(
                 f"{path}: less is better of {metric} of {task}, so it is no score; name another with "
                 "--metrics."
@@ -132,11 +188,10 @@ def _best_value(task: str, text: str) -> float:
     return top
 
 
-def _lmms_tokens(told: Told) -> float | None:
+def _lmms_tokens(told: _Lmms, path: Path) -> float | None:
     """V, if the model's arguments name it as `visual_tokens`."""
-    arguments = told["config"].get("model_args")
+    arguments = told.config.get("model_args")
     if isinstance(arguments, Mapping):
-        count = arguments.get("visual_tokens")
-        return None if count is None else float(count)
+        return of_form(arguments.get("visual_tokens"), Tokens | None, str(path), _ADVICE)  # type: ignore[arg-type]
     found = _COUNT.search(str(arguments or ""))
     return None if found is None else float(found[1])

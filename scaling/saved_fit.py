@@ -2,18 +2,22 @@
 
 import dataclasses
 import json
-import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
+import msgspec
 import numpy as np
 from jaxtyping import Float
 
 from quecc_jax.errors import UserError
+from quecc_jax.paths import write_text
+from quecc_jax.records import Finite, NonNegative, json_value, sealed, unsealed
 from scaling.formatting import Record
-from scaling.law import PARAMETERS, Law, Params
+from scaling.law import PARAMETERS, Law, Params, Tokens
 from scaling.scores import PUBLISHED, is_published, is_scores, published
 from scaling.table import ScoreTable, parse_scores
+
+_Axis = Annotated[list[Annotated[float, msgspec.Meta(gt=0, lt=2**63)]], msgspec.Meta(min_length=1)]
 
 
 class SavedFit(NamedTuple):
@@ -39,6 +43,11 @@ class SavedFit(NamedTuple):
         laws = (law and dataclasses.replace(law, query_tokens=tokens) for law in (self.law, self.other))
         law, other = laws
         return self._replace(law=law or self.law, other=other)
+
+
+def save_fit(path: Path, record: Record) -> None:
+    """Writes a fit.json with its checksum, whole or not at all."""
+    write_text(path, json.dumps(sealed(record), indent=2, allow_nan=False) + "\n")
 
 
 def load_fit(source: str, seed: int = 0) -> SavedFit:
@@ -68,54 +77,73 @@ def load_fit(source: str, seed: int = 0) -> SavedFit:
     path = Path(source)
     path = path / "fit.json" if path.is_dir() else path
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        raw = path.read_bytes()
     except OSError as problem:
         raise UserError(
             f"Cannot read the fit {path}: {problem.strerror}; give a fit.json of `scaling fit` or the name "
             f"of a published table ({', '.join(PUBLISHED)})."
         ) from None
-    except (UnicodeDecodeError, json.JSONDecodeError):
-        raise UserError(f"{path} is not JSON; give a fit.json of `scaling fit`.") from None
+    told = unsealed(json_value(raw, str(path), "give a fit.json of `scaling fit`"), str(path), "fit anew")
     try:
-        return _from_record(record)
+        return _from_record(told)
     except UserError as problem:
         raise UserError(f"{path}: {problem}") from None
-    except (AttributeError, KeyError, TypeError, ValueError) as problem:
-        raise UserError(
-            f"{path} is not a fit.json of `scaling fit` ({type(problem).__name__}: {problem}); make it anew."
-        ) from None
+    except (msgspec.ValidationError, OverflowError) as problem:
+        raise UserError(f"{path} is not a fit.json of `scaling fit` ({problem}); make it anew.") from None
 
 
-def _from_record(record: Record) -> SavedFit:
-    if is_scores(record):
+class _Law(msgspec.Struct):
+    """What it says of a law, as of those beside its own."""
+
+    A: Finite
+    alpha: Finite
+    beta: Finite
+    D: Finite
+    tokens_convention: Tokens
+
+    def law(self, text: float) -> Law:
+        return Law(Params(self.A, self.alpha, self.beta, self.D), self.tokens_convention, text)
+
+
+class _Record(_Law):
+    """What a plan reads of it."""
+
+    query_tokens: NonNegative
+    params_b: _Axis
+    visual_tokens: _Axis
+    name: str = "scores"
+    samples: dict[str, list[Finite]] = {}
+    rivals: dict[str, _Law] = {}
+    findings: list[str] = []
+    score: list[list[Finite | None]] | None = None
+
+
+def _from_record(told: object) -> SavedFit:
+    if is_scores(told):
         raise UserError("it is a scores file; run `scaling fit` on it first and give the fit.json it writes.")
-    text = float(record["query_tokens"])
-    law = _law(record, text)
-    if not all(map(math.isfinite, law.params)):
-        raise UserError("its constants are not numbers.")
-    leaves = [np.asarray(record.get("samples", {}).get(name, []), np.float64) for name in PARAMETERS]
-    if len({leaf.shape for leaf in leaves}) != 1 or not np.isfinite(leaves).all():
+    record = msgspec.convert(told, _Record)
+    text = record.query_tokens
+    law = record.law(text)
+    leaves = [np.asarray(record.samples.get(name, []), np.float64) for name in PARAMETERS]
+    if len({leaf.shape for leaf in leaves}) != 1:
         raise UserError("its samples are not lists of the same number of numbers.")
     if (leaves[0] < 0).any():
         raise UserError("its samples hold a negative A, by which larger models would err more; fit it anew.")
-    others = [_law(each, text) for each in record.get("rivals", {}).values()]
+    others = [each.law(text) for each in record.rivals.values()]
     other = next((each for each in others if each.tokens != law.tokens), None)
-    sizes, counts = (np.asarray(record[key], np.float64) for key in ("params_b", "visual_tokens"))
+    sizes, counts = np.asarray(record.params_b, np.float64), np.asarray(record.visual_tokens, np.float64)
     table = None
-    if "score" in record:
-        table = parse_scores({key: record[key] for key in ("params_b", "visual_tokens", "score")})
+    if record.score is not None:
+        table = parse_scores(
+            {"params_b": record.params_b, "visual_tokens": record.visual_tokens, "score": record.score}
+        )
     return SavedFit(
-        str(record.get("name", "scores")),
+        record.name,
         law,
         Params(*leaves) if leaves[0].size else None,
         sizes,
         counts,
-        tuple(map(str, record.get("findings", ()))),
+        tuple(record.findings),
         table,
         other,
     )
-
-
-def _law(record: Record, text: float) -> Law:
-    params = Params(*(float(record[name]) for name in PARAMETERS))
-    return Law(params, record["tokens_convention"], text)

@@ -2,20 +2,23 @@
 
     {"params_b": [n], "visual_tokens": [m], "score": [[n x m]],
      "tasks": {name: [[n x m]]}, "query_tokens": Q, "stderr": [[n x m]],
-     "name": text, "source": text, "flagged": [{"params_b", "visual_tokens", "reason"}]}
+     "name": text, "source": text, "flagged": [{"params_b", "visual_tokens", "reason"}], "crc32": text}
 
 is a scores file in JSON: `score` is a fraction in 0..1, null stands for a missing cell, and only the first
-three are required. `columns` describes scores files in CSV, `evaluations` files of results.
+three are required; `crc32` is what programs write. `columns` describes
+scores files in CSV, `evaluations` files of results.
 """
 
 import contextlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from quecc_jax.errors import UserError
+from quecc_jax.json_text import parsed, reason
+from quecc_jax.records import unsealed
 from scaling import columns, evaluations
 from scaling.limits import FILE_BYTES
 from scaling.table import Cell, ScoreTable, parse_cells, parse_scores
@@ -195,22 +198,18 @@ def _text(path: Path) -> str:
 
 
 def _json(text: str) -> object:
-    """The value of a JSON text, whose objects hold each name once."""
-
-    def unique(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
-        made: dict[str, object] = {}
-        for name, value in pairs:
-            if name in made:
-                raise UserError(f"The key {name!r} stands in it twice; remove one.")
-            made[name] = value
-        return made
-
+    """The value of a JSON text, whose checksum, if it has one, is right."""
     try:
-        return json.loads(text, object_pairs_hook=unique)
+        told = parsed(text)
     except json.JSONDecodeError as problem:
         raise UserError(
-            f"It is not valid JSON: {problem.msg} at line {problem.lineno}, column {problem.colno}."
+            f"It is not valid JSON: {reason(problem)} at line {problem.lineno}, column {problem.colno}."
         ) from None
+    except ValueError as problem:
+        raise UserError(f"It is not valid JSON: {reason(problem)}.") from None
+    except RecursionError:
+        raise UserError("It is not valid JSON: it is nested too deeply.") from None
+    return unsealed(told, "It", "write it anew")
 
 
 @contextlib.contextmanager

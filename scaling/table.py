@@ -334,7 +334,7 @@ def _flags(entries: Iterable[Any], params_b: np.ndarray, visual_tokens: np.ndarr
         flags = tuple(
             Flag(float(e["params_b"]), float(e["visual_tokens"]), str(e["reason"])) for e in entries
         )
-    except (TypeError, KeyError, ValueError):
+    except (TypeError, KeyError, ValueError, OverflowError):
         raise UserError("'flagged' must list objects with params_b, visual_tokens and reason.") from None
     if len(flags) > len(params_b) * len(visual_tokens):
         raise UserError(f"'flagged' has {len(flags):,} entries, more than the table has cells.")

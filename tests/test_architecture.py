@@ -30,7 +30,17 @@ LEVELS = (
 
 OUTSIDE = {
     "quecc_jax": set(),
-    "scaling": {"errors", "records", "pages", "config", "compressor settings", "flops", "aot"},
+    "scaling": {
+        "errors",
+        "json_text",
+        "paths",
+        "records",
+        "pages",
+        "config",
+        "compressor settings",
+        "flops",
+        "aot",
+    },
     "configs": {"config", "experiments"},
     "launch": {"commands", "errors"},
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from quecc_jax.errors import UserError
-from tests import stores_data
+from tests import stores_data, stores_json
 from tests.stores import Store, mutate
 
 # A load that fails leaves orbax's other reads of it behind, which Python remarks on much later.
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine:RuntimeWarning"
 )
 
-STORES = (*stores_data.STORES,)
+STORES = (*stores_data.STORES, *stores_json.STORES)
 SENTENCE = 900
 """Characters of the longest message."""
 

@@ -59,8 +59,8 @@ def run_and_report(grid: Grid, out: str, module: str) -> None:
     from quecc_jax.experiments.report import write_report
     from quecc_jax.experiments.sizes_report import findings
     from quecc_jax.experiments.stats import one_compressor
-    from quecc_jax.experiments.worker import write_json
     from quecc_jax.progress import duration
+    from quecc_jax.records import write_record
     from quecc_jax.run_lock import run_lock
 
     grid = at(grid, out) if out else grid
@@ -72,6 +72,6 @@ def run_and_report(grid: Grid, out: str, module: str) -> None:
         if one_compressor(results["rows"]):
             results["fits"] = fit_laws(results)
             print("\n".join(f"- {line}" for line in findings(results)))
-        write_json(folder / "results.json", results)
+        write_record(folder / "results.json", results)
         report = write_report(results, folder, law_section(results, folder)).resolve().as_uri()
     print(f"\n{duration(results['seconds']['total'])} minutes; report: {report}")

@@ -18,6 +18,7 @@ from quecc_jax.config import SourceConfig
 from quecc_jax.errors import UserError
 from quecc_jax.paths import write_text
 from quecc_jax.progress import bars
+from quecc_jax.records import sealed, write_record
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -207,8 +208,9 @@ def score_source(options: Options) -> None:
         "image_decoding": config.data.image_decoding,
         "reuse": reuse.report(),
     }
-    write_text(options.out / "answers.jsonl", "".join(json.dumps(record) + "\n" for record in records))
-    write_text(options.out / "results.json", json.dumps(results, indent=1) + "\n")
+    lines = "".join(json.dumps(sealed(record)) + "\n" for record in records)
+    write_text(options.out / "answers.jsonl", lines)
+    write_record(options.out / "results.json", results)
     _show(results)
 
 

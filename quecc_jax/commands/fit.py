@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import math
 import os
 from pathlib import Path
@@ -94,6 +93,7 @@ def run(options: Options) -> None:
     from scaling.report import fit_report, plot
     from scaling.report.diagnostics_report import diagnostics_sections
     from scaling.report.explorer import figure_map
+    from scaling.saved_fit import save_fit
 
     fitted = functools.partial(
         fit_law,
@@ -163,7 +163,7 @@ def run(options: Options) -> None:
             page.write_atomically(out / f"{name}.png", render.figure_to_png(figure))
         title = f"Scaling law: {table.name}"
         page.write_atomically(out / "fit.html", page.html_page(title, sections))
-        page.write_atomically(out / "fit.json", json.dumps(record, indent=2, allow_nan=False) + "\n")
+        save_fit(out / "fit.json", record)
     except OSError as problem:
         raise UserError(f"--out {out} cannot be written ({problem.strerror}); choose another") from None
     print(fit.law.formula())

@@ -3,8 +3,9 @@
 import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 
 from quecc_jax.errors import UserError
@@ -14,10 +15,11 @@ from quecc_jax.experiments.stats import title
 from quecc_jax.pages.numbers import flops_text
 from quecc_jax.pages.page import Section, bullets, paragraph, part, table_html
 from quecc_jax.pages.render import embed
+from quecc_jax.records import Count, Finite, NonNegative, of_form
 from scaling.diagnostics.assess import assess
 from scaling.fit import NON_NEGATIVE, Fit, VariableProjection, fit_law
 from scaling.frontier import Cost, law_choices, measured_cost, pareto, published_cost
-from scaling.law import PARAMETERS, Law, Params
+from scaling.law import PARAMETERS, Law, Params, Tokens
 from scaling.report.fit_report import fit_record, interval_text
 from scaling.report.plot import figure_error_vs_flops, figure_residuals
 from scaling.table import ScoreTable, checked
@@ -62,26 +64,60 @@ def score_table(results: Results, task: str) -> ScoreTable:
     )
 
 
+class _CrossCheck(msgspec.Struct):
+    sse: NonNegative
+
+
+class _StoredFit(msgspec.Struct):
+    """What the report reads of a fit's record."""
+
+    A: Finite
+    alpha: Finite
+    beta: Finite
+    D: Finite
+    tokens_convention: Tokens
+    query_tokens: NonNegative
+    sse: NonNegative
+    r2: Finite | None
+    bounds_hit: list[str]
+    n_starts: Count
+    n_agreeing: Count
+    converged: bool
+    cross_check: _CrossCheck
+    fixed: list[str] = []
+    findings: list[str] = []
+    ci: dict[str, Annotated[list[Finite | None], msgspec.Meta(min_length=2, max_length=2)]] | None = None
+
+
+def _stored(results: Results, task: str) -> _StoredFit:
+    return of_form(
+        results["fits"][task],
+        _StoredFit,
+        f"the results' fit of {task}",
+        "let the grid's command write it anew",
+    )
+
+
 def stored_fit(results: Results, task: str, table: ScoreTable) -> Fit:
     """The run's own fit of a task, ready to draw: residuals are recomputed from law and table."""
-    record = results["fits"][task]
-    params = Params(*(record[name] for name in PARAMETERS))
-    law = Law(params, record["tokens_convention"], record["query_tokens"])
+    record = _stored(results, task)
+    params = Params(record.A, record.alpha, record.beta, record.D)
+    law = Law(params, record.tokens_convention, record.query_tokens)
     return Fit(
         law=law,
         residuals=law.error(table.params_b[:, None], table.visual_tokens[None, :]) - table.error,
-        sse=record["sse"],
-        r2=math.nan if record["r2"] is None else record["r2"],
+        sse=record.sse,
+        r2=math.nan if record.r2 is None else record.r2,
         n_points=int(np.isfinite(table.score).sum()),
-        n_parameters=len(PARAMETERS) - len(record.get("fixed", ())),
+        n_parameters=len(PARAMETERS) - len(record.fixed),
         bounds=NON_NEGATIVE,
-        bounds_hit=tuple(record["bounds_hit"]),
-        n_starts=record["n_starts"],
-        n_agreeing=record["n_agreeing"],
+        bounds_hit=tuple(record.bounds_hit),
+        n_starts=record.n_starts,
+        n_agreeing=record.n_agreeing,
         iterations=0,
-        converged=record["converged"],
-        cross_check=VariableProjection(params, record["cross_check"]["sse"]),
-        objective=record["sse"],
+        converged=record.converged,
+        cross_check=VariableProjection(params, record.cross_check.sse),
+        objective=record.sse,
     )
 
 
@@ -139,17 +175,17 @@ def advice(fit: Fit, table: ScoreTable) -> str:
 
 
 def _task_fragments(results: Results, task: str, table: ScoreTable, out: Path) -> list[str]:
-    record, fit = results["fits"][task], stored_fit(results, task, table)
+    record, fit = _stored(results, task), stored_fit(results, task, table)
     cost = counted_cost(results, task, fit.law)
     explained = "all scores are equal"
     if not math.isnan(fit.r2):
         explained = f"the law explains {100 * fit.r2:.1f} % of their variance"
-    notes = list(record.get("findings", ()))
+    notes = list(record.findings)
     if not fit.converged:
         notes.insert(0, "The search for the constants did not converge.")
     constants = []
     for name, value in zip(PARAMETERS, fit.law.params, strict=True):
-        interval = interval_text((record.get("ci") or {}).get(name), digits=3)
+        interval = interval_text((record.ci or {}).get(name), digits=3)
         constants.append([name, f"{value:.4g}", interval, "on its bound" if name in fit.bounds_hit else ""])
     scores, names = (
         stats.scores(results["rows"], task),

@@ -19,7 +19,8 @@ from quecc_jax.commands.config_file import load_file
 from quecc_jax.errors import UserError
 from quecc_jax.experiments.grid import Cell, Grid, at
 from quecc_jax.experiments.llava_grid import training_flops
-from quecc_jax.experiments.runner import check, result_file, run_grid
+from quecc_jax.experiments.runner import check, run_grid
+from quecc_jax.experiments.store import result_file
 
 
 @dataclasses.dataclass(frozen=True)

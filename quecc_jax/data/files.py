@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from quecc_jax.errors import UserError
 from quecc_jax.json_text import MARK, decoded, parsed, reason
-from quecc_jax.paths import AnyPath, as_path, is_remote, sync, sync_tree
+from quecc_jax.paths import AnyPath, as_path, is_remote, sync, sync_tree, write_text
 
 
 @contextlib.contextmanager
@@ -95,8 +95,11 @@ def read_json(path: str | Path) -> Any:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Writes a JSON file as transformers writes its own: UTF-8, indented by two."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Writes a JSON file for other programs, as transformers writes its own: UTF-8, indented by two.
+
+    It appears whole or not at all.
+    """
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def _values(path: str | Path, text: str) -> list[Any]:

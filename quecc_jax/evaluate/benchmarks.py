@@ -17,6 +17,7 @@ from quecc_jax.generate.decode import decoding_params
 from quecc_jax.generate.reuse import Reuse
 from quecc_jax.load import load_vlm, with_decoding
 from quecc_jax.paths import write_text
+from quecc_jax.records import write_record
 
 RESULTS, TABLE, FAILURES = "results.json", "table1.md", "failures.html"
 _PUBLISHED = Path(__file__).with_name("table1.json")
@@ -91,7 +92,7 @@ def run(
             "reuse": reuse.report(),
         }
         # After every benchmark, so that a run stopped later has told what it knew.
-        write_text(out / RESULTS, json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+        write_record(out / RESULTS, results)
         write_text(out / TABLE, table1(results, tasks))
     if html:
         write_failures(out / FAILURES, results, judged)

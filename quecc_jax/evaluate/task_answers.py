@@ -2,35 +2,33 @@
 
 OUT/TASK/ holds
     settings.json        what must be equal for answers to be of one run
-    answers.jsonl        one question a line: exact prompt, answer, score
+    answers.jsonl        one question a line: exact prompt, answer, score, checksum
     llava_answers.jsonl  all answers in LLaVA's form, beside what the benchmark's server takes
 """
 
 import hashlib
-import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
 from quecc_jax.config import RunConfig
-from quecc_jax.data.files import read_json
 from quecc_jax.data.text.conversation import prompt_text, query_ids
 from quecc_jax.data.text.tokenizer import load_tokenizer
-from quecc_jax.errors import UserError
 from quecc_jax.evaluate.answers import answer_questions
 from quecc_jax.evaluate.bootstrap import evaluate
+from quecc_jax.evaluate.kept_answers import ANSWERS, check_settings, line_of, read_answers
+from quecc_jax.evaluate.kept_answers import Answer as Kept
 from quecc_jax.evaluate.results import Summary
-from quecc_jax.evaluate.tasks.base import Judged, Sample, Task, llava_answers, write_json, write_lines
+from quecc_jax.evaluate.tasks.base import Judged, Sample, Task, llava_answers, write_lines
 from quecc_jax.generate.decode import Params
 from quecc_jax.generate.engine import Engine
 from quecc_jax.generate.questions import Question
 from quecc_jax.paths import Lines
 
-ANSWERS, SETTINGS, LLAVA = "answers.jsonl", "settings.json", "llava_answers.jsonl"
+LLAVA = "llava_answers.jsonl"
 
 
 def run_task(
@@ -65,31 +63,26 @@ def run_task(
     """
     config = engine.config
     folder.mkdir(parents=True, exist_ok=True)
-    _check_settings(
-        folder,
-        {
-            "task": task.name,
-            "model": model_id,
-            "visual_tokens": config.model.visual_tokens,
-            "max_new_tokens": max_new_tokens,
-            "template": config.data.template,
-            "dtype": config.model.dtype,
-            "image_aspect": config.data.image_aspect,
-            "image_decoding": config.data.image_decoding,
-            "query": config.model.compressor.query,
-            "query_length": config.data.query_length,
-        },
-    )
-    kept = _kept(folder / ANSWERS, samples)
+    settings: dict[str, str | int] = {
+        "task": task.name,
+        "model": model_id,
+        "visual_tokens": config.model.visual_tokens,
+        "max_new_tokens": max_new_tokens,
+        "template": config.data.template,
+        "dtype": config.model.dtype,
+        "image_aspect": config.data.image_aspect,
+        "image_decoding": config.data.image_decoding,
+        "query": config.model.compressor.query,
+        "query_length": config.data.query_length,
+    }
+    check_settings(folder, settings)
+    kept = read_answers(folder, samples, settings)
     wanted = {sample.id for sample in samples}
-    answers = {record["id"]: str(record["answer"]) for record in kept if record["id"] in wanted}
+    answers = {record["id"]: record["answer"] for record in kept if record["id"] in wanted}
     pending = [sample for sample in samples if sample.id not in answers]
     progress(len(answers))
     # Rewritten whole at the start: a line that a kill cut short goes, and so do readings of another scorer.
-    lines = Lines(
-        folder / ANSWERS,
-        (json.dumps(record, ensure_ascii=False) for record in _read_anew(kept, samples, task)),
-    )
+    lines = Lines(folder / ANSWERS, (line_of(record, settings) for record in _read_anew(kept, samples, task)))
 
     def keep(number: int, answer: str) -> None:
         sample = pending[number]
@@ -98,7 +91,7 @@ def run_task(
         parsed, score = task.judge(sample, answer)
         images = [image if isinstance(image, str) else "in the data file" for image in sample.images]
         lines.add(
-            json.dumps(
+            line_of(
                 {
                     "id": sample.id,
                     "images": images,
@@ -109,7 +102,7 @@ def run_task(
                     "truth": sample.truth,
                     "score": score,
                 },
-                ensure_ascii=False,
+                settings,
             )
         )
         progress(len(answers))
@@ -152,54 +145,13 @@ def fingerprint(params: Params) -> str:
     return known.hexdigest()[:16]
 
 
-def _check_settings(folder: Path, settings: Mapping[str, object]) -> None:
-    path = folder / SETTINGS
-    if not path.is_file():
-        write_json(path, settings)
-        return
-    found = read_json(path)
-    found = {"image_decoding": "upright", **found}  # What was read before there was a choice.
-    differ = [
-        f"{name} {found.get(name)} -> {value}" for name, value in settings.items() if found.get(name) != value
-    ]
-    if differ:
-        raise UserError(
-            f"{folder} holds answers under other settings ({', '.join(differ)}); choose another "
-            "--out or remove that folder"
-        )
-
-
-def _kept(path: Path, samples: Sequence[Sample]) -> list[dict[str, Any]]:
-    """Records of an earlier run, each question once; a last line that was cut short is left out."""
-    if not path.is_file():
-        return []
-    prompts = {sample.id: sample.prompt for sample in samples}
-    records: dict[int | str, dict[str, Any]] = {}
-    lines = path.read_text(encoding="utf-8").split("\n")
-    for number, line in enumerate(lines[:-1], start=1):
-        try:
-            record = json.loads(line)
-            question = record["question"], record["answer"]
-        except (json.JSONDecodeError, KeyError, TypeError):
-            raise UserError(f"{path}, line {number} is damaged; remove that line") from None
-        if prompts.get(record["id"], question[0]) != question[0]:
-            raise UserError(
-                f"{path}, line {number} answers another question than the data files now ask as "
-                f"{record['id']}; choose another --out"
-            )
-        records[record["id"]] = record
-    return list(records.values())
-
-
-def _read_anew(
-    kept: Iterable[dict[str, Any]], samples: Iterable[Sample], task: Task
-) -> Iterator[dict[str, Any]]:
+def _read_anew(kept: Iterable[Kept], samples: Iterable[Sample], task: Task) -> Iterator[Kept]:
     """The records with the readings and scores of the task's scorer."""
     asked = {sample.id: sample for sample in samples}
     for record in kept:
         if record["id"] in asked:
-            parsed, score = task.judge(asked[record["id"]], str(record["answer"]))
-            record = {**record, "parsed": parsed, "score": score}
+            parsed, score = task.judge(asked[record["id"]], record["answer"])
+            record = Kept(**{**record, "parsed": parsed, "score": score})
         yield record
 
 

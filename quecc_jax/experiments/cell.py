@@ -3,8 +3,10 @@
 import dataclasses
 import shutil
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 from PIL import Image
@@ -162,17 +164,30 @@ def _samples(out: str, cell: Cell, visual_tokens: int, test: Test, answers: list
         mine = [a for a in answers if a.row["kind"].startswith(task)]
         for number in np.random.default_rng(0).permutation(len(mine))[: cell.samples]:
             answer = mine[number]
-            image = f"samples/{task}-{answer.row['image']}.png"
-            if not Path(out, image).exists():
-                with replacing(Path(out, image)) as aside:
-                    Image.fromarray(pool.images[answer.row["image"]]).save(aside, "png")
+            image = answer.row["image"]
             yield {
                 "task": task,
                 "kind": answer.row["kind"],
-                "image": image,
+                **sample_image(out, f"samples/{task}-{image}.png", pool.images[image]),
                 "question": answer.question,
                 "prediction": answer.prediction,
                 "truth": answer.truth,
                 "llm": cell.llm,
                 "visual_tokens": visual_tokens,
             }
+
+
+class SampleImage(TypedDict):
+    """Parts of a `Sample`."""
+
+    image: str
+    crc32: int
+
+
+def sample_image(out: str, name: str, pixels: np.ndarray) -> SampleImage:
+    """Writes an image of a grid's samples, unless it is there, and returns what a sample says of it."""
+    file = Path(out, name)
+    if not file.exists():
+        with replacing(file) as aside:
+            Image.fromarray(pixels).save(aside, "png")
+    return {"image": name, "crc32": zlib.crc32(file.read_bytes())}

@@ -1,6 +1,5 @@
 """Progress of a grid on the terminal: all of it and each running job, with the time left."""
 
-import json
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from quecc_jax.experiments.store import read_progress
 from quecc_jax.progress import duration
 
 
@@ -41,7 +41,7 @@ class Display:
         """Reads where the running jobs are and redraws."""
         reached, total = sum(self.cost[name] for name in self.ended), sum(self.cost.values())
         for name in running:
-            share, note = self._read(name)
+            share, note = read_progress(self.folder, name)
             if name not in self.bars:
                 self.bars[name] = self.progress.add_task(f"  {name}", total=1.0, note=note)
             self.progress.update(self.bars[name], completed=share, note=note)
@@ -51,14 +51,6 @@ class Display:
             left = spent * (total - reached) / gained
             self.note = f"{duration(spent)} spent, about {duration(left)} left"
         self.progress.update(self.overall, completed=reached / total, note=self.note)
-
-    def _read(self, name: str) -> tuple[float, str]:
-        """How far a job is (0..1) and what it is doing."""
-        try:
-            state = json.loads((self.folder / f"{name}.progress").read_text())
-        except FileNotFoundError:
-            return 0.0, "starting"
-        return state["share"], state["note"]
 
     def finish(self, name: str, error: BaseException | None) -> None:
         """Marks a job as finished or failed and prints a line."""

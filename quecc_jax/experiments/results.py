@@ -1,14 +1,17 @@
 """What results.json holds: the rows of all models, their losses and sample answers, what each step found."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Annotated, Any, NotRequired, TypedDict
+
+import msgspec
 
 from quecc_jax.errors import UserError
+from quecc_jax.json_text import parsed, reason
+from quecc_jax.records import Count, Damaged, Finite, NonNegative, of_form, unsealed
 
-Curve = list[list[float]]
-"""[[step, loss], ...]"""
+Curve = list[Annotated[list[Finite | None], msgspec.Meta(min_length=2, max_length=2)]]
+"""[[step, loss], ...]; None is a loss that was not finite."""
 
 
 class Row(TypedDict, total=False):
@@ -16,30 +19,30 @@ class Row(TypedDict, total=False):
 
     cell: str
     llm: str
-    params_b: float
+    params_b: NonNegative
     """Billions of parameters by which the law counts it."""
     compressor: str
     query: str
     """`question`, or `zero` where the compressor was given zeros in its place."""
     part: str
-    visual_tokens: int
+    visual_tokens: Count
     """V; 0 of a model that sees no image."""
     seed: int
     task: str
     kind: str
     """Kind of question; empty where the task has one."""
-    correct: int
+    correct: Count
     """Right answers of `n`; a benchmark has its `score` alone."""
-    n: int
-    score: float
-    stderr: float
+    n: Count
+    score: Finite
+    stderr: Finite
     """Of the test questions, without that over seeds."""
-    flops: float | None
+    flops: NonNegative | None
     """Of one answer, tower included."""
-    loss: float | None
+    loss: Finite | None
     """Last training loss."""
-    cut_questions: int
-    train_seconds: float
+    cut_questions: Count
+    train_seconds: NonNegative
 
 
 class Sample(TypedDict):
@@ -49,37 +52,39 @@ class Sample(TypedDict):
     kind: str
     image: str
     """Path of a PNG file inside the grid's directory."""
+    crc32: NotRequired[Count]
+    """Of that file."""
     question: str
     prediction: str
     truth: str
     llm: str
-    visual_tokens: int
+    visual_tokens: Count
 
 
 class Llm(TypedDict):
     """A language model of the grid."""
 
     name: str
-    width: int
-    depth: int
-    params: int
+    width: Count
+    depth: Count
+    params: Count
     """Without embeddings."""
 
 
 class DataRecord(TypedDict):
     """What the step `data` returns."""
 
-    vocabulary: int
-    prompt_tokens: float
+    vocabulary: Count
+    prompt_tokens: NonNegative
     """Mean number of text tokens of a test question."""
-    side: int
+    side: Count
     """Cells along a side of an image."""
 
 
 class TowerRecord(TypedDict):
     """What the step `tower` returns."""
 
-    accuracy: dict[str, float]
+    accuracy: dict[str, Finite]
     """By label, on test images."""
     loss: Curve
 
@@ -90,7 +95,7 @@ class AttentionRecord(TypedDict):
     llm: str
     seed: int
     query: str
-    kinds: dict[str, list[float]]
+    kinds: dict[str, list[Finite]]
     """By kind of question: [share of attention on the cell that it names, number of questions]."""
 
 
@@ -98,12 +103,12 @@ class CostRecord(TypedDict):
     """What the step `timing` returns of one compressor, per image."""
 
     compressor: str
-    visual_tokens: int
-    params: int
-    flops: float
-    projector_flops: float
-    query_flops: float
-    milliseconds: float
+    visual_tokens: Count
+    params: Count
+    flops: NonNegative
+    projector_flops: NonNegative
+    query_flops: NonNegative
+    milliseconds: NonNegative
 
 
 class Steps(TypedDict, total=False):
@@ -125,9 +130,9 @@ class CellResult(TypedDict):
 
 
 class JobRecord(TypedDict):
-    """What the file of a finished job holds."""
+    """What a finished job left."""
 
-    seconds: float
+    seconds: NonNegative
     result: Any
     """A `CellResult`, or what a step returned."""
 
@@ -139,15 +144,15 @@ class Results(TypedDict):
     command: str
     machine: str
     started: str
-    seconds: dict[str, float]
+    seconds: dict[str, NonNegative]
     """By phase, summed over jobs; `total` is what passed."""
-    visual_tokens: list[int]
+    visual_tokens: list[Count]
     seeds: list[int]
     llms: list[Llm]
     own: str
-    stages: list[list[int]]
+    stages: list[Annotated[list[Count], msgspec.Meta(min_length=3, max_length=3)]]
     """[stage, steps, batch size] of a model's training."""
-    models: int
+    models: Count
     """Models that see images."""
     rows: list[Row]
     losses: dict[str, dict[str, Curve]]
@@ -162,7 +167,7 @@ def read_results(path: Path) -> Results:
     """A grid's results.json.
 
     Raises:
-      UserError: it cannot be read, or lacks what a report needs.
+      UserError: it cannot be read, is damaged, or lacks what a report needs.
     """
     unread = f"cannot read results from {path}"
     if path.is_dir():
@@ -176,20 +181,35 @@ def read_results(path: Path) -> Results:
     if not text.strip():
         raise UserError(f"{unread}, which is empty; name the results.json of a grid")
     try:
-        results = json.loads(text)
+        results = parsed(text)
     except ValueError as problem:
-        raise UserError(f"{unread}, which is not valid JSON: {problem}") from None
+        raise UserError(f"{unread}, which is not valid JSON: {reason(problem)}") from None
+    except RecursionError:
+        raise UserError(f"{unread}, which is nested too deeply") from None
     if not isinstance(results, dict) or "score" in results:
         kind = "a scores file" if isinstance(results, dict) else "of something else"
         raise UserError(f"{unread}, which is {kind}; name the results.json of a grid")
-    check_results(results)
-    return cast(Results, results)
+    advice = "let the grid's command write it anew"
+    plain = unsealed(results, str(path), advice)
+    try:
+        _refuse_missing(plain)
+        found = of_form(plain, Results, str(path), advice)
+        check_results(found)
+    except Damaged:
+        raise
+    except UserError as error:
+        raise error.at(str(path)) from None
+    return found
 
 
 def check_results(results: Mapping[str, Any]) -> None:
     """Raises UserError if a field that the report needs is absent or no cell is finished."""
+    _refuse_missing(results)
+    if not any(row["visual_tokens"] for row in results["rows"]):
+        raise UserError("the results hold no finished cell yet; let the run finish one before reporting")
+
+
+def _refuse_missing(results: Mapping[str, Any]) -> None:
     missing = [key for key in Results.__annotations__ if key not in results]
     if missing:
         raise UserError(f"the results have no {', '.join(missing)}; were they written by another version?")
-    if not any(row["visual_tokens"] for row in results["rows"]):
-        raise UserError("the results hold no finished cell yet; let the run finish one before reporting")

@@ -1,7 +1,6 @@
 """Runs a grid: what is missing of it, isolated job by job, and puts the results together."""
 
 import contextlib
-import json
 import os
 import platform
 import time
@@ -13,10 +12,20 @@ from typing import NamedTuple, cast
 
 from quecc_jax.errors import UserError, disk_fault, disk_faults
 from quecc_jax.experiments.display import Display
-from quecc_jax.experiments.grid import Grid, Job, digests, jobs
+from quecc_jax.experiments.grid import Grid, Job, jobs
 from quecc_jax.experiments.results import JobRecord, Results, Row, Steps
 from quecc_jax.experiments.stats import scores_record
-from quecc_jax.experiments.worker import cores, run_job, work, worker_pool, write_json
+from quecc_jax.experiments.store import (
+    add_seconds,
+    claim,
+    finished,
+    result_file,
+    set_damaged_aside,
+    started,
+    total_seconds,
+)
+from quecc_jax.experiments.worker import cores, run_job, work, worker_pool
+from quecc_jax.records import write_record
 
 
 class Outcome(NamedTuple):
@@ -34,7 +43,8 @@ def run_grid(grid: Grid, chosen: Collection[str] | None = None, parallel: bool =
     """Runs the jobs that have no result and that no other process runs; scores.json follows every cell.
 
     A job that fails leaves its traceback in `out/jobs/NAME.error` and takes those with it that need it;
-    the others go on. Started again, it is tried once more.
+    the others go on. Started again, it is tried once more. A result that is damaged, or another job's, is said
+    and that job run anew.
 
     Args:
       chosen: names of the cells to run; None runs all. Steps are run in any case.
@@ -49,6 +59,7 @@ def run_grid(grid: Grid, chosen: Collection[str] | None = None, parallel: bool =
     folder, began = Path(grid.out), time.time()
     claim(grid)
     (folder / "jobs").mkdir(exist_ok=True)
+    set_damaged_aside(grid)
     steps = {step.name for step in grid.steps}
     wanted = [job for job in jobs(grid) if chosen is None or job.name in steps or job.name in chosen]
     write_scores(grid)
@@ -60,10 +71,8 @@ def run_grid(grid: Grid, chosen: Collection[str] | None = None, parallel: bool =
             "start it again to continue with the jobs that are missing"
         ) from None
     finally:
-        seconds = folder / "seconds.json"
-        before = json.loads(seconds.read_text()) if seconds.is_file() else 0.0
         with disk_faults(grid.out):
-            write_json(seconds, before + time.time() - began)
+            add_seconds(grid, time.time() - began)
 
 
 def _run(grid: Grid, wanted: list[Job], parallel: bool, began: float) -> Outcome:
@@ -133,32 +142,6 @@ def _submit(
     return future
 
 
-def result_file(grid: Grid, name: str) -> Path:
-    """Where a finished job's result lies."""
-    return Path(grid.out, "jobs", f"{name}.json")
-
-
-def claim(grid: Grid) -> None:
-    """Marks the directory as this grid's.
-
-    Raises:
-      UserError: it is another grid's or an earlier version's, or cannot be made.
-    """
-    folder, wanted = Path(grid.out), digests(grid)
-    file = folder / "grid.json"
-    if (folder / "plan.json").is_file():
-        raise UserError(f"{folder} was made by an earlier version; delete it or give another --out")
-    if file.is_file():
-        if json.loads(file.read_text())["jobs"] != wanted:
-            raise UserError(f"{folder} holds results of another grid; delete it or give another --out")
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(file, {"grid": grid.name, "started": time.strftime("%Y-%m-%dT%H:%M:%S"), "jobs": wanted})
-    except OSError as error:
-        raise UserError(f"--out {folder} cannot be written ({error.strerror}); choose another") from None
-
-
 def check(outcome: Outcome, grid: Grid) -> None:
     """Raises UserError if a job failed or is being run elsewhere."""
     if outcome.failed:
@@ -170,12 +153,6 @@ def check(outcome: Outcome, grid: Grid) -> None:
     if outcome.elsewhere:
         names = ", ".join(outcome.elsewhere)
         raise UserError(f"another process is at work on {names}; start it again when that has ended")
-
-
-def finished(grid: Grid) -> dict[str, JobRecord]:
-    """Seconds and result of every finished job, whatever host ran it."""
-    files = {job.name: result_file(grid, job.name) for job in jobs(grid)}
-    return {name: json.loads(file.read_text()) for name, file in files.items() if file.is_file()}
 
 
 def rows_of(grid: Grid, found: dict[str, JobRecord]) -> list[Row]:
@@ -200,13 +177,13 @@ def write_scores(grid: Grid) -> None:
         rows, name = rows_of(grid, found), Path(grid.out).name
         record = scores_record(rows, sizes, grid.visual_tokens, tokens, name, note)
         if record["params_b"]:
-            write_json(Path(grid.out, "scores.json"), record)
+            write_record(Path(grid.out, "scores.json"), record)
 
 
 def collect(grid: Grid, command: str) -> Results:
     """The results of a finished grid, as results.json holds them."""
     found, tested = finished(grid), [cell for cell in grid.cells if cell.sees_images]
-    seconds = {"total": json.loads(Path(grid.out, "seconds.json").read_text())}
+    seconds = {"total": total_seconds(grid)}
     for job in jobs(grid):
         seconds[job.part] = seconds.get(job.part, 0.0) + found[job.name]["seconds"]
     results, rows = {name: one["result"] for name, one in found.items()}, rows_of(grid, found)
@@ -216,7 +193,7 @@ def collect(grid: Grid, command: str) -> Results:
         grid=grid.name,
         command=command,
         machine=machine(),
-        started=json.loads(Path(grid.out, "grid.json").read_text())["started"],
+        started=started(grid),
         seconds=seconds,
         visual_tokens=list(grid.visual_tokens),
         seeds=sorted({cell.seed for cell in tested}),

@@ -1,5 +1,6 @@
 """The page on decoders and visual tokens: findings, accuracy, what the query adds, losses, sample answers."""
 
+import zlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from quecc_jax.experiments.stats import Difference, Score, title
 from quecc_jax.pages.numbers import flops_text, size_name
 from quecc_jax.pages.page import Section, data_uri, paragraph, part, table_html
 from quecc_jax.pages.render import embed
+from quecc_jax.records import Damaged
 
 TITLE = "Which decoder, how many visual tokens?"
 
@@ -244,7 +246,9 @@ def _samples(results: Results, out: Path) -> Iterator[Section]:
             cards = []
             for sample in chosen:
                 right = sample["prediction"].strip() == sample["truth"].strip()
-                cards.append({**sample, "right": right, "uri": _image(out / sample["image"])})
+                cards.append(
+                    {**sample, "right": right, "uri": sample_uri(out / sample["image"], sample.get("crc32"))}
+                )
             fragments += [
                 part("heading", title(task)),
                 paragraph("; ".join(models), "muted"),
@@ -254,8 +258,18 @@ def _samples(results: Results, out: Path) -> Iterator[Section]:
         yield Section("Test images, questions and answers", fragments)
 
 
-def _image(path: Path) -> str:
+def sample_uri(path: Path, crc32: int | None) -> str:
+    """A sample image inside the page.
+
+    Raises:
+      UserError: it cannot be read, or is another than that of this checksum.
+    """
     try:
-        return data_uri(path.read_bytes(), "png")
+        content = path.read_bytes()
     except OSError as problem:
         raise UserError(f"cannot read the sample image {path}: {problem.strerror}") from None
+    if crc32 not in (None, zlib.crc32(content)):
+        raise Damaged(
+            f"the sample image {path} is damaged, or another than the results were made with; restore it"
+        )
+    return data_uri(content, "png")

@@ -1,12 +1,10 @@
 """One job of a grid, in this process or in one of a pool over the cores of this machine.
 
-Under `out/jobs/`: NAME.json is the result of a finished job, NAME.error the traceback of a failed one,
-NAME.progress where a running one is. Under `out/locks/` a running job holds its lock, so that several
-processes, and several hosts that see the same directory, share a grid.
+Under `out/locks/` a running job holds its lock, so that several processes, and several hosts that see the same
+directory, share a grid.
 """
 
 import contextlib
-import json
 import multiprocessing
 import os
 import pkgutil
@@ -21,6 +19,7 @@ from pathlib import Path
 from typing import cast
 
 from quecc_jax.experiments.grid import Grid, Job
+from quecc_jax.experiments.store import result_file, write_progress, write_result
 from quecc_jax.paths import write_text
 from quecc_jax.xla_flags import ONE_THREAD, with_flags
 
@@ -44,34 +43,34 @@ def run_job(grid: Grid, job: Job, began: float, watch: Callable[[], None] = lamb
     from quecc_jax.run_lock import run_lock
     from quecc_jax.train.preemption import Preempted
 
-    files = {end: Path(grid.out, "jobs", f"{job.name}.{end}") for end in ("json", "error", "progress")}
+    error, progress = (Path(grid.out, "jobs", f"{job.name}.{end}") for end in ("error", "progress"))
 
     def report(done: float, total: float, note: str) -> None:
-        write_json(files["progress"], {"share": done / total, "note": note})
+        write_progress(grid, job.name, done / total, note)
         watch()
 
     with run_lock(f"{grid.out}/locks/{job.name}"):
-        if files["json"].is_file():
+        if result_file(grid, job.name).is_file():
             return
-        if told := _failure_since(files["error"], began):
+        if told := _failure_since(error, began):
             raise RuntimeError(told)
         try:
             started = time.time()
-            files["error"].unlink(missing_ok=True)
+            error.unlink(missing_ok=True)
             report(0, 1, "starting")
             jax.config.update("jax_compilation_cache_dir", str(Path(grid.out, "compiled").absolute()))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
             result = pkgutil.resolve_name(job.function)(grid, job, report)
-            write_json(files["json"], {"seconds": time.time() - started, "result": result})
+            write_result(grid, job.name, time.time() - started, result)
         except Preempted:
             raise
         except BaseException:
             # A full disk takes none.
             with contextlib.suppress(OSError):
-                write_text(files["error"], traceback.format_exc())
+                write_text(error, traceback.format_exc())
             raise
         finally:
-            files["progress"].unlink(missing_ok=True)
+            progress.unlink(missing_ok=True)
 
 
 def _failure_since(error: Path, began: float) -> str:
@@ -81,11 +80,6 @@ def _failure_since(error: Path, began: float) -> str:
     except OSError:
         return ""
     return lines[-1] if lines else ""
-
-
-def write_json(path: Path, value: object) -> None:
-    """Writes a JSON file whole or not at all."""
-    write_text(path, json.dumps(value))
 
 
 @contextlib.contextmanager

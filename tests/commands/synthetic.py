@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from quecc_jax.commands.grid_law import score_table
-from quecc_jax.experiments.results import Llm, Results, Row
+from quecc_jax.experiments.results import Curve, Llm, Results, Row
 from scaling.diagnostics.assess import assess
 from scaling.fit import fit_law
 from scaling.report.fit_report import fit_record
@@ -36,7 +36,7 @@ def make_results(folder: Path, seeds: int = 1, questions: int = 1200, query_gain
         )
     ]
 
-    def curve(low: float, points: int) -> list[list[float]]:
+    def curve(low: float, points: int) -> Curve:
         steps = np.arange(points) * 10
         return [[int(s), float(low + 3 * np.exp(-s / 400) + rng.normal(0, 0.05))] for s in steps]
 

@@ -5,6 +5,7 @@ import os
 import time
 from pathlib import Path
 
+from quecc_jax.experiments.store import read_progress
 from tests.small_disk import fill
 
 
@@ -12,7 +13,7 @@ def note(grid, step, report):
     """Reports progress, appends to the log, and returns what it was told."""
     out, name = grid.out, step.name
     report(1, 4, "a quarter")
-    progress = json.loads(Path(out, "jobs", f"{name}.progress").read_text())
+    share, doing = read_progress(Path(out, "jobs"), name)
     began = time.time()
     time.sleep(0.1)
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
@@ -20,7 +21,7 @@ def note(grid, step, report):
     record = {"name": name, "began": began, "ended": time.time(), "cores": cores, **flags}
     with open(Path(out, "log"), "a") as file:
         file.write(json.dumps(record) + "\n")
-    return {"progress": progress}
+    return {"progress": {"share": share, "note": doing}}
 
 
 def fail(grid, step, report):
@@ -48,3 +49,11 @@ def linger(grid, step, report):
     aside.write_text(str(os.getpid()))
     aside.rename(Path(grid.out, "pid"))
     time.sleep(600)
+
+
+def count(grid, step, report):
+    """Returns how many steps of the grid have counted."""
+    with open(Path(grid.out, "counted"), "a+") as file:
+        file.write(step.name)
+        file.seek(0)
+        return len(file.read())

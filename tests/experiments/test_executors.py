@@ -15,7 +15,8 @@ from quecc_jax.errors import UserError
 from quecc_jax.experiments.display import Display
 from quecc_jax.experiments.grid import Grid, Step, jobs
 from quecc_jax.experiments.runner import run_grid
-from quecc_jax.experiments.worker import cores, write_json
+from quecc_jax.experiments.store import write_progress
+from quecc_jax.experiments.worker import cores
 from tests.small_disk import small_disk
 
 
@@ -87,9 +88,10 @@ def test_order_failure_and_resumption(tmp_path, capfd):
 def test_the_display_on_a_terminal(tmp_path, capfd, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "120")
-    with Display({"done": 1.0, "half": 2.0, "new": 1.0}, {"done"}, tmp_path) as display:
+    (tmp_path / "jobs").mkdir()
+    with Display({"done": 1.0, "half": 2.0, "new": 1.0}, {"done"}, tmp_path / "jobs") as display:
         display.update([])
-        write_json(tmp_path / "half.progress", {"share": 0.5, "note": "loss 1.25"})
+        write_progress(Grid("fake", str(tmp_path), ()), "half", 0.5, "loss 1.25")
         display.update(["half", "new"])
         display.progress.refresh()
         shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capfd.readouterr().err)

@@ -22,9 +22,9 @@ from quecc_jax.experiments import cell as cell_module
 from quecc_jax.experiments import runner
 from quecc_jax.experiments.grid import Benchmarks, Grid, Test
 from quecc_jax.experiments.llava_grid import Llm, llava_grid, training_flops
-from quecc_jax.experiments.runner import Outcome, result_file, run_grid, write_scores
+from quecc_jax.experiments.runner import Outcome, run_grid, write_scores
 from quecc_jax.experiments.stats import scores_record
-from quecc_jax.experiments.worker import write_json
+from quecc_jax.experiments.store import result_file, write_result
 from quecc_jax.flops import train_flops
 from quecc_jax.run_lock import run_lock
 from scaling.fit import fit_law
@@ -110,7 +110,8 @@ def told(monkeypatch) -> list[str]:
             raise ValueError("the disk is made of cheese")
         v = cell.runs[-1].model.visual_tokens
         score = 0.5 + cell.params_b + v / 100 + cell.seed / 1000
-        return {"rows": [row(cell.params_b, v, cell.seed, "dots", score, 0.03)]}
+        rows = [row(cell.params_b, v, cell.seed, "dots", score, 0.03)]
+        return {"rows": rows, "losses": {}, "samples": []}
 
     monkeypatch.setattr(cell_module, "run_cell", run_cell)
     return ran
@@ -199,14 +200,14 @@ def test_a_cell_that_failed_elsewhere_meanwhile_is_not_tried_again(grid, told, m
 
 def test_scores_of_another_host_that_come_while_writing_are_not_lost(grid, told, monkeypatch):
     run(grid, {cell.name for cell in grid.cells[:3]})
-    late = {"result": {"rows": [row(0.064, 4, 0, "dots", 0.9, 0.0)]}}
-    write = runner.write_json
+    late = {"rows": [row(0.064, 4, 0, "dots", 0.9, 0.0)], "losses": {}, "samples": []}
+    write = runner.write_record
 
     def write_late(path, value):
         write(path, value)
-        write_json(result_file(grid, "w64-v4-s0"), late)
+        write_result(grid, "w64-v4-s0", 1.0, late)
 
-    monkeypatch.setattr(runner, "write_json", write_late)
+    monkeypatch.setattr(runner, "write_record", write_late)
     write_scores(grid)
     assert json.loads(Path(grid.out, "scores.json").read_text())["score"][1][1] == 0.9
 

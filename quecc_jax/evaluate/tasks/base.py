@@ -12,7 +12,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from quecc_jax.data.files import read_json
+from quecc_jax.data.files import read_json, write_json
 from quecc_jax.errors import UserError
 from quecc_jax.evaluate.bootstrap import Metrics, Tally, Totals, ratio
 from quecc_jax.paths import write_text
@@ -248,11 +248,6 @@ def upload(name: str, record: Callable[[Judged], object]) -> Write:
         (write_lines if name.endswith(".jsonl") else write_json)(folder / name, values)
 
     return write
-
-
-def write_json(path: Path, value: object) -> None:
-    """Writes a JSON file whole or not at all."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def write_lines(path: Path, values: Iterable[object]) -> None:

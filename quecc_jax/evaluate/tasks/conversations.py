@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from quecc_jax.evaluate.tasks.base import EVAL_ZIP, File, Judged, Sample, Scorer, Task, records, write_json
+from quecc_jax.data.files import write_json
+from quecc_jax.evaluate.tasks.base import EVAL_ZIP, File, Judged, Sample, Scorer, Task, records
 
 _WILD, _MMVET = "llava-bench-in-the-wild", "mm-vet"
 _WILD_SITE = "huggingface.co/datasets/liuhaotian/llava-bench-in-the-wild"

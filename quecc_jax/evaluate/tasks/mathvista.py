@@ -5,19 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from quecc_jax.data.files import read_json
+from quecc_jax.data.files import read_json, write_json
 from quecc_jax.evaluate.metrics import edit_distance
-from quecc_jax.evaluate.tasks.base import (
-    File,
-    Judged,
-    Sample,
-    Scorer,
-    Task,
-    letters,
-    options,
-    records,
-    write_json,
-)
+from quecc_jax.evaluate.tasks.base import File, Judged, Sample, Scorer, Task, letters, options, records
 
 _FILE = "mathvista/annot_testmini.json"
 _SITE = "huggingface.co/datasets/AI4Math/MathVista"

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from quecc_jax.data.files import write_json
 from quecc_jax.errors import UserError
 from quecc_jax.evaluate.tasks.base import (
     LETTER,
@@ -19,7 +20,6 @@ from quecc_jax.evaluate.tasks.base import (
     asked,
     letters,
     options,
-    write_json,
 )
 
 DOMAINS: Mapping[str, tuple[str, ...]] = {

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from quecc_jax.data.files import read_json
+from quecc_jax.data.files import read_json, write_json
 from quecc_jax.data.text.templates import PLACEHOLDER
 from quecc_jax.errors import UserError
 from quecc_jax.evaluate.tasks.base import (
@@ -20,7 +20,6 @@ from quecc_jax.evaluate.tasks.base import (
     asked,
     letters,
     records,
-    write_json,
 )
 
 _QUESTIONS = "scienceqa/llava_test_CQM-A.json"

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from quecc_jax.data.files import read_json
+from quecc_jax.data.files import read_json, write_json
 from quecc_jax.errors import UserError
 from quecc_jax.evaluate.metrics import normalise_answer, vqa_accuracy, vqa_challenge_accuracy
 from quecc_jax.evaluate.tasks.base import (
@@ -19,7 +19,6 @@ from quecc_jax.evaluate.tasks.base import (
     asked,
     records,
     upload,
-    write_json,
 )
 
 _EVERY = "vqav2/llava_vqav2_mscoco_test2015.jsonl"

@@ -1,0 +1,115 @@
+"""Answers that a folder keeps of a benchmark: settings.json and answers.jsonl, written, read and checked.
+
+A line's checksum covers the settings that it was answered under, too, so that one of another run or benchmark is seen.
+What is damaged is asked again.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict
+
+from quecc_jax.distributed import notice
+from quecc_jax.errors import UserError
+from quecc_jax.evaluate.tasks.base import Sample
+from quecc_jax.records import Damaged, json_value, of_form, read_record, sealed, write_record
+
+ANSWERS, SETTINGS = "answers.jsonl", "settings.json"
+
+Settings = Mapping[str, str | int]
+"""What must be equal for answers to be of one run."""
+
+_COVERED = (
+    "task",
+    "model",
+    "visual_tokens",
+    "max_new_tokens",
+    "template",
+    "dtype",
+    "image_aspect",
+    "image_decoding",
+    "query",
+    "query_length",
+)
+"""Settings that a line's checksum covers; another one here, and all answers kept so far would be asked again."""
+
+
+class Answer(TypedDict):
+    """A line of answers.jsonl."""
+
+    id: int | str
+    images: NotRequired[list[str]]
+    question: str
+    prompt: NotRequired[str]
+    answer: str
+    parsed: NotRequired[Any]
+    truth: NotRequired[Any]
+    score: NotRequired[Any]
+
+
+def check_settings(folder: Path, settings: Settings) -> None:
+    """Compares the settings with those of the folder's answers, or writes them where there are none.
+
+    Raises:
+      UserError: they differ, or the folder's are damaged or lost.
+    """
+    path, advice = folder / SETTINGS, "choose another --out or remove that folder"
+    try:
+        told = read_record(path, dict[str, str | int], advice)
+    except FileNotFoundError:
+        if (folder / ANSWERS).exists():
+            raise Damaged(f"{path} is lost, which says what {ANSWERS} beside it is of; {advice}") from None
+        write_record(path, settings)
+        return
+    found = {"image_decoding": "upright", **told}  # What was read before there was a choice.
+    differ = [
+        f"{name} {found.get(name)} -> {value}" for name, value in settings.items() if found.get(name) != value
+    ]
+    if differ:
+        raise UserError(
+            f"{folder} holds answers under other settings ({', '.join(differ)}); choose another "
+            "--out or remove that folder"
+        )
+
+
+def line_of(answer: Answer, settings: Settings) -> str:
+    """An answer as a line of answers.jsonl."""
+    return json.dumps(sealed(answer, of=_of(settings)), ensure_ascii=False)
+
+
+def read_answers(folder: Path, samples: Sequence[Sample], settings: Settings) -> list[Answer]:
+    """Answers of an earlier run, each question once; what is damaged is left out and said.
+
+    A last line that was cut short is left out.
+
+    Raises:
+      UserError: a line answers another question than the samples ask.
+    """
+    path = folder / ANSWERS
+    if not path.is_file():
+        return []
+    prompts = {sample.id: sample.prompt for sample in samples}
+    answers: dict[int | str, Answer] = {}
+    damaged = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        name, advice = f"{path}, line {number}", "it is asked again"
+        try:
+            answer = of_form(json_value(line, name, advice), Answer, name, advice, of=_of(settings))
+        except Damaged:
+            damaged.append(str(number))
+            continue
+        if prompts.get(answer["id"], answer["question"]) != answer["question"]:
+            raise UserError(
+                f"{name} answers another question than the data files now ask as {answer['id']}; "
+                "choose another --out"
+            )
+        answers[answer["id"]] = answer
+    if damaged:
+        notice(
+            f"WARNING: {path}: lines {', '.join(damaged[:10])} are damaged or another run's, and asked again"
+        )
+    return list(answers.values())
+
+
+def _of(settings: Settings) -> str:
+    return json.dumps([settings[name] for name in _COVERED])

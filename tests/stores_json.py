@@ -1,0 +1,204 @@
+"""Stores of JSON: what grids, fits, evaluations and logs keep.
+
+Where people name the file itself, as of a fit, another file there is another fit and no damage; `make` writes the same
+for every seed then.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quecc_jax.evaluate.kept_answers import ANSWERS, Answer, check_settings, line_of, read_answers
+from quecc_jax.evaluate.tasks.base import Sample
+from quecc_jax.experiments import store
+from quecc_jax.experiments.cell import sample_image
+from quecc_jax.experiments.grid import Grid, Step
+from quecc_jax.experiments.results import Results, read_results
+from quecc_jax.experiments.sizes_report import sample_uri
+from quecc_jax.experiments.stats import scores_record
+from quecc_jax.records import write_record
+from scaling.saved_fit import load_fit, save_fit
+from scaling.scores import read_scores
+from tests.stores import Store
+
+FIT = Path(__file__).parent / "compat" / "v0_1" / "fit" / "fit.json"
+
+
+def _grid(folder: Path, seed: int = 0) -> Grid:
+    steps = tuple(Step(name, "tests.experiments.fake_jobs:note") for name in "abc")
+    return Grid("fake", str(folder), (), steps, query_tokens=float(seed))
+
+
+def make_grid(folder: Path, seed: int) -> None:
+    grid = _grid(folder, seed)
+    store.claim(grid)
+    store.add_seconds(grid, 12.5 + seed)
+    for number, step in enumerate(grid.steps):
+        store.write_result(grid, step.name, 1.5, {"found": [number, seed]})
+
+
+def read_grid(folder: Path) -> Any:
+    """As a start of the grid does, whose jobs find the same again."""
+    grid = _grid(folder)
+    store.claim(grid)
+    (folder / "jobs").mkdir(exist_ok=True)
+    store.set_damaged_aside(grid)
+    for number, step in enumerate(grid.steps):
+        if not store.result_file(grid, step.name).is_file():
+            store.write_result(grid, step.name, 1.5, {"found": [number, 0]})
+    store.add_seconds(grid, 1.0)
+    return store.started(grid), store.total_seconds(grid), store.finished(grid)
+
+
+def make_results(folder: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (2, 8, 8, 3), np.uint8)
+    samples = [
+        {
+            "task": "mosaic",
+            "kind": "mosaic/cell",
+            **sample_image(str(folder), f"samples/mosaic-{number}.png", image),
+            "question": f"what is <{number}>?",
+            "prediction": "red",
+            "truth": "blue",
+            "llm": "M",
+            "visual_tokens": 4,
+        }
+        for number, image in enumerate(images)
+    ]
+    results = Results(
+        grid="demo",
+        command="python -m launch.demo",
+        machine="a machine",
+        started="2026-01-31T12:00:00",
+        seconds={"total": 60.0, "cells": 40},
+        visual_tokens=[1, 4],
+        seeds=[0],
+        llms=[{"name": "M", "width": 128, "depth": 4, "params": 1_050_000}],
+        own="",
+        stages=[[1, 200, 16], [2, 2500, 16]],
+        models=2,
+        rows=[
+            {"cell": f"M-v{v}", "llm": "M", "visual_tokens": v, "task": "mosaic", "score": 0.25}
+            for v in (1, 4)
+        ],
+        losses={"M-v1": {"stage1": [[10, 2.5], [20, None]]}},
+        samples=samples,  # type: ignore[typeddict-item]
+        steps={"data": {"side": 2, "prompt_tokens": 30.0, "vocabulary": 100}},
+        fits={"mosaic": {"A": 0.5, "alpha": 0.25}},
+    )
+    write_record(folder / "results.json", results)
+
+
+def read_whole_results(folder: Path) -> Any:
+    results = read_results(folder / "results.json")
+    return results, [sample_uri(folder / one["image"], one.get("crc32")) for one in results["samples"]]
+
+
+def make_fit(folder: Path, seed: int) -> None:
+    save_fit(folder / "fit.json", json.loads(FIT.read_text()))
+
+
+def read_fit(folder: Path) -> Any:
+    return load_fit(str(folder))
+
+
+def make_scores(folder: Path, seed: int) -> None:
+    rows: Any = [
+        {
+            "params_b": n,
+            "visual_tokens": v,
+            "seed": s,
+            "query": "question",
+            "task": task,
+            "kind": "",
+            "score": 0.3 + n / 100 + v / 1000 + s / 50,
+            "stderr": 0.01,
+        }
+        for n in (0.5, 7.0)
+        for v in (4, 36)
+        for s in (0, 1)
+        for task in ("one", "two")
+    ]
+    write_record(folder / "scores.json", scores_record(rows, {0.5, 7.0}, (4, 36), 12.0, "s", "a sweep"))
+
+
+def read_whole_scores(folder: Path) -> Any:
+    return dataclasses.asdict(read_scores(folder))
+
+
+def make_evaluation(folder: Path, seed: int) -> None:
+    """Results on benchmarks, as `launch.evaluate` writes them; the others of the table lie elsewhere."""
+    beside = folder.parent / "evaluations"
+    beside.mkdir(exist_ok=True)
+    for number, file in enumerate([folder / "results.json", *(beside / f"{k}.json" for k in "abc")]):
+        metrics = {"f1": {"value": 40.0 + 3 * number**2, "standard_error": 1.5}}
+        task = {"headline": "f1", "metrics": metrics, "questions": 12, "scorer": {"name": "pope"}}
+        told = {
+            "model": "m",
+            "checkpoint": "runs/m",
+            "visual_tokens": (4, 36)[number % 2],
+            "tasks": {"pope": task},
+        }
+        write_record(file, told)
+
+
+def read_evaluation(folder: Path) -> Any:
+    beside = folder.parent / "evaluations"
+    sources = [f"{folder}@7B", f"{beside}/a.json@7B", f"{beside}/b.json@1B", f"{beside}/c.json@1B"]
+    return dataclasses.asdict(read_scores(*sources))
+
+
+SAMPLES = [Sample(number, (f"{number}.png",), f"what is {number}?", "red", {}) for number in range(4)]
+
+
+def settings(task: str, seed: int = 0) -> dict[str, str | int]:
+    """Those that answers of a model are kept with."""
+    return {
+        "task": task,
+        "model": f"model-{seed}",
+        "visual_tokens": 4,
+        "max_new_tokens": 3,
+        "template": "v1",
+        "dtype": "float32",
+        "image_aspect": "pad",
+        "image_decoding": "upright",
+        "query": "question",
+        "query_length": 64,
+    }
+
+
+def _answer(sample: Sample, task: str, seed: int = 0) -> Answer:
+    said = f"{task} says {sample.id} and {seed}"
+    return {"id": sample.id, "question": sample.prompt, "answer": said, "truth": sample.truth, "score": 0.5}
+
+
+def make_answers(folder: Path, seed: int) -> None:
+    for task in ("gqa", "pope"):
+        check_settings(folder / task, settings(task, seed))
+        lines = [line_of(_answer(sample, task, seed), settings(task, seed)) for sample in SAMPLES]
+        (folder / task / ANSWERS).write_text("".join(line + "\n" for line in lines))
+
+
+def read_both_answers(folder: Path) -> Any:
+    """As a start of the benchmarks does, whose model answers the same again."""
+    found = []
+    for task in ("gqa", "pope"):
+        (folder / task).mkdir(exist_ok=True)
+        check_settings(folder / task, settings(task))
+        kept = {answer["id"]: answer for answer in read_answers(folder / task, SAMPLES, settings(task))}
+        found.append([kept.get(one.id) or _answer(one, task) for one in SAMPLES])
+    return json.dumps(found, sort_keys=True)
+
+
+STORES = (
+    Store("grid", make_grid, read_grid),
+    Store("results of a grid", make_results, read_whole_results),
+    Store("fit", make_fit, read_fit),
+    Store("scores", make_scores, read_whole_scores),
+    Store("results on benchmarks", make_evaluation, read_evaluation),
+    Store("answers to benchmarks", make_answers, read_both_answers),
+)
