@@ -1,5 +1,9 @@
 """Streams a run's batches, made ahead by grain's threads or processes, from an exact position."""
 
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Mapping
 
 import grain
@@ -64,7 +68,7 @@ class DataIterator:
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()
             options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=PREFETCH)
-            dataset = dataset.mp_prefetch(options)
+            dataset = dataset.mp_prefetch(options, _follow_parent)
         return iter(dataset)
 
     def get_state(self) -> dict[str, object]:
@@ -99,3 +103,16 @@ class DataIterator:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _follow_parent(number: int, count: int) -> None:
+    """Leaves Ctrl-C to the process that started this worker, and ends the worker with it, even if it is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

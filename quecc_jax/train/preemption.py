@@ -1,14 +1,16 @@
 """Notices that the machine is about to be taken away, and ends a run that cannot."""
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import select
 import signal
 import socket
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -65,6 +67,8 @@ class Preemption:
             if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
                 self._stack.callback(signal.signal, signal.SIGINT, signal.default_int_handler)
                 signal.signal(signal.SIGINT, self._interrupt)
+                self._stack.callback(setattr, sys, "unraisablehook", sys.unraisablehook)
+                sys.unraisablehook = functools.partial(_unless_interrupted, sys.unraisablehook)
             self._listen()
         return self
 
@@ -141,3 +145,9 @@ class Preemption:
 
     def _now(self, limit_s: float) -> None:
         self._limit_s, self._since = limit_s, time.monotonic()
+
+
+def _unless_interrupted(show: Callable[[Any], object], lost: Any) -> None:
+    """Shows an exception that nothing could be raised from, but for those that `reached` is to make up for."""
+    if not isinstance(lost.exc_value, KeyboardInterrupt | Preempted):
+        show(lost)

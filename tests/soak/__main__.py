@@ -6,6 +6,7 @@ nobody disturbed, bit by bit. Stopped and started again, it goes on; OUT/summary
 """
 
 import collections
+import contextlib
 import dataclasses
 import json
 import os
@@ -176,18 +177,27 @@ def disturbed(out: Path, run: str, number: int) -> Sent | None:
     name = chance.choices([*SIGNALS], [*SIGNALS.values()])[0]
     moment, folder = MOMENTS[number % 3], out / run / "checkpoints"
 
+    # What a killed process had begun is there until the next has started; then its numbers are free.
+    before = unfinished(folder)
+
     def saving() -> bool:
-        return folder.is_dir() and any("tmp" in path.name for path in folder.iterdir())
+        now = unfinished(folder)
+        before.intersection_update(now)
+        return bool(now - before)
+
+    def reached(step: int) -> bool:
+        saving()
+        return watched.step >= step
 
     process = started(out, run)
     try:
         watched = Watched(process)
         if moment == "at any time":
-            watched.until(lambda: False, chance.uniform(0, 15))
+            watched.until(lambda: reached(STEPS + 1), chance.uniform(0, 15))
         elif moment == "behind a step":
             last = saved(folder)
             goal = last + chance.randint(1, max(1, min(30, STEPS - last)))
-            watched.until(lambda: watched.step >= goal, 120)
+            watched.until(lambda: reached(goal), 120)
         else:
             skipped = chance.randint(0, 2)
             for _ in range(skipped):
@@ -231,6 +241,16 @@ def undisturbed(out: Path, run: str) -> None:
     _, err = started(out, run).communicate()
     if not (out / run / "checkpoints" / str(STEPS)).is_dir():
         raise SystemExit(f"{run} does not go on:\n{err}")
+
+
+def unfinished(folder: Path) -> set[int]:
+    """The directories that orbax is writing, by their numbers in the file system."""
+    found = set()
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(folder):
+            if "tmp" in entry.name:
+                found.add(entry.inode())
+    return found
 
 
 def saved(folder: Path) -> int:
