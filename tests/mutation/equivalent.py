@@ -23,6 +23,18 @@ EQUIVALENT: tuple[Equivalent, ...] = (
         "Errors are shares: so far away the constants end on their bounds all the same.",
     ),
     Equivalent(
+        "scaling/intervals.py",
+        "for _ in range(40):",
+        "for _ in range(41):",
+        "Forty halvings already end below round-off.",
+    ),
+    Equivalent(
+        "quecc_jax/models/compressors/quecc.py",
+        'nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=(0, 1)),',
+        'nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=(1, 1)),',
+        "The kernel is square, so that both products are k^2.",
+    ),
+    Equivalent(
         "quecc_jax/train/resume.py",
         "elif jax.process_index() == 0:",
         "elif jax.process_index() <= 0:",
