@@ -60,7 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(session: WorkDB, mutants: dict[str, MutationSpec], workers: int, again: bool) -> None:
     done = dict(session.results)
     known = {item.job_id for item in session.work_items}
-    left = [job for job in mutants if job not in done or (again and _survived(done[job]))]
+    left = [
+        job
+        for job in mutants
+        if job not in done or (again and _outcome(mutants[job], done[job]) == "survived")
+    ]
     selections = dict.fromkeys(TESTS[str(mutants[job].module_path)][1] for job in left)
     whole = {job: m for job, m in map(_unmutated, selections) if job not in done}
     session.add_work_items(
