@@ -11,12 +11,14 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypedDict
 
 import jax
 from jax.experimental import multihost_utils
 
 from quecc_jax.errors import UserError
 from quecc_jax.paths import as_path, is_remote
+from quecc_jax.records import Damaged, read_record
 
 LEASE_S = 120.0
 """Seconds after which a lock in a bucket that nobody renewed means nothing any more."""
@@ -105,21 +107,33 @@ def _leased(path: Path, run: str) -> Iterator[None]:
         path.unlink(missing_ok=True)
 
 
-def _claim() -> dict[str, object]:
+class _Claim(TypedDict, total=False):
+    """What the file says of who holds it; empty where that cannot be read."""
+
+    pid: int
+    host: str
+    id: str
+    renewed: float
+
+
+def _claim() -> _Claim:
     return {"pid": os.getpid(), "host": socket.gethostname(), "id": uuid.uuid4().hex}
 
 
-def _seen(path: Path) -> dict[str, object] | None:
+def _seen(path: Path) -> _Claim | None:
     try:
-        seen = json.loads(path.read_text())
-    except (OSError, ValueError):
+        return read_record(path, _Claim, "")
+    except FileNotFoundError:
         return None
-    return seen if isinstance(seen, dict) else None
+    except Damaged:
+        return {}
 
 
-def _name(seen: dict[str, object] | None) -> str:
-    return f"process {seen.get('pid')} on {seen.get('host')}" if seen else "another run"
+def _name(seen: _Claim | None) -> str:
+    if not seen or "pid" not in seen or "host" not in seen:
+        return "another run"
+    return f"process {seen['pid']} on {seen['host'][:100]}"
 
 
-def _in_use(run: str, seen: dict[str, object] | None) -> InUse:
+def _in_use(run: str, seen: _Claim | None) -> InUse:
     return InUse(f"{run} is in use by {_name(seen)}; wait for it, stop it, or give another out directory")

@@ -6,11 +6,14 @@ for every seed then.
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from quecc_jax.config import DataConfig
+from quecc_jax.data.bad_rows import LeftOut, Tally
 from quecc_jax.evaluate.kept_answers import ANSWERS, Answer, check_settings, line_of, read_answers
 from quecc_jax.evaluate.tasks.base import Sample
 from quecc_jax.experiments import store
@@ -20,9 +23,12 @@ from quecc_jax.experiments.results import Results, read_results
 from quecc_jax.experiments.sizes_report import sample_uri
 from quecc_jax.experiments.stats import scores_record
 from quecc_jax.records import write_record
+from quecc_jax.train.data_report import DataReport
+from quecc_jax.train.progress import Records, read_records
 from scaling.saved_fit import load_fit, save_fit
 from scaling.scores import read_scores
 from tests.stores import Store
+from tests.train.test_progress import record
 
 FIT = Path(__file__).parent / "compat" / "v0_1" / "fit" / "fit.json"
 
@@ -194,6 +200,34 @@ def read_both_answers(folder: Path) -> Any:
     return json.dumps(found, sort_keys=True)
 
 
+def make_metrics(folder: Path, seed: int) -> None:
+    with Records(folder, 0, 1) as records:
+        for step in range(1, 5):
+            records.write(record(step, loss=2.5 / step))
+    shutil.rmtree(folder / "tensorboard")
+
+
+def read_metrics(folder: Path) -> Any:
+    """As a run that goes on behind step 4 does."""
+    with Records(folder, 4, 1):
+        pass
+    return json.dumps(read_records(folder), sort_keys=True)
+
+
+def make_report(folder: Path, seed: int) -> None:
+    tally = Tally(DataConfig(), 10)
+    tally.left_out |= {k: LeftOut(k, "dropped", f"rows.json, row {k}: too long") for k in (3, 7)}
+    tally.truncated |= {2: None, 5: None}  # type: ignore[operator]
+    with DataReport(folder, 0, tally):
+        pass
+
+
+def read_report(folder: Path) -> Any:
+    """As a run that goes on does, whose tally begins empty."""
+    with DataReport(folder, 3, Tally(DataConfig(), 10)) as report:
+        return json.dumps(report.record(), sort_keys=True)
+
+
 STORES = (
     Store("grid", make_grid, read_grid),
     Store("results of a grid", make_results, read_whole_results),
@@ -201,4 +235,6 @@ STORES = (
     Store("scores", make_scores, read_whole_scores),
     Store("results on benchmarks", make_evaluation, read_evaluation),
     Store("answers to benchmarks", make_answers, read_both_answers),
+    Store("metrics", make_metrics, read_metrics),
+    Store("data report", make_report, read_report),
 )

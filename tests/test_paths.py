@@ -64,13 +64,13 @@ def test_tokenizers_there_and_back(bucket, tmp_path):
 
 def test_records_survive_in_a_bucket(bucket, monkeypatch):
     run = paths.as_path("gs://bucket/run")
-    records = Records(run, 0)
+    records = Records(run, 0, 2)
     for step in (1, 2, 3):
         records.write(record(step))
     monkeypatch.setattr(paths, "UPLOAD_S", -1.0)
     records.write(record(4))
     assert [r["step"] for r in read_records(run)] == [1, 2, 3, 4]
-    with Records(run, 2) as again:
+    with Records(run, 2, 2) as again:
         again.write(record(3, loss=9.0))
     assert [(r["step"], r["loss"]) for r in read_records(run)] == [(1, 1.5), (2, 1.5), (3, 9.0)]
 

@@ -4,12 +4,15 @@ XLA's own cost analysis counts the body of a loop once, whatever its trip count;
 scanned 32 times counts 32 times.
 """
 
-import json
 import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
+
+import msgspec
+
+from quecc_jax.records import Finite, json_value, of_form
 
 WIDTH = {
     "pred": 1,
@@ -274,6 +277,12 @@ def fused(program: Program) -> set[str]:
     return inner
 
 
+class _Estimate(msgspec.Struct):
+    """What a kernel declares of its cost."""
+
+    flops: Finite = 0.0
+
+
 def instruction_flops(instruction: Instruction, computation: Computation) -> int:
     """FLOPs of one run of a matrix product or convolution, or those that a kernel declares; else 0.
 
@@ -290,7 +299,10 @@ def instruction_flops(instruction: Instruction, computation: Computation) -> int
         if kernel := re.match(r"splash_m[hq]a_(fwd|dkv|dq)", instruction.name):
             return _splash_flops(kernel[1], instruction, computation)
         declared = re.search(r'"cost_estimate":(\{[^{}]*\})', instruction.text)
-        return int(json.loads(declared[1]).get("flops", 0)) if declared else 0
+        if declared is None:
+            return 0
+        name, advice = f"the cost estimate of {instruction.name}", "use another version of XLA"
+        return int(of_form(json_value(declared[1].encode(), name, advice), _Estimate, name, advice).flops)
     return 0
 
 

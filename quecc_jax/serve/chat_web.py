@@ -10,14 +10,16 @@ import base64
 import collections
 import hashlib
 import json
+import re
 import socket
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
-from typing import NamedTuple
+from typing import Annotated
 from urllib.parse import urlsplit
 
+import msgspec
 import numpy as np
 
 from quecc_jax.data.images import image_size
@@ -27,6 +29,7 @@ from quecc_jax.generate.engine import Engine
 from quecc_jax.generate.questions import Limits, Query, Question, ReadImage
 from quecc_jax.generate.sampling import Sampling, unless_greedy
 from quecc_jax.pages.page import render
+from quecc_jax.records import Damaged, Finite, json_value, of_form
 
 Json = Mapping[str, object]
 UPLOADS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
@@ -161,33 +164,24 @@ class Page:
         }
 
 
-class _Asked(NamedTuple):
+class _Asked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A question as the page sends it; None is the server's own setting."""
 
     text: str = ""
-    history: Sequence[str] = ()
-    images: Sequence[str] = ()
+    history: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
     query: Query | None = None
-    temperature: float | None = None
-    seed: int | None = None
+    temperature: Finite | None = None
+    seed: Annotated[int, msgspec.Meta(ge=0, lt=2**31)] | None = None
 
 
 def _asked(body: bytes) -> _Asked:
     """Raises Refused unless each field has the type that it must have."""
+    name = "the question"
     try:
-        asked = _Asked(**json.loads(body))
-        if not (
-            isinstance(asked.text, str)
-            and isinstance(asked.history, list | tuple)
-            and isinstance(asked.images, list | tuple)
-            and all(isinstance(x, str) for x in (*asked.history, *asked.images))
-            and asked.query in (None, "own", "latest")
-            and isinstance(asked.temperature, int | float | None)
-            and isinstance(asked.seed, int | None)
-            and 0 <= (asked.seed or 0) < 2**31
-        ):
-            raise ValueError
-    except (ValueError, TypeError):
+        asked = of_form(json_value(body, name, "ask again"), _Asked, name, "ask again")
+        "".join((asked.text, *asked.history)).encode()
+    except (Damaged, UnicodeEncodeError):
         raise Refused(400, "the question is not of the form that the page sends") from None
     return asked
 
@@ -273,15 +267,19 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _check_sender(self) -> None:
         host = self.headers.get("Host", "")
-        if urlsplit(f"//{host}").netloc.rsplit(":", 1)[0] not in self.names and host not in self.names:
-            raise Refused(403, "the request names another host")
         origin = self.headers.get("Origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        try:
+            named, asking = urlsplit(f"//{host}").netloc, host if origin is None else urlsplit(origin).netloc
+        except ValueError:
+            raise Refused(403, "the request names no host") from None
+        if named.rsplit(":", 1)[0] not in self.names and host not in self.names:
+            raise Refused(403, "the request names another host")
+        if asking != host:
             raise Refused(403, "the request comes from another page")
 
     def _body(self, limit: int) -> bytes:
         length = self.headers.get("Content-Length", "")
-        if not length.isdigit():
+        if not re.fullmatch("[0-9]{1,18}", length):
             raise Refused(411, "the request does not say its length")
         if int(length) > limit:
             raise Refused(

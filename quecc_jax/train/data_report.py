@@ -3,7 +3,7 @@
 import collections
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import jax
 import numpy as np
@@ -11,11 +11,29 @@ from jax.experimental import multihost_utils
 
 from quecc_jax.data.bad_rows import LeftOut, Tally
 from quecc_jax.distributed import notice
-from quecc_jax.json_text import parsed
 from quecc_jax.paths import write_text
+from quecc_jax.records import Count, Damaged, read_record, sealed
 from quecc_jax.train.progress import LEFT_OUT, Record
 
 FILE = "data_report.json"
+
+
+class _Row(TypedDict):
+    id: Count
+    reason: str
+    message: str
+
+
+class _Report(TypedDict):
+    """What the file holds."""
+
+    rows: Count
+    left_out: dict[str, Count]
+    truncated: Count
+    cut_questions: NotRequired[Count]
+    left_out_rows: list[_Row]
+    truncated_rows: list[Count]
+    cut_question_rows: NotRequired[list[Count]]
 
 
 class DataReport:
@@ -35,18 +53,17 @@ class DataReport:
         self._left_out: dict[int, LeftOut] = {}
         self._truncated: set[int] = set()
         self._cut_questions: set[int] = set()
-        if done and self.path.exists():
+        if done and tally is not None:
+            so = f"rows left out before step {done} are counted no more"
             try:
-                found = parsed(self.path.read_text())
-                self._left_out, self._truncated, self._cut_questions = (
-                    {one["id"]: LeftOut(**one) for one in found["left_out_rows"]},
-                    set(found["truncated_rows"]),
-                    set(found.get("cut_question_rows", ())),
-                )
-            except (ValueError, TypeError, LookupError, RecursionError):
-                notice(
-                    f"WARNING: {self.path} is damaged: rows left out before step {done} are counted no more"
-                )
+                found = read_record(self.path, _Report, so)
+                self._left_out = {one["id"]: LeftOut(**one) for one in found["left_out_rows"]}
+                self._truncated = set(found["truncated_rows"])
+                self._cut_questions = set(found.get("cut_question_rows", ()))
+            except FileNotFoundError:
+                notice(f"WARNING: {self.path} is lost: {so}")
+            except Damaged:
+                notice(f"WARNING: {self.path} is damaged: {so}")
         self._written = self._counts() if done else None
 
     def record(self) -> Record:
@@ -80,20 +97,25 @@ class DataReport:
         if self.tally is None or jax.process_index() or self._written == self._counts():
             return
         self._written = self._counts()
-        head = {
-            "rows": self.tally.rows,
-            "left_out": self._reasons(),
-            "truncated": len(self._truncated),
-            "cut_questions": len(self._cut_questions),
-        }
-        rows = ",\n  ".join(json.dumps(one._asdict()) for one in sorted(self._left_out.values()))
-        write_text(
-            self.path,
-            json.dumps(head, indent=1)[:-2]
-            + f',\n "left_out_rows": [\n  {rows}\n ],\n'
-            + f' "truncated_rows": {sorted(self._truncated)},\n'
-            + f' "cut_question_rows": {sorted(self._cut_questions)}\n}}\n',
+        rows = [one._asdict() for one in sorted(self._left_out.values())]
+        record = sealed(
+            {
+                "rows": self.tally.rows,
+                "left_out": self._reasons(),
+                "truncated": len(self._truncated),
+                "cut_questions": len(self._cut_questions),
+                "left_out_rows": rows,
+                "truncated_rows": sorted(self._truncated),
+                "cut_question_rows": sorted(self._cut_questions),
+            }
         )
+        # A line each: for people, who look for a row.
+        lines = [
+            f'"{name}": {json.dumps(value)}' for name, value in record.items() if name != "left_out_rows"
+        ]
+        listed = ",\n  ".join(json.dumps(row) for row in rows)
+        lines.insert(4, f'"left_out_rows": [\n  {listed}\n ]')
+        write_text(self.path, "{\n " + ",\n ".join(lines) + "\n}\n")
 
     def _counts(self) -> tuple[int, int, int]:
         return len(self._left_out), len(self._truncated), len(self._cut_questions)

@@ -131,7 +131,7 @@ def open_outputs(
 ) -> list[Display]:
     """What takes a run's log records: its files, and `progress` or the terminal; `stack` closes them."""
     run = as_path(config.out)
-    records = stack.enter_context(Records(run, done))
+    records = stack.enter_context(Records(run, done, config.train.log_every))
     show = progress or stack.enter_context(Terminal(run.name, config.train.steps, done))
     return [records.write, show]
 

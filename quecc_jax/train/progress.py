@@ -18,9 +18,9 @@ from rich.progress import BarColumn, Progress, TextColumn
 from quecc_jax.data.bad_rows import describe as describe_reasons
 from quecc_jax.distributed import notice
 from quecc_jax.errors import UserError
-from quecc_jax.json_text import parsed
 from quecc_jax.paths import UPLOAD_S, Lines, as_path, is_remote, remove
 from quecc_jax.progress import duration, human
+from quecc_jax.records import Count, Damaged, Finite, json_value, of_form, sealed
 
 Record = dict[str, float]
 """One log line: step, loss, and the other scalars, by name."""
@@ -179,18 +179,26 @@ class Records:
 
     On resume, what an earlier process logged beyond the restored step is dropped from both. Lines that are lost
     or cannot be read are said on stderr; training goes on without them.
+
+    Args:
+      run: the run's directory.
+      step: that it goes on behind; 0 begins anew.
+      log_every: steps between two records.
     """
 
-    def __init__(self, run: Path, step: int):
+    def __init__(self, run: Path, step: int, log_every: int):
         path = run / "metrics.jsonl"
-        found = [(line, _record(line)) for line in _complete_lines(path)]
+        found = [(line.decode("utf-8", "replace"), _record(line)) for line in _complete_lines(path)]
         damaged = [str(number) for number, (_, record) in enumerate(found, start=1) if record is None]
         if step and not path.exists():
             notice(f"WARNING: {path} is lost: the log begins behind step {step}")
         if damaged:
             notice(f"WARNING: {path}: lines {', '.join(damaged[:10])} are damaged and left out")
-        kept = [line for line, record in found if record is not None and record["step"] <= step]
-        self._lines = Lines(path, kept)
+        kept = [(line, record["step"]) for line, record in found if record and record["step"] <= step]
+        last, expected = kept[-1][1] if kept else 0, step - step % log_every
+        if path.exists() and last < expected:
+            notice(f"WARNING: {path} says nothing of steps {last + 1} to {step}")
+        self._lines = Lines(path, [line for line, _ in kept])
         if not step:
             remove(run / "tensorboard")
         self._events = EventFile(run / "tensorboard", step)
@@ -212,7 +220,7 @@ class Records:
             come anew, for no checkpoint is newer.
         """
         plain = {k: v if math.isfinite(v) else None for k, v in record.items()}
-        self._lines.add(json.dumps(plain, allow_nan=False))
+        self._lines.add(json.dumps(sealed(plain), allow_nan=False))
         self._events.add(int(record["step"]), {f"train/{name}": record[name] for name in SCALARS})
 
 
@@ -231,22 +239,15 @@ def read_records(run_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return records
 
 
-def _complete_lines(path: Path) -> list[str]:
+def _complete_lines(path: Path) -> list[bytes]:
     """Lines that end in a newline: a killed process may leave a part of one behind."""
-    if not path.exists():
-        return []
-    text = path.read_bytes().decode("ascii", "replace")
-    return [line[:-1] for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
 
 
-def _record(line: str) -> dict[str, Any] | None:
-    """The record of a line: a step and named numbers; None if that is not what stands there."""
-    if not line.isascii():
-        return None
+def _record(line: bytes) -> dict[str, Any] | None:
+    """The record of a line: a step and named numbers; None if that is not what was written there."""
     try:
-        record = parsed(line)
-    except (ValueError, RecursionError):
+        record = of_form(json_value(line, "it", ""), dict[str, Count | Finite | None], "it", "")
+    except Damaged:
         return None
-    if not isinstance(record, dict) or not isinstance(record.get("step"), int):
-        return None
-    return record if all(x is None or type(x) in (int, float) for x in record.values()) else None
+    return record if isinstance(record.get("step"), int) else None

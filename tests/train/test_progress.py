@@ -45,22 +45,22 @@ def test_on_a_terminal_there_is_a_bar(capsys, monkeypatch):
 
 
 def test_resume_drops_later_lines_and_half_written_ones(tmp_path):
-    with Records(tmp_path, 0) as records:
+    with Records(tmp_path, 0, 2) as records:
         for step in (2, 4, 6):
             records.write(record(step, loss=float(step)))
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 8, "lo')
     assert [r["step"] for r in read_records(tmp_path)] == [2, 4, 6]
-    with Records(tmp_path, 5) as records:
+    with Records(tmp_path, 5, 2) as records:
         records.write(record(6, loss=9.0))
     assert [(r["step"], r["loss"]) for r in read_records(tmp_path)] == [(2, 2.0), (4, 4.0), (6, 9.0)]
-    with Records(tmp_path, 0):
+    with Records(tmp_path, 0, 2):
         pass
     assert read_records(tmp_path) == []
 
 
 def test_values_that_are_not_numbers_stay_valid_json(tmp_path):
-    with Records(tmp_path, 0) as records:
+    with Records(tmp_path, 0, 2) as records:
         records.write(record(1, loss=float("nan")))
     text = (tmp_path / "metrics.jsonl").read_text()
     assert json.loads(text, parse_constant=pytest.fail)["loss"] is None
@@ -86,7 +86,7 @@ def test_a_damaged_line_is_named_and_training_goes_on_without_it(tmp_path, capsy
     path.write_text(line(1) + damaged + line(3) + line(4))
     with pytest.raises(UserError, match=r"metrics.jsonl, line 2 is damaged"):
         read_records(tmp_path)
-    with Records(tmp_path, 3):
+    with Records(tmp_path, 3, 2):
         pass
     assert "metrics.jsonl: lines 2 are damaged and left out" in capsys.readouterr().err
     assert [record["step"] for record in read_records(tmp_path)] == [1, 3]
@@ -99,9 +99,42 @@ def test_bytes_that_are_no_text_are_a_damaged_line(tmp_path):
 
 
 def test_a_lost_log_is_said(tmp_path, capsys):
-    with Records(tmp_path, 3):
+    with Records(tmp_path, 3, 2):
         pass
     assert "metrics.jsonl is lost: the log begins behind step 3" in capsys.readouterr().err
-    with Records(tmp_path / "new", 0):
+    with Records(tmp_path / "new", 0, 2):
         pass
     assert not capsys.readouterr().err
+
+
+def test_a_line_that_was_changed_is_damaged(tmp_path):
+    with Records(tmp_path, 0, 1) as records:
+        records.write(record(1))
+        records.write(record(2, loss=float("nan")))
+    path = tmp_path / "metrics.jsonl"
+    plain = [{**record(1)}, {**record(2), "loss": None}]
+    assert read_records(tmp_path) == plain
+    text = path.read_text()
+    for changed in (text.replace("12345.0", "12346.0", 1), text.replace("crc32", "crc33", 1)):
+        path.write_text(changed)
+        with pytest.raises(UserError, match=r"metrics\.jsonl, line 1 is damaged"):
+            read_records(tmp_path)
+
+
+@pytest.mark.parametrize("value", ["NaN", "1e999", "-Infinity", "9" * 5000, "9" * 30, "true"])
+def test_numbers_that_are_none_are_a_damaged_line(tmp_path, value):
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1, "loss": {value}}}\n')
+    with pytest.raises(UserError, match="line 1 is damaged"):
+        read_records(tmp_path)
+
+
+def test_a_log_whose_end_is_lost_is_said(tmp_path, capsys):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(line(step) for step in (2, 4, 6)))
+    with Records(tmp_path, 7, 2):
+        pass
+    assert not capsys.readouterr().err
+    path.write_text(line(2) + line(4) + line(6)[:-5])
+    with Records(tmp_path, 7, 2):
+        pass
+    assert f"WARNING: {path} says nothing of steps 5 to 7" in capsys.readouterr().err
