@@ -46,7 +46,7 @@ def test_workers_end_with_a_process_that_is_killed_and_leave_ctrl_c_to_it(tmp_pa
     ) as process:
         try:
             assert process.stdout is not None and process.stderr is not None
-        workers = json.loads(process.stdout.readline())
+            workers = json.loads(process.stdout.readline())
             os.kill(workers[0], signal.SIGINT)
             time.sleep(0.5)
             assert len(workers) == 1 and running(workers[0])
