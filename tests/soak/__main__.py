@@ -74,7 +74,9 @@ def main(options: Options) -> int:
     out.mkdir(parents=True, exist_ok=True)
     write_data(out)
     state = out / "state.json"
-    done = json.loads(state.read_text()) if state.exists() else {"sent": [], "compared": 0, "different": []}
+    done: dict[str, Any] = {"sent": [], "compared": 0, "different": []}
+    if state.exists():
+        done = json.loads(state.read_text())
     sent = [Sent(**one) for one in done["sent"]]
     if not (out / "straight" / "checkpoints" / str(STEPS)).is_dir():
         started(out, "straight").communicate()
@@ -83,7 +85,11 @@ def main(options: Options) -> int:
     while len(sent) < options.signals or run:
         if not run:
             run = Path(tempfile.mkdtemp(prefix="run-", dir=out)).name
-        one = disturbed(out, run, len(sent)) if len(sent) < options.signals else undisturbed(out, run)
+        one = None
+        if len(sent) < options.signals:
+            one = disturbed(out, run, len(sent))
+        else:
+            undisturbed(out, run)
         if one is not None:
             sent.append(one)
             left = (time.monotonic() - began) / (len(sent) - before) * (options.signals - len(sent))

@@ -130,7 +130,7 @@ class Interrupted:
 
 
 def test_a_lost_ctrl_c_is_raised_after_the_step(monkeypatch):
-    shown = []
+    shown: list[object] = []
     monkeypatch.setattr(sys, "unraisablehook", shown.append)
     before = handlers()
     with pytest.raises(KeyboardInterrupt), Preemption("runs/a") as preemption:
