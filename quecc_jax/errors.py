@@ -1,16 +1,19 @@
 """The one exception that reaches a person as a sentence instead of a traceback."""
 
+import _thread
 import atexit
 import contextlib
 import errno
+import functools
 import os
 import re
 import select
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Literal, NoReturn, TextIO
+from typing import Any, Literal, NoReturn, TextIO
 
 Fault = Literal[
     "not a row",
@@ -141,6 +144,7 @@ def program(main: Callable[[], object]) -> NoReturn:
     stopped is so by contexts within `main`.
     """
     status: object = 0
+    sys.unraisablehook = functools.partial(_interrupt_again, sys.unraisablehook)
     try:
         run_cli(main)
     except SystemExit as stop:
@@ -154,6 +158,15 @@ def program(main: Callable[[], object]) -> NoReturn:
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     os._exit(status if isinstance(status, int) else int(status is not None))
+
+
+def _interrupt_again(show: Callable[[Any], object], lost: Any) -> None:
+    """Lets a Ctrl-C come again that came in a callback, such as XLA's of the garbage collector, from which nothing
+    can be raised; other exceptions there are shown."""
+    if isinstance(lost.exc_value, KeyboardInterrupt):
+        threading.Timer(0.1, _thread.interrupt_main).start()
+    else:
+        show(lost)
 
 
 def run_cli(main: Callable[[], object]) -> None:

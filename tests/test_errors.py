@@ -127,6 +127,25 @@ def test_a_program_ends_with_its_status_though_threads_still_run(last, status, s
     assert done.stderr.endswith(said) and ("Traceback" in done.stderr) == ("defect" in said)
 
 
+LOST = """
+import os, signal, time
+class Callback:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+def main():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    Callback()
+    time.sleep(30)
+program(main)
+"""
+
+
+def test_a_ctrl_c_in_a_callback_comes_again():
+    done = ended(LOST, stdout=-1)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
 def test_what_is_registered_for_the_end_is_done(tmp_path):
     code = "import atexit, pathlib\natexit.register(pathlib.Path({!r}).touch)\nprogram(lambda: None)"
     assert ended(code.format(str(tmp_path / "end"))).returncode == 0 and (tmp_path / "end").exists()

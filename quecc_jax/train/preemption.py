@@ -113,8 +113,11 @@ class Preemption:
                     heard += bytes(n for n in new if n in (signal.SIGTERM, signal.SIGINT))
                 if len(heard) > 1:
                     self._leave(heard[-1], "ended at once on a second signal")
-                if signal.SIGTERM in heard and time.monotonic() - self._since > self._limit_s:
-                    self._leave(signal.SIGTERM, f"did not end within {self._limit_s:g} s of SIGTERM")
+                # What Ctrl-C interrupts may take longer to close: a save that is under way.
+                limited = heard and (signal.SIGTERM in heard or not self._stepping)
+                if limited and time.monotonic() - self._since > self._limit_s:
+                    name = signal.Signals(heard[0]).name
+                    self._leave(heard[0], f"did not end within {self._limit_s:g} s of {name}")
 
     def _leave(self, number: int, what: str) -> None:
         for child in multiprocessing.active_children():

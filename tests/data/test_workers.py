@@ -45,7 +45,7 @@ def test_workers_end_with_a_process_that_is_killed_and_leave_ctrl_c_to_it(tmp_pa
         [sys.executable, str(tmp_path / "stream.py")], env=environment, stdout=-1, stderr=-1, text=True
     ) as process:
         try:
-            assert process.stdout is not None and process.stderr is not None
+            assert process.stdout and process.stderr
             workers = json.loads(process.stdout.readline())
             os.kill(workers[0], signal.SIGINT)
             time.sleep(0.5)

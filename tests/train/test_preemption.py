@@ -71,6 +71,7 @@ CASES = [
     ("write()", True, (NEVER, SOON, NEVER), [signal.SIGTERM], LATE),
     ("save(noticed)", True, (NEVER, NEVER, SOON), [signal.SIGTERM], LATE),
     ("stay_in_c()", False, (SOON, NEVER, NEVER), [signal.SIGTERM], LATE),
+    ("stay_in_c()", False, (SOON, NEVER, NEVER), [signal.SIGINT], LATE.replace("SIGTERM", "SIGINT")),
     ("write()", True, (NEVER,) * 3, [signal.SIGTERM] * 2, "ended at once on a second signal"),
     ("stay_in_c()", True, (NEVER,) * 3, [signal.SIGINT] * 2, "ended at once on a second signal"),
     ("write_to_stderr()", True, (NEVER, SOON, NEVER), [signal.SIGTERM], None),
