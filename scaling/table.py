@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import difflib
 import math
+import reprlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeGuard
@@ -242,7 +243,7 @@ def _refuse_fractions(scores: Iterable[tuple[str, float]]) -> None:
 def _in_range(score: object, where: str, top: float) -> float:
     """The score itself, if it is a number in 0..top."""
     if not is_number(score):
-        raise UserError(f"{where} is {score!r}; write null for a missing cell.")
+        raise UserError(f"{where} is {reprlib.repr(score)}; write null for a missing cell.")
     if not 0 <= score <= top:
         hint = ""
         if top == 1.0 and score > 1:
@@ -299,7 +300,9 @@ def _axis(values: object, key: str) -> np.ndarray:
     listed = list(values.tolist() if isinstance(values, np.ndarray) else values)
     for value in listed:
         if not is_number(value) or value < LEAST:
-            raise UserError(f"{key!r} must hold positive numbers, of at least {LEAST:g}; it holds {value!r}.")
+            raise UserError(
+                f"{key!r} must hold positive numbers, of at least {LEAST:g}; it holds {reprlib.repr(value)}."
+            )
         if listed.count(value) > 1:
             raise UserError(f"{key!r} lists {value:g} twice; each row and column must be distinct.")
     return np.asarray(listed, np.float64)
