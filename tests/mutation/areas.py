@@ -38,7 +38,10 @@ AREAS: dict[str, dict[str, tuple[str, ...]]] = {
         "quecc_jax/data/packing.py": ("tests/data/test_packing.py", "tests/data/test_packing_plans.py")
     },
     "sampler": {"quecc_jax/data/sampler.py": ("tests/data/test_sampler.py",)},
-    "checkpoint": {f"quecc_jax/train/{name}.py": CHECKPOINTS for name in ("checkpoint", "resume")},
+    "checkpoint": {
+        **{f"quecc_jax/train/{name}.py": CHECKPOINTS for name in ("checkpoint", "resume")},
+        **{f"quecc_jax/{name}.py": ("tests/test_records.py",) for name in ("checksums", "records")},
+    },
     "scorers": {
         f"quecc_jax/evaluate/{name}.py": TASKS
         for name in (
