@@ -330,6 +330,7 @@ def test_what_a_trained_runs_export_says(tmp_path: Path, conforms: Any) -> None:
     run = make_run(tmp_path, template="v1")
     config = load_config(run / "config.json")
     shutil.rmtree(run / "source")
+    change_config(run, config)
     for name, decoder, start in (
         ("its own", config.model.decoder, ""),
         ("its start's", dataclasses.replace(config.model.decoder, max_positions=0), str(tmp_path / "start")),
