@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TypedDict
 
-from quecc_jax.paths import AnyPath, as_path, files_below, is_remote
+from quecc_jax.paths import AnyPath, as_path, crc32, files_below, is_remote
 from quecc_jax.records import CRC32, Count, Damaged, read_record, sealed, write_record
 
 FILE = "checksums.json"
@@ -37,9 +37,8 @@ def spread(path: Path, whole: int = WHOLE) -> tuple[int, int]:
     """
     with path.open("rb") as file:
         size = file.seek(0, 2)
-        file.seek(0)
         if size <= max(whole, BLOCK):
-            return size, zlib.crc32(file.read())
+            return size, crc32(path)
         total = 0
         for number in range(BLOCKS):
             file.seek((size - BLOCK) * number // (BLOCKS - 1))
@@ -68,8 +67,11 @@ def list_files(
     write_record(root / FILE, {"name": name, "whole": whole, "files": found}, indent=None)
 
 
-def check_files(directory: AnyPath, advice: str, name: str = "") -> None:
+def check_files(directory: AnyPath, advice: str, name: str = "") -> str:
     """Compares the files that checksums.json lists with it; a directory without a list is taken as it is.
+
+    Returns:
+      The list's `identity`.
 
     Raises:
       Damaged: one of them, or the list, is damaged or lost, or belongs to another directory.
@@ -78,10 +80,10 @@ def check_files(directory: AnyPath, advice: str, name: str = "") -> None:
     try:
         listing = read_record(root / FILE, Listing, advice)
     except FileNotFoundError:
-        return
+        return ""
     if listing["name"] != name:
         raise Damaged(f"{root} was written as {listing['name']!r}, not {name!r}; {advice}")
-    for file, (size, crc32) in listing["files"].items():
+    for file, (size, total) in listing["files"].items():
         path = root / file
         try:
             has = _sum(path, listing["whole"])
@@ -89,8 +91,9 @@ def check_files(directory: AnyPath, advice: str, name: str = "") -> None:
             raise Damaged(f"{path} cannot be read ({error.strerror or error}); {advice}") from None
         if has[0] != size:
             raise Damaged(f"{path} has {has[0]} bytes, not {size}; {advice}")
-        if has != (size, crc32):
+        if has != (size, total):
             raise Damaged(f"{path} is damaged: it does not have the checksum of {FILE}; {advice}")
+    return _identity(listing)
 
 
 def identity(directory: AnyPath) -> str:
@@ -100,9 +103,13 @@ def identity(directory: AnyPath) -> str:
       Damaged: the list cannot be read.
     """
     try:
-        return str(sealed(read_record(as_path(directory) / FILE, Listing, "restore it"))[CRC32])
+        return _identity(read_record(as_path(directory) / FILE, Listing, "restore it"))
     except FileNotFoundError:
         return ""
+
+
+def _identity(listing: Listing) -> str:
+    return str(sealed(listing)[CRC32])
 
 
 def _sum(path: Path, whole: int) -> tuple[int, int]:

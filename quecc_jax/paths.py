@@ -156,22 +156,22 @@ def cached(path: AnyPath, key: str = "") -> Path:
         stamp = f"{stat.length} {stat.mtime}"
     name = hashlib.sha256(f"{os.fspath(path)} {stamp}".encode()).hexdigest()[:20]
     for found in cache_folder().glob(f"{name}-????????-{glob.escape(remote.name)}"):
-        if key or crc32(found) == found.name.split("-")[1]:
+        if key or f"{crc32(found):08x}" == found.name.split("-")[1]:
             return found
         found.unlink(missing_ok=True)
     cache_folder().mkdir(parents=True, exist_ok=True)
     aside = cache_folder() / f".{name}.{os.getpid()}"
     try:
         remote.copy(aside, overwrite=True)
-        target = cache_folder() / f"{name}-{crc32(aside)}-{remote.name}"
+        target = cache_folder() / f"{name}-{crc32(aside):08x}-{remote.name}"
         os.replace(aside, target)
     finally:
         aside.unlink(missing_ok=True)
     return target
 
 
-def crc32(path: Path) -> str:
-    """The CRC-32 of a file, eight hexadecimal digits.
+def crc32(path: Path) -> int:
+    """The CRC-32 of a file.
 
     Raises:
       OSError: it cannot be read.
@@ -180,7 +180,7 @@ def crc32(path: Path) -> str:
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             total = zlib.crc32(block, total)
-    return f"{total:08x}"
+    return total
 
 
 @contextlib.contextmanager

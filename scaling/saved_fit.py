@@ -92,7 +92,7 @@ def load_fit(source: str, seed: int = 0) -> SavedFit:
         raise UserError(f"{path} is not a fit.json of `scaling fit` ({problem}); make it anew.") from None
 
 
-class _Law(msgspec.Struct):
+class StoredLaw(msgspec.Struct):
     """What it says of a law, as of those beside its own."""
 
     A: Finite
@@ -105,7 +105,7 @@ class _Law(msgspec.Struct):
         return Law(Params(self.A, self.alpha, self.beta, self.D), self.tokens_convention, text)
 
 
-class _Record(_Law):
+class _Record(StoredLaw):
     """What a plan reads of it."""
 
     query_tokens: NonNegative
@@ -113,7 +113,7 @@ class _Record(_Law):
     visual_tokens: _Axis
     name: str = "scores"
     samples: dict[str, list[Finite]] = {}
-    rivals: dict[str, _Law] = {}
+    rivals: dict[str, StoredLaw] = {}
     findings: list[str] = []
     score: list[list[Finite | None]] | None = None
 

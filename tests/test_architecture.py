@@ -14,7 +14,17 @@ ROOT = Path(__file__).parents[1]
 TREES = ("quecc_jax", "scaling", "launch", "configs")
 
 LEVELS = (
-    {"errors", "json_text", "paths", "records", "checksums", "progress", "xla_flags", "pages"},
+    {
+        "errors",
+        "json_text",
+        "paths",
+        "records",
+        "checksums",
+        "progress",
+        "worker_process",
+        "xla_flags",
+        "pages",
+    },
     {"compressor settings"},
     {"config"},
     {"flops", "sharding", "distributed", "run_lock"},

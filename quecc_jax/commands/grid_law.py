@@ -19,9 +19,10 @@ from quecc_jax.records import Count, Finite, NonNegative, of_form
 from scaling.diagnostics.assess import assess
 from scaling.fit import NON_NEGATIVE, Fit, VariableProjection, fit_law
 from scaling.frontier import Cost, law_choices, measured_cost, pareto, published_cost
-from scaling.law import PARAMETERS, Law, Params, Tokens
+from scaling.law import PARAMETERS, Law
 from scaling.report.fit_report import fit_record, interval_text
 from scaling.report.plot import figure_error_vs_flops, figure_residuals
+from scaling.saved_fit import StoredLaw
 from scaling.table import ScoreTable, checked
 
 
@@ -68,14 +69,9 @@ class _CrossCheck(msgspec.Struct):
     sse: NonNegative
 
 
-class _StoredFit(msgspec.Struct):
+class _StoredFit(StoredLaw):
     """What the report reads of a fit's record."""
 
-    A: Finite
-    alpha: Finite
-    beta: Finite
-    D: Finite
-    tokens_convention: Tokens
     query_tokens: NonNegative
     sse: NonNegative
     r2: Finite | None
@@ -84,8 +80,8 @@ class _StoredFit(msgspec.Struct):
     n_agreeing: Count
     converged: bool
     cross_check: _CrossCheck
-    fixed: list[str] = []
-    findings: list[str] = []
+    fixed: tuple[str, ...] = ()
+    findings: tuple[str, ...] = ()
     ci: dict[str, Annotated[list[Finite | None], msgspec.Meta(min_length=2, max_length=2)]] | None = None
 
 
@@ -101,8 +97,7 @@ def _stored(results: Results, task: str) -> _StoredFit:
 def stored_fit(results: Results, task: str, table: ScoreTable) -> Fit:
     """The run's own fit of a task, ready to draw: residuals are recomputed from law and table."""
     record = _stored(results, task)
-    params = Params(record.A, record.alpha, record.beta, record.D)
-    law = Law(params, record.tokens_convention, record.query_tokens)
+    law = record.law(record.query_tokens)
     return Fit(
         law=law,
         residuals=law.error(table.params_b[:, None], table.visual_tokens[None, :]) - table.error,
@@ -116,7 +111,7 @@ def stored_fit(results: Results, task: str, table: ScoreTable) -> Fit:
         n_agreeing=record.n_agreeing,
         iterations=0,
         converged=record.converged,
-        cross_check=VariableProjection(params, record.cross_check.sse),
+        cross_check=VariableProjection(law.params, record.cross_check.sse),
         objective=record.sse,
     )
 

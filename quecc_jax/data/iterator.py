@@ -1,9 +1,5 @@
 """Streams a run's batches, made ahead by grain's threads or processes, from an exact position."""
 
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Mapping
 
 import grain
@@ -17,6 +13,7 @@ from quecc_jax.data.batch import Batch
 from quecc_jax.data.grain_shim import close
 from quecc_jax.errors import UserError
 from quecc_jax.records import Count, of_form
+from quecc_jax.worker_process import follow_parent
 
 PREFETCH = 2
 """Batches made ahead, per worker."""
@@ -68,7 +65,7 @@ class DataIterator:
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()
             options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=PREFETCH)
-            dataset = dataset.mp_prefetch(options, _follow_parent)
+            dataset = dataset.mp_prefetch(options, _begin_worker)
         return iter(dataset)
 
     def get_state(self) -> dict[str, object]:
@@ -105,14 +102,6 @@ class DataIterator:
         self.close()
 
 
-def _follow_parent(number: int, count: int) -> None:
-    """Leaves Ctrl-C to the process that started this worker, and ends the worker with it, even if it is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+def _begin_worker(number: int, count: int) -> None:
+    """What grain calls in each worker first."""
+    follow_parent()

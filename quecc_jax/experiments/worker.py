@@ -8,8 +8,6 @@ import contextlib
 import multiprocessing
 import os
 import pkgutil
-import signal
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -21,6 +19,7 @@ from typing import cast
 from quecc_jax.experiments.grid import Grid, Job
 from quecc_jax.experiments.store import result_file, write_progress, write_result
 from quecc_jax.paths import write_text
+from quecc_jax.worker_process import follow_parent
 from quecc_jax.xla_flags import ONE_THREAD, with_flags
 
 Report = Callable[[float, float, str], None]
@@ -147,19 +146,10 @@ def worker_environment() -> Iterator[None]:
 
 def _start_worker(started: "Synchronized[int]") -> None:
     """Gives a worker process a core of its own, where the system can, and ends it with its parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    follow_parent()
     with started.get_lock():
         number = started.value
         started.value += 1
     if hasattr(os, "sched_setaffinity"):
         own = cores()
         os.sched_setaffinity(0, {own[number % len(own)]})
-
-
-def _leave_with_parent() -> None:
-    """Ends this process when its parent is gone, so that no orphan writes beside a new run."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
-from quecc_jax.checksums import check_files, identity
+from quecc_jax.checksums import check_files
 from quecc_jax.config import RunConfig
 from quecc_jax.data.files import fresh_directory
 from quecc_jax.distributed import notice
@@ -130,8 +130,7 @@ def check_frozen(run: Path, step: int, metadata: Any) -> None:
     path = run / FROZEN
     advice = "restore that directory, or start over with --checkpoint.resume never"
     try:
-        check_files(path, "copy it again", FROZEN)
-        has = identity(path)
+        has = check_files(path, "copy it again", FROZEN)
     except Damaged as error:
         raise UserError(f"the frozen parameters in {path} cannot be read ({error}); {advice}") from None
     # Version 0.1 did not say.

@@ -7,7 +7,6 @@ under the leaf's path joined by dots; here they are opened one by one through te
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tensorstore as ts
@@ -21,7 +20,6 @@ from quecc_jax.convert.rules import Path as LeafPath
 from quecc_jax.convert.rules import PyTree, Rule, Shape, Slab, leaf_shapes
 from quecc_jax.errors import UserError
 from quecc_jax.json_text import JsonObject
-from quecc_jax.records import Damaged
 from quecc_jax.train.checkpoint import check_files_of, check_frozen
 from quecc_jax.train.initial import refuse_other_model
 from quecc_jax.train.orbax_shim import quiet_libraries
@@ -146,12 +144,14 @@ class SlabReader:
         self._newest, self._context = self.run / "checkpoints" / str(max(steps)), _context()
         self._folder_of: dict[LeafPath, Path] = {}
         frozen = self.run / "frozen"
-        with _reading(self._newest, (Damaged,)):
+        # Orbax, tensorstore and json each fail in their own ways.
+        with _reading(self._newest, (Exception,)), quiet_libraries():
             check_files_of(self.run, max(steps))
+            saved = ocp.checkpointables_metadata(self._newest)
         if frozen.is_dir():
             self._add(frozen, lambda: dict(ocp.metadata(frozen).metadata))
-        self._add(self._newest, lambda: dict(self._metadata().metadata["params"]))
-        check_frozen(self.run, max(steps), self._metadata().custom_metadata)
+        self._add(self._newest, lambda: dict(saved.metadata["params"]))
+        check_frozen(self.run, max(steps), saved.custom_metadata)
         towers = {"vision"} if self.config.model.query.reads_decoder else {"vision", "text"}
         absent = towers - {path[0] for path in self._folder_of}
         if self.config.tower_from and absent:
@@ -159,9 +159,6 @@ class SlabReader:
         self._arrays = {path: self._open(path) for path in self._folder_of}
         self.shapes: dict[LeafPath, Shape] = {p: tuple(a.shape) for p, a in self._arrays.items()}
         self.dtypes = {p: np.dtype(a.dtype.numpy_dtype) for p, a in self._arrays.items()}
-
-    def _metadata(self) -> Any:
-        return ocp.checkpointables_metadata(self._newest)
 
     def _borrowed(self, names: set[str]) -> dict[LeafPath, Path]:
         """Where the leaves of absent towers lie, if they are those of this run's model."""

@@ -103,11 +103,9 @@ def write_features(
     except Damaged as error:
         notice(f"{error}; that is done now")
         found = None
-        _note_path(directory, name).unlink()
-    if found:
-        if found["fingerprint"] == fingerprint and found["items"] == items:
-            return Features(directory, found)
-        _note_path(directory, name).unlink()
+    if found and found["fingerprint"] == fingerprint and found["items"] == items:
+        return Features(directory, found)
+    _note_path(directory, name).unlink(missing_ok=True)
     shards, shape = list[Shard](), list[int]()
     for file, span in shard_spans(name, items, ITEMS):
         if known := find_shard(directory, file, fingerprint):
