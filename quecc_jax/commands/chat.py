@@ -163,7 +163,13 @@ def run(options: Options) -> None:
 
         max_bytes = int(options.max_upload_mb * 1e6)
         page = Page(
-            engine, limits, options.query, max_bytes, options.max_pixels, first_image(options), options.suggest
+            engine,
+            limits,
+            options.query,
+            max_bytes,
+            options.max_pixels,
+            first_image(options),
+            options.suggest,
         )
         serve(page, options.host, options.port, options.open)
         return
