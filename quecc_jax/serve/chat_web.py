@@ -54,7 +54,7 @@ def policy(page: str) -> str:
     )
 
 
-class Refused(UserError):
+class Refused(Exception):
     """A request that is not served: HTTP status and a sentence."""
 
     def __init__(self, status: int, message: str):
@@ -78,7 +78,7 @@ class Page:
         """A page that begins with an image file, or none, and offers questions to click.
 
         Raises:
-          Refused, UserError: as `upload`.
+          UserError: the image is not accepted.
         """
         self.engine, self.limits, self.query = engine, limits, query
         self.max_bytes, self.max_pixels = max_bytes, max_pixels
@@ -87,7 +87,10 @@ class Page:
         self._model, self._held = threading.Lock(), threading.Lock()
         self._room = threading.Semaphore(WAITING)
         if image:
-            self.upload(image)
+            try:
+                self.upload(image)
+            except Refused as refused:
+                raise UserError(f"the image to begin with: {refused}") from None
 
     def settings(self) -> Json:
         """What the page shows before the first question."""
