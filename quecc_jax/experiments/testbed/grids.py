@@ -21,6 +21,7 @@ from quecc_jax.config.compressors import exchanged
 from quecc_jax.config.io import load_config
 from quecc_jax.errors import UserError
 from quecc_jax.experiments.grid import Cell, Grid, Step, Test, tiled
+from quecc_jax.experiments.testbed.seeds import seed_spreads
 from quecc_jax.experiments.testbed.settings import DEFAULT, TASKS, Split, Testbed
 
 TEXT_TOKENS = 20
@@ -239,6 +240,7 @@ def image_cell(
         (test,),
         llm=decoder.name,
         compressor="QueCC",
+        seed_spreads=seed_spreads(decoder.name),
         needs=("tower",) if testbed.start else ("tower", _language(decoder)),
         cost=35 + training_seconds(recipe, steps, data.max_length, decoder),
     )
