@@ -26,7 +26,7 @@ APART := --ignore=tests/conformance --ignore=tests/parity --ignore=tests/gpu --i
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo study study-compressors test test-all test-conformance test-parity test-gpu test-lmms test-newest \
+.PHONY: help demo chat example study study-compressors test test-all test-conformance test-parity test-gpu test-lmms test-newest \
   soak mutate nightly lint typecheck format
 
 help: ## Show this list
@@ -41,6 +41,14 @@ study: $(VENV)/.installed ## The demo at length: three seeds, resumable cell by 
 
 study-compressors: $(VENV)/.installed ## Every compressor on the same testbed, three seeds, resumable; at most 90 minutes
 	$(PY) -m launch.compare_compressors --out $(COMPARISON_OUT)
+
+chat: $(VENV)/.installed ## Ask a trained model about an image, in the browser: where does its one visual token look?
+	$(PY) -m launch.chat --web --open --checkpoint examples/model --visual-tokens 1 --image examples/mosaic-1.png \
+	  --suggest "what color is the shape in row 1, column 1?" "what color is the shape in row 2, column 2?" \
+	  "what shape is in row 1, column 2?"
+
+example: $(VENV)/.installed ## Make the trained model in examples/ anew; an hour, resumable
+	$(PY) -m examples.make
 
 test: lint typecheck ## Lint, type check and every test that is not slow
 	$(PY) -m pytest $(PARALLEL) $(APART) -m "not slow"

@@ -1,4 +1,4 @@
-"""A small model on easy-VQA from its images, with the tower, tokenizer and decoder of a finished demo.
+"""A small model on easy-VQA from its images, with the tower, tokenizer and language model in `examples/`.
 
 python -m launch.train configs/easyvqa.py --train.steps 500
 """
@@ -7,17 +7,18 @@ import dataclasses
 
 from configs import demo
 from quecc_jax.config import DataConfig, MeshConfig, RunConfig, SourceConfig
-from quecc_jax.experiments.testbed.grids import compressor, model, trained_cell, training
+from quecc_jax.config.io import load_config
+from quecc_jax.experiments.testbed.grids import compressor, model, training
 
-DEMO = "runs/demo"
+EXAMPLE = "examples/model"
 
 
 def config() -> RunConfig:
     """The middle decoder at V = 4, all parts trained but the tower."""
-    start, vocabulary = trained_cell(DEMO, "M-v4-s0")
+    vocabulary = load_config(f"{EXAMPLE}/config.json").model.decoder.vocab_size
     data = DataConfig(
         sources=(SourceConfig("easy_vqa"),),
-        tokenizer=f"{DEMO}/data/tokenizer",
+        tokenizer=f"{EXAMPLE}/tokenizer",
         template="short",
         max_length=28,
         query_length=16,
@@ -33,7 +34,7 @@ def config() -> RunConfig:
         500,
         5e-4,
         0,
-        init_from=start,
-        tower_from=f"{DEMO}/tower",
+        init_from="examples/language/M",
+        tower_from=EXAMPLE,
     )
     return dataclasses.replace(run, mesh=MeshConfig(1, 1, 1))

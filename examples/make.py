@@ -17,10 +17,12 @@ from configs import example
 from quecc_jax.config import RunConfig, SourceConfig
 from quecc_jax.data.sources.pool import read_pool
 from quecc_jax.errors import program
+from quecc_jax.evaluate.explain import explain
 from quecc_jax.experiments import runner
 from quecc_jax.experiments.grid import Grid, at
 from quecc_jax.experiments.store import finished
-from quecc_jax.load import load_vlm
+from quecc_jax.generate.questions import Limits, Question
+from quecc_jax.load import load_engine, load_vlm
 from quecc_jax.records import write_record
 from quecc_jax.run_lock import run_lock
 from quecc_jax.train.checkpoint import Tree, load_params, save_params
@@ -85,6 +87,14 @@ def write_scores(grid: Grid, out: Path) -> None:
     write_record(out / "scores.json", {"machine": runner.machine(), "scores": shares})
 
 
+def write_heat_maps(_grid: Grid, out: Path) -> None:
+    """Draws where the one visual token of an image comes from, for two questions."""
+    engine = load_engine(out / "model", visual_tokens=1)
+    image = engine.image(out / "mosaic-1.png")
+    first, second = (f"what color is the shape in row {n}, column {n}?" for n in (1, 2))
+    explain(engine, Question(first, (image,)), second, Limits(max_new_tokens=5), out / "heat-maps.png")
+
+
 def main() -> None:
     """Trains what is missing and writes it."""
     options = tyro.cli(Options, description=Options.__doc__)
@@ -92,7 +102,7 @@ def main() -> None:
     with run_lock(grid.out):
         runner.check(runner.run_grid(grid, parallel=True), grid)
     options.out.mkdir(parents=True, exist_ok=True)
-    for write in (write_parts, write_images, write_scores):
+    for write in (write_parts, write_images, write_scores, write_heat_maps):
         write(grid, options.out)
 
 

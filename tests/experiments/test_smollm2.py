@@ -10,13 +10,9 @@ import numpy as np
 import pytest
 
 from configs import smollm2_easyvqa_stage1
-from quecc_jax.config import MeshConfig, RunConfig, SourceConfig
+from quecc_jax.config import MeshConfig, RunConfig
 from quecc_jax.config.validation import validate
 from quecc_jax.convert.run import import_weights
-from quecc_jax.data.sources.pool import write_features
-from quecc_jax.experiments.testbed.build import build_pool
-from quecc_jax.experiments.testbed.tower import feature_fn
-from quecc_jax.models.towers.clip import ClipTower
 from quecc_jax.sharding import make_mesh
 from quecc_jax.train.checkpoint import load_params
 from quecc_jax.train.loop import train
@@ -35,21 +31,15 @@ def test_the_settings_fit():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> RunConfig:
-    """The recipe with imported weights, few images, and the features of a tower that never learned."""
+    """The recipe with imported weights, for a few steps."""
     assert SPEC is not None and SPEC.origin is not None
     root = tmp_path_factory.mktemp("smollm2")
     import_weights(Path(SPEC.origin).parent / FILE, root / "weights")
     base = smollm2_easyvqa_stage1.config()
-    vision = base.model.vision
-    pool = build_pool("single", "train", root / "pool", vision.image_size, 8, 2)
-    pixels = np.zeros((1, vision.image_size, vision.image_size, 3), np.float32)
-    tower = ClipTower(vision).init(jax.random.key(0), pixels)["params"]
-    write_features(pool, feature_fn(vision, tower), 8, "untrained")
-    sources, tokenizer = (SourceConfig("pool", str(pool.directory)),), str(root / "weights/tokenizer")
-    data = dataclasses.replace(base.data, sources=sources, tokenizer=tokenizer)
+    data = dataclasses.replace(base.data, tokenizer=str(root / "weights/tokenizer"))
     shorter = dataclasses.replace(base.train, steps=STEPS, batch_size=4, log_every=1)
     return dataclasses.replace(
-        base, out=str(root / "run"), data=data, train=shorter, init_from=str(root / "weights"), tower_from=""
+        base, out=str(root / "run"), data=data, train=shorter, init_from=str(root / "weights")
     )
 
 

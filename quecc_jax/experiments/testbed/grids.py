@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Literal
 
 from quecc_jax.config import (
@@ -18,8 +17,6 @@ from quecc_jax.config import (
     TrainConfig,
 )
 from quecc_jax.config.compressors import exchanged
-from quecc_jax.config.io import load_config
-from quecc_jax.errors import UserError
 from quecc_jax.experiments.grid import Cell, Grid, Step, Test, tiled
 from quecc_jax.experiments.testbed.seeds import seed_spreads
 from quecc_jax.experiments.testbed.settings import DEFAULT, TASKS, Split, Testbed
@@ -133,20 +130,6 @@ def corpus_data(out: str) -> DataConfig:
         labels="all",
         max_length=DOCUMENT_TOKENS,
     )
-
-
-def trained_cell(out: str, name: str) -> tuple[str, int]:
-    """The run directory of a finished grid's cell, and the size of its vocabulary.
-
-    Raises:
-      UserError: the grid in `out` has not trained it yet.
-    """
-    run = f"{out}/cells/{name}/stage2"
-    if not Path(run, "config.json").exists():
-        raise UserError(
-            f"this starts from what the demo in {out} trains, which is not there; run `make demo` first"
-        )
-    return run, load_config(f"{run}/config.json").model.decoder.vocab_size
 
 
 def training(
