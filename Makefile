@@ -27,7 +27,7 @@ APART := --ignore=tests/conformance --ignore=tests/parity --ignore=tests/gpu --i
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo study study-compressors test test-all test-conformance test-parity test-gpu test-lmms test-newest \
-  soak mutate nightly lint typecheck format
+  soak mutate nightly docs lint typecheck format
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -75,6 +75,11 @@ nightly: test-all test-conformance test-parity test-lmms test-newest ## Everythi
 
 mutate: $(VENV)-mutate/.installed ## 200 mutants of the numerical core, an hour, resumable; AGAIN=1: those that survived
 	$(VENV)-mutate/bin/python -m tests.mutation.run --mutants $(or $(MUTANTS),200) $(if $(filter-out 0,$(AGAIN)),--again)
+
+docs: $(VENV)-docs/.installed ## The documentation site, with its notebooks run, in docs/_build/html; FRESH=1: all anew
+	$(VENV)-docs/bin/python -m sphinx --builder html $(if $(filter-out 0,$(FRESH)),--fresh-env --write-all) \
+	  --fail-on-warning --keep-going --nitpicky --quiet --doctree-dir docs/_build/doctrees docs docs/_build/html
+	@echo "The site is in docs/_build/html/index.html"
 
 lint: $(VENV)/.installed-test ## Ruff: format and lint
 	$(PY) -m ruff format --check .
@@ -126,6 +131,14 @@ $(VENV)-mutate/.installed: $(VENV)/.installed-test requirements/mutate.txt
 	@$(PY) -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
 	  > $$($(VENV)-mutate/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/shared.pth
 	@$(VENV)-mutate/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/mutate.txt
+	@touch $@
+
+$(VENV)-docs/.installed: $(VENV)/.installed requirements/docs.txt
+	@echo "Installing Sphinx into $(VENV)-docs, once"
+	@$(PY) -m venv --clear $(VENV)-docs
+	@$(PY) -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+	  > $$($(VENV)-docs/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/shared.pth
+	@$(VENV)-docs/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/docs.txt
 	@touch $@
 
 # The project itself goes in too, so that its own bounds have to allow these versions.
