@@ -34,12 +34,16 @@ class Options(Answering):
     checkpoint: Path
     """Directory of a trained run."""
     image: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """Image to start the conversation with."""
+    """Image to start the conversation with; the page of --web is shown with it."""
     query: Literal["own", "latest"] = "own"
     """Question that the compressor reads: `own`, that of the turn that shows the image, as in training.
     Or `latest`, for which the image is compressed again at every turn."""
     web: bool = False
     """Serve a web page instead of chatting in the terminal."""
+    suggest: Annotated[tuple[str, ...], tyro.conf.arg(metavar="QUESTION")] = ()
+    """Questions that the page of --web offers to click."""
+    open: bool = False
+    """Open the page of --web in the browser."""
     host: str = "127.0.0.1"
     """Address that --web listens on; any other than this machine's own opens it to the network."""
     port: int = 7860
@@ -157,11 +161,17 @@ def run(options: Options) -> None:
     if options.web:
         from quecc_jax.serve.chat_web import Page, serve
 
-        serve(
-            Page(engine, limits, options.query, int(options.max_upload_mb * 1e6), options.max_pixels),
-            options.host,
-            options.port,
+        max_bytes = int(options.max_upload_mb * 1e6)
+        page = Page(
+            engine,
+            limits,
+            options.query,
+            max_bytes,
+            options.max_pixels,
+            first_image(options),
+            options.suggest,
         )
+        serve(page, options.host, options.port, options.open)
         return
     talk = Chat(engine, limits, options.query)
     if options.image is not None:
@@ -170,13 +180,27 @@ def run(options: Options) -> None:
     chat(talk)
 
 
+def first_image(options: Options) -> bytes:
+    """The file of --image, for the page; nothing without.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    if options.image is None:
+        return b""
+    check_reference(str(options.image))
+    try:
+        return options.image.expanduser().read_bytes()
+    except OSError as error:
+        raise UserError(f"image {options.image} cannot be read ({error.strerror})") from None
+
+
 def check(options: Options) -> None:
     """Numbers out of range and options that would do nothing are mistakes."""
     if not options.web:
-        names = ("host", "port", "max_upload_mb", "max_pixels")
+        names = ("host", "port", "max_upload_mb", "max_pixels", "suggest", "open")
         refuse_unread(options, names, "goes with --web; add it or leave this out")
         return
-    refuse_unread(options, ("image",), "goes with the terminal; upload the image in the page of --web")
     if not 1 <= options.max_upload_mb * 1e6 < math.inf:
         raise UserError(f"--max-upload-mb is {options.max_upload_mb:g}; give a positive size")
     check_least(options, {"max_pixels": 1})

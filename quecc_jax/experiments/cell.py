@@ -45,6 +45,7 @@ def run_cell(grid: Grid, cell: Cell, report: Report) -> CellResult:
     trained = time.time() - started
     report(before, total, "tests")
     last, rows, samples = runs[-1], list[Row](), list[Sample]()
+    spreads = dict(cell.seed_spreads)
     curve = losses[f"stage{last.train.stage}"]
     about = Row(
         cell=cell.name,
@@ -62,7 +63,9 @@ def run_cell(grid: Grid, cell: Cell, report: Report) -> CellResult:
         here: Row = {**about, "visual_tokens": model.visual_tokens if last.data.images_per_row else 0}
         for test in cell.tests:
             data, answers = ask(last, model, test)
-            rows += [{**here, **row} for row in _scored(test, answers, model, data)]
+            for row in _scored(test, answers, model, data):
+                known = spreads.get(f"{row['task']}/{row['kind']}")
+                rows.append({**here, **row, **({} if known is None else {"seed_spread": known})})
             if cell.samples:
                 samples += _samples(grid.out, cell, model.visual_tokens, test, answers)
         if cell.benchmarks:

@@ -61,6 +61,9 @@ class Cell:
     """What reports call its compressor; those of one name differ in V and seed only."""
     visual_tokens: tuple[int, ...] = ()
     """Values V at which an elastic compressor is tested; its own without any."""
+    seed_spreads: tuple[tuple[str, float], ...] = ()
+    """Standard deviation over seeds of its share of right answers, by kind of question, where it was measured
+    elsewhere."""
     part: str = "cells"
     """What it belongs to in the report: a kind of comparison, or of preparation."""
     samples: int = 0

@@ -37,6 +37,8 @@ class Row(TypedDict, total=False):
     score: Finite
     stderr: Finite
     """Of the test questions, without that over seeds."""
+    seed_spread: NonNegative
+    """Standard deviation of the share over seeds, where it was measured elsewhere."""
     flops: NonNegative | None
     """Of one answer, tower included."""
     loss: Finite | None

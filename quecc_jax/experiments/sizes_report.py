@@ -154,7 +154,13 @@ def _error_note(results: Results) -> str:
     chance = "The best of several models is a little flattered by chance."
     seeds, tasks = len(results["seeds"]), stats.tasks(results["rows"])
     if seeds == 1:
-        return f"± is the binomial standard error of the test questions, sqrt(p (1 - p) / n). {chance}"
+        told = "± is the binomial standard error of the test questions, sqrt(p (1 - p) / n)"
+        if any(row.get("seed_spread") for row in results["rows"]):
+            told += (
+                ", together with the spread over seeds of the same decoder and kind of question in the study "
+                "(docs/study), for this grid has one seed"
+            )
+        return f"{told}. {chance}"
     worst = max(score.binomial for task in tasks for score in stats.scores(results["rows"], task).values())
     return (
         f"Means over {seeds} seeds; ± is the standard error over seeds. All seeds answer the same test "
@@ -221,7 +227,7 @@ def _query(results: Results, out: Path) -> Iterator[Section]:
         "query",
         partial(ablation_figure, results),
         "Accuracy with the question and with zeros in the compressor",
-        "Right answers to questions about one cell, with binomial standard errors.",
+        "Right answers to questions about one cell, with standard errors.",
     )
     yield Section("Does the query matter?", [told, figure, table_html(rows, header)])
 

@@ -20,6 +20,24 @@ CELL_KIND = "mosaic/cell"
 K = TypeVar("K", bound=Hashable)
 
 
+def seed_spreads(rows: Iterable[Row]) -> dict[str, dict[str, float]]:
+    """Standard deviation over seeds of the accuracy of each language model on each kind of question: the root
+    mean square of the sample deviations at every V. Nothing where there is one seed.
+
+    Returns:
+      Shares in 0..1 by language model and kind, as "mosaic/cell".
+    """
+    found, listed = dict[str, dict[str, float]](), list(rows)
+    for kind in kinds(listed):
+        deviations: dict[str, list[float]] = {}
+        for (llm, _), one in scores(listed, kind).items():
+            if len(one.seeds) > 1:
+                deviations.setdefault(llm, []).append(float(np.var(one.shares, ddof=1)))
+        for llm, variances in deviations.items():
+            found.setdefault(llm, {})[kind] = math.sqrt(float(np.mean(variances)))
+    return found
+
+
 def one_compressor(rows: Iterable[Row]) -> bool:
     """Whether the grid is about decoders and V, so that a law can be fitted, and not about compressors."""
     return len(compressors(rows)) == 1
@@ -65,6 +83,8 @@ class Score:
     """Share of right answers, and the number of questions, of each seed."""
     flops: float | None = None
     """Mean FLOPs of one answer, tower included."""
+    seed_spread: float = 0.0
+    """Standard deviation over seeds as it was measured elsewhere; counts where there is one seed."""
 
     @property
     def shares(self) -> list[float]:
@@ -88,9 +108,12 @@ class Score:
 
     @property
     def stderr(self) -> float:
-        """Standard error: over k seeds sample standard deviation / sqrt(k), binomial for one."""
+        """Standard error: over k seeds sample standard deviation / sqrt(k); for one, that of its questions and,
+        as far as it is known, of its training."""
         count = len(self.seeds)
-        return float(np.std(self.shares, ddof=1)) / math.sqrt(count) if count > 1 else self.binomial
+        if count > 1:
+            return float(np.std(self.shares, ddof=1)) / math.sqrt(count)
+        return math.hypot(self.binomial, self.seed_spread)
 
     @property
     def cautious(self) -> float:
@@ -110,7 +133,9 @@ def score(groups: Mapping[int, Sequence[Row]]) -> Score:
     counted = [(row["flops"], row["n"]) for rows in groups.values() for row in rows]
     known = [(flops, n) for flops, n in counted if flops is not None]
     spent = sum(flops * n for flops, n in known) / sum(n for _, n in known) if known else None
-    return Score(seeds, spent)
+    # A seed that is better at one kind of question tends to be so at all.
+    spreads = [(row.get("seed_spread") or 0.0, row["n"]) for rows in groups.values() for row in rows]
+    return Score(seeds, spent, sum(s * n for s, n in spreads) / sum(n for _, n in spreads))
 
 
 def scores(
@@ -198,18 +223,22 @@ def ablation(rows: Sequence[Row], what: str = CELL_KIND) -> list[Pair]:
     asked, zeros = scores(rows, what), scores(rows, what, zero_query=True)
     order = list(dict.fromkeys(row["llm"] for row in rows))
     pairs = [
-        Pair(*key, seed, *(Score({seed: found[key].seeds[seed]}) for found in (asked, zeros)))
+        Pair(*key, seed, *(_of_seed(found[key], seed) for found in (asked, zeros)))
         for key in asked.keys() & zeros.keys()
         for seed in asked[key].seeds.keys() & zeros[key].seeds.keys()
     ]
     return sorted(pairs, key=lambda pair: (order.index(pair.llm), pair.visual_tokens, pair.seed))
 
 
+def _of_seed(found: Score, seed: int) -> Score:
+    return Score({seed: found.seeds[seed]}, seed_spread=found.seed_spread)
+
+
 def ablation_effect(pairs: Sequence[Pair]) -> Difference:
     """Mean gain of the question over zeros.
 
     Over three or more pairs the error is the spread of their differences; two or one say too little
-    about spread, so it is the binomial error then.
+    about spread, so it is that of the single scores then.
     """
     found = [difference(pair.question, pair.zero) for pair in pairs]
     gains = [one.gain for one in found]
@@ -265,7 +294,7 @@ def scores_record(
     source: str,
 ) -> dict[str, Any]:
     """The scores file that `scaling fit` reads: means over seeds, and over tasks for `score`; null where
-    no cell is finished.
+    no cell is finished. `stderr` is the larger of the questions' error and that over seeds (`Score.cautious`).
 
     Args:
       sizes: billions of parameters that have a row even without a finished cell.
@@ -277,10 +306,10 @@ def scores_record(
             groups.setdefault(key, {}).setdefault(row["seed"], []).append(row)
     names, counts = list(dict.fromkeys(task for _, _, task in groups)), sorted(visual_tokens)
     params = sorted({*sizes, *(size for size, _, _ in groups)})
-    parts = {key: [_score_and_error(group) for group in seeds.values()] for key, seeds in groups.items()}
+    parts = {key: _score_and_error(list(seeds.values())) for key, seeds in groups.items()}
 
     def cell(n: float, v: int, wanted: list[str]) -> tuple[float | None, float | None]:
-        found = [part for task in wanted for part in parts.get((n, v, task), ())]
+        found = [parts[n, v, task] for task in wanted if (n, v, task) in parts]
         if not found:
             return None, None
         error = math.sqrt(math.fsum(stderr**2 for _, stderr in found)) / len(found)
@@ -301,9 +330,16 @@ def scores_record(
     }
 
 
-def _score_and_error(rows: Sequence[Row]) -> tuple[float, float]:
-    """Score and binomial error of one seed on one task, its kinds of question taken together."""
-    if "n" not in rows[0]:
-        return rows[0]["score"], rows[0]["stderr"]
-    one = score({0: rows})
-    return one.mean, one.binomial
+def _score_and_error(seeds: Sequence[Sequence[Row]]) -> tuple[float, float]:
+    """Mean score of one model on one task, its kinds of question taken together, and the cautious error of it.
+
+    Args:
+      seeds: the rows of each seed; benchmarks have one row with its own error.
+    """
+    if "n" in seeds[0][0]:
+        found = score(dict(enumerate(seeds)))
+        return found.mean, found.cautious
+    shares = [rows[0]["score"] for rows in seeds]
+    between = float(np.std(shares, ddof=1)) / math.sqrt(len(shares)) if len(shares) > 1 else 0.0
+    own = math.sqrt(float(np.mean([rows[0]["stderr"] ** 2 for rows in seeds])))
+    return float(np.mean(shares)), max(between, own)

@@ -13,7 +13,8 @@ import json
 import re
 import socket
 import threading
-from collections.abc import Callable, Generator, Mapping
+import webbrowser
+from collections.abc import Callable, Generator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from typing import Annotated
@@ -64,12 +65,32 @@ class Refused(Exception):
 class Page:
     """What the page can ask for, apart from HTTP."""
 
-    def __init__(self, engine: Engine, limits: Limits, query: Query, max_bytes: int, max_pixels: int):
+    def __init__(
+        self,
+        engine: Engine,
+        limits: Limits,
+        query: Query,
+        max_bytes: int,
+        max_pixels: int,
+        image: bytes = b"",
+        questions: Sequence[str] = (),
+    ):
+        """A page that begins with an image file, or none, and offers questions to click.
+
+        Raises:
+          UserError: the image is not accepted.
+        """
         self.engine, self.limits, self.query = engine, limits, query
         self.max_bytes, self.max_pixels = max_bytes, max_pixels
+        self.image, self.questions = image, tuple(questions)
         self._images: collections.OrderedDict[str, ReadImage] = collections.OrderedDict()
         self._model, self._held = threading.Lock(), threading.Lock()
         self._room = threading.Semaphore(WAITING)
+        if image:
+            try:
+                self.upload(image)
+            except Refused as refused:
+                raise UserError(f"the image to begin with: {refused}") from None
 
     def settings(self) -> Json:
         """What the page shows before the first question."""
@@ -83,6 +104,8 @@ class Page:
             "max_pixels": self.max_pixels,
             "compressor": model.compressor.name,
             "max_length": data.max_length,
+            "has_image": bool(self.image),
+            "questions": self.questions,
         }
 
     def upload(self, body: bytes) -> Json:
@@ -213,11 +236,14 @@ def make_server(page: Page, host: str, port: int) -> ThreadingHTTPServer:
         ) from None
 
 
-def serve(page: Page, host: str, port: int) -> None:
-    """Serves until interrupted."""
+def serve(page: Page, host: str, port: int, show: bool = False) -> None:
+    """Serves until interrupted; with `show` in the user's browser, where there is one."""
     with make_server(page, host, port) as server:
         shown = f"[{host}]" if ":" in host else host
-        print(f"http://{shown}:{server.server_address[1]}/  (Ctrl-C ends)", flush=True)
+        address = f"http://{shown}:{server.server_address[1]}/"
+        print(f"{address}  (Ctrl-C ends)", flush=True)
+        if show:
+            webbrowser.open(address)
         server.serve_forever()
 
 
@@ -238,6 +264,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send(200, "text/html; charset=utf-8", self.document.encode(), own_script)
             elif self.path == "/settings":
                 self._json(200, self.page.settings())
+            elif self.path == "/image" and self.page.image:
+                self._send(200, "application/octet-stream", self.page.image)
             else:
                 raise Refused(404, "there is nothing here")
 

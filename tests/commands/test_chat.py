@@ -109,7 +109,8 @@ def test_a_mistake_is_one_line_and_the_conversation_goes_on(engine, images, line
         (["--host", "0.0.0.0"], "--host goes with --web"),
         (["--max-upload-mb", "5"], "--max-upload-mb goes with --web"),
         (["--max-pixels", "5"], "--max-pixels goes with --web"),
-        (["--web", "--image", "a.png"], "--image goes with the terminal"),
+        (["--suggest", "what?"], "--suggest goes with --web"),
+        (["--open"], "--open goes with --web"),
         (["--web", "--max-upload-mb", "-1"], "--max-upload-mb is -1; give a positive size"),
         (["--web", "--max-upload-mb", "nan"], "--max-upload-mb is nan; give a positive size"),
         (["--web", "--max-upload-mb", "inf"], "--max-upload-mb is inf; give a positive size"),
@@ -134,17 +135,26 @@ def test_the_latest_question_may_condition_the_compressor(engine, images):
     assert engine.answers([asked], LIMITS) == [talk.history[3]]
 
 
+@contextlib.contextmanager
+def served(page: Page) -> Iterator[int]:
+    """The port that the page is served at."""
+    made = make_server(page, "127.0.0.1", 0)
+    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield made.server_address[1]
+    finally:
+        made.shutdown()
+        made.server_close()
+        thread.join()
+
+
 @pytest.fixture
 def server(engine) -> Iterator[tuple[Page, int]]:
     """The page's own object, and the port it is served at."""
     page = Page(engine, LIMITS, "own", max_bytes=200_000, max_pixels=1_000_000)
-    made = make_server(page, "127.0.0.1", 0)
-    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    yield page, made.server_address[1]
-    made.shutdown()
-    made.server_close()
-    thread.join()
+    with served(page) as port:
+        yield page, port
 
 
 def call(port: int, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, Any, Any]:
@@ -286,6 +296,27 @@ def test_the_address_must_be_free(server, engine):
     for host, number in (("127.0.0.1", port), ("203.0.113.1", 0), ("127.0.0.1", 99999)):
         with pytest.raises(UserError, match=f"--host {host} --port {number} cannot be listened at"):
             make_server(page, host, number)
+
+
+@pytest.mark.skipif(bool(absent()), reason=absent() or "a browser is here")
+def test_a_page_begins_with_an_image_and_questions_to_click(engine, images, tmp_path):
+    page = Page(engine, LIMITS, "own", 200_000, 1_000_000, images[2].read_bytes(), QUESTIONS[:2])
+    with served(page) as port, browser(tmp_path / "profile") as window:
+        window.open(f"http://127.0.0.1:{port}/")
+        window.wait("document.querySelector('#drop canvas') !== null")
+        for number, question in enumerate(QUESTIONS[:2], start=1):
+            window.click(f"#offered button:nth-child({number})")
+            window.wait("document.querySelectorAll('.usage').length === 1")
+            (answer,) = engine.answers([Question(question, (engine.image(images[2]),))], LIMITS)
+            assert window.run("return document.querySelector('.model .said').innerText") == answer
+            assert window.run("return document.querySelector('.human .said').innerText") == question
+
+
+def test_a_first_image_that_is_none_is_refused(tmp_path, engine):
+    with pytest.raises(UserError, match="no image of the kinds"):
+        Page(engine, LIMITS, "own", 1000, 1000, b"not an image")
+    with pytest.raises(UserError, match=r"a.png cannot be read \(No such file"):
+        terminal.first_image(terminal.Options(checkpoint=tmp_path, image=tmp_path / "a.png", web=True))
 
 
 @pytest.mark.skipif(bool(absent()), reason=absent() or "a browser is here")

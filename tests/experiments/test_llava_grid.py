@@ -234,7 +234,10 @@ def test_scores_are_means_over_seeds_and_tests():
     record = scores_record([*rows, blind, zeros], {0.032, 0.064}, (1, 4), 6.0, "x", "y")  # type: ignore[list-item]
     assert record["score"] == [[pytest.approx(0.45), None], [None, None]]
     assert record["tasks"]["more"][0][0] == pytest.approx(0.6)
-    assert record["stderr"][0][0] == pytest.approx(np.sqrt(2 * 0.01**2 + 2 * 0.03**2) / 4)
+    # The seeds differ by more than their questions explain: 0.2 and 0.4 are 0.3 ± 0.1, 0.4 and 0.8 are 0.6 ± 0.2.
+    assert record["stderr"][0][0] == pytest.approx(np.sqrt(0.1**2 + 0.2**2) / 2)
+    near = scores_record(rows[:2], set(), (1,), 6.0, "x", "y")  # type: ignore[arg-type]
+    assert near["stderr"][0][0] == pytest.approx(np.sqrt(0.01**2 + 0.03**2) / 2)
 
 
 def test_shards_share_the_cells(tmp_path):

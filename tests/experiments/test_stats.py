@@ -51,6 +51,30 @@ def test_seeds_give_their_mean_and_its_standard_error(accuracies):
     assert score.cautious >= max(score.stderr, score.binomial)
 
 
+def test_one_seed_has_the_spread_that_was_measured_elsewhere(results):
+    mine = [{**r, "seed_spread": 0.05 if r["kind"] == "cell" else 0.2} for r in results["rows"]]
+    before, after = (stats.scores(rows, "mosaic")["M", 1] for rows in (results["rows"], mine))
+    asked = {r["kind"]: r["n"] for r in mine if (r["cell"], r["task"]) == ("M-v1-s0-question", "mosaic")}
+    spread = (0.05 * asked["cell"] + 0.2 * asked["whole"]) / sum(asked.values())
+    assert before.stderr == before.binomial == after.binomial
+    assert after.stderr == pytest.approx(math.hypot(after.binomial, spread)) == after.cautious
+    record = stats.scores_record(mine, set(), (1,), 6.0, "x", "y")
+    assert (
+        record["stderr"][1][0]
+        > stats.scores_record(results["rows"], set(), (1,), 6.0, "x", "y")["stderr"][1][0]
+    )
+    (pair,) = stats.ablation(mine)
+    assert pair.question.stderr == pytest.approx(math.hypot(pair.question.binomial, 0.05))
+
+
+def test_the_spread_over_seeds_is_that_of_each_model_and_kind(three_seeds, results):
+    found = stats.seed_spreads(three_seeds["rows"])
+    shares = stats.scores(three_seeds["rows"], "mosaic/cell")
+    deviations = [np.std(shares["L", v].shares, ddof=1) for v in (1, 4, 16, 64)]
+    assert found["L"]["mosaic/cell"] == pytest.approx(np.sqrt(np.mean(np.square(deviations))))
+    assert stats.seed_spreads(results["rows"]) == {}
+
+
 def test_grid_leaves_the_zeroed_query_out(results):
     scores = stats.scores(results["rows"], "mosaic")
     assert set(scores) == {(d, v) for d in "SML" for v in (1, 4, 16, 64)}

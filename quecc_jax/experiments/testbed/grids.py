@@ -21,6 +21,7 @@ from quecc_jax.config.compressors import exchanged
 from quecc_jax.config.io import load_config
 from quecc_jax.errors import UserError
 from quecc_jax.experiments.grid import Cell, Grid, Step, Test, tiled
+from quecc_jax.experiments.testbed.seeds import seed_spreads
 from quecc_jax.experiments.testbed.settings import DEFAULT, TASKS, Split, Testbed
 
 TEXT_TOKENS = 20
@@ -182,23 +183,20 @@ def training_seconds(recipe: Recipe, steps: int, tokens: int, decoder: Decoder) 
 def preparation(recipe: Recipe, out: str) -> tuple[list[Step], list[Cell]]:
     """What every model needs or is compared with: data, tower, language models, the baseline."""
     testbed = recipe.testbed
+    seeing = 15.0 if testbed.start else testbed.tower_steps * testbed.tower_batch / 320
     steps = [
         Step("data", f"{_STEPS}:make_data", cost=15, part="data"),
-        Step(
-            "tower",
-            f"{_STEPS}:make_tower",
-            ("data",),
-            testbed.tower_steps * testbed.tower_batch / 320,
-            "tower",
-        ),
+        Step("tower", f"{_STEPS}:make_tower", ("data",), seeing, "tower"),
     ]
     cells = []
     for d in recipe.decoders:
-        text = model(recipe, d, compressor(recipe, 1))
-        source, count, rate = f"{out}/language/{d.name}", recipe.language_steps, recipe.language_rate
+        text, source = model(recipe, d, compressor(recipe, 1)), testbed.language(out, d.name)
+        if testbed.start:
+            continue
+        count, rate = recipe.language_steps, recipe.language_rate
         run = training(recipe, source, text, corpus_data(out), 0, count, rate, 0)
         cost = 15 + training_seconds(recipe, count, DOCUMENT_TOKENS, d)
-        cells.append(Cell(f"language-{d.name}", (run,), part="language models", needs=("data",), cost=cost))
+        cells.append(Cell(_language(d), (run,), part="language models", needs=("data",), cost=cost))
     # The largest decoder is the baseline.
     folder, count, rate = f"{out}/baseline/{d.name}", recipe.stage2_steps, recipe.stage2_rate
     baseline = Cell(
@@ -207,10 +205,15 @@ def preparation(recipe: Recipe, out: str) -> tuple[list[Step], list[Cell]]:
         (Test(blind_data(out, "test").sources, max_new_tokens=5, batch_size=200),),
         llm=d.name,
         part="question-only baseline",
-        needs=(f"language-{d.name}",),
+        needs=("data",) if testbed.start else (_language(d),),
         cost=20 + training_seconds(recipe, count, TEXT_TOKENS, d),
     )
     return steps, [*cells, baseline]
+
+
+def _language(decoder: Decoder) -> str:
+    """Name of the cell that trains a decoder's language model."""
+    return f"language-{decoder.name}"
 
 
 def image_cell(
@@ -219,14 +222,15 @@ def image_cell(
     """Both stages of one model from its language model and the tower, then the test questions."""
     made = model(recipe, decoder, compressor)
     data, runs = image_data(out, "train", made.visual_tokens), []
-    source = f"{out}/language/{decoder.name}"
+    testbed = recipe.testbed
+    source = testbed.language(out, decoder.name)
     stages: tuple[tuple[Literal[1, 2], int, float], ...] = (
         (1, recipe.stage1_steps, recipe.stage1_rate),
         (2, recipe.stage2_steps, recipe.stage2_rate),
     )
     for stage, steps, rate in stages:
         run = f"{out}/cells/{name}/stage{stage}"
-        runs.append(training(recipe, run, made, data, stage, steps, rate, seed, source, f"{out}/tower"))
+        runs.append(training(recipe, run, made, data, stage, steps, rate, seed, source, testbed.tower(out)))
         source = run
     steps, asked = recipe.stage1_steps + recipe.stage2_steps, _sources(out, "test")
     test = Test(asked, max_new_tokens=5, batch_size=200, cached_features=True, count_flops=True)
@@ -236,7 +240,8 @@ def image_cell(
         (test,),
         llm=decoder.name,
         compressor="QueCC",
-        needs=("tower", f"language-{decoder.name}"),
+        seed_spreads=seed_spreads(decoder.name),
+        needs=("tower",) if testbed.start else ("tower", _language(decoder)),
         cost=35 + training_seconds(recipe, steps, data.max_length, decoder),
     )
 

@@ -39,9 +39,19 @@ class Testbed:
         levels=(1, 2, 3, 4),
     )
     """The small tower: 8 x 8 patches, four levels."""
+    start: str = ""
+    """Directory, as `examples`, of a tower, a tokenizer and language models to take; "" trains them."""
     tower_steps: int = 1800
     tower_batch: int = 24
     tower_rate: float = 2e-3
+
+    def tower(self, out: str) -> str:
+        """Run directory of the tower, of a grid in `out`."""
+        return f"{self.start}/model" if self.start else f"{out}/tower"
+
+    def language(self, out: str, decoder: str) -> str:
+        """Run directory of a decoder's language model, of a grid in `out`."""
+        return f"{self.start or out}/language/{decoder}"
 
 
 DEFAULT = Testbed()

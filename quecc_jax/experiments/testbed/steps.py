@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from quecc_jax.config import DataConfig, ModelConfig, RunConfig
+from quecc_jax.config import DataConfig, MeshConfig, ModelConfig, RunConfig
 from quecc_jax.config.shapes import at_visual_tokens
 from quecc_jax.data.batch import Batch, batch_spec
 from quecc_jax.data.sources.pool import Pool, read_pool, write_features
@@ -32,8 +32,13 @@ from quecc_jax.experiments.testbed.tower import feature_fn, train_tower
 from quecc_jax.experiments.worker import Report
 from quecc_jax.fingerprint import tower_fingerprint
 from quecc_jax.flops import compressor_cost, projector_flops, query_flops
+from quecc_jax.generate.decode import Params
 from quecc_jax.models.vlm import VLM
+from quecc_jax.sharding import make_mesh
 from quecc_jax.train.checkpoint import load_params, save_params
+from quecc_jax.train.initial import borrowed
+from quecc_jax.train.run_dir import copy_tokenizer
+from quecc_jax.train.step import abstract_params
 
 IMAGES, ROUNDS = 32, 15
 """Images that are timed at once, and how often."""
@@ -45,7 +50,12 @@ def _testbed(grid: Grid) -> Testbed:
 
 
 def make_data(grid: Grid, _step: Step, report: Report) -> DataRecord:
-    """Pools of all tasks and splits, the corpus, the questions without images, the tokenizer."""
+    """Pools of all tasks and splits, the questions without images, and, unless they are given, the corpus and
+    the tokenizer.
+
+    Raises:
+      UserError: the tokenizer to start from is not there.
+    """
     testbed, data = _testbed(grid), Path(grid.out, "data")
     pools, blind = list[Pool](), list[Pool]()
     for number, (split, task) in enumerate(product(SPLITS, TASKS)):
@@ -57,39 +67,50 @@ def make_data(grid: Grid, _step: Step, report: Report) -> DataRecord:
         )
         blind.append(write_questions(pools[-1], data / f"{task}-{split}-blind"))
     report(6, 8, "text")
-    corpus = write_corpus(pools[: len(TASKS)], data / "corpus", testbed.documents, SPECIALS[2])
-    texts = [row["conversations"][1]["value"].replace(SPECIALS[2], " ") for row in corpus.rows]
-    words = train_word_tokenizer([*texts, template_text()], data / "tokenizer")
+    if testbed.start:
+        copy_tokenizer(f"{testbed.tower(grid.out)}/tokenizer", data / "tokenizer")
+    else:
+        corpus = write_corpus(pools[: len(TASKS)], data / "corpus", testbed.documents, SPECIALS[2])
+        texts = [row["conversations"][1]["value"].replace(SPECIALS[2], " ") for row in corpus.rows]
+        train_word_tokenizer([*texts, template_text()], data / "tokenizer")
     tokenizer, settings = load_tokenizer(str(data / "tokenizer")), blind_data(grid.out, "test")
     asked = [row["conversations"][0]["value"] for pool in blind[len(TASKS) :] for row in pool.rows]
     length = float(np.mean([len(lay_out(asking(q, 0), tokenizer, settings, 0).codes) for q in asked]))
-    return {"vocabulary": words, "prompt_tokens": round(length, 1), "side": testbed.side}
+    return {"vocabulary": len(tokenizer), "prompt_tokens": round(length, 1), "side": testbed.side}
 
 
 def make_tower(grid: Grid, _step: Step, report: Report) -> TowerRecord:
-    """Trains the tower and stores the features of every pool."""
+    """Trains the tower, unless it is given, and stores the features of every pool.
+
+    Raises:
+      UserError: the tower to start from is not there, or another.
+    """
     testbed = _testbed(grid)
     train, test = ([read_pool(f"{grid.out}/data/{task}-{split}") for task in TASKS] for split in SPLITS)
     num_images = sum(len(pool.images) for pool in (*train, *test))
     # One trained image costs three forward passes.
     step_cost = 3 * testbed.tower_batch
-    done = testbed.tower_steps * step_cost
+    done = 0 if testbed.start else testbed.tower_steps * step_cost
     total = done + num_images
-    params, record = train_tower(
-        testbed.vision,
-        train,
-        test,
-        steps=testbed.tower_steps,
-        batch_size=testbed.tower_batch,
-        learning_rate=testbed.tower_rate,
-        log_every=25,
-        on_log=lambda step, loss: report(step * step_cost, total, f"loss {loss:.3f}"),
-    )
-    params = jax.device_get(params)
-    fingerprint = tower_fingerprint(params, testbed.vision, DataConfig())
     model = grid.cells[0].runs[0].model
     model = dataclasses.replace(model, decoder=dataclasses.replace(model.decoder, vocab_size=8))
-    save_params(RunConfig(out=f"{grid.out}/tower", model=model), {"vision": params})
+    if testbed.start:
+        params, record = _given_tower(grid, model), TowerRecord(accuracy={}, loss=[])
+    else:
+        params, record = train_tower(
+            testbed.vision,
+            train,
+            test,
+            steps=testbed.tower_steps,
+            batch_size=testbed.tower_batch,
+            learning_rate=testbed.tower_rate,
+            log_every=25,
+            on_log=lambda step, loss: report(step * step_cost, total, f"loss {loss:.3f}"),
+        )
+    params = jax.device_get(params)
+    if not testbed.start:
+        save_params(RunConfig(out=testbed.tower(grid.out), model=model), {"vision": params})
+    fingerprint = tower_fingerprint(params, testbed.vision, DataConfig())
     encode = feature_fn(testbed.vision, params)
     for pool in (*train, *test):
 
@@ -99,6 +120,15 @@ def make_tower(grid: Grid, _step: Step, report: Report) -> TowerRecord:
         write_features(pool, encode, 128, fingerprint, show)
         done += len(pool.images)
     return record
+
+
+def _given_tower(grid: Grid, model: ModelConfig) -> Params:
+    data = dataclasses.replace(image_data(grid.out, "train", model.visual_tokens), cached_features=False)
+    mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+    spec = batch_spec(model, data, 1)
+    abstract = abstract_params(RunConfig(out=grid.out, model=model, data=data), mesh, spec)
+    start, wanted = _testbed(grid).tower(grid.out), {"vision": abstract["vision"]}
+    return borrowed("the testbed's start", start, model, wanted, ["vision"])["vision"]
 
 
 def measure_attention(grid: Grid, step: Step, report: Report) -> list[AttentionRecord]:
