@@ -75,7 +75,10 @@ def test_other_errors_stay_what_they_are(tmp_path):
 
 def test_a_folder_in_the_place_of_a_file_is_one_sentence(tmp_path):
     (tmp_path / "metrics.jsonl").mkdir()
-    with pytest.raises(UserError, match="move the folder away that stands in the place"), disk_faults(str(tmp_path)):
+    with (
+        pytest.raises(UserError, match="move the folder away that stands in the place"),
+        disk_faults(str(tmp_path)),
+    ):
         (tmp_path / "metrics.jsonl").read_bytes()
 
 

@@ -211,7 +211,9 @@ class Records:
         if damaged:
             notice(f"WARNING: {path}: lines {', '.join(damaged[:10])} are damaged and left out")
         if misplaced:
-            notice(f"WARNING: {path}: lines {', '.join(misplaced[:10])} stand twice or too late and are left out")
+            notice(
+                f"WARNING: {path}: lines {', '.join(misplaced[:10])} stand twice or too late and are left out"
+            )
         if path.exists() and last < step - step % log_every:
             notice(f"WARNING: {path} says nothing of steps {last + 1} to {step}")
         self._lines, self._last = Lines(path, kept), last
@@ -256,7 +258,9 @@ def read_records(run_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
         if record is None:
             raise UserError(f"{path}, line {number} is damaged; {advice}")
         if record["step"] <= last:
-            raise UserError(f"{path}, line {number} is of step {record['step']}, behind step {last}; {advice}")
+            raise UserError(
+                f"{path}, line {number} is of step {record['step']}, behind step {last}; {advice}"
+            )
         if (before := _previous(record, last)) > last:
             notice(f"WARNING: {path} says nothing of steps {last + 1} to {before}")
         records.append({name: value for name, value in record.items() if name != PREVIOUS})

@@ -98,7 +98,9 @@ class Checkpoints:
                 raise UserError(f"{self.run} holds no checkpoint; start with --checkpoint.resume auto")
             log = self.run / "metrics.jsonl"
             if self.config.checkpoint.resume != "never" and log.exists():
-                notice(f"WARNING: {self.run} has a log but no checkpoint: the run begins anew, and {log.name} with it")
+                notice(
+                    f"WARNING: {self.run} has a log but no checkpoint: the run begins anew, and {log.name} with it"
+                )
             return None
         damaged: list[int] = []
         for step in steps:
@@ -243,9 +245,8 @@ class Checkpoints:
                 continue
             if jax.process_count() > 1:
                 raise UserError(f"checkpoint {path.name} of {self.run} cannot be read: {why}; move it away")
-            notice(
-                f"WARNING: checkpoint {path.name} of {self.run} cannot be read: {why}; set aside in {self.run / 'damaged'}"
-            )
+            where = f"set aside in {self.run / 'damaged'}"
+            notice(f"WARNING: checkpoint {path.name} of {self.run} cannot be read: {why}; {where}")
             self._move_aside([int(path.name)])
 
 

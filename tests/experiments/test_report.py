@@ -158,5 +158,7 @@ def test_a_row_without_its_visual_tokens_is_refused(made, tmp_path):
     first, *rest = results["rows"]
     lacking = {key: value for key, value in first.items() if key != "visual_tokens"}
     (tmp_path / "results.json").write_text(json.dumps({**results, "rows": [*rest, lacking]}))
-    with pytest.raises(UserError, match=r"results\.json: a row of the results does not say its visual_tokens"):
+    with pytest.raises(
+        UserError, match=r"results\.json: a row of the results does not say its visual_tokens"
+    ):
         read_results(tmp_path / "results.json")
