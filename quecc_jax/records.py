@@ -26,6 +26,9 @@ Finite = Annotated[float, msgspec.Meta(ge=-sys.float_info.max, le=sys.float_info
 """Neither NaN nor infinite, as JSON knows numbers."""
 NonNegative = Annotated[float, msgspec.Meta(ge=0, le=sys.float_info.max)]
 
+HALF = r"is damaged (it holds half of a character, \ud800 to \udfff)"
+"""JSON can write what UTF-8 cannot."""
+
 
 class Damaged(UserError):
     """A file does not hold what was written, or not what it should."""
@@ -110,9 +113,16 @@ def json_value(raw: bytes, name: str, advice: str) -> Any:
     if len(raw) > LARGEST:
         raise Damaged(f"{name} is larger than {LARGEST >> 20} MB, which no such file is; {advice}")
     try:
-        return parsed(decoded(name, raw))
+        text = decoded(name, raw)
+        value = parsed(text)
+        if "\\ud" in text.lower():
+            # In text that goes on to people and files; a pair of halves is a character.
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except UserError as error:
         raise Damaged(str(error)) from None
+    except UnicodeEncodeError:
+        raise Damaged(f"{name} {HALF}; {advice}") from None
     except ValueError as error:
         raise Damaged(f"{name} cannot be read as JSON ({reason(error)}); {advice}") from None
     except RecursionError:
@@ -132,5 +142,7 @@ def of_form(value: object, form: type[T], name: str, advice: str, of: str = "") 
             raise Damaged(f"{name} holds {key!r}, which is no entry of such a file; {advice}")
     try:
         return msgspec.convert(found, form)
+    except UnicodeEncodeError:
+        raise Damaged(f"{name} {HALF}; {advice}") from None
     except (msgspec.ValidationError, OverflowError) as error:
         raise Damaged(f"{name} is damaged ({error}); {advice}") from None

@@ -137,3 +137,11 @@ def test_what_gets_a_name_is_on_the_disk_before(tmp_path, monkeypatch):
     wanted = {("sync", str(path)) for path in (made, made / "inner", made / "inner" / "one")}
     assert set(done[:3]) == wanted
     assert done[3:] == [("name", str(tmp_path / "folder")), ("sync", str(tmp_path))]
+
+
+@pytest.mark.parametrize("text", ['{"a": "\\ud800"}', '{"a": 1, "\\udfff": 2}'])
+def test_half_a_character_is_damage(tmp_path, text):
+    """JSON can write one, UTF-8 cannot."""
+    (tmp_path / "one.json").write_text(text)
+    with pytest.raises(Damaged, match=r"one\.json is damaged \(it holds half of a character"):
+        read_record(tmp_path / "one.json", dict[str, int], "go")

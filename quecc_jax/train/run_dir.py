@@ -52,6 +52,7 @@ def describe_run(config: RunConfig, run: Path) -> None:
 
 def list_run(run: Path) -> None:
     """Lists a run's files that are neither checkpoints nor logs."""
+    run = as_path(run)
     folders = (run / name for name in (*TOKENIZERS, "source"))
     found = [path for folder in folders for path in files_below(folder)]
     list_files(run, [run / "config.json", *found], whole=TEXTS)

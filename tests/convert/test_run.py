@@ -14,6 +14,7 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 from safetensors.numpy import load_file, save_file
 
+from quecc_jax.checksums import check_files
 from quecc_jax.config import RunConfig
 from quecc_jax.config.io import load_config
 from quecc_jax.convert.formats.gguf import GgufFile
@@ -315,6 +316,18 @@ def test_nothing_is_written_of_a_run_that_is_not_what_it_says(tmp_path: Path) ->
     assert not (tmp_path / "out").exists()
     export_weights(tmp_path / "run", tmp_path / "out", only="decoder")
     assert_same_tensors(tmp_path / "given", tmp_path / "out")
+
+
+def test_places_are_named_as_people_name_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From where the program was started, with `..` in them too."""
+    write_tiny(tmp_path / "given")
+    monkeypatch.chdir(tmp_path)
+    import_weights(Path("given"), Path("runs/here"))
+    export_weights(Path("runs/here"), Path("runs/out"))
+    import_weights(Path("runs/../runs/out"), Path("runs/../runs/again"))
+    export_weights(Path("runs/../runs/again"), Path("runs/../runs/back"))
+    assert_same_tensors(tmp_path / "runs/out", tmp_path / "runs/back")
+    assert check_files("runs/again", "") == check_files(tmp_path / "runs/again", "") != ""
 
 
 def test_what_exists_is_not_replaced(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 from quecc_jax.commands.grid_law import law_section
 from quecc_jax.errors import UserError
 from quecc_jax.experiments.report import write_report
+from quecc_jax.experiments.results import read_results
 from tests.commands.synthetic import make_results
 
 
@@ -150,3 +151,14 @@ def test_command_line_writes_the_page_and_reports_bad_input(small, tmp_path):
     broken = run()
     assert broken.returncode == 1
     assert broken.stderr.startswith("error: cannot read results") and len(broken.stderr.splitlines()) == 1
+
+
+def test_a_row_without_its_visual_tokens_is_refused(made, tmp_path):
+    _, results, _ = made
+    first, *rest = results["rows"]
+    lacking = {key: value for key, value in first.items() if key != "visual_tokens"}
+    (tmp_path / "results.json").write_text(json.dumps({**results, "rows": [*rest, lacking]}))
+    with pytest.raises(
+        UserError, match=r"results\.json: a row of the results does not say its visual_tokens"
+    ):
+        read_results(tmp_path / "results.json")
