@@ -8,7 +8,8 @@ if __name__ == "__main__":
     answers = engine.run([question], quecc_jax.Limits(max_new_tokens=4))
     for _, piece in answers:
         print(piece, end="", flush=True)
-    tokens = engine.attention(question).shape[1]
+    attention = engine.attention(question)  # [I, V, H, g, g]
+    assert attention is not None
     model = quecc_jax.load_config("run/config.json").model
     flops = quecc_jax.answer_flops(model, question=6, prompt=10, answer=4)
-    print(f"\nV = {tokens}; FLOPs: {flops}")
+    print(f"\nV = {attention.shape[1]}; FLOPs: {flops}")

@@ -12,6 +12,7 @@ if __name__ == "__main__":
     Path("images").mkdir()
     for number, path in enumerate(paths):
         shutil.copy(path, f"images/{number}.png")
+    asked = [question for question in questions("test") if question.image < len(paths)]
     rows = [
         {
             "id": str(number),
@@ -21,8 +22,7 @@ if __name__ == "__main__":
                 {"from": "gpt", "value": question.answer},
             ],
         }
-        for number, question in enumerate(questions("test"))
-        if question.image < len(paths)
+        for number, question in enumerate(asked)
     ]
     Path("rows.json").write_text(json.dumps(rows))
-    train_word_tokenizer([turn["value"] for row in rows for turn in row["conversations"]], "words")
+    train_word_tokenizer([text for question in asked for text in (question.text, question.answer)], "words")
