@@ -28,7 +28,7 @@ APART := --ignore=tests/conformance --ignore=tests/parity --ignore=tests/gpu --i
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help demo study study-compressors test test-all test-conformance test-parity test-gpu test-lmms test-newest \
-  wheel-check soak mutate nightly lint typecheck format
+  wheel-check soak mutate nightly docs lint typecheck format
 
 help:
 	@awk -F ':.*## ' '/^##@ / { printf "%s%s\n", (n++ ? "\n" : ""), substr($$0, 5) } \
@@ -90,6 +90,11 @@ nightly: test-all test-conformance test-parity test-lmms test-newest wheel-check
 
 ##@ Write: code and documents
 
+docs: $(VENV)-docs/.installed ## The documentation site, with its notebooks run, in docs/_build/html; FRESH=1: all anew
+	$(VENV)-docs/bin/python -m sphinx --builder html $(if $(filter-out 0,$(FRESH)),--fresh-env --write-all) \
+	  --fail-on-warning --keep-going --nitpicky --quiet --doctree-dir docs/_build/doctrees docs docs/_build/html
+	@echo "The site is in docs/_build/html/index.html"
+
 format: $(VENV)/.installed-test ## Ruff's formatter, over everything
 	$(PY) -m ruff format .
 
@@ -148,6 +153,14 @@ $(VENV)-mutate/.installed: $(VENV)/.installed-test requirements/mutate.txt
 	@$(PY) -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
 	  > $$($(VENV)-mutate/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/shared.pth
 	@$(VENV)-mutate/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/mutate.txt
+	@touch $@
+
+$(VENV)-docs/.installed: $(VENV)/.installed requirements/docs.txt
+	@echo "Installing Sphinx into $(VENV)-docs, once"
+	@$(PY) -m venv --clear $(VENV)-docs
+	@$(PY) -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+	  > $$($(VENV)-docs/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/shared.pth
+	@$(VENV)-docs/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/docs.txt
 	@touch $@
 
 # The project itself goes in too, so that its own bounds have to allow these versions.
