@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 
 from quecc_jax.commands.cli import COMMANDS, quecc
+from quecc_jax.commands.config_file import load_file
 from quecc_jax.commands.options import Run, option_names, parse_run, with_chosen_compressor, with_config
+from quecc_jax.config import RunConfig
 from quecc_jax.config.compressors import named
 from quecc_jax.errors import Note, UserError, run_cli
+from quecc_jax.experiments.grid import Grid
 
 ROOT = Path(__file__).parents[2]
 
@@ -116,6 +119,20 @@ def test_a_missing_config_file_names_its_nearest_neighbour(config_file):
     for argv in ([], ["--train.steps", "3"]):
         with pytest.raises(UserError, match="name a config file first"):
             parse_run(argv, "prog")
+
+
+@pytest.mark.parametrize("function, kind", [("config", RunConfig), ("grid", Grid)])
+def test_a_config_of_the_repository_is_missed_away_from_it(function, kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    message = (
+        "config file configs/llava.py does not exist; configs/ comes with the repository, not with the installed "
+        f"package: run this in a clone, or give a Python file of yours whose {function}() returns a {kind.__name__}"
+    )
+    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+        load_file("configs/llava.py", function, kind)
+    (tmp_path / "configs").mkdir()
+    with pytest.raises(UserError, match=r"does not exist; give the path of a Python file$"):
+        load_file("configs/llava.py", function, kind)
 
 
 def test_help_needs_no_config_file_and_shows_types_and_defaults(capsys):
