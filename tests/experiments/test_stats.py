@@ -143,6 +143,18 @@ def test_findings_follow_the_numbers(results):
     assert "-1.0 points, within noise" in said
 
 
+def test_nothing_is_recommended_that_does_no_better_without_its_images(results):
+    blind = copy.deepcopy(results)
+    for row in blind["rows"]:
+        answer(row, "mosaic", 0.35 if row["visual_tokens"] == 4 else 0.34)
+    said = findings(blind)
+    (sentence,) = (one for one in said if one.startswith("Recommended for mosaic"))
+    assert "none" in sentence and "sees no image" in sentence and "MFLOP" not in sentence
+    assert sum("at V = " in one or "with V = " in one for one in said if one.startswith("Recommended")) == 2
+    blind["rows"] = [row for row in blind["rows"] if row["visual_tokens"]]
+    assert "none" not in "".join(one for one in findings(blind) if one.startswith("Recommended"))
+
+
 @pytest.mark.parametrize("key", ["rows", "fits", "seconds"])
 def test_absent_field_is_one_sentence(results, key):
     with pytest.raises(UserError, match=key):

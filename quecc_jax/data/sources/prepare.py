@@ -132,24 +132,24 @@ def _begin(
         "rows": len(rows),
         "images": list(images),
         "recipe": vars(recipe),
-        "skip_bad": skip_bad,
         "shards": sizes,
     }
     if isinstance(rows, Mixture):
         work["parts"] = rows.parts
-    text = json.dumps(work, sort_keys=True)
+    text, strict = (json.dumps(work | {"skip_bad": skips}, sort_keys=True) for skips in (skip_bad, False))
     folder = as_path(out)
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / MANIFEST).exists():
         raise UserError(f"{out} is prepared already (it has a {MANIFEST}); delete it or choose another place")
     note = folder / "work.json"
-    if note.exists() and note.read_text() != text:
+    # Shards that were written where every image had to be readable are the same where some may not be.
+    if note.exists() and note.read_text() not in (text, strict):
         raise UserError(
             f"{out} holds a part of other data or of other settings ({note.name} says which); "
             "delete it or choose another place"
         )
     write_text(f"{out}/work.json", text)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(strict.encode()).hexdigest()[:16]
 
 
 def _images_of(rows: RowFile | Mixture, skip_bad: bool) -> tuple[dict[str, int], dict[int, BadRow]]:
