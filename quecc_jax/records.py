@@ -14,7 +14,7 @@ import msgspec
 
 from quecc_jax.errors import UserError
 from quecc_jax.json_text import decoded, parsed, reason
-from quecc_jax.paths import AnyPath, as_path, write_text
+from quecc_jax.paths import AnyPath, as_path, is_pipe, write_text
 
 T = TypeVar("T")
 CRC32 = "crc32"
@@ -94,6 +94,8 @@ def read_record(path: AnyPath, form: type[T], advice: str) -> T:
       FileNotFoundError: it is missing.
       Damaged: it cannot be read, is no JSON, or has another checksum or form.
     """
+    if is_pipe(path):
+        raise Damaged(f"{path} is a pipe and no file; {advice}")
     try:
         with as_path(path).open("rb") as file:
             raw = file.read(LARGEST + 1)

@@ -201,7 +201,8 @@ def _new_directory(path: Path, option: str) -> Iterator[Path]:
     """A directory that takes its name when the block succeeds, where nothing may be yet."""
     _refuse_existing(path, option)
     try:
-        with fresh_directory(path) as aside:
+        # Lists of files and the arrays' store take absolute paths without `..`.
+        with fresh_directory(as_path(path)) as aside:
             yield aside
     except OSError as error:
         raise UserError(f"{option} {path} cannot be written ({error}); choose another") from None

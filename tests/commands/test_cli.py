@@ -13,7 +13,7 @@ from quecc_jax.commands.cli import COMMANDS, quecc
 from quecc_jax.commands.config_file import load_file
 from quecc_jax.commands.options import Run, option_names, parse_run, with_chosen_compressor, with_config
 from quecc_jax.config import RunConfig
-from quecc_jax.config.compressors import named
+from quecc_jax.config.compressors import named, names
 from quecc_jax.errors import Note, UserError, run_cli
 from quecc_jax.experiments.grid import Grid
 
@@ -135,6 +135,48 @@ def test_a_config_of_the_repository_is_missed_away_from_it(function, kind, tmp_p
         load_file("configs/llava.py", function, kind)
 
 
+@pytest.fixture
+def early_file(tmp_path):
+    """A config file that starts from what another run has yet to make, such as configs/easyvqa.py."""
+    path = tmp_path / "early.py"
+    path.write_text(
+        "from quecc_jax.errors import UserError\ndef config():\n    raise UserError('run `make demo` first')\n"
+    )
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ([], "run `make demo` first$"),
+        (["--train.steps", "5", "--optimizer.learning_rate=1e-4", "--no-data.cached-features"], "make demo"),
+        (["--data.sources.0.path", "x", "--model.compressor.queries", "4"], "make demo"),
+        (["--optimizer.learning-rate", "-1", "--out", "--strange-place"], "make demo"),
+        (["--train.setps", "5"], r"^--train.setps is not an option; did you mean --train.steps\?$"),
+        (["--train.steps", "5", "--outt=a"], r"^--outt is not an option; did you mean --out\?$"),
+        (["--train.accumulation", "3"], "^--train.accumulation is now --train.grad-accum-steps"),
+        (["--model.compressor.name", "mtq"], "'mtq' is not a compressor; did you mean mqt"),
+    ],
+)
+def test_a_mistyped_option_is_told_before_what_the_config_file_lacks(early_file, options, message):
+    with pytest.raises(UserError, match=message):
+        parse_run([early_file, *options], "prog")
+
+
+def test_help_says_so_where_the_config_file_gives_no_defaults(early_file, capsys):
+    with pytest.raises(SystemExit) as stop, pytest.warns(Note, match="make demo.*defaults of every run"):
+        parse_run([early_file, "--help"], "prog")
+    assert stop.value.code == 0 and "--train.steps INT" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("chosen", ["quecc", "mqt"])
+def test_the_help_lists_every_compressor(config_file, capsys, chosen):
+    with pytest.raises(SystemExit):
+        parse_run([config_file, "--model.compressor.name", chosen, "--help"], "prog")
+    lines = re.sub(r"[│\s]", "", capsys.readouterr().out)
+    assert "--model.compressor.name{" + ",".join(names()) + "}" in lines
+
+
 def test_help_needs_no_config_file_and_shows_types_and_defaults(capsys):
     with pytest.raises(SystemExit) as stop:
         parse_run(["--help"], "python -m launch.train")
@@ -209,6 +251,16 @@ def test_the_program_lists_its_commands(capsys):
     "argv, message",
     [
         (["trian"], "trian is not a command; did you mean train?"),
+        (
+            ["scaling"],
+            "scaling is not a command; fit fits the law and plan chooses for a budget: quecc fit --help",
+        ),
+        (["scaling", "fit", "--scores", "general"], "quecc fit --help"),
+        (["convert", "export", "--checkpoint", "a", "--vison", "b"], "--vison is not an option; see --help"),
+        (["convert", "export", "--checkpiont", "a"], "did you mean --checkpoint?"),
+        (["convert", "import", "--checkpoint", "a"], "--checkpoint is not an option; see --help"),
+        (["convert", "import", "--vison", "a"], "did you mean --vision?"),
+        (["convert", "exprt", "--to", "a"], "exprt is not a command; did you mean export?"),
         (["--trian"], "--trian is not an option; did you mean train?"),
         ([], "name a command: train, generate,"),
         (["train"], "name a config file first, as in: quecc train configs/NAME.py --train.steps 100"),

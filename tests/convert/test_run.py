@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -266,6 +267,25 @@ def test_a_trained_run_is_written_in_the_originals_format(tmp_path: Path) -> Non
     export_weights(run, tmp_path / "bare", only="projector", dtype="bfloat16")
     bare = open_tensors(tmp_path / "bare" / "mm_projector.safetensors")
     assert same_bits(bare.read(moved), found.read(moved).astype(BF16))
+
+
+def test_what_the_original_cannot_express_goes_out_in_parts(tmp_path: Path) -> None:
+    """As the demo's models, whose towers have other levels."""
+    _, run = trained(tmp_path)
+    config = load_config(run / "config.json")
+    vision = dataclasses.replace(config.model.vision, levels=(1, 2, 3, 4))
+    decoder = dataclasses.replace(config.model.decoder, max_positions=0)
+    model = dataclasses.replace(config.model, vision=vision, decoder=decoder)
+    change_config(run, dataclasses.replace(config, model=model))
+    with pytest.warns(Note), pytest.raises(UserError, match=r"levels .*--only decoder and --only vision"):
+        export_weights(run, tmp_path / "out")
+    with pytest.warns(Note, match="nothing says how many positions"):
+        export_weights(run, tmp_path / "decoder", only="decoder")
+    with warnings.catch_warnings():
+        # A tower's config.json says nothing of the decoder.
+        warnings.simplefilter("error", Note)
+        export_weights(run, tmp_path / "tower", only="vision")
+    assert "max_position_embeddings" not in json.loads((tmp_path / "tower" / "config.json").read_text())
 
 
 def test_the_tower_of_a_run_on_cached_features_comes_from_where_it_lies(tmp_path: Path) -> None:

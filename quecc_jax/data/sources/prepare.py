@@ -139,12 +139,11 @@ def _begin(
         "rows": len(rows),
         "images": list(images),
         "recipe": vars(recipe),
-        "skip_bad": skip_bad,
         "shards": sizes,
     }
     if isinstance(rows, Mixture):
         work["parts"] = rows.parts
-    text = json.dumps(work, sort_keys=True)
+    text, strict = (json.dumps(work | {"skip_bad": skips}, sort_keys=True) for skips in (skip_bad, False))
     folder = as_path(out)
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / MANIFEST).exists():
@@ -153,13 +152,14 @@ def _begin(
     if old := sorted(path.name for path in folder.iterdir() if path.name.startswith(made_of)):
         raise UserError(f"{out} holds {old[0]}, which is of data that were here before; delete it first")
     note = folder / "work.json"
-    if note.exists() and note.read_bytes() != text.encode():
+    # Shards that were written where every image had to be readable are the same where some may not be.
+    if note.exists() and note.read_bytes() not in (text.encode(), strict.encode()):
         raise UserError(
             f"{out} holds a part of other data or of other settings ({note.name} says which); "
             "delete it or choose another place"
         )
     write_text(f"{out}/work.json", text)
-    return hashlib.sha256(f"{text} {rows.crc32}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{strict} {rows.crc32}".encode()).hexdigest()[:16]
 
 
 def _key_of(key: str, roots: tuple[str, ...], files: list[str]) -> str:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pickle
+import shutil
 from typing import Any, cast
 
 import numpy as np
@@ -173,6 +174,31 @@ def test_what_cannot_be_read_stops_or_is_left_out_and_counted(tmp_path, model, t
             left_out.append({one.id: one.reason for one in iterator.tally.left_out.values()})
     wanted = {1: "picture broken", 2: "picture missing", 3: "not a row", 4: "text", 5: "not a row"}
     assert left_out == [wanted, wanted]
+
+
+def test_what_stopped_at_a_bad_image_goes_on_without_it(llava, tmp_path):
+    path, folder, rows = llava
+    mixed = tmp_path / "mixed"
+    shutil.copytree(folder, mixed)
+    last = [ref for row in rows for ref in np.atleast_1d(row.get("image", []))][-1]
+    (mixed / last).write_bytes(b"no image")
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="--bad skip"):
+        prepare(path, (str(mixed),), out, RAW, **SMALL)
+    kept = {file.name: file.stat().st_mtime_ns for file in out.glob("pictures*.array_record")}
+    skipping = prepare(path, (str(mixed),), out, RAW, skip_bad=True, **SMALL)
+    assert skipping["unreadable"]["pictures"] == 1
+    assert kept.items() <= {file.name: file.stat().st_mtime_ns for file in out.glob("*.array_record")}.items()
+    fresh = prepare(path, (str(mixed),), tmp_path / "fresh", RAW, skip_bad=True, **SMALL)
+    assert skipping["shards"] == fresh["shards"]
+
+
+def test_what_skipped_bad_images_does_not_go_on_as_if_it_had_none(llava, tmp_path):
+    path, folder, _ = llava
+    prepare(path, (str(folder),), tmp_path / "out", RAW, skip_bad=True, **SMALL)
+    (tmp_path / "out" / "manifest.json").unlink()
+    with pytest.raises(UserError, match="holds a part of other data or of other settings"):
+        prepare(path, (str(folder),), tmp_path / "out", RAW, **SMALL)
 
 
 def test_an_interrupted_preparation_is_absent_and_continues(llava, tmp_path, monkeypatch):
