@@ -93,7 +93,11 @@ def test_single_scores_are_counted_before_they_are_averaged():
         ),
         ("cell.csv", f"params_b,visual_tokens,task,score\n1,1,{'t' * 200_000},.5\n", "cannot be read .field"),
         ("large.csv", "params_b,1\n" + "1,.5\n" * 1_700_000, "larger than 8 MiB"),
-        ("value.json", json.dumps({**SMALL, "params_b": ["x" * 100_000, 1]}), r"it holds 'x{3,30}\.{3}x{3,30}'"),
+        (
+            "value.json",
+            json.dumps({**SMALL, "params_b": ["x" * 100_000, 1]}),
+            r"it holds 'x{3,30}\.{3}x{3,30}'",
+        ),
     ],
     ids=lambda value: value if len(value) < 20 else "",
 )
