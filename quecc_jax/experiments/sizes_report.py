@@ -75,7 +75,9 @@ def _in_errors(margin: Difference) -> str:
         return "without any measurable error"
     count = margin.errors
     return (
-        f"{count:.0f} standard errors" if abs(count) >= CLEAR else f"within noise ({count:.1f} standard errors)"
+        f"{count:.0f} standard errors"
+        if abs(count) >= CLEAR
+        else f"within noise ({count:.1f} standard errors)"
     )
 
 

@@ -179,7 +179,9 @@ def _why_many_tokens(plan: Plan, asked: Question) -> list[str]:
     rest = "the rest of the budget goes into visual tokens"
     larger = np.flatnonzero(options.allowed & (options.params_b > options.params_b[k]))
     if not larger.size:
-        return [f"No LLM of these is larger than {options.llms[k]} and can be run, so {rest}; --llms takes others."]
+        return [
+            f"No LLM of these is larger than {options.llms[k]} and can be run, so {rest}; --llms takes others."
+        ]
     following = larger[options.params_b[larger] == options.params_b[larger].min()]
     cheapest = following[np.argmin(options.cost[following])]
     if options.cost[cheapest] <= plan.budget * (1 + 1e-12):

@@ -24,7 +24,9 @@ def test_a_place_in_a_bucket_is_refused_by_name(line, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("address", ["http://a.example/c.png", "https://a.example/c.png", "ftp://a.example/c"])
+@pytest.mark.parametrize(
+    "address", ["http://a.example/c.png", "https://a.example/c.png", "ftp://a.example/c"]
+)
 @pytest.mark.parametrize(
     "line", ["generate --checkpoint run --question why --image {}", "generate --checkpoint {} --question why"]
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from quecc_jax.commands.cli import COMMANDS, quecc
+from quecc_jax.commands.cli import COMMANDS, execute, quecc
 from quecc_jax.commands.options import Run, option_names, parse_run, with_chosen_compressor, with_config
 from quecc_jax.config.compressors import named, names
 from quecc_jax.errors import Note, UserError, run_cli
@@ -192,6 +192,16 @@ def test_the_process_exits_with_one_line_and_no_traceback(config_file, tmp_path,
     assert last.startswith("error: ") and error in last
 
 
+def test_the_end_of_training_names_one_duration(config_file, monkeypatch, capsys):
+    """That of the steps alone, beside how long everything took, was taken for the latter."""
+    summary = {"out": "runs/a", "step": 60, "loss": 0.5, "skipped": 0, "seconds": 11.0, "goodput": 0.09}
+    summary |= {"total_seconds": 96.6, "lost_seconds": {"start": 87.9}, "truncated": 0, "dropped": 0}
+    monkeypatch.setattr("quecc_jax.train.loop.train", lambda config: summary)
+    execute("train", [config_file])
+    first, last = capsys.readouterr().out.splitlines()
+    assert "of 96.6 s in steps" in first and last == "runs/a: step 60, loss 0.5000, 0 steps skipped"
+
+
 def help_of(call: str, **environment: str) -> subprocess.CompletedProcess:
     """What a command prints about itself, and the heavy packages that it imported for that."""
     heavy = "jax", "flax", "scipy", "matplotlib", "transformers", "orbax", "grain", "configs"
@@ -234,7 +244,10 @@ def test_the_program_lists_its_commands(capsys):
     "argv, message",
     [
         (["trian"], "trian is not a command; did you mean train?"),
-        (["scaling"], "scaling is not a command; fit fits the law and plan chooses for a budget: quecc fit --help"),
+        (
+            ["scaling"],
+            "scaling is not a command; fit fits the law and plan chooses for a budget: quecc fit --help",
+        ),
         (["scaling", "fit", "--scores", "general"], "quecc fit --help"),
         (["convert", "export", "--checkpoint", "a", "--vison", "b"], "--vison is not an option; see --help"),
         (["convert", "export", "--checkpiont", "a"], "did you mean --checkpoint?"),

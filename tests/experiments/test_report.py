@@ -82,7 +82,10 @@ def test_phases_that_ran_side_by_side_are_told_from_the_time_that_passed(made, t
     said = "Phases are summed over jobs that ran side by side"
     some = copy.deepcopy(results) | {"samples": []}
     pages = []
-    for seconds in ({"data": 300.0, "cells": 900.0, "total": 600.0}, {"data": 60.0, "cells": 30.0, "total": 90.0}):
+    for seconds in (
+        {"data": 300.0, "cells": 900.0, "total": 600.0},
+        {"data": 60.0, "cells": 30.0, "total": 90.0},
+    ):
         some["seconds"] = seconds
         pages.append(write_report(some, tmp_path, None).read_text(encoding="utf-8"))
     assert [said in text for text in pages] == [True, False]

@@ -115,7 +115,10 @@ def test_sliders_and_switches_recompute(plan_folder, tmp_path):
 @pytest.mark.parametrize(
     "options, said",
     [
-        (["--llms", "4", "7"], "The next larger LLM, qwen1.5-7b, costs at least {} per batch, above the budget"),
+        (
+            ["--llms", "4", "7"],
+            "The next larger LLM, qwen1.5-7b, costs at least {} per batch, above the budget",
+        ),
         (["--llms", "0.5", "4"], "No LLM of these is larger than qwen1.5-4b"),
         (["--llms", "4", "7", "--visual-tokens", "1"], ""),
         (["--llms", "0.5", "1.8", "--visual-tokens", "1", "4", "16"], "No LLM of these is larger"),
