@@ -164,7 +164,7 @@ def _refuse_unknown(options: type, argv: Sequence[str]) -> None:
     Which sources and which compressor it has is not known, so none of their settings is refused; nor is a value
     that looks like an option.
     """
-    default: Any = with_config(options, with_chosen_compressor(RunConfig(), argv))
+    default: object = with_config(options, with_chosen_compressor(RunConfig(), argv))
     known = [*option_names(options, default), "--help"]
     for before, token in zip(("", *argv), argv, strict=False):
         name = token.partition("=")[0]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from quecc_jax.commands.cli import COMMANDS, quecc
+from quecc_jax.commands.cli import COMMANDS, execute, quecc
 from quecc_jax.commands.config_file import load_file
 from quecc_jax.commands.options import Run, option_names, parse_run, with_chosen_compressor, with_config
 from quecc_jax.config import RunConfig
@@ -207,6 +207,16 @@ def test_the_process_exits_with_one_line_and_no_traceback(config_file, tmp_path,
     assert "Traceback" not in done.stderr
     last = done.stderr.splitlines()[-1]
     assert last.startswith("error: ") and error in last
+
+
+def test_the_end_of_training_names_one_duration(config_file, monkeypatch, capsys):
+    """That of the steps alone, beside how long everything took, was taken for the latter."""
+    summary = {"out": "runs/a", "step": 60, "loss": 0.5, "skipped": 0, "seconds": 11.0, "goodput": 0.09}
+    summary |= {"total_seconds": 96.6, "lost_seconds": {"start": 87.9}, "truncated": 0, "dropped": 0}
+    monkeypatch.setattr("quecc_jax.train.loop.train", lambda config: summary)
+    execute("train", [config_file])
+    first, last = capsys.readouterr().out.splitlines()
+    assert "of 96.6 s in steps" in first and last == "runs/a: step 60, loss 0.5000, 0 steps skipped"
 
 
 def help_of(call: str, **environment: str) -> subprocess.CompletedProcess:
