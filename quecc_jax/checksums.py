@@ -92,7 +92,9 @@ def check_files(directory: AnyPath, advice: str, name: str = "", closed: Iterabl
     for folder in closed:
         found = {str(path.relative_to(root)) for path in files_below(root / folder)}
         if more := sorted(file for file in found - listing["files"].keys() if "/." not in file):
-            raise Damaged(f"{root / more[0]} is not one of the files that were written; delete it, or {advice}")
+            raise Damaged(
+                f"{root / more[0]} is not one of the files that were written; delete it, or {advice}"
+            )
     for file, (size, total) in listing["files"].items():
         path = root / file
         if is_pipe(path):
