@@ -21,20 +21,31 @@ first_python = $(shell for python in $(1); do \
   done)
 # Two processes share the tests; a file's tests mostly stay together, for what they set up.
 PARALLEL ?= -n 2 --dist worksteal
+CHECK_YAML := $(VENV)/bin/check-jsonschema --quiet --builtin-schema
 # Tests that have a command of their own.
 APART := --ignore=tests/conformance --ignore=tests/parity --ignore=tests/gpu --ignore=tests/lmms
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo chat example study study-compressors test test-all test-conformance test-parity test-gpu test-lmms test-newest \
-  soak mutate nightly lint typecheck format
+.PHONY: help demo chat study study-compressors example test test-all test-conformance test-parity test-gpu test-lmms test-newest \
+  wheel-check soak mutate nightly docs lint typecheck format
 
-help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "  QUICK=1 shortens the demo, OUT=DIR moves its results, PYTHON=... picks the interpreter"
+help:
+	@awk -F ':.*## ' '/^##@ / { printf "%s%s\n", (n++ ? "\n" : ""), substr($$0, 5) } \
+	  /^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@printf '\n%s\n' "QUICK=1 shortens the demo, OUT=DIR moves its results, PYTHON=... picks the interpreter"
+
+##@ Start: see it work
+
+chat: $(VENV)/.installed ## Ask a trained model about an image, in the browser: where does its one visual token look?
+	$(PY) -m launch.chat --web --open --checkpoint examples/model --visual-tokens 1 --image examples/mosaic-1.png \
+	  --suggest "what color is the shape in row 1, column 1?" "what color is the shape in row 2, column 2?" \
+	  "what shape is in row 1, column 2?"
 
 demo: $(VENV)/.installed ## Train a grid of small models, fit the scaling law, write runs/demo/report.html
 	$(PY) -m launch.demo $(if $(filter-out 0,$(QUICK)),--quick) --out $(OUT)
+
+##@ Study: numbers with their spread
 
 study: $(VENV)/.installed ## The demo at length: three seeds, resumable cell by cell
 	$(PY) -m launch.demo --study --out $(STUDY_OUT)
@@ -42,13 +53,10 @@ study: $(VENV)/.installed ## The demo at length: three seeds, resumable cell by 
 study-compressors: $(VENV)/.installed ## Every compressor on the same testbed, three seeds, resumable; at most 90 minutes
 	$(PY) -m launch.compare_compressors --out $(COMPARISON_OUT)
 
-chat: $(VENV)/.installed ## Ask a trained model about an image, in the browser: where does its one visual token look?
-	$(PY) -m launch.chat --web --open --checkpoint examples/model --visual-tokens 1 --image examples/mosaic-1.png \
-	  --suggest "what color is the shape in row 1, column 1?" "what color is the shape in row 2, column 2?" \
-	  "what shape is in row 1, column 2?"
-
 example: $(VENV)/.installed ## Make the trained model in examples/ anew; an hour, resumable
 	$(PY) -m examples.make
+
+##@ Test: before a change goes in, and what it may have broken
 
 test: lint typecheck ## Lint, type check and every test that is not slow
 	$(PY) -m pytest $(PARALLEL) $(APART) -m "not slow"
@@ -56,16 +64,13 @@ test: lint typecheck ## Lint, type check and every test that is not slow
 test-all: lint typecheck ## The same with the slow tests
 	$(PY) -m pytest $(PARALLEL) $(APART)
 
-test-parity: $(VENV)/.installed-parity ## Compare live with PyTorch models; installs PyTorch and a 135M language model
-	$(PY) -m pytest tests/parity
-
 test-conformance: $(VENV)/.installed-parity ## Other projects' files, prompts and programs: a table of expected and obtained
 	$(PY) -m pytest tests/conformance
 
-test-gpu: $(VENV)/.installed-test ## What only an NVIDIA GPU can show, with its JAX in $(VENV) already
-	JAX_PLATFORMS=cuda,cpu $(PY) -m pytest tests/gpu
+test-parity: $(VENV)/.installed-parity ## Compare live with PyTorch models; installs PyTorch and a 135M language model
+	$(PY) -m pytest tests/parity
 
-test-lmms: $(VENV)-lmms/.installed ## Run lmms-eval itself on a tiny model; installs it beside $(VENV)
+test-lmms: $(VENV)-lmms/.installed ## Run lmms-eval itself on a tiny model; installs it beside .venv
 	$(VENV)-lmms/bin/python -m pytest tests/lmms
 
 test-newest: ## Some of the tests on the newest releases, with Python 3.12 or newer; UPGRADE=1: today's
@@ -76,20 +81,42 @@ test-newest: ## Some of the tests on the newest releases, with Python 3.12 or ne
 	  $(VENV)-newest/bin/python -m pytest $(NEWEST) -m "not slow"; \
 	fi
 
+wheel-check: $(VENV)/.installed-test ## Build the wheel and use it in a fresh environment; VERSIONS="3.11 3.12 3.13"
+	$(PY) -m tests.packaging $(if $(VERSIONS),--versions $(VERSIONS))
+
+test-gpu: $(VENV)/.installed-test ## What only an NVIDIA GPU can show, with its JAX in $(VENV) already
+	JAX_PLATFORMS=cuda,cpu $(PY) -m pytest tests/gpu
+
 soak: $(VENV)/.installed-test ## Kill a tiny run 200 times, resumable: it must end bit by bit the same; about an hour
 	$(PY) -m tests.soak --out runs/soak
-
-nightly: test-all test-conformance test-parity test-lmms test-newest ## Everything but what needs a GPU
 
 mutate: $(VENV)-mutate/.installed ## 200 mutants of the numerical core, an hour, resumable; AGAIN=1: those that survived
 	$(VENV)-mutate/bin/python -m tests.mutation.run --mutants $(or $(MUTANTS),200) $(if $(filter-out 0,$(AGAIN)),--again)
 
-lint: $(VENV)/.installed-test ## Ruff: format and lint
-	$(PY) -m ruff format --check .
-	$(PY) -m ruff check .
+nightly: VERSIONS = 3.11 3.12 3.13
+nightly: test-all test-conformance test-parity test-lmms test-newest wheel-check ## Everything but what needs a GPU
+
+##@ Write: code and documents
+
+docs: $(VENV)-docs/.installed ## The documentation site, with its notebooks run, in docs/_build/html; FRESH=1: all anew
+	$(VENV)-docs/bin/python -m sphinx --builder html $(if $(filter-out 0,$(FRESH)),--fresh-env --write-all) \
+	  --fail-on-warning --keep-going --nitpicky --quiet --doctree-dir docs/_build/doctrees docs docs/_build/html
+	@echo "The site is in docs/_build/html/index.html"
 
 format: $(VENV)/.installed-test ## Ruff's formatter, over everything
 	$(PY) -m ruff format .
+
+lint: $(VENV)/.installed-test ## Ruff, the scripts, the workflows and forms of .github, the Dockerfile
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(VENV)/bin/shellcheck .ci/run launch/*.sh
+	$(CHECK_YAML) vendor.github-workflows .github/workflows/*.yml
+	$(CHECK_YAML) vendor.github-issue-forms $(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
+	$(CHECK_YAML) vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	$(CHECK_YAML) vendor.dependabot .github/dependabot.yml
+	$(CHECK_YAML) vendor.citation-file-format CITATION.cff
+	$(VENV)/bin/zizmor --quiet --offline --no-progress .github
+	$(VENV)/bin/hadolint Dockerfile
 
 typecheck: $(VENV)/.installed-test ## Mypy
 	$(PY) -m mypy
@@ -134,6 +161,14 @@ $(VENV)-mutate/.installed: $(VENV)/.installed-test requirements/mutate.txt
 	@$(PY) -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
 	  > $$($(VENV)-mutate/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/shared.pth
 	@$(VENV)-mutate/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/mutate.txt
+	@touch $@
+
+$(VENV)-docs/.installed: $(VENV)/.installed requirements/docs.txt
+	@echo "Installing Sphinx into $(VENV)-docs, once"
+	@$(PY) -m venv --clear $(VENV)-docs
+	@$(PY) -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+	  > $$($(VENV)-docs/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/shared.pth
+	@$(VENV)-docs/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/docs.txt
 	@touch $@
 
 # The project itself goes in too, so that its own bounds have to allow these versions.

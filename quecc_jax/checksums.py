@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TypedDict
 
-from quecc_jax.paths import AnyPath, as_path, crc32, files_below, is_remote
+from quecc_jax.paths import AnyPath, as_path, crc32, files_below, is_pipe, is_remote
 from quecc_jax.records import CRC32, Count, Damaged, read_record, sealed, write_record
 
 FILE = "checksums.json"
@@ -67,8 +67,14 @@ def list_files(
     write_record(root / FILE, {"name": name, "whole": whole, "files": found}, indent=None)
 
 
-def check_files(directory: AnyPath, advice: str, name: str = "") -> str:
+def check_files(directory: AnyPath, advice: str, name: str = "", closed: Iterable[str] = ()) -> str:
     """Compares the files that checksums.json lists with it; a directory without a list is taken as it is.
+
+    Args:
+      directory: local or in a bucket.
+      advice: what to do about a damaged one, as half a sentence.
+      name: as for `list_files`.
+      closed: folders below it that hold listed files alone, hidden ones aside: another would be read too.
 
     Returns:
       The list's `identity`.
@@ -83,8 +89,16 @@ def check_files(directory: AnyPath, advice: str, name: str = "") -> str:
         return ""
     if listing["name"] != name:
         raise Damaged(f"{root} was written as {listing['name']!r}, not {name!r}; {advice}")
+    for folder in closed:
+        found = {str(path.relative_to(root)) for path in files_below(root / folder)}
+        if more := sorted(file for file in found - listing["files"].keys() if "/." not in file):
+            raise Damaged(
+                f"{root / more[0]} is not one of the files that were written; delete it, or {advice}"
+            )
     for file, (size, total) in listing["files"].items():
         path = root / file
+        if is_pipe(path):
+            raise Damaged(f"{path} is a pipe and no file; {advice}")
         try:
             has = _sum(path, listing["whole"])
         except OSError as error:

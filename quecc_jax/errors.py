@@ -72,8 +72,12 @@ DISK = {
 """What a file system can refuse in the middle of a program that is right, and what to do about it."""
 SPOKEN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 """Those whose words, without the number, mean nothing else."""
-GONE = {errno.ENOENT: "do not move or delete it meanwhile", errno.ENOTDIR: "do not replace it meanwhile"}
-"""The same of a folder that somebody else has taken away. Elsewhere these are mistakes of a program."""
+GONE = {
+    errno.ENOENT: "do not move or delete it meanwhile",
+    errno.ENOTDIR: "do not replace it meanwhile",
+    errno.EISDIR: "move the folder away that stands in the place of one of its files",
+}
+"""The same of a folder that somebody else has taken away, or changed. Elsewhere these are mistakes of a program."""
 
 
 def disk_fault(error: BaseException, folder: str = "") -> UserError | None:

@@ -9,6 +9,7 @@ import glob
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 import time
 import zlib
@@ -90,6 +91,15 @@ def sync_tree(directory: Path) -> None:
         for path in (*(Path(folder, name) for name in names), Path(folder)):
             if path.is_file() or path.is_dir():
                 sync(path)
+
+
+def is_pipe(path: AnyPath) -> bool:
+    """Whether it is a pipe or a socket of this machine, for which a reader may wait without end."""
+    try:
+        mode = 0 if is_remote(path) else os.stat(path).st_mode
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
 
 
 def files_below(directory: AnyPath) -> list[Path]:

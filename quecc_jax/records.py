@@ -14,7 +14,7 @@ import msgspec
 
 from quecc_jax.errors import UserError
 from quecc_jax.json_text import decoded, parsed, reason
-from quecc_jax.paths import AnyPath, as_path, write_text
+from quecc_jax.paths import AnyPath, as_path, is_pipe, write_text
 
 T = TypeVar("T")
 CRC32 = "crc32"
@@ -25,6 +25,9 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Finite = Annotated[float, msgspec.Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
 """Neither NaN nor infinite, as JSON knows numbers."""
 NonNegative = Annotated[float, msgspec.Meta(ge=0, le=sys.float_info.max)]
+
+HALF = r"is damaged (it holds half of a character, \ud800 to \udfff)"
+"""JSON can write what UTF-8 cannot."""
 
 
 class Damaged(UserError):
@@ -91,6 +94,8 @@ def read_record(path: AnyPath, form: type[T], advice: str) -> T:
       FileNotFoundError: it is missing.
       Damaged: it cannot be read, is no JSON, or has another checksum or form.
     """
+    if is_pipe(path):
+        raise Damaged(f"{path} is a pipe and no file; {advice}")
     try:
         with as_path(path).open("rb") as file:
             raw = file.read(LARGEST + 1)
@@ -110,9 +115,16 @@ def json_value(raw: bytes, name: str, advice: str) -> Any:
     if len(raw) > LARGEST:
         raise Damaged(f"{name} is larger than {LARGEST >> 20} MB, which no such file is; {advice}")
     try:
-        return parsed(decoded(name, raw))
+        text = decoded(name, raw)
+        value = parsed(text)
+        if "\\ud" in text.lower():
+            # In text that goes on to people and files; a pair of halves is a character.
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except UserError as error:
         raise Damaged(str(error)) from None
+    except UnicodeEncodeError:
+        raise Damaged(f"{name} {HALF}; {advice}") from None
     except ValueError as error:
         raise Damaged(f"{name} cannot be read as JSON ({reason(error)}); {advice}") from None
     except RecursionError:
@@ -132,5 +144,7 @@ def of_form(value: object, form: type[T], name: str, advice: str, of: str = "") 
             raise Damaged(f"{name} holds {key!r}, which is no entry of such a file; {advice}")
     try:
         return msgspec.convert(found, form)
+    except UnicodeEncodeError:
+        raise Damaged(f"{name} {HALF}; {advice}") from None
     except (msgspec.ValidationError, OverflowError) as error:
         raise Damaged(f"{name} is damaged ({error}); {advice}") from None

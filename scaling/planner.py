@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from quecc_jax.errors import UserError
 from scaling import cost
 from scaling.cost import Lengths, Llm, Setup
-from scaling.formatting import Kind
+from scaling.formatting import PER, Kind, amount
 from scaling.frontier import pairs, pareto_mask, published_cost
 from scaling.law import Axis, Law, Params, error
 
@@ -145,8 +145,9 @@ def make_plan(
     if not affordable.any():
         cheapest = int(np.argmin(np.where(allowed, options.cost, np.inf)))
         raise UserError(
-            f"A budget of {budget:.4g} {UNITS[unit]} buys no choice; the cheapest, {options.llms[cheapest]} "
-            f"with V = {options.visual_tokens[cheapest]:g}, costs {options.cost[cheapest]:.4g}."
+            f"A budget of {amount(budget, unit)} {PER[unit]} buys no choice; the cheapest, "
+            f"{options.llms[cheapest]} with V = {options.visual_tokens[cheapest]:g}, costs "
+            f"{amount(options.cost[cheapest], unit)}."
         )
     predicted = law.error(options.params_b, options.visual_tokens)
     best = int(_choose(predicted, options.cost, affordable))

@@ -8,6 +8,8 @@ prints a JSON object {key: max relative error} and exits 1 if any error exceeds 
 
 import json
 import sys
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from quecc_jax.errors import UserError
 from quecc_jax.models.compressors.base import Features
 from quecc_jax.models.compressors.mqt import MQT
 from quecc_jax.models.compressors.quecc import QueCC
@@ -63,6 +66,24 @@ def _original(arrays: dict[str, np.ndarray]) -> Original:
     return Original(compressor, Projector("identity", width), golden_names.QUECC, theirs, heads)
 
 
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a file.
+
+    Raises:
+      UserError: it is none of NumPy's, damaged, or holds no compressor in the goldens' layout.
+    """
+    try:
+        with np.load(path) as file:
+            arrays = dict(file)
+    # A file without an archive's signature is taken for one array or a pickle.
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path} is not a file of arrays as numpy.savez writes it ({error})") from None
+    wanted = ("meta", "out", "cotangent", "in/single_level")
+    if missing := next((name for name in wanted if name not in arrays), ""):
+        raise UserError(f"{path} holds no compressor in the goldens' layout: it has no {missing}")
+    return arrays
+
+
 def check(path: Path) -> dict[str, float]:
     """Maximal relative error per key of a compressor's file, in float32.
 
@@ -70,8 +91,7 @@ def check(path: Path) -> dict[str, float]:
     for gradients and 0 for the others. `CANCELLED` gradients, of which both sides hold round-off alone, are
     compared on the scale of G instead.
     """
-    with np.load(path) as file:
-        arrays = dict(file)
+    arrays = _arrays(path)
     original, inputs = _original(arrays), _group(arrays, "in/")
     params_here = original.names.from_torch(original.theirs, original.heads)
 
@@ -102,14 +122,21 @@ def check(path: Path) -> dict[str, float]:
 
 def main(arguments: list[str]) -> int:
     """Checks the file or directory named on the command line; returns the exit status."""
-    if len(arguments) != 1 or not Path(arguments[0]).exists():
+    if len(arguments) != 1:
         print("usage: python -m tests.golden_check PATH.npz or DIRECTORY", file=sys.stderr)
         return 2
     path = Path(arguments[0])
+    if not path.exists():
+        print(f"error: {path} does not exist; check the path", file=sys.stderr)
+        return 2
     if path.is_dir() and not (path / "expected.npz").is_file():
         print(f"{path} holds no model in the original format with its expected.npz", file=sys.stderr)
         return 2
-    errors = golden_model.check(path) if path.is_dir() else check(path)
+    try:
+        errors = golden_model.check(path) if path.is_dir() else check(path)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     print(json.dumps(errors, indent=1))
     return int(max(errors.values()) > TOLERANCE)
 

@@ -37,7 +37,7 @@ def mutate(folder: Path, other: Path, rng: random.Random) -> str:
     path = rng.choice(files(folder))
     content = path.read_bytes()
     kind = rng.choice(
-        ("flip", "flip", "flip", "cut", "delete", "swap", "foreign", "grow", "zeros", "edit", "edit")
+        ("flip", "flip", "flip", "cut", "delete", "swap", "foreign", "grow", "zeros", "lines", "edit", "edit")
     )
     where = path.relative_to(folder)
     if kind == "delete" or not content:
@@ -54,6 +54,12 @@ def mutate(folder: Path, other: Path, rng: random.Random) -> str:
         twins = [one for one in files(other) if one.relative_to(other) == where]
         shutil.copyfile((twins or files(other))[0], path)
         return f"foreign {where}"
+    if kind == "lines" and (lines := content.splitlines(keepends=True))[1:]:
+        at = rng.randrange(len(lines) - 1)
+        change = rng.choice(("lost", "twice", "exchanged"))
+        put = {"lost": [], "twice": lines[at : at + 1] * 2, "exchanged": [lines[at + 1], lines[at]]}[change]
+        path.write_bytes(b"".join(lines[:at] + put + lines[at + (2 if change == "exchanged" else 1) :]))
+        return f"line {at} of {where} {change}"
     if kind == "edit" and (edited := _edited(content, rng)) is not None:
         path.write_bytes(edited)
         return f"edit {where} to {edited[:300]!r}"

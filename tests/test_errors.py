@@ -73,6 +73,15 @@ def test_other_errors_stay_what_they_are(tmp_path):
     assert disk_fault(unraised) is None
 
 
+def test_a_folder_in_the_place_of_a_file_is_one_sentence(tmp_path):
+    (tmp_path / "metrics.jsonl").mkdir()
+    with (
+        pytest.raises(UserError, match="move the folder away that stands in the place"),
+        disk_faults(str(tmp_path)),
+    ):
+        (tmp_path / "metrics.jsonl").read_bytes()
+
+
 def test_a_folder_that_is_gone_is_told_whatever_it_leads_to(tmp_path):
     (tmp_path / "lock").touch()
     for error in (refused(errno.ENOENT, str(tmp_path / "metrics.jsonl")), ValueError("no metadata")):

@@ -1,4 +1,4 @@
-"""What `import quecc_jax` offers, and that README's and its own examples run."""
+"""What `import quecc_jax` offers, and that its own examples, README's and those of docs/start.md run."""
 
 import re
 import textwrap
@@ -23,11 +23,16 @@ def test_other_names_are_missing_as_usual():
         quecc_jax.nothing  # noqa: B018
 
 
-README = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+WRITTEN = [
+    example
+    for page in ("README.md", "docs/start.md")
+    for example in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)
+    if "quecc_jax" in example
+]
 
 
 @pytest.mark.parametrize(
-    "example", [*README, textwrap.dedent((quecc_jax.__doc__ or "").split(":\n\n", 1)[1])]
+    "example", [*WRITTEN, textwrap.dedent((quecc_jax.__doc__ or "").split(":\n\n", 1)[1])]
 )
 def test_examples_run_as_they_stand(example, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)

@@ -137,3 +137,40 @@ def test_what_gets_a_name_is_on_the_disk_before(tmp_path, monkeypatch):
     wanted = {("sync", str(path)) for path in (made, made / "inner", made / "inner" / "one")}
     assert set(done[:3]) == wanted
     assert done[3:] == [("name", str(tmp_path / "folder")), ("sync", str(tmp_path))]
+
+
+@pytest.mark.parametrize("text", ['{"a": "\\ud800"}', '{"a": 1, "\\udfff": 2}'])
+def test_half_a_character_is_damage(tmp_path, text):
+    """JSON can write one, UTF-8 cannot."""
+    (tmp_path / "one.json").write_text(text)
+    with pytest.raises(Damaged, match=r"one\.json is damaged \(it holds half of a character"):
+        read_record(tmp_path / "one.json", dict[str, int], "go")
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "one.json")
+    with pytest.raises(Damaged, match=r"one\.json is a pipe and no file; go"):
+        read_record(tmp_path / "one.json", dict[str, int], "go")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a").write_text("x")
+    list_files(folder)
+    (folder / "a").unlink()
+    os.mkfifo(folder / "a")
+    with pytest.raises(Damaged, match="a is a pipe and no file; go"):
+        check_files(folder, "go")
+
+
+def test_a_closed_folder_holds_listed_files_alone(tmp_path):
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "words.json").write_text("{}")
+    list_files(tmp_path)
+    (tmp_path / "more.txt").write_text("x")
+    (tmp_path / "tokenizer" / ".hidden").write_text("x")
+    check_files(tmp_path, "restore it", closed=["tokenizer", "absent"])
+    (tmp_path / "tokenizer" / "added_tokens.json").write_text('{"x": 1}')
+    check_files(tmp_path, "restore it")
+    with pytest.raises(
+        Damaged, match=r"added_tokens\.json is not one of the files .* delete it, or restore it"
+    ):
+        check_files(tmp_path, "restore it", closed=["tokenizer"])

@@ -16,7 +16,7 @@ from typing import NoReturn
 import tyro
 
 from quecc_jax.commands.options import parse, refusals
-from quecc_jax.errors import program, run_cli
+from quecc_jax.errors import UserError, program, run_cli
 
 COMMANDS = {
     "train": "train one run",
@@ -49,6 +49,11 @@ def quecc(argv: Sequence[str] | None = None, prog: str = "quecc", names: Sequenc
     given = list(sys.argv[1:] if argv is None else argv)
 
     def choose_and_execute() -> None:
+        if given[:1] == ["scaling"]:
+            raise UserError(
+                "scaling is not a command; fit fits the law and plan chooses for a budget: "
+                f"{prog} fit --help, {prog} plan --help"
+            )
         # Only the name is parsed here: a command's module is imported once it is chosen.
         app = tyro.extras.SubcommandApp()
         for name in names:

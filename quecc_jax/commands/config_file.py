@@ -20,6 +20,9 @@ from quecc_jax.errors import UserError
 
 T = TypeVar("T")
 
+CONFIGS = "configs"
+"""The folder of the repository that holds the config files which its documentation names."""
+
 
 def load_config_file(path: str) -> RunConfig:
     """Runs a config file and returns what its `config()` returns.
@@ -48,7 +51,15 @@ def load_file(path: str, function: str, kind: type[T]) -> T:
         neighbours = [
             p.name for p in file.parent.glob("*.py") if f"def {function}(" in p.read_text("utf-8", "replace")
         ]
-        hint = nearest(file.name, sorted(neighbours)) if neighbours else "give the path of a Python file"
+        if neighbours:
+            hint = nearest(file.name, sorted(neighbours))
+        elif file.parts[:1] == (CONFIGS,) and not Path(CONFIGS).is_dir():
+            hint = (
+                f"{CONFIGS}/ comes with the repository, not with the installed package: run this in a clone, or "
+                f"give a Python file of yours whose {function}() returns a {kind.__name__}"
+            )
+        else:
+            hint = "give the path of a Python file"
         raise UserError(f"config file {path} does not exist; {hint}")
     spec = importlib.util.spec_from_file_location(f"_config_{file.stem}", file)
     if spec is None or spec.loader is None:

@@ -7,9 +7,10 @@ options for the whole tree: `CONFIG.py --train.steps 5`.
 import contextlib
 import dataclasses
 import typing
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
@@ -20,7 +21,7 @@ from quecc_jax.config.compressors import config_class, exchanged, names
 from quecc_jax.config.io import nearest
 from quecc_jax.config.renamed import RENAMED
 from quecc_jax.config.validation import validate
-from quecc_jax.errors import UserError
+from quecc_jax.errors import Note, UserError
 
 T = TypeVar("T")
 
@@ -41,32 +42,85 @@ def parse(options: type[T], argv: Sequence[str], prog: str) -> T:
       SystemExit: with status 0, after printing the help.
     """
     if not _takes_config(options):
-        with refusals(option_names(options)):
+        with refusals(_names_to_suggest(options, argv)):
             parsed = tyro.cli(options, args=argv, prog=prog)
-        _refuse_buckets(parsed)
+        _refuse_addresses(parsed)
         return parsed
-    config, file, argv = _named_config(argv, prog)
+    config, file, argv = _named_config(options, argv, prog)
     default = with_config(options, with_chosen_compressor(config, argv))
     with refusals(option_names(options, default)):
         parsed = tyro.cli(
-            options, args=argv, prog=f"{prog} {file}", default=default, config=(tyro.conf.AvoidSubcommands,)
+            options,
+            args=argv,
+            prog=f"{prog} {file}",
+            default=default,
+            config=(tyro.conf.AvoidSubcommands,),
+            registry=_compressors_by_name(),
         )
-    _refuse_buckets(parsed)
+    _refuse_addresses(parsed)
     validate(parsed.config)  # type: ignore[attr-defined]
     return parsed
 
 
-def _refuse_buckets(options: Any) -> None:
-    """Refuses places in a bucket where a place of this machine is meant: `Path` would make gs:/BUCKET of them."""
+def _names_to_suggest(options: Any, argv: Sequence[str]) -> list[str]:
+    """`option_names`, of the chosen subcommand alone where there are some.
+
+    Raises:
+      UserError: what stands in the place of a subcommand is none.
+    """
+    commands = {part.__name__.lower(): part for part in typing.get_args(options)}
+    if not commands or not argv or argv[0].startswith("-"):
+        return option_names(options)
+    if argv[0] not in commands:
+        raise UserError(_unknown(argv[0], list(commands)))
+    return option_names(commands[argv[0]])
+
+
+def _compressors_by_name() -> tyro.constructors.ConstructorRegistry:
+    """Makes the help list every compressor where the class of the chosen one's settings has its name alone.
+
+    Other names never come to tyro: `with_chosen_compressor` has read them.
+    """
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def one_of_all(
+        info: tyro.constructors.PrimitiveTypeInfo,
+    ) -> tyro.constructors.PrimitiveConstructorSpec[str] | None:
+        if typing.get_origin(info.type) is not Literal:
+            return None
+        given = typing.get_args(info.type)
+        if len(given) != 1 or given[0] not in names():
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar=f"{{{','.join(names())}}}",
+            instance_from_str=lambda told: told[0],
+            is_instance=lambda value: value in given,
+            str_from_instance=lambda value: [value],
+        )
+
+    return registry
+
+
+def _refuse_addresses(options: Any) -> None:
+    """Refuses places in a bucket and on the web where a place of this machine is meant: `Path` would make gs:/BUCKET
+    of them."""
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
         for one in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(one, Path) and len(one.parts) > 1 and one.parts[0].endswith(":"):
-                place = one.as_posix().replace(":/", "://", 1)
+            if not (isinstance(one, Path) and len(one.parts) > 1 and one.parts[0].endswith(":")):
+                continue
+            place = one.as_posix().replace(":/", "://", 1)
+            if one.parts[0] == "gs:":
                 raise UserError(
                     f"{flag(field.name)} {place} lies in a bucket, but takes a place of this machine; copy between "
                     "the two with gcloud storage cp"
                 )
+            raise UserError(
+                f"{flag(field.name)} {place} is an address, but takes a place of this machine; download it and give "
+                "its path"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,13 +140,41 @@ def _takes_config(options: type) -> bool:
     return hints.get("config") == RunSettings
 
 
-def _named_config(argv: Sequence[str], prog: str) -> tuple[RunConfig, str, Sequence[str]]:
+def _named_config(options: type, argv: Sequence[str], prog: str) -> tuple[RunConfig, str, Sequence[str]]:
     """(the config that the first argument names, its name, the other arguments)"""
+    asks = bool({"-h", "--help"} & {*argv})
     if argv and not argv[0].startswith("-"):
-        return load_config_file(argv[0]), argv[0], argv[1:]
-    if {"-h", "--help"} & {*argv}:
+        try:
+            return load_config_file(argv[0]), argv[0], argv[1:]
+        except UserError as error:
+            # What the file lacks may take an hour to make; a slip of the pen is told before.
+            _refuse_unknown(options, argv[1:])
+            if not asks:
+                raise
+            warnings.warn(Note(f"{error}; these are the defaults of every run"), stacklevel=2)
+            return RunConfig(), argv[0], argv[1:]
+    if asks:
         return RunConfig(), "CONFIG.py", argv
     raise UserError(f"name a config file first, as in: {prog} configs/NAME.py --train.steps 100")
+
+
+def _refuse_unknown(options: type, argv: Sequence[str]) -> None:
+    """Refuses names that are options of no config, where the config that was named cannot be read.
+
+    Which sources and which compressor it has is not known, so none of their settings is refused; nor is a value
+    that looks like an option.
+    """
+    default: object = with_config(options, with_chosen_compressor(RunConfig(), argv))
+    known = [*option_names(options, default), "--help"]
+    for before, token in zip(("", *argv), argv, strict=False):
+        name = token.partition("=")[0]
+        option = "--" + name[2:].removeprefix("no-").replace("_", "-")
+        free = ("--data.sources.", "--model.compressor.")
+        follows = before.startswith("--") and "=" not in before
+        if not token.startswith("--") or option in known or option.startswith(free):
+            continue
+        if not follows or nearest(option, known, "none") != "none":
+            raise UserError(_unknown(token, known))
 
 
 def with_config(options: type[T], config: RunConfig) -> T:

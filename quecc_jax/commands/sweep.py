@@ -111,4 +111,12 @@ def dry_run(grid: Grid, chosen: Sequence[Cell], topology: str, mfu: float) -> st
         f"{len(chosen)} cells, {total:.3e} FLOPs, {total / rate / 3600:,.1f} hours on {count} x {chip.kind} "
         f"at {100 * mfu:g} % of {chip.flops / 1e12:g} TFLOP/s each; tests, compilation, saving come on top"
     )
+    lengths = {tuple(run.data.max_length for run in cell.runs) for cell in chosen}
+    counts = {cell.runs[-1].model.visual_tokens for cell in chosen}
+    if len(lengths) == 1 and len(counts) > 1:
+        (stages,) = lengths
+        lines.append(
+            f"note: rows have {' and '.join(f'{n:,}' for n in dict.fromkeys(stages))} positions at every V, so that "
+            "what training takes hardly depends on V; llava_grid's text_tokens makes them as long as each V needs"
+        )
     return "\n".join(lines)

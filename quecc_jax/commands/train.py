@@ -34,7 +34,7 @@ def run(options: Options) -> None:
             summary = train(options.config)
             report = (
                 f"{describe_goodput(summary)}\n{summary['out']}: step {summary['step']}, loss "
-                f"{summary['loss']:.4f}, {summary['skipped']} steps skipped, {summary['seconds']:.0f} s"
+                f"{summary['loss']:.4f}, {summary['skipped']} steps skipped"
             )
             if summary["truncated"] or summary["dropped"]:
                 report += (

@@ -35,7 +35,7 @@ MEMORY = Range(0, 1, (True, False))
 """Of a running mean: at 1 it would never learn anything."""
 
 RANGES = {
-    "model.vision.image_size": SIZE,
+    "model.vision.image_size": Range(1, 1 << 16),
     "model.vision.patch_size": SIZE,
     "model.vision.width": SIZE,
     "model.vision.depth": SIZE,

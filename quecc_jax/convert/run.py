@@ -25,6 +25,7 @@ from quecc_jax.data.files import fresh_directory
 from quecc_jax.data.text.templates import check_name
 from quecc_jax.distributed import notice
 from quecc_jax.errors import UserError
+from quecc_jax.paths import as_path
 from quecc_jax.progress import byte_bar
 from quecc_jax.train.run_dir import TOKENIZERS, list_run
 
@@ -58,6 +59,7 @@ def import_weights(
       UserError: see `open_checkpoint`, `plan_import` and `choose_template`; `out` exists, or cannot be
         written.
     """
+    out = as_path(out)
     _refuse_existing(out, "--out")
     if template:
         check_name(template)
@@ -199,7 +201,8 @@ def _new_directory(path: Path, option: str) -> Iterator[Path]:
     """A directory that takes its name when the block succeeds, where nothing may be yet."""
     _refuse_existing(path, option)
     try:
-        with fresh_directory(path) as aside:
+        # Lists of files and the arrays' store take absolute paths without `..`.
+        with fresh_directory(as_path(path)) as aside:
             yield aside
     except OSError as error:
         raise UserError(f"{option} {path} cannot be written ({error}); choose another") from None

@@ -110,7 +110,9 @@ def export_targets(reader: SlabReader, layout: Format, only: Only | None) -> lis
     form = PARTS[only] if only else _usual_layout(reader) if layout == "auto" else layout
     tokenizer = reader.run / "tokenizer"
     number = image_token(tokenizer) if form == "llava_hf" and tokenizer.is_dir() else None
-    whole = plan_export(_with_positions(reader.config), form, family, number)
+    # A tower's config.json says nothing of the decoder.
+    config = reader.config if form in ("clip", "clip_text") else _with_positions(reader.config)
+    whole = plan_export(config, form, family, number)
     targets = [Target("", whole.rules, whole.hf, name="mm_projector" if form == "projector" else "model")]
     if form == "llava" and (folder := tower_name(whole.hf)) == "clip":
         # The original reads its tower from a directory of its own, whatever the model's file holds.

@@ -43,7 +43,16 @@ def write_report(results: Results, out_dir: str | Path, law: Section | None = No
 def _making(results: Results) -> Section:
     seconds = dict(results["seconds"])
     total = seconds.pop("total")
-    phases = [(name, f"{spent:,.0f} s", min(spent / total, 1)) for name, spent in seconds.items()]
+    worked = sum(seconds.values())
+    whole = max(total, worked)
+    phases = [(name, f"{spent:,.0f} s", spent / whole) for name, spent in seconds.items()]
+    # Nothing ran side by side where phases fit into what passed, up to their rounding.
+    beside = [
+        paragraph(
+            f"Phases are summed over jobs that ran side by side: {worked:,.0f} s of work in {total:,.0f} s.",
+            "muted",
+        )
+    ] * (worked > 1.01 * total)
     trained = {row["cell"]: row for row in results["rows"]}.values()
     decoders = []
     for d in results["llms"]:
@@ -69,6 +78,7 @@ def _making(results: Results) -> Section:
             f"<pre>{html.escape(results['command'])}</pre>",
             bullets(facts),
             part("meters", [("phase", False), ("time", False), ("", False)], phases),
+            *beside,
             table_html(decoders, ["decoder", "width", "depth", "parameters", "models", "training each"]),
             paragraph("Parameters are the decoder's, without embeddings.", "muted"),
         ],

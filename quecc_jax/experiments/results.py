@@ -207,6 +207,10 @@ def read_results(path: Path) -> Results:
 def check_results(results: Mapping[str, Any]) -> None:
     """Raises UserError if a field that the report needs is absent or no cell is finished."""
     _refuse_missing(results)
+    if any("visual_tokens" not in row for row in results["rows"]):
+        raise UserError(
+            "a row of the results does not say its visual_tokens; let the grid's command write it anew"
+        )
     if not any(row["visual_tokens"] for row in results["rows"]):
         raise UserError("the results hold no finished cell yet; let the run finish one before reporting")
 

@@ -16,6 +16,8 @@ from quecc_jax.pages.render import embed
 from quecc_jax.records import Damaged
 
 TITLE = "Which decoder, how many visual tokens?"
+CLEAR = 3
+"""Standard errors from which a difference is called one."""
 
 
 def sections(results: Results, out: Path, law: Section | None) -> list[Section]:
@@ -73,7 +75,9 @@ def _in_errors(margin: Difference) -> str:
         return "without any measurable error"
     count = margin.errors
     return (
-        f"{count:.0f} standard errors" if abs(count) >= 3 else f"within noise ({count:.1f} standard errors)"
+        f"{count:.0f} standard errors"
+        if abs(count) >= CLEAR
+        else f"within noise ({count:.1f} standard errors)"
     )
 
 
@@ -109,6 +113,14 @@ def _recommendation(results: Results, task: str) -> Iterator[str]:
     cost, most = found[cheap].flops, top.flops
     if cost is None or most is None:
         return
+    if without := stats.baseline(results["rows"], task):
+        margin = stats.difference(top, stats.best(without)[1])
+        if margin.errors < CLEAR:
+            yield (
+                f"Recommended for {task}: none of these models. The best is not measurably better than one that "
+                f"sees no image ({margin} points); train longer."
+            )
+            return
     choice = f"decoder {cheap[0]} with V = {cheap[1]} ({found[cheap]} %, {flops_text(cost)})"
     if cheap == best:
         yield f"Recommended for {task}: {choice}; no cheaper model comes within one standard error."

@@ -1,10 +1,9 @@
 """Attention: the one place where masks are made, and the kernels that compute it per platform.
 
-| kernel   | `auto` takes it on | what it computes |
-|----------|--------------------|------------------|
-| `splash` | TPU                | a pass over whole rows, causal within segments: training, prefill |
-| `cudnn`  | NVIDIA GPU         | the same, in half precision, for even rows and heads of 8, 16, ... 128 |
-| `xla`    | elsewhere          | everything; also what the two do not take, on any platform |
+    kernel    `auto` takes it on   what it computes
+    splash    TPU                  a pass over whole rows, causal within segments: training, prefill
+    cudnn     NVIDIA GPU           the same, in half precision, for even rows and heads of 8, 16, ... 128
+    xla       elsewhere            everything; also what the two do not take, on any platform
 
 XLA it stays for ALiBi and for windows that differ between layers (their masks are no constants of the
 program), for reading a cache token by token (bound by the cache's bytes, whatever computes it), and for the

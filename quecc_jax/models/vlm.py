@@ -31,7 +31,7 @@ class Visual(NamedTuple):
 
 
 class VLM(nn.Module):
-    """MLPNorm, compressor, projector and decoder; parameters live under `vision`, the three other names, and
+    """Tower, compressor, projector and decoder; parameters live under `vision`, the three other names, and
     `text` where CLIP's text tower encodes the questions."""
 
     config: ModelConfig

@@ -29,6 +29,10 @@ Display = Callable[[Record], None]
 LEFT_OUT = "left out: "
 """Begins the names of a record's counts of rows left out, by reason."""
 
+PREVIOUS = "previous"
+"""Names, in a line of the log, the step of the line before it, so that lines that are lost are seen. Version 0.1 did
+not say."""
+
 SCALARS = ("loss", "grad_norm", "learning_rate", "skipped", "steps_per_s", "tokens_per_s", "flops_per_s")
 """Parts of a record that TensorBoard plots."""
 
@@ -188,17 +192,31 @@ class Records:
 
     def __init__(self, run: Path, step: int, log_every: int):
         path = run / "metrics.jsonl"
-        found = [(line.decode("utf-8", "replace"), _record(line)) for line in _complete_lines(path)]
-        damaged = [str(number) for number, (_, record) in enumerate(found, start=1) if record is None]
         if step and not path.exists():
             notice(f"WARNING: {path} is lost: the log begins behind step {step}")
+        kept, damaged, misplaced, last = list[str](), list[str](), list[str](), 0
+        for number, line in enumerate(_complete_lines(path), start=1):
+            record = _record(line)
+            if record is None:
+                damaged.append(str(number))
+            elif record["step"] > step:
+                continue
+            elif record["step"] <= last:
+                misplaced.append(str(number))
+            else:
+                if (before := _previous(record, last)) > last:
+                    notice(f"WARNING: {path} says nothing of steps {last + 1} to {before}")
+                kept.append(line.decode())
+                last = record["step"]
         if damaged:
             notice(f"WARNING: {path}: lines {', '.join(damaged[:10])} are damaged and left out")
-        kept = [(line, record["step"]) for line, record in found if record and record["step"] <= step]
-        last, expected = kept[-1][1] if kept else 0, step - step % log_every
-        if path.exists() and last < expected:
+        if misplaced:
+            notice(
+                f"WARNING: {path}: lines {', '.join(misplaced[:10])} stand twice or too late and are left out"
+            )
+        if path.exists() and last < step - step % log_every:
             notice(f"WARNING: {path} says nothing of steps {last + 1} to {step}")
-        self._lines = Lines(path, [line for line, _ in kept])
+        self._lines, self._last = Lines(path, kept), last
         if not step:
             remove(run / "tensorboard")
         self._events = EventFile(run / "tensorboard", step)
@@ -220,28 +238,45 @@ class Records:
             come anew, for no checkpoint is newer.
         """
         plain = {k: v if math.isfinite(v) else None for k, v in record.items()}
-        self._lines.add(json.dumps(sealed(plain), allow_nan=False))
+        self._lines.add(json.dumps(sealed({**plain, PREVIOUS: self._last}), allow_nan=False))
+        self._last = int(record["step"])
         self._events.add(int(record["step"]), {f"train/{name}": record[name] for name in SCALARS})
 
 
 def read_records(run_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The log lines of a run, oldest first; empty if it has none. Non-finite values are None.
 
+    Lines that are lost are said on stderr.
+
     Raises:
-      UserError: a line is damaged.
+      UserError: a line is damaged, stands twice, or behind one of a later step.
     """
-    path, records = as_path(run_dir) / "metrics.jsonl", []
+    path, records, last = as_path(run_dir) / "metrics.jsonl", [], 0
+    advice = "delete that line, or train the run again"
     for number, line in enumerate(_complete_lines(path), start=1):
         record = _record(line)
         if record is None:
-            raise UserError(f"{path}, line {number} is damaged; delete that line, or train the run again")
-        records.append(record)
+            raise UserError(f"{path}, line {number} is damaged; {advice}")
+        if record["step"] <= last:
+            raise UserError(
+                f"{path}, line {number} is of step {record['step']}, behind step {last}; {advice}"
+            )
+        if (before := _previous(record, last)) > last:
+            notice(f"WARNING: {path} says nothing of steps {last + 1} to {before}")
+        records.append({name: value for name, value in record.items() if name != PREVIOUS})
+        last = record["step"]
     return records
 
 
 def _complete_lines(path: Path) -> list[bytes]:
     """Lines that end in a newline: a killed process may leave a part of one behind."""
     return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+
+
+def _previous(record: Mapping[str, Any], last: int) -> int:
+    """The step of the line before a record, which is `last` where it does not say."""
+    step = record.get(PREVIOUS)
+    return step if isinstance(step, int) else last
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

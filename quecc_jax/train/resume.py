@@ -2,13 +2,16 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from quecc_jax.checksums import identity
+from quecc_jax.checksums import check_files, identity
 from quecc_jax.config import RunConfig
 from quecc_jax.config.io import differences, load_config
 from quecc_jax.distributed import notice
@@ -52,12 +55,20 @@ class Checkpoints:
         try:
             self.run.mkdir(parents=True, exist_ok=True)
             remove_unfinished(self.run)
-            self._orbax = ocp.training.Checkpointer(
+            self._refuse_or_set_aside(lambda path: "" if path.is_dir() else f"{path} is no directory")
+            begin = functools.partial(
+                ocp.training.Checkpointer,
                 self.run / "checkpoints",
                 save_decision_policy=policy.AnySavePolicy(rules),
                 preservation_policy=ocp.training.preservation_policies.LatestN(keep),
                 context=saving(),
             )
+            try:
+                self._orbax = begin()
+            except (ValueError, TypeError, AttributeError, KeyError):
+                # Orbax reads the description of every checkpoint, and fails at the first that is another's.
+                self._refuse_or_set_aside(_damage)
+                self._orbax = begin()
         except OSError as error:
             raise UserError(f"out directory {self.run} cannot be written ({error}); choose another") from None
 
@@ -85,6 +96,11 @@ class Checkpoints:
         if self.config.checkpoint.resume == "never" or not steps:
             if self.config.checkpoint.resume == "must":
                 raise UserError(f"{self.run} holds no checkpoint; start with --checkpoint.resume auto")
+            log = self.run / "metrics.jsonl"
+            if self.config.checkpoint.resume != "never" and log.exists():
+                notice(
+                    f"WARNING: {self.run} has a log but no checkpoint: the run begins anew, and {log.name} with it"
+                )
             return None
         damaged: list[int] = []
         for step in steps:
@@ -201,11 +217,46 @@ class Checkpoints:
 
     def _set_aside(self, steps: list[int]) -> None:
         if jax.process_index() == 0:
-            (self.run / "damaged").mkdir(exist_ok=True)
-            for step in steps:
-                remove(self.run / "damaged" / str(step))
-                os.replace(self.run / "checkpoints" / str(step), self.run / "damaged" / str(step))
+            self._move_aside(steps)
         self._orbax.reload()
+
+    def _move_aside(self, steps: list[int]) -> None:
+        aside = self.run / "damaged"
+        try:
+            aside.mkdir(exist_ok=True)
+        except FileExistsError:
+            raise UserError(f"{aside}, where damaged checkpoints go, is no directory; move it away") from None
+        for step in steps:
+            # What lies there may be a link to nowhere.
+            (aside / str(step)).unlink() if (aside / str(step)).is_symlink() else remove(aside / str(step))
+            os.replace(self.run / "checkpoints" / str(step), aside / str(step))
+
+    def _refuse_or_set_aside(self, fault: Callable[[Path], str]) -> None:
+        """Sets aside what has a checkpoint's name and a fault before orbax meets it, which is said.
+
+        Raises:
+          UserError: there is one, and several processes might disagree on it.
+        """
+        folder = self.run / "checkpoints"
+        if is_remote(folder) or not folder.is_dir():
+            return
+        for path in sorted(path for path in folder.iterdir() if path.name.isdecimal()):
+            if not (why := fault(path)):
+                continue
+            if jax.process_count() > 1:
+                raise UserError(f"checkpoint {path.name} of {self.run} cannot be read: {why}; move it away")
+            where = f"set aside in {self.run / 'damaged'}"
+            notice(f"WARNING: checkpoint {path.name} of {self.run} cannot be read: {why}; {where}")
+            self._move_aside([int(path.name)])
+
+
+def _damage(path: Path) -> str:
+    """What is wrong with a checkpoint's files; empty if they are those that were saved."""
+    try:
+        check_files(path, "restore it", path.name)
+    except Damaged as error:
+        return str(error)
+    return ""
 
 
 def _optimizer_part(state: TrainState) -> Tree:

@@ -52,6 +52,7 @@ def describe_run(config: RunConfig, run: Path) -> None:
 
 def list_run(run: Path) -> None:
     """Lists a run's files that are neither checkpoints nor logs."""
+    run = as_path(run)
     folders = (run / name for name in (*TOKENIZERS, "source"))
     found = [path for folder in folders for path in files_below(folder)]
     list_files(run, [run / "config.json", *found], whole=TEXTS)
@@ -90,6 +91,6 @@ def load_run_config(run_dir: str | os.PathLike[str]) -> RunConfig:
     """
     run = as_path(run_dir)
     config = load_config(run / "config.json")
-    check_files(run, ADVICE.format(run=run))
+    check_files(run, ADVICE.format(run=run), closed=TOKENIZERS)
     own: dict[str, Any] = {name: str(run / name) for name in TOKENIZERS if (run / name).is_dir()}
     return dataclasses.replace(config, data=dataclasses.replace(config.data, **own))

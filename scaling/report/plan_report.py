@@ -121,7 +121,7 @@ def chosen_span(plan: Plan, values: np.ndarray) -> list[float] | None:
 def notes(plan: Plan, asked: Question) -> list[str]:
     """What a reader must know before acting on it."""
     fit, options, k = asked.fit, plan.options, plan.best
-    said = []
+    said = _why_many_tokens(plan, asked)
     if fit.other is not None:
         j = choice_of(fit.other, options, plan.budget)
         meaning = "Q + V" if fit.other.tokens == "Q+V" else "V"
@@ -168,6 +168,28 @@ def notes(plan: Plan, asked: Question) -> list[str]:
         closed = "more tokens always win" if np.isinf(best) else f"V* = beta Q / (alpha - beta) = {best:.3g}"
         said.append(f"If N could take any value, the closed form would say: {closed}.")
     return said + [f"Of the fit: {sentence}" for sentence in fit.findings]
+
+
+def _why_many_tokens(plan: Plan, asked: Question) -> list[str]:
+    """Why the recommendation takes more visual tokens than the fewest: they buy what is left where no larger LLM
+    can be bought."""
+    options, k, kind = plan.options, plan.best, asked.setup.kind
+    if options.visual_tokens[k] == options.visual_tokens.min():
+        return []
+    rest = "the rest of the budget goes into visual tokens"
+    larger = np.flatnonzero(options.allowed & (options.params_b > options.params_b[k]))
+    if not larger.size:
+        return [
+            f"No LLM of these is larger than {options.llms[k]} and can be run, so {rest}; --llms takes others."
+        ]
+    following = larger[options.params_b[larger] == options.params_b[larger].min()]
+    cheapest = following[np.argmin(options.cost[following])]
+    if options.cost[cheapest] <= plan.budget * (1 + 1e-12):
+        return []
+    return [
+        f"The next larger LLM, {options.llms[cheapest]}, costs at least {amount(options.cost[cheapest], kind)} "
+        f"{PER[kind]}, above the budget, so {rest}."
+    ]
 
 
 def plan_record(plan: Plan, asked: Question) -> Record:

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from quecc_jax.commands.cli import COMMANDS, quecc
+from quecc_jax.commands.cli import COMMANDS, execute, quecc
+from quecc_jax.commands.config_file import load_file
 from quecc_jax.commands.options import Run, option_names, parse_run, with_chosen_compressor, with_config
-from quecc_jax.config.compressors import named
+from quecc_jax.config import RunConfig
+from quecc_jax.config.compressors import named, names
 from quecc_jax.errors import Note, UserError, run_cli
+from quecc_jax.experiments.grid import Grid
 
 ROOT = Path(__file__).parents[2]
 
@@ -118,6 +121,62 @@ def test_a_missing_config_file_names_its_nearest_neighbour(config_file):
             parse_run(argv, "prog")
 
 
+@pytest.mark.parametrize("function, kind", [("config", RunConfig), ("grid", Grid)])
+def test_a_config_of_the_repository_is_missed_away_from_it(function, kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    message = (
+        "config file configs/llava.py does not exist; configs/ comes with the repository, not with the installed "
+        f"package: run this in a clone, or give a Python file of yours whose {function}() returns a {kind.__name__}"
+    )
+    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+        load_file("configs/llava.py", function, kind)
+    (tmp_path / "configs").mkdir()
+    with pytest.raises(UserError, match=r"does not exist; give the path of a Python file$"):
+        load_file("configs/llava.py", function, kind)
+
+
+@pytest.fixture
+def early_file(tmp_path):
+    """A config file that starts from what another run has yet to make, such as configs/easyvqa.py."""
+    path = tmp_path / "early.py"
+    path.write_text(
+        "from quecc_jax.errors import UserError\ndef config():\n    raise UserError('run `make demo` first')\n"
+    )
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ([], "run `make demo` first$"),
+        (["--train.steps", "5", "--optimizer.learning_rate=1e-4", "--no-data.cached-features"], "make demo"),
+        (["--data.sources.0.path", "x", "--model.compressor.queries", "4"], "make demo"),
+        (["--optimizer.learning-rate", "-1", "--out", "--strange-place"], "make demo"),
+        (["--train.setps", "5"], r"^--train.setps is not an option; did you mean --train.steps\?$"),
+        (["--train.steps", "5", "--outt=a"], r"^--outt is not an option; did you mean --out\?$"),
+        (["--train.accumulation", "3"], "^--train.accumulation is now --train.grad-accum-steps"),
+        (["--model.compressor.name", "mtq"], "'mtq' is not a compressor; did you mean mqt"),
+    ],
+)
+def test_a_mistyped_option_is_told_before_what_the_config_file_lacks(early_file, options, message):
+    with pytest.raises(UserError, match=message):
+        parse_run([early_file, *options], "prog")
+
+
+def test_help_says_so_where_the_config_file_gives_no_defaults(early_file, capsys):
+    with pytest.raises(SystemExit) as stop, pytest.warns(Note, match="make demo.*defaults of every run"):
+        parse_run([early_file, "--help"], "prog")
+    assert stop.value.code == 0 and "--train.steps INT" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("chosen", ["quecc", "mqt"])
+def test_the_help_lists_every_compressor(config_file, capsys, chosen):
+    with pytest.raises(SystemExit):
+        parse_run([config_file, "--model.compressor.name", chosen, "--help"], "prog")
+    lines = re.sub(r"[│\s]", "", capsys.readouterr().out)
+    assert "--model.compressor.name{" + ",".join(names()) + "}" in lines
+
+
 def test_help_needs_no_config_file_and_shows_types_and_defaults(capsys):
     with pytest.raises(SystemExit) as stop:
         parse_run(["--help"], "python -m launch.train")
@@ -148,6 +207,16 @@ def test_the_process_exits_with_one_line_and_no_traceback(config_file, tmp_path,
     assert "Traceback" not in done.stderr
     last = done.stderr.splitlines()[-1]
     assert last.startswith("error: ") and error in last
+
+
+def test_the_end_of_training_names_one_duration(config_file, monkeypatch, capsys):
+    """That of the steps alone, beside how long everything took, was taken for the latter."""
+    summary = {"out": "runs/a", "step": 60, "loss": 0.5, "skipped": 0, "seconds": 11.0, "goodput": 0.09}
+    summary |= {"total_seconds": 96.6, "lost_seconds": {"start": 87.9}, "truncated": 0, "dropped": 0}
+    monkeypatch.setattr("quecc_jax.train.loop.train", lambda config: summary)
+    execute("train", [config_file])
+    first, last = capsys.readouterr().out.splitlines()
+    assert "of 96.6 s in steps" in first and last == "runs/a: step 60, loss 0.5000, 0 steps skipped"
 
 
 def help_of(call: str, **environment: str) -> subprocess.CompletedProcess:
@@ -192,6 +261,16 @@ def test_the_program_lists_its_commands(capsys):
     "argv, message",
     [
         (["trian"], "trian is not a command; did you mean train?"),
+        (
+            ["scaling"],
+            "scaling is not a command; fit fits the law and plan chooses for a budget: quecc fit --help",
+        ),
+        (["scaling", "fit", "--scores", "general"], "quecc fit --help"),
+        (["convert", "export", "--checkpoint", "a", "--vison", "b"], "--vison is not an option; see --help"),
+        (["convert", "export", "--checkpiont", "a"], "did you mean --checkpoint?"),
+        (["convert", "import", "--checkpoint", "a"], "--checkpoint is not an option; see --help"),
+        (["convert", "import", "--vison", "a"], "did you mean --vision?"),
+        (["convert", "exprt", "--to", "a"], "exprt is not a command; did you mean export?"),
         (["--trian"], "--trian is not an option; did you mean train?"),
         ([], "name a command: train, generate,"),
         (["train"], "name a config file first, as in: quecc train configs/NAME.py --train.steps 100"),

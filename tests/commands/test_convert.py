@@ -1,5 +1,6 @@
 """The command line of imports and exports: what it says, and what it leaves on a full disk."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -44,6 +45,21 @@ def test_there_and_back(run: Run, tmp_path: Path) -> None:
     assert_same_tensors(tmp_path / "given", tmp_path / "out")
     assert run(*export, tmp_path / "half", "--dtype", "bfloat16")[0] == 0
     assert {str(d) for d in open_tensors(tmp_path / "half").dtypes.values()} == {"bfloat16"}
+
+
+@pytest.mark.parametrize("here", ["run", "weights/run", "./run", "../beside/run"])
+def test_places_are_relative_to_the_working_directory(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, here: str
+) -> None:
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    write_checkpoint(Path("given"), load("llama")["config"], load("llama")["tensors"], np.float16)
+    status, _, error = run("import", "--from", "given", "--out", here)
+    assert (status, error) == (0, "")
+    listed = json.loads(Path(here, "checksums.json").read_text())["files"]
+    assert "config.json" in listed and not any(Path(file).is_absolute() for file in listed)
+    assert run("export", "--checkpoint", here, "--to", "out")[0] == 0
+    assert_same_tensors(Path("given"), Path("out"))
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,11 @@ def test_known_projectors(kind):
         ("optimizer.clip_norm", 0.0, "clip_norm is 0 but must be above 0"),
         ("data.query_length", -1, "data.query_length is -1 but must be at least 0"),
         ("optimizer.learning_rate", -1e-3, "learning_rate is -0.001 but must be above 0"),
+        (
+            "model.vision.image_size",
+            2**31,
+            r"image_size is 2.14748e\+09 but must be at least 1 and at most 65536",
+        ),
         ("optimizer.b1", 1.0, "b1 is 1 but must be at least 0 and below 1"),
         ("optimizer.warmup_ratio", 1.5, "warmup_ratio is 1.5 but must be at least 0 and at most 1"),
         ("train.batch_size", 0, "batch_size is 0"),

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 from safetensors.numpy import load_file, save_file
 
+from quecc_jax.checksums import check_files
 from quecc_jax.config import RunConfig
 from quecc_jax.config.io import load_config
 from quecc_jax.convert.formats.gguf import GgufFile
@@ -267,6 +269,25 @@ def test_a_trained_run_is_written_in_the_originals_format(tmp_path: Path) -> Non
     assert same_bits(bare.read(moved), found.read(moved).astype(BF16))
 
 
+def test_what_the_original_cannot_express_goes_out_in_parts(tmp_path: Path) -> None:
+    """As the demo's models, whose towers have other levels."""
+    _, run = trained(tmp_path)
+    config = load_config(run / "config.json")
+    vision = dataclasses.replace(config.model.vision, levels=(1, 2, 3, 4))
+    decoder = dataclasses.replace(config.model.decoder, max_positions=0)
+    model = dataclasses.replace(config.model, vision=vision, decoder=decoder)
+    change_config(run, dataclasses.replace(config, model=model))
+    with pytest.warns(Note), pytest.raises(UserError, match=r"levels .*--only decoder and --only vision"):
+        export_weights(run, tmp_path / "out")
+    with pytest.warns(Note, match="nothing says how many positions"):
+        export_weights(run, tmp_path / "decoder", only="decoder")
+    with warnings.catch_warnings():
+        # A tower's config.json says nothing of the decoder.
+        warnings.simplefilter("error", Note)
+        export_weights(run, tmp_path / "tower", only="vision")
+    assert "max_position_embeddings" not in json.loads((tmp_path / "tower" / "config.json").read_text())
+
+
 def test_the_tower_of_a_run_on_cached_features_comes_from_where_it_lies(tmp_path: Path) -> None:
     imported, run = trained(tmp_path)
     _, params = load_params(run)
@@ -315,6 +336,18 @@ def test_nothing_is_written_of_a_run_that_is_not_what_it_says(tmp_path: Path) ->
     assert not (tmp_path / "out").exists()
     export_weights(tmp_path / "run", tmp_path / "out", only="decoder")
     assert_same_tensors(tmp_path / "given", tmp_path / "out")
+
+
+def test_places_are_named_as_people_name_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From where the program was started, with `..` in them too."""
+    write_tiny(tmp_path / "given")
+    monkeypatch.chdir(tmp_path)
+    import_weights(Path("given"), Path("runs/here"))
+    export_weights(Path("runs/here"), Path("runs/out"))
+    import_weights(Path("runs/../runs/out"), Path("runs/../runs/again"))
+    export_weights(Path("runs/../runs/again"), Path("runs/../runs/back"))
+    assert_same_tensors(tmp_path / "runs/out", tmp_path / "runs/back")
+    assert check_files("runs/again", "") == check_files(tmp_path / "runs/again", "") != ""
 
 
 def test_what_exists_is_not_replaced(tmp_path: Path) -> None:

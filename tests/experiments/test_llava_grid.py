@@ -262,6 +262,16 @@ def test_dry_run_counts_hours(tmp_path):
             dry_run(grid, grid.cells, topology, mfu)
 
 
+def test_a_dry_run_says_where_rows_are_alike_at_every_v(tmp_path):
+    grown, alike = small_grid(tmp_path / "out"), small_grid(tmp_path / "out", text_tokens=0)
+    once = small_grid(tmp_path / "out", text_tokens=0, visual_tokens=(4,))
+    said = "note: rows have"
+    texts = [dry_run(grid, grid.cells, "v5e-8", 0.5) for grid in (grown, alike, once)]
+    assert [said in text for text in texts] == [False, True, False]
+    length = alike.cells[0].runs[0].data.max_length
+    assert f"{said} {length:,} positions at every V" in texts[1] and "text_tokens" in texts[1]
+
+
 @pytest.mark.parametrize("option", [("--topology", "h100-8"), ("--mfu", "0.5")])
 def test_what_a_dry_run_alone_reads_is_refused(option):
     with pytest.raises(UserError, match=f"^{option[0]} goes with --dry-run"):

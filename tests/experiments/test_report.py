@@ -3,6 +3,7 @@
 import copy
 import html.parser
 import json
+import re
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ from PIL import Image
 from quecc_jax.commands.grid_law import law_section
 from quecc_jax.errors import UserError
 from quecc_jax.experiments.report import write_report
+from quecc_jax.experiments.results import read_results
 from tests.commands.synthetic import make_results
 
 
@@ -73,6 +75,24 @@ def test_page_states_errors_questions_and_seeds(made):
     _, _, page = made
     assert "1,200 test questions" in page.text
     assert "standard error over seeds" in page.text and "Seeds 0, 1, 2" in page.text
+
+
+def test_phases_that_ran_side_by_side_are_told_from_the_time_that_passed(made, tmp_path):
+    """Two processes work for 2,031 s in 1,150 s; a bar as long as what passed would say that one phase took it all."""
+    _, results, _ = made
+    said = "Phases are summed over jobs that ran side by side"
+    some = copy.deepcopy(results) | {"samples": []}
+    pages = []
+    for seconds in (
+        {"data": 300.0, "cells": 900.0, "total": 600.0},
+        {"data": 60.0, "cells": 30.0, "total": 90.0},
+    ):
+        some["seconds"] = seconds
+        pages.append(write_report(some, tmp_path, None).read_text(encoding="utf-8"))
+    assert [said in text for text in pages] == [True, False]
+    lengths = [[float(x) for x in re.findall(r"width:\s*([\d.]+)%", text)] for text in pages]
+    assert [pytest.approx(25, abs=0.1), pytest.approx(75, abs=0.1)] == lengths[0][-2:]
+    assert [pytest.approx(66.7, abs=0.1), pytest.approx(33.3, abs=0.1)] == lengths[1][-2:]
 
 
 def test_samples_show_failures_in_words_and_escape_text(made):
@@ -150,3 +170,14 @@ def test_command_line_writes_the_page_and_reports_bad_input(small, tmp_path):
     broken = run()
     assert broken.returncode == 1
     assert broken.stderr.startswith("error: cannot read results") and len(broken.stderr.splitlines()) == 1
+
+
+def test_a_row_without_its_visual_tokens_is_refused(made, tmp_path):
+    _, results, _ = made
+    first, *rest = results["rows"]
+    lacking = {key: value for key, value in first.items() if key != "visual_tokens"}
+    (tmp_path / "results.json").write_text(json.dumps({**results, "rows": [*rest, lacking]}))
+    with pytest.raises(
+        UserError, match=r"results\.json: a row of the results does not say its visual_tokens"
+    ):
+        read_results(tmp_path / "results.json")

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,7 +53,7 @@ def test_seeds_give_their_mean_and_its_standard_error(accuracies):
 
 
 def test_one_seed_has_the_spread_that_was_measured_elsewhere(results):
-    mine = [{**r, "seed_spread": 0.05 if r["kind"] == "cell" else 0.2} for r in results["rows"]]
+    mine: Any = [{**r, "seed_spread": 0.05 if r["kind"] == "cell" else 0.2} for r in results["rows"]]
     before, after = (stats.scores(rows, "mosaic")["M", 1] for rows in (results["rows"], mine))
     asked = {r["kind"]: r["n"] for r in mine if (r["cell"], r["task"]) == ("M-v1-s0-question", "mosaic")}
     spread = (0.05 * asked["cell"] + 0.2 * asked["whole"]) / sum(asked.values())
@@ -165,6 +166,18 @@ def test_findings_follow_the_numbers(results):
     said = "\n".join(findings(equal))
     assert "makes no difference" in said
     assert "-1.0 points, within noise" in said
+
+
+def test_nothing_is_recommended_that_does_no_better_without_its_images(results):
+    blind = copy.deepcopy(results)
+    for row in blind["rows"]:
+        answer(row, "mosaic", 0.35 if row["visual_tokens"] == 4 else 0.34)
+    said = findings(blind)
+    (sentence,) = (one for one in said if one.startswith("Recommended for mosaic"))
+    assert "none" in sentence and "sees no image" in sentence and "MFLOP" not in sentence
+    assert sum("at V = " in one or "with V = " in one for one in said if one.startswith("Recommended")) == 2
+    blind["rows"] = [row for row in blind["rows"] if row["visual_tokens"]]
+    assert "none" not in "".join(one for one in findings(blind) if one.startswith("Recommended"))
 
 
 @pytest.mark.parametrize("key", ["rows", "fits", "seconds"])

@@ -20,7 +20,20 @@ GRID = {
     "cells": [{"decoder": "S", "visual_tokens": 4, "seed": 0, "query": "question", "scores": {"a": 0.5}}],
     "tasks": ["a"],
 }
-ABSURD = ["1e999", "-1e999", "NaN", "9" * 5000, "9" * 400, "-1", '"x"', "[]", "{}", "[" * 9999, "true"]
+ABSURD = [
+    "1e999",
+    "-1e999",
+    '"\\ud800"',
+    "NaN",
+    "9" * 5000,
+    "9" * 400,
+    "-1",
+    '"x"',
+    "[]",
+    "{}",
+    "[" * 9999,
+    "true",
+]
 
 
 def refused(path, text, read):

@@ -112,6 +112,31 @@ def test_sliders_and_switches_recompute(plan_folder, tmp_path):
 
 
 @pytest.mark.usefixtures("without_figures")
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (
+            ["--llms", "4", "7"],
+            "The next larger LLM, qwen1.5-7b, costs at least {} per batch, above the budget",
+        ),
+        (["--llms", "0.5", "4"], "No LLM of these is larger than qwen1.5-4b"),
+        (["--llms", "4", "7", "--visual-tokens", "1"], ""),
+        (["--llms", "0.5", "1.8", "--visual-tokens", "1", "4", "16"], "No LLM of these is larger"),
+    ],
+)
+def test_many_visual_tokens_are_explained(fit_folder, tmp_path, options, said):
+    """As the README's plan does: 60 ms on four questions at once buy all patches."""
+    machine = ["--ms", "60", "--chip", "h100", "--batch", "4"]
+    assert main(["plan", "--fit", str(fit_folder), "--out", str(tmp_path), *machine, *options]) == 0
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    larger = [c["cost"] for c in plan["choices"] if c["params_b"] > plan["recommendation"]["params_b"]]
+    assert all(cost > 0.06 for cost in larger)
+    told = [note for note in plan["notes"] if "goes into visual tokens" in note]
+    assert len(told) == bool(said)
+    assert not said or said.format(f"{1e3 * min(larger, default=0):.3g} ms") in told[0]
+
+
+@pytest.mark.usefixtures("without_figures")
 def test_published_cost_names_the_closed_form(fit_folder, tmp_path, capsys):
     out = tmp_path / "out"
     options = ["--cost", "published", "--query-tokens", "20"]
@@ -153,6 +178,11 @@ def test_a_cheaper_encoder_is_counted_and_all_are_shown(fit_folder, tmp_path, ca
         ([*BUDGET, "--encoder", "early_exit", "--exit-layer", "99"], "too few for an exit after 99"),
         ([*BUDGET, "--encoder", "embeddings", "--cost", "published"], "--encoder needs --cost counted"),
         (["--flops", "1e9"], "buys no choice; the cheapest"),
+        (
+            ["--ms", "0.001", "--chip", "h100", "--llms", "0.5"],
+            "A budget of 0.001 ms per batch buys no choice; the cheapest, qwen1.5-0.5b with V = 1, costs 5.03 ms.",
+        ),
+        (["--flops", "1e9", "--llms", "0.5"], "A budget of 1 GFLOP per query buys no choice"),
         (["--ms", "5"], "needs a --chip"),
         ([*BUDGET, "--batch", "4"], "needs a --chip"),
         (["--usd", "5", "--chip", "h100"], "go together"),

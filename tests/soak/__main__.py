@@ -274,11 +274,11 @@ def compared(one: Path, other: Path) -> str:
 
 
 def end_of(run: Path) -> dict[str, Any]:
-    """Every array's bytes by name, the position in the data, and the log."""
+    """Every array's bytes by name, those of the frozen parameters too, the position in the data, and the log."""
     import numpy as np
     from orbax.checkpoint import v1 as ocp
 
-    from quecc_jax.train.checkpoint import named_leaves
+    from quecc_jax.train.checkpoint import FROZEN, named_leaves
 
     path = run / "checkpoints" / str(STEPS)
     about = ocp.checkpointables_metadata(path)
@@ -286,10 +286,12 @@ def end_of(run: Path) -> dict[str, Any]:
         # That the arrays come as they were saved, which is what is wanted.
         warnings.filterwarnings("ignore", "Sharding info not provided")
         arrays = ocp.load_checkpointables(path, {"params": None, "optimizer": None})
+        arrays[FROZEN] = ocp.load(run / FROZEN)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     leaves = {name: np.asarray(leaf) for name, leaf in named_leaves(arrays).items()}
     return {
-        "position": about.custom_metadata,
+        # What identifies the frozen parameters covers the time at which each run wrote its own.
+        "position": {name: told for name, told in about.custom_metadata.items() if name != FROZEN},
         "metrics.jsonl": [[record.get(name) for name in SAME] for record in lines],
         **{name: (leaf.dtype, leaf.shape, leaf.tobytes()) for name, leaf in leaves.items()},
     }

@@ -1,6 +1,7 @@
 """What a run's directory keeps: restored anywhere, checked strictly, and robust to damage."""
 
 import dataclasses
+import json
 import os
 import re
 import shutil
@@ -111,6 +112,45 @@ def test_damaged_newest_checkpoint_falls_back_loudly(saved, copy, trainer, capfd
         said = capfd.readouterr().err
         assert "WARNING: checkpoint 2" in said and "going back to checkpoint 1" in said
         assert (Path(copy.out) / "damaged" / "2").is_dir()
+
+
+def to_nowhere(path: Path) -> None:
+    shutil.rmtree(path)
+    path.symlink_to("nowhere")
+
+
+def to_itself(path: Path) -> None:
+    shutil.rmtree(path)
+    path.symlink_to(path.name)
+
+
+def to_a_file(path: Path) -> None:
+    shutil.rmtree(path)
+    path.write_text("x")
+
+
+def to_another_type(path: Path) -> None:
+    described = path / "_CHECKPOINT_METADATA"
+    described.write_text(json.dumps({**json.loads(described.read_text()), "custom_metadata": 1.5}))
+
+
+@pytest.mark.parametrize("change", [to_nowhere, to_itself, to_a_file, to_another_type])
+@pytest.mark.parametrize("step", [1, 2])
+def test_what_is_no_checkpoint_but_has_its_name_is_said(saved, copy, trainer, capfd, change, step):
+    """As where it was moved to a disk that is not mounted; orbax passes over some in silence and fails at others."""
+    change(Path(copy.out) / "checkpoints" / str(step))
+    capfd.readouterr()
+    state, _ = restore(copy, trainer.abstract_state)
+    assert_equal(jax.device_get(state), saved[1][3 - step])
+    assert f"WARNING: checkpoint {step} of {copy.out} cannot be read" in capfd.readouterr().err
+    assert os.path.lexists(Path(copy.out) / "damaged" / str(step))
+
+
+def test_a_run_whose_checkpoints_are_lost_says_that_it_begins_anew(copy, trainer, capfd):
+    (Path(copy.out) / "metrics.jsonl").write_text("")
+    shutil.rmtree(Path(copy.out) / "checkpoints")
+    state, _ = restore(copy, trainer.abstract_state)
+    assert state is None and "has a log but no checkpoint: the run begins anew" in capfd.readouterr().err
 
 
 def flip(path: Path, at: int, bit: int = 0) -> None:

@@ -138,3 +138,33 @@ def test_a_log_whose_end_is_lost_is_said(tmp_path, capsys):
     with Records(tmp_path, 7, 2):
         pass
     assert f"WARNING: {path} says nothing of steps 5 to 7" in capsys.readouterr().err
+
+
+CHANGES = {
+    "lost": ((0, 1, 3, 4), [1, 2, 4, 5], "metrics.jsonl says nothing of steps 3 to 3"),
+    "lost first": ((1, 2, 3, 4), [2, 3, 4, 5], "metrics.jsonl says nothing of steps 1 to 1"),
+    "twice": ((0, 1, 1, 2, 3, 4), [1, 2, 3, 4, 5], "lines 3 stand twice or too late and are left out"),
+    "all twice": ((0, 1, 2, 3, 4) * 2, [1, 2, 3, 4, 5], "lines 6, 7, 8, 9, 10 stand twice or too late"),
+    "in another order": ((0, 2, 1, 3, 4), [1, 3, 4, 5], "lines 3 stand twice or too late and are left out"),
+}
+
+
+@pytest.mark.parametrize("order, kept, said", CHANGES.values(), ids=CHANGES)
+def test_lines_that_are_lost_or_stand_twice_are_said(tmp_path, capsys, order, kept, said):
+    with Records(tmp_path, 0, 1) as records:
+        for step in range(1, 6):
+            records.write(record(step))
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[k] for k in order))
+    capsys.readouterr()
+    if "twice" in said:
+        with pytest.raises(UserError, match=r"line \d is of step \d, behind step \d"):
+            read_records(tmp_path)
+    else:
+        assert [r["step"] for r in read_records(tmp_path)] == [k + 1 for k in order]
+        assert said in capsys.readouterr().err
+    with Records(tmp_path, 5, 1) as records:
+        records.write(record(6))
+    assert said in capsys.readouterr().err
+    assert [r["step"] for r in read_records(tmp_path)] == [*kept, 6]

@@ -153,7 +153,7 @@ def hf_original(config: RunConfig, family: str) -> JsonObject:
             raise UserError(
                 f"the original project has no {name} {value!r}, only "
                 f"{' or '.join(repr(a) for a in allowed)}; "
-                "this run cannot be written in its format"
+                "this run cannot be written in its format, but its parts can: --only decoder and --only vision"
             )
     tower = dataclasses.replace(
         vision,

@@ -20,6 +20,7 @@ from quecc_jax.convert.rules import Path as LeafPath
 from quecc_jax.convert.rules import PyTree, Rule, Shape, Slab, leaf_shapes
 from quecc_jax.errors import UserError
 from quecc_jax.json_text import JsonObject
+from quecc_jax.paths import as_path
 from quecc_jax.train.checkpoint import check_files_of, check_frozen
 from quecc_jax.train.initial import refuse_other_model
 from quecc_jax.train.orbax_shim import quiet_libraries
@@ -136,7 +137,7 @@ class SlabReader:
     """
 
     def __init__(self, run_dir: Path):
-        self.run = run_dir.absolute()
+        self.run = as_path(run_dir)
         self.config: RunConfig = load_run_config(self.run)
         steps = [int(p.name) for p in (self.run / "checkpoints").glob("*") if p.name.isdigit()]
         if not steps:

@@ -8,6 +8,7 @@ import codecs
 import json
 import mmap
 import re
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -108,6 +109,11 @@ class RowFile(Sequence[Row]):
     def size(self) -> int:
         """Bytes of the file."""
         return len(self._bytes)
+
+    @property
+    def crc32(self) -> int:
+        """Of the whole file."""
+        return zlib.crc32(self._bytes)
 
     def __len__(self) -> int:
         return len(self._spans)

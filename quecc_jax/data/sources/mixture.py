@@ -67,6 +67,11 @@ class Mixture(Sequence[Row]):
         """Bytes of all files."""
         return sum(file.size for file in self.files)
 
+    @property
+    def crc32(self) -> tuple[int, ...]:
+        """Of each file."""
+        return tuple(file.crc32 for file in self.files)
+
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 

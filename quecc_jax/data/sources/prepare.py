@@ -1,5 +1,6 @@
 """Making prepared data: images by several processes, shard by shard, then the rows, then the manifest."""
 
+import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from quecc_jax.data.files import size_and_time
 from quecc_jax.data.images import fit, open_image
 from quecc_jax.data.references import image_path, image_refs
 from quecc_jax.data.sources.array_record import FORMAT, MANIFEST, Manifest, Recipe, fault_record
@@ -21,7 +23,7 @@ from quecc_jax.data.sources.json_rows import RowFile
 from quecc_jax.data.sources.mixture import Mixture, open_rows
 from quecc_jax.data.sources.shards import Shard, delete_notes, find_shard, shard_spans, write_shard
 from quecc_jax.errors import BadRow, UserError, disk_faults
-from quecc_jax.paths import AnyPath, as_path, write_text
+from quecc_jax.paths import AnyPath, as_path, is_remote, write_text
 from quecc_jax.records import write_record
 
 SHARD_IMAGES = 4096
@@ -87,8 +89,9 @@ def prepare(
     refs, bad = _images_of(rows, skip_bad)
     files = list(refs)
     jobs = [
-        Job(str(out), name, key, images, files[span.start : span.stop], recipe, skip_bad)
+        Job(str(out), name, _key_of(key, images, held), images, held, recipe, skip_bad)
         for name, span in shard_spans("pictures", len(files), shard_images)
+        for held in [files[span.start : span.stop]]
     ]
     image_shards, lost = _image_shards(jobs, workers, progress)
     shards = {"pictures": image_shards, "rows": _row_shards(rows, refs, bad, out, key, shard_rows)}
@@ -125,31 +128,51 @@ def _begin(
     skip_bad: bool,
     sizes: tuple[int, int],
 ) -> str:
-    """The key of this work, after checking that `out` holds none of another."""
+    """The key of this work, after checking that `out` holds none of another.
+
+    It covers every byte of the rows: where they were changed or put into another order since an interrupted call,
+    its shards, whose images the rows name by number, are made anew.
+    """
     work: dict[str, object] = {
         "source": rows.path,
         "bytes": rows.size,
         "rows": len(rows),
         "images": list(images),
         "recipe": vars(recipe),
-        "skip_bad": skip_bad,
         "shards": sizes,
     }
     if isinstance(rows, Mixture):
         work["parts"] = rows.parts
-    text = json.dumps(work, sort_keys=True)
+    text, strict = (json.dumps(work | {"skip_bad": skips}, sort_keys=True) for skips in (skip_bad, False))
     folder = as_path(out)
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / MANIFEST).exists():
         raise UserError(f"{out} is prepared already (it has a {MANIFEST}); delete it or choose another place")
+    made_of = ("features", "queries", ".features-", ".queries-")
+    if old := sorted(path.name for path in folder.iterdir() if path.name.startswith(made_of)):
+        raise UserError(f"{out} holds {old[0]}, which is of data that were here before; delete it first")
     note = folder / "work.json"
-    if note.exists() and note.read_text() != text:
+    # Shards that were written where every image had to be readable are the same where some may not be.
+    if note.exists() and note.read_bytes() not in (text.encode(), strict.encode()):
         raise UserError(
             f"{out} holds a part of other data or of other settings ({note.name} says which); "
             "delete it or choose another place"
         )
     write_text(f"{out}/work.json", text)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{strict} {rows.crc32}".encode()).hexdigest()[:16]
+
+
+def _key_of(key: str, roots: tuple[str, ...], files: list[str]) -> str:
+    """The key of a shard of images: of the work, their paths, and of those on this machine bytes and time of change."""
+    folders, stamps = Folders(roots), list[tuple[str, int, float]]()
+    for file in files:
+        stamp = (0, 0.0)
+        # What is missing is said when it is read.
+        with contextlib.suppress(BadRow, OSError, ValueError):
+            path = folders.find(file)
+            stamp = stamp if is_remote(path) else size_and_time(path)
+        stamps.append((file, *stamp))
+    return hashlib.sha256(f"{key} {stamps}".encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
 
 def _images_of(rows: RowFile | Mixture, skip_bad: bool) -> tuple[dict[str, int], dict[int, BadRow]]:

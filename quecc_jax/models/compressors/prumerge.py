@@ -21,10 +21,12 @@ class PruMerge(nn.Module):
     """V - 1 kept patches, each with its nearest ones added to it, and one token for the rest.
 
     With CLS' attention a and keys k (`Features`), all sums over the select layer's states x:
-      kept: the patches with the largest a, in that order; patches that are alike in a stand in raster order.
-      merged: x_i + sum of a_j x_j over the min(32, n - 1) patches j other than i with the largest cosine of
-        k_i and k_j, be they kept themselves or not.
-      rest: sum of a_j x_j over all patches that are not kept, the last token.
+
+        kept    the patches with the largest a, in that order; patches that are alike in a stand in raster order
+        merged  x_i + sum of a_j x_j over the min(32, n - 1) patches j other than i with the largest cosine of
+                k_i and k_j, be they kept themselves or not
+        rest    sum of a_j x_j over all patches that are not kept, the last token
+
     The original keeps a number of patches that depends on the image (those whose attention lies 1.5
     interquartile ranges above the third quartile), or a fixed ratio; here it is fixed, as shapes are. V = 1
     has the rest alone: the whole image, averaged by CLS' attention.

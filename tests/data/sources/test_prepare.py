@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import pickle
+import shutil
 from typing import Any, cast
 
 import numpy as np
@@ -14,6 +16,7 @@ from quecc_jax.data.images import load_pixels
 from quecc_jax.data.pipeline import make_iterator
 from quecc_jax.data.sources import prepare as making
 from quecc_jax.data.sources.array_record import Recipe, open_prepared, read_manifest
+from quecc_jax.data.sources.feature_store import write_features
 from quecc_jax.data.sources.prepare import prepare
 from quecc_jax.data.sources.shards import Records, check, find_shard, write_shard
 from quecc_jax.errors import BadRow, UserError
@@ -173,6 +176,31 @@ def test_what_cannot_be_read_stops_or_is_left_out_and_counted(tmp_path, model, t
     assert left_out == [wanted, wanted]
 
 
+def test_what_stopped_at_a_bad_image_goes_on_without_it(llava, tmp_path):
+    path, folder, rows = llava
+    mixed = tmp_path / "mixed"
+    shutil.copytree(folder, mixed)
+    last = [ref for row in rows for ref in np.atleast_1d(row.get("image", []))][-1]
+    (mixed / last).write_bytes(b"no image")
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="--bad skip"):
+        prepare(path, (str(mixed),), out, RAW, **SMALL)
+    kept = {file.name: file.stat().st_mtime_ns for file in out.glob("pictures*.array_record")}
+    skipping = prepare(path, (str(mixed),), out, RAW, skip_bad=True, **SMALL)
+    assert skipping["unreadable"]["pictures"] == 1
+    assert kept.items() <= {file.name: file.stat().st_mtime_ns for file in out.glob("*.array_record")}.items()
+    fresh = prepare(path, (str(mixed),), tmp_path / "fresh", RAW, skip_bad=True, **SMALL)
+    assert skipping["shards"] == fresh["shards"]
+
+
+def test_what_skipped_bad_images_does_not_go_on_as_if_it_had_none(llava, tmp_path):
+    path, folder, _ = llava
+    prepare(path, (str(folder),), tmp_path / "out", RAW, skip_bad=True, **SMALL)
+    (tmp_path / "out" / "manifest.json").unlink()
+    with pytest.raises(UserError, match="holds a part of other data or of other settings"):
+        prepare(path, (str(folder),), tmp_path / "out", RAW, **SMALL)
+
+
 def test_an_interrupted_preparation_is_absent_and_continues(llava, tmp_path, monkeypatch):
     path, folder, _ = llava
     out, real, touched = tmp_path / "out", making.stored, []
@@ -198,6 +226,37 @@ def test_an_interrupted_preparation_is_absent_and_continues(llava, tmp_path, mon
     assert names[0] == names[1]
     with pytest.raises(UserError, match="prepared already"):
         prepare(path, (str(folder),), out, RAW, **SMALL)
+
+
+@pytest.mark.parametrize("what", ["order of rows", "pixels"])
+def test_what_changed_since_the_interruption_is_made_anew(tmp_path, monkeypatch, what):
+    """Of the same size: the shards that are there hold the images of other rows, or other images."""
+    path, _ = write_llava(tmp_path / "llava")
+    folder, out = (str(path.parent),), tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(making, "_row_shards", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            prepare(path, folder, out, RAW, **SMALL)
+    if what == "pixels":
+        for image in path.parent.rglob("*.jpg"):
+            Image.new("RGB", (30, 20), (9, 9, 9)).save(image)
+            os.utime(image, (1, 1))
+    else:
+        rows = json.loads(path.read_text())
+        text = json.dumps(rows[::-1])
+        path.write_text(text + " " * (path.stat().st_size - len(text)))
+    prepare(path, folder, out, RAW, **SMALL)
+    prepare(path, folder, tmp_path / "straight", RAW, **SMALL)
+    one, other = open_prepared(out), open_prepared(tmp_path / "straight")
+    assert list(one.images) == list(other.images) and list(one.rows) == list(other.rows)
+
+
+def test_what_was_made_of_other_data_is_not_taken_for_this_ones(llava, tmp_path):
+    """Features know their tower, but not their images."""
+    path, folder, _ = llava
+    write_features(tmp_path, 3, lambda number: np.ones((2, 2, 3), np.uint8), lambda x: x / 2, 2, "f")
+    with pytest.raises(UserError, match=r"holds features-.*, which is of data that were here before"):
+        prepare(path, (str(folder),), tmp_path, RAW, **SMALL)
 
 
 def test_damage_is_found(llava, tmp_path):

@@ -1,49 +1,66 @@
 """What `pip install` brings: the library, the scaling law and the program `quecc`; no scripts, configs or tests."""
 
+import email
 import os
-import shutil
+import re
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 from quecc_jax.commands.cli import COMMANDS
+from tests.packaging.build import build_distributions
 
 ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PACKAGES = ("quecc_jax", "scaling")
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
-    """The wheel, unpacked. It is built from a copy, for a build leaves folders behind."""
-    pytest.importorskip("setuptools", minversion="77")
+def built(tmp_path_factory) -> tuple[Path, Path]:
+    """The source distribution and the wheel, each unpacked. `make wheel-check` builds them as pip would."""
     root = tmp_path_factory.mktemp("wheel")
-    ignore = shutil.ignore_patterns("__pycache__", "golden", "real", "v0_1")
-    for folder in ("quecc_jax", "scaling", "launch", "configs", "tests", "benchmarks"):
-        shutil.copytree(ROOT / folder, root / "source" / folder, ignore=ignore)
-    for file in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / file, root / "source")
-    build = "from setuptools import build_meta; build_meta.build_wheel('../built')"
-    subprocess.run([sys.executable, "-c", build], cwd=root / "source", check=True, capture_output=True)
-    (file,) = (root / "built").glob("*.whl")
-    zipfile.ZipFile(file).extractall(root / "unpacked")
-    return root / "unpacked"
+    sdist, wheel = build_distributions(root, isolated=False)
+    with tarfile.open(sdist) as archive:
+        archive.extractall(root / "sdist", filter="data")
+    zipfile.ZipFile(wheel).extractall(root / "unpacked")
+    (source,) = (root / "sdist").iterdir()
+    return source, root / "unpacked"
 
 
-def test_it_holds_two_packages_whole_and_nothing_else(wheel):
-    assert {path.name.partition("-")[0] for path in wheel.iterdir()} == {"quecc_jax", "scaling"}
-    for package in ("quecc_jax", "scaling"):
+@pytest.fixture(scope="module")
+def wheel(built) -> Path:
+    return built[1]
+
+
+def test_both_hold_two_packages_whole_and_nothing_else(built):
+    sdist, wheel = built
+    assert {path.name.partition("-")[0] for path in wheel.iterdir()} == {*PACKAGES}
+    assert {path.name for path in sdist.iterdir() if path.is_dir()} == {*PACKAGES, "quecc_jax.egg-info"}
+    for package in PACKAGES:
         files = [p for p in (ROOT / package).rglob("*") if p.is_file() and "__pycache__" not in p.parts]
         assert files
         for file in files:
             assert (wheel / file.relative_to(ROOT)).is_file(), file
+            assert (sdist / file.relative_to(ROOT)).is_file(), file
+
+
+def test_the_version_is_the_same_wherever_it_stands(wheel):
+    (folder,) = wheel.glob("*.dist-info")
+    metadata = email.message_from_bytes((folder / "METADATA").read_bytes())
+    assert metadata["Version"] == PROJECT["version"]
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == PROJECT["version"]
+    released = re.findall(r"^## \[(\d[\w.]*)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert released[0] == PROJECT["version"]
 
 
 def test_its_program_runs_away_from_the_repository(wheel, tmp_path):
-    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"].get("scripts")
-    assert scripts in (None, {"quecc": "quecc_jax.commands.cli:quecc"})
+    assert PROJECT["scripts"] == {"quecc": "quecc_jax.commands.cli:quecc"}
 
     def call(*arguments: str) -> subprocess.CompletedProcess:
         code = f"from quecc_jax.commands.cli import quecc; raise SystemExit(quecc({[*arguments]}))"
