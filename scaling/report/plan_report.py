@@ -121,7 +121,7 @@ def chosen_span(plan: Plan, values: np.ndarray) -> list[float] | None:
 def notes(plan: Plan, asked: Question) -> list[str]:
     """What a reader must know before acting on it."""
     fit, options, k = asked.fit, plan.options, plan.best
-    said = _why_many_tokens(plan, asked)
+    said = []
     if fit.other is not None:
         j = choice_of(fit.other, options, plan.budget)
         meaning = "Q + V" if fit.other.tokens == "Q+V" else "V"
@@ -170,7 +170,7 @@ def notes(plan: Plan, asked: Question) -> list[str]:
     return said + [f"Of the fit: {sentence}" for sentence in fit.findings]
 
 
-def _why_many_tokens(plan: Plan, asked: Question) -> list[str]:
+def why_many_tokens(plan: Plan, asked: Question) -> list[str]:
     """Why the recommendation takes more visual tokens than the fewest: they buy what is left where no larger LLM
     can be bought."""
     options, k, kind = plan.options, plan.best, asked.setup.kind

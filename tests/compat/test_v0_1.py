@@ -138,10 +138,9 @@ def test_the_export_comes_back_bit_by_bit(tmp_path):
 def test_the_fit_gives_the_same_plan(tmp_path):
     machine = ["--ms", "60", "--chip", "h100", "--batch", "4"]
     assert scaling(["plan", "--fit", str(ROOT / "fit"), *machine, "--out", str(tmp_path)]) == 0
-    found, was = (json.loads((folder / "plan.json").read_text()) for folder in (tmp_path, ROOT / "plan"))
-    # What it says besides the numbers has grown.
-    assert {*was.pop("notes")} < {*found.pop("notes")}
-    assert found == was
+    assert json.loads((tmp_path / "plan.json").read_text()) == json.loads(
+        (ROOT / "plan" / "plan.json").read_text()
+    )
 
 
 @pytest.mark.parametrize("name", COMPRESSORS)

@@ -124,16 +124,18 @@ def test_sliders_and_switches_recompute(plan_folder, tmp_path):
         (["--llms", "0.5", "1.8", "--visual-tokens", "1", "4", "16"], "No LLM of these is larger"),
     ],
 )
-def test_many_visual_tokens_are_explained(fit_folder, tmp_path, options, said):
+def test_many_visual_tokens_are_explained(fit_folder, tmp_path, capsys, options, said):
     """As the README's plan does: 60 ms on four questions at once buy all patches."""
     machine = ["--ms", "60", "--chip", "h100", "--batch", "4"]
     assert main(["plan", "--fit", str(fit_folder), "--out", str(tmp_path), *machine, *options]) == 0
     plan = json.loads((tmp_path / "plan.json").read_text())
     larger = [c["cost"] for c in plan["choices"] if c["params_b"] > plan["recommendation"]["params_b"]]
     assert all(cost > 0.06 for cost in larger)
-    told = [note for note in plan["notes"] if "goes into visual tokens" in note]
+    told = [line for line in capsys.readouterr().out.splitlines() if "goes into visual tokens" in line]
     assert len(told) == bool(said)
-    assert not said or said.format(f"{1e3 * min(larger, default=0):.3g} ms") in told[0]
+    if said:
+        expected = said.format(f"{1e3 * min(larger, default=0):.3g} ms")
+        assert expected in told[0] and expected in (tmp_path / "plan.html").read_text()
 
 
 @pytest.mark.usefixtures("without_figures")
