@@ -4,6 +4,7 @@ On several hosts, start the same command on each of them; see `quecc_jax.distrib
 """
 
 import dataclasses
+import sys
 
 from quecc_jax.commands.options import RunSettings
 
@@ -43,5 +44,8 @@ def run(options: Options) -> None:
                 )
         except Preempted as preempted:
             report = f"{preempted}; the same command continues it"
+        except KeyboardInterrupt:
+            print(f"{options.config.out}: the same command continues from what was saved", file=sys.stderr)
+            raise
         if jax.process_index() == 0:
             print(report)

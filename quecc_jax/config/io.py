@@ -15,7 +15,7 @@ from quecc_jax.config import CompressorConfig, QueccConfig, RunConfig
 from quecc_jax.config.compressors import config_class
 from quecc_jax.config.renamed import with_new_names
 from quecc_jax.errors import Note, UserError
-from quecc_jax.paths import as_path, write_text
+from quecc_jax.paths import as_path, is_remote, write_text
 from quecc_jax.records import json_value
 
 T = TypeVar("T")
@@ -137,7 +137,11 @@ def load_config(path: str | os.PathLike[str]) -> RunConfig:
     try:
         data = json_value(as_path(path).read_bytes(), str(path), "restore or delete it")
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist; is this the directory of a run?") from None
+        above = as_path(path).parent
+        # A grid's directory, as `make demo` leaves it.
+        runs = [] if is_remote(above) else sorted(above.glob("cells/*/*/config.json"))
+        hint = f"it lies below a grid of runs; name one, such as {runs[-1].parent}" if runs else ""
+        raise UserError(f"{path} does not exist; {hint or 'is this the directory of a run?'}") from None
     except NotADirectoryError:
         raise UserError(f"{as_path(path).parent} is a file; give the directory of a run") from None
     except OSError as error:

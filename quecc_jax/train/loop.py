@@ -94,6 +94,8 @@ def train(
         checkpoints.describe()
         check_queries(config, state)
         done, steps = int(state.step), config.train.steps
+        if done and progress is None:
+            notice(f"{config.out}: continues behind step {done} of {steps}")
 
         meter = Meter(config, state, began)
         outputs = [] if jax.process_index() else open_outputs(stack, config, done, progress)

@@ -63,6 +63,26 @@ def test_sigterm_at_the_last_step_is_no_interruption(config, trainer):
     assert quiet(config, trainer, interrupted_at(20))["step"] == 20
 
 
+def test_a_run_that_goes_on_says_from_where(config, trainer, capsys):
+    with pytest.raises(Preempted):
+        quiet(config, trainer, interrupted_at(6))
+    assert "continues" not in capsys.readouterr().err
+    train(config, trainer=trainer, iterator=Batches(config))
+    assert f"{config.out}: continues behind step 7 of 20\n" in capsys.readouterr().err
+
+
+def test_the_command_says_what_to_do_after_ctrl_c(monkeypatch, capsys, tmp_path):
+    def interrupted(config):
+        raise KeyboardInterrupt
+
+    (tmp_path / "tiny.py").write_text("from tests.tiny import RUN\ndef config():\n    return RUN\n")
+    monkeypatch.setattr(distributed, "join", lambda *_: None)
+    monkeypatch.setattr(loop, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        execute("train", [str(tmp_path / "tiny.py")])
+    assert "the same command continues from what was saved" in capsys.readouterr().err
+
+
 def test_the_command_ends_well_when_preempted(monkeypatch, capsys, tmp_path):
     def preempted(config):
         raise Preempted("runs/a: saved after step 7 of 20 and stopped on SIGTERM")
