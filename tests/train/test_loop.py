@@ -215,7 +215,7 @@ def test_init_from_is_strict(config, trainer, tmp_path):
         initial_state(nowhere, trainer)
     (tmp_path / "cells/M-v1-s0/stage2").mkdir(parents=True)
     (tmp_path / "cells/M-v1-s0/stage2/config.json").write_text("{}")
-    with pytest.raises(UserError, match="below a grid of runs; name one, such as .*/cells/M-v1-s0/stage2$"):
+    with pytest.raises(UserError, match=r"below a grid of runs; name one, such as .*/cells/M-v1-s0/stage2$"):
         initial_state(nowhere, trainer)
     other = dataclasses.replace(config, out=str(tmp_path / "other"))
     from_other = dataclasses.replace(config, init_from=other.out)
