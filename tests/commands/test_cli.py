@@ -214,6 +214,7 @@ def test_the_end_of_training_names_one_duration(config_file, monkeypatch, capsys
     summary = {"out": "runs/a", "step": 60, "loss": 0.5, "skipped": 0, "seconds": 11.0, "goodput": 0.09}
     summary |= {"total_seconds": 96.6, "lost_seconds": {"start": 87.9}, "truncated": 0, "dropped": 0}
     monkeypatch.setattr("quecc_jax.train.loop.train", lambda config: summary)
+    monkeypatch.setattr("quecc_jax.distributed.join", lambda *_: None)
     execute("train", [config_file])
     first, last = capsys.readouterr().out.splitlines()
     assert "of 96.6 s in steps" in first and last == "runs/a: step 60, loss 0.5000, 0 steps skipped"

@@ -16,8 +16,11 @@ from quecc_jax.train.preemption import Preempted, Preemption
 ROOT = Path(__file__).parents[2]
 
 PROGRAM = """
-import ctypes, json, os, sys, time
+import ctypes, json, os, signal, sys, time
 from quecc_jax.train import preemption
+
+# A shell in the background has its programs ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A pipe that nobody reads stands for a disk that does not answer.
 reader, writer = os.pipe()
@@ -76,6 +79,14 @@ CASES = [
     ("stay_in_c()", True, (NEVER,) * 3, [signal.SIGINT] * 2, "ended at once on a second signal"),
     ("write_to_stderr()", True, (NEVER, SOON, NEVER), [signal.SIGTERM], None),
 ]
+
+
+@pytest.fixture(autouse=True)
+def heard():
+    """Ctrl-C as in the foreground of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def test_a_main_thread_that_hears_nothing_is_ended():
