@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ def test_its_tokenizer_and_features_are_those_of_the_given_parts(grid):
     features = np.array(
         read_features(pool.directory, tower_fingerprint(params["vision"], vision, DataConfig()))
     )
-    states = ClipTower(vision).apply({"params": params["vision"]}, normalise(pool.images[:3]))
+    states: Any = ClipTower(vision).apply({"params": params["vision"]}, normalise(pool.images[:3]))
     assert features.shape == np.shape(states) and features.std() > 0.1
     np.testing.assert_allclose(features.astype(np.float32), states, atol=2e-2, rtol=2e-2)
 
