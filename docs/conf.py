@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
+import jupytext
 from docutils import nodes
 from sphinx import addnodes
 from sphinx.application import Sphinx
@@ -18,12 +19,24 @@ from sphinx.transforms.post_transforms import SphinxPostTransform
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(HERE), str(ROOT)]
+from opening import is_notebook, opened  # noqa: E402  (beside this file)
+
+from quecc_jax.xla_flags import FAST_COMPILE, with_flags  # noqa: E402
+
 # Notebooks run in processes of their own.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# What a notebook compiles it runs a few times; without any optimisation a real language model is too slow all the same.
+flags = ("--xla_backend_optimization_level=1", *FAST_COMPILE[1:])
+os.environ["XLA_FLAGS"] = with_flags(os.environ.get("XLA_FLAGS", ""), flags)
+# tqdm misses the widgets of a browser, which a page has not.
+os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
 # jaxtyping then shows `Float[Array, 'B S']` without its module.
 typing.GENERATING_DOCUMENTATION = "quecc_jax"  # type: ignore[attr-defined]
+
+# OWNER/NAME at GitHub, from which notebooks are opened at Colab and Kaggle; see opening.py.
+repository = ""
 
 project = "quecc_jax"
 author = "The quecc_jax authors"
@@ -151,6 +164,22 @@ def link_to_pages(app: Sphinx, name: str, source: list[str]) -> None:
     source[0] = re.sub(r"\]\(([\w./-]+\.md)", moved, source[0])
 
 
+def open_notebook(app: Sphinx, name: str, source: list[str]) -> None:
+    """Badges and the install cell go into a notebook's page, where the repository has a name."""
+    if is_notebook(source[0]):
+        source[0] = opened(source[0], Path(name).name, app.config.repository)
+
+
+def write_notebooks(app: Sphinx, failure: Exception | None) -> None:
+    """Writes every notebook beside its page, as Jupyter, Colab and Kaggle read it, without outputs."""
+    if failure is not None or app.builder.format != "html":
+        return
+    for file in sorted((HERE / "notebooks").glob("*.md")):
+        if is_notebook(text := file.read_text()):
+            notebook = jupytext.reads(opened(text, file.stem, app.config.repository), "md:myst")
+            jupytext.write(notebook, Path(app.outdir, "notebooks", f"{file.stem}.ipynb"))
+
+
 def skip_member(app: Sphinx, what: str, name: str, thing: Any, skip: bool, options: Any) -> bool | None:
     """Leaves out what every Flax module has."""
     if what != "class" or name not in ("parent", "name", "setup", "scope"):
@@ -221,7 +250,10 @@ class DarkImages(SphinxPostTransform):
 
 
 def setup(app: Sphinx) -> None:
+    app.add_config_value("repository", "", "env", str)
     app.connect("source-read", link_to_pages)
+    app.connect("source-read", open_notebook)
+    app.connect("build-finished", write_notebooks)
     # Before napoleon, which takes sections apart.
     app.connect("autodoc-process-docstring", read_docstring, priority=100)
     app.connect("autodoc-process-signature", leave_out_fields)

@@ -1,11 +1,15 @@
 """TPU topologies: their names, and devices to compile for where no TPU is attached."""
 
+import math
 import os
 import re
 from typing import Any, NamedTuple
 
 from quecc_jax.aot.chips import CHIPS, Chip, find_chip
 from quecc_jax.errors import UserError
+
+HOST_CHIPS = 4
+"""Chips of the smallest whole host."""
 
 
 class Topology(NamedTuple):
@@ -74,8 +78,11 @@ def topology_devices(topology: Topology) -> list[Any]:
     several = {"num_slices": topology.slices} if topology.slices > 1 else {}
     # v4 is seen as one device per chip only when asked; the others are by themselves.
     cores = {"chip_config_name": "megacore"} if topology.chip.name == "v4" else {}
+    # A host is taken to have four chips or more unless told otherwise, and notebooks are lent a single one.
+    small = math.prod(topology.shape) < HOST_CHIPS
+    part = {"chips_per_host_bounds": [*topology.shape, 1][:3]} if small else {}
     try:
-        found = topologies.get_topology_desc(one, platform="tpu", **several, **cores)
+        found = topologies.get_topology_desc(one, platform="tpu", **several, **cores, **part)
     except Exception as error:
         raise UserError(_reason(topology, str(error))) from None
     return list(found.devices)

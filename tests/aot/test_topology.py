@@ -1,9 +1,13 @@
 """Names of topologies, and the sentences for those that are none."""
 
+import os
+from unittest import mock
+
 import pytest
 
-from quecc_jax.aot.topology import parse_topology, topology_devices
+from quecc_jax.aot.topology import parse_topology, prepare_environment, topology_devices
 from quecc_jax.errors import UserError
+from tests.commands.test_compile_pod import needs_libtpu
 from tests.jax_shim import hide_tpu_compiler
 
 
@@ -35,3 +39,11 @@ def test_a_missing_compiler_is_one_sentence(monkeypatch):
     hide_tpu_compiler(monkeypatch)
     with pytest.raises(UserError, match=r"not installed here; pip install -r requirements/tpu\.txt"):
         topology_devices(parse_topology("v5e:4x4"))
+
+
+@needs_libtpu
+@mock.patch.dict(os.environ)
+@pytest.mark.parametrize("name, chips", [("v5e:1x1", 1), ("v6e:1x2", 2), ("v5p:1x1x1", 1)])
+def test_a_part_of_a_host_is_a_slice_too(name, chips):
+    prepare_environment()
+    assert len(topology_devices(parse_topology(name))) == chips
