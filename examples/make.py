@@ -6,6 +6,7 @@ images and questions of the test split, and what the model scores on all of that
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import jax
@@ -37,7 +38,7 @@ class Options:
 
     work: Path = Path("runs/example")
     """Directory for the training; started again, it goes on."""
-    out: Path = Path(__file__).parent
+    out: Path = Path("examples")
     """Directory for what is made."""
 
 
@@ -72,9 +73,15 @@ def _save(config: RunConfig, params: Tree, run: Path) -> None:
     """A run of parameters alone, in half the bytes, that depends on no other file."""
     halves = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), params)
     data = dataclasses.replace(
-        config.data, sources=(SourceConfig("easy_vqa"),), cached_features=False, image_aspect="square"
+        config.data,
+        sources=(SourceConfig("easy_vqa"),),
+        cached_features=False,
+        image_aspect="square",
+        tokenizer=os.path.relpath(config.data.tokenizer),
     )
     save_params(dataclasses.replace(config, out=str(run), data=data, init_from="", tower_from=""), halves)
+    # Orbax notes this machine's path to it there, and reads it in buckets alone.
+    (run / "checkpoints/0/commit_success.txt").unlink()
 
 
 def write_scores(grid: Grid, out: Path) -> None:
