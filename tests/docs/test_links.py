@@ -21,7 +21,7 @@ from quecc_jax.config import RunConfig
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     path
-    for pattern in ("*.md", "docs/**/*.md", "launch/*.md", "tests/**/README.md")
+    for pattern in ("*.md", "docs/**/*.md", "launch/*.md", "examples/*.md", "tests/**/README.md")
     for path in ROOT.glob(pattern)
     if "_build" not in path.parts
 )
