@@ -20,7 +20,8 @@ RECIPE = dataclasses.replace(
     stage1_steps=800,
     stage2_steps=10000,
 )
-"""Twice the study's training: these parts are made once, and an elastic model learns four numbers of tokens."""
+"""Twice the study's training, of the tower half as much again: these parts are made once, and an elastic model
+learns four numbers of tokens."""
 
 
 def grid() -> Grid:

@@ -34,7 +34,7 @@ SHOWN = {"mosaic": 3, "reading": 1, "single": 1}
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Trains the example's parts, and writes them as the runs and pictures of `examples/`."""
+    """Trains the example's parts, and writes them as the runs and images of `examples/`."""
 
     work: Path = Path("runs/example")
     """Directory for the training; started again, it goes on."""
@@ -58,14 +58,13 @@ def write_images(grid: Grid, out: Path) -> None:
     for task, count in SHOWN.items():
         pool = read_pool(f"{grid.out}/data/{task}-test")
         for number in range(count):
-            name = f"{task}-{number + 1}.png"
-            Image.fromarray(pool.images[number]).save(out / name, optimize=True)
-            asked += [
-                {"image": name, "kind": row["kind"], "question": human["value"].removeprefix("<image>").strip(),
-                 "answer": gpt["value"]}
-                for row in pool.rows if row["image"] == number
-                for human, gpt in [row["conversations"]]
-            ]  # fmt: skip
+            Image.fromarray(pool.images[number]).save(out / f"{task}-{number + 1}.png", optimize=True)
+        for row in pool.rows:
+            if row["image"] < count:
+                human, gpt = (turn["value"] for turn in row["conversations"])
+                question = human.removeprefix("<image>").strip()
+                told = {"image": f"{task}-{row['image'] + 1}.png", "kind": row["kind"]}
+                asked.append({**told, "question": question, "answer": gpt})
     (out / "questions.json").write_text(json.dumps(asked, indent=1) + "\n")
 
 
@@ -88,7 +87,7 @@ def write_scores(grid: Grid, out: Path) -> None:
     """Writes scores.json: right answers of the trained model to each kind of question at each V, in [0, 1]."""
     shares: dict[str, dict[str, float]] = {}
     for row in runner.rows_of(grid, finished(grid)):
-        if row["llm"] == "M" and row["visual_tokens"]:
+        if row["cell"] == grid.cells[-1].name:
             kinds = shares.setdefault(f"{row['task']}/{row['kind']}".rstrip("/"), {})
             kinds[str(row["visual_tokens"])] = round(row["correct"] / row["n"], 4)
     write_record(out / "scores.json", {"machine": runner.machine(), "scores": shares})

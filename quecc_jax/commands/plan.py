@@ -133,7 +133,7 @@ def run(options: Options) -> None:
         if table is not None:
             print(f"\n{title}\n{_columns([table[0], *table[1]])}")
     print(f"\n{plan_report.advice(plan, asked)}")
-    for sentence in [*plan_report.why_many_tokens(plan, asked), *plan_report.notes(plan, asked)]:
+    for sentence in plan_report.sentences(plan, asked):
         print(f"note: {sentence}")
     print(f"written to {out / 'plan.html'}")
 

@@ -66,7 +66,7 @@ def page(plan: Plan, asked: Question, explorer: str) -> str:
                 table(plan_report.parts_table(plan, asked)),
                 *([] if encoders is None else [table(encoders)]),
                 paragraph(f"Law: {asked.fit.law.formula()}.", "muted"),
-                bullets([*plan_report.why_many_tokens(plan, asked), *plan_report.notes(plan, asked)], "note"),
+                bullets(plan_report.sentences(plan, asked), "note"),
             ],
         ),
         Section(

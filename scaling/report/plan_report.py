@@ -170,6 +170,11 @@ def notes(plan: Plan, asked: Question) -> list[str]:
     return said + [f"Of the fit: {sentence}" for sentence in fit.findings]
 
 
+def sentences(plan: Plan, asked: Question) -> list[str]:
+    """All that is said beside the numbers, to people: why there are so many visual tokens, then the notes."""
+    return [*why_many_tokens(plan, asked), *notes(plan, asked)]
+
+
 def why_many_tokens(plan: Plan, asked: Question) -> list[str]:
     """Why the recommendation takes more visual tokens than the fewest: they buy what is left where no larger LLM
     can be bought."""

@@ -1,7 +1,9 @@
 """Statistics of the report against plain computations."""
 
 import copy
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from quecc_jax.errors import UserError
 from quecc_jax.experiments import stats
 from quecc_jax.experiments.results import check_results, read_results
 from quecc_jax.experiments.sizes_report import findings
+from quecc_jax.experiments.testbed.seeds import seed_spreads
 from tests.commands.synthetic import make_results
 
 
@@ -74,6 +77,24 @@ def test_the_spread_over_seeds_is_that_of_each_model_and_kind(three_seeds, resul
     deviations = [np.std(shares["L", v].shares, ddof=1) for v in (1, 4, 16, 64)]
     assert found["L"]["mosaic/cell"] == pytest.approx(np.sqrt(np.mean(np.square(deviations))))
     assert stats.seed_spreads(results["rows"]) == {}
+
+
+def test_the_spread_that_the_testbed_knows_is_the_study_s():
+    study = json.loads((Path(__file__).parents[2] / "docs/study/results.json").read_text())
+    rows: Any = [
+        {
+            **{"llm": cell["decoder"], "visual_tokens": cell["visual_tokens"], "seed": cell["seed"], "n": n},
+            **{"query": cell["query"], "part": "cells", "compressor": "QueCC", "flops": None},
+            **{"task": kind.split("/")[0], "kind": kind.split("/")[1], "correct": round(share * n)},
+        }
+        for cell in study["cells"]
+        for kind, (share, n) in cell["kinds"].items()
+    ]
+    found = stats.seed_spreads(rows)
+    assert len(found) == 3
+    for llm, spreads in found.items():
+        assert dict(seed_spreads(llm)) == pytest.approx(spreads, abs=1e-5)
+    assert seed_spreads("XL") == ()
 
 
 def test_grid_leaves_the_zeroed_query_out(results):

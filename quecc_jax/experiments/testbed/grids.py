@@ -172,15 +172,15 @@ def preparation(recipe: Recipe, out: str) -> tuple[list[Step], list[Cell]]:
         Step("tower", f"{_STEPS}:make_tower", ("data",), seeing, "tower"),
     ]
     cells = []
-    for d in recipe.decoders:
+    for d in () if testbed.start else recipe.decoders:
         text, source = model(recipe, d, compressor(recipe, 1)), testbed.language(out, d.name)
-        if testbed.start:
-            continue
         count, rate = recipe.language_steps, recipe.language_rate
         run = training(recipe, source, text, corpus_data(out), 0, count, rate, 0)
         cost = 15 + training_seconds(recipe, count, DOCUMENT_TOKENS, d)
         cells.append(Cell(_language(d), (run,), part="language models", needs=("data",), cost=cost))
     # The largest decoder is the baseline.
+    d = recipe.decoders[-1]
+    text, source = model(recipe, d, compressor(recipe, 1)), testbed.language(out, d.name)
     folder, count, rate = f"{out}/baseline/{d.name}", recipe.stage2_steps, recipe.stage2_rate
     baseline = Cell(
         "baseline",

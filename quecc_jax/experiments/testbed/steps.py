@@ -95,7 +95,7 @@ def make_tower(grid: Grid, _step: Step, report: Report) -> TowerRecord:
     model = grid.cells[0].runs[0].model
     model = dataclasses.replace(model, decoder=dataclasses.replace(model.decoder, vocab_size=8))
     if testbed.start:
-        params, record = _given_tower(grid, model), TowerRecord(accuracy={}, loss=[])
+        params, record = jax.device_get(_given_tower(grid, model)), TowerRecord(accuracy={}, loss=[])
     else:
         params, record = train_tower(
             testbed.vision,
@@ -107,8 +107,7 @@ def make_tower(grid: Grid, _step: Step, report: Report) -> TowerRecord:
             log_every=25,
             on_log=lambda step, loss: report(step * step_cost, total, f"loss {loss:.3f}"),
         )
-    params = jax.device_get(params)
-    if not testbed.start:
+        params = jax.device_get(params)
         save_params(RunConfig(out=testbed.tower(grid.out), model=model), {"vision": params})
     fingerprint = tower_fingerprint(params, testbed.vision, DataConfig())
     encode = feature_fn(testbed.vision, params)
