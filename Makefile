@@ -100,6 +100,7 @@ nightly: test-all test-conformance test-parity test-lmms test-newest wheel-check
 
 docs: $(VENV)-docs/.installed ## The documentation site, with its notebooks run, in docs/_build/html; FRESH=1: all anew
 	$(VENV)-docs/bin/python -m sphinx --builder html $(if $(filter-out 0,$(FRESH)),--fresh-env --write-all) \
+	  $(if $(REPOSITORY),--define repository=$(REPOSITORY)) \
 	  --fail-on-warning --keep-going --nitpicky --quiet --doctree-dir docs/_build/doctrees docs docs/_build/html
 	@echo "The site is in docs/_build/html/index.html"
 

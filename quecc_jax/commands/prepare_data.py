@@ -15,7 +15,7 @@ import numpy as np
 
 from quecc_jax.commands.checks import check_folder, check_least, refuse_unread
 from quecc_jax.errors import UserError
-from quecc_jax.progress import bars
+from quecc_jax.progress import bars, byte_bar
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,13 +285,10 @@ def verify(options: Options) -> None:
 
     manifest = read_manifest(options.out)
     shards = [shard for group in manifest["shards"].values() for shard in group]
-    total = sum(shard.bytes for shard in shards) >> 20
-    done = 0
-    with bar("MiB") as show:
+    with byte_bar("read", sum(shard.bytes for shard in shards)) as advance:
         for shard in shards:
             check(options.out, shard)
-            done += shard.bytes
-            show(done >> 20, total)
+            advance(shard.bytes)
     print(f"{options.out}: {len(shards)} shards are whole")
 
 
