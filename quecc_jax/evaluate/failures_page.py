@@ -36,7 +36,7 @@ def _task(name: str, task: Scored, answers: Sequence[Judged]) -> dict[str, objec
 
 
 def _card(one: Judged) -> dict[str, object]:
-    """An answer's images, as URIs, and its lines: label, text, CSS class."""
+    """The question's id, an answer's images, as URIs, and its lines: label, text, CSS class."""
     truth = one.sample.truth
     lines = [("asked", one.sample.prompt, ""), ("answered", one.answer or "(nothing)", "said")]
     if one.parsed != one.answer:
@@ -47,7 +47,8 @@ def _card(one: Judged) -> dict[str, object]:
     if one.score is not None:
         lines.append(("score", f"{one.score:.2f}", ""))
     lines.append(("id", str(one.sample.id), ""))
-    return {"images": [_thumbnail(image) for image in one.sample.images], "lines": lines}
+    images = [_thumbnail(image) for image in one.sample.images]
+    return {"id": one.sample.id, "images": images, "lines": lines}
 
 
 def _thumbnail(content: str | bytes) -> str:

@@ -85,10 +85,10 @@ def _compared(results: Results, a: str, b: str) -> list[tuple[str, int, Differen
     return found
 
 
-def _table(found: Scores, labels: Iterable[str], counts: Sequence[int], *further: list[str]) -> str:
-    """Compressors by V."""
+def _table(name: str, found: Scores, labels: Iterable[str], counts: Sequence[int], further: list[str]) -> str:
+    """Compressors by V, and a row for comparison; `name` as in `table_html`."""
     rows = [[label, *(found.get((label, v), "") for v in counts)] for label in labels]
-    return table_html([*rows, *further], ["compressor", *(f"V = {v}" for v in counts)])
+    return table_html([*rows, further], ["compressor", *(f"V = {v}" for v in counts)], name)
 
 
 def _accuracy(results: Results) -> Section:
@@ -106,7 +106,10 @@ def _accuracy(results: Results) -> Section:
         columns = [*results["visual_tokens"], *sorted(others)]
         without = next(iter(stats.baseline(results["rows"], task).values()))
         blind = ["no image", f"{100 * without.mean:.1f}", *("" for _ in columns[1:])]
-        fragments += [part("heading", title(task)), _table(found, labels, columns, blind)]
+        fragments += [
+            part("heading", title(task)),
+            _table(f"Accuracy, {task}", found, labels, columns, blind),
+        ]
     return Section("Accuracy", fragments)
 
 
@@ -122,7 +125,9 @@ def _rivals(results: Results) -> Iterator[Section]:
             "the number of comparisons; three seeds make it a blunt instrument."
         )
         header = ["task", "difference", "in standard errors", "p", "beyond two"]
-        yield Section("QueCC against TokenPacker", [told, table_html(rows, header)])
+        yield Section(
+            "QueCC against TokenPacker", [told, table_html(rows, header, "QueCC against TokenPacker")]
+        )
 
 
 def _ladder(results: Results) -> Iterator[Section]:
@@ -148,7 +153,7 @@ def _ladder(results: Results) -> Iterator[Section]:
         "included, and of the compressor alone."
     )
     header = ["compressor", *tasks, "mosaic, points to QueCC", "FLOPs of an answer", "of the compressor"]
-    yield Section("One token: the ladder", [told, table_html(rows, header)])
+    yield Section("One token: the ladder", [told, table_html(rows, header, "The ladder")])
 
 
 def _elastic(results: Results) -> Iterator[Section]:
@@ -164,7 +169,7 @@ def _elastic(results: Results) -> Iterator[Section]:
         found, alone = _scores(results, task, "elastic"), _scores(results, task, "comparison")
         columns = sorted({v for _, v in found})
         apart = [f"{QUECC}, one for each V", *(str(alone.get((QUECC, v), "")) for v in columns)]
-        fragments += [part("heading", title(task)), _table(found, labels, columns, apart)]
+        fragments += [part("heading", title(task)), _table(f"Elastic, {task}", found, labels, columns, apart)]
     yield Section("Elastic: one set of weights for every V", fragments)
 
 
@@ -176,7 +181,8 @@ def _kinds(results: Results) -> Section:
         for label in stats.compressors(results["rows"])
         if any((label, 1) in found[kind] for kind in kinds)
     ]
-    return Section("By kind of question, V = 1", [table_html(rows, ["compressor", *kinds])])
+    header = ["compressor", *(kind.replace("/", ", ") for kind in kinds)]
+    return Section("By kind of question, V = 1", [table_html(rows, header, "Accuracy by kind of question")])
 
 
 def _costs(results: Results) -> Section:
@@ -192,4 +198,4 @@ def _costs(results: Results) -> Section:
         for c in results["steps"]["timing"]
     ]
     header = ["compressor", "V", "weights", "compressor, MFLOP", "query pass", "projector", "ms"]
-    return Section("What each costs", [told, table_html(rows, header)])
+    return Section("What each costs", [told, table_html(rows, header, "Costs of each compressor")])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from quecc_jax.experiments import compressors_report, sizes_report, stats
 from quecc_jax.experiments.results import Results, check_results
-from quecc_jax.pages.page import Section, bullets, paragraph, part, render, table_html, write_atomically
+from quecc_jax.pages.page import Section, bullets, html_page, paragraph, part, table_html, write_atomically
 
 
 def write_report(results: Results, out_dir: str | Path, law: Section | None = None) -> Path:
@@ -35,8 +35,7 @@ def write_report(results: Results, out_dir: str | Path, law: Section | None = No
             f"{seeds} seeds. Every number on this page was measured."
         )
     every = [*sections, _making(results)]
-    page = render("pages/grid_report.html", title=heading, lead=lead, sections=every, style="")
-    write_atomically(out / "report.html", page)
+    write_atomically(out / "report.html", html_page(heading, every, lead))
     return out / "report.html"
 
 
@@ -77,9 +76,15 @@ def _making(results: Results) -> Section:
         [
             f"<pre>{html.escape(results['command'])}</pre>",
             bullets(facts),
-            part("meters", [("phase", False), ("time", False), ("", False)], phases),
+            part(
+                "meters", "Time of each phase", [("phase", False), ("time", False), ("share", False)], phases
+            ),
             *beside,
-            table_html(decoders, ["decoder", "width", "depth", "parameters", "models", "training each"]),
+            table_html(
+                decoders,
+                ["decoder", "width", "depth", "parameters", "models", "training each"],
+                "Decoders and their training",
+            ),
             paragraph("Parameters are the decoder's, without embeddings.", "muted"),
         ],
     )

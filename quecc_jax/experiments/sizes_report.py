@@ -202,7 +202,7 @@ def _heat(results: Results, task: str) -> list[str]:
     asked = sorted({score.questions for score in found.values()})
     number = f"{asked[0]:,}" if len(asked) == 1 else f"{asked[0]:,} to {asked[-1]:,}"
     caption = f"Right answers in % of {number} test questions. Shaded from least to most; outlined: the best."
-    return [part("heat", header, rows), paragraph(caption, "muted")]
+    return [part("heat", f"Accuracy, {task}", header, rows), paragraph(caption, "muted")]
 
 
 def _kinds(results: Results, task: str) -> Iterator[str]:
@@ -216,7 +216,9 @@ def _kinds(results: Results, task: str) -> Iterator[str]:
         asked = max((score.questions for score in cells if score), default=0)
         rows.append([kind.split("/", 1)[1], f"{asked:,}", *(score or "–" for score in cells)])
     yield paragraph(f"By kind of question, decoder {name}, in %:")
-    yield table_html(rows, ["kind", "questions", "no image", *_counts(results)])
+    yield table_html(
+        rows, ["kind", "questions", "no image", *_counts(results)], f"Accuracy by kind of question, {task}"
+    )
 
 
 def _counts(results: Results) -> list[str]:
@@ -241,7 +243,7 @@ def _query(results: Results, out: Path) -> Iterator[Section]:
         "Accuracy with the question and with zeros in the compressor",
         "Right answers to questions about one cell, with standard errors.",
     )
-    yield Section("Does the query matter?", [told, figure, table_html(rows, header)])
+    yield Section("Does the query matter?", [told, figure, table_html(rows, header, "Pairs of models")])
 
 
 def _losses(results: Results, out: Path) -> Section:

@@ -34,9 +34,9 @@ def render(template: str, **values: object) -> str:
     return _templates().get_template(template).render(values)
 
 
-def html_page(title: str, sections: Iterable[Section], lead: str = "", style: str = "") -> str:
-    """The whole document. `title`, `lead` and headings are plain text; `style` is further CSS."""
-    return render("pages/page.html", title=title, sections=sections, lead=lead, style=style)
+def html_page(title: str, sections: Iterable[Section], lead: str = "") -> str:
+    """The whole document. `title`, `lead` and headings are plain text."""
+    return render("pages/page.html", title=title, sections=sections, lead=lead)
 
 
 def part(macro: str, *values: object) -> str:
@@ -45,12 +45,16 @@ def part(macro: str, *values: object) -> str:
 
 
 def figure_html(light: str | bytes, dark: str | bytes, alt: str, caption: str = "") -> str:
-    """A figure in two renderings, each SVG text or PNG bytes; the reader's preference picks one."""
+    """A figure in two renderings, each SVG text or PNG bytes; the reader's preference picks one. `alt`, unlike
+    that of every other figure of its page, says what it shows."""
     return part("figure", _figure_uri(light), _figure_uri(dark), alt, caption)
 
 
-def table_html(rows: Iterable[Sequence[object]], header: Sequence[object]) -> str:
-    """A table of plain values; the first column is left-aligned, columns of sentences wrap.
+def table_html(rows: Iterable[Sequence[object]], header: Sequence[object], label: str) -> str:
+    """A table of plain values: the first column names its rows, columns of sentences wrap, and a table that is
+    wider than its page scrolls.
+
+    `label` names it to those who do not see it, unlike every other table of its page.
 
     Raises ValueError if a row has not as many cells as the header.
     """
@@ -60,7 +64,7 @@ def table_html(rows: Iterable[Sequence[object]], header: Sequence[object]) -> st
     def line(cells: Iterable[object]) -> list[tuple[str, bool]]:
         return [(str(cell), is_wide) for cell, is_wide in zip(cells, wide, strict=True)]
 
-    return part("table", line(header), [line(row) for row in cells])
+    return part("table", label, line(header), [line(row) for row in cells])
 
 
 def paragraph(text: str, kind: str = "") -> str:

@@ -220,7 +220,7 @@ def make_server(page: Page, host: str, port: int) -> ThreadingHTTPServer:
         pass
 
     Handler.page = page
-    Handler.document = render("serve/chat_page.html", title="quecc_jax chat")
+    Handler.document = render("serve/chat_page.html", title="Chat", lead="")
     Handler.names = {"localhost", "127.0.0.1", "[::1]", host if ":" not in host else f"[{host}]"}
 
     class Server(ThreadingHTTPServer):

@@ -40,13 +40,15 @@ def _unseen(seen: Diagnostics) -> Section:
                 f"{100 * each.worst_share:.1f} %",
             ]
         )
-    header = ["left out", "", "scores", "rms miss", "mean miss", "worst", "worst / error"]
+    header = ["left out", "where it lies", "scores", "rms miss", "mean miss", "worst", "worst / error"]
     fragments = [
         paragraph(
             "Each size and each token count is left out, the law fitted to the rest, and its "
             "prediction compared; a positive miss is too pessimistic."
         ),
-        table_html(rows, header) if rows else paragraph("There are too few cells to leave some out."),
+        table_html(rows, header, "Misses of what was left out")
+        if rows
+        else paragraph("There are too few cells to leave some out."),
     ]
     for ahead in seen.predictions:
         cells = zip(ahead.visual_tokens, ahead.score, ahead.low, ahead.high, strict=True)
@@ -61,6 +63,7 @@ def _unseen(seen: Diagnostics) -> Section:
                     for v, s, low, high in cells
                 ],
                 ["V", "score, %", "interval"],
+                f"Scores predicted for {size_name(ahead.params_b)}",
             ),
         ]
     return Section("Scores it has not seen", fragments)
@@ -81,7 +84,7 @@ def _rivals(seen: Diagnostics) -> Section:
     ]
     explained = "AICc rewards fit and charges for constants; 2 apart is weak evidence, 10 is strong."
     header = ["law", "error =", "constants", "SSE", "AICc", "weight"]
-    return Section("Rival laws", [table_html(rows, header), paragraph(explained, "muted")])
+    return Section("Rival laws", [table_html(rows, header, "Rival laws"), paragraph(explained, "muted")])
 
 
 def _influence(table: ScoreTable, fit: Fit, seen: Diagnostics) -> Section:
@@ -110,5 +113,8 @@ def _influence(table: ScoreTable, fit: Fit, seen: Diagnostics) -> Section:
         "The law without each score, by Cook's distance; "
         f"with all, alpha is {p.alpha:.4g} and beta {p.beta:.4g}."
     )
-    header = ["rank", "without", "distance", "alpha", "beta", "D", "best V", ""]
-    return Section("Influence of single scores", [paragraph(explained), table_html(rows, header)])
+    header = ["rank", "without", "distance", "alpha", "beta", "D", "best V", "remark"]
+    return Section(
+        "Influence of single scores",
+        [paragraph(explained), table_html(rows, header, "Fits without one score")],
+    )

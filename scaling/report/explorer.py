@@ -128,8 +128,8 @@ def explorer_section(table: ScoreTable, fit: Fit, trust: Uncertainty) -> Section
     )
     intro = (
         "Move the sliders, switch sizes and token counts; the page computes anew what to buy. A click on the "
-        "map sets Q and the budget. Cost is the paper's 2N(Q + V); python -m scaling plan counts every part "
-        "of a query, on a named chip too."
+        "map sets Q and the budget, as its arrow keys do. Cost is the paper's 2N(Q + V); python -m scaling plan "
+        "counts every part of a query, on a named chip too."
     )
     return Section("Try other budgets and lengths", [paragraph(intro), explorer_html(data)])
 

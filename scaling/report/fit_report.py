@@ -147,8 +147,8 @@ def fit_sections(
     ]
 
 
-def rivals_html(fits: Mapping[str, Fit]) -> str:
-    """A table of fits side by side, one row each."""
+def rivals_html(fits: Mapping[str, Fit], label: str) -> str:
+    """A table of fits side by side, one row each; `label` as in `table_html`."""
     header = ["fit", "points", "A", "alpha", "beta", "D", "SSE", "best V"]
     rows = []
     for name, fit in fits.items():
@@ -162,7 +162,7 @@ def rivals_html(fits: Mapping[str, Fit]) -> str:
                 "max" if math.isinf(best) else f"{best:.3g}",
             ]
         )
-    return table_html(rows, header)
+    return table_html(rows, header, label)
 
 
 def _law_section(table: ScoreTable, fit: Fit, trust: Uncertainty) -> Section:
@@ -184,7 +184,7 @@ def _law_section(table: ScoreTable, fit: Fit, trust: Uncertainty) -> Section:
             f"{_LOSSES[fit.loss]} on {points}: SSE {fit.sse:.4e}, typical distance "
             f"{100 * fit.rmse:.2f} points, {r2}."
         ),
-        table_html(rows, ["constant", "value", "95 % interval", ""]),
+        table_html(rows, ["constant", "value", "95 % interval", "remark"], "The law's constants"),
     ]
     if trust.ci is not None:
         fragments.append(paragraph(f"Intervals: {trust.ci_method}.", "muted"))
@@ -219,7 +219,11 @@ def _frontier_section(table: ScoreTable, fit: Fit) -> Section:
         [
             figure,
             paragraph("The best of the measured sizes and token counts within each budget, by the law:"),
-            table_html(rows, ["budget per query", "LLM", "V", "spent", "predicted error"]),
+            table_html(
+                rows,
+                ["budget per query", "LLM", "V", "spent", "predicted error"],
+                "The best choice of each budget",
+            ),
             paragraph("Cost: 2N(Q + V), the LLM's prefill as the paper counts it.", "muted"),
         ],
     )
@@ -267,7 +271,8 @@ def _scores_section(table: ScoreTable, fit: Fit) -> Section:
     for n, row in zip(table.params_b, table.score, strict=True):
         rows.append([size_name(n), *map(cell, row)])
         rows.append(["by the law", *map(cell, 1 - fit.law.error(n, table.visual_tokens))])
-    fragments = [table_html(rows, ["score, %", *(f"V = {v:g}" for v in table.visual_tokens)])]
+    header = ["score, %", *(f"V = {v:g}" for v in table.visual_tokens)]
+    fragments = [table_html(rows, header, "Scores, measured and by the law")]
     if table.flagged:
         fragments.append(
             bullets(f"{size_name(f.params_b)}, V = {f.visual_tokens:g}: {f.reason}." for f in table.flagged)
@@ -295,7 +300,10 @@ def _checks_section(fit: Fit, others: Mapping[str, Fit] | None) -> Section:
         said.append(f"On a bound of the box: {', '.join(fit.bounds_hit)}.")
     fragments = [bullets(said)]
     if others:
-        fragments += [paragraph("The same scores under other assumptions:"), rivals_html(others)]
+        fragments += [
+            paragraph("The same scores under other assumptions:"),
+            rivals_html(others, "Fits under other assumptions"),
+        ]
     return Section("Checks", fragments)
 
 

@@ -54,8 +54,8 @@ def files(plan: Plan, asked: Question, llms: Sequence[Llm]) -> dict[str, str | b
 def page(plan: Plan, asked: Question, explorer: str) -> str:
     """The whole document; `explorer` is its interactive part."""
 
-    def table(made: plan_report.Table) -> str:
-        return table_html(made[1], made[0])
+    def table(made: plan_report.Table, label: str) -> str:
+        return table_html(made[1], made[0], label)
 
     encoders = plan_report.encoders_table(plan, asked)
     sections = [
@@ -63,8 +63,8 @@ def page(plan: Plan, asked: Question, explorer: str) -> str:
             "What the budget buys",
             [
                 paragraph(plan_report.advice(plan, asked)),
-                table(plan_report.parts_table(plan, asked)),
-                *([] if encoders is None else [table(encoders)]),
+                table(plan_report.parts_table(plan, asked), "Where the cost goes"),
+                *([] if encoders is None else [table(encoders, "Encoders of the question")]),
                 paragraph(f"Law: {asked.fit.law.formula()}.", "muted"),
                 bullets(plan_report.sentences(plan, asked), "note"),
             ],
@@ -74,7 +74,7 @@ def page(plan: Plan, asked: Question, explorer: str) -> str:
             [
                 paragraph(
                     "Move the sliders, switch sizes and token counts; the page computes anew what to buy. "
-                    "A click on the map sets Q and the budget."
+                    "A click on the map sets Q and the budget, as its arrow keys do."
                 ),
                 explorer,
             ],
@@ -86,19 +86,18 @@ def page(plan: Plan, asked: Question, explorer: str) -> str:
                     "Regret is the predicted error above the recommended choice's, in points of score; "
                     "its interval is over the bootstrap laws."
                 ),
-                table(plan_report.neighbour_table(plan, asked)),
+                table(plan_report.neighbour_table(plan, asked), "Choices one step away"),
             ],
         ),
         Section(
             "The whole frontier",
             [
                 paragraph("Choices that no cheaper one matches, by rising cost."),
-                table(plan_report.frontier_table(plan, asked)),
+                table(plan_report.frontier_table(plan, asked), "The frontier"),
             ],
         ),
     ]
-    names = "td:first-child { white-space: nowrap; }"
-    return html_page(f"Plan: {asked.fit.name}", sections, f"{asked.cost_model}; {asked.convention}", names)
+    return html_page(f"Plan: {asked.fit.name}", sections, f"{asked.cost_model}; {asked.convention}")
 
 
 def figure_error_vs_cost(plan: Plan, asked: Question, style: Style = "light") -> Figure:

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,8 +27,11 @@ COLOURS = {"red": (255, 0, 0), "green": (0, 160, 0), "blue": (0, 0, 255)}
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> RunConfig:
+    return coloured_rows(tmp_path_factory.mktemp("rows"))
+
+
+def coloured_rows(root: Path) -> RunConfig:
     """Questions about plain images; one image is missing, and some rows are text alone."""
-    root = tmp_path_factory.mktemp("rows")
     for name, colour in COLOURS.items():
         Image.new("RGB", (20, 12), colour).save(root / f"{name}.png")
     rows = []

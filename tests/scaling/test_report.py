@@ -130,7 +130,7 @@ def test_page_is_balanced_escaped_and_self_contained():
                 "Head & tail",
                 [
                     paragraph("x < y"),
-                    table_html(rows, ["name", "n"]),
+                    table_html(rows, ["name", "n"], "names"),
                     figure_html("<svg/>", b"\x89PNG", 'a "quoted" alt', "below"),
                 ],
             )

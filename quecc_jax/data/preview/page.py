@@ -22,7 +22,7 @@ def page(seen: Seen) -> str:
         "data/preview/page.html",
         title=f"Data of {seen.config.out}",
         lead=_LEAD,
-        facts=table_html(seen.facts, ["", ""]),
+        facts=table_html(seen.facts, ["of the stream", "value"], "Facts about the stream"),
         rows=[_row(row) for row in seen.rows],
     )
 

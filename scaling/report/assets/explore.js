@@ -56,15 +56,30 @@
   const shape = (j, r) => SHAPES[j % SHAPES.length](r);
 
   const tip = make("div", { class: "tip", role: "status" }, root);
+  // A text beside a place of the window.
+  function tell(text, clientX, clientY) {
+    tip.textContent = text;
+    tip.style.display = "block";
+    const box = root.getBoundingClientRect();
+    const x = Math.min(clientX - box.left + 14, box.width - tip.offsetWidth - 4);
+    tip.style.left = `${Math.max(x, 0)}px`;
+    tip.style.top = `${clientY - box.top + 16}px`;
+  }
+  const hush = () => { tip.style.display = "none"; };
   function hover(node, text) {
-    node.addEventListener("pointerenter", () => { tip.textContent = text(); tip.style.display = "block"; });
-    node.addEventListener("pointermove", (event) => {
-      const box = root.getBoundingClientRect();
-      const x = Math.min(event.clientX - box.left + 14, box.width - tip.offsetWidth - 4);
-      tip.style.left = `${Math.max(x, 0)}px`;
-      tip.style.top = `${event.clientY - box.top + 16}px`;
+    node.addEventListener("pointerenter", (event) => tell(text(), event.clientX, event.clientY));
+    node.addEventListener("pointermove", (event) => tell(tip.textContent, event.clientX, event.clientY));
+    node.addEventListener("pointerleave", hush);
+  }
+  // The arrow keys on a panel: `move` gets how far they go to the right and up.
+  function arrows(svg, move) {
+    const steps = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowDown: [0, -1], ArrowUp: [0, 1] };
+    svg.addEventListener("keydown", (event) => {
+      if (!(event.key in steps)) return;
+      event.preventDefault();
+      move(...steps[event.key]);
     });
-    node.addEventListener("pointerleave", () => { tip.style.display = "none"; });
+    svg.addEventListener("blur", hush);
   }
 
   // Controls.
@@ -123,11 +138,13 @@
   switches("V", data.counts.map(String), state.counts, "v");
 
   // A panel with axes: x and y map values to places.
-  function panel(title, height, xs, ys, xLabel, yLabel) {
+  function panel(title, keys, height, xs, ys, xLabel, yLabel) {
     const figure = make("div", { class: "panel" }, root);
     make("p", { class: "panel-title" }, figure, title);
-    const svg = make("svg", { viewBox: `0 0 ${WIDTH} ${height}`, role: "img", "aria-label": title }, figure);
-    const box = { left: 70, right: WIDTH - 22, top: 10, bottom: height - 48 };
+    const svg = make("svg", { viewBox: `0 0 ${WIDTH} ${height}`, role: "application", tabindex: 0,
+      "aria-label": `${title}. ${keys}` }, make("div", { class: "window" }, figure));
+    make("p", { class: "hint", "aria-hidden": "true" }, figure, "scrolls sideways →");
+    const box = { left: 84, right: WIDTH - 22, top: 10, bottom: height - 48 };
     const x = (value) => box.left + xs.share(value) * (box.right - box.left);
     const y = (value) => box.bottom - ys.share(value) * (box.bottom - box.top);
     const axes = make("g", { class: "axes" }, svg);
@@ -186,7 +203,7 @@
     if (!everything.length) return;
     const costs = everything.map((each) => each.cost), errors = everything.map((each) => each.error);
     const room = 0.06 * (Math.max(...errors) - Math.min(...errors) || 0.01);
-    chart = panel(`Error against cost (${data.convention})`, 400,
+    chart = panel(`Error against cost (${data.convention})`, "Arrow keys go from mark to mark.", 400,
       logAxis(Math.min(...costs) / 1.15, Math.max(...costs) * 1.15, short),
       linearAxis(Math.min(...errors) - room, Math.max(...errors) + room, (e) => digits(100 * e) + " %"),
       data.axis, "error");
@@ -195,8 +212,11 @@
     make("p", { class: "panel-title" }, chart.figure, "Colour: N; shape: V. Lines and small marks: the law" +
       (measured.length ? "; hollow marks: measured" : "") +
       (heavy && data.machine ? "; a line without marks does not fit the machine's memory" : "") +
-      ". Band: the least error that each cost buys. Circle: what the budget buys. Point at a mark for its values.");
+      ". Band: the least error that each cost buys. Circle: what the budget buys. " +
+      "Point at a mark, or go from one to the next with the arrow keys, for its values.");
     const { svg, box, x, y } = chart;
+    const marks = [];
+    function marked(node, cost, text) { marks.push({ node, cost, text }); hover(node, text); }
     if (frontier.length) {
       const steps = [];
       frontier.forEach((each, k) => {
@@ -213,14 +233,27 @@
     for (const cell of measured) {
       const mark = make("path", { d: shape(cell.j, 5), class: "measured", style: `stroke: var(--n${cell.i})`,
         transform: `translate(${x(cell.cost).toFixed(1)} ${y(cell.error).toFixed(1)})` }, svg);
-      hover(mark, () => `${name(cell)}: measured error ${percent(cell.error)}, cost ${amount(cell.cost)}`);
+      marked(mark, cell.cost,
+        () => `${name(cell)}: measured error ${percent(cell.error)}, cost ${amount(cell.cost)}`);
     }
     for (const each of sorted) {
       const mark = make("path", { d: shape(each.j, data.measured.length ? 2.6 : 4.5), class: "mark",
         style: `fill: var(--n${each.i})`,
         transform: `translate(${x(each.cost).toFixed(1)} ${y(each.error).toFixed(1)})` }, svg);
-      hover(mark, () => `${name(each)}: error ${percent(each.error)} by the law, cost ${amount(each.cost)}`);
+      marked(mark, each.cost,
+        () => `${name(each)}: error ${percent(each.error)} by the law, cost ${amount(each.cost)}`);
     }
+    marks.sort((a, b) => a.cost - b.cost);
+    let at = -1;
+    arrows(svg, (right, up) => {
+      if (at >= 0) marks[at].node.classList.remove("at");
+      at = at < 0 ? 0 : (at + right + up + marks.length) % marks.length;
+      const { node, text } = marks[at];
+      node.classList.add("at");
+      node.scrollIntoView({ block: "nearest", inline: "nearest" });
+      const place = node.getBoundingClientRect();
+      tell(text(), place.right, place.bottom);
+    });
     const edge = Math.min(Math.max(x(state.budget), box.left), box.right);
     make("line", { x1: edge, x2: edge, y1: box.top, y2: box.bottom, class: "budget" }, svg);
     const right = edge > box.left + 90;
@@ -235,8 +268,8 @@
   function drawMap() {
     if (map) map.figure.remove();
     const xs = { share: tokensTo, ticks: [0, 10, 30, 100, 300, 1000], show: String };
-    map = panel(`Best V, by colour, for every Q and budget (${data.convention})`, 340, xs,
-      logAxis(low, high, short), "text tokens Q", "budget: " + data.unit);
+    map = panel(`Best V, by colour, for every Q and budget (${data.convention})`,
+      "Arrow keys set Q and the budget.", 340, xs, logAxis(low, high, short), "text tokens Q", "budget: " + data.unit);
     const { box, svg, y } = map;
     const width = (box.right - box.left) / COLUMNS;
     const cells = make("g", { class: "cells" }, svg);
@@ -263,6 +296,15 @@
       });
     }
     cross = make("path", { class: "cross" }, svg);
+    const within = (share) => Math.min(Math.max(share, 0), 1);
+    arrows(svg, (right, up) => {
+      // A step of Q is at least one token, a step of the budget a fiftieth of the axis.
+      const text = tokensFrom(within(tokensTo(state.text) + 0.02 * right));
+      state.text = text === state.text ? Math.min(Math.max(text + right, 0), LONGEST) : text;
+      if (data.follows) state.question = state.text;
+      if (up) state.budget = fromShare(within(toShare(state.budget, low, high) + 0.02 * up), low, high);
+      draw();
+    });
   }
 
   function sentence(chosen, votes) {

@@ -1,0 +1,91 @@
+"""Every page that the project makes, small, by the code that makes it for its users."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from quecc_jax.commands.grid_law import law_section
+from quecc_jax.data.preview.page import page
+from quecc_jax.data.preview.rows import look
+from quecc_jax.evaluate.failures_page import write_failures
+from quecc_jax.evaluate.tasks import TASKS
+from quecc_jax.evaluate.tasks.base import Judged
+from quecc_jax.experiments.report import write_report
+from quecc_jax.generate.questions import Limits
+from quecc_jax.load import load_engine
+from quecc_jax.serve.chat_web import Page
+from scaling.__main__ import main
+from tests.commands.synthetic import make_results
+from tests.commands.test_chat import served
+from tests.commands.test_inspect_data import batched, coloured_rows
+from tests.evaluate.standins import STANDINS
+from tests.experiments.test_compressors import results as compressors_results
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+QUESTIONS = [f"what color is the shape in row {row}, column 1?" for row in (1, 2)]
+
+
+def sizes(folder: Path) -> list[Path]:
+    """The report of a study, with its laws."""
+    results = make_results(folder, seeds=2)
+    return [write_report(results, folder, law_section(results, folder))]
+
+
+def compressors(folder: Path) -> list[Path]:
+    """The report on compressors."""
+    results = compressors_results("QueCC+, which asks the question once more")
+    results["seconds"] = {"data": 20.0, "cells": 40.0, "total": 60.0}
+    return [write_report(results, folder)]
+
+
+def law(folder: Path) -> list[Path]:
+    """A fit of the published table, and a plan by it with every column that a plan can have."""
+    fit, plan = str(folder / "fit"), str(folder / "plan")
+    few = ["--refits", "40", "--starts", "8"]
+    main(["fit", "--scores", "ocr", "--out", fit, *few])
+    machine = ["--chip", "h100", "--batch", "4", "--ms", "60"]
+    main(["plan", "--fit", fit, "--out", plan, "--llms", "0.5", "1.8", "4", "7", *machine])
+    return [folder / "fit/fit.html", folder / "plan/plan.html"]
+
+
+def data(folder: Path) -> list[Path]:
+    """The rows that the model gets, one of them left out."""
+    out = folder / "data.html"
+    out.write_text(page(look(batched(coloured_rows(folder), "packed"), 6)))
+    return [out]
+
+
+def failures(folder: Path) -> list[Path]:
+    """Wrong answers of three benchmarks."""
+    judged = {}
+    for name in ("pope", "mmbench", "vizwiz"):
+        STANDINS[name](folder)
+        samples = TASKS[name].load(folder)
+        judged[name] = [Judged(sample, "maybe", *TASKS[name].judge(sample, "maybe")) for sample in samples]
+    tasks = {name: {"about": name, "headline": "accuracy", "metrics": {}} for name in judged}
+    results: Any = {"model": "tiny", "visual_tokens": 1, "tasks": tasks}
+    write_failures(folder / "failures.html", results, judged)
+    return [folder / "failures.html"]
+
+
+FILES: dict[str, Callable[[Path], list[Path]]] = {
+    make.__name__: make for make in (sizes, compressors, law, data, failures)
+}
+
+
+def chat() -> Page:
+    """The chat with the example's model, whose sixteen visual tokens look at a square each."""
+    engine = load_engine(EXAMPLES / "model", visual_tokens=16)
+    image = (EXAMPLES / "mosaic-1.png").read_bytes()
+    return Page(engine, Limits(8), "own", 1_000_000, 1_000_000, image, QUESTIONS)
+
+
+@contextlib.contextmanager
+def addresses(name: str, folder: Path) -> Iterator[list[str]]:
+    """Where the pages of one of FILES lie, or the chat is served."""
+    if name in FILES:
+        yield [path.as_uri() for path in FILES[name](folder)]
+        return
+    with served(chat()) as port:
+        yield [f"http://127.0.0.1:{port}/"]
