@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from quecc_jax.config import DecoderConfig, LoraConfig
+from quecc_jax.config import DecoderConfig, LoraConfig, QueryConfig
 from quecc_jax.models.decoder import Decoder
 from quecc_jax.models.layers import Linear
 from quecc_jax.models.lora import apart, joined, merged
@@ -155,8 +155,7 @@ def test_an_early_exit_and_single_layers_have_adapters_too():
     params = tiny.random_params(config)
     batch = tiny.random_batch(config)
     asked = batch.queries, batch.query_segments, batch.query_ends
-    for encoder, layer in (("early_exit", 1), ("decoder", 0)):
-        query = dataclasses.replace(model.query, encoder=encoder, layer=layer)
+    for query in (QueryConfig("early_exit", 1), QueryConfig("decoder")):
         one = dataclasses.replace(model, query=query)
         kept = VLM(one).apply({"params": joined(params)}, *asked, method=VLM.encode_query)
         bare = dataclasses.replace(one, lora=LoraConfig())
