@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -16,6 +17,7 @@ from quecc_jax.convert.io.tensors import open_tensors
 from quecc_jax.convert.run import export_weights, import_weights
 from quecc_jax.errors import UserError
 from quecc_jax.train.checkpoint import load_params, named_leaves, save_params
+from quecc_jax.train.state import stored_frozen
 from tests.convert.names import load
 from tests.convert.test_run import assert_same_tensors, small
 
@@ -243,18 +245,12 @@ def test_a_projector_that_the_base_has_is_the_adapter_s(tmp_path):
 
 def test_what_training_kept_in_halves_is_merged_and_written_apart(tmp_path, capsys):
     """A run's own checkpoint: a base in bfloat16 beside adapters in float32."""
-    import jax.numpy as jnp
-
     weights, _, given = put_llava(tmp_path)
     import_weights(tmp_path / "llm", tmp_path / "run", vision=tmp_path / "clip", adapter=given)
     config, params = load_params(tmp_path / "run")
-    half = {"layers": {k: v for k, v in params["decoder"]["layers"].items()}}
-    half["layers"] = {
-        k: {n: leaf.astype(jnp.bfloat16) if n == "kernel" else leaf for n, leaf in v.items()}
-        for k, v in half["layers"].items()
-    }
-    params["decoder"] = params["decoder"] | half
-    save_params(dataclasses.replace(config, out=str(tmp_path / "trained")), params)
+    half = stored_frozen(params, dataclasses.replace(config.model, dtype="bfloat16"))
+    assert half["decoder"]["layers"]["up"]["kernel"].dtype == jnp.bfloat16
+    save_params(dataclasses.replace(config, out=str(tmp_path / "trained")), half)
     export_weights(tmp_path / "trained", tmp_path / "out", only="decoder", dtype="float32")
     found = open_tensors(tmp_path / "out")
     pairs = load_file(given / "adapter_model.safetensors")
@@ -350,7 +346,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "nothing": (with_tensors(lambda t: {"x": np.ones(2, np.float32)}), "holds no lora_A and lora_B"),
     "no settings": (lambda d, pairs: put(d, None, pairs, "adapter_model"), "has no adapter_config.json"),
     "no tensors": (
-        lambda d, pairs: (put_adapter(d, pairs), (d / "adapter_model.safetensors").unlink()),
+        lambda d, pairs: put_adapter(d, pairs).joinpath("adapter_model.safetensors").unlink(),
         "neither adapter_model.safetensors nor .bin",
     ),
     "a head of another vocabulary": (

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import peft
 import pytest
@@ -96,11 +97,11 @@ def their_logits(model: Any) -> np.ndarray:
 
 def our_logits(config: RunConfig, decoder: Any) -> np.ndarray:
     model = Decoder(config.model.decoder, lora=config.model.lora)
-    ids = tokens()
-    positions = np.broadcast_to(np.arange(S, dtype=np.int32), ids.shape)
+    ids = jnp.asarray(tokens())
+    positions = jnp.broadcast_to(jnp.arange(S), ids.shape)
 
     def logits(model: Decoder) -> jax.Array:
-        return model.logits(model(model.embed(ids), positions, np.ones_like(ids))[0])
+        return model.logits(model(model.embed(ids), positions, jnp.ones_like(ids))[0])
 
     return np.asarray(model.apply({"params": decoder}, method=logits))
 
@@ -133,7 +134,7 @@ def test_peft_reads_what_we_write(pair):
     base = transformers.AutoModelForCausalLM.from_pretrained(pair.folder / "base")
     again = peft.PeftModel.from_pretrained(base, pair.folder / "peft").eval()
     np.testing.assert_array_equal(their_logits(again), their_logits(pair.theirs))
-    settings = again.peft_config["default"]
+    settings: Any = again.peft_config["default"]
     assert (settings.r, settings.lora_alpha) == (3, 5)
 
 
