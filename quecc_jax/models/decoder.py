@@ -79,6 +79,7 @@ class DecoderLayer(nn.Module):
     added: float = 1.0
     """Variance that the layers add to the stream at initialisation, in parts of the embedding's."""
     lora: LoraConfig = LoraConfig()
+    """Adapters of the layer's matrices."""
 
     @nn.compact
     def __call__(

@@ -96,6 +96,7 @@ class Linear(nn.Module):
     gradients: DTypeLike = jnp.bfloat16
     """Type in which devices add up their shares of the matrices' gradients, unless `dtype` is wider."""
     lora: LoraConfig = LoraConfig()
+    """Adapters, of which this matrix has one if they name it."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:

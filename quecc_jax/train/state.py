@@ -47,7 +47,7 @@ def split_params(params: dict[str, PyTree], stage: int) -> tuple[dict[str, PyTre
 
 
 def stored_frozen(frozen: dict[str, PyTree], model: ModelConfig) -> dict[str, PyTree]:
-    """Frozen parameters in the types in which a run keeps them.
+    """Frozen parameters, or what stands for them, in the types in which a run keeps them.
 
     The decoder under adapters has the type of the model's products, to which all of it but the scales of norms
     is brought before it is used: the results are the same, with half the memory in bfloat16.
@@ -55,8 +55,8 @@ def stored_frozen(frozen: dict[str, PyTree], model: ModelConfig) -> dict[str, Py
     if not model.lora.rank or "decoder" not in frozen:
         return frozen
 
-    def store(path: jax.tree_util.KeyPath, leaf: jax.Array | jax.ShapeDtypeStruct) -> PyTree:
-        dtype = leaf.dtype if path[-1] == jax.tree_util.DictKey("scale") else jnp.dtype(model.dtype)
+    def store(path: jax.tree_util.KeyPath, leaf: PyTree) -> PyTree:
+        dtype = leaf.dtype if jax.tree_util.DictKey("scale") in path else jnp.dtype(model.dtype)
         if isinstance(leaf, jax.ShapeDtypeStruct):
             return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
         return leaf.astype(dtype)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from quecc_jax.config import DecoderConfig, LoraConfig, QueryConfig
-from quecc_jax.models.decoder import Decoder
+from quecc_jax.models.decoder import Decoder, unstack
 from quecc_jax.models.layers import Linear
 from quecc_jax.models.lora import apart, joined, merged
 from quecc_jax.models.vlm import VLM
@@ -148,8 +148,16 @@ def test_every_layer_drops_something_else():
     assert np.abs(outputs[0] - outputs[1]).max() > 0.01
 
 
-def test_an_early_exit_and_single_layers_have_adapters_too():
-    """As the questions' encoder reads them, and decoding, in a whole model."""
+def test_layers_with_parameters_of_their_own_have_adapters_too():
+    """As decoding reads them."""
+    lora = LoraConfig(rank=4, targets=("q", "down"))
+    params = random_tree(LLAMA, lora)
+    x = np.random.default_rng(1).normal(size=(2, S, LLAMA.width)).astype(np.float32)
+    unrolled, _ = Decoder(LLAMA, lora=lora, unrolled=True).apply({"params": unstack(params)}, x, PLACES, ONES)  # type: ignore[misc]
+    np.testing.assert_allclose(np.asarray(unrolled), hidden(LLAMA, lora, params), rtol=1e-5, atol=1e-5)
+
+
+def test_the_question_s_encoders_read_adapters_too():
     model = dataclasses.replace(tiny.MODEL, lora=LoraConfig(rank=4))
     config = dataclasses.replace(tiny.RUN, model=model)
     params = tiny.random_params(config)
