@@ -20,6 +20,7 @@ from typing import Literal
 
 from quecc_jax.config import (
     DataConfig,
+    LoraConfig,
     ModelConfig,
     OptimizerConfig,
     QueccConfig,
@@ -78,4 +79,19 @@ def stage2(
         optimizer=OptimizerConfig(learning_rate=2e-5),
         train=TrainConfig(stage=2, steps=math.ceil(INSTRUCTIONS / 128), batch_size=128),
         init_from=init_from,
+    )
+
+
+def with_adapters(stage: RunConfig, out: str, rank: int = 128, alpha: float = 256.0) -> RunConfig:
+    """A second stage whose decoder stays as it is under adapters of all its matrices.
+
+    Values are those of LLaVA-1.5's finetune_lora.sh, whose other settings are finetune.sh's: adapters at ten
+    times the rate of the whole decoder, compressor and projector at that rate.
+    """
+    lora = LoraConfig(rank=rank, alpha=alpha, dropout=0.05)
+    return dataclasses.replace(
+        stage,
+        out=out,
+        model=dataclasses.replace(stage.model, lora=lora),
+        optimizer=OptimizerConfig(learning_rate=2e-4, projector_learning_rate=2e-5),
     )

@@ -9,8 +9,10 @@ import dataclasses
 from quecc_jax.config import DecoderConfig, ModelConfig, RunConfig, VisionConfig
 from quecc_jax.config.query import ClipTextConfig
 from quecc_jax.config.shapes import (
+    adapted_matrices,
     at_visual_tokens,
     compressor_sizes,
+    decoder_matrices,
     hidden_indices,
     projector_depth,
     query_layers,
@@ -21,9 +23,13 @@ from quecc_jax.models.compressors.base_config import Cost
 
 def decoder_params(config: DecoderConfig) -> int:
     """Weights of the decoder's layers (norms and biases left out), without embedding and output matrix."""
-    attention = config.width * config.head_dim * (2 * config.heads + 2 * config.kv_heads)
-    matrices = 3 if config.mlp == "swiglu" else 2
-    return config.depth * (attention + matrices * config.width * config.mlp_width)
+    return config.depth * sum(ins * outs for ins, outs in decoder_matrices(config).values())
+
+
+def adapter_params(config: ModelConfig) -> int:
+    """Weights of the decoder's adapters."""
+    sides = sum(ins + outs for ins, outs in adapted_matrices(config).values())
+    return config.decoder.depth * config.lora.rank * sides
 
 
 def tower_params(config: VisionConfig) -> int:
@@ -112,7 +118,8 @@ def query_flops(config: ModelConfig, tokens: int) -> float:
         projection, attention = text.width * text.projection, text.depth * tokens**2 * text.width
         return 2.0 * (tokens * (text_params(text) - projection) + projection) + 4.0 * attention
     layers = dataclasses.replace(config.decoder, depth=query_layers(config))
-    return decoder_flops(layers, tokens, tokens, 0)
+    adapters = adapter_params(dataclasses.replace(config, decoder=layers))
+    return decoder_flops(layers, tokens, tokens, 0) + 2.0 * adapters * tokens
 
 
 def answer_flops(
@@ -128,6 +135,7 @@ def answer_flops(
 
     Args:
       config: an elastic model answers with its largest V unless `shapes.at_visual_tokens` chose another.
+        Adapters count as apart; `load_vlm` merges them, and its config has none.
       question: tokens of the bare question (query pass).
       prompt: text tokens of the decoder's prompt; the V visual tokens come on top.
       answer: generated tokens.
@@ -137,14 +145,14 @@ def answer_flops(
     config = at_visual_tokens(config)
     length, steps = prompt + (visual or squares * config.visual_tokens), max(answer - 1, 0)
     # The first token comes from the prefill; the k-th step after it attends to length + k positions.
-    context = length + (steps + 1) / 2
+    context, adapters = length + (steps + 1) / 2, 2.0 * adapter_params(config)
     return {
         "tower": squares * tower_flops(config.tower) if include_tower else 0.0,
         "query": query_flops(config, question),
         "compressor": squares * (compressor_cost(config).flops + projector_flops(config))
         + fusion_flops(config, squares, prompt),
-        "prefill": decoder_flops(config.decoder, length, length, 1),
-        "decode": decoder_flops(config.decoder, steps, context, steps),
+        "prefill": decoder_flops(config.decoder, length, length, 1) + adapters * length,
+        "decode": decoder_flops(config.decoder, steps, context, steps) + adapters * steps,
     }
 
 
@@ -156,7 +164,7 @@ def train_flops(
     A matrix product costs twice its forward again in the backward pass: once for the gradient of
     each factor. Frozen weights save theirs, and so do the tower's states, on which the key and value
     towers' first products act (or the projector's, without a compressor). What is recomputed is not
-    counted. Rows count at their padded length.
+    counted, and under adapters the first layer's gradients of text embeddings are. Rows count at their padded length.
 
     Args:
       config: the run.
@@ -168,8 +176,8 @@ def train_flops(
     length = data.max_length if length is None else length
     images = data.row_images(model.visual_tokens, model.vision.max_crops) if images is None else images
     decoder = decoder_flops(model.decoder, length, length, length)
-    total = 3.0 * decoder
-    if stage == 1:
+    total = 3.0 * (decoder + 2.0 * adapter_params(model) * length)
+    if stage == 1 or model.lora.rank:
         total -= decoder - attention_flops(model.decoder, length, length)
     if images:
         image = 0.0 if data.cached_features else tower_flops(model.tower)

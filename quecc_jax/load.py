@@ -14,6 +14,7 @@ from quecc_jax.data.batch import batch_spec
 from quecc_jax.data.text.templates import check_name
 from quecc_jax.errors import UserError
 from quecc_jax.generate.engine import Engine
+from quecc_jax.models.lora import joined, merged, without_adapters
 from quecc_jax.sharding import make_mesh
 from quecc_jax.train.checkpoint import Tree, load_params
 from quecc_jax.train.initial import borrowed
@@ -22,7 +23,11 @@ from quecc_jax.train.step import abstract_params
 
 
 def load_vlm(
-    run_dir: str | os.PathLike[str], mesh: Mesh | None = None, visual_tokens: int = 0, template: str = ""
+    run_dir: str | os.PathLike[str],
+    mesh: Mesh | None = None,
+    visual_tokens: int = 0,
+    template: str = "",
+    merge: bool = True,
 ) -> tuple[RunConfig, Tree]:
     """A run's settings and all parameters that answer questions about pixels.
 
@@ -33,6 +38,7 @@ def load_vlm(
       mesh: where the parameters go, sharded by the logical rules; None for the first device.
       visual_tokens: V of a model that serves several; 0 is its own or largest.
       template: conversation template to ask with; "" is the run's own.
+      merge: whether adapters are merged into the decoder, whose config then has none.
 
     Returns:
       The run's config (with its own tokenizer) and float32 parameters by top-level name.
@@ -58,7 +64,10 @@ def load_vlm(
         raise UserError(
             f"{run_dir} has no parameters {', '.join(sorted(missing))}; give the directory of a whole model"
         )
-    return config, params
+    if not merge:
+        return config, joined(params)
+    params = merged(params, config.model.lora)
+    return dataclasses.replace(config, model=without_adapters(config.model)), params
 
 
 def with_decoding(config: RunConfig, decoding: str) -> RunConfig:

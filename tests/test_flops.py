@@ -18,6 +18,7 @@ from quecc_jax.config import (
     CompressorConfig,
     DataConfig,
     DecoderConfig,
+    LoraConfig,
     MeshConfig,
     ModelConfig,
     NoneConfig,
@@ -34,6 +35,7 @@ from quecc_jax.data.batch import Batch, batch_spec
 from quecc_jax.models.compressors.base import Features
 from quecc_jax.models.compressors.build import make_compressor
 from quecc_jax.models.decoder import Decoder, empty_cache, unstack
+from quecc_jax.models.lora import joined
 from quecc_jax.models.vlm import VLM
 from quecc_jax.sharding import make_mesh
 from quecc_jax.train.step import abstract_params, build_trainer, train_step
@@ -58,6 +60,7 @@ MODEL = ModelConfig(
 CONFIG = RunConfig(
     model=MODEL, data=DataConfig(max_length=256, query_length=64), train=TrainConfig(batch_size=2)
 )
+NO_LORA = LoraConfig()
 
 
 def xla_flops(function: Any, *arguments: Any) -> float:
@@ -197,6 +200,29 @@ def test_decoder_prefill_and_decode(cost):
     assert flops.decoder_flops(decoder, 1, 512, 1) == pytest.approx(one, rel=0.05)
 
 
+def test_adapters_that_stand_apart():
+    model = dataclasses.replace(MODEL, lora=LoraConfig(rank=256, targets=("q", "k", "down")))
+    config = dataclasses.replace(CONFIG, model=model)
+    mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+    params = joined(abstract_params(config, mesh, batch_spec(model, config.data, 1)))
+    theirs = xla_flops(
+        lambda p, *a: VLM(model).apply({"params": p}, *a, method=VLM.encode_query),
+        params,
+        ints(1, 64),
+        ints(1, 64),
+        ints(1, 1),
+    )
+    assert flops.query_flops(model, 64) == pytest.approx(theirs, rel=0.02)
+    weights = sum(
+        leaf.size
+        for leaf in jax.tree.leaves(abstract_params(config, mesh, batch_spec(model, config.data, 1))["lora"])
+    )
+    assert flops.adapter_params(model) == weights
+    more = 2.0 * weights
+    bare, parts = (flops.answer_flops(one, question=10, prompt=20, answer=4) for one in (MODEL, model))
+    assert parts["prefill"] - bare["prefill"] == 36 * more and parts["decode"] - bare["decode"] == 3 * more
+
+
 def test_a_gelu_decoder_with_wide_heads():
     decoder = dataclasses.replace(MODEL.decoder, mlp="gelu", norm="layer", positions="alibi", head_width=256)
     model = Decoder(decoder)
@@ -240,25 +266,28 @@ def test_an_answer_is_the_sum_of_its_parts():
 
 
 @pytest.mark.parametrize(
-    "stage, images, cached, compressor",
+    "stage, images, cached, compressor, lora",
     [
-        (0, 0, True, "quecc"),
-        (0, 1, True, "quecc"),
-        (1, 2, True, "quecc"),
-        (2, 1, True, "quecc"),
-        (2, 1, False, "quecc"),
-        (1, 1, True, "none"),
-        (0, 1, True, "llava_mini"),
-        (1, 1, True, "llava_mini"),
-        (2, 2, True, "llava_mini"),
-        (1, 1, True, "quecc_plus"),
-        (2, 1, True, "quecc_plus"),
-        (1, 1, True, "prumerge"),
+        (0, 0, True, "quecc", NO_LORA),
+        (0, 1, True, "quecc", NO_LORA),
+        (1, 2, True, "quecc", NO_LORA),
+        (2, 1, True, "quecc", NO_LORA),
+        (2, 1, False, "quecc", NO_LORA),
+        (1, 1, True, "none", NO_LORA),
+        (0, 1, True, "llava_mini", NO_LORA),
+        (1, 1, True, "llava_mini", NO_LORA),
+        (2, 2, True, "llava_mini", NO_LORA),
+        (1, 1, True, "quecc_plus", NO_LORA),
+        (2, 1, True, "quecc_plus", NO_LORA),
+        (1, 1, True, "prumerge", NO_LORA),
+        (2, 1, True, "quecc", LoraConfig(rank=128)),
+        (1, 1, True, "none", LoraConfig(rank=256, targets=("q", "up"))),
+        (0, 1, True, "quecc", LoraConfig(rank=256)),
     ],
 )
-def test_a_training_step(stage, images, cached, compressor):
+def test_a_training_step(stage, images, cached, compressor, lora):
     model = dataclasses.replace(
-        MODEL, compressor=fitting(compressor, kernel=4, stride=4, heads=4, fusion_layers=1)
+        MODEL, compressor=fitting(compressor, kernel=4, stride=4, heads=4, fusion_layers=1), lora=lora
     )
     config = dataclasses.replace(
         CONFIG,

@@ -80,13 +80,14 @@ def show_sharding(config: RunConfig, topology: Topology) -> None:
 
     from quecc_jax.data.batch import batch_spec
     from quecc_jax.sharding import make_mesh, placements, sharding_rules
-    from quecc_jax.train.state import TRAINED
+    from quecc_jax.train.state import stored_frozen, trained_names
     from quecc_jax.train.step import boxed_params, check_division
 
     mesh = make_mesh(config.mesh, topology_devices(topology))
     check_division(config, mesh)
     spec = batch_spec(config.model, config.data, config.train.batch_size, config.data.cached_features)
-    rows = placements(boxed_params(config, spec), mesh, sharding_rules(config.mesh))
+    params = stored_frozen(boxed_params(config, spec), config.model)
+    rows = placements(params, mesh, sharding_rules(config.mesh))
     axes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     table = Table(title=f"Parameters on {topology.name}: {axes}", title_justify="left")
     for heading in ("parameter", "shape", "logical axes", "mesh axes"):
@@ -94,9 +95,10 @@ def show_sharding(config: RunConfig, topology: Topology) -> None:
     table.add_column("MiB per chip", justify="right")
     for row in rows:
         spec_text = ", ".join("+".join(a) if isinstance(a, tuple) else a or "·" for a in row.spec)
-        names = ", ".join(name or "·" for name in row.axes)
-        table.add_row(row.name, "x".join(map(str, row.shape)), names, spec_text, _mib(row.chip_bytes))
-    trained = [r for r in rows if r.name.split("/")[0] in TRAINED[config.train.stage]]
+        axis_names = ", ".join(name or "·" for name in row.axes)
+        table.add_row(row.name, "x".join(map(str, row.shape)), axis_names, spec_text, _mib(row.chip_bytes))
+    names = trained_names({r.name.split("/")[0] for r in rows}, config.train.stage)
+    trained = [r for r in rows if r.name.split("/")[0] in names]
     whole, chip = sum(r.bytes for r in rows), sum(r.chip_bytes for r in rows)
     slots = 2 * sum(r.chip_bytes for r in trained)
     _print(table)

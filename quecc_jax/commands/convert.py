@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from quecc_jax.convert.options import DType, Format, Only
+from quecc_jax.convert.options import AdapterForm, DType, Format, Only
 from quecc_jax.errors import UserError
 
 
@@ -34,6 +34,11 @@ class Import:
     """Also read .bin files, by torch's weights-only loader."""
     template: str = ""
     """Conversation template, one of data.template; by default the one that its chat template renders as."""
+    adapter: Path | None = None
+    """Directory of a LoRA of these weights, as PEFT or the original's finetune_lora.sh leaves it; it stays
+    apart as the run's adapters (model.lora), which training goes on with."""
+    merge_adapter: bool = False
+    """Merge the adapter into the weights instead."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +57,9 @@ class Export:
     """Type of all numbers in the files."""
     shard_gb: float = 5.0
     """Size of one file, in 10^9 bytes."""
+    adapter: AdapterForm = "merge"
+    """What becomes of the run's adapters: merged into the weights; alone, as PEFT's directory; or with
+    compressor and projector beside them, as the original's finetune_lora.sh leaves them."""
 
 
 Options = Import | Export
@@ -77,6 +85,8 @@ def import_(options: Import) -> None:
         dtype=options.dtype,
         allow_pickle=options.allow_pickle,
         template=options.template,
+        adapter=options.adapter,
+        merge_adapter=options.merge_adapter,
     )
     counts = ", ".join(f"{name} {count:,}" for name, count in parameters(plan).items())
     print(f"{options.out}: {counts} parameters, {time.monotonic() - started:.0f} s")
@@ -98,6 +108,7 @@ def export(options: Export) -> None:
         only=options.only,
         dtype=options.dtype,
         shard_bytes=int(options.shard_gb * 1e9),
+        adapter=options.adapter,
     )
     size = sum(file.stat().st_size for file in files)
     print(f"{options.to}: {len(files)} files, {size / 1e9:.2f} GB, {time.monotonic() - started:.0f} s")

@@ -226,6 +226,8 @@ def write_queries(options: Options) -> None:
     from quecc_jax.data.text.queries import bucket, limit_buckets
     from quecc_jax.data.text.tokenizer import load_tokenizer
     from quecc_jax.fingerprint import query_fingerprint
+    from quecc_jax.models.lora import NAME as LORA
+    from quecc_jax.models.lora import merged, without_adapters
     from quecc_jax.models.vlm import VLM
     from quecc_jax.train.checkpoint import load_params
     from quecc_jax.train.run_dir import load_run_config
@@ -242,7 +244,10 @@ def write_queries(options: Options) -> None:
             "the text tower with python -m launch.convert import --text"
         )
     validate(config)
-    _, params = load_params(options.checkpoint, ["decoder" if config.model.query.reads_decoder else "text"])
+    reads = ["decoder"] if config.model.query.reads_decoder else ["text"]
+    adapted = config.model.lora.rank and config.model.query.reads_decoder
+    _, params = load_params(options.checkpoint, [*reads, LORA] if adapted else reads)
+    params, model = merged(params, config.model.lora), without_adapters(config.model)
     tokenizer = load_tokenizer(config.data.tokenizer, config.data.query_tokenizer)
     layout = Layout(tokenizer, config.data, config.model.visual_tokens, False)
     questions = Questions(open_prepared(options.out).rows, layout)
@@ -253,16 +258,14 @@ def write_queries(options: Options) -> None:
     @jax.jit
     def encode_padded(params: Mapping[str, object], ids: jax.Array, lengths: jax.Array) -> jax.Array:
         segments = (np.arange(ids.shape[1]) < lengths).astype(np.int32)
-        encoded = VLM(config.model).apply(
-            {"params": params}, ids, segments, lengths - 1, method=VLM.encode_query
-        )
+        encoded = VLM(model).apply({"params": params}, ids, segments, lengths - 1, method=VLM.encode_query)
         return cast(jax.Array, encoded)[:, 0]
 
     def encode(asked: np.ndarray) -> jax.Array:
         lengths = asked[:, -1:]
         return encode_padded(held, asked[:, : bucket(int(lengths.max()), buckets)], lengths)
 
-    fingerprint = f"{query_fingerprint(held, config.model)}-{questions.fingerprint()}"
+    fingerprint = f"{query_fingerprint(held, model)}-{questions.fingerprint()}"
     with bar("questions") as show:
         stored = feature_store.write_features(
             options.out,

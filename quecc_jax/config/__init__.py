@@ -1,6 +1,7 @@
 """One tree of frozen dataclasses describes one run; importing it imports neither jax nor flax."""
 
 from quecc_jax.config.data import DataConfig, ImageDecoding, SourceConfig
+from quecc_jax.config.lora import LoraConfig
 from quecc_jax.config.model import DecoderConfig, ModelConfig, RopeScaling, VisionConfig
 from quecc_jax.config.query import ClipTextConfig, QueryConfig
 from quecc_jax.config.run import CheckpointConfig, MeshConfig, OptimizerConfig, RunConfig, TrainConfig
@@ -15,6 +16,7 @@ __all__ = [
     "DataConfig",
     "DecoderConfig",
     "ImageDecoding",
+    "LoraConfig",
     "MeshConfig",
     "ModelConfig",
     "NoneConfig",

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal
 
+from quecc_jax.config.lora import LoraConfig
 from quecc_jax.config.query import QueryConfig
 from quecc_jax.models.compressors.base_config import CompressorConfig
 from quecc_jax.models.compressors.quecc_config import QueccConfig
@@ -172,6 +173,7 @@ class ModelConfig:
     projector: str = "mlp2x_gelu"
     """`linear`, `matrix` (the same without bias), `identity` or `mlpNx_gelu` with N >= 1."""
     decoder: DecoderConfig = DecoderConfig()
+    lora: LoraConfig = LoraConfig()
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Type of activations and matrix products; parameters are always float32 in training."""
     remat: Literal["none", "dots", "attention", "full"] = "full"

@@ -32,7 +32,7 @@ class Range(NamedTuple):
 ANY, COUNT, SIZE = Range(-math.inf), Range(0), Range(1)
 POSITIVE, SHARE = Range(0, closed=(False, True)), Range(0, 1)
 MEMORY = Range(0, 1, (True, False))
-"""Of a running mean: at 1 it would never learn anything."""
+"""Of a running mean, or a share that is dropped: at 1 nothing would ever be learned."""
 
 RANGES = {
     "model.vision.image_size": Range(1, 1 << 16),
@@ -85,6 +85,9 @@ RANGES = {
     "model.decoder.window": COUNT,
     "model.decoder.full_layers": COUNT,
     "model.decoder.max_positions": COUNT,
+    "model.lora.rank": COUNT,
+    "model.lora.alpha": POSITIVE,
+    "model.lora.dropout": MEMORY,
     "model.scan_unroll": SIZE,
     "data.sources.weight": POSITIVE,
     "data.max_length": SIZE,

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import re
 
-from quecc_jax.config import ModelConfig, VisionConfig
+from quecc_jax.config import DecoderConfig, ModelConfig, VisionConfig
 from quecc_jax.config.compressors import exchanged
 from quecc_jax.config.data import DataConfig
 from quecc_jax.errors import UserError
@@ -88,6 +88,22 @@ def projector_depth(kind: str) -> int:
     if not match or int(match[1]) < 1:
         raise ValueError(f"unknown projector {kind!r}; use linear, matrix, identity or mlpNx_gelu, N >= 1")
     return int(match[1])
+
+
+def decoder_matrices(config: DecoderConfig) -> dict[str, tuple[int, int]]:
+    """(inputs, outputs) of the matrices of one of the decoder's layers, by our name."""
+    width, hidden = config.width, config.mlp_width
+    queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    attention = {"q": (width, queries), "k": (width, keys), "v": (width, keys), "out": (queries, width)}
+    gate = {"gate": (width, hidden)} if config.mlp == "swiglu" else {}
+    return {**attention, **gate, "up": (width, hidden), "down": (hidden, width)}
+
+
+def adapted_matrices(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """Those of `decoder_matrices` that have an adapter."""
+    return {
+        name: sides for name, sides in decoder_matrices(config.decoder).items() if config.lora.adapts(name)
+    }
 
 
 def row_limit(data: DataConfig, images: int) -> int:

@@ -1,8 +1,16 @@
 """What must hold of a run's settings together, and what to say where it does not."""
 
+from fnmatch import fnmatchcase
+
 from quecc_jax.config import DataConfig, DecoderConfig, ModelConfig, RunConfig
 from quecc_jax.config.ranges import check_ranges
-from quecc_jax.config.shapes import compressor_sizes, projector_depth, tiled_tokens
+from quecc_jax.config.shapes import (
+    adapted_matrices,
+    compressor_sizes,
+    decoder_matrices,
+    projector_depth,
+    tiled_tokens,
+)
 from quecc_jax.errors import UserError
 
 
@@ -38,6 +46,7 @@ def validate(config: RunConfig) -> None:
             f"model.attention_kernel {config.model.attention_kernel} takes neither decoder.positions alibi nor windows "
             "that spare some layers (decoder.full_layers)",
         ),
+        *_lora_checks(config.model),
         *_query_checks(config),
         *_cls_checks(config.model),
         (
@@ -116,11 +125,33 @@ def _cls_checks(model: ModelConfig) -> list[tuple[bool, str]]:
     ]
 
 
+def _lora_checks(model: ModelConfig) -> list[tuple[bool, str]]:
+    """(holds, what to say if it does not) for every rule about adapters."""
+    lora = model.lora
+    if not lora.rank:
+        return []
+    names, adapted = decoder_matrices(model.decoder), adapted_matrices(model)
+    idle = [pattern for pattern in lora.targets if not any(fnmatchcase(name, pattern) for name in names)]
+    narrow = min(adapted, key=lambda name: min(adapted[name]), default="")
+    return [
+        (
+            bool(lora.targets) and not idle,
+            f"model.lora.targets {idle[0] if idle else ()!r} matches none of the decoder's matrices "
+            f"{', '.join(names)}",
+        ),
+        (
+            not narrow or lora.rank <= min(adapted[narrow]),
+            f"model.lora.rank {lora.rank} is above the smaller side of the decoder's matrix {narrow}, "
+            f"which has {' x '.join(map(str, adapted.get(narrow, ())))} numbers",
+        ),
+    ]
+
+
 def _query_checks(config: RunConfig) -> list[tuple[bool, str]]:
     """(holds, what to say if it does not) for every rule about the question's encoder."""
     query, depth, stage = config.model.query, config.model.decoder.depth, config.train.stage
     early, own, data = query.encoder == "early_exit", not query.reads_decoder, config.data
-    scaling = config.model.decoder.rope_scaling
+    scaling, lora = config.model.decoder.rope_scaling, config.model.lora.rank
     # Nobody asks where there is no image, or a compressor that does not listen; weights alone have no text.
     idle = not (config.model.compressor.reads_question and data.images_per_row and data.tokenizer)
     return [
@@ -132,9 +163,9 @@ def _query_checks(config: RunConfig) -> list[tuple[bool, str]]:
             f"{query.encoder}",
         ),
         (
-            not data.cached_queries or stage == 1 or (stage == 2 and not query.reads_decoder),
-            f"data.cached_queries needs a frozen encoder of the question, but train.stage is {stage} and "
-            f"model.query.encoder {query.encoder}",
+            not data.cached_queries or (stage > 0 and own) or (stage == 1 and not lora),
+            f"data.cached_queries needs a frozen encoder of the question, but train.stage is {stage}, "
+            f"model.query.encoder {query.encoder} and model.lora.rank {lora}",
         ),
         (
             own == bool(data.query_tokenizer) or idle,

@@ -11,11 +11,19 @@ import numpy as np
 
 from quecc_jax.config.io import save_config
 from quecc_jax.convert import sidecar_files, transfer
+from quecc_jax.convert.adapted import (
+    MergedReader,
+    has_adapters,
+    projector_beside,
+    with_adapter,
+    write_adapter,
+)
+from quecc_jax.convert.io.adapter_files import Adapter, Overlaid, open_adapter
 from quecc_jax.convert.io.layer_store import SlabReader, SlabWriter
 from quecc_jax.convert.io.pickles import save_pickle
 from quecc_jax.convert.io.tensors import SafetensorsFile, TensorSource, open_tensors
 from quecc_jax.convert.io.writer import ShardWriter, Spec
-from quecc_jax.convert.options import DType, Format, Only
+from quecc_jax.convert.options import AdapterForm, DType, Format, Only
 from quecc_jax.convert.plan import ImportPlan, plan_import
 from quecc_jax.convert.rules import Path as LeafPath
 from quecc_jax.convert.rules import leaf_shapes
@@ -40,6 +48,8 @@ def import_weights(
     dtype: DType = "keep",
     allow_pickle: bool = False,
     template: str = "",
+    adapter: Path | None = None,
+    merge_adapter: bool = False,
 ) -> ImportPlan:
     """Writes the weights of another project as a run directory, which `init_from`, `tower_from` and
     `load_vlm` read.
@@ -54,15 +64,19 @@ def import_weights(
       dtype: how floating-point numbers are stored.
       allow_pickle: whether pickles may be read.
       template: the conversation template; "" takes the one that the source's chat template renders as.
+      adapter: a LoRA of the source's weights, in PEFT's form or in that of the original's training.
+      merge_adapter: whether it is merged into them, instead of staying apart as the run's adapters.
 
     Raises:
-      UserError: see `open_checkpoint`, `plan_import` and `choose_template`; `out` exists, or cannot be
-        written.
+      UserError: see `open_checkpoint`, `plan_import`, `open_adapter` and `choose_template`; `out` exists, or
+        cannot be written.
     """
     out = as_path(out)
     _refuse_existing(out, "--out")
     if template:
         check_name(template)
+    if merge_adapter and adapter is None:
+        raise UserError("--merge-adapter needs an adapter; name its directory with --adapter")
     with contextlib.ExitStack() as stack:
         paths = {"model": source, "vision": vision, "projector": projector, "text": text}
         opened: dict[str, sidecar_files.Opened] = {}
@@ -74,10 +88,21 @@ def import_weights(
                     path, allow_pickle, name == "projector", projector
                 )
                 stack.callback(opened[name].tensors.close)
+        held = None
+        if adapter is not None:
+            held = open_adapter(adapter, allow_pickle)
+            stack.callback(held.tensors.close)
+            _take_projector(held, opened)
         plan = plan_import(**{name: one.source for name, one in opened.items()})
+        if held is not None:
+            held.check(opened["model"].source.found, str(source))
+            plan = plan if merge_adapter else with_adapter(plan, held)
         if unread := sidecar_files.left_unread(opened):
             notice(unread)
-        tensors = {name: opened[name].tensors for name in plan.parts}
+        tensors: dict[str, TensorSource] = {name: one.tensors for name, one in opened.items()}
+        if held is not None:
+            tensors["model"] = Overlaid(tensors["model"], held, merge_adapter)
+            tensors["adapter"] = held.tensors
         types: dict[LeafPath, np.dtype] = {}
         carried: dict[str, dict[str, Spec]] = {}
         total = 0
@@ -99,13 +124,27 @@ def import_weights(
                     aside / "source" / name, specs, transfer.sum_bytes(specs), sidecar_files.CARRIED
                 ) as shard:
                     transfer.carry(shard, specs, tensors[name], count)
-        held = {name: str(out / name) if (aside / name).is_dir() else "" for name in TOKENIZERS}
+        copies = {name: str(out / name) if (aside / name).is_dir() else "" for name in TOKENIZERS}
         data = dataclasses.replace(
-            plan.config.data, tokenizer=held["tokenizer"], query_tokenizer=held["query_tokenizer"]
+            plan.config.data, tokenizer=copies["tokenizer"], query_tokenizer=copies["query_tokenizer"]
         )
         save_config(dataclasses.replace(plan.config, out=str(out), data=data), aside / "config.json")
         list_run(aside)
     return plan
+
+
+def _take_projector(adapter: Adapter, opened: dict[str, sidecar_files.Opened]) -> None:
+    """Adds the projector that was trained beside an adapter to what is opened.
+
+    Raises:
+      UserError: another one was given.
+    """
+    beside = projector_beside(adapter, opened["model"])
+    if beside is None:
+        return
+    if "projector" in opened:
+        raise UserError(f"{adapter.directory} brings a projector of its own; leave --projector out")
+    opened["projector"] = beside
 
 
 def _with_template(
@@ -137,6 +176,7 @@ def export_weights(
     only: Only | None = None,
     dtype: DType = "keep",
     shard_bytes: int = 5_000_000_000,
+    adapter: AdapterForm = "merge",
 ) -> list[Path]:
     """Writes a run's newest weights in another project's format.
 
@@ -150,6 +190,7 @@ def export_weights(
       only: a part of the model alone.
       dtype: what floating-point numbers become.
       shard_bytes: bytes of tensors above which a further file is begun.
+      adapter: what becomes of a run's adapters.
 
     Returns:
       The files written.
@@ -159,7 +200,9 @@ def export_weights(
         `to` exists, or cannot be written.
     """
     _refuse_existing(to, "--to")
-    reader = SlabReader(run)
+    if adapter != "merge":
+        return _export_adapter(run, to, layout, only, dtype, adapter)
+    reader = MergedReader(run)
     targets = export_targets(reader, layout, only)
     check_leaves(reader, targets, whole=only is None)
     carried = [_carried(target) for target in targets]
@@ -179,8 +222,30 @@ def export_weights(
                     transfer.carry(writer, extra, kept, count)
         if targets[0].name == "mm_projector":
             save_pickle(open_tensors(aside), aside / "mm_projector.bin")
-        names = sorted(p.relative_to(aside) for p in aside.rglob("*") if p.is_file())
+        names = _files(aside)
     return [to / name for name in names]
+
+
+def _export_adapter(
+    run: Path, to: Path, layout: Format, only: Only | None, dtype: DType, form: AdapterForm
+) -> list[Path]:
+    """Writes a run's adapters as a directory of their own."""
+    if only is not None or layout != "auto":
+        raise UserError(f"--adapter {form} writes adapters alone; leave --only and --format out")
+    reader = SlabReader(run)
+    if not has_adapters(reader):
+        raise UserError(f"{run} has no adapters (model.lora); leave --adapter out")
+    kept = sidecar_files.kept_sources(reader.run)
+    family = plan_import(**kept).family if kept else None
+    with _new_directory(to, "--to") as aside:
+        write_adapter(reader, aside, family, dtype, whole=form == "llava")
+        names = _files(aside)
+    return [to / name for name in names]
+
+
+def _files(directory: Path) -> list[Path]:
+    """All files below, relative to it."""
+    return sorted(p.relative_to(directory) for p in directory.rglob("*") if p.is_file())
 
 
 def _carried(target: Target) -> tuple[TensorSource | None, dict[str, Spec]]:

@@ -111,7 +111,7 @@ def export_targets(reader: SlabReader, layout: Format, only: Only | None) -> lis
     tokenizer = reader.run / "tokenizer"
     number = image_token(tokenizer) if form == "llava_hf" and tokenizer.is_dir() else None
     # A tower's config.json says nothing of the decoder.
-    config = reader.config if form in ("clip", "clip_text") else _with_positions(reader.config)
+    config = reader.config if form in ("clip", "clip_text") else with_positions(reader.config)
     whole = plan_export(config, form, family, number)
     targets = [Target("", whole.rules, whole.hf, name="mm_projector" if form == "projector" else "model")]
     if form == "llava" and (folder := tower_name(whole.hf)) == "clip":
@@ -121,7 +121,7 @@ def export_targets(reader: SlabReader, layout: Format, only: Only | None) -> lis
     return targets
 
 
-def _with_positions(config: RunConfig) -> RunConfig:
+def with_positions(config: RunConfig) -> RunConfig:
     """The run with its decoder's max_positions: its own, or those of the run that it started from."""
     decoder, run = config.model.decoder, config
     try:

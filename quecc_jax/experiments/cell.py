@@ -26,6 +26,7 @@ from quecc_jax.experiments.results import CellResult, Curve, Row, Sample
 from quecc_jax.experiments.worker import Report
 from quecc_jax.flops import answer_flops, decoder_params
 from quecc_jax.load import load_vlm
+from quecc_jax.models.lora import joined
 from quecc_jax.paths import replacing
 from quecc_jax.train.checkpoint import load_params
 from quecc_jax.train.loop import train
@@ -105,7 +106,8 @@ def ask(run: RunConfig, model: ModelConfig, test: Test) -> tuple[DataConfig, lis
         cached_queries=False,
     )
     text_only = not run.data.images_per_row
-    params = load_params(run.out)[1] if test.cached_features or text_only else load_vlm(run.out)[1]
+    alone = test.cached_features or text_only
+    params = joined(load_params(run.out)[1]) if alone else load_vlm(run.out, merge=False)[1]
     config, size = dataclasses.replace(run, model=model, data=data), test.batch_size
     return data, answer_rows(config, params, max_new_tokens=test.max_new_tokens, batch_size=size)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Float, Int, PyTree
 
-from quecc_jax.config import DecoderConfig
+from quecc_jax.config import DecoderConfig, LoraConfig
 from quecc_jax.models.arrays import Array
 from quecc_jax.models.attention import SAVED, Kernel, MaskSpec, attention, causal
 from quecc_jax.models.layers import LayerNorm, RMSNorm, constrain_batch, linear, matrix_init, with_axes
@@ -78,6 +78,8 @@ class DecoderLayer(nn.Module):
     gradients: DTypeLike
     added: float = 1.0
     """Variance that the layers add to the stream at initialisation, in parts of the embedding's."""
+    lora: LoraConfig = LoraConfig()
+    """Adapters of the layer's matrices."""
 
     @nn.compact
     def __call__(
@@ -94,7 +96,7 @@ class DecoderLayer(nn.Module):
     ]:
         """x [B, S, M], this layer's cache [B, T, kv_heads, head_dim] and window [] -> (x, updated cache)."""
         c = self.config
-        dense = functools.partial(linear, dtype=self.dtype, gradients=self.gradients)
+        dense = functools.partial(linear, dtype=self.dtype, gradients=self.gradients, lora=self.lora)
         # Where the stream's sequence is split, products want whole rows and split heads and columns
         # instead; left alone, the partitioner splits rows there too and exchanges every weight twice.
         split = nn.with_logical_constraint
@@ -148,7 +150,7 @@ def scanned(layer: Any, depth: int, unroll: int = 1) -> Any:
     return nn.scan(
         layer,
         variable_axes={"params": 0},
-        split_rngs={"params": True},
+        split_rngs={"params": True, "dropout": True},
         in_axes=(0, 0, nn.broadcast, nn.broadcast, nn.broadcast),
         length=depth,
         unroll=unroll,
@@ -178,6 +180,8 @@ class Decoder(nn.Module):
     """Layers per turn of the scan."""
     gradients: DTypeLike = jnp.bfloat16
     """Type of the layers' matrix gradients up to their sum over devices, at least `dtype`."""
+    lora: LoraConfig = LoraConfig()
+    """Adapters of the layers' matrices, which drop inputs where there is a random key `dropout`."""
 
     def setup(self) -> None:
         c = self.config
@@ -189,14 +193,16 @@ class Decoder(nn.Module):
         layer = recomputed(self.remat)
         self.norm = make_norm(c)
         if self.unrolled:
-            self.layers = [layer(c, self.dtype, self.kernel, self.gradients) for _ in range(c.depth)]
+            self.layers = [
+                layer(c, self.dtype, self.kernel, self.gradients, lora=self.lora) for _ in range(c.depth)
+            ]
         else:
             self.layers = self._stack(layer, c.depth)
 
     def _stack(self, layer: Any, depth: int, **settings: Any) -> Any:
         """`depth` layers, scanned."""
         stack = scanned(layer, depth, self.scan_unroll)
-        return stack(self.config, self.dtype, self.kernel, self.gradients, **settings)
+        return stack(self.config, self.dtype, self.kernel, self.gradients, lora=self.lora, **settings)
 
     def embed(self, tokens: Int[Array, "B S"]) -> Float[Array, "B S M"]:
         """Embeddings [B, S, M] of token ids [B, S]."""

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Float, Shaped
 
+from quecc_jax.config import LoraConfig
 from quecc_jax.models.arrays import Array
 
 Axes = tuple[str | None, ...]
@@ -81,7 +82,8 @@ matmul_fp32_grad.defvjp(_wide_forward, _wide_backward)
 
 
 class Linear(nn.Module):
-    """Linear map of the last `inputs` axes to `features`, e.g. [D] to [H, head_dim] and back."""
+    """Linear map of the last `inputs` axes to `features`, e.g. [D] to [H, head_dim] and back, with an adapter
+    where `lora` has one for the module's name."""
 
     features: tuple[int, ...]
     axes: Axes
@@ -92,7 +94,9 @@ class Linear(nn.Module):
     variance: float = 1.0
     """Of the outputs relative to the inputs, at initialisation."""
     gradients: DTypeLike = jnp.bfloat16
-    """Type in which devices add up their shares of the kernel's gradient, unless `dtype` is wider."""
+    """Type in which devices add up their shares of the matrices' gradients, unless `dtype` is wider."""
+    lora: LoraConfig = LoraConfig()
+    """Adapters, of which this matrix has one if they name it."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -100,11 +104,25 @@ class Linear(nn.Module):
         init = with_axes(matrix_init(self.inputs, self.variance), *self.axes)
         kernel = self.param("kernel", init, (*contracted, *self.features))
         wider = jnp.promote_types(self.dtype, self.gradients) != self.dtype
-        y = (matmul_fp32_grad if wider else product)(x.astype(self.dtype), kernel, self.inputs)
+        multiply = matmul_fp32_grad if wider else product
+        x = x.astype(self.dtype)
+        y = multiply(x, kernel, self.inputs)
         if self.bias:
             zeros = with_axes(nn.initializers.zeros, *self.axes[self.inputs :])
             y = y + self.param("bias", zeros, self.features).astype(self.dtype)
+        if self.lora.adapts(self.name):
+            first, second = self._adapter(contracted)
+            x = nn.Dropout(self.lora.dropout, deterministic=not self.has_rng("dropout"))(x)
+            y = y + multiply(self.lora.scale * multiply(x, first, self.inputs), second, 1)
         return y
+
+    def _adapter(self, contracted: tuple[int, ...]) -> tuple[Array, Array]:
+        """A [*contracted, rank] and B [rank, *features]; B begins as zeros, A as PEFT's in its variance."""
+        rank, ins, outs = self.lora.rank, self.axes[: self.inputs], self.axes[self.inputs :]
+        start = with_axes(matrix_init(self.inputs, 1 / 3), *ins, None)
+        zeros = with_axes(nn.initializers.zeros, None, *outs)
+        first = self.param("lora_a", start, (*contracted, rank))
+        return first, self.param("lora_b", zeros, (rank, *self.features))
 
 
 def linear(features: int | tuple[int, ...], axes: Axes, **rest: Any) -> Linear:

@@ -57,6 +57,7 @@ class VLM(nn.Module):
             self.unrolled,
             c.scan_unroll,
             jnp.dtype(c.grad_reduce_dtype),
+            c.lora,
         )
 
     def encode_query(

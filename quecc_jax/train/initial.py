@@ -11,6 +11,8 @@ from quecc_jax.data.sources.feature_store import read_features
 from quecc_jax.distributed import notice
 from quecc_jax.errors import UserError
 from quecc_jax.fingerprint import query_fingerprint, tower_fingerprint
+from quecc_jax.models.lora import NAME as LORA
+from quecc_jax.models.lora import merged
 from quecc_jax.train.checkpoint import Tree, load_params
 from quecc_jax.train.run_dir import load_run_config
 from quecc_jax.train.state import TrainState
@@ -41,13 +43,7 @@ def initial_state(config: RunConfig, trainer: Trainer, tell: Callable[[str], Non
             )
     if params and (fresh := sorted(abstract.keys() - params.keys())):
         tell(f"not in {config.init_from or config.tower_from} and started at random: {', '.join(fresh)}")
-    if not abstract.keys() - params.keys():
-        return trainer.start(params)
-    state = trainer.init(jax.random.key(config.train.seed))
-    return state._replace(
-        trainable={k: params.get(k, v) for k, v in state.trainable.items()},
-        frozen={k: params.get(k, v) for k, v in state.frozen.items()},
-    )
+    return trainer.start(params, jax.random.key(config.train.seed))
 
 
 def borrowed(
@@ -55,7 +51,8 @@ def borrowed(
 ) -> Tree:
     """Parameters of another run for a model that computes the same with them.
 
-    A tower may hold CLIP's final norm where this model has none, for no feature passes through it.
+    A tower may hold CLIP's final norm where this model has none, for no feature passes through it. Adapters that
+    this model has not are merged into the decoder.
 
     Args:
       setting: what named that run, for messages.
@@ -73,6 +70,8 @@ def borrowed(
         vision = abstract["vision"]
         abstract = {**abstract, "vision": {**vision, "post_norm": vision["pre_norm"]}}
     _, params = load_params(run, names, abstract)
+    if there.lora.rank and not model.lora.rank and "decoder" in params:
+        params = merged(params | load_params(run, [LORA])[1], there.lora)
     if spare_norm and "vision" in params:
         del params["vision"]["post_norm"]
     refuse_other_model(setting, run, there, model, params)
@@ -103,6 +102,8 @@ def refuse_other_model(
         "decoder": (there.decoder, here.decoder, decoder),
         "vision": (there.vision, here.vision, tower),
         "text": (there.query.text, here.query.text, tower),
+        # Rank and targets show in shapes.
+        LORA: (there.lora, here.lora, ("alpha", "rank_stabilised")),
     }
     for name in sorted(parts.keys() & set(names)):
         theirs, ours, fields = parts[name]

@@ -1,12 +1,18 @@
 """The train state: one pytree, trainable and frozen parameters apart."""
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from quecc_jax.config import ModelConfig
+from quecc_jax.models.lora import NAME as LORA
+
 TRAINED = {0: ("decoder",), 1: ("compressor", "projector"), 2: ("compressor", "projector", "decoder")}
-"""Top-level parameter names that each stage trains; all others are frozen."""
+"""Top-level parameter names that each stage trains; all others are frozen. Adapters, where there are any, are
+trained in every stage and stand in for the decoder."""
 
 
 class TrainState(NamedTuple):
@@ -25,10 +31,34 @@ class TrainState(NamedTuple):
     """int32 [], steps skipped in all."""
 
 
+def trained_names(names: Collection[str], stage: int) -> set[str]:
+    """Those of a parameter tree's top-level names that a stage trains."""
+    trained = {*TRAINED[stage]}
+    return (trained - {"decoder"} | {LORA} if LORA in names else trained).intersection(names)
+
+
 def split_params(params: dict[str, PyTree], stage: int) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
-    """(trainable, frozen) parts of a parameter tree for a stage."""
-    names = TRAINED[stage]
+    """(trainable, frozen) parts of a parameter tree, adapters apart, for a stage."""
+    names = trained_names(params, stage)
     return (
         {k: v for k, v in params.items() if k in names},
         {k: v for k, v in params.items() if k not in names},
     )
+
+
+def stored_frozen(frozen: dict[str, PyTree], model: ModelConfig) -> dict[str, PyTree]:
+    """Frozen parameters, or what stands for them, in the types in which a run keeps them.
+
+    The decoder under adapters has the type of the model's products, to which all of it but the scales of norms
+    is brought before it is used: the results are the same, with half the memory in bfloat16.
+    """
+    if not model.lora.rank or "decoder" not in frozen:
+        return frozen
+
+    def store(path: jax.tree_util.KeyPath, leaf: PyTree) -> PyTree:
+        dtype = leaf.dtype if jax.tree_util.DictKey("scale") in path else jnp.dtype(model.dtype)
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
+        return leaf.astype(dtype)
+
+    return {**frozen, "decoder": jax.tree_util.tree_map_with_path(store, frozen["decoder"])}

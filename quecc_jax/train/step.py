@@ -1,5 +1,6 @@
 """The train step and its compiled form: the one builder for training and for compiling ahead."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,11 +16,12 @@ from quecc_jax.data.batch import Batch, batch_spec
 from quecc_jax.data.elastic import padded_lengths
 from quecc_jax.data.text.queries import query_buckets
 from quecc_jax.errors import UserError
+from quecc_jax.models.lora import apart, joined
 from quecc_jax.models.vlm import VLM
 from quecc_jax.sharding import batch_parts, batch_sharding, parameter_shardings, replicated, sharding_rules
 from quecc_jax.train.loss import cross_entropy_sum
 from quecc_jax.train.optimizer import make_optimizer, schedule
-from quecc_jax.train.state import TrainState, split_params
+from quecc_jax.train.state import TrainState, split_params, stored_frozen
 
 Metrics = dict[str, jax.Array]
 
@@ -33,8 +35,9 @@ class Trainer(NamedTuple):
     abstract_batch: Batch
     init: Callable[[jax.Array], TrainState]
     """Random parameters and fresh optimizer state from a key."""
-    start: Callable[[dict[str, PyTree]], TrainState]
-    """Given parameters, all of them by top-level name, and fresh optimizer state."""
+    start: Callable[[dict[str, PyTree], jax.Array], TrainState]
+    """Given parameters by top-level name, adapters apart, whose memory is reused, the others as `init` makes them
+    of a key, and fresh optimizer state."""
     step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
     """One optimizer step; the given state's memory is reused."""
     put: Callable[[Batch], Batch]
@@ -45,10 +48,17 @@ class Trainer(NamedTuple):
     questions, the longest for 0."""
 
 
-def loss_sum(model: VLM, params: dict[str, PyTree], batch: Batch, chunk: int) -> tuple[jax.Array, jax.Array]:
-    """Summed cross-entropy over a batch's labelled tokens, and their number (float32 scalars)."""
-    variables = {"params": params}
-    hidden: PyTree = model.apply(variables, batch)
+def loss_sum(
+    model: VLM, params: dict[str, PyTree], batch: Batch, chunk: int, dropout: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Summed cross-entropy over a batch's labelled tokens, and their number (float32 scalars).
+
+    Args:
+      params: with adapters apart.
+      dropout: the random key of what adapters drop; None drops nothing.
+    """
+    variables = {"params": joined(params)}
+    hidden: PyTree = model.apply(variables, batch, rngs=None if dropout is None else {"dropout": dropout})
     matrix: PyTree = model.apply(variables, method=VLM.output_matrix)
     return cross_entropy_sum(hidden, matrix, batch.labels, chunk, batch_parts())
 
@@ -60,18 +70,22 @@ def accumulated_gradients(
     batch: Batch,
     microbatches: int,
     chunk: int,
+    dropout: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, dict[str, PyTree]]:
     """Mean loss over all labelled tokens of the batch, their number, and its gradient.
 
     The batch's rows are cut into `microbatches` that run one after another; sums are divided once at
-    the end, so the result does not depend on how labelled tokens fall into microbatches.
+    the end, so the result does not depend on how labelled tokens fall into microbatches. What adapters drop
+    does: `dropout` is the batch's key, of which each microbatch has one of its own.
     """
 
-    def objective(trainable: dict[str, PyTree], part: Batch) -> tuple[jax.Array, jax.Array]:
-        return loss_sum(model, {**frozen, **trainable}, part, chunk)
+    def objective(
+        trainable: dict[str, PyTree], part: Batch, key: jax.Array | None
+    ) -> tuple[jax.Array, jax.Array]:
+        return loss_sum(model, {**frozen, **trainable}, part, chunk, key)
 
     if microbatches == 1:
-        (total, count), grads = jax.value_and_grad(objective, has_aux=True)(trainable, batch)
+        (total, count), grads = jax.value_and_grad(objective, has_aux=True)(trainable, batch, dropout)
     else:
         # Row r goes to microbatch r % microbatches, so that every device keeps rows of its own in each.
         cut = (batch.tokens.shape[0] // microbatches, microbatches)
@@ -80,14 +94,18 @@ def accumulated_gradients(
         # of its own beside the sums.
         refs = jax.tree.map(lambda x: jax.new_ref(jnp.zeros_like(x)), trainable)
 
-        def add(sums: tuple[jax.Array, jax.Array], part: Batch) -> tuple[tuple[jax.Array, jax.Array], None]:
+        keys = None if dropout is None else jax.random.split(dropout, microbatches)
+
+        def add(
+            sums: tuple[jax.Array, jax.Array], one: tuple[Batch, jax.Array | None]
+        ) -> tuple[tuple[jax.Array, jax.Array], None]:
             backward: PyTree
-            total, backward, count = jax.vjp(lambda t: objective(t, part), trainable, has_aux=True)
+            total, backward, count = jax.vjp(lambda t: objective(t, *one), trainable, has_aux=True)
             backward.with_refs(refs)(jnp.ones_like(total))
             return (sums[0] + total, sums[1] + count), None
 
         zero = jnp.zeros((), jnp.float32)
-        (total, count), _ = jax.lax.scan(add, (zero, zero), parts)
+        (total, count), _ = jax.lax.scan(add, (zero, zero), (parts, keys))
         grads = jax.tree.map(jax.freeze, refs)
     scale = 1.0 / jnp.maximum(count, 1.0)
     return total * scale, count, jax.tree.map(lambda g: g * scale, grads)
@@ -102,8 +120,11 @@ def train_step(model: VLM, config: RunConfig, state: TrainState, batch: Batch) -
       nats), label_tokens, grad_norm (before clipping), learning_rate, finite (1 or 0; 0 without labels).
     """
     train = config.train
+    # Of seed and step alone, so that a run that goes on drops what it would have dropped.
+    drops = config.model.lora.rank and config.model.lora.dropout
+    key = jax.random.fold_in(jax.random.key(train.seed), state.step) if drops else None
     loss, count, grads = accumulated_gradients(
-        model, state.trainable, state.frozen, batch, train.grad_accum_steps, train.loss_chunk
+        model, state.trainable, state.frozen, batch, train.grad_accum_steps, train.loss_chunk, key
     )
     norm = optax.tree.norm(grads)
     # A batch without labels has no loss; momentum and weight decay would move the parameters all the same.
@@ -135,9 +156,10 @@ def train_step(model: VLM, config: RunConfig, state: TrainState, batch: Batch) -
 
 
 def boxed_params(config: RunConfig, spec: Batch) -> PyTree:
-    """Shapes and dtypes of the parameters that a batch of this form touches, with their logical axes."""
+    """Shapes and dtypes of the parameters that a batch of this form touches, adapters apart, with their logical
+    axes."""
     model = VLM(config.model)
-    return jax.eval_shape(lambda b: model.init(jax.random.key(0), b, method=_touch)["params"], spec)
+    return apart(jax.eval_shape(lambda b: model.init(jax.random.key(0), b, method=_touch)["params"], spec))
 
 
 def abstract_params(config: RunConfig, mesh: Mesh, spec: Batch) -> PyTree:
@@ -192,19 +214,20 @@ def build_trainer(config: RunConfig, mesh: Mesh) -> Trainer:
     everywhere, rows = replicated(mesh), batch_sharding(mesh)
     scalar: PyTree = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
 
-    def fresh(params: PyTree) -> TrainState:
-        trainable, frozen = split_params(params, train.stage)
-        zero = jnp.zeros((), jnp.int32)
-        return TrainState(zero, trainable, frozen, optimizer.init(trainable), zero, zero)
-
-    def init(key: jax.Array) -> TrainState:
+    def start(given: PyTree, key: jax.Array) -> TrainState:
         example = jax.tree.map(
             lambda x: jnp.zeros(x.shape, x.dtype),
             batch_spec(config.model, config.data, 1, config.data.cached_features),
         )
-        return fresh(nn.meta.unbox(model.init(key, example, method=_touch)["params"]))
+        # Of these, only what is not given is ever made.
+        random = apart(nn.meta.unbox(model.init(key, example, method=_touch)["params"]))
+        trainable, frozen = split_params(random | given, train.stage)
+        frozen = stored_frozen(frozen, config.model)
+        zero = jnp.zeros((), jnp.int32)
+        return TrainState(zero, trainable, frozen, optimizer.init(trainable), zero, zero)
 
     trainable, frozen = split_params(params, train.stage)
+    frozen = stored_frozen(frozen, config.model)
     opt_shapes = jax.eval_shape(optimizer.init, trainable)
     opt_state = optax.tree.map_params(
         optimizer,
@@ -248,8 +271,8 @@ def build_trainer(config: RunConfig, mesh: Mesh) -> Trainer:
         mesh=mesh,
         abstract_state=abstract,
         abstract_batch=spec,
-        init=jax.jit(init, out_shardings=shardings),
-        start=jax.jit(fresh, out_shardings=shardings),
+        init=jax.jit(functools.partial(start, {}), out_shardings=shardings),
+        start=jax.jit(start, out_shardings=shardings, donate_argnums=0),
         step=run,
         put=put,
         lower=lower,

@@ -111,6 +111,24 @@ def test_the_resolved_table_of_shardings():
     assert "of optimizer state for the" in ran.stdout
 
 
+@needs_libtpu
+def test_the_table_of_a_decoder_under_adapters():
+    ran = compile_pod(
+        CONFIG, "--topology", "v5e:2x2", "--show-sharding", "--mesh.tensor", "2", "--model.lora.rank", "8",
+        "--model.dtype", "bfloat16", "--model.lora.targets", "gate",
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    lines = {
+        name: next(line for line in ran.stdout.splitlines() if f"/{name} " in line)
+        for name in ("gate/kernel", "gate/lora_a", "gate/lora_b")
+    }
+    assert (
+        "8x256x640" in lines["gate/kernel"] and f"{8 * 256 * 640 * 2 / 4 / 2**20:.2f}" in lines["gate/kernel"]
+    )
+    assert "lora/layers" in lines["gate/lora_a"] and "layers, embed, ·" in lines["gate/lora_a"]
+    assert "·, ·, tensor" in lines["gate/lora_b"]
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

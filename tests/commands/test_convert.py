@@ -13,6 +13,7 @@ from quecc_jax.commands.cli import execute
 from quecc_jax.convert.io.tensors import open_tensors
 from quecc_jax.errors import run_cli
 from tests.convert.names import load
+from tests.convert.test_lora import pairs_of, put_adapter, put_model
 from tests.convert.test_run import assert_same_tensors, write_checkpoint
 
 Run = Callable[..., tuple[int, str, str]]
@@ -45,6 +46,21 @@ def test_there_and_back(run: Run, tmp_path: Path) -> None:
     assert_same_tensors(tmp_path / "given", tmp_path / "out")
     assert run(*export, tmp_path / "half", "--dtype", "bfloat16")[0] == 0
     assert {str(d) for d in open_tensors(tmp_path / "half").dtypes.values()} == {"bfloat16"}
+
+
+def test_an_adapter_there_and_back(run: Run, tmp_path: Path) -> None:
+    given = put_adapter(tmp_path / "given", pairs_of(put_model(tmp_path / "base", "llama"), ("q_proj",)))
+    start = ("import", "--from", tmp_path / "base", "--adapter", given, "--out")
+    status, out, _ = run(*start, tmp_path / "run")
+    # 2 layers of 3 x 16 and 16 x 3 numbers.
+    assert status == 0 and "lora 192 parameters" in out
+    export = ("export", "--checkpoint", tmp_path / "run", "--to")
+    assert run(*export, tmp_path / "out", "--adapter", "peft")[0] == 0
+    assert_same_tensors(given / "adapter_model.safetensors", tmp_path / "out" / "adapter_model.safetensors")
+    status, out, _ = run(*start, tmp_path / "merged", "--merge-adapter")
+    assert status == 0 and "lora" not in out
+    status, _, error = run(*start[:3], "--out", tmp_path / "none", "--merge-adapter")
+    assert status == 1 and error.startswith("error: --merge-adapter needs an adapter")
 
 
 @pytest.mark.parametrize("here", ["run", "weights/run", "./run", "../beside/run"])

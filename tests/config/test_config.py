@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from quecc_jax.config import RunConfig
+from quecc_jax.config import LoraConfig, RunConfig
 from quecc_jax.config.validation import validate
 from quecc_jax.errors import UserError
 from tests.compressors import fitting
@@ -24,6 +24,11 @@ def changed(path: str, value) -> RunConfig:
 def test_the_defaults_fit():
     validate(RUN)
     validate(RunConfig())
+
+
+@pytest.mark.parametrize("targets", [("*",), ("q", "v"), ("?", "down")])
+def test_adapters_of_some_matrices(targets):
+    validate(changed("model.lora", LoraConfig(rank=16, targets=targets)))
 
 
 @pytest.mark.parametrize("kind", ["linear", "mlp1x_gelu", "mlp3x_gelu"])
@@ -48,6 +53,19 @@ def test_known_projectors(kind):
         ("model.compressor.kernel", 9, "model.compressor"),
         ("train.grad_accum_steps", 3, "does not split into 3 microbatches"),
         ("data.max_length", 8, "leaves no room"),
+        ("model.lora.rank", -1, "model.lora.rank is -1 but must be at least 0"),
+        ("model.lora.dropout", 1.0, "model.lora.dropout is 1 but must be at least 0 and below 1"),
+        (
+            "model.lora",
+            LoraConfig(rank=17),
+            "model.lora.rank 17 is above the smaller side of the decoder's matrix k, which has 32 x 16 numbers",
+        ),
+        (
+            "model.lora",
+            LoraConfig(rank=4, targets=("q", "kv*")),
+            r"model.lora.targets 'kv\*' matches none of the decoder's matrices q, k, v, out, gate, up, down",
+        ),
+        ("model.lora", LoraConfig(rank=4, targets=()), r"model.lora.targets \(\) matches none"),
         ("model.scan_unroll", 3, "scan_unroll 3 does not divide decoder.depth 2"),
         ("model.scan_unroll", 0, "scan_unroll is 0 but must be at least 1"),
         ("optimizer.clip_norm", float("inf"), "clip_norm is inf but must be finite and above 0"),

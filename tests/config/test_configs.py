@@ -1,5 +1,6 @@
 """The published configurations: every config file loads, and says what its name says."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from benchmarks import pods
 from configs import llava_sweep
 from quecc_jax.commands.config_file import load_config_file
 from quecc_jax.commands.options import parse_run
-from quecc_jax.config import RunConfig
+from quecc_jax.config import LoraConfig, RunConfig
 from quecc_jax.config.presets import decoder
 from quecc_jax.config.validation import validate
 from quecc_jax.data.text.templates import SYSTEM
@@ -27,8 +28,9 @@ def test_stages_follow_one_another(name):
     stage = int(name.removesuffix(".py")[-1])
     assert config.train.stage == stage
     if stage == 2:
-        before = load_config_file(f"configs/{name.replace('stage2', 'stage1')}")
-        assert config.init_from == before.out and config.model == before.model
+        before = load_config_file(f"configs/{name.replace('_lora', '').replace('stage2', 'stage1')}")
+        assert config.init_from == before.out
+        assert dataclasses.replace(config.model, lora=LoraConfig()) == before.model
 
 
 def test_a_size_behind_a_colon():
@@ -71,6 +73,10 @@ COMMON = {
     "mm_vision_token_compression_type": "quecc",
     "adam": (0.9, 0.999, 1e-8),
     "rate of mm_projector": None,
+    "lora_enable": False,
+    "lora_r": 64,
+    "lora_alpha": 16,
+    "lora_dropout": 0.05,
 }
 SCRIPTS: dict[int, dict[str, Any]] = {
     1: {
@@ -94,6 +100,16 @@ SCRIPTS: dict[int, dict[str, Any]] = {
 }
 """scripts/v1_5/pretrain.sh and finetune.sh of locuslab/llava-token-compression at bdedebd, and the defaults
 of its train.py (square, Adam's constants, no rate of the projector's own)."""
+LORA = {
+    "lora_enable": True,
+    "lora_r": 128,
+    "lora_alpha": 256,
+    "lora_dropout": 0.05,
+    "learning_rate": 2e-4,
+    "rate of mm_projector": 2e-5,
+}
+"""scripts/v1_5/finetune_lora.sh of haotian-liu/LLaVA and train.py's default of the dropout, where they differ from
+finetune.sh."""
 ROWS = {1: 558_128, 2: 665_298}
 UPDATES = {1: 2181, 2: 5198}
 """Of an epoch at LLaVA-1.5's 256 and 128 rows, as transformers counts them."""
@@ -103,6 +119,8 @@ def in_the_scripts_words(config: RunConfig) -> dict[str, Any]:
     model, data, optimizer = config.model, config.data, config.optimizer
     vision, epoch = model.vision, config.train.steps * config.train.batch_size / ROWS[config.train.stage]
     large = (1024, 24, 16, 14, 336)
+    # Of train.py where there are no adapters.
+    lora = model.lora if model.lora.rank else LoraConfig(64, 16, 0.05)
     tower = (vision.width, vision.depth, vision.heads, vision.patch_size, vision.image_size)
     return {
         "vision_tower": "clip-vit-large-patch14-336" if tower == large else tower,
@@ -119,6 +137,10 @@ def in_the_scripts_words(config: RunConfig) -> dict[str, Any]:
         "mm_vision_token_compression_type": model.compressor.name,
         "adam": (optimizer.b1, optimizer.b2, optimizer.eps),
         "rate of mm_projector": optimizer.projector_learning_rate,
+        "lora_enable": bool(model.lora.rank),
+        "lora_r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": lora.dropout,
         "version": data.template,
         "data_path": Path(data.sources[0].path).name,
         "learning_rate": optimizer.learning_rate,
@@ -138,6 +160,8 @@ def test_values_are_those_of_the_scripts(name):
     if name.startswith("qwen"):
         # The scripts are for Vicuna, whose template v1 is.
         expected["version"] = "qwen"
+    if "_lora" in name:
+        expected |= LORA
     assert in_the_scripts_words(config) == expected
     assert config.train.batch_size == {1: 256, 2: 128}[config.train.stage]
     assert config.train.steps == UPDATES[config.train.stage]

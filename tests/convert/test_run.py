@@ -23,7 +23,7 @@ from quecc_jax.convert.io.layer_store import SlabReader
 from quecc_jax.convert.io.tensors import open_tensors
 from quecc_jax.convert.plan import Source, plan_import
 from quecc_jax.convert.run import export_weights, import_weights
-from quecc_jax.convert.targets import _with_positions, special_settings
+from quecc_jax.convert.targets import special_settings, with_positions
 from quecc_jax.data.images import CLIP_MEAN, CLIP_STD
 from quecc_jax.errors import Note, UserError
 from quecc_jax.train.checkpoint import load_params, named_leaves
@@ -196,7 +196,7 @@ def test_a_new_config_names_the_tokenizers_special_tokens(capsys: pytest.Capture
 
 def test_a_decoder_of_unknown_length_is_noted() -> None:
     with pytest.warns(Note, match="nothing says how many positions"):
-        assert _with_positions(RunConfig()).model.decoder.max_positions == 0
+        assert with_positions(RunConfig()).model.decoder.max_positions == 0
 
 
 def trained(tmp_path: Path) -> tuple[Path, Path]:

@@ -44,7 +44,7 @@ _QUANTISED = re.compile(
 
 _DELTA = re.compile(r"(^|[-_.])delta([-_.]|$)", re.IGNORECASE)
 
-_MERGE = "merge it into its base model (PEFT: merge_and_unload) and give the merged weights"
+_MERGE = "give its base with --from and the adapter's directory with --adapter, or merged weights"
 
 
 def is_adapter_file(name: str) -> bool:
@@ -74,7 +74,7 @@ def refuse_adapter_files(directory: Path, levels: int = 3) -> None:
     if found:
         raise UserError(
             f"{directory} holds an adapter ({', '.join(found)}), which changes the weights of "
-            f"another model and is not read; {_MERGE}, or move it away if it is left over"
+            f"another model; {_MERGE}, or move it away if it is left over"
         )
 
 

@@ -11,6 +11,7 @@ import pytest
 from quecc_jax.config import (
     CheckpointConfig,
     DataConfig,
+    LoraConfig,
     MeshConfig,
     QueryConfig,
     RunConfig,
@@ -25,6 +26,7 @@ from quecc_jax.errors import BadRow, UserError
 from quecc_jax.fingerprint import fingerprint, tower_fingerprint
 from quecc_jax.generate.questions import Limits, Question
 from quecc_jax.load import load_engine
+from quecc_jax.models.lora import merged
 from quecc_jax.models.towers.clip import ClipTower
 from quecc_jax.sharding import make_mesh
 from quecc_jax.train.checkpoint import load_params, save_params
@@ -176,6 +178,21 @@ def test_stored_queries_name_their_encoder_and_train_with_no_other(prepared, tmp
         main_with(
             "--out", out, "--queries", "--checkpoint", given.out, "--encoder", "early_exit", "--layer", 2
         )
+
+
+def test_queries_of_a_run_with_adapters_are_those_of_its_merged_decoder(prepared, tmp_path):
+    """As a first stage reads it that begins with that run and has no adapters."""
+    _, out, run, _ = prepared
+    model = dataclasses.replace(run.model, lora=LoraConfig(rank=2))
+    given = dataclasses.replace(run, model=model, out=str(tmp_path / "adapted"))
+    params = random_params(dataclasses.replace(given, data=cached(prepared), train=ONE_STEP))
+    save_params(given, {name: params[name] for name in ("decoder", "lora")})
+    main_with("--out", out, "--queries", "--checkpoint", given.out)
+    config = dataclasses.replace(run, data=cached(prepared, cached_queries=True))
+    held = jax.device_put({name: params[name] for name in ("decoder", "lora")})
+    check_queries(config, types.SimpleNamespace(frozen=merged(held, model.lora)))  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="are of another encoder"):
+        check_queries(config, types.SimpleNamespace(frozen=held))  # type: ignore[arg-type]
 
 
 def test_a_fingerprint_tells_what_matters_apart_on_any_mesh(prepared, model):

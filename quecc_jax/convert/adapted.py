@@ -1,0 +1,166 @@
+"""Adapters in and out of a run: kept apart as its parameters `lora`, merged, or as a directory of their own."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from quecc_jax.config import LoraConfig
+from quecc_jax.config.shapes import adapted_matrices, decoder_matrices
+from quecc_jax.config.validation import validate
+from quecc_jax.convert import transfer
+from quecc_jax.convert.formats import families, llava
+from quecc_jax.convert.formats.decoder_rules import body_prefix, decoder_rules
+from quecc_jax.convert.formats.peft import PREFIX, pair_rules, peft_settings
+from quecc_jax.convert.io.adapter_files import CONFIG, OTHERS, WEIGHTS, Adapter, Renamed
+from quecc_jax.convert.io.layer_store import SlabReader
+from quecc_jax.convert.io.pickles import save_pickle
+from quecc_jax.convert.io.tensors import open_tensors
+from quecc_jax.convert.io.writer import ShardWriter
+from quecc_jax.convert.options import DType
+from quecc_jax.convert.plan import ImportPlan, Part, Source
+from quecc_jax.convert.rules import Rule, Slab
+from quecc_jax.convert.sidecar_files import Opened
+from quecc_jax.convert.targets import Target, with_positions
+from quecc_jax.data.files import write_json
+from quecc_jax.distributed import notice
+from quecc_jax.errors import UserError
+from quecc_jax.models.lora import NAME, PAIR
+
+_WHOLE = 1 << 62
+"""Bytes of a shard of which there is to be one."""
+
+
+def projector_beside(adapter: Adapter, model: Opened) -> Opened | None:
+    """What LLaVA trained beside an adapter and its base has not, as the projector's own directory; None without.
+
+    Raises:
+      UserError: nothing says what it is.
+    """
+    names = {ours: given for ours, given in adapter.replaced.items() if ours not in model.source.found}
+    if not names:
+        return None
+    if adapter.hf is None:
+        raise UserError(
+            f"{adapter.directory} holds {min(names)} and no config.json, which says what that is of; put the one "
+            "that was written with the adapter there"
+        )
+    tensors = Renamed(adapter.tensors, names)
+    where = f"{adapter.directory} ({OTHERS})"
+    return Opened(Source(adapter.hf, tensors.shapes, where), tensors, adapter.directory)
+
+
+def with_adapter(plan: ImportPlan, adapter: Adapter) -> ImportPlan:
+    """The plan of a model whose adapters stay apart.
+
+    Raises:
+      UserError: one is not of a matrix of the decoder's layers, or not of all layers.
+    """
+    rules: list[Rule] = []
+    layers: dict[str, int] = {}
+    left = dict(adapter.pairs)
+    for rule in plan.rules:
+        weight = rule.theirs[0]
+        pair = left.get(weight)
+        if pair is None or (made := pair_rules(rule, pair, adapter.lora.rank)) is None:
+            continue
+        del left[weight]
+        rules += made
+        name = rule.ours[0].path[2]
+        layers[name] = layers.get(name, 0) + 1
+    depth = plan.config.model.decoder.depth
+    few = {name: count for name, count in layers.items() if count < depth}
+    if left or few:
+        why = f"in {min(few.values())} of {depth} layers" if few else f"of {min(left)}"
+        raise UserError(
+            f"{adapter.directory} has adapters {why}, which cannot stand apart beside our stacked matrices; add "
+            "--merge-adapter"
+        )
+    every = layers.keys() == decoder_matrices(plan.config.model.decoder).keys()
+    lora = dataclasses.replace(adapter.lora, targets=("*",) if every else tuple(sorted(layers)))
+    config = dataclasses.replace(plan.config, model=dataclasses.replace(plan.config.model, lora=lora))
+    validate(config)
+    return dataclasses.replace(plan, config=config, parts=plan.parts | {"adapter": Part(tuple(rules))})
+
+
+class MergedReader(SlabReader):
+    """A run's parameters with its adapters merged, and thus without any.
+
+    What is merged is read as float32, of which whoever stores it rounds once; its type is said to be the base's.
+    """
+
+    def __init__(self, run_dir: Path):
+        super().__init__(run_dir)
+        self._pairs = {path for path in self.shapes if path[0] == NAME}
+        for path in self._pairs:
+            del self.shapes[path], self.dtypes[path]
+
+    def read(self, slab: Slab) -> np.ndarray:
+        weight = super().read(slab)
+        paths = [(NAME, *slab.path[1:-1], one) for one in PAIR]
+        if slab.path[0] != "decoder" or slab.path[-1] != "kernel" or not self._pairs.issuperset(paths):
+            return weight
+        first, second = (super(MergedReader, self).read(Slab(path, slab.layer, ())) for path in paths)
+        scale = np.float32(self.config.model.lora.scale)
+        product = np.tensordot(first.astype(np.float32), second.astype(np.float32), 1)
+        return weight.astype(np.float32) + scale * product
+
+
+def has_adapters(reader: SlabReader) -> bool:
+    """Whether a run holds adapters."""
+    return any(path[0] == NAME for path in reader.shapes)
+
+
+def write_adapter(reader: SlabReader, to: Path, family: str | None, dtype: DType, whole: bool) -> None:
+    """Writes a run's adapters as a directory of their own.
+
+    Args:
+      reader: of the run.
+      to: an existing directory.
+      family: model_type of the decoder's names; None takes the first that can express it.
+      dtype: what floating-point numbers become.
+      whole: whether compressor and projector go with them, as in LLaVA's training with LoRA, where PEFT has
+        the adapters alone.
+
+    Raises:
+      UserError: the family keeps several of our matrices in one, or the original cannot express the model.
+    """
+    model, lora = reader.config.model, reader.config.model.lora
+    family = family or families.guess_family(model.decoder)
+    names, rules = _pairs_out(reader, family, lora)
+    specs = transfer.tensor_specs(rules, reader.dtypes, dtype)
+    with ShardWriter(to, specs, _WHOLE, WEIGHTS) as writer:
+        transfer.drain(reader, rules, specs, writer, lambda _: None)
+    write_json(to / CONFIG, peft_settings(lora, names))
+    if not whole:
+        rest = sorted({path[0] for path in reader.shapes} & {"compressor", "projector"})
+        if rest:
+            notice(f"PEFT's form has no place for {' and '.join(rest)}; --adapter llava has it")
+        return
+    others = llava.adapter_rules(model, f"{PREFIX}{body_prefix(family)}mm_projector.")
+    specs = transfer.tensor_specs(others, reader.dtypes, dtype)
+    hf = llava.hf_original(with_positions(reader.config), family)
+    Target("", tuple(others), hf).describe(reader, to, transfer.main_dtype(specs))
+    with ShardWriter(to, specs, _WHOLE, OTHERS) as writer:
+        transfer.drain(reader, others, specs, writer, lambda _: None)
+    save_pickle(open_tensors(to / f"{OTHERS}.safetensors"), to / f"{OTHERS}.bin")
+
+
+def _pairs_out(reader: SlabReader, family: str, lora: LoraConfig) -> tuple[list[str], list[Rule]]:
+    """Names of the weights that have adapters, and the rules of these."""
+    wanted, names, rules = adapted_matrices(reader.config.model), list[str](), list[Rule]()
+    for rule in decoder_rules(reader.config.model.decoder, family):
+        if not any(slab.path[1] == "layers" and slab.path[2] in wanted for slab in rule.ours):
+            continue
+        if not rule.theirs[0].endswith("weight") or rule.ours[0].path[-1] != "kernel":
+            continue
+        module = f"{PREFIX}{rule.theirs[0].removesuffix('.weight')}"
+        made = pair_rules(rule, (f"{module}.lora_A.weight", f"{module}.lora_B.weight"), lora.rank)
+        if made is None:
+            raise UserError(
+                f"model_type {family} keeps {len(rule.ours)} of our matrices in {rule.theirs[0]}, which one adapter "
+                "of PEFT's cannot express; leave --adapter out, and the weights are merged"
+            )
+        names.append(rule.theirs[0])
+        rules += made
+    return names, rules
