@@ -1,17 +1,13 @@
-"""The study: the demo's grid at length, with three seeds.
+"""The study: three decoders x four visual token counts at length, with three seeds.
 
 make study    python -m launch.demo --study
 """
 
-import dataclasses
-
-from configs import demo
 from quecc_jax.experiments.grid import Grid
-from quecc_jax.experiments.testbed.grids import size_grid
+from quecc_jax.experiments.testbed.grids import Recipe, seeded, size_grid
 from quecc_jax.experiments.testbed.settings import Testbed
 
-RECIPE = dataclasses.replace(
-    demo.RECIPE,
+RECIPE = Recipe(
     testbed=Testbed(test_images=300, tower_steps=3600),
     seeds=(0, 1, 2),
     ablation_seeds=(0, 1, 2),
@@ -19,9 +15,9 @@ RECIPE = dataclasses.replace(
     stage1_steps=400,
     stage2_steps=5000,
 )
-"""Three seeds, also for the zeroed-query runs, and twice the training."""
+"""Three seeds, also for the zeroed-query runs, and five times the demo's training."""
 
 
-def grid() -> Grid:
+def grid(seeds: int = 3) -> Grid:
     """The whole study."""
-    return size_grid(RECIPE, "runs/study", "study")
+    return size_grid(seeded(RECIPE, seeds), "runs/study", "study")

@@ -11,7 +11,6 @@ from pathlib import Path
 from quecc_jax.commands.config_file import shipped
 from quecc_jax.errors import UserError
 from quecc_jax.experiments.grid import Grid
-from quecc_jax.xla_flags import FAST_COMPILE, with_flags
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,19 +21,22 @@ class Options:
     out: str = ""
     """Directory for everything that is made; runs/demo, runs/quick or runs/study by default."""
     quick: bool = False
-    """A smaller grid with far less training, to see every part work."""
+    """A smaller grid, which starts from the tower and the language models of examples/."""
     study: bool = False
-    """The same grid at length, with three seeds."""
+    """A larger grid at length, with three seeds."""
+    seeds: int = 0
+    """Seeds of every model; 0 is one, the study's three. Several give every score a spread of its own."""
 
 
 def run(options: Options) -> None:
     """Trains what is missing and prints the findings."""
     if options.quick and options.study:
         raise UserError("--quick and --study are different grids; give one of them")
+    if options.seeds < 0:
+        raise UserError(f"--seeds {options.seeds} is no number of seeds; give 1 or more, or leave it out")
     grids = shipped("study" if options.study else "demo")
-    if options.quick:
-        os.environ["XLA_FLAGS"] = with_flags(os.environ.get("XLA_FLAGS", ""), FAST_COMPILE)
-    run_and_report(grids.quick() if options.quick else grids.grid(), options.out, "launch.demo")
+    make = grids.quick if options.quick else grids.grid
+    run_and_report(make(options.seeds) if options.seeds else make(), options.out, "launch.demo")
 
 
 def run_and_report(grid: Grid, out: str, module: str) -> None:

@@ -169,8 +169,8 @@ def _error_note(results: Results) -> str:
         told = "± is the binomial standard error of the test questions, sqrt(p (1 - p) / n)"
         if any(row.get("seed_spread") for row in results["rows"]):
             told += (
-                ", together with the spread over seeds of the same decoder and kind of question in the study "
-                "(docs/study), for this grid has one seed"
+                ", together with the spread over three seeds of the same decoder and kind of question "
+                "(docs/demo.md), for this grid has one seed"
             )
         return f"{told}. {chance}"
     worst = max(score.binomial for task in tasks for score in stats.scores(results["rows"], task).values())

@@ -20,7 +20,7 @@ from quecc_jax.experiments.grid import Grid, Job
 from quecc_jax.experiments.store import result_file, write_progress, write_result
 from quecc_jax.paths import write_text
 from quecc_jax.worker_process import follow_parent
-from quecc_jax.xla_flags import ONE_THREAD, with_flags
+from quecc_jax.xla_flags import LESS_OPTIMIZED, ONE_THREAD, with_flags
 
 Report = Callable[[float, float, str], None]
 """Called with (units done, units in all, what is going on)."""
@@ -127,7 +127,7 @@ def worker_environment() -> Iterator[None]:
     from more. They keep the memory that a step frees for the next one, since handing it back to the
     system page by page took a quarter of the time at V = 64 (glibc; others ignore the names)."""
     wanted = {
-        "XLA_FLAGS": with_flags(os.environ.get("XLA_FLAGS", ""), ONE_THREAD),
+        "XLA_FLAGS": with_flags(os.environ.get("XLA_FLAGS", ""), (*LESS_OPTIMIZED, *ONE_THREAD)),
         "JAX_PLATFORMS": "cpu",
         "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
         "MALLOC_MMAP_THRESHOLD_": str(32 << 20),

@@ -36,7 +36,7 @@ SMALL = Recipe(
 )
 
 
-@pytest.mark.parametrize("recipe", [SMALL, configs.study.RECIPE])
+@pytest.mark.parametrize("recipe", [SMALL, configs.demo.QUICK, configs.study.RECIPE])
 def test_jobs_are_distinct_and_need_earlier_ones(recipe):
     grid = size_grid(recipe, "runs/x", "x")
     every = jobs(grid)
@@ -50,6 +50,22 @@ def test_jobs_are_distinct_and_need_earlier_ones(recipe):
     assert len(seen) == whole + len(recipe.ablation_seeds) == sum(job.part == "cells" for job in every)
     shown = {(cell.llm, cell.runs[-1].model.visual_tokens, cell.seed) for cell in seen if cell.samples}
     assert shown == {("L", v, 0) for v in (recipe.visual_tokens[0], recipe.visual_tokens[-1])}
+
+
+def test_the_short_demo_trains_only_what_has_seen_a_visual_token():
+    grid = configs.demo.quick()
+    assert {cell.part for cell in grid.cells} == {"cells", "question-only baseline"}
+    started = {run.init_from for cell in grid.cells for run in cell.runs if run.train.stage != 2}
+    assert started == {f"examples/language/{name}" for name in "SML"}
+    assert {run.tower_from for cell in grid.cells for run in cell.runs} == {"", "examples/model"}
+
+
+def test_every_model_is_trained_with_as_many_seeds_as_are_asked_for():
+    for made in (configs.demo.grid, configs.demo.quick, configs.study.grid):
+        one, two = ({(c.name, c.seed) for c in made(count).cells if c.sees_images} for count in (1, 2))
+        assert {seed for _, seed in two} == {0, 1} and len(two) == 2 * len(one) and one < two
+    with pytest.raises(UserError, match="--seeds -1 is no number of seeds"):
+        execute("demo", ["--seeds", "-1"])
 
 
 def test_the_zeroed_twin_differs_in_the_query_alone():

@@ -73,6 +73,11 @@ class Recipe:
     stage2_rate: float = 4e-4
 
 
+def seeded(recipe: Recipe, count: int) -> Recipe:
+    """The recipe with this many seeds, of the zeroed-query runs too."""
+    return dataclasses.replace(recipe, seeds=tuple(range(count)), ablation_seeds=tuple(range(count)))
+
+
 def compressor(recipe: Recipe, visual_tokens: int, base: CompressorConfig = QUECC) -> CompressorConfig:
     """A compressor at V tokens of the testbed's tower."""
     return tiled(base, recipe.testbed.vision.grid, visual_tokens)
@@ -230,10 +235,11 @@ def image_cell(
 
 
 def size_grid(recipe: Recipe, out: str, title: str) -> Grid:
-    """Every decoder at every V and seed, and the zeroed-query twins of the middle decoder at V = 1."""
+    """Every decoder at every V and seed, and the zeroed-query twins of the middle decoder (the first of
+    two) at V = 1."""
     steps, cells = preparation(recipe, out)
     grid = [(d, v, s, "") for s in recipe.seeds for d in recipe.decoders for v in recipe.visual_tokens]
-    middle = recipe.decoders[len(recipe.decoders) // 2]
+    middle = recipe.decoders[(len(recipe.decoders) - 1) // 2]
     grid += [(middle, 1, s, twin) for s in recipe.ablation_seeds for twin in ("", "-zero")]
     shown = {
         (recipe.decoders[-1], v, recipe.seeds[0], "")
