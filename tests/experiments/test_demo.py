@@ -56,7 +56,7 @@ def test_the_short_demo_trains_only_what_has_seen_a_visual_token():
     grid = configs.demo.quick()
     assert {cell.part for cell in grid.cells} == {"cells", "question-only baseline"}
     started = {run.init_from for cell in grid.cells for run in cell.runs if run.train.stage != 2}
-    assert started == {f"examples/language/{name}" for name in "SML"}
+    assert started == {f"examples/language/{name}" for name in "ML"}
     assert {run.tower_from for cell in grid.cells for run in cell.runs} == {"", "examples/model"}
 
 
