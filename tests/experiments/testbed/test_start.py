@@ -35,7 +35,7 @@ def grid(tmp_path_factory):
 
 def test_nothing_is_trained_that_is_given(grid):
     names = {job.name for job in jobs(grid)}
-    assert names == {"data", "tower", "baseline", "attention", "M-v1-s0-zero"} | {
+    assert names == {"data", "tower", "baseline", "attention", "S-v1-s0-zero"} | {
         f"{d}-v{v}-s0" for d in "SM" for v in (1, 4)
     }
     first, second = next(cell for cell in grid.cells if cell.name == "M-v4-s0").runs
