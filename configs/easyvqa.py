@@ -14,7 +14,7 @@ EXAMPLE = "examples/model"
 
 
 def config() -> RunConfig:
-    """The middle decoder at V = 4, all parts trained but the tower."""
+    """Decoder M at V = 4, all parts trained but the tower."""
     vocabulary = load_config(f"{EXAMPLE}/config.json").model.decoder.vocab_size
     data = DataConfig(
         sources=(SourceConfig("easy_vqa"),),
@@ -25,10 +25,11 @@ def config() -> RunConfig:
         image_aspect="square",
     )
     recipe = demo.RECIPE
+    decoder = next(one for one in recipe.decoders if one.name == "M")
     run = training(
         recipe,
         "runs/easyvqa",
-        model(recipe, recipe.decoders[1], compressor(recipe, 4), vocabulary),
+        model(recipe, decoder, compressor(recipe, 4), vocabulary),
         data,
         2,
         500,

@@ -1,6 +1,7 @@
 """The trained model in `examples/`: what it is, what it answers on images that it never saw, where it looks."""
 
 import collections
+import dataclasses
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs import demo, easyvqa
+from quecc_jax.config.io import load_config
 from quecc_jax.evaluate.attention import patch_map
 from quecc_jax.experiments.testbed.build import build_pool
 from quecc_jax.experiments.testbed.corpus import asked_cell
@@ -105,6 +108,18 @@ def test_the_language_models_have_never_had_a_visual_token():
     for name in "SML":
         config, params = load_params(EXAMPLE / "language" / name)
         assert set(params) == {"decoder"} and config.train.stage == 0 and config.data.images_per_row == 0
+
+
+def test_what_starts_from_the_language_models_has_their_decoders():
+    every = [run for cell in demo.quick().cells for run in cell.runs]
+    started = {run.init_from: run.model.decoder for run in [easyvqa.config(), *every]}
+    names = [name for name in started if name.startswith("examples/language")]
+    assert len(names) == 2
+    for name in names:
+        here, there = started[name], load_config(f"{name}/config.json").model.decoder
+        # The grid's vocabulary is counted when the tokenizer is there.
+        assert dataclasses.replace(here, vocab_size=there.vocab_size) == there, name
+    assert easyvqa.config().model.decoder == load_config("examples/language/M/config.json").model.decoder
 
 
 def test_it_is_small():
