@@ -17,7 +17,7 @@ from jaxtyping import Float, PyTree, Shaped
 
 from quecc_jax.config import LoraConfig
 from quecc_jax.models.arrays import Array
-from quecc_jax.models.quantized import dequantize, form_of
+from quecc_jax.models.quantized import dequantize, form_of, read_behind
 
 Axes = tuple[str | None, ...]
 Initializer = Callable[..., Any]
@@ -82,11 +82,26 @@ def _wide_backward(inputs: int, saved: Any, slope: Array) -> tuple[jax.Array, ja
 matmul_fp32_grad.defvjp(_wide_forward, _wide_backward)
 
 
-@functools.partial(jax.checkpoint, static_argnums=2)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def quantized_product(x: Array, stored: PyTree, inputs: int) -> jax.Array:
     """`product` with a matrix in its stored form (`models.quantized`), which has no gradient. The backward pass
     reads the stored form again, so that no whole matrix is kept for it."""
+    if jax.sharding.get_abstract_mesh().empty:
+        stored = read_behind(stored, jnp.ravel(x)[0])
     return product(x, dequantize(stored, x.dtype), inputs)
+
+
+def _stored_forward(x: Array, stored: PyTree, inputs: int) -> tuple[jax.Array, PyTree]:
+    return quantized_product(x, stored, inputs), stored
+
+
+def _stored_backward(inputs: int, stored: PyTree, slope: Array) -> tuple[jax.Array, None]:
+    kernel = dequantize(stored, slope.dtype)
+    last = (tuple(range(slope.ndim - kernel.ndim + inputs, slope.ndim)), tuple(range(inputs, kernel.ndim)))
+    return jax.lax.dot_general(slope, kernel, (last, ((), ()))), None
+
+
+quantized_product.defvjp(_stored_forward, _stored_backward)
 
 
 class Linear(nn.Module):

@@ -95,6 +95,18 @@ def dequantize(stored: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> jax
     return (blocks * spread).reshape(codes.shape).astype(dtype)
 
 
+def read_behind(stored: Mapping[str, Any], value: jax.Array) -> Stored:
+    """The same stored matrix, which seems to hang on a floating-point number [].
+
+    Where layers are unrolled, as for answers, XLA would make all matrices whole first, and keep them all; this way it
+    makes one when its input is there. An `optimization_barrier` is gone on CPUs before that is decided. Over a mesh
+    the number would have to be sent to every device.
+    """
+    form = cast(Form, form_of(stored))
+    codes = jnp.asarray(stored[form])
+    return {form: codes + (value > jnp.inf).astype(codes.dtype), SCALE: stored[SCALE]}
+
+
 def _blocks(shape: tuple[int, ...], scales: tuple[int, ...]) -> list[int]:
     """Each axis as two: its blocks, and the numbers of a block."""
     return [size for whole, count in zip(shape, scales, strict=True) for size in (count, whole // count)]
