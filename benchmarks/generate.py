@@ -124,8 +124,15 @@ def cache_bytes(model: ModelConfig, positions: int) -> int:
 class Ours:
     """SmolLM2-135M here: `go(new)` gives the tokens, and the seconds to the first and to the last."""
 
-    def __init__(self, params: dict[str, Any], config: Any, ids: np.ndarray, new: int):
-        model_config = ModelConfig(decoder=config, dtype="float32", remat="none")
+    def __init__(
+        self,
+        params: dict[str, Any],
+        config: Any,
+        ids: np.ndarray,
+        new: int,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+    ):
+        model_config = ModelConfig(decoder=config, dtype=dtype, remat="none")
         self.params = decoding_params(params, model_config)
         model, tokens = VLM(model_config, unrolled=True), ids[None].astype(np.int32)
         self.batch = Batch(

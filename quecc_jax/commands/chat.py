@@ -157,7 +157,9 @@ def run(options: Options) -> None:
     # Imported late, so that --help and mistakes in the command line answer at once.
     from quecc_jax.load import load_engine
 
-    engine = load_engine(options.checkpoint, options.mesh, options.visual_tokens, options.template)
+    engine = load_engine(
+        options.checkpoint, options.mesh, options.visual_tokens, options.template, options.weights
+    )
     if options.web:
         from quecc_jax.serve.chat_web import Page, serve
 

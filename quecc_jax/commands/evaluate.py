@@ -15,6 +15,7 @@ import tyro
 
 from quecc_jax.commands.checks import check_folder, check_least, refuse_unread
 from quecc_jax.config import SourceConfig
+from quecc_jax.config.weights import Weights
 from quecc_jax.errors import UserError
 from quecc_jax.paths import write_text
 from quecc_jax.progress import bars
@@ -53,6 +54,9 @@ class Options:
     """Visual tokens V per image, for an elastic model; 0 takes the largest V that it serves."""
     template: str = ""
     """Conversation template for the prompts, one of data.template; by default the run's own."""
+    weights: Weights = "run"
+    """How the model is kept and computes: `run` as the run's model.dtype says, `float32` or `bfloat16`; or with the
+    matrices of the decoder's layers in 8 or 4 bits."""
     image_decoding: Literal["run", "upright", "original"] = "run"
     """How image files are decoded; `run` keeps the run's data.image_decoding.
     Published numbers come from `original`: not rotated by EXIF, 16-bit grey clipped."""
@@ -106,6 +110,7 @@ def score_benchmarks(options: Options) -> None:
             html=options.html,
             visual_tokens=options.visual_tokens,
             template=options.template,
+            weights=options.weights,
             scorers=options.scorer,
             image_decoding=options.image_decoding,
             progress=progress,
@@ -172,7 +177,10 @@ def score_source(options: Options) -> None:
     began, total, reuse = time.monotonic(), len(read_rows(source)), Reuse()
     longest = options.max_new_tokens or 32
     config, params = load_vlm(
-        options.checkpoint, visual_tokens=options.visual_tokens, template=options.template
+        options.checkpoint,
+        visual_tokens=options.visual_tokens,
+        template=options.template,
+        weights=options.weights,
     )
     config = with_decoding(config, options.image_decoding)
     data = dataclasses.replace(config.data, sources=(source,), cached_features=False, cached_queries=False)
@@ -205,6 +213,7 @@ def score_source(options: Options) -> None:
         "cut_questions": sum(one.question_cut for one in answers),
         "kinds": {kind: accuracy(group) for kind, group in by_kind(answers).items()},
         "visual_tokens": config.model.visual_tokens,
+        "weights": options.weights,
         "image_decoding": config.data.image_decoding,
         "reuse": reuse.report(),
     }

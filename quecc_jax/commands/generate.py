@@ -42,7 +42,9 @@ def run(options: Options) -> None:
     from quecc_jax.generate.questions import Question
     from quecc_jax.load import load_engine
 
-    engine = load_engine(options.checkpoint, options.mesh, options.visual_tokens, options.template)
+    engine = load_engine(
+        options.checkpoint, options.mesh, options.visual_tokens, options.template, options.weights
+    )
     for image in options.image:
         check_reference(str(image))
     images = tuple(engine.image(image) for image in options.image)

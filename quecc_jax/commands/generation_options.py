@@ -7,6 +7,7 @@ import tyro
 
 from quecc_jax.commands.checks import check_least
 from quecc_jax.config import MeshConfig
+from quecc_jax.config.weights import Weights
 
 if TYPE_CHECKING:
     from quecc_jax.generate.questions import Limits
@@ -35,6 +36,9 @@ class Answering:
     """Visual tokens V per image, for an elastic model; 0 takes the largest V that it serves."""
     template: str = ""
     """Conversation template for the prompts, one of data.template; by default the run's own."""
+    weights: Weights = "run"
+    """How the model is kept and computes: `run` as the run's model.dtype says, `float32` or `bfloat16`; or with the
+    matrices of the decoder's layers in 8 or 4 bits."""
     mesh: MeshConfig = dataclasses.field(default_factory=lambda: MeshConfig(1, 1, 1))
     """Devices per mesh axis; with several, parameters, key-value cache and batch are sharded over them."""
 

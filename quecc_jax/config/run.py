@@ -9,6 +9,7 @@ from typing import Literal
 
 from quecc_jax.config.data import DataConfig
 from quecc_jax.config.model import ModelConfig
+from quecc_jax.config.weights import FrozenWeights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +43,9 @@ class TrainConfig:
     """Microbatches that a batch is cut into; gradients are summed over them before the update."""
     loss_chunk: int = 512
     """Positions whose logits exist at once while the cross-entropy is computed."""
+    frozen_weights: FrozenWeights = "auto"
+    """How the matrices of a decoder that is frozen, in stage 1 or under adapters, are kept: `auto` as float32, under
+    adapters as model.dtype; `int8`, `int4` and `nf4` in fewer bits (QLoRA's is nf4)."""
     max_bad_steps: int = 10
     """Consecutive steps with a non-finite loss or gradient, or without any label, after which training stops."""
     seed: int = 0

@@ -47,6 +47,11 @@ def validate(config: RunConfig) -> None:
             "that spare some layers (decoder.full_layers)",
         ),
         *_lora_checks(config.model),
+        (
+            train.frozen_weights == "auto" or train.stage == 1 or config.model.lora.rank > 0,
+            f"train.frozen_weights {train.frozen_weights} is for a decoder that is frozen, but train.stage "
+            f"{train.stage} trains all of it where model.lora.rank is 0",
+        ),
         *_query_checks(config),
         *_cls_checks(config.model),
         (
@@ -166,6 +171,11 @@ def _query_checks(config: RunConfig) -> list[tuple[bool, str]]:
             not data.cached_queries or (stage > 0 and own) or (stage == 1 and not lora),
             f"data.cached_queries needs a frozen encoder of the question, but train.stage is {stage}, "
             f"model.query.encoder {query.encoder} and model.lora.rank {lora}",
+        ),
+        (
+            not data.cached_queries or own or config.train.frozen_weights == "auto",
+            f"data.cached_queries are of a decoder as it was stored, but train.frozen_weights is "
+            f"{config.train.frozen_weights}",
         ),
         (
             own == bool(data.query_tokenizer) or idle,

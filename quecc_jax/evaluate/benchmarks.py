@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from quecc_jax.config.weights import Weights
 from quecc_jax.errors import UserError
 from quecc_jax.evaluate.answers import question_engine
 from quecc_jax.evaluate.failures_page import write_failures
@@ -37,6 +38,7 @@ def run(
     html: bool = False,
     visual_tokens: int = 0,
     template: str = "",
+    weights: Weights = "run",
     scorers: str = "",
     image_decoding: str = "run",
     progress: Callable[[str, int, int], None] = lambda task, questions, answered: None,
@@ -46,6 +48,7 @@ def run(
     Args:
       visual_tokens: V of a model that serves several; 0 is its largest.
       template: conversation template to ask with; "" is the run's own.
+      weights: see `load.load_vlm`.
       scorers: whose rules read the answers, see `tasks.chosen`.
       image_decoding: see `load.with_decoding`.
       progress: called with a benchmark, the number of its questions, and how many of them are answered.
@@ -56,7 +59,7 @@ def run(
     """
     tasks = chosen(names, scorers)
     questions = _load(tasks, data, limit)
-    config, params = load_vlm(checkpoint, visual_tokens=visual_tokens, template=template)
+    config, params = load_vlm(checkpoint, visual_tokens=visual_tokens, template=template, weights=weights)
     config, model_id = with_decoding(config, image_decoding), fingerprint(params)
     params = decoding_params(params, config.model)
     model = name or checkpoint.absolute().name
@@ -65,6 +68,7 @@ def run(
         "model": model,
         "checkpoint": str(checkpoint),
         "visual_tokens": config.model.visual_tokens,
+        "weights": weights,
         "image_decoding": config.data.image_decoding,
         "limit": limit,
         "resamples": 1000,

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from lmms_eval.api.model import lmms
 
+from quecc_jax.config.weights import Weights
 from quecc_jax.errors import UserError
 from quecc_jax.evaluate.answers import answer_questions, question_engine
 from quecc_jax.evaluate.likelihood import log_likelihoods
@@ -41,10 +42,11 @@ class QueccJax(lmms):
       batch_size: questions answered at a time.
       visual_tokens: V of a model that serves several; 0 is its largest.
       template: conversation template to ask with; "" is the run's own.
+      weights: as for `launch.evaluate`.
       image_decoding: `upright` or `original`, instead of the run's data.image_decoding.
 
     Raises:
-      UserError: no such run or template, or an option that is not one.
+      UserError: no such run, template or weights, or an option that is not one.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class QueccJax(lmms):
         device: str | None = None,
         visual_tokens: int | str = 0,
         template: str = "",
+        weights: Weights = "run",
         image_decoding: str = "",
         **unknown: object,
     ) -> None:
@@ -63,7 +66,9 @@ class QueccJax(lmms):
         if unknown:
             raise UserError(f"{', '.join(unknown)} is not an option of quecc_jax; leave it out")
         self.batch_size = int(batch_size)
-        config, params = load_vlm(checkpoint, visual_tokens=int(visual_tokens), template=template)
+        config, params = load_vlm(
+            checkpoint, visual_tokens=int(visual_tokens), template=template, weights=weights
+        )
         self.engine = question_engine(with_decoding(config, image_decoding or "run"), params)
 
     def generate_until(self, requests: Sequence[Request]) -> list[str]:

@@ -52,6 +52,7 @@ class Results(TypedDict):
     model: str
     checkpoint: str
     visual_tokens: int
+    weights: str
     image_decoding: str
     limit: int | None
     resamples: int

@@ -25,7 +25,7 @@ from quecc_jax.experiments.grid import Benchmarks, Cell, Grid, Test
 from quecc_jax.experiments.results import CellResult, Curve, Row, Sample
 from quecc_jax.experiments.worker import Report
 from quecc_jax.flops import answer_flops, decoder_params
-from quecc_jax.load import load_vlm
+from quecc_jax.load import in_weights, load_vlm, with_dtype
 from quecc_jax.models.lora import joined
 from quecc_jax.paths import replacing
 from quecc_jax.train.checkpoint import load_params
@@ -105,11 +105,13 @@ def ask(run: RunConfig, model: ModelConfig, test: Test) -> tuple[DataConfig, lis
         cached_features=test.cached_features,
         cached_queries=False,
     )
-    text_only = not run.data.images_per_row
-    alone = test.cached_features or text_only
-    params = joined(load_params(run.out)[1]) if alone else load_vlm(run.out, merge=False)[1]
-    config, size = dataclasses.replace(run, model=model, data=data), test.batch_size
-    return data, answer_rows(config, params, max_new_tokens=test.max_new_tokens, batch_size=size)
+    if test.cached_features or not run.data.images_per_row:
+        params = in_weights(joined(load_params(run.out)[1]), run, test.weights)
+    else:
+        params = load_vlm(run.out, weights=test.weights, merge=False)[1]
+    asked = with_dtype(dataclasses.replace(run, model=model, data=data), test.weights)
+    longest, size = test.max_new_tokens, test.batch_size
+    return data, answer_rows(asked, params, max_new_tokens=longest, batch_size=size)
 
 
 def _scored(test: Test, answers: list[Answer], model: ModelConfig, data: DataConfig) -> Iterator[Row]:
@@ -150,7 +152,12 @@ def _benchmarked(asked: Benchmarks, run: Path) -> Iterator[Row]:
       UserError: a server scores one of them.
     """
     results = benchmarks.run(
-        run, asked.names, Path(asked.data), run / "benchmarks", batch_size=asked.batch_size
+        run,
+        asked.names,
+        Path(asked.data),
+        run / "benchmarks",
+        batch_size=asked.batch_size,
+        weights=asked.weights,
     )
     for name, task in results["tasks"].items():
         if task["headline"] is None:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from quecc_jax.config import CompressorConfig, RunConfig, SourceConfig
 from quecc_jax.config.compressors import exchanged
 from quecc_jax.config.io import to_dict
+from quecc_jax.config.weights import Weights
 from quecc_jax.errors import UserError
 from quecc_jax.experiments.testbed.settings import Testbed
 
@@ -30,6 +31,8 @@ class Test:
     """Read the tower's features instead of images."""
     count_flops: bool = False
     """Count the FLOPs of every answer, to a question about one image."""
+    weights: Weights = "run"
+    """How the model is kept and computes, as of `launch.evaluate`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +44,8 @@ class Benchmarks:
     data: str
     """The folder that holds them."""
     batch_size: int = 64
+    weights: Weights = "run"
+    """As of a `Test`."""
 
 
 @dataclasses.dataclass(frozen=True)

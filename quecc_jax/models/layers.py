@@ -13,10 +13,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, PyTree, Shaped
 
 from quecc_jax.config import LoraConfig
 from quecc_jax.models.arrays import Array
+from quecc_jax.models.quantized import dequantize, form_of, read_behind
 
 Axes = tuple[str | None, ...]
 Initializer = Callable[..., Any]
@@ -81,9 +82,32 @@ def _wide_backward(inputs: int, saved: Any, slope: Array) -> tuple[jax.Array, ja
 matmul_fp32_grad.defvjp(_wide_forward, _wide_backward)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def quantized_product(x: Array, stored: PyTree, inputs: int) -> jax.Array:
+    """`product` with a matrix in its stored form (`models.quantized`), which has no gradient. The backward pass
+    reads the stored form again, so that no whole matrix is kept for it."""
+    if jax.sharding.get_abstract_mesh().empty:
+        stored = read_behind(stored, jnp.ravel(x)[0])
+    return product(x, dequantize(stored, x.dtype), inputs)
+
+
+def _stored_forward(x: Array, stored: PyTree, inputs: int) -> tuple[jax.Array, PyTree]:
+    return quantized_product(x, stored, inputs), stored
+
+
+def _stored_backward(inputs: int, stored: PyTree, slope: Array) -> tuple[jax.Array, None]:
+    kernel = dequantize(stored, slope.dtype)
+    last = (tuple(range(slope.ndim - kernel.ndim + inputs, slope.ndim)), tuple(range(inputs, kernel.ndim)))
+    return jax.lax.dot_general(slope, kernel, (last, ((), ()))), None
+
+
+quantized_product.defvjp(_stored_forward, _stored_backward)
+
+
 class Linear(nn.Module):
     """Linear map of the last `inputs` axes to `features`, e.g. [D] to [H, head_dim] and back, with an adapter
-    where `lora` has one for the module's name."""
+    where `lora` has one for the module's name. The kernel may be given in its stored form, for which there is no
+    gradient."""
 
     features: tuple[int, ...]
     axes: Axes
@@ -101,12 +125,16 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         contracted = x.shape[x.ndim - self.inputs :]
-        init = with_axes(matrix_init(self.inputs, self.variance), *self.axes)
-        kernel = self.param("kernel", init, (*contracted, *self.features))
         wider = jnp.promote_types(self.dtype, self.gradients) != self.dtype
         multiply = matmul_fp32_grad if wider else product
         x = x.astype(self.dtype)
-        y = multiply(x, kernel, self.inputs)
+        kernel: Any = self.get_variable("params", "kernel")
+        if form_of(kernel):
+            y = quantized_product(x, kernel, self.inputs)
+        else:
+            init = with_axes(matrix_init(self.inputs, self.variance), *self.axes)
+            kernel = self.param("kernel", init, (*contracted, *self.features))
+            y = multiply(x, kernel, self.inputs)
         if self.bias:
             zeros = with_axes(nn.initializers.zeros, *self.axes[self.inputs :])
             y = y + self.param("bias", zeros, self.features).astype(self.dtype)

@@ -16,6 +16,15 @@ from quecc_jax.config import RunConfig
 from quecc_jax.data.files import fresh_directory
 from quecc_jax.distributed import notice
 from quecc_jax.errors import UserError
+from quecc_jax.models.kernel_forms import (
+    Change,
+    converted,
+    different,
+    in_form,
+    like,
+    with_kernel,
+    without_kernels,
+)
 from quecc_jax.paths import as_path
 from quecc_jax.records import Damaged
 from quecc_jax.train.orbax_shim import first_line, frozen_form, quiet_libraries, readable, saving
@@ -60,14 +69,15 @@ def load_params(
       names: top-level names to read (compressor, projector, decoder, ...); None reads all that the
         run has and, where given, `abstract` has too.
       abstract: ShapeDtypeStructs with shardings by name; None gives numpy arrays on the host, as stored.
-        What is stored in half precision becomes float32 where `abstract` says so.
+        What is stored in half precision becomes float32 where `abstract` says so. The decoder's matrices
+        come in the forms that they have there, one by one; without `abstract` none is of few bits.
 
     Returns:
       The run's config (with its own tokenizer) and the parameters by top-level name.
 
     Raises:
-      UserError: not a run's directory, no readable checkpoint, a name that it lacks, or a leaf of
-        another shape than `abstract` says.
+      UserError: not a run's directory, no readable checkpoint, a name that it lacks, a leaf of another
+        shape than `abstract` says, or a matrix that cannot take a form.
     """
     run = as_path(run_dir)
     config = load_run_config(run)
@@ -77,7 +87,7 @@ def load_params(
     for step in steps:
         try:
             with quiet_libraries():
-                return config, _read_params(run, step, wanted, abstract)
+                return config, _read_params(config, run, step, wanted, abstract)
         except Exception as error:
             if isinstance(error, UserError) and not isinstance(error, Damaged):
                 raise
@@ -85,7 +95,9 @@ def load_params(
     raise UserError(f"{run} holds no readable checkpoint; train it first, or give another run's directory")
 
 
-def _read_params(run: Path, step: int, names: list[str] | None, abstract: Tree | None) -> Tree:
+def _read_params(
+    config: RunConfig, run: Path, step: int, names: list[str] | None, abstract: Tree | None
+) -> Tree:
     path, frozen = run / "checkpoints" / str(step), run / FROZEN
     check_files_of(run, step)
     saved = ocp.checkpointables_metadata(path)
@@ -97,18 +109,36 @@ def _read_params(run: Path, step: int, names: list[str] | None, abstract: Tree |
         names = [n for n in have if abstract is None or n in abstract]
     if missing := [n for n in names if n not in have]:
         raise UserError(f"{run} has no parameters {', '.join(missing)}; it has {', '.join(have)}")
-    if abstract is None:
-        abstract = {n: jax.tree.map(_host_form, have[n]) for n in names}
+    there = {n: jax.tree.map(_host_form, have[n]) if abstract is None else abstract[n] for n in names}
+    changes: list[Change] = []
+    if "decoder" in there:
+        decoder, model = there["decoder"], config.model.decoder
+        wanted = in_form(jax.eval_shape(lambda: decoder), model, None) if abstract is None else decoder
+        there["decoder"] = decoder = like(decoder, have["decoder"], model)
+        changes = list(different(decoder, wanted, model))
     for name in names:
-        check_shapes({name: have[name]}, {name: abstract[name]}, str(run), widen=True)
-    params: Tree = {}
-    some = ocp.Context()
-    some.pytree.loading.partial_load = True
-    with some:
-        if part := {n: abstract[n] for n in names if n in trained}:
-            params |= ocp.load_checkpointables(path, {"params": part})["params"]
-        if part := {n: abstract[n] for n in names if n not in trained}:
-            params |= ocp.load(frozen, part)
+        check_shapes({name: have[name]}, {name: there[name]}, str(run), widen=True)
+
+    def load(some: Tree) -> Tree:
+        params: Tree = {}
+        context = ocp.Context()
+        context.pytree.loading.partial_load = True
+        with context:
+            if part := {n: tree for n, tree in some.items() if n in trained}:
+                params |= ocp.load_checkpointables(path, {"params": part})["params"]
+            if part := {n: tree for n, tree in some.items() if n not in trained}:
+                params |= ocp.load(frozen, part)
+        return params
+
+    if not changes:
+        return load(there)
+    params = load({**there, "decoder": without_kernels(decoder, [change.name for change in changes])})
+    for change in changes:
+        one = {"layers": {change.name: {"kernel": change.old}}}
+        kernel = load({"decoder": one})["decoder"]["layers"][change.name]["kernel"]
+        kernel = converted(kernel, change, f"decoder/layers/{change.name}/kernel of {run}")
+        kernel = kernel if abstract is not None else np.asarray(kernel)
+        params["decoder"] = with_kernel(params["decoder"], change.name, kernel)
     return params
 
 

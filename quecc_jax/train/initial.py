@@ -11,6 +11,7 @@ from quecc_jax.data.sources.feature_store import read_features
 from quecc_jax.distributed import notice
 from quecc_jax.errors import UserError
 from quecc_jax.fingerprint import query_fingerprint, tower_fingerprint
+from quecc_jax.models.kernel_forms import as_wanted, in_form
 from quecc_jax.models.lora import NAME as LORA
 from quecc_jax.models.lora import merged
 from quecc_jax.train.checkpoint import Tree, load_params
@@ -69,9 +70,14 @@ def borrowed(
     if spare_norm:
         vision = abstract["vision"]
         abstract = {**abstract, "vision": {**vision, "post_norm": vision["pre_norm"]}}
+    merge = there.lora.rank and not model.lora.rank and "decoder" in abstract
+    wanted = abstract
+    if merge:
+        abstract = {**abstract, "decoder": in_form(abstract["decoder"], model.decoder, None)}
     _, params = load_params(run, names, abstract)
-    if there.lora.rank and not model.lora.rank and "decoder" in params:
+    if merge and "decoder" in params:
         params = merged(params | load_params(run, [LORA])[1], there.lora)
+        params["decoder"] = as_wanted(params["decoder"], wanted["decoder"], model.decoder, run)
     if spare_norm and "vision" in params:
         del params["vision"]["post_norm"]
     refuse_other_model(setting, run, there, model, params)

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from quecc_jax.config import ModelConfig
+from quecc_jax.config import RunConfig
+from quecc_jax.models.kernel_forms import in_form
 from quecc_jax.models.lora import NAME as LORA
 
 TRAINED = {0: ("decoder",), 1: ("compressor", "projector"), 2: ("compressor", "projector", "decoder")}
@@ -46,17 +47,24 @@ def split_params(params: dict[str, PyTree], stage: int) -> tuple[dict[str, PyTre
     )
 
 
-def stored_frozen(frozen: dict[str, PyTree], model: ModelConfig) -> dict[str, PyTree]:
-    """Frozen parameters, or what stands for them, in the types in which a run keeps them.
+def stored_frozen(frozen: dict[str, PyTree], config: RunConfig) -> dict[str, PyTree]:
+    """Frozen parameters, or what stands for them, in the types and forms in which a run keeps them.
 
     The decoder under adapters has the type of the model's products, to which all of it but the scales of norms
-    is brought before it is used: the results are the same, with half the memory in bfloat16.
+    is brought before it is used: the results are the same, with half the memory in bfloat16. The matrices of
+    its layers have the form that `train.frozen_weights` names.
     """
-    if not model.lora.rank or "decoder" not in frozen:
+    model, form = config.model, config.train.frozen_weights
+    if "decoder" not in frozen:
+        return frozen
+    if form != "auto":
+        frozen = {**frozen, "decoder": in_form(frozen["decoder"], model.decoder, form)}
+    if not model.lora.rank:
         return frozen
 
     def store(path: jax.tree_util.KeyPath, leaf: PyTree) -> PyTree:
-        dtype = leaf.dtype if jax.tree_util.DictKey("scale") in path else jnp.dtype(model.dtype)
+        kept = jax.tree_util.DictKey("scale") in path or not jnp.issubdtype(leaf.dtype, jnp.floating)
+        dtype = leaf.dtype if kept else jnp.dtype(model.dtype)
         if isinstance(leaf, jax.ShapeDtypeStruct):
             return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
         return leaf.astype(dtype)

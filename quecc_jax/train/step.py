@@ -222,12 +222,12 @@ def build_trainer(config: RunConfig, mesh: Mesh) -> Trainer:
         # Of these, only what is not given is ever made.
         random = apart(nn.meta.unbox(model.init(key, example, method=_touch)["params"]))
         trainable, frozen = split_params(random | given, train.stage)
-        frozen = stored_frozen(frozen, config.model)
+        frozen = stored_frozen(frozen, config)
         zero = jnp.zeros((), jnp.int32)
         return TrainState(zero, trainable, frozen, optimizer.init(trainable), zero, zero)
 
     trainable, frozen = split_params(params, train.stage)
-    frozen = stored_frozen(frozen, config.model)
+    frozen = stored_frozen(frozen, config)
     opt_shapes = jax.eval_shape(optimizer.init, trainable)
     opt_state = optax.tree.map_params(
         optimizer,

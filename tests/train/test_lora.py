@@ -46,7 +46,7 @@ def start(trainer: Trainer, config: RunConfig) -> TrainState:
     trainable, frozen = split_params(tiny.random_params(config), config.train.stage)
     like = trainer.abstract_state
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
-    host = zeros._replace(trainable=trainable, frozen=stored_frozen(frozen, config.model))
+    host = zeros._replace(trainable=trainable, frozen=stored_frozen(frozen, config))
     return jax.tree.map(lambda array, x: jax.device_put(array, x.sharding), host, like)
 
 

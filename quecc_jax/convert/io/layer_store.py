@@ -5,6 +5,7 @@ under the leaf's path joined by dots; here they are opened one by one through te
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -15,11 +16,13 @@ from orbax.checkpoint import v1 as ocp
 
 from quecc_jax.checksums import list_files
 from quecc_jax.config import RunConfig
+from quecc_jax.config.weights import FORMS
 from quecc_jax.convert.io.writer import Spec
 from quecc_jax.convert.rules import Path as LeafPath
 from quecc_jax.convert.rules import PyTree, Rule, Shape, Slab, leaf_shapes
 from quecc_jax.errors import UserError
 from quecc_jax.json_text import JsonObject
+from quecc_jax.models.quantized import SCALE, dequantize
 from quecc_jax.paths import as_path
 from quecc_jax.train.checkpoint import check_files_of, check_frozen
 from quecc_jax.train.initial import refuse_other_model
@@ -130,7 +133,7 @@ class SlabReader:
     Attributes:
       config: the run's settings, with its own tokenizer.
       shapes: of whole leaves, by path.
-      dtypes: of the leaves as stored.
+      dtypes: of the leaves as stored; matrices of few bits (`models.quantized`) are read as float32.
 
     Raises:
       UserError: not a run's directory, or no readable checkpoint.
@@ -158,8 +161,13 @@ class SlabReader:
         if self.config.tower_from and absent:
             self._folder_of |= self._borrowed(absent)
         self._arrays = {path: self._open(path) for path in self._folder_of}
-        self.shapes: dict[LeafPath, Shape] = {p: tuple(a.shape) for p, a in self._arrays.items()}
-        self.dtypes = {p: np.dtype(a.dtype.numpy_dtype) for p, a in self._arrays.items()}
+        self._forms = {path[:-1]: path[-1] for path in self._arrays if path[-1] in FORMS}
+        whole = {p: a for p, a in self._arrays.items() if p[:-1] not in self._forms}
+        self.shapes: dict[LeafPath, Shape] = {p: tuple(a.shape) for p, a in whole.items()}
+        self.dtypes = {p: np.dtype(a.dtype.numpy_dtype) for p, a in whole.items()}
+        for path, form in self._forms.items():
+            self.shapes[path] = tuple(self._arrays[*path, form].shape)
+            self.dtypes[path] = np.dtype(np.float32)
 
     def _borrowed(self, names: set[str]) -> dict[LeafPath, Path]:
         """Where the leaves of absent towers lie, if they are those of this run's model."""
@@ -187,11 +195,20 @@ class SlabReader:
             return ts.open(_array(self._folder_of[path], path), open=True, context=self._context).result()
 
     def read(self, slab: Slab) -> np.ndarray:
-        """One slab as it is stored.
+        """One slab as it is stored, or dequantized.
 
         Raises:
           UserError: the checkpoint cannot be read.
         """
+        form = self._forms.get(slab.path)
+        if form is None:
+            return self._read(slab)
+        parts = {
+            part: self._read(dataclasses.replace(slab, path=(*slab.path, part))) for part in (form, SCALE)
+        }
+        return np.asarray(dequantize(parts))
+
+    def _read(self, slab: Slab) -> np.ndarray:
         store = self._arrays[slab.path]
         with _reading(self._folder_of[slab.path]):
             return np.asarray((store if slab.layer is None else store[slab.layer]).read().result())
