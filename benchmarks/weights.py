@@ -38,7 +38,7 @@ from benchmarks.markdown import table
 from quecc_jax.aot.chips import find_chip
 from quecc_jax.config import MeshConfig, ModelConfig, RunConfig
 from quecc_jax.config.presets import decoder as preset
-from quecc_jax.config.weights import FORMS
+from quecc_jax.config.weights import FORMS, Weights
 from quecc_jax.convert.formats.decoder_rules import decoder_rules
 from quecc_jax.convert.formats.families import decoder_config
 from quecc_jax.convert.formats.gguf import GgufFile, hf_config
@@ -56,7 +56,7 @@ from quecc_jax.sharding import make_mesh
 from quecc_jax.train.step import abstract_params
 
 ROOT = Path(__file__).parents[1]
-NAMES = ("float32", "bfloat16", *FORMS)
+NAMES: tuple[Weights, ...] = ("float32", "bfloat16", *FORMS)
 WINDOW, CHOSEN = 512, 64
 
 
@@ -84,7 +84,8 @@ def part_testbed(images: int, _rounds: int) -> None:
                 engine = load_engine(ROOT / "examples/model", visual_tokens=v, weights=name)
                 answers: list[str] = []
                 for begin in range(0, len(asked), 64):
-                    answers += engine.answers([q for _, q, _ in asked[begin : begin + 64]], Limits(5), 64)
+                    few = [question for _, question, _ in asked[begin : begin + 64]]
+                    answers += engine.run(few, Limits(5), 64).finish()
                 exact = exact or answers
                 right = defaultdict(list)
                 for (task, _, truth), answer in zip(asked, answers, strict=True):
@@ -126,10 +127,11 @@ def part_language(windows: int, _rounds: int) -> None:
         ids = np.array(tokenizer.encode(text))
     every = len(ids) // windows
     parts = np.stack([ids[k * every : k * every + WINDOW] for k in range(windows)]).astype(np.int32)
-    rows, exact, first = [], [], 0.0
+    rows, first = [], 0.0
+    exact: list[list[int]] = []
     for name in NAMES:
         params = in_weights(name)
-        dtype = "bfloat16" if name == "bfloat16" else "float32"
+        dtype: Literal["float32", "bfloat16"] = "bfloat16" if name == "bfloat16" else "float32"
         model = Decoder(config, jnp.dtype(dtype), unrolled=True)
 
         def loss(params: Any, ids: jax.Array, model: Decoder = model) -> jax.Array:

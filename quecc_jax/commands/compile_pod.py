@@ -86,7 +86,7 @@ def show_sharding(config: RunConfig, topology: Topology) -> None:
     mesh = make_mesh(config.mesh, topology_devices(topology))
     check_division(config, mesh)
     spec = batch_spec(config.model, config.data, config.train.batch_size, config.data.cached_features)
-    params = stored_frozen(boxed_params(config, spec), config.model)
+    params = stored_frozen(boxed_params(config, spec), config)
     rows = placements(params, mesh, sharding_rules(config.mesh))
     axes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     table = Table(title=f"Parameters on {topology.name}: {axes}", title_justify="left")

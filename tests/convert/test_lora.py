@@ -248,7 +248,8 @@ def test_what_training_kept_in_halves_is_merged_and_written_apart(tmp_path, caps
     weights, _, given = put_llava(tmp_path)
     import_weights(tmp_path / "llm", tmp_path / "run", vision=tmp_path / "clip", adapter=given)
     config, params = load_params(tmp_path / "run")
-    half = stored_frozen(params, dataclasses.replace(config.model, dtype="bfloat16"))
+    narrow = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype="bfloat16"))
+    half = stored_frozen(params, narrow)
     assert half["decoder"]["layers"]["up"]["kernel"].dtype == jnp.bfloat16
     save_params(dataclasses.replace(config, out=str(tmp_path / "trained")), half)
     export_weights(tmp_path / "trained", tmp_path / "out", only="decoder", dtype="float32")

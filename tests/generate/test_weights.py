@@ -6,28 +6,33 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from quecc_jax.commands.cli import execute
-from quecc_jax.config import MeshConfig, RunConfig, SourceConfig
+from quecc_jax.config import DecoderConfig, MeshConfig, RunConfig, SourceConfig
 from quecc_jax.config.weights import FORMS
 from quecc_jax.errors import UserError, run_cli
 from quecc_jax.evaluate.task_answers import fingerprint
 from quecc_jax.experiments.cell import ask
 from quecc_jax.experiments.grid import Test
 from quecc_jax.experiments.testbed.build import build_pool
+from quecc_jax.generate.decode import State, advance, decoding_params
 from quecc_jax.generate.engine import Engine
 from quecc_jax.generate.questions import Limits, Question
 from quecc_jax.load import load_engine, load_vlm
 from quecc_jax.models import kernel_forms
+from quecc_jax.models.decoder import Decoder, empty_cache
 from quecc_jax.models.kernel_forms import in_form
 from quecc_jax.models.quantized import form_of
+from quecc_jax.models.vlm import VLM
 from quecc_jax.train import checkpoint
 from quecc_jax.train.checkpoint import save_params
 from tests import tiny
+from tests.models.decoders import S, everything
 
 EXAMPLE = Path(__file__).parents[2] / "examples"
 RUN = EXAMPLE / "model"
@@ -185,3 +190,24 @@ def test_a_grid_s_test_takes_them(monkeypatch, tmp_path, cached):
         ask(run, run.model, Test(sources, cached_features=cached, weights=weights))  # type: ignore[arg-type]
     assert [config.model.dtype for config, _ in found] == ["float32", "bfloat16", "float32"]
     assert [{form_of(kernel) for kernel in held.values()} for _, held in found] == [{None}, {None}, {"nf4"}]
+
+
+@pytest.mark.parametrize("form, share", [("int8", 0.2), ("int4", 1.0)])
+def test_a_loop_over_tokens_keeps_no_matrix_whole(form, share):
+    """Beside the parameters there is room for one matrix, not for all; CPUs unpack 4 bits to 8, all of them."""
+    decoder = DecoderConfig(vocab_size=64, width=128, depth=6, heads=4, kv_heads=4, mlp_width=256)
+    config = dataclasses.replace(tiny.MODEL, decoder=decoder)
+    shapes = Decoder(decoder, unrolled=False)
+    boxed = jax.eval_shape(
+        lambda t: shapes.init(jax.random.key(0), t, method=everything), jnp.zeros((1, S), jnp.int32)
+    )
+    params = {"decoder": in_form(tiny.random_like(nn.meta.unbox(boxed)["params"]), decoder, form)}
+    held = decoding_params(params, config)
+    wide = sum(4 * jax.tree.leaves(kernel)[0].size for kernel in kernels(held).values())
+    cache = empty_cache(decoder, 1, 8)._replace(length=jnp.int32(1))
+    one = jnp.ones((1,), jnp.int32)
+    state = State(one, one == 0, jnp.int32(1), one, None, cache)
+    model = VLM(config, unrolled=True)
+    program = jax.jit(advance, static_argnums=(0, 1, 6)).lower(model, (0,), held, state, None, None, 4)
+    needed = program.compile().memory_analysis().temp_size_in_bytes
+    assert needed < share * wide / (1 if form == "int8" else 2)

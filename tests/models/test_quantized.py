@@ -109,7 +109,7 @@ def test_what_a_form_can_say_exactly_stays_and_a_second_rounding_changes_nothing
     kernel = np.resize(values, (60, 2)).astype(np.float32)
     if form == "int8":
         kernel[:, 0] *= 127 / 7
-        kernel = np.rint(kernel * 4).astype(np.float32) / 4
+        kernel[:] = np.rint(kernel * 4) / 4
         kernel[0] = 127 / 4
     stored = quantize(jnp.asarray(kernel), form, 1)
     np.testing.assert_allclose(dequantize(stored), kernel, rtol=1e-6)
