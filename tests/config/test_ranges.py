@@ -20,7 +20,8 @@ def number_fields(kind: type, where: str = "") -> set[str]:
             found |= number_fields(typing.cast(type, hint), f"{name}.")
         elif any(f"{kind}" in str(hint).replace("Literal", "") for kind in ("int", "float")):
             found.add(name)
-    return found - {"model.dtype", "model.grad_reduce_dtype"}  # Words such as "float32".
+    # Words such as "float32".
+    return found - {"model.dtype", "model.grad_reduce_dtype", "train.frozen_weights"}
 
 
 def test_every_number_has_a_range_and_no_range_is_of_none():
