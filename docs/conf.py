@@ -22,13 +22,13 @@ ROOT = HERE.parent
 sys.path[:0] = [str(HERE), str(ROOT)]
 from opening import is_notebook, opened  # noqa: E402  (beside this file)
 
-from quecc_jax.xla_flags import FAST_COMPILE, with_flags  # noqa: E402
+from quecc_jax.xla_flags import FAST_COMPILE, LESS_OPTIMIZED, with_flags  # noqa: E402
 
 # Notebooks run in processes of their own.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # What a notebook compiles it runs a few times; without any optimisation a real language model is too slow all the same.
-flags = ("--xla_backend_optimization_level=1", *FAST_COMPILE[1:])
+flags = (*LESS_OPTIMIZED, *FAST_COMPILE[1:])
 os.environ["XLA_FLAGS"] = with_flags(os.environ.get("XLA_FLAGS", ""), flags)
 # tqdm misses the widgets of a browser, which a page has not.
 os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")

@@ -68,6 +68,17 @@ def xla_flops(function: Any, *arguments: Any) -> float:
     return counts.get("flops", 0.0)
 
 
+def xla_query_flops(model: ModelConfig, params: Any) -> float:
+    """Of encoding a question of 64 tokens."""
+    return xla_flops(
+        lambda p, *a: VLM(model).apply({"params": p}, *a, method=VLM.encode_query),
+        params,
+        ints(1, 64),
+        ints(1, 64),
+        ints(1, 1),
+    )
+
+
 @pytest.fixture(scope="module")
 def cost():
     """FLOPs of a method of the model, by its name and the shapes of its arguments."""
@@ -167,13 +178,7 @@ def test_other_query_encoders(encoder, layer):
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
     config = dataclasses.replace(CONFIG, model=model)
     params = abstract_params(config, mesh, batch_spec(model, config.data, 1))
-    theirs = xla_flops(
-        lambda p, *a: VLM(model).apply({"params": p}, *a, method=VLM.encode_query),
-        params,
-        ints(1, 64),
-        ints(1, 64),
-        ints(1, 1),
-    )
+    theirs = xla_query_flops(model, params)
     if encoder == "embeddings":
         # Beside the additions, XLA counts a few more for each number to mask padding and to look rows up.
         assert flops.query_flops(model, 64) == 64 * 768 <= theirs <= 6 * 64 * 768
@@ -204,19 +209,10 @@ def test_adapters_that_stand_apart():
     model = dataclasses.replace(MODEL, lora=LoraConfig(rank=256, targets=("q", "k", "down")))
     config = dataclasses.replace(CONFIG, model=model)
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
-    params = joined(abstract_params(config, mesh, batch_spec(model, config.data, 1)))
-    theirs = xla_flops(
-        lambda p, *a: VLM(model).apply({"params": p}, *a, method=VLM.encode_query),
-        params,
-        ints(1, 64),
-        ints(1, 64),
-        ints(1, 1),
-    )
+    params = abstract_params(config, mesh, batch_spec(model, config.data, 1))
+    theirs = xla_query_flops(model, joined(params))
     assert flops.query_flops(model, 64) == pytest.approx(theirs, rel=0.02)
-    weights = sum(
-        leaf.size
-        for leaf in jax.tree.leaves(abstract_params(config, mesh, batch_spec(model, config.data, 1))["lora"])
-    )
+    weights = sum(leaf.size for leaf in jax.tree.leaves(params["lora"]))
     assert flops.adapter_params(model) == weights
     more = 2.0 * weights
     bare, parts = (flops.answer_flops(one, question=10, prompt=20, answer=4) for one in (MODEL, model))

@@ -36,7 +36,7 @@ def run(options: Options) -> None:
         raise UserError(f"--seeds {options.seeds} is no number of seeds; give 1 or more, or leave it out")
     grids = shipped("study" if options.study else "demo")
     make = grids.quick if options.quick else grids.grid
-    run_and_report(make(options.seeds) if options.seeds else make(), options.out, "launch.demo")
+    run_and_report(make(options.seeds), options.out, "launch.demo")
 
 
 def run_and_report(grid: Grid, out: str, module: str) -> None:

@@ -12,7 +12,7 @@ from quecc_jax.convert import transfer
 from quecc_jax.convert.formats import families, llava
 from quecc_jax.convert.formats.decoder_rules import body_prefix, decoder_rules
 from quecc_jax.convert.formats.peft import PREFIX, pair_rules, peft_settings
-from quecc_jax.convert.io.adapter_files import CONFIG, OTHERS, WEIGHTS, Adapter, Renamed
+from quecc_jax.convert.io.adapter_files import CONFIG, OTHERS, WEIGHTS, Adapter, Renamed, with_product
 from quecc_jax.convert.io.layer_store import SlabReader
 from quecc_jax.convert.io.pickles import save_pickle
 from quecc_jax.convert.io.tensors import open_tensors
@@ -101,9 +101,7 @@ class MergedReader(SlabReader):
         if slab.path[0] != "decoder" or slab.path[-1] != "kernel" or not self._pairs.issuperset(paths):
             return weight
         first, second = (super(MergedReader, self).read(Slab(path, slab.layer, ())) for path in paths)
-        scale = np.float32(self.config.model.lora.scale)
-        product = np.tensordot(first.astype(np.float32), second.astype(np.float32), 1)
-        return weight.astype(np.float32) + scale * product
+        return with_product(weight, first, second, self.config.model.lora.scale)
 
 
 def has_adapters(reader: SlabReader) -> bool:

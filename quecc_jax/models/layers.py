@@ -56,6 +56,13 @@ def product(x: Array, kernel: Array, inputs: int) -> jax.Array:
     return jax.lax.dot_general(x, kernel.astype(x.dtype), (axes, ((), ())))
 
 
+def input_gradient(slope: Array, kernel: Array, inputs: int) -> jax.Array:
+    """Gradient of `product`'s x, [..., *in], of that of what it returns, [..., *out]."""
+    rows = slope.ndim - kernel.ndim + inputs
+    axes = (tuple(range(rows, slope.ndim)), tuple(range(inputs, kernel.ndim)))
+    return jax.lax.dot_general(slope, kernel.astype(slope.dtype), (axes, ((), ())))
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def matmul_fp32_grad(x: Array, kernel: Array, inputs: int) -> jax.Array:
     """`product` whose gradient of the kernel is float32 from the start.
@@ -71,12 +78,9 @@ def _wide_forward(x: Array, kernel: Array, inputs: int) -> tuple[jax.Array, Any]
 
 def _wide_backward(inputs: int, saved: Any, slope: Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
-    rows = x.ndim - inputs
-    last = (tuple(range(rows, slope.ndim)), tuple(range(inputs, kernel.ndim)))
-    first = (tuple(range(rows)), tuple(range(rows)))
-    to_x = jax.lax.dot_general(slope, kernel.astype(x.dtype), (last, ((), ())))
-    to_kernel = jax.lax.dot_general(x, slope, (first, ((), ())), preferred_element_type=jnp.float32)
-    return to_x, to_kernel.astype(kernel.dtype)
+    rows = tuple(range(x.ndim - inputs))
+    to_kernel = jax.lax.dot_general(x, slope, ((rows, rows), ((), ())), preferred_element_type=jnp.float32)
+    return input_gradient(slope, kernel, inputs), to_kernel.astype(kernel.dtype)
 
 
 matmul_fp32_grad.defvjp(_wide_forward, _wide_backward)
@@ -96,9 +100,7 @@ def _stored_forward(x: Array, stored: PyTree, inputs: int) -> tuple[jax.Array, P
 
 
 def _stored_backward(inputs: int, stored: PyTree, slope: Array) -> tuple[jax.Array, None]:
-    kernel = dequantize(stored, slope.dtype)
-    last = (tuple(range(slope.ndim - kernel.ndim + inputs, slope.ndim)), tuple(range(inputs, kernel.ndim)))
-    return jax.lax.dot_general(slope, kernel, (last, ((), ()))), None
+    return input_gradient(slope, dequantize(stored, slope.dtype), inputs), None
 
 
 quantized_product.defvjp(_stored_forward, _stored_backward)

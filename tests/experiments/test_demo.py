@@ -132,7 +132,7 @@ def test_a_small_grid_reaches_its_report(tmp_path, monkeypatch, capsys):
     flags = [flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag]
     monkeypatch.setenv("XLA_FLAGS", " ".join(flags))
     grid = size_grid(SMALL, str(out), "small")
-    monkeypatch.setattr(configs.demo, "quick", lambda: grid)
+    monkeypatch.setattr(configs.demo, "quick", lambda seeds: grid)
     execute("demo", ["--quick", "--out", str(out)])
     assert (out / "report.html").resolve().as_uri() in capsys.readouterr().out
     html = (out / "report.html").read_text()

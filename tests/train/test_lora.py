@@ -14,19 +14,25 @@ from quecc_jax.errors import UserError
 from quecc_jax.load import load_vlm
 from quecc_jax.models.lora import joined, merged, without_adapters
 from quecc_jax.models.vlm import VLM
-from quecc_jax.sharding import make_mesh
 from quecc_jax.train.checkpoint import load_params, save_params
 from quecc_jax.train.initial import initial_state
 from quecc_jax.train.loop import train as train_run
-from quecc_jax.train.resume import Checkpoints
-from quecc_jax.train.state import TrainState, split_params, stored_frozen
-from quecc_jax.train.step import Trainer, build_trainer, train_step
+from quecc_jax.train.state import TrainState, split_params
+from quecc_jax.train.step import train_step
 from tests import tiny
 from tests.train.runs import MOVING, Batches
+from tests.train.stepping import (
+    assert_same,
+    equal,
+    last_state,
+    start,
+    state_after_an_interruption,
+    trainer_on,
+    two_steps,
+)
 
 LORA = LoraConfig(rank=4, alpha=8.0)
 DROPS = dataclasses.replace(LORA, dropout=0.3)
-ONE = MeshConfig(1, 1, 1)
 TEXT: dict[str, Any] = {"stage": 0, "data": {"images_per_row": 0}}
 """The adapters are the decoder's, and text alone compiles faster."""
 
@@ -35,44 +41,7 @@ def run(lora: LoraConfig = LORA, model: dict | None = None, **changes: Any) -> R
     return tiny.run(**{"optimizer": MOVING, "model": {"lora": lora, **(model or {})}, **changes})
 
 
-@functools.cache
-def trainer_on(config: RunConfig, shape: MeshConfig = ONE) -> Trainer:
-    count = shape.data * shape.fsdp * shape.tensor
-    return build_trainer(config, make_mesh(shape, jax.devices()[:count]))
-
-
-def start(trainer: Trainer, config: RunConfig) -> TrainState:
-    """A state before the first step, with random parameters, of adapters too."""
-    trainable, frozen = split_params(tiny.random_params(config), config.train.stage)
-    like = trainer.abstract_state
-    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
-    host = zeros._replace(trainable=trainable, frozen=stored_frozen(frozen, config))
-    return jax.tree.map(lambda array, x: jax.device_put(array, x.sharding), host, like)
-
-
-def two_steps(config: RunConfig, shape: MeshConfig = ONE) -> tuple[list[float], TrainState, TrainState]:
-    """Losses, first and last state of two steps on random batches."""
-    trainer = trainer_on(config, shape)
-    state = start(trainer, config)
-    before, losses = jax.device_get(state), []
-    for seed in range(2):
-        state, metrics = trainer.step(state, trainer.put(tiny.random_batch(config, seed)))
-        losses.append(float(metrics["loss"]))
-    return losses, before, jax.device_get(state)
-
-
 one_device = functools.cache(two_steps)
-
-
-def assert_same(a: Any, b: Any, tolerance: float = 1e-4) -> None:
-    """Every leaf agrees to `tolerance` times the leaf's largest value."""
-    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
-        scale = max(np.abs(y).max(), 1e-3)
-        assert np.abs(x - y).max() <= tolerance * scale, jax.tree_util.keystr(path)
-
-
-def equal(a: Any, b: Any) -> None:
-    jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
 @pytest.mark.parametrize(
@@ -204,30 +173,8 @@ def straight(tmp_path_factory) -> tuple[RunConfig, Any]:
     return config, last_state(config)
 
 
-def last_state(config: RunConfig) -> TrainState:
-    with Checkpoints(config) as checkpoints:
-        return jax.device_get(checkpoints.restore(trainer_on(config).abstract_state, Batches(config)))
-
-
-class Broken(Exception):
-    pass
-
-
-class Ends(Batches):
-    """Batches that break off behind the second."""
-
-    def __next__(self):
-        if self.taken == 2:
-            raise Broken
-        return super().__next__()
-
-
 def test_an_interrupted_run_drops_what_it_would_have_dropped(straight, tmp_path):
-    config = dataclasses.replace(straight[0], out=str(tmp_path / "run"))
-    with pytest.raises(Broken):
-        train_run(config, trainer=trainer_on(config), iterator=Ends(config), progress=lambda _: None)
-    train_run(config, trainer=trainer_on(config), iterator=Batches(config), progress=lambda _: None)
-    equal(last_state(config), straight[1])
+    equal(state_after_an_interruption(straight[0], tmp_path / "run"), straight[1])
     assert straight[1].step == 4
 
 

@@ -16,13 +16,11 @@ import pytest
 from quecc_jax.config import MeshConfig, RunConfig
 from quecc_jax.data.batch import IGNORE, Batch
 from quecc_jax.models.vlm import VLM
-from quecc_jax.sharding import make_mesh
-from quecc_jax.train.state import TrainState, split_params
-from quecc_jax.train.step import Trainer, accumulated_gradients, build_trainer
+from quecc_jax.train.step import accumulated_gradients
 from tests import tiny
 from tests.train.runs import MOVING
+from tests.train.stepping import ONE, assert_same, start, trainer_on, two_steps
 
-ONE = MeshConfig(1, 1, 1)
 SHAPES = [MeshConfig(2, 2, 2), MeshConfig(1, 4, 2, sequence_parallel=True), MeshConfig(8, 1, 1)]
 TEXT = {"images_per_row": 0}
 
@@ -31,44 +29,7 @@ def run(**changes) -> RunConfig:
     return tiny.run(**{"optimizer": MOVING, **changes})
 
 
-def trainer_on(config: RunConfig, shape: MeshConfig = ONE) -> Trainer:
-    return cached_trainer(config, shape)
-
-
-@functools.cache
-def cached_trainer(config: RunConfig, shape: MeshConfig) -> Trainer:
-    """Without a default, which would make two entries, and two compiled steps, of one trainer."""
-    count = shape.data * shape.fsdp * shape.tensor
-    return build_trainer(config, make_mesh(shape, jax.devices()[:count]))
-
-
-def start(trainer: Trainer, config: RunConfig) -> TrainState:
-    """A state before the first step, with random parameters; equal for equal model sizes."""
-    parts = split_params(tiny.random_params(config), config.train.stage)
-    like = trainer.abstract_state
-    zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
-    host = zeros._replace(trainable=parts[0], frozen={k: parts[1][k] for k in like.frozen})
-    return jax.tree.map(lambda array, x: jax.device_put(array, x.sharding), host, like)
-
-
-@functools.cache
-def train(config: RunConfig, shape: MeshConfig = ONE):
-    """Losses, first and last state of two steps on random batches."""
-    trainer = trainer_on(config, shape)
-    state = start(trainer, config)
-    before, losses = jax.device_get(state), []
-    for seed in range(2):
-        state, metrics = trainer.step(state, trainer.put(tiny.random_batch(config, seed)))
-        losses.append(float(metrics["loss"]))
-    return losses, before, jax.device_get(state)
-
-
-def assert_same(a, b, tolerance: float) -> None:
-    """Every leaf agrees to `tolerance` times the leaf's largest value."""
-    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
-        scale = max(np.abs(y).max(), 1e-3)
-        difference = np.abs(x - y).max()
-        assert difference <= tolerance * scale, (jax.tree_util.keystr(path), difference, scale)
+train = functools.cache(two_steps)
 
 
 @pytest.mark.parametrize(

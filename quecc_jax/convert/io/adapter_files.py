@@ -116,6 +116,12 @@ def _one_of(directory: Path, stem: str) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
+def with_product(weight: np.ndarray, left: np.ndarray, right: np.ndarray, scale: float) -> np.ndarray:
+    """weight [*a, *b] + scale left [*a, rank] right [rank, *b], summed in float32."""
+    product = np.tensordot(left.astype(np.float32), right.astype(np.float32), 1)
+    return weight.astype(np.float32) + np.float32(scale) * product
+
+
 class Overlaid:
     """Weights of a base as an adapter leaves them.
 
@@ -139,10 +145,8 @@ class Overlaid:
         weight = self._base.read(name) if given is None else self._adapter.tensors.read(given)
         if not self._merge or name not in self._adapter.pairs:
             return weight
-        first, second = (
-            self._adapter.tensors.read(one).astype(np.float32) for one in self._adapter.pairs[name]
-        )
-        return weight.astype(np.float32) + np.float32(self._adapter.lora.scale) * (second @ first)
+        first, second = map(self._adapter.tensors.read, self._adapter.pairs[name])
+        return with_product(weight, second, first, self._adapter.lora.scale)
 
     def close(self) -> None:
         """The base is closed by who opened it."""

@@ -74,7 +74,9 @@ class Recipe:
 
 
 def seeded(recipe: Recipe, count: int) -> Recipe:
-    """The recipe with this many seeds, of the zeroed-query runs too."""
+    """The recipe with this many seeds, of the zeroed-query runs too; with its own for 0."""
+    if not count:
+        return recipe
     return dataclasses.replace(recipe, seeds=tuple(range(count)), ablation_seeds=tuple(range(count)))
 
 
