@@ -145,20 +145,19 @@ class Placement(NamedTuple):
     """Bytes on each device."""
 
 
-def placements(boxed: PyTree, mesh: Mesh, rules: Rules = RULES) -> list[Placement]:
+def placements(boxed: PyTree, placed: PyTree) -> list[Placement]:
     """The resolved table: one line per parameter, in the order of the tree.
 
     Args:
-      boxed: as for `parameter_shardings`, which raises the same errors.
+      boxed: parameters that still carry their logical axis boxes.
+      placed: the same tree without boxes, as stand-ins with the NamedShardings that a run gives them.
     """
-    shardings = jax.tree.leaves(parameter_shardings(boxed, mesh, rules))
     rows = []
-    for (name, box), sharding in zip(_boxes(boxed), shardings, strict=True):
-        shape, width = box.value.shape, box.value.dtype.itemsize
-        local = math.prod(sharding.shard_shape(shape))
-        rows.append(
-            Placement(name, shape, box.names, tuple(sharding.spec), math.prod(shape) * width, local * width)
-        )
+    for (name, box), leaf in zip(_boxes(boxed), jax.tree.leaves(placed), strict=True):
+        width = jax.dtypes.itemsize_bits(leaf.dtype) / 8
+        local = math.prod(leaf.sharding.shard_shape(leaf.shape))
+        whole, spec = math.prod(leaf.shape), tuple(leaf.sharding.spec)
+        rows.append(Placement(name, leaf.shape, box.names, spec, int(whole * width), int(local * width)))
     return rows
 
 

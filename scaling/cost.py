@@ -1,16 +1,16 @@
 """What answering one question about one image costs, part by part: FLOPs, bytes, seconds, dollars.
 
 FLOPs are those of `quecc_jax.flops`, the project's one counter. Added are the bytes that a chip must move:
-weights once per batch and pass, caches once per query and step, both in bfloat16; activations are taken to
-stay on the chip. A part takes the longer of its FLOPs at the chip's peak and its bytes at the chip's
-bandwidth (the roofline model).
+weights once per batch and pass, caches once per query and step; activations are taken to stay on the chip. Matrices
+of the decoder's layers are in the form that is asked for, all else is in bfloat16. A part takes the longer of its
+FLOPs at the chip's peak and its bytes at the chip's bandwidth (the roofline model).
 """
 
 import contextlib
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from quecc_jax.config import (
 from quecc_jax.config.compressors import MqtConfig, config_class, named, names
 from quecc_jax.config.shapes import query_layers
 from quecc_jax.errors import UserError
+from quecc_jax.memory import layer_bytes, table_params
 from scaling.formatting import Kind
 
 PARTS = ("tower", "query", "compressor", "prefill", "decode")
@@ -35,7 +36,9 @@ PAPERS_COMPRESSOR = "quecc"
 Amount = Any
 """A number, or an array of them where the lengths are arrays."""
 BYTES = 2
-"""Of a weight or a cached number, in bfloat16."""
+"""Of a number in bfloat16."""
+Kept = Literal["bfloat16", "int8", "int4", "nf4"]
+"""How the matrices of the decoder's layers are kept; chips' peaks are those of bfloat16, so float32 is none."""
 _VISION, _PAPERS = VisionConfig(), QueryConfig()
 _NEAR = 2.0
 """Largest factor between a size without a preset and the preset whose shape is scaled to it."""
@@ -112,6 +115,7 @@ class Setup:
     """What encodes the question, where a compressor reads it."""
     compressor: str = PAPERS_COMPRESSOR
     """What makes V visual tokens of an image."""
+    weights: Kept = "bfloat16"
 
 
 def find_llm(text: str) -> Llm:
@@ -256,7 +260,7 @@ def cache_bytes(decoder: DecoderConfig) -> float:
     return 2.0 * BYTES * decoder.depth * decoder.kv_heads * decoder.head_dim
 
 
-def work_of_query(config: ModelConfig, lengths: Lengths) -> dict[str, Work]:
+def work_of_query(config: ModelConfig, lengths: Lengths, weights: Kept = "bfloat16") -> dict[str, Work]:
     """FLOPs and bytes of one query, by part in the order of PARTS; fields broadcast like `lengths`.
 
     A text tower reads a question up to its number of positions. The mean of embeddings reads the question's
@@ -267,13 +271,12 @@ def work_of_query(config: ModelConfig, lengths: Lengths) -> dict[str, Work]:
     if encoder == "clip_text":
         question = np.minimum(question, config.query.text.positions)
     counted = flops.answer_flops(config, question, text, answer)
-    layers = BYTES * flops.decoder_params(decoder)
-    all_weights = layers + BYTES * decoder.width * decoder.vocab_size
+    all_weights = layer_bytes(decoder, weights) + BYTES * decoder.width * decoder.vocab_size
     length, steps = text + config.visual_tokens, max(answer - 1, 0)
     cache = cache_bytes(decoder)
     shared = {
         "tower": BYTES * flops.tower_params(config.vision),
-        "query": BYTES * flops.query_params(config) * (question > 0),
+        "query": _encoder_bytes(config, weights) * (question > 0),
         "compressor": BYTES * (flops.compressor_cost(config).params + flops.projector_params(config)),
         "prefill": all_weights,
         "decode": steps * all_weights,
@@ -282,6 +285,14 @@ def work_of_query(config: ModelConfig, lengths: Lengths) -> dict[str, Work]:
     rows = BYTES * decoder.width * question if looked_up else 0.0
     own = {"query": rows, "prefill": cache * length, "decode": cache * steps * (length + (steps + 1) / 2)}
     return {part: Work(counted[part], 1.0 * shared[part], own.get(part, 0.0)) for part in PARTS}
+
+
+def _encoder_bytes(config: ModelConfig, weights: Kept) -> float:
+    """Of the matrices that a pass over a question reads."""
+    read = flops.query_params(config)
+    if not read or not config.query.reads_decoder:
+        return BYTES * read
+    return layer_bytes(dataclasses.replace(config.decoder, depth=query_layers(config)), weights)
 
 
 def seconds_of(work: Work, machine: Machine, batch: int) -> Amount:
@@ -304,7 +315,7 @@ def encoder_costs(
     others = QueryConfig("early_exit", layer), QueryConfig("embeddings"), QueryConfig("clip_text")
     for query in (_PAPERS, *others):
         config = model_config(llm, visual_tokens, query, setup.compressor)
-        work = work_of_query(config, lengths)
+        work = work_of_query(config, lengths, setup.weights)
         seconds = share = None
         if setup.machine is not None:
             times = {part: seconds_of(one, setup.machine, setup.batch) for part, one in work.items()}
@@ -339,12 +350,11 @@ def text_tower_params(config: ModelConfig) -> int:
     return flops.text_params(text) + (text.vocab_size + text.positions) * text.width
 
 
-def memory_of(config: ModelConfig, lengths: Lengths, batch: int) -> Amount:
+def memory_of(config: ModelConfig, lengths: Lengths, batch: int, weights: Kept = "bfloat16") -> Amount:
     """Bytes of all weights and of the caches of a batch, at the end of its answers."""
     decoder = config.decoder
-    tables = decoder.width * decoder.vocab_size * (1 if decoder.tie_embeddings else 2)
-    weights = flops.decoder_params(decoder) + tables + flops.tower_params(config.vision)
-    weights += flops.compressor_cost(config).params + flops.projector_params(config)
-    weights += text_tower_params(config)
+    others = table_params(decoder) + flops.tower_params(config.vision)
+    others += flops.compressor_cost(config).params + flops.projector_params(config)
+    others += text_tower_params(config)
     context = lengths.text + config.visual_tokens + lengths.answer
-    return BYTES * weights + batch * context * cache_bytes(decoder)
+    return layer_bytes(decoder, weights) + BYTES * others + batch * context * cache_bytes(decoder)

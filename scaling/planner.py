@@ -107,14 +107,14 @@ def counted_options(
     llms = sorted(llms, key=lambda llm: llm.params_b)
     pairs = [(llm, v) for llm in llms for v in sorted(visual_tokens)]
     configs = [cost.model_config(*pair, setup.query, setup.compressor) for pair in pairs]
-    works = [cost.work_of_query(config, lengths) for config in configs]
+    works = [cost.work_of_query(config, lengths, setup.weights) for config in configs]
     machine, seconds, memory = setup.machine, {}, None
     if machine is not None:
         seconds = {
             part: np.array([cost.seconds_of(work[part], machine, setup.batch) for work in works])
             for part in cost.PARTS
         }
-        memory = np.array([cost.memory_of(config, lengths, setup.batch) for config in configs])
+        memory = np.array([cost.memory_of(config, lengths, setup.batch, setup.weights) for config in configs])
     return Options(
         params_b=np.array([llm.params_b for llm, _ in pairs], np.float64),
         visual_tokens=np.array([v for _, v in pairs], np.float64),
@@ -243,10 +243,11 @@ def costs_over_text(
 
     def row(llm: Llm, count: float) -> Float[np.ndarray, " Q"]:
         config = cost.model_config(llm, count, setup.query, setup.compressor)
-        price = np.broadcast_to(cost.query_cost(cost.work_of_query(config, at), setup), text.shape)
+        work = cost.work_of_query(config, at, setup.weights)
+        price = np.broadcast_to(cost.query_cost(work, setup), text.shape)
         if setup.machine is None:
             return price
-        fits = cost.memory_of(config, at, setup.batch) <= setup.machine.memory
+        fits = cost.memory_of(config, at, setup.batch, setup.weights) <= setup.machine.memory
         return np.where(fits, price, np.inf)
 
     return np.array([[row(llm, count) for count in visual_tokens] for llm in sizes])

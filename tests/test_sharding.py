@@ -12,7 +12,7 @@ from quecc_jax.config import MeshConfig
 from quecc_jax.data.batch import batch_spec
 from quecc_jax.errors import UserError
 from quecc_jax.sharding import RULES, make_mesh, parameter_shardings, placements, sharding_rules
-from quecc_jax.train.step import boxed_params, build_trainer
+from quecc_jax.train.step import abstract_params, boxed_params, build_trainer
 from tests import tiny
 
 MESH = make_mesh(MeshConfig(2, 2, 2))
@@ -28,7 +28,8 @@ def tiny_boxes():
 
 
 def test_the_table_holds_every_parameter_and_its_share():
-    rows = {row.name: row for row in placements(tiny_boxes(), MESH)}
+    placed = abstract_params(tiny.RUN, MESH, batch_spec(tiny.MODEL, tiny.RUN.data, 8))
+    rows = {row.name: row for row in placements(tiny_boxes(), placed)}
     gate = rows["decoder/layers/gate/kernel"]
     assert gate.shape == (2, 32, 48) and gate.axes == ("layers", "embed", "mlp")
     assert gate.spec == (None, "fsdp", "tensor") and gate.bytes == 4 * gate.chip_bytes == 4 * 2 * 32 * 48

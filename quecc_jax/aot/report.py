@@ -1,14 +1,17 @@
 """Compiles a training step for a TPU topology and reports its memory, FLOPs, collectives and predicted time."""
 
 import dataclasses
+import multiprocessing
 import re
 import tempfile
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
 from quecc_jax.aot import hlo
 from quecc_jax.aot.buffers import Buffer, Memory, parse_assignment
@@ -23,10 +26,15 @@ from quecc_jax.data.text.queries import query_buckets
 from quecc_jax.errors import UserError
 from quecc_jax.flops import train_flops
 from quecc_jax.sharding import batch_parts, make_mesh
-from quecc_jax.train.step import Trainer, build_trainer
+from quecc_jax.train.step import build_trainer
+from quecc_jax.worker_process import follow_parent
 
 LARGEST = 12
 """Buffers that a report lists."""
+OPTIMIZED, ASSIGNED = "after_optimizations.txt", "after_optimizations-buffer-assignment.txt"
+"""Endings of the compiler's dumps: the program, and where its arrays lie."""
+REPORTED = "after_optimizations-memory-usage-report.txt"
+"""The dump that is written behind these."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,17 +113,99 @@ def pod_reports(config: RunConfig, topology: Topology, tell: Callable[[str], Non
     trainer, found = build_trainer(config, mesh), list[PodReport]()
     for number, length in enumerate(buckets, start=1):
         tell(f"questions of up to {length} tokens, {number} of {len(buckets)} programs")
-        found.append(_pod_report(config, topology, trainer, length))
+        began = time.perf_counter()
+        lowered = trainer.lower(query_length=length)
+        traced = time.perf_counter()
+        compiled = _compile(lowered, topology)
+        seconds = traced - began, time.perf_counter() - traced
+        found.append(_pod_report(config, topology, mesh, length, compiled, seconds))
     return found
 
 
-def _pod_report(config: RunConfig, topology: Topology, trainer: Trainer, query_length: int) -> PodReport:
-    mesh, began = trainer.mesh, time.perf_counter()
-    lowered = trainer.lower(query_length=query_length)
-    traced = time.perf_counter()
-    program, memory, buffers, needed, limit = _compile(lowered, topology)
-    compiled = time.perf_counter()
+def quick_report(config: RunConfig, topology: Topology) -> PodReport:
+    """The report of the program for the longest questions, as soon as the compiler knows its memory, which is long
+    before it has its code; the code's bytes are left out.
 
+    Raises:
+      UserError: as `pod_reports`.
+    """
+    length = query_buckets(config.data, config.model)[-1]
+    mesh, began = make_mesh(config.mesh, topology_devices(topology)), time.perf_counter()
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe(duplex=False)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        child = spawn.Process(
+            target=_compile_into, args=(config, topology, length, folder, theirs), daemon=True
+        )
+        child.start()
+        theirs.close()
+        try:
+            # Once, when it begins to compile; again, when it is done before its dumps are seen.
+            traced = _said(ours) - began
+            while not _dumps(folder, REPORTED) and not ours.poll(1):
+                pass
+            if ours.poll():
+                _said(ours)
+        finally:
+            child.kill()
+            child.join()
+        seconds = traced, time.perf_counter() - began - traced
+        program = hlo.parse(_dump(folder, OPTIMIZED))
+        memory, buffers = parse_assignment(_dump(folder, ASSIGNED), program, 0)
+    compiled = _Compiled(program, memory, buffers, memory.total, int(topology.chip.usable_gib * GIB))
+    return _pod_report(config, topology, mesh, length, compiled, seconds)
+
+
+def _compile_into(
+    config: RunConfig, topology: Topology, length: int, folder: str, told: Connection
+) -> None:
+    """Compiles in a process of its own, and tells when it begins and ends (seconds), or what a UserError says."""
+    follow_parent()
+    try:
+        trainer = build_trainer(config, make_mesh(config.mesh, topology_devices(topology)))
+        lowered = trainer.lower(query_length=length)
+        told.send(time.perf_counter())
+        try:
+            lowered.compile(_dumping(folder))
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+        told.send(time.perf_counter())
+    except UserError as error:
+        told.send(error)
+
+
+def _said(told: Connection) -> float:
+    """Raises UserError for what `_compile_into` sends as such, or where it ended without a word."""
+    try:
+        said = told.recv()
+    except EOFError:
+        raise UserError("the process that compiles has ended; it may have run out of memory") from None
+    if isinstance(said, UserError):
+        raise said
+    return float(said)
+
+
+class _Compiled(NamedTuple):
+    """What the compiler says of a step."""
+
+    program: hlo.Program
+    memory: Memory
+    buffers: list[Buffer]
+    needed: int
+    limit: int
+    """As in `PodReport`."""
+
+
+def _pod_report(
+    config: RunConfig,
+    topology: Topology,
+    mesh: Mesh,
+    query_length: int,
+    compiled: _Compiled,
+    seconds: tuple[float, float],
+) -> PodReport:
+    program, memory, buffers, needed, limit = compiled
     chips = mesh.devices.size
     flops, moved = hlo.flops(program), traffic(program)
     sent = network_use(collectives(program), topology, list(mesh.devices.flat))
@@ -142,31 +232,31 @@ def _pod_report(config: RunConfig, topology: Topology, trainer: Trainer, query_l
         buffers=buffers[:LARGEST],
         unknown_loops=hlo.runs(program)[1],
         defects=defects(config, dict(mesh.shape), program, flops * chips / model),
-        trace_seconds=traced - began,
-        compile_seconds=compiled - traced,
+        trace_seconds=seconds[0],
+        compile_seconds=seconds[1],
     )
 
 
-def _compile(
-    lowered: jax.stages.Lowered, topology: Topology
-) -> tuple[hlo.Program, Memory, list[Buffer], int, int]:
-    """(program, memory, buffers, bytes needed, bytes allowed) by the compiler's own dumps, which it also
-    writes for a program that it refuses."""
+def _dumping(folder: str) -> dict[str, str | bool]:
+    """The compiler's options that make it write its dumps to a folder."""
+    return {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+
+
+def _compile(lowered: jax.stages.Lowered, topology: Topology) -> _Compiled:
+    """What the compiler's own dumps say, which it also writes for a program that it refuses."""
     limit = int(topology.chip.usable_gib * GIB)
     with tempfile.TemporaryDirectory() as folder:
         refused, code = "", 0
         try:
-            compiled = lowered.compile({"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+            compiled = lowered.compile(_dumping(folder))
             stats: Any = compiled.memory_analysis()
             code = stats.generated_code_size_in_bytes
         except jax.errors.JaxRuntimeError as error:
             refused = str(error)
             if "RESOURCE_EXHAUSTED" not in refused:
                 raise
-        program = hlo.parse(_dump(folder, "after_optimizations.txt"))
-        memory, buffers = parse_assignment(
-            _dump(folder, "after_optimizations-buffer-assignment.txt"), program, code
-        )
+        program = hlo.parse(_dump(folder, OPTIMIZED))
+        memory, buffers = parse_assignment(_dump(folder, ASSIGNED), program, code)
     needed = memory.total
     if refused:
         sizes = re.search(r"\(([\d.]+[KMGT]?)\) exceeds available HBM \(([\d.]+[KMGT]?)\)", refused)
@@ -174,15 +264,20 @@ def _compile(
             reason = refused.splitlines()[0]
             raise UserError(f"the TPU compiler refused the step for {topology.name}: {reason}")
         needed, limit = max(_size(sizes[1]), needed), _size(sizes[2])
-    return program, memory, buffers, needed, limit
+    return _Compiled(program, memory, buffers, needed, limit)
 
 
 def _dump(folder: str, ending: str) -> str:
     """The text of the compiler's dump of the step; kernels may have dumps of their own, which are small."""
-    found = sorted(Path(folder).glob(f"*.{ending}"), key=lambda file: file.stat().st_size)
+    found = _dumps(folder, ending)
     if not found:
         raise UserError(f"the TPU compiler wrote no {ending}; another version of libtpu may be installed")
     return found[-1].read_text()
+
+
+def _dumps(folder: str, ending: str) -> list[Path]:
+    """The compiler's dumps of one kind, the largest last."""
+    return sorted(Path(folder).glob(f"*.{ending}"), key=lambda file: file.stat().st_size)
 
 
 def _size(text: str) -> int:

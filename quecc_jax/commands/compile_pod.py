@@ -34,6 +34,9 @@ class Options:
     """Chip and topology, such as v5e:16x16 or v5p:2x4x4; 2*v5e:16x16 for two slices."""
     json: Path | None = None
     """Also write the report to this file, as JSON."""
+    quick: bool = False
+    """Stop when memory and program are known, before the compiler makes code, which takes most of its time; of
+    questions, the longest alone."""
     show_sharding: bool = False
     """Print how every parameter is sharded, and compile nothing."""
 
@@ -42,11 +45,8 @@ def run(options: Options) -> None:
     """Compiles, and prints the report."""
     config, topology = options.config, parse_topology(options.topology)
     if options.show_sharding:
-        refuse_unread(
-            options,
-            ("json",),
-            "takes the report of a compilation, which --show-sharding has not; leave one out",
-        )
+        why = "is of a compilation, which --show-sharding has not; leave one out"
+        refuse_unread(options, ("json", "quick"), why)
     if options.json is not None:
         check_file("--json", options.json)
     # Before JAX is imported: nothing here may touch an accelerator, or look for one.
@@ -56,12 +56,15 @@ def run(options: Options) -> None:
         return
     from rich.console import Console
 
-    from quecc_jax.aot.report import pod_reports, remedies
+    from quecc_jax.aot.report import pod_reports, quick_report, remedies
 
     console = Console(stderr=True)
     title = f"Compiling {config.out} for {topology.name}; minutes for a model of billions"
     with console.status(title) as status:
-        reports = pod_reports(config, topology, lambda what: status.update(f"{title}: {what}"))
+        if options.quick:
+            reports = [quick_report(config, topology)]
+        else:
+            reports = pod_reports(config, topology, lambda what: status.update(f"{title}: {what}"))
     report = reports[0]
     show(reports, config)
     if options.json is not None:
@@ -79,15 +82,15 @@ def show_sharding(config: RunConfig, topology: Topology) -> None:
     from rich.table import Table
 
     from quecc_jax.data.batch import batch_spec
-    from quecc_jax.sharding import make_mesh, placements, sharding_rules
+    from quecc_jax.sharding import make_mesh, placements
     from quecc_jax.train.state import stored_frozen, trained_names
-    from quecc_jax.train.step import boxed_params, check_division
+    from quecc_jax.train.step import abstract_params, boxed_params, check_division
 
     mesh = make_mesh(config.mesh, topology_devices(topology))
     check_division(config, mesh)
     spec = batch_spec(config.model, config.data, config.train.batch_size, config.data.cached_features)
-    params = stored_frozen(boxed_params(config, spec), config)
-    rows = placements(params, mesh, sharding_rules(config.mesh))
+    boxed, placed = boxed_params(config, spec), abstract_params(config, mesh, spec)
+    rows = placements(stored_frozen(boxed, config), stored_frozen(placed, config))
     axes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     table = Table(title=f"Parameters on {topology.name}: {axes}", title_justify="left")
     for heading in ("parameter", "shape", "logical axes", "mesh axes"):
@@ -142,7 +145,7 @@ def show(reports: "list[PodReport]", config: RunConfig) -> None:
     line(
         "",
         f"arguments {_gib(m.arguments)}, temporaries {_gib(m.temporaries)}, output {_gib(m.output)} "
-        f"of which {_gib(m.aliased)} in place of arguments, code {_gib(m.code)}",
+        f"of which {_gib(m.aliased)} in place of arguments, code {_gib(m.code) if m.code else 'not made'}",
     )
     for buffer in report.buffers:
         line(f"  {buffer.bytes / GIB:.3f} GiB", escape(f"{buffer.kind} {buffer.shape} {buffer.name}"))

@@ -70,6 +70,9 @@ class Options:
     """Share of its peaks that the chip reaches; by default 1."""
     batch: int | None = None
     """Queries answered together; by default 1."""
+    weights: Literal["bfloat16", "int8", "int4", "nf4"] | None = None
+    """How the matrices of the decoder's layers are kept when it answers, which decides the bytes that a token
+    reads; all else is bfloat16, by default these too."""
     price: float | None = None
     """Dollars per chip and hour."""
 
@@ -127,6 +130,7 @@ def run(options: Options) -> None:
     for title, table in (
         ("Where the recommended choice's cost goes", plan_report.parts_table(plan, asked)),
         ("What encodes its question", plan_report.encoders_table(plan, asked)),
+        ("What its training holds", plan_report.training_table(plan, asked)),
         ("Frontier", plan_report.frontier_table(plan, asked)),
         ("One step away", plan_report.neighbour_table(plan, asked)),
     ):
@@ -169,7 +173,7 @@ def _check(options: Options) -> None:
     if (options.encoder == "early_exit") != (options.exit_layer is not None):
         raise UserError("--encoder early_exit and --exit-layer go together: the exit, and after which layer.")
     if options.chip is None:
-        refuse_unread(options, ("ms", "usd", "chips", "efficiency", "batch", "price"), "needs a --chip.")
+        refuse_unread(options, ("ms", "usd", "chips", "efficiency", "batch", "weights", "price"), "needs a --chip.")
     if (options.usd is None) != (options.price is None):
         raise UserError("--usd and --price go together: a budget in dollars, and what a chip's hour costs.")
 
@@ -190,9 +194,8 @@ def _setup(options: Options) -> "Setup":
         machine = find_machine(options.chip, options.chips or 1, options.efficiency or 1.0)
     kind: Kind = "flops" if options.flops else "seconds" if options.ms else "usd"
     query = QueryConfig(options.encoder or "decoder", options.exit_layer or 0)
-    return Setup(
-        kind, machine, options.batch or 1, options.price, query, options.compressor or PAPERS_COMPRESSOR
-    )
+    compressor, weights = options.compressor or PAPERS_COMPRESSOR, options.weights or "bfloat16"
+    return Setup(kind, machine, options.batch or 1, options.price, query, compressor, weights)
 
 
 def _sizes(names: Sequence[str]) -> list[float]:

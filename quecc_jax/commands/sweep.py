@@ -13,14 +13,16 @@ from typing import Annotated
 
 import tyro
 
-from quecc_jax.aot.chips import find_chip
+from quecc_jax.aot.chips import GIB, find_chip
 from quecc_jax.commands.checks import refuse_unread
 from quecc_jax.commands.config_file import load_file
+from quecc_jax.config import RunConfig
 from quecc_jax.errors import UserError
 from quecc_jax.experiments.grid import Cell, Grid, at
 from quecc_jax.experiments.llava_grid import training_flops
 from quecc_jax.experiments.runner import check, run_grid
 from quecc_jax.experiments.store import result_file
+from quecc_jax.memory import train_memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,20 +98,26 @@ def dry_run(grid: Grid, chosen: Sequence[Cell], topology: str, mfu: float) -> st
     chip, count = find_chip(match[1]), int(match[2])
     rate = chip.flops * count * mfu
     width = max(len(cell.name) for cell in chosen)
-    lines = [f"{'cell':{width}} {'steps':>17}   row tokens   FLOPs        hours"]
-    total = 0.0
+    lines = [f"{'cell':{width}} {'steps':>17}   row tokens   FLOPs        hours   GiB a chip   decoder"]
+    total, limit = 0.0, (chip.usable_gib or chip.hbm_gib) * GIB
     for cell in chosen:
         steps = " + ".join(f"{run.train.steps:,}" for run in cell.runs)
         flops = training_flops(cell)
         total += flops
-        state = "  done" if result_file(grid, cell.name).is_file() else ""
+        needed = max(train_memory(run, count).total for run in cell.runs)
+        state = " does not fit" if needed > limit else ""
+        state += "  done" if result_file(grid, cell.name).is_file() else ""
         lines.append(
             f"{cell.name:{width}} {steps:>17}{cell.runs[-1].data.max_length:>13,}   "
-            f"{flops:.3e} {flops / rate / 3600:9.2f}{state}"
+            f"{flops:.3e} {flops / rate / 3600:9.2f}   {needed / GIB:10.2f}   {_trained(cell.runs[-1])}{state}"
         )
     lines.append(
         f"{len(chosen)} cells, {total:.3e} FLOPs, {total / rate / 3600:,.1f} hours on {count} x {chip.kind} "
         f"at {100 * mfu:g} % of {chip.flops / 1e12:g} TFLOP/s each; tests, compilation, saving come on top"
+    )
+    lines.append(
+        f"a chip has {limit / GIB:g} GiB; parameters, slots and gradients are counted, activations estimated for the "
+        "stage that needs most, over the mesh of the run's own settings"
     )
     lengths = {tuple(run.data.max_length for run in cell.runs) for cell in chosen}
     counts = {cell.runs[-1].model.visual_tokens for cell in chosen}
@@ -120,3 +128,12 @@ def dry_run(grid: Grid, chosen: Sequence[Cell], topology: str, mfu: float) -> st
             "what training takes hardly depends on V; llava_grid's text_tokens makes them as long as each V needs"
         )
     return "\n".join(lines)
+
+
+def _trained(run: RunConfig) -> str:
+    """How the last stage trains the decoder."""
+    lora, form = run.model.lora.rank, run.train.frozen_weights
+    kept = "" if form == "auto" else f" in {form}"
+    if lora:
+        return f"adapters of rank {lora}{kept}"
+    return f"frozen{kept}" if run.train.stage == 1 else "whole"

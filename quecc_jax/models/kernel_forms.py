@@ -14,9 +14,9 @@ from jaxtyping import PyTree
 
 from quecc_jax.config import DecoderConfig
 from quecc_jax.config.shapes import decoder_matrices
-from quecc_jax.config.weights import Form
+from quecc_jax.config.weights import Form, scale_shape
 from quecc_jax.errors import UserError
-from quecc_jax.models.quantized import CODES, SCALE, dequantize, form_of, quantize, scale_shape
+from quecc_jax.models.quantized import CODES, SCALE, dequantize, form_of, quantize
 
 Decoder = dict[str, PyTree]
 """Parameters of a decoder, or what stands for them."""

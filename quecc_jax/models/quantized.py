@@ -20,13 +20,12 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from quecc_jax.config.weights import FORMS, Form
+from quecc_jax.config.weights import FORMS, Form, scale_shape
 from quecc_jax.models.arrays import Array
 
 Stored = dict[str, Any]
 """{form: codes, "scale": scale}, or anything that stands for these arrays."""
 SCALE = "scale"
-BLOCK = 64
 LEVELS = (
     -1.0,
     -0.6961928009986877,
@@ -54,15 +53,6 @@ CODES: dict[str, DTypeLike] = {"int8": jnp.int8, "int4": jnp.int4, "nf4": jnp.in
 def form_of(kernel: object) -> Form | None:
     """The form of a stored matrix; None of a plain one."""
     return next((form for form in FORMS if form in kernel), None) if isinstance(kernel, Mapping) else None
-
-
-def scale_shape(shape: tuple[int, ...], form: Form, inputs: int) -> tuple[int, ...]:
-    """The scale's shape for a matrix [*in, *out] with so many input axes."""
-    *before, last = shape[:inputs]
-    if form == "int8":
-        return (*(1 for _ in range(inputs)), *shape[inputs:])
-    block = next(size for size in range(min(BLOCK, last), 0, -1) if last % size == 0)
-    return (*before, last // block, *shape[inputs:])
 
 
 def quantize(kernel: Float[Array, "..."], form: Form, inputs: int) -> Stored:

@@ -57,7 +57,7 @@ def page(plan: Plan, asked: Question, explorer: str) -> str:
     def table(made: plan_report.Table, label: str) -> str:
         return table_html(made[1], made[0], label)
 
-    encoders = plan_report.encoders_table(plan, asked)
+    encoders, training = plan_report.encoders_table(plan, asked), plan_report.training_table(plan, asked)
     sections = [
         Section(
             "What the budget buys",
@@ -65,6 +65,7 @@ def page(plan: Plan, asked: Question, explorer: str) -> str:
                 paragraph(plan_report.advice(plan, asked)),
                 table(plan_report.parts_table(plan, asked), "Where the cost goes"),
                 *([] if encoders is None else [table(encoders, "Encoders of the question")]),
+                *([] if training is None else [table(training, "Memory of its training")]),
                 paragraph(f"Law: {asked.fit.law.formula()}.", "muted"),
                 bullets(plan_report.sentences(plan, asked), "note"),
             ],

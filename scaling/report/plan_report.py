@@ -11,6 +11,7 @@ from scaling.cost import PAPERS_COMPRESSOR, PARTS, Lengths, QueryConfig, Setup, 
 from scaling.formatting import PER, Record, amount
 from scaling.planner import UNITS, Plan, choice_of
 from scaling.saved_fit import SavedFit
+from scaling.training import TrainingCost, training_costs
 
 PART_NAMES = {
     "tower": "vision tower",
@@ -67,7 +68,7 @@ class Question(NamedTuple):
             return said
         share = "" if machine.efficiency == 1 else f", {100 * machine.efficiency:g} % of its peaks"
         figures = f"{machine.flops / 1e12:g} TFLOP/s, {machine.bandwidth / 1e9:g} GB/s{share}"
-        return f"{said}, {machine.name} ({figures}), batch {self.setup.batch}"
+        return f"{said}, {machine.name} ({figures}), batch {self.setup.batch}, {self.setup.weights} weights"
 
     @property
     def convention(self) -> str:
@@ -223,6 +224,7 @@ def plan_record(plan: Plan, asked: Question) -> Record:
         "query_encoder": encoder_name(setup.query) if asked.counted and reads else None,
         "machine": machine,
         "batch": setup.batch if machine else None,
+        "weights": setup.weights if machine else None,
         "usd_per_hour": setup.usd_per_hour,
         "budget": {"limit": plan.budget, "unit": UNITS[setup.kind]},
         "recommendation": choices[plan.best]
@@ -241,6 +243,10 @@ def plan_record(plan: Plan, asked: Question) -> Record:
             "choice": choices[choice_of(asked.fit.other, options, plan.budget)],
         },
         "closed_form": optimum,
+        "training": [
+            {"name": way.name, **way.memory._asdict(), "total": way.memory.total, "fits": way.fits}
+            for way in _training(plan, asked)
+        ],
         "advice": advice(plan, asked),
         "notes": notes(plan, asked),
     }
@@ -314,6 +320,33 @@ def encoders_table(plan: Plan, asked: Question) -> Table | None:
         if one.seconds is not None and one.seconds_share is not None:
             row += [amount(one.seconds, "seconds"), f"{100 * one.seconds_share:.2g} %"]
         rows.append(row)
+    return header, rows
+
+
+def _training(plan: Plan, asked: Question) -> list[TrainingCost]:
+    """Ways to train the recommended choice; none where its cost is published or no machine is named."""
+    if not asked.counted or asked.setup.machine is None:
+        return []
+    o, k = plan.options, plan.best
+    return training_costs(o.llms[k], o.params_b[k], o.visual_tokens[k], asked.setup)
+
+
+def training_table(plan: Plan, asked: Question) -> Table | None:
+    """What each way to train the recommended choice holds per chip; None without a machine."""
+    machine = asked.setup.machine
+    ways = _training(plan, asked)
+    if machine is None or not ways:
+        return None
+    header = ["trained, GiB per chip", "parameters", "optimizer", "gradients", "activations (estimate)", "all", ""]
+    limit = machine.memory / machine.count
+    rows = [
+        [
+            way.name,
+            *(f"{part / 2**30:.2f}" for part in (*way.memory, way.memory.total)),
+            f"{'fits' if way.fits else 'does not fit'} {limit / 2**30:.3g}",
+        ]
+        for way in ways
+    ]
     return header, rows
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from quecc_jax import flops
 from quecc_jax.config import ModelConfig
+from quecc_jax.memory import layer_bytes, table_params
 from scaling.cost import (
     BYTES,
     Lengths,
@@ -36,7 +37,7 @@ def counted_prices(llms: Sequence[Llm], visual_tokens: Sequence[float], setup: S
     """A query whose parts are all counted."""
     llms, counts = sorted(llms, key=lambda llm: llm.params_b), sorted(visual_tokens)
     machine, unit = setup.machine, COST_AXIS[setup.kind]
-    where = "" if machine is None else f" on {machine.name}, batch {setup.batch}"
+    where = "" if machine is None else f" on {machine.name}, batch {setup.batch}, {setup.weights} weights"
     tower = model_config(llms[0], counts[0], setup.query, setup.compressor).tower
     return {
         "counted": True,
@@ -66,11 +67,12 @@ def _coefficients(llm: Llm, counts: Sequence[float], setup: Setup) -> Record:
         "n": llm.params_b,
         "name": llm.name,
         "layers": flops.decoder_params(decoder),
+        "layer_bytes": layer_bytes(decoder, setup.weights),
         "output": output,
-        "tables": output if decoder.tie_embeddings else 2 * output,
+        "tables": table_params(decoder),
         "attention": flops.attention_flops(decoder, 1, 1),
         "cache": cache_bytes(decoder),
-        "query": _question(asking),
+        "query": _question(asking, setup),
         "adapters": [
             {
                 "flops": flops.compressor_cost(config).flops + flops.projector_flops(config),
@@ -82,11 +84,11 @@ def _coefficients(llm: Llm, counts: Sequence[float], setup: Setup) -> Record:
     }
 
 
-def _question(config: ModelConfig) -> dict[str, float]:
+def _question(config: ModelConfig, setup: Setup) -> dict[str, float]:
     """What encoding q tokens takes: fixed + linear q + square q^2 FLOPs, and bytes."""
     fixed, one, two = (flops.query_flops(config, tokens) for tokens in (0, 1, 2))
     square = (two - 2 * one + fixed) / 2
-    one_token = work_of_query(config, Lengths(1, 1, 1))["query"]
+    one_token = work_of_query(config, Lengths(1, 1, 1), setup.weights)["query"]
     return {
         "fixed": fixed,
         "linear": one - fixed - square,

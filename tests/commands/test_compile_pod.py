@@ -142,7 +142,7 @@ def test_the_table_of_a_decoder_under_adapters():
         ((CONFIG, "--topology", "v5e:2x2", "--json", "tests"), "--json tests is a folder; name a file"),
         (
             (CONFIG, "--topology", "v5e:2x2", "--show-sharding", "--json", "x.json"),
-            "--json takes the report of a compilation",
+            "--json is of a compilation",
         ),
     ],
 )

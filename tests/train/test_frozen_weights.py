@@ -15,7 +15,7 @@ from quecc_jax.convert.io.layer_store import SlabReader
 from quecc_jax.convert.rules import Slab
 from quecc_jax.errors import UserError
 from quecc_jax.load import load_vlm
-from quecc_jax.models import quantized
+from quecc_jax.config import weights
 from quecc_jax.models.kernel_forms import in_form
 from quecc_jax.models.lora import joined
 from quecc_jax.models.quantized import form_of
@@ -94,7 +94,7 @@ def test_a_step_is_that_around_the_same_numbers_and_moves_all_that_is_trained(fo
 @pytest.mark.parametrize("block", [64, 4], ids="blocks of {}".format)
 def test_meshes_agree_with_one_device(block, monkeypatch):
     """Blocks as large as an axis lie on every device whole, small ones with their numbers."""
-    monkeypatch.setattr(quantized, "BLOCK", block)
+    monkeypatch.setattr(weights, "BLOCK", block)
     # Another length, so that no program is shared with another block size.
     config = run("nf4", data={"images_per_row": 0, "max_length": 20 + block // 16}, stage=0)
     losses, before, state = two_steps(config)

@@ -17,7 +17,7 @@ const model = (() => {
     const context = length + (steps + 1) / 2;
     const pass = (tokens, seen, logits) =>
       2 * (llm.layers * tokens + llm.output * logits) + llm.attention * tokens * seen;
-    const all = data.bytes * (llm.layers + llm.output);
+    const all = llm.layer_bytes + data.bytes * llm.output;
     const adapter = llm.adapters[j], encoder = llm.query, asked = Math.min(read, encoder.most);
     return {
       tower: { flops: data.tower.flops, shared: data.tower.bytes, own: 0 },
@@ -43,7 +43,7 @@ const model = (() => {
   function fits(data, state, i, v, j) {
     if (!data.machine) return true;
     const llm = data.llms[i], adapter = llm.adapters[j], context = state.text + v + state.answer;
-    const weights = data.bytes * llm.tables + data.bytes * llm.layers + data.tower.bytes + adapter.bytes +
+    const weights = data.bytes * llm.tables + llm.layer_bytes + data.tower.bytes + adapter.bytes +
       (adapter.reads ? llm.query.memory : 0);
     return weights + data.batch * context * llm.cache <= data.machine.memory;
   }
