@@ -6,7 +6,7 @@ models. What a step holds beside its state is an estimate: a compiler decides it
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from quecc_jax import flops
 from quecc_jax.config import DecoderConfig, MeshConfig, RunConfig
@@ -15,6 +15,11 @@ from quecc_jax.config.weights import BITS, Weights, matrix_bytes
 
 SLOTS = 2
 """Numbers that Adam keeps for each that is trained."""
+
+
+LOW, HIGH = 0.93, 1.2
+"""Shares of what the compiler needs between which `TrainMemory.total` of a 7B or 13B model mostly lies: none is
+lower."""
 
 
 class TrainMemory(NamedTuple):
@@ -38,6 +43,17 @@ class TrainMemory(NamedTuple):
     def total(self) -> float:
         """All of it at once."""
         return sum(self)
+
+
+Verdict = Literal["fits", "close", "does not fit"]
+
+
+def verdict(memory: TrainMemory, limit: float) -> Verdict:
+    """Whether a step fits into so many bytes per device; `close` where the estimate is too rough to say, and only a
+    compiler knows."""
+    if max(memory.state, memory.total / HIGH) > limit:
+        return "does not fit"
+    return "fits" if memory.total <= LOW * limit else "close"
 
 
 def layer_bytes(config: DecoderConfig, weights: Weights) -> float:

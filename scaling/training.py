@@ -6,7 +6,7 @@ from typing import NamedTuple
 from quecc_jax.config import DataConfig, LoraConfig, RunConfig, TrainConfig
 from quecc_jax.config.presets import SIZES_B
 from quecc_jax.config.weights import FrozenWeights
-from quecc_jax.memory import TrainMemory, train_memory
+from quecc_jax.memory import TrainMemory, Verdict, train_memory, verdict
 from scaling.cost import Setup, find_llm, model_config
 
 LENGTH = 2048
@@ -19,7 +19,7 @@ class TrainingCost(NamedTuple):
     name: str
     """As people say it."""
     memory: TrainMemory
-    fits: bool
+    verdict: Verdict
 
 
 def training_costs(name: str, params_b: float, visual_tokens: float, setup: Setup) -> list[TrainingCost]:
@@ -42,5 +42,5 @@ def training_costs(name: str, params_b: float, visual_tokens: float, setup: Setu
         model = dataclasses.replace(whole, lora=LoraConfig(rank=rank), remat="full")
         train = TrainConfig(stage=2, batch_size=count, frozen_weights=form)
         memory = train_memory(RunConfig(model=model, data=DataConfig(max_length=LENGTH), train=train), count)
-        found.append(TrainingCost(way, memory, memory.total <= setup.machine.memory / count))
+        found.append(TrainingCost(way, memory, verdict(memory, setup.machine.memory / count)))
     return found

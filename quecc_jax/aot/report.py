@@ -156,9 +156,7 @@ def quick_report(config: RunConfig, topology: Topology) -> PodReport:
     return _pod_report(config, topology, mesh, length, compiled, seconds)
 
 
-def _compile_into(
-    config: RunConfig, topology: Topology, length: int, folder: str, told: Connection
-) -> None:
+def _compile_into(config: RunConfig, topology: Topology, length: int, folder: str, told: Connection) -> None:
     """Compiles in a process of its own, and tells when it begins and ends (seconds), or what a UserError says."""
     follow_parent()
     try:

@@ -173,7 +173,9 @@ def _check(options: Options) -> None:
     if (options.encoder == "early_exit") != (options.exit_layer is not None):
         raise UserError("--encoder early_exit and --exit-layer go together: the exit, and after which layer.")
     if options.chip is None:
-        refuse_unread(options, ("ms", "usd", "chips", "efficiency", "batch", "weights", "price"), "needs a --chip.")
+        refuse_unread(
+            options, ("ms", "usd", "chips", "efficiency", "batch", "weights", "price"), "needs a --chip."
+        )
     if (options.usd is None) != (options.price is None):
         raise UserError("--usd and --price go together: a budget in dollars, and what a chip's hour costs.")
 

@@ -22,7 +22,7 @@ from quecc_jax.experiments.grid import Cell, Grid, at
 from quecc_jax.experiments.llava_grid import training_flops
 from quecc_jax.experiments.runner import check, run_grid
 from quecc_jax.experiments.store import result_file
-from quecc_jax.memory import train_memory
+from quecc_jax.memory import train_memory, verdict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,8 +104,9 @@ def dry_run(grid: Grid, chosen: Sequence[Cell], topology: str, mfu: float) -> st
         steps = " + ".join(f"{run.train.steps:,}" for run in cell.runs)
         flops = training_flops(cell)
         total += flops
-        needed = max(train_memory(run, count).total for run in cell.runs)
-        state = " does not fit" if needed > limit else ""
+        memory = max((train_memory(run, count) for run in cell.runs), key=lambda one: one.total)
+        needed, found = memory.total, verdict(memory, limit)
+        state = "" if found == "fits" else f" {found}"
         state += "  done" if result_file(grid, cell.name).is_file() else ""
         lines.append(
             f"{cell.name:{width}} {steps:>17}{cell.runs[-1].data.max_length:>13,}   "
@@ -117,7 +118,7 @@ def dry_run(grid: Grid, chosen: Sequence[Cell], topology: str, mfu: float) -> st
     )
     lines.append(
         f"a chip has {limit / GIB:g} GiB; parameters, slots and gradients are counted, activations estimated for the "
-        "stage that needs most, over the mesh of the run's own settings"
+        "stage that needs most, over the mesh of the run's own settings; `close` may fit or not"
     )
     lengths = {tuple(run.data.max_length for run in cell.runs) for cell in chosen}
     counts = {cell.runs[-1].model.visual_tokens for cell in chosen}

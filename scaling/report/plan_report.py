@@ -244,7 +244,7 @@ def plan_record(plan: Plan, asked: Question) -> Record:
         },
         "closed_form": optimum,
         "training": [
-            {"name": way.name, **way.memory._asdict(), "total": way.memory.total, "fits": way.fits}
+            {"name": way.name, **way.memory._asdict(), "total": way.memory.total, "verdict": way.verdict}
             for way in _training(plan, asked)
         ],
         "advice": advice(plan, asked),
@@ -337,13 +337,21 @@ def training_table(plan: Plan, asked: Question) -> Table | None:
     ways = _training(plan, asked)
     if machine is None or not ways:
         return None
-    header = ["trained, GiB per chip", "parameters", "optimizer", "gradients", "activations (estimate)", "all", ""]
+    header = [
+        "trained, GiB per chip",
+        "parameters",
+        "optimizer",
+        "gradients",
+        "activations (estimate)",
+        "all",
+        "",
+    ]
     limit = machine.memory / machine.count
     rows = [
         [
             way.name,
             *(f"{part / 2**30:.2f}" for part in (*way.memory, way.memory.total)),
-            f"{'fits' if way.fits else 'does not fit'} {limit / 2**30:.3g}",
+            f"{way.verdict}, of {limit / 2**30:.3g}",
         ]
         for way in ways
     ]

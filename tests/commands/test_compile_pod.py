@@ -129,6 +129,49 @@ def test_the_table_of_a_decoder_under_adapters():
     assert "·, ·, tensor" in lines["gate/lora_b"]
 
 
+@needs_libtpu
+def test_the_table_shows_scales_that_do_not_divide_as_a_run_places_them():
+    """A width of 256 has four blocks, which do not divide over eight chips."""
+    ran = compile_pod(
+        CONFIG, "--topology", "v5e:2x4", "--show-sharding", "--model.lora.rank", "8", "--train.frozen-weights", "nf4",
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    codes, scale = (
+        next(line for line in ran.stdout.splitlines() if f"gate/kernel/{name} " in line)
+        for name in ("nf4", "scale")
+    )
+    assert "·, fsdp, tensor" in codes and f"{8 * 256 * 640 / 2 / 8 / 2**20:.3f}" in codes
+    assert "8x4x640" in scale and "fsdp" not in scale and f"{4 * 8 * 4 * 640 / 2**20:.3f}" in scale
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    "extra", [("--train.stage", "0", "--data.images-per-row", "0"), pytest.param((), marks=pytest.mark.slow)]
+)
+def test_a_quick_report_is_the_whole_one_but_for_the_code(tmp_path, extra):
+    reports = []
+    for name, option in (("quick", ["--quick"]), ("whole", [])):
+        out = tmp_path / f"{name}.json"
+        ran = compile_pod(CONFIG, "--topology", "v5e:2x2", *extra, *option, "--json", str(out))
+        assert ran.returncode == 0, ran.stderr
+        reports.append(json.loads(out.read_text()))
+    quick, whole = reports
+    assert quick["memory"].pop("code") == 0 < whole["memory"].pop("code")
+    other = {"memory", "needed", "trace_seconds", "compile_seconds", "shorter_queries"}
+    assert {k: v for k, v in quick.items() if k not in other} == {
+        k: v for k, v in whole.items() if k not in other
+    }
+    for part in ("arguments", "temporaries", "output", "aliased"):
+        assert quick["memory"][part] == whole["memory"][part]
+
+
+@needs_libtpu
+def test_a_quick_report_of_what_does_not_divide_is_one_sentence():
+    ran = compile_pod(CONFIG, "--topology", "v5e:2x2", "--train.batch-size", "6", "--quick")
+    assert ran.returncode == 1 and "do not divide over 4 devices" in ran.stderr
+    assert len(ran.stderr.strip().splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

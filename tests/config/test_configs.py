@@ -28,7 +28,9 @@ def test_stages_follow_one_another(name):
     stage = int(name.removesuffix(".py")[-1])
     assert config.train.stage == stage
     if stage == 2:
-        before = load_config_file(f"configs/{name.replace('_lora', '').replace('stage2', 'stage1')}")
+        before = load_config_file(
+            f"configs/{name.replace('_qlora', '').replace('_lora', '').replace('stage2', 'stage1')}"
+        )
         assert config.init_from == before.out
         assert dataclasses.replace(config.model, lora=LoraConfig()) == before.model
 
@@ -110,6 +112,8 @@ LORA = {
 }
 """scripts/v1_5/finetune_lora.sh of haotian-liu/LLaVA and train.py's default of the dropout, where they differ from
 finetune.sh."""
+QLORA = {"lora_r": 64, "lora_alpha": 16}
+"""Of QLoRA's paper (arXiv 2305.14314); train.py's own defaults, which finetune_qlora.sh names too."""
 ROWS = {1: 558_128, 2: 665_298}
 UPDATES = {1: 2181, 2: 5198}
 """Of an epoch at LLaVA-1.5's 256 and 128 rows, as transformers counts them."""
@@ -160,8 +164,11 @@ def test_values_are_those_of_the_scripts(name):
     if name.startswith("qwen"):
         # The scripts are for Vicuna, whose template v1 is.
         expected["version"] = "qwen"
-    if "_lora" in name:
+    if "lora" in name:
         expected |= LORA
+    if "qlora" in name:
+        expected |= QLORA
+    assert config.train.frozen_weights == ("nf4" if "qlora" in name else "auto")
     assert in_the_scripts_words(config) == expected
     assert config.train.batch_size == {1: 256, 2: 128}[config.train.stage]
     assert config.train.steps == UPDATES[config.train.stage]

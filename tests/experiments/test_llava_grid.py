@@ -12,15 +12,17 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
+from configs import llava
 from quecc_jax.aot.chips import find_chip
 from quecc_jax.commands.cli import execute
+from quecc_jax.commands.config_file import load_config_file
 from quecc_jax.commands.sweep import dry_run, sharded
 from quecc_jax.config import CheckpointConfig, SourceConfig
 from quecc_jax.data.text.word_tokenizer import train_word_tokenizer
 from quecc_jax.errors import UserError
 from quecc_jax.experiments import cell as cell_module
 from quecc_jax.experiments import runner
-from quecc_jax.experiments.grid import Benchmarks, Grid, Test
+from quecc_jax.experiments.grid import Benchmarks, Cell, Grid, Test
 from quecc_jax.experiments.llava_grid import Llm, llava_grid, training_flops
 from quecc_jax.experiments.runner import Outcome, run_grid, write_scores
 from quecc_jax.experiments.stats import scores_record
@@ -260,6 +262,27 @@ def test_dry_run_counts_hours(tmp_path):
     for topology, mfu, sentence in (("v5e", 0.4, "--topology"), ("v9-8", 0.4, "v9"), ("v5e-8", 1.5, "--mfu")):
         with pytest.raises(UserError, match=sentence):
             dry_run(grid, grid.cells, topology, mfu)
+
+
+def test_a_dry_run_knows_adapters_and_frozen_weights():
+    """7B on one chip: neither the whole decoder nor adapters fit, adapters around 4 bits do."""
+    whole = llava.stage2("vicuna-7b", "", "")
+    ways = {
+        "whole": whole,
+        "adapters of rank 128": llava.with_adapters(whole, ""),
+        "adapters of rank 64 in nf4": load_config_file("configs/llava_7b_qlora_stage2.py"),
+    }
+    lines = {}
+    for way, stage2 in ways.items():
+        one = dataclasses.replace(stage2, train=dataclasses.replace(stage2.train, grad_accum_steps=128))
+        cell = Cell("one", (one,), (), None, "vicuna-7b", 7.0, "quecc")
+        text = dry_run(Grid("sweep", "nowhere", (cell,)), (cell,), "v5e-1", 0.5)
+        (lines[way],) = [line for line in text.splitlines() if line.startswith("one ")]
+        assert lines[way].endswith(way if "nf4" in way else f"{way} does not fit")
+        assert "a chip has 15.75 GiB" in text and f"{training_flops(cell):.3e}" in lines[way]
+    # Gradients of the decoder's weights are a third of what all of it takes.
+    flops = {way: float(line.split()[3]) for way, line in lines.items()}
+    assert 0.6 < flops["adapters of rank 128"] / flops["whole"] < 0.9
 
 
 def test_a_dry_run_says_where_rows_are_alike_at_every_v(tmp_path):

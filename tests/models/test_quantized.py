@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 
 from quecc_jax.config import DecoderConfig, LoraConfig
-from quecc_jax.config.weights import FORMS
+from quecc_jax.config.weights import FORMS, scale_shape
 from quecc_jax.models.decoder import Decoder, unstack
 from quecc_jax.models.kernel_forms import in_form
 from quecc_jax.models.layers import Linear
-from quecc_jax.config.weights import scale_shape
 from quecc_jax.models.quantized import LEVELS, dequantize, form_of, quantize
 from tests import tiny
 from tests.models.decoders import ONES, PLACES, S, everything

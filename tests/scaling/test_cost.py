@@ -11,6 +11,7 @@ from quecc_jax.errors import UserError
 from scaling import cost
 from scaling.cost import Lengths, QueryConfig, Setup, find_llm, find_machine, model_config
 from scaling.report.prices import counted_prices
+from scaling.training import training_costs
 
 LENGTHS = Lengths(text=80, answer=16, question=20)
 
@@ -74,6 +75,37 @@ def test_seconds_of_a_hand_made_decoder():
     # One query waits for the weights, a thousand for arithmetic.
     assert cost.seconds_of(decode, machine, 1) == pytest.approx((decode.shared + decode.own) / 1e12)
     assert cost.seconds_of(decode, machine, 1000) == pytest.approx(1000 * decode.flops / 1e14)
+
+
+@pytest.mark.parametrize("weights, bits", [("int8", 8), ("int4", 4), ("nf4", 4)])
+def test_a_token_waits_for_the_bytes_of_the_weights_form(weights, bits):
+    """Vicuna-7B, by hand: codes and float32 scales; tables, tower and cache stay in bfloat16."""
+    config = model_config(find_llm("vicuna-7b"), 1)
+    matrices = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11008)
+    scales = 32 * (5 * 4096 + 2 * 11008) if bits == 8 else matrices / 64
+    stored = matrices * bits / 8 + 4 * scales
+    head = 2 * 4096 * 32000
+    whole, few = cost.work_of_query(config, LENGTHS), cost.work_of_query(config, LENGTHS, weights)
+    assert whole["decode"].shared == 15 * (2 * matrices + head)
+    assert few["decode"].shared == 15 * (stored + head) and few["prefill"].shared == stored + head
+    assert few["query"].shared == stored and few["decode"].own == whole["decode"].own
+    assert {part: work.flops for part, work in few.items()} == {part: w.flops for part, w in whole.items()}
+    for part in ("tower", "compressor"):
+        assert few[part] == whole[part]
+    saved = cost.memory_of(config, LENGTHS, 3) - cost.memory_of(config, LENGTHS, 3, weights)
+    assert saved == 2 * matrices - stored
+    clip = model_config(find_llm("vicuna-7b"), 1, QueryConfig("clip_text"))
+    assert cost.work_of_query(clip, LENGTHS, weights)["query"] == cost.work_of_query(clip, LENGTHS)["query"]
+
+
+def test_training_says_what_fits():
+    """One chip of 16 GiB holds 7B's adapters around 4 bits and nothing larger; eight hold LoRA."""
+    one, eight = (Setup("seconds", find_machine("v5e", count)) for count in (1, 8))
+    whole, lora, qlora = training_costs("vicuna-7b", 7, 1, one)
+    assert [way.verdict for way in (whole, lora, qlora)] == ["does not fit", "does not fit", "fits"]
+    assert whole.memory.slots == 2 * whole.memory.gradients > 20 * qlora.memory.slots
+    assert lora.memory.parameters > 2 * qlora.memory.parameters
+    assert [way.verdict for way in training_costs("a size", 7, 1, eight)] == ["close", "fits", "fits"]
 
 
 def test_dollars_follow_from_seconds_and_fall_with_the_batch():

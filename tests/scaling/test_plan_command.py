@@ -173,9 +173,28 @@ def test_a_cheaper_encoder_is_counted_and_all_are_shown(fit_folder, tmp_path, ca
     assert all(name in page for name in ("early_exit 6 (counted above)", "embeddings", "clip_text"))
 
 
+@pytest.mark.usefixtures("without_figures")
+def test_weights_in_fewer_bits_are_named_and_buy_more(fit_folder, tmp_path, capsys):
+    options = ["--llms", "1.8", "7", "--visual-tokens", "1", "--chip", "v5e", "--ms", "220"]
+    found = {}
+    for weights in ("bfloat16", "int8"):
+        out = tmp_path / weights
+        given = [] if weights == "bfloat16" else ["--weights", weights]
+        assert main(["plan", "--fit", str(fit_folder), "--out", str(out), *options, *given]) == 0
+        plan, page = json.loads((out / "plan.json").read_text()), (out / "plan.html").read_text()
+        assert plan["weights"] == weights and f"batch 1, {weights} weights" in page
+        assert f"{weights} weights" in capsys.readouterr().out
+        found[weights] = plan["recommendation"]["llm"]
+        ways = {way["name"]: way["verdict"] for way in plan["training"]}
+        assert len(ways) == 3 and ways["QLoRA, rank 64, nf4"] == "fits" and "does not fit" in page
+    assert found == {"bfloat16": "qwen1.5-1.8b", "int8": "qwen1.5-7b"}
+
+
 @pytest.mark.parametrize(
     "options, said",
     [
+        ([*BUDGET, "--weights", "int8"], "--weights needs a --chip"),
+        (["--ms", "5", "--chip", "h100", "--weights", "float32"], "--weights"),
         ([*BUDGET, "--encoder", "early_exit"], "go together"),
         ([*BUDGET, "--encoder", "early_exit", "--exit-layer", "99"], "too few for an exit after 99"),
         ([*BUDGET, "--encoder", "embeddings", "--cost", "published"], "--encoder needs --cost counted"),

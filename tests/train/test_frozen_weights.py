@@ -9,13 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from quecc_jax.config import CheckpointConfig, LoraConfig, MeshConfig, RunConfig
+from quecc_jax.config import CheckpointConfig, LoraConfig, MeshConfig, RunConfig, weights
 from quecc_jax.config.validation import validate
 from quecc_jax.convert.io.layer_store import SlabReader
 from quecc_jax.convert.rules import Slab
 from quecc_jax.errors import UserError
 from quecc_jax.load import load_vlm
-from quecc_jax.config import weights
 from quecc_jax.models.kernel_forms import in_form
 from quecc_jax.models.lora import joined
 from quecc_jax.models.quantized import form_of
