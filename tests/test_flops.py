@@ -317,7 +317,7 @@ def test_a_step_around_a_frozen_decoder_runs_what_is_counted(lora, form):
     train = TrainConfig(stage=2, batch_size=2, frozen_weights=form, loss_chunk=256)
     config = dataclasses.replace(CONFIG, model=model, data=data, train=train)
     trainer = build_trainer(config, make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1]))
-    executed = hlo.flops(hlo.parse(trainer.lower().compile().as_text() or ""))
+    executed: float = hlo.flops(hlo.parse(trainer.lower().compile().as_text() or ""))
     # The backward pass computes logits anew; that is work of the machine, not of the model.
     executed -= 2 * flops.decoder_flops(model.decoder, 0, 0, 256)
     assert flops.train_flops(config) == pytest.approx(executed, rel=0.02)

@@ -10,8 +10,8 @@ from quecc_jax.pages.numbers import flops_text, size_name
 from scaling.cost import PAPERS_COMPRESSOR, PARTS, Lengths, QueryConfig, Setup, encoder_costs
 from scaling.formatting import PER, Record, amount
 from scaling.planner import UNITS, Plan, choice_of
+from scaling.report.training import TrainingCost, training_costs
 from scaling.saved_fit import SavedFit
-from scaling.training import TrainingCost, training_costs
 
 PART_NAMES = {
     "tower": "vision tower",

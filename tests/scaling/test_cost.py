@@ -11,7 +11,7 @@ from quecc_jax.errors import UserError
 from scaling import cost
 from scaling.cost import Lengths, QueryConfig, Setup, find_llm, find_machine, model_config
 from scaling.report.prices import counted_prices
-from scaling.training import training_costs
+from scaling.report.training import training_costs
 
 LENGTHS = Lengths(text=80, answer=16, question=20)
 
@@ -105,7 +105,7 @@ def test_training_says_what_fits():
     assert [way.verdict for way in (whole, lora, qlora)] == ["does not fit", "does not fit", "fits"]
     assert whole.memory.slots == 2 * whole.memory.gradients > 20 * qlora.memory.slots
     assert lora.memory.parameters > 2 * qlora.memory.parameters
-    assert [way.verdict for way in training_costs("a size", 7, 1, eight)] == ["close", "fits", "fits"]
+    assert [way.verdict for way in training_costs("vicuna-7b", 7, 1, eight)] == ["close", "fits", "fits"]
 
 
 def test_dollars_follow_from_seconds_and_fall_with_the_batch():

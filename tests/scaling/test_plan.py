@@ -192,7 +192,8 @@ def test_the_page_recommends_what_python_recommends():
         text, answer = int(rng.integers(0, 400)), int(rng.integers(1, 100))
         question = int(rng.integers(0, text + 1))
         lengths, samples = Lengths(text, answer, question), draws(law)
-        weights = ("bfloat16", "int8", "nf4")[trial // 3 % 3]
+        forms: list[cost.Kept] = ["bfloat16", "int8", "nf4"]
+        weights = forms[trial // 3 % 3]
         setup = dataclasses.replace(setups[trial % 3], query=encoders[trial // 3 % 4], weights=weights)
         law = Law(law.params, law.tokens, text)
         counted = trial % 4 != 0 or setup.kind != "flops"
