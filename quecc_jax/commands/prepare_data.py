@@ -25,7 +25,10 @@ class Options:
     out: str
     """Directory to write, here or as gs://BUCKET/PATH."""
     data: str = ""
-    """The conversations, .json or .jsonl, or a mixture of such files: LLaVA-NeXT's .yaml, or `{a,b}.json`."""
+    """The conversations, .json or .jsonl, or a mixture of such files: LLaVA-NeXT's .yaml, or `{a,b}.json`. Or a
+    Parquet file or a folder of some, as the Hub publishes data sets, with the images in it."""
+    split: str = "train"
+    """Of Parquet files that are named by their split."""
     images: tuple[str, ...] = ()
     """Folders of the images; several are searched in this order."""
     resize: int = 0
@@ -87,6 +90,7 @@ def check(options: Options) -> None:
     if options.features or options.queries:
         preparing = (
             "data",
+            "split",
             "images",
             "resize",
             "encode",
@@ -140,6 +144,7 @@ def as_array_record(options: Options) -> None:
             options.images,
             options.out,
             recipe,
+            split=options.split,
             skip_bad=options.bad == "skip",
             workers=options.workers or os.cpu_count() or 1,
             progress=show,
@@ -167,7 +172,9 @@ def as_tfds(options: Options) -> None:
     if options.resize and options.encode == "raw":
         raise UserError("--format tfds stores encoded images alone; take --encode jpeg or png")
     recipe = Recipe(options.resize, options.aspect, options.encode, options.quality, options.decoding)
-    rows = inline_rows(options.data, options.images, recipe, skip_bad=options.bad == "skip")
+    rows = inline_rows(
+        options.data, options.images, recipe, split=options.split, skip_bad=options.bad == "skip"
+    )
     builder = LlavaRows(rows=lambda: rows, recipe=recipe, data_dir=options.out)
     builder.download_and_prepare()
     print(

@@ -11,9 +11,9 @@ ImageDecoding = Literal["upright", "original"]
 class SourceConfig:
     """One data set of a mixture."""
 
-    kind: Literal["llava_json", "array_record", "tfds", "easy_vqa", "pool"] = "llava_json"
+    kind: Literal["llava_json", "array_record", "parquet", "tfds", "easy_vqa", "pool"] = "llava_json"
     """`array_record` is what `launch.prepare_data` makes of a `llava_json`, and `tfds` what it makes with
-    --format tfds."""
+    --format tfds; `parquet` is a data set as the Hub publishes it, see `data.sources.parquet`."""
     path: str = ""
     """The conversations file (.json or .jsonl, `llava_json`), a mixture of such files as LLaVA-NeXT lists
     them (.yaml, or braces as in `data/{a,b}.json`), or the directory of the others."""
@@ -21,7 +21,8 @@ class SourceConfig:
     """Folder that the rows' image paths are relative to, or several that are searched in this order
     (`llava_json`)."""
     split: str = "train"
-    """Published split, train or test (`easy_vqa`), or the name of one (`tfds`); the others hold one each."""
+    """Published split, train or test (`easy_vqa`), or the name of one (`tfds`; `parquet`, where files are named
+    by theirs); the others hold one each."""
     weight: float | None = None
     """Share of this source in the mixture; weights need not sum to one. None for every source joins
     them, so that an epoch visits each row of each source exactly once."""

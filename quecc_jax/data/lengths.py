@@ -16,6 +16,7 @@ from quecc_jax.config import DataConfig, SourceConfig
 from quecc_jax.data.bad_rows import DROPPED, LeftOut, Read, Tally
 from quecc_jax.data.files import size_and_time
 from quecc_jax.data.packing import RowLengths
+from quecc_jax.data.sources import parquet
 from quecc_jax.data.sources.mixture import files_of
 from quecc_jax.data.sources.source import Source
 from quecc_jax.errors import BadRow
@@ -158,7 +159,10 @@ def _files(config: SourceConfig) -> list[tuple[str, int, float]]:
         return []
     path = as_path(config.path)
     try:
-        files = sorted(path.glob("*.json")) if path.is_dir() else [*map(as_path, files_of(config.path))]
+        if config.kind == "parquet":
+            files = parquet.files_of(config.path, config.split)
+        else:
+            files = sorted(path.glob("*.json")) if path.is_dir() else [*map(as_path, files_of(config.path))]
         return [(str(file), *size_and_time(file)) for file in files]
     except OSError:
         return []

@@ -88,6 +88,11 @@ def check_reference(ref: str) -> None:
     )
 
 
+def is_input(name: str) -> bool:
+    """Whether a key or a column has the name of an input of the model other than text."""
+    return bool(_OTHERS.fullmatch(name) or _IMAGES.fullmatch(name))
+
+
 def _check_others(row: Row, images: bool) -> None:
     for key in row.keys() - _OURS:
         _check_key(key, row[key], images, "it")

@@ -111,8 +111,8 @@ class RowFile(Sequence[Row]):
         return len(self._bytes)
 
     @property
-    def crc32(self) -> int:
-        """Of the whole file."""
+    def stamp(self) -> int:
+        """The CRC-32 of the whole file."""
         return zlib.crc32(self._bytes)
 
     def __len__(self) -> int:

@@ -68,9 +68,9 @@ class Mixture(Sequence[Row]):
         return sum(file.size for file in self.files)
 
     @property
-    def crc32(self) -> tuple[int, ...]:
+    def stamp(self) -> tuple[int, ...]:
         """Of each file."""
-        return tuple(file.crc32 for file in self.files)
+        return tuple(file.stamp for file in self.files)
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0

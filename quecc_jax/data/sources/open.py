@@ -14,6 +14,7 @@ from quecc_jax.data.sources.array_record import check_recipe, open_prepared, pre
 from quecc_jax.data.sources.feature_store import read_features, read_tower_features
 from quecc_jax.data.sources.folders import Folders
 from quecc_jax.data.sources.mixture import open_rows
+from quecc_jax.data.sources.parquet import ParquetRows
 from quecc_jax.data.sources.pool import read_pool
 from quecc_jax.data.sources.pool_source import PoolSource
 from quecc_jax.data.sources.questions import Questions, check_questions
@@ -79,6 +80,8 @@ def _open_source(config: SourceConfig, layout: Layout, model: ModelConfig, finge
     elif config.kind == "tfds":
         check_recipe(config.path, rows.recipe, vision, data)  # type: ignore[attr-defined]
         images = ImageReader(cast(Callable[[ImageRef], BytesIO], BytesIO), vision, data)
+    elif isinstance(rows, ParquetRows):
+        images = ImageReader(rows.image, vision, data)
     else:
         images = ImageReader(Folders(config.roots).find, vision, data)
     if vision.tiles and data.images_per_row:
@@ -122,4 +125,4 @@ def read_rows(config: SourceConfig) -> Sequence[Row]:
         from quecc_jax.data.sources.tfds import TfdsRows
 
         return TfdsRows(config.path, config.split)
-    return open_rows(config.path)
+    return ParquetRows(config.path, config.split) if config.kind == "parquet" else open_rows(config.path)

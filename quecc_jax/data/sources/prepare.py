@@ -16,11 +16,12 @@ import numpy as np
 
 from quecc_jax.data.files import size_and_time
 from quecc_jax.data.images import fit, open_image
-from quecc_jax.data.references import image_path, image_refs
+from quecc_jax.data.references import ImageRef, Row, image_path, image_refs
 from quecc_jax.data.sources.array_record import FORMAT, MANIFEST, Manifest, Recipe, fault_record
 from quecc_jax.data.sources.folders import Folders
 from quecc_jax.data.sources.json_rows import RowFile
 from quecc_jax.data.sources.mixture import Mixture, open_rows
+from quecc_jax.data.sources.parquet import ParquetRows
 from quecc_jax.data.sources.shards import Shard, delete_notes, find_shard, shard_spans, write_shard
 from quecc_jax.errors import BadRow, UserError, disk_faults
 from quecc_jax.paths import AnyPath, as_path, is_remote, write_text
@@ -35,6 +36,9 @@ TOLD = 32
 LISTED = 20
 """Unreadable rows and images that the manifest names; it counts all of them."""
 
+Rows = RowFile | Mixture | ParquetRows
+Find = Callable[[ImageRef], str | BytesIO]
+"""Where an image is, or the bytes of its file; raises BadRow."""
 Progress = Callable[[int, int], None]
 """Called with the images done and their number."""
 
@@ -45,8 +49,7 @@ class Job(NamedTuple):
     directory: str
     name: str
     key: str
-    roots: tuple[str, ...]
-    files: list[str]
+    images: list[ImageRef]
     recipe: Recipe
     skip_bad: bool
 
@@ -57,6 +60,7 @@ def prepare(
     out: AnyPath,
     recipe: Recipe,
     *,
+    split: str = "train",
     skip_bad: bool = False,
     workers: int = 1,
     progress: Progress = lambda done, total: None,
@@ -68,10 +72,11 @@ def prepare(
     What an interrupted call of the same arguments has left is kept, shard by shard.
 
     Args:
-      data: .json or .jsonl file, or a mixture of such files.
-      images: folders of its images.
+      data: .json or .jsonl file, or a mixture of such files; or a Parquet file or a folder of some.
+      images: folders of its images; none of Parquet, which holds them.
       out: directory to write, here or in a bucket.
       recipe: how images are stored.
+      split: as of `ParquetRows`.
       skip_bad: go on at unreadable rows and images, which are counted and stay unreadable in what is
         written; otherwise the first one ends the call.
       workers: processes that read images, at least one.
@@ -84,16 +89,17 @@ def prepare(
       UserError: the file or an image cannot be read or the file has no rows, or `out` was made from something
         else.
     """
-    rows = _open_filled(data)
+    rows = _open_filled(data, images, split)
     key = _begin(rows, images, out, recipe, skip_bad, (shard_images, shard_rows))
     refs, bad = _images_of(rows, skip_bad)
     files = list(refs)
+    find = rows.image if isinstance(rows, ParquetRows) else Folders(images).find
     jobs = [
-        Job(str(out), name, _key_of(key, images, held), images, held, recipe, skip_bad)
+        Job(str(out), name, _key_of(key, find, held), held, recipe, skip_bad)
         for name, span in shard_spans("pictures", len(files), shard_images)
         for held in [files[span.start : span.stop]]
     ]
-    image_shards, lost = _image_shards(jobs, workers, progress)
+    image_shards, lost = _image_shards(jobs, find, workers, progress)
     shards = {"pictures": image_shards, "rows": _row_shards(rows, refs, bad, out, key, shard_rows)}
     messages = [*(str(error.at(rows.where(number))) for number, error in bad.items()), *lost]
     manifest: Manifest = {
@@ -113,20 +119,21 @@ def prepare(
     return manifest
 
 
-def _open_filled(data: AnyPath) -> RowFile | Mixture:
-    rows = open_rows(data)
+def _open_filled(data: AnyPath, images: tuple[str, ...], split: str) -> Rows:
+    rows: Rows
+    if as_path(data).is_dir() or as_path(data).suffix == ".parquet":
+        if images:
+            raise UserError(f"{os.fspath(data)} is Parquet and holds its images; leave --images out")
+        rows = ParquetRows(data, split)
+    else:
+        rows = open_rows(data)
     if not len(rows):
         raise UserError(f"{os.fspath(data)} has no rows; give a file of conversations")
     return rows
 
 
 def _begin(
-    rows: RowFile | Mixture,
-    images: tuple[str, ...],
-    out: AnyPath,
-    recipe: Recipe,
-    skip_bad: bool,
-    sizes: tuple[int, int],
+    rows: Rows, images: tuple[str, ...], out: AnyPath, recipe: Recipe, skip_bad: bool, sizes: tuple[int, int]
 ) -> str:
     """The key of this work, after checking that `out` holds none of another.
 
@@ -143,6 +150,8 @@ def _begin(
     }
     if isinstance(rows, Mixture):
         work["parts"] = rows.parts
+    if isinstance(rows, ParquetRows):
+        work["files"] = rows.names
     text, strict = (json.dumps(work | {"skip_bad": skips}, sort_keys=True) for skips in (skip_bad, False))
     folder = as_path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -159,30 +168,35 @@ def _begin(
             "delete it or choose another place"
         )
     write_text(f"{out}/work.json", text)
-    return hashlib.sha256(f"{strict} {rows.crc32}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{strict} {rows.stamp}".encode()).hexdigest()[:16]
 
 
-def _key_of(key: str, roots: tuple[str, ...], files: list[str]) -> str:
+def _key_of(key: str, find: Find, images: list[ImageRef]) -> str:
     """The key of a shard of images: of the work, their paths, and of those on this machine bytes and time of change."""
-    folders, stamps = Folders(roots), list[tuple[str, int, float]]()
-    for file in files:
+    stamps = list[tuple[ImageRef, int, float]]()
+    for image in images:
         stamp = (0, 0.0)
-        # What is missing is said when it is read.
+        # What is missing is said when it is read; what a table holds changes with the table's own stamp.
         with contextlib.suppress(BadRow, OSError, ValueError):
-            path = folders.find(file)
-            stamp = stamp if is_remote(path) else size_and_time(path)
-        stamps.append((file, *stamp))
+            path = find(image) if isinstance(image, str) else None
+            stamp = size_and_time(path) if isinstance(path, str) and not is_remote(path) else stamp
+        stamps.append((image, *stamp))
     return hashlib.sha256(f"{key} {stamps}".encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
 
-def _images_of(rows: RowFile | Mixture, skip_bad: bool) -> tuple[dict[str, int], dict[int, BadRow]]:
-    """The number of every image by its path, in the order of the rows, and what is wrong with rows."""
-    refs: dict[str, int] = {}
+def _named(rows: Rows, row: Row) -> list[ImageRef]:
+    """The images of a row. Raises BadRow where a file of rows names one by something else than a path."""
+    refs = image_refs(row)
+    return refs if isinstance(rows, ParquetRows) else [image_path(ref) for ref in refs]
+
+
+def _images_of(rows: Rows, skip_bad: bool) -> tuple[dict[ImageRef, int], dict[int, BadRow]]:
+    """The number of every image by its reference, in the order of the rows, and what is wrong with rows."""
+    refs: dict[ImageRef, int] = {}
     bad: dict[int, BadRow] = {}
     for number in range(len(rows)):
         try:
-            row = rows[number]
-            found = [image_path(ref) for ref in image_refs(row)]
+            found = _named(rows, rows[number])
         except BadRow as error:
             if not skip_bad:
                 raise UserError(
@@ -196,18 +210,14 @@ def _images_of(rows: RowFile | Mixture, skip_bad: bool) -> tuple[dict[str, int],
 
 
 def _row_shards(
-    rows: RowFile | Mixture,
-    refs: dict[str, int],
-    bad: dict[int, BadRow],
-    out: AnyPath,
-    key: str,
-    per_shard: int,
+    rows: Rows, refs: dict[ImageRef, int], bad: dict[int, BadRow], out: AnyPath, key: str, per_shard: int
 ) -> list[Shard]:
     def records(span: range) -> Iterator[bytes]:
         for number in span:
             row = fault_record(bad[number]) if number in bad else rows[number]
-            if isinstance(row, dict) and (found := [image_path(ref) for ref in image_refs(row)]):
-                row = {**row, "image": [refs[ref] for ref in found], "image_files": found}
+            if isinstance(row, dict) and (found := _named(rows, row)):
+                named = {} if isinstance(rows, ParquetRows) else {"image_files": found}
+                row = {**row, "image": [refs[ref] for ref in found], **named}
             yield row if isinstance(row, bytes) else json.dumps(row, ensure_ascii=False).encode()
 
     shards = []
@@ -217,14 +227,16 @@ def _row_shards(
     return shards
 
 
-def _image_shards(jobs: list[Job], workers: int, progress: Progress) -> tuple[list[Shard], list[str]]:
+def _image_shards(
+    jobs: list[Job], find: Find, workers: int, progress: Progress
+) -> tuple[list[Shard], list[str]]:
     """Writes what is not there yet; returns the shards and what is wrong with images, in order."""
-    total = sum(len(job.files) for job in jobs)
+    total = sum(len(job.images) for job in jobs)
     known = [find_shard(job.directory, job.name, job.key) for job in jobs]
     missing = [number for number, found in enumerate(known) if found is None]
     before = sum(found[0].records for found in known if found)
     left = [jobs[number] for number in missing]
-    for number, written in _parallel(left, workers, lambda done: progress(before + done, total)):
+    for number, written in _parallel(left, find, workers, lambda done: progress(before + done, total)):
         known[missing[number]] = written
     progress(total, total)
     found = [item for item in known if item is not None]
@@ -232,7 +244,7 @@ def _image_shards(jobs: list[Job], workers: int, progress: Progress) -> tuple[li
 
 
 def _parallel(
-    jobs: list[Job], workers: int, progress: Callable[[int], None]
+    jobs: list[Job], find: Find, workers: int, progress: Callable[[int], None]
 ) -> Iterator[tuple[int, tuple[Shard, list[str]]]]:
     """(number, result) of every job as it ends; the processes end with this one, even if it is killed."""
     context = multiprocessing.get_context("spawn")
@@ -240,7 +252,7 @@ def _parallel(
     count = min(max(workers, 1), len(jobs))
     for item in [*enumerate(jobs), *[None] * count]:
         waiting.put(item)
-    processes = [context.Process(target=_work, args=(waiting, told), daemon=True) for _ in range(count)]
+    processes = [context.Process(target=_work, args=(find, waiting, told), daemon=True) for _ in range(count)]
     try:
         for process in processes:
             process.start()
@@ -269,7 +281,7 @@ def _parallel(
             process.join()
 
 
-def _work(waiting: Any, told: Any) -> None:
+def _work(find: Find, waiting: Any, told: Any) -> None:
     """One process: makes shards, and tells of images and shards."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # Ctrl-C reaches the first process, which ends this one.
@@ -278,7 +290,7 @@ def _work(waiting: Any, told: Any) -> None:
         number, job = item
         try:
             with disk_faults(str(job.directory)):
-                told.put((number, _make(job, lambda count: told.put((None, count)))))
+                told.put((number, _make(job, find, lambda count: told.put((None, count)))))
         except UserError as error:
             told.put((number, error))
             return
@@ -291,34 +303,34 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _make(job: Job, tell: Callable[[int], None]) -> tuple[Shard, list[str]]:
-    folders, lost = Folders(job.roots), list[str]()
+def _make(job: Job, find: Find, tell: Callable[[int], None]) -> tuple[Shard, list[str]]:
+    lost = list[str]()
 
     def records() -> Iterator[bytes]:
-        for number, file in enumerate(job.files, start=1):
+        for number, image in enumerate(job.images, start=1):
             try:
-                yield stored(folders.find(file), job.recipe)
+                yield stored(find(image), job.recipe)
             except BadRow as error:
                 if not job.skip_bad:
                     raise UserError(f"{error}; or count such images with --bad skip") from None
                 lost.append(str(error))
                 yield fault_record(error)
-            if number % TOLD == 0 or number == len(job.files):
+            if number % TOLD == 0 or number == len(job.images):
                 tell((number - 1) % TOLD + 1)
 
     return write_shard(job.directory, job.name, job.key, records(), lost), lost
 
 
-def stored(path: str, recipe: Recipe) -> bytes:
+def stored(found: str | BytesIO, recipe: Recipe) -> bytes:
     """The bytes to store of an image, which is decoded in any case, to know that it can be.
 
     Raises:
       BadRow: as `open_image`.
     """
     if not recipe.size:
-        open_image(path, recipe.decoding)
-        return as_path(path).read_bytes()
-    image = fit(open_image(path, recipe.decoding), recipe.size, recipe.aspect)
+        open_image(found, recipe.decoding)
+        return found.getvalue() if isinstance(found, BytesIO) else as_path(found).read_bytes()
+    image = fit(open_image(found, recipe.decoding), recipe.size, recipe.aspect)
     if recipe.encoding == "raw":
         return np.asarray(image).tobytes()
     file = BytesIO()
@@ -328,26 +340,26 @@ def stored(path: str, recipe: Recipe) -> bytes:
 
 
 def inline_rows(
-    data: AnyPath, images: tuple[str, ...], recipe: Recipe, *, skip_bad: bool = False
+    data: AnyPath, images: tuple[str, ...], recipe: Recipe, *, split: str = "train", skip_bad: bool = False
 ) -> Iterator[dict[str, object]]:
-    """The rows of a LLaVA file with their images' records in them, as `tfds.LlavaRows` takes them.
+    """The rows of a LLaVA file, or of Parquet, with their images' records in them, as `tfds.LlavaRows` takes them.
 
     Raises:
       UserError: the file cannot be read or has no rows; and from the iterator, a row or an image cannot be
         read; with `skip_bad` such rows are left out.
     """
-    return _inline(_open_filled(data), images, recipe, skip_bad)
+    return _inline(_open_filled(data, images, split), images, recipe, skip_bad)
 
 
 def _inline(
-    rows: RowFile | Mixture, images: tuple[str, ...], recipe: Recipe, skip_bad: bool
+    rows: Rows, images: tuple[str, ...], recipe: Recipe, skip_bad: bool
 ) -> Iterator[dict[str, object]]:
-    folders = Folders(images)
+    find = rows.image if isinstance(rows, ParquetRows) else Folders(images).find
     for number in range(len(rows)):
         try:
             row = rows[number]
             try:
-                found = [stored(folders.find(ref), recipe) for ref in image_refs(row)]
+                found = [stored(find(ref), recipe) for ref in image_refs(row)]
                 said = cast(list[dict[str, str]], row["conversations"])
                 turns = [{"from": turn["from"], "value": turn["value"]} for turn in said]
             except (AttributeError, KeyError, TypeError):

@@ -10,6 +10,7 @@ from quecc_jax.data.references import ImageRef, Row, image_refs
 from quecc_jax.data.sources.feature_store import Features
 from quecc_jax.data.sources.json_rows import RowFile
 from quecc_jax.data.sources.mixture import Mixture
+from quecc_jax.data.sources.parquet import ParquetRows
 from quecc_jax.data.text.conversation import Encoded, lay_out
 from quecc_jax.data.text.tokenizer import Tokenizer
 from quecc_jax.data.text.turns import read_row
@@ -101,7 +102,7 @@ class RowSource:
         return len(self.rows)
 
     def where(self, row: int) -> str:
-        if isinstance(self.rows, RowFile | Mixture):
+        if isinstance(self.rows, RowFile | Mixture | ParquetRows):
             return self.rows.where(row)
         return f"{self.name}, row {row + 1}"
 
