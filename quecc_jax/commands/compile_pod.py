@@ -79,6 +79,7 @@ def show_sharding(config: RunConfig, topology: Topology) -> None:
     from rich.table import Table
 
     from quecc_jax.data.batch import batch_spec
+    from quecc_jax.models.teacher import with_teacher
     from quecc_jax.sharding import make_mesh, placements, sharding_rules
     from quecc_jax.train.state import stored_frozen, trained_names
     from quecc_jax.train.step import boxed_params, check_division
@@ -86,7 +87,7 @@ def show_sharding(config: RunConfig, topology: Topology) -> None:
     mesh = make_mesh(config.mesh, topology_devices(topology))
     check_division(config, mesh)
     spec = batch_spec(config.model, config.data, config.train.batch_size, config.data.cached_features)
-    params = stored_frozen(boxed_params(config, spec), config)
+    params = stored_frozen(with_teacher(boxed_params(config, spec), config), config)
     rows = placements(params, mesh, sharding_rules(config.mesh))
     axes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     table = Table(title=f"Parameters on {topology.name}: {axes}", title_justify="left")
