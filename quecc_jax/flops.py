@@ -17,6 +17,7 @@ from quecc_jax.config.shapes import (
     projector_depth,
     query_layers,
     row_limit,
+    teacher_length,
 )
 from quecc_jax.models.compressors.base_config import Cost
 
@@ -191,7 +192,17 @@ def train_flops(
             first = 2.0 * compressor.flops + (projector_flops(linear) if projector_params(model) else 0.0)
         image += adapter if stage == 0 else 3.0 * adapter - first
         total += images * image + _fusion_train_flops(config, length, images)
+    total += teacher_flops(config, length, images)
     return total * config.train.batch_size
+
+
+def teacher_flops(config: RunConfig, length: int, images: int) -> float:
+    """Forward FLOPs of the teacher for a row of `length` positions, room for so many images included; 0 without one."""
+    if not config.train.distil.weight:
+        return 0.0
+    model, whole = config.model, teacher_length(config.model, config.data, length, images)
+    projected = images * (model.vision.patches + model.vision.keep_cls)
+    return decoder_flops(model.decoder, whole, whole, length) + 2.0 * projected * projector_params(model)
 
 
 def _fusion_train_flops(config: RunConfig, length: int, images: int) -> float:

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 from quecc_jax import flops
 from quecc_jax.config import DecoderConfig, MeshConfig, RunConfig
-from quecc_jax.config.shapes import adapted_matrices, decoder_matrices
+from quecc_jax.config.shapes import adapted_matrices, decoder_matrices, teacher_length
 from quecc_jax.config.weights import BITS, Weights, matrix_bytes
 
 SLOTS = 2
@@ -127,6 +127,11 @@ def _state(config: RunConfig, parts: _Parts) -> tuple[float, float]:
         frozen += held
     else:
         trained += held
+    if train.distil.weight:
+        frozen += 4 * flops.projector_params(model) / whole
+        if train.stage == 2 and not lora:
+            own = flops.decoder_params(decoder) + table_params(decoder)
+            frozen += BITS[model.dtype] / 8 * own / whole
     # Of each pair one matrix has the width of the stream, over which fsdp goes; the other lies whole on its devices.
     for inputs, outputs in adapted_matrices(model).values():
         sides = decoder.width / parts.width + (inputs + outputs - decoder.width) / parts.other
@@ -159,6 +164,11 @@ def _activations(config: RunConfig, parts: _Parts) -> float:
         # What is stored as it is multiplied is laid out anew for the products that make heads, all layers at once.
         tables += decoder.depth * sum(_matrices(decoder, form)[name] for name in "qkv") / parts.other
     tables += number * flops.adapter_params(model) / parts.other
+    if train.distil.weight:
+        images = data.row_images(model.visual_tokens, model.vision.max_crops)
+        # The teacher's rows keep nothing of a layer, and its logits stand beside the student's.
+        layer = max(layer, rows * teacher_length(model, data, data.max_length, images) * work)
+        logits *= 2
     return decoder.depth * positions * kept + tables + max(logits, layer) + _images(config, parts, rows)
 
 

@@ -19,6 +19,7 @@ from quecc_jax.config import (
     CompressorConfig,
     DataConfig,
     DecoderConfig,
+    DistilConfig,
     LoraConfig,
     MeshConfig,
     ModelConfig,
@@ -31,7 +32,7 @@ from quecc_jax.config import (
 )
 from quecc_jax.config.compressors import exchanged, names
 from quecc_jax.config.query import ClipTextConfig
-from quecc_jax.config.shapes import state_shape
+from quecc_jax.config.shapes import state_shape, teacher_length
 from quecc_jax.data.batch import Batch, batch_spec
 from quecc_jax.models.compressors.base import Features
 from quecc_jax.models.compressors.build import make_compressor
@@ -262,6 +263,30 @@ def test_an_answer_is_the_sum_of_its_parts():
     assert tiled["prefill"] == flops.decoder_flops(decoder, 90, 90, 1) and tiled["query"] == parts["query"]
 
 
+def step_flops(config: RunConfig) -> float:
+    """Of a whole optimizer step, as XLA counts them."""
+    trainer = build_trainer(config, make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1]))
+    bare = Batch(**{**trainer.abstract_batch._asdict(), "ids": None})
+    return xla_flops(lambda s, b: train_step(VLM(config.model), config, s, b), trainer.abstract_state, bare)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_teacher_adds_a_pass_over_all_patches_and_no_second_one_of_the_tower(cached):
+    data = dataclasses.replace(CONFIG.data, cached_features=cached, images_per_row=2)
+    train = dataclasses.replace(CONFIG.train, stage=1)
+    plain = dataclasses.replace(CONFIG, data=data, train=train)
+    config = dataclasses.replace(plain, train=dataclasses.replace(train, distil=DistilConfig(0.5)))
+    # 2 x (256 - 16) more places.
+    whole = flops.decoder_flops(MODEL.decoder, 736, 736, 256) + 2 * 256 * 2.0 * flops.projector_params(MODEL)
+    assert teacher_length(MODEL, data, 256, 2) == 768
+    padded = flops.decoder_flops(MODEL.decoder, 768, 768, 256) - flops.decoder_flops(
+        MODEL.decoder, 736, 736, 256
+    )
+    ours = flops.train_flops(config) - flops.train_flops(plain)
+    assert ours == pytest.approx(2 * (whole + padded))
+    assert ours == pytest.approx(step_flops(config) - step_flops(plain), rel=0.05)
+
+
 @pytest.mark.parametrize(
     "stage, images, cached, compressor, lora",
     [
@@ -292,9 +317,7 @@ def test_a_training_step(stage, images, cached, compressor, lora):
         data=dataclasses.replace(CONFIG.data, cached_features=cached, images_per_row=images),
         train=dataclasses.replace(CONFIG.train, stage=stage),
     )
-    trainer = build_trainer(config, make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1]))
-    bare = Batch(**{**trainer.abstract_batch._asdict(), "ids": None})
-    theirs = xla_flops(lambda s, b: train_step(VLM(model), config, s, b), trainer.abstract_state, bare)
+    theirs = step_flops(config)
     # The backward pass computes logits anew; that is work of the machine, not of the model.
     theirs -= 2 * flops.decoder_flops(MODEL.decoder, 0, 0, 256)
     assert flops.train_flops(config) == pytest.approx(theirs, rel=0.05)

@@ -82,6 +82,7 @@ def show_sharding(config: RunConfig, topology: Topology) -> None:
     from rich.table import Table
 
     from quecc_jax.data.batch import batch_spec
+    from quecc_jax.models.teacher import with_teacher
     from quecc_jax.sharding import make_mesh, placements
     from quecc_jax.train.state import stored_frozen, trained_names
     from quecc_jax.train.step import abstract_params, boxed_params, check_division
@@ -89,8 +90,11 @@ def show_sharding(config: RunConfig, topology: Topology) -> None:
     mesh = make_mesh(config.mesh, topology_devices(topology))
     check_division(config, mesh)
     spec = batch_spec(config.model, config.data, config.train.batch_size, config.data.cached_features)
-    boxed, placed = boxed_params(config, spec), abstract_params(config, mesh, spec)
-    rows = placements(stored_frozen(boxed, config), stored_frozen(placed, config))
+    boxed, placed = (
+        stored_frozen(with_teacher(params, config), config)
+        for params in (boxed_params(config, spec), abstract_params(config, mesh, spec))
+    )
+    rows = placements(boxed, placed)
     axes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     table = Table(title=f"Parameters on {topology.name}: {axes}", title_justify="left")
     for heading in ("parameter", "shape", "logical axes", "mesh axes"):

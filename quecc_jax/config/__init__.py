@@ -4,7 +4,14 @@ from quecc_jax.config.data import DataConfig, ImageDecoding, SourceConfig
 from quecc_jax.config.lora import LoraConfig
 from quecc_jax.config.model import DecoderConfig, ModelConfig, RopeScaling, VisionConfig
 from quecc_jax.config.query import ClipTextConfig, QueryConfig
-from quecc_jax.config.run import CheckpointConfig, MeshConfig, OptimizerConfig, RunConfig, TrainConfig
+from quecc_jax.config.run import (
+    CheckpointConfig,
+    DistilConfig,
+    MeshConfig,
+    OptimizerConfig,
+    RunConfig,
+    TrainConfig,
+)
 from quecc_jax.models.compressors.base_config import CompressorConfig
 from quecc_jax.models.compressors.none_config import NoneConfig
 from quecc_jax.models.compressors.quecc_config import QueccConfig
@@ -15,6 +22,7 @@ __all__ = [
     "CompressorConfig",
     "DataConfig",
     "DecoderConfig",
+    "DistilConfig",
     "ImageDecoding",
     "LoraConfig",
     "MeshConfig",

@@ -111,6 +111,8 @@ RANGES = {
     "train.batch_size": SIZE,
     "train.grad_accum_steps": SIZE,
     "train.loss_chunk": SIZE,
+    "train.distil.weight": SHARE,
+    "train.distil.temperature": POSITIVE,
     "train.max_bad_steps": COUNT,
     "train.seed": COUNT,
     "train.log_every": SIZE,

@@ -30,6 +30,18 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DistilConfig:
+    """A teacher beside the answers: the run's starting weights with all the tower's tokens of every image, frozen."""
+
+    weight: float = 0.0
+    """Share of the divergence from the teacher in the loss, the rest is the cross-entropy on the answers; 0 is no
+    teacher, and then the other settings mean nothing."""
+    temperature: float = 1.0
+    """Divides both models' logits before the divergence is taken, which then counts temperature^2 times, so that its
+    gradient keeps its size (arXiv 1503.02531)."""
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """Length, batch and bookkeeping of one training stage."""
 
@@ -46,6 +58,7 @@ class TrainConfig:
     frozen_weights: FrozenWeights = "auto"
     """How the matrices of a decoder that is frozen, in stage 1 or under adapters, are kept: `auto` as float32, under
     adapters as model.dtype; `int8`, `int4` and `nf4` in fewer bits (QLoRA's is nf4)."""
+    distil: DistilConfig = DistilConfig()
     max_bad_steps: int = 10
     """Consecutive steps with a non-finite loss or gradient, or without any label, after which training stops."""
     seed: int = 0

@@ -10,6 +10,15 @@ from quecc_jax.config.data import DataConfig
 from quecc_jax.errors import UserError
 from quecc_jax.models.compressors.base_config import Sizes
 
+GRANULE = 128
+"""Row lengths keep the powers of two in data.max_length up to this one, which is a TPU's tile."""
+
+
+def rounded_length(length: int, like: int) -> int:
+    """A row's length, raised to a multiple of the powers of two, up to GRANULE, in that of another."""
+    granule = min(like & -like, GRANULE)
+    return -(-length // granule) * granule
+
 
 def hidden_indices(config: VisionConfig) -> tuple[int, ...]:
     """Hidden states that are used at all, ascending, as indices 0 (embedding) to depth."""
@@ -61,6 +70,15 @@ def tiled_tokens(config: ModelConfig) -> int:
     v = config.visual_tokens
     side = math.isqrt(v) if config.has_newline else 0
     return max(v * (1 + rows * columns) + rows * side for rows, columns in config.vision.tiles)
+
+
+def teacher_length(config: ModelConfig, data: DataConfig, length: int, images: int) -> int:
+    """Tokens of a row with all the tower's tokens of its images, where the row of a run's batch has `length` and room
+    for so many images of V tokens each."""
+    # Padded rows are shorter where their V is drawn, and hold what rows of the largest do.
+    longest = data.max_length if data.batching == "pad" else length
+    more = config.vision.patches + config.vision.keep_cls - config.visual_tokens
+    return rounded_length(longest + images * more, longest)
 
 
 def query_width(config: ModelConfig) -> int:

@@ -52,6 +52,7 @@ def validate(config: RunConfig) -> None:
             f"train.frozen_weights {train.frozen_weights} is for a decoder that is frozen, but train.stage "
             f"{train.stage} trains all of it where model.lora.rank is 0",
         ),
+        *_distil_checks(config),
         *_query_checks(config),
         *_cls_checks(config.model),
         (
@@ -149,6 +150,27 @@ def _lora_checks(model: ModelConfig) -> list[tuple[bool, str]]:
             f"model.lora.rank {lora.rank} is above the smaller side of the decoder's matrix {narrow}, "
             f"which has {' x '.join(map(str, adapted.get(narrow, ())))} numbers",
         ),
+    ]
+
+
+def _distil_checks(config: RunConfig) -> list[tuple[bool, str]]:
+    """(holds, what to say if it does not) for every rule about a teacher."""
+    weight, train, vision = config.train.distil.weight, config.train, config.model.vision
+    if not weight:
+        return []
+    who = f"train.distil.weight {weight:g} asks for a teacher"
+    return [
+        (
+            bool(config.init_from),
+            f"{who}, but init_from names no run with all visual tokens that it could be",
+        ),
+        (
+            config.model.compressor.name != "none",
+            f"{who} with all visual tokens, but compressor none makes the student one, too",
+        ),
+        (train.stage > 0, f"{who}, but train.stage 0 trains neither compressor nor projector"),
+        (config.data.images_per_row > 0, f"{who} with all visual tokens, but data.images_per_row is 0"),
+        (not vision.tiles, f"{who}, which sees squares, but model.vision.tiles cut images into crops"),
     ]
 
 

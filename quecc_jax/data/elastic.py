@@ -9,13 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from quecc_jax.config import DataConfig, ModelConfig
-from quecc_jax.config.shapes import first_token
+from quecc_jax.config.shapes import first_token, rounded_length
 from quecc_jax.data.batch import NEWLINE
 from quecc_jax.data.packing import BatchPlan
 from quecc_jax.data.sampler import permutation
-
-GRANULE = 128
-"""Row lengths keep the powers of two in data.max_length up to this one, which is a TPU's tile."""
 
 
 def drawn(values: Sequence[int], seed: int, number: int) -> int:
@@ -29,9 +26,7 @@ def row_length(data: DataConfig, largest: int, visual_tokens: int) -> int:
 
     It holds every row with an image that data.max_length holds at the largest V.
     """
-    length = data.max_length - (largest - visual_tokens)
-    granule = min(data.max_length & -data.max_length, GRANULE)
-    return -(-length // granule) * granule
+    return rounded_length(data.max_length - (largest - visual_tokens), data.max_length)
 
 
 def choices(data: DataConfig, model: ModelConfig) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ from quecc_jax.fingerprint import query_fingerprint, tower_fingerprint
 from quecc_jax.models.kernel_forms import as_wanted, in_form
 from quecc_jax.models.lora import NAME as LORA
 from quecc_jax.models.lora import merged
+from quecc_jax.models.teacher import TEACHER, own_parts
 from quecc_jax.train.checkpoint import Tree, load_params
 from quecc_jax.train.run_dir import load_run_config
 from quecc_jax.train.state import TrainState
@@ -25,15 +26,22 @@ def initial_state(config: RunConfig, trainer: Trainer, tell: Callable[[str], Non
     and the towers of `tower_from` that it has not.
 
     Raises:
-      UserError: `init_from` is not a run, shares no parameters with this one, or has other shapes.
+      UserError: `init_from` is not a run, shares no parameters with this one, has other shapes, or cannot teach it.
     """
     abstract = {**trainer.abstract_state.trainable, **trainer.abstract_state.frozen}
+    if TEACHER in abstract:
+        abstract[TEACHER] = _taken_teacher(config, abstract[TEACHER])
     params: Tree = {}
     if config.init_from:
         params = borrowed("init_from", config.init_from, config.model, abstract)
         if not params:
             known = ", ".join(sorted(abstract))
             raise UserError(f"init_from {config.init_from} has none of this run's parameters ({known})")
+    if TEACHER in abstract and (absent := sorted({"projector", "decoder"} & abstract.keys() - params.keys())):
+        raise UserError(
+            f"init_from {config.init_from} has no parameters {', '.join(absent)}, and its teacher would guess; name a "
+            "model that reads images"
+        )
     towers: Tree = {k: abstract[k] for k in ("vision", "text") if k in abstract and k not in params}
     if config.tower_from and towers:
         params |= borrowed("tower_from", config.tower_from, config.model, towers)
@@ -42,9 +50,43 @@ def initial_state(config: RunConfig, trainer: Trainer, tell: Callable[[str], Non
                 f"tower_from {config.tower_from} has no parameters {', '.join(absent)}; name a "
                 "run that has them"
             )
-    if params and (fresh := sorted(abstract.keys() - params.keys())):
+    if params and (fresh := sorted(abstract.keys() - params.keys() - {TEACHER})):
         tell(f"not in {config.init_from or config.tower_from} and started at random: {', '.join(fresh)}")
     return trainer.start(params, jax.random.key(config.train.seed))
+
+
+def _taken_teacher(config: RunConfig, own: Tree) -> Tree:
+    """Those of the teacher's own parameters that come from `init_from`, itself a distilled run, if any; the others
+    are as the run begins.
+
+    Raises:
+      UserError: what `init_from` holds is no teacher of this run.
+    """
+    start = config.init_from
+    found = load_run_config(start)
+    here, there = config.model, found.model
+    parts = own_parts(found) if found.train.distil.weight else ()
+    said = ""
+    if not found.train.distil.weight:
+        if there.compressor.name != "none":
+            said = (
+                f"compresses images (model.compressor.name {there.compressor.name}), but a teacher has all visual "
+                "tokens; name a run with compressor none"
+            )
+        elif there.lora.rank and here.lora.rank:
+            said = "has adapters, which would go on and are the teacher's too; merge them, or train without model.lora"
+    elif set(parts) > own.keys():
+        said = "has a teacher with a decoder of its own; train the whole decoder in stage 2 again, or name its start"
+    elif there.lora.rank and not here.lora.rank:
+        said = "has adapters, which its teacher has not; keep model.lora, or name the run it started from"
+    for field in ("select_index", "keep_cls", "scales", "tiles"):
+        theirs, ours = getattr(there.vision, field), getattr(here.vision, field)
+        if theirs != ours and not said:
+            name = field.replace("index", "layer")
+            said = f"read images with vision.{name} {theirs}, and this run with {ours}; give both the same"
+    if said:
+        raise UserError(f"train.distil: init_from {start} {said}")
+    return {name: own[name] for name in parts}
 
 
 def borrowed(

@@ -1,11 +1,14 @@
 """Next-token cross-entropy that never holds [B, S, vocab] logits and computes each logit once."""
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from quecc_jax.data.batch import IGNORE
+from quecc_jax.models.teacher import Taught
 
 
 def shifted_targets(labels: jax.Array) -> jax.Array:
@@ -17,7 +20,12 @@ def shifted_targets(labels: jax.Array) -> jax.Array:
 
 
 def cross_entropy_sum(
-    hidden: jax.Array, matrix: jax.Array, labels: jax.Array, chunk: int, parts: int = 1
+    hidden: jax.Array,
+    matrix: jax.Array,
+    labels: jax.Array,
+    chunk: int,
+    parts: int = 1,
+    taught: Taught | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Summed loss in nats over all labelled tokens, and their number.
 
@@ -32,6 +40,9 @@ def cross_entropy_sum(
       chunk: positions per piece; the last piece is padded.
       parts: parts of the batch on different devices, a divisor of B. Each adds up a gradient of `matrix`
         of its own, and these are added up over devices once, not once per piece.
+      taught: a teacher's states, which get no gradient; with them the loss is the mean, by its weight, of
+        cross-entropy and temperature^2 times the Kullback-Leibler divergence of the student from the teacher over
+        the vocabulary.
 
     Returns:
       float32 scalars (sum of losses, count of labelled tokens).
@@ -40,11 +51,14 @@ def cross_entropy_sum(
     rows, length, width = hidden.shape
     chunk = min(chunk, length)
     pad = -length % chunk
-    hidden = nn.with_logical_constraint(hidden, ("batch", None, None))
-    hidden = jnp.pad(hidden, ((0, 0), (0, pad), (0, 0)))
-    padded = jnp.pad(targets, ((0, 0), (0, pad)), constant_values=IGNORE)
-    # Gathered once, in the type that it is used in.
-    matrix = nn.with_logical_constraint(matrix.astype(hidden.dtype), (None, "vocab"))
+
+    def padded(hidden: jax.Array) -> jax.Array:
+        hidden = nn.with_logical_constraint(hidden, ("batch", None, None))
+        return jnp.pad(hidden, ((0, 0), (0, pad), (0, 0)))
+
+    def gathered(matrix: jax.Array) -> jax.Array:
+        """Once, in the type that it is used in."""
+        return nn.with_logical_constraint(matrix.astype(hidden.dtype), (None, "vocab"))
 
     pieces = (length + pad) // chunk
 
@@ -52,21 +66,26 @@ def cross_entropy_sum(
         """[B, S, ...] -> [pieces, parts, B / parts, chunk, ...]"""
         return jnp.moveaxis(x.reshape(parts, rows // parts, pieces, chunk, *x.shape[2:]), 2, 0)
 
-    @jax.custom_vjp
-    def total(hidden: jax.Array, matrix: jax.Array, targets: jax.Array) -> jax.Array:
-        def add(loss: jax.Array, piece: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-            return loss + _losses(piece[0], matrix, piece[1])[0], None
+    def pieces_of(hidden: jax.Array, targets: jax.Array, taught: Taught | None) -> tuple[jax.Array, ...]:
+        return tuple(map(split, (hidden, targets) if taught is None else (hidden, targets, taught.hidden)))
 
-        return jax.lax.scan(add, jnp.zeros((), jnp.float32), (split(hidden), split(targets)))[0]
+    @jax.custom_vjp
+    def total(hidden: jax.Array, matrix: jax.Array, targets: jax.Array, taught: PyTree) -> jax.Array:
+        def add(loss: jax.Array, piece: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+            h, t, *states = piece
+            return loss + _losses(h, matrix, t, _of_piece(taught, states))[0], None
+
+        return jax.lax.scan(add, jnp.zeros((), jnp.float32), pieces_of(hidden, targets, taught))[0]
 
     def forward(
-        hidden: PyTree, matrix: PyTree, targets: PyTree
+        hidden: PyTree, matrix: PyTree, targets: PyTree, taught: PyTree
     ) -> tuple[jax.Array, tuple[jax.Array, PyTree]]:
         weights, trained = matrix.value, matrix.perturbed
+        taught = jax.tree.map(lambda x: x.value, taught)
 
-        def add(carry: PyTree, piece: tuple[jax.Array, jax.Array]) -> tuple[PyTree, jax.Array]:
-            (h, t), (loss, gradient) = piece, carry
-            more, slope = _losses(h, weights, t)
+        def add(carry: PyTree, piece: tuple[jax.Array, ...]) -> tuple[PyTree, jax.Array]:
+            (h, t, *states), (loss, gradient) = piece, carry
+            more, slope = _losses(h, weights, t, _of_piece(taught, states))
             if trained:
                 gradient = gradient + jnp.einsum(
                     "nbsd,nbsv->ndv", h, slope, preferred_element_type=jnp.float32
@@ -76,7 +95,7 @@ def cross_entropy_sum(
 
         own = jnp.zeros((parts, *weights.shape), jnp.float32) if trained else None
         (loss, own), slopes = jax.lax.scan(
-            add, (jnp.zeros((), jnp.float32), own), (split(hidden.value), split(targets.value))
+            add, (jnp.zeros((), jnp.float32), own), pieces_of(hidden.value, targets.value, taught)
         )
         slopes = jnp.moveaxis(slopes, 0, 2).reshape(rows, length + pad, width)
         if own is not None:
@@ -84,22 +103,44 @@ def cross_entropy_sum(
             own = nn.with_logical_constraint(own, ("embed", "vocab"))
         return loss, (slopes, own)
 
-    def backward(saved: tuple[jax.Array, PyTree], scale: jax.Array) -> tuple[PyTree, PyTree, None]:
+    def backward(saved: tuple[jax.Array, PyTree], scale: jax.Array) -> tuple[PyTree, PyTree, None, None]:
         hidden, matrix = (None if x is None else scale.astype(x.dtype) * x for x in saved)
-        return hidden, matrix, None
+        return hidden, matrix, None, None
 
     total.defvjp(forward, backward, symbolic_zeros=True)
-    return total(hidden, matrix, padded), jnp.sum(targets != IGNORE).astype(jnp.float32)
+    if taught is not None:
+        taught = taught._replace(hidden=padded(taught.hidden), matrix=gathered(taught.matrix))
+    ids = jnp.pad(targets, ((0, 0), (0, pad)), constant_values=IGNORE)
+    loss = total(padded(hidden), gathered(matrix), ids, taught)
+    return loss, jnp.sum(targets != IGNORE).astype(jnp.float32)
 
 
-def _losses(hidden: jax.Array, matrix: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _of_piece(taught: Taught | None, states: Sequence[jax.Array]) -> Taught | None:
+    return None if taught is None else taught._replace(hidden=states[0])
+
+
+def _losses(
+    hidden: jax.Array, matrix: jax.Array, targets: jax.Array, taught: Taught | None
+) -> tuple[jax.Array, jax.Array]:
     """The summed loss of positions [..., M], and its derivative by their logits [..., vocab] in hidden's
     type."""
-    logits = jnp.einsum("...d,dv->...v", hidden, matrix, preferred_element_type=jnp.float32)
+    logits = _logits(hidden, matrix)
     norm = jax.nn.logsumexp(logits, axis=-1)
     # A comparison, not an index: it needs no collective where the vocabulary is split.
     hit = jnp.arange(matrix.shape[1]) == targets[..., None]
+    losses = norm - jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
+    slope = jnp.exp(logits - norm[..., None]) - hit
+    if taught is not None:
+        weight, heat = taught.weight, taught.temperature
+        wanted = jax.nn.log_softmax(_logits(taught.hidden, taught.matrix) / heat)
+        found = jax.nn.log_softmax(logits / heat)
+        divergence = jnp.sum(jnp.exp(wanted) * (wanted - found), axis=-1)
+        losses = (1 - weight) * losses + weight * heat**2 * divergence
+        slope = (1 - weight) * slope + weight * heat * (jnp.exp(found) - jnp.exp(wanted))
     counts = targets != IGNORE
-    losses = jnp.where(counts, norm - jnp.sum(jnp.where(hit, logits, 0.0), axis=-1), 0.0)
-    slope = jnp.where(counts[..., None], jnp.exp(logits - norm[..., None]) - hit, 0.0)
-    return jnp.sum(losses), slope.astype(hidden.dtype)
+    slope = jnp.where(counts[..., None], slope, 0.0)
+    return jnp.sum(jnp.where(counts, losses, 0.0)), slope.astype(hidden.dtype)
+
+
+def _logits(hidden: jax.Array, matrix: jax.Array) -> jax.Array:
+    return jnp.einsum("...d,dv->...v", hidden, matrix, preferred_element_type=jnp.float32)

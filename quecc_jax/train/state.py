@@ -10,6 +10,7 @@ from jaxtyping import PyTree
 from quecc_jax.config import RunConfig
 from quecc_jax.models.kernel_forms import in_form
 from quecc_jax.models.lora import NAME as LORA
+from quecc_jax.models.teacher import TEACHER
 
 TRAINED = {0: ("decoder",), 1: ("compressor", "projector"), 2: ("compressor", "projector", "decoder")}
 """Top-level parameter names that each stage trains; all others are frozen. Adapters, where there are any, are
@@ -50,17 +51,11 @@ def split_params(params: dict[str, PyTree], stage: int) -> tuple[dict[str, PyTre
 def stored_frozen(frozen: dict[str, PyTree], config: RunConfig) -> dict[str, PyTree]:
     """Frozen parameters, or what stands for them, in the types and forms in which a run keeps them.
 
-    The decoder under adapters has the type of the model's products, to which all of it but the scales of norms
-    is brought before it is used: the results are the same, with half the memory in bfloat16. The matrices of
-    its layers have the form that `train.frozen_weights` names.
+    The decoder under adapters, and one that a teacher has of its own, has the type of the model's products, to which
+    all of it but the scales of norms is brought before it is used: the results are the same, with half the memory
+    in bfloat16. The matrices of the frozen decoder's layers have the form that `train.frozen_weights` names.
     """
     model, form = config.model, config.train.frozen_weights
-    if "decoder" not in frozen:
-        return frozen
-    if form != "auto":
-        frozen = {**frozen, "decoder": in_form(frozen["decoder"], model.decoder, form)}
-    if not model.lora.rank:
-        return frozen
 
     def store(path: jax.tree_util.KeyPath, leaf: PyTree) -> PyTree:
         kept = jax.tree_util.DictKey("scale") in path or not jnp.issubdtype(leaf.dtype, jnp.floating)
@@ -69,4 +64,12 @@ def stored_frozen(frozen: dict[str, PyTree], config: RunConfig) -> dict[str, PyT
             return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
         return leaf.astype(dtype)
 
-    return {**frozen, "decoder": jax.tree_util.tree_map_with_path(store, frozen["decoder"])}
+    if "decoder" in frozen and form != "auto":
+        frozen = {**frozen, "decoder": in_form(frozen["decoder"], model.decoder, form)}
+    if "decoder" in frozen and model.lora.rank:
+        frozen = {**frozen, "decoder": jax.tree_util.tree_map_with_path(store, frozen["decoder"])}
+    own = frozen.get(TEACHER, {})
+    if "decoder" in own:
+        decoder = jax.tree_util.tree_map_with_path(store, own["decoder"])
+        frozen = {**frozen, TEACHER: {**own, "decoder": decoder}}
+    return frozen

@@ -12,11 +12,13 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from quecc_jax.config import RunConfig
+from quecc_jax.config.shapes import teacher_length
 from quecc_jax.data.batch import Batch, batch_spec
 from quecc_jax.data.elastic import padded_lengths
 from quecc_jax.data.text.queries import query_buckets
 from quecc_jax.errors import UserError
 from quecc_jax.models.lora import apart, joined
+from quecc_jax.models.teacher import Teacher, teacher_of, with_teacher
 from quecc_jax.models.vlm import VLM
 from quecc_jax.sharding import batch_parts, batch_sharding, parameter_shardings, replicated, sharding_rules
 from quecc_jax.train.loss import cross_entropy_sum
@@ -49,18 +51,31 @@ class Trainer(NamedTuple):
 
 
 def loss_sum(
-    model: VLM, params: dict[str, PyTree], batch: Batch, chunk: int, dropout: jax.Array | None = None
+    model: VLM,
+    params: dict[str, PyTree],
+    batch: Batch,
+    chunk: int,
+    dropout: jax.Array | None = None,
+    teacher: Teacher | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Summed cross-entropy over a batch's labelled tokens, and their number (float32 scalars).
 
     Args:
       params: with adapters apart.
       dropout: the random key of what adapters drop; None drops nothing.
+      teacher: whose divergence has a share in the loss.
     """
     variables = {"params": joined(params)}
+    taught = None
+    if teacher is not None:
+        if batch.pixels is not None and batch.query_ends.shape[1]:
+            # Once for both.
+            states: PyTree = model.apply(variables, batch.pixels, method=VLM.encode_image)
+            batch = batch._replace(pixels=None, features=states)
+        taught = teacher.read(params, batch)
     hidden: PyTree = model.apply(variables, batch, rngs=None if dropout is None else {"dropout": dropout})
     matrix: PyTree = model.apply(variables, method=VLM.output_matrix)
-    return cross_entropy_sum(hidden, matrix, batch.labels, chunk, batch_parts())
+    return cross_entropy_sum(hidden, matrix, batch.labels, chunk, batch_parts(), taught)
 
 
 def accumulated_gradients(
@@ -71,6 +86,7 @@ def accumulated_gradients(
     microbatches: int,
     chunk: int,
     dropout: jax.Array | None = None,
+    teacher: Teacher | None = None,
 ) -> tuple[jax.Array, jax.Array, dict[str, PyTree]]:
     """Mean loss over all labelled tokens of the batch, their number, and its gradient.
 
@@ -82,7 +98,7 @@ def accumulated_gradients(
     def objective(
         trainable: dict[str, PyTree], part: Batch, key: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
-        return loss_sum(model, {**frozen, **trainable}, part, chunk, key)
+        return loss_sum(model, {**frozen, **trainable}, part, chunk, key, teacher)
 
     if microbatches == 1:
         (total, count), grads = jax.value_and_grad(objective, has_aux=True)(trainable, batch, dropout)
@@ -124,7 +140,14 @@ def train_step(model: VLM, config: RunConfig, state: TrainState, batch: Batch) -
     drops = config.model.lora.rank and config.model.lora.dropout
     key = jax.random.fold_in(jax.random.key(train.seed), state.step) if drops else None
     loss, count, grads = accumulated_gradients(
-        model, state.trainable, state.frozen, batch, train.grad_accum_steps, train.loss_chunk, key
+        model,
+        state.trainable,
+        state.frozen,
+        batch,
+        train.grad_accum_steps,
+        train.loss_chunk,
+        key,
+        teacher_of(config),
     )
     norm = optax.tree.norm(grads)
     # A batch without labels has no loss; momentum and weight decay would move the parameters all the same.
@@ -188,6 +211,15 @@ def check_division(config: RunConfig, mesh: Mesh) -> None:
             "and fsdp; change one"
         )
     sizes = [("max_length", length) for length in padded_lengths(data, config.model)]
+    if config.train.distil.weight:
+        longest = data.row_images(config.model.visual_tokens, config.model.vision.max_crops)
+        sizes += [
+            (
+                "max_length, with all patches in the teacher's rows,",
+                teacher_length(config.model, data, size, longest),
+            )
+            for size in {size for _, size in sizes}
+        ]
     sizes += [("query_length", size) for size in query_buckets(data, config.model)]
     for name, size in sizes:
         if config.mesh.sequence_parallel and size % tensor:
@@ -221,12 +253,12 @@ def build_trainer(config: RunConfig, mesh: Mesh) -> Trainer:
         )
         # Of these, only what is not given is ever made.
         random = apart(nn.meta.unbox(model.init(key, example, method=_touch)["params"]))
-        trainable, frozen = split_params(random | given, train.stage)
+        trainable, frozen = split_params(with_teacher(random | given, config), train.stage)
         frozen = stored_frozen(frozen, config)
         zero = jnp.zeros((), jnp.int32)
         return TrainState(zero, trainable, frozen, optimizer.init(trainable), zero, zero)
 
-    trainable, frozen = split_params(params, train.stage)
+    trainable, frozen = split_params(with_teacher(params, config), train.stage)
     frozen = stored_frozen(frozen, config)
     opt_shapes = jax.eval_shape(optimizer.init, trainable)
     opt_state = optax.tree.map_params(

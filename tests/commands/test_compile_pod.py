@@ -60,6 +60,20 @@ def test_a_step_compiles_for_a_slice_that_is_not_here(tmp_path, query_length):
 
 @needs_libtpu
 @pytest.mark.slow
+def test_a_distilled_step_has_no_defects(tmp_path):
+    """The teacher's pass is counted, forward alone, and its logits of all positions do not exist either."""
+    out = tmp_path / "report.json"
+    distilled = ["--train.distil.weight", "0.5", "--train.stage", "1", "--init-from", "somewhere"]
+    ran = compile_pod(
+        CONFIG, "--topology", "v5e:2x2", "--json", str(out), "--model.remat", "none", *distilled
+    )
+    assert ran.returncode == 0, ran.stderr
+    report = json.loads(out.read_text())
+    assert 0.95 <= report["flops_ratio"] <= 1.15 and report["defects"] == []
+
+
+@needs_libtpu
+@pytest.mark.slow
 def test_two_slices_exchange_gradients_over_the_data_centre_network(tmp_path):
     out = tmp_path / "report.json"
     ran = compile_pod(CONFIG, "--topology", "2*v5e:2x2", "--mesh.data", "2", "--json", str(out))

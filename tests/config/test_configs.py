@@ -185,6 +185,18 @@ def test_what_differs_from_the_scripts_is_said_where_it_is_set():
     assert config.train.grad_accum_steps == 1 and "--gradient_accumulation_steps 4" in said
 
 
+def test_a_distilled_run_starts_from_the_whole_model_and_keeps_its_decoder():
+    config = load_config_file("configs/distil.py")
+    validate(config)
+    published = load_config_file("configs/llava_7b_lora_stage2.py")
+    assert config.init_from == "weights/llava-7b" and config.train.distil.weight == 0.5
+    assert config.model.visual_tokens == 36 and config.model.lora == published.model.lora
+    assert (config.train.steps, config.train.batch_size) == (
+        published.train.steps,
+        published.train.batch_size,
+    )
+
+
 def test_no_clipping_is_one_setting_away():
     config = parse_run(["configs/llava_7b_stage1.py", "--optimizer.clip-norm", "1e9"], "train")
     validate(config)

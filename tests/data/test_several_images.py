@@ -1,13 +1,11 @@
 """Conversations about several images: each is compressed with the question of its own turn."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from PIL import Image
 
 from quecc_jax.config import RunConfig
 from quecc_jax.data.images import load_pixels
@@ -19,35 +17,13 @@ from quecc_jax.generate.engine import Engine
 from quecc_jax.generate.questions import Limits, Question
 from quecc_jax.models.vlm import VLM
 from tests.data.every_row import rows_by_id
-from tests.data.three_images import three_image_run
+from tests.data.three_images import TALKS, three_image_run, write_talks
 from tests.tiny import asked, random_params
-
-TALKS = [
-    ((), ["one?", "red", "two?", "blue"]),
-    ((0,), ["<image>\none?", "red", "two?", "blue"]),
-    ((1, 2), ["<image> two <image>", "green"]),
-    ((2,), ["three?", "red", "<image> one?", "blue"]),
-    ((0, 1, 2), ["<image>\n<image>\nred or blue?", "red", "and <image> ?", "green"]),
-    ((1,), ["<image>", "two"]),
-]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("talks")
-    rng = np.random.default_rng(0)
-    for k in range(3):
-        Image.fromarray(rng.integers(0, 256, (24, 24, 3), np.uint8)).save(folder / f"{k}.png")
-    speakers = ("human", "gpt")
-    rows = [
-        {
-            "image": [f"{k}.png" for k in images],
-            "conversations": [{"from": speakers[n % 2], "value": text} for n, text in enumerate(said)],
-        }
-        for images, said in TALKS
-    ]
-    (folder / "rows.json").write_text(json.dumps(rows))
-    return folder
+    return write_talks(tmp_path_factory.mktemp("talks"))
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from quecc_jax.config import MeshConfig, RunConfig
+from quecc_jax.models.teacher import with_teacher
 from quecc_jax.sharding import make_mesh
 from quecc_jax.train.loop import train
 from quecc_jax.train.resume import Checkpoints
@@ -34,7 +35,7 @@ def cached_trainer(config: RunConfig, shape: MeshConfig) -> Trainer:
 
 def start(trainer: Trainer, config: RunConfig) -> TrainState:
     """A state before the first step, with random parameters, of adapters too; equal for equal model sizes."""
-    trainable, frozen = split_params(tiny.random_params(config), config.train.stage)
+    trainable, frozen = split_params(with_teacher(tiny.random_params(config), config), config.train.stage)
     like = trainer.abstract_state
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
     kept = stored_frozen({name: frozen[name] for name in like.frozen}, config)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from quecc_jax.aot import hlo
 from quecc_jax.data.batch import IGNORE
+from quecc_jax.models.teacher import Taught
 from quecc_jax.train.loss import cross_entropy_sum, shifted_targets
 
 ROWS, LENGTH, WIDTH, VOCAB = 4, 11, 8, 23
@@ -83,3 +84,39 @@ def test_any_number_of_rows_is_one_part():
     loss, count = cross_entropy_sum(hidden[:3], matrix, labels[:3], LENGTH)
     np.testing.assert_allclose(loss, reference(hidden[:3], matrix, labels[:3]), rtol=1e-5)
     assert count == np.sum(labels[:3, 1:] != IGNORE)
+
+
+@pytest.mark.parametrize("weight, temperature", [(1.0, 1.0), (0.3, 1.0), (0.5, 2.5)])
+@pytest.mark.parametrize("chunk, parts", [(4, 1), (LENGTH, 2)])
+def test_a_teacher_s_share_is_the_divergence_over_full_logits(weight, temperature, chunk, parts):
+    """By optax's formula; with temperature^2 the slope is temperature times the difference of the distributions."""
+    (hidden, matrix, labels), (states, other, _) = arrays(0), arrays(1)
+    counts = shifted_targets(labels) != IGNORE
+
+    def expected(hidden, matrix):
+        found, wanted = hidden @ matrix / temperature, states @ other / temperature
+        divergence = optax.kl_divergence(jax.nn.log_softmax(found), jax.nn.softmax(wanted))
+        share = weight * temperature**2 * jnp.sum(jnp.where(counts, divergence, 0.0))
+        return share + (1 - weight) * reference(hidden, matrix, labels)
+
+    def chunked(hidden, matrix):
+        taught = Taught(jnp.asarray(states), jnp.asarray(other), weight, temperature)
+        return cross_entropy_sum(hidden, matrix, labels, chunk, parts, taught)[0]
+
+    (loss, ours), (total, theirs) = (
+        jax.jit(jax.value_and_grad(one, (0, 1)))(hidden, matrix) for one in (chunked, expected)
+    )
+    np.testing.assert_allclose(loss, total, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(chunked)(hidden, matrix), loss, rtol=1e-6)
+    for one, another in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one, another, rtol=1e-4, atol=1e-5)
+
+
+def test_who_agrees_with_the_teacher_has_nothing_to_learn():
+    hidden, matrix, labels = arrays()
+    taught = Taught(jnp.asarray(hidden), jnp.asarray(matrix), 1.0, 2.0)
+    loss, gradient = jax.value_and_grad(lambda h: cross_entropy_sum(h, matrix, labels, 4, 1, taught)[0])(
+        jnp.asarray(hidden)
+    )
+    np.testing.assert_allclose(loss, 0.0, atol=1e-4)
+    np.testing.assert_allclose(gradient, 0.0, atol=1e-5)

@@ -23,6 +23,7 @@ from quecc_jax.convert.rules import PyTree, Rule, Shape, Slab, leaf_shapes
 from quecc_jax.errors import UserError
 from quecc_jax.json_text import JsonObject
 from quecc_jax.models.quantized import SCALE, dequantize
+from quecc_jax.models.teacher import TEACHER
 from quecc_jax.paths import as_path
 from quecc_jax.train.checkpoint import check_files_of, check_frozen
 from quecc_jax.train.initial import refuse_other_model
@@ -127,8 +128,9 @@ class SlabWriter:
 class SlabReader:
     """Parameters of a run's newest checkpoint and its frozen ones, read slab by slab.
 
-    A run on cached features has no tower; it comes from the run that its `tower_from` names. A damaged
-    newest checkpoint is an error: an older one would not be what was meant to be exported.
+    A run on cached features has no tower; it comes from the run that its `tower_from` names. A distilled run's
+    teacher is left out. A damaged newest checkpoint is an error: an older one would not be what was meant to be
+    exported.
 
     Attributes:
       config: the run's settings, with its own tokenizer.
@@ -188,7 +190,7 @@ class SlabReader:
                 raise ValueError("it is damaged")
             # Orbax has changed how it names the folder of a tree that is saved by itself.
             (folder,) = (p.parent for p in directory.glob("*/_METADATA") if p.parent.name != "optimizer")
-        self._folder_of |= dict.fromkeys(leaves, folder)
+        self._folder_of |= {path: folder for path in leaves if path[0] != TEACHER}
 
     def _open(self, path: LeafPath) -> ts.TensorStore:
         with _reading(self._folder_of[path]):
