@@ -155,7 +155,7 @@ def lost(error: BaseException | str) -> str:
     reason = str(error).strip().partition("\n")[0][:200]
     return (
         f"lost the others ({reason}); look at their output for the first error, then start all of them "
-        "again: training goes on from the newest checkpoint"
+        "again: they go on from what was saved"
     )
 
 
@@ -193,14 +193,14 @@ class Watchdog:
     Processes that wait for each other inside a collective cannot be interrupted from Python.
     """
 
-    def __init__(self, limit_s: float = STALL_S):
-        self.limit_s = limit_s
+    def __init__(self, limit_s: float = STALL_S, done: str = "step"):
+        self.limit_s, self.done = limit_s, done
         self._seen, self._step = time.monotonic(), 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def progress(self, step: int) -> None:
-        """Says that `step` steps are done."""
+        """Says that `step` steps, or whatever is `done` here, are finished."""
         self._seen, self._step = time.monotonic(), step
 
     def __enter__(self) -> "Watchdog":
@@ -214,5 +214,7 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._stop.wait(min(1.0, self.limit_s / 4)):
             if time.monotonic() - self._seen > self.limit_s:
-                silence = f"no step was finished in {self.limit_s:.0f} s after step {self._step}"
+                silence = (
+                    f"no {self.done} was finished in {self.limit_s:.0f} s after {self.done} {self._step}"
+                )
                 leave(UserError(lost(silence)))
