@@ -36,17 +36,22 @@ for a pod takes minutes."""
 
 
 @contextlib.contextmanager
-def joined(join_s: int = JOIN_S, heartbeat_s: int = HEARTBEAT_S) -> Iterator[None]:
+def joined(join_s: int = JOIN_S, heartbeat_s: int = HEARTBEAT_S, preemption: bool = True) -> Iterator[None]:
     """A context that makes this process one of a run's, if it was started as one of several.
 
     Enter it before anything touches a device. In a run of several processes an exception inside ends
     this process with status 1 after one line on stderr, without waiting for the others.
 
+    Args:
+      join_s: seconds to wait for the others.
+      heartbeat_s: seconds of silence after which a process is taken for dead.
+      preemption: whether JAX receives SIGTERM, for those who ask it; else one process of several ends on it.
+
     Raises:
       UserError: the variables above are incomplete or wrong. If the others do not come in time, this
         process ends with status 1 after one line on stderr.
     """
-    join(join_s, heartbeat_s)
+    join(join_s, heartbeat_s, preemption)
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
@@ -57,7 +62,7 @@ def joined(join_s: int = JOIN_S, heartbeat_s: int = HEARTBEAT_S) -> Iterator[Non
         jax.distributed.shutdown()
 
 
-def join(join_s: int = JOIN_S, heartbeat_s: int = HEARTBEAT_S) -> None:
+def join(join_s: int = JOIN_S, heartbeat_s: int = HEARTBEAT_S, preemption: bool = True) -> None:
     """Joins the other processes of this run; does nothing in one that runs alone.
 
     Raises:
@@ -76,6 +81,7 @@ def join(join_s: int = JOIN_S, heartbeat_s: int = HEARTBEAT_S) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            jax.config.update("jax_enable_preemption_service", preemption)
             jax.distributed.initialize(
                 address,
                 count,

@@ -75,3 +75,8 @@ class Processes:
     def said(self, number: int | None = None) -> str:
         files = sorted(self.folder.glob("*.err")) if number is None else [self.folder / f"{number}.err"]
         return "\n".join(f"{file.name}: {file.read_text()[-3000:]}" for file in files)
+
+    def printed(self, number: int) -> str:
+        """What a process wrote to stdout, without the lines of XLA's collectives for CPUs."""
+        lines = (self.folder / f"{number}.out").read_text().splitlines(keepends=True)
+        return "".join(line for line in lines if "[Gloo]" not in line and "peer ranks" not in line)

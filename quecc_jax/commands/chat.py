@@ -190,7 +190,7 @@ def run(options: Options) -> None:
 
     from quecc_jax.distributed import joined
 
-    with joined(), contextlib.ExitStack() as stack:
+    with joined(preemption=False), contextlib.ExitStack() as stack:
         if options.web and jax.process_count() > 1:
             raise UserError(
                 f"--web answers on the devices of one process, and {jax.process_count()} are here; start one "

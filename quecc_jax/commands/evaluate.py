@@ -93,7 +93,7 @@ def score_benchmarks(options: Options) -> None:
     check_folder("--out", options.out)
     shown: list[Progress] = []
     lines: dict[str, TaskID] = {}
-    with joined(), contextlib.ExitStack() as stack:
+    with joined(preemption=False), contextlib.ExitStack() as stack:
 
         def progress(task: str, questions: int, answered: int) -> None:
             if jax.process_index():
@@ -183,7 +183,7 @@ def score_source(options: Options) -> None:
 
     from quecc_jax.distributed import joined
 
-    with joined():
+    with joined(preemption=False):
         results = answer_source(options, source)
         if jax.process_index() == 0:
             _show(results)

@@ -44,7 +44,7 @@ def run(options: Options) -> None:
     from quecc_jax.generate.questions import Question
     from quecc_jax.load import load_engine
 
-    with joined():
+    with joined(preemption=False):
         engine = load_engine(
             options.checkpoint, options.mesh, options.visual_tokens, options.template, options.weights
         )

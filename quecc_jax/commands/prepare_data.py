@@ -80,7 +80,7 @@ def run(options: Options) -> None:
         if options.queries:
             from quecc_jax.distributed import joined
 
-            with contextlib.nullcontext() if options.features else joined():
+            with contextlib.nullcontext() if options.features else joined(preemption=False):
                 write_queries(options)
         return
     (as_tfds if options.format == "tfds" else as_array_record)(options)

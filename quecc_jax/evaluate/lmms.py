@@ -76,7 +76,7 @@ class QueccJax(lmms):
         if unknown:
             raise UserError(f"{', '.join(unknown)} is not an option of quecc_jax; leave it out")
         self.batch_size = int(batch_size)
-        join()
+        join(preemption=False)
         self.group = group_of(MeshConfig(int(mesh_data), int(mesh_fsdp), int(mesh_tensor)))
         config, params = load_vlm(checkpoint, self.group.mesh, int(visual_tokens), template, weights)
         config = with_decoding(config, image_decoding or "run")

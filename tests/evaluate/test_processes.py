@@ -51,7 +51,7 @@ def test_two_processes_answer_a_share_each(asked, tmp_path):
     with Processes(benchmark(asked, out, (2, 2, 1)), 2, tmp_path / "two") as two:
         assert two.statuses(300) == [0, 0], two.said()
         assert "12/12" in two.said(0) and "12/12" not in two.said(1)
-        assert "f1" in (tmp_path / "two/0.out").read_text() and not (tmp_path / "two/1.out").read_text()
+        assert "f1" in two.printed(0) and not two.printed(1)
     check(asked, out)
     reuse = json.loads((out / "results.json").read_text())["tasks"][TASK]["reuse"]
     # All questions are counted, and some images were encoded by both.
@@ -112,16 +112,15 @@ def test_two_processes_answer_one_question_and_talk_together(asked, tmp_path):
     command = ["launch.generate", *model, "--image", image, "--question", first["question"]]
     with Processes(command, 2, tmp_path / "generate", 1) as two:
         assert two.statuses(300) == [0, 0], two.said()
-        said = [(tmp_path / f"generate/{number}.out").read_text() for number in range(2)]
-        assert said == [f"{first['answer']}\n", ""]
+        assert [two.printed(0), two.printed(1)] == [f"{first['answer']}\n", ""]
     with Processes(["launch.chat", *model], 2, tmp_path / "chat", 1) as two:
         stdin = two.processes[0].stdin
         assert stdin is not None
         stdin.write(f"/image nowhere.png\n/image {image}\n{first['question']}\n/quit\n".encode())
         stdin.flush()
         assert two.statuses(300) == [0, 0], two.said()
-        assert f"{first['answer']}\n" in (tmp_path / "chat/0.out").read_text()
-        assert not (tmp_path / "chat/1.out").read_text() and "nowhere.png does not exist" in two.said(0)
+        assert f"{first['answer']}\n" in two.printed(0)
+        assert not two.printed(1) and "nowhere.png does not exist" in two.said(0)
     with Processes(["launch.chat", *model, "--web"], 2, tmp_path / "web", 1) as two:
         assert two.statuses(300) == [1, 1] and "--web answers on the devices of one process" in two.said(0)
 
