@@ -95,6 +95,9 @@ def join(join_s: int = JOIN_S, heartbeat_s: int = HEARTBEAT_S, preemption: bool 
         if given is not None or any(several.values()):
             raise UserError(f"this process cannot join its run ({error}); check its JAX_ variables") from None
     except RuntimeError as error:
+        # A program that calls a command after its own work with JAX runs alone, unless it was told otherwise.
+        if given is None and not any(several.values()) and "before any JAX calls" in str(error):
+            return
         raise UserError(
             f"this process cannot join its run ({str(error).strip().partition(chr(10))[0]}); "
             "start the same command on every host"

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from quecc_jax.generate.questions import Limits, Question
+from quecc_jax.load import load_engine
 from tests.evaluate import mesh_run
 from tests.evaluate.mesh_run import QUESTIONS, TASK, Asked, lines
 from tests.processes import Processes
@@ -113,13 +115,15 @@ def test_two_processes_answer_one_question_and_talk_together(asked, tmp_path):
     with Processes(command, 2, tmp_path / "generate", 1) as two:
         assert two.statuses(300) == [0, 0], two.said()
         assert [two.printed(0), two.printed(1)] == [f"{first['answer']}\n", ""]
+    line = first["question"].partition("\n")[0]
+    (answer,) = load_engine(asked.run.out).answers([Question(line, (image,))], Limits(3))
     with Processes(["launch.chat", *model], 2, tmp_path / "chat", 1) as two:
         stdin = two.processes[0].stdin
         assert stdin is not None
-        stdin.write(f"/image nowhere.png\n/image {image}\n{first['question']}\n/quit\n".encode())
+        stdin.write(f"/image nowhere.png\n/image {image}\n{line}\n/quit\n".encode())
         stdin.flush()
         assert two.statuses(300) == [0, 0], two.said()
-        assert f"{first['answer']}\n" in two.printed(0)
+        assert f"> {answer}\n" in two.printed(0)
         assert not two.printed(1) and "nowhere.png does not exist" in two.said(0)
     with Processes(["launch.chat", *model, "--web"], 2, tmp_path / "web", 1) as two:
         assert two.statuses(300) == [1, 1] and "--web answers on the devices of one process" in two.said(0)
