@@ -16,13 +16,17 @@ from quecc_jax.evaluate.likelihood import log_likelihoods
 from quecc_jax.generate.decode import decoding_params
 from quecc_jax.generate.engine import Engine
 from quecc_jax.generate.questions import Limits, Question
+from quecc_jax.generate.sampling import Sampling
 from quecc_jax.groups import Group, group_of
 from quecc_jax.load import load_vlm
 from quecc_jax.sharding import make_mesh
 from tests.evaluate import mesh_run
 from tests.evaluate.mesh_run import QUESTIONS, TASK, Asked, lines
 
-MESHES = [(2, 2, 2), (1, 8, 1), (1, 1, 8), (8, 1, 1)]
+MESHES = [
+    (2, 2, 2),
+    *(pytest.param(mesh, marks=pytest.mark.slow) for mesh in [(1, 8, 1), (1, 1, 8), (8, 1, 1)]),
+]
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +53,7 @@ def test_a_benchmark_has_the_answers_of_one_device(asked, tmp_path, mesh):
     }
 
 
+@pytest.mark.slow
 def test_a_benchmark_with_weights_in_few_bits_has_the_answers_of_one_device(asked, tmp_path):
     results_of(asked, tmp_path / "one", None, weights="int8")
     results_of(asked, tmp_path / "eight", (2, 2, 2), weights="int8")
@@ -88,9 +93,8 @@ def test_parameters_come_in_the_type_of_the_model_and_in_their_shards(asked):
     assert up.sharding.shard_shape(up.shape) == (1, up.shape[1] // 2, up.shape[2] // 2)
 
 
+@pytest.mark.slow
 def test_sampled_answers_do_not_depend_on_the_mesh(asked):
-    from quecc_jax.generate.sampling import Sampling
-
     limits = Limits(6, sampling=Sampling(1.2, top_k=20), seed=3)
     said = []
     for over in (None, make_mesh(MeshConfig(2, 2, 2))):
