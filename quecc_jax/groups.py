@@ -31,13 +31,14 @@ class Group(NamedTuple):
     mesh: Mesh | None = None
     """Of the group's devices; None for one device."""
     number: int = 0
-    count: int = 1
+    total: int = 1
+    """Groups there are."""
     writes: bool = True
     """This process is the group's first, which alone writes."""
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
         """This group's part: neighbours, which often ask about one image; parts differ by one item at most."""
-        start, stop = (len(items) * number // self.count for number in (self.number, self.number + 1))
+        start, stop = (len(items) * number // self.total for number in (self.number, self.number + 1))
         return items[start:stop]
 
 

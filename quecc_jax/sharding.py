@@ -118,7 +118,7 @@ def spread_rows(tree: PyTree, mesh: Mesh | None) -> PyTree:
 def on_host(x: jax.Array | np.ndarray) -> np.ndarray:
     """A whole array, of which this process may hold a part; all processes that hold parts must ask for it."""
     if isinstance(x, jax.Array) and not x.is_fully_addressable and not x.is_fully_replicated:
-        assert isinstance(x.sharding, NamedSharding)
+        assert isinstance(x.sharding, NamedSharding) and isinstance(x.sharding.mesh, Mesh)
         x = jax.device_put(x, replicated(x.sharding.mesh))
     return np.asarray(x)
 

@@ -208,15 +208,21 @@ def answer_source(options: Options, source: SourceConfig) -> dict[str, Any]:
     )
     config = with_decoding(config, options.image_decoding)
     data = dataclasses.replace(config.data, sources=(source,), cached_features=False, cached_queries=False)
-    with bars() if first else contextlib.nullcontext() as bar:
-        task = None if bar is None else bar.add_task("answering", total=total)
+    with contextlib.ExitStack() as stack:
+
+        def show(rows: int) -> None:
+            for bar, task in shown:
+                bar.update(task, completed=rows)
+
+        bar = stack.enter_context(bars()) if first else None
+        shown = [] if bar is None else [(bar, bar.add_task("answering", total=total))]
         answers = answer_rows(
             dataclasses.replace(config, data=data),
             params,
             max_new_tokens=longest,
             reuse=reuse,
             batch_size=options.batch_size,
-            progress=lambda rows: None if bar is None else bar.update(task, completed=rows),
+            progress=show,
             group=group,
         )
     records = (

@@ -95,12 +95,16 @@ class QueccJax(lmms):
             groups[_greedy_limit(request.args[1])].append(number)
         for limit, numbers in groups.items():
             own: list[str] = []
+
+            def keep(_: int, answer: str, own: list[str] = own) -> None:
+                own.append(answer)
+
             answer_questions(
                 self.engine,
                 (self._question(requests[number]) for number in self.group.share(numbers)),
                 max_new_tokens=limit,
                 batch_size=self.batch_size,
-                keep=lambda _, answer, own=own: own.append(answer),
+                keep=keep,
             )
             for number, answer in zip(numbers, itertools.chain(*self._gather(own)), strict=True):
                 answers[number] = _cut(answer, requests[number].args[1].get("until"))

@@ -103,7 +103,7 @@ def run_task(
     missing = [sample for sample in samples if sample.id not in answered]
     pending, before = group.share(missing), len(samples) - len(missing)
     progress(before)
-    name, begin = (part_name(group.number), ()) if group.count > 1 else (ANSWERS, kept)
+    name, begin = (part_name(group.number), ()) if group.total > 1 else (ANSWERS, kept)
     lines = Lines(folder / name, (line_of(record, settings) for record in begin)) if group.writes else None
 
     def keep(number: int, answer: str) -> None:

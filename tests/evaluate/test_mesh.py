@@ -133,8 +133,8 @@ def test_groups_of_processes_hold_whole_copies(monkeypatch):
             monkeypatch.setattr(jax, "process_index", lambda process=process: process)
             group = group_of(MeshConfig(*mesh))
             size = 1 if group.mesh is None else group.mesh.size
-            assert size * group.count == 8
-            found.append((group.number, group.count, group.writes))
+            assert size * group.total == 8
+            found.append((group.number, group.total, group.writes))
         return found
 
     assert groups(2, (4, 2, 1)) == [(n, 4, True) for n in range(4)]

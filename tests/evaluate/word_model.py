@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 
-from quecc_jax.config import DataConfig, DecoderConfig, RunConfig
+from quecc_jax.config import DataConfig, DecoderConfig, QueccConfig, RunConfig
 from quecc_jax.data.text.word_tokenizer import train_word_tokenizer
 from quecc_jax.train.checkpoint import save_params
 from tests import tiny
@@ -25,7 +25,7 @@ def word_run(root: Path, texts: Iterable[str], heads: int = 2) -> RunConfig:
         vocab_size=words, width=width, depth=1, heads=heads, kv_heads=heads, mlp_width=2 * width
     )
     vision = dataclasses.replace(tiny.MODEL.vision, heads=heads)
-    compressor = dataclasses.replace(tiny.MODEL.compressor, heads=max(4, heads))
+    compressor = QueccConfig(kernel=2, stride=2, heads=max(4, heads))
     data = DataConfig(tokenizer=str(root / "words"), template="short", max_length=96, query_length=24)
     model = tiny.run(model={"decoder": decoder, "vision": vision, "compressor": compressor}).model
     config = RunConfig(out=str(root / "run"), model=model, data=data)
