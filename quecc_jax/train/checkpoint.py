@@ -122,9 +122,9 @@ def _read_params(
     for name in names:
         check_shapes({name: have[name]}, {name: there[name]}, str(run), widen=True)
 
-    leaves = [_host_form(leaf) for name in names for leaf in jax.tree.leaves(have[name])]
+    sizes = [_host_form(leaf).nbytes for name in names for leaf in jax.tree.leaves(have[name])]
     # Room for the largest array, whose chunks may stick out of it; orbax refuses what is larger.
-    in_flight = max(IN_FLIGHT, 2 * max(leaf.nbytes for leaf in leaves) + 1)
+    in_flight = max([IN_FLIGHT, *(2 * size + 1 for size in sizes)])
 
     def load(some: Tree) -> Tree:
         params: Tree = {}

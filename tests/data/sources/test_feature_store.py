@@ -218,7 +218,7 @@ def test_queries_on_a_mesh_and_of_several_groups_are_those_of_one_device(prepare
     main_with("--out", tmp_path / "eight", *ask, "--mesh.data", 2, "--mesh.fsdp", 2, "--mesh.tensor", 2)
     expected, found = (stored_queries(tmp_path / name) for name in ("one", "eight"))
     np.testing.assert_allclose(found, expected, atol=2e-3)
-    assert np.abs(expected[0].astype(float) - expected[1]).max() > 0.1
+    assert len(np.unique(expected, axis=0)) > 3
 
     # Another group, whose shards are not among those of this process: each makes its own, and that is said.
     monkeypatch.setattr("quecc_jax.groups.group_of", lambda mesh: Group(None, 0, 2))
