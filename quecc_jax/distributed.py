@@ -36,17 +36,22 @@ for a pod takes minutes."""
 
 
 @contextlib.contextmanager
-def joined(join_s: int = JOIN_S, heartbeat_s: int = HEARTBEAT_S) -> Iterator[None]:
+def joined(join_s: int = JOIN_S, heartbeat_s: int = HEARTBEAT_S, preemption: bool = True) -> Iterator[None]:
     """A context that makes this process one of a run's, if it was started as one of several.
 
     Enter it before anything touches a device. In a run of several processes an exception inside ends
     this process with status 1 after one line on stderr, without waiting for the others.
 
+    Args:
+      join_s: seconds to wait for the others.
+      heartbeat_s: seconds of silence after which a process is taken for dead.
+      preemption: whether JAX receives SIGTERM, for those who ask it; else one process of several ends on it.
+
     Raises:
       UserError: the variables above are incomplete or wrong. If the others do not come in time, this
         process ends with status 1 after one line on stderr.
     """
-    join(join_s, heartbeat_s)
+    join(join_s, heartbeat_s, preemption)
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
@@ -57,7 +62,7 @@ def joined(join_s: int = JOIN_S, heartbeat_s: int = HEARTBEAT_S) -> Iterator[Non
         jax.distributed.shutdown()
 
 
-def join(join_s: int = JOIN_S, heartbeat_s: int = HEARTBEAT_S) -> None:
+def join(join_s: int = JOIN_S, heartbeat_s: int = HEARTBEAT_S, preemption: bool = True) -> None:
     """Joins the other processes of this run; does nothing in one that runs alone.
 
     Raises:
@@ -76,6 +81,7 @@ def join(join_s: int = JOIN_S, heartbeat_s: int = HEARTBEAT_S) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            jax.config.update("jax_enable_preemption_service", preemption)
             jax.distributed.initialize(
                 address,
                 count,
@@ -89,6 +95,9 @@ def join(join_s: int = JOIN_S, heartbeat_s: int = HEARTBEAT_S) -> None:
         if given is not None or any(several.values()):
             raise UserError(f"this process cannot join its run ({error}); check its JAX_ variables") from None
     except RuntimeError as error:
+        # A program that calls a command after its own work with JAX runs alone, unless it was told otherwise.
+        if given is None and not any(several.values()) and "before any JAX calls" in str(error):
+            return
         raise UserError(
             f"this process cannot join its run ({str(error).strip().partition(chr(10))[0]}); "
             "start the same command on every host"
@@ -155,7 +164,7 @@ def lost(error: BaseException | str) -> str:
     reason = str(error).strip().partition("\n")[0][:200]
     return (
         f"lost the others ({reason}); look at their output for the first error, then start all of them "
-        "again: training goes on from the newest checkpoint"
+        "again: they go on from what was saved"
     )
 
 
@@ -193,14 +202,14 @@ class Watchdog:
     Processes that wait for each other inside a collective cannot be interrupted from Python.
     """
 
-    def __init__(self, limit_s: float = STALL_S):
-        self.limit_s = limit_s
+    def __init__(self, limit_s: float = STALL_S, done: str = "step"):
+        self.limit_s, self.done = limit_s, done
         self._seen, self._step = time.monotonic(), 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def progress(self, step: int) -> None:
-        """Says that `step` steps are done."""
+        """Says that `step` steps, or whatever is `done` here, are finished."""
         self._seen, self._step = time.monotonic(), step
 
     def __enter__(self) -> "Watchdog":
@@ -214,5 +223,7 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._stop.wait(min(1.0, self.limit_s / 4)):
             if time.monotonic() - self._seen > self.limit_s:
-                silence = f"no step was finished in {self.limit_s:.0f} s after step {self._step}"
+                silence = (
+                    f"no {self.done} was finished in {self.limit_s:.0f} s after {self.done} {self._step}"
+                )
                 leave(UserError(lost(silence)))

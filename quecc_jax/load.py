@@ -7,17 +7,20 @@ from typing import Any, cast, get_args
 import jax
 from jax.sharding import Mesh
 
-from quecc_jax.config import ImageDecoding, MeshConfig, RunConfig
+from quecc_jax.config import ImageDecoding, MeshConfig, ModelConfig, RunConfig
 from quecc_jax.config.shapes import at_visual_tokens
 from quecc_jax.config.validation import validate
-from quecc_jax.config.weights import FORMS, Form, Weights
+from quecc_jax.config.weights import FORMS, Weights
 from quecc_jax.data.batch import batch_spec
 from quecc_jax.data.text.templates import check_name
 from quecc_jax.errors import UserError
+from quecc_jax.generate.decode import in_compute_type
 from quecc_jax.generate.engine import Engine
-from quecc_jax.models.kernel_forms import as_wanted, in_form
+from quecc_jax.groups import answering_mesh
+from quecc_jax.models.kernel_forms import in_form
+from quecc_jax.models.lora import NAME as LORA
 from quecc_jax.models.lora import joined, merged, without_adapters
-from quecc_jax.sharding import make_mesh
+from quecc_jax.sharding import make_mesh, replicated
 from quecc_jax.train.checkpoint import Tree, load_params
 from quecc_jax.train.initial import borrowed
 from quecc_jax.train.run_dir import load_run_config
@@ -31,23 +34,28 @@ def load_vlm(
     template: str = "",
     weights: Weights = "run",
     merge: bool = True,
+    towers: bool = True,
 ) -> tuple[RunConfig, Tree]:
-    """A run's settings and all parameters that answer questions about pixels.
+    """A run's settings and all parameters that answer questions about pixels, in the type that it computes with.
+
+    Each process reads the parts of its own devices, in that type; norms are float32. A decoder with adapters is read
+    as float32 and cast when they are merged.
 
     A run on cached features has no tower, of images or of questions; it comes from the run that its
     `tower_from` names. A run on text alone needs none.
 
     Args:
-      mesh: where the parameters go, sharded by the logical rules; None for the first device.
+      mesh: where the parameters go, sharded by the logical rules; None for this process's first device.
       visual_tokens: V of a model that serves several; 0 is its own or largest.
       template: conversation template to ask with; "" is the run's own.
       weights: `float32` and `bfloat16` become the config's model.dtype; `int8`, `int4` and `nf4` are the form of
         the matrices of the decoder's layers, see `models.quantized`.
       merge: whether adapters are merged into the decoder, whose config then has none. Those of a decoder of few
         bits stay beside its matrices, which they were trained with.
+      towers: False leaves out the tower of images, for questions about its stored states.
 
     Returns:
-      The run's config (with its own tokenizer) and parameters by top-level name, float32 but for such matrices.
+      The run's config (with its own tokenizer) and parameters by top-level name.
 
     Raises:
       UserError: not a run's directory, or one of other shapes than its config says; no tower, or one
@@ -60,12 +68,17 @@ def load_vlm(
         config = dataclasses.replace(config, data=data)
     validate(config)
     config = dataclasses.replace(config, model=at_visual_tokens(config.model, visual_tokens))
-    mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1]) if mesh is None else mesh
+    mesh = make_mesh(MeshConfig(1, 1, 1), jax.local_devices()[:1]) if mesh is None else mesh
     data = dataclasses.replace(config.data, cached_queries=False)
-    abstract = abstract_params(config, mesh, batch_spec(config.model, data, 1))
-    form = form_named(weights)
+    plain = abstract_params(config, mesh, batch_spec(config.model, data, 1, not towers))
+    form = next((form for form in FORMS if form == weights), None)
     if form is not None:
-        abstract["decoder"] = in_form(abstract["decoder"], config.model.decoder, form)
+        plain["decoder"] = in_form(plain["decoder"], config.model.decoder, form)
+    abstract = in_compute_type(plain, config.model)
+    merge = merge and form is None and LORA in plain
+    if merge:
+        # Sums are rounded once.
+        abstract |= {name: plain[name] for name in ("decoder", LORA)}
     _, params = load_params(run_dir, abstract=abstract)
     missing = abstract.keys() - params.keys()
     if missing and missing <= {"vision", "text"}:
@@ -74,28 +87,43 @@ def load_vlm(
         raise UserError(
             f"{run_dir} has no parameters {', '.join(sorted(missing))}; give the directory of a whole model"
         )
-    if not merge or form is not None:
+    if not merge:
         return config, joined(params)
-    params = merged(params, config.model.lora)
-    return dataclasses.replace(config, model=without_adapters(config.model)), params
+    model = without_adapters(config.model)
+    return dataclasses.replace(config, model=model), in_compute_type(merged(params, config.model.lora), model)
 
 
-def form_named(weights: str) -> Form | None:
-    """The form of few bits that weights have, if they have one."""
-    return next((form for form in FORMS if form == weights), None)
+def load_query_encoder(
+    run_dir: str | os.PathLike[str], config: RunConfig, mesh: Mesh | None = None
+) -> tuple[ModelConfig, Tree]:
+    """The model and the parameters of a run that encode questions, as `config.model.query` names them.
 
+    Args:
+      config: of the run, but for the encoder.
+      mesh: as for `load_vlm`.
 
-def in_weights(params: Tree, config: RunConfig, weights: str) -> Tree:
-    """Parameters of a run that is loaded already, with the decoder's matrices in the form that weights have.
+    Returns:
+      The model without adapters, which are merged, and parameters by top-level name, float32 or as they are stored.
 
     Raises:
-      UserError: they do not take it.
+      UserError: as `train.checkpoint.load_params`.
     """
-    form, decoder, model = form_named(weights), params["decoder"], config.model.decoder
-    if form is None:
-        return params
-    wanted = in_form(jax.eval_shape(lambda: decoder), model, form)
-    return {**params, "decoder": as_wanted(decoder, wanted, model, config.out)}
+    mesh = make_mesh(MeshConfig(1, 1, 1), jax.local_devices()[:1]) if mesh is None else mesh
+    names = ["decoder"] if config.model.query.reads_decoder else ["text"]
+    if config.model.lora.rank and config.model.query.reads_decoder:
+        names.append(LORA)
+    data = dataclasses.replace(config.data, cached_queries=False)
+    plain = abstract_params(config, mesh, batch_spec(config.model, data, 1, True))
+    known = {name: plain[name] for name in names if name in plain}
+    if len(known) == len(names):
+        _, params = load_params(run_dir, names, known)
+    else:
+        # A text tower that the run's own compressor does not read; it is small.
+        _, found = load_params(run_dir, names)
+        params = jax.tree.map(
+            lambda x: jax.make_array_from_callback(x.shape, replicated(mesh), lambda part: x[part]), found
+        )
+    return without_adapters(config.model), merged(params, config.model.lora)
 
 
 def with_dtype(config: RunConfig, weights: str) -> RunConfig:
@@ -134,13 +162,13 @@ def load_engine(
     template: str = "",
     weights: Weights = "run",
 ) -> Engine:
-    """A run's whole model, ready to answer; a mesh of one device, or None, is the first device. The other arguments
-    are as for `load_vlm`.
+    """A run's whole model, ready to answer; a mesh of one device, or None, is the first device. Of several processes
+    all ask the same at the same time. The other arguments are as for `load_vlm`.
 
     Raises:
       UserError: as `load_vlm`, or the mesh does not fit the devices.
     """
-    over = None if mesh is None or mesh == MeshConfig(1, 1, 1) else make_mesh(mesh)
+    over = answering_mesh(mesh)
     config, params = load_vlm(run_dir, over, visual_tokens, template, weights)
     return Engine(config, params, mesh=over)
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
@@ -94,6 +95,32 @@ def batch_parts(mesh: Mesh | None = None) -> int:
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same value on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def spread_rows(tree: PyTree, mesh: Mesh | None) -> PyTree:
+    """A tree of arrays with rows over data and fsdp; as it is without a mesh.
+
+    Args:
+      tree: on the host, the same in all processes of the mesh, or on its devices.
+    """
+    if mesh is None:
+        return tree
+    rows = batch_sharding(mesh)
+
+    def one(x: jax.Array | np.ndarray) -> jax.Array:
+        if isinstance(x, jax.Array):
+            return jax.device_put(x, rows)
+        return jax.make_array_from_callback(x.shape, rows, lambda part: x[part])
+
+    return jax.tree.map(one, tree)
+
+
+def on_host(x: jax.Array | np.ndarray) -> np.ndarray:
+    """A whole array, of which this process may hold a part; all processes that hold parts must ask for it."""
+    if isinstance(x, jax.Array) and not x.is_fully_addressable and not x.is_fully_replicated:
+        assert isinstance(x.sharding, NamedSharding) and isinstance(x.sharding.mesh, Mesh)
+        x = jax.device_put(x, replicated(x.sharding.mesh))
+    return np.asarray(x)
 
 
 def resolve(

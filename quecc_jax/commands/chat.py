@@ -1,7 +1,9 @@
 """Talks about images: `python -m launch.chat --checkpoint RUN`, or with `--web` in the browser."""
 
+import contextlib
 import dataclasses
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -68,11 +70,13 @@ class Chat:
         """Pieces of the answer; the turn counts once they are complete.
 
         Raises:
-          UserError: the question does not fit.
+          UserError: the question does not fit, in this process or another.
         """
         from quecc_jax.generate.questions import Question
+        from quecc_jax.groups import together
 
-        run = self.engine.run([Question(text, self.images, self.history, self.query)], self.limits)
+        question = Question(text, self.images, self.history, self.query)
+        run = together(lambda: self.engine.run([question], self.limits))
         for _, piece in run:
             yield piece
         self.usage = run.usage[0]
@@ -92,11 +96,22 @@ def describe(usage: "Usage") -> str:
 
 
 def command(line: str, talk: Chat) -> str | None:
-    """Carries out a line that begins with a slash; what to print, or None to leave.
+    """Carries out a line that begins with a slash, in all processes or in none; what to print, or None to leave.
 
     Raises:
       UserError: an unknown command, or an image that cannot be read or has no room.
     """
+    from quecc_jax.groups import together
+
+    before = talk.images, talk.history
+    try:
+        return together(lambda: _command(line, talk))
+    except UserError:
+        talk.images, talk.history = before
+        raise
+
+
+def _command(line: str, talk: Chat) -> str | None:
     name, _, rest = line.partition(" ")
     file = rest.strip().strip("'\"")
     if name in ("/quit", "/exit"):
@@ -122,12 +137,25 @@ def command(line: str, talk: Chat) -> str | None:
     return f"{file} is image {len(talk.images)}; ask about it"
 
 
+def read_first(read: Callable[[str], str]) -> str | None:
+    """What the first process reads, in all of them; None at the end of input."""
+    import jax
+
+    from quecc_jax.groups import gathered
+
+    line = None
+    if jax.process_index() == 0:
+        with contextlib.suppress(EOFError):
+            line = read("> ").strip()
+    return gathered(line)[0]
+
+
 def chat(talk: Chat, read: Callable[[str], str] = input) -> None:
     """Reads lines until the end of input; a mistake is said and the conversation goes on."""
+    import jax
+
     while True:
-        try:
-            line = read("> ").strip()
-        except EOFError:
+        if (line := read_first(read)) is None:
             print()
             return
         if not line:
@@ -147,6 +175,9 @@ def chat(talk: Chat, read: Callable[[str], str] = input) -> None:
             more = "; /reset begins anew" if talk.history and not line.startswith("/") else ""
             print(f"error: {error}{more}", file=sys.stderr)
         except KeyboardInterrupt:
+            if jax.process_count() > 1:
+                # The others go on with this answer.
+                raise
             print("\ninterrupted; what was said of this turn is forgotten", file=sys.stderr)
 
 
@@ -155,6 +186,24 @@ def run(options: Options) -> None:
     limits = options.limits()
     check(options)
     # Imported late, so that --help and mistakes in the command line answer at once.
+    import jax
+
+    from quecc_jax.distributed import joined
+
+    with joined(preemption=False), contextlib.ExitStack() as stack:
+        if options.web and jax.process_count() > 1:
+            raise UserError(
+                f"--web answers on the devices of one process, and {jax.process_count()} are here; start one "
+                "alone, or leave it out"
+            )
+        if jax.process_index():
+            # All say the same; the first is heard.
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        talk_or_serve(options, limits)
+
+
+def talk_or_serve(options: Options, limits: "Limits") -> None:
+    """Loads the model, and talks until the end of input or serves the page."""
     from quecc_jax.load import load_engine
 
     engine = load_engine(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from quecc_jax.commands.checks import check_folder, check_least, refuse_unread
-from quecc_jax.config import SourceConfig
+from quecc_jax.config import MeshConfig, SourceConfig
 from quecc_jax.config.weights import Weights
 from quecc_jax.errors import UserError
 from quecc_jax.paths import write_text
@@ -60,8 +60,11 @@ class Options:
     image_decoding: Literal["run", "upright", "original"] = "run"
     """How image files are decoded; `run` keeps the run's data.image_decoding.
     Published numbers come from `original`: not rotated by EXIF, 16-bit grey clipped."""
+    mesh: MeshConfig = dataclasses.field(default_factory=lambda: MeshConfig(1, 1, 1))
+    """Devices per mesh axis: `fsdp` and `tensor` share parameters, `data` and `fsdp` the questions. Of several
+    processes each is started by the same command, as for `launch.train`, and answers its share."""
     batch_size: int = 64
-    """Questions per batch."""
+    """Questions per batch, of each group of processes that holds the parameters."""
     limit: int | None = None
     """Benchmarks: ask about this many questions of each, evenly spaced; by default all."""
     name: str = ""
@@ -81,15 +84,20 @@ def run(options: Options) -> None:
 
 def score_benchmarks(options: Options) -> None:
     """Runs the benchmarks and prints their table."""
+    import jax
+
+    from quecc_jax.distributed import joined
     from quecc_jax.evaluate import benchmarks
 
     refuse_unread(options, ("images",), "goes with a .json file; benchmarks have theirs in --data")
     check_folder("--out", options.out)
     shown: list[Progress] = []
     lines: dict[str, TaskID] = {}
-    with contextlib.ExitStack() as stack:
+    with joined(preemption=False), contextlib.ExitStack() as stack:
 
         def progress(task: str, questions: int, answered: int) -> None:
+            if jax.process_index():
+                return
             # The first call opens the display, so that a mistake before it is one line.
             if not shown:
                 shown.append(stack.enter_context(bars()))
@@ -113,9 +121,12 @@ def score_benchmarks(options: Options) -> None:
             weights=options.weights,
             scorers=options.scorer,
             image_decoding=options.image_decoding,
+            mesh=options.mesh,
             progress=progress,
         )
-    show_benchmarks(results, options.out)
+        stack.close()
+        if jax.process_index() == 0:
+            show_benchmarks(results, options.out)
 
 
 def show_benchmarks(results: "Results", out: Path) -> None:
@@ -168,31 +179,51 @@ def score_source(options: Options) -> None:
     source = _source(options.data, options.images)
     check_folder("--out", options.out)
     # Imported late, so that --help and mistakes in the command line answer at once.
+    import jax
+
+    from quecc_jax.distributed import joined
+
+    with joined(preemption=False):
+        results = answer_source(options, source)
+        if jax.process_index() == 0:
+            _show(results)
+
+
+def answer_source(options: Options, source: SourceConfig) -> dict[str, Any]:
+    """Answers every question of a data set; the first process writes the files. The results."""
+    import jax
+
     from quecc_jax.data.sources.open import read_rows
     from quecc_jax.evaluate.answers import answer_rows
     from quecc_jax.evaluate.score import accuracy, by_kind
     from quecc_jax.generate.reuse import Reuse
+    from quecc_jax.groups import gathered, group_of
     from quecc_jax.load import load_vlm, with_decoding
 
+    first, group = jax.process_index() == 0, group_of(options.mesh)
     began, total, reuse = time.monotonic(), len(read_rows(source)), Reuse()
     longest = options.max_new_tokens or 32
     config, params = load_vlm(
-        options.checkpoint,
-        visual_tokens=options.visual_tokens,
-        template=options.template,
-        weights=options.weights,
+        options.checkpoint, group.mesh, options.visual_tokens, options.template, options.weights
     )
     config = with_decoding(config, options.image_decoding)
     data = dataclasses.replace(config.data, sources=(source,), cached_features=False, cached_queries=False)
-    with bars() as bar:
-        task = bar.add_task("answering", total=total)
+    with contextlib.ExitStack() as stack:
+
+        def show(rows: int) -> None:
+            for bar, task in shown:
+                bar.update(task, completed=rows)
+
+        bar = stack.enter_context(bars()) if first else None
+        shown = [] if bar is None else [(bar, bar.add_task("answering", total=total))]
         answers = answer_rows(
             dataclasses.replace(config, data=data),
             params,
             max_new_tokens=longest,
             reuse=reuse,
             batch_size=options.batch_size,
-            progress=lambda rows: bar.update(task, completed=rows),
+            progress=show,
+            group=group,
         )
     records = (
         {
@@ -218,9 +249,11 @@ def score_source(options: Options) -> None:
         "reuse": reuse.report(),
     }
     lines = "".join(json.dumps(sealed(record)) + "\n" for record in records)
-    write_text(options.out / "answers.jsonl", lines)
-    write_record(options.out / "results.json", results)
-    _show(results)
+    if first:
+        write_text(options.out / "answers.jsonl", lines)
+        write_record(options.out / "results.json", results)
+    # Nobody leaves before all is written.
+    return gathered(results)[0]
 
 
 def _source(data: Path, images: Path | None) -> SourceConfig:

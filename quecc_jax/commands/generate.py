@@ -1,7 +1,6 @@
 """Answers one question: `python -m launch.generate --checkpoint RUN --image a.png --question TEXT`."""
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -38,24 +37,29 @@ def run(options: Options) -> None:
     else:
         check_file("--explain", options.explain)
     # Imported late, so that --help and mistakes in the command line answer at once.
+    import jax
+
     from quecc_jax.data.references import check_reference
+    from quecc_jax.distributed import joined, notice
     from quecc_jax.generate.questions import Question
     from quecc_jax.load import load_engine
 
-    engine = load_engine(
-        options.checkpoint, options.mesh, options.visual_tokens, options.template, options.weights
-    )
-    for image in options.image:
-        check_reference(str(image))
-    images = tuple(engine.image(image) for image in options.image)
-    question = Question(options.question, images)
-    answers = engine.run([question], limits)
-    for _, piece in answers:
-        print(piece, end="", flush=True)
-    print()
-    if cut := answers.usage[0].cut():
-        print(cut, file=sys.stderr)
-    if options.explain is not None:
-        from quecc_jax.evaluate.explain import explain
+    with joined(preemption=False):
+        engine = load_engine(
+            options.checkpoint, options.mesh, options.visual_tokens, options.template, options.weights
+        )
+        for image in options.image:
+            check_reference(str(image))
+        images = tuple(engine.image(image) for image in options.image)
+        question = Question(options.question, images)
+        answers = engine.run([question], limits)
+        first = jax.process_index() == 0
+        for _, piece in answers:
+            print(piece if first else "", end="", flush=True)
+        print(end="\n" if first else "")
+        if cut := answers.usage[0].cut():
+            notice(cut)
+        if options.explain is not None:
+            from quecc_jax.evaluate.explain import explain
 
-        explain(engine, question, options.other_question, limits, options.explain)
+            explain(engine, question, options.other_question, limits, options.explain)

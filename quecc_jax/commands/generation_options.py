@@ -40,7 +40,8 @@ class Answering:
     """How the model is kept and computes: `run` as the run's model.dtype says, `float32` or `bfloat16`; or with the
     matrices of the decoder's layers in 8 or 4 bits."""
     mesh: MeshConfig = dataclasses.field(default_factory=lambda: MeshConfig(1, 1, 1))
-    """Devices per mesh axis; with several, parameters, key-value cache and batch are sharded over them."""
+    """Devices per mesh axis; with several, parameters, key-value cache and batch are sharded over them. Of several
+    processes each is started by the same command, as for `launch.train`."""
 
     def limits(self) -> "Limits":
         """The same as the library has it.

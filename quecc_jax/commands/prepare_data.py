@@ -5,15 +5,16 @@
 Started again after a kill, the same command keeps every shard that is whole.
 """
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Literal, cast
 
 import numpy as np
 
 from quecc_jax.commands.checks import check_folder, check_least, refuse_unread
+from quecc_jax.config import MeshConfig
 from quecc_jax.errors import UserError
 from quecc_jax.progress import bars, byte_bar
 
@@ -61,6 +62,9 @@ class Options:
     """The run whose tower --features takes, and whose encoder and tokenizer --queries."""
     batch_size: int = 32
     """Images or questions that go through them at once."""
+    mesh: MeshConfig = dataclasses.field(default_factory=lambda: MeshConfig(1, 1, 1))
+    """Devices of --queries per mesh axis: `fsdp` and `tensor` share parameters, `data` and `fsdp` the questions. Of
+    several processes each is started by the same command, as for `launch.train`, and encodes its share."""
     verify: bool = False
     """Read all of --out against its checksums; writes nothing."""
     shard_images: int = 4096
@@ -77,7 +81,10 @@ def run(options: Options) -> None:
         if options.features:
             write_features(options)
         if options.queries:
-            write_queries(options)
+            from quecc_jax.distributed import joined
+
+            with contextlib.nullcontext() if options.features else joined(preemption=False):
+                write_queries(options)
         return
     (as_tfds if options.format == "tfds" else as_array_record)(options)
 
@@ -117,6 +124,8 @@ def check(options: Options) -> None:
         if not options.resize:
             names = ("aspect", "decoding", "encode", "quality")
             refuse_unread(options, names, "goes with --resize; add it or leave this out")
+    if (not options.queries or options.features) and options.mesh != MeshConfig(1, 1, 1):
+        raise UserError("--mesh goes with --queries, without --features; leave it out")
     if not options.queries:
         refuse_unread(options, ("encoder", "layer"), "goes with --queries; add it or leave this out")
     if options.encoder != "early_exit":
@@ -222,7 +231,7 @@ def write_features(options: Options) -> None:
 
 
 def write_queries(options: Options) -> None:
-    """Stores the feature of every question; its encoder must fit into one device."""
+    """Stores the feature of every question; its encoder must fit into the mesh."""
     import jax
 
     from quecc_jax.config.validation import validate
@@ -233,10 +242,12 @@ def write_queries(options: Options) -> None:
     from quecc_jax.data.text.queries import bucket, limit_buckets
     from quecc_jax.data.text.tokenizer import load_tokenizer
     from quecc_jax.fingerprint import query_fingerprint
-    from quecc_jax.models.lora import NAME as LORA
-    from quecc_jax.models.lora import merged, without_adapters
+    from quecc_jax.generate.decode import on_mesh
+    from quecc_jax.groups import group_of
+    from quecc_jax.load import load_query_encoder
     from quecc_jax.models.vlm import VLM
-    from quecc_jax.train.checkpoint import load_params
+    from quecc_jax.run_lock import run_lock
+    from quecc_jax.sharding import batch_parts, on_host, spread_rows
     from quecc_jax.train.run_dir import load_run_config
 
     config = load_run_config(options.checkpoint)
@@ -251,15 +262,12 @@ def write_queries(options: Options) -> None:
             "the text tower with python -m launch.convert import --text"
         )
     validate(config)
-    reads = ["decoder"] if config.model.query.reads_decoder else ["text"]
-    adapted = config.model.lora.rank and config.model.query.reads_decoder
-    _, params = load_params(options.checkpoint, [*reads, LORA] if adapted else reads)
-    params, model = merged(params, config.model.lora), without_adapters(config.model)
+    group = group_of(options.mesh)
+    model, params = load_query_encoder(options.checkpoint, config, group.mesh)
     tokenizer = load_tokenizer(config.data.tokenizer, config.data.query_tokenizer)
     layout = Layout(tokenizer, config.data, config.model.visual_tokens, False)
     questions = Questions(open_prepared(options.out).rows, layout)
-    held, total = jax.device_put(params), len(questions.rows)
-
+    total, parts = len(questions.rows), 1 if group.mesh is None else batch_parts(group.mesh)
     buckets = limit_buckets(config.data.query_limit)
 
     @jax.jit
@@ -268,24 +276,31 @@ def write_queries(options: Options) -> None:
         encoded = VLM(model).apply({"params": params}, ids, segments, lengths - 1, method=VLM.encode_query)
         return cast(jax.Array, encoded)[:, 0]
 
-    def encode(asked: np.ndarray) -> jax.Array:
-        lengths = asked[:, -1:]
-        return encode_padded(held, asked[:, : bucket(int(lengths.max()), buckets)], lengths)
+    def encode(asked: np.ndarray) -> np.ndarray:
+        ids, lengths = asked[:, : bucket(int(asked[:, -1].max()), buckets)], asked[:, -1:]
+        given = spread_rows((ids, lengths), group.mesh)
+        return on_host(on_mesh(encode_padded, group.mesh)(params, *given))
 
-    fingerprint = f"{query_fingerprint(held, model)}-{questions.fingerprint()}"
-    with bar("questions") as show:
+    fingerprint = f"{query_fingerprint(params, model)}-{questions.fingerprint()}"
+    first = jax.process_index() == 0
+    with contextlib.ExitStack() as stack:
+        if jax.process_count() > 1:
+            stack.enter_context(run_lock(options.out))
+        show = stack.enter_context(bar("questions")) if first else lambda done, total: None
         stored = feature_store.write_features(
             options.out,
             total,
             questions,
             encode,
-            options.batch_size,
+            -(-options.batch_size // parts) * parts,
             fingerprint,
             lambda done: show(done, total),
             "queries",
+            group,
         )
     size = sum(shard.bytes for shard in stored.records.shards)
-    print(f"{options.out}: {total:,} questions, {stored.shape[1]} float16 each, {size / 1e9:.2f} GB")
+    if first:
+        print(f"{options.out}: {total:,} questions, {stored.shape[1]} float16 each, {size / 1e9:.2f} GB")
 
 
 def verify(options: Options) -> None:
@@ -302,7 +317,7 @@ def verify(options: Options) -> None:
     print(f"{options.out}: {len(shards)} shards are whole")
 
 
-@contextmanager
+@contextlib.contextmanager
 def bar(what: str) -> Iterator[Callable[[int, int], None]]:
     """A progress bar with the time left on stderr: yields what shows how many of how many are done."""
     with bars() as progress:

@@ -1,11 +1,15 @@
 """Scores a run on benchmarks: what `python -m launch.evaluate --tasks pope,gqa` does."""
 
+import contextlib
 import functools
 import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import jax
+
+from quecc_jax.config import MeshConfig
 from quecc_jax.config.weights import Weights
 from quecc_jax.errors import UserError
 from quecc_jax.evaluate.answers import question_engine
@@ -16,9 +20,11 @@ from quecc_jax.evaluate.tasks import chosen
 from quecc_jax.evaluate.tasks.base import Judged, Sample, Task, limited, missing_files
 from quecc_jax.generate.decode import decoding_params
 from quecc_jax.generate.reuse import Reuse
+from quecc_jax.groups import check_same, gathered, group_of
 from quecc_jax.load import load_vlm, with_decoding
 from quecc_jax.paths import write_text
 from quecc_jax.records import write_record
+from quecc_jax.run_lock import run_lock
 
 RESULTS, TABLE, FAILURES = "results.json", "table1.md", "failures.html"
 _PUBLISHED = Path(__file__).with_name("table1.json")
@@ -41,9 +47,12 @@ def run(
     weights: Weights = "run",
     scorers: str = "",
     image_decoding: str = "run",
+    mesh: MeshConfig | None = None,
     progress: Callable[[str, int, int], None] = lambda task, questions, answered: None,
 ) -> Results:
     """Answers, scores and writes everything below `out`; a run that was stopped goes on.
+
+    Several processes share out the questions, see `groups`; the first scores and writes, and all return the results.
 
     Args:
       visual_tokens: V of a model that serves several; 0 is its largest.
@@ -51,56 +60,72 @@ def run(
       weights: see `load.load_vlm`.
       scorers: whose rules read the answers, see `tasks.chosen`.
       image_decoding: see `load.with_decoding`.
+      mesh: devices that answer; None is the first one.
       progress: called with a benchmark, the number of its questions, and how many of them are answered.
       The others are as in `launch.evaluate`.
 
     Raises:
-      UserError: unknown benchmarks, missing files or images, or what `run_task` says.
+      UserError: unknown benchmarks, missing files or images, processes that do not see the same files, another
+        process at work in `out`, or what `run_task` says.
     """
     tasks = chosen(names, scorers)
     questions = _load(tasks, data, limit)
-    config, params = load_vlm(checkpoint, visual_tokens=visual_tokens, template=template, weights=weights)
-    config, model_id = with_decoding(config, image_decoding), fingerprint(params)
-    params = decoding_params(params, config.model)
-    model = name or checkpoint.absolute().name
-    judged: dict[str, list[Judged]] = {}
-    results: Results = {
-        "model": model,
-        "checkpoint": str(checkpoint),
-        "visual_tokens": config.model.visual_tokens,
-        "weights": weights,
-        "image_decoding": config.data.image_decoding,
-        "limit": limit,
-        "resamples": 1000,
-        "seed": seed,
-        "tasks": {},
-    }
-    for task in tasks:
-        began, samples, reuse = time.monotonic(), questions[task.name], Reuse()
-        judged[task.name] = run_task(
-            task,
-            samples,
-            out / task.name,
-            question_engine(config, params, reuse),
-            model_id,
-            batch_size=batch_size,
-            data=data,
-            model=model,
-            max_new_tokens=max_new_tokens or task.max_new_tokens,
-            progress=functools.partial(progress, task.name, len(samples)),
+    alone = jax.process_count() == 1
+    with contextlib.nullcontext() if alone else run_lock(str(out)):
+        group = group_of(mesh)
+        config, params = load_vlm(checkpoint, group.mesh, visual_tokens, template, weights)
+        config, model_id = with_decoding(config, image_decoding), fingerprint(params)
+        params = decoding_params(params, config.model)
+        model = name or checkpoint.absolute().name
+        check_same(
+            "settings, parameters or questions",
+            lambda: [
+                {task: [(one.id, one.prompt) for one in samples] for task, samples in questions.items()},
+                [repr(config), model_id, max_new_tokens, batch_size],
+            ],
         )
-        results["tasks"][task.name] = {
-            **summary(task, judged[task.name], 1000, seed),
-            "cut_questions": cut_questions(samples, config),
-            "seconds": round(time.monotonic() - began, 1),
-            "reuse": reuse.report(),
+        judged: dict[str, list[Judged]] = {}
+        results: Results = {
+            "model": model,
+            "checkpoint": str(checkpoint),
+            "visual_tokens": config.model.visual_tokens,
+            "weights": weights,
+            "image_decoding": config.data.image_decoding,
+            "limit": limit,
+            "resamples": 1000,
+            "seed": seed,
+            "tasks": {},
         }
-        # After every benchmark, so that a run stopped later has told what it knew.
-        write_record(out / RESULTS, results)
-        write_text(out / TABLE, table1(results, tasks))
-    if html:
-        write_failures(out / FAILURES, results, judged)
-    return results
+        for task in tasks:
+            began, samples, reuse = time.monotonic(), questions[task.name], Reuse()
+            judged[task.name] = run_task(
+                task,
+                samples,
+                out / task.name,
+                question_engine(config, params, reuse, group.mesh),
+                model_id,
+                batch_size=batch_size,
+                data=data,
+                model=model,
+                max_new_tokens=max_new_tokens or task.max_new_tokens,
+                group=group,
+                progress=functools.partial(progress, task.name, len(samples)),
+            )
+            if jax.process_index():
+                continue
+            results["tasks"][task.name] = {
+                **summary(task, judged[task.name], 1000, seed),
+                "cut_questions": cut_questions(samples, config),
+                "seconds": round(time.monotonic() - began, 1),
+                "reuse": reuse.report(),
+            }
+            # After every benchmark, so that a run stopped later has told what it knew.
+            write_record(out / RESULTS, results)
+            write_text(out / TABLE, table1(results, tasks))
+        if html and jax.process_index() == 0:
+            write_failures(out / FAILURES, results, judged)
+        # Nobody leaves before all is written.
+        return gathered(results)[0]
 
 
 def _load(tasks: Sequence[Task], data: Path, limit: int | None) -> dict[str, list[Sample]]:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jax
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,7 +18,7 @@ from quecc_jax.paths import replacing
 
 def explain(engine: Engine, question: Question, other: str, limits: Limits, out: Path) -> None:
     """Draws the first image of a question under the attention for it and for another question, with both
-    answers, and the difference of the two maps.
+    answers, and the difference of the two maps. Of several processes the first draws.
 
     A patch's number is its share of attention, the mean over visual tokens and heads, times the patches: 1 is
     as much as every patch would get from tokens that look nowhere in particular.
@@ -30,6 +31,8 @@ def explain(engine: Engine, question: Question, other: str, limits: Limits, out:
     if weights[0] is None or weights[1] is None:
         raise UserError("--explain needs a compressor that attends to the image; this model has none")
     answers = [engine.answers([one], limits)[0] for one in questions]
+    if jax.process_index():
+        return
     maps = [patch_map(one[0]) for one in weights if one is not None]
     region = len(maps[0]) // own_squares(weights[0][0])
     change = maps[0] - maps[1]

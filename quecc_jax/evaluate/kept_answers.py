@@ -1,17 +1,20 @@
 """Answers that a folder keeps of a benchmark: settings.json and answers.jsonl, written, read and checked.
 
+Where several groups of processes answer, each has an answers-NUMBER.jsonl of its own until all have ended.
+
 A line's checksum covers the settings that it was answered under, too, so that one of another run or benchmark is seen.
 What is damaged is asked again.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from quecc_jax.distributed import notice
 from quecc_jax.errors import UserError
 from quecc_jax.evaluate.tasks.base import Sample
+from quecc_jax.paths import write_text
 from quecc_jax.records import Damaged, json_value, of_form, read_record, sealed, write_record
 
 ANSWERS, SETTINGS = "answers.jsonl", "settings.json"
@@ -57,7 +60,7 @@ def check_settings(folder: Path, settings: Settings) -> None:
     try:
         told = read_record(path, dict[str, str | int], advice)
     except FileNotFoundError:
-        if (folder / ANSWERS).exists():
+        if (folder / ANSWERS).exists() or _parts(folder):
             raise Damaged(f"{path} is lost, which says what {ANSWERS} beside it is of; {advice}") from None
         write_record(path, settings)
         return
@@ -78,18 +81,40 @@ def line_of(answer: Answer, settings: Settings) -> str:
 
 
 def read_answers(folder: Path, samples: Sequence[Sample], settings: Settings) -> list[Answer]:
-    """Answers of an earlier run, each question once; what is damaged is left out and said.
+    """Answers of all files, each question once, in the order of the questions and then those to others; what is
+    damaged is left out and said.
 
     A last line that was cut short is left out.
 
     Raises:
       UserError: a line answers another question than the samples ask.
     """
-    path = folder / ANSWERS
-    if not path.is_file():
-        return []
     prompts = {sample.id: sample.prompt for sample in samples}
     answers: dict[int | str, Answer] = {}
+    for path in (folder / ANSWERS, *_parts(folder)):
+        if path.is_file():
+            answers |= {answer["id"]: answer for answer in _read(path, prompts, settings)}
+    return [answers.pop(id) for id in prompts if id in answers] + list(answers.values())
+
+
+def write_answers(folder: Path, answers: Iterable[Answer], settings: Settings) -> None:
+    """Writes answers.jsonl anew, in the place of all files."""
+    write_text(folder / ANSWERS, "".join(line_of(answer, settings) + "\n" for answer in answers))
+    for path in _parts(folder):
+        path.unlink()
+
+
+def part_name(number: int | str) -> str:
+    """The file of one of several groups."""
+    return f"answers-{number}.jsonl"
+
+
+def _parts(folder: Path) -> list[Path]:
+    return sorted(folder.glob(part_name("*")))
+
+
+def _read(path: Path, prompts: Mapping[int | str, str], settings: Settings) -> Iterator[Answer]:
+    """The answers of one file."""
     damaged = []
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         name, advice = f"{path}, line {number}", "it is asked again"
@@ -103,12 +128,11 @@ def read_answers(folder: Path, samples: Sequence[Sample], settings: Settings) ->
                 f"{name} answers another question than the data files now ask as {answer['id']}; "
                 "choose another --out"
             )
-        answers[answer["id"]] = answer
+        yield answer
     if damaged:
         notice(
             f"WARNING: {path}: lines {', '.join(damaged[:10])} are damaged or another run's, and asked again"
         )
-    return list(answers.values())
 
 
 def _of(settings: Settings) -> str:

@@ -11,11 +11,12 @@ from jaxtyping import PyTree
 from quecc_jax.data.batch import IGNORE, Batch
 from quecc_jax.data.text.templates import end_ids
 from quecc_jax.evaluate.answers import batched, placed
-from quecc_jax.generate.decode import Params
+from quecc_jax.generate.decode import Params, on_mesh
 from quecc_jax.generate.engine import Engine
 from quecc_jax.generate.questions import Question
 from quecc_jax.generate.reuse import round_up
 from quecc_jax.models.vlm import VLM, Visual
+from quecc_jax.sharding import on_host, spread_rows
 
 
 def log_likelihoods(
@@ -33,7 +34,7 @@ def log_likelihoods(
     Raises:
       UserError: an image cannot be read, or question and answer together are too long; names the question.
     """
-    model = VLM(engine.config.model, unrolled=True)
+    score = functools.partial(on_mesh(_score, engine.mesh), VLM(engine.config.model, unrolled=True))
     ends = len(end_ids(engine.config.data.template, engine.tokenizer))
     found: list[tuple[float, bool]] = []
     for few in batched(pairs, batch_size):
@@ -42,8 +43,9 @@ def log_likelihoods(
         batch = engine.batch(prompts, engine.room(longest, 1)[0], batch_size)
         visual = engine.encoders(engine.params, batch) if batch.query_ends.size else None
         before, wanted = _wanted(np.asarray(batch.labels), ends)
-        batch = batch._replace(pixels=None)
-        sums, greedy = jax.device_get(_score(model, engine.params, batch, visual, before, wanted))
+        batch = batch._replace(pixels=None, features=None)
+        given = spread_rows((batch, before, wanted), engine.mesh)
+        sums, greedy = map(on_host, score(engine.params, given[0], visual, *given[1:]))
         found += list(zip(sums.tolist(), greedy.tolist(), strict=True))[: len(prompts)]
     return found
 

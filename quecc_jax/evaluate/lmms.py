@@ -4,19 +4,24 @@ lmms-eval (github.com/EvolvingLMMs-Lab/lmms-eval) finds it by the entry point `l
 package, once that is installed beside it; see requirements/lmms.txt.
 """
 
+import itertools
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from lmms_eval.api.model import lmms
 
+from quecc_jax.config import MeshConfig
 from quecc_jax.config.weights import Weights
+from quecc_jax.distributed import join
 from quecc_jax.errors import UserError
 from quecc_jax.evaluate.answers import answer_questions, question_engine
 from quecc_jax.evaluate.likelihood import log_likelihoods
 from quecc_jax.generate.questions import Question
+from quecc_jax.groups import check_same, gathered, group_of
 from quecc_jax.load import load_vlm, with_decoding
 
+T = TypeVar("T")
 LONGEST = 128
 """Tokens of an answer where a task names no limit."""
 
@@ -44,9 +49,11 @@ class QueccJax(lmms):
       template: conversation template to ask with; "" is the run's own.
       weights: as for `launch.evaluate`.
       image_decoding: `upright` or `original`, instead of the run's data.image_decoding.
+      mesh_data, mesh_fsdp, mesh_tensor: devices per mesh axis, as --mesh of `launch.evaluate`. Of several processes
+        each runs the same tasks, and answers its share of the requests.
 
     Raises:
-      UserError: no such run, template or weights, or an option that is not one.
+      UserError: no such run, template or weights, an option that is not one, or a mesh that does not fit.
     """
 
     def __init__(
@@ -58,6 +65,9 @@ class QueccJax(lmms):
         template: str = "",
         weights: Weights = "run",
         image_decoding: str = "",
+        mesh_data: int | str = 1,
+        mesh_fsdp: int | str = 1,
+        mesh_tensor: int | str = 1,
         **unknown: object,
     ) -> None:
         super().__init__()
@@ -66,10 +76,11 @@ class QueccJax(lmms):
         if unknown:
             raise UserError(f"{', '.join(unknown)} is not an option of quecc_jax; leave it out")
         self.batch_size = int(batch_size)
-        config, params = load_vlm(
-            checkpoint, visual_tokens=int(visual_tokens), template=template, weights=weights
-        )
-        self.engine = question_engine(with_decoding(config, image_decoding or "run"), params)
+        join(preemption=False)
+        self.group = group_of(MeshConfig(int(mesh_data), int(mesh_fsdp), int(mesh_tensor)))
+        config, params = load_vlm(checkpoint, self.group.mesh, int(visual_tokens), template, weights)
+        config = with_decoding(config, image_decoding or "run")
+        self.engine = question_engine(config, params, mesh=self.group.mesh)
 
     def generate_until(self, requests: Sequence[Request]) -> list[str]:
         """The answer to every request, in their order, cut before the first of its `until` texts.
@@ -77,26 +88,33 @@ class QueccJax(lmms):
         Raises:
           UserError: a task asks for sampling or beams, or a question does not fit.
         """
+        check_same("requests", lambda: [request.args[:2] for request in requests])
         answers = [""] * len(requests)
         groups: dict[int, list[int]] = defaultdict(list)
         for number, request in enumerate(requests):
             groups[_greedy_limit(request.args[1])].append(number)
         for limit, numbers in groups.items():
+            own: list[str] = []
 
-            def keep(number: int, answer: str, numbers: list[int] = numbers) -> None:
-                until = requests[numbers[number]].args[1].get("until")
-                answers[numbers[number]] = _cut(answer, until)
+            def keep(_: int, answer: str, own: list[str] = own) -> None:
+                own.append(answer)
 
             answer_questions(
                 self.engine,
-                (self._question(requests[number]) for number in numbers),
+                (self._question(requests[number]) for number in self.group.share(numbers)),
                 max_new_tokens=limit,
                 batch_size=self.batch_size,
                 keep=keep,
             )
+            for number, answer in zip(numbers, itertools.chain(*self._gather(own)), strict=True):
+                answers[number] = _cut(answer, requests[number].args[1].get("until"))
         for request, answer in zip(requests, answers, strict=True):
             self.cache_hook.add_partial("generate_until", request.args, answer)
         return answers
+
+    def _gather(self, own: list[T]) -> list[list[T]]:
+        """What each group has found."""
+        return [found for found in gathered(own if self.group.writes else None) if found is not None]
 
     def _question(self, request: Request) -> Question:
         context, _, doc_to_visual, doc, task, split = request.args
@@ -105,8 +123,10 @@ class QueccJax(lmms):
 
     def loglikelihood(self, requests: Sequence[Request]) -> list[tuple[float, bool]]:
         """(log-probability, whether greedy decoding says it) of every request's answer, its end left out."""
-        pairs = ((self._question(request), self._target(request)) for request in requests)
-        found = log_likelihoods(self.engine, pairs, batch_size=self.batch_size)
+        check_same("requests", lambda: [request.args[0] for request in requests])
+        pairs = ((self._question(one), self._target(one)) for one in self.group.share(requests))
+        own = log_likelihoods(self.engine, pairs, batch_size=self.batch_size)
+        found = [(value, greedy) for value, greedy in itertools.chain(*self._gather(own))]
         for request, value in zip(requests, found, strict=True):
             self.cache_hook.add_partial("loglikelihood", request.args, value)
         return found

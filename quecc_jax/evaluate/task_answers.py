@@ -3,6 +3,7 @@
 OUT/TASK/ holds
     settings.json        what must be equal for answers to be of one run
     answers.jsonl        one question a line: exact prompt, answer, score, checksum
+    answers-NUMBER.jsonl the same of one of several groups of processes, until all have answered
     llava_answers.jsonl  all answers in LLaVA's form, beside what the benchmark's server takes
 """
 
@@ -17,16 +18,26 @@ import numpy as np
 from quecc_jax.config import RunConfig
 from quecc_jax.data.text.conversation import prompt_text, query_ids
 from quecc_jax.data.text.tokenizer import load_tokenizer
-from quecc_jax.evaluate.answers import answer_questions
+from quecc_jax.errors import UserError
+from quecc_jax.evaluate.answers import answer_questions, gather
 from quecc_jax.evaluate.bootstrap import evaluate
-from quecc_jax.evaluate.kept_answers import ANSWERS, check_settings, line_of, read_answers
+from quecc_jax.evaluate.kept_answers import (
+    ANSWERS,
+    check_settings,
+    line_of,
+    part_name,
+    read_answers,
+    write_answers,
+)
 from quecc_jax.evaluate.kept_answers import Answer as Kept
 from quecc_jax.evaluate.results import Summary
 from quecc_jax.evaluate.tasks.base import Judged, Sample, Task, llava_answers, write_lines
 from quecc_jax.generate.decode import Params
 from quecc_jax.generate.engine import Engine
 from quecc_jax.generate.questions import Question
+from quecc_jax.groups import Group, gathered
 from quecc_jax.paths import Lines
+from quecc_jax.sharding import on_host
 
 LLAVA = "llava_answers.jsonl"
 
@@ -43,8 +54,11 @@ def run_task(
     data: Path,
     model: str,
     progress: Callable[[int], None] = lambda answered: None,
+    group: Group | None = None,
 ) -> list[Judged]:
     """Greedy answers to the samples, in their order; those that the folder holds are not asked again.
+
+    Of several processes the first gets them all, and the others none.
 
     Args:
       task: the benchmark.
@@ -56,13 +70,15 @@ def run_task(
       batch_size: questions answered at a time.
       data: the data directory, for files that the benchmark's server takes.
       model: name of the model in LLaVA's answer file.
-      progress: called with the number of answered samples, at the start and after every answer.
+      progress: called with the number of answered samples, at the start and after every answer; where several groups
+        answer, with what that would be if all were as far as this one.
+      group: that answers its share, with its own engine; `engine.reuse` then counts for all of them.
 
     Raises:
-      UserError: the folder holds answers of another run, or an image or prompt cannot be used.
+      UserError: the folder holds answers of another run, an image or prompt cannot be used, or the folder is not
+        the same for all processes.
     """
-    config = engine.config
-    folder.mkdir(parents=True, exist_ok=True)
+    config, group, first = engine.config, group or Group(), jax.process_index() == 0
     settings: dict[str, str | int] = {
         "task": task.name,
         "model": model_id,
@@ -75,19 +91,26 @@ def run_task(
         "query": config.model.compressor.query,
         "query_length": config.data.query_length,
     }
-    check_settings(folder, settings)
-    kept = read_answers(folder, samples, settings)
-    wanted = {sample.id for sample in samples}
-    answers = {record["id"]: record["answer"] for record in kept if record["id"] in wanted}
-    pending = [sample for sample in samples if sample.id not in answers]
-    progress(len(answers))
-    # Rewritten whole at the start: a line that a kill cut short goes, and so do readings of another scorer.
-    lines = Lines(folder / ANSWERS, (line_of(record, settings) for record in _read_anew(kept, samples, task)))
+    kept = list[Kept]()
+    if first:
+        folder.mkdir(parents=True, exist_ok=True)
+        check_settings(folder, settings)
+        # Rewritten whole at the start: a line that a kill cut short goes, and so do readings of another scorer.
+        kept = list(_read_anew(read_answers(folder, samples, settings), samples, task))
+        write_answers(folder, kept, settings)
+    # What the first process read: files of faster groups may be there already.
+    answered = set(gathered([record["id"] for record in kept])[0])
+    missing = [sample for sample in samples if sample.id not in answered]
+    pending, before = group.share(missing), len(samples) - len(missing)
+    progress(before)
+    name, begin = (part_name(group.number), ()) if group.total > 1 else (ANSWERS, kept)
+    lines = Lines(folder / name, (line_of(record, settings) for record in begin)) if group.writes else None
 
     def keep(number: int, answer: str) -> None:
         sample = pending[number]
         answer = answer.strip()
-        answers[sample.id] = answer
+        if lines is None:
+            return
         parsed, score = task.judge(sample, answer)
         images = [image if isinstance(image, str) else "in the data file" for image in sample.images]
         lines.add(
@@ -105,7 +128,7 @@ def run_task(
                 settings,
             )
         )
-        progress(len(answers))
+        progress(before + len(missing) * (number + 1) // len(pending))
 
     try:
         answer_questions(
@@ -116,7 +139,19 @@ def run_task(
             keep=keep,
         )
     finally:
-        lines.close()
+        if lines is not None:
+            lines.close()
+    gather(None, engine.reuse, group)
+    if not first:
+        return []
+    kept = read_answers(folder, samples, settings)
+    answers = {record["id"]: record["answer"] for record in kept}
+    if lost := sum(sample.id not in answers for sample in samples):
+        raise UserError(
+            f"{lost} answers that were just given are not in {folder}; name a folder that all hosts see, and that "
+            "nobody else writes to"
+        )
+    write_answers(folder, kept, settings)
     judged = [
         Judged(sample, answer, *task.judge(sample, answer))
         for sample in samples
@@ -136,10 +171,10 @@ def cut_questions(samples: Iterable[Sample], config: RunConfig) -> int:
 
 
 def fingerprint(params: Params) -> str:
-    """Tells models apart: a hash of every parameter's name, shape and first corner of 8 a side."""
+    """Tells models apart: a hash of every parameter's name, shape and first corner of 8 a side, on any mesh."""
     known = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        corner = jax.device_get(leaf[(slice(8),) * leaf.ndim])
+        corner = on_host(leaf[(slice(8),) * leaf.ndim])
         known.update(f"{jax.tree_util.keystr(path)}{leaf.shape}".encode())
         known.update(np.ascontiguousarray(corner, np.float32).tobytes())
     return known.hexdigest()[:16]

@@ -25,10 +25,9 @@ from quecc_jax.experiments.grid import Benchmarks, Cell, Grid, Test
 from quecc_jax.experiments.results import CellResult, Curve, Row, Sample
 from quecc_jax.experiments.worker import Report
 from quecc_jax.flops import answer_flops, decoder_params
-from quecc_jax.load import in_weights, load_vlm, with_dtype
-from quecc_jax.models.lora import joined
+from quecc_jax.groups import group_of
+from quecc_jax.load import load_vlm, with_dtype
 from quecc_jax.paths import replacing
-from quecc_jax.train.checkpoint import load_params
 from quecc_jax.train.loop import train
 from quecc_jax.train.progress import read_records
 
@@ -70,7 +69,7 @@ def run_cell(grid: Grid, cell: Cell, report: Report) -> CellResult:
             if cell.samples:
                 samples += _samples(grid.out, cell, model.visual_tokens, test, answers)
         if cell.benchmarks:
-            rows += [{**here, **row} for row in _benchmarked(cell.benchmarks, Path(last.out))]
+            rows += [{**here, **row} for row in _benchmarked(cell.benchmarks, last)]
     if not cell.keep:
         for run in runs:
             shutil.rmtree(run.out)
@@ -96,7 +95,8 @@ def run_stage(run: RunConfig, report: Report, before: float, total: float, note:
 
 
 def ask(run: RunConfig, model: ModelConfig, test: Test) -> tuple[DataConfig, list[Answer]]:
-    """Greedy answers of a trained run, as `model`, to a test; and the data settings they were asked by."""
+    """Greedy answers of a trained run, as `model` and on the run's mesh, to a test; and the data settings they were
+    asked by."""
     data = dataclasses.replace(
         run.data,
         sources=test.sources,
@@ -105,13 +105,13 @@ def ask(run: RunConfig, model: ModelConfig, test: Test) -> tuple[DataConfig, lis
         cached_features=test.cached_features,
         cached_queries=False,
     )
-    if test.cached_features or not run.data.images_per_row:
-        params = in_weights(joined(load_params(run.out)[1]), run, test.weights)
-    else:
-        params = load_vlm(run.out, weights=test.weights, merge=False)[1]
+    group = group_of(run.mesh)
+    params = load_vlm(
+        run.out, group.mesh, weights=test.weights, merge=False, towers=not test.cached_features
+    )[1]
     asked = with_dtype(dataclasses.replace(run, model=model, data=data), test.weights)
     longest, size = test.max_new_tokens, test.batch_size
-    return data, answer_rows(asked, params, max_new_tokens=longest, batch_size=size)
+    return data, answer_rows(asked, params, max_new_tokens=longest, batch_size=size, group=group)
 
 
 def _scored(test: Test, answers: list[Answer], model: ModelConfig, data: DataConfig) -> Iterator[Row]:
@@ -145,19 +145,20 @@ def question_flops(model: ModelConfig, data: DataConfig, answers: list[Answer]) 
     return total / len(answers)
 
 
-def _benchmarked(asked: Benchmarks, run: Path) -> Iterator[Row]:
+def _benchmarked(asked: Benchmarks, run: RunConfig) -> Iterator[Row]:
     """A row for every benchmark: its headline metric, 0..1.
 
     Raises:
       UserError: a server scores one of them.
     """
     results = benchmarks.run(
-        run,
+        Path(run.out),
         asked.names,
         Path(asked.data),
-        run / "benchmarks",
+        Path(run.out, "benchmarks"),
         batch_size=asked.batch_size,
         weights=asked.weights,
+        mesh=run.mesh,
     )
     for name, task in results["tasks"].items():
         if task["headline"] is None:

@@ -42,17 +42,24 @@ def decoding_params(params: Params, config: ModelConfig) -> Params:
     """Parameters in the form that decoding reads fastest, by top-level name.
 
     The decoder's layers are unstacked. What a bfloat16 model computes with in bfloat16 is stored so:
-    parameters are read once per token, and nothing else costs as much. Norms stay float32, and matrices of few
-    bits as they are. Parameters that have this form already are returned as they are.
+    parameters are read once per token, and nothing else costs as much. Parameters that have this form already are
+    returned as they are.
     """
-    params = params | {"decoder": unstack(params["decoder"])}
+    return in_compute_type(params | {"decoder": unstack(params["decoder"])}, config)
+
+
+def in_compute_type(params: Params, config: ModelConfig) -> Params:
+    """Parameters, or stand-ins of them, in the type that the model computes with. Norms stay float32, and matrices of
+    few bits as they are."""
     if config.dtype == "float32":
         return params
     dtype = jnp.dtype(config.dtype)
 
-    def cast(path: tuple[jax.tree_util.DictKey, ...], leaf: jax.Array) -> jax.Array:
+    def cast(path: tuple[jax.tree_util.DictKey, ...], leaf: PyTree) -> PyTree:
         is_norm, is_stored = any("norm" in key.key for key in path), path[-2].key == "kernel"
-        return leaf if is_norm or is_stored or leaf.dtype == dtype else leaf.astype(dtype)
+        if is_norm or is_stored or leaf.dtype == dtype:
+            return leaf
+        return leaf.update(dtype=dtype) if isinstance(leaf, jax.ShapeDtypeStruct) else leaf.astype(dtype)
 
     return jax.tree_util.tree_map_with_path(cast, params)
 

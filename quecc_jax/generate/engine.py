@@ -31,7 +31,7 @@ from quecc_jax.generate.questions import AskedImage, Limits, Prompt, Prompts, Qu
 from quecc_jax.generate.reuse import Encoders, Reuse, image_key, round_up
 from quecc_jax.generate.text_stream import TextStream
 from quecc_jax.models.vlm import VLM
-from quecc_jax.sharding import batch_parts, batch_sharding
+from quecc_jax.sharding import batch_parts, on_host, spread_rows
 
 SMALLEST = 32
 """Prompts and answers are padded to at least so many positions, so that few programs are compiled."""
@@ -48,7 +48,8 @@ class Engine:
       config: of the run; its data settings lay out the prompts.
       params: parameters by top-level name; `vision` may be missing where all prompts bring stored states.
       reuse: what is remembered of questions and images; it belongs to these parameters.
-      mesh: where the parameters are; None for one device.
+      mesh: where the parameters are; None for one device. All processes of a mesh ask the same at the same time, and
+        get the same answers.
       chunk: tokens that are decoded between two looks of the host, which streams and ends answers.
     """
 
@@ -67,7 +68,7 @@ class Engine:
         self.tokenizer = load_tokenizer(config.data.tokenizer, config.data.query_tokenizer)
         if mesh is None:
             # A mesh of one device is another sharding than none, which would compile programs twice.
-            params = jax.device_put(params, jax.devices()[0])
+            params = jax.device_put(params, jax.local_devices()[0])
         self.params = decoding_params(params, config.model)
         self.ends = stops(config.data.template, self.tokenizer)
         self.encoders = Encoders(config.model, self.reuse, mesh)
@@ -264,11 +265,9 @@ class Run:
         draws = None
         if limits.sampling is not None:
             draws = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(limits.seed), np.arange(rows))
-        batch = batch._replace(pixels=None, features=None)
-        if engine.mesh is not None:
-            batch = jax.device_put(batch, batch_sharding(engine.mesh))
+        batch = spread_rows(batch._replace(pixels=None, features=None), engine.mesh)
         state = engine.begin(engine.params, batch, visual, limits.sampling, draws, self._answer_room)
-        tokens, count = np.asarray(state.token)[:, None], 1
+        tokens, count = on_host(state.token)[:, None], 1
         first = time.perf_counter() - self._began
         ended = ["length"] * len(self._texts)
         running = set(range(len(self._texts)))
@@ -294,7 +293,7 @@ class Run:
             decoded, state = engine.advance(
                 engine.params, state, limits.sampling, draws, engine.chunk, np.int32(left)
             )
-            tokens, count = np.asarray(decoded)[:, :left], count + left
+            tokens, count = on_host(decoded)[:, :left], count + left
         for row in sorted(running):
             if read and (piece := self._texts[row].finish()):
                 yield row, piece

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import math
 import time
+from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 import cachetools
@@ -20,7 +21,7 @@ from quecc_jax.data.batch import Batch
 from quecc_jax.data.text.queries import question_ids
 from quecc_jax.generate.decode import Params, on_mesh
 from quecc_jax.models.vlm import VLM, Visual
-from quecc_jax.sharding import batch_parts, batch_sharding, replicated
+from quecc_jax.sharding import batch_parts, on_host, replicated, spread_rows
 
 MIB = 1 << 20
 
@@ -77,6 +78,16 @@ class Reuse:
         self.counted = {"questions": Counter(), "images": Counter()}
         """By the names that saved results have."""
 
+    def counts(self) -> dict[str, dict[str, float]]:
+        """Of `questions` and of `images`, as JSON can hold them."""
+        return {name: dataclasses.asdict(counter) for name, counter in self.counted.items()}
+
+    def total(self, counts: Sequence[Mapping[str, Mapping[str, float]]]) -> None:
+        """Counts from now on from the sums of several `counts`."""
+        for name, counter in self.counted.items():
+            for field in dataclasses.fields(counter):
+                setattr(counter, field.name, sum(one[name][field.name] for one in counts))
+
     def report(self) -> dict[str, Reused]:
         """Of `questions` and of `images`."""
         return {name: counter.report() for name, counter in self.counted.items()}
@@ -118,7 +129,7 @@ class Encoders:
         """
         inputs = self._inputs(params, batch)
         weights = None if inputs is None else self._look(params, *inputs)
-        return None if weights is None else over_image(np.asarray(weights), self.config.vision.grid)
+        return None if weights is None else over_image(on_host(weights), self.config.vision.grid)
 
     def _inputs(self, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array] | None:
         """The tower's states [B, I, n, K, D] and the questions' features [B, I, H], unless there is none."""
@@ -140,9 +151,7 @@ class Encoders:
             for slot, one in asked.items():
                 ids[slot][: len(one)], lengths[slot] = one, len(one)
             query = self._gather("questions", self.reuse.questions, keys, (b, i), params, (ids, lengths))
-        if self._mesh is not None:
-            states, query = jax.device_put((states, query), batch_sharding(self._mesh))
-        return states, query
+        return spread_rows((states, query), self._mesh)
 
     def _gather(
         self,
@@ -170,9 +179,7 @@ class Encoders:
             rows = round_up(len(slots), self._split)
             where = tuple(np.array([*slots, *slots[:1] * (rows - len(slots))]).T)
             began = time.perf_counter()
-            given = tuple(x[where][:, None] for x in inputs)
-            if self._mesh is not None:
-                given = jax.device_put(given, batch_sharding(self._mesh))
+            given = spread_rows(tuple(x[where][:, None] for x in inputs), self._mesh)
             encoded = self._encode[name](params, *given)
             if self._mesh is not None:
                 encoded = jax.device_put(encoded, replicated(self._mesh))

@@ -34,6 +34,9 @@ Tree = dict[str, PyTree]
 """Parameters, or anything that stands for them, by top-level name."""
 HALVES = (np.dtype(jnp.float16), np.dtype(jnp.bfloat16))
 """Types of stored parameters that are read as float32 where the model wants that, exactly."""
+IN_FLIGHT = 512 << 20
+"""Bytes that a process reads at once, if no array is larger: as they are stored, before they have the type and place
+that they are to have."""
 FROZEN = "frozen"
 """Name of the frozen parameters' directory, and, in a checkpoint's metadata, of what identifies it."""
 
@@ -119,10 +122,15 @@ def _read_params(
     for name in names:
         check_shapes({name: have[name]}, {name: there[name]}, str(run), widen=True)
 
+    sizes = [_host_form(leaf).nbytes for name in names for leaf in jax.tree.leaves(have[name])]
+    # Room for the largest array, whose chunks may stick out of it; orbax refuses what is larger.
+    in_flight = max([IN_FLIGHT, *(2 * size + 1 for size in sizes)])
+
     def load(some: Tree) -> Tree:
         params: Tree = {}
         context = ocp.Context()
         context.pytree.loading.partial_load = True
+        context.memory.read_concurrent_bytes = in_flight
         with context:
             if part := {n: tree for n, tree in some.items() if n in trained}:
                 params |= ocp.load_checkpointables(path, {"params": part})["params"]

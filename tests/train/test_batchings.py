@@ -11,7 +11,7 @@ from quecc_jax.flops import train_flops
 from quecc_jax.train.loop import train
 from quecc_jax.train.progress import read_records
 from tests.train.runs import trainer_on
-from tests.train.test_hosts import Hosts
+from tests.train.test_hosts import hosts_of
 
 
 def batched(config, batching, tmp_path, **more):
@@ -64,7 +64,7 @@ def test_what_several_processes_leave_out_stands_in_one_report(config, tmp_path)
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     source = dataclasses.replace(source, path=str(tmp_path / "rows.json"))
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, sources=(source,)))
-    with Hosts(config, 2, tmp_path / "two") as hosts:
+    with hosts_of(config, 2, tmp_path / "two") as hosts:
         assert hosts.statuses(400) == [0, 0], hosts.said()
     report = json.loads(Path(config.out, "data_report.json").read_text())
     assert report["left_out"] == {"picture missing": 3, "turns": 1} and report["rows"] == 50

@@ -2,15 +2,9 @@
 
 import dataclasses
 import json
-import os
 import re
 import shutil
 import signal
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,84 +14,34 @@ import pytest
 from quecc_jax.config import MeshConfig, RunConfig
 from quecc_jax.config.io import save_config
 from quecc_jax.train.progress import read_records
+from tests.processes import Processes
 from tests.train.runs import train_logged
 from tests.train.test_resume import ids
-
-ROOT = Path(__file__).parents[2]
 
 SAME = 2e-5
 """Relative difference allowed between losses in float32 whose sums run in other orders."""
 
 
-class Hosts:
-    """Processes of one run, two emulated devices each; those still alive at the end are killed."""
+def hosts_of(config: RunConfig, count: int, folder: Path, devices: int = 2, **settings: Any) -> Processes:
+    """Processes that train one run."""
+    folder.mkdir()
+    save_config(config, folder / "config.json")
+    given = {
+        "config": str(folder / "config.json"),
+        "ids": str(folder),
+        "pause": 0.0,
+        "stuck": None,
+        "join_s": 240,
+        "heartbeat_s": 60,
+        "stall_s": 600.0,
+        **settings,
+    }
+    (folder / "settings.json").write_text(json.dumps(given))
+    return Processes(["tests.train.host", folder / "settings.json"], count, folder, devices)
 
-    def __init__(self, config: RunConfig, count: int, folder: Path, devices: int = 2, **settings: Any):
-        folder.mkdir()
-        self.folder, self.config = folder, config
-        save_config(config, folder / "config.json")
-        given = {
-            "config": str(folder / "config.json"),
-            "ids": str(folder),
-            "pause": 0.0,
-            "stuck": None,
-            "join_s": 240,
-            "heartbeat_s": 60,
-            "stall_s": 600.0,
-            **settings,
-        }
-        (folder / "settings.json").write_text(json.dumps(given))
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            address = f"localhost:{free.getsockname()[1]}"
-        size = "--xla_force_host_platform_device_count"
-        flags = re.sub(rf"{size}=\d+", f"{size}={devices}", os.environ["XLA_FLAGS"])
-        self.processes = [
-            subprocess.Popen(
-                [sys.executable, "-m", "tests.train.host", str(folder / "settings.json")],
-                cwd=ROOT,
-                env={
-                    **os.environ,
-                    "XLA_FLAGS": flags,
-                    "JAX_COORDINATOR_ADDRESS": address,
-                    "JAX_NUM_PROCESSES": str(count),
-                    "JAX_PROCESS_ID": str(number),
-                },
-                stdout=(folder / f"{number}.out").open("w"),
-                stderr=(folder / f"{number}.err").open("w"),
-            )
-            for number in range(count)
-        ]
 
-    def __enter__(self) -> "Hosts":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for process in self.processes:
-            process.kill()
-            process.wait()
-
-    def wait_for(self, condition: Callable[[], bool], seconds: float = 240) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < deadline, self.said()
-            assert all(p.poll() is None for p in self.processes), self.said()
-            time.sleep(0.05)
-
-    def wait_for_step(self, step: int) -> None:
-        self.wait_for(lambda: any(r["step"] >= step for r in read_records(self.config.out)))
-
-    def statuses(self, seconds: float) -> list[int]:
-        """How all processes ended, within so many seconds from now."""
-        deadline = time.monotonic() + seconds
-        try:
-            return [p.wait(max(0.1, deadline - time.monotonic())) for p in self.processes]
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"a process is still there after {seconds} s: {self.said()}") from None
-
-    def said(self, number: int | None = None) -> str:
-        files = sorted(self.folder.glob("*.err")) if number is None else [self.folder / f"{number}.err"]
-        return "\n".join(f"{file.name}: {file.read_text()[-3000:]}" for file in files)
+def wait_for_step(hosts: Processes, config: RunConfig, step: int) -> None:
+    hosts.wait_for(lambda: any(r["step"] >= step for r in read_records(config.out)))
 
 
 def losses(config: RunConfig) -> list[float]:
@@ -117,8 +61,8 @@ def several(config, trainer, tmp_path) -> tuple[RunConfig, list[float], list[lis
 
 def test_two_processes_end_when_one_is_killed_and_one_process_goes_on(several, trainer, tmp_path):
     config, expected, batches = several
-    with Hosts(config, 2, tmp_path / "two", pause=0.3) as hosts:
-        hosts.wait_for_step(5)
+    with hosts_of(config, 2, tmp_path / "two", pause=0.3) as hosts:
+        wait_for_step(hosts, config, 5)
         hosts.processes[1].send_signal(signal.SIGKILL)
         survivor, killed = hosts.statuses(120)
         assert killed == -signal.SIGKILL and survivor not in (0, -signal.SIGKILL), hosts.said()
@@ -136,8 +80,8 @@ def test_two_processes_end_when_one_is_killed_and_one_process_goes_on(several, t
 @pytest.mark.slow
 def test_two_processes_stop_together_on_a_signal_to_one_and_one_process_goes_on(several, trainer, tmp_path):
     config, expected, batches = several
-    with Hosts(config, 2, tmp_path / "two", pause=0.3) as hosts:
-        hosts.wait_for_step(2)
+    with hosts_of(config, 2, tmp_path / "two", pause=0.3) as hosts:
+        wait_for_step(hosts, config, 2)
         hosts.processes[1].send_signal(signal.SIGTERM)
         assert hosts.statuses(240) == [0, 0], hosts.said()
         reached = len(read_records(config.out))
@@ -159,15 +103,15 @@ def test_four_processes_end_when_one_is_killed_and_two_go_on(several, tmp_path, 
     config, expected, batches = several
     # Parameters stay within a process: their gathering over eight devices of two cores takes minutes.
     config = dataclasses.replace(config, mesh=MeshConfig(-1, 2, 1))
-    with Hosts(config, 4, tmp_path / "four", pause=0.3) as hosts:
-        hosts.wait_for_step(5)
+    with hosts_of(config, 4, tmp_path / "four", pause=0.3) as hosts:
+        wait_for_step(hosts, config, 5)
         hosts.processes[killed].send_signal(signal.SIGKILL)
         statuses = hosts.statuses(120)
         assert statuses[killed] == -signal.SIGKILL and 0 not in statuses, hosts.said()
         for number in {*range(4)} - {killed}:
             said = hosts.said(number)
             assert "lost the others" in said or "another task died" in said
-    with Hosts(config, 2, tmp_path / "two") as hosts:
+    with hosts_of(config, 2, tmp_path / "two") as hosts:
         assert hosts.statuses(240) == [0, 0], hosts.said()
         first = ids(hosts.folder / "0.ids")
         assert [b[:4] for b in batches[-len(first) :]] == first and len(first) < 20
@@ -177,8 +121,8 @@ def test_four_processes_end_when_one_is_killed_and_two_go_on(several, tmp_path, 
 @pytest.mark.slow
 def test_a_process_that_is_stuck_ends_the_run(several, tmp_path):
     config, _, _ = several
-    with Hosts(config, 2, tmp_path / "two", stuck=(1, 6), stall_s=30.0) as hosts:
-        hosts.wait_for_step(5)
+    with hosts_of(config, 2, tmp_path / "two", stuck=(1, 6), stall_s=30.0) as hosts:
+        wait_for_step(hosts, config, 5)
         assert 0 not in hosts.statuses(120)
         assert "lost the others (no step was finished in 30 s after step" in hosts.said()
 
@@ -192,7 +136,7 @@ def test_a_process_that_fails_ends_the_others(several, tmp_path):
     (tmp_path / "images" / f"{batches[4][7]}.png").unlink()
     sources = (dataclasses.replace(source, images=str(tmp_path / "images")),)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, sources=sources))
-    with Hosts(config, 2, tmp_path / "two") as hosts:
+    with hosts_of(config, 2, tmp_path / "two") as hosts:
         assert hosts.statuses(120) == [1, 1], hosts.said()
         assert re.search(r"^1.err: error: process 1 of 2: .*png does not exist", hosts.said(1))
         assert re.search(r"^0.err: error: process 0 of 2 lost the others \(.*\); look at", hosts.said(0))
@@ -201,7 +145,7 @@ def test_a_process_that_fails_ends_the_others(several, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("missing", [0, 1])
 def test_processes_that_do_not_meet_say_so(config, tmp_path, missing):
-    with Hosts(config, 2, tmp_path / "two", join_s=4) as hosts:
+    with hosts_of(config, 2, tmp_path / "two", join_s=4) as hosts:
         hosts.processes[missing].kill()
         assert hosts.statuses(60)[1 - missing] == 1
         sentence = r".*error: the processes of this run did not meet at localhost:\d+ within 4 s; .*\n"
@@ -212,7 +156,7 @@ def test_processes_that_do_not_meet_say_so(config, tmp_path, missing):
 def test_devices_that_share_rows_read_the_same_ones(several, tmp_path):
     config, expected, batches = several
     config = dataclasses.replace(config, mesh=MeshConfig(1, 1, 2))
-    with Hosts(config, 2, tmp_path / "two", devices=1) as hosts:
+    with hosts_of(config, 2, tmp_path / "two", devices=1) as hosts:
         assert hosts.statuses(240) == [0, 0], hosts.said()
         assert ids(hosts.folder / "0.ids") == ids(hosts.folder / "1.ids") == batches
     np.testing.assert_allclose(losses(config), expected, rtol=SAME)

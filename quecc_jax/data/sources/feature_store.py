@@ -8,12 +8,14 @@ image; beside prepared data also `queries`, the query feature [query_width] of e
 frozen encoder can read. Their size does not depend on V.
 """
 
+import collections
 import concurrent.futures
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, TypedDict
 
+import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -24,6 +26,7 @@ from quecc_jax.data.sources.array_record import fault_record, readable
 from quecc_jax.data.sources.shards import Records, Shard, delete_notes, find_shard, shard_spans, write_shard
 from quecc_jax.distributed import notice
 from quecc_jax.errors import BadRow, UserError
+from quecc_jax.groups import Group, gathered
 from quecc_jax.paths import AnyPath, as_path
 from quecc_jax.records import Count, Damaged, read_record, write_record
 
@@ -82,8 +85,11 @@ def write_features(
     fingerprint: str,
     progress: Callable[[int], None] = lambda done: None,
     name: Name = "features",
+    group: Group | None = None,
 ) -> Features:
     """Stores what an encoder makes of every image or row, unless it is there; continues shard by shard.
+
+    Several groups of processes share out the shards that are missing.
 
     Args:
       items: how many images or rows there are.
@@ -91,11 +97,13 @@ def write_features(
         none.
       fn: maps [batch, ...] to [batch, ...], a tower to states [batch, N, K, D]; it always sees full batches.
       fingerprint: says what `fn` and `read` are, see `quecc_jax.fingerprint`.
-      progress: called with the number of items done after every batch.
+      progress: called with the number of items done after every batch, in the first group with that of its share.
+      group: that makes its share.
 
     Raises:
-      UserError: a value is not finite in float16, or there are no items.
+      UserError: a value is not finite in float16, there are no items, or the processes do not see one directory.
     """
+    group, first = group or Group(), jax.process_index() == 0
     if not items:
         raise UserError(f"{directory} has no images; {name} need some")
     try:
@@ -105,29 +113,48 @@ def write_features(
         found = None
     if found and found["fingerprint"] == fingerprint and found["items"] == items:
         return Features(directory, found)
-    _note_path(directory, name).unlink(missing_ok=True)
-    shards, shape = list[Shard](), list[int]()
-    for file, span in shard_spans(name, items, ITEMS):
-        if known := find_shard(directory, file, fingerprint):
-            shard, remarks = known
-        else:
-            # The shape of the shard's arrays, if any item of it can be read.
-            remarks = list[list[int]]()
-            records = _records(span, read, fn, batch, progress, remarks)
-            try:
-                shard = write_shard(directory, file, fingerprint, records, remarks)
-            except FloatingPointError:
-                raise UserError(
-                    f"the {MAKER[name]}'s {name} of {directory} leave the range of float16; "
-                    f"train without them (data.cached_{name} = False)"
-                ) from None
-        shards.append(shard)
-        shape = shape or (remarks[0] if remarks else [])
-        progress(span.stop)
-    value = {"fingerprint": fingerprint, "items": items, "shape": shape or [0], "shards": shards}
+    spans = shard_spans(name, items, ITEMS)
+    there = list[str]()
+    if first:
+        _note_path(directory, name).unlink(missing_ok=True)
+        there = [file for file, _ in spans if find_shard(directory, file, fingerprint)]
+    there = gathered(there)[0]
+    progress(sum(len(span) for file, span in spans if file in there))
+    for file, span in group.share([one for one in spans if one[0] not in there]):
+        # The shape of the shard's arrays, if any item of it can be read.
+        remarks = list[list[int]]()
+        records = _records(span, read, fn, batch, progress, remarks)
+        try:
+            if group.writes:
+                write_shard(directory, file, fingerprint, records, remarks)
+            else:
+                collections.deque(records, 0)
+        except FloatingPointError:
+            raise UserError(
+                f"the {MAKER[name]}'s {name} of {directory} leave the range of float16; "
+                f"train without them (data.cached_{name} = False)"
+            ) from None
+    gathered(None)
+    if first:
+        _list_shards(directory, items, fingerprint, name)
+    gathered(None)
+    progress(items)
+    return read_features(directory, fingerprint, name)
+
+
+def _list_shards(directory: AnyPath, items: int, fingerprint: str, name: Name) -> None:
+    """Writes NAME.json of all shards, in the place of the notes beside them. Raises UserError where one is missing."""
+    found = [find_shard(directory, file, fingerprint) for file, _ in shard_spans(name, items, ITEMS)]
+    known = [one for one in found if one is not None]
+    if len(known) < len(found):
+        raise UserError(
+            f"{len(found) - len(known)} shards that were just written are not in {directory}; name a directory "
+            "that all hosts see, and that nobody else writes to"
+        )
+    shards, shape = [shard for shard, _ in known], next((remarks[0] for _, remarks in known if remarks), [0])
+    value = {"fingerprint": fingerprint, "items": items, "shape": shape, "shards": shards}
     write_record(_note_path(directory, name), value, indent=None)
     delete_notes(directory, shards)
-    return read_features(directory, fingerprint, name)
 
 
 def _records(

@@ -1,6 +1,8 @@
 """Features beside prepared data: of the right tower, for every image that can be read."""
 
 import dataclasses
+import json
+import shutil
 import types
 from typing import Any
 
@@ -20,11 +22,13 @@ from quecc_jax.config import (
 )
 from quecc_jax.config.query import ClipTextConfig
 from quecc_jax.data.images import load_pixels, normalise
+from quecc_jax.data.sources import feature_store
 from quecc_jax.data.sources.feature_store import read_features
 from quecc_jax.data.sources.source import RowSource
 from quecc_jax.errors import BadRow, UserError
 from quecc_jax.fingerprint import fingerprint, tower_fingerprint
 from quecc_jax.generate.questions import Limits, Question
+from quecc_jax.groups import Group
 from quecc_jax.load import load_engine
 from quecc_jax.models.lora import merged
 from quecc_jax.models.towers.clip import ClipTower
@@ -37,6 +41,7 @@ from tests.commands.test_prepare_data import main_with
 from tests.data.every_row import eval_batches
 from tests.data.photos import write_llava
 from tests.models.reference import clip_text
+from tests.processes import Processes
 from tests.tiny import asked, random_params
 
 ONE_STEP = TrainConfig(steps=1, batch_size=8)
@@ -193,6 +198,61 @@ def test_queries_of_a_run_with_adapters_are_those_of_its_merged_decoder(prepared
     check_queries(config, types.SimpleNamespace(frozen=merged(held, model.lora)))  # type: ignore[arg-type]
     with pytest.raises(UserError, match="are of another encoder"):
         check_queries(config, types.SimpleNamespace(frozen=held))  # type: ignore[arg-type]
+
+
+def stored_queries(folder) -> np.ndarray:
+    found = read_features(folder, name="queries")
+    return np.stack([found[row] for row in range(0, len(found), 3)] + [found[row] for row in range(1, 12, 3)])
+
+
+def test_queries_on_a_mesh_and_of_several_groups_are_those_of_one_device(prepared, tmp_path, monkeypatch):
+    _, out, run, _ = prepared
+    given = dataclasses.replace(run, out=str(tmp_path / "given"))
+    params = random_params(dataclasses.replace(given, data=cached(prepared), train=ONE_STEP))
+    save_params(given, {"decoder": params["decoder"]})
+    ask = ("--queries", "--checkpoint", given.out, "--batch-size", 3)
+    for name in ("one", "eight", "groups"):
+        shutil.copytree(out, tmp_path / name, ignore=shutil.ignore_patterns("queries*", ".queries*"))
+    main_with("--out", tmp_path / "one", *ask)
+    monkeypatch.setattr(feature_store, "ITEMS", 5)
+    main_with("--out", tmp_path / "eight", *ask, "--mesh.data", 2, "--mesh.fsdp", 2, "--mesh.tensor", 2)
+    expected, found = (stored_queries(tmp_path / name) for name in ("one", "eight"))
+    np.testing.assert_allclose(found, expected, atol=2e-3)
+    assert len(np.unique(expected, axis=0)) > 3
+
+    # Another group, whose shards are not among those of this process: each makes its own, and that is said.
+    monkeypatch.setattr("quecc_jax.groups.group_of", lambda mesh: Group(None, 0, 2))
+    with pytest.raises(UserError, match=r"2 shards that were just written are not in .*; name a directory"):
+        main_with("--out", tmp_path / "groups", *ask)
+    monkeypatch.setattr("quecc_jax.groups.group_of", lambda mesh: Group(None, 1, 2))
+    with pytest.raises(UserError, match=r"1 shards that were just written"):
+        main_with("--out", tmp_path / "groups", *ask)
+    monkeypatch.setattr("quecc_jax.groups.group_of", lambda mesh: Group())
+    main_with("--out", tmp_path / "groups", *ask)
+    np.testing.assert_array_equal(stored_queries(tmp_path / "groups"), expected)
+
+
+@pytest.mark.slow
+def test_two_processes_share_out_the_queries(prepared, tmp_path):
+    path, _, run, _ = prepared
+    given = dataclasses.replace(run, out=str(tmp_path / "given"))
+    params = random_params(dataclasses.replace(given, data=cached(prepared), train=ONE_STEP))
+    save_params(given, {"decoder": params["decoder"]})
+    rows = json.loads(path.read_text()) * 90
+    many = path.parent / "many.json"
+    many.write_text(json.dumps(rows))
+    main_with(
+        "--data", many, "--images", path.parent, "--out", tmp_path / "one", "--resize", 24, "--workers", 1
+    )
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    ask = ("--queries", "--checkpoint", given.out, "--batch-size", 64)
+    main_with("--out", tmp_path / "one", *ask)
+    command = ("launch.prepare_data", "--out", tmp_path / "two", *ask, "--mesh.data", 2)
+    with Processes(command, 2, tmp_path / "said", 1) as two:
+        assert two.statuses(300) == [0, 0], two.said()
+        assert "1,080 questions" in two.printed(0) and not two.printed(1)
+    expected, found = (stored_queries(tmp_path / name) for name in ("one", "two"))
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_a_fingerprint_tells_what_matters_apart_on_any_mesh(prepared, model):
