@@ -119,7 +119,8 @@ def write_features(
         _note_path(directory, name).unlink(missing_ok=True)
         there = [file for file, _ in spans if find_shard(directory, file, fingerprint)]
     there = gathered(there)[0]
-    progress(sum(len(span) for file, span in spans if file in there))
+    if there:
+        progress(sum(len(span) for file, span in spans if file in there))
     for file, span in group.share([one for one in spans if one[0] not in there]):
         # The shape of the shard's arrays, if any item of it can be read.
         remarks = list[list[int]]()
