@@ -46,6 +46,8 @@ DOCS = Path(__file__).parents[1] / "docs"
 WINDOW, MERGE, RELAPSE = 50, 10, 20
 HIGHEST = 2.5
 """Loss at the figure's upper edge; spikes beyond it are marked there."""
+CALM = 1.0
+"""Nats above the median run; upper edge where none gets there."""
 
 
 def spikes(loss: np.ndarray) -> list[tuple[int, float]]:
@@ -161,30 +163,36 @@ def figure(results: list[dict[str, Any]], style: Style) -> Figure:
 
 
 def adapter_figure(results: list[dict[str, Any]], style: Style) -> Figure:
-    """`excess` at every step: a row for each V, a column for each kind of run, a line for each seed."""
+    """`excess` at every step: a row for each V, a column for each kind of run, a line for each seed. Columns that
+    stay below CALM have one scale."""
     theme = THEMES[style]
     above = dict(zip((Case(**r["case"]) for r in results), excess(results), strict=True))
     whole, lora = (next(c for c in above if bool(c.rank) == adapted) for adapted in (False, True))
     kinds = {
         "whole decoder": whole,
         "adapters, LLaVA's rates": lora,
-        "without clipping": lora._replace(clip=float("inf")),
-        "projector at their rate": lora._replace(projector_rate=0.0),
+        "and no clipping": lora._replace(clip=float("inf")),
+        "one rate for all": lora._replace(projector_rate=0.0),
         "ten times the rates": lora._replace(rate=4e-2, projector_rate=4e-3),
     }
     values = sorted({c.visual_tokens for c in above})
     drawn = Figure(figsize=(11, 5), dpi=DPI, facecolor=theme.paper, layout="constrained")
-    grid = drawn.subplots(len(values), len(kinds), sharex=True, sharey=True, squeeze=False)
-    for row, v in zip(grid, values, strict=True):
-        for axes, (title, kind) in zip(row, kinds.items(), strict=True):
+    grid = drawn.subplots(len(values), len(kinds), sharex=True, sharey="col", squeeze=False)
+    for column, (title, kind) in zip(grid.T, kinds.items(), strict=True):
+        for axes, v in zip(column, values, strict=True):
             dress(axes, theme)
-            if v == values[0]:
-                axes.set_title(title, color=theme.ink, fontsize=11, loc="left")
             runs = [a for c, a in above.items() if c == kind._replace(visual_tokens=v, seed=c.seed)]
-            for line, colour in zip(runs, theme.colours(len(runs)), strict=True):
-                axes.plot(line, color=colour, lw=1)
+            for seed, (line, colour) in enumerate(zip(runs, theme.colours(len(runs)), strict=True)):
+                axes.plot(line, color=colour, lw=1, label=f"seed {seed}")
             axes.axvline(WINDOW, color=theme.muted, lw=1, ls=":")
-        row[0].set_ylabel(f"V = {v}")
+        top = max(float(np.max(line.get_ydata())) for axes in column for line in axes.lines[:-1])
+        column[0].set_ylim(-0.3, CALM if top < CALM else 1.05 * top)
+        column[0].set_title(title, color=theme.ink, fontsize=11, loc="left")
+        for axes in column:
+            axes.tick_params(labelleft=kind is whole or top >= CALM)
+    for axes, v in zip(grid[:, 0], values, strict=True):
+        axes.set_ylabel(f"V = {v}")
+    grid[0, 0].legend(frameon=False, labelcolor=theme.ink)
     drawn.supxlabel("step of stage 2", color=theme.ink, fontsize=12)
     drawn.supylabel("loss above the median run (nats)", color=theme.ink, fontsize=12)
     return drawn
