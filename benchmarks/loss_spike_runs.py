@@ -1,6 +1,7 @@
 """The runs of `benchmarks.loss_spikes`: small models that differ in one factor at a time, stepped one by one."""
 
 import dataclasses
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from quecc_jax.config import CheckpointConfig, MeshConfig, OptimizerConfig, RunConfig, TrainConfig
+from quecc_jax.config import CheckpointConfig, LoraConfig, MeshConfig, OptimizerConfig, RunConfig, TrainConfig
 from quecc_jax.data.batch import Batch
 from quecc_jax.data.pipeline import make_iterator
 from quecc_jax.data.text.tokenizer import load_tokenizer
@@ -20,6 +21,7 @@ from quecc_jax.experiments.grid import Grid
 from quecc_jax.experiments.testbed.grids import Decoder, Recipe, compressor, image_data, model, size_grid
 from quecc_jax.experiments.testbed.settings import DEFAULT, Testbed
 from quecc_jax.experiments.testbed.steps import make_data, make_tower
+from quecc_jax.models.lora import joined
 from quecc_jax.models.vlm import VLM
 from quecc_jax.paths import write_text
 from quecc_jax.sharding import make_mesh
@@ -30,6 +32,8 @@ from quecc_jax.train.step import build_trainer, train_step
 
 SMALL_TEXT = 0.02
 """Standard deviation of a 7B model's text embeddings, about."""
+DROPOUT = 0.05
+"""Share of the adapters' inputs that a step drops, as in LLaVA's recipe."""
 PROBE_EVERY = 20
 """Steps between measurements of the visual tokens' scale."""
 
@@ -68,9 +72,17 @@ class Case(NamedTuple):
     b2: float = 0.999
     dtype: Literal["float32", "bfloat16"] = "float32"
     stage: Literal[1, 2] = 1
-    """2 continues the first stage of the same V, init and seed."""
+    """2 continues `first_stage`."""
     steps: int = 200
     seed: int = 0
+    rank: int = 0
+    """Of adapters of the decoder's matrices, which drop DROPOUT; 0 trains the decoder itself."""
+    scale: float = 2.0
+    """alpha / rank of the adapters."""
+    projector_rate: float = 0.0
+    """Of compressor and projector; 0 is `rate`."""
+    warmup: float = 0.03
+    """Share of the steps."""
 
     @property
     def name(self) -> str:
@@ -79,9 +91,14 @@ class Case(NamedTuple):
         return "_".join(parts)
 
 
+def first_stage(case: Case) -> Case:
+    """The run that a second stage continues."""
+    return Case(case.visual_tokens, case.init, case.ratio, case.text, seed=case.seed)
+
+
 def cases(seeds: int) -> list[Case]:
-    """All runs; each line changes one factor of one before it. Seeds after the first repeat what decides: V,
-    initial values, scale and rate of stage 1, and the high rate of stage 2."""
+    """All runs without adapters; each line changes one factor of one before it. Seeds after the first repeat
+    what decides: V, initial values, scale and rate of stage 1, and the high rate of stage 2."""
     large, infinite = (36, 144), float("inf")
     found = [Case(v, init, rate=rate) for rate in (1e-3, 1e-2) for init in INITS for v in large]
     found += [
@@ -94,6 +111,44 @@ def cases(seeds: int) -> list[Case]:
     found += [Case(v, init, rate=rate, stage=2) for rate in (4e-4, 4e-3) for init in INITS for v in large]
     deciding = found[:repeated] + [case for case in found if case.stage == 2 and case.rate > 1e-3]
     return found + [case._replace(seed=seed) for seed in range(1, seeds) for case in deciding]
+
+
+def adapter_cases(seeds: int) -> list[Case]:
+    """Second stages with adapters beside those that train the whole decoder.
+
+    The rates stand to that of full training as LLaVA's do: the adapters' is ten times it, the projector's is
+    it; so does the rank to the decoder's width (128 to 4096). While B is near zero an Adam step then moves a
+    matrix's outputs 10 alpha / (sqrt(3) width) = 0.36 times as far as in full training, here as there.
+    All others differ from those in one thing.
+    """
+    everywhere: list[dict[str, Any]] = [
+        {},
+        {"clip": float("inf")},
+        {"projector_rate": 0.0},
+        {"rate": 4e-2, "projector_rate": 4e-3},
+    ]
+    whole = [Case(v, rate=4e-4, stage=2, seed=s) for v, s in itertools.product((36, 144), range(seeds))]
+    lora = [case._replace(rank=2, rate=4e-3, projector_rate=4e-4) for case in whole]
+    found = whole + [case._replace(**change) for change in everywhere for case in lora]
+    large = [case for case in lora if case.visual_tokens == 144]
+    return found + [c._replace(scale=1.0) for c in large] + [c._replace(warmup=0.0) for c in large]
+
+
+def adapters(case: Case) -> LoraConfig:
+    """The case's; rank 0 has none."""
+    return LoraConfig(case.rank, case.scale * case.rank, DROPOUT) if case.rank else LoraConfig()
+
+
+def optimizer(case: Case) -> OptimizerConfig:
+    """What is compiled with the step; `settings` takes the place of some of it."""
+    # The schedule's own peak must be a constant; the projector's is a factor on the updates.
+    return OptimizerConfig(case.rate if case.stage == 2 else 1.0, 1.0, case.warmup)
+
+
+def settings(case: Case) -> dict[str, float]:
+    """Fields of OptimizerConfig that cases with one compiled step may differ in."""
+    projector = case.projector_rate or case.rate
+    return {"projector_learning_rate": projector, "clip_norm": min(case.clip, 1e30), "b2": case.b2}
 
 
 def prepare(out: str, recipe: Recipe) -> None:
@@ -155,19 +210,19 @@ def run_model(out: str, recipe: Recipe, case: Case) -> Any:
         table = load_params(f"{out}/language/M", ["decoder"])[1]["decoder"]["embedding"]
         eps = decoder.norm_eps * (SMALL_TEXT / rms(table)) ** 2
         decoder = dataclasses.replace(decoder, tie_embeddings=False, norm_eps=eps)
-    return dataclasses.replace(built, decoder=decoder, dtype=case.dtype)
+    return dataclasses.replace(built, decoder=decoder, dtype=case.dtype, lora=adapters(case))
 
 
 def run_config(out: str, recipe: Recipe, case: Case) -> RunConfig:
     """The case's run; it is stepped here, not by `train`."""
     source = f"{out}/language/M" + ("-small" if case.text == "small" else "")
     if case.stage == 2:
-        source = f"{out}/trained/{Case(case.visual_tokens, case.init, seed=case.seed).name}"
+        source = f"{out}/trained/{first_stage(case).name}"
     return RunConfig(
         out=f"{out}/trained/{case.name}",
         model=run_model(out, recipe, case),
         data=image_data(out, "train", case.visual_tokens),
-        optimizer=OptimizerConfig(case.rate if case.stage == 2 else 1.0, projector_learning_rate=1.0),
+        optimizer=optimizer(case),
         train=TrainConfig(stage=case.stage, steps=case.steps, batch_size=recipe.batch_size, seed=case.seed),
         checkpoint=CheckpointConfig(every=0),
         mesh=MeshConfig(1, 1, 1),
@@ -213,12 +268,11 @@ class Stepper:
         model = VLM(config.model)
 
         def step(state: TrainState, batch: Batch, settings: dict[str, Any]) -> Any:
-            # The schedule's own peak must be a constant; the projector's is a factor on the updates.
-            optimizer: Any = dataclasses.replace(config.optimizer, **settings)
-            return train_step(model, dataclasses.replace(config, optimizer=optimizer), state, batch)
+            set_: Any = dataclasses.replace(config.optimizer, **settings)
+            return train_step(model, dataclasses.replace(config, optimizer=set_), state, batch)
 
         def visual(state: TrainState, batch: Batch) -> jax.Array:
-            params = {**state.trainable, **state.frozen}
+            params = joined({**state.trainable, **state.frozen})
             tokens: Any = model.apply({"params": params}, batch, method=VLM.visual_tokens)
             return jnp.sqrt(jnp.mean(jnp.square(tokens.astype(jnp.float32))))
 
@@ -248,17 +302,16 @@ def run_case(stepper: Stepper, config: RunConfig, case: Case) -> dict[str, Any]:
     batches = make_iterator(config.data, config.model, config.train.batch_size, case.seed)
     probe = stepper.trainer.put(next(batches))
     state = first_state(stepper, config, case, probe)
-    settings = {"projector_learning_rate": case.rate, "clip_norm": min(case.clip, 1e30), "b2": case.b2}
     text = rms({**state.trainable, **state.frozen}["decoder"]["embedding"])
     kept, scales = [], []
     for number in range(case.steps):
         if number % PROBE_EVERY == 0:
             scales.append(stepper.visual(state, probe))
-        state, metrics = stepper.step(state, stepper.trainer.put(next(batches)), settings)
+        state, metrics = stepper.step(state, stepper.trainer.put(next(batches)), settings(case))
         kept.append((metrics["loss"], metrics["grad_norm"]))
     scales.append(stepper.visual(state, probe))
     batches.close()
-    if case == Case(case.visual_tokens, case.init, seed=case.seed):
+    if case == first_stage(case):
         save_params(config, jax.device_get({**state.trainable, **state.frozen}))
     loss, norm = np.asarray(jax.device_get(kept)).T
     return {
@@ -284,7 +337,7 @@ def run_all(
             train = dataclasses.replace(config.train, seed=0)
             key = dataclasses.replace(config, out="", init_from="", train=train)
             if key not in steppers:
-                steppers[key] = Stepper(config)
+                steppers[key] = Stepper(key)
             result = run_case(steppers[key], config, case)
             write_text(file, json.dumps(result))
             line = f"{number}/{len(wanted)} {case.name}: {summary(result)}, {result['seconds']:.0f} s"

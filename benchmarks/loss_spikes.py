@@ -16,25 +16,38 @@ Added when runs were there: those of one seed go up and down together, as their 
 are hard for every run. So the table ends with the largest height, from step 50 on, of a loss above the median
 at the same step of all runs of the same seed and stage, which read the same batch.
 
-Parts and runs that lie in --out are not made again; the table and docs/loss_spikes.png follow from them.
+Parts and runs that lie in --out are not made again; tables and figures follow from them. --runs adapters makes
+those of the second table alone: a stage 2 with adapters (LoRA), as the spikes were reported, each step of which is
+compared with the runs of that table.
 """
 
 import itertools
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
 from benchmarks import markdown
-from benchmarks.loss_spike_runs import INITS, Case, cases, fine_testbed, prepare, run_all
+from benchmarks.loss_spike_runs import (
+    INITS,
+    Case,
+    adapter_cases,
+    cases,
+    fine_testbed,
+    first_stage,
+    prepare,
+    run_all,
+)
 from quecc_jax.pages.style import DPI, THEMES, Style, dress
 
 DOCS = Path(__file__).parents[1] / "docs"
 WINDOW, MERGE, RELAPSE = 50, 10, 20
 HIGHEST = 2.5
 """Loss at the figure's upper edge; spikes beyond it are marked there."""
+CALM = 1.0
+"""Nats above the median run; upper edge where none gets there."""
 
 
 def spikes(loss: np.ndarray) -> list[tuple[int, float]]:
@@ -87,16 +100,18 @@ def figures(results: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def heights(results: list[dict[str, Any]]) -> list[float]:
-    """For each run the largest loss, from WINDOW on, above the median run of its seed and stage there."""
+def excess(results: list[dict[str, Any]]) -> list[np.ndarray]:
+    """For each run its losses above the median run of its seed and stage, which reads the same batches."""
     batches: dict[tuple[int, int], list[np.ndarray]] = {}
     for r in results:
         batches.setdefault((r["case"]["seed"], r["case"]["stage"]), []).append(np.array(r["loss"]))
     medians = {key: np.median(losses, axis=0) for key, losses in batches.items()}
-    return [
-        float(np.max((np.array(r["loss"]) - medians[r["case"]["seed"], r["case"]["stage"]])[WINDOW:]))
-        for r in results
-    ]
+    return [np.array(r["loss"]) - medians[r["case"]["seed"], r["case"]["stage"]] for r in results]
+
+
+def heights(results: list[dict[str, Any]]) -> list[float]:
+    """The largest `excess` of each run from WINDOW on."""
+    return [float(np.max(above[WINDOW:])) for above in excess(results)]
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -109,8 +124,9 @@ def table(results: list[dict[str, Any]]) -> str:
     lines = []
     for case, group in groups.items():
         init = f"{case.init}, ratio {case.ratio:g}" if case.ratio else case.init
-        rest = {"clip": case.clip, "b2": case.b2, "dtype": case.dtype}
-        other = ", ".join(f"{k} {v}" for k, v in rest.items() if v != Case._field_defaults[k])
+        rest = ("rank", "scale", "projector_rate", "clip", "warmup", "b2", "dtype", "steps")
+        set_ = {k: v for k in rest if (v := getattr(case, k)) != Case._field_defaults[k]}
+        other = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in set_.items())
         what = [case.visual_tokens, init, case.text, case.stage, case.rate, other or "-"]
         highest = f"{max(above[k] for k in group):.2f}"
         lines.append([*what, *figures([results[k] for k in group]), highest])
@@ -146,21 +162,68 @@ def figure(results: list[dict[str, Any]], style: Style) -> Figure:
     return drawn
 
 
-def main(out: str = "runs/loss_spikes", seeds: int = 2) -> None:
+def adapter_figure(results: list[dict[str, Any]], style: Style) -> Figure:
+    """`excess` at every step: a row for each V, a column for each kind of run, a line for each seed. Columns that
+    stay below CALM have one scale."""
+    theme = THEMES[style]
+    above = dict(zip((Case(**r["case"]) for r in results), excess(results), strict=True))
+    whole, lora = (next(c for c in above if bool(c.rank) == adapted) for adapted in (False, True))
+    kinds = {
+        "whole decoder": whole,
+        "adapters, LLaVA's rates": lora,
+        "and no clipping": lora._replace(clip=float("inf")),
+        "one rate for all": lora._replace(projector_rate=0.0),
+        "ten times the rates": lora._replace(rate=4e-2, projector_rate=4e-3),
+    }
+    values = sorted({c.visual_tokens for c in above})
+    drawn = Figure(figsize=(11, 5), dpi=DPI, facecolor=theme.paper, layout="constrained")
+    grid = drawn.subplots(len(values), len(kinds), sharex=True, sharey="col", squeeze=False)
+    for column, (title, kind) in zip(grid.T, kinds.items(), strict=True):
+        for axes, v in zip(column, values, strict=True):
+            dress(axes, theme)
+            runs = [a for c, a in above.items() if c == kind._replace(visual_tokens=v, seed=c.seed)]
+            for seed, (line, colour) in enumerate(zip(runs, theme.colours(len(runs)), strict=True)):
+                axes.plot(line, color=colour, lw=1, label=f"seed {seed}")
+            axes.axvline(WINDOW, color=theme.muted, lw=1, ls=":")
+        top = max(float(np.max(line.get_ydata())) for axes in column for line in axes.lines[:-1])
+        column[0].set_ylim(-0.3, CALM if top < CALM else 1.05 * top)
+        column[0].set_title(title, color=theme.ink, fontsize=11, loc="left")
+        for axes in column:
+            axes.tick_params(labelleft=kind is whole or top >= CALM)
+    for axes, v in zip(grid[:, 0], values, strict=True):
+        axes.set_ylabel(f"V = {v}")
+    grid[0, 0].legend(frameon=False, labelcolor=theme.ink)
+    drawn.supxlabel("step of stage 2", color=theme.ink, fontsize=12)
+    drawn.supylabel("loss above the median run (nats)", color=theme.ink, fontsize=12)
+    return drawn
+
+
+def main(
+    out: str = "runs/loss_spikes", seeds: int = 2, runs: Literal["all", "whole", "adapters"] = "all"
+) -> None:
     """Loss spikes with QueCC at small scale.
 
     Args:
       out: parts and runs, kept between calls.
-      seeds: repetitions of the runs that decide.
+      seeds: repetitions of the runs that decide; with adapters there is one more.
+      runs: which of the two tables, with its figure; `adapters` makes only the first stages that it continues.
     """
     recipe = fine_testbed()
     Path(out).mkdir(parents=True, exist_ok=True)
     prepare(out, recipe)
-    results = run_all(out, recipe, cases(seeds), summary)
-    print(table(results))
-    drawings: tuple[tuple[Style, str], ...] = (("light", "loss_spikes.png"), ("dark", "loss_spikes-dark.png"))
-    for style, name in drawings:
-        figure(results, style).savefig(DOCS / name)
+    drawings: tuple[tuple[Style, str], ...] = (("light", ""), ("dark", "-dark"))
+    if runs != "adapters":
+        results = run_all(out, recipe, cases(seeds), summary)
+        print(table(results))
+        for style, ending in drawings:
+            figure(results, style).savefig(DOCS / f"loss_spikes{ending}.png")
+    if runs != "whole":
+        wanted = adapter_cases(seeds + 1)
+        run_all(out, recipe, list(dict.fromkeys(map(first_stage, wanted))), summary)
+        results = run_all(out, recipe, wanted, summary)
+        print(table(results))
+        for style, ending in drawings:
+            adapter_figure(results, style).savefig(DOCS / f"loss_spikes_lora{ending}.png")
 
 
 if __name__ == "__main__":

@@ -10,9 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.loss_spike_runs import SMALL_TEXT, rms, shrink
+from benchmarks.loss_spike_runs import (
+    SMALL_TEXT,
+    Case,
+    adapter_cases,
+    adapters,
+    cases,
+    first_stage,
+    optimizer,
+    rms,
+    settings,
+    shrink,
+)
 from benchmarks.loss_spikes import WINDOW, heights, relapse, spikes
-from quecc_jax.config import DecoderConfig
+from quecc_jax.config import DecoderConfig, LoraConfig, OptimizerConfig
 from quecc_jax.models.decoder import Decoder
 from tests.tiny import random_like
 
@@ -76,3 +87,36 @@ def test_small_text_embeddings_are_the_same_function():
     eps = config.norm_eps * (SMALL_TEXT / rms(params["embedding"])) ** 2
     twin = dataclasses.replace(config, tie_embeddings=False, norm_eps=eps)
     np.testing.assert_allclose(logits(twin, small), logits(config, params), rtol=1e-4, atol=1e-4)
+
+
+def test_runs_without_adapters_keep_their_names():
+    """By which they are found in the folder of an earlier version."""
+    found = cases(2)
+    assert len(found) == 66 and not any(adapters(case).rank for case in found)
+    later = {"rank", "scale", "projector_rate", "warmup"}
+    assert not any(later & {part.partition("=")[0] for part in case.name.split("_")} for case in found)
+    high = Case(144, rate=4e-3, stage=2, seed=1)
+    assert high in found and high.name == "visual_tokens=144_rate=0.004_stage=2_seed=1"
+
+
+def test_runs_with_adapters_differ_in_one_thing_from_those_with_rates_like_llavas():
+    found = adapter_cases(3)
+    assert len({case.name for case in found}) == len(found)
+    whole, lora, *rest = [
+        case._replace(seed=0) for case in found if case.visual_tokens == 144 and case.seed == 2
+    ]
+    assert adapters(lora) == LoraConfig(rank=2, alpha=4.0, dropout=0.05) and adapters(whole) == LoraConfig()
+    trained, recipe = (dataclasses.replace(optimizer(case), **settings(case)) for case in (whole, lora))
+    assert recipe == OptimizerConfig(learning_rate=4e-3, projector_learning_rate=4e-4)
+    assert trained == OptimizerConfig(learning_rate=4e-4, projector_learning_rate=4e-4)
+    changed = [{k for k, v in case._asdict().items() if v != getattr(lora, k)} for case in rest]
+    assert [one for one in changed if len(one) > 1] == [{"rate", "projector_rate"}]
+
+
+def test_a_second_stage_continues_the_first_of_its_model_and_seed():
+    second = Case(
+        36, "original", 1.0, "small", 4e-3, stage=2, seed=3, rank=2, projector_rate=4e-4, warmup=0.0
+    )
+    assert (
+        first_stage(second) == Case(36, "original", 1.0, "small", seed=3) == first_stage(first_stage(second))
+    )
