@@ -4,7 +4,7 @@ Run: python -m benchmarks.pods_adapters
 
 Method: stage 2 of LLaVA-1.5-7B at V = 1 on packed rows of 2,048 positions, 128 of them a step. Rows of TPUs run
 `python -m launch.compile_pod --quick`: the compiler's own memory and program, times predicted from them, nothing ran.
-Those of one GPU, for which there is no compiler here, have the bytes of `quecc_jax.memory`: state by arithmetic,
+Those of one GPU, for which there is no compiler here, have the bytes of `quecc_jax.aot.memory`: state by arithmetic,
 temporaries as estimated for compiled TPU programs; their step is the FLOPs of the TPU program at EFFICIENCY of the
 GPU's peak, memory traffic left out. An epoch is 665,298 conversations in rows that hold PACKED of them.
 """
@@ -21,10 +21,10 @@ from benchmarks.markdown import table
 from benchmarks.pods import ROOT
 from configs.llava import INSTRUCTIONS
 from quecc_jax.aot.chips import GIB, find_chip
+from quecc_jax.aot.memory import train_memory, verdict
 from quecc_jax.aot.roofline import EFFICIENCY
 from quecc_jax.commands.options import parse_run
 from quecc_jax.errors import UserError, run_cli
-from quecc_jax.memory import train_memory, verdict
 from quecc_jax.paths import write_text
 
 PACKED = 6.1

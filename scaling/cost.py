@@ -16,6 +16,7 @@ import numpy as np
 
 from quecc_jax import flops
 from quecc_jax.aot.chips import CHIPS
+from quecc_jax.aot.memory import layer_bytes, table_params
 from quecc_jax.config import (
     CompressorConfig,
     DecoderConfig,
@@ -28,7 +29,6 @@ from quecc_jax.config import (
 from quecc_jax.config.compressors import MqtConfig, config_class, named, names
 from quecc_jax.config.shapes import query_layers
 from quecc_jax.errors import UserError
-from quecc_jax.memory import layer_bytes, table_params
 from scaling.formatting import Kind
 
 PARTS = ("tower", "query", "compressor", "prefill", "decode")

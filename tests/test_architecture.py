@@ -27,7 +27,7 @@ LEVELS = (
     },
     {"compressor settings"},
     {"config"},
-    {"flops", "memory", "sharding", "distributed", "groups", "run_lock"},
+    {"flops", "sharding", "distributed", "groups", "run_lock"},
     {"data", "models"},
     {"train", "fingerprint"},
     {"aot", "convert", "generate"},

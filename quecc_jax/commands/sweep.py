@@ -14,6 +14,7 @@ from typing import Annotated
 import tyro
 
 from quecc_jax.aot.chips import GIB, find_chip
+from quecc_jax.aot.memory import train_memory, verdict
 from quecc_jax.commands.checks import refuse_unread
 from quecc_jax.commands.config_file import load_file
 from quecc_jax.config import RunConfig
@@ -22,7 +23,6 @@ from quecc_jax.experiments.grid import Cell, Grid, at
 from quecc_jax.experiments.llava_grid import training_flops
 from quecc_jax.experiments.runner import check, run_grid
 from quecc_jax.experiments.store import result_file
-from quecc_jax.memory import train_memory, verdict
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from quecc_jax import flops
+from quecc_jax.aot.memory import layer_bytes, table_params
 from quecc_jax.config import ModelConfig
-from quecc_jax.memory import layer_bytes, table_params
 from scaling.cost import (
     BYTES,
     Lengths,

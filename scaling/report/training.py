@@ -3,10 +3,10 @@
 import dataclasses
 from typing import NamedTuple
 
+from quecc_jax.aot.memory import TrainMemory, Verdict, train_memory, verdict
 from quecc_jax.config import DataConfig, LoraConfig, RunConfig, TrainConfig
 from quecc_jax.config.presets import SIZES_B
 from quecc_jax.config.weights import FrozenWeights
-from quecc_jax.memory import TrainMemory, Verdict, train_memory, verdict
 from scaling.cost import Setup, find_llm, model_config
 
 LENGTH = 2048

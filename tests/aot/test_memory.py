@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from quecc_jax.aot.memory import LOW, TrainMemory, layer_bytes, table_params, train_memory, verdict
 from quecc_jax.commands.options import parse_run
 from quecc_jax.config import (
     DataConfig,
@@ -22,7 +23,6 @@ from quecc_jax.config import (
     VisionConfig,
 )
 from quecc_jax.config.weights import FORMS, matrix_bytes
-from quecc_jax.memory import LOW, TrainMemory, layer_bytes, table_params, train_memory, verdict
 from quecc_jax.models.quantized import quantize
 from quecc_jax.sharding import make_mesh
 from quecc_jax.train.step import build_trainer
