@@ -13,6 +13,7 @@ import pytest
 
 from quecc_jax.config import DataConfig, SourceConfig
 from quecc_jax.data.pipeline import make_iterator
+from quecc_jax.data.references import image_refs
 from quecc_jax.data.sources.array_record import Recipe
 from quecc_jax.data.sources.parquet import ParquetRows, files_of
 from quecc_jax.data.sources.prepare import inline_rows, prepare
@@ -94,8 +95,11 @@ def test_prepared_and_tfds_rows_are_the_same(name, tokenizer, model, tmp_path):
     assert (manifest["rows"], manifest["unreadable"]["pictures"]) == (ROWS, 0)
     rows = inline_rows(HUB / name, (), Recipe())
     LlavaRows(rows=lambda: rows, data_dir=str(tmp_path / "tfds")).download_and_prepare()
-    for kind, path in (("array_record", tmp_path / "out"), ("tfds", tmp_path / "tfds")):
-        made = settings(SourceConfig(kind, str(path)), tokenizer)
+    for source in (
+        SourceConfig("array_record", str(tmp_path / "out")),
+        SourceConfig("tfds", str(tmp_path / "tfds")),
+    ):
+        made = settings(source, tokenizer)
         for a, b in zip(eval_batches(made, model, 4), eval_batches(direct, model, 4), strict=True):
             same(a, b)
 
@@ -113,13 +117,16 @@ def test_only_what_is_asked_for_is_read(monkeypatch):
     """Text is laid out, and images counted, without the bytes of any image."""
     rows, read = ParquetRows(HUB / SETS[0]), list[str]()
     whole = ParquetRows._read
-    monkeypatch.setattr(
-        ParquetRows, "_read", lambda self, group, column: read.append(column) or whole(self, group, column)
-    )
-    assert [len(row.get("image", ())) for row in rows] == list(IMAGES)
+
+    def noted(self, group, column):
+        read.append(column)
+        return whole(self, group, column)
+
+    monkeypatch.setattr(ParquetRows, "_read", noted)
+    assert [len(image_refs(row)) for row in rows] == list(IMAGES)
     assert set(read) == {"texts", "images.list.element.path"}
     read.clear()
-    rows.image(rows[4]["image"][2])
+    rows.image(image_refs(rows[4])[2])
     assert read == ["images"]
 
 
@@ -191,7 +198,7 @@ def test_bad_rows_are_named_and_counted(tokenizer, model, tmp_path):
     }
     rows = ParquetRows(write(tmp_path / "a.parquet", **columns))
     with pytest.raises(BadRow, match=r"image 1 has no bytes in the table, but names a.png"):
-        rows.image(rows[1]["image"][0])
+        rows.image(image_refs(rows[1])[0])
     source = settings(SourceConfig("parquet", rows.path), tokenizer)
     with pytest.raises(UserError, match=r"a.parquet, row 1.*image in memory is not an image"):
         next(eval_batches(source, model, 1))

@@ -39,9 +39,9 @@ def llava(tmp_path_factory):
 def in_this_process(request, monkeypatch):
     """Shards are made without starting processes, which takes seconds; the command's test starts them."""
 
-    def alone(jobs, workers, progress):
+    def alone(jobs, find, workers, progress):
         for number, job in enumerate(jobs):
-            yield number, making._make(job, progress)
+            yield number, making._make(job, find, progress)
 
     monkeypatch.setattr(making, "_parallel", alone)
 
