@@ -104,6 +104,7 @@ class Page:
             "max_pixels": self.max_pixels,
             "compressor": model.compressor.name,
             "max_length": data.max_length,
+            "fit": "squeeze" if model.vision.tiles else data.image_aspect,
             "has_image": bool(self.image),
             "questions": self.questions,
         }

@@ -1,6 +1,8 @@
 """The chat in the terminal, its server, and its page in a browser."""
 
 import contextlib
+import copy
+import dataclasses
 import http.client
 import io
 import json
@@ -310,6 +312,22 @@ def test_a_page_begins_with_an_image_and_questions_to_click(engine, images, tmp_
             (answer,) = engine.answers([Question(question, (engine.image(images[2]),))], LIMITS)
             assert window.run("return document.querySelector('.model .said').innerText") == answer
             assert window.run("return document.querySelector('.human .said').innerText") == question
+
+
+@pytest.mark.skipif(bool(absent()), reason=absent() or "a browser is here")
+@pytest.mark.parametrize(("aspect", "colour"), [("pad", [122, 116, 104]), ("square", [255, 0, 0])])
+def test_a_wide_image_is_drawn_as_the_tower_sees_it(engine, tmp_path, aspect, colour):
+    """The map lies over a square: with padding above a wide image, or with what is cropped to it."""
+    file, cropping = io.BytesIO(), copy.copy(engine)
+    Image.new("RGB", (60, 30), (255, 0, 0)).save(file, "PNG")
+    data = dataclasses.replace(engine.config.data, image_aspect=aspect)
+    cropping.config = dataclasses.replace(engine.config, data=data)
+    page = Page(cropping, LIMITS, "own", 200_000, 1_000_000, file.getvalue())
+    with served(page) as port, browser(tmp_path / "profile") as window:
+        window.open(f"http://127.0.0.1:{port}/")
+        window.wait("document.querySelector('#drop canvas') !== null")
+        top = "document.querySelector('#drop canvas').getContext('2d').getImageData(360, 60, 1, 1).data"
+        assert window.run(f"return [...{top}].slice(0, 3)") == colour
 
 
 def test_a_first_image_that_is_none_is_refused(tmp_path, engine):
