@@ -16,7 +16,7 @@ import numpy as np
 
 from quecc_jax import flops
 from quecc_jax.aot.chips import CHIPS
-from quecc_jax.aot.memory import layer_bytes, table_params
+from quecc_jax.aot.memory import layer_bytes, table_params, text_tower_params
 from quecc_jax.config import (
     CompressorConfig,
     DecoderConfig,
@@ -340,14 +340,6 @@ def usd_per_million_seconds(setup: Setup) -> float:
     """Dollars for a million seconds of the machine."""
     assert setup.machine is not None and setup.usd_per_hour is not None
     return setup.usd_per_hour * setup.machine.count * 1e6 / 3600
-
-
-def text_tower_params(config: ModelConfig) -> int:
-    """Weights that a model holds to encode questions beside its decoder, tables included."""
-    text = config.query.text
-    if config.query.reads_decoder or not config.compressor.reads_question:
-        return 0
-    return flops.text_params(text) + (text.vocab_size + text.positions) * text.width
 
 
 def memory_of(config: ModelConfig, lengths: Lengths, batch: int, weights: Kept = "bfloat16") -> Amount:

@@ -63,7 +63,7 @@ def check(folder: Path) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as scratch, np.load(folder / "expected.npz") as file:
         out = Path(scratch, "run")
         import_weights(folder, out)
-        run, params = load_vlm(out)
+        run, params = load_vlm(out, weights="float32")
         tokenizer = load_tokenizer(run.data.tokenizer)
         rows = _json(folder, "conversations.json")
         golden = Golden(folder, run, params, tokenizer, rows, dict(file))

@@ -9,7 +9,7 @@ import math
 from typing import Literal, NamedTuple
 
 from quecc_jax import flops
-from quecc_jax.config import DecoderConfig, MeshConfig, RunConfig
+from quecc_jax.config import DecoderConfig, MeshConfig, ModelConfig, RunConfig
 from quecc_jax.config.shapes import adapted_matrices, decoder_matrices, teacher_length
 from quecc_jax.config.weights import BITS, Weights, matrix_bytes
 
@@ -75,6 +75,14 @@ def table_params(config: DecoderConfig) -> int:
     return config.width * config.vocab_size * (1 if config.tie_embeddings else 2)
 
 
+def text_tower_params(config: ModelConfig) -> int:
+    """Numbers that a model holds to encode questions beside its decoder, tables included."""
+    text = config.query.text
+    if config.query.reads_decoder or not config.compressor.reads_question:
+        return 0
+    return flops.text_params(text) + (text.vocab_size + text.positions) * text.width
+
+
 def train_memory(config: RunConfig, devices: int) -> TrainMemory:
     """What a training step holds on each of some devices, over which the run's mesh is laid.
 
@@ -110,9 +118,7 @@ def _state(config: RunConfig, parts: _Parts) -> tuple[float, float]:
     decoder, lora = model.decoder, model.lora.rank
     beside = flops.compressor_cost(model).params + flops.projector_params(model)
     towers = 0 if config.data.cached_features else flops.tower_params(model.tower)
-    if not model.query.reads_decoder and model.compressor.reads_question:
-        text = model.query.text
-        towers += flops.text_params(text) + (text.vocab_size + text.positions) * text.width
+    towers += text_tower_params(model)
     if not config.data.images_per_row:
         beside = towers = 0
     frozen, trained = 4.0 * towers / whole, 0.0

@@ -18,7 +18,7 @@ from quecc_jax.generate.decode import Params
 from quecc_jax.generate.engine import Engine
 from quecc_jax.generate.questions import Limits, Prompt, Question
 from quecc_jax.generate.reuse import Reuse
-from quecc_jax.groups import Group, check_same, gathered
+from quecc_jax.groups import Group, check_same, from_groups
 
 T = TypeVar("T")
 Asked = TypeVar("Asked", Question, Prompt)
@@ -105,7 +105,7 @@ def gather(own: T, reuse: Reuse, group: Group) -> list[T]:
     Args:
       own: what JSON can hold.
     """
-    told = [one for one in gathered((own, reuse.counts()) if group.writes else None) if one is not None]
+    told = from_groups((own, reuse.counts()), group)
     reuse.total([counts for _, counts in told])
     return [answers for answers, _ in told]
 

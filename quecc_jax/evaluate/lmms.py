@@ -7,7 +7,7 @@ package, once that is installed beside it; see requirements/lmms.txt.
 import itertools
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from lmms_eval.api.model import lmms
 
@@ -18,10 +18,9 @@ from quecc_jax.errors import UserError
 from quecc_jax.evaluate.answers import answer_questions, question_engine
 from quecc_jax.evaluate.likelihood import log_likelihoods
 from quecc_jax.generate.questions import Question
-from quecc_jax.groups import check_same, gathered, group_of
+from quecc_jax.groups import check_same, from_groups, group_of
 from quecc_jax.load import load_vlm, with_decoding
 
-T = TypeVar("T")
 LONGEST = 128
 """Tokens of an answer where a task names no limit."""
 
@@ -106,15 +105,11 @@ class QueccJax(lmms):
                 batch_size=self.batch_size,
                 keep=keep,
             )
-            for number, answer in zip(numbers, itertools.chain(*self._gather(own)), strict=True):
+            for number, answer in zip(numbers, itertools.chain(*from_groups(own, self.group)), strict=True):
                 answers[number] = _cut(answer, requests[number].args[1].get("until"))
         for request, answer in zip(requests, answers, strict=True):
             self.cache_hook.add_partial("generate_until", request.args, answer)
         return answers
-
-    def _gather(self, own: list[T]) -> list[list[T]]:
-        """What each group has found."""
-        return [found for found in gathered(own if self.group.writes else None) if found is not None]
 
     def _question(self, request: Request) -> Question:
         context, _, doc_to_visual, doc, task, split = request.args
@@ -126,7 +121,7 @@ class QueccJax(lmms):
         check_same("requests", lambda: [request.args[0] for request in requests])
         pairs = ((self._question(one), self._target(one)) for one in self.group.share(requests))
         own = log_likelihoods(self.engine, pairs, batch_size=self.batch_size)
-        found = [(value, greedy) for value, greedy in itertools.chain(*self._gather(own))]
+        found = [(value, greedy) for value, greedy in itertools.chain(*from_groups(own, self.group))]
         for request, value in zip(requests, found, strict=True):
             self.cache_hook.add_partial("loglikelihood", request.args, value)
         return found

@@ -344,7 +344,7 @@ def training_table(plan: Plan, asked: Question) -> Table | None:
         "gradients",
         "activations (estimate)",
         "all",
-        "",
+        "one chip",
     ]
     limit = machine.memory / machine.count
     rows = [

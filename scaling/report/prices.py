@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from quecc_jax import flops
-from quecc_jax.aot.memory import layer_bytes, table_params
+from quecc_jax.aot.memory import layer_bytes, table_params, text_tower_params
 from quecc_jax.config import ModelConfig
 from scaling.cost import (
     BYTES,
@@ -12,7 +12,6 @@ from scaling.cost import (
     Setup,
     cache_bytes,
     model_config,
-    text_tower_params,
     usd_per_million_seconds,
     work_of_query,
 )

@@ -27,7 +27,7 @@ from quecc_jax.models.quantized import quantize
 from quecc_jax.sharding import make_mesh
 from quecc_jax.train.step import build_trainer
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MODEL = ModelConfig(
     vision=VisionConfig(
         image_size=224, width=512, depth=2, heads=4, mlp_width=1024, levels=(0, 1, 2), select_layer=-1

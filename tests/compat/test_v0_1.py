@@ -109,15 +109,15 @@ def test_a_stopped_run_goes_on_to_the_same_end(run, tmp_path, monkeypatch):
     subprocess.run(go_on, env={**os.environ, "XLA_FLAGS": flags}, check=True)
     records = read_records(out)
     assert [record["step"] for record in records][-3:] == [160, 170, 180]
-    # Other processors add up in another order; on that of version 0.1 it is the same bit by bit.
+    # Other processors add up in another order.
     assert records[-1]["loss"] == pytest.approx(EXPECTED["last_loss"], rel=1e-4)
     _, params = load_params(out)
     got, expected, before = flat(params), saved(180), saved(140)
     moved = max(np.abs(expected[name] - before[name]).max() for name in expected)
     assert moved > 1e-3
-    # 40 steps later they are up to 2.3e-6 apart on an EPYC, 0.06 % of the way.
-    for name, value in expected.items():
-        np.testing.assert_allclose(got[name], value, atol=moved / 500, err_msg=name)
+    # Added to all keys alike, this bias changes no softmax: its gradients are what rounding leaves, which Adam enlarges.
+    for name in expected.keys() - {"compressor/k_proj/norm/bias"}:
+        np.testing.assert_allclose(got[name], expected[name], atol=moved / 10_000, err_msg=name)
 
 
 def test_the_export_is_the_same_to_the_byte(run, tmp_path):
@@ -131,16 +131,16 @@ def test_the_export_is_the_same_to_the_byte(run, tmp_path):
 def test_the_export_comes_back_bit_by_bit(tmp_path):
     out = tmp_path / "imported"
     convert.import_(convert.Import(from_=ROOT / "export", vision=ROOT / "export" / "clip", out=out))
-    _, params = load_vlm(out)
+    _, params = load_params(out)
     assert_bits(flat(params), saved(140))
 
 
 def test_the_fit_gives_the_same_plan(tmp_path):
     machine = ["--ms", "60", "--chip", "h100", "--batch", "4"]
     assert scaling(["plan", "--fit", str(ROOT / "fit"), *machine, "--out", str(tmp_path)]) == 0
-    assert json.loads((tmp_path / "plan.json").read_text()) == json.loads(
-        (ROOT / "plan" / "plan.json").read_text()
-    )
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert len(plan.pop("training")) == 3
+    assert plan == json.loads((ROOT / "plan" / "plan.json").read_text())
 
 
 @pytest.mark.parametrize("name", COMPRESSORS)

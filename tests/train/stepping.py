@@ -20,6 +20,16 @@ from tests import tiny
 from tests.train.runs import Batches
 
 ONE = MeshConfig(1, 1, 1)
+on_meshes = pytest.mark.parametrize(
+    "shape",
+    [
+        MeshConfig(2, 2, 2),
+        pytest.param(MeshConfig(1, 4, 2, sequence_parallel=True), marks=pytest.mark.slow),
+        pytest.param(MeshConfig(8, 1, 1), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+"""For a test of `shape`."""
 
 
 def trainer_on(config: RunConfig, shape: MeshConfig = ONE) -> Trainer:

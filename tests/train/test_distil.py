@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from quecc_jax.config import CheckpointConfig, DistilConfig, LoraConfig, MeshConfig, NoneConfig, RunConfig
+from quecc_jax.config import CheckpointConfig, DistilConfig, LoraConfig, NoneConfig, RunConfig
 from quecc_jax.config.compressors import named
 from quecc_jax.config.validation import validate
 from quecc_jax.convert.io.layer_store import SlabReader
@@ -31,6 +31,7 @@ from tests.train.stepping import (
     assert_same,
     equal,
     last_state,
+    on_meshes,
     start,
     state_after_an_interruption,
     trainer_on,
@@ -115,15 +116,7 @@ def test_a_student_that_sees_as_much_has_nothing_to_learn_before_it_moves():
         assert abs(metrics["loss"]) < 1e-5 and metrics["grad_norm"] < 1e-4
 
 
-@pytest.mark.parametrize(
-    "shape",
-    [
-        MeshConfig(2, 2, 2),
-        pytest.param(MeshConfig(1, 4, 2, sequence_parallel=True), marks=pytest.mark.slow),
-        pytest.param(MeshConfig(8, 1, 1), marks=pytest.mark.slow),
-    ],
-    ids=str,
-)
+@on_meshes
 def test_meshes_agree_with_one_device(shape):
     losses, _, state = one_device(run(stage=2))
     config = dataclasses.replace(run(stage=2), mesh=shape)

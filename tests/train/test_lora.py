@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from quecc_jax.config import CheckpointConfig, LoraConfig, MeshConfig, RunConfig
+from quecc_jax.config import CheckpointConfig, LoraConfig, RunConfig
 from quecc_jax.errors import UserError
 from quecc_jax.load import load_vlm
 from quecc_jax.models.lora import joined, merged, without_adapters
@@ -25,6 +25,7 @@ from tests.train.stepping import (
     assert_same,
     equal,
     last_state,
+    on_meshes,
     start,
     state_after_an_interruption,
     trainer_on,
@@ -87,15 +88,7 @@ def test_gradients_are_those_of_the_merged_kernels_by_the_chain_rule():
         assert_same(np.asarray(pairs[name]["lora_b"]).reshape(to_second.shape), to_second, 1e-3)
 
 
-@pytest.mark.parametrize(
-    "shape",
-    [
-        MeshConfig(2, 2, 2),
-        pytest.param(MeshConfig(1, 4, 2, sequence_parallel=True), marks=pytest.mark.slow),
-        pytest.param(MeshConfig(8, 1, 1), marks=pytest.mark.slow),
-    ],
-    ids=str,
-)
+@on_meshes
 def test_meshes_agree_with_one_device_on_what_is_dropped_too(shape):
     losses, _, state = one_device(run(DROPS))
     sharded_losses, _, sharded = two_steps(run(DROPS), shape)

@@ -112,12 +112,12 @@ class ParquetRows(Sequence[Row]):
 
     def __getitem__(self, row: int) -> Row:  # type: ignore[override]
         columns, row = self.columns, range(len(self))[row]
-        said = self._value(row, columns.turns)
-        known = self._value(row, columns.counted) if columns.images else None
+        said = self._value(row, columns.turns).as_py()
+        known = self._value(row, columns.counted).as_py() if columns.images else None
         images = len(known) if isinstance(known, list) else int(known is not None)
         if images > IMAGES:
             raise BadRow("too many pictures", f"it has {images} images, of which {IMAGES} can be told apart")
-        made = {"id": self._value(row, columns.id)} if columns.id else {}
+        made = {"id": self._value(row, columns.id).as_py()} if columns.id else {}
         refs = [row * IMAGES + number for number in range(images)]
         turns = (
             said if columns.turns == "conversations" or not isinstance(said, list) else _turns(said, images)
@@ -130,7 +130,7 @@ class ParquetRows(Sequence[Row]):
             raise BadRow("not a row", f"its image {ref!r} is not one of {self.path}; name it as its row does")
         row, number = divmod(ref, IMAGES)
         found = self._value(row, self.columns.images)
-        one = found[number] if isinstance(found, list) else found
+        one = (found[number] if isinstance(found, pa.ListScalar | pa.LargeListScalar) else found).as_py()
         data = one.get("bytes") if isinstance(one, dict) else one
         if not isinstance(data, bytes) or not data:
             named = f", but names {one['path']}" if isinstance(one, dict) and one.get("path") else ""
@@ -158,7 +158,7 @@ class ParquetRows(Sequence[Row]):
     def _group(self, row: int) -> Group:
         return self._groups[bisect.bisect_right(self._ends, row)]
 
-    def _value(self, row: int, column: str) -> Any:
+    def _value(self, row: int, column: str) -> pa.Scalar:
         """What a column, or a leaf of one, holds in a row."""
         group = self._group(row)
         key = (group.start, column)
@@ -169,7 +169,7 @@ class ParquetRows(Sequence[Row]):
             if table.nbytes <= KEPT:
                 with self._lock:
                     self._tables[key] = table
-        return table.column(0)[row - group.start].as_py()
+        return table.column(0)[row - group.start]
 
     def _read(self, group: Group, column: str) -> pa.Table:
         try:

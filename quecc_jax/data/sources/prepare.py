@@ -19,10 +19,10 @@ from quecc_jax.data.images import fit, open_image
 from quecc_jax.data.references import ImageRef, Row, image_path, image_refs
 from quecc_jax.data.sources.array_record import FORMAT, MANIFEST, Manifest, Recipe, fault_record
 from quecc_jax.data.sources.folders import Folders
-from quecc_jax.data.sources.json_rows import RowFile
 from quecc_jax.data.sources.mixture import Mixture, open_rows
 from quecc_jax.data.sources.parquet import ParquetRows
 from quecc_jax.data.sources.shards import Shard, delete_notes, find_shard, shard_spans, write_shard
+from quecc_jax.data.sources.source import Placed
 from quecc_jax.errors import BadRow, UserError, disk_faults
 from quecc_jax.paths import AnyPath, as_path, is_remote, write_text
 from quecc_jax.records import write_record
@@ -36,7 +36,6 @@ TOLD = 32
 LISTED = 20
 """Unreadable rows and images that the manifest names; it counts all of them."""
 
-Rows = RowFile | Mixture | ParquetRows
 Find = Callable[[ImageRef], str | BytesIO]
 """Where an image is, or the bytes of its file; raises BadRow."""
 Progress = Callable[[int, int], None]
@@ -93,7 +92,7 @@ def prepare(
     key = _begin(rows, images, out, recipe, skip_bad, (shard_images, shard_rows))
     refs, bad = _images_of(rows, skip_bad)
     files = list(refs)
-    find = rows.image if isinstance(rows, ParquetRows) else Folders(images).find
+    find = _finder(rows, images)
     jobs = [
         Job(str(out), name, _key_of(key, find, held), held, recipe, skip_bad)
         for name, span in shard_spans("pictures", len(files), shard_images)
@@ -119,8 +118,8 @@ def prepare(
     return manifest
 
 
-def _open_filled(data: AnyPath, images: tuple[str, ...], split: str) -> Rows:
-    rows: Rows
+def _open_filled(data: AnyPath, images: tuple[str, ...], split: str) -> Placed:
+    rows: Placed
     if as_path(data).is_dir() or as_path(data).suffix == ".parquet":
         if images:
             raise UserError(f"{os.fspath(data)} is Parquet and holds its images; leave --images out")
@@ -132,8 +131,17 @@ def _open_filled(data: AnyPath, images: tuple[str, ...], split: str) -> Rows:
     return rows
 
 
+def _finder(rows: Placed, images: tuple[str, ...]) -> Find:
+    return rows.image if isinstance(rows, ParquetRows) else Folders(images).find
+
+
 def _begin(
-    rows: Rows, images: tuple[str, ...], out: AnyPath, recipe: Recipe, skip_bad: bool, sizes: tuple[int, int]
+    rows: Placed,
+    images: tuple[str, ...],
+    out: AnyPath,
+    recipe: Recipe,
+    skip_bad: bool,
+    sizes: tuple[int, int],
 ) -> str:
     """The key of this work, after checking that `out` holds none of another.
 
@@ -184,13 +192,13 @@ def _key_of(key: str, find: Find, images: list[ImageRef]) -> str:
     return hashlib.sha256(f"{key} {stamps}".encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
 
-def _named(rows: Rows, row: Row) -> list[ImageRef]:
+def _named(rows: Placed, row: Row) -> list[ImageRef]:
     """The images of a row. Raises BadRow where a file of rows names one by something else than a path."""
     refs = image_refs(row)
     return refs if isinstance(rows, ParquetRows) else [image_path(ref) for ref in refs]
 
 
-def _images_of(rows: Rows, skip_bad: bool) -> tuple[dict[ImageRef, int], dict[int, BadRow]]:
+def _images_of(rows: Placed, skip_bad: bool) -> tuple[dict[ImageRef, int], dict[int, BadRow]]:
     """The number of every image by its reference, in the order of the rows, and what is wrong with rows."""
     refs: dict[ImageRef, int] = {}
     bad: dict[int, BadRow] = {}
@@ -210,7 +218,7 @@ def _images_of(rows: Rows, skip_bad: bool) -> tuple[dict[ImageRef, int], dict[in
 
 
 def _row_shards(
-    rows: Rows, refs: dict[ImageRef, int], bad: dict[int, BadRow], out: AnyPath, key: str, per_shard: int
+    rows: Placed, refs: dict[ImageRef, int], bad: dict[int, BadRow], out: AnyPath, key: str, per_shard: int
 ) -> list[Shard]:
     def records(span: range) -> Iterator[bytes]:
         for number in span:
@@ -352,9 +360,9 @@ def inline_rows(
 
 
 def _inline(
-    rows: Rows, images: tuple[str, ...], recipe: Recipe, skip_bad: bool
+    rows: Placed, images: tuple[str, ...], recipe: Recipe, skip_bad: bool
 ) -> Iterator[dict[str, object]]:
-    find = rows.image if isinstance(rows, ParquetRows) else Folders(images).find
+    find = _finder(rows, images)
     for number in range(len(rows)):
         try:
             row = rows[number]

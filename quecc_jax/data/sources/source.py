@@ -17,6 +17,9 @@ from quecc_jax.data.text.turns import read_row
 from quecc_jax.data.tiles import Arrangement, arrange
 from quecc_jax.errors import BadRow
 
+Placed = RowFile | Mixture | ParquetRows
+"""Rows that know where each of them stands."""
+
 
 class Source(Protocol):
     """A data set for the pipeline."""
@@ -102,7 +105,7 @@ class RowSource:
         return len(self.rows)
 
     def where(self, row: int) -> str:
-        if isinstance(self.rows, RowFile | Mixture | ParquetRows):
+        if isinstance(self.rows, Placed):
             return self.rows.where(row)
         return f"{self.name}, row {row + 1}"
 
