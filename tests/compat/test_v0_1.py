@@ -139,7 +139,7 @@ def test_the_fit_gives_the_same_plan(tmp_path):
     machine = ["--ms", "60", "--chip", "h100", "--batch", "4"]
     assert scaling(["plan", "--fit", str(ROOT / "fit"), *machine, "--out", str(tmp_path)]) == 0
     plan = json.loads((tmp_path / "plan.json").read_text())
-    assert len(plan.pop("training")) == 3
+    assert len(plan.pop("training")) == 3 and plan.pop("weights") == "bfloat16"
     assert plan == json.loads((ROOT / "plan" / "plan.json").read_text())
 
 
