@@ -69,13 +69,9 @@ def load_vlm(
     validate(config)
     config = dataclasses.replace(config, model=at_visual_tokens(config.model, visual_tokens))
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.local_devices()[:1]) if mesh is None else mesh
-    data = dataclasses.replace(config.data, cached_queries=False)
-    plain = abstract_params(config, mesh, batch_spec(config.model, data, 1, not towers))
-    form = next((form for form in FORMS if form == weights), None)
-    if form is not None:
-        plain["decoder"] = in_form(plain["decoder"], config.model.decoder, form)
+    plain = stand_ins(config, mesh, weights, towers)
     abstract = in_compute_type(plain, config.model)
-    merge = merge and form is None and LORA in plain
+    merge = merge and weights not in FORMS and LORA in plain
     if merge:
         # Sums are rounded once.
         abstract |= {name: plain[name] for name in ("decoder", LORA)}
@@ -91,6 +87,21 @@ def load_vlm(
         return config, joined(params)
     model = without_adapters(config.model)
     return dataclasses.replace(config, model=model), in_compute_type(merged(params, config.model.lora), model)
+
+
+def stand_ins(config: RunConfig, mesh: Mesh, weights: Weights, towers: bool = True) -> Tree:
+    """Shapes and shardings of all parameters that answer, float32 but for matrices of few bits, with adapters apart.
+
+    Args:
+      config: with the `model.dtype` of the weights, see `with_dtype`.
+      towers: as for `load_vlm`.
+    """
+    data = dataclasses.replace(config.data, cached_queries=False)
+    plain: Tree = abstract_params(config, mesh, batch_spec(config.model, data, 1, not towers))
+    form = next((form for form in FORMS if form == weights), None)
+    if form is not None:
+        plain["decoder"] = in_form(plain["decoder"], config.model.decoder, form)
+    return plain
 
 
 def load_query_encoder(

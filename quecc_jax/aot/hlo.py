@@ -90,6 +90,8 @@ class Program(NamedTuple):
     entry: str
     partitions: int
     """Devices that run this program together."""
+    unknown_trips: int = 1
+    """How often a loop is taken to run whose trip count is not known."""
 
 
 def parse(text: str) -> Program:
@@ -249,7 +251,7 @@ def runs(program: Program) -> tuple[dict[str, int], list[str]]:
     Every branch of a conditional counts as taken.
 
     Returns:
-      Runs by computation, and the names of loops whose trip count is not known; they count once.
+      Runs by computation, and the names of loops whose trip count is not known.
     """
     times: dict[str, int] = defaultdict(int, {program.entry: 1})
     unknown = []
@@ -261,7 +263,7 @@ def runs(program: Program) -> tuple[dict[str, int], list[str]]:
                 trips = trip_count(program, program.computations[name], instruction)
                 if trips is None:
                     unknown.append(instruction.name)
-                    trips = 1
+                    trips = program.unknown_trips
                 times[instruction.attribute("body").lstrip("%")] += times[name] * trips
                 times[instruction.attribute("condition").lstrip("%")] += times[name] * (trips + 1)
     return dict(times), unknown

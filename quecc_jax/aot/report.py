@@ -1,40 +1,29 @@
 """Compiles a training step for a TPU topology and reports its memory, FLOPs, collectives and predicted time."""
 
 import dataclasses
-import multiprocessing
-import re
-import tempfile
-import time
+import functools
 from collections.abc import Callable
-from multiprocessing.connection import Connection
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from quecc_jax.aot import hlo
-from quecc_jax.aot.buffers import Buffer, Memory, parse_assignment
-from quecc_jax.aot.chips import GIB
+from quecc_jax.aot.buffers import Buffer, Memory
 from quecc_jax.aot.collectives import collectives
+from quecc_jax.aot.compiler import Compiled, compile_program, compile_quickly
 from quecc_jax.aot.quality import defects
 from quecc_jax.aot.roofline import Bounds, NetworkUse, bounds, network_use
 from quecc_jax.aot.topology import Topology, topology_devices
 from quecc_jax.aot.traffic import traffic
 from quecc_jax.config import RunConfig
 from quecc_jax.data.text.queries import query_buckets
-from quecc_jax.errors import UserError
 from quecc_jax.flops import train_flops
 from quecc_jax.sharding import batch_parts, make_mesh
 from quecc_jax.train.step import build_trainer
-from quecc_jax.worker_process import follow_parent
 
 LARGEST = 12
 """Buffers that a report lists."""
-OPTIMIZED, ASSIGNED = "after_optimizations.txt", "after_optimizations-buffer-assignment.txt"
-"""Endings of the compiler's dumps: the program, and where its arrays lie."""
-REPORTED = "after_optimizations-memory-usage-report.txt"
-"""The dump that is written behind these."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,12 +102,8 @@ def pod_reports(config: RunConfig, topology: Topology, tell: Callable[[str], Non
     trainer, found = build_trainer(config, mesh), list[PodReport]()
     for number, length in enumerate(buckets, start=1):
         tell(f"questions of up to {length} tokens, {number} of {len(buckets)} programs")
-        began = time.perf_counter()
-        lowered = trainer.lower(query_length=length)
-        traced = time.perf_counter()
-        compiled = _compile(lowered, topology)
-        seconds = traced - began, time.perf_counter() - traced
-        found.append(_pod_report(config, topology, mesh, length, compiled, seconds))
+        compiled = compile_program(functools.partial(trainer.lower, query_length=length), topology)
+        found.append(_pod_report(config, topology, mesh, length, compiled))
     return found
 
 
@@ -130,80 +115,20 @@ def quick_report(config: RunConfig, topology: Topology) -> PodReport:
       UserError: as `pod_reports`.
     """
     length = query_buckets(config.data, config.model)[-1]
-    mesh, began = make_mesh(config.mesh, topology_devices(topology)), time.perf_counter()
-    spawn = multiprocessing.get_context("spawn")
-    ours, theirs = spawn.Pipe(duplex=False)
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        child = spawn.Process(
-            target=_compile_into, args=(config, topology, length, folder, theirs), daemon=True
-        )
-        child.start()
-        theirs.close()
-        try:
-            # Once, when it begins to compile; again, when it is done before its dumps are seen.
-            traced = _said(ours) - began
-            while not _dumps(folder, REPORTED) and not ours.poll(1):
-                pass
-            if ours.poll():
-                _said(ours)
-        finally:
-            child.kill()
-            child.join()
-        seconds = traced, time.perf_counter() - began - traced
-        program = hlo.parse(_dump(folder, OPTIMIZED))
-        memory, buffers = parse_assignment(_dump(folder, ASSIGNED), program, 0)
-    compiled = _Compiled(program, memory, buffers, memory.total, int(topology.chip.usable_gib * GIB))
-    return _pod_report(config, topology, mesh, length, compiled, seconds)
+    mesh = make_mesh(config.mesh, topology_devices(topology))
+    compiled = compile_quickly(functools.partial(_lower, config, topology, length), topology)
+    return _pod_report(config, topology, mesh, length, compiled)
 
 
-def _compile_into(config: RunConfig, topology: Topology, length: int, folder: str, told: Connection) -> None:
-    """Compiles in a process of its own, and tells when it begins and ends (seconds), or what a UserError says."""
-    follow_parent()
-    try:
-        trainer = build_trainer(config, make_mesh(config.mesh, topology_devices(topology)))
-        lowered = trainer.lower(query_length=length)
-        told.send(time.perf_counter())
-        try:
-            lowered.compile(_dumping(folder))
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-        told.send(time.perf_counter())
-    except UserError as error:
-        told.send(error)
-
-
-def _said(told: Connection) -> float:
-    """Raises UserError for what `_compile_into` sends as such, or where it ended without a word."""
-    try:
-        said = told.recv()
-    except EOFError:
-        raise UserError("the process that compiles has ended; it may have run out of memory") from None
-    if isinstance(said, UserError):
-        raise said
-    return float(said)
-
-
-class _Compiled(NamedTuple):
-    """What the compiler says of a step."""
-
-    program: hlo.Program
-    memory: Memory
-    buffers: list[Buffer]
-    needed: int
-    limit: int
-    """As in `PodReport`."""
+def _lower(config: RunConfig, topology: Topology, length: int) -> jax.stages.Lowered:
+    trainer = build_trainer(config, make_mesh(config.mesh, topology_devices(topology)))
+    return trainer.lower(query_length=length)
 
 
 def _pod_report(
-    config: RunConfig,
-    topology: Topology,
-    mesh: Mesh,
-    query_length: int,
-    compiled: _Compiled,
-    seconds: tuple[float, float],
+    config: RunConfig, topology: Topology, mesh: Mesh, query_length: int, compiled: Compiled
 ) -> PodReport:
-    program, memory, buffers, needed, limit = compiled
+    program, memory = compiled.program, compiled.memory
     chips = mesh.devices.size
     flops, moved = hlo.flops(program), traffic(program)
     sent = network_use(collectives(program), topology, list(mesh.devices.flat))
@@ -217,8 +142,8 @@ def _pod_report(
         rows_per_chip=config.train.batch_size / config.train.grad_accum_steps / parts,
         query_length=query_length,
         memory=memory,
-        needed=needed,
-        limit=limit,
+        needed=compiled.needed,
+        limit=compiled.limit,
         model_flops=model,
         hlo_flops=float(flops * chips),
         traffic=moved,
@@ -227,61 +152,12 @@ def _pod_report(
         step_seconds=limits.step_seconds,
         mfu=model / (limits.step_seconds * chips * topology.chip.flops),
         run_hours=limits.step_seconds * config.train.steps / 3600,
-        buffers=buffers[:LARGEST],
+        buffers=compiled.buffers[:LARGEST],
         unknown_loops=hlo.runs(program)[1],
         defects=defects(config, dict(mesh.shape), program, flops * chips / model),
-        trace_seconds=seconds[0],
-        compile_seconds=seconds[1],
+        trace_seconds=compiled.trace_seconds,
+        compile_seconds=compiled.compile_seconds,
     )
-
-
-def _dumping(folder: str) -> dict[str, str | bool]:
-    """The compiler's options that make it write its dumps to a folder."""
-    return {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
-
-
-def _compile(lowered: jax.stages.Lowered, topology: Topology) -> _Compiled:
-    """What the compiler's own dumps say, which it also writes for a program that it refuses."""
-    limit = int(topology.chip.usable_gib * GIB)
-    with tempfile.TemporaryDirectory() as folder:
-        refused, code = "", 0
-        try:
-            compiled = lowered.compile(_dumping(folder))
-            stats: Any = compiled.memory_analysis()
-            code = stats.generated_code_size_in_bytes
-        except jax.errors.JaxRuntimeError as error:
-            refused = str(error)
-            if "RESOURCE_EXHAUSTED" not in refused:
-                raise
-        program = hlo.parse(_dump(folder, OPTIMIZED))
-        memory, buffers = parse_assignment(_dump(folder, ASSIGNED), program, code)
-    needed = memory.total
-    if refused:
-        sizes = re.search(r"\(([\d.]+[KMGT]?)\) exceeds available HBM \(([\d.]+[KMGT]?)\)", refused)
-        if not sizes:
-            reason = refused.splitlines()[0]
-            raise UserError(f"the TPU compiler refused the step for {topology.name}: {reason}")
-        needed, limit = max(_size(sizes[1]), needed), _size(sizes[2])
-    return _Compiled(program, memory, buffers, needed, limit)
-
-
-def _dump(folder: str, ending: str) -> str:
-    """The text of the compiler's dump of the step; kernels may have dumps of their own, which are small."""
-    found = _dumps(folder, ending)
-    if not found:
-        raise UserError(f"the TPU compiler wrote no {ending}; another version of libtpu may be installed")
-    return found[-1].read_text()
-
-
-def _dumps(folder: str, ending: str) -> list[Path]:
-    """The compiler's dumps of one kind, the largest last."""
-    return sorted(Path(folder).glob(f"*.{ending}"), key=lambda file: file.stat().st_size)
-
-
-def _size(text: str) -> int:
-    """Bytes of `15.75G`."""
-    units = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-    return int(float(text.rstrip("KMGT")) * units.get(text[-1], 1))
 
 
 def _rows_that_fit(report: PodReport) -> int:

@@ -49,7 +49,8 @@ def instruction_traffic(program: Program, instruction: Instruction, computation:
     kind = instruction.opcode
     if 'custom_call_target="AllocateBuffer"' in instruction.text:
         return 0
-    if kind in FREE or kind.endswith("-done") or kind.endswith("-update"):
+    # What an asynchronous run calls is a computation that counts by itself.
+    if kind in FREE or kind == "async-start" or kind.endswith("-done") or kind.endswith("-update"):
         return 0
     body = _body(program, instruction)
     if body is not None:
@@ -72,8 +73,8 @@ def instruction_traffic(program: Program, instruction: Instruction, computation:
 
 
 def _body(program: Program, instruction: Instruction) -> Computation | None:
-    """What a fusion, or an asynchronous run of a computation, calls."""
-    if instruction.opcode not in ("fusion", "async-start"):
+    """What a fusion calls."""
+    if instruction.opcode != "fusion":
         return None
     names = called(instruction)
     return program.computations[names[0]] if names else None

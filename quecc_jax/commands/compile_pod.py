@@ -1,37 +1,54 @@
-"""Compiles a run's training step for a TPU pod that is not here, and says whether it fits and what it costs:
+"""Compiles a run's training step, or what answers questions, for a TPU pod that is not here, and says whether it fits
+and what it costs:
 
 python -m launch.compile_pod configs/NAME.py --topology v5e:16x16 [--json FILE] [--mesh.tensor 2 ...]
+python -m launch.compile_pod configs/NAME.py --topology v5e:2x4 --program answer --mesh.fsdp 1 --mesh.tensor 8
 """
 
 import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from quecc_jax.aot.chips import GIB
 from quecc_jax.aot.topology import Topology, parse_topology, prepare_environment, topology_devices
-from quecc_jax.commands.checks import check_file, refuse_unread
+from quecc_jax.commands.checks import check_file, check_least, refuse_unread
 from quecc_jax.commands.options import RunSettings
 from quecc_jax.config import RunConfig
+from quecc_jax.config.weights import Weights
 from quecc_jax.errors import UserError
 from quecc_jax.paths import write_text
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from quecc_jax.aot.answering import AnswerReport
     from quecc_jax.aot.report import PodReport
+
+ANSWERING = ("batch_size", "prompt_tokens", "max_new_tokens", "weights")
+"""Options of --program answer."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Compiles a run's training step for a TPU pod that is not here and reports whether it fits, its step time and
-    its cost. Exits with status 1 if it does not fit. Needs libtpu (requirements/tpu.txt) but no TPU. CONFIG.py
-    gives the settings; options override them."""
+    """Compiles a run's training step, or the programs that answer questions, for a TPU pod that is not here and
+    reports whether they fit, their time and their cost. Exits with status 1 if they do not fit. Needs libtpu
+    (requirements/tpu.txt) but no TPU. CONFIG.py gives the settings; options override them."""
 
     config: RunSettings
     topology: str
     """Chip and topology, such as v5e:16x16 or v5p:2x4x4; 2*v5e:16x16 for two slices."""
+    program: Literal["train", "answer"] = "train"
+    """The training step, or all that answers questions about one image each."""
+    batch_size: int = 0
+    """Questions answered at once, on all chips; 0 is the most that fit, found by compiling."""
+    prompt_tokens: int = 64
+    """Tokens of a prompt, template and question, beside the visual tokens."""
+    max_new_tokens: int = 16
+    """Tokens of an answer."""
+    weights: Weights = "run"
+    """In which the model answers: `run` is model.dtype, int8, int4 and nf4 are of the decoder's matrices."""
     json: Path | None = None
     """Also write the report to this file, as JSON."""
     quick: bool = False
@@ -46,13 +63,19 @@ def run(options: Options) -> None:
     config, topology = options.config, parse_topology(options.topology)
     if options.show_sharding:
         why = "is of a compilation, which --show-sharding has not; leave one out"
-        refuse_unread(options, ("json", "quick"), why)
+        refuse_unread(options, ("json", "quick", "program", *ANSWERING), why)
+    if options.program == "train":
+        refuse_unread(options, ANSWERING, "goes with --program answer; add that or leave it out")
+    check_least(options, {"batch_size": 0, "prompt_tokens": 1, "max_new_tokens": 2})
     if options.json is not None:
         check_file("--json", options.json)
     # Before JAX is imported: nothing here may touch an accelerator, or look for one.
     prepare_environment()
     if options.show_sharding:
         show_sharding(config, topology)
+        return
+    if options.program == "answer":
+        answering(options, topology)
         return
     from rich.console import Console
 
@@ -74,6 +97,35 @@ def run(options: Options) -> None:
         raise UserError(
             f"the step needs {report.needed / GIB:.2f} GiB per chip and {topology.name} has "
             f"{report.limit / GIB:.2f}; what would help: {'; '.join(remedies(config, report))}"
+        )
+
+
+def answering(options: Options, topology: Topology) -> None:
+    """Compiles what answers questions, and prints the report."""
+    from rich.console import Console
+
+    from quecc_jax.aot.answering import Asked, answer_report, largest_batch
+
+    config, console = options.config, Console(stderr=True)
+    prompt = options.prompt_tokens + config.model.visual_tokens
+    asked = Asked(options.batch_size, prompt, options.max_new_tokens, options.weights)
+    title = f"Compiling {config.out} for {topology.name}; minutes for a model of billions"
+    with console.status(title) as status:
+
+        def tell(what: str) -> None:
+            status.update(f"{title}: {what}")
+
+        if not asked.batch:
+            asked = asked._replace(batch=largest_batch(config, topology, asked, tell))
+        report = answer_report(config, topology, asked, options.quick, tell)
+    show_answering(report, config)
+    if options.json is not None:
+        write_text(options.json, json.dumps(report.to_dict(), indent=1) + "\n")
+    if not report.fits:
+        raise UserError(
+            f"answering needs {report.needed / GIB:.2f} GiB per chip and {topology.name} has "
+            f"{report.limit / GIB:.2f}; what would help: a smaller --batch-size (0 finds the most that fit), fewer "
+            "bits (--weights int8), or parameters split over more chips (--mesh.tensor)"
         )
 
 
@@ -189,6 +241,57 @@ def show(reports: "list[PodReport]", config: RunConfig) -> None:
             "batch has longer ones",
         )
     _print(table)
+
+
+def show_answering(report: "AnswerReport", config: RunConfig) -> None:
+    """Prints a report for people."""
+    from rich.table import Table
+
+    from quecc_jax.aot.roofline import EFFICIENCY
+    from quecc_jax.generate.engine import CHUNK
+
+    asked = report.asked
+    table = Table(
+        title=f"{config.out} answers on {report.topology}, {asked.weights} weights, V {config.model.visual_tokens}",
+        title_justify="left",
+    )
+    for heading in (
+        "program",
+        "times",
+        "needed, GiB",
+        "FLOPs",
+        "HBM, GiB",
+        "received, MiB",
+        "bound by",
+        "predicted",
+    ):
+        table.add_column(heading, justify="left" if heading in ("program", "bound by") else "right")
+    for one in report.programs:
+        received = sum(use.bytes for use in one.collectives) / 2**20
+        numbers = (
+            f"{one.needed / GIB:.2f}",
+            f"{one.flops:.3g}",
+            f"{one.traffic / GIB:.3f}",
+            f"{received:.2f}",
+        )
+        table.add_row(
+            one.name, f"{one.times:g}", *numbers, one.bounds.governing, f"{one.seconds * 1e3:.2f} ms"
+        )
+    _print(table)
+    mesh = ", ".join(f"{axis} {size}" for axis, size in report.mesh.items())
+    exchanges = sum(use.times for use in report.programs[-1].collectives) // CHUNK
+    reads = f", of which the compressor reads {report.question}" if report.question else ""
+    print(
+        f"{report.chips} chips: {mesh}; {asked.batch} questions at once, prompts of {asked.prompt} tokens{reads}, "
+        f"answers of {asked.new}; a cache of {report.positions} positions\n"
+        f"memory per chip: {report.needed / GIB:.2f} of {report.limit / GIB:.2f} GiB: "
+        f"{'fits' if report.fits else 'does not fit'}; parameters {report.parameters / GIB:.2f}, cache "
+        f"{report.cache / GIB:.2f}\n"
+        f"predicted, each at {EFFICIENCY:.0%} of the peak of what bounds it: first tokens in "
+        f"{report.first_token_seconds * 1e3:.1f} ms, then {report.tokens_per_second:,.0f} tokens per second; "
+        f"{report.answers_per_second:,.1f} answers per second. Left out: the host, and the latency of "
+        f"{exchanges} exchanges per token"
+    )
 
 
 def _print(table: "Table") -> None:

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from quecc_jax.config import RunConfig
+from quecc_jax.config import DecoderConfig, RunConfig
 from quecc_jax.config.shapes import at_visual_tokens
 from quecc_jax.data.batch import Batch
 from quecc_jax.data.collate import Collate
@@ -35,6 +35,9 @@ from quecc_jax.sharding import batch_parts, on_host, spread_rows
 
 SMALLEST = 32
 """Prompts and answers are padded to at least so many positions, so that few programs are compiled."""
+
+CHUNK = 8
+"""Tokens that are decoded between two looks of the host."""
 
 BEGIN = jax.jit(begin, static_argnums=(0, 1, 7))
 ADVANCE = jax.jit(advance, static_argnums=(0, 1, 6), donate_argnums=3)
@@ -60,7 +63,7 @@ class Engine:
         *,
         reuse: Reuse | None = None,
         mesh: Mesh | None = None,
-        chunk: int = 8,
+        chunk: int = CHUNK,
     ):
         self.config = config = dataclasses.replace(config, model=at_visual_tokens(config.model))
         self.chunk = chunk
@@ -219,15 +222,20 @@ class Engine:
                 )
 
     def room(self, length: int, new: int) -> tuple[int, int]:
-        """Positions for prompts of up to `length` tokens, and behind them for answers of up to `new`."""
-        # The first token comes with the prompt, the others a chunk at a time.
-        decoded = 1 + -(-(new - 1) // self.chunk) * self.chunk
-        padded = max(SMALLEST, round_up(length)), max(SMALLEST, round_up(decoded))
-        scaling = self.config.model.decoder.rope_scaling
-        if scaling.kind == "longrope" and length + new <= scaling.original_length < sum(padded):
-            # The length of the cache picks the frequencies, which padding must not change.
-            return length, scaling.original_length - length
-        return padded
+        """As `room_for`, of this engine's model and chunk."""
+        return room_for(self.config.model.decoder, length, new, self.chunk)
+
+
+def room_for(decoder: DecoderConfig, length: int, new: int, chunk: int = CHUNK) -> tuple[int, int]:
+    """Positions for prompts of up to `length` tokens, and behind them for answers of up to `new`."""
+    # The first token comes with the prompt, the others a chunk at a time.
+    decoded = 1 + -(-(new - 1) // chunk) * chunk
+    padded = max(SMALLEST, round_up(length)), max(SMALLEST, round_up(decoded))
+    scaling = decoder.rope_scaling
+    if scaling.kind == "longrope" and length + new <= scaling.original_length < sum(padded):
+        # The length of the cache picks the frequencies, which padding must not change.
+        return length, scaling.original_length - length
+    return padded
 
 
 class Run:

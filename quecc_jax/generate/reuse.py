@@ -102,10 +102,10 @@ class Encoders:
         model = VLM(config, unrolled=True)
         self._encode = {
             name: functools.partial(on_mesh(encode, mesh), model)
-            for name, encode in (("questions", _questions), ("images", _images))
+            for name, encode in (("questions", encode_questions), ("images", encode_images))
         }
         self._compress, self._look = (
-            functools.partial(on_mesh(one, mesh), model) for one in (_compress, _look)
+            functools.partial(on_mesh(one, mesh), model) for one in (compress, _look)
         )
 
     def __call__(self, params: Params, batch: Batch) -> Visual:
@@ -206,19 +206,19 @@ class Encoders:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _questions(model: VLM, params: Params, ids: jax.Array, lengths: jax.Array) -> tuple[jax.Array, ...]:
+def encode_questions(model: VLM, params: Params, ids: jax.Array, lengths: jax.Array) -> tuple[jax.Array, ...]:
     segments = (jnp.arange(ids.shape[-1]) < lengths[..., None]).astype(jnp.int32)
     asked = ids[:, 0], segments[:, 0], lengths - 1
     return _rows(model.apply({"params": params}, *asked, method=VLM.encode_query))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _images(model: VLM, params: Params, pixels: jax.Array) -> tuple[jax.Array, ...]:
+def encode_images(model: VLM, params: Params, pixels: jax.Array) -> tuple[jax.Array, ...]:
     return _rows(model.apply({"params": params}, pixels, method=VLM.encode_image))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _compress(model: VLM, params: Params, states: jax.Array, query: jax.Array) -> Visual:
+def compress(model: VLM, params: Params, states: jax.Array, query: jax.Array) -> Visual:
     visual: PyTree = model.apply({"params": params}, states, query, method=VLM.compress)
     return visual
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Float, Int, PyTree
 
@@ -50,10 +51,20 @@ def unstack(decoder: dict[str, PyTree]) -> dict[str, PyTree]:
     if "layers" not in decoder:
         return decoder
     out = {name: value for name, value in decoder.items() if name != "layers"}
-    depth = len(jax.tree.leaves(decoder["layers"])[0])
+    depth = jax.tree.leaves(decoder["layers"])[0].shape[0]
     for number in range(depth):
-        out[f"layers_{number}"] = jax.tree.map(lambda leaf, n=number: leaf[n], decoder["layers"])
+        out[f"layers_{number}"] = jax.tree.map(lambda leaf, n=number: _layer(leaf, n), decoder["layers"])
     return out
+
+
+def _layer(leaf: PyTree, number: int) -> PyTree:
+    """One layer's part of an array of all, or of a stand-in."""
+    if not isinstance(leaf, jax.ShapeDtypeStruct):
+        return leaf[number]
+    sharding = leaf.sharding
+    if isinstance(sharding, NamedSharding):
+        sharding = sharding.update(spec=PartitionSpec(*sharding.spec[1:]))
+    return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=sharding)
 
 
 def embedding_variance(config: DecoderConfig) -> float:

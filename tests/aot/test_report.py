@@ -4,6 +4,7 @@ import jax
 
 from quecc_jax.aot import hlo, report
 from quecc_jax.aot.buffers import Memory
+from quecc_jax.aot.compiler import Compiled
 from quecc_jax.aot.topology import parse_topology
 from tests.tiny import run
 
@@ -19,11 +20,11 @@ def test_every_length_that_questions_may_have_is_a_program_of_its_own(monkeypatc
     """tests/commands/test_compile_pod.py compiles the same, slowly."""
     lengths = []
 
-    def compile_(lowered, topology):
-        lengths.append(lowered.args_info[0][1].queries.shape[1])
-        return hlo.parse(PROGRAM), Memory(1, 2, 1, 1, 0), [], 3, 4
+    def compile_(lower, topology):
+        lengths.append(lower().args_info[0][1].queries.shape[1])
+        return Compiled(hlo.parse(PROGRAM), Memory(1, 2, 1, 1, 0), [], 3, 4, 0.0, 0.0)
 
-    monkeypatch.setattr(report, "_compile", compile_)
+    monkeypatch.setattr(report, "compile_program", compile_)
     monkeypatch.setattr(report, "topology_devices", lambda _: jax.devices()[:4])
     config, told = run(data={"query_length": 128, "images_per_row": 1, "max_length": 160}), list[str]()
     longest, shorter = report.pod_reports(config, parse_topology("v5e:2x2"), told.append)

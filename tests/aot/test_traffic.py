@@ -59,3 +59,22 @@ def test_on_chip_memory_is_free():
     assert (left.space, shard.space, product.space) == (1, 0, 0)
     assert instruction_traffic(TPU, body["product"], body) == shard.bytes + product.bytes
     assert instruction_traffic(TPU, body["carry"], body) == 0
+
+
+ASYNC = """
+%copy_a_part (whole: bf16[64,64]) -> bf16[64,16] {
+  %whole = bf16[64,64]{1,0} parameter(0)
+  ROOT %part = bf16[64,16]{1,0:S(1)} slice(%whole), slice={[0:64], [0:16]}
+}
+
+ENTRY %main (table: bf16[64,64]) -> bf16[64,16] {
+  %table = bf16[64,64]{1,0} parameter(0)
+  %start = ((bf16[64,64]{1,0}), bf16[64,16]{1,0:S(1)}, s32[]{:S(2)}) async-start(%table), calls=%copy_a_part
+  ROOT %done = bf16[64,16]{1,0:S(1)} async-done(%start)
+}
+"""
+"""As libtpu 0.0.42.1 fetches matrices ahead of their products."""
+
+
+def test_a_part_that_is_fetched_ahead_counts_once_and_alone():
+    assert traffic(hlo.parse(ASYNC)) == 2 * 64 * 16

@@ -186,9 +186,20 @@ def test_a_quick_report_of_what_does_not_divide_is_one_sentence():
     assert len(ran.stderr.strip().splitlines()) == 1
 
 
+ANSWER = (CONFIG, "--topology", "v5e:2x2", "--program", "answer")
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
+        (
+            (*ANSWER, "--batch-size", "6"),
+            "6 questions does not divide over 4 devices of mesh axes data and fsdp",
+        ),
+        ((*ANSWER, "--batch-size", "8", "--mesh.fsdp", "1", "--mesh.tensor", "4"), "heads"),
+        ((*ANSWER, "--max-new-tokens", "1"), "--max-new-tokens is 1; give at least 2"),
+        ((CONFIG, "--topology", "v5e:2x2", "--weights", "int8"), "--weights goes with --program answer"),
+        ((*ANSWER, "--show-sharding"), "--program is of a compilation"),
         ((CONFIG,), "--topology must be given"),
         ((CONFIG, "--topology", "v9:2x2"), "topology 'v9:2x2' is not known"),
         ((CONFIG, "--topology", "v5e:2x2", "--mesh.fsdp", "3"), "needs 3 devices, 4 are here"),

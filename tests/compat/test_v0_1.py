@@ -115,7 +115,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(run, tmp_path, monkeypatch):
     got, expected, before = flat(params), saved(180), saved(140)
     moved = max(np.abs(expected[name] - before[name]).max() for name in expected)
     assert moved > 1e-3
-    # Added to all keys alike, this bias changes no softmax: its gradients are what rounding leaves, which Adam enlarges.
+    # Added to all keys alike, this bias changes no softmax: its gradients are rounding, which Adam enlarges.
     for name in expected.keys() - {"compressor/k_proj/norm/bias"}:
         np.testing.assert_allclose(got[name], expected[name], atol=moved / 10_000, err_msg=name)
 
