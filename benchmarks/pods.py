@@ -10,23 +10,20 @@ from them and the chips' published peaks. Minutes per row on two cores, about 2.
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import tyro
 
-from benchmarks.markdown import table
+from benchmarks.compiled import ROOT, report_of
+from benchmarks.markdown import put, table
 from quecc_jax.aot.chips import GIB
 from quecc_jax.aot.roofline import EFFICIENCY
 from quecc_jax.commands.options import parse_run
 from quecc_jax.config.io import to_dict
-from quecc_jax.errors import UserError, run_cli
+from quecc_jax.errors import run_cli
 from quecc_jax.paths import write_text
 from quecc_jax.progress import bars
-
-ROOT = Path(__file__).parent.parent
 
 SLICES = {
     "v5e-16": "v5e:4x4",
@@ -123,7 +120,7 @@ def main(
         task = progress.add_task("", total=len(missing))
         for row in missing:
             progress.update(task, description=row.name)
-            compile_row(row, work)
+            report_of(work, row.name, command(row))
             progress.advance(task)
     if not only:
         write_table(work)
@@ -133,20 +130,6 @@ def command(row: Row) -> list[str]:
     """The command line of a row."""
     topology = ["--topology", SLICES[row.slice]]
     return ["python", "-m", "launch.compile_pod", row.config, *topology, *row.settings]
-
-
-def compile_row(row: Row, work: Path) -> None:
-    """Leaves the row's report in `work`; a step that does not fit has one too.
-
-    Raises:
-      UserError: the command ended without a report.
-    """
-    target = work / f"{row.name}.json"
-    ran = subprocess.run(
-        [sys.executable, *command(row)[1:], "--json", str(target)], cwd=ROOT, capture_output=True, text=True
-    )
-    if not target.exists():
-        raise UserError(f"{row.name}: {ran.stderr.strip().splitlines()[-1]}")
 
 
 HEADINGS = (
@@ -174,18 +157,13 @@ HEADINGS = (
 
 def write_table(work: Path) -> None:
     """Writes docs/pods.json, and the table in docs/pods.md between its two marks."""
-    reports = [
-        (row, json.loads(file.read_text())) for row in rows() if (file := work / f"{row.name}.json").exists()
-    ]
-    lines = [table(HEADINGS, [cells(row, report) for row, report in sorted(reports, key=_order)])]
+    reports = [(row, report_of(work, row.name, [])) for row in rows() if (work / f"{row.name}.json").exists()]
+    lines = [table(HEADINGS, [cells(row, one) for row, one in sorted(reports, key=_order)])]
     done = {row for row, _ in reports}
     if rest := [row.name for row in rows() if row not in done]:
         lines += ["", f"Not compiled for this table: {', '.join(rest)}."]
-    page = ROOT / "docs/pods.md"
-    before, old = page.read_text().split("<!-- table -->\n", 1)
-    after = old.split("<!-- end -->", 1)[1]
-    write_text(page, f"{before}<!-- table -->\n" + "\n".join(lines) + f"\n<!-- end -->{after}")
-    found = [{**row._asdict(), "command": " ".join(command(row)), **report} for row, report in reports]
+    put(ROOT / "docs/pods.md", "table", "\n".join(lines))
+    found = [{**row._asdict(), "command": " ".join(command(row)), **one} for row, one in reports]
     record = {"efficiency": EFFICIENCY, "rows": found}
     write_text(ROOT / "docs/pods.json", json.dumps(record, indent=1) + "\n")
     bad = [f"{row.name}: {'; '.join(r['defects'])}" for row, r in reports if r["defects"]]

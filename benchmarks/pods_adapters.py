@@ -10,21 +10,19 @@ GPU's peak, memory traffic left out. An epoch is 665,298 conversations in rows t
 """
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import tyro
 
-from benchmarks.markdown import table
-from benchmarks.pods import ROOT
+from benchmarks.compiled import ROOT, report_of
+from benchmarks.markdown import put, table
 from configs.llava import INSTRUCTIONS
 from quecc_jax.aot.chips import GIB, find_chip
 from quecc_jax.aot.memory import train_memory, verdict
 from quecc_jax.aot.roofline import EFFICIENCY
 from quecc_jax.commands.options import parse_run
-from quecc_jax.errors import UserError, run_cli
+from quecc_jax.errors import run_cli
 from quecc_jax.paths import write_text
 
 PACKED = 6.1
@@ -96,21 +94,12 @@ def main(work: Path = Path("runs/pods_adapters")) -> None:
     """
     found = []
     for row in TPUS:
-        target = work / f"{row.training}-{row.device}-{row.microbatches}.json"
-        if not target.exists():
-            command = [sys.executable, *row.command[1:], "--json", str(target)]
-            ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-            if not target.exists():
-                raise UserError(f"{target.stem}: {ran.stderr.strip().splitlines()[-1]}")
-        report = json.loads(target.read_text())
-        found.append({**row._asdict(), "command": " ".join(row.command), **report})
+        one = report_of(work, f"{row.training}-{row.device}-{row.microbatches}", row.command)
+        found.append({**row._asdict(), "command": " ".join(row.command), **one})
     flops = {one["training"]: one["hlo_flops"] for one in found if one["fits"]}
     lines = [_tpu(row, one) for row, one in zip(TPUS, found, strict=True)]
     lines += [_gpu(row, flops[row.training]) for row in GPUS]
-    page = ROOT / "docs/pods.md"
-    before, old = page.read_text().split("<!-- adapters -->\n", 1)
-    after = old.split("<!-- end of adapters -->", 1)[1]
-    write_text(page, f"{before}<!-- adapters -->\n{table(HEADINGS, lines)}\n<!-- end of adapters -->{after}")
+    put(ROOT / "docs/pods.md", "adapters", table(HEADINGS, lines))
     record = {"efficiency": EFFICIENCY, "rows": found}
     write_text(ROOT / "docs/pods_adapters.json", json.dumps(record, indent=1) + "\n")
 

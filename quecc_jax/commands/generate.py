@@ -52,6 +52,10 @@ def run(options: Options) -> None:
             check_reference(str(image))
         images = tuple(engine.image(image) for image in options.image)
         question = Question(options.question, images)
+        if options.explain is not None:
+            from quecc_jax.evaluate.explain import explain, look
+
+            look(engine, question)
         answers = engine.run([question], limits)
         first = jax.process_index() == 0
         for _, piece in answers:
@@ -60,6 +64,4 @@ def run(options: Options) -> None:
         if cut := answers.usage[0].cut():
             notice(cut)
         if options.explain is not None:
-            from quecc_jax.evaluate.explain import explain
-
             explain(engine, question, options.other_question, limits, options.explain)

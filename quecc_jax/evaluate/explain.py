@@ -16,6 +16,14 @@ from quecc_jax.generate.questions import Limits, Question
 from quecc_jax.paths import replacing
 
 
+def look(engine: Engine, question: Question) -> np.ndarray:
+    """Attention as `Engine.attention`. Raises UserError where the model has no compressor that attends."""
+    weights = engine.attention(question)
+    if weights is None:
+        raise UserError("--explain needs a compressor that attends to the image; this model has none")
+    return weights
+
+
 def explain(engine: Engine, question: Question, other: str, limits: Limits, out: Path) -> None:
     """Draws the first image of a question under the attention for it and for another question, with both
     answers, and the difference of the two maps. Of several processes the first draws.
@@ -27,13 +35,11 @@ def explain(engine: Engine, question: Question, other: str, limits: Limits, out:
       UserError: the model has no compressor that attends, or the file cannot be written.
     """
     questions = [question, question._replace(text=other)]
-    weights = [engine.attention(one) for one in questions]
-    if weights[0] is None or weights[1] is None:
-        raise UserError("--explain needs a compressor that attends to the image; this model has none")
+    weights = [look(engine, one) for one in questions]
     answers = [engine.answers([one], limits)[0] for one in questions]
     if jax.process_index():
         return
-    maps = [patch_map(one[0]) for one in weights if one is not None]
+    maps = [patch_map(one[0]) for one in weights]
     region = len(maps[0]) // own_squares(weights[0][0])
     change = maps[0] - maps[1]
     pixels, side = engine.image(question.images[0]).pixels[0], maps[0].shape[0]
