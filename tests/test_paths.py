@@ -13,7 +13,7 @@ from quecc_jax.data.images import open_image
 from quecc_jax.data.text.tokenizer import load_tokenizer
 from quecc_jax.data.text.word_tokenizer import train_word_tokenizer
 from quecc_jax.errors import UserError, run_cli
-from quecc_jax.train.progress import Records, read_records
+from quecc_jax.train.logs.records import Records, read_records
 from quecc_jax.train.run_dir import copy_tokenizer
 from tests.train.test_progress import record
 

@@ -26,9 +26,9 @@ def run(options: Options) -> None:
     import jax
 
     from quecc_jax.distributed import joined
+    from quecc_jax.train.logs.terminal import describe_goodput
     from quecc_jax.train.loop import train
     from quecc_jax.train.preemption import Preempted
-    from quecc_jax.train.progress import describe_goodput
 
     with joined():
         try:

@@ -118,6 +118,9 @@ class DataConfig:
     image_aspect: Literal["pad", "square"] = "pad"
     """Fit an image to the square input by padding with the mean colour, or by cropping. With vision.tiles
     it plays no part: the whole is squeezed into its square, and tiles are padded with black."""
+    held_out: int = 0
+    """Rows, spread evenly over the joined sources, that training never reads; `train.eval_every` takes the loss on
+    them. Rows are held out, not images: neighbours may ask about the same one."""
     workers: int = 0
     """Grain worker processes; 0 reads in the training process."""
 

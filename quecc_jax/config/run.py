@@ -63,6 +63,11 @@ class TrainConfig:
     """Consecutive steps with a non-finite loss or gradient, or without any label, after which training stops."""
     seed: int = 0
     log_every: int = 10
+    eval_every: int = 0
+    """Steps between two looks at the loss on `data.held_out` rows, each once, and at the last step; 0 is none."""
+    wandb: str = ""
+    """Project of Weights & Biases, or TEAM/PROJECT, that the log's scalars go to as well; empty is none. Its own
+    environment variables hold: WANDB_MODE=offline writes files alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +77,9 @@ class CheckpointConfig:
     every: int = 500
     """Steps between checkpoints; the last step is always saved, with 0 it alone."""
     keep: int = 2
+    """The newest so many are kept."""
+    keep_best: bool = False
+    """Also keep the one with the lowest loss on held-out rows, of those that were measured when they were saved."""
     resume: Literal["auto", "never", "must"] = "auto"
     """`auto` continues the newest readable checkpoint if there is one; `must` insists on it."""
 

@@ -53,6 +53,7 @@ def validate(config: RunConfig) -> None:
             f"{train.stage} trains all of it where model.lora.rank is 0",
         ),
         *_distil_checks(config),
+        *_held_out_checks(config),
         *_query_checks(config),
         *_cls_checks(config.model),
         (
@@ -171,6 +172,22 @@ def _distil_checks(config: RunConfig) -> list[tuple[bool, str]]:
         (train.stage > 0, f"{who}, but train.stage 0 trains neither compressor nor projector"),
         (config.data.images_per_row > 0, f"{who} with all visual tokens, but data.images_per_row is 0"),
         (not vision.tiles, f"{who}, which sees squares, but model.vision.tiles cut images into crops"),
+    ]
+
+
+def _held_out_checks(config: RunConfig) -> list[tuple[bool, str]]:
+    """(holds, what to say if it does not) for every rule about looks at the loss on held-out rows."""
+    every, held_out, saves = config.train.eval_every, config.data.held_out, config.checkpoint
+    return [
+        (
+            not every or held_out > 0,
+            f"train.eval_every {every} takes the loss on held-out rows, but data.held_out is 0",
+        ),
+        (
+            not saves.keep_best or (every > 0 and saves.every % every == 0),
+            f"checkpoint.keep_best needs the loss of every checkpoint, but train.eval_every {every} does not divide "
+            f"checkpoint.every {saves.every}",
+        ),
     ]
 
 

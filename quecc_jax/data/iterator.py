@@ -82,7 +82,7 @@ class DataIterator:
         if stream != self._stream:
             raise UserError(
                 f"the saved data position is of another stream ({stream}, now {self._stream}); "
-                "continue with the same sources, weights, seed and batch size"
+                "continue with the same sources, weights, seed, batch size and held-out rows"
             )
         self.close()
         self._taken = of_form(

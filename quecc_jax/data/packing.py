@@ -87,6 +87,10 @@ class Padded(Sequence[BatchPlan]):
     def __len__(self) -> int:
         return sys.maxsize
 
+    def epoch(self) -> int:
+        """Rows of the first epoch."""
+        return self.order.rows
+
     def __getitem__(self, number: int) -> BatchPlan:  # type: ignore[override]
         start = number * self.batch_size
         rows = self.order(start, start + self.batch_size)
@@ -124,6 +128,10 @@ class Grouped(Sequence[BatchPlan]):
 
     def __len__(self) -> int:
         return sys.maxsize
+
+    def epoch(self) -> int:
+        """Rows of the first epoch, empty ones included."""
+        return self.batches * self.batch_size
 
     def __getitem__(self, number: int) -> BatchPlan:  # type: ignore[override]
         epoch, batch = divmod(number, self.batches)
@@ -225,6 +233,27 @@ class Packed(Sequence[BatchPlan]):
         packed = pack(self.of_rows.sizes[rows], self.of_rows.image_counts[rows], self.length, self.images)
         shuffled = permutation(len(packed), self.order.seed, number, 2)
         return [rows[packed[k]] for k in shuffled]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OneEpoch(Sequence[BatchPlan]):
+    """The first epoch of a plan alone; the last batch's rows behind it are empty."""
+
+    plans: Padded | Grouped | Packed
+    batch_size: int
+    """B."""
+
+    def __len__(self) -> int:
+        return -(-self.plans.epoch() // self.batch_size)
+
+    def __getitem__(self, number: int) -> BatchPlan:  # type: ignore[override]
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        plan = self.plans[number]
+        left = self.plans.epoch() - number * self.batch_size
+        ids = plan.ids.copy()
+        ids[left:] = -1
+        return plan._replace(ids=ids)
 
 
 def pack(tokens: np.ndarray, image_counts: np.ndarray, length: int, images: int) -> list[np.ndarray]:

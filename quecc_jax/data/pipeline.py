@@ -21,8 +21,17 @@ from quecc_jax.data.collate import Collate
 from quecc_jax.data.elastic import Elastic, choices
 from quecc_jax.data.iterator import DataIterator
 from quecc_jax.data.lengths import measure
-from quecc_jax.data.packing import BatchPlan, Grouped, Packed, Padded, Queries, RowLengths, length_buckets
-from quecc_jax.data.sampler import Sampler
+from quecc_jax.data.packing import (
+    BatchPlan,
+    Grouped,
+    OneEpoch,
+    Packed,
+    Padded,
+    Queries,
+    RowLengths,
+    length_buckets,
+)
+from quecc_jax.data.sampler import Sampler, spread
 from quecc_jax.data.sources.open import open_sources
 from quecc_jax.data.sources.source import Source
 from quecc_jax.data.text.queries import query_buckets
@@ -38,6 +47,7 @@ def make_iterator(
     *,
     rows: Sequence[int] | np.ndarray | None = None,
     fingerprint: str | None = None,
+    held_out: bool = False,
 ) -> DataIterator:
     """An endless, shuffled, mixed stream of training batches, as `data.batching` says.
 
@@ -53,6 +63,7 @@ def make_iterator(
       seed: Of the order.
       rows: Which rows of every batch this process reads, in this order; None reads all of them.
       fingerprint: The tower that cached features must be of; None takes any.
+      held_out: The rows that `data.held_out` leaves out of training, each once, without weights; the stream ends.
 
     Returns:
       Yields numpy `Batch`es of these rows, `ids` filled.
@@ -62,7 +73,7 @@ def make_iterator(
         for bad rows, as `data.bad_rows` and `data.max_bad_share` say.
     """
     sources = open_sources(data, model, fingerprint)
-    plans, stream = plan_batches(sources, data, model, batch_size, seed)
+    plans, stream = plan_batches(sources, data, model, batch_size, seed, held_out)
     batches = grain.MapDataset.source(plans)
     if rows is not None:
         batches = batches.map(Take(rows))
@@ -81,7 +92,12 @@ class Take:
 
 
 def plan_batches(
-    sources: Sequence[Source], data: DataConfig, model: ModelConfig, batch_size: int, seed: int
+    sources: Sequence[Source],
+    data: DataConfig,
+    model: ModelConfig,
+    batch_size: int,
+    seed: int,
+    held_out: bool = False,
 ) -> tuple[Sequence[BatchPlan], dict[str, object]]:
     """Which samples each batch of a stream holds, and what identifies the stream.
 
@@ -94,7 +110,9 @@ def plan_batches(
         raise UserError(
             f"the weights of data.sources are {weights}; give every source a positive one, or none"
         )
-    order = Sampler(sizes, given or None, seed)
+    order = Sampler(sizes, None if held_out else given or None, seed, _taken(sizes, data, held_out))
+    if 0 in order.sizes and given and not held_out:
+        raise UserError("data.held_out leaves no row of a source with a weight; hold out fewer")
     stream: dict[str, object] = {
         "rows": order.rows,
         "sources": sizes,
@@ -102,6 +120,7 @@ def plan_batches(
         "seed": seed,
         "batch_size": batch_size,
         "batching": data.batching,
+        **({"held_out": data.held_out} if data.held_out else {}),
     }
     plans: Sequence[BatchPlan]
     images = data.row_images(model.visual_tokens, model.vision.max_crops)
@@ -121,6 +140,18 @@ def plan_batches(
         else:
             stream |= {"max_length": data.max_length, "images": images}
             plans = Packed(order, of_rows, queries, batch_size, data.lookahead_rows, data.max_length, images)
+    if held_out:
+        plans = OneEpoch(plans, batch_size)
     if values := choices(data, model):
         return Elastic(plans, data, model, seed), stream | {"elastic": list(values)}
     return plans, stream
+
+
+def _taken(sizes: Sequence[int], data: DataConfig, held_out: bool) -> np.ndarray | None:
+    """bool [rows of all sources]: those that are held out, or the others; None where no row is."""
+    if not data.held_out:
+        return None
+    if data.held_out >= sum(sizes):
+        raise UserError(f"data.held_out is {data.held_out} of {sum(sizes)} rows; leave some to train on")
+    chosen = spread(sum(sizes), data.held_out)
+    return chosen if held_out else ~chosen

@@ -28,8 +28,8 @@ from quecc_jax.flops import answer_flops, decoder_params
 from quecc_jax.groups import group_of
 from quecc_jax.load import load_vlm, with_dtype
 from quecc_jax.paths import replacing
+from quecc_jax.train.logs.records import read_records
 from quecc_jax.train.loop import train
-from quecc_jax.train.progress import read_records
 
 
 def run_cell(grid: Grid, cell: Cell, report: Report) -> CellResult:

@@ -28,7 +28,7 @@ from quecc_jax.models.kernel_forms import (
 from quecc_jax.paths import as_path
 from quecc_jax.records import Damaged
 from quecc_jax.train.orbax_shim import first_line, frozen_form, quiet_libraries, readable, saving
-from quecc_jax.train.run_dir import describe_run, load_run_config
+from quecc_jax.train.run_dir import CHECKPOINTS, describe_run, load_run_config, run_and_step
 
 Tree = dict[str, PyTree]
 """Parameters, or anything that stands for them, by top-level name."""
@@ -68,7 +68,7 @@ def load_params(
     """Parameters of a run's newest readable checkpoint, without its optimizer.
 
     Args:
-      run_dir: the run's directory.
+      run_dir: the run's directory; RUN/checkpoints/STEP takes that checkpoint or none.
       names: top-level names to read (compressor, projector, decoder, ...); None reads all that the
         run has and, where given, `abstract` has too.
       abstract: ShapeDtypeStructs with shardings by name; None gives numpy arrays on the host, as stored.
@@ -82,10 +82,13 @@ def load_params(
       UserError: not a run's directory, no readable checkpoint, a name that it lacks, a leaf of another
         shape than `abstract` says, or a matrix that cannot take a form.
     """
-    run = as_path(run_dir)
+    run, named = run_and_step(run_dir)
     config = load_run_config(run)
-    folder = run / "checkpoints"
-    steps = sorted((int(p.name) for p in folder.glob("*") if p.name.isdigit()), reverse=True)
+    steps = sorted((int(p.name) for p in (run / CHECKPOINTS).glob("*") if p.name.isdecimal()), reverse=True)
+    if named is not None:
+        if named not in steps:
+            raise UserError(f"{run} has no checkpoint {named}; it has {', '.join(map(str, steps)) or 'none'}")
+        steps = [named]
     wanted = None if names is None else list(names)
     for step in steps:
         try:
@@ -95,7 +98,8 @@ def load_params(
             if isinstance(error, UserError) and not isinstance(error, Damaged):
                 raise
             notice(f"WARNING: checkpoint {step} of {run} cannot be read: {first_line(error)}")
-    raise UserError(f"{run} holds no readable checkpoint; train it first, or give another run's directory")
+    advice = "train it first, or give another run's directory" if named is None else "name another"
+    raise UserError(f"{run} holds no readable checkpoint{'' if named is None else f' {named}'}; {advice}")
 
 
 def _read_params(

@@ -12,18 +12,22 @@ from quecc_jax.data.batch import Batch
 from quecc_jax.data.pipeline import make_iterator
 from quecc_jax.distributed import STALL_S, Watchdog, local_rows, notice
 from quecc_jax.errors import UserError, disk_faults
-from quecc_jax.paths import as_path
+from quecc_jax.paths import as_path, remove
 from quecc_jax.run_lock import run_lock
 from quecc_jax.sharding import make_mesh
-from quecc_jax.train.data_report import DataReport
 from quecc_jax.train.initial import check_queries, initial_state, named_tower
-from quecc_jax.train.meter import Meter
+from quecc_jax.train.logs.data_report import DataReport
+from quecc_jax.train.logs.events import TENSORBOARD, EventFile
+from quecc_jax.train.logs.meter import Meter
+from quecc_jax.train.logs.records import HELD_OUT_LOSS, Display, Records, Scalars
+from quecc_jax.train.logs.terminal import Terminal
+from quecc_jax.train.logs.wandb_run import WandbRun
 from quecc_jax.train.orbax_shim import faults_told_once
 from quecc_jax.train.preemption import Preempted, Preemption
 from quecc_jax.train.profile import Profile, parse_window
-from quecc_jax.train.progress import Display, Records, Terminal
 from quecc_jax.train.resume import Checkpoints, Resumable
 from quecc_jax.train.step import Trainer, build_trainer
+from quecc_jax.train.validation import Validation
 
 
 class BatchIterator(Resumable, Protocol):
@@ -70,9 +74,9 @@ def train(
         watchdog = stack.enter_context(Watchdog(stall_s))
         preemption = stack.enter_context(Preemption(config.out))
         trainer = trainer or build_trainer(config, make_mesh(config.mesh))
+        rows = local_rows(trainer.mesh, config.train.batch_size) if jax.process_count() > 1 else None
         batches = iterator
         if batches is None:
-            rows = local_rows(trainer.mesh, config.train.batch_size) if jax.process_count() > 1 else None
             batches = make_iterator(
                 config.data,
                 config.model,
@@ -82,6 +86,7 @@ def train(
                 fingerprint=named_tower(config),
             )
             stack.callback(batches.close)
+        validation = stack.enter_context(Validation(config, trainer, rows, named_tower(config)))
         lock = stack.enter_context(run_lock(config.out))
         stack.enter_context(disk_faults(config.out, lock))
         stack.enter_context(faults_told_once(lock))
@@ -113,13 +118,19 @@ def train(
             profile.after(step, metrics)
             watchdog.progress(step)
             stop = preemption.reached(step)
-            if step % config.train.log_every == 0 or step == steps or stop:
-                record = meter.record() | report.record()
+            measured: dict[str, float] = {}
+            if validation.due(step) and (not stop or step == steps):
+                with meter.aside("validation"):
+                    measured = {HELD_OUT_LOSS: validation(state)}
+                watchdog.progress(step)
+            if step % config.train.log_every == 0 or step == steps or stop or measured:
+                record = meter.record() | measured | report.record()
                 for output in outputs:
                     output(record)
             checkpoints.check()
             with meter.waiting("saving"), preemption.saving():
-                if checkpoints.save(step, state, batches, last=step == steps or stop):
+                last = step == steps or stop
+                if checkpoints.save(step, state, batches, last, measured.get(HELD_OUT_LOSS)):
                     report.write()
         with meter.waiting("saving"), preemption.saving():
             checkpoints.wait()
@@ -133,7 +144,12 @@ def open_outputs(
 ) -> list[Display]:
     """What takes a run's log records: its files, and `progress` or the terminal; `stack` closes them."""
     run = as_path(config.out)
-    records = stack.enter_context(Records(run, done, config.train.log_every))
+    if not done:
+        remove(run / TENSORBOARD)
+    plots: list[Scalars] = [EventFile(run / TENSORBOARD, done)]
+    if config.train.wandb:
+        plots.append(WandbRun(config, done))
+    records = stack.enter_context(Records(run, done, config.train.log_every, plots))
     show = progress or stack.enter_context(Terminal(run.name, config.train.steps, done))
     return [records.write, show]
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from quecc_jax.errors import UserError
 from quecc_jax.paths import as_path, is_remote, remove
 from quecc_jax.records import Damaged
 from quecc_jax.train.checkpoint import FROZEN, Tree, check_files_of, check_frozen, check_shapes, named_leaves
+from quecc_jax.train.logs.records import HELD_OUT_LOSS
 from quecc_jax.train.orbax_shim import (
     first_line,
     frozen_form,
@@ -51,6 +53,10 @@ class Checkpoints:
         every, keep = config.checkpoint.every, max(1, config.checkpoint.keep)
         policy = ocp.training.save_decision_policies
         preempted = policy.PreemptionCheckpointingPolicy()
+        kept = ocp.training.preservation_policies
+        preserved: list[Any] = [kept.LatestN(keep)]
+        if config.checkpoint.keep_best:
+            preserved.append(kept.BestN(get_metric_fn=_goodness, n=1, keep_checkpoints_without_metrics=False))
         rules = [policy.FixedIntervalPolicy(every), preempted] if every > 0 else [preempted]
         try:
             self.run.mkdir(parents=True, exist_ok=True)
@@ -60,7 +66,7 @@ class Checkpoints:
                 ocp.training.Checkpointer,
                 self.run / "checkpoints",
                 save_decision_policy=policy.AnySavePolicy(rules),
-                preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+                preservation_policy=kept.AnyPreservationPolicy(preserved),
                 context=saving(),
             )
             try:
@@ -156,11 +162,21 @@ class Checkpoints:
         if jax.process_index() == 0:
             describe_run(self.config, self.run)
 
-    def save(self, step: int, state: TrainState, data: Resumable, last: bool = False) -> bool:
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        data: Resumable,
+        last: bool = False,
+        held_out_loss: float | None = None,
+    ) -> bool:
         """Saves in the background if a checkpoint is due after `step` steps, or if this is the last, for
         now.
 
         The arrays are copied before this returns, so the next step may overwrite them.
+
+        Args:
+          held_out_loss: of this very state, where it was measured; `checkpoint.keep_best` goes by it.
 
         Returns:
           Whether a save was begun.
@@ -169,7 +185,10 @@ class Checkpoints:
             return False
         parts = {"params": state.trainable, "optimizer": _optimizer_part(state)}
         apart = {"data": data.get_state(), FROZEN: identity(self.run / FROZEN)}
-        self._begun = self._orbax.save_checkpointables_async(step, parts, force=True, custom_metadata=apart)
+        metrics = None if held_out_loss is None else {HELD_OUT_LOSS: held_out_loss}
+        self._begun = self._orbax.save_checkpointables_async(
+            step, parts, force=True, metrics=metrics, custom_metadata=apart
+        )
         return self._begun is not None
 
     def check(self) -> None:
@@ -257,6 +276,12 @@ def _damage(path: Path) -> str:
     except Damaged as error:
         return str(error)
     return ""
+
+
+def _goodness(metrics: Any) -> float:
+    """What the best checkpoint has most of."""
+    loss = metrics[HELD_OUT_LOSS]
+    return -loss if math.isfinite(loss) else -math.inf
 
 
 def _optimizer_part(state: TrainState) -> Tree:

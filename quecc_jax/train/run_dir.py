@@ -24,6 +24,7 @@ from quecc_jax.config.io import load_config, save_config
 from quecc_jax.errors import UserError
 from quecc_jax.paths import as_path, copy_files, files_below, is_remote, remove, sync_tree
 
+CHECKPOINTS = "checkpoints"
 TOKENIZERS = ("tokenizer", "query_tokenizer")
 """Settings of `data` that name a tokenizer, and the run's folders of their copies."""
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".onnx", ".gguf"}
@@ -83,13 +84,24 @@ def copy_tokenizer(source: str, target: Path) -> None:
         os.replace(aside, target)
 
 
+def run_and_step(path: str | os.PathLike[str]) -> tuple[Path, int | None]:
+    """A run's directory, and the step where a path names one of its checkpoints, RUN/checkpoints/STEP."""
+    run = as_path(path)
+    if run.name.isdecimal() and run.parent.name == CHECKPOINTS:
+        return run.parent.parent, int(run.name)
+    return run, None
+
+
 def load_run_config(run_dir: str | os.PathLike[str]) -> RunConfig:
     """A run's settings, pointing to the run's own copies of its tokenizers.
+
+    Args:
+      run_dir: the run's directory, or that of one of its checkpoints.
 
     Raises:
       UserError: the directory is not that of a run, or one of its files is damaged.
     """
-    run = as_path(run_dir)
+    run, _ = run_and_step(run_dir)
     config = load_config(run / "config.json")
     check_files(run, ADVICE.format(run=run), closed=TOKENIZERS)
     own: dict[str, Any] = {name: str(run / name) for name in TOKENIZERS if (run / name).is_dir()}

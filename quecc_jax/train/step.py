@@ -42,6 +42,9 @@ class Trainer(NamedTuple):
     of a key, and fresh optimizer state."""
     step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
     """One optimizer step; the given state's memory is reused."""
+    evaluate: Callable[[TrainState, Batch], tuple[jax.Array, jax.Array]]
+    """The summed cross-entropy over a batch's labelled tokens, and their number (float32 scalars); nothing is dropped,
+    and no teacher asked."""
     put: Callable[[Batch], Batch]
     """Host batch to sharded device arrays, without `ids`."""
     lower: Callable[..., jax.stages.Lowered]
@@ -103,9 +106,7 @@ def accumulated_gradients(
     if microbatches == 1:
         (total, count), grads = jax.value_and_grad(objective, has_aux=True)(trainable, batch, dropout)
     else:
-        # Row r goes to microbatch r % microbatches, so that every device keeps rows of its own in each.
-        cut = (batch.tokens.shape[0] // microbatches, microbatches)
-        parts = jax.tree.map(lambda x: x.reshape(*cut, *x.shape[1:]).swapaxes(0, 1), batch)
+        parts = _microbatches(batch, microbatches)
         # The backward pass adds each layer's gradient to these as it gets to it: a microbatch has no gradients
         # of its own beside the sums.
         refs = jax.tree.map(lambda x: jax.new_ref(jnp.zeros_like(x)), trainable)
@@ -125,6 +126,26 @@ def accumulated_gradients(
         grads = jax.tree.map(jax.freeze, refs)
     scale = 1.0 / jnp.maximum(count, 1.0)
     return total * scale, count, jax.tree.map(lambda g: g * scale, grads)
+
+
+def _microbatches(batch: Batch, number: int) -> Batch:
+    """Leaves [microbatches, rows, ...]. Row r goes to microbatch r % microbatches, so that every device keeps rows of
+    its own in each."""
+    cut = (batch.tokens.shape[0] // number, number)
+    return jax.tree.map(lambda x: x.reshape(*cut, *x.shape[1:]).swapaxes(0, 1), batch)
+
+
+def summed_loss(
+    model: VLM, params: dict[str, PyTree], batch: Batch, microbatches: int, chunk: int
+) -> tuple[jax.Array, jax.Array]:
+    """As `loss_sum` of the whole batch, a microbatch at a time."""
+
+    def add(sums: tuple[jax.Array, jax.Array], part: Batch) -> tuple[tuple[jax.Array, jax.Array], None]:
+        loss, count = loss_sum(model, params, part, chunk)
+        return (sums[0] + loss, sums[1] + count), None
+
+    zero = jnp.zeros((), jnp.float32)
+    return jax.lax.scan(add, (zero, zero), _microbatches(batch, microbatches))[0]
 
 
 def train_step(model: VLM, config: RunConfig, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -283,6 +304,15 @@ def build_trainer(config: RunConfig, mesh: Mesh) -> Trainer:
         with jax.set_mesh(mesh):
             return jitted(state, batch)
 
+    @functools.partial(jax.jit, out_shardings=everywhere)
+    def measure(params: dict[str, PyTree], batch: Batch) -> tuple[jax.Array, jax.Array]:
+        with nn.logical_axis_rules(sharding_rules(config.mesh)):
+            return summed_loss(model, params, batch, train.grad_accum_steps, train.loss_chunk)
+
+    def evaluate(state: TrainState, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        with jax.set_mesh(mesh):
+            return measure({**state.frozen, **state.trainable}, batch)
+
     def lower(platform: str = "", query_length: int = 0) -> jax.stages.Lowered:
         batch = batch_spec(
             config.model, config.data, train.batch_size, config.data.cached_features, query_length
@@ -306,6 +336,7 @@ def build_trainer(config: RunConfig, mesh: Mesh) -> Trainer:
         init=jax.jit(functools.partial(start, {}), out_shardings=shardings),
         start=jax.jit(start, out_shardings=shardings, donate_argnums=0),
         step=run,
+        evaluate=evaluate,
         put=put,
         lower=lower,
     )

@@ -22,7 +22,7 @@ from quecc_jax.flops import answer_flops, compressor_cost, train_flops
 from quecc_jax.generate.questions import Limits, Question
 from quecc_jax.load import load_engine, load_vlm
 from quecc_jax.train.checkpoint import load_params
-from quecc_jax.train.progress import read_records
+from quecc_jax.train.logs.records import read_records
 from scaling.__main__ import main as scaling
 
 ROOT = Path(__file__).parent / "v0_1"

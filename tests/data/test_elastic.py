@@ -11,7 +11,7 @@ from quecc_jax.config.shapes import first_token
 from quecc_jax.data.batch import IGNORE
 from quecc_jax.data.elastic import drawn, padded_lengths, row_length
 from quecc_jax.data.pipeline import make_iterator
-from quecc_jax.train.meter import visual_tokens
+from quecc_jax.train.logs.meter import visual_tokens
 from tests.compressors import fitting
 from tests.data.every_row import eval_batches
 

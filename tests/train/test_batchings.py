@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from quecc_jax.flops import train_flops
+from quecc_jax.train.logs.records import read_records
 from quecc_jax.train.loop import train
-from quecc_jax.train.progress import read_records
 from tests.train.runs import trainer_on
 from tests.train.test_hosts import hosts_of
 

@@ -4,7 +4,7 @@ import pytest
 
 from quecc_jax.config import DataConfig
 from quecc_jax.data.bad_rows import LeftOut, Tally
-from quecc_jax.train.data_report import FILE, DataReport
+from quecc_jax.train.logs.data_report import FILE, DataReport
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from quecc_jax.config import CheckpointConfig
 from quecc_jax.data.elastic import drawn, padded_lengths
 from quecc_jax.load import load_engine, load_vlm
 from quecc_jax.models.compressors.avgpool_config import AveragePoolConfig
+from quecc_jax.train.logs.records import read_records
 from quecc_jax.train.loop import train
-from quecc_jax.train.progress import read_records
 from tests.train.runs import trainer_on
 
 VALUES = (1, 4, 16)

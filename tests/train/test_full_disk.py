@@ -11,8 +11,9 @@ from tensorboardX.proto.event_pb2 import Event
 
 from quecc_jax.config import CheckpointConfig
 from quecc_jax.errors import UserError
+from quecc_jax.train.logs.events import EventFile
+from quecc_jax.train.logs.records import read_records
 from quecc_jax.train.loop import train
-from quecc_jax.train.progress import EventFile, read_records
 from quecc_jax.train.resume import Checkpoints
 from tests.small_disk import fill, small_disk
 from tests.train.runs import Batches

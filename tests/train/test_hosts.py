@@ -13,7 +13,7 @@ import pytest
 
 from quecc_jax.config import MeshConfig, RunConfig
 from quecc_jax.config.io import save_config
-from quecc_jax.train.progress import read_records
+from quecc_jax.train.logs.records import read_records
 from tests.processes import Processes
 from tests.train.runs import train_logged
 from tests.train.test_resume import ids

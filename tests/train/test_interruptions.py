@@ -18,11 +18,12 @@ from quecc_jax.commands.cli import execute
 from quecc_jax.errors import UserError
 from quecc_jax.run_lock import run_lock
 from quecc_jax.train import loop
+from quecc_jax.train.logs.meter import Meter
+from quecc_jax.train.logs.records import read_records
+from quecc_jax.train.logs.terminal import describe_goodput
 from quecc_jax.train.loop import train
-from quecc_jax.train.meter import Meter
 from quecc_jax.train.preemption import Preempted
 from quecc_jax.train.profile import parse_window
-from quecc_jax.train.progress import describe_goodput, read_records
 from quecc_jax.train.resume import Checkpoints
 from tests.train.runs import Batches
 
@@ -194,7 +195,7 @@ def test_a_window_that_is_none_is_a_sentence(text, config):
 
 def test_goodput_counts_what_is_not_training(config, trainer, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("quecc_jax.train.meter.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("quecc_jax.train.logs.meter.time.perf_counter", lambda: now[0])
     batches = Batches(config)
     state = trainer.init(jax.random.key(0))
     now[0] = 10.0

@@ -15,8 +15,9 @@ from quecc_jax.errors import UserError
 from quecc_jax.flops import train_flops
 from quecc_jax.train.checkpoint import save_params
 from quecc_jax.train.initial import initial_state
+from quecc_jax.train.logs.records import read_records
+from quecc_jax.train.logs.terminal import describe
 from quecc_jax.train.loop import train
-from quecc_jax.train.progress import describe, read_records
 from tests.tiny import random_batch
 from tests.train.runs import Batches
 

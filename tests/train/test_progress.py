@@ -5,7 +5,8 @@ import json
 import pytest
 
 from quecc_jax.errors import UserError
-from quecc_jax.train.progress import Records, Terminal, describe, read_records
+from quecc_jax.train.logs.records import Records, read_records
+from quecc_jax.train.logs.terminal import Terminal, describe
 
 
 def record(step, loss=1.5):

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from quecc_jax.config.io import save_config
-from quecc_jax.train.progress import read_records
+from quecc_jax.train.logs.records import read_records
 from quecc_jax.train.resume import Checkpoints
 from tests.train.runs import Batches, train_logged
 

@@ -13,7 +13,7 @@ from quecc_jax.config import RunConfig
 from quecc_jax.data.batch import Batch
 from quecc_jax.errors import UserError
 from quecc_jax.flops import train_flops
-from quecc_jax.train.progress import Record
+from quecc_jax.train.logs.records import Record
 from quecc_jax.train.state import TrainState
 from quecc_jax.train.step import Metrics
 
@@ -42,6 +42,16 @@ class Meter:
         self._start = self._mark = _Mark(time.perf_counter(), self.step, 0, 0.0)
         self._began = self._start.time if began is None else began
         self._lost = {"start": self._start.time - self._began, "compile": 0.0, "data": 0.0, "saving": 0.0}
+
+    @contextlib.contextmanager
+    def aside(self, what: Literal["validation"]) -> Iterator[None]:
+        """Counts the time inside as lost, and leaves it out of all rates."""
+        jax.block_until_ready(self._waiting)
+        began = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - began
+        self._lost[what] = self._lost.get(what, 0.0) + seconds
+        self._start, self._mark = (m._replace(time=m.time + seconds) for m in (self._start, self._mark))
 
     @contextlib.contextmanager
     def waiting(self, what: Literal["data", "saving"]) -> Iterator[None]:

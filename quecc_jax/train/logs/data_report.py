@@ -13,7 +13,7 @@ from quecc_jax.data.bad_rows import LeftOut, Tally
 from quecc_jax.distributed import notice
 from quecc_jax.paths import write_text
 from quecc_jax.records import Count, Damaged, read_record, sealed
-from quecc_jax.train.progress import LEFT_OUT, Record
+from quecc_jax.train.logs.records import LEFT_OUT, Record
 
 FILE = "data_report.json"
 
