@@ -47,7 +47,7 @@ def ids_of(config, batches, count=None, **more):
         found = [
             batch.ids for batch in (iterator if count is None else (next(iterator) for _ in range(count)))
         ]
-    return np.concatenate([ids.reshape(-1) for ids in found]) if found else np.zeros(0)
+    return np.concatenate([np.reshape(ids, -1) for ids in found])
 
 
 @pytest.mark.parametrize("batching", ["pad", "grouped", "packed"])
@@ -94,8 +94,8 @@ def by_hand(config, run):
     with make_iterator(data, config.model, 1, config.train.seed, held_out=True) as rows:
         for row in rows:
             sums.append(jax.device_get(loss(VLM(config.model), params, row._replace(ids=None), 512)))
-    total, labels = np.sum(sums, axis=0, dtype=np.float64)
     assert len(sums) == HELD
+    total, labels = np.array(sums, np.float64).sum(axis=0).tolist()
     return total / labels
 
 
@@ -139,7 +139,7 @@ def test_tensorboard_has_it_too(config, trainer):
     config = measured(config, 10)
     train(config, trainer=trainer, progress=lambda _: None)
     (file,) = (Path(config.out) / "tensorboard").iterdir()
-    data, found = file.read_bytes(), {}
+    data, found = file.read_bytes(), dict[int, float]()
     while data:
         size = int.from_bytes(data[:8], "little")
         event = Event.FromString(data[12 : 12 + size])
