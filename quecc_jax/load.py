@@ -16,8 +16,8 @@ from quecc_jax.data.text.templates import check_name
 from quecc_jax.errors import UserError
 from quecc_jax.generate.decode import in_compute_type
 from quecc_jax.generate.engine import Engine
+from quecc_jax.generate.stand_ins import stand_ins, with_dtype
 from quecc_jax.groups import answering_mesh
-from quecc_jax.models.kernel_forms import in_form
 from quecc_jax.models.lora import NAME as LORA
 from quecc_jax.models.lora import joined, merged, without_adapters
 from quecc_jax.sharding import make_mesh, replicated
@@ -89,21 +89,6 @@ def load_vlm(
     return dataclasses.replace(config, model=model), in_compute_type(merged(params, config.model.lora), model)
 
 
-def stand_ins(config: RunConfig, mesh: Mesh, weights: Weights, towers: bool = True) -> Tree:
-    """Shapes and shardings of all parameters that answer, float32 but for matrices of few bits, with adapters apart.
-
-    Args:
-      config: with the `model.dtype` of the weights, see `with_dtype`.
-      towers: as for `load_vlm`.
-    """
-    data = dataclasses.replace(config.data, cached_queries=False)
-    plain: Tree = abstract_params(config, mesh, batch_spec(config.model, data, 1, not towers))
-    form = next((form for form in FORMS if form == weights), None)
-    if form is not None:
-        plain["decoder"] = in_form(plain["decoder"], config.model.decoder, form)
-    return plain
-
-
 def load_query_encoder(
     run_dir: str | os.PathLike[str], config: RunConfig, mesh: Mesh | None = None
 ) -> tuple[ModelConfig, Tree]:
@@ -135,19 +120,6 @@ def load_query_encoder(
             lambda x: jax.make_array_from_callback(x.shape, replicated(mesh), lambda part: x[part]), found
         )
     return without_adapters(config.model), merged(params, config.model.lora)
-
-
-def with_dtype(config: RunConfig, weights: str) -> RunConfig:
-    """The settings with another model.dtype, where the weights are of such a type.
-
-    Raises:
-      UserError: there are no such weights.
-    """
-    if weights not in get_args(Weights):
-        raise UserError(f"weights {weights} are none of {', '.join(get_args(Weights))}; name one of them")
-    if weights not in ("float32", "bfloat16"):
-        return config
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=cast(Any, weights)))
 
 
 def with_decoding(config: RunConfig, decoding: str) -> RunConfig:

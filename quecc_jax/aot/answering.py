@@ -28,7 +28,7 @@ from quecc_jax.errors import UserError
 from quecc_jax.generate.decode import Params, begin, in_compute_type
 from quecc_jax.generate.engine import ADVANCE, BEGIN, CHUNK, room_for
 from quecc_jax.generate.reuse import compress, encode_images, encode_questions, round_up
-from quecc_jax.load import stand_ins, with_dtype
+from quecc_jax.generate.stand_ins import stand_ins, with_dtype
 from quecc_jax.models.decoder import unstack
 from quecc_jax.models.lora import NAME as LORA
 from quecc_jax.models.lora import joined, without_adapters

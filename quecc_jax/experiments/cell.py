@@ -25,8 +25,9 @@ from quecc_jax.experiments.grid import Benchmarks, Cell, Grid, Test
 from quecc_jax.experiments.results import CellResult, Curve, Row, Sample
 from quecc_jax.experiments.worker import Report
 from quecc_jax.flops import answer_flops, decoder_params
+from quecc_jax.generate.stand_ins import with_dtype
 from quecc_jax.groups import group_of
-from quecc_jax.load import load_vlm, with_dtype
+from quecc_jax.load import load_vlm
 from quecc_jax.paths import replacing
 from quecc_jax.train.logs.records import read_records
 from quecc_jax.train.loop import train

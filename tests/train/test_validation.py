@@ -47,7 +47,7 @@ def ids_of(config, batches, count=None, **more):
         found = [
             batch.ids for batch in (iterator if count is None else (next(iterator) for _ in range(count)))
         ]
-    return np.concatenate([np.reshape(ids, -1) for ids in found])
+    return np.concatenate([np.asarray(ids).reshape(-1) for ids in found])
 
 
 @pytest.mark.parametrize("batching", ["pad", "grouped", "packed"])
