@@ -124,7 +124,10 @@ def cross_entropy_sum(
         _, slopes = forward(primals[0], matrix, *primals[2:])
         return backward(slopes, scale)
 
-    total.defvjp(*((remember, compute) if again else (forward, backward)), symbolic_zeros=True)
+    if again:
+        total.defvjp(remember, compute, symbolic_zeros=True)
+    else:
+        total.defvjp(forward, backward, symbolic_zeros=True)
     if taught is not None:
         taught = taught._replace(hidden=padded(taught.hidden), matrix=gathered(taught.matrix))
     ids = jnp.pad(targets, ((0, 0), (0, pad)), constant_values=IGNORE)
