@@ -55,9 +55,6 @@ class TrainConfig:
     """Microbatches that a batch is cut into; gradients are summed over them before the update."""
     loss_chunk: int = 512
     """Positions whose logits exist at once while the cross-entropy is computed."""
-    recompute_logits: bool = False
-    """Compute each logit again in the backward pass: 2 x width x vocabulary more FLOPs a token, and the float32
-    gradient of the output matrix does not wait there for the backward pass of the layers."""
     frozen_weights: FrozenWeights = "auto"
     """How the matrices of a decoder that is frozen, in stage 1 or under adapters, are kept: `auto` as float32, under
     adapters as model.dtype; `int8`, `int4` and `nf4` in fewer bits (QLoRA's is nf4)."""

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import CustomVJPPrimal
 from jaxtyping import PyTree
 
 from quecc_jax.data.batch import IGNORE
@@ -27,14 +26,12 @@ def cross_entropy_sum(
     chunk: int,
     parts: int = 1,
     taught: Taught | None = None,
-    again: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Summed loss in nats over all labelled tokens, and their number.
 
     Logits exist for `chunk` positions of every row at a time, in float32. Under differentiation their
     gradient is taken while they are there: the forward pass leaves the gradients of `hidden` and, if it
-    is differentiated, of `matrix`, and the backward pass only scales them. Those of `matrix`, float32, are then
-    there while the rest of the backward pass runs.
+    is differentiated, of `matrix`, and the backward pass only scales them.
 
     Args:
       hidden: [B, S, M] final hidden states.
@@ -46,8 +43,6 @@ def cross_entropy_sum(
       taught: a teacher's states, which get no gradient; with them the loss is the mean, by its weight, of
         cross-entropy and temperature^2 times the Kullback-Leibler divergence of the student from the teacher over
         the vocabulary.
-      again: compute the logits again in the backward pass, and take their gradient there: more FLOPs, but no
-        gradient waits for the backward pass.
 
     Returns:
       float32 scalars (sum of losses, count of labelled tokens).
@@ -106,28 +101,15 @@ def cross_entropy_sum(
         if own is not None:
             own = jnp.sum(own.astype(weights.dtype), axis=0, dtype=weights.dtype)
             own = nn.with_logical_constraint(own, ("embed", "vocab"))
+            # Added up over devices before the backward pass goes on, which would hold it whole.
+            slopes, own = jax.lax.optimization_barrier((slopes, own))
         return loss, (slopes, own)
 
     def backward(saved: tuple[jax.Array, PyTree], scale: jax.Array) -> tuple[PyTree, PyTree, None, None]:
         hidden, matrix = (None if x is None else scale.astype(x.dtype) * x for x in saved)
         return hidden, matrix, None, None
 
-    def remember(*inputs: PyTree) -> tuple[jax.Array, PyTree]:
-        plain = jax.tree.map(lambda x: x.value, inputs)
-        # Whether the matrix is trained must be known when the program is made.
-        return total(*plain), (plain, () if inputs[1].perturbed else None)
-
-    def compute(saved: PyTree, scale: jax.Array) -> tuple[PyTree, PyTree, None, None]:
-        inputs, trained = saved
-        primals = jax.tree.map(lambda x: CustomVJPPrimal(x, False), inputs)
-        matrix = CustomVJPPrimal(inputs[1], trained is not None)
-        _, slopes = forward(primals[0], matrix, *primals[2:])
-        return backward(slopes, scale)
-
-    if again:
-        total.defvjp(remember, compute, symbolic_zeros=True)
-    else:
-        total.defvjp(forward, backward, symbolic_zeros=True)
+    total.defvjp(forward, backward, symbolic_zeros=True)
     if taught is not None:
         taught = taught._replace(hidden=padded(taught.hidden), matrix=gathered(taught.matrix))
     ids = jnp.pad(targets, ((0, 0), (0, pad)), constant_values=IGNORE)

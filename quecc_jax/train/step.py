@@ -60,7 +60,6 @@ def loss_sum(
     chunk: int,
     dropout: jax.Array | None = None,
     teacher: Teacher | None = None,
-    again: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Summed cross-entropy over a batch's labelled tokens, and their number (float32 scalars).
 
@@ -68,7 +67,6 @@ def loss_sum(
       params: with adapters apart.
       dropout: the random key of what adapters drop; None drops nothing.
       teacher: whose divergence has a share in the loss.
-      again: as for `cross_entropy_sum`.
     """
     variables = {"params": joined(params)}
     taught = None
@@ -80,7 +78,7 @@ def loss_sum(
         taught = teacher.read(params, batch)
     hidden: PyTree = model.apply(variables, batch, rngs=None if dropout is None else {"dropout": dropout})
     matrix: PyTree = model.apply(variables, method=VLM.output_matrix)
-    return cross_entropy_sum(hidden, matrix, batch.labels, chunk, batch_parts(), taught, again)
+    return cross_entropy_sum(hidden, matrix, batch.labels, chunk, batch_parts(), taught)
 
 
 def accumulated_gradients(
@@ -92,7 +90,6 @@ def accumulated_gradients(
     chunk: int,
     dropout: jax.Array | None = None,
     teacher: Teacher | None = None,
-    again: bool = False,
 ) -> tuple[jax.Array, jax.Array, dict[str, PyTree]]:
     """Mean loss over all labelled tokens of the batch, their number, and its gradient.
 
@@ -104,7 +101,7 @@ def accumulated_gradients(
     def objective(
         trainable: dict[str, PyTree], part: Batch, key: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
-        return loss_sum(model, {**frozen, **trainable}, part, chunk, key, teacher, again)
+        return loss_sum(model, {**frozen, **trainable}, part, chunk, key, teacher)
 
     if microbatches == 1:
         (total, count), grads = jax.value_and_grad(objective, has_aux=True)(trainable, batch, dropout)
@@ -172,7 +169,6 @@ def train_step(model: VLM, config: RunConfig, state: TrainState, batch: Batch) -
         train.loss_chunk,
         key,
         teacher_of(config),
-        train.recompute_logits,
     )
     norm = optax.tree.norm(grads)
     # A batch without labels has no loss; momentum and weight decay would move the parameters all the same.
