@@ -87,6 +87,17 @@ def test_two_slices_exchange_gradients_over_the_data_centre_network(tmp_path):
 
 
 @needs_libtpu
+@pytest.mark.slow
+def test_the_output_matrix_gradient_does_not_wait_for_the_layers(tmp_path):
+    """Its 64 MiB would be there beside all that the layers' backward pass needs, and were until a barrier."""
+    out = tmp_path / "report.json"
+    text = ("--train.stage", "0", "--data.images-per-row", "0", "--model.decoder.vocab-size", "65536")
+    ran = compile_pod(CONFIG, "--topology", "v5e:2x2", "--quick", "--json", str(out), *text)
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(out.read_text())["memory"]["temporaries"] < 190e6
+
+
+@needs_libtpu
 def test_a_step_that_the_compiler_refuses_is_reported_with_what_would_help(tmp_path):
     out = tmp_path / "report.json"
     ran = compile_pod(
