@@ -10,7 +10,7 @@ from quecc_jax.config.shapes import adapted_matrices, decoder_matrices
 from quecc_jax.config.validation import validate
 from quecc_jax.convert import transfer
 from quecc_jax.convert.formats import families, llava
-from quecc_jax.convert.formats.decoder_rules import body_prefix, decoder_rules
+from quecc_jax.convert.formats.decoder_rules import body_prefix, decoder_rules, embedding_name
 from quecc_jax.convert.formats.peft import PREFIX, pair_rules, peft_settings
 from quecc_jax.convert.io.adapter_files import CONFIG, OTHERS, WEIGHTS, Adapter, Renamed, with_product
 from quecc_jax.convert.io.layer_store import SlabReader
@@ -26,6 +26,7 @@ from quecc_jax.data.files import write_json
 from quecc_jax.distributed import notice
 from quecc_jax.errors import UserError
 from quecc_jax.models.lora import NAME, PAIR
+from quecc_jax.train.initial import refuse_other_model
 
 _WHOLE = 1 << 62
 """Bytes of a shard of which there is to be one."""
@@ -35,11 +36,14 @@ def projector_beside(adapter: Adapter, model: Opened) -> Opened | None:
     """What LLaVA trained beside an adapter and its base has not, as the projector's own directory; None without.
 
     Raises:
-      UserError: nothing says what it is.
+      UserError: nothing says what it is, or the base lacks more than a projector.
     """
     names = {ours: given for ours, given in adapter.replaced.items() if ours not in model.source.found}
     if not names:
         return None
+    for ours, given in names.items():
+        if "mm_projector." not in ours and not ours.endswith(llava.NEWLINE):
+            raise adapter.lacks(given, ours, model.source.where)
     if adapter.hf is None:
         raise UserError(
             f"{adapter.directory} holds {min(names)} and no config.json, which says what that is of; put the one "
@@ -48,6 +52,27 @@ def projector_beside(adapter: Adapter, model: Opened) -> Opened | None:
     tensors = Renamed(adapter.tensors, names)
     where = f"{adapter.directory} ({OTHERS})"
     return Opened(Source(adapter.hf, tensors.shapes, where), tensors, adapter.directory)
+
+
+def check_base(plan: ImportPlan, adapter: Adapter, model: Opened) -> None:
+    """Compares an adapter with the base that it is given for.
+
+    Raises:
+      UserError: it is of another one, or changes it in a way that the plan's decoder cannot have.
+    """
+    adapter.check(model.source.found, model.source.where)
+    decoder = plan.config.model.decoder
+    if adapter.hf is not None and llava.is_original(adapter.hf):
+        theirs = dataclasses.replace(plan.config.model, decoder=families.decoder_config(adapter.hf))
+        refuse_other_model("--adapter", str(adapter.directory), theirs, plan.config.model, ["decoder"])
+    for weight in adapter.replaced if plan.family and decoder.tie_embeddings else ():
+        module = weight.removesuffix(".weight")
+        if weight.endswith(embedding_name(plan.family or "")) and module.endswith(adapter.copied):
+            raise UserError(
+                f"{adapter.directory} trained a copy of {weight} (modules_to_save) and left the output matrix, which "
+                "config.json ties to it (tie_word_embeddings), as it was; merge it by PEFT into a base that keeps them "
+                "apart"
+            )
 
 
 def with_adapter(plan: ImportPlan, adapter: Adapter) -> ImportPlan:

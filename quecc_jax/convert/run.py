@@ -13,6 +13,7 @@ from quecc_jax.config.io import save_config
 from quecc_jax.convert import sidecar_files, transfer
 from quecc_jax.convert.adapted import (
     MergedReader,
+    check_base,
     has_adapters,
     projector_beside,
     with_adapter,
@@ -95,7 +96,7 @@ def import_weights(
             _take_projector(held, opened)
         plan = plan_import(**{name: one.source for name, one in opened.items()})
         if held is not None:
-            held.check(opened["model"].source.found, str(source))
+            check_base(plan, held, opened["model"])
             plan = plan if merge_adapter else with_adapter(plan, held)
         if unread := sidecar_files.left_unread(opened):
             notice(unread)
