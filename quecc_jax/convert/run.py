@@ -15,11 +15,12 @@ from quecc_jax.convert.adapted import (
     MergedReader,
     check_base,
     has_adapters,
+    misses_projector,
     projector_beside,
     with_adapter,
     write_adapter,
 )
-from quecc_jax.convert.io.adapter_files import Adapter, Overlaid, open_adapter
+from quecc_jax.convert.io.adapter_files import OTHERS, Adapter, Overlaid, open_adapter
 from quecc_jax.convert.io.layer_store import SlabReader, SlabWriter
 from quecc_jax.convert.io.pickles import save_pickle
 from quecc_jax.convert.io.tensors import SafetensorsFile, TensorSource, open_tensors
@@ -138,10 +139,15 @@ def _take_projector(adapter: Adapter, opened: dict[str, sidecar_files.Opened]) -
     """Adds the projector that was trained beside an adapter to what is opened.
 
     Raises:
-      UserError: another one was given.
+      UserError: another one was given, or none is there.
     """
     beside = projector_beside(adapter, opened["model"])
     if beside is None:
+        if "projector" not in opened and misses_projector(adapter, opened["model"]):
+            raise UserError(
+                f"{adapter.directory} has no {OTHERS}, in which the original's training keeps the projector; put it "
+                "there, or give the projector's directory with --projector"
+            )
         return
     if "projector" in opened:
         raise UserError(f"{adapter.directory} brings a projector of its own; leave --projector out")

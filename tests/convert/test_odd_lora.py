@@ -156,3 +156,34 @@ def test_a_base_that_computes_otherwise_than_the_adapter_s_is_refused(change, tm
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(UserError, match=r"--adapter .* has model\.decoder\.rope_"):
         import_weights(tmp_path / "llm", tmp_path / "run", vision=tmp_path / "clip", adapter=given)
+
+
+def test_a_projector_that_was_left_behind_is_missed(tmp_path):
+    """LLaVA's own base has none, and its code looks for the file elsewhere."""
+    _, _, given = put_llava(tmp_path)
+    beside = given / "non_lora_trainables.safetensors"
+    beside.rename(tmp_path / "mm_projector.safetensors")
+    with pytest.raises(UserError, match=r"lora has no non_lora_trainables, in which .* keeps the projector"):
+        import_weights(tmp_path / "llm", tmp_path / "run", vision=tmp_path / "clip", adapter=given)
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (
+            {"mm_vision_token_compression_stride": 6},
+            r"than those of .*whole \(model\.compressor\.stride: 6 -> ",
+        ),
+        ({"mm_vision_token_compression_type": None}, r"model\.compressor\.name: none -> quecc"),
+        ({"mm_vision_select_layer": -1}, r"\(model\.vision\.select_layer: -1 -> -2\)"),
+        ({"image_aspect_ratio": "square"}, r"\(data\.image_aspect: square -> pad\)"),
+    ],
+)
+def test_a_whole_base_that_reads_images_otherwise_is_refused(change, says, tmp_path):
+    weights, _, given = put_llava(tmp_path)
+    file = given / "config.json"
+    hf = json.loads(file.read_text()) | {"image_aspect_ratio": "pad"}
+    put(tmp_path / "whole", hf, weights)
+    file.write_text(json.dumps(hf | change))
+    with pytest.raises(UserError, match=says):
+        import_weights(tmp_path / "whole", tmp_path / "run", vision=tmp_path / "clip", adapter=given)
