@@ -30,7 +30,13 @@ from quecc_jax.convert.plan import ImportPlan, plan_import
 from quecc_jax.convert.rules import Path as LeafPath
 from quecc_jax.convert.rules import leaf_shapes
 from quecc_jax.convert.targets import Target, check_leaves, export_targets
-from quecc_jax.convert.template_match import TEMPLATE_KEY, choose_template, keep_template, kind_of
+from quecc_jax.convert.template_match import (
+    TEMPLATE_KEY,
+    check_same_chat_template,
+    choose_template,
+    keep_template,
+    kind_of,
+)
 from quecc_jax.data.files import fresh_directory
 from quecc_jax.data.text.templates import check_name
 from quecc_jax.distributed import notice
@@ -115,7 +121,7 @@ def import_weights(
             total += transfer.sum_bytes(carried[name]) + transfer.sum_bytes(read)
         aside = stack.enter_context(_new_directory(out, "--out"))
         sidecar_files.keep_sources(aside, opened)
-        plan = _with_template(plan, source, opened["model"], aside, template)
+        plan = _with_template(plan, source, opened["model"], aside, template, held)
         count = stack.enter_context(byte_bar(f"importing {source.name}", total))
         with SlabWriter(aside / "checkpoints" / "0", plan.rules, types) as writer:
             for name, part in plan.parts.items():
@@ -155,13 +161,20 @@ def _take_projector(adapter: Adapter, opened: dict[str, sidecar_files.Opened]) -
 
 
 def _with_template(
-    plan: ImportPlan, source: Path, model: sidecar_files.Opened, aside: Path, given: str
+    plan: ImportPlan,
+    source: Path,
+    model: sidecar_files.Opened,
+    aside: Path,
+    given: str,
+    adapter: Adapter | None,
 ) -> ImportPlan:
     """The plan with the conversation template of what is imported; that of a tower has none."""
     if plan.family is None:
         return plan
     hf, within = model.source.hf, source if source.suffix == ".gguf" else None
     tokenizer = model.directory or aside / "tokenizer"
+    if adapter is not None and not given:
+        check_same_chat_template(adapter.directory, tokenizer, str(source))
     name, why = choose_template(tokenizer, plan.family, kind_of(hf), given, within, hf.get(TEMPLATE_KEY))
     data = dataclasses.replace(plan.config.data, template=cast(Any, name))
     return dataclasses.replace(plan, config=dataclasses.replace(plan.config, data=data), why=why)

@@ -54,7 +54,9 @@ def initial_state(config: RunConfig, trainer: Trainer, tell: Callable[[str], Non
         tell(f"not in {config.init_from or config.tower_from} and started at random: {', '.join(fresh)}")
     if not params and "decoder" in trainer.abstract_state.frozen:
         names = ", ".join(sorted(trainer.abstract_state.frozen))
-        tell(f"WARNING: no init_from is given: {names} are random, and stay so, for this run trains none of them")
+        tell(
+            f"WARNING: no init_from is given: {names} are random, and stay so, for this run trains none of them"
+        )
     return trainer.start(params, jax.random.key(config.train.seed))
 
 

@@ -187,3 +187,17 @@ def test_a_whole_base_that_reads_images_otherwise_is_refused(change, says, tmp_p
     file.write_text(json.dumps(hf | change))
     with pytest.raises(UserError, match=says):
         import_weights(tmp_path / "whole", tmp_path / "run", vision=tmp_path / "clip", adapter=given)
+
+
+def test_an_adapter_that_was_trained_in_another_chat_asks_for_the_template(tmp_path):
+    given = put_adapter(tmp_path / "given", pairs_of(put_model(tmp_path / "base", "llama"), ("q_proj",)))
+    (given / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
+    with pytest.raises(
+        UserError, match=r"given/tokenizer_config\.json has a chat template that is not that of .*base"
+    ):
+        import_weights(tmp_path / "base", tmp_path / "run", adapter=given)
+    plan = import_weights(tmp_path / "base", tmp_path / "run", adapter=given, template="chatml")
+    assert plan.config.data.template == "chatml"
+    (tmp_path / "base" / "chat_template.jinja").write_text("{{ messages }}\n")
+    same = import_weights(tmp_path / "base", tmp_path / "again", adapter=given)
+    assert same.config.data.template == "v1"
