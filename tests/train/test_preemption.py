@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,7 +70,7 @@ for case in json.loads(sys.argv[1]):
 """
 NEVER, SOON = 600, 0.5
 LATE = "did not end within 0.5 s of SIGTERM"
-CASES = [
+CASES: list[Any] = [
     # Where the main thread is, whether it has done a step, seconds to end in; signals; what is said.
     ("write()", True, (NEVER, SOON, NEVER), [signal.SIGTERM], LATE),
     ("save(noticed)", True, (NEVER, NEVER, SOON), [signal.SIGTERM], LATE),
