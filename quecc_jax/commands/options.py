@@ -273,7 +273,9 @@ def _sentence(event: Any, known: Sequence[str]) -> str:
     if kind == "BadValue":
         return f"{_name(event.argument)} needs a value; see --help"
     if kind == "InvalidChoice":
-        return f"{_name(event.argument)} is {event.value!r}; choose from {', '.join(event.choices)}"
+        # An option that may be left out has None too, which nobody can give.
+        choices = [choice for choice in event.choices if choice != "None"]
+        return f"{_name(event.argument)} is {event.value!r}; choose from {', '.join(choices)}"
     if kind == "InstantiationFailure":
         why = event.message.splitlines()[0].rstrip(".")
         return f"{_name(event.argument)} takes {event.argument.lowered.metavar}: {why}; see --help"

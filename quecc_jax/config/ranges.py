@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -17,7 +18,8 @@ class Range(NamedTuple):
     closed: tuple[bool, bool] = (True, True)
 
     def __contains__(self, value: object) -> bool:
-        if not isinstance(value, int | float) or not math.isfinite(value):
+        # Beyond floats are whole numbers that mean nothing either.
+        if not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
             return False
         above = value >= self.lowest if self.closed[0] else value > self.lowest
         return above and (value <= self.highest if self.closed[1] else value < self.highest)
@@ -147,5 +149,13 @@ def check_ranges(config: RunConfig) -> None:
         # A compressor that is added from outside has settings of its own, which its `num_tokens` checks.
         allowed = RANGES.get(name, ANY)
         if value not in allowed:
-            finite = "" if math.isfinite(value) else "finite and "
-            raise UserError(f"{name} is {value:g} but must be {finite}{allowed}; change it")
+            finite = "" if abs(value) <= sys.float_info.max else "finite and "
+            raise UserError(f"{name} is {_short(value)} but must be {finite}{allowed}; change it")
+
+
+def _short(value: float) -> str:
+    """A number for a message."""
+    try:
+        return f"{value:g}"
+    except OverflowError:
+        return f"a number of {len(str(abs(value)))} digits"

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 
 from quecc_jax.config import LoraConfig
+from quecc_jax.config.io import differences
 from quecc_jax.config.shapes import adapted_matrices, decoder_matrices
 from quecc_jax.config.validation import validate
 from quecc_jax.convert import transfer
 from quecc_jax.convert.formats import families, llava
-from quecc_jax.convert.formats.decoder_rules import body_prefix, decoder_rules
+from quecc_jax.convert.formats.decoder_rules import body_prefix, decoder_rules, embedding_name
 from quecc_jax.convert.formats.peft import PREFIX, pair_rules, peft_settings
 from quecc_jax.convert.io.adapter_files import CONFIG, OTHERS, WEIGHTS, Adapter, Renamed, with_product
 from quecc_jax.convert.io.layer_store import SlabReader
@@ -25,7 +26,9 @@ from quecc_jax.convert.targets import Target, with_positions
 from quecc_jax.data.files import write_json
 from quecc_jax.distributed import notice
 from quecc_jax.errors import UserError
+from quecc_jax.json_text import JsonObject
 from quecc_jax.models.lora import NAME, PAIR
+from quecc_jax.train.initial import refuse_other_model
 
 _WHOLE = 1 << 62
 """Bytes of a shard of which there is to be one."""
@@ -35,11 +38,14 @@ def projector_beside(adapter: Adapter, model: Opened) -> Opened | None:
     """What LLaVA trained beside an adapter and its base has not, as the projector's own directory; None without.
 
     Raises:
-      UserError: nothing says what it is.
+      UserError: nothing says what it is, or the base lacks more than a projector.
     """
     names = {ours: given for ours, given in adapter.replaced.items() if ours not in model.source.found}
     if not names:
         return None
+    for ours, given in names.items():
+        if "mm_projector." not in ours and not ours.endswith(llava.NEWLINE):
+            raise adapter.lacks(given, ours, model.source.where)
     if adapter.hf is None:
         raise UserError(
             f"{adapter.directory} holds {min(names)} and no config.json, which says what that is of; put the one "
@@ -48,6 +54,53 @@ def projector_beside(adapter: Adapter, model: Opened) -> Opened | None:
     tensors = Renamed(adapter.tensors, names)
     where = f"{adapter.directory} ({OTHERS})"
     return Opened(Source(adapter.hf, tensors.shapes, where), tensors, adapter.directory)
+
+
+def misses_projector(adapter: Adapter, model: Opened) -> bool:
+    """Whether LLaVA trained an adapter beside a projector that neither the adapter nor its base holds."""
+    held = [*adapter.replaced, *model.source.found]
+    original = adapter.hf is not None and llava.is_original(adapter.hf)
+    return original and not any("mm_projector." in name for name in held)
+
+
+def check_base(plan: ImportPlan, adapter: Adapter, model: Opened) -> None:
+    """Compares an adapter with the base that it is given for.
+
+    Raises:
+      UserError: it is of another one, or changes it in a way that the plan's decoder cannot have.
+    """
+    adapter.check(model.source.found, model.source.where)
+    decoder = plan.config.model.decoder
+    if adapter.hf is not None and llava.is_original(adapter.hf):
+        _check_settings(plan, adapter, adapter.hf, model.source.where)
+    for weight in adapter.replaced if plan.family and decoder.tie_embeddings else ():
+        module = weight.removesuffix(".weight")
+        if weight.endswith(embedding_name(plan.family or "")) and module.endswith(adapter.copied):
+            raise UserError(
+                f"{adapter.directory} trained a copy of {weight} (modules_to_save) and left the output matrix, which "
+                "config.json ties to it (tie_word_embeddings), as it was; merge it by PEFT into a base that keeps them "
+                "apart"
+            )
+
+
+def _check_settings(plan: ImportPlan, adapter: Adapter, hf: JsonObject, where: str) -> None:
+    """Raises UserError where the model that LLaVA builds of the adapter's config.json is not the plan's."""
+    ours = plan.config.model
+    theirs = dataclasses.replace(ours, decoder=families.decoder_config(hf))
+    refuse_other_model("--adapter", str(adapter.directory), theirs, ours, ["decoder"])
+    if plan.layout != "llava" and "projector" not in plan.parts:
+        return
+    built = llava.original_model(hf, dataclasses.replace(ours.vision, tiles=(), scales=(1,)))
+    theirs = dataclasses.replace(
+        ours, vision=built.vision, compressor=built.compressor, projector=built.projector
+    )
+    aspect = plan.config.data.image_aspect if built.vision.tiles else hf.get("image_aspect_ratio") or "square"
+    data = dataclasses.replace(plan.config.data, image_aspect=aspect)
+    if said := list(differences(dataclasses.replace(plan.config, model=theirs, data=data), plan.config)):
+        raise UserError(
+            f"{adapter.directory} was trained with other settings than those of {where} ({', '.join(said)}); give the "
+            f"base that it was trained on{adapter.base}"
+        )
 
 
 def with_adapter(plan: ImportPlan, adapter: Adapter) -> ImportPlan:

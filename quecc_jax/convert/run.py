@@ -13,12 +13,14 @@ from quecc_jax.config.io import save_config
 from quecc_jax.convert import sidecar_files, transfer
 from quecc_jax.convert.adapted import (
     MergedReader,
+    check_base,
     has_adapters,
+    misses_projector,
     projector_beside,
     with_adapter,
     write_adapter,
 )
-from quecc_jax.convert.io.adapter_files import Adapter, Overlaid, open_adapter
+from quecc_jax.convert.io.adapter_files import OTHERS, Adapter, Overlaid, open_adapter
 from quecc_jax.convert.io.layer_store import SlabReader, SlabWriter
 from quecc_jax.convert.io.pickles import save_pickle
 from quecc_jax.convert.io.tensors import SafetensorsFile, TensorSource, open_tensors
@@ -28,7 +30,13 @@ from quecc_jax.convert.plan import ImportPlan, plan_import
 from quecc_jax.convert.rules import Path as LeafPath
 from quecc_jax.convert.rules import leaf_shapes
 from quecc_jax.convert.targets import Target, check_leaves, export_targets
-from quecc_jax.convert.template_match import TEMPLATE_KEY, choose_template, keep_template, kind_of
+from quecc_jax.convert.template_match import (
+    TEMPLATE_KEY,
+    check_same_chat_template,
+    choose_template,
+    keep_template,
+    kind_of,
+)
 from quecc_jax.data.files import fresh_directory
 from quecc_jax.data.text.templates import check_name
 from quecc_jax.distributed import notice
@@ -95,7 +103,7 @@ def import_weights(
             _take_projector(held, opened)
         plan = plan_import(**{name: one.source for name, one in opened.items()})
         if held is not None:
-            held.check(opened["model"].source.found, str(source))
+            check_base(plan, held, opened["model"])
             plan = plan if merge_adapter else with_adapter(plan, held)
         if unread := sidecar_files.left_unread(opened):
             notice(unread)
@@ -113,7 +121,7 @@ def import_weights(
             total += transfer.sum_bytes(carried[name]) + transfer.sum_bytes(read)
         aside = stack.enter_context(_new_directory(out, "--out"))
         sidecar_files.keep_sources(aside, opened)
-        plan = _with_template(plan, source, opened["model"], aside, template)
+        plan = _with_template(plan, source, opened["model"], aside, template, held)
         count = stack.enter_context(byte_bar(f"importing {source.name}", total))
         with SlabWriter(aside / "checkpoints" / "0", plan.rules, types) as writer:
             for name, part in plan.parts.items():
@@ -137,10 +145,15 @@ def _take_projector(adapter: Adapter, opened: dict[str, sidecar_files.Opened]) -
     """Adds the projector that was trained beside an adapter to what is opened.
 
     Raises:
-      UserError: another one was given.
+      UserError: another one was given, or none is there.
     """
     beside = projector_beside(adapter, opened["model"])
     if beside is None:
+        if "projector" not in opened and misses_projector(adapter, opened["model"]):
+            raise UserError(
+                f"{adapter.directory} has no {OTHERS}, in which the original's training keeps the projector; put it "
+                "there, or give the projector's directory with --projector"
+            )
         return
     if "projector" in opened:
         raise UserError(f"{adapter.directory} brings a projector of its own; leave --projector out")
@@ -148,13 +161,20 @@ def _take_projector(adapter: Adapter, opened: dict[str, sidecar_files.Opened]) -
 
 
 def _with_template(
-    plan: ImportPlan, source: Path, model: sidecar_files.Opened, aside: Path, given: str
+    plan: ImportPlan,
+    source: Path,
+    model: sidecar_files.Opened,
+    aside: Path,
+    given: str,
+    adapter: Adapter | None,
 ) -> ImportPlan:
     """The plan with the conversation template of what is imported; that of a tower has none."""
     if plan.family is None:
         return plan
     hf, within = model.source.hf, source if source.suffix == ".gguf" else None
     tokenizer = model.directory or aside / "tokenizer"
+    if adapter is not None and not given:
+        check_same_chat_template(adapter.directory, tokenizer, str(source))
     name, why = choose_template(tokenizer, plan.family, kind_of(hf), given, within, hf.get(TEMPLATE_KEY))
     data = dataclasses.replace(plan.config.data, template=cast(Any, name))
     return dataclasses.replace(plan, config=dataclasses.replace(plan.config, data=data), why=why)

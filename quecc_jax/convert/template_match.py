@@ -186,6 +186,23 @@ def chat_template(directory: Path, kind: Kind = "decoder") -> tuple[str | None, 
     return None, directory
 
 
+def check_same_chat_template(adapter: Path, base: Path, where: str) -> None:
+    """Raises UserError where an adapter's directory has a chat template that is not its base's, with which it may
+    have been trained.
+
+    Args:
+      adapter: the adapter's directory.
+      base: where the base's tokenizer lies.
+      where: the base, for messages.
+    """
+    text, file = chat_template(adapter)
+    if text is not None and text.strip() != (chat_template(base)[0] or "").strip():
+        raise UserError(
+            f"{file} has a chat template that is not that of {where}; say which one the adapter was trained with, by "
+            f"--template and one of {', '.join(TEMPLATES)}"
+        )
+
+
 def recognise(text: str, tokenizer: Tokenizer, file: Path) -> Choice:
     """The conversation template that a chat template renders as.
 

@@ -302,7 +302,9 @@ class _Handler(BaseHTTPRequestHandler):
         except ValueError:
             raise Refused(403, "the request names no host") from None
         if named.rsplit(":", 1)[0] not in self.names and host not in self.names:
-            raise Refused(403, "the request names another host")
+            raise Refused(
+                403, f"this page has no name {host[:80]}; start it with --host and that name or address"
+            )
         if asking != host:
             raise Refused(403, "the request comes from another page")
 

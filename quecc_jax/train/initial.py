@@ -52,6 +52,11 @@ def initial_state(config: RunConfig, trainer: Trainer, tell: Callable[[str], Non
             )
     if params and (fresh := sorted(abstract.keys() - params.keys() - {TEACHER})):
         tell(f"not in {config.init_from or config.tower_from} and started at random: {', '.join(fresh)}")
+    if not params and "decoder" in trainer.abstract_state.frozen:
+        names = ", ".join(sorted(trainer.abstract_state.frozen))
+        tell(
+            f"WARNING: no init_from is given: {names} are random, and stay so, for this run trains none of them"
+        )
     return trainer.start(params, jax.random.key(config.train.seed))
 
 

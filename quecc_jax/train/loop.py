@@ -6,10 +6,11 @@ from typing import Any, Protocol
 
 import jax
 
-from quecc_jax.config import RunConfig
+from quecc_jax.config import DataConfig, RunConfig
 from quecc_jax.config.validation import validate
-from quecc_jax.data.batch import Batch
+from quecc_jax.data.batch import IGNORE, Batch
 from quecc_jax.data.pipeline import make_iterator
+from quecc_jax.data.text.tokenizer import load_tokenizer
 from quecc_jax.distributed import STALL_S, Watchdog, local_rows, notice
 from quecc_jax.errors import UserError, disk_faults
 from quecc_jax.paths import as_path, remove
@@ -112,6 +113,8 @@ def train(
             step += 1
             with meter.waiting("data"):
                 batch = next_batch(batches, step)
+                if step == 1 and iterator is None and (said := unknown_words(config.data, batch)):
+                    notice(said)
             profile.before(step, state)
             state, metrics = trainer.step(state, trainer.put(batch))
             meter.add(batch, metrics)
@@ -152,6 +155,20 @@ def open_outputs(
     records = stack.enter_context(Records(run, done, config.train.log_every, plots))
     show = progress or stack.enter_context(Terminal(run.name, config.train.steps, done))
     return [records.write, show]
+
+
+def unknown_words(data: DataConfig, batch: Batch) -> str:
+    """What to say of words to learn that the tokenizer has not; "" where it has all, or cannot tell."""
+    tokenizer = load_tokenizer(data.tokenizer)
+    learned = batch.labels[batch.labels != IGNORE]
+    count = 0 if tokenizer.unknown_id is None else int((learned == tokenizer.unknown_id).sum())
+    return (
+        f"WARNING: {count} of the {len(learned)} tokens to learn in the first batch are words that "
+        f"data.tokenizer {data.tokenizer} does not know, and which are all one to the model; give a tokenizer that "
+        "knows them, and weights that go with it"
+        if count
+        else ""
+    )
 
 
 def next_batch(iterator: BatchIterator, step: int) -> Batch:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 import multiprocessing
 import os
 import select
@@ -23,6 +24,9 @@ GRACE_S = 30.0
 """Seconds from SIGTERM to the save, as many as machines are usually given, and from the save to the end."""
 SAVE_S = 600.0
 """Seconds that the save may take."""
+TOGETHER_S = 0.2
+"""Seconds within which a signal that comes again is the same one: `timeout`, for one, sends it to the process and right
+behind it to its group."""
 
 
 class Preempted(SystemExit):
@@ -90,8 +94,9 @@ class Preemption:
         self._stack.callback(signal.set_wakeup_fd, -1)
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
-        self._noticed = True
-        if not self._stepping:
+        # It may come twice for one, and the second must not end what the first one closes.
+        again, self._noticed = self._noticed, True
+        if not self._stepping and not again:
             raise Preempted(f"{self.run}: stopped on SIGTERM before its first step")
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
@@ -100,7 +105,7 @@ class Preemption:
 
     def _watch(self, numbers: socket.socket) -> None:
         """Reads the numbers of signals, which Python writes as they come, until the other end is closed."""
-        heard = b""
+        heard, came = b"", dict[int, float]()
         with numbers:
             while True:
                 numbers.settimeout(0.2 if heard else None)
@@ -108,9 +113,14 @@ class Preemption:
                     new = numbers.recv(64)
                     if not new:
                         return
+                    now = time.monotonic()
                     if not heard:
-                        self._since = time.monotonic()
-                    heard += bytes(n for n in new if n in (signal.SIGTERM, signal.SIGINT))
+                        self._since = now
+                    for number in new:
+                        again = now - came.get(number, -math.inf) < TOGETHER_S
+                        if number in (signal.SIGTERM, signal.SIGINT) and not again:
+                            came[number] = now
+                            heard += bytes([number])
                 if len(heard) > 1:
                     self._leave(heard[-1], "ended at once on a second signal")
                 # What Ctrl-C interrupts may take longer to close: a save that is under way.

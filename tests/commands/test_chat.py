@@ -279,6 +279,9 @@ def test_other_sites_and_other_names_are_refused(server):
         ({"Host": own, "Origin": f"http://{own}"}, 200),
     ]:
         assert call(port, "GET", "/settings", b"", **headers)[0] == status, headers
+    _, reply, _ = call(port, "GET", "/", b"", Host="192.0.2.7:7860")
+    said = "this page has no name 192.0.2.7:7860; start it with --host and that name or address"
+    assert json.loads(reply)["error"] == said
     assert call(port, "GET", "/../../etc/passwd")[0] == 404
     status, _, headers = call(port, "GET", "/")
     assert status == 200 and "default-src 'none'" in headers["Content-Security-Policy"]

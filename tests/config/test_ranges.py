@@ -6,9 +6,10 @@ import typing
 
 import pytest
 
-from quecc_jax.config import RunConfig, SourceConfig
+from quecc_jax.config import RunConfig, SourceConfig, TrainConfig
 from quecc_jax.config.compressors import config_class, names
-from quecc_jax.config.ranges import RANGES, numbers
+from quecc_jax.config.ranges import RANGES, check_ranges, numbers
+from quecc_jax.errors import UserError
 
 
 def number_fields(kind: type, where: str = "") -> set[str]:
@@ -46,5 +47,13 @@ def test_what_a_range_says_is_what_it_takes(range_):
     low, high = range_.lowest, range_.highest
     assert (low in range_) == (range_.closed[0] and math.isfinite(low))
     assert (high in range_) == (range_.closed[1] and math.isfinite(high))
-    for outside in (low - 1, high + 1, math.nan, math.inf, -math.inf, "1"):
+    for outside in (low - 1, high + 1, math.nan, math.inf, -math.inf, 10**400, -(10**400), "1"):
         assert outside not in range_
+
+
+def test_a_number_beyond_floats_is_refused_in_a_sentence():
+    config = RunConfig(train=TrainConfig(steps=10**400))
+    with pytest.raises(
+        UserError, match=r"train\.steps is a number of 401 digits but must be finite and at least 0"
+    ):
+        check_ranges(config)

@@ -302,8 +302,8 @@ REFUSED: dict[str, tuple[Change, str]] = {
                 }
             )
         ),
-        "changes model.layers.7.self_attn.q_proj.weight, which .*base has not; give the base that the adapter was "
-        r"trained on \(vicuna\)",
+        "layers.7.self_attn.q_proj.lora_A.weight, and .*base has no model.layers.7.self_attn.q_proj.weight; give the "
+        r"base that the adapter was trained on \(vicuna\)",
     ),
     "of other shapes": (
         with_tensors(lambda t: t | {f"{Q}.lora_A.weight": np.ones((3, 20), np.float32)}),

@@ -159,6 +159,10 @@ def test_unwritable_folder_is_a_sentence(tmp_path, capsys):
             "--tokens is 'T'; choose from V, Q+V",
         ),
         (["fit", "--scores", "general", "--out", "x", "--token", "V"], "did you mean --tokens?"),
+        (
+            ["plan", "--fit", "x", "--ms", "60", "--chip", "h100", "--out", "y", "--weights", "int5"],
+            "--weights is 'int5'; choose from ",
+        ),
         (["fit", "--scores", "general", "--out", "x", "--starts", "0"], "--starts is 0; give at least 1"),
         (["fit", "--scores", "general", "--out", "x", "--huber-delta", "-1"], "give a number above 0"),
         *(
@@ -191,4 +195,4 @@ def test_mistakes_in_options_are_one_sentence_and_status_one(options, sentence, 
         main(options)
     said = capsys.readouterr()
     assert said.err.startswith("error: ") and said.err.count("\n") == 1 and not said.out
-    assert sentence in said.err
+    assert sentence in said.err and "None" not in said.err

@@ -8,16 +8,19 @@ import jax
 import numpy as np
 import pytest
 
-from quecc_jax.config import CheckpointConfig, MeshConfig, RopeScaling
+from quecc_jax.config import CheckpointConfig, DataConfig, MeshConfig, RopeScaling
 from quecc_jax.config.io import load_config
 from quecc_jax.data.bad_rows import DROPPED, LeftOut, Read, Tally
+from quecc_jax.data.batch import IGNORE
+from quecc_jax.data.text.tokenizer import load_tokenizer
+from quecc_jax.data.text.word_tokenizer import train_word_tokenizer
 from quecc_jax.errors import UserError
 from quecc_jax.flops import train_flops
 from quecc_jax.train.checkpoint import save_params
 from quecc_jax.train.initial import initial_state
 from quecc_jax.train.logs.records import read_records
 from quecc_jax.train.logs.terminal import describe
-from quecc_jax.train.loop import train
+from quecc_jax.train.loop import train, unknown_words
 from tests.tiny import random_batch
 from tests.train.runs import Batches
 
@@ -275,3 +278,15 @@ def test_data_that_ends_and_settings_that_do_not_fit_are_sentences(config, train
     with pytest.raises(UserError, match="needs 3 devices"):
         quiet(dataclasses.replace(config, mesh=MeshConfig(3, 1, 1)), None, batches)
     assert batches.closed
+
+
+def test_words_to_learn_that_the_tokenizer_has_not_are_told(config, tmp_path):
+    train_word_tokenizer(["red blue"], tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    batch, data = random_batch(config), DataConfig(tokenizer=str(tmp_path))
+    ids = [*tokenizer.encode("red giraffe blue"), IGNORE, IGNORE]
+    told = unknown_words(data, batch._replace(labels=np.array([ids])))
+    assert told.startswith(
+        f"WARNING: 1 of the 3 tokens to learn in the first batch are words that data.tokenizer {tmp_path}"
+    )
+    assert not unknown_words(data, batch._replace(labels=np.array([tokenizer.encode("red blue")])))

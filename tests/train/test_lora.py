@@ -211,6 +211,15 @@ def test_a_run_that_begins_with_another_s_adapters(straight, tmp_path):
         initial_state(narrow, trainer_on(narrow))
 
 
+def test_a_frozen_decoder_of_random_numbers_is_told():
+    said: list[str] = []
+    initial_state(run(), trainer_on(run()), tell=said.append)
+    assert said == [
+        "WARNING: no init_from is given: decoder, vision are random, and stay so, for this run trains none of them"
+    ]
+    initial_state(run(LoraConfig()), trainer_on(run(LoraConfig())), tell=lambda said: pytest.fail(said))
+
+
 def test_new_adapters_on_a_run_without_any_begin_as_that_run(tmp_path):
     bare = dataclasses.replace(run(LoraConfig()), out=str(tmp_path / "base"))
     params = tiny.random_params(bare)

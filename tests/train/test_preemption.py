@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,14 +63,14 @@ for case in json.loads(sys.argv[1]):
     os.read(ready, 1)
     for number in case["signals"]:
         # It is to get where it stays; and two that come together are one.
-        time.sleep(0.5)
-        os.kill(pid, number)
+        time.sleep(0.5 if number > 0 else 0.02)
+        os.kill(pid, abs(number))
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     print(json.dumps([status, os.read(said, 4096).decode()]), flush=True)
 """
 NEVER, SOON = 600, 0.5
 LATE = "did not end within 0.5 s of SIGTERM"
-CASES = [
+CASES: list[Any] = [
     # Where the main thread is, whether it has done a step, seconds to end in; signals; what is said.
     ("write()", True, (NEVER, SOON, NEVER), [signal.SIGTERM], LATE),
     ("save(noticed)", True, (NEVER, NEVER, SOON), [signal.SIGTERM], LATE),
@@ -77,6 +78,8 @@ CASES = [
     ("stay_in_c()", False, (SOON, NEVER, NEVER), [signal.SIGINT], LATE.replace("SIGTERM", "SIGINT")),
     ("write()", True, (NEVER,) * 3, [signal.SIGTERM] * 2, "ended at once on a second signal"),
     ("stay_in_c()", True, (NEVER,) * 3, [signal.SIGINT] * 2, "ended at once on a second signal"),
+    # As timeout sends it: to the process, and right behind it to its group.
+    ("write()", True, (NEVER, SOON, NEVER), [signal.SIGTERM, -signal.SIGTERM], LATE),
     ("write_to_stderr()", True, (NEVER, SOON, NEVER), [signal.SIGTERM], None),
 ]
 
@@ -97,7 +100,7 @@ def test_a_main_thread_that_hears_nothing_is_ended():
     for line, (*case, signals, said) in zip(done.stdout.splitlines(), CASES, strict=True):
         again = "the same command goes on from the newest checkpoint"
         expected = f"error: runs/a {said}; {again}\n" if said else ""
-        assert json.loads(line) == [128 + signals[-1], expected], case
+        assert json.loads(line) == [128 + abs(signals[-1]), expected], case
 
 
 def handlers():

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 
 from quecc_jax.config import LoraConfig
+from quecc_jax.config.ranges import MEMORY, POSITIVE
 from quecc_jax.convert.rules import Rule, Slab, matrix, some
 from quecc_jax.errors import UserError
 from quecc_jax.json_text import JsonObject
@@ -46,13 +47,23 @@ def lora_config(settings: JsonObject, where: str) -> LoraConfig:
     for name, value in settings.items():
         if value and name not in (*_HARMLESS, "init_lora_weights", "bias"):
             raise refuse(name)
-    rank, alpha, dropout = (settings.get(name, 0) for name in ("r", "lora_alpha", "lora_dropout"))
+    rank, alpha = settings.get("r"), settings.get("lora_alpha")
+    dropout, stabilised = settings.get("lora_dropout", 0.0), settings.get("use_rslora", False)
     if type(rank) is not int or rank < 1:
         raise refuse("r", "which is no rank")
-    if not all(isinstance(x, int | float) for x in (alpha, dropout)):
-        raise refuse("lora_alpha", "which is no number")
-    stabilised = settings.get("use_rslora") is True
+    if isinstance(alpha, bool) or alpha not in POSITIVE:
+        raise refuse("lora_alpha", "which is no positive number")
+    if isinstance(dropout, bool) or dropout not in MEMORY:
+        raise refuse("lora_dropout", "which is no share below 1")
+    if not isinstance(stabilised, bool):
+        raise refuse("use_rslora", "which is neither true nor false")
     return LoraConfig(rank, float(alpha), float(dropout), rank_stabilised=stabilised)
+
+
+def copied_modules(settings: JsonObject) -> tuple[str, ...]:
+    """Ends of the names of modules that PEFT trains a copy of, which nothing ties to other modules."""
+    names = settings.get("modules_to_save") or ()
+    return () if settings.get("ensure_weight_tying") else (names,) if isinstance(names, str) else tuple(names)
 
 
 def peft_settings(lora: LoraConfig, names: Iterable[str]) -> JsonObject:
@@ -90,7 +101,8 @@ def split_names(names: Iterable[str], where: str) -> tuple[dict[str, tuple[str, 
       stands in for, of every other tensor.
 
     Raises:
-      UserError: an A without its B or the other way round; or a tensor of a method that is not implemented.
+      UserError: an A without its B or the other way round; a tensor of a method that is not implemented; or two
+        that stand in for the same.
     """
     halves: dict[str, dict[str, str]] = {}
     whole: dict[str, str] = {}
@@ -103,7 +115,10 @@ def split_names(names: Iterable[str], where: str) -> tuple[dict[str, tuple[str, 
                 f"{where} holds {name}, which is no part of a plain LoRA and is not read; use one"
             )
         else:
-            whole[bare.replace(".modules_to_save.default", "").replace(".modules_to_save", "")] = name
+            weight = re.sub(r"\.(modules_to_save(\.default)?|base_layer)(?=\.)", "", bare)
+            if weight in whole:
+                raise UserError(f"{where} has both {whole[weight]} and {name} for {weight}; keep one of them")
+            whole[weight] = name
     if alone := [weight for weight, both in halves.items() if len(both) < 2]:
         raise UserError(
             f"{where} has only one of lora_A and lora_B of {some(alone, 3)}; download the adapter again"

@@ -4,10 +4,11 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 
 from quecc_jax.config import LoraConfig
-from quecc_jax.convert.formats.peft import lora_config, split_names
+from quecc_jax.convert.formats.peft import copied_modules, lora_config, split_names
 from quecc_jax.convert.io.tensors import Joined, Shape, TensorSource, open_tensors
 from quecc_jax.data.files import read_json
 from quecc_jax.errors import UserError
@@ -35,6 +36,8 @@ class Adapter:
     """The config.json of LLaVA's model, if there is one."""
     base: str
     """What the adapter's settings say of its base, in brackets for messages; or empty."""
+    copied: tuple[str, ...] = ()
+    """See `copied_modules`."""
 
     def check(self, found: Mapping[str, Shape], where: str) -> None:
         """Compares the weights that are changed with those that are there.
@@ -51,10 +54,7 @@ class Adapter:
                 )
         for weight, (first, second) in self.pairs.items():
             if weight not in found:
-                raise UserError(
-                    f"{self.directory} changes {weight}, which {where} has not; give the base that the adapter "
-                    f"was trained on{self.base}"
-                )
+                raise self.lacks(first, weight, where)
             (rank, ins), (outs, again) = self.tensors.shapes[first], self.tensors.shapes[second]
             if not rank == again == self.lora.rank:
                 raise UserError(
@@ -66,6 +66,14 @@ class Adapter:
                     f"{self.directory} changes a {weight} of {outs} x {ins} numbers, and that of {where} has "
                     f"{' x '.join(map(str, found[weight]))}; give the base that the adapter was trained on{self.base}"
                 )
+
+    def lacks(self, given: str, weight: str, where: str) -> UserError:
+        """That a tensor of the adapter is of a weight that a base has not."""
+        tied = " (its embedding is its output matrix, if config.json says tie_word_embeddings)"
+        return UserError(
+            f"{self.directory} holds {given}, and {where} has no {weight}{tied if 'lm_head' in weight else ''}; give "
+            f"the base that the adapter was trained on{self.base}, or merge it by PEFT"
+        )
 
 
 def open_adapter(directory: Path, allow_pickle: bool = False) -> Adapter:
@@ -97,6 +105,12 @@ def open_adapter(directory: Path, allow_pickle: bool = False) -> Adapter:
         raise UserError(
             f"{directory} holds {odd[0]}, which is no matrix; only adapters of linear layers are read"
         )
+    whole = [name for name, dtype in tensors.dtypes.items() if not jnp.issubdtype(dtype, jnp.floating)]
+    if whole:
+        raise UserError(
+            f"{directory} stores {whole[0]} as {tensors.dtypes[whole[0]]}; only adapters of floating-point numbers are "
+            "read"
+        )
     hf = read_json(directory / "config.json") if (directory / "config.json").is_file() else None
     base = settings.get("base_model_name_or_path")
     return Adapter(
@@ -107,6 +121,7 @@ def open_adapter(directory: Path, allow_pickle: bool = False) -> Adapter:
         replaced,
         hf if isinstance(hf, dict) else None,
         f" ({base})" if base else "",
+        copied_modules(settings),
     )
 
 

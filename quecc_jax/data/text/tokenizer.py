@@ -56,6 +56,9 @@ class Tokenizer:
         self.eos_token_id: int = self.hf.eos_token_id
         self.bos_token: str = self.hf.bos_token or ""
         self.eos_token: str = self.hf.eos_token
+        others = (self.bos_token_id, self.eos_token_id, self.hf.pad_token_id)
+        self.unknown_id: int | None = None if self.hf.unk_token_id in others else self.hf.unk_token_id
+        """What stands for a word that the vocabulary has not; None where that is no token of its own."""
         self.ends = read.ends
         """Tokens that end an answer by the generation_config.json beside it; EOS may be among them."""
         self.questions = Tokenizer(questions, setting="data.query_tokenizer") if questions else None
