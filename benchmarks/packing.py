@@ -26,7 +26,15 @@ from rich.console import Console
 from rich.table import Table
 
 from quecc_jax.config import DataConfig
-from quecc_jax.data.packing import BatchPlan, Grouped, Packed, Padded, Queries, RowLengths, length_buckets
+from quecc_jax.data.plans.packing import (
+    BatchPlan,
+    Grouped,
+    Packed,
+    Padded,
+    Queries,
+    RowLengths,
+    length_buckets,
+)
 from quecc_jax.data.sampler import Sampler
 
 

@@ -52,11 +52,17 @@ def validate(config: RunConfig) -> None:
             f"train.frozen_weights {train.frozen_weights} is for a decoder that is frozen, but train.stage "
             f"{train.stage} trains all of it where model.lora.rank is 0",
         ),
+        (
+            not train.epochs or all(source.weight is None for source in config.data.sources),
+            f"train.epochs {train.epochs:g} needs sources that are joined, but data.sources have weights, by which "
+            "each is repeated on its own",
+        ),
         *_distil_checks(config),
         *_query_checks(config),
         *_cls_checks(config.model),
         (
-            train.batch_size % train.grad_accum_steps == 0,
+            # What is counted from the data instead is made to split.
+            train.conversations > 0 or train.batch_size % train.grad_accum_steps == 0,
             f"train.batch_size {train.batch_size} does not split into {train.grad_accum_steps} microbatches",
         ),
         (

@@ -9,7 +9,7 @@ from quecc_jax.config.shapes import query_width, state_shape
 from quecc_jax.data.bad_rows import DROPPED, LeftOut, Read
 from quecc_jax.data.batch import Batch, batch_of
 from quecc_jax.data.elastic import Slots
-from quecc_jax.data.packing import BatchPlan
+from quecc_jax.data.plans.packing import BatchPlan
 from quecc_jax.data.sampler import source_and_row
 from quecc_jax.data.sources.source import Source
 from quecc_jax.data.text.conversation import Encoded

@@ -21,7 +21,15 @@ from quecc_jax.data.collate import Collate
 from quecc_jax.data.elastic import Elastic, choices
 from quecc_jax.data.iterator import DataIterator
 from quecc_jax.data.lengths import measure
-from quecc_jax.data.packing import BatchPlan, Grouped, Packed, Padded, Queries, RowLengths, length_buckets
+from quecc_jax.data.plans.packing import (
+    BatchPlan,
+    Grouped,
+    Packed,
+    Padded,
+    Queries,
+    RowLengths,
+    length_buckets,
+)
 from quecc_jax.data.sampler import Sampler
 from quecc_jax.data.sources.open import open_sources
 from quecc_jax.data.sources.source import Source

@@ -203,11 +203,11 @@ def _touch(model: VLM, batch: Batch) -> jax.Array:
 def check_division(config: RunConfig, mesh: Mesh) -> None:
     """Raises UserError unless a microbatch's rows, and a sequence that is to be split, divide over the mesh."""
     train, data, tensor = config.train, config.data, mesh.shape["tensor"]
-    rows, parts = train.batch_size // train.grad_accum_steps, batch_parts(mesh)
+    rows, parts = train.batch_size / train.grad_accum_steps, batch_parts(mesh)
     if rows % parts:
         raise UserError(
             f"train.batch_size {train.batch_size} in train.grad_accum_steps {train.grad_accum_steps} "
-            f"microbatches gives {rows} rows, which do not divide over {parts} devices of mesh axes data "
+            f"microbatches gives {rows:g} rows, which do not divide over {parts} devices of mesh axes data "
             "and fsdp; change one"
         )
     sizes = [("max_length", length) for length in padded_lengths(data, config.model)]

@@ -11,8 +11,9 @@ from quecc_jax.data.bad_rows import Tally
 from quecc_jax.data.batch import IGNORE, NEWLINE, Batch
 from quecc_jax.data.collate import Collate
 from quecc_jax.data.elastic import Elastic, choices
-from quecc_jax.data.packing import BatchPlan, Grouped, Packed
 from quecc_jax.data.pipeline import plan_batches
+from quecc_jax.data.plans.counts import counted
+from quecc_jax.data.plans.packing import BatchPlan, Grouped, Packed
 from quecc_jax.data.sampler import source_and_row
 from quecc_jax.data.sources.open import open_sources
 from quecc_jax.data.sources.source import Source
@@ -73,11 +74,12 @@ class Seen(NamedTuple):
 
 
 def look(config: RunConfig, count: int) -> Seen:
-    """The first rows of the stream that training with this config reads.
+    """The first rows of the stream that training with this config reads, on one device where it counts conversations.
 
     Raises:
       UserError: as the data pipeline; with data.bad_rows `skip`, bad rows are shown for what they are.
     """
+    config = counted(config, 1, lambda _: None)
     data, model, size = config.data, config.model, config.train.batch_size
     sources = open_sources(data, model)
     plans, _ = plan_batches(sources, data, model, size, config.train.seed)

@@ -6,8 +6,10 @@ so that a run continues anywhere, whatever its number of processes and workers.
 
 import dataclasses
 import hashlib
+import math
 import sys
 from collections.abc import Iterable, Sequence
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -92,6 +94,10 @@ class Padded(Sequence[BatchPlan]):
         rows = self.order(start, start + self.batch_size)
         return BatchPlan(self.order.ids(rows), self.length, self.images, self.queries(rows))
 
+    def steps(self, epochs: Fraction) -> int:
+        """Batches that hold so many epochs, the last of which may begin another."""
+        return math.ceil(epochs * self.order.rows / self.batch_size)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Grouped(Sequence[BatchPlan]):
@@ -121,6 +127,10 @@ class Grouped(Sequence[BatchPlan]):
     def batches(self) -> int:
         """Batches of an epoch."""
         return -(-self.order.rows // self.batch_size)
+
+    def steps(self, epochs: Fraction) -> int:
+        """Batches of so many epochs."""
+        return math.ceil(epochs * self.batches)
 
     def __len__(self) -> int:
         return sys.maxsize
@@ -188,6 +198,11 @@ class Packed(Sequence[BatchPlan]):
         """Windows of an epoch."""
         return max(1, round(self.order.rows / self.window))
 
+    @property
+    def conversations(self) -> int:
+        """Conversations of the first epoch, without those that are left out; at least one."""
+        return max(1, int(np.count_nonzero(self.of_rows.tokens[self.order(0, self.order.rows)])))
+
     def __len__(self) -> int:
         return sys.maxsize
 
@@ -204,6 +219,14 @@ class Packed(Sequence[BatchPlan]):
         while len(self._ends) < (epoch + 1) * self.windows:
             self._extend()
         return self._ends[(epoch + 1) * self.windows - 1]
+
+    def steps(self, epochs: Fraction) -> int:
+        """Batches that hold so many epochs, the last of which may begin another. Of a part of an epoch, the packed
+        rows count in proportion."""
+        whole, part = divmod(epochs, 1)
+        before = self.epoch(whole - 1) if whole else 0
+        more = part * (self.epoch(whole) - before) if part else 0
+        return math.ceil((before + more) / self.batch_size)
 
     def _packed_row(self, number: int) -> np.ndarray:
         while not self._ends or self._ends[-1] <= number:
