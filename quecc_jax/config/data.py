@@ -104,7 +104,9 @@ class DataConfig:
     once; 1 gives all batches max_length."""
     packed_images: int = 0
     """`packed`: images I that a packed row has room for; what does not fit begins another row. The tower
-    works on empty slots too. 0 takes max_length / (V + 256), a conversation of 256 text tokens each."""
+    works on empty slots too. 0 takes max_length / (V + text_per_image)."""
+    text_per_image: int = 256
+    """`packed`: text tokens that the data has for each image, by which packed_images counts where it is 0."""
     cache: str = ""
     """Folder for the lengths of rows, kept between runs; empty takes quecc_jax in the user's cache folder."""
     bad_rows: Literal["error", "skip"] = "error"
@@ -131,5 +133,5 @@ class DataConfig:
         with tiles up to `crops` times V, in as many of the I slots."""
         if self.batching != "packed" or not self.images_per_row:
             return self.images_per_row * crops
-        fitting = -(-self.max_length // (visual_tokens * crops + 256))
+        fitting = -(-self.max_length // (visual_tokens * crops + self.text_per_image))
         return self.packed_images or max(self.images_per_row, fitting) * crops
