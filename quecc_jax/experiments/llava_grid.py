@@ -53,8 +53,8 @@ def llava_grid(
       query_tokens: text tokens Q of one query, for the law.
 
     Raises:
-      UserError: stages that count epochs or conversations, an empty or repeated axis, models of the same size, an unknown model, V that do not fit
-        the tower, or nothing to test with.
+      UserError: stages that count epochs or conversations, an empty or repeated axis, models of the same size, an
+        unknown model, V that do not fit the tower, or nothing to test with.
     """
     names = [name.strip() for name in benchmarks.names.split(",") if name.strip()] if benchmarks else []
     axes: dict[str, list[object]] = {
