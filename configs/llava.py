@@ -9,7 +9,8 @@ of 665k instructions, rows of 2048 tokens, CLIP-L/14 at 336 pixels. Where the va
   the same, which of them share a step is not. `one_each` has rows as the scripts do.
 - A step has LLaVA-1.5's 256 and 128 conversations, or what comes near to it in whole packed rows. The scripts have 16
   rows a device, in stage 1 in each of 4 accumulated slices (--gradient_accumulation_steps 4), and do not say how many
-  devices: 4 would give 256, 8 give 128. Slices (train.grad_accum_steps) change no result here; docs/pods.md has them for each TPU slice.
+  devices: 4 would give 256, 8 give 128. Slices (train.grad_accum_steps) change no result here; docs/pods.md has them
+  for each TPU slice.
 - V is 16; the scripts' example has kernel and stride 4, V = 36.
 - optimizer.clip_norm is 1, transformers' default. The scripts' DeepSpeed settings name no clipping, and
   DeepSpeed then does none; --optimizer.clip-norm 1e9 does as they do.

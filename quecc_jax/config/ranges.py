@@ -96,6 +96,7 @@ RANGES = {
     "data.lookahead_rows": SIZE,
     "data.num_length_buckets": SIZE,
     "data.packed_images": COUNT,
+    "data.pooled_rows": SIZE,
     "data.text_per_image": COUNT,
     "data.max_bad_share": SHARE,
     "data.workers": COUNT,

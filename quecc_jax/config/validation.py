@@ -94,6 +94,7 @@ def validate(config: RunConfig) -> None:
             "parameters; choose stage 0 or 2"
         )
     _check_data(config.data, vision.max_crops)
+    _check_pools(config)
     if vision.tiles:
         _check_tiles(config)
         visual = tiled_tokens(config.model)
@@ -262,6 +263,23 @@ def _check_data(data: DataConfig, crops: int) -> None:
             f"data.packed_images {data.packed_images} is less than the data.images_per_row "
             f"{data.images_per_row}{each} that one conversation may have; raise it"
         )
+
+
+def _check_pools(config: RunConfig) -> None:
+    """Checks that rows can share room for images."""
+    data, rows = config.data, f"data.pooled_rows {config.data.pooled_rows}"
+    if data.pooled_rows == 1:
+        return
+    if data.batching != "packed":
+        raise UserError(f"{rows} is for packed rows, but data.batching is {data.batching}; leave it out")
+    for name, given in (
+        ("train.distil", config.train.distil.weight),
+        ("a compressor with pre-fusion", config.model.memory_tokens),
+    ):
+        if given:
+            raise UserError(
+                f"{rows} shares out images among rows, but {name} reads those of each row; set it to 1"
+            )
 
 
 def _decoder_checks(decoder: DecoderConfig) -> list[tuple[bool, str]]:

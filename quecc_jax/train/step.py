@@ -103,9 +103,14 @@ def accumulated_gradients(
     if microbatches == 1:
         (total, count), grads = jax.value_and_grad(objective, has_aux=True)(trainable, batch, dropout)
     else:
-        # Row r goes to microbatch r % microbatches, so that every device keeps rows of its own in each.
-        cut = (batch.tokens.shape[0] // microbatches, microbatches)
-        parts = jax.tree.map(lambda x: x.reshape(*cut, *x.shape[1:]).swapaxes(0, 1), batch)
+        pools = batch.query_ends.shape[0]
+
+        def cut(x: jax.Array) -> jax.Array:
+            """Pool p goes to microbatch p % microbatches, so that every device keeps pools of its own in each."""
+            pooled = x.reshape(pools // microbatches, microbatches, len(x) // pools, *x.shape[1:])
+            return pooled.swapaxes(0, 1).reshape(microbatches, len(x) // microbatches, *x.shape[1:])
+
+        parts = jax.tree.map(cut, batch)
         # The backward pass adds each layer's gradient to these as it gets to it: a microbatch has no gradients
         # of its own beside the sums.
         refs = jax.tree.map(lambda x: jax.new_ref(jnp.zeros_like(x)), trainable)
@@ -204,11 +209,12 @@ def check_division(config: RunConfig, mesh: Mesh) -> None:
     """Raises UserError unless a microbatch's rows, and a sequence that is to be split, divide over the mesh."""
     train, data, tensor = config.train, config.data, mesh.shape["tensor"]
     rows, parts = train.batch_size / train.grad_accum_steps, batch_parts(mesh)
-    if rows % parts:
+    if rows % (parts * data.pooled_rows):
+        pools = f", each in pools of data.pooled_rows {data.pooled_rows}" if data.pooled_rows > 1 else ""
         raise UserError(
             f"train.batch_size {train.batch_size} in train.grad_accum_steps {train.grad_accum_steps} "
             f"microbatches gives {rows:g} rows, which do not divide over {parts} devices of mesh axes data "
-            "and fsdp; change one"
+            f"and fsdp{pools}; change one"
         )
     sizes = [("max_length", length) for length in padded_lengths(data, config.model)]
     if config.train.distil.weight:

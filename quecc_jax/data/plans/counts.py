@@ -67,19 +67,21 @@ def counted(
 
 
 def rows_of_step(plans: Packed, conversations: int, parts: int, microbatches: int) -> int:
-    """Packed rows that hold so many conversations on average: the nearest multiple of `parts` x `microbatches`.
+    """Packed rows that hold so many conversations on average: the nearest multiple of `parts` x `microbatches`
+    x the rows of a pool.
 
     Raises:
       UserError: that is far more.
     """
     wanted = Fraction(conversations * plans.epoch(), plans.conversations)
-    multiple = parts * microbatches
+    multiple = parts * microbatches * plans.pooled
     rows = max(1, round(wanted / multiple)) * multiple
     if rows > MOST * wanted:
+        pools = f" times data.pooled_rows {plans.pooled}" if plans.pooled > 1 else ""
         raise UserError(
             f"train.conversations {conversations} are about {float(wanted):.1f} packed rows, but {parts} devices of "
-            f"mesh axes data and fsdp times train.grad_accum_steps {microbatches} take multiples of {multiple}; lower "
-            f"these (mesh.tensor takes devices from them), pack shorter rows (data.max_length), or ask for at least "
-            f"{math.ceil(multiple * conversations / (wanted * MOST))} conversations"
+            f"mesh axes data and fsdp times train.grad_accum_steps {microbatches}{pools} take multiples of {multiple}; "
+            f"lower these (mesh.tensor takes devices from them), pack shorter rows (data.max_length), or ask for at "
+            f"least {math.ceil(multiple * conversations / (wanted * MOST))} conversations"
         )
     return rows

@@ -6,6 +6,7 @@ so that a run continues anywhere, whatever its number of processes and workers.
 
 import dataclasses
 import hashlib
+import heapq
 import math
 import sys
 from collections.abc import Iterable, Sequence
@@ -28,11 +29,13 @@ class BatchPlan(NamedTuple):
     length: int
     """Tokens S of a row."""
     images: int
-    """Images I of a row."""
+    """Images I of a row, or of a pool of rows."""
     query_length: int = 0
     """Tokens Q of a row's queries; 0 for the shortest bucket that holds those of the rows."""
     visual_tokens: int = 0
     """Slots V of an image where that is drawn; 0 where it is not."""
+    pooled: int = 1
+    """Rows of a pool: neighbours whose images share room."""
 
 
 class RowLengths(NamedTuple):
@@ -187,7 +190,9 @@ class Packed(Sequence[BatchPlan]):
     length: int
     """Tokens S of a packed row."""
     images: int
-    """Images I of a packed row."""
+    """Images I of a pool."""
+    pooled: int = 1
+    """Packed rows of a pool, a divisor of B. Windows consist of whole pools, some rows of which may be empty."""
     _ends: list[int] = dataclasses.field(default_factory=list)
     """Packed rows up to the end of each window so far."""
     # A batch may begin in the window before.
@@ -212,7 +217,8 @@ class Packed(Sequence[BatchPlan]):
         ids = np.full((len(rows), max(map(len, rows))), -1, np.int64)
         for number, row in enumerate(rows):
             ids[number, : len(row)] = self.order.ids(row)
-        return BatchPlan(ids, self.length, self.images, self.queries(rows))
+        pools = [np.concatenate(rows[k : k + self.pooled]) for k in range(0, len(rows), self.pooled)]
+        return BatchPlan(ids, self.length, self.images, self.queries(pools), pooled=self.pooled)
 
     def epoch(self, epoch: int = 0) -> int:
         """Packed rows of the epochs up to this one, itself included."""
@@ -245,9 +251,63 @@ class Packed(Sequence[BatchPlan]):
         size = self.order.rows
         first, last = (size * k // self.windows for k in (window, window + 1))
         rows = self.order(epoch * size + first, epoch * size + last)
-        packed = pack(self.of_rows.sizes[rows], self.of_rows.image_counts[rows], self.length, self.images)
+        sizes, image_counts = self.of_rows.sizes[rows], self.of_rows.image_counts[rows]
+        packed = pools(sizes, image_counts, self.length, self.images, self.pooled)
         shuffled = permutation(len(packed), self.order.seed, number, 2)
-        return [rows[packed[k]] for k in shuffled]
+        return [rows[row] for k in shuffled for row in packed[k]]
+
+
+def pools(
+    tokens: np.ndarray, image_counts: np.ndarray, length: int, images: int, pooled: int
+) -> list[list[np.ndarray]]:
+    """Fills packed rows as `pack` does, and gathers them into pools that share room for images.
+
+    A row may have more images than its share of the room: the more it may, the better rows are filled with tokens,
+    and the harder it is to find it neighbours that have fewer. Of some limits, the one is taken that needs the fewest
+    pools.
+
+    Args:
+      tokens, image_counts, length: as for `pack`.
+      images: images of a pool.
+      pooled: rows of a pool.
+
+    Returns:
+      The rows of each pool, `pooled` of them, the last of which may be empty.
+    """
+    if pooled == 1:
+        return [[row] for row in pack(tokens, image_counts, length, images)]
+    found: list[list[np.ndarray]] = []
+    share, most = images / pooled, int(image_counts.max(initial=0))
+    for limit in sorted({min(images, max(most, round(share * k))) for k in (1, 1.25, 1.5, 2, pooled)})[::-1]:
+        rows = pack(tokens, image_counts, length, limit)
+        gathered = _gather(np.array([image_counts[row].sum() for row in rows]), images, pooled)
+        if not found or len(gathered) < len(found):
+            found = [[rows[k] for k in pool] for pool in gathered]
+        if len(gathered) == -(-len(rows) // pooled):
+            break
+    empty = np.zeros(0, np.int64)
+    return [pool + [empty] * (pooled - len(pool)) for pool in found]
+
+
+def _gather(image_counts: np.ndarray, images: int, pooled: int) -> list[list[int]]:
+    """Rows with these images, at most `images` each, in as few pools as are found: row after row, those with the most
+    images first, goes to the pool with the fewest that has room for a row."""
+    count = max(-(-len(image_counts) // pooled), -(-int(image_counts.sum()) // images) if images else 0)
+    heaviest = np.argsort(-image_counts, kind="stable").tolist()
+    while True:
+        gathered: list[list[int]] = [[] for _ in range(count)]
+        heap = [(0, k) for k in range(count)]
+        for row in heaviest:
+            held, k = heapq.heappop(heap)
+            held += int(image_counts[row])
+            if held > images:
+                break
+            gathered[k].append(row)
+            if len(gathered[k]) < pooled:
+                heapq.heappush(heap, (held, k))
+        else:
+            return gathered
+        count += 1
 
 
 def pack(tokens: np.ndarray, image_counts: np.ndarray, length: int, images: int) -> list[np.ndarray]:
