@@ -191,7 +191,7 @@ def train_flops(
             linear = dataclasses.replace(model, projector="linear")
             first = 2.0 * compressor.flops + (projector_flops(linear) if projector_params(model) else 0.0)
         image += adapter if stage == 0 else 3.0 * adapter - first
-        total += (asked + images * image) / data.pooled_rows + _fusion_train_flops(config, length, images)
+        total += (asked + images * image) / data.rows_per_pool + _fusion_train_flops(config, length, images)
     total += teacher_flops(config, length, images)
     return total * config.train.batch_size
 

@@ -127,6 +127,11 @@ class DataConfig:
     """Grain worker processes; 0 reads in the training process."""
 
     @property
+    def rows_per_pool(self) -> int:
+        """Rows of a pool: `pooled_rows` of packed rows, else each row has its own images."""
+        return self.pooled_rows if self.batching == "packed" else 1
+
+    @property
     def query_limit(self) -> int:
         """Most tokens Q of a question for the compressor."""
         return self.query_length or self.max_length

@@ -130,4 +130,4 @@ def row_limit(data: DataConfig, images: int) -> int:
     In the decoder's own tokens they are no more than the rows', of which they are parts.
     """
     most = data.query_limit * images
-    return most if data.query_tokenizer else min(most, data.max_length * data.pooled_rows)
+    return most if data.query_tokenizer else min(most, data.max_length * data.rows_per_pool)

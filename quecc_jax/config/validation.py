@@ -268,10 +268,8 @@ def _check_data(data: DataConfig, crops: int) -> None:
 def _check_pools(config: RunConfig) -> None:
     """Checks that rows can share room for images."""
     data, rows = config.data, f"data.pooled_rows {config.data.pooled_rows}"
-    if data.pooled_rows == 1:
+    if data.rows_per_pool == 1:
         return
-    if data.batching != "packed":
-        raise UserError(f"{rows} is for packed rows, but data.batching is {data.batching}; leave it out")
     for name, given in (
         ("train.distil", config.train.distil.weight),
         ("a compressor with pre-fusion", config.model.memory_tokens),

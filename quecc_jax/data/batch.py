@@ -115,7 +115,7 @@ def batch_spec(
     def spec(dtype: DTypeLike, *shape: int) -> Array:
         return jax.ShapeDtypeStruct(shape, dtype)
 
-    pools = -(-b // data.pooled_rows)
+    pools = -(-b // data.rows_per_pool)
     text, asked, side = spec(jnp.int32, b, s), spec(jnp.int32, pools, q), vision.input_size
     return Batch(
         tokens=text,

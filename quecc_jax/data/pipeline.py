@@ -73,7 +73,7 @@ def make_iterator(
     plans, stream = plan_batches(sources, data, model, batch_size, seed)
     batches = grain.MapDataset.source(plans)
     if rows is not None:
-        batches = batches.map(Take(rows, data.pooled_rows))
+        batches = batches.map(Take(rows, data.rows_per_pool))
     rows_of_all = sum(map(len, sources))
     return DataIterator(batches.map(Collate(sources, data, model)), stream, rows_of_all, data)
 
@@ -141,7 +141,7 @@ def plan_batches(
             )
         else:
             stream |= {"max_length": data.max_length, "images": images}
-            pooled = data.pooled_rows
+            pooled = data.rows_per_pool
             if batch_size % pooled:
                 raise UserError(
                     f"{batch_size} rows of a batch are not whole pools of data.pooled_rows {pooled}"

@@ -209,8 +209,8 @@ def check_division(config: RunConfig, mesh: Mesh) -> None:
     """Raises UserError unless a microbatch's rows, and a sequence that is to be split, divide over the mesh."""
     train, data, tensor = config.train, config.data, mesh.shape["tensor"]
     rows, parts = train.batch_size / train.grad_accum_steps, batch_parts(mesh)
-    if rows % (parts * data.pooled_rows):
-        pools = f", each in pools of data.pooled_rows {data.pooled_rows}" if data.pooled_rows > 1 else ""
+    if rows % (parts * data.rows_per_pool):
+        pools = f", each in pools of data.pooled_rows {data.pooled_rows}" if data.rows_per_pool > 1 else ""
         raise UserError(
             f"train.batch_size {train.batch_size} in train.grad_accum_steps {train.grad_accum_steps} "
             f"microbatches gives {rows:g} rows, which do not divide over {parts} devices of mesh axes data "

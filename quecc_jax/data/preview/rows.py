@@ -193,7 +193,7 @@ def _facts(config: RunConfig, sources: Sequence[Source], plans: Sequence[BatchPl
         positions, steps = packed * plans.length, f"{packed / size:,.1f} of {size} packed rows"
         if plans.images:
             share = images / (packed // plans.pooled * plans.images)
-            where = f"{plans.pooled} packed rows" if plans.pooled > 1 else "a packed row"
+            where = f"a pool of {plans.pooled} packed rows" if plans.pooled > 1 else "a packed row"
             facts.append(("image slots in use", f"{share:.1%} of {plans.images} {where}"))
     missing = int((of_rows.tokens == 0).sum())
     return [
