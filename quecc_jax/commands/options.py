@@ -74,7 +74,11 @@ def _uncounted(config: RunConfig, argv: Sequence[str]) -> RunConfig:
     def told(name: str) -> bool:
         return f"--train.{name.replace('_', '-')}" in given
 
-    idle: dict[str, Any] = {count: 0 for name, count in COUNTED.items() if told(name) and not told(count)}
+    idle: dict[str, Any] = {
+        count: type(getattr(config.train, count))(0)
+        for name, count in COUNTED.items()
+        if told(name) and not told(count)
+    }
     return dataclasses.replace(config, train=dataclasses.replace(config.train, **idle))
 
 

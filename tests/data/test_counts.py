@@ -63,10 +63,11 @@ def test_a_tenth_is_a_tenth(pools, settings, model):
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
-@given(st.integers(1, 400), st.sampled_from([1, 2, 4, 8]), st.integers(1, 4))
-def test_rows_of_a_step_are_the_nearest_multiple_and_never_far_more(conversations, parts, microbatches):
-    packed = Packed(Sampler([500], None, 1), lengths_of(500), ONE_BUCKET, 1, 100, 512, 3)
-    multiple = parts * microbatches
+@given(st.integers(1, 400), st.sampled_from([1, 2, 4, 8]), st.integers(1, 4), st.integers(1, 3))
+def test_rows_of_a_step_are_the_nearest_multiple_and_never_far_more(conversations, parts, slices, pooled):
+    order, measures = Sampler([500], None, 1), lengths_of(500)
+    packed = Packed(order, measures, ONE_BUCKET, pooled, 100, 512, 3 * pooled, pooled)
+    multiple, microbatches = parts * slices * pooled, slices
     wanted = conversations * packed.epoch() / np.count_nonzero(packed.of_rows.tokens)
     try:
         rows = rows_of_step(packed, conversations, parts, microbatches)
