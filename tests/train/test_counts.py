@@ -85,20 +85,21 @@ def test_a_run_of_epochs_says_and_keeps_its_steps_and_goes_on(config, trainer, c
 
 @pytest.mark.slow
 def test_packed_rows_of_a_step_stay_on_another_mesh(config, tmp_path):
-    config = with_train(batched(config, "packed", tmp_path), conversations=30, epochs=2.0)
-    two = dataclasses.replace(config, mesh=MeshConfig(4, 1, 2))
-    straight = dataclasses.replace(two, out=str(tmp_path / "straight"))
+    config = with_train(batched(config, "packed", tmp_path), conversations=54, epochs=6.0)
+    config = dataclasses.replace(config, mesh=MeshConfig(8, 1, 1))
+    straight = dataclasses.replace(config, out=str(tmp_path / "straight"))
     whole = train(straight, progress=lambda _: None)
     losses = [record["loss"] for record in read_records(straight.out)]
     kept = load_config(Path(straight.out) / "config.json").train
-    assert kept.batch_size % 4 == 0 and whole["step"] == kept.steps
+    assert kept.batch_size == 16 and whole["step"] == kept.steps
 
-    short = with_train(two, epochs=1.0)
+    short = with_train(config, epochs=3.0)
     first = train(short, progress=lambda _: None)["step"]
     assert 0 < first < kept.steps
-    one = dataclasses.replace(config, mesh=MeshConfig(1, 2, 4))
-    assert counted(one, 2, lambda _: None).train.batch_size != kept.batch_size
-    rest = train(one, progress=lambda _: None)
+    other = dataclasses.replace(config, mesh=MeshConfig(2, 2, 2))
+    assert counted(other, 4, lambda _: None).train.batch_size == 20
+    rest = train(other, progress=lambda _: None)
     now = load_config(Path(config.out) / "config.json").train
     assert rest["step"] == kept.steps and now.batch_size == kept.batch_size
+    # The learning rate's schedule became longer when the first half was done.
     assert [r["loss"] for r in read_records(config.out)][first] == pytest.approx(losses[first], rel=0.2)

@@ -22,18 +22,16 @@ from quecc_jax.sharding import make_mesh
 from quecc_jax.train.loop import train
 from quecc_jax.train.progress import read_records
 from quecc_jax.train.step import build_trainer
-from tests.train.runs import trainer_on
-from tests.train.stepping import assert_same, start
-from tests.train.stepping import trainer_on as cached_trainer_on
+from tests.train.stepping import assert_same, start, trainer_on
 
 ROOM = 7
 """Images of a pool of two rows, or of a row with room of its own."""
 
 
-@pytest.fixture
-def shared(base, tmp_path) -> RunConfig:
+@pytest.fixture(scope="module")
+def shared(base, tmp_path_factory) -> RunConfig:
     """Conversations with no, one and two images in pools of two rows, in two microbatches of eight."""
-    (source,) = base.data.sources
+    (source,), folder = base.data.sources, tmp_path_factory.mktemp("pools")
     rng, rows = np.random.default_rng(0), list[dict[str, Any]]()
     for number in range(60):
         images = int(rng.choice([0, 1, 1, 2]))
@@ -43,20 +41,20 @@ def shared(base, tmp_path) -> RunConfig:
         if images:
             row["image"] = [f"{k}.png" for k in rng.integers(0, 50, images)]
         rows.append(row)
-    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    (folder / "rows.json").write_text(json.dumps(rows))
     data = dataclasses.replace(
         base.data,
-        sources=(dataclasses.replace(source, path=str(tmp_path / "rows.json")),),
+        sources=(dataclasses.replace(source, path=str(folder / "rows.json")),),
         batching="packed",
         max_length=48,
         query_length=8,
         packed_images=ROOM,
         pooled_rows=2,
         lookahead_rows=40,
-        cache=str(tmp_path / "cache"),
+        cache=str(folder / "cache"),
     )
     steps = dataclasses.replace(base.train, batch_size=16, grad_accum_steps=2, steps=6)
-    return dataclasses.replace(base, data=data, train=steps, out=str(tmp_path / "run"))
+    return dataclasses.replace(base, data=data, train=steps)
 
 
 def alone(config: RunConfig) -> RunConfig:
@@ -77,7 +75,13 @@ def both(config: RunConfig, number: int) -> tuple[Batch, Batch]:
 
 
 @pytest.mark.parametrize(
-    "shape", [MeshConfig(1, 1, 1), MeshConfig(2, 2, 2), MeshConfig(1, 4, 2, sequence_parallel=True)], ids=str
+    "shape",
+    [
+        MeshConfig(1, 1, 1),
+        MeshConfig(2, 2, 2),
+        pytest.param(MeshConfig(1, 4, 2, sequence_parallel=True), marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_losses_and_gradients_are_those_of_rows_with_room_of_their_own(shared, shape):
     own, found = alone(shared), []
@@ -88,7 +92,7 @@ def test_losses_and_gradients_are_those_of_rows_with_room_of_their_own(shared, s
     # Rows of one pool read images behind those of their neighbours.
     assert (pooled.slots.max(axis=1) > apart.slots.max(axis=1)).sum() > 3
     for config, batch in ((shared, pooled), (own, apart)):
-        trainer = cached_trainer_on(config, shape)
+        trainer = trainer_on(config, shape)
         state, metrics = trainer.step(start(trainer, config), trainer.put(batch))
         found.append(jax.device_get((metrics, state.trainable)))
     (metrics, state), (expected, there) = found
@@ -106,7 +110,7 @@ def test_text_alone_in_a_pool_needs_no_image(shared):
     ]
     found = []
     for config, batch, change in ((shared, pooled, text[0]), (alone(shared), apart, text[1])):
-        trainer = cached_trainer_on(config, MeshConfig(1, 1, 1))
+        trainer = trainer_on(config, MeshConfig(1, 1, 1))
         state = start(trainer, config)
         _, metrics = trainer.step(state, trainer.put(batch._replace(**change)))
         found.append(float(metrics["loss"]))
@@ -114,8 +118,9 @@ def test_text_alone_in_a_pool_needs_no_image(shared):
 
 
 def test_a_run_of_pools_goes_on_where_it_was_stopped(shared, tmp_path):
-    config = dataclasses.replace(shared, checkpoint=dataclasses.replace(shared.checkpoint, every=2))
-    trainer = trainer_on(config)
+    saves = dataclasses.replace(shared.checkpoint, every=2)
+    config = dataclasses.replace(shared, checkpoint=saves, out=str(tmp_path / "run"))
+    trainer = trainer_on(shared, MeshConfig(1, 1, 1))
     whole = train(config, trainer=trainer, progress=lambda _: None)
     losses = [record["loss"] for record in read_records(config.out)]
     assert len(losses) == 6 and whole["flops_per_s"] == pytest.approx(
