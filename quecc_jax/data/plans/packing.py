@@ -278,7 +278,7 @@ def pools(
         return [[row] for row in pack(tokens, image_counts, length, images)]
     found: list[list[np.ndarray]] = []
     share, most = images / pooled, int(image_counts.max(initial=0))
-    for limit in sorted({min(images, max(most, round(share * k))) for k in (1, 1.25, 1.5, 2, pooled)})[::-1]:
+    for limit in sorted({min(images, max(most, round(share * k))) for k in (1, 1.5, pooled)})[::-1]:
         rows = pack(tokens, image_counts, length, limit)
         gathered = _gather(np.array([image_counts[row].sum() for row in rows]), images, pooled)
         if not found or len(gathered) < len(found):
