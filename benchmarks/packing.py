@@ -26,7 +26,15 @@ from rich.console import Console
 from rich.table import Table
 
 from quecc_jax.config import DataConfig
-from quecc_jax.data.packing import BatchPlan, Grouped, Packed, Padded, Queries, RowLengths, length_buckets
+from quecc_jax.data.plans.packing import (
+    BatchPlan,
+    Grouped,
+    Packed,
+    Padded,
+    Queries,
+    RowLengths,
+    length_buckets,
+)
 from quecc_jax.data.sampler import Sampler
 
 
@@ -107,7 +115,7 @@ def measure(draws: Iterator[BatchPlan], measures: RowLengths, batches: int) -> U
         one = next(draws)
         rows = one.ids[one.ids >= 0]
         positions += len(one.ids) * one.length
-        slots += len(one.ids) * one.images
+        slots += len(one.ids) // one.pooled * one.images
         tokens += int(measures.tokens[rows].sum())
         image_counts += int(measures.image_counts[rows].sum())
     seconds = time.perf_counter() - began
@@ -121,6 +129,8 @@ def compare(
     visual_tokens: int,
     images: int = 0,
     window: int = DataConfig.lookahead_rows,
+    pooled: int = 1,
+    text_per_image: int = DataConfig.text_per_image,
 ) -> dict[str, Use]:
     """Use by the name of the batching, over an epoch of drawn rows."""
     text, image_counts, _ = draw(rows)
@@ -130,9 +140,16 @@ def compare(
     )
     queries = Queries((max_length,), measures.queries)
     order = Sampler([len(text)], None, 0)
-    data = DataConfig(max_length=max_length, batching="packed", packed_images=images)
+    data = DataConfig(
+        max_length=max_length,
+        batching="packed",
+        packed_images=images,
+        pooled_rows=pooled,
+        text_per_image=text_per_image,
+    )
     grouped = Grouped(order, measures, queries, batch_size, window, length_buckets(data), 1)
-    packed = Packed(order, measures, queries, batch_size, window, max_length, data.row_images(visual_tokens))
+    places = data.row_images(visual_tokens)
+    packed = Packed(order, measures, queries, batch_size, window, max_length, places, pooled)
     padded = Padded(order, queries, batch_size, max_length, 1)
     return {
         "pad": measure(iter(padded), measures, len(text) // batch_size),
@@ -151,6 +168,10 @@ class Options:
     visual_tokens: tuple[int, ...] = (1, 36, 576)
     images: int = 0
     """data.packed_images; 0 is its default."""
+    pooled_rows: int = 1
+    """data.pooled_rows."""
+    text_per_image: int = DataConfig.text_per_image
+    """data.text_per_image."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -167,7 +188,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     table = Table("V", "batching", "tokens", "images", "I", "batches", "positions", "ratio", "us/row")
     for v in given.visual_tokens:
-        uses = compare(given.rows, given.max_length, given.batch_size, v, given.images)
+        uses = compare(
+            given.rows,
+            given.max_length,
+            given.batch_size,
+            v,
+            given.images,
+            pooled=given.pooled_rows,
+            text_per_image=given.text_per_image,
+        )
         for name, use in uses.items():
             images = use.slots / max(use.batches * given.batch_size, 1)
             table.add_row(

@@ -54,8 +54,14 @@ SETTINGS: dict[tuple[str, int, str], str] = {
     ("qwen 14b", 2, "v5e-64"): "--train.loss-chunk 256",
     ("7b", 2, "2 x v5e-64"): "--mesh.data 2",
 }
-"""Mesh, rematerialisation and accumulation by model, stage and slice: all that a row adds to its config.
-Where nothing is said, the mesh is fsdp over all chips and every layer is recomputed."""
+"""Mesh, rematerialisation and accumulation by model, stage and slice. Where nothing is said, the mesh is fsdp over all
+chips and every layer is recomputed."""
+
+ROWS = {
+    1: "--data.batching pad --train.batch-size 256 --train.steps 2181",
+    2: "--data.batching grouped --train.batch-size 128 --train.steps 5198",
+}
+"""By stage: an epoch with a conversation in each row, which configs pack by default."""
 
 
 class Row(NamedTuple):
@@ -87,7 +93,8 @@ class Row(NamedTuple):
         stride = str({1: 24, 4: 12, 16: 6, 36: 4}[self.visual_tokens])
         geometry = ["--model.compressor.kernel", stride, "--model.compressor.stride", stride]
         # One program a row: questions of up to 64 tokens, which is what a batch of LLaVA's data needs.
-        return SETTINGS[self.model, self.stage, self.slice].split() + geometry + ["--data.query-length", "64"]
+        shape = [*geometry, "--data.query-length", "64", *ROWS[self.stage].split()]
+        return SETTINGS[self.model, self.stage, self.slice].split() + shape
 
 
 def rows() -> list[Row]:

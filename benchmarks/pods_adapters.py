@@ -29,7 +29,8 @@ PACKED = 6.1
 """Conversations of a row at V = 1 (`benchmarks/packing.py`)."""
 ROWS = 128
 COMMON = (
-    "--data.batching packed --data.query-length 64 --model.compressor.kernel 24 --model.compressor.stride 24"
+    "--data.query-length 64 --model.compressor.kernel 24 --model.compressor.stride 24 "
+    f"--data.batching packed --train.batch-size {ROWS}"
 )
 NAMES = {"qlora": "QLoRA, rank 64, nf4", "lora": "LoRA, rank 128, bfloat16"}
 TOPOLOGIES = {"v5e-1": "v5e:1x1", "v5e-4": "v5e:2x2", "v5e-8": "v5e:2x4"}

@@ -18,7 +18,7 @@ WEIGHTS = "weights/llava-7b"
 
 
 def config() -> RunConfig:
-    """One epoch of instructions at global batch 128, half of the loss from the teacher."""
+    """One epoch of instructions, 128 conversations a step, half of the loss from the teacher."""
     whole = llava.stage2("vicuna-7b", "", WEIGHTS, visual_tokens=36)
     run = llava.with_adapters(whole, "runs/distil_llava_7b")
     return dataclasses.replace(

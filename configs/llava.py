@@ -4,9 +4,13 @@ Recipe: that of QueCC's scripts (arXiv 2411.03312; locuslab/llava-token-compress
 and finetune.sh), which are LLaVA-1.5's but for the template of stage 1: one epoch of 558k captions, then one
 of 665k instructions, rows of 2048 tokens, CLIP-L/14 at 336 pixels. Where the values differ from the scripts':
 
-- A step has LLaVA-1.5's 256 and 128 rows. The scripts have 16 rows a device, in stage 1 in each of 4
-  accumulated slices (--gradient_accumulation_steps 4), and do not say how many devices: 4 would give 256,
-  8 give 128. Slices (train.grad_accum_steps) change no result here; docs/pods.md has them for each TPU slice.
+- Rows are packed: as many conversations as fit share one of 2048 tokens, where the scripts have a conversation in
+  each, in stage 2 of one modality and of similar length (--group_by_modality_length). What a conversation teaches is
+  the same, which of them share a step is not. `one_each` has rows as the scripts do.
+- A step has LLaVA-1.5's 256 and 128 conversations, or what comes near to it in whole packed rows. The scripts have 16
+  rows a device, in stage 1 in each of 4 accumulated slices (--gradient_accumulation_steps 4), and do not say how many
+  devices: 4 would give 256, 8 give 128. Slices (train.grad_accum_steps) change no result here; docs/pods.md has them
+  for each TPU slice.
 - V is 16; the scripts' example has kernel and stride 4, V = 36.
 - optimizer.clip_norm is 1, transformers' default. The scripts' DeepSpeed settings name no clipping, and
   DeepSpeed then does none; --optimizer.clip-norm 1e9 does as they do.
@@ -33,6 +37,9 @@ from quecc_jax.config.presets import decoder
 
 CAPTIONS, INSTRUCTIONS = 558_128, 665_298
 """Rows of the two data sets."""
+CAPTIONS_PACKED, INSTRUCTIONS_PACKED = 23.4, 5.91
+"""About how many of them share a packed row at V = 16: of instructions by `benchmarks/packing.py`; captions are taken
+to have 70 tokens with their template."""
 GRID = 24
 """Patches along a side of the image."""
 Template = Literal["v1", "qwen"]
@@ -60,24 +67,50 @@ def stage1(language_model: str, out: str, visual_tokens: int = 16, template: Tem
             sources=(SourceConfig(path="data/blip_laion_cc_sbu_558k.json", images="data/images"),),
             template=template,
             image_aspect="square",
+            batching="packed",
+            text_per_image=64,
             workers=8,
         ),
         optimizer=OptimizerConfig(learning_rate=1e-3),
-        train=TrainConfig(stage=1, steps=math.ceil(CAPTIONS / 256), batch_size=256),
+        train=_epoch(1, CAPTIONS, 256, 8, CAPTIONS_PACKED),
+    )
+
+
+def _epoch(
+    stage: Literal[1, 2], rows: int, conversations: int, batch_size: int, packed: float = 1.0
+) -> TrainConfig:
+    """One epoch, counted from the data by `launch.train`; steps and rows of a step, which `launch.compile_pod` takes,
+    are about those of 8 chips."""
+    steps = math.ceil(rows / packed / batch_size)
+    return TrainConfig(
+        stage=stage, steps=steps, epochs=1.0, batch_size=batch_size, conversations=conversations
+    )
+
+
+def one_each(stage: RunConfig) -> RunConfig:
+    """A stage with a conversation in each row as the scripts have them, and with their numbers of steps and rows."""
+    rows = {1: CAPTIONS, 2: INSTRUCTIONS}[stage.train.stage]
+    size = stage.train.conversations
+    steps = math.ceil(rows / size)
+    batching: Literal["pad", "grouped"] = "pad" if stage.train.stage == 1 else "grouped"
+    return dataclasses.replace(
+        stage,
+        data=dataclasses.replace(stage.data, batching=batching),
+        train=dataclasses.replace(stage.train, steps=steps, epochs=0.0, batch_size=size, conversations=0),
     )
 
 
 def stage2(
     language_model: str, out: str, init_from: str, visual_tokens: int = 16, template: Template = "v1"
 ) -> RunConfig:
-    """The decoder too, on instructions; a batch's rows have images or have none, and are of like length."""
+    """The decoder too, on instructions."""
     base = stage1(language_model, out, visual_tokens, template)
     source = SourceConfig(path="data/llava_v1_5_mix665k.json", images="data")
     return dataclasses.replace(
         base,
-        data=dataclasses.replace(base.data, sources=(source,), image_aspect="pad", batching="grouped"),
+        data=dataclasses.replace(base.data, sources=(source,), image_aspect="pad", text_per_image=256),
         optimizer=OptimizerConfig(learning_rate=2e-5),
-        train=TrainConfig(stage=2, steps=math.ceil(INSTRUCTIONS / 128), batch_size=128),
+        train=_epoch(2, INSTRUCTIONS, 128, 24, INSTRUCTIONS_PACKED),
         init_from=init_from,
     )
 

@@ -8,6 +8,6 @@ from quecc_jax.config import RunConfig
 
 
 def config() -> RunConfig:
-    """One epoch at global batch 128, starting from stage 1."""
+    """One epoch, 128 conversations a step, starting from stage 1."""
     whole = llava.stage2("vicuna-7b", "", "runs/llava_7b_stage1")
     return llava.with_adapters(whole, "runs/llava_7b_lora_stage2")

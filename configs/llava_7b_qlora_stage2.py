@@ -12,7 +12,7 @@ from quecc_jax.config import RunConfig
 
 
 def config() -> RunConfig:
-    """One epoch at global batch 128, starting from stage 1."""
+    """One epoch, 128 conversations a step, starting from stage 1."""
     whole = llava.stage2("vicuna-7b", "", "runs/llava_7b_stage1")
     run = llava.with_adapters(whole, "runs/llava_7b_qlora_stage2", rank=64, alpha=16.0)
     return dataclasses.replace(run, train=dataclasses.replace(run.train, frozen_weights="nf4"))

@@ -11,5 +11,5 @@ from quecc_jax.config import RunConfig
 
 
 def config() -> RunConfig:
-    """One epoch at global batch 256."""
+    """One epoch, 256 conversations a step."""
     return llava.stage1("vicuna-7b", "runs/llava_7b_stage1")

@@ -8,5 +8,5 @@ from quecc_jax.config import RunConfig
 
 
 def config() -> RunConfig:
-    """One epoch at global batch 128, starting from stage 1."""
+    """One epoch, 128 conversations a step, starting from stage 1."""
     return llava.stage2("vicuna-7b", "runs/llava_7b_stage2", "runs/llava_7b_stage1")

@@ -3,10 +3,12 @@
     python -m launch.sweep configs/llava_sweep.py --dry-run --topology v5e-64
     python -m launch.sweep configs/llava_sweep.py          # on every host that shares the directory
 
+Rows hold a conversation each, so that a step has as many at every V.
+
 Weights come from `python -m launch.convert import`, one run directory for each model below weights/.
 """
 
-from configs import llava_7b_stage1, llava_7b_stage2
+from configs import llava, llava_7b_stage1, llava_7b_stage2
 from quecc_jax.experiments.grid import Benchmarks, Grid
 from quecc_jax.experiments.llava_grid import Llm, llava_grid
 
@@ -18,8 +20,8 @@ def grid() -> Grid:
     names = [f"qwen1.5-{size}" for size in SIZES]
     return llava_grid(
         out="runs/llava_sweep",
-        stage1=llava_7b_stage1.config(),
-        stage2=llava_7b_stage2.config(),
+        stage1=llava.one_each(llava_7b_stage1.config()),
+        stage2=llava.one_each(llava_7b_stage2.config()),
         llms=tuple(Llm(name, weights=f"weights/{name}", template="qwen") for name in names),
         visual_tokens=(1, 4, 16, 36, 64, 144, 576),
         benchmarks=Benchmarks("pope,gqa", "data/eval"),

@@ -12,5 +12,5 @@ from quecc_jax.config import RunConfig
 
 
 def config(size: str = "0.5b") -> RunConfig:
-    """One epoch at global batch 256."""
+    """One epoch, 256 conversations a step."""
     return llava.stage1(f"qwen1.5-{size}", f"runs/qwen_{size}_stage1", template="qwen")

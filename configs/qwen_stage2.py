@@ -8,6 +8,6 @@ from quecc_jax.config import RunConfig
 
 
 def config(size: str = "0.5b") -> RunConfig:
-    """One epoch at global batch 128."""
+    """One epoch, 128 conversations a step."""
     before = f"runs/qwen_{size}_stage1"
     return llava.stage2(f"qwen1.5-{size}", f"runs/qwen_{size}_stage2", before, template="qwen")

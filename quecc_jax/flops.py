@@ -170,8 +170,8 @@ def train_flops(
     Args:
       config: the run.
       length: tokens of a row of this step's batch; None is data.max_length. Grouped batches differ.
-      images: image slots of a row of it; None is the most that the config gives one.
-      query: tokens of a row's questions, padding included; None is the most that a row may have.
+      images: image slots of a row of it, or of a pool of rows; None is the most that the config gives one.
+      query: tokens of the questions of a row or pool, padding included; None is the most that it may have.
     """
     model, data, stage = config.model, config.data, config.train.stage
     length = data.max_length if length is None else length
@@ -183,7 +183,7 @@ def train_flops(
     if images:
         image = 0.0 if data.cached_features else tower_flops(model.tower)
         query = row_limit(data, images) if query is None else query
-        total += 0.0 if data.cached_queries else query_flops(model, query)
+        asked = 0.0 if data.cached_queries else query_flops(model, query)
         compressor = compressor_cost(model)
         adapter, first = compressor.flops + projector_flops(model), compressor.first
         if not compressor.params:
@@ -191,7 +191,7 @@ def train_flops(
             linear = dataclasses.replace(model, projector="linear")
             first = 2.0 * compressor.flops + (projector_flops(linear) if projector_params(model) else 0.0)
         image += adapter if stage == 0 else 3.0 * adapter - first
-        total += images * image + _fusion_train_flops(config, length, images)
+        total += (asked + images * image) / data.rows_per_pool + _fusion_train_flops(config, length, images)
     total += teacher_flops(config, length, images)
     return total * config.train.batch_size
 

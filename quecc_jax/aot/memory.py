@@ -190,4 +190,4 @@ def _images(config: RunConfig, parts: _Parts, rows: int) -> float:
     weights = 2.0 * number * flops.tower_params(tower) / parts.width / parts.other
     pixels = 3.0 * tower.tiles_seen * tower.image_size**2 * config.train.batch_size / parts.rows
     states = number * tower.depth * positions * tower.width + 4 * tower.heads * positions**2
-    return weights + images * (2 * pixels + rows * tower.tiles_seen * states)
+    return weights + images / data.rows_per_pool * (2 * pixels + rows * tower.tiles_seen * states)

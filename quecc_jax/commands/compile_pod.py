@@ -69,6 +69,12 @@ def run(options: Options) -> None:
     check_least(options, {"batch_size": 0, "prompt_tokens": 1, "max_new_tokens": 2})
     if options.json is not None:
         check_file("--json", options.json)
+    counts = options.program == "train" and not options.show_sharding
+    if counts and config.train.epochs and not config.train.steps:
+        raise UserError(
+            f"train.epochs {config.train.epochs:g} is counted from the data, which is not read here, and train.steps "
+            "is 0; say how many steps that is with --train.steps"
+        )
     # Before JAX is imported: nothing here may touch an accelerator, or look for one.
     prepare_environment()
     if options.show_sharding:
@@ -231,6 +237,12 @@ def show(reports: "list[PodReport]", config: RunConfig) -> None:
         f"{report.run_hours:.2f} h for {config.train.steps} steps, "
         f"{report.run_hours * report.chips:.0f} chip hours",
     )
+    if config.train.epochs or config.train.conversations:
+        line(
+            "",
+            "no data is read here: train.epochs and train.conversations, which launch.train counts in it, may come to "
+            "other steps and rows",
+        )
     line("compile time", f"{report.compile_seconds:.0f} s, after {report.trace_seconds:.0f} s of tracing")
     if reports[1:]:
         table.add_section()

@@ -25,6 +25,9 @@ from quecc_jax.errors import Note, UserError
 
 T = TypeVar("T")
 
+COUNTED = {"steps": "epochs", "batch_size": "conversations"}
+"""Settings of `train` that are counted from the data where others are not 0."""
+
 RunSettings = Annotated[RunConfig, tyro.conf.arg(name="")]
 """The type of a field `config` that a config file and its overrides fill."""
 
@@ -58,8 +61,25 @@ def parse(options: type[T], argv: Sequence[str], prog: str) -> T:
             registry=_compressors_by_name(),
         )
     _refuse_addresses(parsed)
-    validate(parsed.config)  # type: ignore[attr-defined]
-    return parsed
+    chosen = _uncounted(parsed.config, argv)  # type: ignore[attr-defined]
+    validate(chosen)
+    return dataclasses.replace(parsed, config=chosen)  # type: ignore[type-var]
+
+
+def _uncounted(config: RunConfig, argv: Sequence[str]) -> RunConfig:
+    """The config without the epochs of its file where steps are given among the arguments alone, and without its
+    conversations where rows are: they would count for nothing."""
+    given = {token.partition("=")[0].replace("_", "-") for token in argv}
+
+    def told(name: str) -> bool:
+        return f"--train.{name.replace('_', '-')}" in given
+
+    idle: dict[str, Any] = {
+        count: type(getattr(config.train, count))(0)
+        for name, count in COUNTED.items()
+        if told(name) and not told(count)
+    }
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **idle))
 
 
 def _names_to_suggest(options: Any, argv: Sequence[str]) -> list[str]:

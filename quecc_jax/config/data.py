@@ -103,8 +103,13 @@ class DataConfig:
     """`grouped`: how many lengths a batch may have: max_length, a half, a quarter, ... of it. Each is compiled
     once; 1 gives all batches max_length."""
     packed_images: int = 0
-    """`packed`: images I that a packed row has room for; what does not fit begins another row. The tower
-    works on empty slots too. 0 takes max_length / (V + 256), a conversation of 256 text tokens each."""
+    """`packed`: images I that a packed row, or a pool of them, has room for; what does not fit begins another row. The
+    tower works on empty slots too. 0 takes max_length / (V + text_per_image) for each row."""
+    pooled_rows: int = 1
+    """`packed`: rows of a pool, which lie on one device and in one microbatch and share room for images. A row may
+    have more of them where its neighbours have fewer, so that less room stays empty."""
+    text_per_image: int = 256
+    """`packed`: text tokens that the data has for each image, by which packed_images counts where it is 0."""
     cache: str = ""
     """Folder for the lengths of rows, kept between runs; empty takes quecc_jax in the user's cache folder."""
     bad_rows: Literal["error", "skip"] = "error"
@@ -125,14 +130,19 @@ class DataConfig:
     """Grain worker processes; 0 reads in the training process."""
 
     @property
+    def rows_per_pool(self) -> int:
+        """Rows of a pool: `pooled_rows` of packed rows, else each row has its own images."""
+        return self.pooled_rows if self.batching == "packed" else 1
+
+    @property
     def query_limit(self) -> int:
         """Most tokens Q of a question for the compressor."""
         return self.query_length or self.max_length
 
     def row_images(self, visual_tokens: int, crops: int = 1) -> int:
-        """Images I that a row of a batch has room for, where an image is `visual_tokens` tokens V, or
-        with tiles up to `crops` times V, in as many of the I slots."""
+        """Images I that a row of a batch, or a pool of packed rows, has room for, where an image is `visual_tokens`
+        tokens V, or with tiles up to `crops` times V, in as many of the I slots."""
         if self.batching != "packed" or not self.images_per_row:
             return self.images_per_row * crops
-        fitting = -(-self.max_length // (visual_tokens * crops + 256))
+        fitting = -(-self.pooled_rows * self.max_length // (visual_tokens * crops + self.text_per_image))
         return self.packed_images or max(self.images_per_row, fitting) * crops

@@ -49,8 +49,14 @@ class TrainConfig:
     """0 trains the decoder alone, on text; 1 compressor and projector; 2 these and the decoder.
     The tower is always frozen."""
     steps: int = 1000
+    epochs: float = 0.0
+    """Passes over the joined sources; `launch.train` then counts `steps` from the data before the first of them, and
+    keeps both. 0 trains `steps` steps. Sources with weights have no epochs."""
     batch_size: int = 256
     """Rows of one optimizer step over the whole mesh, all microbatches together."""
+    conversations: int = 0
+    """Conversations of one optimizer step. Of packed rows, which hold several, `launch.train` then counts `batch_size`
+    from the data, as a multiple of what mesh and microbatches need; else it is this number. 0 takes `batch_size`."""
     grad_accum_steps: int = 1
     """Microbatches that a batch is cut into; gradients are summed over them before the update."""
     loss_chunk: int = 512

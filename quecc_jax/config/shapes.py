@@ -125,9 +125,9 @@ def adapted_matrices(config: ModelConfig) -> dict[str, tuple[int, int]]:
 
 
 def row_limit(data: DataConfig, images: int) -> int:
-    """Most tokens of the questions about so many images of a row.
+    """Most tokens of the questions about so many images of a row, or of a pool of rows.
 
-    In the decoder's own tokens they are no more than the row's, of which they are parts.
+    In the decoder's own tokens they are no more than the rows', of which they are parts.
     """
     most = data.query_limit * images
-    return most if data.query_tokenizer else min(most, data.max_length)
+    return most if data.query_tokenizer else min(most, data.max_length * data.rows_per_pool)

@@ -52,12 +52,18 @@ def validate(config: RunConfig) -> None:
             f"train.frozen_weights {train.frozen_weights} is for a decoder that is frozen, but train.stage "
             f"{train.stage} trains all of it where model.lora.rank is 0",
         ),
+        (
+            not train.epochs or all(source.weight is None for source in config.data.sources),
+            f"train.epochs {train.epochs:g} needs sources that are joined, but data.sources have weights, by which "
+            "each is repeated on its own",
+        ),
         *_distil_checks(config),
         *_held_out_checks(config),
         *_query_checks(config),
         *_cls_checks(config.model),
         (
-            train.batch_size % train.grad_accum_steps == 0,
+            # What is counted from the data instead is made to split.
+            train.conversations > 0 or train.batch_size % train.grad_accum_steps == 0,
             f"train.batch_size {train.batch_size} does not split into {train.grad_accum_steps} microbatches",
         ),
         (
@@ -89,6 +95,7 @@ def validate(config: RunConfig) -> None:
             "parameters; choose stage 0 or 2"
         )
     _check_data(config.data, vision.max_crops)
+    _check_pools(config)
     if vision.tiles:
         _check_tiles(config)
         visual = tiled_tokens(config.model)
@@ -273,6 +280,21 @@ def _check_data(data: DataConfig, crops: int) -> None:
             f"data.packed_images {data.packed_images} is less than the data.images_per_row "
             f"{data.images_per_row}{each} that one conversation may have; raise it"
         )
+
+
+def _check_pools(config: RunConfig) -> None:
+    """Checks that rows can share room for images."""
+    data, rows = config.data, f"data.pooled_rows {config.data.pooled_rows}"
+    if data.rows_per_pool == 1:
+        return
+    for name, given in (
+        ("train.distil", config.train.distil.weight),
+        ("a compressor with pre-fusion", config.model.memory_tokens),
+    ):
+        if given:
+            raise UserError(
+                f"{rows} shares out images among rows, but {name} reads those of each row; set it to 1"
+            )
 
 
 def _decoder_checks(decoder: DecoderConfig) -> list[tuple[bool, str]]:

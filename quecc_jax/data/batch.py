@@ -28,31 +28,35 @@ class Batch(NamedTuple):
     An image is I-th of its row and owns V consecutive slots of that row's flat visual tokens
     [I * V]. A text-only row is an ordinary row none of whose positions has a slot; its images
     are zeros and it has no queries.
+
+    Packed rows may share room for images (`data.pooled_rows`): of L pools, each has the images and the questions of
+    B / L rows, one row's behind those of the row before, and slots count through the pool's visual tokens. Else
+    each row is a pool of its own, L = B.
     """
 
     tokens: Int32[Array, "B S"]
     """token ids; 0 at visual slots and padding."""
     slots: Int32[Array, "B S"]
-    """index into the row's flat visual tokens, or NEWLINE; -1 where the position is text."""
+    """index into the pool's flat visual tokens, or NEWLINE; -1 where the position is text."""
     labels: Int32[Array, "B S"]
     """the position's own token id where it carries loss, IGNORE elsewhere (unshifted)."""
     positions: Int32[Array, "B S"]
     """rotary position within the segment."""
     segments: Int32[Array, "B S"]
     """1, 2, ... for the conversations packed into the row, 0 for padding."""
-    queries: Int32[Array, "B Q"]
+    queries: Int32[Array, "L Q"]
     """bare questions (BOS first) that condition the images' compression, one behind the other; Q is
     one of `queries.query_buckets`."""
-    query_segments: Int32[Array, "B Q"]
-    """1, 2, ... for the questions of the row, 0 for padding."""
-    query_ends: Int32[Array, "B I"]
-    """Position in the row's queries of the last token of the question about each image; -1 for no
+    query_segments: Int32[Array, "L Q"]
+    """1, 2, ... for the questions of the pool, 0 for padding."""
+    query_ends: Int32[Array, "L I"]
+    """Position in the pool's queries of the last token of the question about each image; -1 for no
     image."""
-    pixels: UInt8[Array, "B I height width 3"] = None
+    pixels: UInt8[Array, "L I height width 3"] = None
     """Normalised on the device; None when features are given."""
-    features: Float[Array, "B I N K D"] = None
+    features: Float[Array, "L I N K D"] = None
     """float16 or float32 cached tower states, see `shapes.state_shape`."""
-    query_features: Float16[Array, "B I query_width"] = None
+    query_features: Float16[Array, "L I query_width"] = None
     """Cached query features; None where their encoder computes them."""
     ids: np.ndarray | None = None
     """[B] int64 identity of each row's sample, or [B, C] of each packed row's C samples or fewer, -1 for
@@ -64,12 +68,12 @@ def batch_of(
     loss: Bool[np.ndarray, "B S"],
     positions: Int32[np.ndarray, "B S"],
     segments: Int32[np.ndarray, "B S"],
-    queries: Int32[np.ndarray, "B Q"],
-    query_segments: Int32[np.ndarray, "B Q"],
-    query_ends: Int32[np.ndarray, "B I"],
-    pixels: UInt8[np.ndarray, "B I height width 3"] | None,
-    features: Float16[np.ndarray, "B I N K D"] | None,
-    query_features: Float16[np.ndarray, "B I query_width"] | None,
+    queries: Int32[np.ndarray, "L Q"],
+    query_segments: Int32[np.ndarray, "L Q"],
+    query_ends: Int32[np.ndarray, "L I"],
+    pixels: UInt8[np.ndarray, "L I height width 3"] | None,
+    features: Float16[np.ndarray, "L I N K D"] | None,
+    query_features: Float16[np.ndarray, "L I query_width"] | None,
     ids: Int64[np.ndarray, "B ..."],
 ) -> Batch:
     """The host's batch of laid-out rows; the tests check its shapes through jaxtyping's import hook.
@@ -111,7 +115,8 @@ def batch_spec(
     def spec(dtype: DTypeLike, *shape: int) -> Array:
         return jax.ShapeDtypeStruct(shape, dtype)
 
-    text, asked, side = spec(jnp.int32, b, s), spec(jnp.int32, b, q), vision.input_size
+    pools = -(-b // data.rows_per_pool)
+    text, asked, side = spec(jnp.int32, b, s), spec(jnp.int32, pools, q), vision.input_size
     return Batch(
         tokens=text,
         slots=text,
@@ -120,8 +125,8 @@ def batch_spec(
         segments=text,
         queries=asked,
         query_segments=asked,
-        query_ends=spec(jnp.int32, b, i),
-        pixels=spec(jnp.uint8, b, i, side, side, 3) if i and not cached else None,
-        features=spec(jnp.float16, b, i, *state_shape(model.tower)) if i and cached else None,
-        query_features=spec(jnp.float16, b, i, query_width(model)) if i and data.cached_queries else None,
+        query_ends=spec(jnp.int32, pools, i),
+        pixels=spec(jnp.uint8, pools, i, side, side, 3) if i and not cached else None,
+        features=spec(jnp.float16, pools, i, *state_shape(model.tower)) if i and cached else None,
+        query_features=spec(jnp.float16, pools, i, query_width(model)) if i and data.cached_queries else None,
     )

@@ -9,7 +9,7 @@ from quecc_jax.config.shapes import query_width, state_shape
 from quecc_jax.data.bad_rows import DROPPED, LeftOut, Read
 from quecc_jax.data.batch import Batch, batch_of
 from quecc_jax.data.elastic import Slots
-from quecc_jax.data.packing import BatchPlan
+from quecc_jax.data.plans.packing import BatchPlan
 from quecc_jax.data.sampler import source_and_row
 from quecc_jax.data.sources.source import Source
 from quecc_jax.data.text.conversation import Encoded
@@ -32,30 +32,35 @@ class Collate:
         """The batch of a plan, and what came of its samples.
 
         The samples of a row follow each other. One that is left out takes no room: those behind it move
-        up, and a row that held nothing else is empty, without text and images.
+        up, and a row that held nothing else is empty, without text and images. Images of a pool follow each other
+        row by row.
         """
         ids = plan.ids if plan.ids.ndim == 2 else plan.ids[:, None]
         b, s, i = len(ids), plan.length, plan.images
+        pools = b // plan.pooled
         codes, loss = np.zeros((b, s), np.int32), np.zeros((b, s), bool)
         positions, segments = np.zeros((2, b, s), np.int32)
-        asked, query_ends = [list[np.ndarray]() for _ in range(b)], np.full((b, i), -1, np.int32)
+        asked, query_ends = [list[np.ndarray]() for _ in range(pools)], np.full((pools, i), -1, np.int32)
         cached = self.data.cached_features
         inputs: np.ndarray | None = None
         if i:
             inputs = np.zeros(
-                (b, i, *(self.features if cached else self.pixels)), np.float16 if cached else np.uint8
+                (pools, i, *(self.features if cached else self.pixels)), np.float16 if cached else np.uint8
             )
         query_features: np.ndarray | None = None
         if i and self.data.cached_queries:
-            query_features = np.zeros((b, i, self.width), np.float16)
+            query_features = np.zeros((pools, i, self.width), np.float16)
         truncated, cut_questions, left_out = list[int](), list[int](), list[LeftOut]()
         for index, row in enumerate(ids.tolist()):
-            start, image, segment, question = 0, 0, 0, 0
+            pool, first = divmod(index, plan.pooled)
+            start, segment = 0, 0
+            if not first:
+                image, question = 0, 0
             for identity in row:
                 if identity < 0:
                     continue
                 try:
-                    encoded, query = self._sample(identity, None if inputs is None else inputs[index, image:])
+                    encoded, query = self._sample(identity, None if inputs is None else inputs[pool, image:])
                 except BadRow as bad:
                     left_out.append(LeftOut(identity, bad.fault, str(bad)))
                     continue
@@ -68,22 +73,22 @@ class Collate:
                 codes[index, here], loss[index, here] = laid
                 segments[index, here] = segment
                 positions[index, here] = np.arange(length)
-                asked[index].append(encoded.queries)
-                query_ends[index, image : image + images] = question + encoded.query_ends
+                asked[pool].append(encoded.queries)
+                query_ends[pool, image : image + images] = question + encoded.query_ends
                 question += len(encoded.queries)
                 if query is not None and query_features is not None:
-                    query_features[index, image : image + images] = query
+                    query_features[pool, image : image + images] = query
                 start, image = start + length, image + images
                 if encoded.cut:
                     truncated.append(identity)
                 if encoded.query_cut:
                     cut_questions.append(identity)
         q = (plan.query_length or bucket(max(sum(map(len, row)) for row in asked), self.buckets)) if i else 0
-        queries, query_segments = np.zeros((2, b, q), np.int32)
-        for index, row_asked in enumerate(asked):
-            flat = np.concatenate([np.zeros(0, np.int32), *row_asked])
-            queries[index, : len(flat)] = flat
-            query_segments[index] = question_segments(query_ends[index][query_ends[index] >= 0], q)
+        queries, query_segments = np.zeros((2, pools, q), np.int32)
+        for pool, pool_asked in enumerate(asked):
+            flat = np.concatenate([np.zeros(0, np.int32), *pool_asked])
+            queries[pool, : len(flat)] = flat
+            query_segments[pool] = question_segments(query_ends[pool][query_ends[pool] >= 0], q)
         batch = batch_of(
             codes,
             loss,

@@ -11,7 +11,7 @@ import numpy as np
 from quecc_jax.config import DataConfig, ModelConfig
 from quecc_jax.config.shapes import first_token, rounded_length
 from quecc_jax.data.batch import NEWLINE
-from quecc_jax.data.packing import BatchPlan
+from quecc_jax.data.plans.packing import BatchPlan
 from quecc_jax.data.sampler import permutation
 
 

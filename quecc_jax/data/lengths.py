@@ -15,7 +15,7 @@ from rich.progress import Progress, TimeRemainingColumn
 from quecc_jax.config import DataConfig, SourceConfig
 from quecc_jax.data.bad_rows import DROPPED, LeftOut, Read, Tally
 from quecc_jax.data.files import size_and_time
-from quecc_jax.data.packing import RowLengths
+from quecc_jax.data.plans.packing import RowLengths
 from quecc_jax.data.sources import parquet
 from quecc_jax.data.sources.mixture import files_of
 from quecc_jax.data.sources.source import Source

@@ -21,7 +21,7 @@ from quecc_jax.data.collate import Collate
 from quecc_jax.data.elastic import Elastic, choices
 from quecc_jax.data.iterator import DataIterator
 from quecc_jax.data.lengths import measure
-from quecc_jax.data.packing import (
+from quecc_jax.data.plans.packing import (
     BatchPlan,
     Grouped,
     OneEpoch,
@@ -76,7 +76,7 @@ def make_iterator(
     plans, stream = plan_batches(sources, data, model, batch_size, seed, held_out)
     batches = grain.MapDataset.source(plans)
     if rows is not None:
-        batches = batches.map(Take(rows))
+        batches = batches.map(Take(rows, data.rows_per_pool))
     rows_of_all = sum(map(len, sources))
     return DataIterator(batches.map(Collate(sources, data, model)), stream, rows_of_all, data)
 
@@ -84,8 +84,21 @@ def make_iterator(
 class Take:
     """Picks one process's rows of a batch; pickles into grain's worker processes."""
 
-    def __init__(self, rows: Sequence[int] | np.ndarray):
+    def __init__(self, rows: Sequence[int] | np.ndarray, pooled: int = 1):
+        """
+        Args:
+          rows: of the batch, in the order in which the process holds them.
+          pooled: rows of a pool.
+
+        Raises:
+          UserError: the rows are not whole pools.
+        """
         self.rows = np.asarray(rows)
+        pools = self.rows[: len(self.rows) // pooled * pooled].reshape(-1, pooled)
+        if self.rows.size % pooled or (pools != pools[:, :1] // pooled * pooled + np.arange(pooled)).any():
+            raise UserError(
+                f"rows {self.rows.tolist()} of a batch are not whole pools of data.pooled_rows {pooled}"
+            )
 
     def __call__(self, plan: BatchPlan) -> BatchPlan:
         return plan._replace(ids=plan.ids[self.rows])
@@ -139,7 +152,15 @@ def plan_batches(
             )
         else:
             stream |= {"max_length": data.max_length, "images": images}
-            plans = Packed(order, of_rows, queries, batch_size, data.lookahead_rows, data.max_length, images)
+            pooled = data.rows_per_pool
+            if batch_size % pooled:
+                raise UserError(
+                    f"{batch_size} rows of a batch are not whole pools of data.pooled_rows {pooled}"
+                )
+            stream |= {"pooled_rows": pooled} if pooled > 1 else {}
+            plans = Packed(
+                order, of_rows, queries, batch_size, data.lookahead_rows, data.max_length, images, pooled
+            )
     if held_out:
         plans = OneEpoch(plans, batch_size)
     if values := choices(data, model):

@@ -53,8 +53,8 @@ def llava_grid(
       query_tokens: text tokens Q of one query, for the law.
 
     Raises:
-      UserError: an empty or repeated axis, models of the same size, an unknown model, V that do not fit
-        the tower, or nothing to test with.
+      UserError: stages that count epochs or conversations, an empty or repeated axis, models of the same size, an
+        unknown model, V that do not fit the tower, or nothing to test with.
     """
     names = [name.strip() for name in benchmarks.names.split(",") if name.strip()] if benchmarks else []
     axes: dict[str, list[object]] = {
@@ -70,6 +70,13 @@ def llava_grid(
             raise UserError(f"the grid's {axis} repeat one another: {', '.join(map(str, values))}")
     if len({size_b(model) for model in llms}) < len(llms):
         raise UserError("two language models of the grid have the same size; the law needs distinct ones")
+    for stage in (stage1, stage2):
+        if stage.train.epochs or stage.train.conversations:
+            raise UserError(
+                "a grid's stages name train.steps and train.batch_size, which its cost is counted with, but this stage "
+                f"{stage.train.stage} has train.epochs {stage.train.epochs:g} and train.conversations "
+                f"{stage.train.conversations}; set these to 0"
+            )
     cells = []
     for seed, llm, v in product(seeds, llms, visual_tokens):
         name = f"{llm.name}-v{v}-s{seed}"

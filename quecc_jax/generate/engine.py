@@ -19,7 +19,7 @@ from quecc_jax.config.shapes import at_visual_tokens
 from quecc_jax.data.batch import Batch
 from quecc_jax.data.collate import Collate
 from quecc_jax.data.images import image_size, load_pixels
-from quecc_jax.data.packing import BatchPlan
+from quecc_jax.data.plans.packing import BatchPlan
 from quecc_jax.data.text.conversation import lay_out
 from quecc_jax.data.text.templates import stops
 from quecc_jax.data.text.tokenizer import load_tokenizer

@@ -25,7 +25,7 @@ class Visual(NamedTuple):
     """What the decoder's input takes of a batch's images."""
 
     tokens: jax.Array
-    """[B, I, V, M] visual tokens."""
+    """[L, I, V, M] visual tokens of the images of each row, or pool of rows."""
     memory: jax.Array | None = None
     """[B, I, R, M] what the compressor's pre-fusion reads of the images."""
 
@@ -153,8 +153,10 @@ class VLM(nn.Module):
         visual = self.encode_visual(batch) if visual is None else visual
         if visual.memory is not None:
             text = self.compressor.fuse(text, visual.memory, visual.tokens, batch)
-        tokens = visual.tokens.reshape(len(text), -1, text.shape[-1])
-        here = jnp.take_along_axis(tokens, jnp.clip(batch.slots, 0, tokens.shape[1] - 1)[..., None], axis=1)
+        # Rows of a pool read the tokens of all its images.
+        tokens = visual.tokens.reshape(len(visual.tokens), -1, text.shape[-1])
+        slots = jnp.clip(batch.slots, 0, tokens.shape[1] - 1).reshape(len(tokens), -1, 1)
+        here = jnp.take_along_axis(tokens, slots, axis=1).reshape(text.shape)
         if self.config.has_newline:
             newline = self.projector.newline.astype(here.dtype)
             here = jnp.where(batch.slots[..., None] == NEWLINE, newline, here)

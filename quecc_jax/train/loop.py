@@ -10,12 +10,13 @@ from quecc_jax.config import DataConfig, RunConfig
 from quecc_jax.config.validation import validate
 from quecc_jax.data.batch import IGNORE, Batch
 from quecc_jax.data.pipeline import make_iterator
+from quecc_jax.data.plans.counts import counted
 from quecc_jax.data.text.tokenizer import load_tokenizer
 from quecc_jax.distributed import STALL_S, Watchdog, local_rows, notice
 from quecc_jax.errors import UserError, disk_faults
 from quecc_jax.paths import as_path, remove
 from quecc_jax.run_lock import run_lock
-from quecc_jax.sharding import make_mesh
+from quecc_jax.sharding import batch_parts, make_mesh
 from quecc_jax.train.initial import check_queries, initial_state, named_tower
 from quecc_jax.train.logs.data_report import DataReport
 from quecc_jax.train.logs.events import TENSORBOARD, EventFile
@@ -26,7 +27,7 @@ from quecc_jax.train.logs.wandb_run import WandbRun
 from quecc_jax.train.orbax_shim import faults_told_once
 from quecc_jax.train.preemption import Preempted, Preemption
 from quecc_jax.train.profile import Profile, parse_window
-from quecc_jax.train.resume import Checkpoints, Resumable
+from quecc_jax.train.resume import Checkpoints, Resumable, begun_with
 from quecc_jax.train.step import Trainer, build_trainer
 from quecc_jax.train.validation import Validation
 
@@ -49,10 +50,13 @@ def train(
 ) -> dict[str, Any]:
     """Trains one run to its last step, continuing from its newest checkpoint as the config says.
 
+    Where `config.train` names epochs or conversations, steps and rows of a step are counted from the data first
+    (`data.plans.counts`) and kept with the settings in `out`; a run that goes on has those that it began with.
+
     Args:
       config: the run.
       progress: called with each log record in place of the bar or lines on stderr, in the first process.
-      trainer: a built trainer of this very config, to share one compilation between runs.
+      trainer: a built trainer of this very config, as counted, to share one compilation between runs.
       iterator: the batches; closed at the end in any case. None reads `config.data`.
       stall_s: seconds without a finished step after which a process of several ends.
 
@@ -74,7 +78,18 @@ def train(
             stack.callback(iterator.close)
         watchdog = stack.enter_context(Watchdog(stall_s))
         preemption = stack.enter_context(Preemption(config.out))
-        trainer = trainer or build_trainer(config, make_mesh(config.mesh))
+        tell = notice if progress is None else lambda _: None
+        mesh = trainer.mesh if trainer else make_mesh(config.mesh)
+        given, config = config, counted(config, batch_parts(mesh), tell, *begun_with(config))
+        if config != given:
+            if trainer is not None or iterator is not None:
+                raise UserError(
+                    f"{given.out}: a trainer or an iterator is given for train.steps {given.train.steps} and "
+                    f"train.batch_size {given.train.batch_size}, but train.epochs and train.conversations come to "
+                    f"{config.train.steps} and {config.train.batch_size}; make it of `counted(config, ...)`"
+                )
+            validate(config)
+        trainer = trainer or build_trainer(config, mesh)
         rows = local_rows(trainer.mesh, config.train.batch_size) if jax.process_count() > 1 else None
         batches = iterator
         if batches is None:
@@ -95,7 +110,7 @@ def train(
 
         state = checkpoints.restore(trainer.abstract_state, batches)
         if state is None:
-            state = initial_state(config, trainer, tell=notice if progress is None else lambda _: None)
+            state = initial_state(config, trainer, tell)
             checkpoints.begin(state)
         checkpoints.describe()
         check_queries(config, state)

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 from orbax.checkpoint import v1 as ocp
@@ -42,6 +42,34 @@ class Resumable(Protocol):
     def get_state(self) -> dict[str, Any]: ...
 
     def set_state(self, state: dict[str, Any]) -> None: ...
+
+
+class Begun(NamedTuple):
+    """What a run counted from its data when it began; 0 where it is not known, or was not counted."""
+
+    batch_size: int = 0
+    steps: int = 0
+
+
+def begun_with(config: RunConfig) -> Begun:
+    """Rows of a step and steps of the run that a checkpoint in `out` is of, where this config counts the same
+    conversations and epochs: on another mesh they might come out otherwise.
+
+    Data is not looked at: a checkpoint refuses to go on with other data.
+    """
+    train, run = config.train, as_path(config.out)
+    saved = any(path.name.isdecimal() for path in (run / "checkpoints").glob("*"))
+    if not saved or config.checkpoint.resume == "never":
+        return Begun()
+    try:
+        before = load_config(run / "config.json").train
+    except UserError:  # as `_tell_changes`: an old or lost config.json is no obstacle
+        return Begun()
+    if before.conversations != train.conversations:
+        return Begun()
+    rows = before.batch_size if train.conversations else 0
+    same = before.epochs == train.epochs and before.batch_size == (rows or train.batch_size)
+    return Begun(rows, before.steps if train.epochs and same else 0)
 
 
 class Checkpoints:

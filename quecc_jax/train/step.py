@@ -129,10 +129,15 @@ def accumulated_gradients(
 
 
 def _microbatches(batch: Batch, number: int) -> Batch:
-    """Leaves [microbatches, rows, ...]. Row r goes to microbatch r % microbatches, so that every device keeps rows of
-    its own in each."""
-    cut = (batch.tokens.shape[0] // number, number)
-    return jax.tree.map(lambda x: x.reshape(*cut, *x.shape[1:]).swapaxes(0, 1), batch)
+    """Leaves [microbatches, ...]. Pool p goes to microbatch p % microbatches, so that every device keeps pools of its
+    own in each; a row alone is one, too."""
+    pools = batch.query_ends.shape[0]
+
+    def cut(x: jax.Array) -> jax.Array:
+        pooled = x.reshape(pools // number, number, len(x) // pools, *x.shape[1:])
+        return pooled.swapaxes(0, 1).reshape(number, len(x) // number, *x.shape[1:])
+
+    return jax.tree.map(cut, batch)
 
 
 def summed_loss(
@@ -224,12 +229,13 @@ def _touch(model: VLM, batch: Batch) -> jax.Array:
 def check_division(config: RunConfig, mesh: Mesh) -> None:
     """Raises UserError unless a microbatch's rows, and a sequence that is to be split, divide over the mesh."""
     train, data, tensor = config.train, config.data, mesh.shape["tensor"]
-    rows, parts = train.batch_size // train.grad_accum_steps, batch_parts(mesh)
-    if rows % parts:
+    rows, parts = train.batch_size / train.grad_accum_steps, batch_parts(mesh)
+    if rows % (parts * data.rows_per_pool):
+        pools = f", each in pools of data.pooled_rows {data.pooled_rows}" if data.rows_per_pool > 1 else ""
         raise UserError(
             f"train.batch_size {train.batch_size} in train.grad_accum_steps {train.grad_accum_steps} "
-            f"microbatches gives {rows} rows, which do not divide over {parts} devices of mesh axes data "
-            "and fsdp; change one"
+            f"microbatches gives {rows:g} rows, which do not divide over {parts} devices of mesh axes data "
+            f"and fsdp{pools}; change one"
         )
     sizes = [("max_length", length) for length in padded_lengths(data, config.model)]
     if config.train.distil.weight:

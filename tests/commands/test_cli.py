@@ -59,6 +59,24 @@ def test_options_override_the_file_and_nothing_else(config_file):
 
 
 @pytest.mark.parametrize(
+    ("options", "counts"),
+    [
+        ([], (1.0, 64)),
+        (["--train.steps", "3"], (0.0, 64)),
+        (["--train.batch_size=8"], (1.0, 0)),
+        (["--train.steps=3", "--train.batch-size", "8"], (0.0, 0)),
+        (["--train.steps", "3", "--train.epochs", "2"], (2.0, 64)),
+        (["--train.conversations=5", "--train.batch-size", "8"], (1.0, 5)),
+    ],
+)
+def test_steps_and_rows_that_are_given_count(tmp_path, options, counts):
+    path = tmp_path / "epochs.py"
+    path.write_text(CONFIG.replace("steps=7", "steps=7, epochs=1.0, conversations=64"))
+    train = parse_run([str(path), *options], "prog").train
+    assert (train.epochs, train.conversations) == counts
+
+
+@pytest.mark.parametrize(
     "options, message",
     [
         (

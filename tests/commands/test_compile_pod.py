@@ -212,6 +212,10 @@ ANSWER = (CONFIG, "--topology", "v5e:2x2", "--program", "answer")
         ((CONFIG, "--topology", "v5e:2x2", "--weights", "int8"), "--weights goes with --program answer"),
         ((*ANSWER, "--show-sharding"), "--program is of a compilation"),
         ((CONFIG,), "--topology must be given"),
+        (
+            (CONFIG, "--topology", "v5e:2x2", "--train.steps", "0", "--train.epochs", "2"),
+            "train.epochs 2 is counted from the data, which is not read here, and train.steps is 0; say how many",
+        ),
         ((CONFIG, "--topology", "v9:2x2"), "topology 'v9:2x2' is not known"),
         ((CONFIG, "--topology", "v5e:2x2", "--mesh.fsdp", "3"), "needs 3 devices, 4 are here"),
         (

@@ -69,10 +69,13 @@ def coloured_rows(root: Path) -> RunConfig:
 
 
 def batched(config: RunConfig, batching) -> RunConfig:
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, batching=batching))
+    """`pooled` packs rows of which two share room for six images."""
+    pools = {"batching": "packed", "pooled_rows": 2, "packed_images": 6}
+    changes = pools if batching == "pooled" else {"batching": batching}
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **changes))
 
 
-@pytest.mark.parametrize("batching", ["pad", "grouped", "packed"])
+@pytest.mark.parametrize("batching", ["pad", "grouped", "packed", "pooled"])
 def test_rows_are_read_back_from_the_arrays(config, batching):
     seen = look(batched(config, batching), 10)
     assert [(row.batch, row.number) for row in seen.rows] == [(k // 4, k % 4) for k in range(10)]
@@ -94,7 +97,23 @@ def test_rows_are_read_back_from_the_arrays(config, batching):
             assert np.all(view.pixels == COLOURS[name]) and view.query == "what < color > is it?"
             with_images += 1
         assert all("gone.png" in why for why in row.left_out)
-    assert with_images >= 5 and (batching != "packed" or max(len(row.talks) for row in seen.rows) > 1)
+    assert with_images >= 5
+    assert (max(len(row.talks) for row in seen.rows) > 1) == (batching in ("packed", "pooled"))
+    slots = dict(seen.facts).get("image slots in use", "")
+    assert ("of 6 a pool of 2 packed rows" in slots) == (batching == "pooled")
+
+
+def test_part_of_a_pool_is_shown_where_fewer_rows_are_asked_for(config):
+    pooled = batched(config, "pooled")
+    few, more = look(pooled, 5), look(pooled, 8)
+    assert [row.talks[0].where for row in few.rows] == [row.talks[0].where for row in more.rows[:5]]
+    assert len(few.rows) == 5
+
+
+def test_steps_and_rows_that_the_data_decides_are_those_shown(config):
+    train = dataclasses.replace(config.train, conversations=9, epochs=1.0)
+    facts = dict(look(dataclasses.replace(batched(config, "packed"), train=train), 3).facts)
+    assert re.fullmatch(r"[\d.]+ of (2|3|4) packed rows", facts["steps of an epoch"])
 
 
 def test_a_missing_image_is_shown_as_left_out(config):

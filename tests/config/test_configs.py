@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks import pods
-from configs import llava_sweep
+from configs import llava, llava_sweep
 from quecc_jax.commands.config_file import load_config_file
 from quecc_jax.commands.options import parse_run
 from quecc_jax.config import LoraConfig, RunConfig
@@ -51,7 +51,8 @@ def test_every_row_of_the_pod_table_is_a_run_of_the_recipe():
         config = parse_run([row.config, *row.settings], "pods")
         assert config.model.visual_tokens == row.visual_tokens and config.data.max_length == 2048
         assert config.train.stage == row.stage
-        assert config.train.batch_size == {1: 256, 2: 128}[row.stage]
+        assert config.train.batch_size == STEP[row.stage] and config.train.steps == UPDATES[row.stage]
+        assert config.data.batching != "packed"
     wanted = {
         ("7b", s, v, t)
         for s in (1, 2)
@@ -117,11 +118,14 @@ QLORA = {"lora_r": 64, "lora_alpha": 16}
 ROWS = {1: 558_128, 2: 665_298}
 UPDATES = {1: 2181, 2: 5198}
 """Of an epoch at LLaVA-1.5's 256 and 128 rows, as transformers counts them."""
+STEP = {1: 256, 2: 128}
+"""Rows of a step of LLaVA-1.5's."""
 
 
 def in_the_scripts_words(config: RunConfig) -> dict[str, Any]:
     model, data, optimizer = config.model, config.data, config.optimizer
-    vision, epoch = model.vision, config.train.steps * config.train.batch_size / ROWS[config.train.stage]
+    vision, train = model.vision, config.train
+    epochs = train.epochs or train.steps * train.batch_size / ROWS[train.stage]
     large = (1024, 24, 16, 14, 336)
     # Of train.py where there are no adapters.
     lora = model.lora if model.lora.rank else LoraConfig(64, 16, 0.05)
@@ -131,7 +135,7 @@ def in_the_scripts_words(config: RunConfig) -> dict[str, Any]:
         "mm_projector_type": model.projector,
         "mm_vision_select_layer": vision.select_layer,
         "bf16": model.dtype == "bfloat16",
-        "num_train_epochs": 1 if 1 <= epoch < 1.001 else epoch,
+        "num_train_epochs": 1 if 1 <= epochs < 1.001 else epochs,
         "weight_decay": optimizer.weight_decay,
         "warmup_ratio": optimizer.warmup_ratio,
         # The only schedule there is.
@@ -169,9 +173,33 @@ def test_values_are_those_of_the_scripts(name):
     if "qlora" in name:
         expected |= QLORA
     assert config.train.frozen_weights == ("nf4" if "qlora" in name else "auto")
-    assert in_the_scripts_words(config) == expected
-    assert config.train.batch_size == {1: 256, 2: 128}[config.train.stage]
-    assert config.train.steps == UPDATES[config.train.stage]
+    assert in_the_scripts_words(llava.one_each(config)) == expected
+    # As it is, rows are packed, which the scripts know nothing of.
+    assert in_the_scripts_words(config) == expected | {"group_by_modality_length": False}
+    assert config.data.batching == "packed" and config.train.conversations == STEP[config.train.stage]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_steps_and_rows_for_a_pod_are_about_what_packed_data_comes_to(name):
+    """An epoch of packed rows that hold the step's conversations: near enough to plan with, on eight chips."""
+    config = load_config_file(f"configs/{name}")
+    train, rows = config.train, ROWS[config.train.stage]
+    seen = train.steps * train.batch_size
+    assert train.epochs == 1 and train.batch_size % 8 == 0
+    assert rows / train.steps == pytest.approx(train.conversations, rel=1 / 3)
+    # Rows are about full: text of 70 and 350 tokens for each image.
+    tokens = rows * (config.model.visual_tokens * 0.94 + {1: 70, 2: 323}[train.stage])
+    assert 0.85 < tokens / seen / config.data.max_length < 1
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_conversation_in_each_row_is_the_scripts_epoch(name):
+    config = llava.one_each(load_config_file(f"configs/{name}"))
+    validate(config)
+    stage = config.train.stage
+    assert config.data.batching == {1: "pad", 2: "grouped"}[stage]
+    assert (config.train.steps, config.train.batch_size) == (UPDATES[stage], STEP[stage])
+    assert not config.train.epochs and not config.train.conversations
 
 
 def test_what_differs_from_the_scripts_is_said_where_it_is_set():
@@ -182,6 +210,7 @@ def test_what_differs_from_the_scripts_is_said_where_it_is_set():
     assert config.optimizer.clip_norm == 1.0 and "optimizer.clip_norm is 1" in said
     assert config.checkpoint.every == 500 and "every 500 steps" in said
     assert config.data.workers == 8 and "8 processes that read instead of 4" in said
+    assert config.data.batching == "packed" and "Rows are packed" in said
     assert config.train.grad_accum_steps == 1 and "--gradient_accumulation_steps 4" in said
 
 
@@ -191,10 +220,8 @@ def test_a_distilled_run_starts_from_the_whole_model_and_keeps_its_decoder():
     published = load_config_file("configs/llava_7b_lora_stage2.py")
     assert config.init_from == "weights/llava-7b" and config.train.distil.weight == 0.5
     assert config.model.visual_tokens == 36 and config.model.lora == published.model.lora
-    assert (config.train.steps, config.train.batch_size) == (
-        published.train.steps,
-        published.train.batch_size,
-    )
+    assert dataclasses.replace(config.train, distil=published.train.distil) == published.train
+    assert config.data.batching == "packed"
 
 
 def test_no_clipping_is_one_setting_away():

@@ -10,7 +10,7 @@ from quecc_jax.config import DataConfig, ModelConfig
 from quecc_jax.data.bad_rows import Tally
 from quecc_jax.data.batch import Batch
 from quecc_jax.data.collate import Collate
-from quecc_jax.data.packing import BatchPlan
+from quecc_jax.data.plans.packing import BatchPlan
 from quecc_jax.data.sources.open import open_sources, read_rows
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from benchmarks.packing import compare
 from quecc_jax.config import DataConfig
-from quecc_jax.data.packing import Grouped, Packed, Padded, Queries, RowLengths, length_buckets, pack
+from quecc_jax.data.plans.packing import Grouped, Packed, Padded, Queries, RowLengths, length_buckets, pack
 from quecc_jax.data.sampler import Sampler
 
 ONE_BUCKET = Queries((512,), np.zeros(0, np.int32))

@@ -35,7 +35,7 @@ AREAS: dict[str, dict[str, tuple[str, ...]]] = {
     "loss": {"quecc_jax/train/loss.py": ("tests/train/test_loss.py", "tests/train/test_packed_loss.py")},
     "optimizer": {"quecc_jax/train/optimizer.py": ("tests/train/test_optimizer.py",)},
     "packing": {
-        "quecc_jax/data/packing.py": ("tests/data/test_packing.py", "tests/data/test_packing_plans.py")
+        "quecc_jax/data/plans/packing.py": ("tests/data/test_packing.py", "tests/data/test_packing_plans.py")
     },
     "sampler": {"quecc_jax/data/sampler.py": ("tests/data/test_sampler.py",)},
     "checkpoint": {

@@ -50,9 +50,9 @@ def ids_of(config, batches, count=None, **more):
     return np.concatenate([np.asarray(ids).reshape(-1) for ids in found])
 
 
-@pytest.mark.parametrize("batching", ["pad", "grouped", "packed"])
-def test_held_out_rows_are_measured_once_and_never_trained_on(config, tmp_path, batching):
-    config = measured(batched(config, batching, tmp_path))
+@pytest.mark.parametrize("batching, pooled", [("pad", 1), ("grouped", 1), ("packed", 1), ("packed", 2)])
+def test_held_out_rows_are_measured_once_and_never_trained_on(config, tmp_path, batching, pooled):
+    config = measured(batched(config, batching, tmp_path, pooled_rows=pooled))
     held = ids_of(config, None, held_out=True)
     held = held[held >= 0]
     assert sorted(held) == np.flatnonzero(spread(50, HELD)).tolist()
@@ -60,7 +60,7 @@ def test_held_out_rows_are_measured_once_and_never_trained_on(config, tmp_path, 
     trained = trained[trained >= 0]
     assert set(trained.tolist()) == set(range(50)) - set(held.tolist())
     # Each process reads its own rows of the same batches.
-    parts = [ids_of(config, None, held_out=True, rows=np.arange(k, 8, 2)) for k in (0, 1)]
+    parts = [ids_of(config, None, held_out=True, rows=np.arange(k, k + 4)) for k in (0, 4)]
     assert sorted(i for part in parts for i in part.tolist() if i >= 0) == sorted(held)
 
 

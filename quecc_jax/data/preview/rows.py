@@ -11,8 +11,9 @@ from quecc_jax.data.bad_rows import Tally
 from quecc_jax.data.batch import IGNORE, NEWLINE, Batch
 from quecc_jax.data.collate import Collate
 from quecc_jax.data.elastic import Elastic, choices
-from quecc_jax.data.packing import BatchPlan, Grouped, Packed
 from quecc_jax.data.pipeline import plan_batches
+from quecc_jax.data.plans.counts import counted
+from quecc_jax.data.plans.packing import BatchPlan, Grouped, Packed
 from quecc_jax.data.sampler import source_and_row
 from quecc_jax.data.sources.open import open_sources
 from quecc_jax.data.sources.source import Source
@@ -73,11 +74,12 @@ class Seen(NamedTuple):
 
 
 def look(config: RunConfig, count: int) -> Seen:
-    """The first rows of the stream that training with this config reads.
+    """The first rows of the stream that training with this config reads, on one device where it counts conversations.
 
     Raises:
       UserError: as the data pipeline; with data.bad_rows `skip`, bad rows are shown for what they are.
     """
+    config = counted(config, 1, lambda _: None)
     data, model, size = config.data, config.model, config.train.batch_size
     sources = open_sources(data, model)
     plans, _ = plan_batches(sources, data, model, size, config.train.seed)
@@ -86,14 +88,15 @@ def look(config: RunConfig, count: int) -> Seen:
     number = 0
     while len(rows) < count:
         plan = plans[number]
-        # No more images are read than shown.
-        plan = plan._replace(ids=plan.ids[: count - len(rows)])
+        # Hardly more images are read than shown.
+        wanted = -(-(count - len(rows)) // plan.pooled) * plan.pooled
+        plan = plan._replace(ids=plan.ids[:wanted])
         batch, read = collate(plan)
         tally.add(read)
         why = {one.id: one.message for one in read.left_out}
         rows += [
             _row(batch, index, number, plan, why, sources, tokenizer, model.num_output_tokens)
-            for index in range(len(plan.ids))
+            for index in range(min(len(plan.ids), count - len(rows)))
         ]
         number += 1
     return Seen(config, rows, _facts(config, sources, plans))
@@ -109,14 +112,20 @@ def _row(
     tokenizer: Tokenizer,
     num_output_tokens: int,
 ) -> Row:
-    ids = [one for one in np.atleast_1d(plan.ids[index]).tolist() if one >= 0]
-    talks, image = list[Conversation](), 0
-    for segment, identity in enumerate((one for one in ids if one not in why), start=1):
+    talks, pool = list[Conversation](), index // plan.pooled
+
+    def conversations(index: int) -> list[tuple[int, int]]:
+        """Source and row of each that a row of the batch holds."""
+        ids = np.atleast_1d(plan.ids[index]).tolist()
+        return [source_and_row(one) for one in ids if one >= 0 and one not in why]
+
+    before = [one for other in range(pool * plan.pooled, index) for one in conversations(other)]
+    image = sum(sources[source].encoded(row).crops for source, row in before)
+    for segment, (source, row) in enumerate(conversations(index), start=1):
         here = batch.segments[index] == segment
         slots, labels = batch.slots[index][here], batch.labels[index][here]
-        source, row = source_and_row(identity)
         images = sources[source].encoded(row).crops
-        views = [_view(batch, index, image + k, tokenizer) for k in range(images)]
+        views = [_view(batch, pool, image + k, tokenizer) for k in range(images)]
         spans = _spans(batch.tokens[index][here], slots, labels, tokenizer, num_output_tokens)
         talks.append(
             Conversation(
@@ -124,7 +133,7 @@ def _row(
             )
         )
         image += images
-    left_out = [why[one] for one in ids if one in why]
+    left_out = [why[one] for one in np.atleast_1d(plan.ids[index]).tolist() if one in why]
     return Row(number, index, plan.length, plan.images, talks, left_out)
 
 
@@ -183,8 +192,9 @@ def _facts(config: RunConfig, sources: Sequence[Source], plans: Sequence[BatchPl
         packed = plans.epoch()
         positions, steps = packed * plans.length, f"{packed / size:,.1f} of {size} packed rows"
         if plans.images:
-            share = images / (packed * plans.images)
-            facts.append(("image slots in use", f"{share:.1%} of {plans.images} a packed row"))
+            share = images / (packed // plans.pooled * plans.images)
+            where = f"a pool of {plans.pooled} packed rows" if plans.pooled > 1 else "a packed row"
+            facts.append(("image slots in use", f"{share:.1%} of {plans.images} {where}"))
     missing = int((of_rows.tokens == 0).sum())
     return [
         *facts,

@@ -6,8 +6,11 @@ so that a run continues anywhere, whatever its number of processes and workers.
 
 import dataclasses
 import hashlib
+import heapq
+import math
 import sys
 from collections.abc import Iterable, Sequence
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -26,11 +29,13 @@ class BatchPlan(NamedTuple):
     length: int
     """Tokens S of a row."""
     images: int
-    """Images I of a row."""
+    """Images I of a row, or of a pool of rows."""
     query_length: int = 0
     """Tokens Q of a row's queries; 0 for the shortest bucket that holds those of the rows."""
     visual_tokens: int = 0
     """Slots V of an image where that is drawn; 0 where it is not."""
+    pooled: int = 1
+    """Rows of a pool: neighbours whose images share room."""
 
 
 class RowLengths(NamedTuple):
@@ -96,6 +101,10 @@ class Padded(Sequence[BatchPlan]):
         rows = self.order(start, start + self.batch_size)
         return BatchPlan(self.order.ids(rows), self.length, self.images, self.queries(rows))
 
+    def steps(self, epochs: Fraction) -> int:
+        """Batches that hold so many epochs, the last of which may begin another."""
+        return math.ceil(epochs * self.order.rows / self.batch_size)
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Grouped(Sequence[BatchPlan]):
@@ -125,6 +134,10 @@ class Grouped(Sequence[BatchPlan]):
     def batches(self) -> int:
         """Batches of an epoch."""
         return -(-self.order.rows // self.batch_size)
+
+    def steps(self, epochs: Fraction) -> int:
+        """Batches of so many epochs."""
+        return math.ceil(epochs * self.batches)
 
     def __len__(self) -> int:
         return sys.maxsize
@@ -185,7 +198,9 @@ class Packed(Sequence[BatchPlan]):
     length: int
     """Tokens S of a packed row."""
     images: int
-    """Images I of a packed row."""
+    """Images I of a pool."""
+    pooled: int = 1
+    """Packed rows of a pool, a divisor of B. Windows consist of whole pools, some rows of which may be empty."""
     _ends: list[int] = dataclasses.field(default_factory=list)
     """Packed rows up to the end of each window so far."""
     # A batch may begin in the window before.
@@ -196,6 +211,11 @@ class Packed(Sequence[BatchPlan]):
         """Windows of an epoch."""
         return max(1, round(self.order.rows / self.window))
 
+    @property
+    def conversations(self) -> int:
+        """Conversations of the first epoch, without those that are left out; at least one."""
+        return max(1, int(np.count_nonzero(self.of_rows.tokens[self.order(0, self.order.rows)])))
+
     def __len__(self) -> int:
         return sys.maxsize
 
@@ -205,13 +225,22 @@ class Packed(Sequence[BatchPlan]):
         ids = np.full((len(rows), max(map(len, rows))), -1, np.int64)
         for number, row in enumerate(rows):
             ids[number, : len(row)] = self.order.ids(row)
-        return BatchPlan(ids, self.length, self.images, self.queries(rows))
+        pools = [np.concatenate(rows[k : k + self.pooled]) for k in range(0, len(rows), self.pooled)]
+        return BatchPlan(ids, self.length, self.images, self.queries(pools), pooled=self.pooled)
 
     def epoch(self, epoch: int = 0) -> int:
         """Packed rows of the epochs up to this one, itself included."""
         while len(self._ends) < (epoch + 1) * self.windows:
             self._extend()
         return self._ends[(epoch + 1) * self.windows - 1]
+
+    def steps(self, epochs: Fraction) -> int:
+        """Batches that hold so many epochs, the last of which may begin another. Of a part of an epoch, the packed
+        rows count in proportion."""
+        whole, part = divmod(epochs, 1)
+        before = self.epoch(whole - 1) if whole else 0
+        more = part * (self.epoch(whole) - before) if part else 0
+        return math.ceil((before + more) / self.batch_size)
 
     def _packed_row(self, number: int) -> np.ndarray:
         while not self._ends or self._ends[-1] <= number:
@@ -230,9 +259,63 @@ class Packed(Sequence[BatchPlan]):
         size = self.order.rows
         first, last = (size * k // self.windows for k in (window, window + 1))
         rows = self.order(epoch * size + first, epoch * size + last)
-        packed = pack(self.of_rows.sizes[rows], self.of_rows.image_counts[rows], self.length, self.images)
+        sizes, image_counts = self.of_rows.sizes[rows], self.of_rows.image_counts[rows]
+        packed = pools(sizes, image_counts, self.length, self.images, self.pooled)
         shuffled = permutation(len(packed), self.order.seed, number, 2)
-        return [rows[packed[k]] for k in shuffled]
+        return [rows[row] for k in shuffled for row in packed[k]]
+
+
+def pools(
+    tokens: np.ndarray, image_counts: np.ndarray, length: int, images: int, pooled: int
+) -> list[list[np.ndarray]]:
+    """Fills packed rows as `pack` does, and gathers them into pools that share room for images.
+
+    A row may have more images than its share of the room: the more it may, the better rows are filled with tokens,
+    and the harder it is to find it neighbours that have fewer. Of some limits, the one is taken that needs the fewest
+    pools.
+
+    Args:
+      tokens, image_counts, length: as for `pack`.
+      images: images of a pool.
+      pooled: rows of a pool.
+
+    Returns:
+      The rows of each pool, `pooled` of them, the last of which may be empty.
+    """
+    if pooled == 1:
+        return [[row] for row in pack(tokens, image_counts, length, images)]
+    found: list[list[np.ndarray]] = []
+    share, most = images / pooled, int(image_counts.max(initial=0))
+    for limit in sorted({min(images, max(most, round(share * k))) for k in (1, 1.5, pooled)})[::-1]:
+        rows = pack(tokens, image_counts, length, limit)
+        gathered = _gather(np.array([image_counts[row].sum() for row in rows]), images, pooled)
+        if not found or len(gathered) < len(found):
+            found = [[rows[k] for k in pool] for pool in gathered]
+        if len(gathered) == -(-len(rows) // pooled):
+            break
+    empty = np.zeros(0, np.int64)
+    return [pool + [empty] * (pooled - len(pool)) for pool in found]
+
+
+def _gather(image_counts: np.ndarray, images: int, pooled: int) -> list[list[int]]:
+    """Rows with these images, at most `images` each, in as few pools as are found: row after row, those with the most
+    images first, goes to the pool with the fewest that has room for a row."""
+    count = max(-(-len(image_counts) // pooled), -(-int(image_counts.sum()) // images) if images else 0)
+    heaviest = np.argsort(-image_counts, kind="stable").tolist()
+    while True:
+        gathered: list[list[int]] = [[] for _ in range(count)]
+        heap = [(0, k) for k in range(count)]
+        for row in heaviest:
+            held, k = heapq.heappop(heap)
+            held += int(image_counts[row])
+            if held > images:
+                break
+            gathered[k].append(row)
+            if len(gathered[k]) < pooled:
+                heapq.heappush(heap, (held, k))
+        else:
+            return gathered
+        count += 1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
