@@ -87,8 +87,11 @@ def packed_run(settings, **train):
     return dataclasses.replace(tiny.RUN, data=data, train=dataclasses.replace(tiny.RUN.train, **train))
 
 
-def test_conversations_of_packed_rows(settings, model):
+@pytest.mark.parametrize("pooled", [1, 2])
+def test_conversations_of_packed_rows(settings, model, pooled):
     config = dataclasses.replace(packed_run(settings, epochs=2.0, conversations=24), model=model)
+    room = dataclasses.replace(config.data, pooled_rows=pooled, packed_images=3 * pooled)
+    config = dataclasses.replace(config, data=room)
     said = list[str]()
     found = counted(config, 2, said.append)
     rows = found.train.batch_size
@@ -97,8 +100,8 @@ def test_conversations_of_packed_rows(settings, model):
     held = [np.count_nonzero(plans[k].ids >= 0) for k in range(found.train.steps)]
     total = 2 * sum(map(len, sources))
     # The last batch goes on into the third epoch.
-    assert total <= sum(held) < total + max(held) and rows % 2 == 0
-    assert np.mean(held) == pytest.approx(24, abs=2 * 3)
+    assert total <= sum(held) < total + max(held) and rows % (2 * pooled) == 0
+    assert np.mean(held) == pytest.approx(24, abs=2 * pooled * 3)
     assert (
         f"{rows} packed rows a step" in said[0] and f"{found.train.steps} steps of {rows} packed" in said[1]
     )

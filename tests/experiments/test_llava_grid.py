@@ -285,6 +285,15 @@ def test_a_dry_run_knows_adapters_and_frozen_weights():
     assert 0.6 < flops["adapters of rank 128"] / flops["whole"] < 0.9
 
 
+@pytest.mark.parametrize("count", [{"epochs": 1.0}, {"conversations": 64}])
+def test_stages_that_count_in_the_data_are_refused(tmp_path, count):
+    (stage, *_) = small_grid(tmp_path / "out").cells[0].runs
+    counting = dataclasses.replace(stage, train=dataclasses.replace(stage.train, **count))
+    for name in ("stage1", "stage2"):
+        with pytest.raises(UserError, match=r"a grid's stages name train\.steps and train\.batch_size"):
+            small_grid(tmp_path / "out", **{name: counting})
+
+
 def test_a_dry_run_says_where_rows_are_alike_at_every_v(tmp_path):
     grown, alike = small_grid(tmp_path / "out"), small_grid(tmp_path / "out", text_tokens=0)
     once = small_grid(tmp_path / "out", text_tokens=0, visual_tokens=(4,))

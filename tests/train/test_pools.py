@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,6 +22,7 @@ from quecc_jax.train.logs.records import read_records
 from quecc_jax.train.loop import train
 from quecc_jax.train.step import build_trainer
 from tests.train.stepping import assert_same, start, trainer_on
+from tests.train.test_hosts import SAME, hosts_of, losses
 
 ROOM = 7
 """Images of a pool of two rows, or of a row with room of its own."""
@@ -122,16 +122,25 @@ def test_a_run_of_pools_goes_on_where_it_was_stopped(shared, tmp_path):
     config = dataclasses.replace(shared, checkpoint=saves, out=str(tmp_path / "run"))
     trainer = trainer_on(shared, MeshConfig(1, 1, 1))
     whole = train(config, trainer=trainer, progress=lambda _: None)
-    losses = [record["loss"] for record in read_records(config.out)]
-    assert len(losses) == 6 and whole["flops_per_s"] == pytest.approx(
+    expected = losses(config)
+    assert len(expected) == 6 and whole["flops_per_s"] == pytest.approx(
         whole["steps_per_s"] * train_flops(config), rel=1e-3
     )
     config = dataclasses.replace(config, out=str(tmp_path / "broken"))
     short = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=3))
     train(short, trainer=trainer, progress=lambda _: None)
     train(config, trainer=trainer, progress=lambda _: None)
-    assert [record["loss"] for record in read_records(config.out)] == losses
-    assert Path(config.out, "config.json").exists()
+    assert losses(config) == expected
+
+
+@pytest.mark.slow
+def test_processes_that_share_pools_out_learn_what_one_does(shared, tmp_path):
+    alone_here = dataclasses.replace(shared, out=str(tmp_path / "one"))
+    train(alone_here, trainer=trainer_on(shared, MeshConfig(1, 1, 1)), progress=lambda _: None)
+    several = dataclasses.replace(shared, out=str(tmp_path / "several"), mesh=MeshConfig())
+    with hosts_of(several, 2, tmp_path / "two") as hosts:
+        assert hosts.statuses(400) == [0, 0], hosts.said()
+    np.testing.assert_allclose(losses(several), losses(alone_here), rtol=SAME)
 
 
 def test_the_work_on_images_is_that_of_the_room_there_is(shared):

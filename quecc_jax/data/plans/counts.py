@@ -17,8 +17,8 @@ from quecc_jax.data.sources.open import open_sources
 from quecc_jax.errors import UserError
 
 MOST = Fraction(4, 3)
-"""Times the packed rows asked for that a step may have. The nearest multiple is never further off, but where one
-multiple alone is more than all of them."""
+"""Times the packed rows asked for that a step may have. The nearest multiple is within a third of them, unless one
+multiple alone is more."""
 
 
 def counted(
@@ -45,7 +45,10 @@ def counted(
         rows = batch_size if packed else train.conversations
     if (train.epochs and not steps) or not rows:
         sources = open_sources(config.data, config.model)
-        planned, _ = plan_batches(sources, config.data, config.model, max(1, rows), train.seed)
+        # Where rows are to be counted, those of a pool will do until then.
+        planned, _ = plan_batches(
+            sources, config.data, config.model, rows or config.data.rows_per_pool, train.seed
+        )
         plans = planned.plans if isinstance(planned, Elastic) else planned
         assert isinstance(plans, Padded | Grouped | Packed)
         if not rows:
