@@ -7,14 +7,13 @@ the cells, each by the same command with --only.
 """
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from quecc_jax.commands.checks import refuse_unread
+from quecc_jax.commands.checks import refuse_unread, share
 from quecc_jax.commands.config_file import load_file
 from quecc_jax.commands.sweep_cost import Assumed, dry_run
 from quecc_jax.errors import UserError
@@ -183,7 +182,5 @@ def sharded(every: Sequence[Cell], shard: str) -> Sequence[Cell]:
     """
     if not shard:
         return every
-    match = re.fullmatch(r"(\d+)/(\d+)", shard)
-    if not match or int(match[1]) >= int(match[2]):
-        raise UserError(f"--shard {shard} is not I/N with I from 0 to N - 1, such as 0/4")
-    return every[int(match[1]) :: int(match[2])]
+    part, parts = share("--shard", shard)
+    return every[part::parts]

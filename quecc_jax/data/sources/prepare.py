@@ -3,27 +3,20 @@
 import contextlib
 import hashlib
 import json
-import multiprocessing
 import os
-import queue
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from io import BytesIO
-from typing import Any, NamedTuple, cast
-
-import numpy as np
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from quecc_jax.data.files import size_and_time
-from quecc_jax.data.images import fit, open_image
 from quecc_jax.data.references import ImageRef, Row, image_path, image_refs
 from quecc_jax.data.sources.array_record import FORMAT, MANIFEST, Manifest, Recipe, fault_record
 from quecc_jax.data.sources.folders import Folders
+from quecc_jax.data.sources.image_shards import Find, Job, Progress, image_shards
 from quecc_jax.data.sources.mixture import Mixture, open_rows
 from quecc_jax.data.sources.parquet import ParquetRows
 from quecc_jax.data.sources.shards import Shard, delete_notes, find_shard, shard_spans, write_shard
 from quecc_jax.data.sources.source import Placed
-from quecc_jax.errors import BadRow, UserError, disk_faults
+from quecc_jax.errors import BadRow, UserError
 from quecc_jax.paths import AnyPath, as_path, is_remote, write_text
 from quecc_jax.records import write_record
 
@@ -31,26 +24,8 @@ SHARD_IMAGES = 4096
 """Images of one shard."""
 ROWS = 65_536
 """Rows of one shard."""
-TOLD = 32
-"""Images between two words of a process about its progress."""
 LISTED = 20
 """Unreadable rows and images that the manifest names; it counts all of them."""
-
-Find = Callable[[ImageRef], str | BytesIO]
-"""Where an image is, or the bytes of its file; raises BadRow."""
-Progress = Callable[[int, int], None]
-"""Called with the images done and their number."""
-
-
-class Job(NamedTuple):
-    """One shard of images."""
-
-    directory: str
-    name: str
-    key: str
-    images: list[ImageRef]
-    recipe: Recipe
-    skip_bad: bool
 
 
 def prepare(
@@ -71,15 +46,9 @@ def prepare(
     What an interrupted call of the same arguments has left is kept, shard by shard.
 
     Args:
-      data: .json or .jsonl file, or a mixture of such files; or a Parquet file or a folder of some.
-      images: folders of its images; none of Parquet, which holds them.
-      out: directory to write, here or in a bucket.
-      recipe: how images are stored.
-      split: as of `ParquetRows`.
-      skip_bad: go on at unreadable rows and images, which are counted and stay unreadable in what is
-        written; otherwise the first one ends the call.
       workers: processes that read images, at least one.
       progress: called now and then.
+      The others are those of `Order`.
 
     Returns:
       The manifest.
@@ -88,37 +57,132 @@ def prepare(
       UserError: the file or an image cannot be read or the file has no rows, or `out` was made from something
         else.
     """
-    rows = _open_filled(data, images, split)
-    key = _begin(rows, images, out, recipe, skip_bad, (shard_images, shard_rows))
-    refs, bad = _images_of(rows, skip_bad)
-    files = list(refs)
-    find = _finder(rows, images)
+    order = Order(data, images, out, recipe, split, skip_bad, shard_images, shard_rows)
+    return prepare_order(order, workers, progress)
+
+
+def prepare_order(
+    order: "Order", workers: int = 1, progress: Progress = lambda done, total: None
+) -> Manifest:
+    """As `prepare`."""
+    plan = _planned(order)
+    pictures = image_shards(plan.jobs, plan.find, workers, progress)
+    return _finished(plan, pictures, [_row_shard(plan, number) for number in range(len(plan.row_spans))])
+
+
+class Order(NamedTuple):
+    """What is to be prepared, and how."""
+
+    data: AnyPath
+    """.json or .jsonl file, or a mixture of such files; or a Parquet file or a folder of some."""
+    images: tuple[str, ...]
+    """Folders of its images; none of Parquet, which holds them."""
+    out: AnyPath
+    """Directory to write, here or in a bucket."""
+    recipe: Recipe
+    """How images are stored."""
+    split: str = "train"
+    """As of `ParquetRows`."""
+    skip_bad: bool = False
+    """Go on at unreadable rows and images, which are counted and stay unreadable in what is written; otherwise the
+    first one ends the call."""
+    shard_images: int = SHARD_IMAGES
+    shard_rows: int = ROWS
+
+
+def prepare_part(
+    order: Order, part: int, parts: int, workers: int = 1, progress: Progress = lambda done, total: None
+) -> list[Shard]:
+    """Writes every `parts`-th shard from number `part` on, of images and of rows, and no manifest: that is for
+    `merge_parts`, once all parts are there. Parts may be written at once, on several hosts.
+
+    Returns:
+      Its shards.
+
+    Raises:
+      UserError: as `prepare`.
+    """
+    plan = _planned(order)
+    pictures = image_shards(plan.jobs[part::parts], plan.find, workers, progress)
+    rows = [_row_shard(plan, number) for number in range(len(plan.row_spans))[part::parts]]
+    return [shard for shard, _ in pictures] + rows
+
+
+def merge_parts(order: Order) -> Manifest:
+    """Writes the manifest of parts that are all there: what `prepare` would have written, bit by bit.
+
+    Raises:
+      UserError: a shard is missing, damaged, or was made of something else; or as `prepare`.
+    """
+    plan = _planned(order)
+    wanted = [(job.name, job.key) for job in plan.jobs] + [(name, plan.key) for name, _ in plan.row_spans]
+    found = [find_shard(order.out, name, key) for name, key in wanted]
+    lost = [name for (name, _), one in zip(wanted, found, strict=True) if one is None]
+    if lost:
+        there = (as_path(order.out) / lost[0]).exists()
+        what = "is damaged, or was made of other data" if there else "is missing"
+        more = f" (and {len(lost) - 1:,} more like it)" if len(lost) > 1 else ""
+        raise UserError(f"{order.out}/{lost[0]} {what}{more}; run the parts again that did not end")
+    shards = [one for one in found if one is not None]
+    return _finished(plan, shards[: len(plan.jobs)], [shard for shard, _ in shards[len(plan.jobs) :]])
+
+
+class _Plan(NamedTuple):
+    """Every shard of an order."""
+
+    order: Order
+    rows: Placed
+    key: str
+    find: Find
+    refs: dict[ImageRef, int]
+    """The number of every image."""
+    bad: dict[int, BadRow]
+    """What is wrong with rows, by their number."""
+    jobs: list[Job]
+    row_spans: list[tuple[str, range]]
+
+
+def _planned(order: Order) -> _Plan:
+    rows = open_filled(order.data, order.images, order.split)
+    key = _begin(rows, order)
+    refs, bad = _images_of(rows, order.skip_bad)
+    files, find = list(refs), finder(rows, order.images)
     jobs = [
-        Job(str(out), name, _key_of(key, find, held), held, recipe, skip_bad)
-        for name, span in shard_spans("pictures", len(files), shard_images)
+        Job(str(order.out), name, _key_of(key, find, held), held, order.recipe, order.skip_bad)
+        for name, span in shard_spans("pictures", len(files), order.shard_images)
         for held in [files[span.start : span.stop]]
     ]
-    image_shards, lost = _image_shards(jobs, find, workers, progress)
-    shards = {"pictures": image_shards, "rows": _row_shards(rows, refs, bad, out, key, shard_rows)}
-    messages = [*(str(error.at(rows.where(number))) for number, error in bad.items()), *lost]
+    return _Plan(order, rows, key, find, refs, bad, jobs, shard_spans("rows", len(rows), order.shard_rows))
+
+
+def _finished(plan: _Plan, pictures: list[tuple[Shard, list[str]]], row_shards: list[Shard]) -> Manifest:
+    """Writes the manifest, which takes over what the notes of shards say."""
+    order, lost = plan.order, [line for _, remarks in pictures for line in remarks]
+    shards = {"pictures": [shard for shard, _ in pictures], "rows": row_shards}
+    messages = [*(str(error.at(plan.rows.where(number))) for number, error in plan.bad.items()), *lost]
     manifest: Manifest = {
         "format": FORMAT,
-        "recipe": vars(recipe),
-        "source": str(data),
-        "images": list(images),
-        "rows": len(rows),
-        "pictures": len(files),
-        "unreadable": {"rows": len(bad), "pictures": len(lost), "first": messages[:LISTED]},
+        "recipe": vars(order.recipe),
+        "source": str(order.data),
+        "images": list(order.images),
+        "rows": len(plan.rows),
+        "pictures": len(plan.refs),
+        "unreadable": {"rows": len(plan.bad), "pictures": len(lost), "first": messages[:LISTED]},
         "bytes": sum(shard.bytes for group in shards.values() for shard in group),
         "shards": shards,
     }
-    write_record(f"{out}/{MANIFEST}", manifest)
+    write_record(f"{order.out}/{MANIFEST}", manifest)
     for group in shards.values():
-        delete_notes(out, group)
+        delete_notes(order.out, group)
     return manifest
 
 
-def _open_filled(data: AnyPath, images: tuple[str, ...], split: str) -> Placed:
+def open_filled(data: AnyPath, images: tuple[str, ...], split: str) -> Placed:
+    """The rows of an order.
+
+    Raises:
+      UserError: the file cannot be read or has no rows, or Parquet has folders of images beside it.
+    """
     rows: Placed
     if as_path(data).is_dir() or as_path(data).suffix == ".parquet":
         if images:
@@ -131,36 +195,33 @@ def _open_filled(data: AnyPath, images: tuple[str, ...], split: str) -> Placed:
     return rows
 
 
-def _finder(rows: Placed, images: tuple[str, ...]) -> Find:
+def finder(rows: Placed, images: tuple[str, ...]) -> Find:
+    """Where the images of some rows are."""
     return rows.image if isinstance(rows, ParquetRows) else Folders(images).find
 
 
-def _begin(
-    rows: Placed,
-    images: tuple[str, ...],
-    out: AnyPath,
-    recipe: Recipe,
-    skip_bad: bool,
-    sizes: tuple[int, int],
-) -> str:
+def _begin(rows: Placed, order: Order) -> str:
     """The key of this work, after checking that `out` holds none of another.
 
     It covers every byte of the rows: where they were changed or put into another order since an interrupted call,
     its shards, whose images the rows name by number, are made anew.
     """
+    out = order.out
     work: dict[str, object] = {
         "source": rows.path,
         "bytes": rows.size,
         "rows": len(rows),
-        "images": list(images),
-        "recipe": vars(recipe),
-        "shards": sizes,
+        "images": list(order.images),
+        "recipe": vars(order.recipe),
+        "shards": (order.shard_images, order.shard_rows),
     }
     if isinstance(rows, Mixture):
         work["parts"] = rows.parts
     if isinstance(rows, ParquetRows):
         work["files"] = rows.names
-    text, strict = (json.dumps(work | {"skip_bad": skips}, sort_keys=True) for skips in (skip_bad, False))
+    text, strict = (
+        json.dumps(work | {"skip_bad": skips}, sort_keys=True) for skips in (order.skip_bad, False)
+    )
     folder = as_path(out)
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / MANIFEST).exists():
@@ -217,167 +278,17 @@ def _images_of(rows: Placed, skip_bad: bool) -> tuple[dict[ImageRef, int], dict[
     return refs, bad
 
 
-def _row_shards(
-    rows: Placed, refs: dict[ImageRef, int], bad: dict[int, BadRow], out: AnyPath, key: str, per_shard: int
-) -> list[Shard]:
-    def records(span: range) -> Iterator[bytes]:
-        for number in span:
-            row = fault_record(bad[number]) if number in bad else rows[number]
-            if isinstance(row, dict) and (found := _named(rows, row)):
-                named = {} if isinstance(rows, ParquetRows) else {"image_files": found}
-                row = {**row, "image": [refs[ref] for ref in found], **named}
-            yield row if isinstance(row, bytes) else json.dumps(row, ensure_ascii=False).encode()
-
-    shards = []
-    for name, span in shard_spans("rows", len(rows), per_shard):
-        known = find_shard(out, name, key)
-        shards.append(known[0] if known else write_shard(out, name, key, records(span)))
-    return shards
-
-
-def _image_shards(
-    jobs: list[Job], find: Find, workers: int, progress: Progress
-) -> tuple[list[Shard], list[str]]:
-    """Writes what is not there yet; returns the shards and what is wrong with images, in order."""
-    total = sum(len(job.images) for job in jobs)
-    known = [find_shard(job.directory, job.name, job.key) for job in jobs]
-    missing = [number for number, found in enumerate(known) if found is None]
-    before = sum(found[0].records for found in known if found)
-    left = [jobs[number] for number in missing]
-    for number, written in _parallel(left, find, workers, lambda done: progress(before + done, total)):
-        known[missing[number]] = written
-    progress(total, total)
-    found = [item for item in known if item is not None]
-    return [shard for shard, _ in found], [line for _, remarks in found for line in remarks]
-
-
-def _parallel(
-    jobs: list[Job], find: Find, workers: int, progress: Callable[[int], None]
-) -> Iterator[tuple[int, tuple[Shard, list[str]]]]:
-    """(number, result) of every job as it ends; the processes end with this one, even if it is killed."""
-    context = multiprocessing.get_context("spawn")
-    waiting, told = context.Queue(), context.Queue()
-    count = min(max(workers, 1), len(jobs))
-    for item in [*enumerate(jobs), *[None] * count]:
-        waiting.put(item)
-    processes = [context.Process(target=_work, args=(find, waiting, told), daemon=True) for _ in range(count)]
-    try:
-        for process in processes:
-            process.start()
-        left, done = len(jobs), 0
-        while left:
-            try:
-                number, result = told.get(timeout=0.5)
-            except queue.Empty:
-                if any(process.exitcode not in (None, 0) for process in processes):
-                    raise UserError(
-                        "a process that read images was killed (is the memory full?); start "
-                        "the same command again, with fewer --workers"
-                    ) from None
-                continue
-            if isinstance(result, BaseException):
-                raise result
-            if number is None:
-                done += result
-                progress(done)
-            else:
-                left -= 1
-                yield number, result
-    finally:
-        for process in processes:
-            process.terminate()
-            process.join()
-
-
-def _work(find: Find, waiting: Any, told: Any) -> None:
-    """One process: makes shards, and tells of images and shards."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    # Ctrl-C reaches the first process, which ends this one.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    while (item := waiting.get()) is not None:
-        number, job = item
-        try:
-            with disk_faults(str(job.directory)):
-                told.put((number, _make(job, find, lambda count: told.put((None, count)))))
-        except UserError as error:
-            told.put((number, error))
-            return
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _make(job: Job, find: Find, tell: Callable[[int], None]) -> tuple[Shard, list[str]]:
-    lost = list[str]()
+def _row_shard(plan: _Plan, shard: int) -> Shard:
+    """Writes a shard of rows, unless it is there."""
+    rows, (name, span) = plan.rows, plan.row_spans[shard]
 
     def records() -> Iterator[bytes]:
-        for number, image in enumerate(job.images, start=1):
-            try:
-                yield stored(find(image), job.recipe)
-            except BadRow as error:
-                if not job.skip_bad:
-                    raise UserError(f"{error}; or count such images with --bad skip") from None
-                lost.append(str(error))
-                yield fault_record(error)
-            if number % TOLD == 0 or number == len(job.images):
-                tell((number - 1) % TOLD + 1)
+        for number in span:
+            row = fault_record(plan.bad[number]) if number in plan.bad else rows[number]
+            if isinstance(row, dict) and (found := _named(rows, row)):
+                named = {} if isinstance(rows, ParquetRows) else {"image_files": found}
+                row = {**row, "image": [plan.refs[ref] for ref in found], **named}
+            yield row if isinstance(row, bytes) else json.dumps(row, ensure_ascii=False).encode()
 
-    return write_shard(job.directory, job.name, job.key, records(), lost), lost
-
-
-def stored(found: str | BytesIO, recipe: Recipe) -> bytes:
-    """The bytes to store of an image, which is decoded in any case, to know that it can be.
-
-    Raises:
-      BadRow: as `open_image`.
-    """
-    if not recipe.size:
-        open_image(found, recipe.decoding)
-        return found.getvalue() if isinstance(found, BytesIO) else as_path(found).read_bytes()
-    image = fit(open_image(found, recipe.decoding), recipe.size, recipe.aspect)
-    if recipe.encoding == "raw":
-        return np.asarray(image).tobytes()
-    file = BytesIO()
-    options = {"quality": recipe.quality, "subsampling": 0} if recipe.encoding == "jpeg" else {}
-    image.save(file, recipe.encoding.upper(), **options)
-    return file.getvalue()
-
-
-def inline_rows(
-    data: AnyPath, images: tuple[str, ...], recipe: Recipe, *, split: str = "train", skip_bad: bool = False
-) -> Iterator[dict[str, object]]:
-    """The rows of a LLaVA file, or of Parquet, with their images' records in them, as `tfds.LlavaRows` takes them.
-
-    Raises:
-      UserError: the file cannot be read or has no rows; and from the iterator, a row or an image cannot be
-        read; with `skip_bad` such rows are left out.
-    """
-    return _inline(_open_filled(data, images, split), images, recipe, skip_bad)
-
-
-def _inline(
-    rows: Placed, images: tuple[str, ...], recipe: Recipe, skip_bad: bool
-) -> Iterator[dict[str, object]]:
-    find = _finder(rows, images)
-    for number in range(len(rows)):
-        try:
-            row = rows[number]
-            try:
-                found = [stored(find(ref), recipe) for ref in image_refs(row)]
-                said = cast(list[dict[str, str]], row["conversations"])
-                turns = [{"from": turn["from"], "value": turn["value"]} for turn in said]
-            except (AttributeError, KeyError, TypeError):
-                raise BadRow(
-                    "turns", "it has no list of conversations with 'from' and 'value'; write one"
-                ) from None
-        except BadRow as error:
-            if not skip_bad:
-                raise UserError(
-                    f"{error.at(rows.where(number))}; or leave such rows out with --bad skip"
-                ) from None
-            continue
-        yield {"id": str(row.get("id", number)), "images": found, "conversations": turns}
+    known = find_shard(plan.order.out, name, plan.key)
+    return known[0] if known else write_shard(plan.order.out, name, plan.key, records())

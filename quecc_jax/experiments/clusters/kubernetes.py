@@ -76,21 +76,25 @@ def manifests(grid: Grid, cells: Sequence[Cell], config: str, settings: Kubernet
     Args:
       config: as it was named on the command line; the image has it there too.
     """
-    program = ["quecc", "sweep"]
     return [
-        _jobset(cell.name, cell_command(program, config, grid.out, cell.name), settings) for cell in cells
+        _jobset(
+            jobset_name(grid, cell),
+            cell.name,
+            cell_command(["quecc", "sweep"], config, grid.out, cell.name),
+            settings,
+        )
+        for cell in cells
     ]
 
 
-def jobset_name(cell: str) -> str:
-    """A name that Kubernetes takes, and another one for every cell."""
-    plain = re.sub(r"[^a-z0-9-]+", "-", cell.lower()).strip("-")
-    digest = hashlib.sha256(cell.encode()).hexdigest()[:6]
+def jobset_name(grid: Grid, cell: Cell) -> str:
+    """A name that Kubernetes takes, and another one for every cell of every directory."""
+    plain = re.sub(r"[^a-z0-9-]+", "-", cell.name.lower()).strip("-")
+    digest = hashlib.sha256(f"{grid.out} {cell.name}".encode()).hexdigest()[:6]
     return f"quecc-{plain[: NAME - 13].rstrip('-')}-{digest}"
 
 
-def _jobset(cell: str, command: list[str], settings: Kubernetes) -> Manifest:
-    name = jobset_name(cell)
+def _jobset(name: str, cell: str, command: list[str], settings: Kubernetes) -> Manifest:
     queue = {"kueue.x-k8s.io/queue-name": settings.queue} if settings.queue else {}
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
@@ -154,7 +158,7 @@ def _pod(name: str, command: list[str], settings: Kubernetes) -> Manifest:
     }
     if resources:
         # What Kueue counts are requests; of devices they must be the limits.
-        container["resources"] = {"limits": resources, "requests": resources}
+        container["resources"] = {"limits": resources, "requests": {**resources}}
     pod: Manifest = {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": GRACE_S,
