@@ -133,7 +133,7 @@ def test_parts_and_their_merging_from_the_command_line(tmp_path, capsys):
     main_with(*command, "--shard", "1/2")
     assert "part 1/2, 1 shards" in capsys.readouterr().out
     merging = [part for part in command if part not in ("--workers", 1)]
-    with pytest.raises(UserError, match="pictures-00000-of-00002.array_record is missing"):
+    with pytest.raises(UserError, match=r"pictures-00000-of-00002\.array_record is missing"):
         main_with(*merging, "--merge")
     main_with(*command, "--shard", "0/2")
     main_with(*merging, "--merge")
