@@ -97,7 +97,7 @@ def test_without_slurm_the_script_is_there_and_shown(tmp_path, capsys, monkeypat
     assert "4 cells," in shown and "#SBATCH --array=0-3" in shown
     assert not (tmp_path / "out").exists()
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="^sbatch is not here; submit .*/out/slurm/sweep.sbatch where it is"):
+    with pytest.raises(UserError, match=r"^sbatch is not here; submit .*/out/slurm/sweep\.sbatch where"):
         execute("sweep", [str(file), "--on", "slurm"])
     assert (tmp_path / "out/slurm/sweep.sbatch").read_text() == shown[shown.index("#!/bin/bash") :].rstrip(
         "\n"
