@@ -114,9 +114,8 @@ def test_benchmarks_count_their_published_questions(tmp_path):
     )
     assert pope is not None and both is not None and unknown is None
     assert both / pope == pytest.approx((8910 + 12578) / 8910)
-    assert "how many questions mmbench holds" in dry_run(
-        grid := small_grid(tmp_path / "out", tests=(), benchmarks=asked[2]), grid.cells, HALF
-    )
+    grid = small_grid(tmp_path / "out", tests=(), benchmarks=asked[2])
+    assert "how many questions mmbench holds" in dry_run(grid, grid.cells, HALF)
 
 
 def test_benchmarks_say_how_many_questions_they_have():

@@ -65,7 +65,6 @@ def test_attempts_are_kept_oldest_first_with_how_they_ended(grid, runs):
     assert all(one["processes"] == 1 and one["host"] == os.uname().nodename for one in attempts)
     times = [time for one in attempts for time in (one["began"], one["ended"])]
     assert times == sorted(times)
-    assert Path(grid.out, "scores.json").exists() is False  # Cells without rows have none.
 
 
 def test_the_table_says_what_became_of_every_cell(grid, runs):

@@ -34,6 +34,7 @@ JobAcctGatherType=jobacct_gather/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 MpiDefault=none
+SlurmdParameters=config_overrides
 ReturnToService=2
 SchedulerParameters=sched_interval=1
 KillWait=10
@@ -76,7 +77,7 @@ def slurm_node(folder: Path, cpus: int = 4) -> Iterator[dict[str, str]]:
             log = (folder / f"{command[0]}.out").open("wb")
             processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
             time.sleep(1)
-        wait_for(lambda: "idle" in said(environment, "sinfo", "-h", "-o", "%T"), folder)
+        wait_for(lambda: "idle" in said(environment, "sinfo", "-h", "-o", "%T"), folder, 30)
         yield environment
     finally:
         said(environment, "scancel", "--user=root", "--full", "--signal=KILL")

@@ -114,6 +114,10 @@ def test_options_of_another_place_are_refused(tmp_path):
             execute("sweep", [str(file), option])
 
 
+STEPS = 150
+"""Of stage 2: enough to be stopped on the way, on a busy machine and on an idle one."""
+
+
 def sweep(environment, file, *options):
     command = [sys.executable, "-m", "launch.sweep", str(file), *options]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
@@ -131,8 +135,8 @@ def logs(folder):
 @pytest.mark.skipif(bool(MISSING), reason=f"there is no {', '.join(MISSING)}")
 def test_a_real_slurm_runs_cells_of_two_processes_and_one_that_is_preempted_goes_on(tmp_path):
     """One cell in two tasks, told to stop in the middle of its training; queued again; then all are done."""
-    file = write_config(tmp_path, steps=600)
-    grid = small_grid(tmp_path / "out", steps=600)
+    file = write_config(tmp_path, steps=STEPS)
+    grid = small_grid(tmp_path / "out", steps=STEPS)
     first = grid.cells[0].name
     with slurm_node(tmp_path / "slurm") as environment:
         environment["XLA_FLAGS"] = re.sub(r"count=\d+", "count=1", environment["XLA_FLAGS"])
@@ -167,4 +171,4 @@ def test_a_real_slurm_runs_cells_of_two_processes_and_one_that_is_preempted_goes
     assert {one["place"] for one in attempts} == {f"slurm {job[1]}_0"}
     assert "4 cells: 2 done, 2 waiting" in table or "2 done" in table
     curve = json.loads(done[0].read_text())["result"]["losses"]["stage2"]
-    assert [step for step, _ in curve] == list(range(1, 601))
+    assert [step for step, _ in curve] == list(range(1, STEPS + 1))
