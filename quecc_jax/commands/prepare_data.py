@@ -156,8 +156,8 @@ def as_array_record(options: Options) -> None:
     # Imported late, so that --help and mistakes in the command line answer at once.
     import os
 
+    from quecc_jax.data.preparing.prepare import Order, merge_parts, prepare_order, prepare_part
     from quecc_jax.data.sources.array_record import Recipe
-    from quecc_jax.data.sources.prepare import Order, merge_parts, prepare_order, prepare_part
 
     recipe = Recipe(options.resize, options.aspect, options.encode, options.quality, options.decoding)
     skips, per_shard = options.bad == "skip", options.shard_images
@@ -191,8 +191,8 @@ def as_array_record(options: Options) -> None:
 
 def as_tfds(options: Options) -> None:
     """Writes a data set of tensorflow-datasets."""
+    from quecc_jax.data.preparing.inline import inline_rows
     from quecc_jax.data.sources.array_record import Recipe
-    from quecc_jax.data.sources.inline import inline_rows
     from quecc_jax.data.sources.tfds import LlavaRows
 
     if options.resize and options.encode == "raw":

@@ -17,11 +17,11 @@ from PIL import Image
 from quecc_jax.config import DataConfig, SourceConfig
 from quecc_jax.data.images import load_pixels
 from quecc_jax.data.pipeline import make_iterator
-from quecc_jax.data.sources import image_shards as making
-from quecc_jax.data.sources import prepare as preparing
+from quecc_jax.data.preparing import image_shards as making
+from quecc_jax.data.preparing import prepare as preparing
+from quecc_jax.data.preparing.prepare import prepare
 from quecc_jax.data.sources.array_record import Recipe, open_prepared, read_manifest
 from quecc_jax.data.sources.feature_store import write_features
-from quecc_jax.data.sources.prepare import prepare
 from quecc_jax.data.sources.shards import Records, check, find_shard, write_shard
 from quecc_jax.errors import BadRow, UserError
 from tests.data.every_row import eval_batches, rows_by_id

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from typing import cast
 
+from quecc_jax.data.preparing.image_shards import stored
+from quecc_jax.data.preparing.prepare import finder, open_filled
 from quecc_jax.data.references import image_refs
 from quecc_jax.data.sources.array_record import Recipe
-from quecc_jax.data.sources.image_shards import stored
-from quecc_jax.data.sources.prepare import finder, open_filled
 from quecc_jax.data.sources.source import Placed
 from quecc_jax.errors import BadRow, UserError
 from quecc_jax.paths import AnyPath

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from quecc_jax.data.files import size_and_time
+from quecc_jax.data.preparing.image_shards import Find, Job, Progress, image_shards
 from quecc_jax.data.references import ImageRef, Row, image_path, image_refs
 from quecc_jax.data.sources.array_record import FORMAT, MANIFEST, Manifest, Recipe, fault_record
 from quecc_jax.data.sources.folders import Folders
-from quecc_jax.data.sources.image_shards import Find, Job, Progress, image_shards
 from quecc_jax.data.sources.mixture import Mixture, open_rows
 from quecc_jax.data.sources.parquet import ParquetRows
 from quecc_jax.data.sources.shards import Shard, delete_notes, find_shard, shard_spans, write_shard
