@@ -69,7 +69,7 @@ def run(options: Options) -> None:
     _check(options)
     grid = load_file(options.config, "grid", Grid)
     grid = at(grid, options.out) if options.out else grid
-    _check_place(grid)
+    check_place(grid)
     chosen = sharded(grid.cells, options.shard)
     if options.dry_run:
         print(dry_run(grid, chosen, Assumed(**{name: getattr(options, name) for name in ASSUMED})))
@@ -96,7 +96,8 @@ def _check(options: Options) -> None:
         refuse_unread(options, ("dry_run", "on", "shard"), "does not go with --only; leave it out")
 
 
-def _check_place(grid: Grid) -> None:
+def check_place(grid: Grid) -> None:
+    """Raises UserError for a grid in a bucket whose cells keep what needs a directory."""
     kept = [cell.name for cell in grid.cells if cell.benchmarks or cell.samples]
     if is_remote(grid.out) and kept:
         raise UserError(

@@ -41,7 +41,7 @@ def small_grid(out, steps: int = 4, **changes) -> Grid:
         "visual_tokens": (1, 4),
         "tests": (Test((source,), "dots", 3, batch_size=24),),
         "text_tokens": 20,
-        "query_tokens": 6,
+        "query_tokens": 6.0,
     }
     return llava_grid(**settings | changes)  # type: ignore[arg-type]
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from quecc_jax.commands.cli import execute
+from quecc_jax.commands.sweep import check_place
 from quecc_jax.errors import UserError
 from quecc_jax.experiments import cell as cell_module
 from quecc_jax.experiments.attempts import attempt, here, read_attempts
-from quecc_jax.experiments.grid import digests
+from quecc_jax.experiments.grid import Benchmarks, digests
 from quecc_jax.experiments.runner import run_grid, run_one
 from quecc_jax.experiments.status import SILENT_S, status, status_of
 from quecc_jax.experiments.store import write_progress, write_result
@@ -169,6 +170,38 @@ def test_only_runs_one_cell_and_refuses_what_it_cannot(grid, runs):
 def test_attempts_of_a_whole_grid_are_kept_too(grid, runs):
     run_grid(grid)
     assert {len(read_attempts(grid, cell.name)) for cell in grid.cells} == {1}
+
+
+def test_a_grid_in_a_bucket(bucket, tmp_path, runs):
+    """Results, scores, attempts and failures lie there, and nothing in a directory that is called gs:."""
+    grid = small_grid("gs://bucket/sweep")
+    failed = grid.cells[1].name
+    runs[failed] = ValueError("cheese")
+    outcome = run_grid(grid)
+    assert outcome.failed == [failed] and len(outcome.done) == 3
+    text = status(grid, grid.cells)
+    assert text.endswith("4 cells: 3 done, 1 failed") and "ValueError: cheese" in text
+    file = bucket / f"sweep/jobs/{grid.cells[0].name}.json"
+    file.write_text(file.read_text().replace('"seconds"', '"seconds "'))
+    del runs[failed]
+    assert run_grid(grid).failed == []
+    assert file.with_suffix(".damaged").exists()
+    assert [one["outcome"] for one in read_attempts(grid, failed)] == ["failed", "done"]
+    assert {"grid.json", "scores.json", "jobs", "attempts"} <= {
+        path.name for path in (bucket / "sweep").iterdir()
+    }
+    assert not Path("gs:").exists()
+
+
+def test_benchmarks_and_buckets_do_not_go_together(tmp_path):
+    asked = Benchmarks("pope", "data/eval")
+    grid = small_grid("gs://bucket/sweep", tests=(), benchmarks=asked)
+    with pytest.raises(
+        UserError, match="gs://bucket/sweep is in a bucket, but w32-v1-s0 has benchmarks or samples"
+    ):
+        check_place(grid)
+    check_place(small_grid("gs://bucket/sweep"))
+    check_place(small_grid(tmp_path / "out", tests=(), benchmarks=asked))
 
 
 def test_status_from_the_command_line(tmp_path, capsys):
