@@ -5,6 +5,7 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ from quecc_jax.records import Damaged
 from quecc_jax.train.preemption import Preempted
 from tests.experiments.small_grid import small_grid, write_config
 
-EMPTY = {"rows": [], "losses": {}, "samples": []}
+EMPTY: dict[str, Any] = {"rows": [], "losses": {}, "samples": []}
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def grid(tmp_path):
 @pytest.fixture
 def runs(monkeypatch):
     """What becomes of a cell: an exception that is raised, or nothing. By name; the test changes it."""
-    outcomes = {}
+    outcomes: dict[str, BaseException] = {}
 
     def run_cell(grid, cell, report):
         report(1, 2, "half")
@@ -64,7 +65,7 @@ def test_attempts_are_kept_oldest_first_with_how_they_ended(grid, runs):
     attempts = read_attempts(grid, name)
     assert [one["outcome"] for one in attempts] == ["failed", "preempted", "done"]
     assert all(one["processes"] == 1 and one["host"] == os.uname().nodename for one in attempts)
-    times = [time for one in attempts for time in (one["began"], one["ended"])]
+    times = [time or 0.0 for one in attempts for time in (one["began"], one["ended"])]
     assert times == sorted(times)
 
 
