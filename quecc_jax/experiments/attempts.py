@@ -88,11 +88,12 @@ def attempt(
     except Damaged as error:
         warn(str(error))
         before = []
-    started = time.time()
+    started, place = time.time(), here()
 
     def write(ended: float | None, outcome: Outcome) -> None:
         now: Attempt = {
-            **here()._asdict(),
+            "host": place.host,
+            "place": place.place,
             "processes": processes,
             "began": started,
             "ended": ended,

@@ -115,12 +115,14 @@ again() {{
 
 # Close to the time limit the processes are told to save; what has not ended shortly before it is queued again as it is.
 late=
-trap 'late=1; scancel --signal=TERM "$SLURM_JOB_ID"; (sleep {late}; again) &' TERM
+waiter=
+trap 'late=1; scancel --signal=TERM "$SLURM_JOB_ID"; (sleep {late}; again) & waiter=$!' TERM
 
 srun --kill-on-bad-exit=1 {command} "$cell" &
 step=$!
 # A trapped signal ends one wait, and not what is waited for.
 while wait "$step"; status=$?; kill -0 "$step" 2>/dev/null; do :; done
+[[ $waiter ]] && kill "$waiter"
 
 if [[ $status == {preempted} ]] || [[ $status != 0 && $late ]]; then
   again

@@ -115,6 +115,52 @@ def test_options_of_another_place_are_refused(tmp_path):
             execute("sweep", [str(file), option])
 
 
+def run_script(tmp_path, step, restarts=0, term=False):
+    """The script of one cell where stand-ins take the place of Slurm's commands: (status, what was called)."""
+    grid = small_grid(tmp_path / "out")
+    (tmp_path / "script.sh").write_text(script(grid, grid.cells[:1], "a.py", Slurm(restarts=3), tmp_path))
+    for name, text in {"srun": step, "scontrol": "", "scancel": "touch stop"}.items():
+        file = tmp_path / name
+        file.write_text(f'#!/bin/bash\necho "{name} $@" >> called\n{text}\n')
+        file.chmod(0o755)
+    environment = {
+        "PATH": f"{tmp_path}:/usr/bin:/bin",
+        "SLURM_ARRAY_TASK_ID": "0",
+        "SLURM_JOB_ID": "17",
+        "SLURM_RESTART_COUNT": str(restarts),
+    }
+    process = subprocess.Popen(
+        ["bash", "script.sh"], env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL
+    )
+    if term:
+        wait_for((tmp_path / "called").exists, tmp_path, 20)
+        process.terminate()
+    status = process.wait(timeout=30)
+    called = (tmp_path / "called").read_text().splitlines()
+    assert called[0].startswith("srun ") and called[0].endswith(f"--only {grid.cells[0].name}")
+    return status, called[1:]
+
+
+AGAIN = "scontrol requeue 17"
+
+
+@pytest.mark.parametrize(
+    ("step", "restarts", "status", "called"),
+    [("exit 0", 0, 0, []), ("exit 143", 9, 143, [AGAIN]), ("exit 1", 2, 1, [AGAIN]), ("exit 1", 3, 1, [])],
+)
+def test_what_was_preempted_is_queued_again_and_what_failed_some_times(
+    tmp_path, step, restarts, status, called
+):
+    assert run_script(tmp_path, step, restarts) == (status, called)
+
+
+@pytest.mark.parametrize(("ends", "calls"), [(143, [AGAIN]), (1, [AGAIN]), (0, [])])
+def test_close_to_the_time_limit_processes_are_told_to_save(tmp_path, ends, calls):
+    step = f"until [[ -e stop ]]; do sleep 0.05; done; exit {ends}"
+    status, called = run_script(tmp_path, step, restarts=9, term=True)
+    assert (status, called) == (ends, ["scancel --signal=TERM 17", *calls])
+
+
 STEPS = 400
 """Of stage 2: enough to be stopped on the way, on a busy machine and on an idle one."""
 
