@@ -42,8 +42,8 @@ def make_photos(folder: Path) -> None:
     """Writes the photos, a LLaVA file of one conversation each, a tokenizer, and prepared shards."""
     from sklearn.datasets import load_sample_images
 
+    from quecc_jax.data.preparing.prepare import prepare
     from quecc_jax.data.sources.array_record import Recipe
-    from quecc_jax.data.sources.prepare import prepare
     from quecc_jax.data.text.word_tokenizer import train_word_tokenizer
 
     rng = np.random.default_rng(0)

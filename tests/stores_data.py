@@ -9,7 +9,7 @@ import numpy as np
 
 from quecc_jax.config import CheckpointConfig, DataConfig, RunConfig, SourceConfig
 from quecc_jax.data.lengths import measure
-from quecc_jax.data.sources import prepare as preparing
+from quecc_jax.data.preparing import prepare as preparing
 from quecc_jax.data.sources.array_record import Recipe, open_prepared, read_manifest
 from quecc_jax.data.sources.feature_store import read_features, write_features
 from quecc_jax.data.sources.open import open_sources

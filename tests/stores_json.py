@@ -14,9 +14,10 @@ import numpy as np
 
 from quecc_jax.config import DataConfig
 from quecc_jax.data.bad_rows import LeftOut, Tally
+from quecc_jax.errors import UserError
 from quecc_jax.evaluate.kept_answers import ANSWERS, Answer, check_settings, line_of, read_answers
 from quecc_jax.evaluate.tasks.base import Sample
-from quecc_jax.experiments import store
+from quecc_jax.experiments import attempts, store
 from quecc_jax.experiments.cell import sample_image
 from quecc_jax.experiments.grid import Grid, Step
 from quecc_jax.experiments.results import Results, read_results
@@ -57,6 +58,23 @@ def read_grid(folder: Path) -> Any:
             store.write_result(grid, step.name, 1.5, {"found": [number, 0]})
     store.add_seconds(grid, 1.0)
     return store.started(grid), store.total_seconds(grid), store.finished(grid)
+
+
+def make_attempts(folder: Path, seed: int) -> None:
+    grid = _grid(folder, seed)
+    for number, step in enumerate(grid.steps):
+        for _ in range(number + 1):
+            with attempts.attempt(grid, step.name, number + 1, lambda _: "failed"):
+                pass
+
+
+def read_attempts(folder: Path) -> Any:
+    """What is kept of every step; where nothing is, as of one that was never tried, the file was there."""
+    grid = _grid(folder)
+    for step in grid.steps:
+        if not (folder / "attempts" / f"{step.name}.json").exists():
+            raise UserError(f"{folder} has no attempts at {step.name}")
+    return [attempts.read_attempts(grid, step.name) for step in grid.steps]
 
 
 def make_results(folder: Path, seed: int) -> None:
@@ -230,6 +248,7 @@ def read_report(folder: Path) -> Any:
 
 STORES = (
     Store("grid", make_grid, read_grid),
+    Store("attempts", make_attempts, read_attempts),
     Store("results of a grid", make_results, read_whole_results),
     Store("fit", make_fit, read_fit),
     Store("scores", make_scores, read_whole_scores),

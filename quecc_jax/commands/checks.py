@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,18 @@ def refuse_unread(options: Any, names: tuple[str, ...], why: str) -> None:
     for name in names:
         if getattr(options, name) != defaults[name]:
             raise UserError(f"{flag(name)} {why}")
+
+
+def share(option: str, text: str) -> tuple[int, int]:
+    """(I, N) of an option's I/N.
+
+    Raises:
+      UserError: it does not read I/N with I below N.
+    """
+    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
+    if not match or int(match[1]) >= int(match[2]):
+        raise UserError(f"{option} {text} is not I/N with I from 0 to N - 1, such as 0/4")
+    return int(match[1]), int(match[2])
 
 
 def check_file(option: str, file: Path) -> None:

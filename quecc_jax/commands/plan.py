@@ -40,7 +40,7 @@ class Options:
     ms: Annotated[float | None, _budget] = None
     """Milliseconds until a batch is answered; needs --chip."""
     usd: Annotated[float | None, _budget] = None
-    """Dollars per million queries; needs --chip and --price."""
+    """Dollars per million queries; needs --chip."""
 
     cost: Literal["counted", "published"] = "counted"
     """Every part from real shapes, or the paper's 2N(Q + V)."""
@@ -74,7 +74,7 @@ class Options:
     """How the matrices of the decoder's layers are kept when it answers, which decides the bytes that a token
     reads; all else is bfloat16, by default these too."""
     price: float | None = None
-    """Dollars per chip and hour."""
+    """Dollars per chip and hour, with --usd; by default the chip's list price on demand, where one is known."""
 
 
 def run(options: Options) -> None:
@@ -84,6 +84,7 @@ def run(options: Options) -> None:
     _check(options)
     check_folder("--out", options.out)
     # Imported late, so that --help and mistakes in the command line answer at once.
+    from quecc_jax.aot.chips import price_of
     from quecc_jax.pages import page
     from scaling.cost import Lengths, compressor_config, find_llm
     from scaling.limits import refuse_choices
@@ -127,6 +128,9 @@ def run(options: Options) -> None:
         raise UserError(f"--out {out} cannot be written ({problem.strerror}); choose another") from None
     print(fit.law.formula())
     print(f"cost: {asked.cost_model}; {asked.convention}")
+    if options.usd is not None:
+        price, source = price_of((options.chip or "").lower(), options.price)
+        print(f"price: ${price:g} per chip and hour ({source})")
     for title, table in (
         ("Where the recommended choice's cost goes", plan_report.parts_table(plan, asked)),
         ("What encodes its question", plan_report.encoders_table(plan, asked)),
@@ -176,8 +180,8 @@ def _check(options: Options) -> None:
         refuse_unread(
             options, ("ms", "usd", "chips", "efficiency", "batch", "weights", "price"), "needs a --chip."
         )
-    if (options.usd is None) != (options.price is None):
-        raise UserError("--usd and --price go together: a budget in dollars, and what a chip's hour costs.")
+    if options.usd is None:
+        refuse_unread(options, ("price",), "is of a budget in dollars: add --usd or leave it out.")
 
 
 def _reads_question(compressor: str | None) -> bool:
@@ -189,6 +193,7 @@ def _reads_question(compressor: str | None) -> bool:
 
 
 def _setup(options: Options) -> "Setup":
+    from quecc_jax.aot.chips import price_of
     from scaling.cost import PAPERS_COMPRESSOR, QueryConfig, Setup, find_machine
 
     machine = None
@@ -197,7 +202,8 @@ def _setup(options: Options) -> "Setup":
     kind: Kind = "flops" if options.flops else "seconds" if options.ms else "usd"
     query = QueryConfig(options.encoder or "decoder", options.exit_layer or 0)
     compressor, weights = options.compressor or PAPERS_COMPRESSOR, options.weights or "bfloat16"
-    return Setup(kind, machine, options.batch or 1, options.price, query, compressor, weights)
+    price = None if options.usd is None else price_of((options.chip or "").lower(), options.price)[0]
+    return Setup(kind, machine, options.batch or 1, price, query, compressor, weights)
 
 
 def _sizes(names: Sequence[str]) -> list[float]:

@@ -13,7 +13,7 @@ from typing import Literal, cast
 
 import numpy as np
 
-from quecc_jax.commands.checks import check_folder, check_least, refuse_unread
+from quecc_jax.commands.checks import check_folder, check_least, refuse_unread, share
 from quecc_jax.config import MeshConfig
 from quecc_jax.errors import UserError
 from quecc_jax.progress import bars, byte_bar
@@ -69,6 +69,11 @@ class Options:
     """Read all of --out against its checksums; writes nothing."""
     shard_images: int = 4096
     """Images of one shard."""
+    shard: str = ""
+    """I/N writes the I-th of N parts (0 .. N - 1) and no manifest, as one of N processes on as many hosts as there
+    are; the same command with --merge in its place then makes the parts the whole."""
+    merge: bool = False
+    """Write the manifest of parts that are all there."""
 
 
 def run(options: Options) -> None:
@@ -106,6 +111,8 @@ def check(options: Options) -> None:
             "workers",
             "format",
             "shard_images",
+            "shard",
+            "merge",
         )
         why = "is for preparing data, and --features and --queries read what is prepared; leave it out"
         refuse_unread(options, preparing, why)
@@ -133,7 +140,14 @@ def check(options: Options) -> None:
     if options.encode != "jpeg":
         refuse_unread(options, ("quality",), "is of --encode jpeg; leave it out")
     if options.format == "tfds":
-        refuse_unread(options, ("workers", "shard_images"), "goes with --format array_record; leave it out")
+        names = ("workers", "shard_images", "shard", "merge")
+        refuse_unread(options, names, "goes with --format array_record; leave it out")
+    if options.merge:
+        refuse_unread(
+            options, ("shard", "workers"), "is for writing parts, and --merge joins them; leave it out"
+        )
+    elif options.shard:
+        share("--shard", options.shard)
     check_folder("--out", options.out)
 
 
@@ -142,23 +156,26 @@ def as_array_record(options: Options) -> None:
     # Imported late, so that --help and mistakes in the command line answer at once.
     import os
 
+    from quecc_jax.data.preparing.prepare import Order, merge_parts, prepare_order, prepare_part
     from quecc_jax.data.sources.array_record import Recipe
-    from quecc_jax.data.sources.prepare import prepare
 
     recipe = Recipe(options.resize, options.aspect, options.encode, options.quality, options.decoding)
-    began = time.monotonic()
-    with bar("images") as show:
-        manifest = prepare(
-            options.data,
-            options.images,
-            options.out,
-            recipe,
-            split=options.split,
-            skip_bad=options.bad == "skip",
-            workers=options.workers or os.cpu_count() or 1,
-            progress=show,
-            shard_images=options.shard_images,
-        )
+    skips, per_shard = options.bad == "skip", options.shard_images
+    order = Order(options.data, options.images, options.out, recipe, options.split, skips, per_shard)
+    began, workers = time.monotonic(), options.workers or os.cpu_count() or 1
+    if options.merge:
+        manifest = merge_parts(order)
+    else:
+        with bar("images") as show:
+            if options.shard:
+                shards = prepare_part(order, *share("--shard", options.shard), workers, show)
+                size = sum(shard.bytes for shard in shards)
+                print(
+                    f"{options.out}: part {options.shard}, {len(shards):,} shards, {size / 1e9:.2f} GB, "
+                    f"{time.monotonic() - began:.0f} s\nonce all parts are there, --merge in place of --shard ends it"
+                )
+                return
+            manifest = prepare_order(order, workers, show)
     lost, size = manifest["unreadable"], manifest["bytes"]
     print(
         f"{options.out}: {manifest['rows']:,} rows, {manifest['pictures']:,} images, "
@@ -174,8 +191,8 @@ def as_array_record(options: Options) -> None:
 
 def as_tfds(options: Options) -> None:
     """Writes a data set of tensorflow-datasets."""
+    from quecc_jax.data.preparing.inline import inline_rows
     from quecc_jax.data.sources.array_record import Recipe
-    from quecc_jax.data.sources.prepare import inline_rows
     from quecc_jax.data.sources.tfds import LlavaRows
 
     if options.resize and options.encode == "raw":

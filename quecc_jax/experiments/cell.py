@@ -1,13 +1,13 @@
 """One cell of a grid: its training runs one after another, then its tests, as rows of results."""
 
 import dataclasses
-import shutil
 import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypedDict
 
+import jax
 import numpy as np
 from PIL import Image
 
@@ -28,7 +28,7 @@ from quecc_jax.flops import answer_flops, decoder_params
 from quecc_jax.generate.stand_ins import with_dtype
 from quecc_jax.groups import group_of
 from quecc_jax.load import load_vlm
-from quecc_jax.paths import replacing
+from quecc_jax.paths import remove, replacing
 from quecc_jax.train.logs.records import read_records
 from quecc_jax.train.loop import train
 
@@ -71,9 +71,9 @@ def run_cell(grid: Grid, cell: Cell, report: Report) -> CellResult:
                 samples += _samples(grid.out, cell, model.visual_tokens, test, answers)
         if cell.benchmarks:
             rows += [{**here, **row} for row in _benchmarked(cell.benchmarks, last)]
-    if not cell.keep:
+    if not cell.keep and jax.process_index() == 0:
         for run in runs:
-            shutil.rmtree(run.out)
+            remove(run.out)
     return {"rows": rows, "losses": losses, "samples": samples}
 
 
@@ -90,9 +90,10 @@ def with_vocabulary(run: RunConfig) -> RunConfig:
 
 
 def run_stage(run: RunConfig, report: Report, before: float, total: float, note: str) -> Curve:
-    """Trains one run, or continues it, and returns its whole loss curve."""
+    """Trains one run, or continues it, and returns its whole loss curve; of several processes to the first alone."""
     train(run, progress=lambda r: report(before + r["step"], total, f"{note}, loss {r['loss']:.3f}"))
-    return [[record["step"], record["loss"]] for record in read_records(run.out)]
+    records = read_records(run.out) if jax.process_index() == 0 else []
+    return [[record["step"], record["loss"]] for record in records]
 
 
 def ask(run: RunConfig, model: ModelConfig, test: Test) -> tuple[DataConfig, list[Answer]]:

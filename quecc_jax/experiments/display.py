@@ -2,19 +2,19 @@
 
 import time
 from collections.abc import Collection, Mapping
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from quecc_jax.experiments.store import read_progress
+from quecc_jax.paths import AnyPath
 from quecc_jax.progress import duration
 
 
 class Display:
     """Overall and per-job progress with the time left; a line per finished job in any case."""
 
-    def __init__(self, costs: Mapping[str, float], done: Collection[str], folder: Path):
+    def __init__(self, costs: Mapping[str, float], done: Collection[str], folder: AnyPath):
         self.cost, self.folder = costs, folder
         self.ended, self.before = set(done), sum(self.cost[name] for name in done)
         self.started, self.note = time.time(), "starting"

@@ -10,6 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple, cast
 
+from quecc_jax.config.io import nearest
 from quecc_jax.errors import UserError, disk_fault, disk_faults
 from quecc_jax.experiments.display import Display
 from quecc_jax.experiments.grid import Grid, Job, jobs
@@ -25,6 +26,7 @@ from quecc_jax.experiments.store import (
     total_seconds,
 )
 from quecc_jax.experiments.worker import cores, run_job, work, worker_pool
+from quecc_jax.paths import as_path
 from quecc_jax.records import write_record
 
 
@@ -56,10 +58,8 @@ def run_grid(grid: Grid, chosen: Collection[str] | None = None, parallel: bool =
         was killed.
       Preempted: the machine is about to be taken away; the job in progress is saved.
     """
-    folder, began = Path(grid.out), time.time()
-    claim(grid)
-    (folder / "jobs").mkdir(exist_ok=True)
-    set_damaged_aside(grid)
+    folder, began = as_path(grid.out), time.time()
+    _begin(grid)
     steps = {step.name for step in grid.steps}
     wanted = [job for job in jobs(grid) if chosen is None or job.name in steps or job.name in chosen]
     write_scores(grid)
@@ -73,6 +73,48 @@ def run_grid(grid: Grid, chosen: Collection[str] | None = None, parallel: bool =
     finally:
         with disk_faults(grid.out):
             add_seconds(grid, time.time() - began)
+
+
+def run_one(grid: Grid, name: str) -> None:
+    """Runs one job in this process, or in several that have joined, unless it has a result.
+
+    Raises:
+      UserError: there is no such job, it needs one that has no result yet, or as `run_grid`.
+      InUse: others are running it.
+      Preempted: the machine is about to be taken away; the same call continues the job.
+    """
+    job = next((job for job in jobs(grid) if job.name == name), None)
+    if job is None:
+        raise UserError(
+            f"{name} is no job of the grid {grid.name}; {nearest(name, [j.name for j in jobs(grid)])}"
+        )
+    if missing := unmet(grid, job):
+        raise UserError(f"{name} needs {', '.join(missing)}, which has no result yet; run that first")
+    # Imported late: a pool of workers prepares what JAX reads.
+    import jax
+
+    began, first = time.time(), jax.process_index() == 0
+    if first:
+        _begin(grid)
+    try:
+        run_job(grid, job, began)
+    finally:
+        if first:
+            with disk_faults(grid.out):
+                add_seconds(grid, time.time() - began)
+    if first:
+        write_scores(grid)
+
+
+def unmet(grid: Grid, job: Job) -> list[str]:
+    """What a job needs and has no result."""
+    return [name for name in job.needs if not result_file(grid, name).is_file()]
+
+
+def _begin(grid: Grid) -> None:
+    claim(grid)
+    (as_path(grid.out) / "jobs").mkdir(exist_ok=True)
+    set_damaged_aside(grid)
 
 
 def _run(grid: Grid, wanted: list[Job], parallel: bool, began: float) -> Outcome:
@@ -92,7 +134,7 @@ def _run(grid: Grid, wanted: list[Job], parallel: bool, began: float) -> Outcome
     costs = {job.name: job.cost for job in wanted}
     with (
         worker_pool() if parallel else contextlib.nullcontext() as pool,
-        Display(costs, set(outcome.done), Path(grid.out, "jobs")) as display,
+        Display(costs, set(outcome.done), f"{grid.out}/jobs") as display,
     ):
         while waiting or running:
             bad = {*outcome.failed, *outcome.skipped}
@@ -145,7 +187,7 @@ def _submit(
 def check(outcome: Outcome, grid: Grid) -> None:
     """Raises UserError if a job failed or is being run elsewhere."""
     if outcome.failed:
-        files = ", ".join(str(Path(grid.out, "jobs", f"{name}.error")) for name in outcome.failed)
+        files = ", ".join(f"{grid.out}/jobs/{name}.error" for name in outcome.failed)
         left = f", and {', '.join(outcome.skipped)} could not run without" if outcome.skipped else ""
         raise UserError(
             f"failed: {', '.join(outcome.failed)}{left}; see {files}, then start it again to retry"
@@ -177,7 +219,7 @@ def write_scores(grid: Grid) -> None:
         rows, name = rows_of(grid, found), Path(grid.out).name
         record = scores_record(rows, sizes, grid.visual_tokens, tokens, name, note)
         if record["params_b"]:
-            write_record(Path(grid.out, "scores.json"), record)
+            write_record(f"{grid.out}/scores.json", record)
 
 
 def collect(grid: Grid, command: str) -> Results:

@@ -6,8 +6,9 @@
     jobs/NAME.damaged    such a file that did not hold what was written
     jobs/NAME.error      the traceback of a failed job
     jobs/NAME.progress   where a running one is
+    attempts/NAME.json   when and where it was tried (`attempts`)
 
-Several processes, and several hosts that see the directory, may read and write it at once.
+Several processes, and several hosts that see the directory, here or in a bucket, may read and write it at once.
 """
 
 import contextlib
@@ -20,8 +21,9 @@ from typing import Annotated, Any, NotRequired, TypedDict
 import msgspec
 
 from quecc_jax.errors import UserError
-from quecc_jax.experiments.grid import Cell, Grid, digests, jobs
+from quecc_jax.experiments.grid import Cell, Grid, Job, digests, jobs
 from quecc_jax.experiments.results import CellResult, JobRecord
+from quecc_jax.paths import AnyPath, as_path
 from quecc_jax.records import Damaged, NonNegative, of_form, read_record, write_record
 
 
@@ -54,7 +56,7 @@ class _Progress(TypedDict):
 
 def result_file(grid: Grid, name: str) -> Path:
     """Where a finished job's result lies."""
-    return Path(grid.out, "jobs", f"{name}.json")
+    return as_path(grid.out) / "jobs" / f"{name}.json"
 
 
 def claim(grid: Grid) -> None:
@@ -64,7 +66,7 @@ def claim(grid: Grid) -> None:
       UserError: it is another grid's or an earlier version's, cannot be made, or its mark is damaged. A mark that
         is lost is made anew, which is said.
     """
-    folder, wanted = Path(grid.out), digests(grid)
+    folder, wanted = as_path(grid.out), digests(grid)
     file = folder / "grid.json"
     if (folder / "plan.json").is_file():
         raise UserError(f"{folder} was made by an earlier version; delete it or give another --out")
@@ -76,7 +78,7 @@ def claim(grid: Grid) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         now = time.strftime("%Y-%m-%dT%H:%M:%S")
         if (folder / "seconds.json").exists():
-            _warn(f"{file} is lost: the grid counts as started now")
+            warn(f"{file} is lost: the grid counts as started now")
         else:
             _write_seconds(grid, 0.0)
         write_record(file, {"grid": grid.name, "started": now, "jobs": wanted})
@@ -91,7 +93,7 @@ def started(grid: Grid) -> str:
 
 def _claimed(grid: Grid) -> _Claim:
     advice = "delete it if the results beside it are this grid's, or give another --out"
-    return read_record(Path(grid.out, "grid.json"), _Claim, advice)
+    return read_record(f"{grid.out}/grid.json", _Claim, advice)
 
 
 def add_seconds(grid: Grid, seconds: float) -> None:
@@ -99,15 +101,13 @@ def add_seconds(grid: Grid, seconds: float) -> None:
     try:
         before = total_seconds(grid)
     except Damaged as error:
-        _warn(str(error))
+        warn(str(error))
         before = 0.0
     _write_seconds(grid, before + seconds)
 
 
 def _write_seconds(grid: Grid, seconds: float) -> None:
-    write_record(
-        Path(grid.out, "seconds.json"), {"settings": digests(grid)[""], "seconds": seconds}, indent=None
-    )
+    write_record(f"{grid.out}/seconds.json", {"settings": digests(grid)[""], "seconds": seconds}, indent=None)
 
 
 def total_seconds(grid: Grid) -> float:
@@ -116,7 +116,7 @@ def total_seconds(grid: Grid) -> float:
     Raises:
       Damaged: the count is damaged, lost or another grid's.
     """
-    file, advice = Path(grid.out, "seconds.json"), "it is counted from 0"
+    file, advice = f"{grid.out}/seconds.json", "it is counted from 0"
     try:
         # Once it was a bare number.
         found = read_record(file, _Seconds | float, advice)  # type: ignore[arg-type]
@@ -131,7 +131,7 @@ def total_seconds(grid: Grid) -> float:
 
 def write_result(grid: Grid, name: str, seconds: float, result: object) -> None:
     """Writes what a job returned, and how long it took."""
-    settings = _settings(digests(grid), name)
+    settings = settings_of(digests(grid), name)
     record = {"job": name, "settings": settings, "seconds": seconds, "result": result}
     write_record(result_file(grid, name), record, indent=None)
 
@@ -145,7 +145,7 @@ def finished(grid: Grid) -> dict[str, JobRecord]:
     found, known = {}, digests(grid)
     for job in jobs(grid):
         with contextlib.suppress(FileNotFoundError):
-            found[job.name] = _result(grid, job.name, isinstance(job, Cell), known)
+            found[job.name] = read_result(grid, job, known)
     return found
 
 
@@ -154,7 +154,7 @@ def set_damaged_aside(grid: Grid) -> None:
     known = digests(grid)
     for job in jobs(grid):
         try:
-            _result(grid, job.name, isinstance(job, Cell), known)
+            read_result(grid, job, known)
         except FileNotFoundError:
             continue
         except Damaged:
@@ -163,57 +163,59 @@ def set_damaged_aside(grid: Grid) -> None:
 
             with contextlib.suppress(InUse, FileNotFoundError), run_lock(f"{grid.out}/locks/{job.name}"):
                 try:
-                    _result(grid, job.name, isinstance(job, Cell), known)
+                    read_result(grid, job, known)
                 except Damaged as error:
                     file = result_file(grid, job.name)
-                    os.replace(file, file.with_suffix(".damaged"))
-                    _warn(str(error))
+                    file.replace(file.with_suffix(".damaged"))
+                    warn(str(error))
 
 
-def _warn(message: str) -> None:
+def warn(message: str) -> None:
+    """One line on stderr."""
     print(f"WARNING: {message}", file=sys.stderr, flush=True)
 
 
-def _result(grid: Grid, name: str, is_cell: bool, known: dict[str, str]) -> JobRecord:
-    """The result of a job.
+def read_result(grid: Grid, job: Job, known: dict[str, str]) -> JobRecord:
+    """The result of a job; `known` as `grid.digests` gives it.
 
     Raises:
       FileNotFoundError: it has none.
       Damaged: the file is damaged or of another job.
     """
+    name = job.name
     file = result_file(grid, name)
     advice = f"{name} is run anew"
     found = read_record(file, _JobFile, advice)
-    job, settings = found.get("job", name), _settings(known, name)
-    if job != name:
-        raise Damaged(f"{file} is the result of {job}; {advice}")
+    named, settings = found.get("job", name), settings_of(known, name)
+    if named != name:
+        raise Damaged(f"{file} is the result of {named}; {advice}")
     if found.get("settings", settings) != settings:
-        raise Damaged(f"{file} is the result of {job} under other settings; {advice}")
+        raise Damaged(f"{file} is the result of {named} under other settings; {advice}")
     result = found["result"]
-    if is_cell:
+    if isinstance(job, Cell):
         result = of_form(result, CellResult, str(file), advice)
     return {"seconds": found["seconds"], "result": result}
 
 
-def _settings(known: dict[str, str], name: str) -> str:
-    """What tells a job's settings, and those that its grid shares, from others."""
+def settings_of(known: dict[str, str], name: str) -> str:
+    """What tells a job's settings, and those that its grid shares, from others; `known` as `grid.digests` gives it."""
     return f"{known[''][:16]}-{known[name][:16]}"
 
 
 def write_progress(grid: Grid, name: str, share: float, note: str) -> None:
     """Says how far a job is, 0..1, and what it is doing."""
     record = {"job": name, "share": min(max(share, 0.0), 1.0), "note": note}
-    write_record(Path(grid.out, "jobs", f"{name}.progress"), record, indent=None, durable=False)
+    write_record(f"{grid.out}/jobs/{name}.progress", record, indent=None, durable=False)
 
 
-def read_progress(folder: Path, name: str) -> tuple[float, str]:
+def read_progress(folder: AnyPath, name: str) -> tuple[float, str]:
     """How far a job is, 0..1, and what it is doing; the beginning where that cannot be read.
 
     Args:
       folder: where the jobs' files lie.
     """
     try:
-        found = read_record(folder / f"{name}.progress", _Progress, "")
+        found = read_record(f"{os.fspath(folder)}/{name}.progress", _Progress, "")
     except (FileNotFoundError, Damaged):
         return 0.0, "starting"
     return (found["share"], found["note"]) if found["job"] == name else (0.0, "starting")

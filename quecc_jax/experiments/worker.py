@@ -1,7 +1,8 @@
 """One job of a grid, in this process or in one of a pool over the cores of this machine.
 
 Under `out/locks/` a running job holds its lock, so that several processes, and several hosts that see the same
-directory, share a grid.
+directory, share a grid. A job may have several processes that have joined (`quecc_jax.distributed`); then the
+first alone writes.
 """
 
 import contextlib
@@ -16,9 +17,11 @@ from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import cast
 
+from quecc_jax.data.files import size_and_time
+from quecc_jax.experiments.attempts import Outcome, attempt
 from quecc_jax.experiments.grid import Grid, Job
 from quecc_jax.experiments.store import result_file, write_progress, write_result
-from quecc_jax.paths import write_text
+from quecc_jax.paths import as_path, write_text
 from quecc_jax.worker_process import follow_parent
 from quecc_jax.xla_flags import LESS_OPTIMIZED, ONE_THREAD, with_flags
 
@@ -39,43 +42,57 @@ def run_job(grid: Grid, job: Job, began: float, watch: Callable[[], None] = lamb
     """
     import jax
 
+    from quecc_jax.groups import gathered
     from quecc_jax.run_lock import run_lock
     from quecc_jax.train.preemption import Preempted
 
-    error, progress = (Path(grid.out, "jobs", f"{job.name}.{end}") for end in ("error", "progress"))
+    error, progress = (as_path(grid.out) / "jobs" / f"{job.name}.{end}" for end in ("error", "progress"))
+    first, processes = jax.process_index() == 0, jax.process_count()
 
     def report(done: float, total: float, note: str) -> None:
-        write_progress(grid, job.name, done / total, note)
+        if first:
+            write_progress(grid, job.name, done / total, note)
         watch()
 
-    with run_lock(f"{grid.out}/locks/{job.name}"):
-        if result_file(grid, job.name).is_file():
+    def ended_as(problem: BaseException) -> Outcome:
+        return "preempted" if isinstance(problem, Preempted) else "failed"
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(run_lock(f"{grid.out}/locks/{job.name}"))
+        # A host may see a file of another one later than the rest.
+        finished, told = gathered((result_file(grid, job.name).is_file(), _failure_since(error, began)))[0]
+        if finished:
             return
-        if told := _failure_since(error, began):
+        if told:
             raise RuntimeError(told)
-        try:
-            started = time.time()
+        started = time.time()
+        if first:
+            stack.enter_context(attempt(grid, job.name, processes, ended_as))
             error.unlink(missing_ok=True)
+        try:
             report(0, 1, "starting")
-            jax.config.update("jax_compilation_cache_dir", str(Path(grid.out, "compiled").absolute()))
+            jax.config.update("jax_compilation_cache_dir", str(as_path(grid.out) / "compiled"))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
             result = pkgutil.resolve_name(job.function)(grid, job, report)
-            write_result(grid, job.name, time.time() - started, result)
+            if first:
+                write_result(grid, job.name, time.time() - started, result)
         except Preempted:
             raise
         except BaseException:
-            # A full disk takes none.
+            # A full disk takes none. The first process that fails knows why; the others lose it.
             with contextlib.suppress(OSError):
-                write_text(error, traceback.format_exc())
+                if not (processes > 1 and _failure_since(error, started)):
+                    write_text(error, traceback.format_exc())
             raise
         finally:
-            progress.unlink(missing_ok=True)
+            if first:
+                progress.unlink(missing_ok=True)
 
 
 def _failure_since(error: Path, began: float) -> str:
     """The last line of a traceback that another process has left since then, or nothing."""
     try:
-        lines = error.read_text().strip().splitlines() if error.stat().st_mtime > began else []
+        lines = error.read_text().strip().splitlines() if size_and_time(error)[1] > began else []
     except OSError:
         return ""
     return lines[-1] if lines else ""

@@ -81,6 +81,10 @@ def test_prepares_verifies_and_refuses(tmp_path):
         ("--decoding original", "--decoding goes with --resize"),
         ("--resize 24 --encode raw --quality 90", "--quality is of --encode jpeg"),
         ("--format tfds --shard-images 2", "--shard-images goes with --format array_record"),
+        ("--format tfds --merge", "--merge goes with --format array_record"),
+        ("--shard 2/2", "--shard 2/2 is not I/N with I from 0 to N - 1"),
+        ("--merge --shard 0/2", "--shard is for writing parts, and --merge joins them"),
+        ("--data= --features --checkpoint R --shard 0/2", "--shard is for preparing data"),
     ],
 )
 def test_mistakes_are_one_sentence_and_leave_nothing(tmp_path, arguments, message):
@@ -110,6 +114,31 @@ def test_a_full_disk_is_one_sentence_and_with_space_the_same_command_ends(tmp_pa
         main_with(*command)
         if kind == "array_record":
             assert len(open_prepared(disk / "out").rows) == ROWS
+
+
+def test_parts_and_their_merging_from_the_command_line(tmp_path, capsys):
+    path, _ = write_llava(tmp_path)
+    command = (
+        "--data",
+        path,
+        "--images",
+        tmp_path,
+        "--workers",
+        1,
+        "--shard-images",
+        4,
+        "--out",
+        tmp_path / "out",
+    )
+    main_with(*command, "--shard", "1/2")
+    assert "part 1/2, 1 shards" in capsys.readouterr().out
+    merging = [part for part in command if part not in ("--workers", 1)]
+    with pytest.raises(UserError, match=r"pictures-00000-of-00002\.array_record is missing"):
+        main_with(*merging, "--merge")
+    main_with(*command, "--shard", "0/2")
+    main_with(*merging, "--merge")
+    assert f"{ROWS} rows, 7 images" in capsys.readouterr().out
+    assert len(open_prepared(tmp_path / "out").rows) == ROWS
 
 
 @pytest.mark.slow

@@ -7,10 +7,10 @@ import pytest
 
 from quecc_jax.config import DataConfig, SourceConfig
 from quecc_jax.data.pipeline import make_iterator
+from quecc_jax.data.preparing.prepare import prepare
 from quecc_jax.data.references import image_refs
 from quecc_jax.data.sources.array_record import Recipe
 from quecc_jax.data.sources.folders import Folders
-from quecc_jax.data.sources.prepare import prepare
 from quecc_jax.errors import BadRow, UserError
 
 TEXT = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "It."}]

@@ -10,20 +10,14 @@ import jax
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
-from PIL import Image
 
-from configs import llava
-from quecc_jax.aot.chips import find_chip
 from quecc_jax.commands.cli import execute
-from quecc_jax.commands.config_file import load_config_file
-from quecc_jax.commands.sweep import dry_run, sharded
-from quecc_jax.config import CheckpointConfig, SourceConfig
-from quecc_jax.data.text.word_tokenizer import train_word_tokenizer
+from quecc_jax.commands.sweep import sharded
 from quecc_jax.errors import UserError
 from quecc_jax.experiments import cell as cell_module
 from quecc_jax.experiments import runner
-from quecc_jax.experiments.grid import Benchmarks, Cell, Grid, Test
-from quecc_jax.experiments.llava_grid import Llm, llava_grid, training_flops
+from quecc_jax.experiments.grid import Benchmarks, Grid
+from quecc_jax.experiments.llava_grid import Llm, training_flops
 from quecc_jax.experiments.runner import Outcome, run_grid, write_scores
 from quecc_jax.experiments.stats import scores_record
 from quecc_jax.experiments.store import result_file, write_result
@@ -31,39 +25,7 @@ from quecc_jax.flops import train_flops
 from quecc_jax.run_lock import run_lock
 from scaling.fit import fit_law
 from scaling.scores import read_scores
-from tests import tiny
-
-DECODERS = {width: dataclasses.replace(tiny.MODEL.decoder, width=width) for width in (32, 64)}
-
-
-def small_grid(out, **changes) -> Grid:
-    """Two sizes x two V of the tiny model; its questions are about 24 images below `out`'s parent."""
-    data = Path(out).parent / "data"
-    source = SourceConfig(kind="llava_json", path=str(data / "rows.json"), images=str(data))
-    stage = tiny.run(
-        data={
-            "sources": (source,),
-            "tokenizer": str(data / "tokenizer"),
-            "template": "short",
-            "images_per_row": 1,
-        },
-        stage=1,
-        steps=3,
-        log_every=1,
-    )
-    stage = dataclasses.replace(stage, checkpoint=CheckpointConfig(every=0, keep=1))
-    llms = tuple(Llm(f"w{w}", size_b=w / 1000, decoder=d) for w, d in DECODERS.items())
-    settings = {
-        "out": str(out),
-        "stage1": stage,
-        "stage2": dataclasses.replace(stage, train=dataclasses.replace(stage.train, stage=2, steps=4)),
-        "llms": llms,
-        "visual_tokens": (1, 4),
-        "tests": (Test((source,), "dots", 3, batch_size=24),),
-        "text_tokens": 20,
-        "query_tokens": 6,
-    }
-    return llava_grid(**settings | changes)  # type: ignore[arg-type]
+from tests.experiments.small_grid import DECODERS, small_grid, write_data
 
 
 def row(params_b, v, seed, task, score, stderr):
@@ -87,15 +49,7 @@ def cache_as_before():
 
 @pytest.fixture
 def grid(tmp_path) -> Grid:
-    rows, rng, data = [], np.random.default_rng(0), tmp_path / "data"
-    data.mkdir()
-    for number in range(24):
-        Image.fromarray(rng.integers(0, 256, (20, 16, 3), dtype=np.uint8)).save(data / f"{number}.png")
-        turns = [("human", "<image>\nhow many dots"), ("gpt", str(number % 2))]
-        conversation = [{"from": who, "value": text} for who, text in turns]
-        rows.append({"id": number, "image": f"{number}.png", "conversations": conversation})
-    (data / "rows.json").write_text(json.dumps(rows))
-    train_word_tokenizer(["how many dots 0 1"], data / "tokenizer")
+    write_data(tmp_path / "data")
     return small_grid(tmp_path / "out")
 
 
@@ -252,39 +206,6 @@ def test_shards_share_the_cells(tmp_path):
             sharded(every, wrong)
 
 
-def test_dry_run_counts_hours(tmp_path):
-    grid = small_grid(tmp_path / "out")
-    text = dry_run(grid, grid.cells, "v5e-8", 0.5)
-    total = sum(training_flops(cell) for cell in grid.cells)
-    assert f"4 cells, {total:.3e} FLOPs" in text
-    assert f"{total / (8 * 0.5 * find_chip('v5e').flops) / 3600:,.1f} hours on 8 x TPU v5 lite" in text
-    assert text.count("w64") == 2
-    for topology, mfu, sentence in (("v5e", 0.4, "--topology"), ("v9-8", 0.4, "v9"), ("v5e-8", 1.5, "--mfu")):
-        with pytest.raises(UserError, match=sentence):
-            dry_run(grid, grid.cells, topology, mfu)
-
-
-def test_a_dry_run_knows_adapters_and_frozen_weights():
-    """7B on one chip: neither the whole decoder nor adapters fit, adapters around 4 bits do."""
-    whole = llava.stage2("vicuna-7b", "", "")
-    ways = {
-        "whole": whole,
-        "adapters of rank 128": llava.with_adapters(whole, ""),
-        "adapters of rank 64 in nf4": load_config_file("configs/llava_7b_qlora_stage2.py"),
-    }
-    lines = {}
-    for way, stage2 in ways.items():
-        one = dataclasses.replace(stage2, train=dataclasses.replace(stage2.train, grad_accum_steps=128))
-        cell = Cell("one", (one,), (), None, "vicuna-7b", 7.0, "quecc")
-        text = dry_run(Grid("sweep", "nowhere", (cell,)), (cell,), "v5e-1", 0.5)
-        (lines[way],) = [line for line in text.splitlines() if line.startswith("one ")]
-        assert lines[way].endswith(way if "nf4" in way else f"{way} does not fit")
-        assert "a chip has 15.75 GiB" in text and f"{training_flops(cell):.3e}" in lines[way]
-    # Gradients of the decoder's weights are a third of what all of it takes.
-    flops = {way: float(line.split()[3]) for way, line in lines.items()}
-    assert 0.6 < flops["adapters of rank 128"] / flops["whole"] < 0.9
-
-
 @pytest.mark.parametrize("count", [{"epochs": 1.0}, {"conversations": 64}])
 def test_stages_that_count_in_the_data_are_refused(tmp_path, count):
     (stage, *_) = small_grid(tmp_path / "out").cells[0].runs
@@ -292,16 +213,6 @@ def test_stages_that_count_in_the_data_are_refused(tmp_path, count):
     for name in ("stage1", "stage2"):
         with pytest.raises(UserError, match=r"a grid's stages name train\.steps and train\.batch_size"):
             small_grid(tmp_path / "out", **{name: counting})
-
-
-def test_a_dry_run_says_where_rows_are_alike_at_every_v(tmp_path):
-    grown, alike = small_grid(tmp_path / "out"), small_grid(tmp_path / "out", text_tokens=0)
-    once = small_grid(tmp_path / "out", text_tokens=0, visual_tokens=(4,))
-    said = "note: rows have"
-    texts = [dry_run(grid, grid.cells, "v5e-8", 0.5) for grid in (grown, alike, once)]
-    assert [said in text for text in texts] == [False, True, False]
-    length = alike.cells[0].runs[0].data.max_length
-    assert f"{said} {length:,} positions at every V" in texts[1] and "text_tokens" in texts[1]
 
 
 @pytest.mark.parametrize("option", [("--topology", "h100-8"), ("--mfu", "0.5")])

@@ -190,6 +190,15 @@ def test_weights_in_fewer_bits_are_named_and_buy_more(fit_folder, tmp_path, caps
     assert found == {"bfloat16": "qwen1.5-1.8b", "int8": "qwen1.5-7b"}
 
 
+def test_a_chip_has_its_list_price_unless_one_is_given(fit_folder, tmp_path, capsys):
+    budget = ["plan", "--fit", str(fit_folder), "--usd", "40", "--chip", "h100"]
+    for options, price, said in (([], 3.99, "lambda.ai/pricing"), (["--price", "2"], 2, "(as given)")):
+        main([*budget, "--out", str(tmp_path / "out"), *options])
+        assert json.loads((tmp_path / "out/plan.json").read_text())["usd_per_hour"] == price
+        line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("price: "))
+        assert line.startswith(f"price: ${price:g} per chip and hour (") and said in line
+
+
 @pytest.mark.parametrize(
     "options, said",
     [
@@ -206,7 +215,12 @@ def test_weights_in_fewer_bits_are_named_and_buy_more(fit_folder, tmp_path, caps
         (["--flops", "1e9", "--llms", "0.5"], "A budget of 1 GFLOP per query buys no choice"),
         (["--ms", "5"], "needs a --chip"),
         ([*BUDGET, "--batch", "4"], "needs a --chip"),
-        (["--usd", "5", "--chip", "h100"], "go together"),
+        (["--usd", "5", "--chip", "l4"], "no price of the chip 'l4' is known; give --price"),
+        (
+            ["--usd", "5", "--chip", "989,3350,80"],
+            "no price of the chip '989,3350,80' is known; give --price",
+        ),
+        (["--ms", "5", "--chip", "h100", "--price", "2"], "--price is of a budget in dollars: add --usd"),
         (["--ms", "5", "--chip", "tpu9"], "'tpu9' is not known"),
         (["--ms", "5", "--chip", "l4", "--llms", "14"], "memory"),
         ([*BUDGET, "--visual-tokens", "50"], "V = 50"),

@@ -18,7 +18,6 @@ from quecc_jax.data.sources.open import open_sources
 from quecc_jax.errors import UserError
 from quecc_jax.flops import train_flops
 from quecc_jax.sharding import make_mesh
-from quecc_jax.train.logs.records import read_records
 from quecc_jax.train.loop import train
 from quecc_jax.train.step import build_trainer
 from tests.train.stepping import assert_same, start, trainer_on

@@ -6,6 +6,7 @@ Directories follow LLaVA's `playground/data/eval`, so a folder that serves LLaVA
 import dataclasses
 import hashlib
 import json
+import re
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from operator import attrgetter
@@ -119,7 +120,7 @@ class Task:
 
     name: str
     about: str
-    """Name and size for people."""
+    """Name and size for people, as "X, 1,234 questions"."""
     files: tuple[File, ...]
     load: Callable[[Path], list[Sample]]
     """Questions from the data directory; raises UserError where a file is not of the form it should be."""
@@ -140,6 +141,12 @@ class Task:
     """Longest answer: that of the program whose prompts it has."""
     note: str = ""
     """What to know before its numbers are held against published ones."""
+
+    @property
+    def questions(self) -> int | None:
+        """How many questions it has, if `about` says that."""
+        found = re.search(r"([\d,]+) (?:yes-or-no questions|questions|problems)", self.about)
+        return int(found[1].replace(",", "")) if found else None
 
     @property
     def scorer(self) -> Scorer:

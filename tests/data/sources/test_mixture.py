@@ -12,10 +12,10 @@ import yaml
 from quecc_jax.config import DataConfig, SourceConfig
 from quecc_jax.data.lengths import _files
 from quecc_jax.data.pipeline import make_iterator
+from quecc_jax.data.preparing.prepare import prepare
 from quecc_jax.data.sources.array_record import Recipe, open_prepared
 from quecc_jax.data.sources.json_rows import RowFile
 from quecc_jax.data.sources.mixture import Mixture, Part, open_rows
-from quecc_jax.data.sources.prepare import prepare
 from quecc_jax.errors import BadRow, UserError
 
 

@@ -13,10 +13,11 @@ import pytest
 
 from quecc_jax.config import DataConfig, SourceConfig
 from quecc_jax.data.pipeline import make_iterator
+from quecc_jax.data.preparing.inline import inline_rows
+from quecc_jax.data.preparing.prepare import prepare
 from quecc_jax.data.references import image_refs
 from quecc_jax.data.sources.array_record import Recipe
 from quecc_jax.data.sources.parquet import ParquetRows, files_of
-from quecc_jax.data.sources.prepare import inline_rows, prepare
 from quecc_jax.errors import BadRow, UserError
 from tests.data.every_row import eval_batches
 from tests.data.photos import photo

@@ -5,19 +5,23 @@ import json
 import os
 import pickle
 import shutil
+from io import BytesIO
 from typing import Any, cast
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from quecc_jax.config import DataConfig, SourceConfig
 from quecc_jax.data.images import load_pixels
 from quecc_jax.data.pipeline import make_iterator
-from quecc_jax.data.sources import prepare as making
+from quecc_jax.data.preparing import image_shards as making
+from quecc_jax.data.preparing import prepare as preparing
+from quecc_jax.data.preparing.prepare import prepare
 from quecc_jax.data.sources.array_record import Recipe, open_prepared, read_manifest
 from quecc_jax.data.sources.feature_store import write_features
-from quecc_jax.data.sources.prepare import prepare
 from quecc_jax.data.sources.shards import Records, check, find_shard, write_shard
 from quecc_jax.errors import BadRow, UserError
 from tests.data.every_row import eval_batches, rows_by_id
@@ -100,7 +104,7 @@ def test_jpeg_is_close_and_small(llava, tmp_path, model):
         dict.fromkeys(name for row in prepared.rows for name in cast(list[str], row.get("image_files", [])))
     )
     for number, name in enumerate(files):
-        with Image.open(making.BytesIO(prepared.images[number])) as opened:
+        with Image.open(BytesIO(prepared.images[number])) as opened:
             ours = np.asarray(opened).astype(int)
         wanted = load_pixels(folder / name, vision)
         assert np.abs(ours - wanted).mean() < 1.5
@@ -228,13 +232,78 @@ def test_an_interrupted_preparation_is_absent_and_continues(llava, tmp_path, mon
         prepare(path, (str(folder),), out, RAW, **SMALL)
 
 
+def parts_of(llava, out, parts, **more):
+    path, folder, _ = llava
+    order = preparing.Order(path, (str(folder),), out, RAW, **SMALL, **more)
+    return order, [lambda k=k: preparing.prepare_part(order, k, parts) for k in range(parts)]
+
+
+def contents(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@given(st.integers(1, 5), st.randoms())
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_parts_in_any_order_are_what_one_process_writes_bit_by_bit(llava, tmp_path_factory, parts, rng):
+    """Three shards of images and three of rows; of five parts two have nothing to do."""
+    path, folder, _ = llava
+    root = tmp_path_factory.mktemp("parts")
+    order, writing = parts_of(llava, root / "parts", parts)
+    rng.shuffle(writing)
+    names = [shard.name for write in writing for shard in write()]
+    assert len(names) == len(set(names)) == 6
+    assert not (root / "parts/manifest.json").exists()
+    preparing.merge_parts(order)
+    prepare(path, (str(folder),), root / "whole", RAW, **SMALL)
+    assert contents(root / "parts") == contents(root / "whole")
+
+
+def test_parts_that_are_missing_or_differ_are_refused_by_name(llava, tmp_path):
+    out = tmp_path / "out"
+    order, (first, second) = parts_of(llava, out, 2)
+    first()
+    with pytest.raises(
+        UserError,
+        match=rf"^{out}/pictures-00001-of-00003\.array_record is missing \(and 1 more like it\); run the",
+    ):
+        preparing.merge_parts(order)
+    second()
+    file = out / "rows-00002-of-00003.array_record"
+    good = file.read_bytes()
+    file.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    with pytest.raises(
+        UserError, match=r"rows-00002-of-00003\.array_record is damaged, or was made of other data;"
+    ):
+        preparing.merge_parts(order)
+    assert not (out / "manifest.json").exists()
+    with pytest.raises(UserError, match="holds a part of other data or of other settings"):
+        preparing.prepare_part(order._replace(recipe=Recipe(24, "square", "raw")), 1, 2)
+    first()
+    assert preparing.merge_parts(order)["pictures"] == 7
+    assert (out / "manifest.json").exists()
+
+
+def test_what_is_wrong_in_parts_is_counted_in_the_whole(llava, tmp_path):
+    path, folder, rows = llava
+    mixed = tmp_path / "mixed"
+    shutil.copytree(folder, mixed)
+    last = [ref for row in rows for ref in np.atleast_1d(row.get("image", []))][-1]
+    (mixed / last).write_bytes(b"no image")
+    order, writing = parts_of((path, mixed, rows), tmp_path / "parts", 2, skip_bad=True)
+    for write in writing:
+        write()
+    merged = preparing.merge_parts(order)
+    assert merged == prepare(path, (str(mixed),), tmp_path / "whole", RAW, skip_bad=True, **SMALL)
+    assert merged["unreadable"]["pictures"] == 1
+
+
 @pytest.mark.parametrize("what", ["order of rows", "pixels"])
 def test_what_changed_since_the_interruption_is_made_anew(tmp_path, monkeypatch, what):
     """Of the same size: the shards that are there hold the images of other rows, or other images."""
     path, _ = write_llava(tmp_path / "llava")
     folder, out = (str(path.parent),), tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(making, "_row_shards", lambda *_: 1 / 0)
+        patch.setattr(preparing, "_row_shard", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             prepare(path, folder, out, RAW, **SMALL)
     if what == "pixels":

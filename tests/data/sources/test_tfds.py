@@ -8,8 +8,8 @@ import pytest
 
 from quecc_jax.config import DataConfig, SourceConfig
 from quecc_jax.data.pipeline import make_iterator
+from quecc_jax.data.preparing.inline import inline_rows
 from quecc_jax.data.sources.array_record import Recipe
-from quecc_jax.data.sources.prepare import inline_rows
 from quecc_jax.errors import UserError
 from tests.data.every_row import eval_batches
 from tests.data.photos import write_llava
