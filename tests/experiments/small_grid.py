@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -16,7 +17,7 @@ from tests import tiny
 DECODERS = {width: dataclasses.replace(tiny.MODEL.decoder, width=width) for width in (32, 64)}
 
 
-def small_grid(out, steps: int = 4, **changes) -> Grid:
+def small_grid(out, *, steps: int = 4, **changes: Any) -> Grid:
     """The grid; its data lie below `out`'s parent. Args: `steps` of stage 2."""
     data = Path(out).parent / "data"
     source = SourceConfig(kind="llava_json", path=str(data / "rows.json"), images=str(data))

@@ -210,9 +210,9 @@ def test_shards_share_the_cells(tmp_path):
 def test_stages_that_count_in_the_data_are_refused(tmp_path, count):
     (stage, *_) = small_grid(tmp_path / "out").cells[0].runs
     counting = dataclasses.replace(stage, train=dataclasses.replace(stage.train, **count))
-    for name in ("stage1", "stage2"):
+    for stages in ({"stage1": counting}, {"stage2": counting}):
         with pytest.raises(UserError, match=r"a grid's stages name train\.steps and train\.batch_size"):
-            small_grid(tmp_path / "out", **{name: counting})
+            small_grid(tmp_path / "out", **stages)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("option", [("--topology", "h100-8"), ("--mfu", "0.5")])
