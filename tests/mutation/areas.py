@@ -37,7 +37,17 @@ AREAS: dict[str, dict[str, tuple[str, ...]]] = {
     "packing": {
         "quecc_jax/data/plans/packing.py": ("tests/data/test_packing.py", "tests/data/test_packing_plans.py")
     },
-    "sampler": {"quecc_jax/data/sampler.py": ("tests/data/test_sampler.py",)},
+    "counts": {"quecc_jax/data/plans/counts.py": ("tests/data/test_counts.py",)},
+    "sampler": {
+        "quecc_jax/data/sampler.py": (
+            "tests/data/test_sampler.py",
+            "tests/train/test_validation.py",
+            "-k",
+            "order or hold",
+        )
+    },
+    "few bits": {"quecc_jax/models/quantized.py": ("tests/models/test_quantized.py",)},
+    "traffic": {"quecc_jax/aot/traffic.py": ("tests/aot/test_traffic.py",)},
     "checkpoint": {
         **{f"quecc_jax/train/{name}.py": CHECKPOINTS for name in ("checkpoint", "resume")},
         **{f"quecc_jax/{name}.py": ("tests/test_records.py",) for name in ("checksums", "records")},
