@@ -6,7 +6,6 @@ for every seed then.
 
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -222,7 +221,6 @@ def make_metrics(folder: Path, seed: int) -> None:
     with Records(folder, 0, 1) as records:
         for step in range(1, 5):
             records.write(record(step, loss=2.5 / step))
-    shutil.rmtree(folder / "tensorboard")
 
 
 def read_metrics(folder: Path) -> Any:
