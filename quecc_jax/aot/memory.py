@@ -158,7 +158,7 @@ def _activations(config: RunConfig, parts: _Parts) -> float:
     kept, work = number * width, number * (3 * hidden + 6 * width)
     if model.remat != "full":
         kept = number / 2 * (8 * hidden + 22 * width if train.stage == 1 else 10 * hidden + 36 * width)
-    tables = table * (2 * number * gathers + 4 * whole)
+    tables = table * 2 * number * gathers
     if not model.lora.rank and number < 4 and train.frozen_weights == "auto":
         tables += number * (flops.decoder_params(decoder) + table_params(decoder)) / parts.width / parts.other
     logits = 2 * 4 * rows * min(train.loss_chunk, data.max_length) * decoder.vocab_size / parts.other
@@ -175,6 +175,8 @@ def _activations(config: RunConfig, parts: _Parts) -> float:
         # The teacher's rows keep nothing of a layer, and its logits stand beside the student's.
         layer = max(layer, rows * teacher_length(model, data, data.max_length, images) * work)
         logits *= 2
+    # The output matrix' gradient, float32, is gone before the layers' backward pass begins.
+    logits += 4 * table * whole
     return decoder.depth * positions * kept + tables + max(logits, layer) + _images(config, parts, rows)
 
 
