@@ -184,7 +184,7 @@ def answer_report(
 def largest_batch(
     config: RunConfig, topology: Topology, asked: Asked, tell: Callable[[str], None] = lambda _: None
 ) -> int:
-    """The largest bucket of questions at once whose prefill and decode steps fit, found by compiling them.
+    """The largest bucket of questions at once of which all programs fit, found by compiling them.
 
     Raises:
       UserError: as `answer_report`, or not even one question for each part of the mesh fits.
@@ -195,7 +195,7 @@ def largest_batch(
         one = asked._replace(batch=batch)
         setting = _Setting(config, topology, one)
         parameters = _local_bytes(setting.params)
-        for name in ("prefill", DECODE):
+        for name, _ in setting.programs():
             tell(f"{name}, {batch} questions")
             compiled = compile_quickly(functools.partial(_lower, config, topology, one, name), topology)
             unread = max(0, parameters - max(0, compiled.memory.arguments - setting.inputs_bytes(name)))
