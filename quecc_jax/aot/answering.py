@@ -12,13 +12,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import PyTree
 
-from quecc_jax.aot import hlo
 from quecc_jax.aot.buffers import Memory
-from quecc_jax.aot.collectives import collectives
 from quecc_jax.aot.compiler import Compiled, compile_program, compile_quickly
-from quecc_jax.aot.roofline import Bounds, NetworkUse, bounds, network_use
+from quecc_jax.aot.roofline import Bounds, NetworkUse, work_of
 from quecc_jax.aot.topology import Topology, topology_devices
-from quecc_jax.aot.traffic import traffic
 from quecc_jax.config import ModelConfig, RunConfig
 from quecc_jax.config.shapes import at_visual_tokens, query_width
 from quecc_jax.config.weights import Weights
@@ -158,13 +155,12 @@ def answer_report(
       UserError: the topology is not known, the compiler not installed, or model or batch do not divide over the mesh.
     """
     setting = _Setting(config, topology, asked)
-    parameters, made = _local_bytes(setting.params), []
+    made = []
     for name, times in setting.programs():
         tell(name)
         lower = functools.partial(_lower, config, topology, asked, name)
         compiled = (compile_quickly if quick else compile_program)(lower, topology)
-        unread = max(0, parameters - max(0, compiled.memory.arguments - setting.inputs_bytes(name)))
-        made.append(_program(name, times, compiled, unread, topology, setting.mesh))
+        made.append(_program(name, times, compiled, setting.needed(name, compiled), topology, setting.mesh))
         limit = compiled.limit
     data = setting.model.compressor.reads_question
     return AnswerReport(
@@ -174,7 +170,7 @@ def answer_report(
         asked,
         setting.question if data else 0,
         sum(setting.room),
-        parameters,
+        _local_bytes(setting.params),
         _local_bytes((setting.state.cache.keys, setting.state.cache.values)),
         limit,
         made,
@@ -194,12 +190,10 @@ def largest_batch(
     def fits(batch: int) -> bool:
         one = asked._replace(batch=batch)
         setting = _Setting(config, topology, one)
-        parameters = _local_bytes(setting.params)
         for name, _ in setting.programs():
             tell(f"{name}, {batch} questions")
             compiled = compile_quickly(functools.partial(_lower, config, topology, one, name), topology)
-            unread = max(0, parameters - max(0, compiled.memory.arguments - setting.inputs_bytes(name)))
-            if compiled.needed + unread > compiled.limit:
+            if setting.needed(name, compiled) > compiled.limit:
                 return False
         return True
 
@@ -298,8 +292,8 @@ class _Setting:
             limit = jax.ShapeDtypeStruct((), jnp.int32)
             return ADVANCE.lower(vlm, ENDS, params, self.state, None, None, CHUNK, limit)
 
-    def inputs_bytes(self, name: str) -> int:
-        """Bytes per chip of what a program reads beside parameters."""
+    def needed(self, name: str, compiled: Compiled) -> int:
+        """Bytes of main memory per chip with all parameters, also those that the program does not read."""
         inputs = {
             "image tower": self.pixels,
             "question": (self.ids, self.lengths),
@@ -307,7 +301,8 @@ class _Setting:
             "prefill": (self.batch, self.visual),
             DECODE: self.state,
         }
-        return _local_bytes(inputs[name])
+        read = max(0, compiled.memory.arguments - _local_bytes(inputs[name]))
+        return compiled.needed + max(0, _local_bytes(self.params) - read)
 
     def _shape(self, function: Callable[..., PyTree], *inputs: PyTree) -> PyTree:
         with jax.set_mesh(self.mesh), nn.logical_axis_rules(RULES):
@@ -338,20 +333,19 @@ def _lower(config: RunConfig, topology: Topology, asked: Asked, name: str) -> ja
 
 
 def _program(
-    name: str, times: float, compiled: Compiled, unread: int, topology: Topology, mesh: Mesh
+    name: str, times: float, compiled: Compiled, needed: int, topology: Topology, mesh: Mesh
 ) -> Program:
     program = compiled.program._replace(unknown_trips=CHUNK)
-    flops, moved = hlo.flops(program), traffic(program)
-    sent = network_use(collectives(program), topology, list(mesh.devices.flat))
+    flops, moved, sent, limits = work_of(program, topology, list(mesh.devices.flat))
     return Program(
         name,
         times,
         compiled.memory,
-        compiled.needed + unread,
+        needed,
         float(flops),
         moved,
         sent,
-        bounds(topology, flops, moved, sent),
+        limits,
         compiled.trace_seconds,
         compiled.compile_seconds,
     )

@@ -10,12 +10,10 @@ from jax.sharding import Mesh
 
 from quecc_jax.aot import hlo
 from quecc_jax.aot.buffers import Buffer, Memory
-from quecc_jax.aot.collectives import collectives
 from quecc_jax.aot.compiler import Compiled, compile_program, compile_quickly
 from quecc_jax.aot.quality import defects
-from quecc_jax.aot.roofline import Bounds, NetworkUse, bounds, network_use
+from quecc_jax.aot.roofline import Bounds, NetworkUse, work_of
 from quecc_jax.aot.topology import Topology, topology_devices
-from quecc_jax.aot.traffic import traffic
 from quecc_jax.config import RunConfig
 from quecc_jax.data.text.queries import query_buckets
 from quecc_jax.flops import train_flops
@@ -130,9 +128,7 @@ def _pod_report(
 ) -> PodReport:
     program, memory = compiled.program, compiled.memory
     chips = mesh.devices.size
-    flops, moved = hlo.flops(program), traffic(program)
-    sent = network_use(collectives(program), topology, list(mesh.devices.flat))
-    limits = bounds(topology, flops, moved, sent)
+    flops, moved, sent, limits = work_of(program, topology, list(mesh.devices.flat))
     model = train_flops(config, query=query_length)
     parts = batch_parts(mesh)
     return PodReport(

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from quecc_jax.aot.collectives import Collective, amounts
+from quecc_jax.aot import hlo
+from quecc_jax.aot.collectives import Collective, amounts, collectives
 from quecc_jax.aot.topology import Topology
+from quecc_jax.aot.traffic import traffic
 
 EFFICIENCY = 0.75
 """Share of the governing bound's peak that a step is taken to reach, all bounds overlapping.
@@ -89,3 +91,24 @@ def bounds(topology: Topology, flops: float, traffic: float, sent: Sequence[Netw
     networks = {name: sum(e.seconds for e in sent if e.network == name) for name in ("ICI", "DCN")}
     chip = topology.chip
     return Bounds(flops / chip.flops, traffic / chip.hbm_bytes, networks["ICI"], networks["DCN"])
+
+
+class Work(NamedTuple):
+    """What one run of a program takes of a chip."""
+
+    flops: int
+    traffic: int
+    """Bytes between main memory and the cores."""
+    sent: list[NetworkUse]
+    bounds: Bounds
+
+
+def work_of(program: hlo.Program, topology: Topology, devices: Sequence[Any]) -> Work:
+    """Counts a program's work, and bounds its time.
+
+    Args:
+      devices: as for `network_use`.
+    """
+    flops, moved = hlo.flops(program), traffic(program)
+    sent = network_use(collectives(program), topology, devices)
+    return Work(flops, moved, sent, bounds(topology, flops, moved, sent))

@@ -1,7 +1,6 @@
 """The loss on rows that training never reads, every so many steps."""
 
 import math
-from types import TracebackType
 
 import numpy as np
 
@@ -65,8 +64,6 @@ class Validation:
     def __enter__(self) -> "Validation":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._batches is not None:
             self._batches.close()
