@@ -319,9 +319,7 @@ class Run:
                 ended_by=how,
                 unknown_words=unknown,
             )
-            for one, text, how, unknown in zip(
-                self._encoded, self._texts, ended, self._unknown, strict=True
-            )
+            for one, text, how, unknown in zip(self._encoded, self._texts, ended, self._unknown, strict=True)
         ]
 
 
