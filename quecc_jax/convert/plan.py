@@ -11,6 +11,7 @@ from quecc_jax.config.shapes import tiled_tokens
 from quecc_jax.config.validation import validate
 from quecc_jax.convert.formats import clip, clip_text, families, llava, llava_hf
 from quecc_jax.convert.formats.decoder_rules import body_prefix, decoder_rules, embedding_name
+from quecc_jax.convert.formats.family_keys import settings
 from quecc_jax.convert.io.adapters import refuse_tensors
 from quecc_jax.convert.processor import image_aspect
 from quecc_jax.convert.rules import Rule, Shape, check
@@ -262,7 +263,7 @@ def _run(
 ) -> RunConfig:
     """Settings of a run that starts, or has ended, with these weights."""
     run = RunConfig(model=model)
-    full = families.settings(hf, family) if families.family_of(hf) == family else hf
+    full = settings(hf, family) if families.family_of(hf) == family else hf
     longest = full.get("max_position_embeddings") or full.get("max_seq_len") or 2048
     image_tokens = images * tiled_tokens(model) if model.vision.tiles else 0
     data = dataclasses.replace(
