@@ -105,8 +105,9 @@ def import_weights(
         if held is not None:
             check_base(plan, held, opened["model"])
             plan = plan if merge_adapter else with_adapter(plan, held)
-        if unread := sidecar_files.left_unread(opened):
-            notice(unread)
+        for unread in (sidecar_files.left_unread(opened), sidecar_files.keys_unread(opened["model"])):
+            if unread:
+                notice(unread)
         tensors: dict[str, TensorSource] = {name: one.tensors for name, one in opened.items()}
         if held is not None:
             tensors["model"] = Overlaid(tensors["model"], held, merge_adapter)

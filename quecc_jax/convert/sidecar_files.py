@@ -18,9 +18,12 @@ from typing import Any
 
 import numpy as np
 
+from quecc_jax.convert.formats.families import family_of, language_model
+from quecc_jax.convert.formats.family_keys import unknown_keys
 from quecc_jax.convert.formats.gguf import GgufFile, hf_config
 from quecc_jax.convert.formats.gguf_tokenizer import TokenizerMetadata, write_tokenizer
 from quecc_jax.convert.formats.llava import is_original
+from quecc_jax.convert.formats.llava_hf import is_llava_hf, text_config
 from quecc_jax.convert.io.adapters import refuse_adapter_files
 from quecc_jax.convert.io.tensors import TensorSource, open_chosen, open_tensors
 from quecc_jax.convert.io.weight_files import PROJECTOR_ALONE, choose, folders_with_tensors
@@ -140,6 +143,16 @@ def left_unread(opened: Mapping[str, Opened]) -> str:
         if (directory / name).resolve() not in sources
     ]
     return f"these files beside the weights are not read: {', '.join(said)}" if said else ""
+
+
+def keys_unread(model: Opened) -> str:
+    """One sentence that names the keys of a language model's config.json of which nothing is known; "" without."""
+    hf = model.source.hf
+    hf = text_config(hf) if is_llava_hf(hf) else language_model(hf)
+    if is_original(hf) or str(hf.get("model_type")).startswith("clip"):
+        return ""
+    names = unknown_keys(hf, family_of(hf))
+    return f"these keys of config.json are not known and not read: {', '.join(names)}" if names else ""
 
 
 def tower_beside(model: Opened) -> Path | None:

@@ -66,10 +66,10 @@ class MaskSpec(NamedTuple):
     """int32 [S], position of each query among the keys; None in one pass, where query i stands at key i."""
     window: jax.Array | int | None = None
     """Tokens that a query sees, itself included; an int where it is a constant of the program."""
-    windows: tuple[int, ...] = ()
-    """The two values that an array `window` has."""
     slopes: jax.Array | None = None
     """float32 [H], taken off a head's logits per position of distance (ALiBi)."""
+    windows: tuple[int, ...] = ()
+    """The two values that an array `window` has."""
 
 
 class Scores(NamedTuple):

@@ -168,7 +168,8 @@ def decode_layers(layers: Tree, config: DecoderConfig, x: np.ndarray, places: in
         heads = []
         for h in range(c.heads):
             g = h // (c.heads // c.kv_heads)
-            one, other, bias = q[:, h], k[:, g], np.zeros(distance.shape)
+            one, other = q[:, h], k[:, g]
+            bias: np.ndarray | float = 0.0
             if c.positions == "rotary":
                 one, other = (_turned(z, c, index, windowed, max(places, length)) for z in (one, other))
             else:

@@ -52,6 +52,7 @@ TEXT = {
     "eos_token_id": 2,
 }
 LONGROPE = {"rope_type": "longrope", "short_factor": [1.0, 1.5], "long_factor": [2.0, 4.0]}
+GEMMA_LAYERS = ["sliding_attention", "full_attention"]
 AUTO: Any = transformers.AutoConfig
 IDS = {"pad_token_id": None, "bos_token_id": 1, "eos_token_id": 2}
 
@@ -78,6 +79,14 @@ def models() -> dict[str, Any]:
         "gemma2": t.Gemma2ForCausalLM(t.Gemma2Config(**SMALL, **IDS, head_dim=6, sliding_window=8)),
         "gemma3_text": t.Gemma3ForCausalLM(
             t.Gemma3TextConfig(**{**SMALL, "num_hidden_layers": 7}, **IDS, head_dim=6, sliding_window=8)
+        ),
+        "gemma3": t.Gemma3ForConditionalGeneration(
+            t.Gemma3Config(
+                text_config=t.Gemma3TextConfig(**SMALL, head_dim=6, sliding_window=8, layer_types=GEMMA_LAYERS),
+                vision_config=t.SiglipVisionConfig(**{k: v for k, v in TOWER.items() if k != "projection_dim"}),
+                mm_tokens_per_image=9,
+                image_token_index=39,
+            )
         ),
         "clip_vision_model": t.CLIPVisionModel(vision),
         "clip": t.CLIPModel(t.CLIPConfig(text_config=TEXT, vision_config=TOWER, projection_dim=6)),
@@ -112,7 +121,7 @@ def live() -> dict[str, Any]:
     return models()
 
 
-@pytest.mark.parametrize("case", [*FAMILIES, "clip_vision_model", "clip", "llava", "llava_next"])
+@pytest.mark.parametrize("case", [*FAMILIES, "gemma3", "clip_vision_model", "clip", "llava", "llava_next"])
 def test_the_stored_names_and_configs_are_those_that_transformers_writes(live, case):
     assert written(live[case]) == load(case)
 

@@ -21,7 +21,7 @@ def family_of(hf: JsonObject) -> str:
     Raises:
       UserError: its model_type is none of those known.
     """
-    kind = hf.get("model_type")
+    kind = language_model(hf).get("model_type")
     # The first LLaVA-1.5 files say only "llava"; their decoder is LLaMA's.
     if kind == "llava" and "text_config" not in hf:
         return "llama"
@@ -32,6 +32,16 @@ def family_of(hf: JsonObject) -> str:
             f"{', '.join([*FAMILIES, *_FAMILY])}"
         )
     return str(family)
+
+
+def language_model(hf: JsonObject) -> JsonObject:
+    """A config.json, or its part for the language model where that is read alone: Gemma 3's, beside a tower."""
+    return {"model_type": "gemma3_text"} | hf["text_config"] if has_unread_tower(hf) else hf
+
+
+def has_unread_tower(hf: JsonObject) -> bool:
+    """Whether a config.json is of a vision-language model of which only the language model is read."""
+    return hf.get("model_type") == "gemma3" and "text_config" in hf
 
 
 def decoder_config(hf: JsonObject) -> DecoderConfig:
@@ -45,7 +55,7 @@ def decoder_config(hf: JsonObject) -> DecoderConfig:
         implemented, by name.
     """
     family = family_of(hf)
-    hf = settings(hf, family)
+    hf = settings(language_model(hf), family)
     if family == "mpt":
         return DecoderConfig(
             vocab_size=hf["vocab_size"],

@@ -131,6 +131,12 @@ def hf_original(config: RunConfig, family: str) -> JsonObject:
     Raises:
       UserError: the original's code cannot express the model, by setting.
     """
+    kind = FAMILIES[family].original
+    if not kind:
+        raise UserError(
+            f"the original project has no decoder of model_type {family}; this run cannot be written in its format, "
+            "but its parts can: --only decoder and --only vision"
+        )
     model, select = config.model, config.model.vision.select_layer
     vision, compressor = model.vision, model.compressor
     quecc = compressor.name == "quecc"
@@ -167,12 +173,6 @@ def hf_original(config: RunConfig, family: str) -> JsonObject:
         keep_attention=False,
     )
     names = [name for name, known in KNOWN.items() if known == tower]
-    kind = FAMILIES[family].original
-    if not kind:
-        raise UserError(
-            f"the original project has no decoder of model_type {family}; this run cannot be written in its format, "
-            "but its parts can: --only decoder and --only vision"
-        )
     hf = hf_decoder_config(model.decoder, family, config.data.max_length) | {
         "architectures": [f"{kind.title().replace('_', '')}ForCausalLM"],
         "model_type": kind,
