@@ -8,11 +8,13 @@ import jax
 import numpy as np
 import pytest
 
-from quecc_jax.config import RopeScaling
+from quecc_jax.config import LoraConfig, RopeScaling
 from quecc_jax.models.decoder import Cache, Decoder, empty_cache, unstack
+from quecc_jax.models.kernel_forms import in_form
+from quecc_jax.models.lora import apart, joined, merged
 from tests.models.decoders import ONES, PLACES, Family, S, close, family
 from tests.models.reference import decode, decode_layers
-from tests.tiny import MODEL
+from tests.tiny import MODEL, random_like
 
 LLAMA = dataclasses.replace(MODEL.decoder, rope_theta=100.0)
 STRETCHED = RopeScaling(
@@ -195,6 +197,35 @@ def test_scanned_layers_have_the_gradients_of_unrolled_ones(name):
         ours = unstack(grad(made.params, False, remat))
         off = jax.tree.map(lambda a, b: np.abs(a - b).max() / (np.abs(b).max() or 1), ours, expected)
         assert max(jax.tree.leaves(off)) < 1e-4
+
+
+def states(model: Decoder, params: Any, x: np.ndarray) -> np.ndarray:
+    return np.asarray(jax.jit(lambda *given: model.apply({"params": params}, *given)[0])(x, PLACES, ONES))
+
+
+@pytest.mark.parametrize("name", ["qwen3", "olmo2", "smollm3", "gemma3"])
+def test_adapters_apart_are_what_they_are_merged(name):
+    config, lora = CONFIGS[name], LoraConfig(rank=3, alpha=6.0, targets=("q", "out", "down"))
+    made, model = family(config), Decoder(config, lora=lora)
+    x = made.rows()
+    boxed = jax.eval_shape(lambda *given: model.init(jax.random.key(0), *given), x, PLACES, ONES)
+    params = apart({"decoder": random_like(nn.meta.unbox(boxed)["params"])})
+    assert set(params["lora"]["layers"]) == {"q", "out", "down"}
+    ours = states(model, joined(params)["decoder"], x)
+    close(ours, states(Decoder(config), merged(params, lora)["decoder"], x))
+    assert np.abs(ours - states(Decoder(config), params["decoder"], x)).max() > 0.1
+
+
+@pytest.mark.parametrize("name", ["qwen3", "olmo2", "smollm3", "gemma3"])
+def test_matrices_of_eight_bits_are_read_in_every_family(name):
+    made = family(CONFIGS[name])
+    stored = in_form(made.params, made.config, "int8")
+    layers = stored["layers"]
+    codes = {key for key in layers if isinstance(layers[key].get("kernel"), dict)}
+    assert codes == {"q", "k", "v", "out", "gate", "up", "down"}
+    x = made.rows()
+    ours, exact = states(Decoder(made.config), stored, x), made.forward(x, PLACES, ONES)
+    assert 0 < np.abs(ours - exact).mean() < 0.05 * np.abs(exact).mean()
 
 
 @pytest.mark.parametrize("name", ["gemma2", "olmo2"])

@@ -82,8 +82,12 @@ def models() -> dict[str, Any]:
         ),
         "gemma3": t.Gemma3ForConditionalGeneration(
             t.Gemma3Config(
-                text_config=t.Gemma3TextConfig(**SMALL, head_dim=6, sliding_window=8, layer_types=GEMMA_LAYERS),
-                vision_config=t.SiglipVisionConfig(**{k: v for k, v in TOWER.items() if k != "projection_dim"}),
+                text_config=t.Gemma3TextConfig(
+                    **SMALL, head_dim=6, sliding_window=8, layer_types=GEMMA_LAYERS
+                ),
+                vision_config=t.SiglipVisionConfig(
+                    **{k: v for k, v in TOWER.items() if k != "projection_dim"}
+                ),
                 mm_tokens_per_image=9,
                 image_token_index=39,
             )

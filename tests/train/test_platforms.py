@@ -89,10 +89,7 @@ def test_layers_with_two_windows_get_two_kernels_in_one_scan_on_a_tpu(remat):
     prepare_environment()
     devices = topology_devices(parse_topology("v5e:2x2"))
     config = tiny.run(
-        {"dtype": "bfloat16", "remat": remat},
-        {"max_length": 256, "images_per_row": 0},
-        stage=0,
-        batch_size=4,
+        {"dtype": "bfloat16", "remat": remat}, {"max_length": 256, "images_per_row": 0}, stage=0, batch_size=4
     )
     decoder = dataclasses.replace(
         config.model.decoder,
