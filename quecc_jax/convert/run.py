@@ -105,9 +105,9 @@ def import_weights(
         if held is not None:
             check_base(plan, held, opened["model"])
             plan = plan if merge_adapter else with_adapter(plan, held)
-        for unread in (sidecar_files.left_unread(opened), sidecar_files.keys_unread(opened["model"])):
-            if unread:
-                notice(unread)
+        keys = sidecar_files.keys_unread(opened["model"].source.hf, plan.family)
+        for unread in filter(None, (sidecar_files.left_unread(opened), keys)):
+            notice(unread)
         tensors: dict[str, TensorSource] = {name: one.tensors for name, one in opened.items()}
         if held is not None:
             tensors["model"] = Overlaid(tensors["model"], held, merge_adapter)

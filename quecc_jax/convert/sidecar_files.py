@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from quecc_jax.convert.formats.families import family_of, language_model
+from quecc_jax.convert.formats.families import language_model
 from quecc_jax.convert.formats.family_keys import unknown_keys
 from quecc_jax.convert.formats.gguf import GgufFile, hf_config
 from quecc_jax.convert.formats.gguf_tokenizer import TokenizerMetadata, write_tokenizer
@@ -145,13 +145,16 @@ def left_unread(opened: Mapping[str, Opened]) -> str:
     return f"these files beside the weights are not read: {', '.join(said)}" if said else ""
 
 
-def keys_unread(model: Opened) -> str:
-    """One sentence that names the keys of a language model's config.json of which nothing is known; "" without."""
-    hf = model.source.hf
-    hf = text_config(hf) if is_llava_hf(hf) else language_model(hf)
-    if is_original(hf) or str(hf.get("model_type")).startswith("clip"):
+def keys_unread(hf: JsonObject, family: str | None) -> str:
+    """One sentence that names the keys of a language model's config.json of which nothing is known; "" without.
+
+    Args:
+      hf: the config.json; those of the original project's models have keys of its training, which are not told.
+      family: of its decoder; None without one.
+    """
+    if family is None or is_original(hf):
         return ""
-    names = unknown_keys(hf, family_of(hf))
+    names = unknown_keys(text_config(hf) if is_llava_hf(hf) else language_model(hf), family)
     return f"these keys of config.json are not known and not read: {', '.join(names)}" if names else ""
 
 

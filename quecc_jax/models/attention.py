@@ -6,8 +6,8 @@
     xla       elsewhere            everything; also what the two do not take, on any platform
 
 XLA it stays for ALiBi, for reading a cache token by token (bound by the cache's bytes, whatever computes it), and
-for the CLIP tower, whose 577 patches see one another without a mask. Where `auto` gives a pass over whole rows to
-XLA on a platform that has a kernel of its own, a notice says why, once.
+for the CLIP tower, whose 577 patches see one another without a mask. Where `auto` has a kernel for the platform and
+the model or the installation is not made for it, a notice says why, once; the shapes of a call are no matter of it.
 
 Splash attention's masks are constants of the program. A scanned layer whose window is one of two takes one of two
 kernels, by a conditional.
@@ -146,21 +146,16 @@ def attention(
     target = platform()
     chosen = {"tpu": "splash", "gpu": "cudnn"}.get(target, "xla") if kernel == "auto" else kernel
     why = unfit(mask, scores, chosen)
-    if chosen == "splash" and not why:
-        interpret = target != "tpu"
-        why = undivided(q, k, interpret)
-        if not why:
-            return _by_window(mask, q, lambda one: splash_attention(q, k, v, one, scores, interpret))
-    if chosen == "cudnn" and not why:
-        why = "rows are of odd length" if q.shape[1] % 2 else ""
+    if chosen == "splash" and not why and not undivided(q, k, interpreted=target != "tpu"):
+        return _by_window(mask, q, lambda one: splash_attention(q, k, v, one, scores, target != "tpu"))
+    if chosen == "cudnn" and not why and q.shape[1] % 2 == 0:
         try:
-            if not why:
-                return cudnn_attention(q, k, v, mask, scores)
+            return cudnn_attention(q, k, v, mask, scores)
         except (NotImplementedError, RuntimeError) as error:
             if kernel == "cudnn":
                 raise UserError(f"model.attention_kernel cudnn: {error}; use auto or xla") from None
             why = str(error).partition("\n")[0]
-    if chosen != "xla" and kernel == "auto":
+    if why and kernel == "auto" and chosen != "xla":
         _tell(chosen, why)
     return xla_attention(q, k, v, mask, scores)
 

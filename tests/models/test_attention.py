@@ -181,7 +181,7 @@ def test_what_other_kernels_do_not_take_is_left_to_xla_and_told_once(
     change, platforms, told, monkeypatch, capsys
 ):
     module._tell.cache_clear()
-    for platform in platforms:
+    for platform in (*platforms, "cpu"):
         assert kernels(platform, monkeypatch, **change) == ["xla"]
         assert kernels(platform, monkeypatch, **change) == ["xla"]
     names = {"tpu": "splash", "gpu": "cudnn"}

@@ -115,9 +115,13 @@ def simplest(config: DecoderConfig) -> DecoderConfig:
 
 def _window(hf: JsonObject, family: str, depth: int) -> tuple[int, int, int]:
     """`window`, `full_layers` and `full_every` of a DecoderConfig."""
-    window, kinds = hf.get("sliding_window") or 0, hf.get("layer_types")
-    if "layer_types" not in FAMILIES[family].defaults:
-        return (window if family == "mistral" or family == "phi3" else 0), 0, 0
+    known = FAMILIES[family].defaults
+    window, kinds = (
+        (hf.get("sliding_window") if "sliding_window" in known else None) or 0,
+        hf.get("layer_types"),
+    )
+    if "layer_types" not in known:
+        return window, 0, 0
     windowed = hf.get("use_sliding_window", True)
     if kinds is None and "max_window_layers" in hf:
         first = hf["max_window_layers"] if windowed and window else depth

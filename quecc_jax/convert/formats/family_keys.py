@@ -150,7 +150,16 @@ FAMILIES = {
         },
         {"mlp": "gelu", "norm": "layer", "positions": "alibi"},
         original="llava_mpt",
-        unread=frozenset({"embedding_fraction", "init_config", "init_device", "learned_pos_emb", "verbose"}),
+        unread=frozenset(
+            {
+                "embedding_fraction",
+                "init_config",
+                "init_device",
+                "learned_pos_emb",
+                "tokenizer_name",
+                "verbose",
+            }
+        ),
     ),
     "qwen3": Family(
         "Qwen3ForCausalLM", _QWEN | {"head_dim": 128, "attention_bias": False}, decoder={"qk_norm": "head"}
