@@ -50,14 +50,14 @@ class Options:
     by: str = ""
     """What stands in front of the commands that need the devices, such as "srun", to start them on every host."""
     train_settings: str = ""
-    """Further settings of both stages, such as "--data.bad-rows skip". They count: a stage that was begun under others
-    is not gone on with."""
+    """Further settings of both stages, with = before them: --train-settings="--data.bad-rows skip". They count: a stage
+    that was begun under others is not gone on with."""
     answer_settings: str = ""
-    """Further options of launch.evaluate for the devices, such as "--mesh.tensor 8"."""
+    """Further options of launch.evaluate for the devices: --answer-settings="--mesh.tensor 8"."""
     score: tuple[str, ...] = ()
     """Scores of benchmarks' servers, once their files were uploaded: vqav2=74.5 vizwiz=47.7."""
     again: str = ""
-    """Put what this step made aside, and make it anew with --run."""
+    """Put aside what this step made, and what follows from it; --run makes it anew."""
     rehearsal: bool = False
     """The same steps with a small model, on stand-ins that --mirror has; its scores mean nothing."""
 
@@ -69,7 +69,7 @@ def run(options: Options) -> None:
     environment = dict(os.environ)
     os.environ["JAX_PLATFORMS"] = "cpu"
     from quecc_jax.experiments.reproduce import run as runner
-    from quecc_jax.experiments.reproduce.stamps import set_aside, states_of
+    from quecc_jax.experiments.reproduce.stamps import following, set_aside, states_of
     from quecc_jax.experiments.reproduce.verdict import give
     from quecc_jax.run_lock import run_lock
 
@@ -81,16 +81,16 @@ def run(options: Options) -> None:
         return
     with run_lock(str(root)):
         if options.again:
-            chosen = next((step for step in steps if step.name == options.again), None)
-            if chosen is None:
-                names = [step.name for step in steps]
+            names = [step.name for step in steps]
+            if options.again not in names:
                 raise UserError(f"--again {options.again} is no step; {nearest(options.again, names)}")
-            moved = set_aside(chosen, root)
-            print(f"{chosen.name} is forgotten" + (f"; what it made is in {moved}" if moved else ""))
+            for step in following(options.again, steps):
+                moved = set_aside(step, root)
+                print(f"{step.name} is forgotten" + (f"; what it made is in {moved}" if moved else ""))
         for one in options.score:
             give(scores, one, answers)
         if options.run:
-            how = runner.How(options.download, options.mirror, tuple(shlex.split(options.by)), environment)
+            how = runner.How(options.download, options.mirror, tuple(_words("--by", options.by)), environment)
             runner.run_steps(steps, root, how)
         if states_of(steps, root, False)[steps[-1].name].word == "done":
             _verdict(options, root, answers, scores)
@@ -110,6 +110,14 @@ def _check(options: Options) -> None:
         raise UserError("--mirror goes with --download; add it or leave this out")
     if options.rehearsal and options.slice:
         raise UserError("--rehearsal runs on the devices that are here; leave --slice out")
+
+
+def _words(option: str, text: str) -> list[str]:
+    """The words of a part of a command line, as a shell reads them."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"{option} {text!r} cannot be read: {str(error).lower()}") from None
 
 
 def _steps(options: Options, root: Path) -> "tuple[tuple[Step, ...], list[RunConfig]]":
@@ -132,8 +140,8 @@ def _steps(options: Options, root: Path) -> "tuple[tuple[Step, ...], list[RunCon
         options.visual_tokens,
         options.rehearsal,
         (shlex.split(training[0]), shlex.split(training[1])),
-        shlex.split(answering),
-        shlex.split(options.train_settings),
+        _words("--answer-settings", answering),
+        _words("--train-settings", options.train_settings),
     )
     return steps_of(recipe, root, resolve), runs
 
@@ -168,6 +176,8 @@ def _show(options: Options, root: Path, steps: "Sequence[Step]", runs: Sequence[
     if found[steps[-1].name].word == "done":
         print()
         _verdict(options, root, root / steps[-1].out, root / f"{steps[-1].out}/servers.json", keep=False)
+    elif stale := [name for name, state in found.items() if state.word == "stale"]:
+        print(f"{', '.join(stale)}: see above; --again {stale[0]} puts it aside, with what follows from it")
     else:
         print("go on: the same command with --run")
 

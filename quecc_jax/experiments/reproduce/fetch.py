@@ -51,17 +51,22 @@ def fetch(remote: Remote, where: str, root: Path) -> str:
     path = place(remote, root)
     part = partial(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        if "://" in where:
-            _fetch_http(where, part, path.name)
-        else:
-            shutil.copyfile(where, part)
-    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
-        why = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
-        raise UserError(
-            f"{where} could not be fetched ({why}); the same command goes on with what is in {part}, or put the file "
-            f"there yourself as {path}"
-        ) from None
+    before = -1
+    while True:
+        try:
+            _fetch_http(where, part) if "://" in where else shutil.copyfile(where, part)
+            break
+        except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
+            have = part.stat().st_size if part.exists() else 0
+            if isinstance(error, http.client.HTTPException) and have > max(before, 0):
+                # The connection was lost on the way: as long as each brings something, there is another.
+                before = have
+                continue
+            why = getattr(error, "reason", None) or getattr(error, "strerror", None) or error
+            raise UserError(
+                f"{where} could not be fetched ({why}); the same command goes on with what is in {part}, or put the "
+                f"file there yourself as {path}"
+            ) from None
     try:
         found = checked(remote, part, path)
     except UserError:
@@ -73,7 +78,7 @@ def fetch(remote: Remote, where: str, root: Path) -> str:
     return found
 
 
-def _fetch_http(where: str, part: Path, name: str) -> None:
+def _fetch_http(where: str, part: Path) -> None:
     have = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(where, headers={"Range": f"bytes={have}-"} if have else {})
     try:
@@ -82,17 +87,19 @@ def _fetch_http(where: str, part: Path, name: str) -> None:
         if error.code != 416 or not have:
             raise
         # Nothing lies behind what is here: it is whole, or too long, which its checksum or size shows.
-        total = error.headers.get("Content-Range", "").rpartition("/")[2]
-        if total != str(have):
+        if error.headers.get("Content-Range", "").rpartition("/")[2] != str(have):
             part.unlink()
-            _fetch_http(where, part, name)
+            _fetch_http(where, part)
         return
     with reply:
         goes_on = reply.status == 206
         left = reply.headers.get("Content-Length")
         have = have if goes_on else 0
         total = have + int(left) if left is not None else 0
-        with part.open("ab" if goes_on else "wb") as file, byte_bar(f"fetching {name}", total or 1) as show:
+        with (
+            part.open("ab" if goes_on else "wb") as file,
+            byte_bar(f"fetching {part.stem}", total or 1) as show,
+        ):
             while block := reply.read(BLOCK):
                 file.write(block)
                 show(len(block))

@@ -51,8 +51,8 @@ def run_steps(steps: Sequence[Step], root: Path, how: How) -> None:
         state = found[step.name]
         if state.word == "stale":
             raise UserError(
-                f"{step.name}: {state.why}; --again {step.name} puts it aside, to be made anew with what follows from "
-                "it"
+                f"{step.name}: {state.why}; --again {step.name} puts it aside, with what follows from it, and --run "
+                "makes it anew"
             )
         if state.word != "ready":
             continue
@@ -84,6 +84,10 @@ def _run(step: Step, root: Path, how: How, found: Mapping[str, State]) -> None:
         files = _fetch(step, root, how)
         made = digest_of_files(files)
         write_stamp(root, step, needs, made, began, files)
+        return
+    if read_stamp(root, step) and (made := digest(step, root)):
+        # It was killed between the end of the command and that of this.
+        write_stamp(root, step, needs, made, began)
         return
     write_stamp(root, step, needs, "", began)
     argv = command(step, how.by)
@@ -145,7 +149,7 @@ def _fetch(step: Step, root: Path, how: How) -> dict[str, FileStamp]:
     """Brings, checks and unpacks the files of a download; what each of them is."""
     download = step.download
     assert download is not None
-    before = read_stamp(root, step.name)
+    before = read_stamp(root, step)
     files: dict[str, FileStamp] = {}
     for one in download.remotes:
         path, where = fetch.place(one, root), fetch.address(download, one, how.mirror)

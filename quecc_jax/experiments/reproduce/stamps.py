@@ -1,4 +1,4 @@
-"""What became of each step: steps/NAME.json in the kit's directory, and whether it still holds.
+"""What became of each step: steps/NAME.json, and whether it still holds.
 
 A stamp is written before a step begins, with a checksum of its settings and of what it needs, and again when it has
 ended, with one of what it made. So a run that was begun from other weights or settings is not gone on with.
@@ -13,12 +13,11 @@ from typing import Literal, NamedTuple, TypedDict
 
 from quecc_jax.checksums import FILE
 from quecc_jax.data.files import size_and_time
-from quecc_jax.errors import UserError
 from quecc_jax.evaluate.results import Results
 from quecc_jax.experiments.reproduce import fetch
 from quecc_jax.experiments.reproduce.downloads import Download
 from quecc_jax.experiments.reproduce.steps import TASKS, Step
-from quecc_jax.records import Count, NonNegative, read_record, write_record
+from quecc_jax.records import Count, Damaged, NonNegative, read_record, write_record
 from quecc_jax.train.run_dir import CHECKPOINTS
 
 RESULTS = "results.json"
@@ -48,7 +47,7 @@ class Stamp(TypedDict):
     """From its begin to its end, the last time."""
 
 
-Word = Literal["done", "ready", "to fetch", "by hand", "waits", "stale"]
+Word = Literal["done", "ready", "to fetch", "by hand", "waits", "stale", "not needed"]
 
 
 class State(NamedTuple):
@@ -59,25 +58,26 @@ class State(NamedTuple):
     made: str = ""
 
 
-def stamp_file(root: Path, name: str) -> Path:
-    """Where the stamp of a step lies."""
-    return root / "steps" / f"{name}.json"
+def stamp_file(root: Path, step: Step) -> Path:
+    """Where the stamp of a step lies: in the kit's directory, of a row's own beside its runs."""
+    own = step.kind in ("train", "evaluate")
+    return ((root / step.out).parent if own else root) / "steps" / f"{step.name}.json"
 
 
-def read_stamp(root: Path, name: str) -> Stamp | None:
+def read_stamp(root: Path, step: Step) -> Stamp | None:
     """The stamp of a step, if there is one.
 
     Raises:
       Damaged: it does not hold what was written, or is another step's.
     """
-    file = stamp_file(root, name)
-    advice = f"delete it and what {name} made, which is then made again"
+    file = stamp_file(root, step)
+    advice = f"delete it and what {step.name} made, which is then made again"
     try:
         found = read_record(file, Stamp, advice)
     except FileNotFoundError:
         return None
-    if found["step"] != name:
-        raise UserError(f"{file} is the stamp of {found['step']}; {advice}")
+    if found["step"] != step.name:
+        raise Damaged(f"{file} is the stamp of {found['step']}; {advice}")
     return found
 
 
@@ -102,7 +102,7 @@ def write_stamp(
         "files": files or {},
         "seconds": max(0.0, time.time() - began),
     }
-    write_record(stamp_file(root, step.name), stamp)
+    write_record(stamp_file(root, step), stamp)
 
 
 def states_of(steps: Sequence[Step], root: Path, fetches: bool) -> dict[str, State]:
@@ -116,6 +116,12 @@ def states_of(steps: Sequence[Step], root: Path, fetches: bool) -> dict[str, Sta
         found[step.name] = (
             _download_state(step, root, fetches) if step.download else _state(step, root, found)
         )
+    for step in reversed(steps):
+        # Whoever makes room by deleting what others were made from does not want it back.
+        uses = [found[one.name].word for one in steps if step.name in one.needs]
+        gone = found[step.name].word in ("ready", "to fetch", "by hand", "waits")
+        if uses and gone and {*uses} <= {"done", "not needed"}:
+            found[step.name] = State("not needed", "what it made is gone, and has been used")
     return found
 
 
@@ -125,7 +131,7 @@ def needed(step: Step, found: dict[str, State]) -> dict[str, str]:
 
 
 def _state(step: Step, root: Path, found: dict[str, State]) -> State:
-    stamp, made, have = read_stamp(root, step.name), digest(step, root), needed(step, found)
+    stamp, made, have = read_stamp(root, step), digest(step, root), needed(step, found)
     if stamp is None:
         if made or (root / step.out).exists():
             return State("stale", f"{root / step.out} is there, but nothing says that it was made so")
@@ -186,7 +192,7 @@ def _of_files(folder: Path, names: Sequence[str]) -> str:
 
 
 def _download_state(step: Step, root: Path, fetches: bool) -> State:
-    download, stamp = step.download, read_stamp(root, step.name)
+    download, stamp = step.download, read_stamp(root, step)
     assert download is not None
     lost = fetch.missing(root, download.makes)
     if not download.remotes:
@@ -227,9 +233,18 @@ def _changed(root: Path, download: Download, files: dict[str, FileStamp]) -> str
     return ""
 
 
+def following(name: str, steps: Sequence[Step]) -> list[Step]:
+    """A step, and all that need what it made, in their order."""
+    found: dict[str, Step] = {}
+    for step in steps:
+        if step.name == name or found.keys() & {*step.needs}:
+            found[step.name] = step
+    return [*found.values()]
+
+
 def set_aside(step: Step, root: Path) -> Path | None:
     """Forgets a step, and moves what it made to aside/NAME-NUMBER; the new place, if there was something."""
-    stamp_file(root, step.name).unlink(missing_ok=True)
+    stamp_file(root, step).unlink(missing_ok=True)
     made = root / step.out
     if step.download or not made.exists():
         return None

@@ -137,11 +137,13 @@ def give(file: Path, told: str, folder: Path) -> None:
     name, equals, text = told.partition("=")
     servers = [one for one in TASKS if EVERY[one].submit]
     if not equals or name not in servers:
-        known = (
-            f"{name} is scored here, not by a server" if name in TASKS else "that is TASK=SCORE of no server"
+        why = (
+            f"{name} is scored here, not by a server"
+            if equals and name in TASKS
+            else "that is TASK=SCORE of no server"
         )
         raise UserError(
-            f"--score {told}: {known}; give one of {', '.join(servers)}, such as {servers[-1]}=76.1"
+            f"--score {told}: {why}; give one of {', '.join(servers)}, such as {servers[-1]}=76.1"
         )
     try:
         score = float(text)
