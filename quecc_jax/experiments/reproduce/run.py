@@ -81,7 +81,7 @@ def _name_missing(found: Mapping[str, State]) -> None:
 def _run(step: Step, root: Path, how: How, found: Mapping[str, State]) -> None:
     began, needs = time.time(), needed(step, dict(found))
     if step.download is not None:
-        files = _fetch(step, root, how)
+        files = bring(step, root, how)
         made = digest_of_files(files)
         write_stamp(root, step, needs, made, began, files)
         return
@@ -145,7 +145,7 @@ def _execute(argv: Sequence[str], environment: Mapping[str, str] | None) -> tupl
     return status, told[0] if told else None
 
 
-def _fetch(step: Step, root: Path, how: How) -> dict[str, FileStamp]:
+def bring(step: Step, root: Path, how: How) -> dict[str, FileStamp]:
     """Brings, checks and unpacks the files of a download; what each of them is."""
     download = step.download
     assert download is not None

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import pods
 from configs import llava, table1
+from quecc_jax.aot.chips import price_of
 from quecc_jax.commands.config_file import load_config_file
 from quecc_jax.commands.options import parse_run
 from quecc_jax.config.validation import validate
@@ -17,6 +18,7 @@ from quecc_jax.evaluate.tasks import TASKS as EVERY
 from quecc_jax.experiments.reproduce import cost
 from quecc_jax.experiments.reproduce.downloads import BENCHMARKS, DOWNLOADS, TRAINING
 from quecc_jax.experiments.reproduce.steps import TASKS, Recipe, steps_of
+from quecc_jax.experiments.reproduce.verdict import cells
 from tests.config.test_configs import SCRIPTS, in_the_scripts_words
 
 ROOT = Path(__file__).parents[3]
@@ -155,3 +157,17 @@ def test_steps_name_the_kit_s_directory_and_do_not_depend_on_it(tmp_path):
     order = list(one)
     for step in one.values():
         assert all(order.index(name) < order.index(step.name) for name in step.needs)
+
+
+def test_the_page_has_the_numbers_that_are_computed(tmp_path):
+    page = (ROOT / "docs/reproduce.md").read_text().splitlines()
+    runs = [load_config_file(f"configs/table1.py:stage{stage}-v16") for stage in (1, 2)]
+    for name, one in cost.SLICES.items():
+        first, second, answers = cost.hours(one, runs)
+        spent = (first + second + answers) * one.chips
+        usd, _ = price_of(one.chip, None)
+        line = f"| {name} | {first:.1f} h | {second:.1f} h | {answers:.2f} h | {spent:,.0f} | ${spent * usd:,.0f} |"
+        assert line in page
+    for v in table1.CHOICES:
+        told = (f"{cell.paper:.1f} ± {cell.tolerance:.1f}" for cell in cells(v, None, {}, tmp_path))
+        assert f"| V = {v} | {' | '.join(told)} |" in page
