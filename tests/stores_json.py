@@ -281,7 +281,7 @@ def make_kit(folder: Path, seed: int) -> None:
         answers / "results.json", {**about, "image_decoding": "original", "resamples": 1, "tasks": tasks}
     )
     for step in KIT:
-        needs = stamps.needed(step, stamps.states_of(KIT, folder, False))
+        needs = stamps.needed(step, stamps.states_of(KIT, folder))
         files = run.bring(step, folder, run.How()) if step.download else {}
         made = run.digest_of_files(files) if step.download else stamps.digest(step, folder)
         stamps.write_stamp(folder, step, needs, made, time.time() - 60, files)
@@ -290,7 +290,7 @@ def make_kit(folder: Path, seed: int) -> None:
 
 def read_kit(folder: Path) -> Any:
     """As a start of the kit does, which makes nothing again, and holds the score against the paper's."""
-    for name, state in stamps.states_of(KIT, folder, False).items():
+    for name, state in stamps.states_of(KIT, folder).items():
         if state.word != "done":
             raise UserError(f"{folder}: {name} is {state.word}: {state.why}")
     answers = folder / "runs/eval"

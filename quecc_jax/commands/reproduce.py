@@ -44,14 +44,16 @@ class Options:
     """Fetch from MIRROR/STEP/FILE, an address or a folder, instead of from the files' own addresses."""
     slice: str = ""
     """TPU slice, for its settings and what it costs: v5e-16, v5e-64, v5e-256 or v5p-64. Without it the devices that are
-    here share the work as --train-settings and --answer-settings say."""
+    here share the work as --stage1-settings, --stage2-settings and --answer-settings say."""
     price: float | None = None
     """Dollars per chip and hour; by default the list price."""
     by: str = ""
     """What stands in front of the commands that need the devices, such as "srun", to start them on every host."""
-    train_settings: str = ""
-    """Further settings of both stages, with = before them: --train-settings="--data.bad-rows skip". They count: a stage
-    that was begun under others is not gone on with."""
+    stage1_settings: str = ""
+    """Further settings of stage 1, with = before them: --stage1-settings="--mesh.tensor 2". They count: a stage that
+    was begun under others is not gone on with."""
+    stage2_settings: str = ""
+    """The same of stage 2: --stage2-settings="--data.bad-rows skip"."""
     answer_settings: str = ""
     """Further options of launch.evaluate for the devices: --answer-settings="--mesh.tensor 8"."""
     score: tuple[str, ...] = ()
@@ -92,7 +94,7 @@ def run(options: Options) -> None:
         if options.run:
             how = runner.How(options.download, options.mirror, tuple(_words("--by", options.by)), environment)
             runner.run_steps(steps, root, how)
-        if states_of(steps, root, False)[steps[-1].name].word == "done":
+        if states_of(steps, root)[steps[-1].name].word == "done":
             _verdict(options, root, answers, scores)
 
 
@@ -141,7 +143,10 @@ def _steps(options: Options, root: Path) -> "tuple[tuple[Step, ...], list[RunCon
         options.rehearsal,
         (shlex.split(training[0]), shlex.split(training[1])),
         _words("--answer-settings", answering),
-        _words("--train-settings", options.train_settings),
+        (
+            _words("--stage1-settings", options.stage1_settings),
+            _words("--stage2-settings", options.stage2_settings),
+        ),
     )
     return steps_of(recipe, root, resolve), runs
 
@@ -151,7 +156,7 @@ def _show(options: Options, root: Path, steps: "Sequence[Step]", runs: Sequence[
     from quecc_jax.experiments.reproduce import cost
     from quecc_jax.experiments.reproduce.stamps import states_of
 
-    found = states_of(steps, root, False)
+    found = states_of(steps, root)
     print(f"QueCC at V = {options.visual_tokens} in the paper's table 1, in {root}\n")
     wide = max(len(step.name) for step in steps)
     word = max(len(state.word) for state in found.values())

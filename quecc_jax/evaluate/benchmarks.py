@@ -175,7 +175,7 @@ def table1(results: Results, tasks: Sequence[Task]) -> str:
         for row in paper["rows"]
     ]
     rows.append([f"**{results['model']}**", results["visual_tokens"], *(own.get(c, "–") for c in columns)])
-    lines = [["Method", "V", *columns], ["---", *["---:"] * (len(columns) + 1)], *rows]
+    lines: list[list[object]] = [["Method", "V", *columns], ["---", *["---:"] * (len(columns) + 1)], *rows]
     table = "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
     return table + "".join(f"\n{note}\n" for note in notes)
 

@@ -53,8 +53,12 @@ def test_what_is_printed_is_shell(call, tmp_path):
 
 
 def test_without_a_slice_the_settings_are_one_s_own(call):
-    told = call("--train-settings=--mesh.tensor 2", "--answer-settings=--mesh.tensor 4")
-    assert "/data --mesh.tensor 2" in told and "--batch-size 32 --mesh.tensor 4" in told
+    told = call("--stage1-settings=--mesh.tensor 2", "--answer-settings=--mesh.tensor 4")
+    assert (
+        "/data/images --mesh.tensor 2" in told
+        and "/data --mesh" not in told
+        and "--batch-size 32 --mesh.tensor 4" in told
+    )
     assert "hours and dollars: name a slice with --slice" in told
 
 
@@ -70,8 +74,8 @@ def test_without_a_slice_the_settings_are_one_s_own(call):
         (["--rehearsal", "--slice", "v5e-16"], "leave --slice out"),
         (["--again", "stage3"], "--again stage3 is no step; did you mean stage"),
         (["--score", "gqa=60"], "gqa is scored here, not by a server"),
-        (["--train-settings=--train.stpes 3"], "--train.stpes is not an option; did you mean --train.steps"),
-        (["--train-settings", "'open"], "--train-settings .* cannot be read"),
+        (["--stage2-settings=--train.stpes 3"], "--train.stpes is not an option; did you mean --train.steps"),
+        (["--stage1-settings", "'open"], "--stage1-settings .* cannot be read: no closing quotation"),
     ],
 )
 def test_options_that_cannot_be_are_one_sentence(call, options, sentence):

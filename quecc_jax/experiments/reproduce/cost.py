@@ -81,7 +81,7 @@ def find_slice(name: str) -> Slice:
     if name not in SLICES:
         raise UserError(
             f"--slice {name}: nothing was compiled for it; choose from {', '.join(SLICES)}, or leave it out and say "
-            "with --train-settings and --answer-settings how the devices share the work"
+            "with --stage1-settings, --stage2-settings and --answer-settings how the devices share the work"
         )
     return SLICES[name]
 

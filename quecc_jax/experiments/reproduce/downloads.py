@@ -211,7 +211,7 @@ DOWNLOADS = (
         ("data/ocr_vqa/images/",),
         note="by hand, with the script that docs/Data.md and README.md of github.com/haotian-liu/LLaVA link to, into "
         "data/ocr_vqa/images, all as .jpg; each image comes from its own shop and some are gone: with "
-        "--train-settings='--data.bad-rows skip' their rows are left out and counted",
+        "--stage2-settings='--data.bad-rows skip' their rows are left out and counted",
     ),
     Download(
         "textvqa",

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from quecc_jax.data.files import size_and_time
 from quecc_jax.errors import UserError
 from quecc_jax.experiments.reproduce import fetch
+from quecc_jax.experiments.reproduce.downloads import Download, Remote
 from quecc_jax.experiments.reproduce.stamps import (
     FileStamp,
     State,
@@ -37,6 +38,10 @@ class How(NamedTuple):
     environment: Mapping[str, str] | None = None
     """Of the commands; None is this process's."""
 
+    def can_fetch(self, download: Download, remote: Remote) -> bool:
+        """Whether a file is fetched if it is missing."""
+        return self.fetches and bool(fetch.address(download, remote, self.mirror))
+
 
 def run_steps(steps: Sequence[Step], root: Path, how: How) -> None:
     """Runs every step that is not done and whose needs are; what cannot be fetched here is named at the end.
@@ -47,7 +52,7 @@ def run_steps(steps: Sequence[Step], root: Path, how: How) -> None:
       SystemExit: SIGTERM, likewise.
     """
     for step in steps:
-        found = states_of(steps, root, how.fetches)
+        found = states_of(steps, root, how.can_fetch)
         state = found[step.name]
         if state.word == "stale":
             raise UserError(
@@ -62,7 +67,7 @@ def run_steps(steps: Sequence[Step], root: Path, how: How) -> None:
         except KeyboardInterrupt:
             print(f"stopped in {step.name}; the same command goes on there", file=sys.stderr)
             raise
-    _name_missing(states_of(steps, root, how.fetches))
+    _name_missing(states_of(steps, root, how.can_fetch))
 
 
 def _name_missing(found: Mapping[str, State]) -> None:
@@ -74,7 +79,7 @@ def _name_missing(found: Mapping[str, State]) -> None:
     if missing:
         raise UserError(
             f"files are missing: {', '.join(missing)}; without --run the commands that fetch them are printed, and "
-            "--download fetches what has an address"
+            "--download fetches those that have an address"
         )
 
 
@@ -159,7 +164,7 @@ def bring(step: Step, root: Path, how: How) -> dict[str, FileStamp]:
                 # Unpacked, and deleted since.
                 files[one.path] = known
                 continue
-            if not where or not how.fetches:
+            if not how.can_fetch(download, one):
                 raise UserError(f"{path} is missing; {how_to_get(one.how or where, path)}")
             found = fetch.fetch(one, where, root)
         else:

@@ -7,7 +7,7 @@ ended, with one of what it made. So a run that was begun from other weights or s
 import hashlib
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, TypedDict
 
@@ -15,7 +15,7 @@ from quecc_jax.checksums import FILE
 from quecc_jax.data.files import size_and_time
 from quecc_jax.evaluate.results import Results
 from quecc_jax.experiments.reproduce import fetch
-from quecc_jax.experiments.reproduce.downloads import Download
+from quecc_jax.experiments.reproduce.downloads import Download, Remote
 from quecc_jax.experiments.reproduce.steps import TASKS, Step
 from quecc_jax.records import Count, Damaged, NonNegative, read_record, write_record
 from quecc_jax.train.run_dir import CHECKPOINTS
@@ -48,6 +48,10 @@ class Stamp(TypedDict):
 
 
 Word = Literal["done", "ready", "to fetch", "by hand", "waits", "stale", "not needed"]
+
+
+Fetches = Callable[[Download, Remote], bool]
+"""Whether a file can be fetched."""
 
 
 class State(NamedTuple):
@@ -105,11 +109,11 @@ def write_stamp(
     write_record(stamp_file(root, step), stamp)
 
 
-def states_of(steps: Sequence[Step], root: Path, fetches: bool) -> dict[str, State]:
+def states_of(steps: Sequence[Step], root: Path, fetches: Fetches | None = None) -> dict[str, State]:
     """Where each step stands, by name.
 
     Args:
-      fetches: whether missing files are fetched; else a person has to.
+      fetches: which missing files can be fetched; None for none, which a person has to.
     """
     found: dict[str, State] = {}
     for step in steps:
@@ -132,21 +136,28 @@ def needed(step: Step, found: dict[str, State]) -> dict[str, str]:
 
 def _state(step: Step, root: Path, found: dict[str, State]) -> State:
     stamp, made, have = read_stamp(root, step), digest(step, root), needed(step, found)
-    if stamp is None:
-        if made or (root / step.out).exists():
-            return State("stale", f"{root / step.out} is there, but nothing says that it was made so")
-    else:
-        changed = [f"what {name} made" for name, one in have.items() if stamp["needs"].get(name) != one]
-        if stamp["settings"] != step.settings:
-            changed.insert(0, "its settings")
-        if stamp["made"] and made and made != stamp["made"]:
-            changed.append(f"{root / step.out} itself")
-        if changed:
-            return State("stale", f"{' and '.join(changed)} changed since it was begun")
-        if stamp["made"] and made:
-            return State("done", made=made)
     waits = [name for name in step.needs if name not in have]
-    return State("waits", f"for {', '.join(waits)}") if waits else State("ready", "goes on" if stamp else "")
+    state = State("waits", f"for {', '.join(waits)}") if waits else State("ready")
+    if not made and not _begun(step, root):
+        return state
+    if stamp is None:
+        return State("stale", f"{root / step.out} is there, but nothing says that it was made so")
+    changed = [f"what {name} made" for name, one in have.items() if stamp["needs"].get(name) != one]
+    if stamp["settings"] != step.settings:
+        changed.insert(0, "its settings")
+    if stamp["made"] and made and made != stamp["made"]:
+        changed.append(f"{root / step.out} itself")
+    if changed:
+        return State("stale", f"{' and '.join(changed)} changed since it was begun")
+    if stamp["made"] and made:
+        return State("done", made=made)
+    return state
+
+
+def _begun(step: Step, root: Path) -> bool:
+    """Whether there is something that would be gone on with; a run that has saved nothing begins anew."""
+    folder = root / step.out
+    return any((folder / CHECKPOINTS).glob("*")) if step.kind == "train" else folder.exists()
 
 
 def digest(step: Step, root: Path) -> str:
@@ -191,7 +202,7 @@ def _of_files(folder: Path, names: Sequence[str]) -> str:
     return total.hexdigest()[:16]
 
 
-def _download_state(step: Step, root: Path, fetches: bool) -> State:
+def _download_state(step: Step, root: Path, fetches: Fetches | None) -> State:
     download, stamp = step.download, read_stamp(root, step)
     assert download is not None
     lost = fetch.missing(root, download.makes)
@@ -205,7 +216,7 @@ def _download_state(step: Step, root: Path, fetches: bool) -> State:
         if not lost and not _gone(root, download):
             return State("done", made=stamp["made"])
     absent = [one for one in download.remotes if not fetch.place(one, root).is_file()]
-    if not absent or fetches:
+    if all(fetches is not None and fetches(download, one) for one in absent):
         return State("ready")
     return State("to fetch", f"{len(absent)} of {len(download.remotes)} files")
 

@@ -58,8 +58,8 @@ class Recipe(NamedTuple):
     """Arguments of the devices, of both stages."""
     answering: Sequence[str] = ()
     """The same of the benchmarks."""
-    more: Sequence[str] = ()
-    """Further settings of both stages."""
+    more: tuple[Sequence[str], Sequence[str]] = ((), ())
+    """Further settings of each stage."""
 
 
 Resolve = Callable[[Sequence[str]], RunConfig]
@@ -89,7 +89,7 @@ def _rest(recipe: Recipe, root: Path, resolve: Resolve) -> tuple[Step, ...]:
             *("--out", f"{root / out}", "--init-from", f"{root / begin}"),
             *("--data.tokenizer", f"{root / start}/tokenizer"),
             *("--data.sources.0.path", f"{root / rows}", "--data.sources.0.images", f"{root / images}"),
-            *recipe.more,
+            *recipe.more[stage - 1],
         )
         config = resolve(argv)
         before = (

@@ -149,7 +149,7 @@ def test_from_public_files_to_a_verdict(tmp_path):
     assert "| within |" in told.splitlines()[4] or "within" in told
     cells = {c["task"]: c["verdict"] for c in json.loads((run / "eval/verdict.json").read_text())["cells"]}
     assert (cells["vqav2"], cells["vizwiz"]) == ("within", "below")
-    told = kit.call("--train-settings=--optimizer.learning-rate 1e-4", "--run", status=1)
+    told = kit.call("--stage1-settings=--optimizer.learning-rate 1e-4", "--run", status=1)
     assert "stage1: its settings changed since it was begun; --again stage1" in told
     kit.call("--again", "evaluate")
     assert kit.states()["evaluate"] == "ready" and (root / "aside/evaluate-1/results.json").is_file()

@@ -91,7 +91,7 @@ def steps(**changes) -> tuple[Step, ...]:
 
 
 def words(root: Path, every=None) -> list[str]:
-    return [state.word for state in states_of(every or steps(), root, False).values()]
+    return [state.word for state in states_of(every or steps(), root).values()]
 
 
 def ran(root: Path) -> list[str]:
@@ -203,6 +203,29 @@ def test_a_file_that_was_only_touched_is_the_same(kit):
     assert words(kit)[0] == "stale"
 
 
+def test_a_run_that_had_saved_nothing_may_begin_otherwise(kit):
+    with pytest.raises(UserError, match="stage1 ended with status 3"):
+        run_steps(steps(stage1={"command": ("fail",)}), kit, How())
+    other = steps(stage1={"settings": "other"})
+    assert words(kit, other)[2] == "ready"
+    run_steps(other, kit, How())
+    assert words(kit, other) == ["done"] * 5
+
+
+def test_what_has_no_address_is_left_to_a_person_and_the_rest_is_fetched(kit, tmp_path):
+    (kit / "data/rows.json").unlink()
+    there = tmp_path / "there.json"
+    there.write_text("more")
+    by_hand = Download(
+        "rows", "rows", (Remote("data/rows.json", "", how="ask for {path}"),), ("data/rows.json",)
+    )
+    more = Download("more", "more", (Remote("data/more.json", str(there)),), ("data/more.json",))
+    every = (steps(rows={"download": by_hand})[0], Step("more", "more", "download", (), "m", download=more))
+    with pytest.raises(UserError, match=r"files are missing: rows \(1 of 1 files\); "):
+        run_steps(every, kit, How(True))
+    assert words(kit, every) == ["to fetch", "done"]
+
+
 def test_what_is_missing_is_named_at_the_end_and_all_else_is_done(kit):
     (kit / "data/covers/1.jpg").unlink()
     with pytest.raises(UserError, match=r"files are missing: covers \(by hand\); .*--download"):
@@ -288,7 +311,7 @@ def test_a_signal_is_handed_on_once_and_says_what_goes_on(kit, number, status):
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(number)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == status, err
     assert (kit / "runs/told").read_text() == number.name
     assert f"stage1 has ended on {number.name}; the same command goes on" in err and "Traceback" not in err

@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ from tests.experiments.reproduce.test_run import SCORED
 HEADS = {"pope": "f1", "mme": "perception", "mmbench": "circular", "scienceqa": "accuracy/image"}
 
 
-def scored(**scores: float):
+def scored(**scores: float | None) -> Any:
     """results.json with those scores; a server's benchmark has None in its place."""
     tasks = {}
     for task, score in scores.items():
