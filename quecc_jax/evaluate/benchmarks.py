@@ -170,7 +170,7 @@ def table1(results: Results, tasks: Sequence[Task]) -> str:
         own[task.column] = _plus_minus(metric["value"], metric["standard_error"])
         if task.note:
             notes.append(f"{task.column}: {task.note}.")
-    rows = [
+    rows: list[list[object]] = [
         [row["method"], row["visual_tokens"], *(row["scores"].get(c, "–") for c in columns)]
         for row in paper["rows"]
     ]
