@@ -48,8 +48,8 @@ def run_steps(steps: Sequence[Step], root: Path, how: How) -> None:
 
     Raises:
       UserError: a step is stale or failed, or files are missing that a person has to fetch.
-      KeyboardInterrupt: Ctrl-C, once the step in progress has ended.
-      SystemExit: SIGTERM, likewise.
+      SystemExit: Ctrl-C or SIGTERM, once the command in progress has ended.
+      KeyboardInterrupt: Ctrl-C while something is fetched or unpacked.
     """
     for step in steps:
         found = states_of(steps, root, how.can_fetch)
@@ -103,8 +103,6 @@ def _run(step: Step, root: Path, how: How, found: Mapping[str, State]) -> None:
         write_stamp(root, step, needs, made, began)
     if told:
         print(f"{step.name} has ended on {told.name}; the same command goes on", file=sys.stderr, flush=True)
-        if told == signal.SIGINT:
-            raise KeyboardInterrupt
         raise SystemExit(128 + told)
     if status != 0:
         raise UserError(
