@@ -15,7 +15,8 @@ RECIPE = Recipe(
     decoders=(Decoder("M", 64, 2), Decoder("L", 96, 2)),
     visual_tokens=(1, 4, 16),
     stage1_steps=800,
-    stage2_steps=1400,
+    stage2_steps=1700,
+    language_steps=700,
 )
 """A long stage 1 leaves little to stage 2: at its end every model looks up a cell, at every V, and from four tokens on
 reads a row of digits, which one seed learns 700 steps after another. None has begun to read it from one token, which

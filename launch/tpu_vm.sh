@@ -24,6 +24,7 @@ options, or environment variables
   --type TYPE        TPU_TYPE      v5litepod-16, v5p-64, v6e-256, v4-64, ...
   --project PROJECT  TPU_PROJECT   gcloud's own default if not given
   --runtime VERSION  TPU_RUNTIME   that of the type if not given
+  --compiled DIR     TPU_COMPILED  gs://BUCKET/compiled, where compiled programs are kept for the next start
   --spot                           cheaper, and may be preempted
   --every SECONDS                  how often create and keep look (60)
   --dry-run                        print every command, run none
@@ -40,11 +41,11 @@ die() {
 }
 
 name=${TPU_NAME:-} zone=${TPU_ZONE:-} kind=${TPU_TYPE:-} project=${TPU_PROJECT:-} runtime=${TPU_RUNTIME:-}
-spot='' dry_run=false every=60
+compiled=${TPU_COMPILED:-} spot='' dry_run=false every=60
 
 while [[ $# -gt 0 ]]; do
   case $1 in
-    --name | --zone | --type | --project | --runtime | --every)
+    --name | --zone | --type | --project | --runtime | --compiled | --every)
       [[ $# -gt 1 ]] || die "$1 needs a value; see --help"
       option=$1 value=$2 && shift 2
       case $option in
@@ -53,6 +54,7 @@ while [[ $# -gt 0 ]]; do
         --type) kind=$value ;;
         --project) project=$value ;;
         --runtime) runtime=$value ;;
+        --compiled) compiled=$value ;;
         --every) every=$value ;;
       esac
       ;;
@@ -74,7 +76,7 @@ case $command in
     [[ $# -gt 0 && -f $1 ]] || die "$command needs a config file, as in: $command configs/NAME.py"
     for setting; do
       case $setting in
-        --name | --zone | --type | --project | --runtime | --every | --spot | --dry-run)
+        --name | --zone | --type | --project | --runtime | --compiled | --every | --spot | --dry-run)
           die "$setting is an option of this script, not of training; it comes before $command"
           ;;
       esac
@@ -168,12 +170,13 @@ install() {
 # A unit of systemd gets SIGTERM and a grace period when its machine is taken away, and outlives the ssh
 # connection. `mixed`: the signal goes to training alone and not to the processes that read its data.
 run() {
-  local arguments
+  local arguments kept=''
   printf -v arguments '%q ' "$@"
+  [[ -z $compiled ]] || printf -v kept ' --setenv=JAX_COMPILATION_CACHE_DIR=%q' "$compiled"
   workers all "set -e
     cd quecc_jax
     sudo systemctl reset-failed $unit 2>/dev/null || true
-    sudo systemd-run --unit=$unit --uid=\$(id -u) --working-directory=\$PWD --setenv=HOME=\$HOME \\
+    sudo systemd-run --unit=$unit --uid=\$(id -u) --working-directory=\$PWD --setenv=HOME=\$HOME$kept \\
       -p KillMode=mixed -p TimeoutStopSec=120 \\
       -p StandardOutput=append:\$PWD/train.log -p StandardError=append:\$PWD/train.log \\
       .venv/bin/python -m launch.train $arguments"

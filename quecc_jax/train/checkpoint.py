@@ -28,15 +28,13 @@ from quecc_jax.models.kernel_forms import (
 from quecc_jax.paths import as_path
 from quecc_jax.records import Damaged
 from quecc_jax.train.orbax_shim import first_line, frozen_form, quiet_libraries, readable, saving
+from quecc_jax.train.reading import reading
 from quecc_jax.train.run_dir import CHECKPOINTS, describe_run, load_run_config, run_and_step
 
 Tree = dict[str, PyTree]
 """Parameters, or anything that stands for them, by top-level name."""
 HALVES = (np.dtype(jnp.float16), np.dtype(jnp.bfloat16))
 """Types of stored parameters that are read as float32 where the model wants that, exactly."""
-IN_FLIGHT = 512 << 20
-"""Bytes that a process reads at once, if no array is larger: as they are stored, before they have the type and place
-that they are to have."""
 FROZEN = "frozen"
 """Name of the frozen parameters' directory, and, in a checkpoint's metadata, of what identifies it."""
 
@@ -126,15 +124,10 @@ def _read_params(
     for name in names:
         check_shapes({name: have[name]}, {name: there[name]}, str(run), widen=True)
 
-    sizes = [_host_form(leaf).nbytes for name in names for leaf in jax.tree.leaves(have[name])]
-    # Room for the largest array, whose chunks may stick out of it; orbax refuses what is larger.
-    in_flight = max([IN_FLIGHT, *(2 * size + 1 for size in sizes)])
-
     def load(some: Tree) -> Tree:
         params: Tree = {}
-        context = ocp.Context()
+        context = reading(have, some)
         context.pytree.loading.partial_load = True
-        context.memory.read_concurrent_bytes = in_flight
         with context:
             if part := {n: tree for n, tree in some.items() if n in trained}:
                 params |= ocp.load_checkpointables(path, {"params": part})["params"]

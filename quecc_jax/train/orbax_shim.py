@@ -24,6 +24,8 @@ from quecc_jax.paths import is_remote, sync, sync_tree
 UNFINISHED = ".orbax-checkpoint-tmp*"
 """How the name of a directory ends that orbax has begun to write. `tests/train/test_orbax_shim.py` fails when
 that changes."""
+CHUNK = 1 << 20
+"""Bytes of an array that are read together, at most: a host of many reads little besides its own part."""
 DESCRIPTION = "_CHECKPOINT_METADATA"
 """Orbax's own file in a checkpoint, or in frozen parameters, by which it knows them."""
 
@@ -87,7 +89,7 @@ def faults_told_once(witness: str = "") -> Iterator[None]:
 
 
 def saving() -> ocp.Context:
-    """Settings to save under: every layer of a stacked leaf lies apart, so that one can be read alone, every
+    """Settings to save under: every layer of a stacked leaf lies apart, in chunks of CHUNK bytes, every
     chunk has a checksum that is compared whenever it is read, and a directory that is whole lists its files, see
     `checksums`, under its own name."""
     _check_chunks()
@@ -96,10 +98,11 @@ def saving() -> ocp.Context:
     context = ocp.Context()
     storage = ocp.options.ArrayOptions.Saving.StorageOptions
 
-    def first_axis(path: Any, leaf: Any) -> Any:
-        return storage(shard_axes=(0,)) if any(getattr(k, "key", k) == "layers" for k in path) else None
+    def chunks(path: Any, leaf: Any) -> Any:
+        stacked = any(getattr(k, "key", k) == "layers" for k in path)
+        return storage(shard_axes=(0,) if stacked else None, chunk_byte_size=CHUNK)
 
-    context.array.saving.scoped_storage_options_creator = first_axis
+    context.array.saving.scoped_storage_options_creator = chunks
     # Floats of a trained model hardly compress, and zstd takes longer than the checksum.
     context.array.saving.use_compression = False
     return context

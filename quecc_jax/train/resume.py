@@ -29,6 +29,7 @@ from quecc_jax.train.orbax_shim import (
     remove_unfinished,
     saving,
 )
+from quecc_jax.train.reading import reading
 from quecc_jax.train.run_dir import describe_run
 from quecc_jax.train.state import TrainState
 
@@ -236,9 +237,11 @@ class Checkpoints:
         check_files_of(self.run, step)
         with quiet_libraries():
             saved = self._orbax.checkpointables_metadata(step)
+            stored = {part: readable(saved.metadata, part) for part in want}
             for part, tree in want.items():
-                check_shapes(readable(saved.metadata, part), tree, f"{where}, {part}")
-            found = self._orbax.load_checkpointables(step, want)
+                check_shapes(stored[part], tree, f"{where}, {part}")
+            with reading(stored, want):
+                found = ocp.load_checkpointables(self.run / "checkpoints" / str(step), want)
             position = readable(saved.custom_metadata, "data")
         check_frozen(self.run, step, saved.custom_metadata)
         optimizer = found["optimizer"]
@@ -251,8 +254,9 @@ class Checkpoints:
             return abstract
         path = self.run / FROZEN
         try:
-            check_shapes(frozen_form(path), abstract, str(path))
-            with quiet_libraries():
+            stored = frozen_form(path)
+            check_shapes(stored, abstract, str(path))
+            with quiet_libraries(), reading(stored, abstract):
                 return ocp.load(path, abstract)
         except UserError:
             raise

@@ -106,6 +106,12 @@ def test_run_passes_the_settings_on_exactly():
     assert "KillMode=mixed" in words
 
 
+def test_compiled_programs_are_kept_where_it_is_said():
+    (plain,), (kept,) = printed("run", CONFIG), printed("--compiled", "gs://bucket/compiled", "run", CONFIG)
+    option = " --setenv=JAX_COMPILATION_CACHE_DIR=gs://bucket/compiled"
+    assert option in kept[-1] and kept[-1].replace(option, "") == plain[-1]
+
+
 def test_resume_makes_the_tpu_anew():
     verbs = [command[4] if command[0] == "gcloud" else command[0] for command in printed("resume", CONFIG)]
     polls = ["describe", "describe"]

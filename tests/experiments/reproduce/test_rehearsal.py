@@ -39,7 +39,7 @@ class Kit:
             capture_output=True,
             text=True,
             env=self.environment(),
-            timeout=600,
+            timeout=1800,
         )
         assert ran.returncode == status, ran.stdout + ran.stderr
         return ran.stdout + ran.stderr
@@ -105,7 +105,7 @@ def test_from_public_files_to_a_verdict(tmp_path):
         # Killed, the kit leaves the stage to end by itself; until then another says who has it.
         told = kit.call("--run", "--download", status=1)
         assert "stage1 is in use by process" in told or "files are missing" in told
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 900
         while not (run / "stage1/checkpoints/4/checksums.json").exists():
             assert time.monotonic() < deadline
             time.sleep(0.2)
@@ -121,7 +121,7 @@ def test_from_public_files_to_a_verdict(tmp_path):
         began = kit.start("--run", "--download")
         until(began, lambda: logged(run / "stage2") >= 1)
         began.send_signal(signal.SIGINT)
-        out = began.communicate(timeout=120)[0]
+        out = began.communicate(timeout=900)[0]
         assert began.returncode == 130 and "the same command goes on" in out and "Traceback" not in out
 
         with run_lock(str(root)):
