@@ -108,7 +108,7 @@ def _check(options: Options) -> None:
         refuse_unread(options, ("download", "by"), "goes with --run; add it or leave this out")
     if not options.slice:
         refuse_unread(options, ("price",), "goes with --slice; add it or leave this out")
-    if options.mirror and not options.rehearsal and not options.download:
+    if options.mirror and options.run and not options.download and not options.rehearsal:
         raise UserError("--mirror goes with --download; add it or leave this out")
     if options.rehearsal and options.slice:
         raise UserError("--rehearsal runs on the devices that are here; leave --slice out")
@@ -163,7 +163,7 @@ def _show(options: Options, root: Path, steps: "Sequence[Step]", runs: Sequence[
     for number, step in enumerate(steps, start=1):
         state = found[step.name]
         print(f"{number:2} {step.name:{wide}}  {state.word:{word}}  {step.about}{_why(state)}")
-    _show_downloads(root, steps, found)
+    _show_downloads(root, steps, found, options.mirror)
     _show_commands(steps, found)
     print()
     if options.slice:
@@ -191,7 +191,7 @@ def _why(state: "State") -> str:
     return f" ({state.why})" if state.why and state.word != "by hand" else ""
 
 
-def _show_downloads(root: Path, steps: "Sequence[Step]", found: "dict[str, State]") -> None:
+def _show_downloads(root: Path, steps: "Sequence[Step]", found: "dict[str, State]", mirror: str) -> None:
     """Prints the commands that fetch what is missing, with sizes and checksums."""
     from quecc_jax.experiments.reproduce import fetch
 
@@ -206,9 +206,16 @@ def _show_downloads(root: Path, steps: "Sequence[Step]", found: "dict[str, State
         for one in absent:
             size = f"{one.bytes:,} bytes" if one.bytes else f"{one.gb:g} GB" if one.gb else ""
             known = ", ".join(part for part in (size, one.sha256 and f"sha256 {one.sha256}") if part)
-            how = one.how.format(path=shlex.quote(one.path))
-            get = f"get {shlex.quote(one.path)} {shlex.quote(one.address)}"
-            lines.append((how or get) + (f"   # {known}" if known else ""))
+            where = fetch.address(step.download, one, mirror)
+            # curl takes addresses alone.
+            where = where if "://" in where else Path(where).absolute().as_uri()
+            by_hand = one.how and not mirror
+            how = (
+                one.how.format(path=shlex.quote(one.path))
+                if by_hand
+                else f"get {shlex.quote(one.path)} {shlex.quote(where)}"
+            )
+            lines.append(how + (f"   # {known}" if known else ""))
     if lines:
         print(f"\nto fetch, or with --run --download:\ncd {shlex.quote(str(root))}\n{GET}")
         print("\n".join(lines))

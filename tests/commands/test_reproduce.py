@@ -52,6 +52,13 @@ def test_what_is_printed_is_shell(call, tmp_path):
     subprocess.run(["bash", "-n", "-c", rest], check=True)
 
 
+def test_a_mirror_takes_the_place_of_addresses(call, tmp_path):
+    told = call("--mirror", "https://near/files")
+    assert "get weights/vicuna-7b-v1.5/config.json https://near/files/vicuna/config.json" in told
+    assert "get downloads/eval.zip https://near/files/questions/eval.zip" in told and "gdown" not in told
+    assert f"get downloads/mme.zip file://{tmp_path}/m/mme/mme.zip" in call("--mirror", str(tmp_path / "m"))
+
+
 def test_without_a_slice_the_settings_are_one_s_own(call):
     told = call("--stage1-settings=--mesh.tensor 2", "--answer-settings=--mesh.tensor 4")
     assert (
@@ -70,7 +77,7 @@ def test_without_a_slice_the_settings_are_one_s_own(call):
         (["--download"], "--download goes with --run"),
         (["--by", "srun"], "--by goes with --run"),
         (["--price", "1"], "--price goes with --slice"),
-        (["--mirror", "m"], "--mirror goes with --download"),
+        (["--mirror", "m", "--run"], "--mirror goes with --download"),
         (["--rehearsal", "--slice", "v5e-16"], "leave --slice out"),
         (["--again", "stage3"], "--again stage3 is no step; did you mean stage"),
         (["--score", "gqa=60"], "gqa is scored here, not by a server"),
