@@ -42,7 +42,7 @@ CAPTIONS_PACKED, INSTRUCTIONS_PACKED = 23.4, 5.91
 to have 70 tokens with their template."""
 GRID = 24
 """Patches along a side of the image."""
-Template = Literal["v1", "qwen"]
+Template = Literal["v1", "qwen", "qwen3_no_think"]
 
 
 def stage1(language_model: str, out: str, visual_tokens: int = 16, template: Template = "v1") -> RunConfig:

@@ -140,7 +140,7 @@ def find_llm(text: str) -> Llm:
     if not (math.isfinite(size) and size > 0):
         raise UserError(f"A size must be a positive number of billions, not {text!r}.")
     ranked = sorted(
-        presets.SIZES_B, key=lambda name: (abs(math.log(size / presets.SIZES_B[name])), "qwen" not in name)
+        presets.BY_SIZE, key=lambda name: (abs(math.log(size / presets.SIZES_B[name])), "qwen" not in name)
     )
     name = ranked[0]
     known, base = presets.SIZES_B[name], presets.decoder(name)

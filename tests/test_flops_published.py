@@ -22,6 +22,7 @@ from quecc_jax.models.vlm import VLM
 QUESTION, TEXT, ANSWER = 32, 64, 16
 # V = 1, 16 and 144; the last is LLaVA-1.5's 576 tokens without a compressor.
 SIZES = [("qwen1.5-0.5b", 24), ("qwen1.5-1.8b", 6), ("qwen1.5-4b", 2), ("qwen1.5-0.5b", 1)]
+SIZES += [("qwen3-0.6b", 24), ("llama3.2-1b", 6), ("gemma3-1b", 24)]
 
 
 @pytest.fixture

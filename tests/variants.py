@@ -19,6 +19,21 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "a text tower": {"query": QueryConfig("clip_text")},
     "qwen2": {"decoder": {"qkv_bias": True, "tie_embeddings": True}},
     "mpt": {"decoder": {"norm": "layer", "mlp": "gelu", "positions": "alibi", "tie_embeddings": True}},
+    "olmo2": {"decoder": {"norm_sites": "after", "qk_norm": "all", "qkv_bias": True, "out_bias": True}},
+    "gemma3": {
+        "decoder": {
+            "mlp": "geglu",
+            "norm_sites": "both",
+            "zero_centred_norm": True,
+            "qk_norm": "head",
+            "window": 4,
+            "full_every": 2,
+            "local_rope_theta": 50.0,
+            "logit_softcap": 5.0,
+            "scale_embeddings": True,
+            "tie_embeddings": True,
+        }
+    },
 }
 
 

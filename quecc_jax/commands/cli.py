@@ -31,6 +31,7 @@ COMMANDS = {
     "compare-compressors": "train a small model with every compressor",
     "demo": "train a grid of small models and fit the scaling law",
     "report": "rewrite the report of a finished grid",
+    "reproduce": "train and score a row of the paper's table 1, step by step",
     "fit": "fit the scaling law to a file of scores",
     "plan": "choose LLM size and visual tokens for a budget",
 }

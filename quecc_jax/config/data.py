@@ -58,6 +58,8 @@ class DataConfig:
         "mistral_tekken",
         "phi3",
         "phi4_mini",
+        "gemma",
+        "olmo2",
         "zephyr",
         "mpt",
         "chatml_direct",
@@ -65,6 +67,7 @@ class DataConfig:
         "qwen",
         "qwen1_5",
         "qwen2_5",
+        "qwen3_no_think",
         "smollm2",
     ] = "v1"
     """LLaVA's stage 1 captions, LLaVA's conversations, these without the system sentence, or another

@@ -115,8 +115,7 @@ class RopeScaling:
 class DecoderConfig:
     """Causal transformer. The defaults are LLaMA-7B / Vicuna-7B; other families are values.
 
-    Mistral sets `window`, Qwen-1.5 and Qwen2 `qkv_bias`, Phi-3 `rope_scaling` and `window`. MPT is
-    `positions` alibi, `norm` layer, `mlp` gelu and `tie_embeddings`.
+    `convert.formats.families` has each family's.
     """
 
     vocab_size: int = 32000
@@ -125,27 +124,53 @@ class DecoderConfig:
     heads: int = 32
     kv_heads: int = 32
     head_width: int = 0
-    """Width of one head where it is not width / heads (Mistral-Nemo); 0 where it is. Code reads
+    """Width of one head where it is not width / heads (Mistral-Nemo, Qwen3, Gemma); 0 where it is. Code reads
     `head_dim`."""
     mlp_width: int = 11008
-    mlp: Literal["swiglu", "gelu"] = "swiglu"
-    """`swiglu` has the matrices gate, up and down; `gelu` (exact) has up and down."""
+    mlp: Literal["swiglu", "geglu", "gelu"] = "swiglu"
+    """`swiglu` and `geglu` (tanh) have the matrices gate, up and down; `gelu` (exact) has up and down."""
     norm: Literal["rms", "layer"] = "rms"
     """Root-mean-square norm, or LayerNorm without bias."""
     norm_eps: float = 1e-5
+    norm_sites: Literal["before", "after", "both"] = "before"
+    """Where attention and MLP have a norm: before them, behind them, before what they add to the stream
+    (OLMo 2), or both (Gemma)."""
+    zero_centred_norm: bool = False
+    """Scales of RMS norms are stored less one (Gemma)."""
+    qk_norm: Literal["none", "head", "all"] = "none"
+    """RMS norm of queries and keys before positions turn them: of each head by itself with one scale [head_dim]
+    (Qwen3, Gemma 3), or of all heads together with a scale [heads, head_dim] (OLMo 2)."""
     positions: Literal["rotary", "alibi"] = "rotary"
     rope_theta: float = 10000.0
     rope_fraction: float = 1.0
     """Share of each head's width that is rotated, from the front (Phi's partial rotary factor)."""
     rope_scaling: RopeScaling = RopeScaling()
+    local_rope_theta: float = 0.0
+    """rope_theta of layers that have the window, which `rope_scaling` spares (Gemma 3); 0 makes no difference
+    between layers."""
+    unrotated_every: int = 0
+    """Every so many layers one has no positions, the last of them (SmolLM3: 4); 0 is none."""
     alibi_bias_max: int = 8
     """`alibi`: head slopes are 2^(-alibi_bias_max i / n), i = 1 .. n, for n heads, a power of two."""
     window: int = 0
     """Tokens that a position sees, itself included; 0 is no limit (Mistral's sliding window)."""
     full_layers: int = 0
     """First layers that the window spares (Qwen2's max_window_layers)."""
+    full_every: int = 0
+    """Every so many layers the window spares one, the last of them (Gemma 2: 2, Gemma 3: 6); 0 is none."""
+    query_scalar: float = 0.0
+    """What attention divides by the root of [query_pre_attn_scalar]; 0 is `head_dim`."""
+    attention_softcap: float = 0.0
+    """Attention's logits x are c tanh(x / c) for this c (Gemma 2: 50); 0 leaves them."""
+    logit_softcap: float = 0.0
+    """The same of the logits of the vocabulary (Gemma 2: 30)."""
     qkv_bias: bool = False
     """Biases on the query, key and value projections, as in Qwen-1.5 and Qwen2."""
+    out_bias: bool = False
+    """A bias on attention's output projection [attention_bias has both]."""
+    scale_embeddings: bool = False
+    """Embeddings enter the layers times sqrt(width), rounded to the activations' type (Gemma). Visual tokens do
+    not."""
     tie_embeddings: bool = False
     """The output matrix is the embedding table."""
     max_positions: int = 0
@@ -161,6 +186,30 @@ class DecoderConfig:
     def rotated_dim(self) -> int:
         """Leading part of each head that carries rotary positions."""
         return int(self.head_dim * self.rope_fraction)
+
+    @property
+    def layer_windows(self) -> tuple[int, ...]:
+        """`window` of each layer, 0 where it is spared."""
+        numbers = range(self.depth)
+        spared = (n < self.full_layers or _closes(n, self.full_every) for n in numbers)
+        return tuple(0 if free else self.window for free in spared)
+
+    @property
+    def layer_rotations(self) -> tuple[Literal["plain", "local", "none"], ...]:
+        """How each layer turns queries and keys: by `rope_theta`, by `local_rope_theta`, or not."""
+        return tuple(
+            "none"
+            if _closes(n, self.unrotated_every)
+            else "local"
+            if self.local_rope_theta and window
+            else "plain"
+            for n, window in enumerate(self.layer_windows)
+        )
+
+
+def _closes(number: int, every: int) -> bool:
+    """Whether a layer, counted from 0, is the last of `every`."""
+    return every > 0 and (number + 1) % every == 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,5 +279,13 @@ class ModelConfig:
 
     @property
     def fusion_layers(self) -> DecoderConfig:
-        """The layers of the pre-fusion: like the decoder's, but that nothing is out of sight."""
-        return dataclasses.replace(self.decoder, depth=self.compressor.fusion_layers, window=0, full_layers=0)
+        """The layers of the pre-fusion: like the decoder's, but all alike, and that nothing is out of sight."""
+        return dataclasses.replace(
+            self.decoder,
+            depth=self.compressor.fusion_layers,
+            window=0,
+            full_layers=0,
+            full_every=0,
+            local_rope_theta=0.0,
+            unrotated_every=0,
+        )

@@ -1,6 +1,6 @@
 """Shapes of published language models, by name, as their `config.json` states them."""
 
-from quecc_jax.config import DecoderConfig
+from quecc_jax.config import DecoderConfig, RopeScaling
 from quecc_jax.config.io import nearest
 from quecc_jax.errors import UserError
 
@@ -31,6 +31,84 @@ def qwen15(
     )
 
 
+def qwen3(
+    width: int, depth: int, heads: int, mlp_width: int, *, tie_embeddings: bool = False
+) -> DecoderConfig:
+    """A Qwen3 decoder: norms of queries and keys in place of biases, and heads of 128 whatever the width."""
+    return DecoderConfig(
+        vocab_size=151936,
+        width=width,
+        depth=depth,
+        heads=heads,
+        kv_heads=8,
+        head_width=0 if heads * 128 == width else 128,
+        mlp_width=mlp_width,
+        norm_eps=1e-6,
+        rope_theta=1e6,
+        qk_norm="head",
+        tie_embeddings=tie_embeddings,
+        max_positions=40960,
+    )
+
+
+def llama3(
+    width: int, depth: int, heads: int, mlp_width: int, *, factor: float, tie_embeddings: bool = False
+) -> DecoderConfig:
+    """A decoder of Llama 3.1 or 3.2."""
+    return DecoderConfig(
+        vocab_size=128256,
+        width=width,
+        depth=depth,
+        heads=heads,
+        kv_heads=8,
+        mlp_width=mlp_width,
+        rope_theta=5e5,
+        rope_scaling=RopeScaling("llama3", factor=factor, original_length=8192),
+        tie_embeddings=tie_embeddings,
+        max_positions=131072,
+    )
+
+
+def gemma3(
+    width: int,
+    depth: int,
+    heads: int,
+    mlp_width: int,
+    *,
+    kv_heads: int,
+    head_width: int = 256,
+    query_scalar: float = 0.0,
+    window: int = 1024,
+    factor: float = 8.0,
+    vocab_size: int = 262208,
+    max_positions: int = 131072,
+) -> DecoderConfig:
+    """The text decoder of a Gemma 3."""
+    return DecoderConfig(
+        vocab_size=vocab_size,
+        width=width,
+        depth=depth,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_width=head_width,
+        mlp_width=mlp_width,
+        mlp="geglu",
+        norm_eps=1e-6,
+        norm_sites="both",
+        zero_centred_norm=True,
+        qk_norm="head",
+        rope_theta=1e6,
+        rope_scaling=RopeScaling("linear", factor=factor) if factor != 1.0 else RopeScaling(),
+        local_rope_theta=1e4,
+        window=window,
+        full_every=6,
+        query_scalar=query_scalar,
+        scale_embeddings=True,
+        tie_embeddings=True,
+        max_positions=max_positions,
+    )
+
+
 DECODERS = {
     "vicuna-7b": DecoderConfig(max_positions=4096),
     "vicuna-13b": DecoderConfig(
@@ -52,8 +130,24 @@ DECODERS = {
         tie_embeddings=True,
         max_positions=8192,
     ),
+    "qwen3-0.6b": qwen3(1024, 28, 16, 3072, tie_embeddings=True),
+    "qwen3-1.7b": qwen3(2048, 28, 16, 6144, tie_embeddings=True),
+    "qwen3-4b": qwen3(2560, 36, 32, 9728, tie_embeddings=True),
+    "qwen3-8b": qwen3(4096, 36, 32, 12288),
+    "qwen3-14b": qwen3(5120, 40, 40, 17408),
+    "qwen3-32b": qwen3(5120, 64, 64, 25600),
+    "llama3.2-1b": llama3(2048, 16, 32, 8192, factor=32.0, tie_embeddings=True),
+    "llama3.2-3b": llama3(3072, 28, 24, 8192, factor=32.0, tie_embeddings=True),
+    "llama3.1-8b": llama3(4096, 32, 32, 14336, factor=8.0),
+    "gemma3-1b": gemma3(
+        1152, 26, 4, 6912, kv_heads=1, window=512, factor=1.0, vocab_size=262144, max_positions=32768
+    ),
+    "gemma3-4b": gemma3(2560, 34, 8, 10240, kv_heads=4),
+    "gemma3-12b": gemma3(3840, 48, 16, 15360, kv_heads=8),
+    "gemma3-27b": gemma3(5376, 62, 32, 21504, kv_heads=16, head_width=128, query_scalar=168.0),
 }
-"""LLaVA-1.5's two, the scaling study's five (Qwen-1.5), and the one that installs as a package."""
+"""LLaVA-1.5's two, the scaling study's five (Qwen-1.5), the one that installs as a package, and today's ladders:
+Qwen3, Llama 3.2 and 3.1, and the text decoders of Gemma 3."""
 
 SIZES_B = {
     "vicuna-7b": 7.0,
@@ -64,8 +158,30 @@ SIZES_B = {
     "qwen1.5-7b": 7.0,
     "qwen1.5-14b": 14.0,
     "smollm2-135m": 0.135,
+    "qwen3-0.6b": 0.6,
+    "qwen3-1.7b": 1.7,
+    "qwen3-4b": 4.0,
+    "qwen3-8b": 8.0,
+    "qwen3-14b": 14.0,
+    "qwen3-32b": 32.0,
+    "llama3.2-1b": 1.0,
+    "llama3.2-3b": 3.0,
+    "llama3.1-8b": 8.0,
+    "gemma3-1b": 1.0,
+    "gemma3-4b": 4.0,
+    "gemma3-12b": 12.0,
+    "gemma3-27b": 27.0,
 }
 """Billions of parameters as their names say, which is how the scaling law counts N."""
+
+BY_SIZE = (
+    "vicuna-7b",
+    "vicuna-13b",
+    *(name for name in SIZES_B if name.startswith("qwen1.5-")),
+    "smollm2-135m",
+)
+"""Those whose shape a bare number of parameters stands for: the scaling study's family, so that costs rise smoothly
+with it."""
 
 
 def decoder(name: str) -> DecoderConfig:

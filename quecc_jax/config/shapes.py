@@ -113,7 +113,7 @@ def decoder_matrices(config: DecoderConfig) -> dict[str, tuple[int, int]]:
     width, hidden = config.width, config.mlp_width
     queries, keys = config.heads * config.head_dim, config.kv_heads * config.head_dim
     attention = {"q": (width, queries), "k": (width, keys), "v": (width, keys), "out": (queries, width)}
-    gate = {"gate": (width, hidden)} if config.mlp == "swiglu" else {}
+    gate = {"gate": (width, hidden)} if config.mlp != "gelu" else {}
     return {**attention, **gate, "up": (width, hidden), "down": (hidden, width)}
 
 

@@ -41,10 +41,12 @@ def validate(config: RunConfig) -> None:
             f"model.scan_unroll {config.model.scan_unroll} does not divide decoder.depth {decoder.depth}",
         ),
         (
-            config.model.attention_kernel in ("auto", "xla")
-            or (decoder.positions == "rotary" and not (decoder.window and decoder.full_layers)),
-            f"model.attention_kernel {config.model.attention_kernel} takes neither decoder.positions alibi nor windows "
-            "that spare some layers (decoder.full_layers)",
+            config.model.attention_kernel in ("auto", "xla") or decoder.positions == "rotary",
+            f"model.attention_kernel {config.model.attention_kernel} does not take decoder.positions alibi",
+        ),
+        (
+            config.model.attention_kernel != "cudnn" or not decoder.attention_softcap,
+            f"model.attention_kernel cudnn does not take decoder.attention_softcap {decoder.attention_softcap:g}",
         ),
         *_lora_checks(config.model),
         (
@@ -332,8 +334,28 @@ def _decoder_checks(decoder: DecoderConfig) -> list[tuple[bool, str]]:
             f"{where} has {len(scaling.short_factors)} short_factors and {len(scaling.long_factors)} "
             f"long_factors for the {pairs} rotated pairs of a head",
         ),
+        *(
+            (
+                getattr(decoder, name) <= decoder.depth,
+                f"decoder.{name} {getattr(decoder, name)} is above depth {decoder.depth}",
+            )
+            for name in ("full_layers", "full_every", "unrotated_every")
+        ),
+        *(
+            (
+                not getattr(decoder, name) or decoder.window > 0,
+                f"decoder.{name} {getattr(decoder, name):g} is of a window, but decoder.window is 0",
+            )
+            for name in ("full_every", "local_rope_theta")
+        ),
         (
-            decoder.full_layers <= decoder.depth,
-            f"decoder.full_layers {decoder.full_layers} is above depth {decoder.depth}",
+            rotary or not (decoder.unrotated_every or decoder.local_rope_theta),
+            f"decoder.unrotated_every {decoder.unrotated_every} and local_rope_theta {decoder.local_rope_theta:g} "
+            f"need decoder.positions rotary, not {decoder.positions}",
+        ),
+        (
+            decoder.norm == "rms" or not (decoder.zero_centred_norm or decoder.norm_sites != "before"),
+            f"decoder.zero_centred_norm {decoder.zero_centred_norm} and norm_sites {decoder.norm_sites} need "
+            f"decoder.norm rms, not {decoder.norm}",
         ),
     ]

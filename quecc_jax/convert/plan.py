@@ -11,6 +11,7 @@ from quecc_jax.config.shapes import tiled_tokens
 from quecc_jax.config.validation import validate
 from quecc_jax.convert.formats import clip, clip_text, families, llava, llava_hf
 from quecc_jax.convert.formats.decoder_rules import body_prefix, decoder_rules, embedding_name
+from quecc_jax.convert.formats.family_keys import settings
 from quecc_jax.convert.io.adapters import refuse_tensors
 from quecc_jax.convert.processor import image_aspect
 from quecc_jax.convert.rules import Rule, Shape, check
@@ -23,6 +24,8 @@ a CLIP vision tower; a CLIP text tower; the original's stage 1 output, compresso
 
 _BUFFERS = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|embeddings\.position_ids)")
 """Constants that old files store beside the weights."""
+_BESIDE = re.compile(r"(.*\.)?(vision_tower|multi_modal_projector)\..*")
+"""What stands beside Gemma 3's language model, set aside for exports."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +188,8 @@ def _any_compressor(tower: VisionConfig) -> QueccConfig:
 def _import_decoder(source: Source, vision: Source | None, projector: Source | None) -> ImportPlan:
     family, decoder = families.family_of(source.hf), families.decoder_config(source.hf)
     rules = _decoder_part(source.found, decoder, family)
-    parts = {"model": Part(tuple(rules), _matching(source.found, _BUFFERS))}
+    other = (_BESIDE,) if families.has_unread_tower(source.hf) else ()
+    parts = {"model": Part(tuple(rules), _matching(source.found, _BUFFERS, *other))}
     if not vision and not projector:
         run = _run(ModelConfig(decoder=decoder), family, source.hf, images=0, stage=0)
         return ImportPlan(run, "decoder", family, parts)
@@ -262,7 +266,7 @@ def _run(
 ) -> RunConfig:
     """Settings of a run that starts, or has ended, with these weights."""
     run = RunConfig(model=model)
-    full = families.settings(hf, family) if families.family_of(hf) == family else hf
+    full = settings(families.language_model(hf), family) if families.family_of(hf) == family else hf
     longest = full.get("max_position_embeddings") or full.get("max_seq_len") or 2048
     image_tokens = images * tiled_tokens(model) if model.vision.tiles else 0
     data = dataclasses.replace(

@@ -107,7 +107,8 @@ def import_weights(
         if held is not None:
             check_base(plan, held, opened["model"])
             plan = plan if merge_adapter else with_adapter(plan, held)
-        if unread := sidecar_files.left_unread(opened, adapter):
+        keys = sidecar_files.keys_unread(opened["model"].source.hf, plan.family)
+        for unread in filter(None, (sidecar_files.left_unread(opened, adapter), keys)):
             notice(unread)
         tensors: dict[str, TensorSource] = {name: one.tensors for name, one in opened.items()}
         if held is not None:

@@ -18,9 +18,12 @@ from typing import Any
 
 import numpy as np
 
+from quecc_jax.convert.formats.families import language_model
+from quecc_jax.convert.formats.family_keys import unknown_keys
 from quecc_jax.convert.formats.gguf import GgufFile, hf_config
 from quecc_jax.convert.formats.gguf_tokenizer import TokenizerMetadata, write_tokenizer
 from quecc_jax.convert.formats.llava import is_original
+from quecc_jax.convert.formats.llava_hf import is_llava_hf, text_config
 from quecc_jax.convert.io.adapters import refuse_adapter_files
 from quecc_jax.convert.io.tensors import TensorSource, open_chosen, open_tensors
 from quecc_jax.convert.io.weight_files import PROJECTOR_ALONE, choose, folders_with_tensors
@@ -147,6 +150,19 @@ def left_unread(opened: Mapping[str, Opened], adapter: Path | None = None) -> st
         if (directory / name).resolve() not in read
     ]
     return f"these files beside the weights are not read: {', '.join(said)}" if said else ""
+
+
+def keys_unread(hf: JsonObject, family: str | None) -> str:
+    """One sentence that names the keys of a language model's config.json of which nothing is known; "" without.
+
+    Args:
+      hf: the config.json; those of the original project's models have keys of its training, which are not told.
+      family: of its decoder; None without one.
+    """
+    if family is None or is_original(hf):
+        return ""
+    names = unknown_keys(text_config(hf) if is_llava_hf(hf) else language_model(hf), family)
+    return f"these keys of config.json are not known and not read: {', '.join(names)}" if names else ""
 
 
 def tower_beside(model: Opened) -> Path | None:

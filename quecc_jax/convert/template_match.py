@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from quecc_jax.convert.formats.families import family_of
+from quecc_jax.convert.formats.family_keys import FAMILIES
 from quecc_jax.convert.formats.llava import is_original
 from quecc_jax.convert.formats.llava_hf import is_llava_hf, text_config
 from quecc_jax.data.files import read_json, write_json
@@ -32,8 +33,20 @@ from quecc_jax.json_text import JsonObject
 Kind = Literal["original", "llava_hf", "decoder"]
 """Whose a checkpoint is: the original project's, transformers' LLaVA, or a language model by itself."""
 
-BY_FAMILY = {"llama": "v1", "mistral": "mistral_instruct", "qwen2": "qwen", "phi3": "phi3", "mpt": "mpt"}
-"""What LLaVA fine-tunes a family with whose tokenizer has no chat template."""
+BY_FAMILY = {
+    "llama": "v1",
+    "mistral": "mistral_instruct",
+    "qwen2": "qwen",
+    "phi3": "phi3",
+    "mpt": "mpt",
+    "qwen3": "chatml",
+    "smollm3": "chatml",
+    "olmo2": "olmo2",
+    "gemma2": "gemma",
+    "gemma3_text": "gemma",
+}
+"""What LLaVA fine-tunes a family with whose tokenizer has no chat template; where LLaVA has none, the family's own
+format."""
 
 ORIGINALS: dict[str, tuple[str, ...]] = {
     "mistral_v1": ("mistral_instruct",),
@@ -116,7 +129,7 @@ def choose_template(
             )
         return Choice(told, "as its config.json says")
     if not holds_tokenizer(directory):
-        return Choice(BY_FAMILY[family], f"no tokenizer beside it, LLaVA's format for {family}")
+        return Choice(BY_FAMILY[family], f"no tokenizer beside it, {_whose(family)} format for {family}")
     tokenizer = Tokenizer(directory, setting="--from")
     text, file = chat_template(directory, kind)
     file = file if source is None else source
@@ -261,10 +274,15 @@ def _without_chat_template(tokenizer: Tokenizer, where: Path, family: str) -> Ch
     if others and name not in others:
         raise UserError(
             f"{where} has no chat template, and its tokenizer knows "
-            f"{TEMPLATES[others[0]].end}, which LLaVA's format for {family} does not use; "
+            f"{TEMPLATES[others[0]].end}, which {_whose(family)} format for {family} does not use; "
             f"choose one of {', '.join([name, *others])} with --template NAME"
         )
-    return Choice(name, f"no chat template, LLaVA's format for {family}")
+    return Choice(name, f"no chat template, {_whose(family)} format for {family}")
+
+
+def _whose(family: str) -> str:
+    """Whose format `BY_FAMILY` has."""
+    return "LLaVA's" if FAMILIES[family].original else "the usual"
 
 
 def _rendered(

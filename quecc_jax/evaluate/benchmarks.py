@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from quecc_jax.config.weights import Weights
 from quecc_jax.errors import UserError
 from quecc_jax.evaluate.answers import question_engine
 from quecc_jax.evaluate.failures_page import write_failures
+from quecc_jax.evaluate.published import published
 from quecc_jax.evaluate.results import Results
 from quecc_jax.evaluate.task_answers import cut_questions, fingerprint, missing_images, run_task, summary
 from quecc_jax.evaluate.tasks import chosen
@@ -27,7 +27,6 @@ from quecc_jax.records import write_record
 from quecc_jax.run_lock import run_lock
 
 RESULTS, TABLE, FAILURES = "results.json", "table1.md", "failures.html"
-_PUBLISHED = Path(__file__).with_name("table1.json")
 
 
 def run(
@@ -149,10 +148,10 @@ def table1(results: Results, tasks: Sequence[Task]) -> str:
 
     A benchmark on fewer questions than it has, or without public truth, is marked below the table.
     """
-    published = json.loads(_PUBLISHED.read_text(encoding="utf-8"))
-    columns = published["columns"]
+    paper = published()
+    columns = paper["columns"]
     own: dict[str, str] = {}
-    notes = [f"Published rows: {published['source']}."]
+    notes = [f"Published rows: {paper['source']}."]
     if results["limit"] is not None:
         notes.append(f"{results['model']}: about {results['limit']} questions of each benchmark, not all.")
     for task in tasks:
@@ -171,12 +170,12 @@ def table1(results: Results, tasks: Sequence[Task]) -> str:
         own[task.column] = _plus_minus(metric["value"], metric["standard_error"])
         if task.note:
             notes.append(f"{task.column}: {task.note}.")
-    rows = [
+    rows: list[list[object]] = [
         [row["method"], row["visual_tokens"], *(row["scores"].get(c, "–") for c in columns)]
-        for row in published["rows"]
+        for row in paper["rows"]
     ]
     rows.append([f"**{results['model']}**", results["visual_tokens"], *(own.get(c, "–") for c in columns)])
-    lines = [["Method", "V", *columns], ["---", *["---:"] * (len(columns) + 1)], *rows]
+    lines: list[list[object]] = [["Method", "V", *columns], ["---", *["---:"] * (len(columns) + 1)], *rows]
     table = "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
     return table + "".join(f"\n{note}\n" for note in notes)
 

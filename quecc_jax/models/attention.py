@@ -2,18 +2,22 @@
 
     kernel    `auto` takes it on   what it computes
     splash    TPU                  a pass over whole rows, causal within segments: training, prefill
-    cudnn     NVIDIA GPU           the same, in half precision, for even rows and heads of 8, 16, ... 128
+    cudnn     NVIDIA GPU           the same without soft caps, in half precision, for even rows and heads of 8, ... 128
     xla       elsewhere            everything; also what the two do not take, on any platform
 
-XLA it stays for ALiBi and for windows that differ between layers (their masks are no constants of the
-program), for reading a cache token by token (bound by the cache's bytes, whatever computes it), and for the
-CLIP tower, whose 577 patches see one another without a mask.
+XLA it stays for ALiBi, for reading a cache token by token (bound by the cache's bytes, whatever computes it), and
+for the CLIP tower, whose 577 patches see one another without a mask. Where `auto` has a kernel for the platform and
+the model or the installation is not made for it, a notice says why, once; the shapes of a call are no matter of it.
+
+Splash attention's masks are constants of the program. A scanned layer whose window is one of two takes one of two
+kernels, by a conditional.
 
 JAX's own splash attention is used rather than tokamax 0.0.12, which has a later version of the same kernel:
 its public function takes no segments, and it brings six more packages that training does not need.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import flax.linen as nn
@@ -21,6 +25,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Int
 
+from quecc_jax.distributed import notice
 from quecc_jax.errors import UserError
 from quecc_jax.models.arrays import Array
 
@@ -60,9 +65,29 @@ class MaskSpec(NamedTuple):
     q_index: Array | None = None
     """int32 [S], position of each query among the keys; None in one pass, where query i stands at key i."""
     window: jax.Array | int | None = None
-    """Tokens that a query sees, itself included; an int if all layers agree."""
+    """Tokens that a query sees, itself included; an int where it is a constant of the program."""
     slopes: jax.Array | None = None
     """float32 [H], taken off a head's logits per position of distance (ALiBi)."""
+    windows: tuple[int, ...] = ()
+    """The two values that an array `window` has."""
+
+
+class Scores(NamedTuple):
+    """How logits follow from the products of queries and keys."""
+
+    scale: float | None = None
+    """Their factor; None is head_dim^-1/2."""
+    softcap: float = 0.0
+    """Then they are c tanh(x / c) for this c, unless it is 0."""
+
+    def factor(self, width: int) -> float:
+        """`scale` for heads of this width."""
+        return width**-0.5 if self.scale is None else self.scale
+
+
+PLAIN = Scores()
+NO_LIMIT = int(jnp.iinfo(jnp.int32).max)
+"""A window that is none."""
 
 
 def causal(segments: Int[Array, "B S"], positions: Int[Array, "B S"]) -> MaskSpec:
@@ -98,6 +123,7 @@ def attention(
     v: Float[Array, "B T kv_heads head_dim"],
     mask: MaskSpec | None,
     kernel: Kernel = "auto",
+    scores: Scores = PLAIN,
 ) -> Float[Array, "B S H head_dim"]:
     """Scaled dot-product attention with grouped key/value heads; softmax in float32.
 
@@ -107,6 +133,7 @@ def attention(
       mask: None lets every query see every key.
       kernel: what computes it; `auto` goes by the platform that the program is made for. A named kernel
         gives way to XLA where only the shapes or the cache of this call are in its way.
+      scores: of the products.
 
     Returns:
       [B, S, H, head_dim] in q's type.
@@ -114,19 +141,46 @@ def attention(
     Raises:
       UserError: cuDNN is asked for by name and does not take these arrays.
     """
-    if mask is None or unfit(q, mask):
-        return xla_attention(q, k, v, mask)
+    if mask is None or continues(q, mask):
+        return xla_attention(q, k, v, mask, scores)
     target = platform()
     chosen = {"tpu": "splash", "gpu": "cudnn"}.get(target, "xla") if kernel == "auto" else kernel
-    if chosen == "splash" and not undivided(q, k, interpreted=target != "tpu"):
-        return splash_attention(q, k, v, mask, interpret=target != "tpu")
-    if chosen == "cudnn" and q.shape[1] % 2 == 0:
+    why = unfit(mask, scores, chosen)
+    if chosen == "splash" and not why and not undivided(q, k, interpreted=target != "tpu"):
+        return _by_window(mask, q, lambda one: splash_attention(q, k, v, one, scores, target != "tpu"))
+    if chosen == "cudnn" and not why and q.shape[1] % 2 == 0:
         try:
-            return cudnn_attention(q, k, v, mask)
+            return cudnn_attention(q, k, v, mask, scores)
         except (NotImplementedError, RuntimeError) as error:
             if kernel == "cudnn":
                 raise UserError(f"model.attention_kernel cudnn: {error}; use auto or xla") from None
-    return xla_attention(q, k, v, mask)
+            why = str(error).partition("\n")[0]
+    if why and kernel == "auto" and chosen != "xla":
+        _tell(chosen, why)
+    return xla_attention(q, k, v, mask, scores)
+
+
+@functools.cache
+def _tell(kernel: str, why: str) -> None:
+    notice(f"attention is XLA's, not {kernel}: {why}")
+
+
+def _by_window(
+    mask: MaskSpec, q: jax.Array, compute: Callable[[MaskSpec], jax.Array]
+) -> Float[Array, "B S H head_dim"]:
+    """What a function makes of a mask whose window is a constant of the program."""
+    if not isinstance(mask.window, jax.Array):
+        return compute(mask)
+    # Beyond the row a window hides nothing.
+    first, second = (window if window < q.shape[1] else None for window in mask.windows)
+    if first == second:
+        return compute(mask._replace(window=first))
+    either: jax.Array = jax.lax.cond(
+        mask.window == mask.windows[0],
+        lambda: compute(mask._replace(window=first)),
+        lambda: compute(mask._replace(window=second)),
+    )
+    return either
 
 
 def platform() -> str:
@@ -137,15 +191,18 @@ def platform() -> str:
     return mesh.abstract_device.platform
 
 
-def unfit(q: Array, mask: MaskSpec) -> str:
-    """Why only XLA computes this attention; an empty text if others do."""
+def continues(q: Array, mask: MaskSpec) -> bool:
+    """Whether queries continue a cache, or are too few to gain from a kernel."""
+    return mask.q_index is not None or q.shape[1] == 1
+
+
+def unfit(mask: MaskSpec, scores: Scores, kernel: str) -> str:
+    """Why a kernel does not compute this attention; an empty text if it does."""
     if mask.slopes is not None:
         return "ALiBi adds to every logit"
-    if mask.q_index is not None:
-        return "the queries continue a cache"
-    if isinstance(mask.window, jax.Array):
-        return "windows differ between layers"
-    return "" if q.shape[1] > 1 else "there is one query"
+    if kernel == "splash" and isinstance(mask.window, jax.Array) and not mask.windows:
+        return "nothing says which windows layers have"
+    return "it has no soft cap of logits" if kernel == "cudnn" and scores.softcap else ""
 
 
 def undivided(q: Array, k: Array, interpreted: bool) -> str:
@@ -169,6 +226,7 @@ def xla_attention(
     k: Float[Array, "B T kv_heads head_dim"],
     v: Float[Array, "B T kv_heads head_dim"],
     mask: MaskSpec | None,
+    scores: Scores = PLAIN,
 ) -> Float[Array, "B S H head_dim"]:
     """`attention` in matrix products and a softmax, with all logits in memory.
 
@@ -179,7 +237,9 @@ def xla_attention(
     groups = k.shape[2]
     q = q.reshape(rows, length, groups, heads // groups, width).transpose(0, 2, 3, 1, 4)
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-    logits = jnp.einsum("bgnsd,bgtd->bgnst", q, k, preferred_element_type=jnp.float32) * width**-0.5
+    logits = jnp.einsum("bgnsd,bgtd->bgnst", q, k, preferred_element_type=jnp.float32) * scores.factor(width)
+    if scores.softcap:
+        logits = softcapped(logits, scores.softcap)
     if mask is not None:
         bias = dense_bias(mask)
         if bias is not None:
@@ -190,13 +250,19 @@ def xla_attention(
     return out.transpose(0, 3, 1, 2, 4).reshape(rows, length, heads, width)
 
 
+def softcapped(logits: Float[Array, "..."], cap: float) -> Float[Array, "..."]:
+    """c tanh(x / c) of logits x."""
+    return cap * jnp.tanh(logits / cap)
+
+
 def cudnn_attention(
     q: Float[Array, "B S H head_dim"],
     k: Float[Array, "B T kv_heads head_dim"],
     v: Float[Array, "B T kv_heads head_dim"],
     mask: MaskSpec,
+    scores: Scores = PLAIN,
 ) -> Float[Array, "B S H head_dim"]:
-    """`attention` of one pass by cuDNN's fused kernel, which takes the mask as a bias [B, 1, S, S].
+    """`attention` of one pass, without a soft cap, by cuDNN's fused kernel; the mask is a bias [B, 1, S, S].
 
     Raises:
       NotImplementedError: it does not take arrays of this type or head width.
@@ -205,7 +271,9 @@ def cudnn_attention(
     if q.dtype not in (jnp.bfloat16, jnp.float16):
         raise NotImplementedError(f"takes bfloat16 and float16, not {q.dtype}")
     # JAX checks the rest against the cuDNN that is installed.
-    return jax.nn.dot_product_attention(q, k, v, mask=dense_mask(mask), implementation="cudnn")
+    return jax.nn.dot_product_attention(
+        q, k, v, mask=dense_mask(mask), scale=scores.scale, implementation="cudnn"
+    )
 
 
 def blocks(length: int) -> tuple[int, int]:
@@ -220,6 +288,7 @@ def splash_attention(
     k: Float[Array, "B T kv_heads head_dim"],
     v: Float[Array, "B T kv_heads head_dim"],
     mask: MaskSpec,
+    scores: Scores = PLAIN,
     interpret: bool = False,
 ) -> Float[Array, "B S H head_dim"]:
     """`attention` of one pass by the Pallas TPU kernel, which never holds more than blocks of logits.
@@ -232,11 +301,13 @@ def splash_attention(
     fill = ((0, 0), (0, padded - length))
     # What fills a row up is a segment of its own, so that no real position attends to it.
     segments = jnp.pad(mask.q_segments, fill, constant_values=-1)
-    q = (q.astype(jnp.float32) * width**-0.5).astype(q.dtype)
+    q = (q.astype(jnp.float32) * scores.factor(width)).astype(q.dtype)
     q, k, v = (jnp.pad(x, (*fill, (0, 0), (0, 0))) for x in (q, k, v))
     window = mask.window if mask.window is not None and int(mask.window) < length else None
 
-    run = functools.partial(_splash_local, block=block, window=window, interpret=interpret)
+    run = functools.partial(
+        _splash_local, block=block, window=window, softcap=scores.softcap, interpret=interpret
+    )
     if not jax.sharding.get_abstract_mesh().empty:
         spec = nn.logical_to_mesh_axes(("batch", None, "heads", None)) or 4 * (None,)
         heads, rows = jax.sharding.PartitionSpec(*spec), jax.sharding.PartitionSpec(spec[0])
@@ -252,6 +323,7 @@ def _splash_local(
     *,
     block: int,
     window: int | jax.Array | None,
+    softcap: float,
     interpret: bool,
 ) -> jax.Array:
     """The kernel on one device's rows and heads."""
@@ -266,6 +338,7 @@ def _splash_local(
         head_shards=1,
         q_seq_shards=1,
         residual_checkpoint_name=SAVED,
+        attn_logits_soft_cap=softcap or None,
         interpret=interpret,
     )
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))

@@ -178,13 +178,22 @@ class LayerNorm(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm with scale over the last axis, computed in float32."""
+    """Root-mean-square norm with scale over the last axes, computed in float32."""
 
     eps: float
+    axes: Axes = (None,)
+    """Logical names of the axes that the mean is over and that the scale has, e.g. those of all heads."""
+    zero_centred: bool = False
+    """The scale is stored less one."""
+    start: float = 1.0
+    """The scale at initialisation."""
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*rows width"]) -> Float[Array, "*rows width"]:
-        scale = self.param("scale", with_axes(nn.initializers.ones, None), (x.shape[-1],))
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        count, offset = len(self.axes), float(self.zero_centred)
+        start = nn.initializers.constant(self.start - offset)
+        scale = self.param("scale", with_axes(start, *self.axes), x.shape[-count:])
         y = x.astype(jnp.float32)
-        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
-        return (y * scale).astype(x.dtype)
+        mean = jnp.mean(y * y, axis=tuple(range(-count, 0)), keepdims=True)
+        y = y * jax.lax.rsqrt(mean + self.eps)
+        return (y * (scale + offset if offset else scale)).astype(x.dtype)

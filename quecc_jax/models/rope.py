@@ -1,12 +1,13 @@
 """How a decoder knows positions: rotary embeddings (and their scaled variants) or ALiBi."""
 
+import dataclasses
 import math
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from quecc_jax.config import DecoderConfig
+from quecc_jax.config import DecoderConfig, RopeScaling
 from quecc_jax.models.arrays import Array
 
 Angles = tuple[Float[Array, "B S pairs"], Float[Array, "B S pairs"]]
@@ -46,6 +47,34 @@ def rotary_angles(positions: Int[Array, "B S"], config: DecoderConfig, length: i
     angle = positions.astype(jnp.float32)[..., None] * rotary_frequencies(config, length)
     factor = config.rope_scaling.attention_factor if config.rope_scaling.kind == "longrope" else 1.0
     return jnp.cos(angle) * factor, jnp.sin(angle) * factor
+
+
+def layer_angles(positions: Int[Array, "B S"], config: DecoderConfig, length: int) -> tuple[Angles, ...]:
+    """The different angles that a decoder's layers have, by the number in `angle_numbers`; none with ALiBi.
+
+    Args:
+      positions: int32 [B, S].
+      config: the decoder.
+      length: as for `rotary_frequencies`.
+    """
+    if config.positions != "rotary":
+        return ()
+    plain = rotary_angles(positions, config, length)
+    made = {"plain": plain}
+    if config.local_rope_theta:
+        unscaled = dataclasses.replace(config, rope_theta=config.local_rope_theta, rope_scaling=RopeScaling())
+        made["local"] = rotary_angles(positions, unscaled, length)
+    made["none"] = jnp.ones_like(plain[0]), jnp.zeros_like(plain[1])
+    return tuple(made[name] for name in _rotations(config))
+
+
+def angle_numbers(config: DecoderConfig) -> tuple[int, ...]:
+    """Which of `layer_angles` each layer has."""
+    return tuple(map(_rotations(config).index, config.layer_rotations))
+
+
+def _rotations(config: DecoderConfig) -> list[str]:
+    return sorted(set(config.layer_rotations))
 
 
 def rotate(x: Float[Array, "B S H head_dim"], angles: Angles) -> Float[Array, "B S H head_dim"]:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from quecc_jax.data.batch import IGNORE
+from quecc_jax.models.attention import softcapped
 from quecc_jax.models.teacher import Taught
 
 
@@ -26,6 +27,7 @@ def cross_entropy_sum(
     chunk: int,
     parts: int = 1,
     taught: Taught | None = None,
+    softcap: float = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
     """Summed loss in nats over all labelled tokens, and their number.
 
@@ -43,6 +45,7 @@ def cross_entropy_sum(
       taught: a teacher's states, which get no gradient; with them the loss is the mean, by its weight, of
         cross-entropy and temperature^2 times the Kullback-Leibler divergence of the student from the teacher over
         the vocabulary.
+      softcap: of all logits, the decoder's `logit_softcap`.
 
     Returns:
       float32 scalars (sum of losses, count of labelled tokens).
@@ -73,7 +76,7 @@ def cross_entropy_sum(
     def total(hidden: jax.Array, matrix: jax.Array, targets: jax.Array, taught: PyTree) -> jax.Array:
         def add(loss: jax.Array, piece: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
             h, t, *states = piece
-            return loss + _losses(h, matrix, t, _of_piece(taught, states))[0], None
+            return loss + _losses(h, matrix, t, _of_piece(taught, states), softcap)[0], None
 
         return jax.lax.scan(add, jnp.zeros((), jnp.float32), pieces_of(hidden, targets, taught))[0]
 
@@ -85,7 +88,7 @@ def cross_entropy_sum(
 
         def add(carry: PyTree, piece: tuple[jax.Array, ...]) -> tuple[PyTree, jax.Array]:
             (h, t, *states), (loss, gradient) = piece, carry
-            more, slope = _losses(h, weights, t, _of_piece(taught, states))
+            more, slope = _losses(h, weights, t, _of_piece(taught, states), softcap)
             if trained:
                 gradient = gradient + jnp.einsum(
                     "nbsd,nbsv->ndv", h, slope, preferred_element_type=jnp.float32
@@ -122,11 +125,11 @@ def _of_piece(taught: Taught | None, states: Sequence[jax.Array]) -> Taught | No
 
 
 def _losses(
-    hidden: jax.Array, matrix: jax.Array, targets: jax.Array, taught: Taught | None
+    hidden: jax.Array, matrix: jax.Array, targets: jax.Array, taught: Taught | None, softcap: float
 ) -> tuple[jax.Array, jax.Array]:
-    """The summed loss of positions [..., M], and its derivative by their logits [..., vocab] in hidden's
-    type."""
-    logits = _logits(hidden, matrix)
+    """The summed loss of positions [..., M], and its derivative by the products [..., vocab] of which their logits
+    are made, in hidden's type."""
+    logits = _logits(hidden, matrix, softcap)
     norm = jax.nn.logsumexp(logits, axis=-1)
     # A comparison, not an index: it needs no collective where the vocabulary is split.
     hit = jnp.arange(matrix.shape[1]) == targets[..., None]
@@ -134,15 +137,18 @@ def _losses(
     slope = jnp.exp(logits - norm[..., None]) - hit
     if taught is not None:
         weight, heat = taught.weight, taught.temperature
-        wanted = jax.nn.log_softmax(_logits(taught.hidden, taught.matrix) / heat)
+        wanted = jax.nn.log_softmax(_logits(taught.hidden, taught.matrix, softcap) / heat)
         found = jax.nn.log_softmax(logits / heat)
         divergence = jnp.sum(jnp.exp(wanted) * (wanted - found), axis=-1)
         losses = (1 - weight) * losses + weight * heat**2 * divergence
         slope = (1 - weight) * slope + weight * heat * (jnp.exp(found) - jnp.exp(wanted))
+    if softcap:
+        slope = slope * (1 - (logits / softcap) ** 2)
     counts = targets != IGNORE
     slope = jnp.where(counts[..., None], slope, 0.0)
     return jnp.sum(jnp.where(counts, losses, 0.0)), slope.astype(hidden.dtype)
 
 
-def _logits(hidden: jax.Array, matrix: jax.Array) -> jax.Array:
-    return jnp.einsum("...d,dv->...v", hidden, matrix, preferred_element_type=jnp.float32)
+def _logits(hidden: jax.Array, matrix: jax.Array, softcap: float) -> jax.Array:
+    raw = jnp.einsum("...d,dv->...v", hidden, matrix, preferred_element_type=jnp.float32)
+    return softcapped(raw, softcap) if softcap else raw

@@ -78,7 +78,8 @@ def loss_sum(
         taught = teacher.read(params, batch)
     hidden: PyTree = model.apply(variables, batch, rngs=None if dropout is None else {"dropout": dropout})
     matrix: PyTree = model.apply(variables, method=VLM.output_matrix)
-    return cross_entropy_sum(hidden, matrix, batch.labels, chunk, batch_parts(), taught)
+    softcap = model.config.decoder.logit_softcap
+    return cross_entropy_sum(hidden, matrix, batch.labels, chunk, batch_parts(), taught, softcap)
 
 
 def accumulated_gradients(

@@ -93,12 +93,33 @@ def test_what_does_not_fit_is_named(path, value, says):
         validate(changed(path, value))
 
 
-@pytest.mark.parametrize("decoder", [{"positions": "alibi"}, {"window": 4, "full_layers": 1}])
-def test_kernels_are_not_asked_for_what_they_do_not_take(decoder):
+@pytest.mark.parametrize(
+    "decoder, kernel", [({"positions": "alibi"}, "splash"), ({"attention_softcap": 50.0}, "cudnn")]
+)
+def test_kernels_are_not_asked_for_what_they_do_not_take(decoder, kernel):
     model = dataclasses.replace(RUN.model, decoder=dataclasses.replace(RUN.model.decoder, **decoder))
     validate(dataclasses.replace(RUN, model=model))
-    with pytest.raises(UserError, match=r"model\.attention_kernel splash takes neither"):
-        validate(dataclasses.replace(RUN, model=dataclasses.replace(model, attention_kernel="splash")))
+    name = next(iter(decoder))
+    with pytest.raises(UserError, match=rf"model\.attention_kernel {kernel} does not take decoder\.{name}"):
+        validate(dataclasses.replace(RUN, model=dataclasses.replace(model, attention_kernel=kernel)))
+
+
+@pytest.mark.parametrize(
+    "decoder, says",
+    [
+        ({"full_every": 2}, "decoder.full_every 2 is of a window, but decoder.window is 0"),
+        ({"local_rope_theta": 9.0}, "decoder.local_rope_theta 9 is of a window, but decoder.window is 0"),
+        ({"full_every": 3, "window": 4}, "decoder.full_every 3 is above depth 2"),
+        ({"unrotated_every": 3}, "decoder.unrotated_every 3 is above depth 2"),
+        ({"unrotated_every": 2, "positions": "alibi"}, "need decoder.positions rotary, not alibi"),
+        ({"norm_sites": "both", "norm": "layer"}, "norm_sites both need decoder.norm rms, not layer"),
+        ({"zero_centred_norm": True, "norm": "layer"}, "zero_centred_norm True"),
+    ],
+)
+def test_settings_of_a_decoder_that_do_nothing_together_are_named(decoder, says):
+    config = dataclasses.replace(RUN.model.decoder, **decoder)
+    with pytest.raises(UserError, match=says):
+        validate(dataclasses.replace(RUN, model=dataclasses.replace(RUN.model, decoder=config)))
 
 
 @pytest.mark.parametrize("name", ["none", "avgpool"])

@@ -1,7 +1,7 @@
 """Which template a checkpoint gets, and that its prompts are those of its own chat template.
 
 Expected names and texts are those of the published chat templates, each spelled here anew: what it writes for
-a conversation is its publisher's (Llama 2 and 3, Mistral, Qwen, Yi, Phi, SmolLM2, Zephyr; llava-hf's
+a conversation is its publisher's (Llama 2 and 3, Mistral, Qwen, Yi, Phi, SmolLM2, Zephyr, Gemma, OLMo; llava-hf's
 processors; LLaVA's `conversation.py`). transformers renders them. The tokenizer is the small byte-level one
 of tokenizers/README.md, with the marks of all of them.
 """
@@ -36,6 +36,10 @@ MARKS = [
     "<|end|>",
     "[INST]",
     "[/INST]",
+    "<start_of_turn>",
+    "<end_of_turn>",
+    "<think>",
+    "</think>",
 ]
 GOLDEN = Path(__file__).parents[1] / "golden" / "llava_tiny"
 DATES = "Cutting Knowledge Date: December 2023\\nToday Date: "
@@ -81,6 +85,31 @@ def dated(day: str) -> str:
         f"{{% set day = {day} %}}<|start_header_id|>system<|end_header_id|>\n\n"
         f"{{{{ '{DATES}' + day + '\\n\\n' + s }}}}<|eot_id|>",
         "if m['role'] != 'system'",
+    )
+
+
+def qwen3() -> str:
+    """Thoughts stand in answers that no question follows; without thinking, in front of the one asked for."""
+    thought = "<think>{{ '\\n\\n' }}</think>{{ '\\n\\n' }}"
+    return (
+        "{% set ns = namespace(last=0) %}{% for m in messages %}{% if m['role'] == 'user' %}"
+        "{% set ns.last = loop.index0 %}{% endif %}{% endfor %}"
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}{{ '\\n' }}"
+        f"{{% if m['role'] == 'assistant' and loop.index0 > ns.last %}}{thought}{{% endif %}}"
+        "{{ m['content'] }}<|im_end|>{{ '\\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant{{ '\\n' }}"
+        f"{{% if enable_thinking is defined and not enable_thinking %}}{thought}{{% endif %}}{{% endif %}}"
+    )
+
+
+def gemma(system: str) -> str:
+    """Gemma 3 writes the system sentence as the first line of the first turn, Gemma 2 refuses one."""
+    return (
+        "{{ bos_token }}{% set ns = namespace(first='') %}{% for m in messages %}"
+        f"{{% if m['role'] == 'system' %}}{system}{{% else %}}"
+        "<start_of_turn>{{ 'model' if m['role'] == 'assistant' else 'user' }}{{ '\\n' + ns.first }}"
+        "{% set ns.first = '' %}{{ m['content'] | trim }}<end_of_turn>{{ '\\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<start_of_turn>model{{ '\\n' }}{% endif %}"
     )
 
 
@@ -147,15 +176,24 @@ CHATS: dict[str, tuple[str, str]] = {
         ),
         "zephyr",
     ),
+    "Qwen3": (qwen3(), "chatml"),
+    "Gemma-2": (gemma("{{ raise_exception('System role not supported') }}"), "gemma"),
+    "Gemma-3": (gemma("{% set ns.first = m['content'] + '\\n\\n' %}"), "gemma"),
+    "OLMo-2": (
+        each(
+            f"<|user|>\nQ{LINE}",
+            "<|assistant|>\nA{% if loop.last %}{{ eos_token }}{% else %}{{ eos_token + '\\n' }}{% endif %}",
+            f"<|system|>\nS{LINE}",
+            f"<|assistant|>{LINE}",
+            first=BOS,
+        ),
+        "olmo2",
+    ),
     "llava-1.5-hf": (parts(""), "short"),
 }
 UNKNOWN = {
     "every turn in [INST]": "{% for m in messages %}[INST] {{m['content']}} [/INST]{% endfor %}",
-    "Gemma": each(
-        "<start_of_turn>user\nQ<end_of_turn>\n",
-        "<start_of_turn>model\nA<end_of_turn>\n",
-        ask="<start_of_turn>model\n",
-    ),
+    "a robot": each("robot: Q ", "man: A ", ask="man:"),
     "another system sentence": chatml("You are a pirate."),
     "no program": "{% for",
     "always fails": "{{ raise_exception('functions first') }}",
@@ -226,6 +264,18 @@ def test_prompts_have_the_ids_of_what_the_chat_template_renders(
     conforms("template ids", model, ids, made.tokens.tolist())
 
 
+def test_qwen3_without_thinking_has_an_empty_thought(conforms: Any, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(write(tmp_path, qwen3()))
+    text = tokenizer.hf.apply_chat_template(
+        [{"role": "user", "content": "Which colour?"}],
+        tokenize=False,
+        add_generation_prompt=True,
+        enable_thinking=False,
+    )
+    made = prompt("Which colour?", 0, tokenizer, DataConfig(template="qwen3_no_think"), 1)
+    conforms("template", "Qwen3 without thinking", tokenizer.encode(text), made.tokens.tolist())
+
+
 @pytest.mark.parametrize("case", UNKNOWN)
 def test_an_unknown_chat_template_is_refused(conforms: Any, tmp_path: Path, case: str) -> None:
     with pytest.raises(UserError) as error:
@@ -236,15 +286,15 @@ def test_an_unknown_chat_template_is_refused(conforms: Any, tmp_path: Path, case
 
 
 def test_what_a_template_is_called_by_hand(conforms: Any, tmp_path: Path) -> None:
-    write(tmp_path, UNKNOWN["Gemma"])
+    write(tmp_path, UNKNOWN["a robot"])
     conforms(
         "template",
         "by hand",
         ("zephyr", "as --template says"),
         tuple(choose_template(tmp_path, "llama", "decoder", "zephyr")),
     )
-    with pytest.raises(UserError, match="no template 'gemma'; choose one of plain"):
-        choose_template(tmp_path, "llama", "decoder", "gemma")
+    with pytest.raises(UserError, match="no template 'robot'; choose one of plain"):
+        choose_template(tmp_path, "llama", "decoder", "robot")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from quecc_jax.convert.formats.families import DEFAULTS
+from quecc_jax.convert.formats.family_keys import FAMILIES
 from quecc_jax.convert.plan import plan_export, plan_import
 from quecc_jax.convert.rules import Rule
 from quecc_jax.train.optimizer import decays
@@ -38,7 +38,7 @@ def test_the_original_with_quecc(conforms):
         conforms("weight decay", f"QueCC's original: {len(groups[group])} {group}", groups[group], obtained)
 
 
-@pytest.mark.parametrize("family", list(DEFAULTS))
+@pytest.mark.parametrize("family", list(FAMILIES))
 def test_language_models(conforms, family):
     pytest.importorskip("torch")
     import transformers

@@ -9,7 +9,8 @@ import pytest
 
 from quecc_jax.config import DecoderConfig, RopeScaling
 from quecc_jax.convert.formats.decoder_rules import decoder_rules
-from quecc_jax.convert.formats.families import DEFAULTS, decoder_config, guess_family, hf_decoder_config
+from quecc_jax.convert.formats.families import decoder_config, guess_family, hf_decoder_config
+from quecc_jax.convert.formats.family_keys import FAMILIES
 from quecc_jax.convert.rules import from_tree, to_tree
 from quecc_jax.errors import UserError
 from tests.convert.names import load, random_tensors
@@ -238,7 +239,7 @@ def test_a_decoder_that_does_not_say_its_positions_promises_the_runs():
 def test_a_decoder_written_anew_is_the_same_decoder(name):
     hf, expected = PUBLISHED[name]
     expected = dataclasses.replace(expected, max_positions=PROMISED[name])
-    family = hf["model_type"] if hf["model_type"] in DEFAULTS else "llama"
+    family = hf["model_type"] if hf["model_type"] in FAMILIES else "llama"
     assert decoder_config(hf_decoder_config(expected, family)) == expected
     written = hf_decoder_config(expected, guess_family(expected))
     assert decoder_config(written) == expected
@@ -248,7 +249,7 @@ def test_a_decoder_written_anew_is_the_same_decoder(name):
     "family, changes, named",
     [
         ("gemma", {}, "model_type 'gemma'"),
-        ("llama", {"attention_bias": True}, "attention_bias True"),
+        ("mistral", {"attention_bias": True}, "attention_bias True"),
         ("llama", {"mlp_bias": True}, "mlp_bias True"),
         ("llama", {"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling 'dynamic'"),

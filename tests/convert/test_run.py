@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 from quecc_jax.checksums import check_files
 from quecc_jax.config import RunConfig
 from quecc_jax.config.io import load_config
+from quecc_jax.convert.formats.family_keys import FAMILIES
 from quecc_jax.convert.formats.gguf import GgufFile
 from quecc_jax.convert.io.layer_store import SlabReader
 from quecc_jax.convert.io.tensors import open_tensors
@@ -37,7 +38,7 @@ from tests.train.runs import Batches, trainer_on
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 F16, F32 = np.dtype(np.float16), np.dtype(np.float32)
-CASES = ["llama", "mistral", "qwen2", "phi3", "mpt", "clip_vision_model", "clip", "llava"]
+CASES = [*FAMILIES, "gemma3", "clip_vision_model", "clip", "llava"]
 
 
 def write_checkpoint(directory: Path, hf: dict[str, Any], shapes: dict[str, Any], dtype: Any) -> None:
@@ -94,6 +95,30 @@ def test_export_gives_back_every_byte_and_import_again_the_same_run(
         assert (out / name).read_bytes() == (given / name).read_bytes()
     import_weights(out, again)
     assert_same_params(run, again)
+
+
+def test_keys_of_config_json_that_nobody_knows_are_told(tmp_path: Path, capsys: Any) -> None:
+    found = load("qwen3")
+    hf = found["config"] | {"attn_scale": 2.0, "unsloth_fixed": True}
+    write_checkpoint(tmp_path / "given", hf, found["tensors"], F32)
+    import_weights(tmp_path / "given", tmp_path / "run")
+    assert (
+        "keys of config.json are not known and not read: attn_scale, unsloth_fixed" in capsys.readouterr().err
+    )
+
+
+def test_a_run_in_front_of_a_decoder_that_the_original_lacks_goes_home_in_parts(tmp_path: Path) -> None:
+    found, clip = load("qwen3"), load("clip")
+    write_checkpoint(tmp_path / "llm", found["config"], found["tensors"], F32)
+    write_checkpoint(tmp_path / "clip", clip["config"], clip["tensors"], F32)
+    import_weights(tmp_path / "llm", tmp_path / "run", vision=tmp_path / "clip")
+    with pytest.raises(
+        UserError, match=r"no decoder of model_type qwen3; .*--only decoder and --only vision"
+    ):
+        export_weights(tmp_path / "run", tmp_path / "out", layout="llava")
+    export_weights(tmp_path / "run", tmp_path / "out", only="decoder")
+    assert_same_tensors(tmp_path / "llm", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == ["Qwen3ForCausalLM"]
 
 
 def test_a_model_of_the_original_format_with_its_tower_beside(tmp_path: Path) -> None:

@@ -367,6 +367,10 @@ def test_mmbench_sends_a_spreadsheet(data, tmp_path):
     assert rows[1][:3] == (267, "Which part of an apple tree might grow into a new tree?", "a seed")
     assert [row[6] for row in rows[1:]] == ["A", "B", "C"]
     assert [path.name for path in tmp_path.iterdir()] == ["mmbench_upload.xlsx"]
+    # What a spreadsheet cannot hold.
+    TASKS["mmbench"].write(tmp_path, judged("mmbench", data, ["A\x00\x08\x0b\x1f", "\tB\n", "C"]), data)
+    rows = list(load_workbook(tmp_path / "mmbench_upload.xlsx").active.values)
+    assert [row[6] for row in rows[1:]] == ["A", "\tB\n", "C"]
 
 
 @pytest.mark.parametrize(

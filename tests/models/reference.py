@@ -1,12 +1,13 @@
 """The same mathematics once more, in plain NumPy and float64: one row, one head, one query at a time."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from quecc_jax.config import DecoderConfig, VisionConfig
+from quecc_jax.config import DecoderConfig, RopeScaling, VisionConfig
 from quecc_jax.config.query import ClipTextConfig
 
 Tree = dict[str, Any]
@@ -39,14 +40,27 @@ def layer(params: Tree, index: int) -> Tree:
 
 
 def attend(
-    q: np.ndarray, k: np.ndarray, v: np.ndarray, allowed: np.ndarray, bias: np.ndarray | float = 0.0
+    q: np.ndarray,
+    k: np.ndarray,
+    v: np.ndarray,
+    allowed: np.ndarray,
+    bias: np.ndarray | float = 0.0,
+    scalar: float = 0.0,
+    cap: float = 0.0,
 ) -> np.ndarray:
-    """One head: q [S, d], k and v [T, d], bool [S, T], logits' bias [S, T] -> [S, d]."""
+    """One head: q [S, d], k and v [T, d], bool [S, T], logits' bias [S, T] -> [S, d]. Logits are divided by the
+    root of the scalar, or of d, and capped, before the bias."""
     out, bias = np.zeros_like(q), np.broadcast_to(bias, allowed.shape)
     for i in range(len(q)):
         see = np.flatnonzero(allowed[i])
-        out[i] = softmax(k[see] @ q[i] / math.sqrt(q.shape[1]) + bias[i, see]) @ v[see]
+        logits = k[see] @ q[i] / math.sqrt(scalar or q.shape[1])
+        logits = cap * np.tanh(logits / cap) if cap else logits
+        out[i] = softmax(logits + bias[i, see]) @ v[see]
     return out
+
+
+def tanh_gelu(x: np.ndarray) -> np.ndarray:
+    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
 def gelu(x: np.ndarray) -> np.ndarray:
@@ -102,7 +116,30 @@ def decode(params: Tree, config: DecoderConfig, x: np.ndarray, places: int = 0) 
 
 
 def _norm(config: DecoderConfig) -> Callable[..., np.ndarray]:
+    if config.zero_centred_norm:
+        return lambda p, x, eps: rms_norm({"scale": 1 + p["scale"]}, x, eps)
     return rms_norm if config.norm == "rms" else lambda p, x, eps: layer_norm({"bias": 0.0, **p}, x, eps)
+
+
+def _heads(
+    config: DecoderConfig, norm: Callable[..., np.ndarray], p: Tree, name: str, y: np.ndarray, count: int
+) -> np.ndarray:
+    """Queries or keys [S, heads, d] after their norm, if they have one."""
+    d = config.head_dim
+    flat = affine(p[name], y, count * d)
+    if config.qk_norm == "all":
+        flat = norm({"scale": p[f"{name}_norm"]["scale"].reshape(-1)}, flat, config.norm_eps)
+    split = flat.reshape(len(y), count, d)
+    return norm(p[f"{name}_norm"], split, config.norm_eps) if config.qk_norm == "head" else split
+
+
+def _turned(x: np.ndarray, config: DecoderConfig, index: int, windowed: bool, places: int) -> np.ndarray:
+    """One head [S, d] as a layer turns it."""
+    if config.unrotated_every and index % config.unrotated_every == config.unrotated_every - 1:
+        return x
+    if config.local_rope_theta and windowed:
+        config = dataclasses.replace(config, rope_theta=config.local_rope_theta, rope_scaling=RopeScaling())
+    return rotate(x, np.arange(len(x)), config, places)
 
 
 def decode_layers(layers: Tree, config: DecoderConfig, x: np.ndarray, places: int = 0) -> np.ndarray:
@@ -116,28 +153,38 @@ def decode_layers(layers: Tree, config: DecoderConfig, x: np.ndarray, places: in
     d, positions = c.head_dim, np.arange(length)
     norm = _norm(config)
     x, distance = np.asarray(x, np.float64), positions[:, None] - positions[None]
+    behind = c.norm_sites != "before"
     for index in range(c.depth):
         p = layer(layers, index)
-        limit = c.window if c.window and index >= c.full_layers else length
-        allowed = (distance >= 0) & (distance < limit)
-        y = norm(p["norm1"], x, c.norm_eps)
-        q = affine(p["q"], y, c.heads * d).reshape(length, c.heads, d)
-        k = affine(p["k"], y, c.kv_heads * d).reshape(length, c.kv_heads, d)
+        windowed = (
+            bool(c.window)
+            and index >= c.full_layers
+            and not (c.full_every and index % c.full_every == c.full_every - 1)
+        )
+        allowed = (distance >= 0) & (distance < (c.window if windowed else length))
+        y = x if c.norm_sites == "after" else norm(p["norm1"], x, c.norm_eps)
+        q, k = _heads(c, norm, p, "q", y, c.heads), _heads(c, norm, p, "k", y, c.kv_heads)
         v = affine(p["v"], y, c.kv_heads * d).reshape(length, c.kv_heads, d)
         heads = []
         for h in range(c.heads):
             g = h // (c.heads // c.kv_heads)
+            one, other = q[:, h], k[:, g]
+            bias: np.ndarray | float = 0.0
             if c.positions == "rotary":
-                one, other = (rotate(z, positions, c, max(places, length)) for z in (q[:, h], k[:, g]))
-                heads.append(attend(one, other, v[:, g], allowed))
+                one, other = (_turned(z, c, index, windowed, max(places, length)) for z in (one, other))
             else:
                 bias = -slopes(c.heads, c.alibi_bias_max)[h] * distance
-                heads.append(attend(q[:, h], k[:, g], v[:, g], allowed, bias))
-        x = x + affine(p["out"], np.concatenate(heads, -1), c.width)
-        y = norm(p["norm2"], x, c.norm_eps)
-        y, gate = affine(p["up"], y, c.mlp_width), affine(p["gate"], y, c.mlp_width) if "gate" in p else None
-        y = gelu(y) if gate is None else silu(gate) * y
-        x = x + affine(p["down"], y, c.width)
+            heads.append(attend(one, other, v[:, g], allowed, bias, c.query_scalar, c.attention_softcap))
+        y = affine(p["out"], np.concatenate(heads, -1), c.width)
+        x = x + (norm(p["post_norm1"], y, c.norm_eps) if behind else y)
+        y = x if c.norm_sites == "after" else norm(p["norm2"], x, c.norm_eps)
+        up = affine(p["up"], y, c.mlp_width)
+        if c.mlp == "gelu":
+            y = gelu(up)
+        else:
+            y = (silu if c.mlp == "swiglu" else tanh_gelu)(affine(p["gate"], y, c.mlp_width)) * up
+        y = affine(p["down"], y, c.width)
+        x = x + (norm(p["post_norm2"], y, c.norm_eps) if behind else y)
     return x
 
 

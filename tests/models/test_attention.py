@@ -1,5 +1,7 @@
 """Every kernel against the mathematics, and which of them a program gets on which platform."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,16 @@ import pytest
 from quecc_jax.config import MeshConfig
 from quecc_jax.errors import UserError
 from quecc_jax.models import attention as module
-from quecc_jax.models.attention import attention, blocks, causal, splash_attention, xla_attention
+from quecc_jax.models.attention import (
+    NO_LIMIT,
+    PLAIN,
+    Scores,
+    attention,
+    blocks,
+    causal,
+    splash_attention,
+    xla_attention,
+)
 from quecc_jax.sharding import RULES, make_mesh
 from tests.jax_shim import pretend_cudnn
 from tests.models.reference import attend
@@ -130,7 +141,7 @@ def test_blocks_hold_any_length(length, expected):
     assert blocks(length) == expected
 
 
-def kernels(platform, monkeypatch, kernel="auto", **changes):
+def kernels(platform, monkeypatch, kernel="auto", scores=PLAIN, **changes):
     """The kernels that one call to `attention` is answered with, as if made for a platform."""
     made = []
 
@@ -147,7 +158,7 @@ def kernels(platform, monkeypatch, kernel="auto", **changes):
     mesh = jax.sharding.AbstractMesh((1,), ("data",), (jax.sharding.AxisType.Auto,), abstract_device=device)
     q, k, v, _, mask = inputs()
     with jax.sharding.use_abstract_mesh(mesh):
-        attention(q, k, v, mask._replace(**changes), kernel)
+        attention(q, k, v, mask._replace(**changes), kernel, scores)
     return made
 
 
@@ -159,11 +170,72 @@ def test_auto_goes_by_the_platform(platform, expected, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "change", [{"slopes": jnp.ones(4)}, {"window": jnp.array(3)}, {"q_index": jnp.arange(40)}]
+    "change, platforms, told",
+    [
+        ({"slopes": jnp.ones(4)}, ("tpu", "gpu"), "ALiBi adds to every logit"),
+        ({"window": jnp.array(3)}, ("tpu",), "nothing says which windows layers have"),
+        ({"q_index": jnp.arange(40)}, ("tpu", "gpu"), ""),
+    ],
 )
-def test_what_other_kernels_do_not_take_is_left_to_xla(change, monkeypatch):
-    for platform in ("tpu", "gpu"):
+def test_what_other_kernels_do_not_take_is_left_to_xla_and_told_once(
+    change, platforms, told, monkeypatch, capsys
+):
+    module._tell.cache_clear()
+    for platform in (*platforms, "cpu"):
         assert kernels(platform, monkeypatch, **change) == ["xla"]
+        assert kernels(platform, monkeypatch, **change) == ["xla"]
+    names = {"tpu": "splash", "gpu": "cudnn"}
+    expected = [f"attention is XLA's, not {names[p]}: {told}" for p in platforms] if told else []
+    assert capsys.readouterr().err.splitlines() == expected
+
+
+def test_a_soft_cap_is_splash_attentions_and_xlas(monkeypatch, capsys):
+    module._tell.cache_clear()
+    capped = Scores(softcap=2.0)
+    assert kernels("tpu", monkeypatch, scores=capped) == ["splash"]
+    assert kernels("gpu", monkeypatch, scores=capped) == ["xla"]
+    assert "not cudnn: it has no soft cap" in capsys.readouterr().err
+    assert kernels("gpu", monkeypatch, scores=Scores(scale=0.3)) == ["cudnn"]
+
+
+def test_one_of_two_windows_is_one_of_two_kernels(monkeypatch):
+    """Two are compiled where both hide something of a row, or one does."""
+    window, one = jnp.array(3), (3, NO_LIMIT)
+    assert kernels("tpu", monkeypatch, window=window, windows=one) == 2 * ["splash"]
+    assert kernels("tpu", monkeypatch, window=window, windows=(99, NO_LIMIT)) == ["splash"]
+    # Its mask is an array anyway.
+    assert kernels("gpu", monkeypatch, window=window, windows=one) == ["cudnn"]
+
+
+@pytest.mark.parametrize("window", [3, NO_LIMIT])
+def test_a_window_that_is_known_late_equals_one_that_is_known(window):
+    q, k, v, w, mask = inputs()
+    expected = both_ways(xla_attention, q, k, v, w, mask._replace(window=window))
+
+    def late(q, k, v, mask, number):
+        return attention(q, k, v, mask._replace(window=number, windows=(3, NO_LIMIT)), "splash")
+
+    def run(number):
+        return both_ways(functools.partial(late, number=number), q, k, v, w, mask)
+
+    close(run(jnp.int32(window)), expected, 2e-5)
+
+
+@pytest.mark.parametrize("scores", [Scores(0.2), Scores(None, 1.5), Scores(0.7, 1.5)])
+def test_scores_of_another_kind(scores):
+    q, k, v, w, mask = inputs(length=9, width=4)
+    out = xla_attention(q, k, v, mask, scores)
+    scalar = (scores.scale or 0.5) ** -2
+    positions, segments = np.asarray(mask.q_positions), np.asarray(mask.q_segments)
+    for row in range(2):
+        distance = positions[row][:, None] - positions[row]
+        allowed = (segments[row][:, None] == segments[row]) & (distance >= 0)
+        for h in range(4):
+            a, b, c = (np.asarray(x[row, :, i], np.float64) for x, i in ((q, h), (k, h // 2), (v, h // 2)))
+            expected = attend(a, b, c, allowed, scalar=scalar, cap=scores.softcap)
+            np.testing.assert_allclose(out[row, :, h], expected, rtol=1e-4, atol=1e-5)
+    splash = both_ways(splash_attention, q, k, v, w, mask, scores=scores, interpret=True)
+    close(splash, both_ways(xla_attention, q, k, v, w, mask, scores=scores), 2e-5)
 
 
 def test_cudnn_by_name_says_why_it_cannot(monkeypatch):

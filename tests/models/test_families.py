@@ -1,17 +1,20 @@
-"""Mistral, Phi-3, MPT, stretched LLaMAs and windowed Qwen2 against NumPy: alone, padded, packed, cached."""
+"""Every family of decoders against NumPy: alone, padded, packed, cached."""
 
 import dataclasses
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
 
-from quecc_jax.config import RopeScaling
+from quecc_jax.config import LoraConfig, RopeScaling
 from quecc_jax.models.decoder import Cache, Decoder, empty_cache, unstack
+from quecc_jax.models.kernel_forms import in_form
+from quecc_jax.models.lora import apart, joined, merged
 from tests.models.decoders import ONES, PLACES, Family, S, close, family
-from tests.models.reference import decode
-from tests.tiny import MODEL
+from tests.models.reference import decode, decode_layers
+from tests.tiny import MODEL, random_like
 
 LLAMA = dataclasses.replace(MODEL.decoder, rope_theta=100.0)
 STRETCHED = RopeScaling(
@@ -20,6 +23,16 @@ STRETCHED = RopeScaling(
     short_factors=(1.0, 1.5, 2.0),
     long_factors=(3.0, 1.25, 0.5),
     attention_factor=1.2,
+)
+
+GEMMA = dataclasses.replace(
+    LLAMA,
+    head_width=12,
+    mlp="geglu",
+    norm_sites="both",
+    zero_centred_norm=True,
+    scale_embeddings=True,
+    tie_embeddings=True,
 )
 
 CONFIGS = {
@@ -47,6 +60,32 @@ CONFIGS = {
         norm="layer",
         mlp="gelu",
         window=4,
+    ),
+    "qwen3": dataclasses.replace(LLAMA, qk_norm="head", head_width=12, qkv_bias=True, out_bias=True),
+    "olmo2": dataclasses.replace(LLAMA, qk_norm="all", norm_sites="after"),
+    "smollm3": dataclasses.replace(LLAMA, depth=5, unrotated_every=2),
+    "gemma2": dataclasses.replace(
+        GEMMA, window=2, full_every=2, attention_softcap=1.5, logit_softcap=4.0, query_scalar=3.0
+    ),
+    "gemma3": dataclasses.replace(
+        GEMMA,
+        depth=4,
+        qk_norm="head",
+        window=3,
+        full_every=3,
+        local_rope_theta=20.0,
+        rope_scaling=RopeScaling("linear", factor=3.0),
+    ),
+    "everything at once": dataclasses.replace(
+        GEMMA,
+        depth=7,
+        qk_norm="all",
+        window=3,
+        full_layers=1,
+        full_every=3,
+        unrotated_every=4,
+        local_rope_theta=20.0,
+        rope_scaling=RopeScaling("linear", factor=3.0),
     ),
 }
 
@@ -131,3 +170,87 @@ def test_parameters_are_those_of_the_family():
     assert set(trees["mistral"]["layers"]) == {*trees["mpt"]["layers"], "gate"}
     assert trees["mistral"]["layers"]["k"]["kernel"].shape == (2, 32, 2, 12)
     assert trees["mistral"]["layers"]["out"]["kernel"].shape == (2, 4, 12, 32)
+    assert set(trees["gemma3"]["layers"]) == {
+        *trees["mistral"]["layers"],
+        *("q_norm", "k_norm", "post_norm1", "post_norm2"),
+    }
+    assert set(trees["olmo2"]["layers"]) == {*trees["gemma3"]["layers"]} - {"norm1", "norm2"}
+    assert trees["qwen3"]["layers"]["k_norm"]["scale"].shape == (2, 12)
+    assert trees["olmo2"]["layers"]["k_norm"]["scale"].shape == (2, 2, 8)
+    assert set(trees["qwen3"]["layers"]["out"]) == set(trees["qwen3"]["layers"]["k"]) == {"kernel", "bias"}
+
+
+@pytest.mark.parametrize("name", ["smollm3", "gemma2", "gemma3", "everything at once"])
+def test_scanned_layers_have_the_gradients_of_unrolled_ones(name):
+    """A scan chooses window and angles by a number that it is given, an unrolled decoder by constants."""
+    made = family(CONFIGS[name])
+    inputs = [jax.numpy.array(one) for one in (made.rows(), PLACES, ONES)]
+
+    def total(params: Any, unrolled: bool, remat: str) -> Any:
+        model = Decoder(made.config, unrolled=unrolled, remat=remat)
+        hidden, _ = model.apply({"params": params}, *inputs)
+        return (hidden * np.cos(np.arange(hidden.size)).reshape(hidden.shape)).sum()
+
+    grad = jax.jit(jax.grad(total), static_argnums=(1, 2))
+    expected = grad(unstack(made.params), True, "none")
+    for remat in ("none", "full"):
+        ours = unstack(grad(made.params, False, remat))
+        off = jax.tree.map(lambda a, b: np.abs(a - b).max() / (np.abs(b).max() or 1), ours, expected)
+        assert max(jax.tree.leaves(off)) < 1e-4
+
+
+def states(model: Decoder, params: Any, x: np.ndarray) -> np.ndarray:
+    return np.asarray(jax.jit(lambda *given: model.apply({"params": params}, *given)[0])(x, PLACES, ONES))
+
+
+@pytest.mark.parametrize("name", ["qwen3", "olmo2", "smollm3", "gemma3"])
+def test_adapters_apart_are_what_they_are_merged(name):
+    config, lora = CONFIGS[name], LoraConfig(rank=3, alpha=6.0, targets=("q", "out", "down"))
+    made, model = family(config), Decoder(config, lora=lora)
+    x = made.rows()
+    boxed = jax.eval_shape(lambda *given: model.init(jax.random.key(0), *given), x, PLACES, ONES)
+    params = apart({"decoder": random_like(nn.meta.unbox(boxed)["params"])})
+    assert set(params["lora"]["layers"]) == {"q", "out", "down"}
+    ours = states(model, joined(params)["decoder"], x)
+    close(ours, states(Decoder(config), merged(params, lora)["decoder"], x))
+    assert np.abs(ours - states(Decoder(config), params["decoder"], x)).max() > 0.1
+
+
+@pytest.mark.parametrize("name", ["qwen3", "olmo2", "smollm3", "gemma3"])
+def test_matrices_of_eight_bits_are_read_in_every_family(name):
+    made = family(CONFIGS[name])
+    stored = in_form(made.params, made.config, "int8")
+    layers = stored["layers"]
+    codes = {key for key in layers if isinstance(layers[key].get("kernel"), dict)}
+    assert codes == {"q", "k", "v", "out", "gate", "up", "down"}
+    x = made.rows()
+    ours, exact = states(Decoder(made.config), stored, x), made.forward(x, PLACES, ONES)
+    assert 0 < np.abs(ours - exact).mean() < 0.05 * np.abs(exact).mean()
+
+
+@pytest.mark.parametrize("name", ["gemma2", "olmo2"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_at_initialisation_the_stream_and_the_logits_are_of_order_one(name, tied):
+    """Whatever stands behind the blocks, they add to the stream as much as was there."""
+    config = dataclasses.replace(
+        CONFIGS[name],
+        width=256,
+        depth=8,
+        mlp_width=512,
+        vocab_size=512,
+        tie_embeddings=tied,
+        logit_softcap=0.0,
+    )
+    tokens = jax.random.randint(jax.random.key(1), (2, 24), 0, 512)
+
+    def pass_(model: Decoder, tokens: Any) -> Any:
+        x = model.embed(tokens)
+        hidden, _ = model(x, tokens * 0 + np.arange(24), tokens * 0 + 1)
+        return x, model.logits(hidden)
+
+    (x, logits), variables = Decoder(config).init_with_output(jax.random.key(0), tokens, method=pass_)
+    scale = 1.0 if config.scale_embeddings or not tied else 256**-0.5
+    assert np.std(x) == pytest.approx(scale, rel=0.1)
+    assert 0.5 < np.std(logits) < 2
+    stream = decode_layers(nn.meta.unbox(variables["params"])["layers"], config, np.asarray(x[0]))
+    assert 1.3 < np.var(stream) / np.var(x[0]) < 3

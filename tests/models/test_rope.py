@@ -150,6 +150,7 @@ def test_settings_that_do_not_fit_are_refused_by_name(change, message):
 def test_plain_decoders_make_no_bias_and_no_window():
     """The common case pays for neither: its program holds no array of logits besides the attention's."""
     shapes = ((1, 4), (1, 4), (1, 4), (1, 4), (4,))
-    spec = MaskSpec(*(jnp.zeros(shape, jnp.int32) for shape in shapes))
+    first, second, third, fourth, index = (jnp.zeros(shape, jnp.int32) for shape in shapes)
+    spec = MaskSpec(first, second, third, fourth, index)
     program = str(jax.make_jaxpr(lambda s: (dense_mask(s), dense_bias(s)))(spec))
     assert "sub" not in program and "f32" not in program

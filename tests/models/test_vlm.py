@@ -187,3 +187,24 @@ def test_uncompressed_tokens_are_the_projected_select_layer_and_need_no_question
     hidden = affine(p["fc1"], np.asarray(states, np.float64)[..., select, :].reshape(-1, 16), 32)
     expected = affine(p["fc2"], gelu(hidden), 32).reshape(visual.shape)
     np.testing.assert_allclose(visual, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype, root", [("float32", np.float32(24**0.5)), ("bfloat16", 4.90625)])
+def test_scaled_embeddings_are_the_texts_alone(dtype, root):
+    """Gemma's; the root of the width is rounded as transformers rounds it to its weights' type."""
+    decoder = dataclasses.replace(MODEL.decoder, width=24, scale_embeddings=True)
+    model = dataclasses.replace(MODEL, decoder=decoder, dtype=dtype)
+    config = dataclasses.replace(CONFIG, model=model)
+    params, batch = random_params(config), random_batch(config, images=[0, 1, 2])
+
+    def both(batch: Batch) -> Any:
+        run = VLM(model).apply
+        return tuple(run({"params": params}, batch, method=one) for one in (VLM.visual_tokens, VLM.splice))
+
+    visual, inputs = (np.asarray(x, np.float32) for x in jax.jit(both)(batch._replace(ids=None)))
+    text = batch.slots < 0
+    table = jnp.asarray(params["decoder"]["embedding"][batch.tokens], dtype) * jnp.asarray(root, dtype)
+    np.testing.assert_array_equal(inputs[text], np.asarray(table, np.float32)[text])
+    for row in (1, 2):
+        here = visual[row].reshape(-1, 24)[batch.slots[row][batch.slots[row] >= 0]]
+        np.testing.assert_array_equal(inputs[row][batch.slots[row] >= 0], here)

@@ -17,6 +17,7 @@ from quecc_jax.convert.formats.families import decoder_config, family_of
 from quecc_jax.convert.rules import Rule, from_tree, to_tree
 from quecc_jax.data.batch import Batch
 from quecc_jax.models.decoder import Decoder
+from tests.convert.published import PUBLISHED, shrunken
 from tests.generator import build_generator
 from tests.golden_check import TOLERANCE
 from tests.parity.compare import errors, gradients, randomise
@@ -53,6 +54,7 @@ LONG = {
 }
 MPT: dict[str, Any] = {"d_model": 24, "n_layers": 3, "vocab_size": 48, "max_seq_len": 64}
 
+AUTO: Any = transformers.AutoConfig
 CONFIGS: dict[str, transformers.PreTrainedConfig] = {
     "llama": transformers.LlamaConfig(**SMALL),
     "llama_linear": transformers.LlamaConfig(
@@ -78,6 +80,22 @@ CONFIGS: dict[str, transformers.PreTrainedConfig] = {
     ),
     "mpt": transformers.MptConfig(**MPT, n_heads=4),
     "mpt_six_heads": transformers.MptConfig(**MPT, n_heads=6, attn_config={"alibi_bias_max": 5}),
+    "llama_biases": transformers.LlamaConfig(**SMALL, attention_bias=True),
+    "qwen3_window": transformers.Qwen3Config(
+        **SMALL,
+        head_dim=8,
+        attention_bias=True,
+        use_sliding_window=True,
+        sliding_window=3,
+        max_window_layers=2,
+    ),
+    "olmo2_grouped": transformers.Olmo2Config(**SMALL, attention_bias=True),
+    "smollm3_every_other": transformers.SmolLM3Config(
+        **SMALL, no_rope_layer_interval=2, tie_word_embeddings=False
+    ),
+    "gemma3_capped": transformers.Gemma3TextConfig(
+        **SMALL, head_dim=8, sliding_window=3, final_logit_softcapping=4.0, query_pre_attn_scalar=3
+    ),
 }
 
 
@@ -92,17 +110,19 @@ class Pair(NamedTuple):
     """(params, tokens, positions, segments, cotangent) -> (logits, gradients), compiled."""
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
+@pytest.fixture(scope="module", params=[*CONFIGS, *PUBLISHED])
 def pair(request) -> Pair:
-    hf = CONFIGS[request.param]
-    theirs = transformers.AutoModelForCausalLM.from_config(hf).float().eval()
+    name: str = request.param
+    given = CONFIGS[name].to_dict() if name in CONFIGS else shrunken(name)
+    hf = CONFIGS[name] if name in CONFIGS else AUTO.for_model(**given)
+    theirs = transformers.AutoModelForCausalLM.from_config(hf, dtype=torch.float32).eval()
     state = randomise(theirs)
-    config = decoder_config(hf.to_dict())
+    config = decoder_config(given)
     if config.positions == "alibi":
         # Their model computes slopes for 8 whatever its config says, unlike MPT's own code.
         slopes = functools.partial(build_mpt_alibi_tensor, alibi_bias_max=config.alibi_bias_max)
         theirs.transformer.build_mpt_alibi_tensor = slopes
-    rules = decoder_rules(config, family_of(hf.to_dict()))
+    rules = decoder_rules(config, family_of(given))
     model = Decoder(config)
 
     def logits(decoder: Decoder, tokens: Any, positions: Any, segments: Any) -> jax.Array:

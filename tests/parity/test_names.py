@@ -5,6 +5,7 @@
 writes the file anew.
 """
 
+import dataclasses
 import json
 import tempfile
 from pathlib import Path
@@ -16,7 +17,8 @@ import transformers
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from quecc_jax.convert.formats.families import DEFAULTS, decoder_config, hf_decoder_config
+from quecc_jax.convert.formats.families import decoder_config, hf_decoder_config
+from quecc_jax.convert.formats.family_keys import FAMILIES, unknown_keys
 from quecc_jax.convert.plan import plan_export, plan_import
 from quecc_jax.convert.rules import from_tree, to_tree
 from tests.convert.names import NAMES, load, source
@@ -50,6 +52,7 @@ TEXT = {
     "eos_token_id": 2,
 }
 LONGROPE = {"rope_type": "longrope", "short_factor": [1.0, 1.5], "long_factor": [2.0, 4.0]}
+GEMMA_LAYERS = ["sliding_attention", "full_attention"]
 AUTO: Any = transformers.AutoConfig
 IDS = {"pad_token_id": None, "bos_token_id": 1, "eos_token_id": 2}
 
@@ -69,6 +72,25 @@ def models() -> dict[str, Any]:
         ),
         "mpt": t.MptForCausalLM(
             t.MptConfig(d_model=16, n_heads=4, n_layers=2, vocab_size=40, max_seq_len=64)
+        ),
+        "qwen3": t.Qwen3ForCausalLM(t.Qwen3Config(**SMALL, head_dim=6, tie_word_embeddings=True)),
+        "smollm3": t.SmolLM3ForCausalLM(t.SmolLM3Config(**SMALL, **IDS, no_rope_layer_interval=2)),
+        "olmo2": t.Olmo2ForCausalLM(t.Olmo2Config(**SMALL, **IDS)),
+        "gemma2": t.Gemma2ForCausalLM(t.Gemma2Config(**SMALL, **IDS, head_dim=6, sliding_window=8)),
+        "gemma3_text": t.Gemma3ForCausalLM(
+            t.Gemma3TextConfig(**{**SMALL, "num_hidden_layers": 7}, **IDS, head_dim=6, sliding_window=8)
+        ),
+        "gemma3": t.Gemma3ForConditionalGeneration(
+            t.Gemma3Config(
+                text_config=t.Gemma3TextConfig(
+                    **SMALL, head_dim=6, sliding_window=8, layer_types=GEMMA_LAYERS
+                ),
+                vision_config=t.SiglipVisionConfig(
+                    **{k: v for k, v in TOWER.items() if k != "projection_dim"}
+                ),
+                mm_tokens_per_image=9,
+                image_token_index=39,
+            )
         ),
         "clip_vision_model": t.CLIPVisionModel(vision),
         "clip": t.CLIPModel(t.CLIPConfig(text_config=TEXT, vision_config=TOWER, projection_dim=6)),
@@ -103,18 +125,26 @@ def live() -> dict[str, Any]:
     return models()
 
 
-@pytest.mark.parametrize("case", [*DEFAULTS, "clip_vision_model", "clip", "llava", "llava_next"])
+@pytest.mark.parametrize("case", [*FAMILIES, "gemma3", "clip_vision_model", "clip", "llava", "llava_next"])
 def test_the_stored_names_and_configs_are_those_that_transformers_writes(live, case):
     assert written(live[case]) == load(case)
 
 
-@pytest.mark.parametrize("family", list(DEFAULTS))
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_every_key_that_transformers_knows_is_known(family):
+    kind = AUTO.for_model(family)
+    fields = {field.name for field in dataclasses.fields(kind)} | kind.to_dict().keys()
+    assert unknown_keys(dict.fromkeys(fields), family) == []
+    assert not {"hidden_size", "rms_norm_eps"} - fields or family == "mpt"
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
 def test_keys_left_out_mean_what_they_mean_to_transformers(family):
     theirs = AUTO.for_model(family).to_dict()
     assert decoder_config(theirs) == decoder_config({"model_type": family})
 
 
-@pytest.mark.parametrize("family", list(DEFAULTS))
+@pytest.mark.parametrize("family", list(FAMILIES))
 def test_transformers_reads_the_configs_we_write_as_we_do(family):
     config = decoder_config(load(family)["config"])
     hf = hf_decoder_config(config, family, max_length=64)
@@ -129,7 +159,7 @@ def test_transformers_reads_the_configs_we_write_as_we_do(family):
         ("llava_next", "llava_hf", "LlavaNextForConditionalGeneration"),
         ("clip_vision_model", "clip", "CLIPVisionModel"),
     ]
-    + [(f, "decoder", "AutoModelForCausalLM") for f in DEFAULTS],
+    + [(f, "decoder", "AutoModelForCausalLM") for f in FAMILIES],
 )
 def test_transformers_loads_what_we_write_without_a_name_to_spare(live, case, layout, kind, tmp_path):
     plan = plan_import(source(case))

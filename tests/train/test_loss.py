@@ -25,26 +25,33 @@ def arrays(seed: int = 0):
     return hidden, matrix, labels
 
 
-def reference(hidden, matrix, labels):
+def spoken(hidden, matrix, cap=0.0):
+    """Logits, capped or not."""
+    return cap * jnp.tanh(hidden @ matrix / cap) if cap else hidden @ matrix
+
+
+def reference(hidden, matrix, labels, cap=0.0):
     targets = shifted_targets(labels)
-    losses = optax.softmax_cross_entropy_with_integer_labels(hidden @ matrix, jnp.maximum(targets, 0))
+    logits = spoken(hidden, matrix, cap)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(targets, 0))
     return jnp.sum(jnp.where(targets == IGNORE, 0.0, losses))
 
 
-reference_gradients = jax.jit(jax.value_and_grad(reference, (0, 1)))
+reference_gradients = jax.jit(jax.value_and_grad(reference, (0, 1)), static_argnums=3)
 
 
 @settings(max_examples=5, deadline=None)
 @given(chunk=st.integers(1, LENGTH + 3), parts=st.sampled_from([1, 2, 4]), seed=st.integers(0, 99))
-def test_loss_and_gradients_are_those_of_full_logits(chunk, parts, seed):
+@pytest.mark.parametrize("cap", [0.0, 2.5])
+def test_loss_and_gradients_are_those_of_full_logits(cap, chunk, parts, seed):
     hidden, matrix, labels = arrays(seed)
 
     def chunked(hidden, matrix):
         # Scaled, as a caller that divides by the count would.
-        return 0.5 * cross_entropy_sum(hidden, matrix, labels, chunk, parts)[0]
+        return 0.5 * cross_entropy_sum(hidden, matrix, labels, chunk, parts, softcap=cap)[0]
 
     loss, gradients = jax.jit(jax.value_and_grad(chunked, (0, 1)))(hidden, matrix)
-    expected, wanted = reference_gradients(hidden, matrix, labels)
+    expected, wanted = reference_gradients(hidden, matrix, labels, cap)
     np.testing.assert_allclose(loss, 0.5 * expected, rtol=1e-5)
     np.testing.assert_allclose(jax.jit(chunked)(hidden, matrix), loss, rtol=1e-6)
     for one, other in zip(gradients, wanted, strict=True):
@@ -87,21 +94,21 @@ def test_any_number_of_rows_is_one_part():
 
 
 @pytest.mark.parametrize("weight, temperature", [(1.0, 1.0), (0.3, 1.0), (0.5, 2.5)])
-@pytest.mark.parametrize("chunk, parts", [(4, 1), (LENGTH, 2)])
-def test_a_teacher_s_share_is_the_divergence_over_full_logits(weight, temperature, chunk, parts):
+@pytest.mark.parametrize("chunk, parts, cap", [(4, 1, 0.0), (LENGTH, 2, 2.5)])
+def test_a_teacher_s_share_is_the_divergence_over_full_logits(weight, temperature, chunk, parts, cap):
     """By optax's formula; with temperature^2 the slope is temperature times the difference of the distributions."""
     (hidden, matrix, labels), (states, other, _) = arrays(0), arrays(1)
     counts = shifted_targets(labels) != IGNORE
 
     def expected(hidden, matrix):
-        found, wanted = hidden @ matrix / temperature, states @ other / temperature
+        found, wanted = (spoken(*one, cap) / temperature for one in ((hidden, matrix), (states, other)))
         divergence = optax.kl_divergence(jax.nn.log_softmax(found), jax.nn.softmax(wanted))
         share = weight * temperature**2 * jnp.sum(jnp.where(counts, divergence, 0.0))
-        return share + (1 - weight) * reference(hidden, matrix, labels)
+        return share + (1 - weight) * reference(hidden, matrix, labels, cap)
 
     def chunked(hidden, matrix):
         taught = Taught(jnp.asarray(states), jnp.asarray(other), weight, temperature)
-        return cross_entropy_sum(hidden, matrix, labels, chunk, parts, taught)[0]
+        return cross_entropy_sum(hidden, matrix, labels, chunk, parts, taught, cap)[0]
 
     (loss, ours), (total, theirs) = (
         jax.jit(jax.value_and_grad(one, (0, 1)))(hidden, matrix) for one in (chunked, expected)

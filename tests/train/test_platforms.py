@@ -81,6 +81,34 @@ def test_a_tpu_gets_splash_attention_in_both_passes():
     assert 1.0 < 4 * hlo.flops(program) / train_flops(config) < 1.5
 
 
+@needs_libtpu
+@mock.patch.dict(os.environ)
+@pytest.mark.parametrize("remat", ["none", "attention"])
+def test_layers_with_two_windows_get_two_kernels_in_one_scan_on_a_tpu(remat):
+    """Compiled by the real TPU compiler, on a mesh, with soft caps; what attention saves is not computed again."""
+    prepare_environment()
+    devices = topology_devices(parse_topology("v5e:2x2"))
+    config = tiny.run(
+        {"dtype": "bfloat16", "remat": remat}, {"max_length": 256, "images_per_row": 0}, stage=0, batch_size=4
+    )
+    decoder = dataclasses.replace(
+        config.model.decoder,
+        depth=4,
+        head_width=128,
+        window=64,
+        full_every=2,
+        local_rope_theta=100.0,
+        attention_softcap=50.0,
+        logit_softcap=30.0,
+    )
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, decoder=decoder))
+    text = build_trainer(config, make_mesh(MeshConfig(1, 2, 2), devices)).lower().compile().as_text() or ""
+    calls = [line for line in text.splitlines() if 'custom_call_target="tpu_custom_call"' in line]
+    kinds = [m[0] for call in calls if (m := re.search(r"splash_mha_(fwd|dkv|dq)", call))]
+    assert sorted(kinds) == ["splash_mha_dkv"] * 2 + ["splash_mha_dq"] * 2 + ["splash_mha_fwd"] * 2
+    assert "conditional(" in text
+
+
 def test_on_a_tpu_prompts_go_through_splash_attention_and_single_tokens_do_not():
     config = tiny.run({"dtype": "bfloat16"}, {"images_per_row": 0}, batch_size=4)
     model: Any = VLM(config.model, unrolled=True)

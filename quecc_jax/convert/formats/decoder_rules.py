@@ -1,7 +1,7 @@
 """Decoder families: their Hugging Face tensor names to the one decoder's parameters, and back."""
 
 from quecc_jax.config import DecoderConfig
-from quecc_jax.convert.rules import Arrays, Rule, Scope, Shape, Slab, dense, matrix, norm, same
+from quecc_jax.convert.rules import Arrays, Rule, Scope, Shape, Slab, dense, matrix, norm, same, vector
 from quecc_jax.errors import UserError
 
 _SHARED = {
@@ -17,7 +17,12 @@ _LLAMA = _SHARED | {
     "gate": "mlp.gate_proj",
     "up": "mlp.up_proj",
 }
+_AROUND = {"post_norm1": "post_attention_layernorm", "post_norm2": "post_feedforward_layernorm"}
+_GEMMA = _LLAMA | _AROUND | {"norm2": "pre_feedforward_layernorm"}
 _NAMES = {
+    "olmo2": _LLAMA | _AROUND,
+    "gemma2": _GEMMA,
+    "gemma3_text": _GEMMA,
     "phi3": _SHARED | {"qkv": "self_attn.qkv_proj", "gate_up": "mlp.gate_up_proj"},
     "mpt": {
         "norm1": "norm_1",
@@ -104,11 +109,15 @@ def _layer(config: DecoderConfig, family: str, name: str, scope: Scope) -> list[
         slabs = (scope.slab(f"{k}/kernel", *width, *outs[k]) for k in own)
         return matrix(f"{name}.{names[theirs]}.weight", *slabs)
 
-    rules = [
-        rule for k in ("norm1", "norm2") for rule in norm(f"{name}.{names[k]}", scope, k, *width, bias=False)
-    ]
+    before, behind = config.norm_sites != "after", config.norm_sites != "before"
+    sites = [*(("norm1", "norm2") if before else ()), *(("post_norm1", "post_norm2") if behind else ())]
+    rules = [rule for k in sites for rule in norm(f"{name}.{names[k]}", scope, k, *width, bias=False)]
+    if config.qk_norm != "none":
+        for k in ("q", "k"):
+            shape = outs[k] if config.qk_norm == "all" else outs[k][1:]
+            rules.append(vector(f"{name}.self_attn.{k}_norm.weight", scope.slab(f"{k}_norm/scale", *shape)))
     rules += [fused("qkv", "q", "k", "v")] if "qkv" in names else []
-    rules += one("out", outs["q"], width)
+    rules += one("out", outs["q"], width, config.out_bias)
     rules += [fused("gate_up", "gate", "up")] if "gate_up" in names else []
     for k in ("gate", "up"):
         rules += one(k, width, hidden) if k in names else []

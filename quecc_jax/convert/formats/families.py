@@ -1,112 +1,18 @@
 """Decoder families: their Hugging Face config.json to a DecoderConfig, and back."""
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Sequence
 
 from quecc_jax.config import DecoderConfig
-from quecc_jax.convert.formats.rope import hf_rope, rope_settings
+from quecc_jax.convert.formats.family_keys import FAMILIES, settings
+from quecc_jax.convert.formats.rope import hf_rope, local_theta, rope_settings
 from quecc_jax.errors import UserError
 from quecc_jax.json_text import JsonObject
 
-Allowed = Mapping[str, Collection[object]]
-"""Settings of a config.json that change what a model computes, and the values that are implemented."""
-
-ORIGINAL = {
-    "llama": "llava_llama",
-    "mistral": "llava_mistral",
-    "qwen2": "llava_qwen",
-    "phi3": "llava_phi3",
-    "mpt": "llava_mpt",
+_FAMILY = {known.original: family for family, known in FAMILIES.items() if known.original} | {
+    "llava_phi": "phi3"
 }
-"""Families in the order in which `guess_family` tries them, and what the original project's
-config.json calls a vision-language model of each."""
-
-_FAMILY = {kind: family for family, kind in ORIGINAL.items()} | {"llava_phi": "phi3"}
-
-_LLAMA_LIKE: JsonObject = {
-    "hidden_act": "silu",
-    "tie_word_embeddings": False,
-    "num_key_value_heads": None,
-    "head_dim": None,
-    "rms_norm_eps": 1e-6,
-    "sliding_window": None,
-    "hidden_size": 4096,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "attention_bias": False,
-    "mlp_bias": False,
-}
-_MPT_ATTENTION = {
-    "attn_type": "multihead_attention",
-    "clip_qkv": None,
-    "softmax_scale": None,
-    "prefix_lm": False,
-    "qk_ln": False,
-    "attn_uses_sequence_id": False,
-    "alibi": True,
-    "alibi_bias_max": 8,
-}
-DEFAULTS: dict[str, JsonObject] = {
-    "llama": _LLAMA_LIKE | {"vocab_size": 32000, "intermediate_size": 11008, "max_position_embeddings": 2048},
-    "mistral": _LLAMA_LIKE
-    | {
-        "vocab_size": 32000,
-        "intermediate_size": 14336,
-        "max_position_embeddings": 131072,
-        "num_key_value_heads": 8,
-        "sliding_window": 4096,
-    },
-    "qwen2": _LLAMA_LIKE
-    | {
-        "vocab_size": 151936,
-        "intermediate_size": 22016,
-        "max_position_embeddings": 32768,
-        "num_key_value_heads": 32,
-        "use_sliding_window": False,
-        "sliding_window": 4096,
-        "max_window_layers": 28,
-        "layer_types": None,
-    },
-    "phi3": _LLAMA_LIKE
-    | {
-        "vocab_size": 32064,
-        "hidden_size": 3072,
-        "intermediate_size": 8192,
-        "rms_norm_eps": 1e-5,
-        "max_position_embeddings": 4096,
-        "original_max_position_embeddings": 4096,
-    },
-    "mpt": {
-        "d_model": 2048,
-        "n_heads": 16,
-        "n_layers": 24,
-        "expansion_ratio": 4,
-        "max_seq_len": 2048,
-        "vocab_size": 50368,
-        "layer_norm_epsilon": 1e-5,
-        "logit_scale": None,
-        "no_bias": True,
-        "norm_type": "low_precision_layernorm",
-        "tie_word_embeddings": True,
-    },
-}
-"""What a key means that a family's config.json leaves out (transformers' own defaults)."""
-
-_ONLY: Allowed = {
-    "hidden_act": ("silu",),
-    "expansion_ratio": (4,),
-    "no_bias": (True,),
-    "norm_type": ("low_precision_layernorm", "layernorm"),
-    **dict.fromkeys(("attention_bias", "mlp_bias", "use_mrope", "use_qk_norm"), (False, None)),
-    **dict.fromkeys(
-        ("embedding_multiplier", "residual_multiplier", "logits_scaling", "scale_emb"), (1, None)
-    ),
-    **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping", "logit_scale"), (None,)),
-    **dict.fromkeys(("mup_width_multiplier", "attention_multiplier", "scale_depth"), (None,)),
-    "quantization_config": (None,),
-    "no_rope_layers": (None, []),
-    **{name: (value,) for name, value in _MPT_ATTENTION.items() if name != "alibi_bias_max"},
-}
+_FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
 def family_of(hf: JsonObject) -> str:
@@ -115,51 +21,27 @@ def family_of(hf: JsonObject) -> str:
     Raises:
       UserError: its model_type is none of those known.
     """
-    kind = hf.get("model_type")
+    kind = language_model(hf).get("model_type")
     # The first LLaVA-1.5 files say only "llava"; their decoder is LLaMA's.
     if kind == "llava" and "text_config" not in hf:
         return "llama"
-    family = kind if kind in DEFAULTS else _FAMILY.get(str(kind))
+    family = kind if kind in FAMILIES else _FAMILY.get(str(kind))
     if family is None:
         raise UserError(
             f"model_type {kind!r} is not a decoder that is implemented; use one of "
-            f"{', '.join([*DEFAULTS, *_FAMILY])}"
+            f"{', '.join([*FAMILIES, *_FAMILY])}"
         )
-    return family
+    return str(family)
 
 
-def settings(hf: JsonObject, family: str) -> JsonObject:
-    """A family's config.json, with transformers' defaults for the keys that it leaves out.
-
-    Raises:
-      UserError: a value that is not implemented, by name.
-    """
-    full = DEFAULTS[family] | hf
-    attention = _MPT_ATTENTION | (full.get("attn_config") or {}) if family == "mpt" else {}
-    refuse({**full, **attention}, _ONLY, f" for {family}")
-    return full | ({"attn_config": attention} if attention else {})
+def language_model(hf: JsonObject) -> JsonObject:
+    """A config.json, or its part for the language model where that is read alone: Gemma 3's, beside a tower."""
+    return {"model_type": "gemma3_text"} | hf["text_config"] if has_unread_tower(hf) else hf
 
 
-def refuse(
-    hf: JsonObject, only: Allowed, whom: str = "", explain: Callable[[str, object], str] = lambda *_: ""
-) -> None:
-    """Checks the settings of a config.json that change what a model computes.
-
-    Args:
-      hf: the settings; those that are absent are not looked at.
-      only: the values that are implemented.
-      whom: " for ..." in the message.
-      explain: what a setting and its value mean, for the message.
-
-    Raises:
-      UserError: another value, by name.
-    """
-    for name, allowed in only.items():
-        if name in hf and hf[name] not in allowed:
-            raise UserError(
-                f"{name} {hf[name]!r} in config.json{explain(name, hf[name])} is not implemented{whom}; "
-                f"use a model with {' or '.join(map(repr, allowed))}"
-            )
+def has_unread_tower(hf: JsonObject) -> bool:
+    """Whether a config.json is of a vision-language model of which only the language model is read."""
+    return hf.get("model_type") == "gemma3" and "text_config" in hf
 
 
 def decoder_config(hf: JsonObject) -> DecoderConfig:
@@ -173,7 +55,7 @@ def decoder_config(hf: JsonObject) -> DecoderConfig:
         implemented, by name.
     """
     family = family_of(hf)
-    hf = settings(hf, family)
+    hf = settings(language_model(hf), family)
     if family == "mpt":
         return DecoderConfig(
             vocab_size=hf["vocab_size"],
@@ -182,53 +64,117 @@ def decoder_config(hf: JsonObject) -> DecoderConfig:
             heads=hf["n_heads"],
             kv_heads=hf["n_heads"],
             mlp_width=4 * hf["d_model"],
-            mlp="gelu",
-            norm="layer",
             norm_eps=hf["layer_norm_epsilon"],
-            positions="alibi",
             alibi_bias_max=hf["attn_config"]["alibi_bias_max"],
             tie_embeddings=bool(hf["tie_word_embeddings"]),
             max_positions=hf["max_seq_len"],
+            **FAMILIES[family].decoder,
         )
     width, heads, depth = hf["hidden_size"], hf["num_attention_heads"], hf["num_hidden_layers"]
-    head_width = hf["head_dim"] or 0
-    window, full_layers = _window(hf, family, depth)
-    return DecoderConfig(
-        vocab_size=hf["vocab_size"],
-        width=width,
-        depth=depth,
-        heads=heads,
-        kv_heads=hf["num_key_value_heads"] or heads,
-        head_width=0 if head_width * heads == width else head_width,
-        mlp_width=hf["intermediate_size"],
-        norm_eps=hf["rms_norm_eps"],
-        window=window,
-        full_layers=full_layers,
-        qkv_bias=family == "qwen2",
-        tie_embeddings=bool(hf["tie_word_embeddings"]),
-        max_positions=hf["max_position_embeddings"],
-        **rope_settings(hf, partial=family == "phi3"),
+    window, full_layers, full_every = _window(hf, family, depth)
+    always = {"qkv_bias": False, **FAMILIES[family].decoder}
+    biased = bool(hf.get("attention_bias"))
+    return simplest(
+        DecoderConfig(
+            vocab_size=hf["vocab_size"],
+            width=width,
+            depth=depth,
+            heads=heads,
+            kv_heads=hf["num_key_value_heads"] or heads,
+            head_width=hf["head_dim"] or 0,
+            mlp_width=hf["intermediate_size"],
+            norm_eps=hf["rms_norm_eps"],
+            window=window,
+            full_layers=full_layers,
+            full_every=full_every,
+            unrotated_every=_unrotated(hf, depth),
+            local_rope_theta=local_theta(hf) if "rope_local_base_freq" in hf and window else 0.0,
+            query_scalar=float(hf.get("query_pre_attn_scalar") or 0),
+            attention_softcap=float(hf.get("attn_logit_softcapping") or 0),
+            logit_softcap=float(hf.get("final_logit_softcapping") or 0),
+            out_bias=biased,
+            tie_embeddings=bool(hf["tie_word_embeddings"]),
+            max_positions=hf["max_position_embeddings"],
+            **(always | ({"qkv_bias": True} if biased else {})),
+            **rope_settings(hf, partial=family == "phi3"),
+        )
     )
 
 
-def _window(hf: JsonObject, family: str, depth: int) -> tuple[int, int]:
-    """The sliding window in positions, and how many layers at the front have none; (0, 0) without one."""
-    window = hf["sliding_window"] or 0
-    if family == "llama":
-        return 0, 0
-    if family != "qwen2":
-        return window, 0
-    kinds = hf["layer_types"]
-    if kinds is None:
-        spared = min(hf["max_window_layers"], depth) if hf["use_sliding_window"] else depth
-    else:
-        spared = kinds.count("full_attention")
-        if kinds != ["full_attention"] * spared + ["sliding_attention"] * (depth - spared):
-            raise UserError(
-                f"layer_types in config.json names {len(kinds)} of {depth} layers, or mixes "
-                "them; only full_attention followed by sliding_attention is implemented"
-            )
-    return (0, 0) if spared == depth or not window else (window, spared)
+def simplest(config: DecoderConfig) -> DecoderConfig:
+    """The same decoder, without settings that say what is so without them."""
+    plain_width = config.head_width * config.heads == config.width
+    alike = config.local_rope_theta == config.rope_theta and config.rope_scaling.kind == "none"
+    return dataclasses.replace(
+        config,
+        head_width=0 if plain_width else config.head_width,
+        query_scalar=0.0 if config.query_scalar == config.head_dim else config.query_scalar,
+        local_rope_theta=0.0 if alike else config.local_rope_theta,
+    )
+
+
+def _window(hf: JsonObject, family: str, depth: int) -> tuple[int, int, int]:
+    """`window`, `full_layers` and `full_every` of a DecoderConfig."""
+    known = FAMILIES[family].defaults
+    window, kinds = (
+        (hf.get("sliding_window") if "sliding_window" in known else None) or 0,
+        hf.get("layer_types"),
+    )
+    if "layer_types" not in known:
+        return window, 0, 0
+    windowed = hf.get("use_sliding_window", True)
+    if kinds is None and "max_window_layers" in hf:
+        first = hf["max_window_layers"] if windowed and window else depth
+        kinds = [_FULL if number < first else _SLIDING for number in range(depth)]
+    elif kinds is None:
+        every = hf.get("sliding_window_pattern") or 2
+        kinds = [_SLIDING if (number + 1) % every else _FULL for number in range(depth)]
+    if len(kinds) != depth or not {*kinds} <= {_FULL, _SLIDING}:
+        found = ", ".join(sorted(map(str, {*kinds})))
+        raise UserError(
+            f"layer_types in config.json names {len(kinds)} of {depth} layers, as {found}; "
+            f"only {_FULL} and {_SLIDING} are implemented, one for each layer"
+        )
+    full = [kind == _FULL for kind in kinds]
+    if all(full):
+        return 0, 0, 0
+    if not window or not windowed:
+        raise UserError(
+            f"layer_types in config.json has {_SLIDING}, but sliding_window {hf.get('sliding_window')} or "
+            f"use_sliding_window {windowed} gives these layers no window; repair config.json"
+        )
+    spared = sum(full)
+    if full == [True] * spared + [False] * (depth - spared):
+        return window, spared, 0
+    if every := _every(full):
+        return window, 0, every
+    raise UserError(
+        f"layer_types in config.json mixes {_FULL} and {_SLIDING} in an order that is not implemented; only "
+        f"{_FULL} first, or as every n-th layer, is"
+    )
+
+
+def _unrotated(hf: JsonObject, depth: int) -> int:
+    """`unrotated_every` of a DecoderConfig."""
+    if "no_rope_layer_interval" not in hf:
+        return 0
+    interval, rotated = hf["no_rope_layer_interval"], hf["no_rope_layers"]
+    if rotated is None:
+        rotated = [(number + 1) % interval for number in range(depth)]
+    bare = [not one for one in rotated[:depth]]
+    every = _every(bare) if any(bare) else 0
+    if every is None or len(bare) != depth:
+        raise UserError(
+            f"no_rope_layers in config.json names {len(bare)} of {depth} layers, or leaves out positions in an order "
+            "that is not implemented; only a 0 as every n-th of them is"
+        )
+    return every
+
+
+def _every(flags: Sequence[bool]) -> int | None:
+    """The n with which every n-th flag is set and no other; None if there is none."""
+    every = flags.index(True) + 1
+    return every if list(flags) == [(number + 1) % every == 0 for number in range(len(flags))] else None
 
 
 def hf_decoder_config(config: DecoderConfig, family: str, max_length: int = 2048) -> JsonObject:
@@ -243,9 +189,9 @@ def hf_decoder_config(config: DecoderConfig, family: str, max_length: int = 2048
       UserError: the family cannot express this decoder.
     """
     positions = config.max_positions or max_length
+    known = FAMILIES[family]
     if family == "mpt":
         hf: JsonObject = {
-            "architectures": ["MptForCausalLM"],
             "d_model": config.width,
             "n_heads": config.heads,
             "n_layers": config.depth,
@@ -259,7 +205,6 @@ def hf_decoder_config(config: DecoderConfig, family: str, max_length: int = 2048
         }
     else:
         hf = {
-            "architectures": [f"{family.capitalize()}ForCausalLM"],
             "vocab_size": config.vocab_size,
             "hidden_size": config.width,
             "intermediate_size": config.mlp_width,
@@ -271,18 +216,18 @@ def hf_decoder_config(config: DecoderConfig, family: str, max_length: int = 2048
             "rms_norm_eps": config.norm_eps,
             "tie_word_embeddings": config.tie_embeddings,
             **hf_rope(config),
+            **{name: value for name, value in _own_keys(config).items() if name in known.defaults},
         }
-        if config.head_width:
-            hf["head_dim"] = config.head_width
-        if family != "llama":
-            hf["sliding_window"] = config.window or None
-        if family == "qwen2":
-            hf |= {"use_sliding_window": config.window > 0, "max_window_layers": config.full_layers}
+        if config.head_width or known.defaults["head_dim"]:
+            hf["head_dim"] = config.head_dim
+        if "hidden_activation" in known.defaults:
+            hf["hidden_activation"] = known.defaults["hidden_activation"]
+            hf["hidden_act"] = known.defaults["hidden_activation"]
     # Phi-3's default pads with an id that smaller vocabularies do not have.
-    hf |= {"model_type": family, "pad_token_id": None}
-    kept = decoder_config(hf)
+    hf |= {"architectures": [known.architecture], "model_type": family, "pad_token_id": None}
+    wanted, kept = simplest(config), decoder_config(hf)
     for field in dataclasses.fields(DecoderConfig):
-        ours, theirs = getattr(config, field.name), getattr(kept, field.name)
+        ours, theirs = getattr(wanted, field.name), getattr(kept, field.name)
         if ours != theirs and field.name != "max_positions":
             raise UserError(
                 f"model_type {family} cannot express decoder.{field.name} {ours!r} "
@@ -291,19 +236,39 @@ def hf_decoder_config(config: DecoderConfig, family: str, max_length: int = 2048
     return hf
 
 
+def _own_keys(config: DecoderConfig) -> JsonObject:
+    """Keys that some families read."""
+    windows = config.layer_windows
+    scalar = config.query_scalar or config.head_dim
+    first = next((number for number, window in enumerate(windows) if window), config.depth)
+    return {
+        "attention_bias": config.out_bias,
+        "sliding_window": config.window or None,
+        "use_sliding_window": config.window > 0,
+        "max_window_layers": first if config.window else config.full_layers,
+        "layer_types": [_SLIDING if window else _FULL for window in windows],
+        "query_pre_attn_scalar": int(scalar) if scalar == int(scalar) else scalar,
+        "attn_logit_softcapping": config.attention_softcap or None,
+        "final_logit_softcapping": config.logit_softcap or None,
+        "rope_local_base_freq": config.local_rope_theta or config.rope_theta,
+        "no_rope_layers": [int(rotation != "none") for rotation in config.layer_rotations],
+        "no_rope_layer_interval": config.unrotated_every or config.depth + 1,
+    }
+
+
 def guess_family(config: DecoderConfig) -> str:
     """The first family that can express a decoder.
 
     Raises:
       UserError: none can.
     """
-    for family in ORIGINAL:
+    for family in FAMILIES:
         try:
             hf_decoder_config(config, family)
         except UserError:
             continue
         return family
     raise UserError(
-        f"no family of {', '.join(ORIGINAL)} can express the decoder of this run; "
+        f"no family of {', '.join(FAMILIES)} can express the decoder of this run; "
         "change its settings to those of one of them"
     )

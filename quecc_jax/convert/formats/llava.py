@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from quecc_jax.config import ModelConfig, NoneConfig, QueccConfig, RunConfig, VisionConfig
 from quecc_jax.config.shapes import projector_depth
 from quecc_jax.convert.formats.clip import KNOWN, LEVELS
-from quecc_jax.convert.formats.families import ORIGINAL, Allowed, decoder_config, hf_decoder_config, refuse
+from quecc_jax.convert.formats.families import decoder_config, hf_decoder_config
+from quecc_jax.convert.formats.family_keys import FAMILIES, Allowed, refuse
 from quecc_jax.convert.formats.quecc import quecc_rules
 from quecc_jax.convert.rules import Rule, Scope, dense, same
 from quecc_jax.errors import UserError
@@ -130,6 +131,12 @@ def hf_original(config: RunConfig, family: str) -> JsonObject:
     Raises:
       UserError: the original's code cannot express the model, by setting.
     """
+    kind = FAMILIES[family].original
+    if not kind:
+        raise UserError(
+            f"the original project has no decoder of model_type {family}; this run cannot be written in its format, "
+            "but its parts can: --only decoder and --only vision"
+        )
     model, select = config.model, config.model.vision.select_layer
     vision, compressor = model.vision, model.compressor
     quecc = compressor.name == "quecc"
@@ -166,7 +173,6 @@ def hf_original(config: RunConfig, family: str) -> JsonObject:
         keep_attention=False,
     )
     names = [name for name, known in KNOWN.items() if known == tower]
-    kind = ORIGINAL[family]
     hf = hf_decoder_config(model.decoder, family, config.data.max_length) | {
         "architectures": [f"{kind.title().replace('_', '')}ForCausalLM"],
         "model_type": kind,

@@ -6,7 +6,8 @@ import numpy as np
 
 from quecc_jax.config import ModelConfig, NoneConfig, RunConfig
 from quecc_jax.convert.formats.clip import CLIP_L_336, hf_vision_config, vision_config
-from quecc_jax.convert.formats.families import Allowed, decoder_config, hf_decoder_config, refuse
+from quecc_jax.convert.formats.families import decoder_config, hf_decoder_config
+from quecc_jax.convert.formats.family_keys import Allowed, refuse
 from quecc_jax.convert.formats.llava import NEWLINE, pinpoints, projector_rules, tiles_of
 from quecc_jax.convert.rules import Arrays, Rule
 from quecc_jax.errors import UserError

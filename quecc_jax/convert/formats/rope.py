@@ -42,7 +42,7 @@ def rope_settings(hf: JsonObject, partial: bool) -> RopeFields:
     Raises:
       UserError: a kind or setting that is not implemented, by name, or one that is missing.
     """
-    given: JsonObject = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
+    given = _of_all_layers(hf)
     kind = given.get("rope_type", given.get("type")) or "default"
     # Phi-3's first files say "su" for what is called "longrope" since.
     kind = "longrope" if kind == "su" else kind
@@ -67,6 +67,34 @@ def rope_settings(hf: JsonObject, partial: bool) -> RopeFields:
     except KeyError as error:
         raise UserError(f"rope_scaling {kind!r} lacks {error.args[0]}; repair config.json") from None
     return {"rope_theta": theta, "rope_fraction": fraction, "rope_scaling": scaling}
+
+
+def _of_all_layers(hf: JsonObject) -> JsonObject:
+    """What is said of the layers without a window, where a family (Gemma 3) has others for those with one."""
+    scaling, parameters = hf.get("rope_scaling") or {}, hf.get("rope_parameters") or {}
+    if "rope_local_base_freq" not in hf:
+        return scaling or parameters
+    if unknown := sorted(parameters.keys() - {"full_attention", "sliding_attention"}):
+        raise UserError(
+            f"rope_parameters of {hf.get('model_type')} has {', '.join(unknown)}, but is by kind of layer, "
+            "full_attention and sliding_attention; repair config.json"
+        )
+    return (parameters.get("full_attention") or {}) | scaling
+
+
+def local_theta(hf: JsonObject) -> float:
+    """The rope_theta of layers with a window, in a family that has one of their own.
+
+    Raises:
+      UserError: their frequencies are scaled.
+    """
+    given = (hf.get("rope_parameters") or {}).get("sliding_attention") or {}
+    if (kind := given.get("rope_type", "default")) != "default":
+        raise UserError(
+            f"rope_parameters has rope_type {kind!r} for sliding_attention, which is not implemented; use a model "
+            "with 'default'"
+        )
+    return float(given.get("rope_theta") or hf["rope_local_base_freq"])
 
 
 def _scaling(kind: str, given: JsonObject, hf: JsonObject) -> RopeScaling:

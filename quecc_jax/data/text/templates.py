@@ -74,11 +74,12 @@ class Template:
     """One image, one caption: the human's words are dropped and there is one answer."""
 
 
-def _chatml(system: str, after: str = "\n") -> Template:
+def _chatml(system: str, after: str = "\n", thought: str = "") -> Template:
+    """ChatML; `thought` stands in front of every answer, without loss."""
     return Template(
         system=system,
         around_system=("<|im_start|>system\n", "<|im_end|>" + after),
-        around_human=("<|im_start|>user\n", f"<|im_end|>{after}<|im_start|>assistant\n"),
+        around_human=("<|im_start|>user\n", f"<|im_end|>{after}<|im_start|>assistant\n{thought}"),
         end="<|im_end|>",
         after=after,
     )
@@ -138,6 +139,16 @@ TEMPLATES = {
         around_human=("<|user|>", "<|end|><|assistant|>"),
         end="<|end|>",
     ),
+    "gemma": Template(
+        around_human=("<start_of_turn>user\n", "<end_of_turn>\n<start_of_turn>model\n"),
+        around_system=("", "\n\n"),
+        system_in_turn=True,
+        end="<end_of_turn>",
+        after="\n",
+    ),
+    "olmo2": Template(
+        around_system=("<|system|>\n", "\n"), around_human=("<|user|>\n", "\n<|assistant|>\n"), after="\n"
+    ),
     "zephyr": Template(
         around_system=("<|system|>\n", "</s>\n"),
         around_human=("<|user|>\n", "</s>\n<|assistant|>\n"),
@@ -150,6 +161,7 @@ TEMPLATES = {
     "qwen": _chatml("You are a helpful assistant."),
     "qwen1_5": _chatml("You are a helpful assistant"),
     "qwen2_5": _chatml("You are Qwen, created by Alibaba Cloud. You are a helpful assistant."),
+    "qwen3_no_think": _chatml("", thought="<think>\n\n</think>\n\n"),
     "smollm2": _chatml("You are a helpful AI assistant named SmolLM, trained by Hugging Face"),
 }
 """By the name that `DataConfig.template` has."""

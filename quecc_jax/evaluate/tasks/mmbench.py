@@ -44,6 +44,8 @@ _REFUSALS = (
 )
 _FORMS = ["{}", "{}.", "{},", "{}:", "{})", "{}).", "({})", "({}).", ":{}", ":{},", ":{}.", ":{})", ":{})."]
 """How lmms-eval lets a letter be written, in the order that it is looked for."""
+_NOT_IN_SHEETS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
+"""Control characters, which a spreadsheet cannot hold and a model that was hardly trained may say."""
 _MISSING = "#N/A #NA -1.#IND -1.#QNAN -NaN -nan 1.#IND 1.#QNAN <NA> N/A NA NULL NaN None n/a nan null"
 _NOT_GIVEN = frozenset(("", "#N/A N/A", *_MISSING.split()))
 """Fields that pandas.read_table, with which LLaVA reads the file, takes for missing."""
@@ -252,7 +254,7 @@ def write(folder: Path, judged: Sequence[Judged], data: Path) -> None:
             names = list(row)
             sheet.append([*names[:6], "prediction", *names[6:]])
         values = list(row.values())
-        sheet.append([*values[:6], one.answer, *values[6:]])
+        sheet.append([*values[:6], _NOT_IN_SHEETS.sub("", one.answer), *values[6:]])
     aside = folder / ".mmbench_upload.xlsx"
     book.save(aside)
     os.replace(aside, folder / "mmbench_upload.xlsx")

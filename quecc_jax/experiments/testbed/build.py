@@ -22,6 +22,7 @@ def build_pool(
     questions_per_image: int,
     m: int = 3,
     seed: int = 0,
+    negations: bool = True,
 ) -> Pool:
     """Makes the images and questions of one task from one split of its sources.
 
@@ -32,6 +33,7 @@ def build_pool(
       num_images: P; for `single` at most as many as are published.
       questions_per_image: Rows per image; for `single` an upper bound, 0 for all that are published.
       m: Cells along a side of the image.
+      negations: For `single`: keep the questions that say no or not.
       seed: The two splits of a task draw from independent streams of it.
 
     Raises:
@@ -45,7 +47,7 @@ def build_pool(
         )
     rng = np.random.default_rng([seed, split == "test"])
     if task == "single":
-        drawn = single.draw(split, image_size, num_images, questions_per_image, rng)
+        drawn = single.draw(split, image_size, num_images, questions_per_image, rng, negations)
     else:
         draw = mosaic.draw if task == "mosaic" else reading.draw
         drawn = draw(split, image_size, num_images, questions_per_image, m, rng)

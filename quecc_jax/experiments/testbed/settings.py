@@ -23,6 +23,8 @@ class Testbed:
     """Test images per task."""
     questions: int = 6
     """Questions per image."""
+    negations: bool = True
+    """Keep the questions of `single` that say no or not, of which small models learn late what turns round."""
     side: int = 2
     """Cells m along a side of the mosaic and reading images."""
     documents: int = 24000

@@ -24,7 +24,7 @@ def shape_and_color(published: Sequence[Question], num_images: int) -> np.ndarra
     numbers (see `cells`), UNKNOWN where they leave more than one possibility."""
     possible = [[set(SHAPES), set(COLORS)] for _ in range(num_images)]
     for question in published:
-        words = re.findall(r"\w+", question.text)
+        words, negated = re.findall(r"\w+", question.text), is_negated(question)
         for values, candidates in zip((SHAPES, COLORS), possible[question.image], strict=True):
             named = {word for word in words if word in values}
             if question.answer in values:
@@ -32,7 +32,6 @@ def shape_and_color(published: Sequence[Question], num_images: int) -> np.ndarra
             elif question.answer not in ("yes", "no"):
                 candidates &= named or candidates
             elif named:
-                negated = "not" in words or "no" in words
                 present = (question.answer == "yes") != negated
                 if present:
                     candidates &= named
@@ -50,19 +49,30 @@ def shape_and_color(published: Sequence[Question], num_images: int) -> np.ndarra
     )
 
 
+def is_negated(question: Question) -> bool:
+    """Whether a question says no or not."""
+    return not {"no", "not"}.isdisjoint(re.findall(r"\w+", question.text))
+
+
 def tiles(split: Split, size: int) -> np.ndarray:
     """All images of a split, resized (bicubic): uint8 [N, size, size, 3]."""
     return np.stack([np.asarray(fit(open_image(path), size, "square")) for path in image_paths(split)])
 
 
 def draw(
-    split: Split, image_size: int, num_images: int, questions_per_image: int, rng: np.random.Generator
+    split: Split,
+    image_size: int,
+    num_images: int,
+    questions_per_image: int,
+    rng: np.random.Generator,
+    negations: bool = True,
 ) -> Drawn:
     """Images and questions of one published split.
 
     Args:
       num_images: Taken at random; all when there are no more.
       questions_per_image: At most so many of each image's questions, at random; 0 keeps all.
+      negations: Keep the questions that say no or not.
     """
     published, sources = questions(split), tiles(split, image_size)
     chosen = np.sort(rng.permutation(len(sources))[:num_images]).astype(np.int32)
@@ -72,6 +82,8 @@ def draw(
     kept = []
     for index in order:
         image = published[index].image
+        if not negations and is_negated(published[index]):
+            continue
         if image in number and (not questions_per_image or asked[image] < questions_per_image):
             asked[image] += 1
             kept.append(published[index])

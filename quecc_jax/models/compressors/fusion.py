@@ -14,8 +14,8 @@ from quecc_jax.models.arrays import Array
 from quecc_jax.models.attention import causal
 from quecc_jax.models.compressors.base import Features
 from quecc_jax.models.compressors.build import make_compressor
-from quecc_jax.models.decoder import recomputed, scanned
-from quecc_jax.models.rope import alibi_slopes, rotary_angles
+from quecc_jax.models.decoder import LayerKind, recomputed, scanned
+from quecc_jax.models.rope import alibi_slopes, layer_angles
 
 MULTIPLE = 16
 """Rows of the pre-fusion are padded to a multiple of it, which kernels and split sequences want."""
@@ -108,12 +108,12 @@ class Fusion(nn.Module):
         index = jnp.arange(x.shape[1])
         before = (segments[:, :, None] == segments[:, None]) & (index[:, None] > index)
         positions = jnp.sum(before, axis=-1, dtype=jnp.int32)
-        angles = rotary_angles(positions, layers, x.shape[1]) if layers.positions == "rotary" else None
+        angles = layer_angles(positions, layers, x.shape[1])
         slopes = alibi_slopes(layers.heads, layers.alibi_bias_max) if layers.positions == "alibi" else None
         mask = causal(segments, positions)._replace(slopes=slopes)
         stack = scanned(recomputed(c.remat), layers.depth)
         run = stack(
             layers, self.dtype, c.attention_kernel, jnp.dtype(c.grad_reduce_dtype), added=0.0, name="layers"
         )
-        x, _ = run(x, None, None, angles, mask, None)
+        x, _ = run(x, None, LayerKind(), angles, mask, None)
         return jnp.where(takes_part[..., None], x[:, length - s : length].astype(text.dtype), text)

@@ -206,6 +206,23 @@ SPELLED = {
     "zephyr": lambda s, t: flat(
         f"<|system|>\n{s}</s>\n" if s else "", t, "<|user|>\nQ</s>\n<|assistant|>\n", "</s>", "\n"
     ),
+    "gemma": lambda s, t: flat(
+        "",
+        [f"{s}\n\n{t[0]}" if s else t[0], *t[1:]],
+        "<start_of_turn>user\nQ<end_of_turn>\n<start_of_turn>model\n",
+        "<end_of_turn>",
+        "\n",
+    ),
+    "olmo2": lambda s, t: flat(
+        f"<|system|>\n{s}\n" if s else "", t, "<|user|>\nQ\n<|assistant|>\n", "</s>", "\n"
+    ),
+    "qwen3_no_think": lambda s, t: flat(
+        f"<|im_start|>system\n{s}<|im_end|>\n" if s else "",
+        t,
+        "<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
+        "<|im_end|>",
+        "\n",
+    ),
     "plain": lambda s, t: [
         ("<s>" + "<image>" * t[0].count("<image>"), False),
         *((answer + "\n", True) for answer in t[1:]),

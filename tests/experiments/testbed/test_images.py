@@ -11,6 +11,7 @@ from sklearn.datasets import load_digits
 from quecc_jax.data.sources import easy_vqa
 from quecc_jax.data.sources.easy_vqa import COLORS, SHAPES
 from quecc_jax.experiments.testbed import reading
+from quecc_jax.experiments.testbed.build import build_pool
 from quecc_jax.experiments.testbed.cells import UNKNOWN, label_grid
 from quecc_jax.experiments.testbed.corpus import statements
 from quecc_jax.experiments.testbed.single import shape_and_color
@@ -83,6 +84,13 @@ def test_single_is_easy_vqa_as_published(pools, split):
     )
     assert sorted((chosen[row["image"]], *turns(row)) for row in pool.rows) == wanted
     assert {row["kind"] for row in pool.rows} == {"single/yes-no", "single/shape", "single/color"}
+
+
+def test_without_negations_single_has_all_other_questions(tmp_path):
+    pool = build_pool("single", "test", tmp_path / "pool", 16, 1000, 0, negations=False)
+    left = [q for q in easy_vqa.questions("test") if not re.search(r"\b(no|not)\b", q.text)]
+    assert sorted(turns(row)[0] for row in pool.rows) == sorted(f"<image>\n{q.text}" for q in left)
+    assert len(left) == 6068
 
 
 def mosaic_answer(question, shapes, colors):
