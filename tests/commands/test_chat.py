@@ -245,7 +245,7 @@ def test_a_sender_that_reads_nothing_before_it_has_sent_all_hears_why(server):
         assert reply.startswith(b"HTTP/1.1 " + status) and b'{"error": "' in reply
 
 
-def test_words_that_the_tokenizer_does_not_know_are_told(engine, server):
+def test_words_that_the_tokenizer_does_not_know_are_told(engine, server, images):
     _, port = server
     text = "what color is the Giraffe, or the zebra, or the zebra?"
     said = "the model's tokenizer does not know 'Giraffe' 'zebra'; it reads the same token for any such word"
@@ -253,7 +253,7 @@ def test_words_that_the_tokenizer_does_not_know_are_told(engine, server):
     _, _, err = talk_through(engine, text, QUESTIONS[0])
     first, second = err.splitlines()
     assert first.endswith(f" tokens/s; {said}]") and "does not know" not in second
-    placed = engine.prompt(Question("is it a circle <image>?", (np.zeros((24, 24, 3), np.uint8),)))
+    placed = engine.prompt(Question("is it a circle <image>?", (images[0],)))
     assert placed.unknown_words == ()
 
 
