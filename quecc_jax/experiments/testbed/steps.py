@@ -61,9 +61,9 @@ def make_data(grid: Grid, _step: Step, report: Report) -> DataRecord:
     for number, (split, task) in enumerate(product(SPLITS, TASKS)):
         report(number, 8, f"{task} images, {split}")
         count = testbed.test_images if split == "test" else testbed.images
-        size, folder, asked = testbed.vision.image_size, data / f"{task}-{split}", testbed.questions
+        size, folder, each = testbed.vision.image_size, data / f"{task}-{split}", testbed.questions
         pools.append(
-            build_pool(task, split, folder, size, count, asked, testbed.side, testbed.seed, testbed.negations)
+            build_pool(task, split, folder, size, count, each, testbed.side, testbed.seed, testbed.negations)
         )
         blind.append(write_questions(pools[-1], data / f"{task}-{split}-blind"))
     report(6, 8, "text")
