@@ -88,10 +88,10 @@ def describe(usage: "Usage") -> str:
     after = usage.seconds - usage.first_token_seconds
     more = usage.new_tokens > 1 and after > 0
     rate = f", then {(usage.new_tokens - 1) / after:.1f} tokens/s" if more else ""
-    cut = f"; {usage.cut()}" if usage.cut() else ""
+    told = f"; {usage.told()}" if usage.told() else ""
     return (
         f"{usage.new_tokens} tokens after {usage.prompt_tokens} ({usage.visual_tokens} visual); "
-        f"first after {usage.first_token_seconds:.2f} s{rate}{cut}"
+        f"first after {usage.first_token_seconds:.2f} s{rate}{told}"
     )
 
 

@@ -61,7 +61,7 @@ def run(options: Options) -> None:
         for _, piece in answers:
             print(piece if first else "", end="", flush=True)
         print(end="\n" if first else "")
-        if cut := answers.usage[0].cut():
-            notice(cut)
+        if told := answers.usage[0].told():
+            notice(told)
         if options.explain is not None:
             explain(engine, question, options.other_question, limits, options.explain)

@@ -11,7 +11,7 @@ from quecc_jax.config.shapes import adapted_matrices, decoder_matrices
 from quecc_jax.config.validation import validate
 from quecc_jax.convert import transfer
 from quecc_jax.convert.formats import families, llava
-from quecc_jax.convert.formats.decoder_rules import body_prefix, decoder_rules, embedding_name
+from quecc_jax.convert.formats.decoder_rules import TABLES, body_prefix, decoder_rules, embedding_name
 from quecc_jax.convert.formats.peft import PREFIX, pair_rules, peft_settings
 from quecc_jax.convert.io.adapter_files import CONFIG, OTHERS, WEIGHTS, Adapter, Renamed, with_product
 from quecc_jax.convert.io.layer_store import SlabReader
@@ -54,6 +54,21 @@ def projector_beside(adapter: Adapter, model: Opened) -> Opened | None:
     tensors = Renamed(adapter.tensors, names)
     where = f"{adapter.directory} ({OTHERS})"
     return Opened(Source(adapter.hf, tensors.shapes, where), tensors, adapter.directory)
+
+
+def without_tied_head(adapter: Adapter, model: Opened) -> Adapter:
+    """The adapter without an output matrix that repeats its embedding, where the base has one matrix for both: PEFT
+    saves both of a table that it trains tied (ensure_weight_tying)."""
+    given = adapter.replaced
+    heads = [name for name in given if name.endswith("lm_head.weight") and name not in model.source.found]
+    tables = [name for name in given if name.endswith(TABLES)]
+    if len(heads) != 1 or len(tables) != 1:
+        return adapter
+    head, table = (adapter.tensors.read(given[name]) for name in (heads[0], tables[0]))
+    if not np.array_equal(head, table):
+        return adapter
+    kept = {ours: theirs for ours, theirs in given.items() if ours != heads[0]}
+    return dataclasses.replace(adapter, replaced=kept)
 
 
 def misses_projector(adapter: Adapter, model: Opened) -> bool:

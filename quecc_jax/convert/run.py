@@ -18,6 +18,7 @@ from quecc_jax.convert.adapted import (
     misses_projector,
     projector_beside,
     with_adapter,
+    without_tied_head,
     write_adapter,
 )
 from quecc_jax.convert.io.adapter_files import OTHERS, Adapter, Overlaid, open_adapter
@@ -93,20 +94,21 @@ def import_weights(
                 path = sidecar_files.tower_beside(opened["model"])
             if path is not None:
                 opened[name] = sidecar_files.open_checkpoint(
-                    path, allow_pickle, name == "projector", projector
+                    path, allow_pickle, name == "projector", projector, adapter if name == "model" else None
                 )
                 stack.callback(opened[name].tensors.close)
         held = None
         if adapter is not None:
             held = open_adapter(adapter, allow_pickle)
             stack.callback(held.tensors.close)
+            held = without_tied_head(held, opened["model"])
             _take_projector(held, opened)
         plan = plan_import(**{name: one.source for name, one in opened.items()})
         if held is not None:
             check_base(plan, held, opened["model"])
             plan = plan if merge_adapter else with_adapter(plan, held)
         keys = sidecar_files.keys_unread(opened["model"].source.hf, plan.family)
-        for unread in filter(None, (sidecar_files.left_unread(opened), keys)):
+        for unread in filter(None, (sidecar_files.left_unread(opened, adapter), keys)):
             notice(unread)
         tensors: dict[str, TensorSource] = {name: one.tensors for name, one in opened.items()}
         if held is not None:

@@ -59,7 +59,11 @@ class Opened:
 
 
 def open_checkpoint(
-    path: Path, allow_pickle: bool = False, projector: bool = False, read_apart: Path | None = None
+    path: Path,
+    allow_pickle: bool = False,
+    projector: bool = False,
+    read_apart: Path | None = None,
+    adapter: Path | None = None,
 ) -> Opened:
     """Opens a directory of weights, or one file with its config.json beside it, or a GGUF file.
 
@@ -68,6 +72,7 @@ def open_checkpoint(
       allow_pickle: whether pickles may be read.
       projector: whether the original's mm_projector is wanted of a directory that also holds a model.
       read_apart: what is read as the projector, which may lie beside these weights.
+      adapter: what is read as their adapter, which may be a folder beside them.
 
     Raises:
       UserError: it cannot be read, see `open_tensors`, or has no config.json; or what lies beside would
@@ -79,7 +84,7 @@ def open_checkpoint(
     directory = path.parent if path.is_file() else path
     if directory.is_dir():
         # Folders beside a single file may be of anything.
-        refuse_adapter_files(directory, levels=3 if path.is_dir() else 0)
+        refuse_adapter_files(directory, levels=3 if path.is_dir() else 0, read=adapter)
     chosen = choose(path, projector) if path.is_dir() else None
     tensors = open_tensors(path, allow_pickle) if chosen is None else open_chosen(chosen, allow_pickle)
     if not (directory / "config.json").is_file():
@@ -132,15 +137,17 @@ def _config(directory: Path) -> JsonObject:
     return hf
 
 
-def left_unread(opened: Mapping[str, Opened]) -> str:
-    """One sentence that names what holds tensors beside the weights that are read; "" if nothing does."""
+def left_unread(opened: Mapping[str, Opened], adapter: Path | None = None) -> str:
+    """One sentence that names what holds tensors beside the weights and the adapter that are read; "" if nothing
+    does."""
     sources = {one.directory.resolve(): one.directory for one in opened.values() if one.directory is not None}
+    read = {*sources, *(() if adapter is None else (adapter.resolve(),))}
     said = [f"{file} ({kind})" for one in opened.values() for file, kind in one.unread.items()]
     said += [
         f"{directory / name}/ (a folder)"
         for directory in sources.values()
         for name in folders_with_tensors(directory)
-        if (directory / name).resolve() not in sources
+        if (directory / name).resolve() not in read
     ]
     return f"these files beside the weights are not read: {', '.join(said)}" if said else ""
 

@@ -23,7 +23,7 @@ from quecc_jax.data.plans.packing import BatchPlan
 from quecc_jax.data.text.conversation import lay_out
 from quecc_jax.data.text.templates import stops
 from quecc_jax.data.text.tokenizer import load_tokenizer
-from quecc_jax.data.text.turns import asking
+from quecc_jax.data.text.turns import PLACEHOLDER, asking
 from quecc_jax.data.tiles import Arrangement, arrange
 from quecc_jax.errors import BadRow, UserError
 from quecc_jax.generate.decode import Params, advance, begin, decoding_params, on_mesh
@@ -145,7 +145,8 @@ class Engine:
                 out[slot : slot + len(pixels)] = pixels
                 slot += len(pixels)
 
-        return Prompt(encoded, write)
+        unknown = self.tokenizer.unknown_words(question.text.replace(PLACEHOLDER, " "))
+        return Prompt(encoded, write, unknown_words=unknown)
 
     def batch(self, prompts: Sequence[Prompt], length: int, rows: int = 0) -> Batch:
         """The batch of some prompts, on the host.
@@ -245,6 +246,7 @@ class Run:
         self._engine, self._limits, self._began = engine, limits, time.perf_counter()
         prompts = [engine.prompt(one) if isinstance(one, Question) else one for one in asked]
         self._encoded = [prompt.encoded for prompt in prompts]
+        self._unknown = [prompt.unknown_words for prompt in prompts]
         longest = max(len(encoded.codes) for encoded in self._encoded)
         length, self._answer_room = engine.room(longest, limits.max_new_tokens)
         self._batch = engine.batch(prompts, length, rows)
@@ -315,8 +317,9 @@ class Run:
                 first_token_seconds=first,
                 seconds=seconds,
                 ended_by=how,
+                unknown_words=unknown,
             )
-            for one, text, how in zip(self._encoded, self._texts, ended, strict=True)
+            for one, text, how, unknown in zip(self._encoded, self._texts, ended, self._unknown, strict=True)
         ]
 
 

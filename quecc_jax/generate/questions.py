@@ -68,6 +68,8 @@ class Prompt(NamedTuple):
     BadRow where one cannot be read."""
     stored: bool = False
     """It writes stored tower states float16 [I, n, K, D] instead of pixels."""
+    unknown_words: tuple[str, ...] = ()
+    """Of what is asked now, see `Tokenizer.unknown_words`."""
 
 
 class Prompts:
@@ -122,7 +124,16 @@ class Usage(NamedTuple):
     ended_by: str
     """`end` (a token), `stop` (a text) or `length`."""
 
-    def cut(self) -> str:
-        """What to say of a question that was cut; "" of a whole one."""
-        lost = self.cut_question_tokens
-        return f"data.query_length cut {lost} tokens of the question for the compressor" if lost else ""
+    unknown_words: tuple[str, ...] = ()
+    """Of the question, that the tokenizer does not know and which are all one to the model."""
+
+    def told(self) -> str:
+        """What to say of words of the question that the model did not read; "" where it read all."""
+        lost, words = self.cut_question_tokens, " ".join(map(repr, self.unknown_words))
+        said = (
+            f"data.query_length cut {lost} tokens of the question for the compressor" if lost else "",
+            f"the model's tokenizer does not know {words}; it reads the same token for any such word"
+            if words
+            else "",
+        )
+        return "; ".join(filter(None, said))

@@ -8,11 +8,13 @@ can neither read it by DNS rebinding nor post to it.
 
 import base64
 import collections
+import contextlib
 import hashlib
 import json
 import re
 import socket
 import threading
+import time
 import webbrowser
 from collections.abc import Callable, Generator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -40,6 +42,8 @@ MAX_JSON = 256_000
 """Bytes of a question with its conversation."""
 WAITING = 8
 """Questions that may wait for the model at the same time."""
+LINGER = 30.0
+"""Seconds that a request which was refused may go on being sent."""
 HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store"}
 
 
@@ -140,8 +144,8 @@ class Page:
         return {"id": name, "width": width, "height": height}
 
     def ask(self, body: bytes) -> Generator[Json]:
-        """Events of one answer: {"text": piece} as they come, then {"usage", "answer", "query", "attention",
-        "squares"}, the attention for the words that the compressor read.
+        """Events of one answer: {"text": piece} as they come, then {"usage", "told", "answer", "query",
+        "attention", "squares"}, the attention for the words that the compressor read.
 
         Raises:
           Refused: the request is malformed, names an unknown image, or too many wait.
@@ -168,6 +172,7 @@ class Page:
                     yield {"text": piece}
                 yield {
                     "usage": run.usage[0]._asdict(),
+                    "told": run.usage[0].told(),
                     "answer": run.texts()[0],
                     "query": question.asked(),
                     **self._looked(question),
@@ -324,6 +329,18 @@ class _Handler(BaseHTTPRequestHandler):
             # The body may not have been read.
             self.close_connection = True
         self._send(status, "application/json", json.dumps(value).encode())
+        if status >= 400 and self.command == "POST":
+            self._linger()
+
+    def _linger(self) -> None:
+        """Reads on until the sender is done: browsers send all before they read a reply, and a connection that is
+        closed with bytes unread breaks and takes the reply with it."""
+        until = time.monotonic() + LINGER
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_WR)
+            self.connection.settimeout(5)
+            while time.monotonic() < until and self.rfile.read1(1 << 16):
+                pass
 
     def _send(self, status: int, kind: str, body: bytes, more: dict[str, str] | None = None) -> None:
         self._head(status, kind, {"Content-Length": str(len(body)), **(more or {})})

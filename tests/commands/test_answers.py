@@ -161,6 +161,15 @@ def test_a_question_that_a_limit_cuts_is_told(run, image_files, monkeypatch, cap
         assert status == 0 and says in err and bool(says) == ("cut" in err)
 
 
+def test_a_question_with_words_that_the_tokenizer_does_not_know_is_told(
+    run, image_files, monkeypatch, capsys
+):
+    asked = "--checkpoint", run.out, "--image", image_files[0], "--max-new-tokens", 2, "--question"
+    for word, says in (("zebra", "does not know 'zebra'"), ("red", "")):
+        status, _, err = call(monkeypatch, capsys, generate, *asked, f"red {word}")
+        assert status == 0 and says in err and bool(says) == ("does not know" in err)
+
+
 def test_a_template_given_by_hand_is_asked_with(run):
     assert load_vlm(run.out, template="llama_3")[0].data.template == "llama_3"
     assert load.load_engine(run.out, template="chatml").config.data.template == "chatml"

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -227,6 +228,33 @@ def test_what_is_not_a_small_image_is_refused(server):
     ]:
         found, reply, _ = call(port, "POST", "/image", body)
         assert (found, message in json.loads(reply)["error"]) == (status, True), reply
+
+
+def test_a_sender_that_reads_nothing_before_it_has_sent_all_hears_why(server):
+    """As browsers do; the body is more than the sockets hold."""
+    _, port = server
+    for path, size, status in (
+        ("/image", 20_000_000, b"413"),
+        ("/ask", 20_000_000, b"413"),
+        ("/no", 9, b"404"),
+    ):
+        head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: {size}\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+            connection.sendall(head.encode() + bytes(size))
+            reply = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+        assert reply.startswith(b"HTTP/1.1 " + status) and b'{"error": "' in reply
+
+
+def test_words_that_the_tokenizer_does_not_know_are_told(engine, server, images):
+    _, port = server
+    text = "what color is the Giraffe, or the zebra, or the zebra?"
+    said = "the model's tokenizer does not know 'Giraffe' 'zebra'; it reads the same token for any such word"
+    assert ask(port, text=text)[-1]["told"] == said
+    _, _, err = talk_through(engine, text, QUESTIONS[0])
+    first, second = err.splitlines()
+    assert first.endswith(f" tokens/s; {said}]") and "does not know" not in second
+    placed = engine.prompt(Question("is it a circle <image>?", (images[0],)))
+    assert placed.unknown_words == ()
 
 
 def test_a_image_with_a_large_note_is_an_image(server):

@@ -139,13 +139,47 @@ def test_an_output_matrix_of_its_own_is_refused_where_the_base_has_none(tmp_path
             import_weights(folder / "base", folder / "run", adapter=given, merge_adapter=True)
 
 
-@pytest.mark.parametrize("settings", [{}, {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}])
+TIED = {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}
+"""What PEFT is told so that it trains one table for both ends."""
+
+
+@pytest.mark.parametrize("settings", [{}, TIED])
 def test_a_table_that_both_ends_read_is_taken(settings, tmp_path):
     weights, given = tied(tmp_path, **settings)
     import_weights(tmp_path / "base", tmp_path / "run", adapter=given)
     export_weights(tmp_path / "run", tmp_path / "out")
     found = open_tensors(tmp_path / "out").read("model.embed_tokens.weight")
     np.testing.assert_array_equal(found, weights["model.embed_tokens.weight"] + 1)
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_an_output_matrix_that_repeats_a_tied_table_is_the_table(merge, tmp_path):
+    """PEFT saves both where it keeps them tied."""
+    weights, given = tied(tmp_path, **TIED)
+    table = weights["model.embed_tokens.weight"] + 1
+    changed(given, {f"{PREFIX}lm_head.weight": table})
+    import_weights(tmp_path / "base", tmp_path / "run", adapter=given, merge_adapter=merge)
+    export_weights(tmp_path / "run", tmp_path / "out")
+    np.testing.assert_array_equal(open_tensors(tmp_path / "out").read("model.embed_tokens.weight"), table)
+    changed(given, {f"{PREFIX}lm_head.weight": table + 1})
+    with pytest.raises(UserError, match=r"lm_head.* has no lm_head\.weight"):
+        import_weights(tmp_path / "base", tmp_path / "again", adapter=given, merge_adapter=merge)
+
+
+def test_an_adapter_that_lies_in_its_base_s_directory(tmp_path, capsys):
+    weights = put_model(tmp_path / "base", "llama")
+    given = put_adapter(tmp_path / "base" / "lora", pairs := pairs_of(weights, ("q_proj",)))
+    import_weights(tmp_path / "base", tmp_path / "run", adapter=given, merge_adapter=True)
+    assert "not read" not in capsys.readouterr().err
+    export_weights(tmp_path / "run", tmp_path / "out")
+    assert_close(tmp_path / "out", summed(weights, pairs, 2.0))
+    other = put_adapter(tmp_path / "base" / "other", pairs)
+    with pytest.raises(UserError, match=r"holds an adapter \(other/adapter_config\.json"):
+        import_weights(tmp_path / "base", tmp_path / "again", adapter=given)
+    for file in other.iterdir():
+        file.rename(tmp_path / "base" / file.name)
+    with pytest.raises(UserError, match=r"may be merged already; .* a folder of its own"):
+        import_weights(tmp_path / "base", tmp_path / "again", adapter=tmp_path / "base")
 
 
 @pytest.mark.parametrize("change", [{"rope_theta": 5e5}, {"rope_scaling": {"type": "linear", "factor": 4.0}}])

@@ -36,6 +36,10 @@ _NAMES = {
 """Our modules of a layer, or several in one, and their names; LLaMA's for the families that are not here."""
 
 
+TABLES = ("wte.weight", "embed_tokens.weight")
+"""Ends of the names of tables of embeddings, MPT's and all others'."""
+
+
 def body_prefix(family: str) -> str:
     """What stands before a family's names but for the output matrix; before the original's LLaVA names too."""
     return "transformer." if family == "mpt" else "model."
@@ -43,7 +47,7 @@ def body_prefix(family: str) -> str:
 
 def embedding_name(family: str) -> str:
     """The end of the name of a family's table of embeddings."""
-    return "wte.weight" if family == "mpt" else "embed_tokens.weight"
+    return TABLES[0] if family == "mpt" else TABLES[1]
 
 
 def decoder_rules(

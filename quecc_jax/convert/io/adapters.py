@@ -52,12 +52,17 @@ def is_adapter_file(name: str) -> bool:
     return _FILE.fullmatch(name) is not None
 
 
-def refuse_adapter_files(directory: Path, levels: int = 3) -> None:
+def refuse_adapter_files(directory: Path, levels: int = 3, read: Path | None = None) -> None:
     """Refuses a directory with an adapter, in itself or in a folder inside (lora/checkpoint-500/ and such), so
     many levels deep.
 
+    Args:
+      directory: of weights.
+      levels: how deep.
+      read: the adapter that is read with these weights, which may be a folder inside.
+
     Raises:
-      UserError: there is one; all files of it are named.
+      UserError: there is another one; all files of it are named.
     """
     if _DELTA.search(directory.resolve().name):
         raise UserError(
@@ -66,11 +71,16 @@ def refuse_adapter_files(directory: Path, levels: int = 3) -> None:
         )
     found = [
         str(file.relative_to(directory))
-        for folder in _folders(directory, levels)
+        for folder in _folders(directory, levels, None if read is None else read.resolve())
         for file in sorted(folder.iterdir())
         # A link to a file that is gone tells of an adapter all the same.
         if not file.is_dir() and is_adapter_file(file.name)
     ]
+    if found and read is not None and read.resolve() == directory.resolve():
+        raise UserError(
+            f"{directory} holds weights and an adapter ({', '.join(found)}), and may be merged already; if it is not, "
+            "move the adapter into a folder of its own and give that with --adapter"
+        )
     if found:
         raise UserError(
             f"{directory} holds an adapter ({', '.join(found)}), which changes the weights of "
@@ -78,13 +88,13 @@ def refuse_adapter_files(directory: Path, levels: int = 3) -> None:
         )
 
 
-def _folders(directory: Path, levels: int) -> Iterator[Path]:
-    """A directory and the folders inside of it, so many levels deep, since links may lead in circles."""
+def _folders(directory: Path, levels: int, but: Path | None) -> Iterator[Path]:
+    """A directory and the folders inside of it but one, so many levels deep, since links may lead in circles."""
     yield directory
     if levels:
         for folder in sorted(directory.iterdir()):
-            if folder.is_dir() and not folder.name.startswith("."):
-                yield from _folders(folder, levels - 1)
+            if folder.is_dir() and not folder.name.startswith(".") and folder.resolve() != but:
+                yield from _folders(folder, levels - 1, but)
 
 
 def refuse_tensors(names: Iterable[str], hf: JsonObject, where: str) -> None:

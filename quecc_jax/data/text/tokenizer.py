@@ -97,6 +97,14 @@ class Tokenizer:
         begins = after is None or (special is not None and self._blank_behind_special)
         return self._encode(text, not begins) if text else ()
 
+    def unknown_words(self, text: str) -> tuple[str, ...]:
+        """Words of a text that all become `unknown_id`, each once and in order; empty where words cannot."""
+        if self.unknown_id is None or self.unknown_id not in self.encode(text):
+            return ()
+        read = self.hf.backend_tokenizer.encode(text, add_special_tokens=False)
+        spans = zip(read.ids, read.offsets, strict=True)
+        return tuple(dict.fromkeys(text[a:b] for number, (a, b) in spans if number == self.unknown_id))
+
     def decode(
         self, ids: Sequence[int] | np.ndarray, skip_special_tokens: bool = True, strip: bool = True
     ) -> str:
