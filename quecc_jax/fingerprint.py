@@ -9,8 +9,23 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from quecc_jax.config import DataConfig, ModelConfig, VisionConfig
+from quecc_jax.config import DataConfig, DecoderConfig, ModelConfig, VisionConfig
 from quecc_jax.config.shapes import hidden_indices
+
+LATER = (
+    "norm_sites",
+    "zero_centred_norm",
+    "qk_norm",
+    "local_rope_theta",
+    "unrotated_every",
+    "full_every",
+    "query_scalar",
+    "attention_softcap",
+    "logit_softcap",
+    "out_bias",
+    "scale_embeddings",
+)
+"""Settings of a decoder that version 0.1 did not have."""
 
 
 @jax.jit
@@ -58,7 +73,17 @@ def query_fingerprint(params: dict[str, PyTree], model: ModelConfig) -> str:
     if query.encoder == "embeddings":
         return f"embeddings:{fingerprint(decoder['embedding'], model.dtype)}"
     name = f"early_exit {query.layer}" if query.encoder == "early_exit" else "decoder"
-    return f"{name}:{fingerprint(decoder, dataclasses.asdict(model.decoder))}"
+    return f"{name}:{fingerprint(decoder, _decoder_settings(model.decoder))}"
+
+
+def _decoder_settings(decoder: DecoderConfig) -> dict[str, Any]:
+    """All settings, but that features which were stored before there were some of them stay known."""
+    plain = DecoderConfig()
+    return {
+        name: value
+        for name, value in dataclasses.asdict(decoder).items()
+        if name not in LATER or value != getattr(plain, name)
+    }
 
 
 def tower_fingerprint(params: PyTree, vision: VisionConfig, data: DataConfig) -> str:

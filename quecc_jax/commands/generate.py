@@ -34,6 +34,8 @@ def run(options: Options) -> None:
         refuse_unread(options, ("other_question",), "goes with --explain; add it or leave this out")
     elif not options.image:
         raise UserError("--explain draws on an image; give one with --image")
+    elif options.explain.suffix.lower() != ".png":
+        raise UserError(f"--explain {options.explain}: a PNG is drawn; give a name that ends in .png")
     else:
         check_file("--explain", options.explain)
     # Imported late, so that --help and mistakes in the command line answer at once.

@@ -10,6 +10,9 @@ from quecc_jax.experiments.store import read_progress
 from quecc_jax.paths import AnyPath
 from quecc_jax.progress import duration
 
+SAYS_LITTLE = 0.05
+"""Share of the work up to which no time left is said."""
+
 
 class Display:
     """Overall and per-job progress with the time left; a line per finished job in any case."""
@@ -47,7 +50,8 @@ class Display:
             self.progress.update(self.bars[name], completed=share, note=note)
             reached += self.cost[name] * share
         spent, gained = time.time() - self.started, reached - self.before
-        if gained > 0:
+        # The first jobs read and make data, and say little about those that train.
+        if gained > SAYS_LITTLE * total:
             left = spent * (total - reached) / gained
             self.note = f"{duration(spent)} spent, about {duration(left)} left"
         self.progress.update(self.overall, completed=reached / total, note=self.note)

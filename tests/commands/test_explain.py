@@ -83,6 +83,7 @@ def test_the_command_writes_an_image(engine, image, tmp_path, monkeypatch, capsy
     [
         ("--other-question why?", "--other-question goes with --explain"),
         ("--explain out.png", "--explain draws on an image"),
+        ("--image {image} --explain out.txt", "give a name that ends in .png"),
         ("--temperature -1", "--temperature is -1"),
         ("--top-p 0", "--top-p is 0"),
         ("--image {image} --explain {image}/out.png", "cannot be written"),

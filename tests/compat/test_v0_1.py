@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -135,12 +136,28 @@ def test_the_export_comes_back_bit_by_bit(tmp_path):
     assert_bits(flat(params), saved(140))
 
 
+def leaves(value: Any, name: str = "") -> dict[str, Any]:
+    """What a JSON value holds, by its place."""
+    if not isinstance(value, dict | list):
+        return {name: value}
+    parts = value.items() if isinstance(value, dict) else enumerate(value)
+    return {
+        name: type(value),
+        **{k: v for key, part in parts for k, v in leaves(part, f"{name}/{key}").items()},
+    }
+
+
 def test_the_fit_gives_the_same_plan(tmp_path):
     machine = ["--ms", "60", "--chip", "h100", "--batch", "4"]
     assert scaling(["plan", "--fit", str(ROOT / "fit"), *machine, "--out", str(tmp_path)]) == 0
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert len(plan.pop("training")) == 3 and plan.pop("weights") == "bfloat16"
-    assert plan == json.loads((ROOT / "plan" / "plan.json").read_text())
+    found, expected = leaves(plan), leaves(json.loads((ROOT / "plan" / "plan.json").read_text()))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        # Other processors round the last bit otherwise, and regrets are differences.
+        near = pytest.approx(value, rel=1e-12, abs=1e-14) if isinstance(value, float) else value
+        assert found[name] == near, name
 
 
 @pytest.mark.parametrize("name", COMPRESSORS)

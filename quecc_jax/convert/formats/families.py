@@ -192,6 +192,7 @@ def hf_decoder_config(config: DecoderConfig, family: str, max_length: int = 2048
     known = FAMILIES[family]
     if family == "mpt":
         hf: JsonObject = {
+            "architectures": [known.architecture],
             "d_model": config.width,
             "n_heads": config.heads,
             "n_layers": config.depth,
@@ -205,6 +206,7 @@ def hf_decoder_config(config: DecoderConfig, family: str, max_length: int = 2048
         }
     else:
         hf = {
+            "architectures": [known.architecture],
             "vocab_size": config.vocab_size,
             "hidden_size": config.width,
             "intermediate_size": config.mlp_width,
@@ -224,7 +226,7 @@ def hf_decoder_config(config: DecoderConfig, family: str, max_length: int = 2048
             hf["hidden_activation"] = known.defaults["hidden_activation"]
             hf["hidden_act"] = known.defaults["hidden_activation"]
     # Phi-3's default pads with an id that smaller vocabularies do not have.
-    hf |= {"architectures": [known.architecture], "model_type": family, "pad_token_id": None}
+    hf |= {"model_type": family, "pad_token_id": None}
     wanted, kept = simplest(config), decoder_config(hf)
     for field in dataclasses.fields(DecoderConfig):
         ours, theirs = getattr(wanted, field.name), getattr(kept, field.name)
@@ -242,7 +244,7 @@ def _own_keys(config: DecoderConfig) -> JsonObject:
     scalar = config.query_scalar or config.head_dim
     first = next((number for number, window in enumerate(windows) if window), config.depth)
     return {
-        "attention_bias": config.out_bias,
+        **({"attention_bias": True} if config.out_bias else {}),
         "sliding_window": config.window or None,
         "use_sliding_window": config.window > 0,
         "max_window_layers": first if config.window else config.full_layers,
