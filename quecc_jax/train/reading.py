@@ -46,9 +46,10 @@ def _footprint(stored: Any, wanted: Any) -> int:
     part = shape if sharding is None else sharding.shard_shape(tuple(shape))
     storage = getattr(stored, "storage", None)
     chunk = (storage and storage.chunk_shape) or shape
+    # Chunks are read whole, the last of an axis too, which may stick out of the array.
     spanned = (
-        min(size, (math.ceil(mine / max(1, step)) + (mine < size)) * step)
-        for size, mine, step in zip(shape, part, chunk, strict=True)
+        min(math.ceil(size / step), math.ceil(mine / step) + (mine < size)) * step
+        for size, mine, step in zip(shape, part, (max(1, step) for step in chunk), strict=True)
     )
     return math.prod(spanned) * stored.dtype.itemsize
 

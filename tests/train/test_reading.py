@@ -67,6 +67,8 @@ def _stored(shape: tuple[int, ...], chunk: tuple[int, ...]) -> SimpleNamespace:
         ((1, 256, 512), 4 * 64 * (640 // 256 + 2) * 256 * 27648 + 1),
         # What 0.2 wrote: each chunk is a layer, and all of them are read.
         ((1, 5120, 27648), 4 * 64 * 5120 * 27648 + 1),
+        # The last chunk sticks out of the array.
+        ((1, 3000, 27648), 4 * 64 * 6000 * 27648 + 1),
     ],
 )
 def test_a_host_holds_the_chunks_of_one_device_s_part_at_once(chunk, bound):
