@@ -13,6 +13,9 @@ from quecc_jax.config import DataConfig, DecoderConfig, ModelConfig, VisionConfi
 from quecc_jax.config.shapes import hidden_indices
 
 LATER = (
+    "scales",
+    "keep_attention",
+    "keep_cls",
     "norm_sites",
     "zero_centred_norm",
     "qk_norm",
@@ -25,7 +28,7 @@ LATER = (
     "out_bias",
     "scale_embeddings",
 )
-"""Settings of a decoder that version 0.1 did not have."""
+"""Settings of towers and decoders that were not there when the first features were stored."""
 
 
 @jax.jit
@@ -73,31 +76,25 @@ def query_fingerprint(params: dict[str, PyTree], model: ModelConfig) -> str:
     if query.encoder == "embeddings":
         return f"embeddings:{fingerprint(decoder['embedding'], model.dtype)}"
     name = f"early_exit {query.layer}" if query.encoder == "early_exit" else "decoder"
-    return f"{name}:{fingerprint(decoder, _decoder_settings(model.decoder))}"
+    return f"{name}:{fingerprint(decoder, _settings(model.decoder))}"
 
 
-def _decoder_settings(decoder: DecoderConfig) -> dict[str, Any]:
-    """All settings, but that features which were stored before there were some of them stay known."""
-    plain = DecoderConfig()
+def _settings(config: DecoderConfig | VisionConfig) -> dict[str, Any]:
+    """All settings but LATER ones that are as they were before them: features that were stored then stay known."""
+    plain = type(config)()
     return {
         name: value
-        for name, value in dataclasses.asdict(decoder).items()
+        for name, value in dataclasses.asdict(config).items()
         if name not in LATER or value != getattr(plain, name)
     }
 
 
 def tower_fingerprint(params: PyTree, vision: VisionConfig, data: DataConfig) -> str:
     """Of a tower's states: its parameters, which states are kept, how images are read and made square."""
-    settings = {k: v for k, v in dataclasses.asdict(vision).items() if k not in ("levels", "select_layer")}
     # Stored features are of squares; how larger images would be cut does not matter.
-    del settings["tiles"]
-    # Its name in the fingerprints of stored features.
-    settings["attention"] = settings.pop("keep_attention")
-    # Features that were stored before there were such settings stay known.
-    settings = {
-        k: v
-        for k, v in settings.items()
-        if (k, v) not in (("scales", (1,)), ("attention", False), ("keep_cls", False))
-    }
+    settings = {k: v for k, v in _settings(vision).items() if k not in ("levels", "select_layer", "tiles")}
+    if "keep_attention" in settings:
+        # Its name in the fingerprints of stored features.
+        settings["attention"] = settings.pop("keep_attention")
     read = () if data.image_decoding == "upright" else (data.image_decoding,)
     return fingerprint(params, settings, hidden_indices(vision), data.image_aspect, *read)

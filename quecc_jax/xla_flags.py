@@ -15,7 +15,7 @@ FAST_COMPILE = (
 )
 """A step compiles in a fifth of the time and runs slower: right for tests and for few steps."""
 LESS_OPTIMIZED = ("--xla_backend_optimization_level=1", "--xla_cpu_parallel_codegen_split_count=1")
-"""A small model's step compiles in two thirds of the time, and runs as fast."""
+"""A small model's step compiles in three quarters of the time, and runs as fast."""
 ONE_THREAD = ("--xla_cpu_multi_thread_eigen=false",)
 
 

@@ -51,8 +51,8 @@ def run_steps(steps: Sequence[Step], root: Path, how: How) -> None:
       SystemExit: Ctrl-C or SIGTERM, once the command in progress has ended.
       KeyboardInterrupt: Ctrl-C while something is fetched or unpacked.
     """
+    found = states_of(steps, root, how.can_fetch)
     for step in steps:
-        found = states_of(steps, root, how.can_fetch)
         state = found[step.name]
         if state.word == "stale":
             raise UserError(
@@ -67,7 +67,8 @@ def run_steps(steps: Sequence[Step], root: Path, how: How) -> None:
         except KeyboardInterrupt:
             print(f"stopped in {step.name}; the same command goes on there", file=sys.stderr)
             raise
-    _name_missing(states_of(steps, root, how.can_fetch))
+        found = states_of(steps, root, how.can_fetch)
+    _name_missing(found)
 
 
 def _name_missing(found: Mapping[str, State]) -> None:

@@ -7,7 +7,6 @@ VizWiz, TextVQA) or questions share an image (POPE, GQA) that is a rough figure,
 MME adds up ten categories; there an image counts as right or wrong as a whole, equally often in each of them.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -184,5 +183,5 @@ def markdown(found: list[Cell], visual_tokens: int, stand_in: bool) -> str:
 
 def record(found: list[Cell], visual_tokens: int, stand_in: bool) -> dict[str, object]:
     """The same for programs."""
-    plain: list[dict[str, object]] = [one._asdict() for one in found]
-    return {"visual_tokens": visual_tokens, "rehearsal": stand_in, "cells": json.loads(json.dumps(plain))}
+    plain = [one._asdict() for one in found]
+    return {"visual_tokens": visual_tokens, "rehearsal": stand_in, "cells": plain}
