@@ -45,7 +45,9 @@ def obtained(capsys: Any, act: Callable[[], Any], *names: str) -> str:
         text = str(error)
         return "refused" if all(name in text for name in names) and "\n" not in text else text
     text = capsys.readouterr().err
-    lines = [line for line in text.splitlines() if "not read" in line]
+    lines = [
+        line for line in text.splitlines() if line.startswith("these files beside the weights are not read")
+    ]
     if len(lines) == 1 and all(name in lines[0] for name in names):
         return "said"
     return f"imported, saying {text!r}"

@@ -266,6 +266,7 @@ def test_prompts_have_the_ids_of_what_the_chat_template_renders(
 
 def test_qwen3_without_thinking_has_an_empty_thought(conforms: Any, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(write(tmp_path, qwen3()))
+    assert tokenizer.bos_token_id is not None
     text = tokenizer.hf.apply_chat_template(
         [{"role": "user", "content": "Which colour?"}],
         tokenize=False,
@@ -273,7 +274,12 @@ def test_qwen3_without_thinking_has_an_empty_thought(conforms: Any, tmp_path: Pa
         enable_thinking=False,
     )
     made = prompt("Which colour?", 0, tokenizer, DataConfig(template="qwen3_no_think"), 1)
-    conforms("template", "Qwen3 without thinking", tokenizer.encode(text), made.tokens.tolist())
+    conforms(
+        "template",
+        "Qwen3 without thinking",
+        [tokenizer.bos_token_id, *tokenizer.encode(text)],
+        made.tokens.tolist(),
+    )
 
 
 @pytest.mark.parametrize("case", UNKNOWN)

@@ -187,6 +187,13 @@ def test_keys_of_which_nothing_is_known_are_named():
     assert unknown_keys(hf, "qwen3") == ["attn_scale", "unsloth_version"]
 
 
+def test_what_every_config_json_says_is_told_where_it_asks_for_something() -> None:
+    said = {"repetition_penalty": 1.0, "pruned_heads": {}, "max_length": 20, "is_decoder": False}
+    assert unknown_keys(said, "llama") == []
+    asked = {"repetition_penalty": 1.1, "pruned_heads": {"0": [1]}, "max_length": 20, "is_decoder": True}
+    assert unknown_keys(asked, "llama") == ["is_decoder", "pruned_heads", "repetition_penalty"]
+
+
 @pytest.mark.parametrize(
     "name, changes, says",
     [

@@ -259,6 +259,27 @@ _WITHOUT_EFFECT = frozenset(
 )
 """How a model is stored, first drawn, run or told apart: nothing that it computes of a row."""
 
+_PLAIN: Allowed = {
+    **dict.fromkeys(("min_length", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size"), (0, None)),
+    **dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences"), (1, None)),
+    **dict.fromkeys(("temperature", "top_p", "typical_p", "repetition_penalty"), (1, None)),
+    **dict.fromkeys(("do_sample", "early_stopping", "output_scores", "is_decoder"), (False, None)),
+    **dict.fromkeys(("return_dict_in_generate", "remove_invalid_values"), (False, None)),
+    **dict.fromkeys(("add_cross_attention", "tie_encoder_decoder"), (False, None)),
+    **dict.fromkeys(("tf_legacy_loss", "use_bfloat16"), (False, None)),
+    **dict.fromkeys(("bad_words_ids", "suppress_tokens", "begin_suppress_tokens"), (None,)),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "decoder_start_token_id"), (None,)),
+    **dict.fromkeys(("exponential_decay_length_penalty", "cross_attention_hidden_size"), (None,)),
+    **dict.fromkeys(("finetuning_task", "prefix", "sep_token_id", "task_specific_params"), (None,)),
+    "max_length": (20, None),
+    "top_k": (50, None),
+    "length_penalty": (1, None),
+    "diversity_penalty": (0, None),
+    "pruned_heads": ({}, None),
+}
+"""What every config.json of transformers 4 says, and means by it that nothing is to be done; another value is
+told."""
+
 
 def settings(hf: JsonObject, family: str) -> JsonObject:
     """A family's config.json, with transformers' defaults for the keys that it leaves out.
@@ -286,7 +307,7 @@ def unknown_keys(hf: JsonObject, family: str) -> list[str]:
     """Keys of a language model's config.json of which nothing is known, and which are not read."""
     known = FAMILIES[family]
     names = {*known.defaults, *known.only, *known.unread, *_ONLY, *_WITHOUT_EFFECT, "layer_types"}
-    return sorted(hf.keys() - names)
+    return sorted(name for name in hf.keys() - names if name not in _PLAIN or hf[name] not in _PLAIN[name])
 
 
 def refuse(
