@@ -20,8 +20,7 @@ def grid() -> Grid:
     names = [f"qwen1.5-{size}" for size in SIZES]
     return llava_grid(
         out="runs/llava_sweep",
-        stage1=llava.one_each(llava_7b_stage1.config()),
-        stage2=llava.one_each(llava_7b_stage2.config()),
+        stages=[llava.one_each(stage.config()) for stage in (llava_7b_stage1, llava_7b_stage2)],
         llms=tuple(Llm(name, weights=f"weights/{name}", template="qwen") for name in names),
         visual_tokens=(1, 4, 16, 36, 64, 144, 576),
         benchmarks=Benchmarks("pope,gqa", "data/eval"),

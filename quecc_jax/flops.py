@@ -33,11 +33,16 @@ def adapter_params(config: ModelConfig) -> int:
     return config.decoder.depth * config.lora.rank * sides
 
 
+def patch_params(config: VisionConfig) -> int:
+    """Weights of the product that makes a position of a patch's pixels."""
+    return 3 * config.patch_size**2 * config.width
+
+
 def tower_params(config: VisionConfig) -> int:
     """Weights of the vision tower up to the last layer that is read, norms and biases left out."""
     d = config.width
     layers = hidden_indices(config)[-1] * (4 * d * d + 2 * d * config.mlp_width)
-    return layers + 3 * config.patch_size**2 * d
+    return layers + patch_params(config)
 
 
 def text_params(config: ClipTextConfig) -> int:
@@ -76,7 +81,7 @@ def tower_flops(config: VisionConfig) -> float:
     """Forward FLOPs of the vision tower for one image, at all scales, up to the last layer that is read."""
     n, d = config.patches + 1, config.width
     layer = 2.0 * n * (4 * d * d + 2 * d * config.mlp_width) + 4.0 * n * n * d
-    square = hidden_indices(config)[-1] * layer + 2.0 * config.patches * 3 * config.patch_size**2 * d
+    square = hidden_indices(config)[-1] * layer + 2.0 * config.patches * patch_params(config)
     attention = 4.0 * n * d * d if config.keep_attention else 0.0
     return config.tiles_seen * square + attention
 
@@ -163,9 +168,10 @@ def train_flops(
     """Model FLOPs of one optimizer step: forward, and backward of what is trained.
 
     A matrix product costs twice its forward again in the backward pass: once for the gradient of
-    each factor. Frozen weights save theirs, and so do the tower's states, on which the key and value
-    towers' first products act (or the projector's, without a compressor). What is recomputed is not
-    counted, and under adapters the first layer's gradients of text embeddings are. Rows count at their padded length.
+    each factor. Frozen weights save theirs, and so do the states of a frozen tower, on which the key and value
+    towers' first products act (or the projector's, without a compressor), and the pixels of one that is trained. What
+    is recomputed is not counted, and under adapters the first layer's gradients of text embeddings are. Rows count at
+    their padded length.
 
     Args:
       config: the run.
@@ -173,27 +179,47 @@ def train_flops(
       images: image slots of a row of it, or of a pool of rows; None is the most that the config gives one.
       query: tokens of the questions of a row or pool, padding included; None is the most that it may have.
     """
-    model, data, stage = config.model, config.data, config.train.stage
+    model, data = config.model, config.data
     length = data.max_length if length is None else length
     images = data.row_images(model.visual_tokens, model.vision.max_crops) if images is None else images
     decoder = decoder_flops(model.decoder, length, length, length)
     total = 3.0 * (decoder + 2.0 * adapter_params(model) * length)
-    if stage == 1 or model.lora.rank:
+    if not config.trains_whole_decoder:
         total -= decoder - attention_flops(model.decoder, length, length)
     if images:
-        image = 0.0 if data.cached_features else tower_flops(model.tower)
         query = row_limit(data, images) if query is None else query
         asked = 0.0 if data.cached_queries else query_flops(model, query)
-        compressor = compressor_cost(model)
-        adapter, first = compressor.flops + projector_flops(model), compressor.first
-        if not compressor.params:
-            # What has no weights acts on the tower's states, too.
-            linear = dataclasses.replace(model, projector="linear")
-            first = 2.0 * compressor.flops + (projector_flops(linear) if projector_params(model) else 0.0)
-        image += adapter if stage == 0 else 3.0 * adapter - first
+        image = _image_train_flops(config)
         total += (asked + images * image) / data.rows_per_pool + _fusion_train_flops(config, length, images)
     total += teacher_flops(config, length, images)
     return total * config.train.batch_size
+
+
+def _image_train_flops(config: RunConfig) -> float:
+    """What is done for one image: tower, compressor and projector, forward, and backward where they are trained."""
+    model, trained = config.model, config.train.trained
+    tower, compressor = tower_flops(model.tower), compressor_cost(model)
+    projector, first = projector_flops(model), compressor.first
+    if config.trains_tower:
+        pixels = 2.0 * model.tower.tiles_seen * patch_params(model.tower) * model.vision.patches
+        return 3.0 * (tower + compressor.flops + projector) - pixels
+    linear = (
+        projector_flops(dataclasses.replace(model, projector="linear")) if projector_params(model) else 0.0
+    )
+    if not compressor.params:
+        # What has no weights acts on the tower's states, too.
+        first = 2.0 * compressor.flops + linear
+    seen = 0.0 if config.data.cached_features else tower
+    if {"compressor", "projector"} <= {*trained}:
+        return seen + 3.0 * (compressor.flops + projector) - first
+    if "compressor" in trained:
+        return (
+            seen + 3.0 * compressor.flops - first + (1.0 if model.compressor.projected else 2.0) * projector
+        )
+    if "projector" in trained:
+        below = 3.0 * compressor.flops if model.compressor.projected else compressor.flops
+        return seen + below + 3.0 * projector - linear
+    return seen + compressor.flops + projector
 
 
 def teacher_flops(config: RunConfig, length: int, images: int) -> float:
@@ -211,12 +237,14 @@ def _fusion_train_flops(config: RunConfig, length: int, images: int) -> float:
     forward = fusion_flops(model, images, length)
     if not forward:
         return 0.0
-    projected = 2.0 * images * model.memory_tokens
-    if config.train.stage == 0:
+    projected, trained = 2.0 * images * model.memory_tokens, config.train.trained
+    total = 3.0 * forward
+    if "compressor" not in trained:
         positions = length + images * (model.memory_tokens + model.visual_tokens)
-        frozen = 2.0 * positions * decoder_params(model.fusion_layers)
-        return 3.0 * forward - frozen - 2.0 * projected * projector_params(model)
-    if not model.compressor.reads_all_patches or not projector_params(model):
-        return 3.0 * forward
-    # The projector acts on the tower's own states there.
-    return 3.0 * forward - projected * projector_params(dataclasses.replace(model, projector="linear"))
+        total -= 2.0 * positions * decoder_params(model.fusion_layers)
+    if "projector" not in trained:
+        return total - 2.0 * projected * projector_params(model)
+    if config.trains_tower or not model.compressor.reads_all_patches or not projector_params(model):
+        return total
+    # The projector acts on the states of a frozen tower there.
+    return total - projected * projector_params(dataclasses.replace(model, projector="linear"))

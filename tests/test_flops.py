@@ -323,6 +323,33 @@ def test_a_training_step(stage, images, cached, compressor, lora):
     assert flops.train_flops(config) == pytest.approx(theirs, rel=0.05)
 
 
+SEEN = ("vision", "compressor", "projector")
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize(
+    "parts", [(*SEEN, "decoder"), SEEN, ("compressor",), ("projector",), ("compressor", "decoder")]
+)
+def test_a_step_that_trains_some_parts_runs_what_is_counted(parts, remat):
+    """Products of the compiled program, loops in full."""
+    vision = dataclasses.replace(MODEL.vision, depth=2, levels=(1, 2), select_layer=-1)
+    decoder = dataclasses.replace(MODEL.decoder, depth=2)
+    model = dataclasses.replace(MODEL, vision=vision, decoder=decoder, remat=remat)
+    train = TrainConfig(stage=3, parts=parts, batch_size=2, loss_chunk=256)
+    config = dataclasses.replace(CONFIG, model=model, train=train)
+    trainer = build_trainer(config, make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1]))
+    executed: float = hlo.flops(hlo.parse(trainer.lower().compile().as_text() or ""))
+    # The backward pass computes logits anew; that is work of the machine, not of the model.
+    executed -= 2 * flops.decoder_flops(model.decoder, 0, 0, 256)
+    if remat == "full":
+        again = 2 * flops.decoder_flops(model.decoder, 256, 256, 0)
+        again += 2 * flops.tower_flops(vision) if "vision" in parts else 0.0
+        # The last product of a layer is not made again.
+        assert 0.7 * again < executed - flops.train_flops(config) < again
+    else:
+        assert flops.train_flops(config) == pytest.approx(executed, rel=0.02)
+
+
 FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": {"qkv_bias": True, "tie_embeddings": True},
     "qwen3": {"qk_norm": "head", "head_width": 192},

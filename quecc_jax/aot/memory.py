@@ -116,26 +116,26 @@ def _state(config: RunConfig, parts: _Parts) -> tuple[float, float]:
     """(frozen, trained) bytes of parameters per device."""
     model, train, whole = config.model, config.train, parts.width * parts.other
     decoder, lora = model.decoder, model.lora.rank
-    beside = flops.compressor_cost(model).params + flops.projector_params(model)
-    towers = 0 if config.data.cached_features else flops.tower_params(model.tower)
-    towers += text_tower_params(model)
+    seen = {
+        "text": text_tower_params(model),
+        "vision": 0 if config.data.cached_features else flops.tower_params(model.tower),
+        "compressor": flops.compressor_cost(model).params,
+        "projector": flops.projector_params(model),
+    }
     if not config.data.images_per_row:
-        beside = towers = 0
-    frozen, trained = 4.0 * towers / whole, 0.0
-    if train.stage == 0:
-        frozen += 4 * beside / whole
-    else:
-        trained += 4 * beside / whole
+        seen = {}
+    trained = sum(4 * number / whole for part, number in seen.items() if part in train.trained)
+    frozen = sum(4 * number / whole for part, number in seen.items() if part not in train.trained)
     kept: Weights = model.dtype if lora else "float32"
     form = kept if train.frozen_weights == "auto" else train.frozen_weights
     held = (layer_bytes(decoder, form) + BITS[kept] / 8 * table_params(decoder)) / whole
-    if lora or train.stage == 1:
-        frozen += held
-    else:
+    if config.trains_whole_decoder:
         trained += held
+    else:
+        frozen += held
     if train.distil.weight:
         frozen += 4 * flops.projector_params(model) / whole
-        if train.stage == 2 and not lora:
+        if config.trains_whole_decoder:
             own = flops.decoder_params(decoder) + table_params(decoder)
             frozen += BITS[model.dtype] / 8 * own / whole
     # Of each pair one matrix has the width of the stream, over which fsdp goes; the other lies whole on its devices.
@@ -153,11 +153,13 @@ def _activations(config: RunConfig, parts: _Parts) -> float:
     width = decoder.width / (parts.other if config.mesh.sequence_parallel else 1)
     hidden, table = decoder.mlp_width / parts.other, decoder.width * decoder.vocab_size / parts.other
     positions, one = rows * data.max_length, dataclasses.replace(decoder, depth=1)
-    whole = train.stage != 1 and not model.lora.rank
+    whole = config.trains_whole_decoder
     # Of each layer its input is kept, or without remat what its backward pass reads; dots and attention keep less.
     kept, work = number * width, number * (3 * hidden + 6 * width)
     if model.remat != "full":
-        kept = number / 2 * (8 * hidden + 22 * width if train.stage == 1 else 10 * hidden + 36 * width)
+        kept = (
+            number / 2 * (10 * hidden + 36 * width if "decoder" in train.trained else 8 * hidden + 22 * width)
+        )
     tables = table * 2 * number * gathers
     if not model.lora.rank and number < 4 and train.frozen_weights == "auto":
         tables += number * (flops.decoder_params(decoder) + table_params(decoder)) / parts.width / parts.other
@@ -192,4 +194,9 @@ def _images(config: RunConfig, parts: _Parts, rows: int) -> float:
     weights = 2.0 * number * flops.tower_params(tower) / parts.width / parts.other
     pixels = 3.0 * tower.tiles_seen * tower.image_size**2 * config.train.batch_size / parts.rows
     states = number * tower.depth * positions * tower.width + 4 * tower.heads * positions**2
+    if config.trains_tower:
+        # What one layer's backward pass reads beside the layers' inputs.
+        states += (
+            number * positions * (2 * tower.mlp_width + 8 * tower.width) + 8 * tower.heads * positions**2
+        )
     return weights + images / data.rows_per_pool * (2 * pixels + rows * tower.tiles_seen * states)

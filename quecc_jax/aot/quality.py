@@ -11,7 +11,8 @@ from quecc_jax.flops import attention_flops, decoder_params
 MOST_FLOPS = {"none": 1.10, "dots": 1.25, "attention": 1.45, "full": 1.45}
 """HLO FLOPs over model FLOPs in stages that train the decoder, by `model.remat`."""
 FROZEN_FLOPS = 1.6
-"""The same in stage 1: recomputing the forward pass weighs more where the backward pass is short."""
+"""The same where the decoder is frozen, as in stage 1: recomputing the forward pass weighs more where the backward
+pass is short."""
 
 
 def defects(config: RunConfig, mesh: dict[str, int], program: Program, flops_ratio: float) -> list[str]:
@@ -25,19 +26,19 @@ def defects(config: RunConfig, mesh: dict[str, int], program: Program, flops_rat
 
 
 def _work(config: RunConfig, mesh: dict[str, int], program: Program, ratio: float) -> Iterator[str]:
-    remat, stage, decoder = config.model.remat, config.train.stage, config.model.decoder
-    most = FROZEN_FLOPS if stage == 1 and remat in ("attention", "full") else MOST_FLOPS[remat]
+    remat, decoder, frozen = config.model.remat, config.model.decoder, "decoder" not in config.train.trained
+    most = FROZEN_FLOPS if frozen and remat in ("attention", "full") else MOST_FLOPS[remat]
     if ratio > most:
         yield f"HLO FLOPs are {ratio:.3f} of the model's, above {most}"
-    if backward_flops(program, "vision/"):
+    if not config.trains_tower and backward_flops(program, "vision/"):
         yield "the tower is differentiated"
-    if stage == 1:
+    if frozen:
         length, rows = config.data.max_length, config.train.batch_size
         inputs = 2 * decoder_params(decoder) * length + 2 * attention_flops(decoder, length, length)
         chips = math.prod(mesh.values())
         # Kernels compute scores again in the backward pass: half as much as its gradients.
         if backward_flops(program, "decoder/") * chips > 1.25 * inputs * rows:
-            yield "stage 1 computes gradients of frozen decoder weights"
+            yield f"stage {config.train.stage} computes gradients of frozen decoder weights"
 
 
 def backward_flops(program: Program, part: str) -> int:

@@ -15,7 +15,8 @@ from typing import NoReturn
 
 import tyro
 
-from quecc_jax.commands.options import parse, refusals
+from quecc_jax.commands.config_file import is_recipe, names_stage
+from quecc_jax.commands.options import parse, parse_stages, refusals
 from quecc_jax.errors import UserError, program, run_cli
 
 COMMANDS = {
@@ -36,6 +37,8 @@ COMMANDS = {
     "plan": "choose LLM size and visual tokens for a budget",
 }
 """Every command and what it does; its module has the same name with underscores."""
+OF_RECIPES = ("train",)
+"""Those that take all stages of a recipe, one after another: their modules have `run_stages` beside `run`."""
 
 
 def quecc(argv: Sequence[str] | None = None, prog: str = "quecc", names: Sequence[str] = (*COMMANDS,)) -> int:
@@ -92,4 +95,7 @@ def execute(command: str, argv: Sequence[str], prog: str = "quecc") -> None:
       SystemExit: with status 0, after printing the help.
     """
     module = importlib.import_module(f"quecc_jax.commands.{command.replace('-', '_')}")
-    module.run(parse(module.Options, argv, prog))
+    if command in OF_RECIPES and argv and is_recipe(argv[0]) and not names_stage(argv[0]):
+        module.run_stages(parse_stages(module.Options, argv, prog))
+    else:
+        module.run(parse(module.Options, argv, prog))

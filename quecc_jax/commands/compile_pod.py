@@ -162,7 +162,7 @@ def show_sharding(config: RunConfig, topology: Topology) -> None:
         spec_text = ", ".join("+".join(a) if isinstance(a, tuple) else a or "·" for a in row.spec)
         axis_names = ", ".join(name or "·" for name in row.axes)
         table.add_row(row.name, "x".join(map(str, row.shape)), axis_names, spec_text, _mib(row.chip_bytes))
-    names = trained_names({r.name.split("/")[0] for r in rows}, config.train.stage)
+    names = trained_names({r.name.split("/")[0] for r in rows}, config.train)
     trained = [r for r in rows if r.name.split("/")[0] in names]
     whole, chip = sum(r.bytes for r in rows), sum(r.chip_bytes for r in rows)
     slots = 2 * sum(r.chip_bytes for r in trained)

@@ -1,7 +1,8 @@
-"""Config files: Python files with a function that returns a dataclass."""
+"""Config files: Python files with a function that returns a dataclass, or the stages of a recipe."""
 
 import ast
 import contextlib
+import dataclasses
 import importlib.util
 import os
 import re
@@ -11,7 +12,7 @@ import typing
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from quecc_jax.config import RunConfig
 from quecc_jax.config.io import from_dict, nearest, to_dict
@@ -24,16 +25,70 @@ CONFIGS = "configs"
 """The folder of the repository that holds the config files which its documentation names."""
 
 
+STAGES = re.compile(r"^def stages\(", re.MULTILINE)
+
+
 def load_config_file(path: str) -> RunConfig:
-    """Runs a config file and returns what its `config()` returns.
+    """Runs a config file and returns what its `config()` returns, or one stage of a recipe.
 
     Args:
-      path: the file, or `FILE.py:NAME` where `config` takes a name, such as a model's size.
+      path: the file, or `FILE.py:NAME` where `config` takes a name, such as a model's size; of a recipe `FILE.py:N` or
+        `FILE.py:NAME:N` for its stage N, counted from 1.
 
     Raises:
-      UserError: no such file, a mistake in it (with its line), or no `config() -> RunConfig`.
+      UserError: no such file, a mistake in it (with its line), no `config() -> RunConfig`, or no such stage.
     """
-    return load_file(path, "config", RunConfig)
+    if not is_recipe(path):
+        return load_file(path, "config", RunConfig)
+    file, number = _stage(path)
+    stages = load_stages(file)
+    if not 1 <= number <= len(stages):
+        raise UserError(
+            f"config file {path} has {len(stages)} stages and this takes one of them; name it, as in {file}:1"
+        )
+    return stages[number - 1]
+
+
+def is_recipe(path: str) -> bool:
+    """Whether a config file, with or without names behind it, has `stages()` in place of `config()`."""
+    file = Path(_parts(path)[0])
+    return file.is_file() and STAGES.search(file.read_text("utf-8", "replace")) is not None
+
+
+def names_stage(path: str) -> bool:
+    """Whether one stage of a recipe is named."""
+    return _stage(path)[1] > 0
+
+
+def _stage(path: str) -> tuple[str, int]:
+    """(a recipe without the number of a stage, that number or 0)"""
+    before, _, last = path.rpartition(":")
+    return (before, int(last)) if before and last.isdecimal() else (path, 0)
+
+
+def load_stages(path: str) -> tuple[RunConfig, ...]:
+    """Runs a recipe and returns its stages, each of which starts from the one before unless it says from what.
+
+    Args:
+      path: the file, or `FILE.py:NAME` where `stages` takes a name.
+
+    Raises:
+      UserError: as `load_config_file`, or two stages that share a directory or a number.
+    """
+    made = _made(path, "stages")
+    if not isinstance(made, list | tuple) or not made or not all(isinstance(one, RunConfig) for one in made):
+        raise UserError(f"config file {path}: stages() did not return a list of RunConfig")
+    stages: list[RunConfig] = []
+    for one in made:
+        before = stages[-1].out if stages else ""
+        stages.append(_checked(path, RunConfig, dataclasses.replace(one, init_from=one.init_from or before)))
+    for field, values in (
+        ("out", [one.out for one in stages]),
+        ("train.stage", [one.train.stage for one in stages]),
+    ):
+        if len({*values}) < len(values):
+            raise UserError(f"config file {path}: its stages repeat {field} {', '.join(map(str, values))}")
+    return tuple(stages)
 
 
 def load_file(path: str, function: str, kind: type[T]) -> T:
@@ -44,8 +99,32 @@ def load_file(path: str, function: str, kind: type[T]) -> T:
     Raises:
       UserError: no such file, a mistake in it (with its line), or no such function with such a result.
     """
+    made = _made(path, function)
+    path = _parts(path)[0]
+    if not isinstance(made, kind):
+        raise UserError(
+            f"config file {path}: {function}() returned {type(made).__name__}, not a {kind.__name__}"
+        )
+    return _checked(path, kind, made)
+
+
+def _checked(path: str, kind: type[T], made: T) -> T:
+    """What a file made, with its fields' types, which dataclasses do not check."""
+    try:
+        return from_dict(kind, to_dict(made))
+    except UserError as error:
+        raise UserError(f"config file {path}: {error}") from None
+
+
+def _parts(path: str) -> tuple[str, list[str]]:
+    """(the file, the arguments of its function)"""
     path, colon, name = path.partition(".py:")
-    path, arguments = (f"{path}.py", [name]) if colon else (path, [])
+    return (f"{path}.py", [name]) if colon else (path, [])
+
+
+def _made(path: str, function: str) -> Any:
+    """Runs a Python file and returns what its function of that name returns."""
+    path, arguments = _parts(path)
     file = Path(path)
     if not file.is_file():
         neighbours = [
@@ -56,7 +135,7 @@ def load_file(path: str, function: str, kind: type[T]) -> T:
         elif file.parts[:1] == (CONFIGS,) and not Path(CONFIGS).is_dir():
             hint = (
                 f"{CONFIGS}/ comes with the repository, not with the installed package: run this in a clone, or "
-                f"give a Python file of yours whose {function}() returns a {kind.__name__}"
+                f"give a Python file of yours that has {function}()"
             )
         else:
             hint = "give the path of a Python file"
@@ -69,27 +148,18 @@ def load_file(path: str, function: str, kind: type[T]) -> T:
         ast.parse(file.read_text(), path)
         with _importable_here():
             spec.loader.exec_module(module)
-            made = getattr(module, function)(*arguments)
+            return getattr(module, function)(*arguments)
     except UserError as error:
         raise UserError(f"config file {path}: {error}") from None
     except SyntaxError as error:
         raise UserError(f"config file {path}, line {error.lineno}: {error.msg}") from None
     except Exception as error:
         if not hasattr(module, function) and isinstance(error, AttributeError):
-            others = [f"{name}()" for name in ("config", "grid") if hasattr(module, name)]
+            others = [f"{name}()" for name in ("config", "grid", "stages") if hasattr(module, name)]
             has = f"it has {others[0]}, which other commands read" if others else "is it a config file?"
             raise UserError(f"config file {path} has no {function}() function; {has}") from None
         said = _renamed(error) or f"{type(error).__name__}: {error}"
         raise UserError(f"config file {path}{_line(error, file)}: {said}") from None
-    if not isinstance(made, kind):
-        raise UserError(
-            f"config file {path}: {function}() returned {type(made).__name__}, not a {kind.__name__}"
-        )
-    # Dataclasses do not check their fields' types; the strict reader does.
-    try:
-        return from_dict(kind, to_dict(made))
-    except UserError as error:
-        raise UserError(f"config file {path}: {error}") from None
 
 
 def shipped(name: str) -> ModuleType:

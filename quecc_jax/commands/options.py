@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 
 from quecc_jax.commands.checks import flag
-from quecc_jax.commands.config_file import load_config_file
+from quecc_jax.commands.config_file import load_config_file, load_stages
 from quecc_jax.config import RunConfig
 from quecc_jax.config.compressors import config_class, exchanged, names
 from quecc_jax.config.io import nearest
@@ -64,6 +64,34 @@ def parse(options: type[T], argv: Sequence[str], prog: str) -> T:
     chosen = _uncounted(parsed.config, argv)  # type: ignore[attr-defined]
     validate(chosen)
     return dataclasses.replace(parsed, config=chosen)  # type: ignore[type-var]
+
+
+def parse_stages(options: type[T], argv: Sequence[str], prog: str) -> list[T]:
+    """Options of each stage of the recipe that the first argument names. Settings behind it hold in all of them, but
+    for two: `--out DIR` is their parent directory, and `--init-from RUN` is what the first starts from.
+
+    Raises:
+      UserError: as `parse`.
+    """
+    file, out, start = argv[0], _given(argv, "--out"), _given(argv, "--init-from")
+    parsed: list[T] = []
+    for number, stage in enumerate(load_stages(file), start=1):
+        more = [] if out is None else [f"--out={out}/stage{stage.train.stage}"]
+        if start is not None and number > 1:
+            before: RunConfig = parsed[-1].config  # type: ignore[attr-defined]
+            more.append(f"--init-from={before.out}")
+        parsed.append(parse(options, [f"{file}:{number}", *argv[1:], *more], prog))
+    return parsed
+
+
+def _given(argv: Sequence[str], option: str) -> str | None:
+    """What is given to an option among the arguments, the last that is."""
+    found = None
+    for token, after in zip(argv, [*argv[1:], None], strict=True):
+        name, equals, value = token.partition("=")
+        if name.replace("_", "-") == option:
+            found = value if equals else after
+    return found
 
 
 def _uncounted(config: RunConfig, argv: Sequence[str]) -> RunConfig:

@@ -257,4 +257,4 @@ def _trained(run: RunConfig) -> str:
     kept = "" if form == "auto" else f" in {form}"
     if lora:
         return f"adapters of rank {lora}{kept}"
-    return f"frozen{kept}" if run.train.stage == 1 else "whole"
+    return "whole" if run.trains_whole_decoder else f"frozen{kept}"

@@ -1,23 +1,31 @@
-"""Trains one run: `python -m launch.train configs/NAME.py --optimizer.learning-rate 1e-4`.
+"""Trains one run, or all stages of a recipe: `python -m launch.train configs/NAME.py --optimizer.learning-rate 1e-4`.
 
 On several hosts, start the same command on each of them; see `quecc_jax.distributed`.
 """
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 
 from quecc_jax.commands.options import RunSettings
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Trains one run. CONFIG.py gives the settings; options override them."""
+    """Trains one run, or one after another the stages of a recipe, a file that has `stages()`; FILE.py:2 is its second
+    stage alone. CONFIG.py gives the settings; options override them, of all stages, but --out, the directory of their
+    directories, and --init-from, which is where the first begins."""
 
     config: RunSettings
 
 
 def run(options: Options) -> None:
-    """Trains, and prints where the result lies.
+    """Trains one run; see `run_stages`."""
+    run_stages([options])
+
+
+def run_stages(stages: Sequence[Options]) -> None:
+    """Trains run after run, and prints where each result lies. Those that are done already are passed over.
 
     SIGTERM, which announces that the machine will be taken away, saves a checkpoint if a step was done, and ends with
     status 0; the same command then continues.
@@ -25,27 +33,33 @@ def run(options: Options) -> None:
     # Imported late, so that --help and mistakes in the command line answer at once.
     import jax
 
-    from quecc_jax.distributed import joined
+    from quecc_jax.distributed import joined, notice
     from quecc_jax.train.logs.terminal import describe_goodput
     from quecc_jax.train.loop import train
     from quecc_jax.train.preemption import Preempted
 
     with joined():
-        try:
-            summary = train(options.config)
-            report = (
-                f"{describe_goodput(summary)}\n{summary['out']}: step {summary['step']}, loss "
-                f"{summary['loss']:.4f}, {summary['skipped']} steps skipped"
-            )
-            if summary["truncated"] or summary["dropped"]:
-                report += (
-                    f"\n{summary['truncated']} rows were longer than data.max_length and lost their "
-                    f"end, {summary['dropped']} were left out"
+        for number, config in enumerate((one.config for one in stages), start=1):
+            if len(stages) > 1:
+                notice(f"{config.out}: stage {number} of {len(stages)}, {' and '.join(config.train.trained)}")
+            preempted = False
+            try:
+                summary = train(config)
+                report = (
+                    f"{describe_goodput(summary)}\n{summary['out']}: step {summary['step']}, loss "
+                    f"{summary['loss']:.4f}, {summary['skipped']} steps skipped"
                 )
-        except Preempted as preempted:
-            report = f"{preempted}; the same command continues it"
-        except KeyboardInterrupt:
-            print(f"{options.config.out}: the same command continues from what was saved", file=sys.stderr)
-            raise
-        if jax.process_index() == 0:
-            print(report)
+                if summary["truncated"] or summary["dropped"]:
+                    report += (
+                        f"\n{summary['truncated']} rows were longer than data.max_length and lost their "
+                        f"end, {summary['dropped']} were left out"
+                    )
+            except Preempted as said:
+                preempted, report = True, f"{said}; the same command continues it"
+            except KeyboardInterrupt:
+                print(f"{config.out}: the same command continues from what was saved", file=sys.stderr)
+                raise
+            if jax.process_index() == 0:
+                print(report)
+            if preempted:
+                return

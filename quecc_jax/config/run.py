@@ -19,6 +19,8 @@ class OptimizerConfig:
     learning_rate: float = 1e-3
     projector_learning_rate: float | None = None
     """Separate peak rate for compressor and projector; the schedule's shape is shared."""
+    vision_learning_rate: float | None = None
+    """The same for the tower, where it is trained."""
     warmup_ratio: float = 0.03
     weight_decay: float = 0.0
     """Acts on matrices, tables and learned vectors; biases and the scales of norms are left alone."""
@@ -41,13 +43,27 @@ class DistilConfig:
     gradient keeps its size (arXiv 1503.02531)."""
 
 
+Part = Literal["vision", "compressor", "projector", "decoder"]
+"""A part of the model that training can change; `vision` is the tower."""
+
+_PARTS: dict[int, tuple[Part, ...]] = {
+    0: ("decoder",),
+    1: ("compressor", "projector"),
+    2: ("compressor", "projector", "decoder"),
+}
+"""What a stage trains that does not say."""
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """Length, batch and bookkeeping of one training stage."""
 
-    stage: Literal[0, 1, 2] = 1
-    """0 trains the decoder alone, on text; 1 compressor and projector; 2 these and the decoder.
-    The tower is always frozen."""
+    stage: int = 1
+    """Its number. One that names no `parts` trains by it: 0 the decoder alone, on text; 1 compressor and projector; 2
+    these and the decoder."""
+    parts: tuple[Part, ...] = ()
+    """What is trained, all else stays as it is; empty is what `stage` means. Adapters (`model.lora`) stand in for the
+    decoder. The tower is frozen unless it is named."""
     steps: int = 1000
     epochs: float = 0.0
     """Passes over the joined sources; `launch.train` then counts `steps` from the data before the first of them, and
@@ -74,6 +90,11 @@ class TrainConfig:
     wandb: str = ""
     """Project of Weights & Biases, or TEAM/PROJECT, that the log's scalars go to as well; empty is none. Its own
     environment variables hold: WANDB_MODE=offline writes files alone."""
+
+    @property
+    def trained(self) -> tuple[Part, ...]:
+        """The parts that this stage trains; none where it is past 2 and does not say."""
+        return self.parts or _PARTS.get(self.stage, ())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,3 +144,13 @@ class RunConfig:
     `init_from` has not: their features were cached, or they come from elsewhere."""
     profile: str = ""
     """FIRST:LAST traces these steps with JAX's profiler into `out`/profile."""
+
+    @property
+    def trains_whole_decoder(self) -> bool:
+        """Whether the decoder's own weights are trained, and not adapters in their stead or nothing of it."""
+        return "decoder" in self.train.trained and not self.model.lora.rank
+
+    @property
+    def trains_tower(self) -> bool:
+        """Whether the tower of images is trained."""
+        return "vision" in self.train.trained

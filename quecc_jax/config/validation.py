@@ -49,11 +49,7 @@ def validate(config: RunConfig) -> None:
             f"model.attention_kernel cudnn does not take decoder.attention_softcap {decoder.attention_softcap:g}",
         ),
         *_lora_checks(config.model),
-        (
-            train.frozen_weights == "auto" or train.stage == 1 or config.model.lora.rank > 0,
-            f"train.frozen_weights {train.frozen_weights} is for a decoder that is frozen, but train.stage "
-            f"{train.stage} trains all of it where model.lora.rank is 0",
-        ),
+        *_part_checks(config),
         (
             not train.epochs or all(source.weight is None for source in config.data.sources),
             f"train.epochs {train.epochs:g} needs sources that are joined, but data.sources have weights, by which "
@@ -91,10 +87,12 @@ def validate(config: RunConfig) -> None:
             f"model.projector identity needs vision.width {vision.width}{scales} and decoder.width "
             f"{decoder.width} to be equal; change one of them or use linear"
         )
-    if depth == 0 and train.stage == 1 and not _trainable(config.model):
+    weightless = {"projector"} if depth == 0 else set()
+    weightless |= set() if _trainable(config.model) else {"compressor"}
+    if not {*train.trained} - weightless:
         raise UserError(
-            "train.stage 1 has nothing to train: neither compressor nor projector has "
-            "parameters; choose stage 0 or 2"
+            f"train.stage {train.stage} has nothing to train: {' and '.join(train.trained)} have no parameters here; "
+            "choose stage 0 or 2, or name others in train.parts"
         )
     _check_data(config.data, vision.max_crops)
     _check_pools(config)
@@ -163,6 +161,49 @@ def _lora_checks(model: ModelConfig) -> list[tuple[bool, str]]:
     ]
 
 
+def _part_checks(config: RunConfig) -> list[tuple[bool, str]]:
+    """(holds, what to say if it does not) for every rule about what is trained."""
+    train, data, rates = config.train, config.data, config.optimizer
+    who, seen = f"train.parts {', '.join(train.parts)}", {"vision", "compressor", "projector"}
+    return [
+        (
+            bool(train.trained),
+            f"train.stage {train.stage} is past 2 and has to say what it trains, but train.parts is empty",
+        ),
+        (len(set(train.parts)) == len(train.parts), f"{who} repeats itself"),
+        (
+            not config.trains_tower or {"compressor", "projector"} <= {*train.parts},
+            f"{who} trains the tower below a frozen part; compressor and projector are named with vision",
+        ),
+        (
+            not config.trains_tower or not data.cached_features,
+            f"{who} trains the tower, but data.cached_features are of one that stays as it was",
+        ),
+        (
+            not config.trains_tower or not train.distil.weight,
+            f"{who} trains the tower, but the teacher of train.distil.weight {train.distil.weight:g} sees through it",
+        ),
+        (
+            rates.vision_learning_rate is None or config.trains_tower,
+            f"optimizer.vision_learning_rate {rates.vision_learning_rate or 0:g} is of a tower that is trained, but "
+            "train.parts does not name vision",
+        ),
+        (
+            data.images_per_row > 0 or not seen & {*train.parts},
+            f"{who} trains what images pass through, but data.images_per_row is 0",
+        ),
+        (
+            not train.parts or "decoder" in train.parts or not config.model.lora.rank,
+            f"{who} leaves out the decoder, but model.lora.rank {config.model.lora.rank} trains adapters of it",
+        ),
+        (
+            train.frozen_weights == "auto" or not config.trains_whole_decoder,
+            f"train.frozen_weights {train.frozen_weights} is for a decoder that is frozen, but train.stage "
+            f"{train.stage} trains all of it where model.lora.rank is 0",
+        ),
+    ]
+
+
 def _distil_checks(config: RunConfig) -> list[tuple[bool, str]]:
     """(holds, what to say if it does not) for every rule about a teacher."""
     weight, train, vision = config.train.distil.weight, config.train, config.model.vision
@@ -178,7 +219,10 @@ def _distil_checks(config: RunConfig) -> list[tuple[bool, str]]:
             config.model.compressor.name != "none",
             f"{who} with all visual tokens, but compressor none makes the student one, too",
         ),
-        (train.stage > 0, f"{who}, but train.stage 0 trains neither compressor nor projector"),
+        (
+            bool({"compressor", "projector"} & {*train.trained}),
+            f"{who}, but train.stage {train.stage} trains neither compressor nor projector",
+        ),
         (config.data.images_per_row > 0, f"{who} with all visual tokens, but data.images_per_row is 0"),
         (not vision.tiles, f"{who}, which sees squares, but model.vision.tiles cut images into crops"),
     ]
@@ -203,6 +247,7 @@ def _held_out_checks(config: RunConfig) -> list[tuple[bool, str]]:
 def _query_checks(config: RunConfig) -> list[tuple[bool, str]]:
     """(holds, what to say if it does not) for every rule about the question's encoder."""
     query, depth, stage = config.model.query, config.model.decoder.depth, config.train.stage
+    frozen = "decoder" not in config.train.trained
     early, own, data = query.encoder == "early_exit", not query.reads_decoder, config.data
     scaling, lora = config.model.decoder.rope_scaling, config.model.lora.rank
     # Nobody asks where there is no image, or a compressor that does not listen; weights alone have no text.
@@ -216,7 +261,7 @@ def _query_checks(config: RunConfig) -> list[tuple[bool, str]]:
             f"{query.encoder}",
         ),
         (
-            not data.cached_queries or (stage > 0 and own) or (stage == 1 and not lora),
+            not data.cached_queries or (stage > 0 and own) or (frozen and not lora),
             f"data.cached_queries needs a frozen encoder of the question, but train.stage is {stage}, "
             f"model.query.encoder {query.encoder} and model.lora.rank {lora}",
         ),

@@ -1,8 +1,8 @@
-"""LLaVA's two stages over a grid: language models x visual tokens x seeds."""
+"""A recipe's stages over a grid, such as LLaVA's two: language models x visual tokens x seeds."""
 
 import dataclasses
+from collections.abc import Sequence
 from itertools import product
-from typing import Literal
 
 from quecc_jax.config import DecoderConfig, RunConfig
 from quecc_jax.config.presets import SIZES_B, decoder
@@ -31,8 +31,7 @@ class Llm:
 
 def llava_grid(
     out: str,
-    stage1: RunConfig,
-    stage2: RunConfig,
+    stages: Sequence[RunConfig],
     llms: tuple[Llm, ...],
     visual_tokens: tuple[int, ...],
     seeds: tuple[int, ...] = (0,),
@@ -46,6 +45,7 @@ def llava_grid(
     stride, and what a run starts from.
 
     Args:
+      stages: of one number each, which names their directories; each starts from the one before.
       out: directory for everything; one that all hosts see, where several share the work.
       visual_tokens: values V; square numbers whose root divides the tower's grid.
       text_tokens: rows hold this much text besides their V visual tokens; 0 keeps the stages' max_length
@@ -70,7 +70,10 @@ def llava_grid(
             raise UserError(f"the grid's {axis} repeat one another: {', '.join(map(str, values))}")
     if len({size_b(model) for model in llms}) < len(llms):
         raise UserError("two language models of the grid have the same size; the law needs distinct ones")
-    for stage in (stage1, stage2):
+    numbers = [stage.train.stage for stage in stages]
+    if not numbers or len({*numbers}) < len(numbers):
+        raise UserError(f"the grid's stages have the numbers {numbers}; give at least one, each with its own")
+    for stage in stages:
         if stage.train.epochs or stage.train.conversations:
             raise UserError(
                 "a grid's stages name train.steps and train.batch_size, which its cost is counted with, but this stage "
@@ -80,15 +83,16 @@ def llava_grid(
     cells = []
     for seed, llm, v in product(seeds, llms, visual_tokens):
         name = f"{llm.name}-v{v}-s{seed}"
-        one, two = f"{out}/cells/{name}/stage1", f"{out}/cells/{name}/stage2"
-        runs = (
-            _stage(stage1, 1, one, llm, v, seed, text_tokens, llm.weights),
-            _stage(stage2, 2, two, llm, v, seed, text_tokens, one),
-        )
-        for run in runs:
-            validate(run)
-        label = stage2.model.compressor.name
-        cell = Cell(name, runs, tests, benchmarks, llm.name, size_b(llm), label)
+        runs: list[RunConfig] = []
+        for stage in stages:
+            here, before = (
+                f"{out}/cells/{name}/stage{stage.train.stage}",
+                runs[-1].out if runs else llm.weights,
+            )
+            runs.append(_stage(stage, here, llm, v, seed, text_tokens, before))
+            validate(runs[-1])
+        label = stages[-1].model.compressor.name
+        cell = Cell(name, tuple(runs), tests, benchmarks, llm.name, size_b(llm), label)
         cells.append(dataclasses.replace(cell, cost=training_flops(cell)))
     return Grid("sweep", out, tuple(cells), visual_tokens=visual_tokens, query_tokens=query_tokens)
 
@@ -107,14 +111,7 @@ def size_b(model: Llm) -> float:
 
 
 def _stage(
-    base: RunConfig,
-    stage: Literal[1, 2],
-    out: str,
-    llm: Llm,
-    visual_tokens: int,
-    seed: int,
-    text_tokens: int,
-    init_from: str,
+    base: RunConfig, out: str, llm: Llm, visual_tokens: int, seed: int, text_tokens: int, init_from: str
 ) -> RunConfig:
     data, weights = base.data, f"{llm.weights}/tokenizer" if llm.weights else ""
     data = dataclasses.replace(
@@ -130,7 +127,7 @@ def _stage(
         out=out,
         model=dataclasses.replace(base.model, compressor=compressor, decoder=language),
         data=data,
-        train=dataclasses.replace(base.train, seed=seed, stage=stage),
+        train=dataclasses.replace(base.train, seed=seed),
         init_from=init_from,
     )
 

@@ -13,17 +13,16 @@ from jaxtyping import Float, Int, PyTree
 
 from quecc_jax.config import DecoderConfig, LoraConfig
 from quecc_jax.models.arrays import Array
-from quecc_jax.models.attention import (
-    NO_LIMIT,
-    SAVED,
-    Kernel,
-    MaskSpec,
-    Scores,
-    attention,
-    causal,
-    softcapped,
+from quecc_jax.models.attention import NO_LIMIT, Kernel, MaskSpec, Scores, attention, causal, softcapped
+from quecc_jax.models.layers import (
+    LayerNorm,
+    RMSNorm,
+    constrain_batch,
+    linear,
+    matrix_init,
+    recomputed,
+    with_axes,
 )
-from quecc_jax.models.layers import LayerNorm, RMSNorm, constrain_batch, linear, matrix_init, with_axes
 from quecc_jax.models.rope import Angles, alibi_slopes, angle_numbers, layer_angles, rotate
 
 
@@ -199,18 +198,6 @@ def _with_window(mask: MaskSpec, config: DecoderConfig, window: Array | int | No
     return mask._replace(window=window, windows=(config.window, NO_LIMIT))
 
 
-def recomputed(remat: str) -> Any:
-    """`DecoderLayer` as a class that recomputes in its backward pass what `ModelConfig.remat` names."""
-    if remat == "none":
-        return DecoderLayer
-    policies = jax.checkpoint_policies
-    kept = {
-        "dots": policies.dots_with_no_batch_dims_saveable,
-        "attention": policies.save_only_these_names(SAVED),
-    }
-    return nn.remat(DecoderLayer, policy=kept.get(remat), prevent_cse=False)
-
-
 def scanned(layer: Any, depth: int, unroll: int = 1) -> Any:
     """A class of `depth` layers, made like one and scanned, `unroll` of them per turn."""
     return nn.scan(
@@ -266,7 +253,7 @@ class Decoder(nn.Module):
             head = with_axes(matrix_init(1), "embed", "vocab")
             self.head = self.param("head", head, (c.width, c.vocab_size))
         # An unrolled decoder's layers have constants that recomputation would make arrays of.
-        layer = DecoderLayer if self.unrolled else recomputed(self.remat)
+        layer = DecoderLayer if self.unrolled else recomputed(DecoderLayer, self.remat)
         self.norm = make_norm(c)
         if self.unrolled:
             self.layers = [

@@ -17,11 +17,24 @@ from jaxtyping import Float, PyTree, Shaped
 
 from quecc_jax.config import LoraConfig
 from quecc_jax.models.arrays import Array
+from quecc_jax.models.attention import SAVED
 from quecc_jax.models.quantized import dequantize, form_of, read_behind
 
 Axes = tuple[str | None, ...]
 Initializer = Callable[..., Any]
 """(key, shape, dtype) -> array, or the array boxed with its axis names."""
+
+
+def recomputed(layer: Any, remat: str) -> Any:
+    """A layer's class as one that recomputes in its backward pass what `ModelConfig.remat` names."""
+    if remat == "none":
+        return layer
+    policies = jax.checkpoint_policies
+    kept = {
+        "dots": policies.dots_with_no_batch_dims_saveable,
+        "attention": policies.save_only_these_names(SAVED),
+    }
+    return nn.remat(layer, policy=kept.get(remat), prevent_cse=False)
 
 
 def with_axes(init: Initializer, *axes: str | None) -> Initializer:

@@ -74,8 +74,7 @@ def uncompressed(model: ModelConfig) -> ModelConfig:
 
 def own_parts(config: RunConfig) -> tuple[str, ...]:
     """Top-level names of what the teacher has of its own, since training changes the run's; the rest is shared."""
-    whole = config.train.stage == 2 and not config.model.lora.rank
-    return ("projector", "decoder") if whole else ("projector",)
+    return ("projector", "decoder") if config.trains_whole_decoder else ("projector",)
 
 
 def with_teacher(params: Params, config: RunConfig) -> Params:

@@ -41,7 +41,7 @@ class VLM(nn.Module):
     def setup(self) -> None:
         c = self.config
         dtype = jnp.dtype(c.dtype)
-        self.vision = ClipTower(c.tower, dtype)
+        self.vision = ClipTower(c.tower, dtype, c.remat)
         self.compressor: Any = FusingCompressor(c, dtype) if c.memory_tokens else make_compressor(c, dtype)
         # Visual tokens start on the scale of the text embeddings that they stand among.
         self.projector = Projector(
@@ -94,7 +94,7 @@ class VLM(nn.Module):
         return jax.lax.stop_gradient(feature)
 
     def encode_image(self, pixels: Num[Array, "B I side side 3"]) -> Float[Array, "B I rows K D"]:
-        """Tower states [B, I, N, K, D] of pixels [B, I, H, W, 3], without gradient.
+        """Tower states [B, I, N, K, D] of pixels [B, I, H, W, 3].
 
         Args:
           pixels: uint8, as the data pipeline delivers them; floats are taken as normalised already.
@@ -102,7 +102,7 @@ class VLM(nn.Module):
         b, i = pixels.shape[:2]
         pixels = normalise(pixels) if pixels.dtype == jnp.uint8 else pixels
         states = self.vision(pixels.reshape(b * i, *pixels.shape[2:]))
-        return jax.lax.stop_gradient(states.reshape(b, i, *states.shape[1:]))
+        return states.reshape(b, i, *states.shape[1:])
 
     def compress(self, states: Float[Array, "B I rows K D"], query: Float[Array, "B I text_width"]) -> Visual:
         """Visual tokens from tower states [B, I, N, K, D] and queries [B, I, text_width] of a batch."""

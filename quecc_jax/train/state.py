@@ -7,14 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from quecc_jax.config import RunConfig
+from quecc_jax.config import RunConfig, TrainConfig
 from quecc_jax.models.kernel_forms import in_form
 from quecc_jax.models.lora import NAME as LORA
 from quecc_jax.models.teacher import TEACHER
-
-TRAINED = {0: ("decoder",), 1: ("compressor", "projector"), 2: ("compressor", "projector", "decoder")}
-"""Top-level parameter names that each stage trains; all others are frozen. Adapters, where there are any, are
-trained in every stage and stand in for the decoder."""
 
 
 class TrainState(NamedTuple):
@@ -33,15 +29,18 @@ class TrainState(NamedTuple):
     """int32 [], steps skipped in all."""
 
 
-def trained_names(names: Collection[str], stage: int) -> set[str]:
-    """Those of a parameter tree's top-level names that a stage trains."""
-    trained = {*TRAINED[stage]}
+def trained_names(names: Collection[str], train: TrainConfig) -> set[str]:
+    """Those of a parameter tree's top-level names that a stage trains. Adapters, where there are any, are trained in
+    every stage, and stand in for the decoder."""
+    trained: set[str] = {*train.trained}
     return (trained - {"decoder"} | {LORA} if LORA in names else trained).intersection(names)
 
 
-def split_params(params: dict[str, PyTree], stage: int) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
+def split_params(
+    params: dict[str, PyTree], train: TrainConfig
+) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
     """(trainable, frozen) parts of a parameter tree, adapters apart, for a stage."""
-    names = trained_names(params, stage)
+    names = trained_names(params, train)
     return (
         {k: v for k, v in params.items() if k in names},
         {k: v for k, v in params.items() if k not in names},

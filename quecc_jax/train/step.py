@@ -22,7 +22,7 @@ from quecc_jax.models.teacher import Teacher, teacher_of, with_teacher
 from quecc_jax.models.vlm import VLM
 from quecc_jax.sharding import batch_parts, batch_sharding, parameter_shardings, replicated, sharding_rules
 from quecc_jax.train.loss import cross_entropy_sum
-from quecc_jax.train.optimizer import make_optimizer, schedule
+from quecc_jax.train.optimizer import run_optimizer, schedule
 from quecc_jax.train.state import TrainState, split_params, stored_frozen
 
 Metrics = dict[str, jax.Array]
@@ -179,7 +179,7 @@ def train_step(model: VLM, config: RunConfig, state: TrainState, batch: Batch) -
     norm = optax.tree.norm(grads)
     # A batch without labels has no loss; momentum and weight decay would move the parameters all the same.
     finite = jnp.isfinite(loss) & jnp.isfinite(norm) & (count > 0)
-    optimizer = make_optimizer(config.optimizer, train.steps)
+    optimizer = run_optimizer(config)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
     trainable = optax.apply_updates(state.trainable, updates)
 
@@ -270,7 +270,7 @@ def build_trainer(config: RunConfig, mesh: Mesh) -> Trainer:
     model, train = VLM(config.model), config.train
     spec = batch_spec(config.model, config.data, train.batch_size, config.data.cached_features)
     params = abstract_params(config, mesh, spec)
-    optimizer = make_optimizer(config.optimizer, train.steps)
+    optimizer = run_optimizer(config)
     everywhere, rows = replicated(mesh), batch_sharding(mesh)
     scalar: PyTree = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
 
@@ -281,12 +281,12 @@ def build_trainer(config: RunConfig, mesh: Mesh) -> Trainer:
         )
         # Of these, only what is not given is ever made.
         random = apart(nn.meta.unbox(model.init(key, example, method=_touch)["params"]))
-        trainable, frozen = split_params(with_teacher(random | given, config), train.stage)
+        trainable, frozen = split_params(with_teacher(random | given, config), train)
         frozen = stored_frozen(frozen, config)
         zero = jnp.zeros((), jnp.int32)
         return TrainState(zero, trainable, frozen, optimizer.init(trainable), zero, zero)
 
-    trainable, frozen = split_params(with_teacher(params, config), train.stage)
+    trainable, frozen = split_params(with_teacher(params, config), train)
     frozen = stored_frozen(frozen, config)
     opt_shapes = jax.eval_shape(optimizer.init, trainable)
     opt_state = optax.tree.map_params(

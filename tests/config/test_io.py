@@ -71,7 +71,8 @@ def test_saved_file_reads_back_and_is_replaced_whole(tmp_path, monkeypatch):
         ({"zzz": 1}, "zzz is not a setting; known: out, model"),
         ({"train": {"steps": 1.5}}, "train.steps is 1.5 but must be a whole number"),
         ({"train": {"steps": True}}, "train.steps is True"),
-        ({"train": {"stage": 3}}, "train.stage is 3 but must be one of 0, 1, 2"),
+        ({"train": {"stage": 1.5}}, "train.stage is 1.5 but must be a whole number"),
+        ({"train": {"parts": ["tower"]}}, r"train.parts\[0\] is 'tower' but must be one of 'vision', "),
         ({"train": {"stage": True}}, "train.stage is True"),
         ({"train": 3}, "train must be an object"),
         (

@@ -36,8 +36,10 @@ def small_grid(out, *, steps: int = 4, **changes: Any) -> Grid:
     llms = tuple(Llm(f"w{w}", size_b=w / 1000, decoder=d) for w, d in DECODERS.items())
     settings = {
         "out": str(out),
-        "stage1": stage,
-        "stage2": dataclasses.replace(stage, train=dataclasses.replace(stage.train, stage=2, steps=steps)),
+        "stages": (
+            stage,
+            dataclasses.replace(stage, train=dataclasses.replace(stage.train, stage=2, steps=steps)),
+        ),
         "llms": llms,
         "visual_tokens": (1, 4),
         "tests": (Test((source,), "dots", 3, batch_size=24),),

@@ -208,11 +208,26 @@ def test_shards_share_the_cells(tmp_path):
 
 @pytest.mark.parametrize("count", [{"epochs": 1.0}, {"conversations": 64}])
 def test_stages_that_count_in_the_data_are_refused(tmp_path, count):
-    (stage, *_) = small_grid(tmp_path / "out").cells[0].runs
-    counting = dataclasses.replace(stage, train=dataclasses.replace(stage.train, **count))
-    for stages in ({"stage1": counting}, {"stage2": counting}):
+    runs = small_grid(tmp_path / "out").cells[0].runs
+    for counting in runs:
+        train = dataclasses.replace(counting.train, **count)
+        stages = [dataclasses.replace(run, train=train) if run is counting else run for run in runs]
         with pytest.raises(UserError, match=r"a grid's stages name train\.steps and train\.batch_size"):
-            small_grid(tmp_path / "out", **stages)  # type: ignore[arg-type]
+            small_grid(tmp_path / "out", stages=stages)
+
+
+def test_a_recipe_of_three_stages_is_a_grid_too(tmp_path):
+    one, two = small_grid(tmp_path / "out").cells[0].runs
+    three = dataclasses.replace(
+        two,
+        train=dataclasses.replace(two.train, stage=3, parts=("vision", "compressor", "projector", "decoder")),
+    )
+    grid = small_grid(tmp_path / "out", stages=(one, two, three))
+    for cell in grid.cells:
+        assert [Path(run.out).name for run in cell.runs] == ["stage1", "stage2", "stage3"]
+        assert [run.init_from for run in cell.runs] == ["", cell.runs[0].out, cell.runs[1].out]
+    with pytest.raises(UserError, match=r"have the numbers \[1, 2, 2\]"):
+        small_grid(tmp_path / "out", stages=(one, two, two))
 
 
 @pytest.mark.parametrize("option", [("--topology", "h100-8"), ("--mfu", "0.5")])

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from quecc_jax.config import MeshConfig
+from quecc_jax.config import MeshConfig, TrainConfig
 from quecc_jax.config.compressors import exchanged
 from quecc_jax.generate.decode import decoding_params
 from quecc_jax.models.attention import attention, cudnn_attention, xla_attention
@@ -58,7 +58,7 @@ def test_golden_files(path):
 def gradients(config, params, batch, device):
     """Loss and gradients of stage 2 on a device, in one list."""
     model = VLM(config.model)
-    trainable, frozen = split_params(params, 2)
+    trainable, frozen = split_params(params, TrainConfig(stage=2))
     run = jax.jit(functools.partial(accumulated_gradients, model, microbatches=1, chunk=8))
     loss, _, grads = run(*jax.device_put((trainable, frozen), device), batch=jax.device_put(batch, device))
     return [np.asarray(x, np.float32) for x in (loss, *jax.tree.leaves(grads))]

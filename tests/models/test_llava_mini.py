@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from quecc_jax.config import MeshConfig, OptimizerConfig
+from quecc_jax.config import MeshConfig, OptimizerConfig, TrainConfig
 from quecc_jax.config.shapes import compressor_sizes
 from quecc_jax.data.batch import IGNORE, Batch
 from quecc_jax.flops import compressor_cost
@@ -191,7 +191,7 @@ def test_it_trains_and_a_mesh_that_splits_the_sequence_agrees(params, batch):
             train=dataclasses.replace(CONFIG.train, stage=1),
         )
         trainer = build_trainer(given, make_mesh(shape, jax.devices()[:count]))
-        parts = split_params(params, 1)
+        parts = split_params(params, TrainConfig(stage=1))
         like = trainer.abstract_state
         zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
         host: TrainState = zeros._replace(trainable=parts[0], frozen=parts[1])

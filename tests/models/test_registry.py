@@ -57,7 +57,7 @@ def test_a_step_moves_all_its_weights():
     config = dataclasses.replace(config, optimizer=OptimizerConfig(warmup_ratio=0.0))
     trainer = build_trainer(config, make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1]))
     params = random_params(config)
-    trainable, frozen = split_params(params, config.train.stage)
+    trainable, frozen = split_params(params, config.train)
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), trainer.abstract_state)
     host = zeros._replace(trainable=trainable, frozen=frozen)
     state = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), host, trainer.abstract_state)

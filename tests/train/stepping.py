@@ -45,7 +45,7 @@ def cached_trainer(config: RunConfig, shape: MeshConfig) -> Trainer:
 
 def start(trainer: Trainer, config: RunConfig) -> TrainState:
     """A state before the first step, with random parameters, of adapters too; equal for equal model sizes."""
-    trainable, frozen = split_params(with_teacher(tiny.random_params(config), config), config.train.stage)
+    trainable, frozen = split_params(with_teacher(tiny.random_params(config), config), config.train)
     like = trainer.abstract_state
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
     kept = stored_frozen({name: frozen[name] for name in like.frozen}, config)

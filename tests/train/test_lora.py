@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from quecc_jax.config import CheckpointConfig, LoraConfig, RunConfig
+from quecc_jax.config import CheckpointConfig, LoraConfig, RunConfig, TrainConfig
 from quecc_jax.errors import UserError
 from quecc_jax.load import load_vlm
 from quecc_jax.models.lora import joined, merged, without_adapters
@@ -140,7 +140,7 @@ def test_in_bfloat16_the_frozen_decoder_takes_half_and_every_bit_is_as_with_all_
         "['scale']": jnp.float32,
     }
     assert {x.dtype for x in jax.tree.leaves(state.trainable)} == {np.dtype("float32")}
-    wide = state._replace(frozen=split_params(tiny.random_params(config), 0)[1])
+    wide = state._replace(frozen=split_params(tiny.random_params(config), TrainConfig(stage=0))[1])
     found = []
     for one in (state, wide):
         copy = jax.tree.map(jnp.array, one)

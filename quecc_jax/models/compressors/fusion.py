@@ -14,7 +14,8 @@ from quecc_jax.models.arrays import Array
 from quecc_jax.models.attention import causal
 from quecc_jax.models.compressors.base import Features
 from quecc_jax.models.compressors.build import make_compressor
-from quecc_jax.models.decoder import LayerKind, recomputed, scanned
+from quecc_jax.models.decoder import DecoderLayer, LayerKind, scanned
+from quecc_jax.models.layers import recomputed
 from quecc_jax.models.rope import alibi_slopes, layer_angles
 
 MULTIPLE = 16
@@ -111,7 +112,7 @@ class Fusion(nn.Module):
         angles = layer_angles(positions, layers, x.shape[1])
         slopes = alibi_slopes(layers.heads, layers.alibi_bias_max) if layers.positions == "alibi" else None
         mask = causal(segments, positions)._replace(slopes=slopes)
-        stack = scanned(recomputed(c.remat), layers.depth)
+        stack = scanned(recomputed(DecoderLayer, c.remat), layers.depth)
         run = stack(
             layers, self.dtype, c.attention_kernel, jnp.dtype(c.grad_reduce_dtype), added=0.0, name="layers"
         )

@@ -15,7 +15,7 @@ from quecc_jax.config.shapes import hidden_indices
 from quecc_jax.models.arrays import Array
 from quecc_jax.models.attention import MaskSpec, attention
 from quecc_jax.models.compressors.base import Features
-from quecc_jax.models.layers import LayerNorm, constrain_batch, linear, with_axes
+from quecc_jax.models.layers import LayerNorm, constrain_batch, linear, recomputed, with_axes
 from quecc_jax.models.multiscale import join_scales, split_scales
 
 
@@ -98,6 +98,8 @@ class ClipTower(nn.Module):
 
     config: VisionConfig
     dtype: Any = jnp.float32
+    remat: str = "none"
+    """`ModelConfig.remat`, where the tower is trained."""
 
     @nn.compact
     def __call__(self, pixels: Float[Array, "P height width channels"]) -> Float[Array, "P rows K D"]:
@@ -124,7 +126,7 @@ class ClipTower(nn.Module):
         # Layers above the last state that is read have parameters, as checkpoints do, but never run.
         used = c.depth if self.is_initializing() else hidden_indices(c)[-1]
         stack = nn.scan(
-            ClipLayer,
+            recomputed(ClipLayer, self.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             length=used,
