@@ -128,12 +128,13 @@ def shares(rows: Iterable[Row], kinds: Iterable[str]) -> dict[str, float]:
 
 
 def spread(values: Iterable[float], error: bool = False) -> str:
-    """Mean, and standard deviation or the mean's standard error."""
+    """Mean, and of several standard deviation or the mean's standard error."""
     found = np.array(list(values))
-    deviation = (
-        np.std(found, ddof=1) / (math.sqrt(len(found)) if error else 1) if len(found) > 1 else math.nan
-    )
-    return f"{np.mean(found):{'+' if error else ''}.1f} ± {deviation:.1f}"
+    mean = f"{np.mean(found):{'+' if error else ''}.1f}"
+    if len(found) == 1:
+        return mean
+    deviation = np.std(found, ddof=1) / (math.sqrt(len(found)) if error else 1)
+    return f"{mean} ± {deviation:.1f}"
 
 
 def main(seeds: int = 3, out: str = "", smollm2: bool = False) -> None:

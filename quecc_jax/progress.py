@@ -56,8 +56,10 @@ def byte_bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
         done, now = done + count, time.monotonic()
         if now - told >= LINE_SECONDS:
             told, rate = now, done / (now - began)
-            left = duration((total - done) / rate)
-            line = f"{title} {human(done, 'B')} of {human(total, 'B')}  {human(rate, 'B/s')}  {left} left"
+            # The first bytes say nothing about the others.
+            known = done >= total / 100
+            speed = f"{human(rate, 'B/s')}  {duration((total - done) / rate)} left" if known else "starting"
+            line = f"{title} {human(done, 'B')} of {human(total, 'B')}  {speed}"
             print(line, file=sys.stderr, flush=True)
 
     yield add
