@@ -31,21 +31,24 @@ from quecc_jax.config import (
     RunConfig,
     SourceConfig,
     TrainConfig,
-    VisionConfig,
 )
-from quecc_jax.config.presets import decoder
+from quecc_jax.config.presets import decoder, tower
 
 CAPTIONS, INSTRUCTIONS = 558_128, 665_298
 """Rows of the two data sets."""
 CAPTIONS_PACKED, INSTRUCTIONS_PACKED = 23.4, 5.91
 """About how many of them share a packed row at V = 16: of instructions by `benchmarks/packing.py`; captions are taken
 to have 70 tokens with their template."""
-GRID = 24
-"""Patches along a side of the image."""
 Template = Literal["v1", "qwen", "qwen3_no_think"]
 
 
-def stage1(language_model: str, out: str, visual_tokens: int = 16, template: Template = "v1") -> RunConfig:
+def stage1(
+    language_model: str,
+    out: str,
+    visual_tokens: int = 16,
+    template: Template = "v1",
+    vision_tower: str = "clip-l-14-336",
+) -> RunConfig:
     """Compressor and projector on captions.
 
     The decoder reads them as conversations, as in QueCC's pretrain.sh (--version v1): system sentence,
@@ -55,14 +58,11 @@ def stage1(language_model: str, out: str, visual_tokens: int = 16, template: Tem
     query stands between the text's first newline and the word ASSISTANT, and of a plain row, where both are
     missing, it makes an empty one.
     """
-    stride = GRID // math.isqrt(visual_tokens)
+    vision = tower(vision_tower)
+    stride = vision.grid // math.isqrt(visual_tokens)
     return RunConfig(
         out=out,
-        model=ModelConfig(
-            VisionConfig(post_norm=True),
-            QueccConfig(kernel=stride, stride=stride),
-            decoder=decoder(language_model),
-        ),
+        model=ModelConfig(vision, QueccConfig(kernel=stride, stride=stride), decoder=decoder(language_model)),
         data=DataConfig(
             sources=(SourceConfig(path="data/blip_laion_cc_sbu_558k.json", images="data/images"),),
             template=template,
@@ -101,10 +101,15 @@ def one_each(stage: RunConfig) -> RunConfig:
 
 
 def stage2(
-    language_model: str, out: str, init_from: str, visual_tokens: int = 16, template: Template = "v1"
+    language_model: str,
+    out: str,
+    init_from: str,
+    visual_tokens: int = 16,
+    template: Template = "v1",
+    vision_tower: str = "clip-l-14-336",
 ) -> RunConfig:
     """The decoder too, on instructions."""
-    base = stage1(language_model, out, visual_tokens, template)
+    base = stage1(language_model, out, visual_tokens, template, vision_tower)
     source = SourceConfig(path="data/llava_v1_5_mix665k.json", images="data")
     return dataclasses.replace(
         base,

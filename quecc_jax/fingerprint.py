@@ -27,6 +27,15 @@ LATER = (
     "logit_softcap",
     "out_bias",
     "scale_embeddings",
+    "drop_border",
+    "cls",
+    "registers",
+    "patch_bias",
+    "pre_norm",
+    "layer_scale",
+    "position_grid",
+    "antialias_positions",
+    "pixels",
 )
 """Settings of towers and decoders that were not there when the first features were stored."""
 
@@ -81,11 +90,11 @@ def query_fingerprint(params: dict[str, PyTree], model: ModelConfig) -> str:
 
 def _settings(config: DecoderConfig | VisionConfig) -> dict[str, Any]:
     """All settings but LATER ones that are as they were before them: features that were stored then stay known."""
-    plain = type(config)()
+    plain = dataclasses.asdict(type(config)())
     return {
         name: value
         for name, value in dataclasses.asdict(config).items()
-        if name not in LATER or value != getattr(plain, name)
+        if name not in LATER or value != plain[name]
     }
 
 

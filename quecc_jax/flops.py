@@ -40,9 +40,13 @@ def patch_params(config: VisionConfig) -> int:
 
 def tower_params(config: VisionConfig) -> int:
     """Weights of the vision tower up to the last layer that is read, norms and biases left out."""
-    d = config.width
-    layers = hidden_indices(config)[-1] * (4 * d * d + 2 * d * config.mlp_width)
-    return layers + patch_params(config)
+    return hidden_indices(config)[-1] * _tower_layer(config) + patch_params(config)
+
+
+def _tower_layer(config: VisionConfig) -> int:
+    """Weights of one layer of the vision tower."""
+    d, matrices = config.width, 3 if config.activation == "swiglu" else 2
+    return 4 * d * d + matrices * d * config.mlp_width
 
 
 def text_params(config: ClipTextConfig) -> int:
@@ -79,8 +83,8 @@ def decoder_flops(config: DecoderConfig, tokens: int, context: float, logits: in
 
 def tower_flops(config: VisionConfig) -> float:
     """Forward FLOPs of the vision tower for one image, at all scales, up to the last layer that is read."""
-    n, d = config.patches + 1, config.width
-    layer = 2.0 * n * (4 * d * d + 2 * d * config.mlp_width) + 4.0 * n * n * d
+    n, d = config.positions, config.width
+    layer = 2.0 * n * _tower_layer(config) + 4.0 * n * n * d
     square = hidden_indices(config)[-1] * layer + 2.0 * config.patches * patch_params(config)
     attention = 4.0 * n * d * d if config.keep_attention else 0.0
     return config.tiles_seen * square + attention

@@ -25,7 +25,7 @@ from quecc_jax.data.references import ImageRef, image_path, image_refs
 from quecc_jax.data.text.conversation import query_ids
 from quecc_jax.data.text.tokenizer import Tokenizer, load_tokenizer
 from quecc_jax.load import load_vlm
-from quecc_jax.models.towers.clip import split_features
+from quecc_jax.models.towers.vit import split_features
 from quecc_jax.models.vlm import VLM
 from quecc_jax.train.step import loss_sum
 from tests.generator import build_generator
@@ -160,9 +160,9 @@ def _batch(golden: Golden) -> Batch:
 
 
 def _pixels(golden: Golden, image: ImageRef) -> np.ndarray:
-    return normalise(
-        load_pixels(golden.folder / image_path(image), golden.model.vision, golden.run.data.image_aspect)
-    )
+    vision = golden.model.vision
+    pixels = load_pixels(golden.folder / image_path(image), vision, golden.run.data.image_aspect)
+    return normalise(pixels, vision.pixels)
 
 
 def _check_arrays(golden: Golden) -> dict[str, float]:

@@ -14,7 +14,7 @@ import pytest
 
 from quecc_jax import flops
 from quecc_jax.config import ModelConfig, NoneConfig, QueccConfig
-from quecc_jax.config.presets import decoder
+from quecc_jax.config.presets import decoder, tower
 from quecc_jax.config.shapes import hidden_indices
 from quecc_jax.models.decoder import empty_cache, unstack
 from quecc_jax.models.vlm import VLM
@@ -108,3 +108,12 @@ def test_weights(name, kernel):
     tower = count(VLM.encode_image, pixels)["vision"]
     layer = 4 * vision.width**2 + 2 * vision.width * vision.mlp_width
     assert flops.tower_params(vision) == pytest.approx(tower - layer, rel=0.005)
+
+
+@pytest.mark.parametrize("name", ["siglip-so400m-14-384", "siglip2-base-16-512", "dinov2-large-registers"])
+def test_other_towers(unrolled, name):
+    vision = tower(name)
+    config = ModelConfig(vision, NoneConfig(), decoder=decoder("qwen3-0.6b"), remat="none")
+    pixels = jax.ShapeDtypeStruct((1, 1, vision.image_size, vision.image_size, 3), jnp.float32)
+    theirs = xla_flops(config, VLM.encode_image, pixels)
+    assert flops.tower_flops(vision) == pytest.approx(theirs, rel=0.02)

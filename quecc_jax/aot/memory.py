@@ -190,7 +190,7 @@ def _images(config: RunConfig, parts: _Parts, rows: int) -> float:
     if not images or data.cached_features:
         return 0.0
     tower, number = model.tower, BITS[model.dtype] // 8
-    positions = tower.patches + 1
+    positions = tower.positions
     weights = 2.0 * number * flops.tower_params(tower) / parts.width / parts.other
     pixels = 3.0 * tower.tiles_seen * tower.image_size**2 * config.train.batch_size / parts.rows
     states = number * tower.depth * positions * tower.width + 4 * tower.heads * positions**2

@@ -18,11 +18,11 @@ class Import:
 
     from_: Annotated[Path, tyro.conf.arg(name="from")]
     """Directory of weights with their config.json: LLaVA or QueCC in the original's format or llava-hf's, a
-    language model, a CLIP tower, a stage 1 projector. Also a GGUF file."""
+    language model, a vision tower, a stage 1 projector. Also a GGUF file."""
     out: Path
     """Run directory to write; training takes it as init_from or tower_from."""
     vision: Path | None = None
-    """Directory of a CLIP tower, where the weights do not bring one."""
+    """Directory of a vision tower, where the weights do not bring one."""
     projector: Path | None = None
     """mm_projector file of the original project, to stand before a bare language model."""
     text: Path | None = None

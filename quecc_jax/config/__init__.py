@@ -2,7 +2,7 @@
 
 from quecc_jax.config.data import DataConfig, ImageDecoding, SourceConfig
 from quecc_jax.config.lora import LoraConfig
-from quecc_jax.config.model import DecoderConfig, ModelConfig, RopeScaling, VisionConfig
+from quecc_jax.config.model import DecoderConfig, ModelConfig, PixelConfig, RopeScaling, VisionConfig
 from quecc_jax.config.query import ClipTextConfig, QueryConfig
 from quecc_jax.config.run import (
     CheckpointConfig,
@@ -29,6 +29,7 @@ __all__ = [
     "ModelConfig",
     "NoneConfig",
     "OptimizerConfig",
+    "PixelConfig",
     "QueccConfig",
     "QueryConfig",
     "RopeScaling",

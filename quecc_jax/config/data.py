@@ -124,8 +124,9 @@ class DataConfig:
     """Pixels of an image's file. `upright` turns it by its EXIF orientation and scales grey of 16 bits;
     `original` takes it as stored and clips such grey, as LLaVA does: published numbers come from such."""
     image_aspect: Literal["pad", "square"] = "pad"
-    """Fit an image to the square input by padding with the mean colour, or by cropping. With vision.tiles
-    it plays no part: the whole is squeezed into its square, and tiles are padded with black."""
+    """Fit an image to the square input by padding with the mean colour, or as the tower's own processor does
+    (vision.pixels): by cropping, or by stretching. With vision.tiles it plays no part: the whole is squeezed into its
+    square, and tiles are padded with black."""
     held_out: int = 0
     """Rows, spread evenly over the joined sources, that training never reads; `train.eval_every` takes the loss on
     them. Rows are held out, not images: neighbours may ask about the same one."""

@@ -8,26 +8,72 @@ from quecc_jax.config.query import QueryConfig
 from quecc_jax.models.compressors.base_config import CompressorConfig
 from quecc_jax.models.compressors.quecc_config import QueccConfig
 
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+"""Per channel (red, green, blue), of pixels scaled to 0..1: constants of OpenAI's CLIP."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelConfig:
+    """How a tower's own image processor makes its pixels. The defaults are CLIP's."""
+
+    mean: tuple[float, ...] = CLIP_MEAN
+    """Of red, green and blue in 0..1; taken off, and what pads an image to a square."""
+    std: tuple[float, ...] = CLIP_STD
+    """What the rest is divided by."""
+    resample: Literal["bicubic", "bilinear"] = "bicubic"
+    """How Pillow resizes."""
+    fit: Literal["crop", "stretch"] = "crop"
+    """How an image that is not padded becomes a square: its longer side is cropped (CLIP, DINOv2), or both sides
+    are resized to the square's (SigLIP)."""
+    resized: int = 0
+    """Pixels that the shorter side is resized to before the middle is cut out; 0 is the square's side. DINOv2's
+    processor has 256 for squares of 224."""
+
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-    """CLIP ViT tower. The defaults are CLIP-L/14 at 336 pixels with QueCC's feature levels."""
+    """Vision transformer. The defaults are CLIP-L/14 at 336 pixels with QueCC's feature levels; SigLIP and DINOv2 are
+    other values.
+
+    `convert.formats.towers` has each family's, `config.presets` published towers.
+    """
 
     image_size: int = 336
     """Side of the square input image, in pixels."""
     patch_size: int = 14
+    drop_border: bool = False
+    """image_size need not be a multiple of patch_size: what is left over at the right and below is not seen (so400m/14
+    at 384 pixels)."""
     width: int = 1024
     depth: int = 24
     heads: int = 16
     mlp_width: int = 4096
     norm_eps: float = 1e-5
-    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    activation: Literal["quick_gelu", "gelu", "gelu_tanh", "swiglu"] = "quick_gelu"
+    """`swiglu` has a third matrix in each layer (DINOv2's giant)."""
+    cls: bool = True
+    """A learned vector, CLS, stands in front of the patches (not SigLIP)."""
+    registers: int = 0
+    """Learned vectors between CLS and the patches; no feature is taken of them."""
+    patch_bias: bool = False
+    """A bias on the patch embedding."""
+    pre_norm: bool = True
+    """A norm in front of the layers (CLIP)."""
+    layer_scale: bool = False
+    """A learned factor for each channel of what attention and MLP add to the stream (DINOv2)."""
+    position_grid: int = 0
+    """Patches along one side of the image that the learned positions are for, where these are interpolated to the
+    image's own; 0 where they need not be."""
+    antialias_positions: bool = False
+    """They are interpolated with antialiasing (DINOv2 with registers)."""
+    pixels: PixelConfig = PixelConfig()
     select_layer: int = -2
     """Hidden state used as single-level features; counts like a list of depth + 1 states."""
     levels: tuple[int, ...] = (12, 16, 22, 23)
     """Hidden states concatenated into the multi-level features."""
     post_norm: bool = False
-    """The tower carries CLIP's final norm. No feature passes through it; it is there for export."""
+    """The tower carries its final norm. No feature passes through it; it is there for export."""
     scales: tuple[int, ...] = (1,)
     """S2's multi-scale features: at scale s the image is s times image_size wide and high, and the tower
     sees it in s x s tiles. Ascending; images are read at the largest. See `models.scales`."""
@@ -66,6 +112,11 @@ class VisionConfig:
     def patches(self) -> int:
         """Patches of one image (n = grid squared)."""
         return self.grid**2
+
+    @property
+    def positions(self) -> int:
+        """Vectors that the layers read of one square: CLS, registers and patches."""
+        return self.cls + self.registers + self.patches
 
     @property
     def input_size(self) -> int:

@@ -1,6 +1,8 @@
-"""Shapes of published language models, by name, as their `config.json` states them."""
+"""Shapes of published language models and vision towers, by name, as their `config.json` states them."""
 
-from quecc_jax.config import DecoderConfig, RopeScaling
+from typing import Literal
+
+from quecc_jax.config import DecoderConfig, PixelConfig, RopeScaling, VisionConfig
 from quecc_jax.config.io import nearest
 from quecc_jax.errors import UserError
 
@@ -109,6 +111,88 @@ def gemma3(
     )
 
 
+def feature_levels(depth: int, select_layer: int = -2) -> tuple[int, ...]:
+    """QueCC's levels in a tower of so many layers: the states after a half and two thirds of them, and the two before
+    the last, which are 12, 16, 22 and 23 of CLIP-L's 24. Towers of less than 8 layers have the select layer alone."""
+    if depth < 8:
+        return (select_layer,)
+    return depth // 2, round(2 * depth / 3), depth - 2, depth - 1
+
+
+HALF = (0.5, 0.5, 0.5)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def siglip(
+    image_size: int,
+    patch_size: int,
+    width: int = 768,
+    depth: int = 12,
+    heads: int = 12,
+    mlp_width: int = 3072,
+    *,
+    resample: Literal["bicubic", "bilinear"],
+) -> VisionConfig:
+    """A SigLIP tower, base by default; SigLIP 2's of one resolution are resized bilinearly."""
+    return VisionConfig(
+        image_size=image_size,
+        patch_size=patch_size,
+        drop_border=image_size % patch_size != 0,
+        width=width,
+        depth=depth,
+        heads=heads,
+        mlp_width=mlp_width,
+        norm_eps=1e-6,
+        activation="gelu_tanh",
+        cls=False,
+        patch_bias=True,
+        pre_norm=False,
+        post_norm=True,
+        pixels=PixelConfig(HALF, HALF, resample, "stretch"),
+        levels=feature_levels(depth),
+    )
+
+
+def so400m(image_size: int, patch_size: int, resample: Literal["bicubic", "bilinear"]) -> VisionConfig:
+    """SigLIP's shape-optimised tower of 400M parameters."""
+    return siglip(image_size, patch_size, 1152, 27, 16, 4304, resample=resample)
+
+
+def dinov2(width: int, depth: int, heads: int, registers: int = 0) -> VisionConfig:
+    """A DINOv2 tower at the 224 pixels of its processor; its positions are those of 518."""
+    return VisionConfig(
+        image_size=224,
+        width=width,
+        depth=depth,
+        heads=heads,
+        mlp_width=4 * width,
+        norm_eps=1e-6,
+        activation="gelu",
+        registers=registers,
+        patch_bias=True,
+        pre_norm=False,
+        layer_scale=True,
+        post_norm=True,
+        position_grid=518 // 14,
+        antialias_positions=registers > 0,
+        pixels=PixelConfig(IMAGENET_MEAN, IMAGENET_STD, resized=256),
+        levels=feature_levels(depth),
+    )
+
+
+TOWERS = {
+    "clip-l-14-336": VisionConfig(post_norm=True),
+    **{f"siglip-base-16-{side}": siglip(side, 16, resample="bicubic") for side in (224, 256, 384, 512)},
+    "siglip-so400m-14-384": so400m(384, 14, "bicubic"),
+    **{f"siglip2-base-16-{side}": siglip(side, 16, resample="bilinear") for side in (224, 256, 384, 512)},
+    "siglip2-so400m-14-384": so400m(384, 14, "bilinear"),
+    "siglip2-so400m-16-384": so400m(384, 16, "bilinear"),
+    "dinov2-base": dinov2(768, 12, 12),
+    "dinov2-large": dinov2(1024, 24, 16),
+    "dinov2-large-registers": dinov2(1024, 24, 16, registers=4),
+}
+"""By name: LLaVA-1.5's, SigLIP with patches of 16 and of 14 pixels at sides of 224 to 512, DINOv2."""
+
 DECODERS = {
     "vicuna-7b": DecoderConfig(max_positions=4096),
     "vicuna-13b": DecoderConfig(
@@ -193,3 +277,14 @@ def decoder(name: str) -> DecoderConfig:
     if name not in DECODERS:
         raise UserError(f"the language model {name!r} is not known; {nearest(name, sorted(DECODERS))}")
     return DECODERS[name]
+
+
+def tower(name: str) -> VisionConfig:
+    """The vision tower of a name such as `siglip2-so400m-14-384`.
+
+    Raises:
+      UserError: no such tower is known; the message names the nearest.
+    """
+    if name not in TOWERS:
+        raise UserError(f"the vision tower {name!r} is not known; {nearest(name, sorted(TOWERS))}")
+    return TOWERS[name]

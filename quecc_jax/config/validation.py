@@ -11,6 +11,7 @@ from quecc_jax.config.shapes import (
     projector_depth,
     tiled_tokens,
 )
+from quecc_jax.config.tower_checks import tower_checks
 from quecc_jax.errors import UserError
 
 
@@ -23,18 +24,7 @@ def validate(config: RunConfig) -> None:
     check_ranges(config)
     vision, decoder, train = config.model.vision, config.model.decoder, config.train
     checks = [
-        (
-            vision.image_size % vision.patch_size == 0,
-            f"vision.image_size {vision.image_size} is not a multiple of patch_size {vision.patch_size}",
-        ),
-        (
-            vision.width % vision.heads == 0,
-            f"vision.width {vision.width} is not a multiple of its {vision.heads} heads",
-        ),
-        (
-            bool(vision.scales) and tuple(sorted({*vision.scales})) == vision.scales,
-            f"vision.scales {vision.scales} are not ascending whole numbers from 1 on",
-        ),
+        *tower_checks(config.model),
         *_decoder_checks(decoder),
         (
             decoder.depth % config.model.scan_unroll == 0,
@@ -58,16 +48,10 @@ def validate(config: RunConfig) -> None:
         *_distil_checks(config),
         *_held_out_checks(config),
         *_query_checks(config),
-        *_cls_checks(config.model),
         (
             # What is counted from the data instead is made to split.
             train.conversations > 0 or train.batch_size % train.grad_accum_steps == 0,
             f"train.batch_size {train.batch_size} does not split into {train.grad_accum_steps} microbatches",
-        ),
-        (
-            all(-vision.depth - 1 <= k <= vision.depth for k in (*vision.levels, vision.select_layer)),
-            f"vision.levels {vision.levels} or select_layer {vision.select_layer} is outside "
-            f"the {vision.depth + 1} hidden states",
         ),
     ]
     for ok, message in checks:
@@ -109,34 +93,6 @@ def validate(config: RunConfig) -> None:
 def _trainable(model: ModelConfig) -> bool:
     """Whether the compressor or its pre-fusion has weights."""
     return bool(model.memory_tokens or model.compressor.cost(compressor_sizes(model)).params)
-
-
-def _cls_checks(model: ModelConfig) -> list[tuple[bool, str]]:
-    """(holds, what to say if it does not) for every rule about CLS, kept or read by PruMerge."""
-    vision = model.tower
-    who = "vision.keep_attention" if model.vision.keep_attention else f"compressor {model.compressor.name}"
-    return [
-        (
-            not vision.keep_attention or vision.select_index < vision.depth,
-            f"{who} reads the layer behind vision.select_layer {vision.select_layer}, which is the last",
-        ),
-        (
-            not vision.keep_attention or vision.scales == (1,),
-            f"{who} reads the attention of one CLS, but vision.scales {vision.scales} have several",
-        ),
-        (
-            not vision.keep_cls or vision.scales == (1,),
-            f"vision.keep_cls keeps one CLS, but vision.scales {vision.scales} have several",
-        ),
-        (
-            not (vision.keep_cls and model.has_newline),
-            f"vision.keep_cls has no place on the one map that {model.compressor.name} makes of vision.tiles",
-        ),
-        (
-            not vision.keep_cls or not model.compressor.elastic,
-            f"vision.keep_cls stands in front of one V, but compressor.elastic has {model.compressor.elastic}",
-        ),
-    ]
 
 
 def _lora_checks(model: ModelConfig) -> list[tuple[bool, str]]:

@@ -9,18 +9,28 @@ from quecc_jax.config import DecoderConfig, ModelConfig, QueccConfig, QueryConfi
 from quecc_jax.config.io import from_dict, to_dict
 from quecc_jax.config.shapes import tiled_tokens
 from quecc_jax.config.validation import validate
-from quecc_jax.convert.formats import clip, clip_text, families, llava, llava_hf
+from quecc_jax.convert.formats import families, llava, llava_hf
 from quecc_jax.convert.formats.decoder_rules import body_prefix, decoder_rules, embedding_name
 from quecc_jax.convert.formats.family_keys import settings
+from quecc_jax.convert.formats.towers import clip_text
+from quecc_jax.convert.formats.towers.clip import CLIP
+from quecc_jax.convert.formats.towers.families import (
+    KINDS,
+    hf_vision_config,
+    tower_family,
+    vision_config,
+    vision_rules,
+)
+from quecc_jax.convert.formats.towers.family import TowerFamily
+from quecc_jax.convert.image_processor import check_constants, pads, with_pixels
 from quecc_jax.convert.io.adapters import refuse_tensors
-from quecc_jax.convert.processor import image_aspect
 from quecc_jax.convert.rules import Rule, Shape, check
 from quecc_jax.errors import UserError
 from quecc_jax.json_text import JsonObject
 
-Layout = Literal["llava", "llava_hf", "decoder", "clip", "clip_text", "projector"]
+Layout = Literal["llava", "llava_hf", "decoder", "tower", "clip_text", "projector"]
 """The original project's whole model; transformers' LlavaForConditionalGeneration; a language model;
-a CLIP vision tower; a CLIP text tower; the original's stage 1 output, compressor and projector alone."""
+a vision tower; a CLIP text tower; the original's stage 1 output, compressor and projector alone."""
 
 _BUFFERS = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|embeddings\.position_ids)")
 """Constants that old files store beside the weights."""
@@ -88,14 +98,14 @@ def plan_import(
 ) -> ImportPlan:
     """Finds out what a checkpoint is, and checks that its tensors are exactly those that it needs.
 
-    A language model alone gives parameters `decoder`, a CLIP tower `vision`, a stage 1 output
+    A language model alone gives parameters `decoder`, a vision tower `vision`, a stage 1 output
     `compressor` and `projector`, the others a whole model. A tower and a projector given beside a
     language model make it whole. A model of the original format describes its tower by name only, so
     `vision` says what it is; its tensors are read only if the model does not bring its own.
 
     Args:
-      model: a language model, a CLIP tower, or a vision-language model of either format.
-      vision: a CLIP tower.
+      model: a language model, a vision tower, or a vision-language model of either format.
+      vision: a vision tower.
       projector: the original's `mm_projector.bin` with the config.json written beside it.
       text: a CLIP text tower, or a whole CLIP, that is to encode the questions.
 
@@ -107,7 +117,7 @@ def plan_import(
     sources = {name: source for name, source in given.items() if source is not None}
     for one in sources.values():
         refuse_tensors(one.found, one.hf, one.where)
-    if model.hf.get("model_type") in ("clip", "clip_vision_model"):
+    if model.hf.get("model_type") in KINDS or str(model.hf.get("model_type")).startswith("siglip2"):
         plan, spare = _import_tower(model), vision or projector
     elif llava_hf.is_llava_hf(model.hf):
         plan, spare = _import_llava_hf(model), vision or projector
@@ -137,7 +147,7 @@ def plan_export(
 
     Args:
       config: the run.
-      layout: the format; "llava" may need a "clip" export beside it, see `llava.hf_original`.
+      layout: the format; "llava" may need a "tower" export beside it, see `llava.hf_original`.
       family: model_type of the decoder's names; None takes the first that can express it.
       image_token: "llava_hf": the id that stands for an image; None takes the first behind the vocabulary.
 
@@ -145,8 +155,8 @@ def plan_export(
       UserError: the format cannot express the model, by setting.
     """
     model = config.model
-    if layout == "clip":
-        return ExportPlan(clip.hf_vision_config(model.vision), tuple(clip.vision_rules(model.vision)))
+    if layout == "tower":
+        return ExportPlan(hf_vision_config(model.vision), tuple(vision_rules(model.vision)))
     if layout == "clip_text":
         return ExportPlan(
             clip_text.hf_text_config(model.query.text), tuple(clip_text.text_rules(model.query.text))
@@ -159,7 +169,7 @@ def plan_export(
         number = model.decoder.vocab_size if image_token is None else image_token
         hf = llava_hf.hf_llava(config, family, number)
         rules = [
-            *clip.vision_rules(model.vision, "vision_tower.vision_model."),
+            *vision_rules(model.vision, "vision_tower."),
             *llava_hf.llava_hf_adapter_rules(model),
             *llava_hf.with_rows(
                 decoder_rules(model.decoder, family, "language_model."), hf["text_config"]["vocab_size"]
@@ -169,7 +179,7 @@ def plan_export(
     body = body_prefix(family)
     rules = llava.adapter_rules(model, f"{body}mm_projector.")
     if layout == "llava":
-        rules += clip.vision_rules(model.vision, f"{body}vision_tower.vision_tower.vision_model.")
+        rules += vision_rules(model.vision, f"{body}vision_tower.vision_tower.")
         rules += decoder_rules(model.decoder, family)
     return ExportPlan(llava.hf_original(config, family), tuple(rules))
 
@@ -177,7 +187,7 @@ def plan_export(
 def _import_tower(source: Source) -> ImportPlan:
     part, tower = _tower(source)
     run = RunConfig(model=ModelConfig(vision=tower, compressor=_any_compressor(tower)))
-    return ImportPlan(run, "clip", None, {"model": part})
+    return ImportPlan(run, "tower", None, {"model": part})
 
 
 def _any_compressor(tower: VisionConfig) -> QueccConfig:
@@ -217,12 +227,14 @@ def _import_original(source: Source, vision: Source | None) -> ImportPlan:
     family = families.family_of(source.hf)
     body = body_prefix(family)
     apart, tower = _tower(vision) if vision else (None, llava.original_tower(source.hf))
+    check_constants(tower, source.image_processor, source.where)
     prefix = _before(source.found, "mm_projector.", inside=True) or f"{body}mm_projector."
     if source.found and all(name.startswith(prefix) or name.endswith(llava.NEWLINE) for name in source.found):
         model = llava.original_model(source.hf, tower)
         parts = {"model": Part(tuple(llava.adapter_rules(model, prefix)))}
         return ImportPlan(_run(model, family, source.hf, stage=1), "projector", family, parts)
-    inside = _before(source.found, clip.ANCHOR)
+    kind = tower_family(vision.hf) if vision else CLIP
+    inside = _before(source.found, kind.anchor)
     if inside is None and apart is None:
         raise UserError(
             f"{source.where} holds no vision tower; give the directory of "
@@ -230,8 +242,8 @@ def _import_original(source: Source, vision: Source | None) -> ImportPlan:
         )
     rules = []
     if inside is not None:
-        tower, apart = _with_post_norm(tower, source.found, inside), None
-        rules += clip.vision_rules(tower, inside)
+        tower, apart = _with_post_norm(tower, kind, source.found, inside), None
+        rules += kind.rules(tower, inside)
     model = llava.original_model(source.hf, tower)
     rules += llava.adapter_rules(model, prefix)
     rules += _decoder_part(source.found, model.decoder, family, body=body)
@@ -242,23 +254,23 @@ def _import_original(source: Source, vision: Source | None) -> ImportPlan:
 
 def _import_llava_hf(source: Source) -> ImportPlan:
     model = llava_hf.llava_hf_model(source.hf)
-    text = llava_hf.text_config(source.hf)
+    text, kind = llava_hf.text_config(source.hf), tower_family(llava_hf.tower_settings(source.hf))
     family = families.family_of(text)
-    tower = _before(source.found, clip.ANCHOR) or "vision_tower.vision_model."
+    found = _before(source.found, kind.anchor)
+    tower = f"vision_tower.{kind.prefix}" if found is None else found
     projector = _before(source.found, "linear_1.weight") or "multi_modal_projector."
-    vision = _with_post_norm(model.vision, source.found, tower)
-    model = dataclasses.replace(model, vision=vision)
+    vision = _with_post_norm(model.vision, kind, source.found, tower)
+    model = dataclasses.replace(model, vision=with_pixels(vision, kind, source.image_processor, source.where))
     rules = [
-        *clip.vision_rules(vision, tower),
+        *kind.rules(vision, tower),
         *llava_hf.llava_hf_adapter_rules(model, projector),
         *_decoder_part(source.found, model.decoder, family, "language_model."),
     ]
     # The processor beside it counts; transformers' usual one crops where the original's evaluation pads.
-    aspect = image_aspect(source.image_processor, vision.image_size, source.where)
+    aspect = "pad" if pads(source.image_processor) else "square"
     run = _run(model, family, text | {"image_aspect_ratio": aspect}, stage=2)
-    return ImportPlan(
-        run, "llava_hf", family, {"model": Part(tuple(rules), _matching(source.found, _BUFFERS))}
-    )
+    part = Part(tuple(rules), _matching(source.found, kind.beside, _BUFFERS))
+    return ImportPlan(run, "llava_hf", family, {"model": part})
 
 
 def _run(
@@ -294,15 +306,15 @@ def _decoder_part(
 
 
 def _tower(source: Source) -> tuple[Part, VisionConfig]:
-    """The rules of a CLIP directory, and its tower with or without the final norm, as it is there."""
-    tower = clip.vision_config(source.hf)
-    # It is the image processor that the original project reads: refused if it works otherwise.
-    image_aspect(source.image_processor, tower.image_size, source.where)
-    prefix = _before(source.found, clip.ANCHOR)
-    prefix = "vision_model." if prefix is None else prefix
-    tower = _with_post_norm(tower, source.found, prefix)
-    ignored = _matching(source.found, clip.NOT_VISION, _BUFFERS)
-    return Part(tuple(clip.vision_rules(tower, prefix)), ignored), tower
+    """The rules of a tower's directory, and the tower with or without the final norm, as it is there."""
+    family = tower_family(source.hf)
+    # It is the image processor that the original project reads, wherever the weights are.
+    tower = with_pixels(vision_config(source.hf), family, source.image_processor, source.where)
+    prefix = _before(source.found, family.anchor)
+    prefix = family.prefix if prefix is None else prefix
+    tower = _with_post_norm(tower, family, source.found, prefix)
+    ignored = _matching(source.found, family.beside, _BUFFERS)
+    return Part(tuple(family.rules(tower, prefix)), ignored), tower
 
 
 def _with_text(plan: ImportPlan, source: Source) -> ImportPlan:
@@ -316,8 +328,10 @@ def _with_text(plan: ImportPlan, source: Source) -> ImportPlan:
     return dataclasses.replace(plan, config=config, parts=plan.parts | {"text": part})
 
 
-def _with_post_norm(tower: VisionConfig, found: Mapping[str, Shape], prefix: str) -> VisionConfig:
-    return dataclasses.replace(tower, post_norm=f"{prefix}post_layernorm.weight" in found)
+def _with_post_norm(
+    tower: VisionConfig, family: TowerFamily, found: Mapping[str, Shape], prefix: str
+) -> VisionConfig:
+    return dataclasses.replace(tower, post_norm=f"{prefix}{family.post_norm}.weight" in found)
 
 
 def _matching(names: Iterable[str], *patterns: re.Pattern[str]) -> tuple[str, ...]:

@@ -4,80 +4,16 @@ import dataclasses
 import json
 from pathlib import Path
 
-from quecc_jax.config import RunConfig, VisionConfig
+from quecc_jax.config import RunConfig
 from quecc_jax.convert.formats.llava_hf import IMAGE
+from quecc_jax.convert.image_processor import image_settings
 from quecc_jax.convert.sentencepiece_json import write_tokenizer_json
 from quecc_jax.data.files import read_json, write_json
-from quecc_jax.data.images import CLIP_MEAN, CLIP_STD
 from quecc_jax.data.text.sentencepiece import Added
 from quecc_jax.data.text.templates import TEMPLATES
 from quecc_jax.data.text.tokenizer import load_tokenizer
 from quecc_jax.errors import UserError
 from quecc_jax.json_text import JsonObject
-
-
-def clip_settings(vision: VisionConfig) -> JsonObject:
-    """The preprocessor_config.json of CLIP's images at a tower's size, which crops them."""
-    side = vision.image_size
-    return {
-        "image_processor_type": "CLIPImageProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"shortest_edge": side},
-        "resample": 3,
-        "do_center_crop": True,
-        "crop_size": {"height": side, "width": side},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(CLIP_MEAN),
-        "image_std": list(CLIP_STD),
-    }
-
-
-def image_settings(config: RunConfig, pinpoints: list[list[int]] | None) -> JsonObject:
-    """The preprocessor_config.json that prepares images as this run does: cropped, padded or in tiles."""
-    settings = clip_settings(config.model.vision)
-    if pinpoints is not None:
-        own = {"image_processor_type": "LlavaNextImageProcessor", "image_grid_pinpoints": pinpoints}
-        return settings | own | {"do_pad": True}
-    if config.data.image_aspect == "pad":
-        return settings | {"image_processor_type": "LlavaImageProcessor", "do_pad": True}
-    return settings
-
-
-def image_aspect(settings: JsonObject, side: int, where: str) -> str:
-    """How a processor fits images to a tower's square: "pad" or "square".
-
-    Args:
-      settings: of the image processor; empty for CLIP's.
-      side: of the tower's square, in pixels.
-      where: the weights that it lies beside, for messages.
-
-    Raises:
-      UserError: it prepares them in a way that is not implemented, by setting.
-    """
-    size = settings.get("size", side)
-    shortest = size.get("shortest_edge") if isinstance(size, dict) else size
-    crop = settings.get("crop_size", side)
-    cropped = (crop.get("height"), crop.get("width")) if isinstance(crop, dict) else (crop, crop)
-    wanted = {
-        "size": (shortest, side),
-        "crop_size": (cropped, (side, side)),
-        "resample": (settings.get("resample", 3), 3),
-        "rescale_factor": (round(settings.get("rescale_factor", 1 / 255) * 255, 4), 1),
-        **{
-            name: (settings.get(name) is not False, True)
-            for name in ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
-        },
-    }
-    for name, (found, only) in wanted.items():
-        if found != only:
-            raise UserError(
-                f"the image processor of {where} has {name} {settings.get(name)!r}, which is not "
-                f"implemented for a tower of {side} pixels; use a model with CLIP's own"
-            )
-    return "pad" if settings.get("do_pad") and "image_grid_pinpoints" not in settings else "square"
 
 
 def image_token(tokenizer: Path) -> int:
@@ -108,7 +44,7 @@ def write_processor(folder: Path, config: RunConfig, hf: JsonObject) -> None:
         "patch_size": config.model.vision.patch_size,
         "vision_feature_select_strategy": hf["vision_feature_select_strategy"],
         # The class, which "default" then takes away again.
-        "num_additional_image_tokens": 1,
+        "num_additional_image_tokens": int(config.model.vision.cls),
         "image_token": IMAGE,
     }
     image_processor = image_settings(config, hf.get("image_grid_pinpoints"))

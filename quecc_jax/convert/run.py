@@ -66,7 +66,7 @@ def import_weights(
     Args:
       source: a directory of weights, one file with its config.json beside it, or a GGUF file.
       out: the run's directory; it appears whole or not at all.
-      vision: a CLIP tower's directory; None takes the one that the source's config.json names, if it
+      vision: a vision tower's directory; None takes the one that the source's config.json names, if it
         lies beside it.
       projector: the original's mm_projector file, or its directory.
       text: a CLIP model's directory, whose text tower and tokenizer are to encode the questions.

@@ -6,10 +6,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from quecc_jax.config import RunConfig
+from quecc_jax.convert.formats.towers.families import KINDS
+from quecc_jax.convert.image_processor import processor_settings
 from quecc_jax.convert.io.layer_store import SlabReader
 from quecc_jax.convert.options import Format, Only
 from quecc_jax.convert.plan import ImportPlan, Layout, Source, plan_export, plan_import
-from quecc_jax.convert.processor import clip_settings, image_token, write_processor
+from quecc_jax.convert.processor import image_token, write_processor
 from quecc_jax.convert.rules import Path as LeafPath
 from quecc_jax.convert.rules import Rule, leaf_shapes
 from quecc_jax.convert.sidecar_files import copy_beside, copy_tokenizer_files, kept_sources, tower_name
@@ -24,7 +26,7 @@ from quecc_jax.train.run_dir import load_run_config
 PARTS: dict[Only, Layout] = {
     "projector": "projector",
     "decoder": "decoder",
-    "vision": "clip",
+    "vision": "tower",
     "text": "clip_text",
 }
 """The formats of a model's parts."""
@@ -62,7 +64,7 @@ class Target:
             copy_beside(self.kept, folder)
         kind = (self.hf or {}).get("model_type")
         tokenizer = reader.run / ("query_tokenizer" if kind == "clip_text_model" else "tokenizer")
-        has_text = kind == "clip_text_model" or (self.folder == "" and kind != "clip_vision_model")
+        has_text = kind == "clip_text_model" or (self.folder == "" and kind not in KINDS)
         if has_text and tokenizer.is_dir():
             copy_tokenizer_files(tokenizer, folder)
         if self.hf is None:
@@ -77,7 +79,7 @@ class Target:
         if "image_token_index" in hf and tokenizer.is_dir():
             write_processor(folder, reader.config, hf)
         elif not has_text or "vision_config" in hf:
-            write_json(folder / "preprocessor_config.json", clip_settings(reader.config.model.vision))
+            write_json(folder / "preprocessor_config.json", processor_settings(reader.config.model.vision))
 
 
 def special_settings(tokenizer: Path, config: RunConfig) -> tuple[JsonObject, JsonObject]:
@@ -111,12 +113,12 @@ def export_targets(reader: SlabReader, layout: Format, only: Only | None) -> lis
     tokenizer = reader.run / "tokenizer"
     number = image_token(tokenizer) if form == "llava_hf" and tokenizer.is_dir() else None
     # A tower's config.json says nothing of the decoder.
-    config = reader.config if form in ("clip", "clip_text") else with_positions(reader.config)
+    config = reader.config if form in ("tower", "clip_text") else with_positions(reader.config)
     whole = plan_export(config, form, family, number)
     targets = [Target("", whole.rules, whole.hf, name="mm_projector" if form == "projector" else "model")]
     if form == "llava" and (folder := tower_name(whole.hf)) == "clip":
         # The original reads its tower from a directory of its own, whatever the model's file holds.
-        tower = plan_export(reader.config, "clip")
+        tower = plan_export(reader.config, "tower")
         targets.append(Target(folder, tower.rules, tower.hf))
     return targets
 
@@ -152,7 +154,7 @@ def _as_it_came(reader: SlabReader, plan: ImportPlan, kept: Mapping[str, Source]
         if tower is not None:
             rules, carried = tower.rules, tower.ignored
         else:
-            rules, carried = plan_export(reader.config, "clip").rules if plan.layout == "llava" else (), ()
+            rules, carried = plan_export(reader.config, "tower").rules if plan.layout == "llava" else (), ()
         targets.append(Target(folder, rules, kept=source / "vision", carried=carried))
     if "text" in plan.parts:
         text = plan_export(reader.config, "clip_text")
@@ -165,7 +167,7 @@ def _usual_layout(reader: SlabReader) -> Layout:
     have = {path[0] for path in reader.shapes}
     known: list[tuple[set[str], Layout]] = [
         ({"decoder"}, "decoder"),
-        ({"vision"}, "clip"),
+        ({"vision"}, "tower"),
         ({"compressor", "projector"}, "projector"),
         ({"projector"}, "projector"),
         (have | {"vision", "decoder", "projector"}, "llava"),

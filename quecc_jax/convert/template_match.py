@@ -15,6 +15,7 @@ from quecc_jax.convert.formats.families import family_of
 from quecc_jax.convert.formats.family_keys import FAMILIES
 from quecc_jax.convert.formats.llava import is_original
 from quecc_jax.convert.formats.llava_hf import is_llava_hf, text_config
+from quecc_jax.convert.formats.towers.families import KINDS
 from quecc_jax.data.files import read_json, write_json
 from quecc_jax.data.text.templates import (
     LLAMA_2_SYSTEM,
@@ -155,7 +156,7 @@ def keep_template(folder: Path, name: str) -> None:
     """
     file = folder / "config.json"
     hf = read_json(file)
-    if str(hf.get("model_type")).startswith("clip"):
+    if hf.get("model_type") in (*KINDS, "clip_text_model"):
         return
     family = family_of(text_config(hf) if is_llava_hf(hf) else hf)
     try:

@@ -1,4 +1,4 @@
-"""Images from files to the tower's input, as CLIP's image processor makes them."""
+"""Images from files to the tower's input, as its own image processor makes them."""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from quecc_jax.config import DataConfig, ImageDecoding, VisionConfig
+from quecc_jax.config import DataConfig, ImageDecoding, PixelConfig, VisionConfig
 from quecc_jax.data.png import SIGNATURE, without_notes
 from quecc_jax.data.references import ImageRef
 from quecc_jax.data.tiles import split
@@ -20,12 +20,8 @@ from quecc_jax.paths import as_path, is_remote
 T = TypeVar("T")
 Pixels = TypeVar("Pixels", np.ndarray, jax.Array)
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-"""Per channel (red, green, blue), of pixels scaled to 0..1: constants of OpenAI's CLIP."""
-PADDING = (122, 116, 104)
-"""The mean colour in whole numbers, rounded down, as LLaVA pads."""
-
+RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+"""Pillow's, by name."""
 MAX_PIXELS = 89_000_000
 """Larger images are refused by their header, before they are decoded; Pillow itself warns from
 89,478,485 pixels on and refuses twice as many."""
@@ -63,14 +59,14 @@ def load_pixels(
 ) -> np.ndarray:
     """Reads an image and brings it to the tower's size.
 
-    The steps are those of CLIP's image processor (shortest side to `input_size`, bicubic; centre
-    crop), for `pad` after padding to a square with CLIP's mean colour. The processor's last step,
+    The steps are those of the tower's image processor (`vision.pixels`; CLIP's: shortest side to `input_size`,
+    bicubic; centre crop), for `pad` after padding to a square with the mean colour. The processor's last step,
     `normalise`, is left to the device: 8 bits are a quarter of the bytes to assemble and to move.
 
     Args:
       image: Where the image is.
-      vision: Gives the side of the square input.
-      aspect: `pad` keeps the whole image, `square` crops the longer side.
+      vision: Gives the side of the square input, and how it is made.
+      aspect: `pad` keeps the whole image, `square` does what the tower's processor does.
       decoding: as for `open_image`.
 
     Returns:
@@ -82,8 +78,8 @@ def load_pixels(
     """
     opened = open_image(image, decoding)
     if vision.tiles:
-        return split(opened, vision.tiles, vision.image_size)
-    return np.asarray(fit(opened, vision.input_size, aspect))
+        return split(opened, vision.tiles, vision.image_size, RESAMPLING[vision.pixels.resample])
+    return np.asarray(fit(opened, vision.input_size, aspect, vision.pixels))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,19 +270,44 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.rint(scaled).astype(np.uint8))
 
 
-def fit(image: Image.Image, size: int, aspect: Literal["pad", "square"]) -> Image.Image:
-    """An RGB image as a square of side `size` pixels: padded with the mean colour, or cropped."""
+def fit(image: Image.Image, size: int, aspect: Literal["pad", "square"], how: PixelConfig) -> Image.Image:
+    """An RGB image as a square of side `size` pixels.
+
+    Args:
+      image: RGB.
+      size: side of the square that the tower reads.
+      aspect: `pad` puts the mean colour around it first, `square` crops or stretches it as `how` says.
+      how: the tower's processor.
+    """
+    short, resample = how.resized or size, RESAMPLING[how.resample]
     if aspect == "pad" and image.width != image.height:
-        return _pad(image, size)
-    short = min(image.size)
-    width, height = (max(size, int(size * side / short)) for side in image.size)
+        image = _pad(image, short, padding(how), resample)
+    width = height = short
+    if how.fit == "crop":
+        width, height = (max(short, int(short * side / min(image.size))) for side in image.size)
     if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
+        image = image.resize((width, height), resample)
     left, top = (width - size) // 2, (height - size) // 2
     return image.crop((left, top, left + size, top + size))
 
 
-def _pad(image: Image.Image, size: int) -> Image.Image:
+def padding(how: PixelConfig) -> tuple[int, ...]:
+    """The mean colour in whole numbers, rounded down, as LLaVA pads."""
+    return tuple(int(255 * part) for part in how.mean)
+
+
+def squared_like_clip(how: PixelConfig, aspect: Literal["pad", "square"]) -> bool:
+    """Whether `fit` makes the same squares for a tower as for CLIP, however they are normalised then."""
+    clip = PixelConfig()
+    if (
+        dataclasses.replace(how, mean=clip.mean, std=clip.std, fit=clip.fit if aspect == "pad" else how.fit)
+        != clip
+    ):
+        return False
+    return aspect == "square" or padding(how) == padding(clip)
+
+
+def _pad(image: Image.Image, size: int, colour: tuple[int, ...], resample: Image.Resampling) -> Image.Image:
     """Exactly the padded square resized, without the memory of that square.
 
     Pillow resizes rows first, then columns, and rounds in between. So rows can go through in bands,
@@ -294,19 +315,19 @@ def _pad(image: Image.Image, size: int) -> Image.Image:
     """
     side = max(image.size)
     left, top = (side - image.width) // 2, (side - image.height) // 2
-    narrow = Image.new("RGB", (size, side), PADDING)
+    narrow = Image.new("RGB", (size, side), colour)
     if image.width == side:
-        narrow.paste(image.resize((size, image.height), Image.Resampling.BICUBIC), (0, top))
-        return narrow.resize((size, size), Image.Resampling.BICUBIC)
+        narrow.paste(image.resize((size, image.height), resample), (0, top))
+        return narrow.resize((size, size), resample)
     for start in range(0, image.height, BAND):
-        band = Image.new("RGB", (side, min(BAND, image.height - start)), PADDING)
+        band = Image.new("RGB", (side, min(BAND, image.height - start)), colour)
         band.paste(image, (left, -start))
-        narrow.paste(band.resize((size, band.height), Image.Resampling.BICUBIC), (0, top + start))
-    return narrow.resize((size, size), Image.Resampling.BICUBIC)
+        narrow.paste(band.resize((size, band.height), resample), (0, top + start))
+    return narrow.resize((size, size), resample)
 
 
-def normalise(pixels: Pixels) -> Pixels:
+def normalise(pixels: Pixels, how: PixelConfig) -> Pixels:
     """(x / 255 - mean) / std per channel: uint8 [..., 3] -> float32 [..., 3], of NumPy or JAX."""
-    std = np.array(CLIP_STD, np.float32)
-    scale, shift = 1 / (255 * std), -np.array(CLIP_MEAN, np.float32) / std
+    std = np.array(how.std, np.float32)
+    scale, shift = 1 / (255 * std), -np.array(how.mean, np.float32) / std
     return pixels.astype(np.float32) * scale + shift

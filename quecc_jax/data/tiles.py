@@ -40,7 +40,7 @@ def best_grid(width: int, height: int, grids: Sequence[Grid], side: int) -> Grid
     return max(grids, key=fit)
 
 
-def split(image: Image.Image, grids: Sequence[Grid], side: int) -> np.ndarray:
+def split(image: Image.Image, grids: Sequence[Grid], side: int, resample: Image.Resampling) -> np.ndarray:
     """uint8 [1 + rows * columns, side, side, 3] of an RGB image: the whole, then its tiles row by row."""
     rows, columns = best_grid(*image.size, grids, side)
     across, down = columns * side, rows * side
@@ -49,10 +49,10 @@ def split(image: Image.Image, grids: Sequence[Grid], side: int) -> np.ndarray:
     else:
         width, height = min(math.ceil(image.width * by_height), across), down
     canvas = Image.new("RGB", (across, down))
-    scaled = image.resize((width, height), Image.Resampling.BICUBIC)
+    scaled = image.resize((width, height), resample)
     canvas.paste(scaled, ((across - width) // 2, (down - height) // 2))
     tiles = np.asarray(canvas).reshape(rows, side, columns, side, 3).transpose(0, 2, 1, 3, 4)
-    whole = np.asarray(image.resize((side, side), Image.Resampling.BICUBIC))
+    whole = np.asarray(image.resize((side, side), resample))
     return np.concatenate([whole[None], tiles.reshape(-1, side, side, 3)])
 
 

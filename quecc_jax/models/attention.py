@@ -6,7 +6,7 @@
     xla       elsewhere            everything; also what the two do not take, on any platform
 
 XLA it stays for ALiBi, for reading a cache token by token (bound by the cache's bytes, whatever computes it), and
-for the CLIP tower, whose 577 patches see one another without a mask. Where `auto` has a kernel for the platform and
+for the vision tower, whose patches see one another without a mask. Where `auto` has a kernel for the platform and
 the model or the installation is not made for it, a notice says why, once; the shapes of a call are no matter of it.
 
 Splash attention's masks are constants of the program. A scanned layer whose window is one of two takes one of two

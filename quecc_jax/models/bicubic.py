@@ -5,15 +5,26 @@ import math
 import numpy as np
 
 
-def bicubic_weights(size: int, target: int) -> np.ndarray:
-    """float64 [target, size]: what each new position takes of the old ones. Keys' kernel with a = -0.75, corners
-    not aligned, the edge repeated, no antialiasing."""
-    a, weights = -0.75, np.zeros((target, size))
+def bicubic_weights(size: int, target: int, antialias: bool = False) -> np.ndarray:
+    """float64 [target, size]: what each new position takes of the old ones. Keys' kernel, corners not aligned.
+
+    Without antialiasing a = -0.75 and the edge is repeated. With it a = -0.5, the kernel is as many times wider as
+    positions get fewer, and what lies beyond the edge is left out of the mean.
+    """
+    weights = np.zeros((target, size))
+    wider = max(size / target, 1.0) if antialias else 1.0
+    a = -0.5 if antialias else -0.75
     for row in range(target):
         at = (row + 0.5) * size / target - 0.5
-        for tap in range(math.floor(at) - 1, math.floor(at) + 3):
-            x = abs(at - tap)
-            near = ((a + 2) * x - (a + 3)) * x * x + 1
-            far = ((x - 5) * x + 8) * x * a - 4 * a
-            weights[row, min(max(tap, 0), size - 1)] += near if x <= 1 else far
-    return weights
+        for tap in range(math.floor(at - 2 * wider) + 1, math.ceil(at + 2 * wider)):
+            if antialias and not 0 <= tap < size:
+                continue
+            weights[row, min(max(tap, 0), size - 1)] += _keys(abs(at - tap) / wider, a)
+    return weights / weights.sum(axis=1, keepdims=True) if antialias else weights
+
+
+def _keys(x: float, a: float) -> float:
+    """Keys' cubic at a distance of x < 2 positions."""
+    if x <= 1:
+        return ((a + 2) * x - (a + 3)) * x * x + 1
+    return ((x - 5) * x + 8) * x * a - 4 * a

@@ -17,8 +17,8 @@ from quecc_jax.models.compressors.fusion import FusingCompressor
 from quecc_jax.models.decoder import Cache, Decoder, embedding_variance
 from quecc_jax.models.layers import constrain_batch
 from quecc_jax.models.projector import Projector
-from quecc_jax.models.towers.clip import ClipTower, split_features
 from quecc_jax.models.towers.clip_text import ClipText
+from quecc_jax.models.towers.vit import VisionTower, split_features
 
 
 class Visual(NamedTuple):
@@ -41,7 +41,7 @@ class VLM(nn.Module):
     def setup(self) -> None:
         c = self.config
         dtype = jnp.dtype(c.dtype)
-        self.vision = ClipTower(c.tower, dtype, c.remat)
+        self.vision = VisionTower(c.tower, dtype, c.remat)
         self.compressor: Any = FusingCompressor(c, dtype) if c.memory_tokens else make_compressor(c, dtype)
         # Visual tokens start on the scale of the text embeddings that they stand among.
         self.projector = Projector(
@@ -100,7 +100,8 @@ class VLM(nn.Module):
           pixels: uint8, as the data pipeline delivers them; floats are taken as normalised already.
         """
         b, i = pixels.shape[:2]
-        pixels = normalise(pixels) if pixels.dtype == jnp.uint8 else pixels
+        if pixels.dtype == jnp.uint8:
+            pixels = normalise(pixels, self.config.vision.pixels)
         states = self.vision(pixels.reshape(b * i, *pixels.shape[2:]))
         return states.reshape(b, i, *states.shape[1:])
 

@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 import msgspec
 import numpy as np
 
-from quecc_jax.data.images import image_size
+from quecc_jax.data.images import image_size, padding
 from quecc_jax.errors import BadRow, UserError
 from quecc_jax.evaluate.attention import own_squares
 from quecc_jax.generate.engine import Engine
@@ -99,6 +99,8 @@ class Page:
     def settings(self) -> Json:
         """What the page shows before the first question."""
         data, model = self.engine.config.data, self.engine.config.model
+        vision, how = model.vision, model.vision.pixels
+        stretched = bool(vision.tiles) or (data.image_aspect == "square" and how.fit == "stretch")
         return {
             "query": self.query,
             "max_new_tokens": self.limits.max_new_tokens,
@@ -108,7 +110,11 @@ class Page:
             "max_pixels": self.max_pixels,
             "compressor": model.compressor.name,
             "max_length": data.max_length,
-            "fit": "squeeze" if model.vision.tiles else data.image_aspect,
+            "fit": "squeeze" if stretched else data.image_aspect,
+            "padding": padding(how),
+            # Of the square that is resized, the middle is cut out, and of that the border left out.
+            "cut": (how.resized or vision.image_size) / vision.image_size,
+            "seen": vision.image_size / (vision.grid * vision.patch_size),
             "has_image": bool(self.image),
             "questions": self.questions,
         }

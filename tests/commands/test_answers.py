@@ -30,7 +30,7 @@ from quecc_jax.errors import UserError, run_cli
 from quecc_jax.experiments.testbed.build import build_pool
 from quecc_jax.experiments.testbed.tower import feature_fn
 from quecc_jax.load import load_vlm
-from quecc_jax.models.towers.clip import ClipTower
+from quecc_jax.models.towers.vit import VisionTower
 from quecc_jax.train.checkpoint import load_params, save_params
 from tests.tiny import change_config, random_params
 
@@ -119,8 +119,9 @@ def ask(monkeypatch, capsys, run):
 def test_a_image_file_gives_the_features_that_training_cached(run, pool, image_files):
     _, params = load_vlm(run.out)
     cached = write_features(pool, feature_fn(VISION, params["vision"]), 2, "tower")
-    pixels = normalise(np.stack([load_pixels(path, VISION, run.data.image_aspect) for path in image_files]))
-    fresh = ClipTower(VISION).apply({"params": params["vision"]}, pixels)
+    stack = np.stack([load_pixels(path, VISION, run.data.image_aspect) for path in image_files])
+    pixels = normalise(stack, VISION.pixels)
+    fresh = VisionTower(VISION).apply({"params": params["vision"]}, pixels)
     np.testing.assert_allclose(np.asarray(fresh), cached, rtol=2e-3, atol=2e-3)
     assert np.abs(cached[0].astype(float) - cached[1]).max() > 0.1
 

@@ -11,17 +11,28 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from quecc_jax.config import DataConfig, DecoderConfig, ModelConfig, NoneConfig, RunConfig, VisionConfig
+from quecc_jax.config import (
+    DataConfig,
+    DecoderConfig,
+    ModelConfig,
+    NoneConfig,
+    PixelConfig,
+    RunConfig,
+    VisionConfig,
+)
 from quecc_jax.config.io import load_config
+from quecc_jax.convert.image_processor import image_settings
 from quecc_jax.convert.io.tensors import open_tensors
 from quecc_jax.convert.plan import plan_export
 from quecc_jax.convert.processor import chat_template
 from quecc_jax.convert.run import export_weights, import_weights
+from quecc_jax.data.batch import Batch
 from quecc_jax.data.images import normalise
 from quecc_jax.data.text.conversation import prompt_text
 from quecc_jax.data.text.templates import TEMPLATES
@@ -29,6 +40,7 @@ from quecc_jax.data.text.tokenizer import load_tokenizer
 from quecc_jax.generate.engine import Engine
 from quecc_jax.generate.questions import Limits, Question
 from quecc_jax.load import load_vlm
+from quecc_jax.models.vlm import VLM
 from tests.convert.test_run import assert_same_tensors
 from tests.laid_out import prompt
 from tests.tiny import change_config
@@ -37,12 +49,24 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "llava_tiny"
 TOWER = VisionConfig(
     image_size=28, patch_size=7, width=16, depth=3, heads=2, mlp_width=32, levels=(-2,), post_norm=True
 )
+SIGLIP = dataclasses.replace(
+    TOWER,
+    image_size=30,
+    drop_border=True,
+    activation="gelu_tanh",
+    norm_eps=1e-6,
+    cls=False,
+    patch_bias=True,
+    pre_norm=False,
+    pixels=PixelConfig((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), fit="stretch"),
+)
 DECODER = DecoderConfig(width=32, depth=2, heads=4, kv_heads=4, mlp_width=48, max_positions=4096)
+LLAMA_3 = ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 QUESTIONS = ["What is it?", "  Is  <this> a\n\ntest, 12 or 日本?", "an <image_> or an <img>?"]
 
 
-def letters(directory: Path) -> Path:
-    """A byte-level tokenizer of single letters with ChatML's tokens; BOS is never added."""
+def letters(directory: Path, more: tuple[str, ...] = (), eos: str = "<|im_end|>") -> Path:
+    """A byte-level tokenizer of single letters with ChatML's tokens and others; BOS is never added."""
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models, pre_tokenizers
 
@@ -50,10 +74,10 @@ def letters(directory: Path) -> Path:
     backend = Backend(models.BPE({letter: number for number, letter in enumerate(alphabet)}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    backend.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>", *more])
     directory.mkdir(parents=True)
     backend.save(str(directory / "tokenizer.json"))
-    told = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>"}
+    told = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": eos}
     (directory / "tokenizer_config.json").write_text(json.dumps(told))
     return directory
 
@@ -76,21 +100,30 @@ def make_run(
     )
     config = RunConfig(model=model, data=DataConfig(template=template, image_aspect=aspect))  # type: ignore[arg-type]
     rng = np.random.default_rng(0)
-    for folder, layout in (("given", "llava"), ("given/clip", "clip")):
+    # The original's code has CLIP alone.
+    original = (("given", "llava"), ("given/clip", "tower")) if tower.cls else (("given", "llava_hf"),)
+    for folder, layout in original:
         export = plan_export(config, layout, family)  # type: ignore[arg-type]
         shapes = {name: shape for r in export.rules for name, shape in zip(r.theirs, r.shapes, strict=True)}
         (root / folder).mkdir(parents=True)
         arrays = {name: _random(rng, name, shape) for name, shape in shapes.items()}
         save_file(arrays, root / folder / "model.safetensors")
         (root / folder / "config.json").write_text(json.dumps(export.hf))
+    if not tower.cls:
+        settings = image_settings(config, None)
+        (root / "given" / "preprocessor_config.json").write_text(json.dumps(settings))
     if family == "qwen2":
         shutil.copytree(letters(root / "letters"), root / "given", dirs_exist_ok=True)
+    elif template == "llava_llama_3":
+        eight = letters(root / "letters", LLAMA_3, LLAMA_3[1])
+        shutil.copytree(eight, root / "given", dirs_exist_ok=True)
     else:
         for name in ("tokenizer.model", "tokenizer_config.json"):
             shutil.copy(GOLDEN / name, root / "given" / name)
         told = json.loads((GOLDEN / "tokenizer_config.json").read_text()) | {"legacy": legacy}
         (root / "given" / "tokenizer_config.json").write_text(json.dumps(told))
-    import_weights(root / "given", root / "run", vision=root / "given" / "clip")
+    vision = root / "given" / "clip"
+    import_weights(root / "given", root / "run", vision=vision if tower.cls else None, template=template)
     made = load_config(root / "run" / "config.json")
     data = dataclasses.replace(made.data, template=template, image_aspect=aspect, images_per_row=2)  # type: ignore[arg-type]
     model = dataclasses.replace(made.model, dtype="float32")
@@ -137,6 +170,19 @@ def ids_of(question: str, images: int, engine: Engine, number: int, history: tup
     return np.where(made.slots != -1, number, made.tokens).tolist()
 
 
+def logits_of(engine: Engine, params: Any, asked: Question, length: int) -> np.ndarray:
+    """[S, vocab] of a prompt of so many tokens, in one pass."""
+    prompt, vlm = engine.prompt(asked), VLM(engine.config.model)
+    assert len(prompt.encoded.codes) == length
+    batch = engine.batch([prompt], length)
+
+    def run(model: VLM, batch: Batch) -> Any:
+        return model.logits(model(batch))
+
+    made: Any = jax.jit(lambda p: vlm.apply({"params": p}, batch, method=run))(params)
+    return np.asarray(made)[0]
+
+
 CASES: dict[str, dict[str, Any]] = {
     "padded images": {},
     "cropped images": {"aspect": "square"},
@@ -159,6 +205,16 @@ CASES: dict[str, dict[str, Any]] = {
     "a tokenizer that is not legacy": {"legacy": False},
     "CLS in front": {"tower": dataclasses.replace(TOWER, keep_cls=True)},
     "rows beyond the tokenizer": {"vocab_size": 32064},
+    "SigLIP (LLaVA-Interleave)": {
+        "tower": SIGLIP,
+        "aspect": "square",
+        "family": "qwen2",
+        "template": "qwen",
+        "qkv_bias": True,
+        "vocab_size": 320,
+        "tie_embeddings": True,
+    },
+    "SigLIP, padded": {"tower": SIGLIP},
 }
 
 
@@ -183,7 +239,9 @@ def test_transformers_answers_as_the_run_does(case: str, tmp_path: Path, conform
             what = f"{'text' if size is None else size}: {question!r}"
             conforms(case, f"ids, {what}", wanted, ids_of(question, len(shown), engine, number))
             if shown:
-                pixels = normalise(engine.image(shown[0]).pixels[0]).transpose(2, 0, 1)
+                pixels = normalise(engine.image(shown[0]).pixels[0], config.model.vision.pixels).transpose(
+                    2, 0, 1
+                )
                 error = float(np.abs(pixels - given["pixel_values"][0].numpy()).max())
                 conforms(case, f"pixels, {what}", True, error < 1e-5)
             with torch.no_grad():
@@ -204,21 +262,37 @@ def test_transformers_answers_as_the_run_does(case: str, tmp_path: Path, conform
     )
 
 
+NEXT: dict[str, dict[str, Any]] = {
+    "Vicuna": {},
+    "Mistral": {"family": "mistral", "template": "mistral_instruct", "kv_heads": 2},
+    "Llama 3": {"template": "llava_llama_3", "kv_heads": 2, "rope_theta": 5e5, "vocab_size": 264},
+}
+
+
+@pytest.mark.parametrize("case", NEXT)
 @pytest.mark.parametrize("size", [(60, 40), (20, 70), (28, 28)])
-def test_any_resolution_images(size: tuple[int, int], tmp_path: Path, conforms: Any) -> None:
+def test_any_resolution_images(case: str, size: tuple[int, int], tmp_path: Path, conforms: Any) -> None:
     torch = pytest.importorskip("torch")
-    run = make_run(tmp_path, tower=dataclasses.replace(TOWER, tiles=((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))))
+    tower = dataclasses.replace(TOWER, tiles=((1, 2), (2, 1), (2, 2), (3, 1), (1, 3)))
+    run = make_run(tmp_path, tower=tower, **NEXT[case])
     export_weights(run, tmp_path / "hf", layout="llava_hf")
     model, processor = theirs(tmp_path / "hf")
-    engine = Engine(*load_vlm(run))
+    config, params = load_vlm(run)
+    engine = Engine(config, params)
     conforms("LLaVA-NeXT", "class", "LlavaNextForConditionalGeneration", type(model).__name__)
     text = processor.apply_chat_template(talk("What is it?", 1), add_generation_prompt=True)
     given = processor(images=[image(*size)], text=text, return_tensors="pt")
+    length = given["input_ids"].shape[1]
     with torch.no_grad():
         out = model.generate(**given, max_new_tokens=8, do_sample=False)
-    answer = processor.decode(out[0, given["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+        logits = model(**given).logits[0].numpy()
+    answer = processor.decode(out[0, length:], skip_special_tokens=True).strip()
     asked = Question("What is it?", (engine.image(image(*size)),))
-    conforms("LLaVA-NeXT", f"answer, {size}", answer, engine.answers([asked], Limits(max_new_tokens=8))[0])
+    what = f"{case}, {size}"
+    conforms("LLaVA-NeXT", f"answer, {what}", answer, engine.answers([asked], Limits(max_new_tokens=8))[0])
+    ours = logits_of(engine, params, asked, length)
+    error = float(np.abs(ours - logits[:, : ours.shape[1]]).max() / np.abs(logits).max())
+    conforms("LLaVA-NeXT", f"logits, {what}", True, error < 1e-4)
 
 
 def test_an_export_comes_in_again_as_the_same_run(tmp_path: Path, conforms: Any) -> None:

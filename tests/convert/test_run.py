@@ -16,8 +16,9 @@ from orbax.checkpoint import v1 as ocp
 from safetensors.numpy import load_file, save_file
 
 from quecc_jax.checksums import check_files
-from quecc_jax.config import RunConfig
+from quecc_jax.config import PixelConfig, RunConfig
 from quecc_jax.config.io import load_config
+from quecc_jax.config.model import CLIP_MEAN, CLIP_STD
 from quecc_jax.convert.formats.family_keys import FAMILIES
 from quecc_jax.convert.formats.gguf import GgufFile
 from quecc_jax.convert.io.layer_store import SlabReader
@@ -25,7 +26,6 @@ from quecc_jax.convert.io.tensors import open_tensors
 from quecc_jax.convert.plan import Source, plan_import
 from quecc_jax.convert.run import export_weights, import_weights
 from quecc_jax.convert.targets import special_settings, with_positions
-from quecc_jax.data.images import CLIP_MEAN, CLIP_STD
 from quecc_jax.errors import Note, UserError
 from quecc_jax.train.checkpoint import load_params, named_leaves
 from quecc_jax.train.loop import train
@@ -466,16 +466,31 @@ def test_other_directories_are_explained(tmp_path: Path) -> None:
         export_weights(tmp_path / "given", tmp_path / "out")
 
 
-def test_a_tower_for_images_that_are_normalised_otherwise_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "settings, wanted",
+    [
+        ({"image_mean": list(CLIP_MEAN), "image_std": list(CLIP_STD)}, {}),
+        ({"image_mean": [0.5, 0.5, 0.25]}, {"mean": (0.5, 0.5, 0.25)}),
+        ({"image_std": [0.25, 0.5, 0.5]}, {"std": (0.25, 0.5, 0.5)}),
+        ({"resample": 2}, {"resample": "bilinear"}),
+        ({"size": {"shortest_edge": 16}, "crop_size": 12}, {"resized": 16}),
+        ({"size": {"height": 16, "width": 16}, "crop_size": 12}, {"fit": "stretch", "resized": 16}),
+        (
+            {"size": {"height": 12, "width": 12}, "image_processor_type": "SiglipImageProcessor"},
+            {"fit": "stretch"},
+        ),
+        ({"size": {"height": 12, "width": 12}, "do_center_crop": False}, {"fit": "stretch"}),
+    ],
+    ids=str,
+)
+def test_images_are_made_as_the_processor_beside_a_tower_says(
+    tmp_path: Path, settings: dict[str, Any], wanted: dict[str, Any]
+) -> None:
     case = small("clip_vision_model")
     write_checkpoint(tmp_path / "clip", case["config"], case["tensors"], np.float32)
-    settings = tmp_path / "clip" / "preprocessor_config.json"
-    settings.write_text(json.dumps({"image_mean": [0.5, 0.5, 0.5], "image_std": list(CLIP_STD)}))
-    with pytest.raises(UserError, match=r"preprocessor_config\.json has image_mean \[0\.5, 0\.5, 0\.5\]"):
-        import_weights(tmp_path / "clip", tmp_path / "run")
-    settings.write_text(json.dumps({"image_mean": list(CLIP_MEAN), "image_std": list(CLIP_STD)}))
+    (tmp_path / "clip" / "preprocessor_config.json").write_text(json.dumps(settings))
     import_weights(tmp_path / "clip", tmp_path / "run")
-    assert load_config(tmp_path / "run" / "config.json").model.vision.depth
+    assert load_config(tmp_path / "run" / "config.json").model.vision.pixels == PixelConfig(**wanted)
 
 
 @pytest.mark.parametrize(
@@ -484,10 +499,13 @@ def test_a_tower_for_images_that_are_normalised_otherwise_is_refused(tmp_path: P
         {"do_normalize": False},
         {"do_rescale": False},
         {"rescale_factor": 1 / 127.5},
-        {"resample": 2},
+        {"resample": 1},
         {"do_center_crop": False},
-        {"size": {"shortest_edge": 96}},
+        {"size": {"shortest_edge": 32}},
+        {"size": {"shortest_edge": 48, "longest_edge": 96}},
+        {"size": {"height": 48, "width": 32}},
         {"crop_size": 32},
+        {"image_mean": 0.5},
     ],
     ids=str,
 )

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 from transformers.models.clip import CLIPImageProcessorPil
 
-from quecc_jax.config import VisionConfig
-from quecc_jax.data.images import CLIP_MEAN, CLIP_STD, fit, image_size, load_pixels, normalise, open_image
+from quecc_jax.config import PixelConfig, VisionConfig
+from quecc_jax.config.model import CLIP_MEAN, CLIP_STD
+from quecc_jax.data.images import fit, image_size, load_pixels, normalise, open_image
 from quecc_jax.data.png import without_notes
 from quecc_jax.data.sources.easy_vqa import image_paths
 from quecc_jax.errors import BadRow, UserError
@@ -54,7 +55,9 @@ def seen(image, format="PNG", **options):
 @pytest.mark.parametrize("index, name", [(0, "a.png"), (1, "b.png")])
 def test_pad_gives_the_pixels_of_the_original_code(index, name):
     wanted = np.load(GOLDEN / "pixel_values.npy")[index].transpose(1, 2, 0)
-    ours = normalise(load_pixels(GOLDEN / name, VisionConfig(image_size=48, patch_size=4), "pad"))
+    ours = normalise(
+        load_pixels(GOLDEN / name, VisionConfig(image_size=48, patch_size=4), "pad"), PixelConfig()
+    )
     np.testing.assert_allclose(ours, wanted, rtol=0, atol=1e-6)
 
 
@@ -66,7 +69,7 @@ def test_square_is_the_clip_processor(width, height, seed):
     image = scene(width, height, seed)
     ours = load_pixels(image, VISION, "square")
     assert ours.shape == (56, 56, 3) and ours.dtype == np.uint8
-    np.testing.assert_allclose(normalise(ours), clip(image, 56), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(normalise(ours, PixelConfig()), clip(image, 56), rtol=0, atol=1e-6)
 
 
 @settings(max_examples=40, deadline=None)
@@ -83,18 +86,21 @@ def test_pad_is_the_clip_processor_after_padding(sides, seed):
     top, left = (side - height) // 2, (side - width) // 2
     padded[top : top + height, left : left + width] = np.asarray(image)
     wanted = clip(Image.fromarray(padded), 56)
-    np.testing.assert_allclose(normalise(load_pixels(image, VISION, "pad")), wanted, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(
+        normalise(load_pixels(image, VISION, "pad"), PixelConfig()), wanted, rtol=0, atol=1e-6
+    )
 
 
 def test_right_size_is_left_alone():
     image = scene(56, 56)
-    assert np.array_equal(np.asarray(fit(image, 56, "pad")), np.asarray(image))
+    assert np.array_equal(np.asarray(fit(image, 56, "pad", PixelConfig())), np.asarray(image))
 
 
 def test_normalise_is_the_published_formula_for_every_value_on_host_and_device():
     pixels = np.repeat(np.arange(256, dtype=np.uint8)[:, None, None], 3, axis=2)
     expected = (pixels / 255 - np.array(CLIP_MEAN)) / np.array(CLIP_STD)
-    for made in (normalise(pixels), jax.jit(normalise)(pixels)):
+    how = PixelConfig()
+    for made in (normalise(pixels, how), jax.jit(lambda x: normalise(x, how))(pixels)):
         assert made.dtype == np.float32
         np.testing.assert_allclose(made, expected, rtol=0, atol=1e-6)
 

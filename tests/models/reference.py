@@ -192,35 +192,45 @@ def tower(params: Tree, config: VisionConfig, image: np.ndarray, cls: bool = Fal
     """All depth + 1 hidden states [n, D] of one image [H, W, 3], or [1 + n, D] with CLS."""
     c, s = config, config.patch_size
     kernel = np.asarray(params["patch_embedding"]["kernel"], np.float64).reshape(s, s, 3, c.width)
-    rows = [np.asarray(params["class_embedding"], np.float64)]
+    rows = [np.asarray(params["class_embedding"], np.float64)] if c.cls else []
     for down in range(c.grid):
         for across in range(c.grid):
             patch = image[down * s : (down + 1) * s, across * s : (across + 1) * s]
-            rows.append(np.einsum("abc,abcd->d", patch.astype(np.float64), kernel))
-    x = layer_norm(params["pre_norm"], np.stack(rows) + params["position_embedding"], c.norm_eps)
+            embedded = np.einsum("abc,abcd->d", patch.astype(np.float64), kernel)
+            rows.append(embedded + params["patch_embedding"].get("bias", 0.0))
+    x = np.stack(rows) + params["position_embedding"]
+    if c.registers:
+        x = np.concatenate([x[: c.cls], params["registers"], x[c.cls :]])
+    if c.pre_norm:
+        x = layer_norm(params["pre_norm"], x, c.norm_eps)
     states = [x]
     for index in range(c.depth):
-        x = clip_layer(layer(params["layers"], index), c, x, np.ones((len(x), len(x)), bool))
+        x = tower_layer(layer(params["layers"], index), c, x, np.ones((len(x), len(x)), bool))
         states.append(x)
-    return states if cls else [x[1:] for x in states]
+    return states if cls else [x[c.cls + c.registers :] for x in states]
 
 
-def clip_layer(p: Tree, c: VisionConfig | ClipTextConfig, x: np.ndarray, seen: np.ndarray) -> np.ndarray:
-    """One layer of either tower of CLIP: x [S, D], bool [S, S]."""
+def tower_layer(p: Tree, c: VisionConfig | ClipTextConfig, x: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """One layer of a tower of images or of CLIP's of text: x [S, D], bool [S, S]."""
     y, d = layer_norm(p["norm1"], x, c.norm_eps), c.width // c.heads
     q, k, v = (affine(p[name], y, c.width) for name in "qkv")
     parts = [slice(h * d, (h + 1) * d) for h in range(c.heads)]
     heads = [attend(q[:, part], k[:, part], v[:, part], seen) for part in parts]
-    x = x + affine(p["out"], np.concatenate(heads, -1), c.width)
-    y = affine(p["fc1"], layer_norm(p["norm2"], x, c.norm_eps), c.mlp_width)
-    y = y / (1 + np.exp(-1.702 * y)) if c.activation == "quick_gelu" else gelu(y)
-    return x + affine(p["fc2"], y, c.width)
+    x = x + p.get("scale1", 1.0) * affine(p["out"], np.concatenate(heads, -1), c.width)
+    z = layer_norm(p["norm2"], x, c.norm_eps)
+    y = affine(p["fc1"], z, c.mlp_width)
+    if c.activation == "swiglu":
+        y = silu(affine(p["gate"], z, c.mlp_width)) * y
+    else:
+        bent = {"quick_gelu": lambda y: y / (1 + np.exp(-1.702 * y)), "gelu": gelu, "gelu_tanh": tanh_gelu}
+        y = bent[c.activation](y)
+    return x + p.get("scale2", 1.0) * affine(p["fc2"], y, c.width)
 
 
 def clip_text(params: Tree, config: ClipTextConfig, ids: np.ndarray) -> np.ndarray:
     """CLIP's text feature [H] of one text's ids, its end token last."""
     x = params["token_embedding"][ids].astype(np.float64) + params["position_embedding"][: len(ids)]
     for index in range(config.depth):
-        x = clip_layer(layer(params["layers"], index), config, x, np.tri(len(ids), dtype=bool))
+        x = tower_layer(layer(params["layers"], index), config, x, np.tri(len(ids), dtype=bool))
     last = layer_norm(params["final_norm"], x[-1], config.norm_eps)
     return last @ params["projection"]["kernel"] if config.projection else last

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from quecc_jax.config import VisionConfig
 from quecc_jax.config.shapes import hidden_indices
-from quecc_jax.models.towers.clip import ClipTower, sine_cosine_init, split_features
+from quecc_jax.models.towers.vit import VisionTower, sine_cosine_init, split_features
 from tests.models.reference import tower
 from tests.tiny import MODEL, random_like
 
@@ -22,7 +22,7 @@ CONFIG = dataclasses.replace(MODEL.vision, levels=(2, 0, -1), select_layer=-2)
 
 def tower_params(config: VisionConfig) -> dict:
     side = config.image_size
-    boxed = jax.eval_shape(ClipTower(config).init, jax.random.key(0), jnp.zeros((1, side, side, 3)))
+    boxed = jax.eval_shape(VisionTower(config).init, jax.random.key(0), jnp.zeros((1, side, side, 3)))
     return random_like(nn.meta.unbox(boxed)["params"])
 
 
@@ -53,7 +53,7 @@ def test_the_tower_equals_its_mathematics(activation):
     config = dataclasses.replace(CONFIG, activation=activation)
     params = tower_params(config)
     pixels = np.random.default_rng(0).normal(size=(2, 16, 16, 3)).astype(np.float32)
-    ours = np.asarray(jax.jit(ClipTower(config).apply)({"params": params}, pixels))
+    ours = np.asarray(jax.jit(VisionTower(config).apply)({"params": params}, pixels))
     assert ours.shape == (2, 16, 3, 16) and hidden_indices(config) == (0, 2, 3)
     for row, image in enumerate(pixels):
         expected = tower(params, config, image)
@@ -76,7 +76,7 @@ def test_layers_above_the_last_state_that_is_read_never_run(levels, used):
     @jax.jit
     def run(params):
         def total(params):
-            states: Any = ClipTower(config).apply({"params": params}, pixels)
+            states: Any = VisionTower(config).apply({"params": params}, pixels)
             return jnp.sum(states**2), states
 
         return jax.grad(total, has_aux=True)(params)
@@ -91,7 +91,7 @@ def test_layers_above_the_last_state_that_is_read_never_run(levels, used):
 
 def test_pixels_of_another_size_are_a_value_error():
     with pytest.raises(ValueError, match=r"\(12, 16, 3\).*\(16, 16, 3\)"):
-        jax.eval_shape(ClipTower(CONFIG).init, jax.random.key(0), jnp.zeros((1, 12, 16, 3)))
+        jax.eval_shape(VisionTower(CONFIG).init, jax.random.key(0), jnp.zeros((1, 12, 16, 3)))
 
 
 def test_initial_positions_tell_neighbours_from_strangers():

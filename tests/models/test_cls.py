@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from quecc_jax import flops
-from quecc_jax.config import ModelConfig
+from quecc_jax.config import ModelConfig, PixelConfig
 from quecc_jax.config.validation import validate
 from quecc_jax.data.elastic import Slots
 from quecc_jax.data.images import normalise
@@ -48,7 +48,7 @@ def test_cls_passes_the_projector_and_stands_in_front(name):
 
     ours, inputs, bare = jax.device_get(jax.jit(both)(batch))
     np.testing.assert_allclose(ours[:, :, 1:], bare, rtol=1e-4, atol=1e-5)
-    pixels = np.asarray(normalise(batch.pixels[1, 1]))
+    pixels = np.asarray(normalise(batch.pixels[1, 1], PixelConfig()))
     cls = tower(params["vision"], plain.vision, pixels, cls=True)[plain.vision.select_index][:1]
     p = params["projector"]
     wanted = affine(p["fc2"], gelu(affine(p["fc1"], cls, M)), M)

@@ -15,7 +15,7 @@ from quecc_jax.convert.formats.llava import original_model
 from quecc_jax.data.batch import batch_spec
 from quecc_jax.errors import UserError
 from quecc_jax.models.bicubic import bicubic_weights
-from quecc_jax.models.towers.clip import ClipTower
+from quecc_jax.models.towers.vit import VisionTower
 from quecc_jax.models.vlm import VLM
 from tests import tiny
 from tests.convert.names import load
@@ -30,7 +30,7 @@ def test_features_are_those_of_all_tiles_averaged_onto_one_grid():
     once = dataclasses.replace(CONFIG, scales=(1,))
     params, side, grid = tower_params(once), CONFIG.image_size, CONFIG.grid
     pixels = np.random.default_rng(0).normal(size=(2, 3 * side, 3 * side, 3)).astype(np.float32)
-    tower = jax.jit(lambda tile: ClipTower(once).apply({"params": params}, tile))
+    tower = jax.jit(lambda tile: VisionTower(once).apply({"params": params}, tile))
     wanted = []
     for scale in SCALES:
         resize = bicubic_weights(3 * side, scale * side)
@@ -46,7 +46,7 @@ def test_features_are_those_of_all_tiles_averaged_onto_one_grid():
             square = whole[:, row * scale : (row + 1) * scale, column * scale : (column + 1) * scale]
             pooled[:, row, column] = square.mean(axis=(1, 2))
         wanted.append(pooled.reshape(2, grid * grid, 3, 16))
-    ours = jax.jit(lambda x: ClipTower(CONFIG).apply({"params": params}, x))(pixels)
+    ours = jax.jit(lambda x: VisionTower(CONFIG).apply({"params": params}, x))(pixels)
     assert ours.shape == (2, 16, 3, 48) and CONFIG.feature_width == 48
     np.testing.assert_allclose(ours, np.concatenate(wanted, axis=-1), rtol=1e-4, atol=1e-4)
 

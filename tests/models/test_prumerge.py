@@ -13,7 +13,7 @@ from quecc_jax.config.validation import validate
 from quecc_jax.errors import UserError
 from quecc_jax.models.compressors.base import Features
 from quecc_jax.models.compressors.build import make_compressor
-from quecc_jax.models.towers.clip import ClipTower, split_features
+from quecc_jax.models.towers.vit import VisionTower, split_features
 from tests.models.reference import affine, layer, layer_norm, softmax, tower
 from tests.tiny import MODEL, random_like, run
 
@@ -91,13 +91,13 @@ def test_the_tower_keeps_what_it_reads_and_its_states_stay_what_they_were():
     params = random_like(
         jax.tree.map(
             lambda leaf: leaf.value,
-            jax.eval_shape(ClipTower(config).init, jax.random.key(0), pixels)["params"],
+            jax.eval_shape(VisionTower(config).init, jax.random.key(0), pixels)["params"],
             is_leaf=lambda leaf: hasattr(leaf, "value"),
         )
     )
 
     def both(pixels: jax.Array) -> tuple[Features, ...]:
-        made: list[Any] = [ClipTower(c).apply({"params": params}, pixels) for c in (config, plain)]
+        made: list[Any] = [VisionTower(c).apply({"params": params}, pixels) for c in (config, plain)]
         return split_features(made[0], config), split_features(made[1], plain)
 
     ours, bare = jax.jit(both)(pixels)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from quecc_jax.config import NoneConfig
+from quecc_jax.config import NoneConfig, PixelConfig
 from quecc_jax.config.compressors import exchanged
 from quecc_jax.config.shapes import hidden_indices
 from quecc_jax.data.batch import Batch
@@ -154,7 +154,7 @@ def test_with_the_query_zeroed_the_question_has_no_part_in_the_visual_tokens(par
 def test_pixels_are_normalised_on_the_device(params, batch):
     model = VLM(CONFIG.model)
     encode = jax.jit(lambda x: model.apply({"params": params}, x, method=VLM.encode_image))
-    ours, wanted = encode(batch.pixels), encode(normalise(batch.pixels))
+    ours, wanted = encode(batch.pixels), encode(normalise(batch.pixels, PixelConfig()))
     np.testing.assert_allclose(ours, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
 
 

@@ -10,11 +10,11 @@ import torch
 import transformers
 
 from quecc_jax.config import VisionConfig
-from quecc_jax.convert.formats.clip import vision_config, vision_rules
-from quecc_jax.convert.formats.clip_text import TEXT_ANCHOR, hf_text_config, text_config, text_rules
+from quecc_jax.convert.formats.towers.clip import vision_config, vision_rules
+from quecc_jax.convert.formats.towers.clip_text import TEXT_ANCHOR, hf_text_config, text_config, text_rules
 from quecc_jax.convert.rules import from_tree, to_tree
-from quecc_jax.models.towers.clip import ClipTower, split_features
 from quecc_jax.models.towers.clip_text import ClipText
+from quecc_jax.models.towers.vit import VisionTower, split_features
 from tests.golden_check import TOLERANCE
 from tests.parity.compare import errors, gradients, randomise
 
@@ -75,7 +75,7 @@ def test_the_attention_that_prumerge_reads_agrees():
     config = VisionConfig(**{**vars(described), "levels": (1,), "select_layer": -2, "keep_attention": True})
     params = to_tree(vision_rules(config, prefix=""), state)["vision"]
     pixels = np.random.default_rng(1).normal(size=(2, 20, 20, 3)).astype(np.float32)
-    states: Any = jax.jit(lambda x: ClipTower(config).apply({"params": params}, x))(pixels)
+    states: Any = jax.jit(lambda x: VisionTower(config).apply({"params": params}, x))(pixels)
     ours = split_features(states, config)
     found: dict[str, torch.Tensor] = {}
     attend = theirs.encoder.layers[-1].self_attn
@@ -115,7 +115,7 @@ def test_all_hidden_states_and_gradients_agree(activation):
     @jax.jit
     def run(params: Any) -> Any:
         def total(params: Any) -> Any:
-            states: Any = ClipTower(config).apply({"params": params["vision"]}, pixels)
+            states: Any = VisionTower(config).apply({"params": params["vision"]}, pixels)
             return jnp.sum(states * cotangent), states
 
         return jax.grad(total, has_aux=True)(params)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers.models.clip import CLIPImageProcessorPil
 
-from quecc_jax.config import VisionConfig
+from quecc_jax.config import PixelConfig, VisionConfig
 from quecc_jax.data.images import load_pixels, normalise
 
 VISION = VisionConfig(image_size=336, patch_size=14)
@@ -26,7 +26,7 @@ def photo_directory() -> Path:
 def test_a_photo_gives_the_published_array():
     wanted = np.load(photo_directory() / "expected_preprocessed_image.npy")[0].transpose(1, 2, 0)
     ours = load_pixels(photo_directory() / "franz-kafka.jpg", VisionConfig(image_size=224), "square")
-    np.testing.assert_allclose(normalise(ours), wanted, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(normalise(ours, PixelConfig()), wanted, rtol=0, atol=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -49,5 +49,5 @@ def test_a_photo_of_any_size_and_mode(processor, width, height, mode):
     square.paste(photo.convert("RGB"), ((side - width) // 2, (side - height) // 2))
     for aspect, given_image in (("square", photo), ("pad", square)):
         wanted = processor(given_image, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
-        ours = normalise(load_pixels(photo, VISION, aspect))  # type: ignore[arg-type]
+        ours = normalise(load_pixels(photo, VISION, aspect), PixelConfig())  # type: ignore[arg-type]
         np.testing.assert_allclose(ours, wanted, rtol=0, atol=1e-6)

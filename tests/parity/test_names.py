@@ -157,7 +157,7 @@ def test_transformers_reads_the_configs_we_write_as_we_do(family):
     [
         ("llava", "llava_hf", "LlavaForConditionalGeneration"),
         ("llava_next", "llava_hf", "LlavaNextForConditionalGeneration"),
-        ("clip_vision_model", "clip", "CLIPVisionModel"),
+        ("clip_vision_model", "tower", "CLIPVisionModel"),
     ]
     + [(f, "decoder", "AutoModelForCausalLM") for f in FAMILIES],
 )

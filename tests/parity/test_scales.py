@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 import transformers
 
-from quecc_jax.convert.formats.clip import vision_config, vision_rules
+from quecc_jax.convert.formats.towers.clip import vision_config, vision_rules
 from quecc_jax.convert.rules import to_tree
-from quecc_jax.models.towers.clip import ClipTower
+from quecc_jax.models.towers.vit import VisionTower
 from tests.parity.compare import randomise
 
 
@@ -42,5 +42,5 @@ def test_features_agree(scales):
             rows.append(torch.cat([m.transpose(1, 2).reshape(2, 24, 4, 4) for m in maps], dim=3))
         joined = torch.cat(rows, dim=2)
         wanted.append(F.interpolate(joined, size=(4, 4), mode="area").flatten(2).transpose(1, 2))
-    ours = jax.jit(lambda x: ClipTower(config).apply({"params": params}, x))(pixels)[:, :, 0]
+    ours = jax.jit(lambda x: VisionTower(config).apply({"params": params}, x))(pixels)[:, :, 0]
     np.testing.assert_allclose(ours, torch.cat(wanted, dim=-1).detach().numpy(), rtol=1e-4, atol=1e-4)

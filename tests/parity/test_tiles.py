@@ -15,7 +15,7 @@ from transformers.image_processing_utils import select_best_resolution
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
 
-from quecc_jax.config import ModelConfig, QueccConfig, VisionConfig
+from quecc_jax.config import ModelConfig, PixelConfig, QueccConfig, VisionConfig
 from quecc_jax.convert.plan import Source, plan_import
 from quecc_jax.convert.rules import to_tree
 from quecc_jax.data.batch import NEWLINE, Batch
@@ -87,7 +87,7 @@ def test_a_whole_model_gives_the_same_logits(width, height):
     out = theirs(
         input_ids=torch.from_numpy(given).long(),
         image_sizes=torch.tensor([[height, width]]),
-        pixel_values=torch.from_numpy(normalise(pixels)).permute(0, 3, 1, 2)[None],
+        pixel_values=torch.from_numpy(normalise(pixels, PixelConfig())).permute(0, 3, 1, 2)[None],
     )
     wanted = out.logits.detach().numpy()
     np.testing.assert_allclose(ours, wanted, rtol=1e-3, atol=1e-3 * np.abs(wanted).max())
@@ -101,5 +101,5 @@ def test_pixels_are_the_same(width, height):
         size={"shortest_edge": 56}, crop_size=side, image_grid_pinpoints=[[r * 56, c * 56] for r, c in GRIDS]
     )
     theirs = processor(image, return_tensors="np")["pixel_values"][0]
-    ours = normalise(load_pixels(image, VisionConfig(image_size=56, tiles=GRIDS)))
+    ours = normalise(load_pixels(image, VisionConfig(image_size=56, tiles=GRIDS)), PixelConfig())
     np.testing.assert_allclose(ours, theirs.transpose(0, 2, 3, 1)[: len(ours)], atol=1e-5)

@@ -9,7 +9,7 @@ import pytest
 from quecc_jax.config import MeshConfig, NoneConfig, RunConfig, VisionConfig
 from quecc_jax.data.batch import batch_spec
 from quecc_jax.errors import UserError
-from quecc_jax.models.towers.clip import ClipTower
+from quecc_jax.models.towers.vit import VisionTower
 from quecc_jax.sharding import make_mesh
 from quecc_jax.train.checkpoint import Tree, save_params
 from quecc_jax.train.initial import borrowed
@@ -71,8 +71,8 @@ def test_no_feature_passes_through_the_norm_that_may_be_absent(held):
     whole = held[1]["vision"]
     without = {name: leaf for name, leaf in whole.items() if name != "post_norm"}
     pixels = np.random.default_rng(0).normal(size=(2, 24, 24, 3)).astype(np.float32)
-    there = ClipTower(TOWER).apply({"params": whole}, pixels)
-    here = ClipTower(dataclasses.replace(TOWER, post_norm=False)).apply({"params": without}, pixels)
+    there = VisionTower(TOWER).apply({"params": whole}, pixels)
+    here = VisionTower(dataclasses.replace(TOWER, post_norm=False)).apply({"params": without}, pixels)
     np.testing.assert_array_equal(there, here)
 
 

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 
 from quecc_jax.config import ModelConfig, NoneConfig, QueccConfig, RunConfig, VisionConfig
 from quecc_jax.config.shapes import projector_depth
-from quecc_jax.convert.formats.clip import KNOWN, LEVELS
 from quecc_jax.convert.formats.families import decoder_config, hf_decoder_config
 from quecc_jax.convert.formats.family_keys import FAMILIES, Allowed, refuse
 from quecc_jax.convert.formats.quecc import quecc_rules
+from quecc_jax.convert.formats.towers.clip import CLIP, KNOWN, LEVELS
+from quecc_jax.convert.formats.towers.families import family_of
 from quecc_jax.convert.rules import Rule, Scope, dense, same
 from quecc_jax.errors import UserError
 from quecc_jax.json_text import JsonObject
@@ -108,6 +109,11 @@ def original_model(hf: JsonObject, tower: VisionConfig) -> ModelConfig:
             "give the tower that belongs to the model"
         )
     select = hf.get("mm_vision_select_layer", -2)
+    if not tower.cls and select != -2:
+        raise UserError(
+            f"mm_vision_select_layer {select} in config.json is not what LLaVA's code reads of SigLIP, which is the "
+            "state before the last layer whatever this says; set it to -2"
+        )
     compressor = QueccConfig(
         kernel=hf.get("mm_vision_token_compression_kernel_size") or 4,
         stride=hf.get("mm_vision_token_compression_stride") or 4,
@@ -151,6 +157,7 @@ def hf_original(config: RunConfig, family: str) -> JsonObject:
         ("model.compressor.query", compressor.query if quecc else "question", ("question",)),
         ("model.query.encoder", model.query.encoder if quecc else "decoder", ("decoder",)),
         ("model.vision.levels", vision.levels if quecc else LEVELS, (LEVELS,)),
+        ("vision tower of the family", family_of(vision).name, (CLIP.name,)),
         ("model.vision.scales[0]", vision.scales[0], (1,)),
         ("model.vision.tiles", vision.tiles, ((),) if quecc else (vision.tiles,)),
         ("model.vision.keep_cls", quecc and vision.keep_cls, (False,)),

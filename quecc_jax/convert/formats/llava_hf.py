@@ -5,10 +5,11 @@ import dataclasses
 import numpy as np
 
 from quecc_jax.config import ModelConfig, NoneConfig, RunConfig
-from quecc_jax.convert.formats.clip import CLIP_L_336, hf_vision_config, vision_config
 from quecc_jax.convert.formats.families import decoder_config, hf_decoder_config
 from quecc_jax.convert.formats.family_keys import Allowed, refuse
 from quecc_jax.convert.formats.llava import NEWLINE, pinpoints, projector_rules, tiles_of
+from quecc_jax.convert.formats.towers.clip import CLIP_L_336
+from quecc_jax.convert.formats.towers.families import hf_vision_config, vision_config
 from quecc_jax.convert.rules import Arrays, Rule
 from quecc_jax.errors import UserError
 from quecc_jax.json_text import JsonObject
@@ -39,6 +40,11 @@ def text_config(hf: JsonObject) -> JsonObject:
     return {"model_type": "llama"} | hf["text_config"]
 
 
+def tower_settings(hf: JsonObject) -> JsonObject:
+    """The vision tower's part of a llava-hf config.json, which is CLIP-L's where there is none."""
+    return {"model_type": "clip_vision_model"} | (hf.get("vision_config") or hf_vision_config(CLIP_L_336))
+
+
 def llava_hf_model(hf: JsonObject) -> ModelConfig:
     """The model that a config.json of LlavaForConditionalGeneration or LLaVA-NeXT's class describes.
 
@@ -57,15 +63,22 @@ def llava_hf_model(hf: JsonObject) -> ModelConfig:
     text = text_config(hf)
     if hf.get("tie_word_embeddings"):
         text["tie_word_embeddings"] = True
-    vision = {"model_type": "clip_vision_model"} | (hf.get("vision_config") or hf_vision_config(CLIP_L_336))
-    tower = vision_config(vision, select)
+    tower = vision_config(tower_settings(hf), select)
+    strategy = hf.get("vision_feature_select_strategy")
+    whole = strategy == "full"
+    if tower.registers or not (tower.cls or whole):
+        what = (
+            "the registers among its features" if tower.registers else "the first patch out of its features"
+        )
+        raise UserError(
+            f"vision_feature_select_strategy {strategy!r} in config.json leaves {what}, for the tower's model_type is "
+            f"{tower_settings(hf)['model_type']}; use 'full' and a tower without registers"
+        )
     if hf["model_type"] == "llava_next":
         pinpoints_hf = hf.get("image_grid_pinpoints") or _PINPOINTS
         tower = dataclasses.replace(tower, tiles=tiles_of(pinpoints_hf, tower))
     return ModelConfig(
-        vision=dataclasses.replace(
-            tower, levels=(select,), keep_cls=hf.get("vision_feature_select_strategy") == "full"
-        ),
+        vision=dataclasses.replace(tower, levels=(select,), keep_cls=whole and tower.cls),
         compressor=NoneConfig(),
         projector="mlp2x_gelu",
         decoder=decoder_config(text),
@@ -89,6 +102,7 @@ def hf_llava(config: RunConfig, family: str, number: int) -> JsonObject:
         ("compressor.name", model.compressor.name, "none"),
         ("projector", model.projector, "mlp2x_gelu"),
         ("vision.scales", model.vision.scales, (1,)),
+        ("vision.registers", model.vision.registers, 0),
     ):
         if value != only:
             raise UserError(
@@ -103,7 +117,9 @@ def hf_llava(config: RunConfig, family: str, number: int) -> JsonObject:
         | {"vocab_size": max(model.decoder.vocab_size, number + 1)},
         "vision_config": hf_vision_config(model.vision),
         "vision_feature_layer": model.vision.select_layer,
-        "vision_feature_select_strategy": "full" if model.vision.keep_cls else "default",
+        "vision_feature_select_strategy": "full"
+        if model.vision.keep_cls or not model.vision.cls
+        else "default",
         "projector_hidden_act": "gelu",
         "multimodal_projector_bias": True,
         "image_token_index": number,

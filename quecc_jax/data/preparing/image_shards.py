@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from quecc_jax.config import PixelConfig
 from quecc_jax.data.images import fit, open_image
 from quecc_jax.data.references import ImageRef
 from quecc_jax.data.sources.array_record import Recipe, fault_record
@@ -140,7 +141,7 @@ def stored(found: str | BytesIO, recipe: Recipe) -> bytes:
     if not recipe.size:
         open_image(found, recipe.decoding)
         return found.getvalue() if isinstance(found, BytesIO) else as_path(found).read_bytes()
-    image = fit(open_image(found, recipe.decoding), recipe.size, recipe.aspect)
+    image = fit(open_image(found, recipe.decoding), recipe.size, recipe.aspect, PixelConfig())
     if recipe.encoding == "raw":
         return np.asarray(image).tobytes()
     file = BytesIO()

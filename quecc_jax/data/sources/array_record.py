@@ -17,7 +17,7 @@ from typing import Any, Literal, TypedDict, cast
 import numpy as np
 
 from quecc_jax.config import DataConfig, ImageDecoding, VisionConfig
-from quecc_jax.data.images import ImageReader
+from quecc_jax.data.images import ImageReader, squared_like_clip
 from quecc_jax.data.references import ImageRef, Row, image_number
 from quecc_jax.data.sources.shards import Records, Shard
 from quecc_jax.errors import BadRow, UserError
@@ -110,6 +110,11 @@ def check_recipe(directory: str, recipe: Recipe, vision: VisionConfig, data: Dat
         raise UserError(
             f"{directory} holds squares of {recipe.size} pixels, but model.vision.tiles need "
             "whole images; prepare it without --resize"
+        )
+    if not squared_like_clip(vision.pixels, aspect):
+        raise UserError(
+            f"{directory} holds squares of {recipe.size} pixels as CLIP's image processor makes them, but the run's "
+            "tower has another (model.vision.pixels); prepare it without --resize"
         )
     if (recipe.size, recipe.aspect) != (size, aspect):
         raise UserError(

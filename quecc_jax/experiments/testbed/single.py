@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from quecc_jax.config import PixelConfig
 from quecc_jax.data.images import fit, open_image
 from quecc_jax.data.sources.easy_vqa import (
     COLORS,
@@ -56,7 +57,8 @@ def is_negated(question: Question) -> bool:
 
 def tiles(split: Split, size: int) -> np.ndarray:
     """All images of a split, resized (bicubic): uint8 [N, size, size, 3]."""
-    return np.stack([np.asarray(fit(open_image(path), size, "square")) for path in image_paths(split)])
+    read = (fit(open_image(path), size, "square", PixelConfig()) for path in image_paths(split))
+    return np.stack([np.asarray(image) for image in read])
 
 
 def draw(

@@ -25,7 +25,7 @@ from quecc_jax.experiments.results import Curve, TowerRecord
 from quecc_jax.experiments.testbed.cells import CLASSES, UNKNOWN, label_grid
 from quecc_jax.generate.decode import Params
 from quecc_jax.models.layers import LayerNorm, linear
-from quecc_jax.models.towers.clip import ClipTower, split_features
+from quecc_jax.models.towers.vit import VisionTower, split_features
 
 NAMES = ("shape", "color", "digit")
 State = tuple[Params, optax.OptState]
@@ -39,7 +39,7 @@ class DenseHeads(nn.Module):
     @nn.compact
     def __call__(self, pixels: jax.Array) -> tuple[jax.Array, ...]:
         """Logits [B, n, classes] for shape, colour, digit, row, column, from pixels [B, H, W, 3]."""
-        last = ClipTower(self.config, name="tower")(pixels)[:, :, -1]
+        last = VisionTower(self.config, name="tower")(pixels)[:, :, -1]
         last = LayerNorm(self.config.norm_eps, name="norm")(last)
         heads = zip((*NAMES, "row", "column"), (*CLASSES, self.config.grid, self.config.grid), strict=True)
         return tuple(linear(count, ("embed", None), name=name)(last) for name, count in heads)
@@ -64,7 +64,7 @@ def train_tower(
       on_log: called every `log_every` steps with the step and the mean loss in nats since the last call.
 
     Returns:
-      Parameters of ClipTower, and how it went: the share of test cells whose shape, colour or digit is
+      Parameters of VisionTower, and how it went: the share of test cells whose shape, colour or digit is
       right, over cells that have one; and the loss as `on_log` was told it.
 
     Raises:
@@ -78,7 +78,7 @@ def train_tower(
     rng = np.random.default_rng(0)
     rate = optax.warmup_cosine_decay_schedule(0.0, learning_rate, max(1, steps // 20), steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=0.01))
-    example = _pixels(train[0], np.arange(1))
+    example = _pixels(train[0], np.arange(1), config)
     params = nn.meta.unbox(jax.jit(model.init)(jax.random.key(0), example)["params"])
     state = (params, optimizer.init(params))
 
@@ -105,7 +105,7 @@ def train_tower(
     history, recent = Curve(), list[jax.Array]()
     for number in range(1, steps + 1):
         picks = [rng.integers(len(pool.images), size=share) for pool in train]
-        pixels = [_pixels(pool, pick) for pool, pick in zip(train, picks, strict=True)]
+        pixels = [_pixels(pool, pick, config) for pool, pick in zip(train, picks, strict=True)]
         labels = [_labels(pool, pick) for pool, pick in zip(train, picks, strict=True)]
         state, loss = step(state, pixels, labels)
         recent.append(loss)
@@ -114,7 +114,7 @@ def train_tower(
             history.append([number, mean])
             on_log(number, mean)
             recent = []
-    some = np.concatenate([_pixels(pool, np.arange(min(64, len(pool.images)))) for pool in train])
+    some = np.concatenate([_pixels(pool, np.arange(min(64, len(pool.images))), config) for pool in train])
     tower = unit_scale(config, state[0]["tower"], some)
     return tower, {"accuracy": _accuracy(model, state[0], test, config), "loss": history}
 
@@ -126,7 +126,7 @@ def unit_scale(config: VisionConfig, params: Params, pixels: np.ndarray) -> Para
     hidden state and changes nothing else (up to the norm's epsilon). Compressors add a
     layer-normed question feature to X_s; a stream that grew in training would drown it.
     """
-    states: Any = ClipTower(config).apply({"params": params}, pixels)
+    states: Any = VisionTower(config).apply({"params": params}, pixels)
     factor = 1.0 / jnp.std(split_features(states, config).single)
     writers = ("pre_norm", "layers/out", "layers/fc2")
 
@@ -139,7 +139,9 @@ def unit_scale(config: VisionConfig, params: Params, pixels: np.ndarray) -> Para
 
 def feature_fn(config: VisionConfig, params: Params) -> Callable[[np.ndarray], jax.Array]:
     """The frozen tower as a compiled function from uint8 [b, H, W, 3] to states [b, n, K, D]."""
-    return jax.jit(lambda images: ClipTower(config).apply({"params": params}, normalise(images)))
+    return jax.jit(
+        lambda images: VisionTower(config).apply({"params": params}, normalise(images, config.pixels))
+    )
 
 
 def _cell_means(pool: Pool, config: VisionConfig) -> np.ndarray:
@@ -188,7 +190,7 @@ def _accuracy(
         for start in range(0, num_images, 64):
             pick = np.arange(start, min(start + 64, num_images))
             labels = _labels(pool, pick)
-            for label, logits in enumerate(run(_pixels(pool, pick))[: len(NAMES)]):
+            for label, logits in enumerate(run(_pixels(pool, pick, config))[: len(NAMES)]):
                 guess = np.argmax(np.einsum("cn,bnk->bck", mean, logits), axis=-1)
                 present = labels[..., label] > 0
                 right[label] += np.sum((guess == labels[..., label]) & present)
@@ -196,8 +198,8 @@ def _accuracy(
     return {name: float(r / s) for name, r, s in zip(NAMES, right, seen, strict=True) if s}
 
 
-def _pixels(pool: Pool, pick: np.ndarray) -> np.ndarray:
-    return normalise(pool.images[pick])
+def _pixels(pool: Pool, pick: np.ndarray, config: VisionConfig) -> np.ndarray:
+    return normalise(pool.images[pick], config.pixels)
 
 
 def _labels(pool: Pool, pick: np.ndarray) -> np.ndarray:

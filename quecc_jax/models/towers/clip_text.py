@@ -8,7 +8,7 @@ from quecc_jax.config.query import ClipTextConfig
 from quecc_jax.models.arrays import Array
 from quecc_jax.models.attention import causal
 from quecc_jax.models.layers import LayerNorm, constrain_batch, linear, with_axes
-from quecc_jax.models.towers.clip import ClipLayer
+from quecc_jax.models.towers.vit import TowerLayer
 
 
 class ClipText(nn.Module):
@@ -41,7 +41,7 @@ class ClipText(nn.Module):
         )
         x = constrain_batch(jnp.take(table, tokens, axis=0) + position)
         stack = nn.scan(
-            ClipLayer,
+            TowerLayer,
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=nn.broadcast,

@@ -15,6 +15,7 @@ from quecc_jax.config import (
     DataConfig,
     LoraConfig,
     MeshConfig,
+    PixelConfig,
     QueryConfig,
     RunConfig,
     SourceConfig,
@@ -31,7 +32,7 @@ from quecc_jax.generate.questions import Limits, Question
 from quecc_jax.groups import Group
 from quecc_jax.load import load_engine
 from quecc_jax.models.lora import merged
-from quecc_jax.models.towers.clip import ClipTower
+from quecc_jax.models.towers.vit import VisionTower
 from quecc_jax.sharding import make_mesh
 from quecc_jax.train.checkpoint import load_params, save_params
 from quecc_jax.train.initial import check_queries
@@ -81,8 +82,8 @@ def test_batches_hold_the_tower_s_states_of_their_images(prepared, model):
     (batch,) = eval_batches(cached(prepared), model, 12)
     folders = ("coco/train2017", "gqa/images", "vg")
     files = [path.parent / folders[number % 3] / f"{number}.jpg" for number in range(7)]
-    pixels = np.stack([normalise(load_pixels(file, model.vision)) for file in files])
-    wanted = np.asarray(jax.jit(ClipTower(model.vision).apply)({"params": params}, pixels))
+    pixels = np.stack([normalise(load_pixels(file, model.vision), PixelConfig()) for file in files])
+    wanted = np.asarray(jax.jit(VisionTower(model.vision).apply)({"params": params}, pixels))
     for row in range(12):
         for slot in range(row % 3):
             states = wanted[(row + slot) % 7]

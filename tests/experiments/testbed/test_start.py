@@ -18,7 +18,7 @@ from quecc_jax.experiments.testbed.grids import Decoder, Recipe, size_grid
 from quecc_jax.experiments.testbed.settings import Testbed
 from quecc_jax.fingerprint import tower_fingerprint
 from quecc_jax.load import load_vlm
-from quecc_jax.models.towers.clip import ClipTower
+from quecc_jax.models.towers.vit import VisionTower
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 RECIPE = Recipe(
@@ -54,7 +54,9 @@ def test_its_tokenizer_and_features_are_those_of_the_given_parts(grid):
     features = np.array(
         read_features(pool.directory, tower_fingerprint(params["vision"], vision, DataConfig()))
     )
-    states: Any = ClipTower(vision).apply({"params": params["vision"]}, normalise(pool.images[:3]))
+    states: Any = VisionTower(vision).apply(
+        {"params": params["vision"]}, normalise(pool.images[:3], vision.pixels)
+    )
     assert features.shape == np.shape(states) and features.std() > 0.1
     np.testing.assert_allclose(features.astype(np.float32), states, atol=2e-2, rtol=2e-2)
 

@@ -13,7 +13,7 @@ from quecc_jax.errors import UserError
 from quecc_jax.experiments.testbed import tower
 from quecc_jax.experiments.testbed.build import build_pool
 from quecc_jax.experiments.testbed.cells import CLASSES, UNKNOWN
-from quecc_jax.models.towers.clip import ClipTower, split_features
+from quecc_jax.models.towers.vit import VisionTower, split_features
 from tests.tiny import random_like
 
 VISION = VisionConfig(
@@ -73,7 +73,7 @@ def test_unit_scale_changes_hidden_states_by_one_factor():
     # A tiny epsilon, so that norms divide the factor out exactly; random parameters, scales included.
     config = dataclasses.replace(VISION, norm_eps=1e-12)
     pixels = np.random.default_rng(0).normal(size=(3, 24, 24, 3)).astype(np.float32)
-    model = ClipTower(config)
+    model = VisionTower(config)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), pixels)["params"])
     params = random_like(nn.meta.unbox(shapes))
     scaled = tower.unit_scale(config, params, pixels)

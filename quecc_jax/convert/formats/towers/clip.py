@@ -2,17 +2,15 @@
 
 import re
 
-from quecc_jax.config import VisionConfig
+from quecc_jax.config import PixelConfig, VisionConfig
 from quecc_jax.config.query import ClipTextConfig
-from quecc_jax.convert.rules import Arrays, Rule, Scope, dense, norm, same
+from quecc_jax.convert.formats.towers.family import TowerFamily, check_images, patch_kernel, table_rows
+from quecc_jax.convert.rules import Rule, Scope, dense, norm, same
 from quecc_jax.errors import UserError
 from quecc_jax.json_text import JsonObject
 
 LEVELS = (12, 16, 22, 23)
 """Hidden states that the original's multi-level features always come from."""
-
-ANCHOR = "embeddings.class_embedding"
-"""A name that every tower has once; what stands before it is the tower's prefix."""
 
 DEFAULTS: JsonObject = {
     "hidden_size": 768,
@@ -46,9 +44,8 @@ KNOWN = {
 }
 """Towers that checkpoints name without describing them."""
 
-NOT_VISION = re.compile(r"text_model\..*|logit_scale|(text|visual)_projection\.weight")
-"""Tensors of a whole CLIP model that its vision tower has no part in: the text encoder, both projections into
-the common space, and the temperature."""
+_NOT_VISION = re.compile(r"text_model\..*|logit_scale|(text|visual)_projection\.weight")
+"""Of a whole CLIP model the text encoder, both projections into the common space, and the temperature."""
 
 
 def vision_config(hf: JsonObject, select_layer: int = -2) -> VisionConfig:
@@ -58,24 +55,10 @@ def vision_config(hf: JsonObject, select_layer: int = -2) -> VisionConfig:
     many layers gets the select layer alone.
 
     Raises:
-      UserError: another kind of model, or a setting that changes the mathematics in a way that is
-        not implemented, by name.
+      UserError: a setting that changes the mathematics in a way that is not implemented, by name.
     """
-    kind = hf.get("model_type")
-    if kind == "clip":
-        hf = hf.get("vision_config") or {}
-    elif kind != "clip_vision_model":
-        raise UserError(
-            f"model_type {kind!r} is not a CLIP vision tower; give a directory whose config.json "
-            "says clip_vision_model or clip"
-        )
-    hf = DEFAULTS | hf
-    if hf["num_channels"] != 3 or not all(isinstance(hf[k], int) for k in ("image_size", "patch_size")):
-        raise UserError(
-            "the CLIP config's images or patches are not square RGB (num_channels "
-            f"{hf['num_channels']}, image_size {hf['image_size']}, patch_size "
-            f"{hf['patch_size']}); use another tower"
-        )
+    hf = DEFAULTS | (hf.get("vision_config") or {} if hf.get("model_type") == "clip" else hf)
+    check_images(hf, "CLIP")
     check_activation(hf)
     levels = LEVELS if hf["num_hidden_layers"] >= max(LEVELS) else (select_layer,)
     fields = {ours: hf[theirs] for theirs, ours in _KEYS.items()}
@@ -103,28 +86,13 @@ def hf_vision_config(config: VisionConfig) -> JsonObject:
 
 def vision_rules(config: VisionConfig, prefix: str = "vision_model.") -> list[Rule]:
     """Rules of a tower whose names begin with `prefix`; our leaves are under `vision`."""
-    width, patch = config.width, config.patch_size
-    scope = Scope(("vision",))
-    embeddings = f"{prefix}embeddings"
-
-    def rows(theirs: Arrays) -> Arrays:
-        return (theirs[0].transpose(2, 3, 1, 0).reshape(-1, width),)
-
-    def kernels(ours: Arrays) -> Arrays:
-        return (ours[0].reshape(patch, patch, 3, width).transpose(3, 2, 0, 1),)
-
+    width, scope, embeddings = config.width, Scope(("vision",)), f"{prefix}embeddings"
     rules = [
         same(f"{embeddings}.class_embedding", scope.slab("class_embedding", width)),
-        Rule(
-            (f"{embeddings}.patch_embedding.weight",),
-            ((width, 3, patch, patch),),
-            (scope.slab("patch_embedding/kernel", patch * patch * 3, width),),
-            rows,
-            kernels,
-        ),
+        patch_kernel(f"{embeddings}.patch_embedding.weight", config),
         same(
             f"{embeddings}.position_embedding.weight",
-            scope.slab("position_embedding", config.patches + 1, width),
+            scope.slab("position_embedding", table_rows(config), width),
         ),
         *norm(f"{prefix}pre_layrnorm", scope, "pre_norm", width, bias=True),
     ]
@@ -145,3 +113,18 @@ def layer_rules(config: VisionConfig | ClipTextConfig, name: str, layer: Scope) 
     rules += dense(f"{name}.self_attn.out_proj", layer, "out", split, (width,), bias=True)
     rules += dense(f"{name}.mlp.fc1", layer, "fc1", (width,), (config.mlp_width,), bias=True)
     return rules + dense(f"{name}.mlp.fc2", layer, "fc2", (config.mlp_width,), (width,), bias=True)
+
+
+CLIP = TowerFamily(
+    name="clip",
+    kinds=("clip_vision_model", "clip"),
+    anchor="embeddings.class_embedding",
+    prefix="vision_model.",
+    post_norm="post_layernorm",
+    beside=_NOT_VISION,
+    read=vision_config,
+    write=hf_vision_config,
+    rules=vision_rules,
+    pixels=PixelConfig(),
+)
+"""OpenAI's CLIP and what is built alike."""

@@ -3,7 +3,7 @@
 import re
 
 from quecc_jax.config.query import ClipTextConfig
-from quecc_jax.convert.formats.clip import TOWER_KEYS, check_activation, layer_rules
+from quecc_jax.convert.formats.towers.clip import TOWER_KEYS, check_activation, layer_rules
 from quecc_jax.convert.rules import Rule, Scope, matrix, norm, same
 from quecc_jax.errors import UserError
 from quecc_jax.json_text import JsonObject

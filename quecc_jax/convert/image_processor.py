@@ -1,0 +1,156 @@
+"""Image processors beside weights: how images become a tower's squares, in transformers' settings and in ours."""
+
+import dataclasses
+from typing import Any, Literal
+
+import numpy as np
+
+from quecc_jax.config import PixelConfig, RunConfig, VisionConfig
+from quecc_jax.convert.formats.towers.families import at_size
+from quecc_jax.convert.formats.towers.family import TowerFamily
+from quecc_jax.errors import UserError
+from quecc_jax.json_text import JsonObject
+
+_RESAMPLE: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicubic"}
+"""Pillow's numbers."""
+_UNCROPPED = ("Siglip", "LlavaOnevision")
+"""Processors that crop only where they are told to."""
+
+
+def processor_settings(vision: VisionConfig) -> JsonObject:
+    """The preprocessor_config.json of a tower's own images, not padded."""
+    how, side = vision.pixels, vision.image_size
+    number = next(number for number, name in _RESAMPLE.items() if name == how.resample)
+    short = how.resized or side
+    shared = {
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(how.mean),
+        "image_std": list(how.std),
+    }
+    if how.fit == "stretch" and short == side:
+        # Other classes, which take these settings too, crop unless they are told not to.
+        return {
+            "image_processor_type": "SiglipImageProcessor",
+            "do_convert_rgb": True,
+            "do_resize": True,
+            "size": {"height": side, "width": side},
+            "resample": number,
+            "do_center_crop": False,
+            "crop_size": {"height": side, "width": side},
+            **shared,
+        }
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"height": short, "width": short} if how.fit == "stretch" else {"shortest_edge": short},
+        "resample": number,
+        "do_center_crop": True,
+        "crop_size": {"height": side, "width": side},
+        **shared,
+    }
+
+
+def image_settings(config: RunConfig, pinpoints: list[list[int]] | None) -> JsonObject:
+    """The preprocessor_config.json that prepares images as this run does: as the tower's own, padded or in tiles."""
+    settings = processor_settings(config.model.vision)
+    if pinpoints is not None:
+        own = {"image_processor_type": "LlavaNextImageProcessor", "image_grid_pinpoints": pinpoints}
+        return settings | own | {"do_pad": True}
+    if config.data.image_aspect == "pad":
+        return settings | {"image_processor_type": "LlavaImageProcessor", "do_pad": True}
+    return settings
+
+
+def with_pixels(tower: VisionConfig, family: TowerFamily, settings: JsonObject, where: str) -> VisionConfig:
+    """The tower with images made as the processor beside it makes them.
+
+    Args:
+      tower: of its config.json.
+      family: of the tower.
+      settings: of the image processor; empty where there is none.
+      where: the weights that it lies beside, for messages.
+
+    Raises:
+      UserError: there is none and the family's towers differ in it; or it makes them in a way that is not
+        implemented, by setting.
+    """
+    if not settings:
+        if family.pixels is None:
+            raise UserError(
+                f"{where} has no preprocessor_config.json, and {family.name} towers differ in how images are made; put "
+                "the one that was published with it there"
+            )
+        return dataclasses.replace(tower, pixels=family.pixels)
+    side, size, crop = tower.image_size, settings.get("size"), settings.get("crop_size")
+    size = side if size is None else size
+    stretched = isinstance(size, dict) and "height" in size
+    resized = _side(size)
+    kind = str(settings.get("image_processor_type", settings.get("feature_extractor_type")))
+    cropped = settings.get("do_center_crop")
+    if cropped is None:
+        cropped = not kind.startswith(_UNCROPPED)
+    cut = _side(crop) if cropped and crop is not None else resized
+    if family.resizes and cut:
+        tower, side = at_size(tower, cut), cut
+    wanted = {
+        # What a class crops where its file does not say is its own affair.
+        "size": resized >= side and (crop is not None or not cropped or (resized == side and not stretched)),
+        "crop_size": cut == side or not cropped,
+        "do_center_crop": cropped or (stretched and resized == side),
+        "resample": settings.get("resample", 3) in _RESAMPLE,
+        "rescale_factor": round(settings.get("rescale_factor", 1 / 255) * 255, 4) == 1,
+        **{name: settings.get(name) is not False for name in ("do_resize", "do_rescale", "do_normalize")},
+        **{
+            name: np.shape(settings.get(name, () if family.pixels is None else family.pixels.mean)) == (3,)
+            for name in ("image_mean", "image_std")
+        },
+    }
+    for name, holds in wanted.items():
+        if not holds:
+            raise UserError(
+                f"the image processor of {where} has {name} {settings.get(name)!r}, which is not implemented for a "
+                f"tower of {side} pixels; use a model with the tower's own"
+            )
+    given = family.pixels or PixelConfig()
+    pixels = PixelConfig(
+        _constants(settings.get("image_mean"), given.mean),
+        _constants(settings.get("image_std"), given.std),
+        _RESAMPLE[settings.get("resample", 3)],
+        "stretch" if stretched else "crop",
+        resized if resized != side else 0,
+    )
+    return dataclasses.replace(tower, pixels=pixels)
+
+
+def check_constants(tower: VisionConfig, settings: JsonObject, where: str) -> None:
+    """Raises UserError where a processor beside a whole model normalises images in another way than its tower's."""
+    for name, ours in (("image_mean", tower.pixels.mean), ("image_std", tower.pixels.std)):
+        theirs = settings.get(name)
+        if theirs is not None and _constants(theirs, ours) != ours:
+            raise UserError(
+                f"the image processor of {where} has {name} {theirs}, but its tower's has {ours}; give the tower that "
+                "belongs to the model"
+            )
+
+
+def pads(settings: JsonObject) -> bool:
+    """Whether a processor pads images to a square before all else."""
+    return bool(settings.get("do_pad")) and "image_grid_pinpoints" not in settings
+
+
+def _side(size: Any) -> int:
+    """The side of a square, or the length of a shorter side; 0 where it is neither."""
+    if isinstance(size, dict):
+        square = size.keys() in ({"shortest_edge"}, {"height", "width"}) and len({*size.values()}) == 1
+        size = next(iter(size.values())) if square else 0
+    return size if type(size) is int else 0
+
+
+def _constants(theirs: Any, known: tuple[float, ...]) -> tuple[float, ...]:
+    """Three numbers of a file; the known ones where these are they, rounded, or are not said."""
+    if theirs is None or np.allclose(theirs, known, rtol=0, atol=1e-6):
+        return known
+    return tuple(float(part) for part in theirs)
