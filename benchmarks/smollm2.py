@@ -14,13 +14,13 @@ from quecc_jax.experiments.grid import Cell
 from quecc_jax.experiments.testbed.settings import Task
 
 WEIGHTS = "weights/smollm2"
-TEXT_TOKENS = 36
-"""Longest question of *single* with its answer in ChatML, in SmolLM2's tokens; visual slots come on top."""
+TEXT_TOKENS = {"single": 36, "mosaic": 40}
+"""Longest question of a task with its answer in ChatML, in SmolLM2's tokens; visual slots come on top."""
 LORA = LoraConfig(rank=16, alpha=32.0)
 
 
 def on_smollm2(cell: Cell, tasks: Sequence[Task], lora_rate: float) -> Cell:
-    """The cell with SmolLM2 in the place of its decoder, on these tasks alone: stage 1 as it was, stage 2 with
+    """The cell with SmolLM2 in the place of its decoder, on these tasks alone: stage 1 as it was, other stages with
     adapters of the decoder at a rate of their own."""
 
     def kept(sources: tuple[SourceConfig, ...]) -> tuple[SourceConfig, ...]:
@@ -37,8 +37,9 @@ def on_smollm2(cell: Cell, tasks: Sequence[Task], lora_rate: float) -> Cell:
                 sources=kept(run.data.sources),
                 tokenizer=f"{WEIGHTS}/tokenizer",
                 template="qwen",
-                max_length=TEXT_TOKENS + model.visual_tokens,
-                query_length=16,
+                max_length=max(TEXT_TOKENS[task] for task in tasks)
+                + run.data.images_per_row * model.visual_tokens,
+                query_length=16 if run.data.images_per_row else 1,
             ),
             optimizer=run.optimizer
             if stage1
