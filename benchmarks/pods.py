@@ -30,6 +30,7 @@ SLICES = {
     "v5e-64": "v5e:8x8",
     "v5e-256": "v5e:16x16",
     "v5p-64": "v5p:2x4x4",
+    "v6e-64": "v6e:8x8",
     "2 x v5e-64": "2*v5e:8x8",
 }
 """Topologies by the names that Google rents them by. v5p's count TensorCores, two per chip."""
@@ -53,6 +54,16 @@ SETTINGS: dict[tuple[str, int, str], str] = {
     ("qwen 7b", 2, "v5e-64"): "--train.loss-chunk 256",
     ("qwen 14b", 2, "v5e-64"): "--train.loss-chunk 256",
     ("7b", 2, "2 x v5e-64"): "--mesh.data 2",
+    ("qwen3 8b", 2, "v5e-64"): "--train.loss-chunk 256",
+    ("qwen3 8b", 2, "v5p-64"): "--model.remat none --train.grad-accum-steps 2",
+    ("qwen3 8b", 2, "v6e-64"): "",
+    (
+        "qwen3 32b",
+        2,
+        "v5e-64",
+    ): "--mesh.tensor 2 --mesh.sequence-parallel --train.loss-chunk 256 --train.grad-accum-steps 4",
+    ("qwen3 32b", 2, "v5p-64"): "",
+    ("qwen3 32b", 2, "v6e-64"): "",
 }
 """Mesh, rematerialisation and accumulation by model, stage and slice. Where nothing is said, the mesh is fsdp over all
 chips and every layer is recomputed."""
@@ -82,7 +93,7 @@ class Row(NamedTuple):
         """Its config file."""
         family, _, size = self.model.rpartition(" ")
         return (
-            f"configs/qwen_stage{self.stage}.py:{size}"
+            f"configs/{family}_stage{self.stage}.py:{size}"
             if family
             else f"configs/llava_{size}_stage{self.stage}.py"
         )

@@ -72,11 +72,11 @@ def stage1(
             workers=8,
         ),
         optimizer=OptimizerConfig(learning_rate=1e-3),
-        train=_epoch(1, CAPTIONS, 256, 8, CAPTIONS_PACKED),
+        train=epoch(1, CAPTIONS, 256, 8, CAPTIONS_PACKED),
     )
 
 
-def _epoch(
+def epoch(
     stage: Literal[1, 2], rows: int, conversations: int, batch_size: int, packed: float = 1.0
 ) -> TrainConfig:
     """One epoch, counted from the data by `launch.train`; steps and rows of a step, which `launch.compile_pod` takes,
@@ -115,7 +115,7 @@ def stage2(
         base,
         data=dataclasses.replace(base.data, sources=(source,), image_aspect="pad", text_per_image=256),
         optimizer=OptimizerConfig(learning_rate=2e-5),
-        train=_epoch(2, INSTRUCTIONS, 128, 24, INSTRUCTIONS_PACKED),
+        train=epoch(2, INSTRUCTIONS, 128, 24, INSTRUCTIONS_PACKED),
         init_from=init_from,
     )
 

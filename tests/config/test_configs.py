@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from benchmarks import pods
-from configs import llava, llava_sweep
-from quecc_jax.commands.config_file import load_config_file
+from configs import llava, llava_sweep, qwen3_sweep
+from quecc_jax.commands.config_file import load_config_file, load_stages
 from quecc_jax.commands.options import parse_run
 from quecc_jax.config import LoraConfig, RunConfig
 from quecc_jax.config.presets import decoder
@@ -42,6 +42,26 @@ def test_a_size_behind_a_colon():
         load_config_file("configs/qwen_stage2.py:5b")
     with pytest.raises(UserError, match=r"configs/qwen_stage3\.py does not exist"):
         load_config_file("configs/qwen_stage3.py:4b")
+
+
+def test_the_recipe_of_three_stages_trains_the_tower_at_a_fifth_of_the_rate():
+    one, two, three = stages = load_stages("configs/qwen3_onevision.py:8b")
+    for run in stages:
+        validate(run)
+        assert run.model == load_config_file("configs/qwen3_stage1.py:8b").model
+    assert [run.init_from for run in stages] == ["", one.out, two.out]
+    assert one.train.trained == ("compressor", "projector")
+    for run in (two, three):
+        assert run.train.trained == ("vision", "compressor", "projector", "decoder")
+        assert (run.optimizer.learning_rate, run.optimizer.vision_learning_rate) == (1e-5, 2e-6)
+
+
+def test_the_grid_of_todays_models_has_the_studys_v():
+    cells = qwen3_sweep.grid().cells
+    assert {cell.runs[0].model.visual_tokens for cell in cells} == {1, 4, 16, 36, 64, 144, 576}
+    assert len(cells) == 35 and {cell.params_b for cell in cells} == {0.6, 1.7, 4.0, 8.0, 14.0}
+    for cell in cells:
+        assert cell.runs[1].model.decoder == decoder(cell.llm) and cell.runs[1].init_from == cell.runs[0].out
 
 
 def test_every_row_of_the_pod_table_is_a_run_of_the_recipe():
