@@ -9,20 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from quecc_jax.convert.formats.quecc import quecc_rules
-from quecc_jax.convert.rules import (
-    Array,
-    Arrays,
-    PyTree,
-    Rule,
-    Scope,
-    attention,
-    dense,
-    from_tree,
-    norm,
-    same,
-    to_tree,
-)
+from quecc_jax.convert.formats.compressors import mqt, tokenpacker
+from quecc_jax.convert.formats.compressors.quecc import quecc_rules
+from quecc_jax.convert.rules import Array, Arrays, PyTree, Rule, Scope, dense, from_tree, to_tree
 from quecc_jax.errors import UserError
 from quecc_jax.models.compressors.positions import sine_cosine
 
@@ -52,16 +41,7 @@ def _quecc(params: StateDict, heads: int) -> list[Rule]:
 def _mqt(params: StateDict, heads: int) -> list[Rule]:
     """Compressor and projector, which are one module in the original."""
     (queries, width), output = params["query"].shape, params["proj"].shape[1]
-    scope = Scope(("compressor",))
-    rules = [
-        _positions("pos_embed", queries, width),
-        same("query", scope.slab("queries", queries, width)),
-        *attention("attn", scope, "attention", width, heads),
-        same("proj", Scope(("projector",)).slab("fc1/kernel", width, output)),
-    ]
-    for k in "qkv":
-        rules += norm(f"ln_{k}", scope, f"{k}_norm", width, bias=True)
-    return rules
+    return [*mqt.compressor_rules(queries, width, output, heads), _positions("pos_embed", queries, width)]
 
 
 def _positions(name: str, queries: int, width: int) -> Rule:
@@ -80,20 +60,12 @@ def _positions(name: str, queries: int, width: int) -> Rule:
 def _tokenpacker(params: StateDict, heads: int) -> list[Rule]:
     """Compressor and projector, which are one module in the original."""
     width, multi = params["q_proj_1.weight"].shape[0], params["k_proj_1.0.weight"].shape[1]
-    output = params["mlp.0.weight"].shape[0]
-    scope, after, one = Scope(("compressor",)), Scope(("projector",)), (width,)
-    rules = [
-        *dense("q_proj_1", scope, "q_proj", one, one, bias=False),
-        *norm("ln_q_1", scope, "q_norm", width, bias=True),
-        *attention("clip_attn", scope, "clip_attn", width, heads),
-        *dense("mlp.0", after, "fc1", one, (output,), bias=True),
-        *dense("mlp.2", after, "fc2", (output,), (output,), bias=True),
+    output, after = (params["mlp.0.weight"].shape[0],), Scope(("projector",))
+    return [
+        *tokenpacker.compressor_rules(width, multi, heads),
+        *dense("mlp.0", after, "fc1", (width,), output, bias=True),
+        *dense("mlp.2", after, "fc2", output, output, bias=True),
     ]
-    for k in "kv":
-        rules += dense(f"{k}_proj_1.0", scope, f"{k}_proj/fc1", (multi,), one, bias=True)
-        rules += dense(f"{k}_proj_1.2", scope, f"{k}_proj/fc2", one, one, bias=True)
-        rules += norm(f"ln_{k}_1", scope, f"{k}_proj/norm", width, bias=True)
-    return rules
 
 
 QUECC, MQT, TOKENPACKER = Names(_quecc), Names(_mqt), Names(_tokenpacker)

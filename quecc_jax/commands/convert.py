@@ -17,8 +17,8 @@ class Import:
     """Writes weights of another project as a run directory."""
 
     from_: Annotated[Path, tyro.conf.arg(name="from")]
-    """Directory of weights with their config.json: LLaVA or QueCC in the original's format or llava-hf's, a
-    language model, a vision tower, a stage 1 projector. Also a GGUF file."""
+    """Directory of weights with their config.json: LLaVA, QueCC, TokenPacker, MQT-LLaVA, M3 or LLaVA-Mini in their
+    projects' formats, LLaVA in llava-hf's, a language model, a vision tower, a stage 1 projector. Also a GGUF file."""
     out: Path
     """Run directory to write; training takes it as init_from or tower_from."""
     vision: Path | None = None
@@ -92,6 +92,13 @@ def import_(options: Import) -> None:
     print(f"{options.out}: {counts} parameters, {time.monotonic() - started:.0f} s")
     if plan.why:
         print(f"template {plan.config.data.template}: {plan.why}")
+    compressor = plan.config.model.compressor
+    if compressor.elastic:
+        several, usual = ", ".join(map(str, compressor.elastic)), plan.config.model.visual_tokens
+        print(
+            f"visual tokens: {usual} of an image, or what --visual-tokens asks for of {several}, for which config.json "
+            "says that it was trained"
+        )
 
 
 def export(options: Export) -> None:

@@ -52,6 +52,7 @@ class DataConfig:
         "llama_3",
         "llama_3_1",
         "llava_llama_3",
+        "llava_llama_3_1",
         "mistral_instruct",
         "mistral_v1",
         "mistral_v3",

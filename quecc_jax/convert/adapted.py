@@ -11,6 +11,7 @@ from quecc_jax.config.shapes import adapted_matrices, decoder_matrices
 from quecc_jax.config.validation import validate
 from quecc_jax.convert import transfer
 from quecc_jax.convert.formats import families, llava
+from quecc_jax.convert.formats.compressors.registry import holds_projector, is_beside
 from quecc_jax.convert.formats.decoder_rules import TABLES, body_prefix, decoder_rules, embedding_name
 from quecc_jax.convert.formats.peft import PREFIX, pair_rules, peft_settings
 from quecc_jax.convert.io.adapter_files import CONFIG, OTHERS, WEIGHTS, Adapter, Renamed, with_product
@@ -44,7 +45,7 @@ def projector_beside(adapter: Adapter, model: Opened) -> Opened | None:
     if not names:
         return None
     for ours, given in names.items():
-        if "mm_projector." not in ours and not ours.endswith(llava.NEWLINE):
+        if not is_beside(ours, body_prefix(families.family_of(model.source.hf))):
             raise adapter.lacks(given, ours, model.source.where)
     if adapter.hf is None:
         raise UserError(
@@ -75,7 +76,7 @@ def misses_projector(adapter: Adapter, model: Opened) -> bool:
     """Whether LLaVA trained an adapter beside a projector that neither the adapter nor its base holds."""
     held = [*adapter.replaced, *model.source.found]
     original = adapter.hf is not None and llava.is_original(adapter.hf)
-    return original and not any("mm_projector." in name for name in held)
+    return original and not holds_projector(held)
 
 
 def check_base(plan: ImportPlan, adapter: Adapter, model: Opened) -> None:
@@ -203,7 +204,7 @@ def write_adapter(reader: SlabReader, to: Path, family: str | None, dtype: DType
         if rest:
             notice(f"PEFT's form has no place for {' and '.join(rest)}; --adapter llava has it")
         return
-    others = llava.adapter_rules(model, f"{PREFIX}{body_prefix(family)}mm_projector.")
+    others = llava.adapter_rules(model, family, f"{PREFIX}{body_prefix(family)}")
     specs = transfer.tensor_specs(others, reader.dtypes, dtype)
     hf = llava.hf_original(with_positions(reader.config), family)
     Target("", tuple(others), hf).describe(reader, to, transfer.main_dtype(specs))

@@ -10,6 +10,7 @@ from quecc_jax.config.io import from_dict, to_dict
 from quecc_jax.config.shapes import tiled_tokens
 from quecc_jax.config.validation import validate
 from quecc_jax.convert.formats import families, llava, llava_hf
+from quecc_jax.convert.formats.compressors.registry import KEYS, PROJECTORS, is_beside
 from quecc_jax.convert.formats.decoder_rules import body_prefix, decoder_rules, embedding_name
 from quecc_jax.convert.formats.family_keys import settings
 from quecc_jax.convert.formats.towers import clip_text
@@ -177,7 +178,7 @@ def plan_export(
         ]
         return ExportPlan(hf, tuple(rules))
     body = body_prefix(family)
-    rules = llava.adapter_rules(model, f"{body}mm_projector.")
+    rules = llava.adapter_rules(model, family, body)
     if layout == "llava":
         rules += vision_rules(model.vision, f"{body}vision_tower.vision_tower.")
         rules += decoder_rules(model.decoder, family)
@@ -215,11 +216,11 @@ def _import_decoder(source: Source, vision: Source | None, projector: Source | N
             "mm_projector_type); put the one that was written with it there"
         )
     # The decoder that is given counts, not the one that the projector was trained with.
-    others = ("image_aspect_ratio", "image_grid_pinpoints", "s2", "s2_scales")
+    others = ("image_aspect_ratio", "image_grid_pinpoints", "s2", "s2_scales", *KEYS)
     multimodal = {k: v for k, v in projector.hf.items() if k.startswith("mm_") or k in others}
     model = llava.original_model(source.hf | multimodal, tower)
-    prefix = _before(projector.found, "mm_projector.", inside=True) or "model.mm_projector."
-    parts["projector"] = Part(tuple(llava.adapter_rules(model, prefix)))
+    prefix = _before_projector(projector.found, "model.")
+    parts["projector"] = Part(tuple(llava.adapter_rules(model, family, prefix)))
     return ImportPlan(_run(model, family, projector.hf, stage=1), "decoder", family, parts)
 
 
@@ -228,10 +229,10 @@ def _import_original(source: Source, vision: Source | None) -> ImportPlan:
     body = body_prefix(family)
     apart, tower = _tower(vision) if vision else (None, llava.original_tower(source.hf))
     check_constants(tower, source.image_processor, source.where)
-    prefix = _before(source.found, "mm_projector.", inside=True) or f"{body}mm_projector."
-    if source.found and all(name.startswith(prefix) or name.endswith(llava.NEWLINE) for name in source.found):
+    prefix = _before_projector(source.found, body)
+    if source.found and all(is_beside(name, prefix) for name in source.found):
         model = llava.original_model(source.hf, tower)
-        parts = {"model": Part(tuple(llava.adapter_rules(model, prefix)))}
+        parts = {"model": Part(tuple(llava.adapter_rules(model, family, prefix)))}
         return ImportPlan(_run(model, family, source.hf, stage=1), "projector", family, parts)
     kind = tower_family(vision.hf) if vision else CLIP
     inside = _before(source.found, kind.anchor)
@@ -245,7 +246,7 @@ def _import_original(source: Source, vision: Source | None) -> ImportPlan:
         tower, apart = _with_post_norm(tower, kind, source.found, inside), None
         rules += kind.rules(tower, inside)
     model = llava.original_model(source.hf, tower)
-    rules += llava.adapter_rules(model, prefix)
+    rules += llava.adapter_rules(model, family, prefix)
     rules += _decoder_part(source.found, model.decoder, family, body=body)
     parts = {"vision": apart} if apart is not None else {}
     parts["model"] = Part(tuple(rules), _matching(source.found, _BUFFERS))
@@ -337,6 +338,14 @@ def _with_post_norm(
 def _matching(names: Iterable[str], *patterns: re.Pattern[str]) -> tuple[str, ...]:
     """The names that a pattern describes, each once."""
     return tuple(dict.fromkeys(name for one in patterns for name in names if one.fullmatch(name)))
+
+
+def _before_projector(names: Iterable[str], otherwise: str) -> str:
+    """What stands before the names of projector and compressor; `otherwise` where there is neither."""
+    for part in PROJECTORS:
+        if (found := _before(names, part, inside=True)) is not None:
+            return found.removesuffix(part)
+    return otherwise
 
 
 def _before(names: Iterable[str], part: str, inside: bool = False) -> str | None:

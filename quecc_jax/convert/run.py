@@ -243,8 +243,8 @@ def export_weights(
                 transfer.drain(reader, target.rules, made, writer, count)
                 if kept is not None:
                     transfer.carry(writer, extra, kept, count)
-        if targets[0].name == "mm_projector":
-            save_pickle(open_tensors(aside), aside / "mm_projector.bin")
+        if (name := targets[0].name) != "model":
+            save_pickle(open_tensors(aside), aside / f"{name}.bin")
         names = _files(aside)
     return [to / name for name in names]
 

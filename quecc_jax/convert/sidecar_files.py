@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from quecc_jax.convert.formats.compressors.registry import holds_projector
 from quecc_jax.convert.formats.families import language_model
 from quecc_jax.convert.formats.family_keys import unknown_keys
 from quecc_jax.convert.formats.gguf import GgufFile, hf_config
@@ -90,7 +91,7 @@ def open_checkpoint(
         )
     image_processor = _image_processor(directory)
     unread = {path / name: kind for name, kind in chosen.unread.items()} if chosen else {}
-    inside = any("mm_projector." in name for name in tensors.shapes)
+    inside = holds_projector(tensors.shapes)
     for file in [file for file, kind in unread.items() if kind == PROJECTOR_ALONE]:
         if read_apart in (file, directory):
             del unread[file]

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from quecc_jax.config import RunConfig
+from quecc_jax.convert.formats.compressors.project import PROJECTOR
+from quecc_jax.convert.formats.compressors.registry import PROJECTS
 from quecc_jax.convert.formats.towers.families import KINDS
 from quecc_jax.convert.image_processor import processor_settings
 from quecc_jax.convert.io.layer_store import SlabReader
@@ -115,12 +117,20 @@ def export_targets(reader: SlabReader, layout: Format, only: Only | None) -> lis
     # A tower's config.json says nothing of the decoder.
     config = reader.config if form in ("tower", "clip_text") else with_positions(reader.config)
     whole = plan_export(config, form, family, number)
-    targets = [Target("", whole.rules, whole.hf, name="mm_projector" if form == "projector" else "model")]
+    targets = [
+        Target("", whole.rules, whole.hf, name=projector_name(config) if form == "projector" else "model")
+    ]
     if form == "llava" and (folder := tower_name(whole.hf)) == "clip":
         # The original reads its tower from a directory of its own, whatever the model's file holds.
         tower = plan_export(reader.config, "tower")
         targets.append(Target(folder, tower.rules, tower.hf))
     return targets
+
+
+def projector_name(config: RunConfig) -> str:
+    """The name of a projector's file, but for its suffix."""
+    project = PROJECTS.get(config.model.compressor.name)
+    return (project.stage_one if project else PROJECTOR).removesuffix(".")
 
 
 def with_positions(config: RunConfig) -> RunConfig:
@@ -147,7 +157,7 @@ def _as_it_came(reader: SlabReader, plan: ImportPlan, kept: Mapping[str, Source]
     """The directories of an imported run, with the files and names that it came with."""
     source = reader.run / "source"
     main, tower = plan.parts["model"], plan.parts.get("vision")
-    name = "mm_projector" if plan.layout == "projector" else "model"
+    name = projector_name(reader.config) if plan.layout == "projector" else "model"
     targets = [Target("", main.rules, kept=source / "model", carried=main.ignored, name=name)]
     if (source / "vision").is_dir():
         folder = tower_name(kept["model"].hf)

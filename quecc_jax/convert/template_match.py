@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from quecc_jax.convert.formats.compressors.llava_mini import LLAVA_MINI
 from quecc_jax.convert.formats.families import family_of
 from quecc_jax.convert.formats.family_keys import FAMILIES
 from quecc_jax.convert.formats.llava import is_original
@@ -31,8 +32,8 @@ from quecc_jax.data.text.tokenizer_files import holds_tokenizer
 from quecc_jax.errors import UserError
 from quecc_jax.json_text import JsonObject
 
-Kind = Literal["original", "llava_hf", "decoder"]
-"""Whose a checkpoint is: the original project's, transformers' LLaVA, or a language model by itself."""
+Kind = Literal["original", "llava_mini", "llava_hf", "decoder"]
+"""Whose a checkpoint is: the original project's, LLaVA-Mini's, transformers' LLaVA, or a language model by itself."""
 
 BY_FAMILY = {
     "llama": "v1",
@@ -60,6 +61,8 @@ ORIGINALS: dict[str, tuple[str, ...]] = {
 }
 """What the original project trains models with whose tokenizers came with a chat template: it has formats
 of its own and chooses by the model's name, and the tokenizer keeps its language model's template."""
+MINIS = ORIGINALS | {"llama_3": ("llava_llama_3",), "llama_3_1": ("llava_llama_3_1",)}
+"""The same of LLaVA-Mini, which has one format each for Llama 3 and 3.1 (llavamini/conversation.py)."""
 
 # transformers' LLaVA writes a blank where an answer's EOS was in training.
 _NO_EOS: JsonObject = {"around_answer": (" ", " "), "end": ""}
@@ -95,7 +98,11 @@ class Choice(NamedTuple):
 
 def kind_of(hf: JsonObject) -> Kind:
     """Whose a checkpoint with this config.json is."""
-    return "llava_hf" if is_llava_hf(hf) else "original" if is_original(hf) else "decoder"
+    if is_llava_hf(hf):
+        return "llava_hf"
+    if not is_original(hf):
+        return "decoder"
+    return "llava_mini" if hf.get("model_type") == LLAVA_MINI.model_type else "original"
 
 
 def choose_template(
@@ -137,7 +144,8 @@ def choose_template(
     if text is None:
         return _without_chat_template(tokenizer, file, family)
     name, why = recognise(text, tokenizer, file)
-    choices = ORIGINALS.get(name, (name,)) if kind == "original" else (name,)
+    own = {"original": ORIGINALS, "llava_mini": MINIS}.get(kind, {})
+    choices = own.get(name, (name,))
     if len(choices) > 1:
         raise UserError(
             f"the chat template in {file} is {name}, but the original project trains such models "

@@ -152,10 +152,11 @@ class VLM(nn.Module):
         if batch.query_ends.shape[1] == 0:
             return text
         visual = self.encode_visual(batch) if visual is None else visual
+        made = visual.tokens
         if visual.memory is not None:
-            text = self.compressor.fuse(text, visual.memory, visual.tokens, batch)
+            text, made = self.compressor.fuse(text, visual.memory, made, batch)
         # Rows of a pool read the tokens of all its images.
-        tokens = visual.tokens.reshape(len(visual.tokens), -1, text.shape[-1])
+        tokens = made.reshape(len(made), -1, text.shape[-1])
         slots = jnp.clip(batch.slots, 0, tokens.shape[1] - 1).reshape(len(tokens), -1, 1)
         here = jnp.take_along_axis(tokens, slots, axis=1).reshape(text.shape)
         if self.config.has_newline:

@@ -24,8 +24,9 @@ def decays(name: str) -> bool:
     So it is in LLaVA's trainer (llava_trainer.py, create_optimizer), which leaves out names with "bias" and
     the weights of nn.LayerNorm and LlamaRMSNorm. The RMS norms of Mistral and Qwen are classes of their own
     that its transformers 4.37 did not count among them; they are left alone here, as in transformers since.
+    Fixed positions are no weights.
     """
-    return name != "scale" and "bias" not in name
+    return name not in ("scale", "positions") and "bias" not in name
 
 
 def run_optimizer(config: RunConfig) -> optax.GradientTransformation:

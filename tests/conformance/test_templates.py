@@ -15,7 +15,7 @@ import pytest
 
 from quecc_jax.config import DataConfig
 from quecc_jax.convert.run import export_weights, import_weights
-from quecc_jax.convert.template_match import BY_FAMILY, choose_template
+from quecc_jax.convert.template_match import BY_FAMILY, choose_template, kind_of
 from quecc_jax.data.text.templates import TEMPLATES, stops
 from quecc_jax.data.text.tokenizer import Tokenizer, load_tokenizer
 from quecc_jax.errors import UserError
@@ -320,6 +320,14 @@ def test_the_original_projects_models_with_two_readings_ask(
         choose_template(write(tmp_path, CHATS[chat][0]), "llama", "original")
     asks = f"choose one of {choices} with --template" in str(error.value)
     conforms("template", f"LLaVA on {chat}", True, asks)
+
+
+def test_llava_mini_has_one_format_for_llama_3_1(conforms: Any, tmp_path: Path) -> None:
+    """llavamini/conversation.py, conv_llava_llama_3_1: the language model's own template, given LLaVA's sentence."""
+    kind = kind_of({"model_type": "llava_mini_llama", "mm_projector_type": "mlp2x_gelu"})
+    chat = CHATS["Llama-3.1"][0]
+    found = choose_template(write(tmp_path, chat), "llama", kind).name
+    conforms("template", "LLaVA-Mini on Llama-3.1", "llava_llama_3_1", found)
 
 
 def test_the_original_projects_mistral(conforms: Any, tmp_path: Path) -> None:

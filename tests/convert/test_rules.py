@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quecc_jax.convert.formats.quecc import quecc_rules
+from quecc_jax.convert.formats.compressors.quecc import quecc_rules
 from quecc_jax.convert.formats.towers.clip import vision_rules
 from quecc_jax.convert.rules import (
     Rule,

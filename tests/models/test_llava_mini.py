@@ -172,7 +172,7 @@ def test_a_new_pre_fusion_changes_nothing(batch):
     )
     module = Fusion(CONFIG.model, jnp.float32)
     run_it = jax.jit(lambda *given: module.init_with_output(jax.random.key(0), *given))
-    out, variables = run_it(text, patches, tokens, batch._replace(pixels=None))
+    (out, _), variables = run_it(text, patches, tokens, batch._replace(pixels=None))
     np.testing.assert_array_equal(out, text)
     weights = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]) if leaf.ndim > 2)
     bare = dataclasses.replace(CONFIG.model, compressor=dataclasses.replace(MINI, fusion_layers=0))

@@ -77,7 +77,7 @@ def decoder_rules(
     rules.append(_twice(embed, head, table) if config.tie_embeddings and head_too else same(embed, table))
     for i in range(config.depth):
         layer = f"{body}blocks.{i}" if mpt else f"{body}layers.{i}"
-        rules += _layer(config, family, layer, Scope(("decoder", "layers"), i))
+        rules += layer_rules(config, family, layer, Scope(("decoder", "layers"), i))
     return rules
 
 
@@ -95,7 +95,7 @@ def _twice(first: str, second: str, slab: Slab) -> Rule:
     return Rule((first, second), (slab.shape,) * 2, (slab,), one, lambda ours: (ours[0], ours[0]))
 
 
-def _layer(config: DecoderConfig, family: str, name: str, scope: Scope) -> list[Rule]:
+def layer_rules(config: DecoderConfig, family: str, name: str, scope: Scope) -> list[Rule]:
     """One layer. LLaMA, Mistral and Qwen2 hold every matrix by itself, Phi-3 and MPT queries, keys and values in
     one; Phi-3 has gate and up in another, MPT no gate."""
     names = _NAMES.get(family, _LLAMA)

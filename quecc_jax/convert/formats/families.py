@@ -10,7 +10,8 @@ from quecc_jax.errors import UserError
 from quecc_jax.json_text import JsonObject
 
 _FAMILY = {known.original: family for family, known in FAMILIES.items() if known.original} | {
-    "llava_phi": "phi3"
+    "llava_phi": "phi3",
+    "llava_mini_llama": "llama",
 }
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 

@@ -1,22 +1,21 @@
-"""Whole vision-language models: the original LLaVA and QueCC format, and llava-hf's."""
+"""Whole vision-language models in the format of LLaVA's original project, and of those that build on its code."""
 
 import dataclasses
 import re
 from collections.abc import Callable, Sequence
 
-from quecc_jax.config import ModelConfig, NoneConfig, QueccConfig, RunConfig, VisionConfig
+from quecc_jax.config import ModelConfig, NoneConfig, RunConfig, VisionConfig
+from quecc_jax.config.compressors import exchanged
 from quecc_jax.config.shapes import projector_depth
+from quecc_jax.convert.formats.compressors.project import Limit, Project
+from quecc_jax.convert.formats.compressors.registry import PROJECTS, told
 from quecc_jax.convert.formats.families import decoder_config, hf_decoder_config
 from quecc_jax.convert.formats.family_keys import FAMILIES, Allowed, refuse
-from quecc_jax.convert.formats.quecc import quecc_rules
 from quecc_jax.convert.formats.towers.clip import CLIP, KNOWN, LEVELS
 from quecc_jax.convert.formats.towers.families import family_of
 from quecc_jax.convert.rules import Rule, Scope, dense, same
 from quecc_jax.errors import UserError
 from quecc_jax.json_text import JsonObject
-
-HEADS = 8
-"""Attention heads of the original's QueCC, whatever the tower."""
 
 _ONLY: Allowed = {
     "image_aspect_ratio": ("pad", "square", None),
@@ -58,7 +57,8 @@ def original_model(hf: JsonObject, tower: VisionConfig) -> ModelConfig:
     """The model that a config.json of the original project describes.
 
     Args:
-      hf: config.json of a `llava_llama`, `llava_mistral`, `llava_mpt`, `llava_phi3` or `llava_qwen`.
+      hf: config.json of a `llava_llama`, `llava_mistral`, `llava_mpt`, `llava_phi3`, `llava_qwen` or of one of
+        `compressors.registry`.
       tower: the tower, which config.json only names; select layer and levels are set here.
 
     Raises:
@@ -66,46 +66,43 @@ def original_model(hf: JsonObject, tower: VisionConfig) -> ModelConfig:
     """
     anyres = all(hf.get(name) == value for name, value in _ANYRES.items())
     only = {name: values for name, values in _ONLY.items() if not (anyres and name in _ANYRES)}
-    refuse(hf, only, explain=_meaning)
-    projector = hf.get("mm_projector_type") or "linear"
+    project, compressor = told(hf)
+    refuse(hf, {**only, **(project.only if project else {})}, explain=_meaning)
+    projector = (project and project.projector) or hf.get("mm_projector_type") or "linear"
     try:
-        depth = projector_depth(projector)
+        projector_depth(projector)
     except ValueError as error:
         raise UserError(f"mm_projector_type in config.json: {error}") from None
     decoder = decoder_config(hf)
-    quecc = hf.get("mm_vision_token_compression_type") == "quecc"
-    if quecc and depth == 0:
-        raise UserError(
-            "config.json has mm_projector_type 'identity' beside a compressor, which the "
-            "original then leaves out; set mm_vision_token_compression_type to null"
-        )
+    keep_cls = hf.get("mm_vision_select_feature") == "cls_patch"
+    if project:
+        _check_features(hf, project, anyres, keep_cls)
     if anyres:
         # Widths come first here.
         sizes_of_maps = [(height, width) for width, height in hf.get("image_grid_pinpoints") or ()]
         tower = dataclasses.replace(tower, tiles=tiles_of(sizes_of_maps, tower))
-    keep_cls = hf.get("mm_vision_select_feature") == "cls_patch"
-    if quecc and keep_cls:
-        raise UserError(
-            "config.json has mm_vision_select_feature 'cls_patch' beside QueCC, which reads "
-            "patches alone; use a model with 'patch'"
-        )
+        if compressor and compressor.elastic:
+            # The length of a row depends on V, of which one is answered with.
+            compressor = exchanged(compressor, tokens=max(compressor.elastic))
     if hf.get("s2"):
         tower = dataclasses.replace(tower, scales=_scales(hf, tower))
-    sizes = {"mm_hidden_size": tower.feature_width}
-    if quecc:
-        sizes |= {
-            "mm_vision_output_text_embedding_size": decoder.width,
-            "mm_vision_output_token_count": tower.patches,
-        }
+    sizes = {"mm_hidden_size": tower.feature_width} | (project.sizes(decoder, tower) if project else {})
     for name, size in sizes.items():
         if hf.get(name) not in (None, size):
             raise UserError(
                 f"{name} {hf[name]} in config.json does not fit the tower and the decoder, which "
                 f"make it {size}; give the tower that belongs to the model"
             )
-    if quecc and tower.depth < max(LEVELS):
+    if project and project.grid not in (0, tower.grid):
         raise UserError(
-            f"QueCC reads the tower's states {LEVELS}, but the tower has {tower.depth} layers; "
+            f"the code of {project.code} is for {project.grid} x {project.grid} patches, but the tower has "
+            f"{tower.grid} x {tower.grid}; give the tower that belongs to the model"
+        )
+    multi = bool(project and project.multi)
+    if multi and tower.depth < max(LEVELS):
+        assert compressor is not None
+        raise UserError(
+            f"{compressor.name} reads the tower's states {LEVELS}, but the tower has {tower.depth} layers; "
             "give the tower that belongs to the model"
         )
     select = hf.get("mm_vision_select_layer", -2)
@@ -114,18 +111,28 @@ def original_model(hf: JsonObject, tower: VisionConfig) -> ModelConfig:
             f"mm_vision_select_layer {select} in config.json is not what LLaVA's code reads of SigLIP, which is the "
             "state before the last layer whatever this says; set it to -2"
         )
-    compressor = QueccConfig(
-        kernel=hf.get("mm_vision_token_compression_kernel_size") or 4,
-        stride=hf.get("mm_vision_token_compression_stride") or 4,
-        heads=HEADS,
-    )
-    levels = LEVELS if quecc else (select,)
+    levels = LEVELS if multi else (select,)
     return ModelConfig(
         vision=dataclasses.replace(tower, select_layer=select, levels=levels, keep_cls=keep_cls),
-        compressor=compressor if quecc else NoneConfig(),
+        compressor=compressor or NoneConfig(),
         projector=projector,
         decoder=decoder,
     )
+
+
+def _check_features(hf: JsonObject, project: Project, anyres: bool, keep_cls: bool) -> None:
+    """Raises UserError where a config.json asks for features that a compressor's own code cannot read."""
+    asked = [
+        ("mm_vision_select_feature", keep_cls, False),
+        ("image_aspect_ratio", anyres, project.tiles),
+        ("s2", bool(hf.get("s2")), project.scales),
+    ]
+    for name, wanted, has in asked:
+        if wanted and not has:
+            raise UserError(
+                f"config.json has {name} {hf[name]!r} beside a compressor that the code of {project.code} has for "
+                "squares of patches alone; use a model without it"
+            )
 
 
 def hf_original(config: RunConfig, family: str) -> JsonObject:
@@ -137,31 +144,28 @@ def hf_original(config: RunConfig, family: str) -> JsonObject:
     Raises:
       UserError: the original's code cannot express the model, by setting.
     """
-    kind = FAMILIES[family].original
-    if not kind:
-        raise UserError(
-            f"the original project has no decoder of model_type {family}; this run cannot be written in its format, "
-            "but its parts can: --only decoder and --only vision"
-        )
     model, select = config.model, config.model.vision.select_layer
     vision, compressor = model.vision, model.compressor
-    quecc = compressor.name == "quecc"
-    wanted = [
-        ("model.compressor.name", compressor.name, ("quecc", "none")),
-        ("model.compressor.elastic", compressor.elastic if quecc else (), ((),)),
-        (
-            "model.compressor.heads",
-            compressor.heads if isinstance(compressor, QueccConfig) else HEADS,
-            (HEADS,),
-        ),
-        ("model.compressor.query", compressor.query if quecc else "question", ("question",)),
-        ("model.query.encoder", model.query.encoder if quecc else "decoder", ("decoder",)),
-        ("model.vision.levels", vision.levels if quecc else LEVELS, (LEVELS,)),
-        ("vision tower of the family", family_of(vision).name, (CLIP.name,)),
-        ("model.vision.scales[0]", vision.scales[0], (1,)),
-        ("model.vision.tiles", vision.tiles, ((),) if quecc else (vision.tiles,)),
-        ("model.vision.keep_cls", quecc and vision.keep_cls, (False,)),
-    ]
+    project = PROJECTS.get(compressor.name)
+    kind = (
+        FAMILIES[family].original if not (project and project.decoders) or family in project.decoders else ""
+    )
+    if not kind:
+        whose = f"of {compressor.name} " if project and project.decoders else ""
+        raise UserError(
+            f"the original project {whose}has no decoder of model_type {family}; this run cannot be written in its "
+            "format, but its parts can: --only decoder and --only vision"
+        )
+    wanted: list[Limit] = [("model.compressor.name", compressor.name, (*PROJECTS, "none"))]
+    if project:
+        wanted += [*project.limits(model), ("model.vision.keep_cls", vision.keep_cls, (False,))]
+        wanted += [("model.vision.grid", vision.grid, (project.grid or vision.grid,))]
+        wanted += [("model.projector", model.projector, (project.projector or model.projector,))]
+        wanted += [("model.vision.levels", vision.levels, (LEVELS if project.multi else vision.levels,))]
+        wanted += [] if project.scales else [("model.vision.scales", vision.scales, ((1,),))]
+        wanted += [] if project.tiles else [("model.vision.tiles", vision.tiles, ((),))]
+    wanted += [("vision tower of the family", family_of(vision).name, (CLIP.name,))]
+    wanted += [("model.vision.scales[0]", vision.scales[0], (1,))]
     for name, value, allowed in wanted:
         if value not in allowed:
             raise UserError(
@@ -181,8 +185,10 @@ def hf_original(config: RunConfig, family: str) -> JsonObject:
     )
     names = [name for name, known in KNOWN.items() if known == tower]
     hf = hf_decoder_config(model.decoder, family, config.data.max_length) | {
-        "architectures": [f"{kind.title().replace('_', '')}ForCausalLM"],
-        "model_type": kind,
+        "architectures": [
+            (project and project.architecture) or f"{kind.title().replace('_', '')}ForCausalLM"
+        ],
+        "model_type": (project and project.model_type) or kind,
         "hidden_size": model.decoder.width,
         "use_mm_proj": True,
         "mm_vision_tower": names[0] if names else "clip",
@@ -201,32 +207,20 @@ def hf_original(config: RunConfig, family: str) -> JsonObject:
         hf |= _ANYRES | {"image_grid_pinpoints": [[width, height] for height, width in pinpoints(vision)]}
     if len(vision.scales) > 1:
         hf |= {"s2": True, "s2_scales": ",".join(str(scale * vision.image_size) for scale in vision.scales)}
-    if isinstance(compressor, QueccConfig):
-        hf |= {
-            "mm_vision_token_compression_type": "quecc",
-            "mm_vision_output_token_count": vision.patches,
-            "mm_vision_output_text_embedding_size": model.decoder.width,
-            "mm_vision_output_combined_token_count": None,
-            "mm_vision_token_compression_kernel_size": compressor.kernel,
-            "mm_vision_token_compression_stride": compressor.stride,
-        }
-    return hf
+    return hf | (project.keys(model) if project else {})
 
 
-def adapter_rules(model: ModelConfig, prefix: str) -> list[Rule]:
-    """Rules of compressor and projector, which the original keeps in one Sequential called `prefix`, e.g.
-    "model.mm_projector."."""
-    first, rules = 0, []
-    vision, compressor, decoder = model.vision, model.compressor, model.decoder
-    if isinstance(compressor, QueccConfig):
-        first = 1
-        multi = vision.feature_width * len(vision.levels)
-        rules += quecc_rules(
-            vision.feature_width, decoder.width, multi, compressor.kernel, compressor.heads, f"{prefix}0."
-        )
+def adapter_rules(model: ModelConfig, family: str, prefix: str) -> list[Rule]:
+    """Rules of compressor and projector, whose names begin with `prefix`, e.g. "model."; LLaVA keeps both in one
+    Sequential, `mm_projector`."""
+    project = PROJECTS.get(model.compressor.name)
+    rules = project.rules(model, family, prefix) if project else []
+    if project and project.projector:
+        return rules
+    first = project.first if project else 0
     # GELUs stand between the linear layers and take numbers too.
-    newline = prefix.removesuffix("mm_projector.") + NEWLINE
-    return rules + projector_rules(model, lambda i: f"{prefix}{first + 2 * i}", newline)
+    name, newline = f"{prefix}mm_projector.", f"{prefix}{NEWLINE}"
+    return rules + projector_rules(model, lambda i: f"{name}{first + 2 * i}", newline)
 
 
 def projector_rules(model: ModelConfig, name: Callable[[int], str], newline: str) -> list[Rule]:
@@ -270,6 +264,8 @@ _MEANINGS = (
     ("image_aspect_ratio", r"anyres_max_\d+", "tiles' tokens interpolated to at most so many squares' worth"),
     ("image_aspect_ratio", r"anyres", "tiles, which need mm_patch_merge_type 'spatial_unpad'"),
     ("image_aspect_ratio", r"highres|crop_split", "fixed tiles of a larger image"),
+    ("image_aspect_ratio", r"slice", "TokenPacker-HD's tiles, which commas and line breaks separate"),
+    ("resolution_ratio", r"\d+", "so many times so many pieces of an image beside the whole"),
     ("mm_patch_merge_type", r"spatial", "tiles' tokens in one map with its padding, without newlines"),
     ("mm_patch_merge_type", r"spatial_unpad", "tiles' tokens in one map, which need 'anyres'"),
     ("mm_patch_merge_type", r".*maxpool.*", "tiles' tokens pooled by twos"),

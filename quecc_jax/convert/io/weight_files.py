@@ -10,8 +10,10 @@ from quecc_jax.convert.rules import some
 from quecc_jax.data.files import read_json
 from quecc_jax.errors import UserError
 
-PROJECTOR = ("mm_projector.safetensors", "mm_projector.bin")
-"""The original's stage 1 output."""
+PROJECTOR = tuple(
+    f"{name}.{suffix}" for name in ("mm_projector", "query_abstractor") for suffix in ("safetensors", "bin")
+)
+"""The original's stage 1 output, and MQT's."""
 
 _MODEL = (("model", ".safetensors"), ("pytorch_model", ".bin"))
 """Beginnings and ends of the names of a model's own files, in the order in which transformers looks."""

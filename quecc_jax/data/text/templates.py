@@ -122,6 +122,7 @@ TEMPLATES = {
     "llama_3": _LLAMA_3,
     "llama_3_1": _LLAMA_3_1,
     "llava_llama_3": dataclasses.replace(_LLAMA_3, system=LLAVA_SYSTEM),
+    "llava_llama_3_1": dataclasses.replace(_LLAMA_3_1, system=LLAVA_SYSTEM),
     "mistral_instruct": _INST,
     "mistral_v1": _MISTRAL,
     "mistral_v3": dataclasses.replace(_MISTRAL, around_human=("[INST] ", "[/INST]")),

@@ -84,6 +84,11 @@ class CompressorConfig(abc.ABC):
         return 0
 
     @property
+    def fuses_tokens(self) -> bool:
+        """Whether the decoder gets visual tokens as the pre-fusion leaves them, which then leaves out text of id 0."""
+        return False
+
+    @property
     def reads_question(self) -> bool:
         """Whether visual tokens depend on the question, which then needs a pass of its own."""
         return False

@@ -47,7 +47,7 @@ class FusingCompressor(nn.Module):
         memory: Float[Array, "B I R M"],
         tokens: Float[Array, "B I V M"],
         batch: Batch,
-    ) -> Float[Array, "B S M"]:
+    ) -> tuple[Float[Array, "B S M"], Float[Array, "B I V M"]]:
         """`Fusion` of a batch."""
         return self.fusion(text, memory, tokens, batch)
 
@@ -60,7 +60,8 @@ class Fusion(nn.Module):
     them itself) and belongs to a conversation with an image; there, what comes out replaces its embedding.
     A conversation's images stand before its text whatever its slots say, memory of all of them, then
     tokens of all of them, at positions counted from 0, and attention is causal among what takes part.
-    Compressed tokens enter the decoder as the projector made them.
+    Compressed tokens enter the decoder as the projector made them, or, of a compressor that `fuses_tokens`, as
+    these layers leave them; text of id 0 then takes no part either, as the original takes it for padding.
 
     The layers begin as the identity, so that a trained decoder at first reads the embeddings it knows.
     """
@@ -75,8 +76,8 @@ class Fusion(nn.Module):
         memory: Float[Array, "B I R M"],
         tokens: Float[Array, "B I V M"],
         batch: Batch,
-    ) -> Float[Array, "B S M"]:
-        """Text embeddings [B, S, M], those of instructions replaced.
+    ) -> tuple[Float[Array, "B S M"], Float[Array, "B I V M"]]:
+        """Text embeddings [B, S, M], those of instructions replaced, and visual tokens [B, I, V, M].
 
         Args:
           text: embeddings [B, S, M] of the batch's tokens.
@@ -91,6 +92,8 @@ class Fusion(nn.Module):
         images = jnp.max(jnp.where(mine, batch.segments[..., None], 0), axis=1)
         shown = jnp.any(batch.segments[..., None] == images[:, None], axis=-1)
         takes_part = shown & (batch.segments > 0) & (batch.slots < 0) & (batch.labels == IGNORE)
+        if c.compressor.fuses_tokens:
+            takes_part &= batch.tokens > 0
         segments = jnp.concatenate(
             [
                 jnp.repeat(images, r, axis=1),
@@ -117,4 +120,7 @@ class Fusion(nn.Module):
             layers, self.dtype, c.attention_kernel, jnp.dtype(c.grad_reduce_dtype), added=0.0, name="layers"
         )
         x, _ = run(x, None, LayerKind(), angles, mask, None)
-        return jnp.where(takes_part[..., None], x[:, length - s : length].astype(text.dtype), text)
+        text = jnp.where(takes_part[..., None], x[:, length - s : length].astype(text.dtype), text)
+        if c.compressor.fuses_tokens:
+            tokens = x[:, i * r : i * (r + v)].reshape(tokens.shape).astype(tokens.dtype)
+        return text, tokens

@@ -9,8 +9,11 @@ from quecc_jax.models.arrays import Array
 from quecc_jax.models.compressors.base import EPS, Features, RegionAttention, image_grid
 from quecc_jax.models.compressors.base_config import Sizes
 from quecc_jax.models.compressors.llava_mini_config import LlavaMiniConfig
-from quecc_jax.models.compressors.positions import bicubic, sine_cosine
+from quecc_jax.models.compressors.positions import bicubic, positions_of
 from quecc_jax.models.layers import LayerNorm, with_axes
+
+PUBLISHED_EPS = 1e-5
+"""Of the norms in the original's code, which are torch's as they come."""
 
 
 def build(settings: LlavaMiniConfig, sizes: Sizes, dtype: DTypeLike, name: str | None) -> nn.Module:
@@ -34,7 +37,10 @@ class LlavaMini(nn.Module):
         self.tokens = self.settings.num_tokens(self.sizes.grid)
         init = with_axes(nn.initializers.normal(0.02), None, "embed")
         self.queries = self.param("queries", init, (self.tokens, self.sizes.width))
-        self.q_norm, self.kv_norm = LayerNorm(EPS), LayerNorm(EPS)
+        eps = PUBLISHED_EPS if self.settings.published else EPS
+        self.q_norm, self.kv_norm = LayerNorm(eps), LayerNorm(eps)
+        side = round(self.tokens**0.5)
+        self.positions = positions_of(self, side, self.sizes.width, self.settings.published)
         self.attention = RegionAttention(self.settings.heads, self.dtype)
 
     def __call__(
@@ -48,10 +54,9 @@ class LlavaMini(nn.Module):
         """
         del query
         x = self.kv_norm(features.single.astype(self.dtype))
-        grid, width = image_grid(x), x.shape[-1]
-        positions = sine_cosine(round(self.tokens**0.5), width)
-        q = (self.q_norm(self.queries) + positions).astype(self.dtype)
-        tokens = self.attention(q[None], x + jnp.asarray(bicubic(positions, grid), self.dtype), x)
+        q = (self.q_norm(self.queries) + self.positions).astype(self.dtype)
+        places = jnp.asarray(bicubic(self.positions, image_grid(x)), self.dtype)
+        tokens = self.attention(q[None], x + places, x)
         if not self.settings.fusion_layers > 0:
             return tokens
         return jnp.concatenate([tokens, features.single.astype(self.dtype)], axis=1)

@@ -16,8 +16,17 @@ class LlavaMiniConfig(FreeConfig):
     fusion_layers: int = 4
     """Layers of the pre-fusion (4 originally): decoder layers in which the instruction reads all patches and
     the compressed tokens before the decoder does; 0 leaves it out."""
+    published: bool = False
+    """As the original's code computes, where the paper leaves it open: the decoder gets the compressed tokens as the
+    pre-fusion leaves them, not as the projector made them; tokens of id 0 take no part in the pre-fusion; norms of
+    the resampler have an epsilon of 1e-5, not 1e-6; and positions are numbers of the checkpoint."""
 
     reads_all_patches = True
+
+    @property
+    def fuses_tokens(self) -> bool:
+        """See `CompressorConfig`."""
+        return self.published
 
     def memory_tokens(self, patches: int) -> int:
         """See `CompressorConfig`."""

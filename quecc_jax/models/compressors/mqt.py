@@ -9,13 +9,14 @@ from quecc_jax.models.arrays import Array
 from quecc_jax.models.compressors.base import EPS, Features, RegionAttention, image_grid
 from quecc_jax.models.compressors.base_config import Sizes
 from quecc_jax.models.compressors.mqt_config import MqtConfig
-from quecc_jax.models.compressors.positions import bicubic, sine_cosine
+from quecc_jax.models.compressors.positions import bicubic, positions_of
 from quecc_jax.models.layers import LayerNorm, with_axes
 
 
 def build(settings: MqtConfig, sizes: Sizes, dtype: DTypeLike, name: str | None) -> nn.Module:
     """The module of these settings. The original's matrix to the decoder's width is the projector `matrix`."""
-    return MQT(settings.queries, settings.num_tokens(sizes.grid), settings.heads, dtype, name=name)
+    tokens = settings.num_tokens(sizes.grid)
+    return MQT(settings.queries, tokens, settings.heads, dtype, settings.published, name=name)
 
 
 class MQT(nn.Module):
@@ -32,6 +33,8 @@ class MQT(nn.Module):
     """V: how many are used."""
     heads: int = 8
     dtype: DTypeLike = jnp.float32
+    stored_positions: bool = False
+    """pos is a parameter."""
 
     @nn.compact
     def __call__(self, features: Features, query: Float[Array, "P 1 text_width"]) -> Float[Array, "P V D"]:
@@ -43,7 +46,7 @@ class MQT(nn.Module):
         del query
         x = features.single.astype(self.dtype)
         grid, width = image_grid(x), x.shape[-1]
-        positions = sine_cosine(round(self.queries**0.5), width)
+        positions = positions_of(self, round(self.queries**0.5), width, self.stored_positions)
         init = with_axes(nn.initializers.truncated_normal(0.02), None, "embed")
         learned = self.param("queries", init, (self.queries, width))
         q = LayerNorm(EPS, name="q_norm")(learned[: self.tokens] + positions[: self.tokens])

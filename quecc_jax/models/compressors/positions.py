@@ -1,8 +1,31 @@
 """Fixed 2-D positions of patches and of learned queries that stand on a grid."""
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from quecc_jax.models.bicubic import bicubic_weights
+from quecc_jax.models.layers import with_axes
+
+Table = jax.Array | np.ndarray
+
+NAME = "positions"
+"""Of the parameter that holds them where they are numbers of a checkpoint."""
+
+
+def positions_of(module: nn.Module, side: int, width: int, stored: bool) -> Table:
+    """float32 [side^2, D]: `sine_cosine`, or, stored, the module's parameter that begins as these, without gradient.
+
+    Raises:
+      ValueError: D is not a multiple of four.
+    """
+    computed = sine_cosine(side, width)
+    if not stored:
+        return computed
+    init = with_axes(lambda *_: jnp.asarray(computed), None, "embed")
+    held: jax.Array = module.param(NAME, init, computed.shape)
+    return jax.lax.stop_gradient(held.astype(jnp.float32))
 
 
 def sine_cosine(side: int, width: int) -> np.ndarray:
@@ -23,11 +46,17 @@ def sine_cosine(side: int, width: int) -> np.ndarray:
     return np.concatenate([one[column], one[row]], axis=-1).astype(np.float32)
 
 
-def bicubic(x: np.ndarray, grid: int) -> np.ndarray:
+def bicubic(x: Table, grid: int) -> Table:
     """x [s^2, D] on a side s square, resized to [grid^2, D] as PyTorch's bicubic interpolation does."""
     side = round(len(x) ** 0.5)
     if side == grid:
         return x
     weights = bicubic_weights(side, grid)
+    if isinstance(x, jax.Array):
+        lines = jnp.asarray(weights, jnp.float32)
+        made = jnp.einsum(
+            "is,jt,std->ijd", lines, lines, x.reshape(side, side, -1), precision=jax.lax.Precision.HIGHEST
+        )
+        return made.reshape(grid * grid, -1)
     square = x.reshape(side, side, -1).astype(np.float64)
     return np.einsum("is,jt,std->ijd", weights, weights, square).reshape(grid * grid, -1).astype(x.dtype)

@@ -197,6 +197,7 @@ SPELLED = {
     "llama_3": lambda s, t: llama_3(in_header(s), t),
     "llama_3_1": lambda s, t: llama_3(in_header(DATES + (s or "")), t),
     "llava_llama_3": lambda s, t: llama_3(in_header(LLAVA_SYSTEM if s is None else s), t),
+    "llava_llama_3_1": lambda s, t: llama_3(in_header(DATES + (LLAVA_SYSTEM if s is None else s)), t),
     "mistral_v1": lambda s, t: mistral(s, t, " [/INST]", " "),
     "mistral_v3": lambda s, t: mistral(s, t, "[/INST]", " "),
     "mistral_tekken": lambda s, t: mistral(s, t, "[/INST]", ""),
