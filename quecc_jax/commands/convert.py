@@ -4,12 +4,17 @@ import dataclasses
 import math
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import tyro
 
+from quecc_jax.commands.checks import refuse_unread
 from quecc_jax.convert.options import AdapterForm, DType, Format, Only
 from quecc_jax.errors import UserError
+from quecc_jax.paths import write_text
+
+if TYPE_CHECKING:
+    from quecc_jax.convert.hub import Role
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,12 +22,13 @@ class Import:
     """Writes weights of another project as a run directory."""
 
     from_: Annotated[Path, tyro.conf.arg(name="from")]
-    """Directory of weights with their config.json: LLaVA, QueCC, TokenPacker, MQT-LLaVA, M3 or LLaVA-Mini in their
-    projects' formats, LLaVA in llava-hf's, a language model, a vision tower, a stage 1 projector. Also a GGUF file."""
+    """Directory, or ORG/NAME[@REVISION] of the Hugging Face Hub, of weights with their config.json: LLaVA, QueCC,
+    TokenPacker, MQT-LLaVA, M3 or LLaVA-Mini in their projects' formats, LLaVA in llava-hf's, a language model, a vision
+    tower, a stage 1 projector. Also a GGUF file."""
     out: Path
     """Run directory to write; training takes it as init_from or tower_from."""
     vision: Path | None = None
-    """Directory of a vision tower, where the weights do not bring one."""
+    """Directory of a CLIP tower, where the weights do not bring one; this and the three below may be of the Hub too."""
     projector: Path | None = None
     """mm_projector file of the original project, to stand before a bare language model."""
     text: Path | None = None
@@ -31,7 +37,7 @@ class Import:
     dtype: DType = "keep"
     """Stored type of all numbers; "keep" changes none."""
     allow_pickle: bool = False
-    """Also read .bin files, by torch's weights-only loader."""
+    """Also read .bin files, by torch's weights-only loader, and fetch them."""
     template: str = ""
     """Conversation template, one of data.template; by default the one that its chat template renders as."""
     adapter: Path | None = None
@@ -60,6 +66,14 @@ class Export:
     adapter: AdapterForm = "merge"
     """What becomes of the run's adapters: merged into the weights; alone, as PEFT's directory; or with
     compressor and projector beside them, as the original's finetune_lora.sh leaves them."""
+    push: str = ""
+    """ORG/NAME of a new repository of the Hugging Face Hub, to which what was written goes, with a page about it."""
+    license: str = ""
+    """Of what is pushed, as the Hub calls it: apache-2.0, llama2, other, ..."""
+    scores: tuple[Path, ...] = ()
+    """Directories that launch.evaluate wrote of this run, for its page."""
+    private: bool = False
+    """Whether a repository that is made by the push is to be seen by its owners alone."""
 
 
 Options = Import | Export
@@ -73,21 +87,38 @@ def run(options: Options) -> None:
 def import_(options: Import) -> None:
     """Imports and says what was found."""
     # Imported late, so that --help and mistakes in the command line answer at once.
+    from quecc_jax.convert.hub import locate
     from quecc_jax.convert.run import import_weights, parameters
 
     started = time.monotonic()
+    pickles = options.allow_pickle
+    found = {"model": locate(options.from_, "--from", pickles)}
+    for name, path in {
+        "vision": options.vision,
+        "projector": options.projector,
+        "text": options.text,
+        "adapter": options.adapter,
+    }.items():
+        if path is not None:
+            role = cast("Role", name if name in ("projector", "adapter") else "model")
+            found[name] = locate(path, f"--{name}", pickles, role)
+    at = {name: one.path for name, one in found.items()}
     plan = import_weights(
-        options.from_,
+        at["model"],
         options.out,
-        vision=options.vision,
-        projector=options.projector,
-        text=options.text,
+        vision=at.get("vision"),
+        projector=at.get("projector"),
+        text=at.get("text"),
+        adapter=at.get("adapter"),
         dtype=options.dtype,
         allow_pickle=options.allow_pickle,
         template=options.template,
-        adapter=options.adapter,
         merge_adapter=options.merge_adapter,
+        origins={name: one.origin for name, one in found.items() if one.origin},
     )
+    for name, one in found.items():
+        if one.origin:
+            print(f"{name}: {one.origin}")
     counts = ", ".join(f"{name} {count:,}" for name, count in parameters(plan).items())
     print(f"{options.out}: {counts} parameters, {time.monotonic() - started:.0f} s")
     if plan.why:
@@ -107,6 +138,7 @@ def export(options: Export) -> None:
         raise UserError(f"--shard-gb is {options.shard_gb}; give a positive size")
     from quecc_jax.convert.run import export_weights
 
+    page = _page(options)
     started = time.monotonic()
     files = export_weights(
         options.checkpoint,
@@ -119,3 +151,23 @@ def export(options: Export) -> None:
     )
     size = sum(file.stat().st_size for file in files)
     print(f"{options.to}: {len(files)} files, {size / 1e9:.2f} GB, {time.monotonic() - started:.0f} s")
+    if options.push:
+        from quecc_jax.convert.hub import push
+
+        write_text(options.to / "README.md", page)
+        print(push(options.to, options.push, options.private))
+
+
+def _page(options: Export) -> str:
+    """The page of what is pushed, once it is known that it can be; "" where nothing is."""
+    if not options.push:
+        refuse_unread(options, ("license", "scores", "private"), "goes with --push; add that or leave it out")
+        return ""
+    if options.only or options.adapter != "merge":
+        raise UserError("--push sends whole models; leave --only and --adapter out")
+    from quecc_jax.commands.model_card import model_card
+    from quecc_jax.convert.hub import check_push
+
+    page = model_card(options.checkpoint, options.push, options.license, options.scores)
+    check_push(options.push)
+    return page

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -59,6 +59,7 @@ def import_weights(
     template: str = "",
     adapter: Path | None = None,
     merge_adapter: bool = False,
+    origins: Mapping[str, str] | None = None,
 ) -> ImportPlan:
     """Writes the weights of another project as a run directory, which `init_from`, `tower_from` and
     `load_vlm` read.
@@ -75,6 +76,8 @@ def import_weights(
       template: the conversation template; "" takes the one that the source's chat template renders as.
       adapter: a LoRA of the source's weights, in PEFT's form or in that of the original's training.
       merge_adapter: whether it is merged into them, instead of staying apart as the run's adapters.
+      origins: ORG/NAME@COMMIT of what came from the Hub, by "model", "vision", "projector", "text" or "adapter"; the
+        run keeps it.
 
     Raises:
       UserError: see `open_checkpoint`, `plan_import`, `open_adapter` and `choose_template`; `out` exists, or
@@ -123,7 +126,7 @@ def import_weights(
             read = transfer.specs_of(tensors[name], (tensor for rule in part.rules for tensor in rule.theirs))
             total += transfer.sum_bytes(carried[name]) + transfer.sum_bytes(read)
         aside = stack.enter_context(_new_directory(out, "--out"))
-        sidecar_files.keep_sources(aside, opened)
+        sidecar_files.keep_sources(aside, opened, origins or {})
         plan = _with_template(plan, source, opened["model"], aside, template, held)
         count = stack.enter_context(byte_bar(f"importing {source.name}", total))
         with SlabWriter(aside / "checkpoints" / "0", plan.rules, types) as writer:

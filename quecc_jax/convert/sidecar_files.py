@@ -3,6 +3,7 @@
 An imported run keeps the files of its sources, so that an export can put them back:
 
     source/tensors.json           names and shapes of every tensor, by source
+    source/origins.json           ORG/NAME@COMMIT of those that came from the Hub, by source
     source/model/                 config.json and the other files beside the model's weights
     source/vision/, projector/    the same of a tower and a projector that were given apart,
     source/text/                  and of a CLIP whose text tower encodes the questions
@@ -30,7 +31,9 @@ from quecc_jax.data.files import read_json, write_json
 from quecc_jax.data.text.tokenizer_files import MODEL_CONFIG, of_tokenizer
 from quecc_jax.errors import UserError
 from quecc_jax.json_text import JsonObject
+from quecc_jax.records import read_record, write_record
 
+ORIGINS = "origins.json"
 CARRIED = "carried"
 """Name of the file of tensors that only an export needs."""
 
@@ -201,8 +204,14 @@ def copy_tokenizer_files(directory: Path, target: Path) -> None:
         write_json(target / MODEL_CONFIG, of_tokenizer(_config(directory)))
 
 
-def keep_sources(run: Path, opened: dict[str, Opened]) -> None:
-    """Writes `source/`, `tokenizer/` and `query_tokenizer/` of an imported run."""
+def keep_sources(run: Path, opened: dict[str, Opened], origins: Mapping[str, str]) -> None:
+    """Writes `source/`, `tokenizer/` and `query_tokenizer/` of an imported run.
+
+    Args:
+      run: its directory.
+      opened: what it is made of, by source.
+      origins: ORG/NAME@COMMIT of those that came from the Hub.
+    """
     for name, one in opened.items():
         folder = run / "source" / name
         folder.mkdir(parents=True)
@@ -225,6 +234,18 @@ def keep_sources(run: Path, opened: dict[str, Opened]) -> None:
         copy_tokenizer_files(text, run / "query_tokenizer")
     shapes = {name: {k: list(v) for k, v in one.source.found.items()} for name, one in opened.items()}
     write_json(run / "source" / "tensors.json", shapes)
+    if origins:
+        write_record(run / "source" / ORIGINS, origins)
+
+
+def kept_origins(run: Path) -> dict[str, str]:
+    """ORG/NAME@COMMIT of an imported run's sources that came from the Hub, by source.
+
+    Raises:
+      UserError: the file is broken.
+    """
+    file = run / "source" / ORIGINS
+    return read_record(file, dict[str, str], "import the weights again") if file.is_file() else {}
 
 
 def kept_sources(run: Path) -> dict[str, Source]:
