@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import tyro
 
 from quecc_jax.commands.checks import refuse_unread
+from quecc_jax.config.shapes import listed
 from quecc_jax.convert.options import AdapterForm, DType, Format, Only
 from quecc_jax.errors import UserError
 from quecc_jax.paths import write_text
@@ -125,10 +126,9 @@ def import_(options: Import) -> None:
         print(f"template {plan.config.data.template}: {plan.why}")
     compressor = plan.config.model.compressor
     if compressor.elastic:
-        several, usual = ", ".join(map(str, compressor.elastic)), plan.config.model.visual_tokens
         print(
-            f"visual tokens: {usual} of an image, or what --visual-tokens asks for of {several}, for which config.json "
-            "says that it was trained"
+            f"visual tokens: {plan.config.model.visual_tokens} of an image, or what --visual-tokens asks for of "
+            f"{listed(compressor.elastic)}, for which config.json says that it was trained"
         )
 
 

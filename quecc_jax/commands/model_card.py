@@ -7,6 +7,7 @@ from pathlib import Path
 
 from quecc_jax.config import RunConfig
 from quecc_jax.config.io import differences
+from quecc_jax.config.shapes import listed
 from quecc_jax.convert.sidecar_files import kept_origins
 from quecc_jax.errors import UserError
 from quecc_jax.evaluate.results import Results, Scored
@@ -54,8 +55,8 @@ def model_card(run: Path, name: str, licence: str, scores: Sequence[Path]) -> st
 
 def _what(config: RunConfig) -> Iterator[str]:
     model = config.model
-    vision, decoder, several = model.vision, model.decoder, ", ".join(map(str, model.compressor.elastic))
-    others = f", or one of {several}" if several else ""
+    vision, decoder, elastic = model.vision, model.decoder, model.compressor.elastic
+    others = f", or one of {listed(elastic)}" if elastic else ""
     yield (
         f"A vision-language model with the compressor `{model.compressor.name}`: {model.visual_tokens} visual tokens "
         f"of an image{others}."

@@ -1,8 +1,10 @@
 """Sizes that follow from a config alone; light to import, so that counting needs no model code."""
 
 import dataclasses
+import itertools
 import math
 import re
+from collections.abc import Sequence
 
 from quecc_jax.config import DecoderConfig, ModelConfig, VisionConfig
 from quecc_jax.config.compressors import exchanged
@@ -58,11 +60,19 @@ def at_visual_tokens(config: ModelConfig, visual_tokens: int = 0) -> ModelConfig
     choices = config.compressor.elastic or (config.visual_tokens,)
     v = visual_tokens or config.visual_tokens
     if v not in choices:
-        known = " or ".join(map(str, choices))
+        known = listed(choices, " or ")
         raise UserError(f"this model makes {known} visual tokens of an image, not {v}; ask for one of them")
     if not config.compressor.elastic:
         return config
     return dataclasses.replace(config, compressor=exchanged(config.compressor, tokens=v))
+
+
+def listed(choices: Sequence[int], last: str = ", ") -> str:
+    """Numbers for a message; of many that are evenly spaced the first two and the last."""
+    steps = {b - a for a, b in itertools.pairwise(choices)}
+    if len(choices) > 6 and len(steps) == 1:
+        return f"{choices[0]}, {choices[1]}, ..., {choices[-1]}"
+    return last.join(map(str, choices))
 
 
 def tiled_tokens(config: ModelConfig) -> int:

@@ -17,7 +17,7 @@ from quecc_jax.train.step import build_trainer
 from tests.tiny import random_batch, random_params, run
 
 STORED = [
-    MqtConfig(heads=2, queries=4, tokens=3, published=True),
+    MqtConfig(heads=2, queries=4, tokens=3, stored_positions=True),
     LlavaMiniConfig(tokens=4, heads=2, fusion_layers=1, published=True),
 ]
 
@@ -27,7 +27,7 @@ def test_a_step_with_weight_decay_moves_all_but_them(compressor):
     config = run(model={"compressor": compressor}, batch_size=4)
     config = dataclasses.replace(config, optimizer=OptimizerConfig(warmup_ratio=0.0, weight_decay=0.1))
     trainer = build_trainer(config, make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1]))
-    trainable, frozen = split_params(random_params(config), config.train.stage)
+    trainable, frozen = split_params(random_params(config), config.train)
     like = trainer.abstract_state
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
     host: TrainState = zeros._replace(trainable=trainable, frozen=frozen)
@@ -57,9 +57,10 @@ def test_new_ones_are_those_that_are_computed_and_others_change_the_tokens(compr
         return np.asarray(vlm.apply({"params": given}, batch, method=VLM.visual_tokens))
 
     table = sine_cosine(2, 16)
-    computed = dataclasses.replace(config.model, compressor=dataclasses.replace(compressor, published=False))
     if compressor.name == "mqt":
         plain = {k: v for k, v in params["compressor"].items() if k != "positions"}
+        plainly = dataclasses.replace(compressor, stored_positions=False)
+        computed = dataclasses.replace(config.model, compressor=plainly)
         parts = {"params": {**params, "compressor": plain}}
         wanted = np.asarray(VLM(computed).apply(parts, batch, method=VLM.visual_tokens))
         np.testing.assert_allclose(tokens(table), wanted, rtol=1e-5, atol=1e-6)

@@ -68,7 +68,7 @@ def original_model(hf: JsonObject, tower: VisionConfig) -> ModelConfig:
     only = {name: values for name, values in _ONLY.items() if not (anyres and name in _ANYRES)}
     project, compressor = told(hf)
     refuse(hf, {**only, **(project.only if project else {})}, explain=_meaning)
-    projector = (project and project.projector) or hf.get("mm_projector_type") or "linear"
+    projector = (project and project.projector) or str(hf.get("mm_projector_type") or "linear")
     try:
         projector_depth(projector)
     except ValueError as error:
@@ -98,6 +98,11 @@ def original_model(hf: JsonObject, tower: VisionConfig) -> ModelConfig:
             f"the code of {project.code} is for {project.grid} x {project.grid} patches, but the tower has "
             f"{tower.grid} x {tower.grid}; give the tower that belongs to the model"
         )
+    if compressor:
+        try:
+            compressor.num_tokens(tower.grid)
+        except ValueError as error:
+            raise UserError(f"the compressor in config.json: {error}") from None
     multi = bool(project and project.multi)
     if multi and tower.depth < max(LEVELS):
         assert compressor is not None

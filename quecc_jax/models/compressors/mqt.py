@@ -16,7 +16,7 @@ from quecc_jax.models.layers import LayerNorm, with_axes
 def build(settings: MqtConfig, sizes: Sizes, dtype: DTypeLike, name: str | None) -> nn.Module:
     """The module of these settings. The original's matrix to the decoder's width is the projector `matrix`."""
     tokens = settings.num_tokens(sizes.grid)
-    return MQT(settings.queries, tokens, settings.heads, dtype, settings.published, name=name)
+    return MQT(settings.queries, tokens, settings.heads, dtype, settings.stored_positions, name=name)
 
 
 class MQT(nn.Module):

@@ -15,7 +15,7 @@ class MqtConfig(ElasticConfig):
     heads: int = 8
     queries: int = 256
     """Learned queries, a square number; the first V of them are used."""
-    published: bool = False
+    stored_positions: bool = False
     """Positions are numbers of the checkpoint, as in the original's files, which rounded them to half precision;
     False computes them. No update changes them."""
 

@@ -33,7 +33,7 @@ def _settings(hf: JsonObject) -> MqtConfig | None:
             f"from 1 to {QUERIES}, with which MQT was trained; write there how this model was"
         )
     return dataclasses.replace(
-        known or MqtConfig(tokens=number), heads=HEADS, queries=QUERIES, published=True
+        known or MqtConfig(tokens=number), heads=HEADS, queries=QUERIES, stored_positions=True
     )
 
 
@@ -51,7 +51,7 @@ def _limits(model: ModelConfig) -> list[Limit]:
         ("model.compressor.heads", compressor.heads, (HEADS,)),
         ("model.compressor.queries", compressor.queries, (QUERIES,)),
         ("model.compressor.elastic", compressor.elastic, ((), DRAWN)),
-        ("model.compressor.published", compressor.published, (True,)),
+        ("model.compressor.stored_positions", compressor.stored_positions, (True,)),
     ]
 
 
