@@ -33,7 +33,9 @@ from quecc_jax.errors import UserError
 Role = Literal["model", "projector", "adapter"]
 """What is wanted of a repository: its weights, the original's mm_projector, or a LoRA."""
 
-_NAME = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>[^@]+))?")
+_NAME = re.compile(
+    r"(?P<repository>\w[\w.-]*/(?!.*\.(gguf|safetensors|bin)$)\w[\w.-]*)(@(?P<revision>[^@]+))?"
+)
 _TEXTS = ("*.json", "*.jinja", "*.txt", "*.md", "*.model", "*.tiktoken", "*.py", "LICENSE*", "NOTICE*")
 """Files beside weights, of the repository's own folder."""
 _LOGIN = "give a token of an account that may, in HF_TOKEN or by `hf auth login`"
@@ -58,13 +60,18 @@ def locate(given: Path, option: str, allow_pickle: bool = False, role: Role = "m
       role: what is wanted.
 
     Raises:
-      UserError: the name could mean a folder as well; there is no such model or revision, or it may not or cannot
-        be read; or it holds nothing that is read, or that an import would refuse.
+      UserError: the name could mean a folder, one that is there or a mistyped one; there is no such model or revision,
+        or it may not or cannot be read; or it holds nothing that is read, or that an import would refuse.
     """
     found = _NAME.fullmatch(str(given))
     if given.exists() or found is None:
         return Located(given)
     repository, revision = found["repository"], found["revision"]
+    if not revision and (folder := Path(repository).parent).is_dir():
+        raise UserError(
+            f"{option} {given} is not there, though {folder} is; give a path that exists, or {repository}@main for the "
+            "Hub's model of that name"
+        )
     if revision and Path(repository).exists():
         raise UserError(
             f"{option} {given} names a revision, but {repository} is a folder here; give ./{repository} for that, or "

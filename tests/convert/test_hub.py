@@ -101,7 +101,12 @@ def test_a_path_counts_before_the_hub_and_with_a_revision_it_is_asked_which(hub)
     with pytest.raises(UserError, match=f"names a revision, but {NAME} is a folder here; give ./{NAME}"):
         locate(Path(f"{NAME}@main"), "--from")
     assert locate(Path("one"), "--from").path == Path("one")
-    assert locate(Path("../a/b"), "--from").path == Path("../a/b")
+    for path in ("../a/b", "a/b/c", "/a/b", "stage/mm_projector.bin", "a/b.gguf"):
+        assert locate(Path(path), "--from").path == Path(path)
+    with pytest.raises(
+        UserError, match=r"maker/clip is not there, though maker is; .* or maker/clip@main for the Hub's"
+    ):
+        locate(Path("maker/clip"), "--from")
     assert not [line for line in hub.asked if NAME in line]
 
 
