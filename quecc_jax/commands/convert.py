@@ -29,7 +29,8 @@ class Import:
     out: Path
     """Run directory to write; training takes it as init_from or tower_from."""
     vision: Path | None = None
-    """Directory of a CLIP tower, where the weights do not bring one; this and the three below may be of the Hub too."""
+    """Directory of a vision tower, where the weights do not bring one; this one and the three below may be of the Hub
+    too."""
     projector: Path | None = None
     """mm_projector file of the original project, to stand before a bare language model."""
     text: Path | None = None

@@ -167,7 +167,7 @@ def test_a_run_of_ours_is_written_as_its_project_writes_it_and_read_as_the_same_
     for key, value in plan.hf.items():
         if key in theirs and key not in ("mm_vision_tower", "_name_or_path"):
             assert theirs[key] == value or key == "num_visual_tokens", key
-    tower = plan_export(run, "clip")
+    tower = plan_export(run, "tower")
     again = plan_import(Source(plan.hf, shapes), Source(tower.hf, dict.fromkeys(shapes, ())))
     assert again.config.model == run.model
 
