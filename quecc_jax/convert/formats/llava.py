@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import reprlib
 from collections.abc import Callable, Sequence
 
 from quecc_jax.config import ModelConfig, NoneConfig, RunConfig, VisionConfig
@@ -174,8 +175,8 @@ def hf_original(config: RunConfig, family: str) -> JsonObject:
     for name, value, allowed in wanted:
         if value not in allowed:
             raise UserError(
-                f"the original project has no {name} {value!r}, only "
-                f"{' or '.join(repr(a) for a in allowed)}; "
+                f"the original project has no {name} {reprlib.repr(value)}, only "
+                f"{' or '.join(map(reprlib.repr, allowed))}; "
                 "this run cannot be written in its format, but its parts can: --only decoder and --only vision"
             )
     tower = dataclasses.replace(

@@ -73,6 +73,7 @@ LLAVA_MINI = Project(
     _keys,
     _limits,
     _rules,
+    own=("compressor_size", "prefusion_layer_num", "resolution_ratio"),
     only={"resolution_ratio": (1, None)},
     model_type=MODEL_TYPE,
     architecture="LlavaMiniLlamaForCausalLM",

@@ -31,6 +31,7 @@ M3 = Project(
     _keys,
     lambda model: [],
     lambda model, family, prefix: [],
+    own=(KEY,),
     tiles=True,
     scales=True,
     model_type="llava_llama",

@@ -91,6 +91,7 @@ MQT = Project(
     _keys,
     _limits,
     _rules,
+    own=("query_abstractor_type", "num_visual_tokens"),
     projector="matrix",
     grid=GRID,
     model_type="llava_llama",

@@ -30,6 +30,8 @@ class Project:
     rules: Callable[[ModelConfig, str, str], list[Rule]]
     """Rules of a model's compressor, and of its projector where that is part of it: (model, decoder's family, what
     stands before the name of the projector)."""
+    own: tuple[str, ...] = ()
+    """Keys of config.json that are its own and do not begin with mm_, as LLaVA's do."""
     multi: bool = False
     """It reads the states `clip.LEVELS` beside the select layer's, whatever config.json says."""
     projector: str = ""

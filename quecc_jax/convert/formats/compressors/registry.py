@@ -19,15 +19,7 @@ PROJECTORS = tuple(dict.fromkeys(one.stage_one for one in PROJECTS.values()))
 """Parts of names that every model of theirs has, and no other."""
 _BESIDE = (*PROJECTORS, "compressor.", "prefusion_layers.", "image_newline")
 """Beginnings of the names of what a stage 1 trains."""
-KEYS = (
-    "scale_factor",
-    "query_abstractor_type",
-    "num_visual_tokens",
-    "matryoshka_vis_token_scale",
-    "compressor_size",
-    "prefusion_layer_num",
-    "resolution_ratio",
-)
+KEYS = tuple(key for one in PROJECTS.values() for key in one.own)
 """Keys of a config.json, beside those that begin with mm_, that say what a stage 1 output is."""
 
 

@@ -78,6 +78,7 @@ TOKENPACKER = Project(
     _keys,
     _limits,
     _rules,
+    own=("scale_factor",),
     multi=True,
     projector="mlp2x_gelu",
     grid=GRID,
