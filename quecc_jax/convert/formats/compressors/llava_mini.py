@@ -16,9 +16,9 @@ HEADS = 8
 
 
 def _settings(hf: JsonObject) -> LlavaMiniConfig | None:
-    if hf.get("model_type") != MODEL_TYPE and "compressor_size" not in hf:
-        return None
     side, layers = hf.get("compressor_size"), hf.get("prefusion_layer_num", 4)
+    if hf.get("model_type") != MODEL_TYPE and side is None:
+        return None
     for name, value in (("compressor_size", side), ("prefusion_layer_num", layers)):
         if type(value) is not int or value < 1:
             raise UserError(

@@ -13,9 +13,9 @@ HEADS = 8
 
 def _settings(hf: JsonObject) -> TokenPackerConfig | None:
     # Its code builds the same module whatever mm_projector_type says; scale_factor is its own key.
-    if hf.get("mm_projector_type") != "tokenpacker" and "scale_factor" not in hf:
-        return None
     scale = hf.get("scale_factor")
+    if hf.get("mm_projector_type") != "tokenpacker" and scale is None:
+        return None
     if type(scale) is not int or scale < 1 or GRID % scale:
         raise UserError(
             f"config.json is of a TokenPacker and has scale_factor {scale!r}, which is to be the patches along one "
