@@ -28,10 +28,12 @@ from quecc_jax.data.batch import IGNORE, Batch
 from quecc_jax.data.images import load_pixels
 from quecc_jax.data.tiles import arrange
 from quecc_jax.errors import UserError
+from quecc_jax.generate.decode import decoding_params
 from quecc_jax.load import load_vlm
 from quecc_jax.models.vlm import VLM
 from quecc_jax.train.run_dir import load_run_config
 from tests.convert.test_lora import LLAMA, PREFIX, pairs_of, put_adapter
+from tests.generator import build_generator
 from tests.golden.published import drawn
 from tests.measure import error
 
@@ -144,6 +146,9 @@ def test_inputs_of_the_decoder_and_logits_are_those_of_the_projects_own_code(nam
         )
         assert error(embeds, expected[f"{v}/inputs_embeds"]) < TOLERANCE, v
         assert error(logits, expected[f"{v}/logits"]) < TOLERANCE, v
+        if (answers := expected.get(f"{v}/greedy")) is not None:
+            generate = build_generator(model, answers.shape[1], eos=-1)
+            np.testing.assert_array_equal(generate(decoding_params(params, model), batch), answers)
 
 
 @pytest.mark.parametrize("name", PROJECTS)

@@ -24,7 +24,7 @@ import transformers
 
 HERE = Path(__file__).parent
 SIDE, IDS = 48, [[1, 5, 9, -200, 13, 0, 22, 41, 0, 17], [1, 8, 3, -200, 90, 77, 0, 2, 33, 64]]
-SCALES = [1, 9, 36, 144, 576]
+SCALES, NEW = [1, 9, 36, 144, 576], 12
 BUILDER = "llava/model/multimodal_projector/builder.py"
 LLAVA = "llava.model.language_model.llava_llama", "LlavaConfig", "LlavaLlamaForCausalLM"
 MINI = "llavamini.model.language_model.llavamini_llama", "LlavaMiniConfig", "LlavaMiniLlamaForCausalLM"
@@ -193,6 +193,29 @@ def images_of(name: str, model: Any) -> tuple[Any, dict[str, Any]]:
     return (given[:, None] if name == "llava_mini" else given), {}
 
 
+def greedy(model: Any, ids: torch.Tensor, images: torch.Tensor, asked: dict[str, int]) -> np.ndarray:
+    """int64 [B, NEW]: the first tokens of each row's answer by the project's own `generate`."""
+    prepare = model.prepare_inputs_for_generation
+
+    def without_place(
+        input_ids: Any,
+        past_key_values: Any = None,
+        attention_mask: Any = None,
+        inputs_embeds: Any = None,
+        **more: Any,
+    ) -> Any:
+        given = {"past_key_values": past_key_values, "attention_mask": attention_mask}
+        made = prepare(input_ids, inputs_embeds=inputs_embeds, **given, **more)
+        # transformers of 2024 names it; the projects' forward of 2023 does not take it.
+        return {k: v for k, v in made.items() if k != "cache_position"}
+
+    model.prepare_inputs_for_generation = without_place
+    limits = {"do_sample": False, "max_new_tokens": NEW, "eos_token_id": None, "pad_token_id": 0}
+    rows = [model.generate(ids[[r]], images=images[[r]], **limits, **asked) for r in range(len(ids))]
+    model.prepare_inputs_for_generation = prepare
+    return torch.cat(rows).numpy()
+
+
 def main(name: str, clone: Path, scratch: Path) -> None:
     project, made = PROJECTS[name], scratch / "made"
     shutil.rmtree(made, ignore_errors=True)
@@ -215,6 +238,8 @@ def main(name: str, clone: Path, scratch: Path) -> None:
                 )[4]
                 logits = model(inputs_embeds=embeds).logits
         arrays |= {f"{tokens}/inputs_embeds": embeds.numpy(), f"{tokens}/logits": logits.numpy()}
+        if isinstance(images, torch.Tensor) and name != "tokenpacker":
+            arrays[f"{tokens}/greedy"] = greedy(model, ids, images, asked)
     np.savez_compressed(HERE / f"{name}.npz", **arrays)
     shapes = {k: list(v.shape) for k, v in model.state_dict().items()}
     written = {"config.json": json.loads(Path("config.json").read_text()), "shapes": shapes}
