@@ -36,6 +36,7 @@ LATER = (
     "position_grid",
     "antialias_positions",
     "pixels",
+    "max_squares",
 )
 """Settings of towers and decoders that were not there when the first features were stored."""
 
@@ -101,7 +102,8 @@ def _settings(config: DecoderConfig | VisionConfig) -> dict[str, Any]:
 def tower_fingerprint(params: PyTree, vision: VisionConfig, data: DataConfig) -> str:
     """Of a tower's states: its parameters, which states are kept, how images are read and made square."""
     # Stored features are of squares; how larger images would be cut does not matter.
-    settings = {k: v for k, v in _settings(vision).items() if k not in ("levels", "select_layer", "tiles")}
+    others = ("levels", "select_layer", "tiles", "max_squares")
+    settings = {k: v for k, v in _settings(vision).items() if k not in others}
     if "keep_attention" in settings:
         # Its name in the fingerprints of stored features.
         settings["attention"] = settings.pop("keep_attention")

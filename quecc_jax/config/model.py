@@ -81,6 +81,10 @@ class VisionConfig:
     """Any-resolution images, as LLaVA-NeXT's: grids (rows, columns) of squares of image_size, of which each
     image takes the one that fits it best, beside a square of the whole. See `data.tiles`."""
 
+    max_squares: int = 0
+    """Most squares' worth of tokens in an image's map: one that has more than 1.1^2 times as many is shrunk to it,
+    bilinearly, before newlines stand in it (LLaVA-OneVision's anyres_max_9: 9); 0 shrinks none."""
+
     keep_cls: bool = False
     """The select layer's CLS passes the projector, too, and stands in front of an image's compressed tokens:
     one more, as in LLaVA's cls_patch."""

@@ -53,6 +53,7 @@ RANGES = {
     "model.vision.levels": ANY,
     "model.vision.scales": SIZE,
     "model.vision.tiles": ANY,
+    "model.vision.max_squares": COUNT,
     "model.compressor.kernel": COUNT,
     "model.compressor.stride": COUNT,
     "model.compressor.tokens": COUNT,

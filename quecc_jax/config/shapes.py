@@ -15,6 +15,9 @@ from quecc_jax.models.compressors.base_config import Sizes
 GRANULE = 128
 """Row lengths keep the powers of two in data.max_length up to this one, which is a TPU's tile."""
 
+SHRUNK_FROM = 1.1
+"""How many times as long and as wide as `vision.max_squares` allows a map may be before it is shrunk."""
+
 
 def rounded_length(length: int, like: int) -> int:
     """A row's length, raised to a multiple of the powers of two, up to GRANULE, in that of another."""
@@ -76,10 +79,12 @@ def listed(choices: Sequence[int], last: str = ", ") -> str:
 
 
 def tiled_tokens(config: ModelConfig) -> int:
-    """Tokens of an any-resolution image that fills its largest map, newlines included."""
-    v = config.visual_tokens
+    """Tokens of an any-resolution image that fills its largest map, newlines included; at most, where maps are
+    shrunk."""
+    v, vision = config.visual_tokens, config.vision
     side = math.isqrt(v) if config.has_newline else 0
-    return max(v * (1 + rows * columns) + rows * side for rows, columns in config.vision.tiles)
+    most = int(SHRUNK_FROM**2 * vision.max_squares * v) or math.inf
+    return max(int(v + min(rows * columns * v, most)) + rows * side for rows, columns in vision.tiles)
 
 
 def teacher_length(config: ModelConfig, data: DataConfig, length: int, images: int) -> int:

@@ -36,6 +36,15 @@ def tower_checks(model: ModelConfig) -> Checks:
             not vision.antialias_positions or vision.position_grid > 0,
             "vision.antialias_positions is of positions that are interpolated, but vision.position_grid is 0",
         ),
+        (
+            not vision.max_squares or bool(vision.tiles),
+            f"vision.max_squares {vision.max_squares} shrinks the map of an image's tiles, but vision.tiles are none",
+        ),
+        (
+            not vision.max_squares or (model.has_newline and not model.memory_tokens),
+            f"vision.max_squares {vision.max_squares} shrinks maps of tokens, but compressor {model.compressor.name} "
+            f"{'fuses them with the text' if model.memory_tokens else 'makes tokens that lie on none'}",
+        ),
         *_pixel_checks(vision),
         *_cls_checks(model),
     ]

@@ -53,11 +53,17 @@ def processor_settings(vision: VisionConfig) -> JsonObject:
     }
 
 
-def image_settings(config: RunConfig, pinpoints: list[list[int]] | None) -> JsonObject:
-    """The preprocessor_config.json that prepares images as this run does: as the tower's own, padded or in tiles."""
+def image_settings(config: RunConfig, name: str, pinpoints: list[list[int]] | None) -> JsonObject:
+    """The preprocessor_config.json that prepares images as this run does: as the tower's own, padded or in tiles.
+
+    Args:
+      config: the run.
+      name: what the names of the model's classes begin with, see `llava_hf.class_of`.
+      pinpoints: heights and widths of maps; None without tiles.
+    """
     settings = processor_settings(config.model.vision)
     if pinpoints is not None:
-        own = {"image_processor_type": "LlavaNextImageProcessor", "image_grid_pinpoints": pinpoints}
+        own = {"image_processor_type": f"{name}ImageProcessor", "image_grid_pinpoints": pinpoints}
         return settings | own | {"do_pad": True}
     if config.data.image_aspect == "pad":
         return settings | {"image_processor_type": "LlavaImageProcessor", "do_pad": True}

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from quecc_jax.config import RunConfig
-from quecc_jax.convert.formats.llava_hf import IMAGE
+from quecc_jax.convert.formats.llava_hf import IMAGE, class_of
 from quecc_jax.convert.image_processor import image_settings
 from quecc_jax.convert.sentencepiece_json import write_tokenizer_json
 from quecc_jax.data.files import read_json, write_json
@@ -37,17 +37,20 @@ def write_processor(folder: Path, config: RunConfig, hf: JsonObject) -> None:
     Raises:
       UserError: the tokenizer's files cannot take up the image's token.
     """
-    tiles = "image_grid_pinpoints" in hf
-    kind = f"Llava{'Next' if tiles else ''}Processor"
-    settings = {
+    vision = config.model.vision
+    kind = f"{class_of(vision)}Processor"
+    settings: JsonObject = {
         "processor_class": kind,
-        "patch_size": config.model.vision.patch_size,
+        "patch_size": vision.patch_size,
         "vision_feature_select_strategy": hf["vision_feature_select_strategy"],
         # The class, which "default" then takes away again.
-        "num_additional_image_tokens": int(config.model.vision.cls),
+        "num_additional_image_tokens": int(vision.cls),
         "image_token": IMAGE,
     }
-    image_processor = image_settings(config, hf.get("image_grid_pinpoints"))
+    if vision.max_squares:
+        settings |= {"num_image_tokens": vision.patches, "vision_aspect_ratio": hf["vision_aspect_ratio"]}
+        del settings["patch_size"], settings["num_additional_image_tokens"]
+    image_processor = image_settings(config, class_of(vision), hf.get("image_grid_pinpoints"))
     template = chat_template(config.data.template)
     write_json(folder / "processor_config.json", settings)
     write_json(folder / "preprocessor_config.json", {**image_processor, "processor_class": kind})

@@ -18,6 +18,9 @@ IGNORE = -100
 NEWLINE = np.iinfo(np.int32).max
 """Slot of the learned vector that ends a row of an any-resolution image's map of tokens."""
 
+MAP = 8
+"""Numbers that say how the map of an image's tokens is shrunk, see `Batch.maps`."""
+
 Array = Any
 """np.ndarray on the host, jax.Array on the device, jax.ShapeDtypeStruct for compiling ahead of time."""
 
@@ -58,6 +61,9 @@ class Batch(NamedTuple):
     """float16 or float32 cached tower states, see `shapes.state_shape`."""
     query_features: Float16[Array, "L I query_width"] = None
     """Cached query features; None where their encoder computes them."""
+    maps: Int32[Array, "L I MAP"] = None
+    """How maps of tokens are shrunk, for each crop: its number within its image, then `Arrangement.shrunk`; zeros where
+    they are not, and None where the model shrinks none."""
     ids: np.ndarray | None = None
     """[B] int64 identity of each row's sample, or [B, C] of each packed row's C samples or fewer, -1 for
     none; those that are left out stand here too. Stays on the host."""
@@ -74,6 +80,7 @@ def batch_of(
     pixels: UInt8[np.ndarray, "L I height width 3"] | None,
     features: Float16[np.ndarray, "L I N K D"] | None,
     query_features: Float16[np.ndarray, "L I query_width"] | None,
+    maps: Int32[np.ndarray, "L I MAP"] | None,
     ids: Int64[np.ndarray, "B ..."],
 ) -> Batch:
     """The host's batch of laid-out rows; the tests check its shapes through jaxtyping's import hook.
@@ -81,7 +88,7 @@ def batch_of(
     Args:
       codes: token ids, or -1 - k where slot k of the row's visual tokens stands.
       loss: positions that carry loss.
-      positions, segments, queries, query_segments, query_ends, pixels, features, query_features, ids: as in
+      positions, segments, queries, query_segments, query_ends, pixels, features, query_features, maps, ids: as in
         `Batch`.
     """
     return Batch(
@@ -96,6 +103,7 @@ def batch_of(
         pixels=pixels,
         features=features,
         query_features=query_features,
+        maps=maps,
         ids=ids,
     )
 
@@ -129,4 +137,5 @@ def batch_spec(
         pixels=spec(jnp.uint8, pools, i, side, side, 3) if i and not cached else None,
         features=spec(jnp.float16, pools, i, *state_shape(model.tower)) if i and cached else None,
         query_features=spec(jnp.float16, pools, i, query_width(model)) if i and data.cached_queries else None,
+        maps=spec(jnp.int32, pools, i, MAP) if i and vision.max_squares else None,
     )

@@ -7,7 +7,7 @@ import numpy as np
 from quecc_jax.config import DataConfig, ModelConfig
 from quecc_jax.config.shapes import query_width, state_shape
 from quecc_jax.data.bad_rows import DROPPED, LeftOut, Read
-from quecc_jax.data.batch import Batch, batch_of
+from quecc_jax.data.batch import MAP, Batch, batch_of
 from quecc_jax.data.elastic import Slots
 from quecc_jax.data.plans.packing import BatchPlan
 from quecc_jax.data.sampler import source_and_row
@@ -26,7 +26,7 @@ class Collate:
         vision = model.vision
         self.pixels = (vision.input_size, vision.input_size, 3)
         self.features = state_shape(model.tower)
-        self.buckets = query_buckets(data, model)
+        self.buckets, self.shrinks = query_buckets(data, model), vision.max_squares > 0
 
     def __call__(self, plan: BatchPlan) -> tuple[Batch, Read]:
         """The batch of a plan, and what came of its samples.
@@ -50,6 +50,7 @@ class Collate:
         query_features: np.ndarray | None = None
         if i and self.data.cached_queries:
             query_features = np.zeros((pools, i, self.width), np.float16)
+        maps = np.zeros((pools, i, MAP), np.int32) if i and self.shrinks else None
         truncated, cut_questions, left_out = list[int](), list[int](), list[LeftOut]()
         for index, row in enumerate(ids.tolist()):
             pool, first = divmod(index, plan.pooled)
@@ -75,6 +76,8 @@ class Collate:
                 positions[index, here] = np.arange(length)
                 asked[pool].append(encoded.queries)
                 query_ends[pool, image : image + images] = question + encoded.query_ends
+                if maps is not None and encoded.maps is not None:
+                    maps[pool, image : image + images] = encoded.maps
                 question += len(encoded.queries)
                 if query is not None and query_features is not None:
                     query_features[pool, image : image + images] = query
@@ -100,6 +103,7 @@ class Collate:
             pixels=None if cached else inputs,
             features=inputs if cached else None,
             query_features=query_features,
+            maps=maps,
             ids=plan.ids,
         )
         rows = int((ids >= 0).sum())

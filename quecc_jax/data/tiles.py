@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 
 from quecc_jax.config import ModelConfig
-from quecc_jax.data.batch import NEWLINE
+from quecc_jax.config.shapes import SHRUNK_FROM
+from quecc_jax.data.batch import MAP, NEWLINE
 
 Grid = tuple[int, int]
 """Rows and columns of tiles."""
@@ -26,6 +27,9 @@ class Arrangement(NamedTuple):
     """Squares that the tower sees, the whole first."""
     slots: np.ndarray
     """int32 [L] index into their crops * V tokens, or NEWLINE."""
+    shrunk: tuple[int, ...] = ()
+    """Of a map that is shrunk: tiles of a row of it; top, left, height and width of what is kept; the new height and
+    width. Its tokens then stand, row by row, where those of the tiles stood."""
 
 
 def best_grid(width: int, height: int, grids: Sequence[Grid], side: int) -> Grid:
@@ -71,8 +75,9 @@ def unpadded(width: int, height: int, rows: int, columns: int) -> tuple[slice, s
 
 
 def arrange(width: int, height: int, model: ModelConfig) -> Arrangement:
-    """Tokens of the whole, then those of the tiles as one map without its padding, a newline behind each
-    row of it. Tokens that lie on no grid follow each other tile by tile, all of them.
+    """Tokens of the whole, then those of the tiles as one map without its padding, shrunk where it is larger than
+    `vision.max_squares` allows, a newline behind each row of it. Tokens that lie on no grid follow each other tile by
+    tile, all of them.
 
     Args:
       width, height: of the image, in pixels, upright.
@@ -86,12 +91,38 @@ def arrange(width: int, height: int, model: ModelConfig) -> Arrangement:
     side = math.isqrt(v)
     index = v + np.arange(rows * columns * v, dtype=np.int32).reshape(rows, columns, side, side)
     whole_map = index.transpose(0, 2, 1, 3).reshape(rows * side, columns * side)
-    kept = whole_map[unpadded(width, height, rows * side, columns * side)]
+    down, across = unpadded(width, height, rows * side, columns * side)
+    kept, shrunk = whole_map[down, across], tuple[int, ...]()
+    height, width = kept.shape
+    if new := shrunk_size(height, width, side, vision.max_squares):
+        shrunk = (columns, down.start, across.start, height, width, *new)
+        kept = v + np.arange(new[0] * new[1], dtype=np.int32).reshape(new)
     lines = np.pad(kept, ((0, 0), (0, 1)), constant_values=NEWLINE)
-    return Arrangement(crops, np.concatenate([whole, lines.reshape(-1)]))
+    return Arrangement(crops, np.concatenate([whole, lines.reshape(-1)]), shrunk)
+
+
+def shrunk_size(height: int, width: int, side: int, squares: int) -> tuple[int, int] | None:
+    """Height and width that a map of tokens is shrunk to, for squares of side x side tokens; None where it is not."""
+    ratio = math.sqrt(height * width / (squares * side**2)) if squares else 0.0
+    if ratio <= SHRUNK_FROM:
+        return None
+    return max(1, int(height // ratio)), max(1, int(width // ratio))
+
+
+def maps_of(arranged: Sequence[Arrangement]) -> np.ndarray | None:
+    """int32 [I, MAP] of the crops of some images: a crop's number within its image, and `shrunk`; zeros where nothing
+    is shrunk, and None where nothing is of any."""
+    if not any(one.shrunk for one in arranged):
+        return None
+    none = (0,) * (MAP - 1)
+    rows = [(number, *(one.shrunk or none)) for one in arranged for number in range(one.crops)]
+    return np.array(rows, np.int32)
 
 
 def arrangement_settings(model: ModelConfig) -> tuple[object, ...]:
     """What `arrange` depends on beside V, for names of stored lengths; empty without tiles."""
     vision = model.vision
-    return (vision.tiles, vision.image_size, model.has_newline) if vision.tiles else ()
+    if not vision.tiles:
+        return ()
+    limit = (vision.max_squares,) if vision.max_squares else ()
+    return (vision.tiles, vision.image_size, model.has_newline, *limit)

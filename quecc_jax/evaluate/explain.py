@@ -43,6 +43,9 @@ def explain(engine: Engine, question: Question, other: str, limits: Limits, out:
     region = len(maps[0]) // own_squares(weights[0][0])
     change = maps[0] - maps[1]
     pixels, side = engine.image(question.images[0]).pixels[0], maps[0].shape[0]
+    vision = engine.config.model.vision
+    seen = vision.grid * vision.patch_size * vision.scales[-1]
+    pixels = pixels[:seen, :seen]
     where = (-0.5, side - 0.5, side - 0.5, -0.5)
 
     figure = Figure(figsize=(15, 4.9), layout="constrained")

@@ -17,6 +17,7 @@ from quecc_jax.models.compressors.fusion import FusingCompressor
 from quecc_jax.models.decoder import Cache, Decoder, embedding_variance
 from quecc_jax.models.layers import constrain_batch
 from quecc_jax.models.projector import Projector
+from quecc_jax.models.tile_maps import shrink_maps
 from quecc_jax.models.towers.clip_text import ClipText
 from quecc_jax.models.towers.vit import VisionTower, split_features
 
@@ -156,7 +157,8 @@ class VLM(nn.Module):
         if visual.memory is not None:
             text, made = self.compressor.fuse(text, visual.memory, made, batch)
         # Rows of a pool read the tokens of all its images.
-        tokens = made.reshape(len(made), -1, text.shape[-1])
+        tokens = made if batch.maps is None else shrink_maps(made, batch.maps)
+        tokens = tokens.reshape(len(tokens), -1, text.shape[-1])
         slots = jnp.clip(batch.slots, 0, tokens.shape[1] - 1).reshape(len(tokens), -1, 1)
         here = jnp.take_along_axis(tokens, slots, axis=1).reshape(text.shape)
         if self.config.has_newline:

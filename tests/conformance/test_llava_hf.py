@@ -110,7 +110,7 @@ def make_run(
         save_file(arrays, root / folder / "model.safetensors")
         (root / folder / "config.json").write_text(json.dumps(export.hf))
     if not tower.cls:
-        settings = image_settings(config, None)
+        settings = image_settings(config, "Llava", None)
         (root / "given" / "preprocessor_config.json").write_text(json.dumps(settings))
     if family == "qwen2":
         shutil.copytree(letters(root / "letters"), root / "given", dirs_exist_ok=True)

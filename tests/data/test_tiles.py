@@ -152,6 +152,42 @@ def test_answers_are_those_of_a_data_set_with_the_same_images(config, params, fo
     assert maps is not None and maps.shape[:2] == (2, 4)
 
 
+@pytest.mark.parametrize(
+    "settings", [{"batching": "packed"}, {"batching": "packed", "pooled_rows": 2}], ids=str
+)
+def test_shrunk_maps_are_the_same_in_every_batch_and_answer(config, params, folder, settings):
+    """At most one square's worth of each map is left: of 2 x 4 tokens 1 x 2, of 6 x 2 3 x 1, of 4 x 4 2 x 2.
+    tests/parity/test_onevision.py holds the numbers."""
+    vision = dataclasses.replace(config.model.vision, max_squares=1)
+    model = dataclasses.replace(config.model, vision=vision)
+    config = dataclasses.replace(config, model=model)
+    validate(config)
+    lengths = [4 + 1 * (2 + 1), 4 + 3 * (1 + 1), 4 + 2 * (2 + 1)]
+    splice = jax.jit(lambda batch: VLM(model).apply({"params": params}, batch, method=VLM.splice))
+    padded = next(eval_batches(config.data, model, 6))
+    inputs = np.asarray(splice(padded._replace(ids=None)))
+    wanted = [inputs[row, padded.slots[row] >= 0] for row in range(6)]
+    assert [len(one) for one in wanted] == [sum(lengths[image] for image in images) for images, _ in TALKS]
+    data = dataclasses.replace(config.data, lookahead_rows=6, packed_images=15, **settings)
+    seen = set()
+    with make_iterator(data, model, 2, seed=1) as batches:
+        for batch in (next(batches) for _ in range(4)):
+            assert batch.ids is not None
+            inputs = np.asarray(splice(batch._replace(ids=None)))
+            for index, ids in enumerate(batch.ids.reshape(2, -1)):
+                for segment, identity in enumerate(ids[ids >= 0].tolist(), start=1):
+                    here = (batch.segments[index] == segment) & (batch.slots[index] >= 0)
+                    np.testing.assert_allclose(inputs[index, here], wanted[identity], atol=1e-5)
+                    seen.add(identity)
+    assert seen == set(range(len(TALKS)))
+    engine = Engine(config, params, chunk=2)
+    images = [engine.image(folder / f"{k}.png") for k in range(3)]
+    run = engine.run([Question(text, tuple(images[p] for p in shown)) for shown, text in TALKS], Limits(4))
+    answers = answer_rows(config, params, max_new_tokens=4, batch_size=6)
+    assert run.finish() == [answer.prediction for answer in answers]
+    assert [usage.visual_tokens for usage in run.usage] == [len(one) for one in wanted]
+
+
 def test_tokens_without_a_grid_follow_each_other_without_newlines(config):
     compressor = exchanged(config.model.compressor, name="resampler", tokens=3)
     other = dataclasses.replace(config, model=dataclasses.replace(config.model, compressor=compressor))

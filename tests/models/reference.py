@@ -197,7 +197,7 @@ def tower(params: Tree, config: VisionConfig, image: np.ndarray, cls: bool = Fal
         for across in range(c.grid):
             patch = image[down * s : (down + 1) * s, across * s : (across + 1) * s]
             embedded = np.einsum("abc,abcd->d", patch.astype(np.float64), kernel)
-            rows.append(embedded + params["patch_embedding"].get("bias", 0.0))
+            rows.append(embedded + (params["patch_embedding"]["bias"] if c.patch_bias else 0.0))
     x = np.stack(rows) + params["position_embedding"]
     if c.registers:
         x = np.concatenate([x[: c.cls], params["registers"], x[c.cls :]])
@@ -216,7 +216,8 @@ def tower_layer(p: Tree, c: VisionConfig | ClipTextConfig, x: np.ndarray, seen: 
     q, k, v = (affine(p[name], y, c.width) for name in "qkv")
     parts = [slice(h * d, (h + 1) * d) for h in range(c.heads)]
     heads = [attend(q[:, part], k[:, part], v[:, part], seen) for part in parts]
-    x = x + p.get("scale1", 1.0) * affine(p["out"], np.concatenate(heads, -1), c.width)
+    scaled = isinstance(c, VisionConfig) and c.layer_scale
+    x = x + (p["scale1"] if scaled else 1.0) * affine(p["out"], np.concatenate(heads, -1), c.width)
     z = layer_norm(p["norm2"], x, c.norm_eps)
     y = affine(p["fc1"], z, c.mlp_width)
     if c.activation == "swiglu":
@@ -224,7 +225,7 @@ def tower_layer(p: Tree, c: VisionConfig | ClipTextConfig, x: np.ndarray, seen: 
     else:
         bent = {"quick_gelu": lambda y: y / (1 + np.exp(-1.702 * y)), "gelu": gelu, "gelu_tanh": tanh_gelu}
         y = bent[c.activation](y)
-    return x + p.get("scale2", 1.0) * affine(p["fc2"], y, c.width)
+    return x + (p["scale2"] if scaled else 1.0) * affine(p["fc2"], y, c.width)
 
 
 def clip_text(params: Tree, config: ClipTextConfig, ids: np.ndarray) -> np.ndarray:

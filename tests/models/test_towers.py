@@ -105,6 +105,17 @@ def test_an_unknown_tower_is_told_of_its_nearest():
         ({"image_size": 18}, "none", r"vision\.image_size 18 is not a multiple of patch_size 4"),
         ({"position_grid": 4}, "none", r"vision\.position_grid 4 is the image's own grid"),
         ({"antialias_positions": True}, "none", r"vision\.antialias_positions .* vision\.position_grid is 0"),
+        ({"max_squares": 9}, "none", r"vision\.max_squares 9 shrinks .* vision\.tiles are none"),
+        (
+            {"max_squares": 9, "tiles": ((2, 2),)},
+            "mqt",
+            r"vision\.max_squares 9 .* mqt makes tokens that lie on none",
+        ),
+        (
+            {"max_squares": 9, "tiles": ((2, 2),)},
+            "llava_mini",
+            r"vision\.max_squares 9 .* llava_mini fuses them with the text",
+        ),
         ({"pixels": PixelConfig(mean=(0.5,))}, "none", r"vision\.pixels\.mean \(0\.5,\) .* three numbers"),
         (
             {"pixels": PixelConfig(resized=12)},

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from quecc_jax.aot.memory import train_memory
-from quecc_jax.config import CheckpointConfig, DistilConfig, LoraConfig, NoneConfig, RunConfig
+from quecc_jax.config import CheckpointConfig, DistilConfig, LoraConfig, MeshConfig, NoneConfig, RunConfig
 from quecc_jax.config.validation import validate
 from quecc_jax.errors import UserError
 from quecc_jax.load import load_vlm
 from quecc_jax.train.checkpoint import load_params
 from quecc_jax.train.loop import train as train_run
 from tests import tiny
+from tests.models.test_towers import FAMILIES
 from tests.train.runs import MOVING, Batches
 from tests.train.stepping import (
     assert_same,
@@ -99,6 +100,27 @@ def test_a_step_is_one_on_every_mesh_and_in_microbatches(shape):
     expected, _, alone = one_device(run())
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
     assert_same(after.trainable, alone.trainable)
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        "dinov2 with registers",
+        pytest.param("siglip", marks=pytest.mark.slow),
+        pytest.param("dinov2 giant", marks=pytest.mark.slow),
+    ],
+)
+def test_towers_of_other_families_are_trained_on_a_mesh_as_on_one_device(family):
+    tower = dataclasses.replace(tiny.MODEL.vision, **FAMILIES[family])
+    config = run(model={"vision": tower})
+    losses, before, after = two_steps(config, MeshConfig(2, 2, 2))
+    expected, _, alone = two_steps(config)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    assert_same(after.trainable, alone.trainable)
+    vision = [name for name in moved(before, after)["moved"] if name.startswith("['vision']")]
+    assert len(vision) > 15 and all(any(part in name for name in vision) for part in ("position", "patch"))
+    assert ("registers" in " ".join(vision)) == bool(tower.registers)
+    assert ("scale1" in " ".join(vision)) == tower.layer_scale
 
 
 def test_a_run_goes_on_and_answers_with_the_tower_that_it_trained(tmp_path):

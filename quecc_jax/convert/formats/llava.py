@@ -172,6 +172,7 @@ def hf_original(config: RunConfig, family: str) -> JsonObject:
         wanted += [] if project.tiles else [("model.vision.tiles", vision.tiles, ((),))]
     wanted += [("vision tower of the family", family_of(vision).name, (CLIP.name,))]
     wanted += [("model.vision.scales[0]", vision.scales[0], (1,))]
+    wanted += [("model.vision.max_squares", vision.max_squares, (0,))]
     for name, value, allowed in wanted:
         if value not in allowed:
             raise UserError(
@@ -186,6 +187,7 @@ def hf_original(config: RunConfig, family: str) -> JsonObject:
         post_norm=True,
         scales=(1,),
         tiles=(),
+        max_squares=0,
         keep_cls=False,
         keep_attention=False,
     )

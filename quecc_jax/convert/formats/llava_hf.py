@@ -1,10 +1,12 @@
-"""LLaVA and LLaVA-NeXT as transformers has them (llava-hf): settings, names and the image's own token."""
+"""LLaVA, LLaVA-NeXT and LLaVA-OneVision as transformers has them (llava-hf): settings, names, the image's token."""
 
 import dataclasses
+import re
 
 import numpy as np
 
-from quecc_jax.config import ModelConfig, NoneConfig, RunConfig
+from quecc_jax.config import ModelConfig, NoneConfig, RunConfig, VisionConfig
+from quecc_jax.config.presets import tower as preset
 from quecc_jax.convert.formats.families import decoder_config, hf_decoder_config
 from quecc_jax.convert.formats.family_keys import Allowed, refuse
 from quecc_jax.convert.formats.llava import NEWLINE, pinpoints, projector_rules, tiles_of
@@ -26,33 +28,75 @@ _ONLY: Allowed = {
     "use_image_newline_parameter": (True,),
 }
 """Settings that change what the model computes, with the values that are implemented."""
-_PINPOINTS = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
-"""Sizes (height, width) of LLaVA-NeXT's maps where a config.json of transformers does not say them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kind:
+    """One of transformers' classes, and what a config.json of it means that leaves something out."""
+
+    name: str
+    """What the names of its classes begin with."""
+    text: str = "llama"
+    tower: JsonObject = dataclasses.field(default_factory=lambda: hf_vision_config(CLIP_L_336))
+    layer: int = -2
+    strategy: str = "default"
+    maps: tuple[tuple[int, int], ...] = ()
+    """Heights and widths of maps in pixels."""
+
+
+_SIDES = range(384, 2305, 384)
+_KINDS = {
+    "llava": _Kind("Llava"),
+    "llava_next": _Kind("LlavaNext", maps=((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))),
+    # Its config leaves out SigLIP's last layer, and reads the one before it.
+    "llava_onevision": _Kind(
+        "LlavaOnevision",
+        "qwen2",
+        hf_vision_config(dataclasses.replace(preset("siglip-so400m-14-384"), depth=26)),
+        -1,
+        "full",
+        tuple((height, width) for height in _SIDES for width in _SIDES),
+    ),
+}
+"""By model_type."""
+_LIMIT = re.compile(r"anyres_max_(\d+)")
+"""What OneVision's vision_aspect_ratio says."""
 
 
 def is_llava_hf(hf: JsonObject) -> bool:
-    """Whether a config.json is of transformers' LlavaForConditionalGeneration, or of LLaVA-NeXT's."""
-    return hf.get("model_type") in ("llava", "llava_next") and "text_config" in hf
+    """Whether a config.json is of transformers' LlavaForConditionalGeneration, LLaVA-NeXT's or LLaVA-OneVision's."""
+    return hf.get("model_type") in _KINDS and "text_config" in hf
 
 
 def text_config(hf: JsonObject) -> JsonObject:
-    """The language model's part of a llava-hf config.json, which is LLaMA's where it does not say."""
-    return {"model_type": "llama"} | hf["text_config"]
+    """The language model's part of a llava-hf config.json."""
+    return {"model_type": _KINDS[hf["model_type"]].text} | hf["text_config"]
 
 
 def tower_settings(hf: JsonObject) -> JsonObject:
-    """The vision tower's part of a llava-hf config.json, which is CLIP-L's where there is none."""
-    return {"model_type": "clip_vision_model"} | (hf.get("vision_config") or hf_vision_config(CLIP_L_336))
+    """The vision tower's part of a llava-hf config.json."""
+    known = _KINDS[hf["model_type"]].tower
+    return {"model_type": known["model_type"]} | (hf.get("vision_config") or known)
+
+
+def class_of(vision: VisionConfig) -> str:
+    """What the names of transformers' classes begin with that read such images."""
+    return _KINDS[_kind(vision)].name
+
+
+def _kind(vision: VisionConfig) -> str:
+    return "llava_onevision" if vision.max_squares else "llava_next" if vision.tiles else "llava"
 
 
 def llava_hf_model(hf: JsonObject) -> ModelConfig:
-    """The model that a config.json of LlavaForConditionalGeneration or LLaVA-NeXT's class describes.
+    """The model that a config.json of LlavaForConditionalGeneration, LLaVA-NeXT's or LLaVA-OneVision's class describes.
 
     Raises:
       UserError: a setting that is not implemented, by name.
     """
     refuse(hf, _ONLY)
-    select = hf.get("vision_feature_layer", -2)
+    kind = _KINDS[hf["model_type"]]
+    select = hf.get("vision_feature_layer", kind.layer)
     # One layer in a list is that layer; transformers concatenates the states of several.
     select = select[0] if isinstance(select, list) and len(select) == 1 else select
     if not isinstance(select, int):
@@ -64,7 +108,7 @@ def llava_hf_model(hf: JsonObject) -> ModelConfig:
     if hf.get("tie_word_embeddings"):
         text["tie_word_embeddings"] = True
     tower = vision_config(tower_settings(hf), select)
-    strategy = hf.get("vision_feature_select_strategy")
+    strategy = hf.get("vision_feature_select_strategy", kind.strategy)
     whole = strategy == "full"
     if tower.registers or not (tower.cls or whole):
         what = (
@@ -74,9 +118,9 @@ def llava_hf_model(hf: JsonObject) -> ModelConfig:
             f"vision_feature_select_strategy {strategy!r} in config.json leaves {what}, for the tower's model_type is "
             f"{tower_settings(hf)['model_type']}; use 'full' and a tower without registers"
         )
-    if hf["model_type"] == "llava_next":
-        pinpoints_hf = hf.get("image_grid_pinpoints") or _PINPOINTS
-        tower = dataclasses.replace(tower, tiles=tiles_of(pinpoints_hf, tower))
+    if kind.maps:
+        tiles = tiles_of(hf.get("image_grid_pinpoints") or kind.maps, tower)
+        tower = dataclasses.replace(tower, tiles=tiles, max_squares=_max_squares(hf))
     return ModelConfig(
         vision=dataclasses.replace(tower, levels=(select,), keep_cls=whole and tower.cls),
         compressor=NoneConfig(),
@@ -86,8 +130,8 @@ def llava_hf_model(hf: JsonObject) -> ModelConfig:
 
 
 def hf_llava(config: RunConfig, family: str, number: int) -> JsonObject:
-    """The config.json of LlavaForConditionalGeneration, or with tiles of LLaVA-NeXT's class, for a run's
-    model.
+    """The config.json of LlavaForConditionalGeneration, or with tiles of LLaVA-NeXT's class or, where their maps are
+    shrunk, of LLaVA-OneVision's, for a run's model.
 
     Args:
       config: the run.
@@ -108,11 +152,13 @@ def hf_llava(config: RunConfig, family: str, number: int) -> JsonObject:
             raise UserError(
                 f"llava-hf has no model.{name} {value!r}, only {only!r}; export in the original format"
             )
-    tiles = model.vision.tiles
+    vision = model.vision
+    limit = {"vision_aspect_ratio": f"anyres_max_{vision.max_squares}", "video_token_index": number + 1}
     return {
-        "architectures": [f"Llava{'Next' if tiles else ''}ForConditionalGeneration"],
-        "model_type": "llava_next" if tiles else "llava",
-        **({"image_grid_pinpoints": pinpoints(model.vision)} if tiles else {}),
+        "architectures": [f"{class_of(vision)}ForConditionalGeneration"],
+        "model_type": _kind(vision),
+        **({"image_grid_pinpoints": pinpoints(vision)} if vision.tiles else {}),
+        **(limit if vision.max_squares else {}),
         "text_config": hf_decoder_config(model.decoder, family, config.data.max_length)
         | {"vocab_size": max(model.decoder.vocab_size, number + 1)},
         "vision_config": hf_vision_config(model.vision),
@@ -126,6 +172,20 @@ def hf_llava(config: RunConfig, family: str, number: int) -> JsonObject:
         "image_seq_length": model.visual_tokens,
         "tie_word_embeddings": model.decoder.tie_embeddings,
     }
+
+
+def _max_squares(hf: JsonObject) -> int:
+    """`VisionConfig.max_squares` of a config.json."""
+    if hf["model_type"] != "llava_onevision":
+        return 0
+    limit = hf.get("vision_aspect_ratio", "anyres_max_9")
+    found = _LIMIT.fullmatch(limit)
+    if not found:
+        raise UserError(
+            f"vision_aspect_ratio {limit!r} in config.json is not implemented; use a model with anyres_max_9, or with "
+            "another number"
+        )
+    return int(found[1])
 
 
 def llava_hf_adapter_rules(model: ModelConfig, prefix: str = "multi_modal_projector.") -> list[Rule]:

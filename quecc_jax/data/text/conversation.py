@@ -15,7 +15,7 @@ from quecc_jax.data.batch import NEWLINE
 from quecc_jax.data.text.templates import PLACEHOLDER, TEMPLATES, Mark, pieces
 from quecc_jax.data.text.tokenizer import Tokenizer
 from quecc_jax.data.text.turns import Conversation, asking
-from quecc_jax.data.tiles import Arrangement
+from quecc_jax.data.tiles import Arrangement, maps_of
 from quecc_jax.errors import BadRow
 
 
@@ -35,6 +35,8 @@ class Encoded(NamedTuple):
     """Tokens that limits took from questions."""
     cut: int
     """Tokens that did not fit: all of them, and L = 0, where data.too_long drops the row."""
+    maps: np.ndarray | None = None
+    """int32 [I, MAP] as `Batch.maps`; None where no map is shrunk."""
 
     @property
     def crops(self) -> int:
@@ -113,7 +115,9 @@ def lay_out(
     cut = _fit(codes, loss, data, is_open=len(said.turns) % 2 == 1)
     kept = len(codes) - cut
     queries = _queries(said.asked, [one.crops for one in arranged], tokenizer, data)
-    return Encoded(np.array(codes[:kept], np.int32), np.array(loss[:kept], bool), *queries, cut)
+    return Encoded(
+        np.array(codes[:kept], np.int32), np.array(loss[:kept], bool), *queries, cut, maps_of(arranged)
+    )
 
 
 def _queries(
@@ -186,7 +190,7 @@ def _positions(
         parts: Sequence[str | Mark] = piece.split(PLACEHOLDER) if isinstance(piece, str) else [piece]
         for number, part in enumerate(parts):
             if number:
-                crops, own = next(coming)
+                crops, own, _ = next(coming)
                 codes += (-1 - np.where(own == NEWLINE, NEWLINE, own + crop * visual_tokens)).tolist()
                 loss += [False] * len(own)
                 crop += crops

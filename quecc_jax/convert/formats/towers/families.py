@@ -88,6 +88,7 @@ def _itself(config: VisionConfig) -> VisionConfig:
         post_norm=True,
         scales=(1,),
         tiles=(),
+        max_squares=0,
         keep_cls=False,
         keep_attention=False,
     )
