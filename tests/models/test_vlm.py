@@ -125,7 +125,7 @@ def test_text_only_rows_are_what_the_decoder_alone_makes_of_them(params, batch, 
     np.testing.assert_allclose(made.hidden[0, :length], expected, rtol=1e-3, atol=1e-3)
 
 
-def test_gradient_reaches_neither_tower_nor_decoder_through_the_visual_tokens(params, batch):
+def test_gradient_reaches_the_tower_and_not_the_decoder_through_the_visual_tokens(params, batch):
     def total(params: dict[str, Any]) -> jax.Array:
         model: Any = VLM(MODEL)
         visual = model.apply({"params": params}, batch._replace(ids=None), method=VLM.visual_tokens)
@@ -135,7 +135,7 @@ def test_gradient_reaches_neither_tower_nor_decoder_through_the_visual_tokens(pa
         name: [float(np.abs(g).max()) for g in jax.tree.leaves(grads)]
         for name, grads in jax.jit(jax.grad(total))(params).items()
     }
-    assert max(sizes["vision"]) == max(sizes["decoder"]) == 0.0
+    assert max(sizes["vision"]) > 0.01 and max(sizes["decoder"]) == 0.0
     # The key bias and the keys' LayerNorm bias have no effect on the output.
     assert sum(size == 0.0 for size in sizes["compressor"]) <= 2 and max(sizes["compressor"]) > 0.01
     assert min(sizes["projector"]) > 0.0
