@@ -160,6 +160,9 @@ def _activations(config: RunConfig, parts: _Parts) -> float:
         kept = (
             number / 2 * (10 * hidden + 36 * width if "decoder" in train.trained else 8 * hidden + 22 * width)
         )
+        if decoder.qk_norm != "none":
+            # Their norms keep float32 queries and keys.
+            kept += 4 * (decoder.heads + decoder.kv_heads) * decoder.head_dim / parts.other
     tables = table * 2 * number * gathers
     if not model.lora.rank and number < 4 and train.frozen_weights == "auto":
         tables += number * (flops.decoder_params(decoder) + table_params(decoder)) / parts.width / parts.other

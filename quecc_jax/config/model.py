@@ -42,9 +42,6 @@ class VisionConfig:
     image_size: int = 336
     """Side of the square input image, in pixels."""
     patch_size: int = 14
-    drop_border: bool = False
-    """image_size need not be a multiple of patch_size: what is left over at the right and below is not seen (so400m/14
-    at 384 pixels)."""
     width: int = 1024
     depth: int = 24
     heads: int = 16
@@ -52,6 +49,26 @@ class VisionConfig:
     norm_eps: float = 1e-5
     activation: Literal["quick_gelu", "gelu", "gelu_tanh", "swiglu"] = "quick_gelu"
     """`swiglu` has a third matrix in each layer (DINOv2's giant)."""
+    select_layer: int = -2
+    """Hidden state used as single-level features; counts like a list of depth + 1 states."""
+    levels: tuple[int, ...] = (12, 16, 22, 23)
+    """Hidden states concatenated into the multi-level features."""
+    post_norm: bool = False
+    """The tower carries its final norm. No feature passes through it; it is there for export."""
+    scales: tuple[int, ...] = (1,)
+    """S2's multi-scale features: at scale s the image is s times image_size wide and high, and the tower
+    sees it in s x s tiles. Ascending; images are read at the largest. See `models.scales`."""
+    tiles: tuple[tuple[int, int], ...] = ()
+    """Any-resolution images, as LLaVA-NeXT's: grids (rows, columns) of squares of image_size, of which each
+    image takes the one that fits it best, beside a square of the whole. See `data.tiles`."""
+
+    keep_cls: bool = False
+    """The select layer's CLS passes the projector, too, and stands in front of an image's compressed tokens:
+    one more, as in LLaVA's cls_patch."""
+    keep_attention: bool = False
+    """Beside the states, CLS' own among them, queries and keys are kept of the layer that reads the select
+    layer's states. Compressors that need them (prumerge) have them without it; it is for features that are
+    stored for several compressors."""
     cls: bool = True
     """A learned vector, CLS, stands in front of the patches (not SigLIP)."""
     registers: int = 0
@@ -67,31 +84,14 @@ class VisionConfig:
     image's own; 0 where they need not be."""
     antialias_positions: bool = False
     """They are interpolated with antialiasing (DINOv2 with registers)."""
+    drop_border: bool = False
+    """image_size need not be a multiple of patch_size: what is left over at the right and below is not seen (so400m/14
+    at 384 pixels)."""
     pixels: PixelConfig = PixelConfig()
-    select_layer: int = -2
-    """Hidden state used as single-level features; counts like a list of depth + 1 states."""
-    levels: tuple[int, ...] = (12, 16, 22, 23)
-    """Hidden states concatenated into the multi-level features."""
-    post_norm: bool = False
-    """The tower carries its final norm. No feature passes through it; it is there for export."""
-    scales: tuple[int, ...] = (1,)
-    """S2's multi-scale features: at scale s the image is s times image_size wide and high, and the tower
-    sees it in s x s tiles. Ascending; images are read at the largest. See `models.scales`."""
-    tiles: tuple[tuple[int, int], ...] = ()
-    """Any-resolution images, as LLaVA-NeXT's: grids (rows, columns) of squares of image_size, of which each
-    image takes the one that fits it best, beside a square of the whole. See `data.tiles`."""
-
+    """How its own image processor makes them."""
     max_squares: int = 0
     """Most squares' worth of tokens in an image's map: one that has more than 1.1^2 times as many is shrunk to it,
     bilinearly, before newlines stand in it (LLaVA-OneVision's anyres_max_9: 9); 0 shrinks none."""
-
-    keep_cls: bool = False
-    """The select layer's CLS passes the projector, too, and stands in front of an image's compressed tokens:
-    one more, as in LLaVA's cls_patch."""
-    keep_attention: bool = False
-    """Beside the states, CLS' own among them, queries and keys are kept of the layer that reads the select
-    layer's states. Compressors that need them (prumerge) have them without it; it is for features that are
-    stored for several compressors."""
 
     @property
     def rows(self) -> int:

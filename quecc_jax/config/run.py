@@ -19,8 +19,6 @@ class OptimizerConfig:
     learning_rate: float = 1e-3
     projector_learning_rate: float | None = None
     """Separate peak rate for compressor and projector; the schedule's shape is shared."""
-    vision_learning_rate: float | None = None
-    """The same for the tower, where it is trained."""
     warmup_ratio: float = 0.03
     weight_decay: float = 0.0
     """Acts on matrices, tables and learned vectors; biases and the scales of norms are left alone."""
@@ -29,6 +27,8 @@ class OptimizerConfig:
     eps: float = 1e-8
     clip_norm: float = 1.0
     """Global gradient norm above which gradients are scaled down; 1e9 clips nothing."""
+    vision_learning_rate: float | None = None
+    """Separate peak rate for the tower, where it is trained."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,9 +61,6 @@ class TrainConfig:
     stage: int = 1
     """Its number. One that names no `parts` trains by it: 0 the decoder alone, on text; 1 compressor and projector; 2
     these and the decoder."""
-    parts: tuple[Part, ...] = ()
-    """What is trained, all else stays as it is; empty is what `stage` means. Adapters (`model.lora`) stand in for the
-    decoder. The tower is frozen unless it is named."""
     steps: int = 1000
     epochs: float = 0.0
     """Passes over the joined sources; `launch.train` then counts `steps` from the data before the first of them, and
@@ -90,6 +87,9 @@ class TrainConfig:
     wandb: str = ""
     """Project of Weights & Biases, or TEAM/PROJECT, that the log's scalars go to as well; empty is none. Its own
     environment variables hold: WANDB_MODE=offline writes files alone."""
+    parts: tuple[Part, ...] = ()
+    """What is trained, all else stays as it is; empty is what `stage` means. Adapters (`model.lora`) stand in for the
+    decoder. The tower is frozen unless it is named."""
 
     @property
     def trained(self) -> tuple[Part, ...]:

@@ -6,7 +6,7 @@ import pytest
 from beartype import beartype
 from jaxtyping import jaxtyped
 
-from quecc_jax.data.batch import Batch, batch_of, batch_spec
+from quecc_jax.data.batch import MAP, Batch, batch_of, batch_spec
 from tests.tiny import RUN, random_batch
 
 CHECKED = jaxtyped(typechecker=beartype)(batch_of)
@@ -17,7 +17,8 @@ def arrays(**changed) -> dict:
     asked = dict.fromkeys(("queries", "query_segments"), np.zeros((2, 3), np.int32))
     loss, ends = np.zeros((2, 5), bool), np.zeros((2, 1), np.int32)
     pixels = np.zeros((2, 1, 4, 4, 3), np.uint8)
-    rest = {"pixels": pixels, "features": None, "query_features": None, "ids": np.zeros(2, np.int64)}
+    rest = {"pixels": pixels, "features": None, "query_features": None, "maps": None}
+    rest |= {"ids": np.zeros(2, np.int64)}
     return {**ints, **asked, "loss": loss, "query_ends": ends, **rest, **changed}
 
 
@@ -25,6 +26,7 @@ def test_a_batch_of_one_b_s_q_and_i_passes():
     assert isinstance(CHECKED(**arrays()), Batch)
     CHECKED(**arrays(pixels=None, features=np.zeros((2, 1, 9, 2, 8), np.float16)))
     CHECKED(**arrays(ids=np.zeros((2, 7), np.int64)))
+    CHECKED(**arrays(maps=np.zeros((2, 1, MAP), np.int32)))
 
 
 @pytest.mark.parametrize(
@@ -36,6 +38,8 @@ def test_a_batch_of_one_b_s_q_and_i_passes():
         ("queries", np.zeros((2, 4), np.int32)),
         ("query_ends", np.zeros((2, 2), np.int32)),
         ("pixels", np.zeros((2, 1, 4, 4, 3), np.float32)),
+        ("maps", np.zeros((2, 2, MAP), np.int32)),
+        ("maps", np.zeros((2, 1, MAP), np.int64)),
         ("ids", np.zeros(3, np.int64)),
     ],
 )
