@@ -68,19 +68,24 @@ def parse(options: type[T], argv: Sequence[str], prog: str) -> T:
 
 def parse_stages(options: type[T], argv: Sequence[str], prog: str) -> list[T]:
     """Options of each stage of the recipe that the first argument names. Settings behind it hold in all of them, but
-    for two: `--out DIR` is their parent directory, and `--init-from RUN` is what the first starts from.
+    for two: `--out DIR` is their parent directory, where they start from each other as they did elsewhere, and
+    `--init-from RUN` is what the first starts from.
 
     Raises:
       UserError: as `parse`.
     """
-    file, out, start = argv[0], _given(argv, "--out"), _given(argv, "--init-from")
+    file, out = argv[0], _given(argv, "--out")
     parsed: list[T] = []
+    moved: dict[str, str] = {}
     for number, stage in enumerate(load_stages(file), start=1):
         more = [] if out is None else [f"--out={out}/stage{stage.train.stage}"]
-        if start is not None and number > 1:
-            before: RunConfig = parsed[-1].config  # type: ignore[attr-defined]
-            more.append(f"--init-from={before.out}")
+        if number > 1:
+            more.append(f"--init-from={moved.get(stage.init_from, stage.init_from)}")
+        if stage.tower_from in moved and _given(argv, "--tower-from") is None:
+            more.append(f"--tower-from={moved[stage.tower_from]}")
         parsed.append(parse(options, [f"{file}:{number}", *argv[1:], *more], prog))
+        chosen: RunConfig = parsed[-1].config  # type: ignore[attr-defined]
+        moved[stage.out] = chosen.out
     return parsed
 
 

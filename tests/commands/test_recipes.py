@@ -66,6 +66,19 @@ def test_settings_hold_in_all_stages_but_for_the_directory_and_the_start(recipe,
     assert [run.train.seed for run in stages] == [7] * 3
 
 
+def test_stages_elsewhere_start_from_each_other_and_not_from_those_of_the_file(recipe, tmp_path):
+    file = recipe("[one, two, dataclasses.replace(three, init_from=one.out, tower_from=two.out)]")
+    stages = [one.config for one in parse_stages(Options, [file, "--out", "runs/x"], "train")]
+    assert [run.init_from for run in stages[1:]] == ["runs/x/stage1"] * 2
+    assert stages[2].tower_from == "runs/x/stage2"
+
+
+def test_a_stage_that_says_its_start_keeps_it(recipe):
+    file = recipe("[one, two, dataclasses.replace(three, init_from='weights/z')]")
+    stages = [one.config for one in parse_stages(Options, [file, "--init-from", "weights/y"], "train")]
+    assert [run.init_from for run in stages] == ["weights/y", stages[0].out, "weights/z"]
+
+
 def test_all_stages_are_trained_and_none_twice(recipe, tmp_path, capsys):
     file = recipe()
     execute("train", [file])
