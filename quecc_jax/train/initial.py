@@ -136,7 +136,8 @@ def refuse_other_model(
 ) -> None:
     """Compares what two models compute with parameters of the same shapes.
 
-    Which states of a tower are read, and of which squares, is the reader's choice and may differ.
+    Which states of a tower are read, and of which squares, is the reader's choice and may differ; what their pixels
+    are made into is not.
 
     Args:
       setting: what named the other run, for messages.
@@ -151,21 +152,22 @@ def refuse_other_model(
     tower = ("heads", "norm_eps", "activation")
     # Exports alone read the positions, and a head's width shows in shapes.
     decoder = {f.name for f in dataclasses.fields(DecoderConfig)} - {"max_positions", "head_width"}
-    parts: dict[str, tuple[object, object, Iterable[str]]] = {
-        "decoder": (there.decoder, here.decoder, decoder),
-        "vision": (there.vision, here.vision, tower),
-        "text": (there.query.text, here.query.text, tower),
+    parts: tuple[tuple[str, str, object, object, Iterable[str]], ...] = (
+        ("decoder", "decoder", there.decoder, here.decoder, decoder),
         # Rank and targets show in shapes.
-        LORA: (there.lora, here.lora, ("alpha", "rank_stabilised")),
-    }
-    for name in sorted(parts.keys() & set(names)):
-        theirs, ours, fields = parts[name]
+        (LORA, LORA, there.lora, here.lora, ("alpha", "rank_stabilised")),
+        ("text", "query.text", there.query.text, here.query.text, tower),
+        ("vision", "vision", there.vision, here.vision, (*tower, "antialias_positions")),
+        ("vision", "vision.pixels", there.vision.pixels, here.vision.pixels, ("mean", "std", "resample", "fit")),
+    )
+    for name, where, theirs, ours, fields in parts:
+        if name not in names:
+            continue
         for field in sorted(fields):
             found, wanted = getattr(theirs, field), getattr(ours, field)
             if found != wanted:
-                where = f"model.{'query.text' if name == 'text' else name}.{field}"
                 raise UserError(
-                    f"{setting} {run} has {where} {found}, and this run {wanted}; give both the "
+                    f"{setting} {run} has model.{where}.{field} {found}, and this run {wanted}; give both the "
                     "same, or change it in the other's config.json if you mean the difference"
                 )
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from quecc_jax.config import MeshConfig, NoneConfig, RunConfig, VisionConfig
+from quecc_jax.config import MeshConfig, NoneConfig, PixelConfig, RunConfig, VisionConfig
 from quecc_jax.data.batch import batch_spec
 from quecc_jax.errors import UserError
 from quecc_jax.models.towers.vit import VisionTower
@@ -19,6 +19,7 @@ from tests.tiny import random_params, run
 TOWER = VisionConfig(
     image_size=24, patch_size=6, width=8, depth=3, heads=2, mlp_width=16, levels=(1, 2), post_norm=True
 )
+SIGLIP = PixelConfig((0.5,) * 3, (0.5,) * 3, "bilinear", "stretch")
 
 
 def with_vision(vision: VisionConfig) -> RunConfig:
@@ -56,6 +57,7 @@ def read(held: tuple[RunConfig, Tree], vision: VisionConfig) -> Tree:
         {"select_layer": -3},
         {"levels": (0, 3)},
         {"post_norm": False},
+        {"pixels": PixelConfig(resized=32)},
     ],
     ids=str,
 )
@@ -82,6 +84,10 @@ def test_no_feature_passes_through_the_norm_that_may_be_absent(held):
         ({"heads": 4}, "k/bias has shape"),
         ({"norm_eps": 1e-6}, "vision.norm_eps 1e-05, and this run 1e-06"),
         ({"activation": "gelu"}, "vision.activation quick_gelu, and this run gelu"),
+        ({"pixels": SIGLIP}, r"vision.pixels.fit crop, and this run stretch"),
+        ({"pixels": dataclasses.replace(PixelConfig(), mean=SIGLIP.mean)}, r"vision.pixels.mean \(0.48"),
+        ({"pixels": dataclasses.replace(PixelConfig(), std=SIGLIP.std)}, r"vision.pixels.std \(0.26"),
+        ({"pixels": dataclasses.replace(PixelConfig(), resample="bilinear")}, "pixels.resample bicubic"),
         ({"width": 16}, "has shape"),
         ({"depth": 4}, "has shape"),
         ({"mlp_width": 32}, "has shape"),
