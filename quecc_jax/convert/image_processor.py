@@ -1,6 +1,7 @@
 """Image processors beside weights: how images become a tower's squares, in transformers' settings and in ours."""
 
 import dataclasses
+import re
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +16,12 @@ _RESAMPLE: dict[int, Literal["bilinear", "bicubic"]] = {2: "bilinear", 3: "bicub
 """Pillow's numbers."""
 _UNCROPPED = ("Siglip", "LlavaOnevision")
 """Processors that crop only where they are told to."""
+_KINDS = ("CLIP", "Bit", "Siglip", "Llava", "LlavaNext", "LlavaOnevision")
+"""Processors that do what their settings say; others ignore some, or do more."""
+_OWN = {"clip": "CLIP", "siglip": "Siglip", "dinov2": "Bit"}
+"""The processor of a family of towers, where a file names none."""
+_DEFAULT_SIDE = 224
+"""Of sizes that a file leaves out."""
 
 
 def processor_settings(vision: VisionConfig) -> JsonObject:
@@ -90,25 +97,31 @@ def with_pixels(tower: VisionConfig, family: TowerFamily, settings: JsonObject, 
                 "the one that was published with it there"
             )
         return dataclasses.replace(tower, pixels=family.pixels)
-    side, size, crop = tower.image_size, settings.get("size"), settings.get("crop_size")
-    size = side if size is None else size
-    stretched = isinstance(size, dict) and "height" in size
-    resized = _side(size)
-    kind = str(settings.get("image_processor_type", settings.get("feature_extractor_type")))
+    kind = _kind(settings, family, where)
+    # A tower of other images can only mean its own where the file says nothing of sizes.
+    left = _DEFAULT_SIDE if family.resizes or {"size", "crop_size"} & settings.keys() else tower.image_size
+    default = {"height": left, "width": left}
+    short = default if kind.startswith(_UNCROPPED) else {"shortest_edge": left}
     cropped = settings.get("do_center_crop")
     if cropped is None:
         cropped = not kind.startswith(_UNCROPPED)
-    cut = _side(crop) if cropped and crop is not None else resized
+    settings = {"size": short} | ({"crop_size": default} if cropped else {}) | settings
+    side, size, crop = tower.image_size, settings["size"], settings.get("crop_size")
+    stretched = isinstance(size, dict) and "height" in size
+    resized = _side(size)
+    cut = _side(crop) if cropped else resized
     if family.resizes and cut:
         tower, side = at_size(tower, cut), cut
     wanted = {
-        # What a class crops where its file does not say is its own affair.
-        "size": resized >= side and (crop is not None or not cropped or (resized == side and not stretched)),
+        "size": resized >= side,
         "crop_size": cut == side or not cropped,
-        "do_center_crop": cropped or (stretched and resized == side),
+        "do_center_crop": (cropped or (stretched and resized == side))
+        and (settings.get("do_center_crop", cropped) is not None or not cropped),
         "resample": settings.get("resample", 3) in _RESAMPLE,
         "rescale_factor": round(settings.get("rescale_factor", 1 / 255) * 255, 4) == 1,
-        **{name: settings.get(name) is not False for name in ("do_resize", "do_rescale", "do_normalize")},
+        # What null means changed between transformers' versions.
+        **{name: settings.get(name, True) is True for name in ("do_resize", "do_rescale", "do_normalize")},
+        "pad_size": settings.get("pad_size") is None,
         **{
             name: np.shape(settings.get(name, () if family.pixels is None else family.pixels.mean)) == (3,)
             for name in ("image_mean", "image_std")
@@ -143,8 +156,27 @@ def check_constants(tower: VisionConfig, settings: JsonObject, where: str) -> No
 
 
 def pads(settings: JsonObject) -> bool:
-    """Whether a processor pads images to a square before all else."""
-    return bool(settings.get("do_pad")) and "image_grid_pinpoints" not in settings
+    """Whether a processor pads images to a square before all else; CLIP's has no such setting."""
+    named = str(settings.get("image_processor_type")).startswith("Llava")
+    return named and bool(settings.get("do_pad")) and "image_grid_pinpoints" not in settings
+
+
+def _kind(settings: JsonObject, family: TowerFamily, where: str) -> str:
+    """The kind of a processor, without what its class is called behind it.
+
+    Raises:
+      UserError: one that is not implemented.
+    """
+    named = settings.get("image_processor_type", settings.get("feature_extractor_type"))
+    if named is None:
+        return _OWN[family.name]
+    kind = re.sub(r"(ImageProcessor(Fast|Pil)?|FeatureExtractor)$", "", str(named))
+    if kind not in _KINDS:
+        raise UserError(
+            f"the image processor of {where} is a {named}, which is not implemented; give the tower as it was "
+            f"published, with a processor of {', '.join(_KINDS)}"
+        )
+    return kind
 
 
 def _side(size: Any) -> int:

@@ -58,6 +58,10 @@ class Opened:
     """Files beside it that hold tensors too, and what they are."""
 
 
+_NAMES_OF_CLASSES = {"image_processor_type", "feature_extractor_type", "processor_class"}
+"""Of one processor, which differ between files that say the same."""
+
+
 def open_checkpoint(
     path: Path,
     allow_pickle: bool = False,
@@ -112,13 +116,22 @@ def _image_processor(directory: Path) -> JsonObject:
     """Settings of the image processor beside weights; transformers 5 keeps them in the processor's own.
 
     Raises:
-      UserError: they are no object.
+      UserError: they are no object, or two files disagree.
     """
-    file = directory / "preprocessor_config.json"
+    file, whole = directory / "preprocessor_config.json", directory / "processor_config.json"
     settings = read_json(file) if file.is_file() else None
-    if settings is None and (whole := directory / "processor_config.json").is_file():
-        file, held = whole, read_json(whole)
-        settings = held.get("image_processor") if isinstance(held, dict) else None
+    if whole.is_file():
+        held = read_json(whole)
+        inside = held.get("image_processor") if isinstance(held, dict) else None
+        if settings is None:
+            file, settings = whole, inside
+        elif isinstance(settings, dict) and isinstance(inside, dict):
+            for name in sorted(settings.keys() & inside.keys() - _NAMES_OF_CLASSES):
+                if settings[name] != inside[name]:
+                    raise UserError(
+                        f"{whole} has {name} {inside[name]}, and {file.name} beside it {settings[name]}, of which "
+                        "transformers 5 reads the first and 4 the second; remove the one that is not the model's"
+                    )
     settings = {} if settings is None else settings
     if not isinstance(settings, dict):
         raise UserError(f"{file} holds no object of an image processor's settings; download it again")

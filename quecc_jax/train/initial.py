@@ -158,7 +158,13 @@ def refuse_other_model(
         (LORA, LORA, there.lora, here.lora, ("alpha", "rank_stabilised")),
         ("text", "query.text", there.query.text, here.query.text, tower),
         ("vision", "vision", there.vision, here.vision, (*tower, "antialias_positions")),
-        ("vision", "vision.pixels", there.vision.pixels, here.vision.pixels, ("mean", "std", "resample", "fit")),
+        (
+            "vision",
+            "vision.pixels",
+            there.vision.pixels,
+            here.vision.pixels,
+            ("mean", "std", "resample", "fit"),
+        ),
     )
     for name, where, theirs, ours, fields in parts:
         if name not in names:

@@ -18,6 +18,7 @@ from quecc_jax.convert.formats.towers.families import at_size, family_of, hf_vis
 from quecc_jax.convert.image_processor import processor_settings
 from quecc_jax.convert.plan import Source, plan_export, plan_import
 from quecc_jax.convert.run import export_weights, import_weights
+from quecc_jax.convert.sidecar_files import open_checkpoint
 from quecc_jax.data.sources.array_record import Recipe, check_recipe
 from quecc_jax.errors import UserError
 from tests.convert.published_towers import PUBLISHED, shrunken
@@ -31,6 +32,12 @@ def source(config: VisionConfig, **changes: Any) -> Source:
     export = plan_export(RunConfig(model=ModelConfig(vision=config)), "tower")
     found = {name: shape for r in export.rules for name, shape in zip(r.theirs, r.shapes, strict=True)}
     return Source(export.hf | changes, found, "there", processor_settings(config))
+
+
+def processed(name: str, **changes: Any) -> Source:
+    """A small tower's directory, with some settings of its image processor changed."""
+    made = source(small(name))
+    return dataclasses.replace(made, image_processor=made.image_processor | changes)
 
 
 def small(name: str) -> VisionConfig:
@@ -61,6 +68,20 @@ REFUSALS = {
         ),
         "has image_mean None",
     ),
+    "a processor that sees any resolution": (
+        lambda: processed("siglip-base-16-224", image_processor_type="Siglip2ImageProcessor"),
+        "is a Siglip2ImageProcessor, which is not implemented",
+    ),
+    "a processor that crops in its own way": (
+        lambda: processed("dinov2-large", image_processor_type="ConvNextImageProcessor"),
+        "is a ConvNextImageProcessor, which is not implemented",
+    ),
+    "null for the crop": (lambda: processed("dinov2-base", do_center_crop=None), "has do_center_crop None"),
+    "null for the scale": (lambda: processed("dinov2-base", do_rescale=None), "has do_rescale None"),
+    "a black frame": (
+        lambda: processed("siglip-base-16-224", do_pad=True, pad_size={"height": 512, "width": 512}),
+        "has pad_size",
+    ),
     "SigLIP's activation": (
         lambda: source(small("siglip-base-16-224"), hidden_act="relu"),
         "SigLIP config's hidden_act 'relu'",
@@ -88,6 +109,35 @@ def test_what_is_not_implemented_is_refused_by_name(case):
     with pytest.raises(UserError, match=message) as caught:
         plan_import(make())
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("left_out", [("crop_size",), ("size", "crop_size")], ids=str)
+def test_sizes_that_a_dinov2_leaves_out_are_its_processor_s_own(left_out):
+    made = processed("dinov2-base")
+    held = {name: value for name, value in made.image_processor.items() if name not in left_out}
+    tower = plan_import(dataclasses.replace(made, image_processor=held)).config.model.vision
+    assert (tower.image_size, tower.pixels.resized) == (224, 0 if "size" in left_out else 256)
+
+
+def test_two_files_that_disagree_on_images_are_asked_about(tmp_path):
+    """transformers 5 reads the one, 4 the other."""
+    config = small("clip-l-14-336")
+    settings = processor_settings(config)
+    (tmp_path / "config.json").write_text(json.dumps(source(config).hf))
+    shapes = source(config).found
+    save_file(
+        {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}, tmp_path / "model.safetensors"
+    )
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    both = {"image_processor": settings | {"processor_class": "X"}, "processor_class": "X"}
+    (tmp_path / "processor_config.json").write_text(json.dumps(both))
+    open_checkpoint(tmp_path)
+    both["image_processor"]["image_mean"] = [0.1, 0.2, 0.3]
+    (tmp_path / "processor_config.json").write_text(json.dumps(both))
+    with pytest.raises(
+        UserError, match=r"processor_config.json has image_mean \[0.1, 0.2, 0.3\], and prepro"
+    ):
+        open_checkpoint(tmp_path)
 
 
 def test_the_original_s_format_has_clip_alone():
