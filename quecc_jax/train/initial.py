@@ -43,6 +43,10 @@ def initial_state(config: RunConfig, trainer: Trainer, tell: Callable[[str], Non
             "model that reads images"
         )
     towers: Tree = {k: abstract[k] for k in ("vision", "text") if k in abstract and k not in params}
+    if config.tower_from and "vision" in params:
+        tell(
+            f"tower_from {config.tower_from} is not read for images: init_from {config.init_from} has a tower"
+        )
     if config.tower_from and towers:
         params |= borrowed("tower_from", config.tower_from, config.model, towers)
         if absent := sorted(towers.keys() - params.keys()):
@@ -157,7 +161,7 @@ def refuse_other_model(
         # Rank and targets show in shapes.
         (LORA, LORA, there.lora, here.lora, ("alpha", "rank_stabilised")),
         ("text", "query.text", there.query.text, here.query.text, tower),
-        ("vision", "vision", there.vision, here.vision, (*tower, "antialias_positions")),
+        ("vision", "vision", there.vision, here.vision, tower),
         (
             "vision",
             "vision.pixels",
@@ -182,14 +186,22 @@ def named_tower(config: RunConfig) -> str | None:
     """Fingerprint of the tower that a run on cached features names; None where it names none.
 
     Raises:
-      UserError: `tower_from` has no tower.
+      UserError: `tower_from` has no tower, or `init_from` has another one.
     """
     if not config.data.cached_features:
         return None
     params = _named(config, "vision")
     if not params:
         return None
-    return tower_fingerprint(params["vision"], config.model.tower, config.data)
+    named = tower_fingerprint(params["vision"], config.model.tower, config.data)
+    if config.tower_from and config.init_from:
+        own = _named(dataclasses.replace(config, tower_from=""), "vision")
+        if own and tower_fingerprint(own["vision"], config.model.tower, config.data) != named:
+            raise UserError(
+                f"init_from {config.init_from} has a tower of its own, as after a stage that trained it, and "
+                f"tower_from {config.tower_from} has another; leave tower_from out and store features anew"
+            )
+    return named
 
 
 def _named(config: RunConfig, name: Literal["vision", "text"]) -> Tree:

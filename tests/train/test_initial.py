@@ -12,8 +12,8 @@ from quecc_jax.errors import UserError
 from quecc_jax.models.towers.vit import VisionTower
 from quecc_jax.sharding import make_mesh
 from quecc_jax.train.checkpoint import Tree, save_params
-from quecc_jax.train.initial import borrowed
-from quecc_jax.train.step import abstract_params
+from quecc_jax.train.initial import borrowed, initial_state, named_tower
+from quecc_jax.train.step import abstract_params, build_trainer
 from tests.tiny import random_params, run
 
 TOWER = VisionConfig(
@@ -109,3 +109,30 @@ def test_a_norm_that_an_export_would_need_is_not_made_up(held, tmp_path):
     save_params(config, {"vision": params})
     with pytest.raises(UserError, match="vision/post_norm/bias is missing"):
         read((config, {}), TOWER)
+
+
+def test_features_of_another_tower_than_the_one_that_was_trained_are_refused(held, tmp_path):
+    config = with_vision(TOWER)
+    params = random_params(config, seed=3)
+    for name, seed in (("same", 3), ("trained", 4)):
+        saved = params | {"vision": random_params(config, seed=seed)["vision"]}
+        save_params(dataclasses.replace(config, out=str(tmp_path / name)), saved)
+    data = dataclasses.replace(config.data, cached_features=True)
+    config = dataclasses.replace(config, data=data, tower_from=held[0].out)
+    same = dataclasses.replace(config, init_from=str(tmp_path / "same"))
+    assert named_tower(same) == named_tower(config)
+    trained = dataclasses.replace(config, init_from=str(tmp_path / "trained"))
+    with pytest.raises(UserError, match=r"trained has a tower of its own.*leave tower_from out"):
+        named_tower(trained)
+    assert named_tower(dataclasses.replace(trained, tower_from="")) not in (None, named_tower(config))
+
+
+def test_a_tower_that_is_not_read_is_told(held, tmp_path):
+    config = dataclasses.replace(with_vision(TOWER), out=str(tmp_path / "run"))
+    save_params(config, random_params(config, seed=4))
+    config = dataclasses.replace(config, init_from=config.out, tower_from=held[0].out)
+    said: list[str] = []
+    initial_state(
+        config, build_trainer(config, make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])), said.append
+    )
+    assert any("is not read for images: init_from" in line for line in said)
