@@ -24,6 +24,7 @@ from quecc_jax.convert.plan import ImportPlan, Part, Source
 from quecc_jax.convert.rules import Rule, Slab
 from quecc_jax.convert.sidecar_files import Opened
 from quecc_jax.convert.targets import Target, with_positions
+from quecc_jax.convert.tower_history import tower_was_trained
 from quecc_jax.data.files import write_json
 from quecc_jax.distributed import notice
 from quecc_jax.errors import UserError
@@ -194,15 +195,23 @@ def write_adapter(reader: SlabReader, to: Path, family: str | None, dtype: DType
     """
     model, lora = reader.config.model, reader.config.model.lora
     family = family or families.guess_family(model.decoder)
+    if whole and tower_was_trained(reader.run):
+        raise UserError(
+            f"the tower of {reader.run} was trained, and the original's form of adapters has no place for it; leave "
+            "--adapter out, and the export holds all of the model"
+        )
     names, rules = _pairs_out(reader, family, lora)
     specs = transfer.tensor_specs(rules, reader.dtypes, dtype)
     with ShardWriter(to, specs, _WHOLE, WEIGHTS) as writer:
         transfer.drain(reader, rules, specs, writer, lambda _: None)
     write_json(to / CONFIG, peft_settings(lora, names))
     if not whole:
-        rest = sorted({path[0] for path in reader.shapes} & {"compressor", "projector"})
+        own = {"compressor", "projector"} | ({"vision"} if tower_was_trained(reader.run) else set())
+        rest = sorted({path[0] for path in reader.shapes} & own)
         if rest:
-            notice(f"PEFT's form has no place for {' and '.join(rest)}; --adapter llava has it")
+            notice(
+                f"PEFT's form has no place for {' and '.join(rest)}; an export of the whole model has them"
+            )
         return
     others = llava.adapter_rules(model, family, f"{PREFIX}{body_prefix(family)}")
     specs = transfer.tensor_specs(others, reader.dtypes, dtype)

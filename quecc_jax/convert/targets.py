@@ -17,6 +17,7 @@ from quecc_jax.convert.processor import image_token, write_processor
 from quecc_jax.convert.rules import Path as LeafPath
 from quecc_jax.convert.rules import Rule, leaf_shapes
 from quecc_jax.convert.sidecar_files import copy_beside, copy_tokenizer_files, kept_sources, tower_name
+from quecc_jax.convert.tower_history import tower_was_trained
 from quecc_jax.data.files import write_json
 from quecc_jax.data.text.templates import stops
 from quecc_jax.data.text.tokenizer import load_tokenizer
@@ -32,6 +33,8 @@ PARTS: dict[Only, Layout] = {
     "text": "clip_text",
 }
 """The formats of a model's parts."""
+_BESIDE = "clip"
+"""The folder of a tower that was not published."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,10 +120,13 @@ def export_targets(reader: SlabReader, layout: Format, only: Only | None) -> lis
     # A tower's config.json says nothing of the decoder.
     config = reader.config if form in ("tower", "clip_text") else with_positions(reader.config)
     whole = plan_export(config, form, family, number)
+    if form == "llava" and tower_name(whole.hf) != _BESIDE and tower_was_trained(reader.run):
+        # The original reads the published one wherever its name stands.
+        whole = dataclasses.replace(whole, hf=whole.hf | {"mm_vision_tower": _BESIDE})
     targets = [
         Target("", whole.rules, whole.hf, name=projector_name(config) if form == "projector" else "model")
     ]
-    if form == "llava" and (folder := tower_name(whole.hf)) == "clip":
+    if form == "llava" and (folder := tower_name(whole.hf)) == _BESIDE:
         # The original reads its tower from a directory of its own, whatever the model's file holds.
         tower = plan_export(reader.config, "tower")
         targets.append(Target(folder, tower.rules, tower.hf))
