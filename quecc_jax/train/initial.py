@@ -56,6 +56,8 @@ def initial_state(config: RunConfig, trainer: Trainer, tell: Callable[[str], Non
             )
     if params and (fresh := sorted(abstract.keys() - params.keys() - {TEACHER})):
         tell(f"not in {config.init_from or config.tower_from} and started at random: {', '.join(fresh)}")
+        if stay := [name for name in fresh if name in trainer.abstract_state.frozen]:
+            tell(f"WARNING: this run trains none of these, which stay random: {', '.join(stay)}")
     if not params and "decoder" in trainer.abstract_state.frozen:
         names = ", ".join(sorted(trainer.abstract_state.frozen))
         tell(

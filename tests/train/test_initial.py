@@ -136,3 +136,13 @@ def test_a_tower_that_is_not_read_is_told(held, tmp_path):
         config, build_trainer(config, make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])), said.append
     )
     assert any("is not read for images: init_from" in line for line in said)
+
+
+def test_what_is_neither_found_nor_trained_is_told(held, tmp_path):
+    config = dataclasses.replace(with_vision(TOWER), init_from=held[0].out)
+    train = dataclasses.replace(config.train, parts=("decoder",))
+    said: list[str] = []
+    mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+    config = dataclasses.replace(config, train=train)
+    initial_state(config, build_trainer(config, mesh), said.append)
+    assert said[-1] == "WARNING: this run trains none of these, which stay random: projector"
