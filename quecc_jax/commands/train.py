@@ -4,6 +4,7 @@ On several hosts, start the same command on each of them; see `quecc_jax.distrib
 """
 
 import dataclasses
+import math
 import sys
 from collections.abc import Sequence
 
@@ -45,17 +46,20 @@ def run_stages(stages: Sequence[Options]) -> None:
             preempted = False
             try:
                 summary = train(config)
+                # A run that was done already did no step of which there would be a loss.
+                idle = math.isnan(summary["loss"]) and not summary["skipped"]
+                said = "nothing was left to do" if idle else f"loss {summary['loss']:.4f}"
                 report = (
-                    f"{describe_goodput(summary)}\n{summary['out']}: step {summary['step']}, loss "
-                    f"{summary['loss']:.4f}, {summary['skipped']} steps skipped"
+                    f"{describe_goodput(summary)}\n{summary['out']}: step {summary['step']}, {said}, "
+                    f"{summary['skipped']} steps skipped"
                 )
                 if summary["truncated"] or summary["dropped"]:
                     report += (
                         f"\n{summary['truncated']} rows were longer than data.max_length and lost their "
                         f"end, {summary['dropped']} were left out"
                     )
-            except Preempted as said:
-                preempted, report = True, f"{said}; the same command continues it"
+            except Preempted as stopped:
+                preempted, report = True, f"{stopped}; the same command continues it"
             except KeyboardInterrupt:
                 print(f"{config.out}: the same command continues from what was saved", file=sys.stderr)
                 raise

@@ -105,7 +105,8 @@ def with_pixels(tower: VisionConfig, family: TowerFamily, settings: JsonObject, 
     cropped = settings.get("do_center_crop")
     if cropped is None:
         cropped = not kind.startswith(_UNCROPPED)
-    settings = {"size": short} | ({"crop_size": default} if cropped else {}) | settings
+    defaults: JsonObject = {"size": short, "crop_size": default} if cropped else {"size": short}
+    settings = defaults | settings
     side, size, crop = tower.image_size, settings["size"], settings.get("crop_size")
     stretched = isinstance(size, dict) and "height" in size
     resized = _side(size)

@@ -92,6 +92,8 @@ def test_all_stages_are_trained_and_none_twice(recipe, tmp_path, capsys):
     assert list(load_params(runs[2], ["vision"])[1]) == ["vision"]
     written = [(run / "metrics.jsonl").read_bytes() for run in runs]
     execute("train", [file])
+    again = capsys.readouterr().out
+    assert "nan" not in again and again.count("nothing was left to do") == 3
     assert [(run / "metrics.jsonl").read_bytes() for run in runs] == written
 
 

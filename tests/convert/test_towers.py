@@ -129,7 +129,7 @@ def test_two_files_that_disagree_on_images_are_asked_about(tmp_path):
         {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}, tmp_path / "model.safetensors"
     )
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
-    both = {"image_processor": settings | {"processor_class": "X"}, "processor_class": "X"}
+    both: Any = {"image_processor": settings | {"processor_class": "X"}, "processor_class": "X"}
     (tmp_path / "processor_config.json").write_text(json.dumps(both))
     open_checkpoint(tmp_path)
     both["image_processor"]["image_mean"] = [0.1, 0.2, 0.3]
