@@ -17,9 +17,8 @@ def arrays(**changed) -> dict:
     asked = dict.fromkeys(("queries", "query_segments"), np.zeros((2, 3), np.int32))
     loss, ends = np.zeros((2, 5), bool), np.zeros((2, 1), np.int32)
     pixels = np.zeros((2, 1, 4, 4, 3), np.uint8)
-    rest = {"pixels": pixels, "features": None, "query_features": None, "maps": None}
-    rest |= {"ids": np.zeros(2, np.int64)}
-    return {**ints, **asked, "loss": loss, "query_ends": ends, **rest, **changed}
+    rest = {"pixels": pixels, "features": None, "query_features": None, "ids": np.zeros(2, np.int64)}
+    return {**ints, **asked, "loss": loss, "query_ends": ends, **rest, "maps": None, **changed}
 
 
 def test_a_batch_of_one_b_s_q_and_i_passes():
