@@ -49,7 +49,13 @@ def parse(options: type[T], argv: Sequence[str], prog: str) -> T:
             parsed = tyro.cli(options, args=argv, prog=prog)
         _refuse_addresses(parsed)
         return parsed
-    config, file, argv = _named_config(options, argv, prog)
+    parsed = _overridden(options, *_named_config(options, argv, prog), prog)
+    validate(parsed.config)  # type: ignore[attr-defined]
+    return parsed
+
+
+def _overridden(options: type[T], config: RunConfig, file: str, argv: Sequence[str], prog: str) -> T:
+    """Options with the settings of a config, called `file`, but for those that are given among the arguments."""
     default = with_config(options, with_chosen_compressor(config, argv))
     with refusals(option_names(options, default)):
         parsed = tyro.cli(
@@ -62,7 +68,6 @@ def parse(options: type[T], argv: Sequence[str], prog: str) -> T:
         )
     _refuse_addresses(parsed)
     chosen = _uncounted(parsed.config, argv)  # type: ignore[attr-defined]
-    validate(chosen)
     return dataclasses.replace(parsed, config=chosen)  # type: ignore[type-var]
 
 
@@ -74,35 +79,35 @@ def parse_stages(options: type[T], argv: Sequence[str], prog: str) -> list[T]:
     Raises:
       UserError: as `parse`.
     """
-    file, out = argv[0], _given(argv, "--out")
+    file, given = argv[0], _names(argv)
     parsed: list[T] = []
     moved: dict[str, str] = {}
     for number, stage in enumerate(load_stages(file), start=1):
-        more = [] if out is None else [f"--out={out}/stage{stage.train.stage}"]
-        if number > 1:
-            more.append(f"--init-from={moved.get(stage.init_from, stage.init_from)}")
-        if stage.tower_from in moved and _given(argv, "--tower-from") is None:
-            more.append(f"--tower-from={moved[stage.tower_from]}")
-        parsed.append(parse(options, [f"{file}:{number}", *argv[1:], *more], prog))
-        chosen: RunConfig = parsed[-1].config  # type: ignore[attr-defined]
-        moved[stage.out] = chosen.out
+        one = _overridden(options, stage, f"{file}:{number}", argv[1:], prog)
+        config: RunConfig = one.config  # type: ignore[attr-defined]
+        config = dataclasses.replace(
+            config,
+            out=f"{config.out}/stage{stage.train.stage}" if "--out" in given else config.out,
+            init_from=config.init_from if number == 1 else moved.get(stage.init_from, stage.init_from),
+            tower_from=config.tower_from
+            if "--tower-from" in given
+            else moved.get(stage.tower_from, stage.tower_from),
+        )
+        validate(config)
+        moved[stage.out] = config.out
+        parsed.append(dataclasses.replace(one, config=config))  # type: ignore[type-var]
     return parsed
 
 
-def _given(argv: Sequence[str], option: str) -> str | None:
-    """What is given to an option among the arguments, the last that is."""
-    found = None
-    for token, after in zip(argv, [*argv[1:], None], strict=True):
-        name, equals, value = token.partition("=")
-        if name.replace("_", "-") == option:
-            found = value if equals else after
-    return found
+def _names(argv: Sequence[str]) -> set[str]:
+    """The options among arguments, as tyro spells them."""
+    return {token.partition("=")[0].replace("_", "-") for token in argv}
 
 
 def _uncounted(config: RunConfig, argv: Sequence[str]) -> RunConfig:
     """The config without the epochs of its file where steps are given among the arguments alone, and without its
     conversations where rows are: they would count for nothing."""
-    given = {token.partition("=")[0].replace("_", "-") for token in argv}
+    given = _names(argv)
 
     def told(name: str) -> bool:
         return f"--train.{name.replace('_', '-')}" in given

@@ -6,7 +6,8 @@ On several hosts, start the same command on each of them; see `quecc_jax.distrib
 import dataclasses
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from quecc_jax.commands.options import RunSettings
 
@@ -43,27 +44,29 @@ def run_stages(stages: Sequence[Options]) -> None:
         for number, config in enumerate((one.config for one in stages), start=1):
             if len(stages) > 1:
                 notice(f"{config.out}: stage {number} of {len(stages)}, {' and '.join(config.train.trained)}")
-            preempted = False
             try:
-                summary = train(config)
-                # A run that was done already did no step of which there would be a loss.
-                idle = math.isnan(summary["loss"]) and not summary["skipped"]
-                said = "nothing was left to do" if idle else f"loss {summary['loss']:.4f}"
-                report = (
-                    f"{describe_goodput(summary)}\n{summary['out']}: step {summary['step']}, {said}, "
-                    f"{summary['skipped']} steps skipped"
-                )
-                if summary["truncated"] or summary["dropped"]:
-                    report += (
-                        f"\n{summary['truncated']} rows were longer than data.max_length and lost their "
-                        f"end, {summary['dropped']} were left out"
-                    )
+                summary, ended = train(config), True
+                report = f"{describe_goodput(summary)}\n{_outcome(summary)}"
             except Preempted as stopped:
-                preempted, report = True, f"{stopped}; the same command continues it"
+                report, ended = f"{stopped}; the same command continues it", False
             except KeyboardInterrupt:
                 print(f"{config.out}: the same command continues from what was saved", file=sys.stderr)
                 raise
             if jax.process_index() == 0:
                 print(report)
-            if preempted:
+            if not ended:
                 return
+
+
+def _outcome(summary: Mapping[str, Any]) -> str:
+    """What `train.loop.train` says of a run that came to its end, for people."""
+    # A run that was done already did no step of which there would be a loss.
+    idle = math.isnan(summary["loss"]) and not summary["skipped"]
+    said = "nothing was left to do" if idle else f"loss {summary['loss']:.4f}"
+    report = f"{summary['out']}: step {summary['step']}, {said}, {summary['skipped']} steps skipped"
+    if summary["truncated"] or summary["dropped"]:
+        report += (
+            f"\n{summary['truncated']} rows were longer than data.max_length and lost their end, "
+            f"{summary['dropped']} were left out"
+        )
+    return report
