@@ -120,11 +120,14 @@ def shares(rows: Iterable[Row], kinds: Iterable[str]) -> dict[str, float]:
     """Percent of a cell's questions with the right answer, by kind."""
     listed = list(rows)
 
-    def share(kind: str) -> float:
-        mine = [row for row in listed if kind in (row["task"], f"{row['task']}/{row['kind']}")]
-        return 100 * sum(row["correct"] for row in mine) / sum(row["n"] for row in mine)
+    counts = {kind: right_and_asked(listed, kind) for kind in kinds}
+    return {kind: 100 * right / asked for kind, (right, asked) in counts.items()}
 
-    return {kind: share(kind) for kind in kinds}
+
+def right_and_asked(rows: Iterable[Row], kind: str) -> tuple[int, int]:
+    """Questions of a task, or of one kind as TASK/KIND, with the right answer, and all of them."""
+    mine = [row for row in rows if kind in (row["task"], f"{row['task']}/{row['kind']}")]
+    return sum(row["correct"] for row in mine), sum(row["n"] for row in mine)
 
 
 def spread(values: Iterable[float], error: bool = False) -> str:

@@ -18,10 +18,12 @@ from typing import NamedTuple
 
 import tyro
 
+from benchmarks.distil import right_and_asked
 from benchmarks.markdown import table
 from benchmarks.smollm2 import on_smollm2
 from quecc_jax.config import CompressorConfig
 from quecc_jax.config.compressors import named
+from quecc_jax.evaluate.score import standard_error
 from quecc_jax.experiments import runner
 from quecc_jax.experiments.grid import Cell, Grid
 from quecc_jax.experiments.results import Row
@@ -53,8 +55,7 @@ class Share(NamedTuple):
     @property
     def error(self) -> float:
         """Standard error, in points."""
-        share = self.right / self.asked
-        return 100 * math.sqrt(share * (1 - share) / self.asked)
+        return 100 * standard_error(self.right / self.asked, self.asked)
 
     def above(self, other: "Share") -> float:
         """By how many standard errors of the difference this is better."""
@@ -89,11 +90,8 @@ def _moved(cell: Cell, run: str) -> Cell:
 
 def shares(rows: list[Row], cell: str) -> dict[str, Share]:
     """By task and kind of question."""
-    found = {}
-    for kind in KINDS:
-        mine = [r for r in rows if r["cell"] == cell and kind in (r["task"], f"{r['task']}/{r['kind']}")]
-        found[kind] = Share(sum(r["correct"] for r in mine), sum(r["n"] for r in mine))
-    return found
+    mine = [row for row in rows if row["cell"] == cell]
+    return {kind: Share(*right_and_asked(mine, kind)) for kind in KINDS}
 
 
 def main(out: str = "runs/smollm2_compressors") -> None:

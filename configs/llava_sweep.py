@@ -8,7 +8,10 @@ Rows hold a conversation each, so that a step has as many at every V.
 Weights come from `python -m launch.convert import`, one run directory for each model below weights/.
 """
 
+from collections.abc import Sequence
+
 from configs import llava, llava_7b_stage1, llava_7b_stage2
+from quecc_jax.config import RunConfig
 from quecc_jax.experiments.grid import Benchmarks, Grid
 from quecc_jax.experiments.llava_grid import Llm, llava_grid
 
@@ -17,11 +20,16 @@ SIZES = ("0.5b", "1.8b", "4b", "7b", "14b")
 
 def grid() -> Grid:
     """35 cells, one seed."""
-    names = [f"qwen1.5-{size}" for size in SIZES]
+    stages = [llava_7b_stage1.config(), llava_7b_stage2.config()]
+    return study("runs/llava_sweep", stages, [f"qwen1.5-{size}" for size in SIZES], "qwen")
+
+
+def study(out: str, stages: Sequence[RunConfig], names: Sequence[str], template: str) -> Grid:
+    """The study's V, rows and tests, for any language models below weights/ and their template."""
     return llava_grid(
-        out="runs/llava_sweep",
-        stages=[llava.one_each(stage.config()) for stage in (llava_7b_stage1, llava_7b_stage2)],
-        llms=tuple(Llm(name, weights=f"weights/{name}", template="qwen") for name in names),
+        out=out,
+        stages=[llava.one_each(stage) for stage in stages],
+        llms=tuple(Llm(name, weights=f"weights/{name}", template=template) for name in names),
         visual_tokens=(1, 4, 16, 36, 64, 144, 576),
         benchmarks=Benchmarks("pope,gqa", "data/eval"),
     )

@@ -7,20 +7,15 @@ Rows hold a conversation each, so that a step has as many at every V. Weights co
 --vision siglip2-so400m-patch16-384`, one run directory for each model below weights/.
 """
 
-from configs import llava, qwen3_stage1, qwen3_stage2
-from quecc_jax.experiments.grid import Benchmarks, Grid
-from quecc_jax.experiments.llava_grid import Llm, llava_grid
+from configs import llava_sweep, qwen3_stage1, qwen3_stage2
+from quecc_jax.experiments.grid import Grid
 
 SIZES = ("0.6b", "1.7b", "4b", "8b", "14b")
 
 
 def grid() -> Grid:
     """35 cells, one seed."""
-    names = [f"qwen3-{size}" for size in SIZES]
-    return llava_grid(
-        out="runs/qwen3_sweep",
-        stages=[llava.one_each(stage.config()) for stage in (qwen3_stage1, qwen3_stage2)],
-        llms=tuple(Llm(name, weights=f"weights/{name}", template="qwen3_no_think") for name in names),
-        visual_tokens=(1, 4, 16, 36, 64, 144, 576),
-        benchmarks=Benchmarks("pope,gqa", "data/eval"),
+    stages = [qwen3_stage1.config(), qwen3_stage2.config()]
+    return llava_sweep.study(
+        "runs/qwen3_sweep", stages, [f"qwen3-{size}" for size in SIZES], "qwen3_no_think"
     )

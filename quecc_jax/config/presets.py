@@ -1,10 +1,13 @@
 """Shapes of published language models and vision towers, by name, as their `config.json` states them."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Literal, TypeVar
 
 from quecc_jax.config import DecoderConfig, PixelConfig, RopeScaling, VisionConfig
 from quecc_jax.config.io import nearest
 from quecc_jax.errors import UserError
+
+T = TypeVar("T")
 
 
 def qwen15(
@@ -274,9 +277,7 @@ def decoder(name: str) -> DecoderConfig:
     Raises:
       UserError: no such model is known; the message names the nearest.
     """
-    if name not in DECODERS:
-        raise UserError(f"the language model {name!r} is not known; {nearest(name, sorted(DECODERS))}")
-    return DECODERS[name]
+    return _known(DECODERS, "language model", name)
 
 
 def tower(name: str) -> VisionConfig:
@@ -285,6 +286,10 @@ def tower(name: str) -> VisionConfig:
     Raises:
       UserError: no such tower is known; the message names the nearest.
     """
-    if name not in TOWERS:
-        raise UserError(f"the vision tower {name!r} is not known; {nearest(name, sorted(TOWERS))}")
-    return TOWERS[name]
+    return _known(TOWERS, "vision tower", name)
+
+
+def _known(presets: Mapping[str, T], kind: str, name: str) -> T:
+    if name not in presets:
+        raise UserError(f"the {kind} {name!r} is not known; {nearest(name, sorted(presets))}")
+    return presets[name]

@@ -1,8 +1,14 @@
-"""Bicubic interpolation along a line, as torch has it."""
+"""Bicubic interpolation, as torch has it."""
 
+import functools
 import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
+
+from quecc_jax.models.arrays import Array
 
 
 def bicubic_weights(size: int, target: int, antialias: bool = False) -> np.ndarray:
@@ -21,6 +27,17 @@ def bicubic_weights(size: int, target: int, antialias: bool = False) -> np.ndarr
                 continue
             weights[row, min(max(tap, 0), size - 1)] += _keys(abs(at - tap) / wider, a)
     return weights / weights.sum(axis=1, keepdims=True) if antialias else weights
+
+
+def resized_square(
+    table: Float[Array, "N D"], side: int, antialias: bool = False
+) -> Float[Array, "side_squared D"]:
+    """float32 [side^2, D] of vectors [N, D] that stand on a square, row by row."""
+    stored, width = math.isqrt(len(table)), table.shape[1]
+    matrix = jnp.asarray(bicubic_weights(stored, side, antialias), jnp.float32)
+    squares = table.astype(jnp.float32).reshape(stored, stored, width)
+    product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+    return product("yh,hwd,xw->yxd", matrix, squares, matrix).reshape(side**2, width)
 
 
 def _keys(x: float, a: float) -> float:

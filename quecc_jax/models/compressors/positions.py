@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from quecc_jax.models.bicubic import bicubic_weights
+from quecc_jax.models.bicubic import bicubic_weights, resized_square
 from quecc_jax.models.layers import with_axes
 
 Table = jax.Array | np.ndarray
@@ -51,12 +51,8 @@ def bicubic(x: Table, grid: int) -> Table:
     side = round(len(x) ** 0.5)
     if side == grid:
         return x
-    weights = bicubic_weights(side, grid)
     if isinstance(x, jax.Array):
-        lines = jnp.asarray(weights, jnp.float32)
-        made = jnp.einsum(
-            "is,jt,std->ijd", lines, lines, x.reshape(side, side, -1), precision=jax.lax.Precision.HIGHEST
-        )
-        return made.reshape(grid * grid, -1)
+        return resized_square(x, grid)
+    weights = bicubic_weights(side, grid)
     square = x.reshape(side, side, -1).astype(np.float64)
     return np.einsum("is,jt,std->ijd", weights, weights, square).reshape(grid * grid, -1).astype(x.dtype)

@@ -16,7 +16,7 @@ from quecc_jax.config.query import ClipTextConfig
 from quecc_jax.config.shapes import hidden_indices
 from quecc_jax.models.arrays import Array
 from quecc_jax.models.attention import MaskSpec, attention
-from quecc_jax.models.bicubic import bicubic_weights
+from quecc_jax.models.bicubic import resized_square
 from quecc_jax.models.compressors.base import Features
 from quecc_jax.models.layers import LayerNorm, constrain_batch, linear, recomputed, with_axes
 from quecc_jax.models.multiscale import join_scales, split_scales
@@ -193,10 +193,7 @@ class VisionTower(nn.Module):
         )
         if stored == c.grid:
             return table
-        matrix = jnp.asarray(bicubic_weights(stored, c.grid, c.antialias_positions), jnp.float32)
-        squares = table[c.cls :].astype(jnp.float32).reshape(stored, stored, c.width)
-        product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
-        patches = product("yh,hwd,xw->yxd", matrix, squares, matrix).reshape(c.patches, c.width)
+        patches = resized_square(table[c.cls :], c.grid, c.antialias_positions)
         return jnp.concatenate([table[: c.cls].astype(jnp.float32), patches])
 
     def _queries_and_keys(self, x: Array) -> jax.Array:

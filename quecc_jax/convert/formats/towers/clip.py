@@ -5,7 +5,7 @@ import re
 from quecc_jax.config import PixelConfig, VisionConfig
 from quecc_jax.config.query import ClipTextConfig
 from quecc_jax.convert.formats.towers.family import TowerFamily, check_images, patch_kernel, table_rows
-from quecc_jax.convert.rules import Rule, Scope, dense, norm, same
+from quecc_jax.convert.rules import Rule, Scope, dense, norm, same, vector
 from quecc_jax.errors import UserError
 from quecc_jax.json_text import JsonObject
 
@@ -85,17 +85,18 @@ def hf_vision_config(config: VisionConfig) -> JsonObject:
 
 
 def vision_rules(config: VisionConfig, prefix: str = "vision_model.") -> list[Rule]:
-    """Rules of a tower whose names begin with `prefix`; our leaves are under `vision`."""
+    """Rules of a CLIP or SigLIP tower whose names begin with `prefix`; our leaves are under `vision`."""
     width, scope, embeddings = config.width, Scope(("vision",)), f"{prefix}embeddings"
-    rules = [
-        same(f"{embeddings}.class_embedding", scope.slab("class_embedding", width)),
-        patch_kernel(f"{embeddings}.patch_embedding.weight", config),
-        same(
-            f"{embeddings}.position_embedding.weight",
-            scope.slab("position_embedding", table_rows(config), width),
-        ),
-        *norm(f"{prefix}pre_layrnorm", scope, "pre_norm", width, bias=True),
-    ]
+    rules: list[Rule] = []
+    if config.cls:
+        rules.append(same(f"{embeddings}.class_embedding", scope.slab("class_embedding", width)))
+    rules.append(patch_kernel(f"{embeddings}.patch_embedding.weight", config))
+    if config.patch_bias:
+        rules.append(vector(f"{embeddings}.patch_embedding.bias", scope.slab("patch_embedding/bias", width)))
+    table = scope.slab("position_embedding", table_rows(config), width)
+    rules.append(same(f"{embeddings}.position_embedding.weight", table))
+    if config.pre_norm:
+        rules += norm(f"{prefix}pre_layrnorm", scope, "pre_norm", width, bias=True)
     if config.post_norm:
         rules += norm(f"{prefix}post_layernorm", scope, "post_norm", width, bias=True)
     for i in range(config.depth):

@@ -99,7 +99,7 @@ def hf_vision_config(config: VisionConfig) -> JsonObject:
     return family_of(config).write(config)
 
 
-def vision_rules(config: VisionConfig, before: str = "", prefix: str | None = None) -> list[Rule]:
-    """Rules of a tower whose names begin with `before` and the family's usual prefix, or with another one."""
+def vision_rules(config: VisionConfig, before: str = "") -> list[Rule]:
+    """Rules of a tower whose names begin with `before` and the family's usual prefix."""
     family = family_of(config)
-    return family.rules(config, before + (family.prefix if prefix is None else prefix))
+    return family.rules(config, before + family.prefix)

@@ -5,9 +5,8 @@ from typing import Literal
 
 from quecc_jax.config import VisionConfig
 from quecc_jax.config.presets import feature_levels
-from quecc_jax.convert.formats.towers.clip import layer_rules
-from quecc_jax.convert.formats.towers.family import TowerFamily, check_images, patch_kernel, table_rows
-from quecc_jax.convert.rules import Rule, Scope, norm, same, vector
+from quecc_jax.convert.formats.towers.clip import vision_rules
+from quecc_jax.convert.formats.towers.family import TowerFamily, check_images
 from quecc_jax.errors import UserError
 from quecc_jax.json_text import JsonObject
 
@@ -73,23 +72,6 @@ def _write(config: VisionConfig) -> JsonObject:
     }
 
 
-def _rules(config: VisionConfig, prefix: str) -> list[Rule]:
-    scope, embeddings = Scope(("vision",)), f"{prefix}embeddings"
-    rules = [
-        patch_kernel(f"{embeddings}.patch_embedding.weight", config),
-        vector(f"{embeddings}.patch_embedding.bias", scope.slab("patch_embedding/bias", config.width)),
-        same(
-            f"{embeddings}.position_embedding.weight",
-            scope.slab("position_embedding", table_rows(config), config.width),
-        ),
-    ]
-    if config.post_norm:
-        rules += norm(f"{prefix}post_layernorm", scope, "post_norm", config.width, bias=True)
-    for i in range(config.depth):
-        rules += layer_rules(config, f"{prefix}encoder.layers.{i}", Scope(("vision", "layers"), i))
-    return rules
-
-
 SIGLIP = TowerFamily(
     name="siglip",
     kinds=("siglip_vision_model", "siglip"),
@@ -100,6 +82,6 @@ SIGLIP = TowerFamily(
     beside=re.compile(r"(.*\.)?vision_(model|tower)\.head\..*|head\..*|text_model\..*|logit_(scale|bias)"),
     read=_read,
     write=_write,
-    rules=_rules,
+    rules=vision_rules,
 )
 """SigLIP, and SigLIP 2 in files of that model_type. Their processors resize in different ways."""
