@@ -17,6 +17,7 @@ from quecc_jax.models.towers.clip_text import ClipText
 from quecc_jax.models.towers.vit import VisionTower, split_features
 from tests.golden_check import TOLERANCE
 from tests.parity.compare import errors, gradients, randomise
+from tests.parity.rows import gradients_and_states
 
 DEPTH = 3
 
@@ -112,15 +113,7 @@ def test_all_hidden_states_and_gradients_agree(activation):
     pixels = rng.normal(size=(2, 20, 20, 3)).astype(np.float32)
     cotangent = rng.normal(size=(2, 16, DEPTH + 1, 24)).astype(np.float32)
 
-    @jax.jit
-    def run(params: Any) -> Any:
-        def total(params: Any) -> Any:
-            states: Any = VisionTower(config).apply({"params": params["vision"]}, pixels)
-            return jnp.sum(states * cotangent), states
-
-        return jax.grad(total, has_aux=True)(params)
-
-    grads, states = run(params)
+    grads, states = gradients_and_states(config, params, pixels, cotangent)
     out = theirs(torch.from_numpy(pixels.transpose(0, 3, 1, 2)), output_hidden_states=True)
     stacked = torch.stack([h[:, 1:] for h in out.hidden_states], dim=2)
     (stacked * torch.from_numpy(cotangent)).sum().backward()

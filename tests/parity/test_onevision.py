@@ -36,6 +36,7 @@ from tests.conformance.test_llava_hf import letters
 from tests.generator import build_generator
 from tests.golden_check import TOLERANCE
 from tests.parity.compare import randomise
+from tests.parity.rows import row_of_tiles
 from tests.parity.test_images import photo_directory
 
 SIXES = tuple((rows, columns) for rows in range(1, 7) for columns in range(1, 7))
@@ -203,27 +204,13 @@ def test_logits_and_greedy_answers_are_the_same(whole, size, shrunk):
     pixels, stands = load_pixels(image, model.vision), arrange(width, height, model)
     processor = LlavaOnevisionImageProcessorPil.from_pretrained(folder / "files")
     given = processor(image, return_tensors="pt")
-    length = len(stands.slots) + 3
-    tokens, slots = np.zeros((1, length), np.int32), np.full((1, length), -1, np.int32)
-    tokens[0, [0, -2, -1]], slots[0, 1:-2] = (5, 7, 9), stands.slots
-    ids = torch.from_numpy(np.where(slots >= 0, IMAGE_TOKEN, tokens)).long()
+    batch = row_of_tiles(5, stands, pixels, _maps(stands))
+    ids = torch.from_numpy(np.where(batch.slots >= 0, IMAGE_TOKEN, batch.tokens)).long()
     with torch.no_grad():
         logits = theirs(input_ids=ids, **_only(given)).logits.numpy()
         answer = theirs.generate(
             input_ids=ids, **_only(given), max_new_tokens=5, do_sample=False, eos_token_id=-1
-        )[0, length:]
-    batch = Batch(
-        tokens=tokens,
-        slots=slots,
-        labels=tokens,
-        positions=np.arange(length, dtype=np.int32)[None],
-        segments=np.ones_like(tokens),
-        queries=np.zeros((1, 2), np.int32),
-        query_segments=np.ones((1, 2), np.int32),
-        query_ends=np.ones((1, len(pixels)), np.int32),
-        pixels=pixels[None],
-        maps=_maps(stands),
-    )
+        )[0, ids.shape[1] :]
     params, vlm = load_params(folder / "run")[1], VLM(model)
     made: Any = jax.jit(lambda p, b: vlm.apply({"params": p}, b, method=_logits))(params, batch)
     assert float(np.abs(made - logits).max()) < TOLERANCE * float(np.abs(logits).max())

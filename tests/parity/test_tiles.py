@@ -18,11 +18,12 @@ from transformers.models.llava_next.modeling_llava_next import LlavaNextModel
 from quecc_jax.config import ModelConfig, PixelConfig, QueccConfig, VisionConfig
 from quecc_jax.convert.plan import Source, plan_import
 from quecc_jax.convert.rules import to_tree
-from quecc_jax.data.batch import NEWLINE, Batch
+from quecc_jax.data.batch import NEWLINE
 from quecc_jax.data.images import load_pixels, normalise
 from quecc_jax.data.tiles import arrange, best_grid
 from quecc_jax.models.vlm import VLM
 from tests.parity.compare import randomise
+from tests.parity.rows import row_of_tiles
 from tests.parity.test_names import models
 
 GRIDS = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
@@ -65,25 +66,11 @@ def test_a_whole_model_gives_the_same_logits(width, height):
     model = dataclasses.replace(plan.config.model, dtype="float32", remat="none")
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
     pixels, stands = load_pixels(image, model.vision), arrange(width, height, model)
-    # A token, the image, and two more.
-    length = len(stands.slots) + 3
-    tokens, slots = np.zeros((1, length), np.int32), np.full((1, length), -1, np.int32)
-    tokens[0, [0, -2, -1]], slots[0, 1:-2] = (1, 7, 9), stands.slots
-    batch = Batch(
-        tokens=tokens,
-        slots=slots,
-        labels=tokens,
-        positions=np.arange(length, dtype=np.int32)[None],
-        segments=np.ones_like(tokens),
-        queries=np.zeros((1, 2), np.int32),
-        query_segments=np.ones((1, 2), np.int32),
-        query_ends=np.ones((1, len(pixels)), np.int32),
-        pixels=pixels[None],
-    )
+    batch = row_of_tiles(1, stands, pixels)
     params, vlm = to_tree(plan.rules, state), VLM(model)
     hidden = jax.jit(lambda b: vlm.apply({"params": params}, b))(batch)
     ours: Any = vlm.apply({"params": params}, hidden, method=VLM.logits)
-    given = np.where(slots >= 0, 39, tokens)
+    given = np.where(batch.slots >= 0, 39, batch.tokens)
     out = theirs(
         input_ids=torch.from_numpy(given).long(),
         image_sizes=torch.tensor([[height, width]]),

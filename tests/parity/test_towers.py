@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -27,12 +26,13 @@ from quecc_jax.convert.plan import plan_export
 from quecc_jax.convert.rules import from_tree
 from quecc_jax.convert.run import export_weights, import_weights
 from quecc_jax.data.images import load_pixels, normalise
-from quecc_jax.models.towers.vit import VisionTower, split_features
+from quecc_jax.models.towers.vit import split_features
 from quecc_jax.train.checkpoint import load_params
 from quecc_jax.train.run_dir import list_run
 from tests.convert.published_towers import PRESETS, PUBLISHED, shrunken
 from tests.golden_check import TOLERANCE
 from tests.parity.compare import errors, gradients, randomise
+from tests.parity.rows import gradients_and_states
 from tests.parity.test_images import photo_directory
 
 AUTO: Any = transformers.AutoModel
@@ -83,15 +83,7 @@ def test_features_at_every_level_and_all_gradients_agree(pair):
     pixels = rng.normal(size=(2, side, side, 3)).astype(np.float32)
     cotangent = rng.normal(size=(2, config.patches, depth + 1, config.width)).astype(np.float32)
 
-    @jax.jit
-    def run(params: Any) -> Any:
-        def total(params: Any) -> Any:
-            states: Any = VisionTower(config).apply({"params": params["vision"]}, pixels)
-            return jnp.sum(states * cotangent), states
-
-        return jax.grad(total, has_aux=True)(params)
-
-    grads, states = run(params)
+    grads, states = gradients_and_states(config, params, pixels, cotangent)
     pair.theirs.zero_grad()
     out = pair.theirs(torch.from_numpy(pixels.transpose(0, 3, 1, 2)), output_hidden_states=True)
     wanted = [h[:, -config.patches :] for h in out.hidden_states]
