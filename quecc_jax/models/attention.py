@@ -41,29 +41,28 @@ SAVED = "attention"
 
 
 class MaskSpec(NamedTuple):
-    """What attention may see: keys of the query's own segment that are not later in the row.
+    """What attention may see: keys of the query's own segment whose positions are not later.
 
-    A window limits how far back, and slopes make distance cost; both count in positions, so holes
-    that padding leaves in a cache have no width. Within a segment positions rise by one per token.
+    Within a segment positions rise by one per token. A window limits how far back, and slopes make distance cost.
+    All count in positions, so it does not matter where in a cache keys stand, and holes that padding leaves there have
+    no width.
     Kept as vectors so that kernels which build masks on the fly can take them; only `dense_mask`
     and `dense_bias` make S x T matrices.
 
     Example, two conversations packed into a row of six with one position of padding:
-      segments 1 1 1 2 2 0, index 0 1 2 3 4 5, positions 0 1 2 0 1 0
-      index 2 sees 0, 1 and 2, within a window of 2 only 1 and 2; index 4 sees 3 and 4; padding sees
-      padding, and is never used.
+      segments 1 1 1 2 2 0, positions 0 1 2 0 1 0
+      the third sees the first three, within a window of 2 only two of them; the fifth sees the fourth and itself;
+      padding sees padding, and is never used.
     """
 
     q_segments: jax.Array
     """int32 [B, S]"""
-    k_segments: jax.Array
-    """int32 [B, T]"""
     q_positions: jax.Array
     """int32 [B, S]"""
-    k_positions: jax.Array
-    """int32 [B, T]"""
-    q_index: Array | None = None
-    """int32 [S], position of each query among the keys; None in one pass, where query i stands at key i."""
+    k_segments: jax.Array | None = None
+    """int32 [B, T] of a cache's keys; None in one pass, where keys are the queries' own."""
+    k_positions: jax.Array | None = None
+    """int32 [B, T]; None with `k_segments`."""
     window: jax.Array | int | None = None
     """Tokens that a query sees, itself included; an int where it is a constant of the program."""
     slopes: jax.Array | None = None
@@ -92,15 +91,14 @@ NO_LIMIT = int(jnp.iinfo(jnp.int32).max)
 
 def causal(segments: Int[Array, "B S"], positions: Int[Array, "B S"]) -> MaskSpec:
     """Causal attention within segments, both int32 [B, S], of one pass without a cache."""
-    return MaskSpec(segments, segments, positions, positions)
+    return MaskSpec(segments, positions)
 
 
 def dense_mask(spec: MaskSpec) -> Bool[Array, "B 1 S T"]:
     """bool [B, 1, S, T], True where attention is allowed."""
-    same = spec.q_segments[:, :, None] == spec.k_segments[:, None, :]
-    keys = jnp.arange(spec.k_segments.shape[1])
-    queries = keys if spec.q_index is None else spec.q_index
-    seen = same & (keys[None, :] <= queries[:, None])
+    segments, positions = _keys(spec)
+    same = spec.q_segments[:, :, None] == segments[:, None, :]
+    seen = same & (positions[:, None, :] <= spec.q_positions[:, :, None])
     if spec.window is not None:
         seen &= _distance(spec) < spec.window
     return seen[:, None]
@@ -114,7 +112,14 @@ def dense_bias(spec: MaskSpec) -> Float[Array, "B H S T"] | None:
 
 
 def _distance(spec: MaskSpec) -> jax.Array:
-    return spec.q_positions[:, :, None] - spec.k_positions[:, None, :]
+    return spec.q_positions[:, :, None] - _keys(spec)[1][:, None, :]
+
+
+def _keys(spec: MaskSpec) -> tuple[Array, Array]:
+    """Segments and positions of the keys, int32 [B, T]."""
+    if spec.k_segments is None or spec.k_positions is None:
+        return spec.q_segments, spec.q_positions
+    return spec.k_segments, spec.k_positions
 
 
 def attention(
@@ -193,7 +198,7 @@ def platform() -> str:
 
 def continues(q: Array, mask: MaskSpec) -> bool:
     """Whether queries continue a cache, or are too few to gain from a kernel."""
-    return mask.q_index is not None or q.shape[1] == 1
+    return mask.k_segments is not None or q.shape[1] == 1
 
 
 def unfit(mask: MaskSpec, scores: Scores, kernel: str) -> str:

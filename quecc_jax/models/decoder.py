@@ -39,7 +39,7 @@ class Cache(NamedTuple):
     positions: jax.Array
     """int32 [B, T]"""
     length: jax.Array
-    """int32 [], positions written so far."""
+    """int32 [], where the next positions are written."""
 
 
 def empty_cache(config: DecoderConfig, rows: int, length: int, dtype: DTypeLike = jnp.float32) -> Cache:
@@ -144,7 +144,7 @@ class DecoderLayer(nn.Module):
             write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=1)
             keys, values = cached
             cached = write(keys, k.astype(keys.dtype)), write(values, v.astype(values.dtype))
-            if mask.q_index is not None:
+            if mask.k_segments is not None:
                 k, v = (x.astype(self.dtype) for x in cached)
         scores = Scores(c.query_scalar**-0.5 if c.query_scalar else None, c.attention_softcap)
         y = attention(q, k, v, _with_window(mask, c, kind.window), self.kernel, scores)
@@ -293,7 +293,7 @@ class Decoder(nn.Module):
           x: embeddings [B, S, M].
           positions: int32 [B, S], rising by one per token within a segment.
           segments: int32 [B, S]; positions see earlier ones of their own segment, 0 is padding.
-          cache: earlier positions to attend to; the new ones are appended. The caller keeps
+          cache: earlier positions to attend to; the new ones are written at its `length`. The caller keeps
             length + S within its room.
           first: nothing is in the cache yet, so the new positions attend to one another alone.
           layers: how many layers run, from the first, where it is not all of them: an early exit, which
@@ -319,8 +319,7 @@ class Decoder(nn.Module):
         if first:
             mask = causal(segments, positions)._replace(slopes=slopes)
         else:
-            index = start + jnp.arange(x.shape[1])
-            mask = MaskSpec(segments, held[0], positions, held[1], index, slopes=slopes)
+            mask = MaskSpec(segments, positions, *held, slopes=slopes)
         x, (keys, values) = self._run(x, (cache.keys, cache.values), angles, mask, start)
         return self.norm(x), Cache(keys, values, *held, start + x.shape[1])
 

@@ -174,7 +174,7 @@ def test_auto_goes_by_the_platform(platform, expected, monkeypatch):
     [
         ({"slopes": jnp.ones(4)}, ("tpu", "gpu"), "ALiBi adds to every logit"),
         ({"window": jnp.array(3)}, ("tpu",), "nothing says which windows layers have"),
-        ({"q_index": jnp.arange(40)}, ("tpu", "gpu"), ""),
+        (dict.fromkeys(("k_segments", "k_positions"), jnp.zeros((2, 40), jnp.int32)), ("tpu", "gpu"), ""),
     ],
 )
 def test_what_other_kernels_do_not_take_is_left_to_xla_and_told_once(

@@ -100,10 +100,9 @@ def test_masks_and_biases_by_brute_force(data):
     slopes = data.draw(st.none() | st.just(np.array([0.5, 0.25], np.float32)))
     spec = MaskSpec(
         q_segments=jnp.array(segments[:, held:]),
-        k_segments=jnp.array(segments),
         q_positions=jnp.array(positions[:, held:]),
-        k_positions=jnp.array(positions),
-        q_index=jnp.arange(held, total) if held else None,
+        k_segments=jnp.array(segments) if held else None,
+        k_positions=jnp.array(positions) if held else None,
         window=None if window is None else jnp.array(window),
         slopes=None if slopes is None else jnp.array(slopes),
     )
@@ -149,8 +148,6 @@ def test_settings_that_do_not_fit_are_refused_by_name(change, message):
 
 def test_plain_decoders_make_no_bias_and_no_window():
     """The common case pays for neither: its program holds no array of logits besides the attention's."""
-    shapes = ((1, 4), (1, 4), (1, 4), (1, 4), (4,))
-    first, second, third, fourth, index = (jnp.zeros(shape, jnp.int32) for shape in shapes)
-    spec = MaskSpec(first, second, third, fourth, index)
+    spec = MaskSpec(*(jnp.zeros((1, 4), jnp.int32) for _ in range(4)))
     program = str(jax.make_jaxpr(lambda s: (dense_mask(s), dense_bias(s)))(spec))
     assert "sub" not in program and "f32" not in program
