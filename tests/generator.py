@@ -41,11 +41,12 @@ def build_generator(
         keys: jax.Array | None = None,
     ) -> jax.Array:
         params = decoding_params(params, config)
-        state = begin(model, ends, params, batch, visual, sampling, keys, max_new_tokens)
+        budget = jnp.full(len(batch.tokens), max_new_tokens)
+        state = begin(model, ends, params, batch, visual, budget, sampling, keys, max_new_tokens)
         first = state.token[:, None]
         if max_new_tokens == 1:
             return first
-        rest, _ = advance(model, ends, params, state, sampling, keys, max_new_tokens - 1)
+        rest, _ = advance(model, ends, params, state, max_new_tokens - 1)
         return jnp.concatenate([first, rest], axis=1)
 
     return on_mesh(jax.jit(generate), mesh)

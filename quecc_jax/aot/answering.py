@@ -256,6 +256,7 @@ class _Setting:
         self.query = self._rows(query)
         self.visual: Visual = self._rows(self._shape(compress, vlm, self.params, self.states, self.query))
         self.batch = self._rows(spec._replace(pixels=None, features=None))
+        self.budget = self._rows(jax.ShapeDtypeStruct((b,), jnp.int32))
         self.state = jax.tree.map(
             self._placed,
             self._shape(
@@ -263,6 +264,7 @@ class _Setting:
                 self.params,
                 self.batch,
                 self.visual,
+                self.budget,
             ),
         )
         self.vlm, self.new = vlm, asked.new
@@ -288,9 +290,9 @@ class _Setting:
             if name == "compressor":
                 return compress.lower(vlm, params, self.states, self.query)
             if name == "prefill":
-                return BEGIN.lower(vlm, ENDS, params, self.batch, self.visual, None, None, self.room[1])
-            limit = jax.ShapeDtypeStruct((), jnp.int32)
-            return ADVANCE.lower(vlm, ENDS, params, self.state, None, None, CHUNK, limit)
+                inputs = self.batch, self.visual, self.budget
+                return BEGIN.lower(vlm, ENDS, params, *inputs, None, None, self.room[1])
+            return ADVANCE.lower(vlm, ENDS, params, self.state, CHUNK)
 
     def needed(self, name: str, compiled: Compiled) -> int:
         """Bytes of main memory per chip with all parameters, also those that the program does not read."""
@@ -298,7 +300,7 @@ class _Setting:
             "image tower": self.pixels,
             "question": (self.ids, self.lengths),
             "compressor": (self.states, self.query),
-            "prefill": (self.batch, self.visual),
+            "prefill": (self.batch, self.visual, self.budget),
             DECODE: self.state,
         }
         read = max(0, compiled.memory.arguments - _local_bytes(inputs[name]))

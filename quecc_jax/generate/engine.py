@@ -28,8 +28,9 @@ from quecc_jax.data.tiles import Arrangement, arrange
 from quecc_jax.errors import BadRow, UserError
 from quecc_jax.generate.decode import Params, advance, begin, decoding_params, on_mesh
 from quecc_jax.generate.questions import AskedImage, Limits, Prompt, Prompts, Question, ReadImage, Usage
+from quecc_jax.generate.reply import Reply
 from quecc_jax.generate.reuse import Encoders, Reuse, image_key, round_up
-from quecc_jax.generate.text_stream import TextStream
+from quecc_jax.generate.sampling import per_row
 from quecc_jax.models.vlm import VLM
 from quecc_jax.sharding import batch_parts, on_host, spread_rows
 
@@ -39,8 +40,8 @@ SMALLEST = 32
 CHUNK = 8
 """Tokens that are decoded between two looks of the host."""
 
-BEGIN = jax.jit(begin, static_argnums=(0, 1, 7))
-ADVANCE = jax.jit(advance, static_argnums=(0, 1, 6), donate_argnums=3)
+BEGIN = jax.jit(begin, static_argnums=(0, 1, 8))
+ADVANCE = jax.jit(advance, static_argnums=(0, 1, 4, 5), donate_argnums=3)
 """Compiled once per model and shapes, for all engines; the state's memory is reused."""
 
 
@@ -243,86 +244,62 @@ class Run:
     """Answers under way: iterating yields (row, piece of text) as they come, `usage` is there at the end."""
 
     def __init__(self, engine: Engine, asked: Sequence[Question | Prompt], limits: Limits, rows: int):
-        self._engine, self._limits, self._began = engine, limits, time.perf_counter()
-        prompts = [engine.prompt(one) if isinstance(one, Question) else one for one in asked]
-        self._encoded = [prompt.encoded for prompt in prompts]
-        self._unknown = [prompt.unknown_words for prompt in prompts]
-        longest = max(len(encoded.codes) for encoded in self._encoded)
+        self._engine, self._limits = engine, limits
+        self._began = time.perf_counter()
+        self._prompts = [engine.prompt(one) if isinstance(one, Question) else one for one in asked]
+        longest = max(len(prompt.encoded.codes) for prompt in self._prompts)
         length, self._answer_room = engine.room(longest, limits.max_new_tokens)
-        self._batch = engine.batch(prompts, length, rows)
-        self._stop = (*limits.stop, engine.ends.text) if engine.ends.text else limits.stop
-        self._texts = [TextStream(engine.tokenizer, self._stop) for _ in prompts]
-        self.usage: list[Usage] = []
+        self._batch = engine.batch(self._prompts, length, rows)
+        self._replies = self._begun(read=True)
 
     def finish(self) -> list[str]:
         """All answers, when they are complete."""
-        # Nobody reads pieces: tokens become text once, unless a text may end them.
-        for _ in self._pieces(read=bool(self._stop)):
+        self._replies = self._begun(read=False)
+        for _ in self:
             pass
         return self.texts()
 
     def texts(self) -> list[str]:
         """The answers so far."""
-        return [text.text for text in self._texts]
+        return [reply.text for reply in self._replies]
+
+    @property
+    def usage(self) -> list[Usage]:
+        """What each answer took."""
+        return [reply.usage() for reply in self._replies]
+
+    def _begun(self, read: bool) -> list[Reply]:
+        tokenizer, ends = self._engine.tokenizer, self._engine.ends
+        return [
+            Reply(prompt, tokenizer, ends, self._limits, began=self._began, read=read)
+            for prompt in self._prompts
+        ]
 
     def __iter__(self) -> Iterator[tuple[int, str]]:
-        return self._pieces(read=True)
-
-    def _pieces(self, read: bool) -> Iterator[tuple[int, str]]:
         engine, limits, batch = self._engine, self._limits, self._batch
         rows = batch.tokens.shape[0]
         visual = engine.encoders(engine.params, batch) if batch.query_ends.size else None
-        draws = None
+        sampling = keys = None
         if limits.sampling is not None:
-            draws = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(limits.seed), np.arange(rows))
+            sampling = per_row([limits.sampling] * rows)
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(limits.seed), np.arange(rows))
         batch = spread_rows(batch._replace(pixels=None, features=None), engine.mesh)
-        state = engine.begin(engine.params, batch, visual, limits.sampling, draws, self._answer_room)
-        tokens, count = on_host(state.token)[:, None], 1
-        first = time.perf_counter() - self._began
-        ended = ["length"] * len(self._texts)
-        running = set(range(len(self._texts)))
+        budget = np.full(rows, limits.max_new_tokens, np.int32)
+        state = engine.begin(engine.params, batch, visual, budget, sampling, keys, self._answer_room)
+        tokens = on_host(state.token)[:, None]
+        running = set(range(len(self._replies)))
         while True:
             for row in sorted(running):
-                ids, at_end = until_end(tokens[row].tolist(), engine.ends.ids[0])
-                text = self._texts[row]
-                if not read:
-                    text.ids += ids
-                elif piece := text.push(ids):
+                reply = self._replies[row]
+                if piece := reply.push(tokens[row].tolist()):
                     yield row, piece
-                if text.stopped is not None or at_end:
-                    ended[row] = "stop" if text.stopped is not None else "end"
+                if reply.ended_by:
                     running.discard(row)
-                    if read and (piece := text.finish()):
-                        yield row, piece
-            left = min(engine.chunk, limits.max_new_tokens - count)
-            if not running or left <= 0:
-                break
+            if not running:
+                return
             # The host knows of stop texts; the device only of tokens.
             done = np.array([row not in running for row in range(rows)])
-            state = state._replace(done=state.done | done)
             decoded, state = engine.advance(
-                engine.params, state, limits.sampling, draws, engine.chunk, np.int32(left)
+                engine.params, state._replace(done=state.done | done), engine.chunk
             )
-            tokens, count = on_host(decoded)[:, :left], count + left
-        for row in sorted(running):
-            if read and (piece := self._texts[row].finish()):
-                yield row, piece
-        seconds = time.perf_counter() - self._began
-        self.usage = [
-            Usage(
-                prompt_tokens=len(one.codes),
-                visual_tokens=int((one.codes < 0).sum()),
-                cut_question_tokens=one.query_cut,
-                new_tokens=len(text.ids),
-                first_token_seconds=first,
-                seconds=seconds,
-                ended_by=how,
-                unknown_words=unknown,
-            )
-            for one, text, how, unknown in zip(self._encoded, self._texts, ended, self._unknown, strict=True)
-        ]
-
-
-def until_end(ids: list[int], end: int) -> tuple[list[int], bool]:
-    """The ids before the token that ends an answer, and whether it is there."""
-    return (ids[: ids.index(end)], True) if end in ids else (ids, False)
+            tokens = on_host(decoded)

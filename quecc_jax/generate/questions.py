@@ -120,7 +120,7 @@ class Usage(NamedTuple):
     first_token_seconds: float
     """From the question to its first token, encoding of the images included."""
     seconds: float
-    """From the question to the end of its batch."""
+    """From the question to the end of its answer."""
     ended_by: str
     """`end` (a token), `stop` (a text) or `length`."""
 

@@ -176,7 +176,7 @@ class VLM(nn.Module):
     ) -> tuple[Float[Array, "B S M"], Cache]:
         """Hidden states [B, S, M] of a batch of prompts, and the cache, empty before, that holds them."""
         x = self.splice(batch, visual)
-        return self._append(x, batch.positions, batch.segments, cache, first=True)
+        return self.append(x, batch.positions, batch.segments, cache, first=True)
 
     def extend(
         self,
@@ -186,9 +186,9 @@ class VLM(nn.Module):
         cache: Cache,
     ) -> tuple[Float[Array, "B S M"], Cache]:
         """Hidden states [B, S, M] of further text tokens [B, S] after what the cache holds."""
-        return self._append(self.decoder.embed(tokens), positions, segments, cache)
+        return self.append(self.decoder.embed(tokens), positions, segments, cache)
 
-    def _append(
+    def append(
         self,
         x: Float[Array, "B S M"],
         positions: Int[Array, "B S"],
@@ -196,6 +196,8 @@ class VLM(nn.Module):
         cache: Cache,
         first: bool = False,
     ) -> tuple[Float[Array, "B S M"], Cache]:
+        """Hidden states [B, S, M] of decoder inputs [B, S, M] after what the cache holds, which is nothing if
+        they are the `first`."""
         hidden, extended = self.decoder(x, positions, segments, cache, first)
         assert extended is not None
         return hidden, extended

@@ -106,7 +106,9 @@ def test_the_cache_has_the_models_type(params, prompts):
     for dtype in ("float32", "bfloat16"):
         model = VLM(dataclasses.replace(MODEL, dtype=dtype), unrolled=True)
         shapes = jax.eval_shape(
-            lambda p, b, m=model: begin(m, (0,), decoding_params(p, m.config), b, None, None, None, 3),
+            lambda p, b, m=model: begin(
+                m, (0,), decoding_params(p, m.config), b, None, jnp.full(5, 3), None, None, 3
+            ),
             params,
             prompts,
         )
@@ -170,7 +172,9 @@ def test_eight_devices_answer_as_one_does(params):
         np.testing.assert_array_equal(together(placed, rows, *drawn), alone(params, batch, *drawn))
 
     model = VLM(MODEL, unrolled=True)
-    first = on_mesh(jax.jit(lambda p, b: begin(model, (0,), p, b, None, None, None, 3)), mesh)(placed, rows)
+    first = on_mesh(
+        jax.jit(lambda p, b: begin(model, (0,), p, b, None, jnp.full(8, 3), None, None, 3)), mesh
+    )(placed, rows)
     key = first.cache.keys[0]
     assert key.sharding.shard_shape(key.shape) == (2, 23, 1, 8)
 
@@ -179,9 +183,11 @@ def test_the_cache_is_written_in_place(params, prompts):
     """No array of the cache's shape is copied in the compiled loop, and the given one's memory is reused."""
     model = VLM(MODEL, unrolled=True)
     ready = decoding_params(params, MODEL)
-    state = jax.eval_shape(lambda p, b: begin(model, (0,), p, b, None, None, None, 37), ready, prompts)
-    step = jax.jit(functools.partial(advance, model, (0,)), static_argnums=4, donate_argnums=1)
-    compiled = step.lower(ready, state, None, None, 4).compile()
+    state = jax.eval_shape(
+        lambda p, b: begin(model, (0,), p, b, None, jnp.full(5, 37), None, None, 37), ready, prompts
+    )
+    step = jax.jit(functools.partial(advance, model, (0,)), static_argnums=2, donate_argnums=1)
+    compiled = step.lower(ready, state, 4).compile()
     made = [line for line in (compiled.as_text() or "").splitlines() if "= f32[5,57,2,8]" in line]
     assert sum("dynamic-update-slice" in line for line in made) >= 4
     assert [line for line in made if " copy(" in line or " transpose(" in line] == []

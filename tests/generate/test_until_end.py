@@ -4,7 +4,7 @@ import pytest
 
 from quecc_jax.data.text.tokenizer import load_tokenizer
 from quecc_jax.data.text.word_tokenizer import train_word_tokenizer
-from quecc_jax.generate.engine import until_end
+from quecc_jax.generate.reply import until_end
 from quecc_jax.generate.text_stream import answer_text
 
 

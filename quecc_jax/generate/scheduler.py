@@ -1,0 +1,395 @@
+"""Continuous batching: answers of many askers under way together, who come and go between decode steps.
+
+Questions wait in a queue until a slot is free. Those that are let in together have their images, their words and their
+prompts read in few programs of fixed shapes, and then decode beside those that are under way; long prompts are read a
+chunk at a time, between decode steps. `Scheduler.step` is one round of that, and whoever calls it owns the device;
+`submit` and `cancel` are for any thread.
+"""
+
+import collections
+import dataclasses
+import functools
+import itertools
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from quecc_jax.config.shapes import at_visual_tokens
+from quecc_jax.errors import UserError
+from quecc_jax.generate.decode import Reading, State, first_token, on_mesh, open_prompts, read
+from quecc_jax.generate.engine import BEGIN, CHUNK, SMALLEST, Engine
+from quecc_jax.generate.questions import Limits, Prompt, Question, Usage
+from quecc_jax.generate.reply import Reply
+from quecc_jax.generate.reuse import round_up
+from quecc_jax.generate.sampling import per_row
+from quecc_jax.generate.slots import Room, empty_slots, go_on, insert, refit
+from quecc_jax.models.vlm import VLM
+from quecc_jax.sharding import batch_parts, on_host, spread_rows
+
+EMPTY = jax.jit(empty_slots, static_argnums=(0, 1, 2, 3))
+INSERT = jax.jit(insert, donate_argnums=0)
+REFIT = jax.jit(refit, static_argnums=(1, 2))
+GO_ON = jax.jit(go_on, static_argnums=(0, 1, 5, 6), donate_argnums=3)
+OPEN = jax.jit(open_prompts, static_argnums=(0, 4))
+READ = jax.jit(read, static_argnums=(0, 4), donate_argnums=2)
+FIRST = jax.jit(first_token, static_argnums=(0, 1))
+"""Compiled once per model and shapes, for all schedulers."""
+
+
+class Full(Exception):
+    """As many questions wait as may."""
+
+
+@dataclasses.dataclass(eq=False)
+class Ticket:
+    """A question that waits or is answered."""
+
+    engine: Engine
+    prompt: Prompt
+    limits: Limits
+    deliver: Callable[[str | Usage | Exception], None]
+    reply: Reply
+    room: Room
+    cancelled: bool = False
+
+
+@dataclasses.dataclass(eq=False)
+class Long:
+    """Prompts that are read a chunk at a time."""
+
+    tickets: list[Ticket]
+    rows: list[int]
+    reading: Reading
+    done: int = 0
+    """Positions that have been read."""
+
+
+class Scheduler:
+    """Answers many questions at a time with one model.
+
+    Args:
+      engine: of the model; one of an elastic model answers with any V that it makes.
+      slots: B, answers that are under way at a time; with a mesh, that rows are split over evenly.
+      queue: questions that may wait.
+      max_length: positions of the longest prompt and the longest answer under way together, both padded.
+      prefill_tokens: positions of prompts that are read between two looks at the answers under way, about; longer
+        prompts are read in chunks of so many.
+
+    Raises:
+      UserError: the slots do not divide over the mesh, or a number is no size.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        slots: int = 8,
+        queue: int = 64,
+        max_length: int = 4096,
+        prefill_tokens: int = 512,
+        chunk: int = CHUNK,
+    ):
+        parts = 1 if engine.mesh is None else batch_parts(engine.mesh)
+        if slots < 1 or slots % parts:
+            raise UserError(f"{slots} slots do not divide over {parts} devices of the mesh; give a multiple")
+        scaling = engine.config.model.decoder.rope_scaling
+        if scaling.kind == "longrope":
+            # A longer cache has other frequencies, for all that are in it.
+            max_length = min(max_length, scaling.original_length)
+        self.slots, self.queue, self.max_length = slots, queue, max_length
+        self.answered = 0
+        """Answers that came to their end."""
+        self._parts, self._prefill, self._chunk = parts, prefill_tokens, chunk
+        self._engines = {engine.config.model.visual_tokens: engine}
+        self._engine = engine
+        self._waiting: collections.deque[Ticket] = collections.deque()
+        self._jobs: collections.deque[Callable[[], None]] = collections.deque()
+        self._taken: dict[int, Ticket] = {}
+        self._long: list[Long] = []
+        self.room: Room | None = None
+        """Of the cache; None before the first answer."""
+        self._state: State | None = None
+        self._changed = threading.Condition()
+        self._seconds = collections.deque[float](maxlen=64)
+
+    # For any thread.
+
+    def engine(self, visual_tokens: int = 0) -> Engine:
+        """The engine that answers with V visual tokens; 0 is the model's own.
+
+        Raises:
+          UserError: the model does not make this V.
+        """
+        if not visual_tokens:
+            return self._engine
+        base = self._engine
+        with self._changed:
+            if visual_tokens not in self._engines:
+                model = at_visual_tokens(base.config.model, visual_tokens)
+                config = dataclasses.replace(base.config, model=model)
+                self._engines[visual_tokens] = Engine(
+                    config, base.params, reuse=base.reuse, mesh=base.mesh, chunk=base.chunk
+                )
+            return self._engines[visual_tokens]
+
+    def submit(
+        self,
+        question: Question,
+        limits: Limits,
+        deliver: Callable[[str | Usage | Exception], None],
+        visual_tokens: int = 0,
+    ) -> Ticket:
+        """Has a question wait for its answer.
+
+        Args:
+          deliver: is called by the thread that steps, with pieces of the answer's text as they come and then with
+            its `Usage`, or with what went wrong.
+
+        Raises:
+          UserError: the question does not fit the model, or its images cannot be read.
+          Full: too many wait.
+        """
+        began, engine = time.perf_counter(), self.engine(visual_tokens)
+        images = tuple(engine.image(image) for image in question.images)
+        prompt = engine.prompt(question._replace(images=images))
+        room = self._needed(prompt, limits)
+        if sum(room) > self.max_length:
+            raise UserError(
+                f"a prompt of {len(prompt.encoded.codes)} tokens and an answer of up to {limits.max_new_tokens} "
+                f"are more than the {self.max_length} positions that are served; ask for a shorter answer, or "
+                "say less"
+            )
+        reply = Reply(prompt, engine.tokenizer, engine.ends, limits, began=began)
+        ticket = Ticket(engine, prompt, limits, deliver, reply, room)
+        with self._changed:
+            if len(self._waiting) >= self.queue:
+                raise Full
+            self._waiting.append(ticket)
+            self._changed.notify_all()
+        return ticket
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Gives a question up; nothing more of it is delivered, but for what is on its way."""
+        with self._changed:
+            ticket.cancelled = True
+            if ticket in self._waiting:
+                self._waiting.remove(ticket)
+
+    def call(self, job: Callable[[], None]) -> None:
+        """Has the thread that steps do something with the device, between two rounds."""
+        with self._changed:
+            self._jobs.append(job)
+            self._changed.notify_all()
+
+    def wait(self, seconds: float) -> None:
+        """Returns when there is something to do, or after so many seconds."""
+        with self._changed:
+            self._changed.wait_for(lambda: bool(self._waiting or self._jobs or self._taken), seconds)
+
+    @property
+    def waiting(self) -> int:
+        """Questions in the queue."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Answers under way."""
+        return len(self._taken)
+
+    def patience(self) -> float:
+        """Seconds until a question that cannot wait now may find a place, guessed from the newest answers."""
+        seconds = [*self._seconds]
+        mean = sum(seconds) / len(seconds) if seconds else 1.0
+        return max(1.0, mean * (1 + self.waiting) / self.slots)
+
+    # For the thread that steps.
+
+    def step(self) -> bool:
+        """One round: jobs, then prompts of those who are let in, then some tokens of all answers under way.
+
+        Returns:
+          Whether there was anything to do, or is.
+        """
+        with self._changed:
+            jobs = [self._jobs.popleft() for _ in range(len(self._jobs))]
+            for row in [row for row, ticket in self._taken.items() if ticket.cancelled]:
+                del self._taken[row]
+            self._long = [long for long in self._long if not all(one.cancelled for one in long.tickets)]
+            joining = self._let_in()
+        for job in jobs:
+            job()
+        try:
+            self._read(joining)
+            self._decode()
+        except Exception as error:
+            self._fail(error)
+            raise
+        return bool(jobs or joining or self._taken or self._waiting)
+
+    def _let_in(self) -> list[tuple[int, Ticket]]:
+        """The first of those who wait that there are slots, positions and time for, with their slots."""
+        free = [row for row in range(self.slots) if row not in self._taken]
+        room = functools.reduce(Room.with_room, (one.room for one in self._taken.values()), Room(0, 0))
+        joining, left = list[tuple[int, Ticket]](), self._prefill
+        while self._waiting and free and left > 0:
+            ticket = self._waiting[0]
+            wanted = room.with_room(ticket.room)
+            is_long = ticket.room.front > self._prefill
+            if sum(wanted) > self.max_length or (is_long and self._long):
+                break
+            room, row = wanted, free.pop(0)
+            joining.append((row, self._waiting.popleft()))
+            self._taken[row] = ticket
+            left -= ticket.room.front
+        return joining
+
+    def _needed(self, prompt: Prompt, limits: Limits) -> Room:
+        length = max(SMALLEST, round_up(len(prompt.encoded.codes)))
+        if length > self._prefill:
+            length = -(-length // self._prefill) * self._prefill
+        return Room(length, max(SMALLEST, round_up(limits.max_new_tokens)))
+
+    def _read(self, joining: Sequence[tuple[int, Ticket]]) -> None:
+        """Reads prompts: all of the short ones, and a chunk of a long one."""
+        if joining:
+            self._make_room()
+
+        def alike(one: tuple[int, Ticket]) -> tuple[int, int]:
+            return one[1].engine.config.model.visual_tokens, one[1].room.front
+
+        for _, some in itertools.groupby(sorted(joining, key=alike), alike):
+            rows, tickets = map(list, zip(*some, strict=True))
+            self._open(rows, tickets)
+        if self._long:
+            long = self._long[0]
+            engine = long.tickets[0].engine
+            start = np.int32(long.done)
+            long.reading = self._on(READ)(
+                self._model(engine), engine.params, long.reading, start, self._prefill
+            )
+            long.done += self._prefill
+            if long.done >= long.tickets[0].room.front:
+                self._long.pop(0)
+                settings = self._settings(long.tickets, len(long.reading.text))
+                fresh = self._on(FIRST)(
+                    self._model(engine), engine.ends.ids, engine.params, long.reading, *settings
+                )
+                self._place(fresh, long.rows, long.tickets)
+
+    def _open(self, rows: list[int], tickets: list[Ticket]) -> None:
+        """Reads prompts of one length, or begins to."""
+        engine, length = tickets[0].engine, tickets[0].room.front
+        count = -(-(1 << (len(tickets) - 1).bit_length()) // self._parts) * self._parts
+        batch = engine.batch([ticket.prompt for ticket in tickets], length, count)
+        visual = engine.encoders(engine.params, batch) if batch.query_ends.size else None
+        batch = batch._replace(pixels=None, features=None)
+        if visual is not None and visual.memory is None:
+            # What only the encoders read is no matter of the program's shapes.
+            none = np.zeros((len(batch.queries), 0), np.int32)
+            batch = batch._replace(queries=none, query_segments=none)
+        batch = spread_rows(batch, engine.mesh)
+        model, ends = self._model(engine), engine.ends.ids
+        if length > self._prefill:
+            reading = self._on(OPEN)(model, engine.params, batch, visual, 0)
+            self._long.append(Long(tickets, rows, reading))
+            return
+        settings = self._settings(tickets, len(batch.tokens))
+        fresh = self._on(BEGIN)(model, ends, engine.params, batch, visual, *settings, 0)
+        self._place(fresh, rows, tickets)
+
+    def _settings(self, tickets: Sequence[Ticket], rows: int) -> tuple[np.ndarray, PyTree, jax.Array]:
+        """Budgets, sampling and keys of rows, of which the last may be nobody's."""
+        limits = [ticket.limits for ticket in tickets]
+        limits += (rows - len(limits)) * [Limits(0)]
+        budget = np.array([one.max_new_tokens for one in limits], np.int32)
+        seeds = np.array([one.seed % 2**32 for one in limits], np.uint32)
+        return budget, per_row([one.sampling for one in limits]), _keys(seeds)
+
+    def _place(self, fresh: State, rows: list[int], tickets: list[Ticket]) -> None:
+        """Puts answers that have begun into their slots and hands out their first tokens."""
+        tokens = on_host(fresh.token)
+        where = np.full(len(tokens), self.slots, np.int32)
+        # A slot that was given up may be another's by now.
+        where[: len(rows)] = [
+            row if self._taken.get(row) is ticket else self.slots
+            for row, ticket in zip(rows, tickets, strict=True)
+        ]
+        self._state = self._on(INSERT)(self._state, fresh, where)
+        for row, ticket, token in zip(rows, tickets, tokens.tolist(), strict=False):
+            self._hand_out(row, ticket, [token])
+
+    def _decode(self) -> None:
+        """Some tokens of all answers under way."""
+        reading = [one for long in self._long for one in long.tickets]
+        running = {row: one for row, one in self._taken.items() if one not in reading}
+        if not running or self._state is None or self.room is None:
+            return
+        ended = np.array([row not in running for row in range(self.slots)])
+        engine = self._engine
+        tokens, self._state = self._on(GO_ON)(
+            self._model(engine),
+            engine.ends.ids,
+            engine.params,
+            self._state,
+            ended,
+            self._chunk,
+            self.room.front,
+        )
+        for row, ids in enumerate(on_host(tokens).tolist()):
+            if row in running:
+                self._hand_out(row, running[row], ids)
+
+    def _hand_out(self, row: int, ticket: Ticket, ids: list[int]) -> None:
+        if ticket.cancelled:
+            return
+        piece = ticket.reply.push(ids)
+        if piece:
+            ticket.deliver(piece)
+        if ticket.reply.ended_by:
+            del self._taken[row]
+            usage = ticket.reply.usage()
+            self.answered += 1
+            self._seconds.append(usage.seconds)
+            ticket.deliver(usage)
+
+    def _make_room(self) -> None:
+        """Fits the cache to those who are there: larger where it must be, smaller where half would do."""
+        needed = functools.reduce(Room.with_room, (one.room for one in self._taken.values()))
+        if self._state is None or self.room is None:
+            engine = self._engine
+            self._state = self._on(EMPTY)(self._model(engine), engine.ends.ids, self.slots, needed)
+        elif not self.room.holds(needed) or 2 * sum(needed) <= sum(self.room):
+            if not 2 * sum(needed) <= sum(self.room):
+                needed = needed.with_room(self.room)
+            if sum(needed) > self.max_length:
+                needed = functools.reduce(Room.with_room, (one.room for one in self._taken.values()))
+            self._state = self._on(REFIT)(self._state, self.room, needed)
+        else:
+            return
+        self.room = needed
+
+    def _fail(self, error: Exception) -> None:
+        """Tells all that are under way, and begins anew."""
+        with self._changed:
+            tickets = [*self._taken.values()]
+            self._taken.clear()
+        self._long.clear()
+        self._state = self.room = None
+        for ticket in tickets:
+            ticket.deliver(error)
+
+    def _model(self, engine: Engine) -> VLM:
+        return VLM(engine.config.model, unrolled=True)
+
+    def _on(self, program: Callable[..., PyTree]) -> Callable[..., PyTree]:
+        return on_mesh(program, self._engine.mesh)
+
+
+@jax.jit
+def _keys(seeds: jax.Array) -> jax.Array:
+    """Each seed's key, as a question that is asked alone has it: typed [B]."""
+    return jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 0))(seeds)

@@ -1,0 +1,319 @@
+"""Answers that come and go: each is what the engine answers to its question alone, whatever the company."""
+
+import dataclasses
+import threading
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from quecc_jax.config import MeshConfig
+from quecc_jax.convert.run import import_weights
+from quecc_jax.errors import UserError
+from quecc_jax.generate.engine import Engine
+from quecc_jax.generate.questions import Limits, Question, Usage
+from quecc_jax.generate.sampling import Sampling
+from quecc_jax.generate.scheduler import Full, Scheduler
+from quecc_jax.generate.slots import Room
+from quecc_jax.load import load_engine, load_vlm
+from tests.golden_pack import unpack
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "llava_tiny"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "model"
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory) -> Engine:
+    folder = tmp_path_factory.mktemp("golden")
+    unpack(GOLDEN / "arrays.xz", folder / "llava_tiny")
+    import_weights(folder / "llava_tiny", folder / "run")
+    config, params = load_vlm(folder / "run")
+    model = dataclasses.replace(config.model, dtype="float32", remat="none")
+    return Engine(dataclasses.replace(config, model=model), params, chunk=4)
+
+
+@pytest.fixture(scope="module")
+def asked(engine) -> list[tuple[Question, Limits]]:
+    """Questions of many lengths, with an image, another or none, and answers of many."""
+    images = [engine.image(Image.new("RGB", (30, 20), colour)) for colour in ("teal", "orange")]
+    words = [
+        "What",
+        "is",
+        "the",
+        "man",
+        "on",
+        "the",
+        "left",
+        "doing",
+        "with",
+        "that",
+        "thing",
+        "which",
+        "he",
+        "holds",
+        "in",
+        "his",
+        "hands",
+        "?",
+    ]
+    texts = [" ".join((words * 9)[:n]) for n in (1, 5, 12, 30, 60, 110)]
+    (whole,) = engine.answers([Question(texts[1])], Limits(12))
+    kinds = [
+        Limits(1),
+        Limits(3),
+        Limits(12),
+        Limits(40),
+        Limits(12, stop=(whole[3:5],)),
+        Limits(9, sampling=Sampling(1.5, top_k=40), seed=3),
+        Limits(9, sampling=Sampling(0.7, top_p=0.8, repetition_penalty=1.3), seed=2**31 - 1),
+        Limits(20, sampling=Sampling(0.0, repetition_penalty=1.5)),
+    ]
+    shown: list[tuple[Any, ...]] = [(), (images[0],), (images[1],)]
+    return [
+        (Question(texts[i % 6], shown[i % 3], ("Hello there.", "Yes?") if i % 5 == 4 else ()), kinds[i % 8])
+        for i in range(24)
+    ]
+
+
+@pytest.fixture(scope="module")
+def alone(engine, asked) -> list[tuple[str, Usage]]:
+    """What the engine says to each, asked for nothing else."""
+    runs = [engine.run([question], limits) for question, limits in asked]
+    return [(run.finish()[0], run.usage[0]) for run in runs]
+
+
+class Heard(NamedTuple):
+    """What was delivered to one who asked."""
+
+    number: int
+    items: list
+
+    @property
+    def text(self) -> str:
+        return "".join(item for item in self.items if isinstance(item, str))
+
+
+def same(heard: Heard, alone: list[tuple[str, Usage]]) -> None:
+    text, usage = alone[heard.number]
+    assert heard.text == text
+    *pieces, last = heard.items
+    assert all(isinstance(piece, str) and piece for piece in pieces)
+    without = {"first_token_seconds": 0.0, "seconds": 0.0}
+    assert last._replace(**without) == usage._replace(**without)
+    assert 0 < last.first_token_seconds <= last.seconds
+
+
+SOME = st.lists(
+    st.one_of(
+        st.tuples(st.just("ask"), st.integers(0, 23)),
+        st.tuples(st.just("ask"), st.integers(0, 23)),
+        st.tuples(st.just("step"), st.integers(1, 3)),
+        st.tuples(st.just("cancel"), st.integers(0, 30)),
+    ),
+    min_size=4,
+    max_size=30,
+)
+
+
+@settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(SOME, st.sampled_from([(1, 4), (3, 2), (4, 5)]))
+def test_every_answer_is_what_is_said_alone_in_any_order_of_coming_and_going(
+    engine, asked, alone, events, sizes
+):
+    slots, chunk = sizes
+    scheduler = Scheduler(engine, slots=slots, queue=64, max_length=256, prefill_tokens=64, chunk=chunk)
+    tickets, cancelled = list[tuple[Any, Heard]](), set[int]()
+    for what, number in events:
+        if what == "ask":
+            heard = Heard(number, [])
+            tickets.append((scheduler.submit(*asked[number], heard.items.append), heard))
+        elif what == "step":
+            for _ in range(number):
+                scheduler.step()
+        elif tickets:
+            which = number % len(tickets)
+            scheduler.cancel(tickets[which][0])
+            cancelled.add(which)
+    while scheduler.step():
+        pass
+    assert scheduler.running == scheduler.waiting == 0
+    for which, (_, heard) in enumerate(tickets):
+        if which not in cancelled or any(isinstance(item, Usage) for item in heard.items):
+            same(heard, alone)
+        else:
+            assert alone[heard.number][0].startswith(heard.text)
+
+
+def test_long_prompts_are_read_between_the_tokens_of_others(engine, asked, alone):
+    """While a long prompt is read chunk by chunk, the answers under way go on."""
+    scheduler = Scheduler(engine, slots=2, max_length=512, prefill_tokens=32, chunk=1)
+    short = next(i for i, (q, limits) in enumerate(asked) if limits.max_new_tokens == 40)
+    long = max(range(24), key=lambda i: alone[i][1].prompt_tokens)
+    first, second = Heard(short, []), Heard(long, [])
+    scheduler.submit(*asked[short], first.items.append)
+    scheduler.step()
+    scheduler.submit(*asked[long], second.items.append)
+    before, rounds = len(first.items), 0
+    while not second.items:
+        scheduler.step()
+        rounds += 1
+    assert rounds >= alone[long][1].prompt_tokens // 32 and len(first.items) - before >= rounds - 2
+    while scheduler.step():
+        pass
+    same(first, alone)
+    same(second, alone)
+
+
+def test_room_grows_with_those_who_come_and_shrinks_when_they_left(engine, asked, alone):
+    scheduler = Scheduler(engine, slots=2, max_length=512, chunk=2)
+    by_length = sorted(range(24), key=lambda i: alone[i][1].prompt_tokens + asked[i][1].max_new_tokens)
+    rooms = list[Room]()
+    for number in (by_length[0], by_length[-1], by_length[0]):
+        heard = Heard(number, [])
+        scheduler.submit(*asked[number], heard.items.append)
+        while scheduler.step():
+            pass
+        same(heard, alone)
+        assert scheduler.room is not None
+        rooms.append(scheduler.room)
+    assert sum(rooms[1]) > sum(rooms[0]) == sum(rooms[2])
+
+
+def test_what_is_too_long_or_too_many_is_refused_before_it_waits(engine, asked):
+    scheduler = Scheduler(engine, slots=1, queue=2, max_length=128)
+    heard = list[Any]()
+    with pytest.raises(UserError, match="more than the 128 positions that are served"):
+        scheduler.submit(Question("so " * 200), Limits(8), heard.append)
+    with pytest.raises(UserError, match="makes 4 visual tokens|makes [0-9]+ visual tokens"):
+        scheduler.submit(asked[1][0], Limits(8), heard.append, visual_tokens=5)
+    for _ in range(2):
+        scheduler.submit(Question("so"), Limits(8), heard.append)
+    with pytest.raises(Full):
+        scheduler.submit(Question("so"), Limits(8), heard.append)
+    assert scheduler.patience() >= 1 and heard == []
+
+
+def test_a_slot_that_was_given_up_while_its_prompt_was_read_is_anothers(engine, asked, alone):
+    """Two long prompts are read together, one of which is given up; its slot goes to who comes next."""
+    scheduler = Scheduler(engine, slots=2, max_length=512, prefill_tokens=32, chunk=1)
+    long = max(range(24), key=lambda i: alone[i][1].prompt_tokens)
+    given_up, stays, comes = Heard(long, []), Heard(long, []), Heard(2, [])
+    ticket = scheduler.submit(*asked[long], given_up.items.append)
+    scheduler.step()
+    scheduler.cancel(ticket)
+    scheduler.submit(*asked[2], comes.items.append)
+    scheduler.submit(*asked[long], stays.items.append)
+    while scheduler.step():
+        pass
+    assert given_up.items == []
+    same(comes, alone)
+    same(stays, alone)
+
+
+def test_what_goes_wrong_is_told_to_all_under_way_and_the_next_are_answered(
+    engine, asked, alone, monkeypatch
+):
+    scheduler = Scheduler(engine, slots=2, chunk=2, max_length=512)
+    first, second = Heard(3, []), Heard(2, [])
+    scheduler.submit(*asked[3], first.items.append)
+    scheduler.step()
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("quecc_jax.generate.scheduler.GO_ON", broken)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            scheduler.step()
+    assert isinstance(first.items[-1], RuntimeError)
+    scheduler.submit(*asked[2], second.items.append)
+    while scheduler.step():
+        pass
+    same(second, alone)
+
+
+def test_other_threads_ask_and_the_device_does_their_jobs_between_rounds(engine, asked, alone):
+    scheduler = Scheduler(engine, slots=2, chunk=2, max_length=512)
+    heard = [Heard(number, []) for number in range(12)]
+    stop, done = threading.Event(), threading.Event()
+
+    def work() -> None:
+        while not stop.is_set():
+            scheduler.wait(0.05)
+            scheduler.step()
+
+    threads = [
+        threading.Thread(target=lambda one=one: scheduler.submit(*asked[one.number], one.items.append))
+        for one in heard
+    ]
+    worker = threading.Thread(target=work)
+    for thread in (worker, *threads):
+        thread.start()
+    scheduler.call(done.set)
+    for thread in threads:
+        thread.join()
+    until = time.monotonic() + 120
+    while (
+        scheduler.running
+        or scheduler.waiting
+        or not all(isinstance(h.items[-1:] and h.items[-1], Usage) for h in heard)
+    ):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    assert done.wait(10)
+    stop.set()
+    worker.join()
+    for one in heard:
+        same(one, alone)
+
+
+@pytest.mark.slow
+def test_an_elastic_model_answers_with_every_v_at_a_time():
+    engine = load_engine(EXAMPLE)
+    choices = engine.config.model.compressor.elastic
+    image = engine.image(Image.new("RGB", (32, 32), "red"))
+    questions = [
+        Question(text, (image,)) for text in ("which color is the shape ?", "how many shapes are there ?")
+    ]
+    scheduler = Scheduler(engine, slots=4, chunk=2, max_length=256)
+    heard = dict[tuple[int, int], Heard]()
+    for v in choices:
+        for number, question in enumerate(questions):
+            heard[v, number] = Heard(number, [])
+            scheduler.submit(question, Limits(4), heard[v, number].items.append, v)
+    while scheduler.step():
+        pass
+    for v in choices:
+        alone = load_engine(EXAMPLE, visual_tokens=v).answers(questions, Limits(4))
+        assert [heard[v, number].text for number in range(2)] == alone
+        assert heard[v, 0].items[-1].visual_tokens == v
+
+
+@pytest.mark.slow
+def test_eight_devices_answer_as_one_does(engine, asked, alone, tmp_path):
+    unpack(GOLDEN / "arrays.xz", tmp_path / "llava_tiny")
+    import_weights(tmp_path / "llava_tiny", tmp_path / "run")
+    mesh = MeshConfig(2, 2, 2)
+    spread = load_engine(tmp_path / "run", mesh, weights="float32")
+    with pytest.raises(UserError, match="3 slots do not divide over 4 devices"):
+        Scheduler(spread, slots=3)
+    scheduler = Scheduler(spread, slots=4, max_length=512, prefill_tokens=64, chunk=3)
+    heard = [Heard(number, []) for number in range(10)]
+    for one in heard:
+        scheduler.submit(*asked[one.number], one.items.append)
+        scheduler.step()
+    while scheduler.step():
+        pass
+    assert jax.device_count() == 8 and np.isfinite(scheduler.answered)
+    for one in heard:
+        same(one, alone)
