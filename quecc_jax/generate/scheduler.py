@@ -59,10 +59,10 @@ class Ticket:
 
 @dataclasses.dataclass(eq=False)
 class Long:
-    """Prompts that are read a chunk at a time."""
+    """A prompt that is read a chunk at a time."""
 
-    tickets: list[Ticket]
-    rows: list[int]
+    ticket: Ticket
+    row: int
     reading: Reading
     done: int = 0
     """Positions that have been read."""
@@ -109,7 +109,7 @@ class Scheduler:
         self._waiting: collections.deque[Ticket] = collections.deque()
         self._jobs: collections.deque[Callable[[], None]] = collections.deque()
         self._taken: dict[int, Ticket] = {}
-        self._long: list[Long] = []
+        self._long: Long | None = None
         self.room: Room | None = None
         """Of the cache; None before the first answer."""
         self._state: State | None = None
@@ -218,7 +218,8 @@ class Scheduler:
             jobs = [self._jobs.popleft() for _ in range(len(self._jobs))]
             for row in [row for row, ticket in self._taken.items() if ticket.cancelled]:
                 del self._taken[row]
-            self._long = [long for long in self._long if not all(one.cancelled for one in long.tickets)]
+            if self._long and self._long.ticket.cancelled:
+                self._long = None
             joining = self._let_in()
         for job in jobs:
             job()
@@ -264,21 +265,19 @@ class Scheduler:
         for _, some in itertools.groupby(sorted(joining, key=alike), alike):
             rows, tickets = map(list, zip(*some, strict=True))
             self._open(rows, tickets)
-        if self._long:
-            long = self._long[0]
-            engine = long.tickets[0].engine
-            start = np.int32(long.done)
+        if long := self._long:
+            engine, start = long.ticket.engine, np.int32(long.done)
             long.reading = self._on(READ)(
                 self._model(engine), engine.params, long.reading, start, self._prefill
             )
             long.done += self._prefill
-            if long.done >= long.tickets[0].room.front:
-                self._long.pop(0)
-                settings = self._settings(long.tickets, len(long.reading.text))
+            if long.done >= long.ticket.room.front:
+                self._long = None
+                settings = self._settings([long.ticket], len(long.reading.text))
                 fresh = self._on(FIRST)(
                     self._model(engine), engine.ends.ids, engine.params, long.reading, *settings
                 )
-                self._place(fresh, long.rows, long.tickets)
+                self._place(fresh, [long.row], [long.ticket])
 
     def _open(self, rows: list[int], tickets: list[Ticket]) -> None:
         """Reads prompts of one length, or begins to."""
@@ -295,7 +294,9 @@ class Scheduler:
         model, ends = self._model(engine), engine.ends.ids
         if length > self._prefill:
             reading = self._on(OPEN)(model, engine.params, batch, visual, 0)
-            self._long.append(Long(tickets, rows, reading))
+            # It is alone, for it took all the time of its round.
+            (row,), (ticket,) = rows, tickets
+            self._long = Long(ticket, row, reading)
             return
         settings = self._settings(tickets, len(batch.tokens))
         fresh = self._on(BEGIN)(model, ends, engine.params, batch, visual, *settings, 0)
@@ -313,19 +314,15 @@ class Scheduler:
         """Puts answers that have begun into their slots and hands out their first tokens."""
         tokens = on_host(fresh.token)
         where = np.full(len(tokens), self.slots, np.int32)
-        # A slot that was given up may be another's by now.
-        where[: len(rows)] = [
-            row if self._taken.get(row) is ticket else self.slots
-            for row, ticket in zip(rows, tickets, strict=True)
-        ]
+        where[: len(rows)] = rows
         self._state = self._on(INSERT)(self._state, fresh, where)
         for row, ticket, token in zip(rows, tickets, tokens.tolist(), strict=False):
             self._hand_out(row, ticket, [token])
 
     def _decode(self) -> None:
         """Some tokens of all answers under way."""
-        reading = [one for long in self._long for one in long.tickets]
-        running = {row: one for row, one in self._taken.items() if one not in reading}
+        reading = self._long.row if self._long else None
+        running = {row: one for row, one in self._taken.items() if row != reading}
         if not running or self._state is None or self.room is None:
             return
         ended = np.array([row not in running for row in range(self.slots)])
@@ -377,7 +374,7 @@ class Scheduler:
         with self._changed:
             tickets = [*self._taken.values()]
             self._taken.clear()
-        self._long.clear()
+        self._long = None
         self._state = self.room = None
         for ticket in tickets:
             ticket.deliver(error)
