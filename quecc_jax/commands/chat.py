@@ -206,29 +206,34 @@ def talk_or_serve(options: Options, limits: "Limits") -> None:
     """Loads the model, and talks until the end of input or serves the page."""
     from quecc_jax.load import load_engine
 
-    engine = load_engine(
-        options.checkpoint, options.mesh, options.visual_tokens, options.template, options.weights
-    )
-    if options.web:
-        from quecc_jax.serve.chat_web import Page, serve
-
-        max_bytes = int(options.max_upload_mb * 1e6)
-        page = Page(
-            engine,
-            limits,
-            options.query,
-            max_bytes,
-            options.max_pixels,
-            first_image(options),
-            options.suggest,
+    def engine() -> "Engine":
+        return load_engine(
+            options.checkpoint, options.mesh, options.visual_tokens, options.template, options.weights
         )
-        serve(page, options.host, options.port, options.open)
+
+    if options.web:
+        serve_page(options, limits, engine)
         return
-    talk = Chat(engine, limits, options.query)
+    talk = Chat(engine(), limits, options.query)
     if options.image is not None:
         print(command(f"/image {options.image}", talk))
     print("Ask something; /help lists the commands.")
     chat(talk)
+
+
+def serve_page(options: Options, limits: "Limits", engine: "Callable[[], Engine]") -> None:
+    """Serves the page until Ctrl-C, from before the model is loaded."""
+    from quecc_jax.serve.app import Front
+    from quecc_jax.serve.chat_page import Page
+    from quecc_jax.serve.own_backend import own_backend
+    from quecc_jax.serve.run import serve
+    from quecc_jax.serve.web.bounds import Bounds
+    from quecc_jax.serve.web.guards import Access
+
+    bounds = Bounds(image_bytes=int(options.max_upload_mb * 1e6), pixels=options.max_pixels)
+    front = Front(options.checkpoint.name, limits, bounds, Access((options.host,)))
+    page = Page(front, options.query, first_image(options), options.suggest)
+    serve(front, page, lambda: own_backend(engine()), options.host, options.port, show=options.open)
 
 
 def first_image(options: Options) -> bytes:

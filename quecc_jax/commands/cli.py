@@ -23,6 +23,7 @@ COMMANDS = {
     "train": "train one run",
     "generate": "answer one question",
     "chat": "chat about images, in the terminal or in the browser",
+    "serve": "answer over HTTP as OpenAI's API does, with limits and metrics",
     "evaluate": "score a run on a data set or on benchmarks",
     "convert": "import weights into a run, or export a run's weights",
     "inspect-data": "show what training will read",

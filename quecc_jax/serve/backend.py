@@ -1,6 +1,6 @@
 """What answers questions for a server: this process's own engine, or another behind it."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -42,3 +42,16 @@ class Backend(Protocol):
 
     async def attention(self, asked: Asked) -> np.ndarray | None:
         """Where the compressor looks: float32 [I, V, H, g, g], see `Engine.attention`; None without."""
+
+
+class State(NamedTuple):
+    """What a backend may say of itself, by a method `state()`."""
+
+    waiting: int
+    """Questions that have no slot yet."""
+    running: int
+    slots: int
+    """Questions that it answers at a time, at most."""
+    hits: Mapping[str, int]
+    """Features that were remembered, of `questions` and of `images`."""
+    misses: Mapping[str, int]

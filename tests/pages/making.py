@@ -12,15 +12,19 @@ from quecc_jax.evaluate.failures_page import write_failures
 from quecc_jax.evaluate.tasks import TASKS
 from quecc_jax.evaluate.tasks.base import Judged
 from quecc_jax.experiments.report import write_report
+from quecc_jax.generate.engine import Engine
 from quecc_jax.generate.questions import Limits
 from quecc_jax.load import load_engine
-from quecc_jax.serve.chat_web import Page
+from quecc_jax.serve.backend import Backend
+from quecc_jax.serve.chat_page import Page
+from quecc_jax.serve.own_backend import own_backend
+from quecc_jax.serve.web.bounds import Bounds
 from scaling.__main__ import main
 from tests.commands.synthetic import make_results
-from tests.commands.test_chat import served
 from tests.commands.test_inspect_data import batched, coloured_rows
 from tests.evaluate.standins import STANDINS
 from tests.experiments.test_compressors import results as compressors_results
+from tests.serve.serving import front_of, served
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 QUESTIONS = [f"what color is the shape in row {row}, column 1?" for row in (1, 2)]
@@ -74,11 +78,14 @@ FILES: dict[str, Callable[[Path], list[Path]]] = {
 }
 
 
-def chat() -> Page:
-    """The chat with the example's model, whose sixteen visual tokens look at a square each."""
+@contextlib.contextmanager
+def chat(backend: Callable[[Engine], Backend] = own_backend) -> Iterator[int]:
+    """The port of the chat with the example's model, whose sixteen visual tokens look at a square each."""
     engine = load_engine(EXAMPLES / "model", visual_tokens=16)
+    front = front_of(backend(engine), Bounds(), Limits(8))
     image = (EXAMPLES / "mosaic-1.png").read_bytes()
-    return Page(engine, Limits(8), "own", 1_000_000, 1_000_000, image, QUESTIONS)
+    with served(front, Page(front, "own", image, QUESTIONS)) as port:
+        yield port
 
 
 @contextlib.contextmanager
@@ -87,5 +94,5 @@ def addresses(name: str, folder: Path) -> Iterator[list[str]]:
     if name in FILES:
         yield [path.as_uri() for path in FILES[name](folder)]
         return
-    with served(chat()) as port:
+    with chat() as port:
         yield [f"http://127.0.0.1:{port}/"]

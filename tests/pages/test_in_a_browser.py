@@ -2,16 +2,19 @@
 
 The accessibility rules are those of axe-core, which `make test` brings where npm is installed."""
 
+import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from selenium.webdriver.common.keys import Keys
 
+from quecc_jax.generate.questions import Usage
+from quecc_jax.serve.backend import Asked
+from quecc_jax.serve.own_backend import OneAtATime
 from tests.browser import Browser, absent, browser
-from tests.commands.test_chat import served
 from tests.pages.making import FILES, QUESTIONS, addresses, chat
 
 pytestmark = pytest.mark.skipif(bool(absent()), reason=absent() or "a browser is here")
@@ -165,19 +168,23 @@ def test_the_explorer_is_driven_by_keys(window, tmp_path):
     assert [line for line in window.log() if "SEVERE" in line] == []
 
 
-def test_the_chat_is_driven_by_keys(window, monkeypatch):
+class Held(OneAtATime):
+    """A backend that says the next piece when it may go on."""
+
+    going = threading.Event()
+
+    async def answer(self, asked: Asked) -> AsyncGenerator[str | Usage]:
+        async for item in super().answer(asked):
+            yield item
+            while not self.going.is_set():
+                await asyncio.sleep(0.02)
+
+
+def test_the_chat_is_driven_by_keys(window):
     """A question to click, the square of one visual token, a question of one's own, and an answer that is stopped."""
-    page, going = chat(), threading.Event()
-    answer = page.ask
-
-    def held(body: bytes) -> Any:
-        for event in answer(body):
-            yield event
-            assert going.wait(60)
-
-    monkeypatch.setattr(page, "ask", held)
+    going = Held.going
     going.set()
-    with served(page) as port:
+    with chat(lambda engine: Held(engine, 8)) as port:
         show(window, f"http://127.0.0.1:{port}/", WIDE, "dark")
         window.run("document.querySelector('#offered button:last-child').focus()")
         window.press(Keys.ENTER)
