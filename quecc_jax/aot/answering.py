@@ -24,7 +24,7 @@ from quecc_jax.data.text.queries import query_buckets
 from quecc_jax.errors import UserError
 from quecc_jax.generate.decode import Params, begin, in_compute_type
 from quecc_jax.generate.engine import ADVANCE, BEGIN, CHUNK, room_for
-from quecc_jax.generate.reuse import compress, encode_images, encode_questions, round_up
+from quecc_jax.generate.reuse import AT_ONCE, compress, encode_images, encode_questions, round_up
 from quecc_jax.generate.stand_ins import stand_ins, with_dtype
 from quecc_jax.models.decoder import unstack
 from quecc_jax.models.lora import NAME as LORA
@@ -107,7 +107,7 @@ class AnswerReport:
     @property
     def first_token_seconds(self) -> float:
         """Predicted, of a batch, with no image or question seen before."""
-        return sum(one.seconds for one in self.programs[:-1])
+        return sum(one.times * one.seconds for one in self.programs[:-1])
 
     @property
     def tokens_per_second(self) -> float:
@@ -247,9 +247,11 @@ class _Setting:
         assert spec.pixels is not None
         b, i = spec.query_ends.shape
         vlm = VLM(self.model, unrolled=True)
-        self.pixels = self._rows(jax.ShapeDtypeStruct((b * i, 1, *spec.pixels.shape[2:]), spec.pixels.dtype))
-        self.ids = self._rows(jax.ShapeDtypeStruct((b, 1, self.question), jnp.int32))
-        self.lengths = self._rows(jax.ShapeDtypeStruct((b, 1), jnp.int32))
+        self.images, at_once = b * i, AT_ONCE * batch_parts(mesh)
+        images, questions = min(self.images, at_once), min(b, at_once)
+        self.pixels = self._rows(jax.ShapeDtypeStruct((images, 1, *spec.pixels.shape[2:]), spec.pixels.dtype))
+        self.ids = self._rows(jax.ShapeDtypeStruct((questions, 1, self.question), jnp.int32))
+        self.lengths = self._rows(jax.ShapeDtypeStruct((questions, 1), jnp.int32))
         states = self._shape(encode_images, vlm, self.params, self.pixels)[0]
         self.states = self._rows(jax.ShapeDtypeStruct((b, i, *states.shape), states.dtype))
         query = jax.ShapeDtypeStruct((b, i, query_width(self.model)), jnp.dtype(self.model.dtype))
@@ -271,9 +273,9 @@ class _Setting:
 
     def programs(self) -> Iterator[tuple[str, float]]:
         """Names, in the order in which they run, and how often each does."""
-        yield "image tower", 1
+        yield "image tower", math.ceil(self.images / len(self.pixels))
         if self.model.compressor.reads_question:
-            yield "question", 1
+            yield "question", math.ceil(len(self.batch.tokens) / len(self.ids))
         yield "compressor", 1
         yield "prefill", 1
         # The last run stops early where fewer tokens are left.
@@ -304,7 +306,11 @@ class _Setting:
             DECODE: self.state,
         }
         read = max(0, compiled.memory.arguments - _local_bytes(inputs[name]))
-        return compiled.needed + max(0, _local_bytes(self.params) - read)
+        # States of the images that were encoded before wait for the last ones.
+        others = (
+            _local_bytes(self.states) * (1 - len(self.pixels) / self.images) if name == "image tower" else 0
+        )
+        return compiled.needed + max(0, _local_bytes(self.params) - read) + int(others)
 
     def _shape(self, function: Callable[..., PyTree], *inputs: PyTree) -> PyTree:
         with jax.set_mesh(self.mesh), nn.logical_axis_rules(RULES):

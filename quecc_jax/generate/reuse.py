@@ -25,6 +25,9 @@ from quecc_jax.sharding import batch_parts, on_host, replicated, spread_rows
 
 MIB = 1 << 20
 
+AT_ONCE = 32
+"""Images, or questions, that one program encodes on a device, at most: more would be no faster, and take more room."""
+
 
 Held = cachetools.LRUCache[bytes, jax.Array]
 """Features by what they are of, within a limit of bytes; those that were used longest ago leave first."""
@@ -164,7 +167,7 @@ class Encoders:
     ) -> jax.Array:
         """[B, I, ...]: encodings of inputs [B, I, ...] by the keys of their slots, zeros in slots without.
 
-        Keys that are not held are encoded together, once each.
+        Keys that are not held are encoded once each, `AT_ONCE` together.
         """
         found = {key: array for key in set(keys.values()) if (array := held.get(key)) is not None}
         missing: dict[bytes, tuple[int, int]] = {}
@@ -174,8 +177,9 @@ class Encoders:
         counter = self.reuse.counted[name]
         counter.misses += len(missing)
         counter.hits += len(keys) - len(missing)
-        if missing:
-            slots = list(missing.values())
+        encoding, most = [*missing.items()], AT_ONCE * self._split
+        for part in (encoding[i : i + most] for i in range(0, len(encoding), most)):
+            slots = [slot for _, slot in part]
             rows = round_up(len(slots), self._split)
             where = tuple(np.array([*slots, *slots[:1] * (rows - len(slots))]).T)
             began = time.perf_counter()
@@ -188,7 +192,7 @@ class Encoders:
                 counter.timed += len(slots)
                 counter.seconds += time.perf_counter() - began
             self._compiled.add((name, rows))
-            for key, array in zip(missing, arrays, strict=False):
+            for (key, _), array in zip(part, arrays, strict=False):
                 found[key] = array
                 if array.nbytes <= held.maxsize:
                     held[key] = array

@@ -27,6 +27,7 @@ from quecc_jax.generate.reply import Reply
 from quecc_jax.generate.reuse import round_up
 from quecc_jax.generate.sampling import per_row
 from quecc_jax.generate.slots import Room, empty_slots, go_on, insert, refit
+from quecc_jax.models.attention import NO_LIMIT
 from quecc_jax.models.vlm import VLM
 from quecc_jax.sharding import batch_parts, on_host, spread_rows
 
@@ -75,7 +76,7 @@ class Scheduler:
       engine: of the model; one of an elastic model answers with any V that it makes.
       slots: B, answers that are under way at a time; with a mesh, that rows are split over evenly.
       queue: questions that may wait.
-      max_length: positions of the longest prompt and the longest answer under way together, both padded.
+      longest_answer: tokens that an answer may be asked to have; prompts have up to data.max_length.
       prefill_tokens: positions of prompts that are read between two looks at the answers under way, about; longer
         prompts are read in chunks of so many.
 
@@ -89,18 +90,18 @@ class Scheduler:
         *,
         slots: int = 8,
         queue: int = 64,
-        max_length: int = 4096,
+        longest_answer: int = 1024,
         prefill_tokens: int = 512,
         chunk: int = CHUNK,
     ):
         parts = 1 if engine.mesh is None else batch_parts(engine.mesh)
         if slots < 1 or slots % parts:
             raise UserError(f"{slots} slots do not divide over {parts} devices of the mesh; give a multiple")
+        self.slots, self.queue = slots, queue
         scaling = engine.config.model.decoder.rope_scaling
-        if scaling.kind == "longrope":
-            # A longer cache has other frequencies, for all that are in it.
-            max_length = min(max_length, scaling.original_length)
-        self.slots, self.queue, self.max_length = slots, queue, max_length
+        # A longer cache would have other frequencies, for all that are in it.
+        self._most = scaling.original_length if scaling.kind == "longrope" else NO_LIMIT
+        self._longest = longest_answer
         self.answered = 0
         """Answers that came to their end."""
         self._parts, self._prefill, self._chunk = parts, prefill_tokens, chunk
@@ -157,11 +158,15 @@ class Scheduler:
         images = tuple(engine.image(image) for image in question.images)
         prompt = engine.prompt(question._replace(images=images))
         room = self._needed(prompt, limits)
-        if sum(room) > self.max_length:
+        if limits.max_new_tokens > self._longest:
+            raise UserError(
+                f"an answer of up to {limits.max_new_tokens} tokens is more than the {self._longest} that are "
+                "served; ask for a shorter one"
+            )
+        if sum(room) > self._most:
             raise UserError(
                 f"a prompt of {len(prompt.encoded.codes)} tokens and an answer of up to {limits.max_new_tokens} "
-                f"are more than the {self.max_length} positions that are served; ask for a shorter answer, or "
-                "say less"
+                f"need {sum(room)} positions, and this model's longrope is served up to {self._most}; say less"
             )
         reply = Reply(prompt, engine.tokenizer, engine.ends, limits, began=began)
         ticket = Ticket(engine, prompt, limits, deliver, reply, room)
@@ -240,7 +245,7 @@ class Scheduler:
             ticket = self._waiting[0]
             wanted = room.with_room(ticket.room)
             is_long = ticket.room.front > self._prefill
-            if sum(wanted) > self.max_length or (is_long and self._long):
+            if sum(wanted) > self._most or (is_long and self._long):
                 break
             room, row = wanted, free.pop(0)
             joining.append((row, self._waiting.popleft()))
@@ -362,7 +367,7 @@ class Scheduler:
         elif not self.room.holds(needed) or 2 * sum(needed) <= sum(self.room):
             if not 2 * sum(needed) <= sum(self.room):
                 needed = needed.with_room(self.room)
-            if sum(needed) > self.max_length:
+            if sum(needed) > self._most:
                 needed = functools.reduce(Room.with_room, (one.room for one in self._taken.values()))
             self._state = self._on(REFIT)(self._state, self.room, needed)
         else:

@@ -1,101 +1,120 @@
-"""This process's own engine behind a server: one question at a time, the others wait in line."""
+"""This process's own engine behind a server: a thread of its own steps the scheduler, event loops ask it."""
 
 import asyncio
-import functools
-from collections.abc import AsyncGenerator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+import concurrent.futures
+import contextlib
+import logging
+import threading
+import weakref
+from collections.abc import AsyncGenerator
 
 import numpy as np
 
-from quecc_jax.config.shapes import at_visual_tokens
-from quecc_jax.errors import UserError
 from quecc_jax.generate.engine import Engine
 from quecc_jax.generate.questions import Usage
-from quecc_jax.serve.backend import Asked, Backend, Busy, State
+from quecc_jax.generate.scheduler import Full, Scheduler, Ticket
+from quecc_jax.serve.backend import Asked, Busy, State
 
-T = TypeVar("T")
+IDLE = 0.5
+"""Seconds after which an idle thread looks whether the program ends."""
 
 
-def own_backend(engine: Engine, slots: int = 1, waiting: int = 8, longest_answer: int = 1024) -> Backend:
-    """An engine as a backend.
+def own_backend(
+    engine: Engine, slots: int = 8, waiting: int = 64, longest_answer: int = 1024
+) -> "OwnBackend":
+    """An engine as a backend, with programs that are compiled when they are first needed.
 
     Args:
       slots: questions that are answered at a time.
       waiting: questions that may wait for a slot.
       longest_answer: tokens of the longest answer.
+
+    Raises:
+      UserError: as `Scheduler`.
     """
-    del slots, longest_answer  # One at a time, of any length.
-    return OneAtATime(engine, waiting)
+    return OwnBackend(Scheduler(engine, slots=slots, queue=waiting, longest_answer=longest_answer))
 
 
-class OneAtATime:
-    """Answers in one thread, in the order of asking; between two pieces an answer can be given up."""
+class OwnBackend:
+    """A `Backend` on a scheduler, which nobody else may step."""
 
-    def __init__(self, engine: Engine, waiting: int):
-        self.config = engine.config
-        self._engine, self._waiting = engine, waiting
-        self._thread = ThreadPoolExecutor(1, "model")
-        self._model = asyncio.Lock()
-        self._held = 0
-        self._seconds = 1.0
-        """What an answer took of late, on average."""
-
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        return await asyncio.wrap_future(self._thread.submit(work))
+    def __init__(self, scheduler: Scheduler):
+        self.config = scheduler.engine().config
+        self._scheduler = scheduler
+        ended = threading.Event()
+        # The thread holds the scheduler, not this, so that it ends with this.
+        weakref.finalize(self, ended.set)
+        threading.Thread(target=_work, args=(scheduler, ended), name="model").start()
 
     async def answer(self, asked: Asked) -> AsyncGenerator[str | Usage]:
         """As `Backend.answer`."""
-        self._check(asked)
-        if self._held > self._waiting:
-            raise Busy(max(1.0, self._held * self._seconds))
-        self._held += 1
+        loop, scheduler = asyncio.get_running_loop(), self._scheduler
+        heard: asyncio.Queue[str | Usage | Exception] = asyncio.Queue()
+
+        def deliver(item: str | Usage | Exception) -> None:
+            # Of a loop that was closed nobody listens.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(heard.put_nowait, item)
+
+        if scheduler.waiting >= scheduler.queue:
+            raise Busy(scheduler.patience())
+        question = asked.question, asked.limits, deliver, asked.visual_tokens
+        submitted = asyncio.ensure_future(asyncio.to_thread(scheduler.submit, *question))
         try:
-            async with self._model:
-                run = await self._in_thread(
-                    functools.partial(self._engine.run, [asked.question], asked.limits)
-                )
-                pieces = iter(run)
-                try:
-                    while (piece := await self._in_thread(functools.partial(_next, pieces))) is not None:
-                        yield piece
-                finally:
-                    # Behind what the thread is still doing for it.
-                    self._thread.submit(getattr(pieces, "close", lambda: None))
-                usage = run.usage[0]
-                self._seconds += 0.2 * (usage.seconds - self._seconds)
-                yield usage
+            ticket = await asyncio.shield(submitted)
+        except Full:
+            raise Busy(scheduler.patience()) from None
+        except asyncio.CancelledError:
+            submitted.add_done_callback(self._give_up)
+            raise
+        try:
+            while True:
+                item = await heard.get()
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+                if isinstance(item, Usage):
+                    return
         finally:
-            self._held -= 1
+            scheduler.cancel(ticket)
+
+    def _give_up(self, submitted: "asyncio.Future[Ticket]") -> None:
+        if not submitted.cancelled() and submitted.exception() is None:
+            self._scheduler.cancel(submitted.result())
 
     async def attention(self, asked: Asked) -> np.ndarray | None:
         """As `Backend.attention`."""
-        self._check(asked)
-        return await self._in_thread(functools.partial(self._engine.attention, asked.question))
+        found: concurrent.futures.Future[np.ndarray | None] = concurrent.futures.Future()
+        engine = self._scheduler.engine(asked.visual_tokens)
+
+        def look() -> None:
+            if found.set_running_or_notify_cancel():
+                try:
+                    found.set_result(engine.attention(asked.question))
+                except Exception as error:
+                    found.set_exception(error)
+
+        self._scheduler.call(look)
+        return await asyncio.wrap_future(found)
 
     def state(self) -> State:
         """What it is doing."""
-        counted = self._engine.reuse.counted
-        running = int(self._model.locked())
+        counted = self._scheduler.engine().reuse.counted
         return State(
-            self._held - running,
-            running,
-            1,
+            self._scheduler.waiting,
+            self._scheduler.running,
+            self._scheduler.slots,
             {name: counter.hits for name, counter in counted.items()},
             {name: counter.misses for name, counter in counted.items()},
         )
 
-    def _check(self, asked: Asked) -> None:
-        model = self._engine.config.model
-        if at_visual_tokens(model, asked.visual_tokens).visual_tokens != model.visual_tokens:
-            raise UserError(
-                f"this server answers with {model.visual_tokens} visual tokens of an image, not "
-                f"{asked.visual_tokens}; leave visual_tokens out"
-            )
 
-
-def _next(pieces: Iterator[tuple[int, str]]) -> str | None:
-    """The next piece; a thread cannot raise StopIteration into an event loop."""
-    for _, text in pieces:
-        return text
-    return None
+def _work(scheduler: Scheduler, ended: threading.Event) -> None:
+    """Steps until the backend or the program ends, of which the latter waits for this thread."""
+    while not ended.is_set() and threading.main_thread().is_alive():
+        scheduler.wait(IDLE)
+        try:
+            scheduler.step()
+        except Exception:
+            # Who asked was told; the next may be answered.
+            logging.getLogger(__name__).exception("the answers under way were lost")

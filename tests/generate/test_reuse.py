@@ -153,3 +153,13 @@ def test_buckets_grow_by_half_or_a_third():
         96,
     ]
     assert all(n <= round_up(n, 4) and round_up(n, 4) % 4 == 0 for n in range(1, 40))
+
+
+def test_what_is_encoded_in_parts_is_what_is_encoded_at_once(params, batch, monkeypatch):
+    wanted = plain(params, batch)
+    monkeypatch.setattr("quecc_jax.generate.reuse.AT_ONCE", 2)
+    encode = Encoders(MODEL, Reuse())
+    check(encode(params, batch).tokens, wanted, batch.query_ends)
+    assert encode.reuse.counted["images"].misses == 3
+    # Three images are a program of two and one of one.
+    assert {rows for name, rows in encode._compiled if name == "images"} == {2, 1}

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from quecc_jax.config import MeshConfig
+from quecc_jax.config import MeshConfig, RopeScaling
 from quecc_jax.convert.run import import_weights
 from quecc_jax.errors import UserError
 from quecc_jax.generate.engine import Engine
@@ -43,7 +43,7 @@ def asked(engine) -> list[tuple[Question, Limits]]:
     """Questions of many lengths, with an image, another or none, and answers of many."""
     images = [engine.image(Image.new("RGB", (30, 20), colour)) for colour in ("teal", "orange")]
     words = ("What", "is", "the", "man", "on", "the", "left", "doing", "with", "that", "thing", "?") * 10
-    texts = [" ".join(words[:n]) for n in (1, 5, 12, 30, 60, 110)]
+    texts = [" ".join(words[:n]) for n in (1, 12, 30, 100)]
     (whole,) = engine.answers([Question(texts[1])], Limits(12))
     kinds = [
         Limits(1),
@@ -57,7 +57,7 @@ def asked(engine) -> list[tuple[Question, Limits]]:
     ]
     shown: list[tuple[Any, ...]] = [(), (images[0],), (images[1],)]
     return [
-        (Question(texts[i % 6], shown[i % 3], ("Hello there.", "Yes?") if i % 5 == 4 else ()), kinds[i % 8])
+        (Question(texts[i // 6], shown[i % 3], ("Hello there.", "Yes?") if i % 5 == 4 else ()), kinds[i % 8])
         for i in range(24)
     ]
 
@@ -112,7 +112,7 @@ def test_every_answer_is_what_is_said_alone_in_any_order_of_coming_and_going(
     engine, asked, alone, events, sizes
 ):
     slots, chunk = sizes
-    scheduler = Scheduler(engine, slots=slots, queue=64, max_length=256, prefill_tokens=64, chunk=chunk)
+    scheduler = Scheduler(engine, slots=slots, queue=64, prefill_tokens=64, chunk=chunk)
     tickets, cancelled = list[tuple[Any, Heard]](), set[int]()
     for what, number in events:
         if what == "ask":
@@ -137,7 +137,7 @@ def test_every_answer_is_what_is_said_alone_in_any_order_of_coming_and_going(
 
 def test_long_prompts_are_read_between_the_tokens_of_others(engine, asked, alone):
     """While a long prompt is read chunk by chunk, the answers under way go on."""
-    scheduler = Scheduler(engine, slots=2, max_length=512, prefill_tokens=32, chunk=1)
+    scheduler = Scheduler(engine, slots=2, prefill_tokens=32, chunk=1)
     short = next(i for i, (q, limits) in enumerate(asked) if limits.max_new_tokens == 40)
     long = max(range(24), key=lambda i: alone[i][1].prompt_tokens)
     first, second = Heard(short, []), Heard(long, [])
@@ -156,7 +156,7 @@ def test_long_prompts_are_read_between_the_tokens_of_others(engine, asked, alone
 
 
 def test_room_grows_with_those_who_come_and_shrinks_when_they_left(engine, asked, alone):
-    scheduler = Scheduler(engine, slots=2, max_length=512, chunk=2)
+    scheduler = Scheduler(engine, slots=2, chunk=2)
     by_length = sorted(range(24), key=lambda i: alone[i][1].prompt_tokens + asked[i][1].max_new_tokens)
     rooms = list[Room]()
     for number in (by_length[0], by_length[-1], by_length[0]):
@@ -171,10 +171,12 @@ def test_room_grows_with_those_who_come_and_shrinks_when_they_left(engine, asked
 
 
 def test_what_is_too_long_or_too_many_is_refused_before_it_waits(engine, asked):
-    scheduler = Scheduler(engine, slots=1, queue=2, max_length=128)
+    scheduler = Scheduler(engine, slots=1, queue=2, longest_answer=128)
     heard = list[Any]()
-    with pytest.raises(UserError, match="more than the 128 positions that are served"):
-        scheduler.submit(Question("so " * 200), Limits(8), heard.append)
+    with pytest.raises(UserError, match="up to 129 tokens is more than the 128 that are served"):
+        scheduler.submit(Question("so"), Limits(129), heard.append)
+    with pytest.raises(UserError, match="max_length"):
+        scheduler.submit(Question("so " * 4000), Limits(8), heard.append)
     with pytest.raises(UserError, match="visual tokens of an image, not 5"):
         scheduler.submit(asked[1][0], Limits(8), heard.append, visual_tokens=5)
     for _ in range(2):
@@ -185,7 +187,7 @@ def test_what_is_too_long_or_too_many_is_refused_before_it_waits(engine, asked):
 
 
 def test_a_slot_that_was_given_up_while_its_prompt_was_read_is_anothers(engine, asked, alone):
-    scheduler = Scheduler(engine, slots=1, max_length=512, prefill_tokens=32, chunk=1)
+    scheduler = Scheduler(engine, slots=1, prefill_tokens=32, chunk=1)
     long = max(range(24), key=lambda i: alone[i][1].prompt_tokens)
     given_up, stays, comes = Heard(long, []), Heard(long, []), Heard(2, [])
     ticket = scheduler.submit(*asked[long], given_up.items.append)
@@ -203,7 +205,7 @@ def test_a_slot_that_was_given_up_while_its_prompt_was_read_is_anothers(engine, 
 def test_what_goes_wrong_is_told_to_all_under_way_and_the_next_are_answered(
     engine, asked, alone, monkeypatch
 ):
-    scheduler = Scheduler(engine, slots=2, chunk=2, max_length=512)
+    scheduler = Scheduler(engine, slots=2, chunk=2)
     first, second = Heard(3, []), Heard(2, [])
     scheduler.submit(*asked[3], first.items.append)
     scheduler.step()
@@ -223,7 +225,7 @@ def test_what_goes_wrong_is_told_to_all_under_way_and_the_next_are_answered(
 
 
 def test_other_threads_ask_and_the_device_does_their_jobs_between_rounds(engine, asked, alone):
-    scheduler = Scheduler(engine, slots=2, chunk=2, max_length=512)
+    scheduler = Scheduler(engine, slots=2, chunk=2)
     heard = [Heard(number, []) for number in range(12)]
     stop, done = threading.Event(), threading.Event()
 
@@ -261,7 +263,7 @@ def test_an_elastic_model_answers_with_every_v_at_a_time():
     questions = [
         Question(text, (image,)) for text in ("which color is the shape ?", "how many shapes are there ?")
     ]
-    scheduler = Scheduler(engine, slots=4, chunk=2, max_length=256)
+    scheduler = Scheduler(engine, slots=4, chunk=2)
     heard = dict[tuple[int, int], Heard]()
     for v in choices:
         for number, question in enumerate(questions):
@@ -283,7 +285,7 @@ def test_eight_devices_answer_as_one_does(engine, asked, alone, tmp_path):
     spread = load_engine(tmp_path / "run", mesh, weights="float32")
     with pytest.raises(UserError, match="3 slots do not divide over 4 devices"):
         Scheduler(spread, slots=3)
-    scheduler = Scheduler(spread, slots=4, max_length=512, prefill_tokens=64, chunk=3)
+    scheduler = Scheduler(spread, slots=4, prefill_tokens=64, chunk=3)
     heard = [Heard(number, []) for number in range(10)]
     for one in heard:
         scheduler.submit(*asked[one.number], one.items.append)
@@ -293,3 +295,24 @@ def test_eight_devices_answer_as_one_does(engine, asked, alone, tmp_path):
     assert jax.device_count() == 8 and np.isfinite(scheduler.answered)
     for one in heard:
         same(one, alone)
+
+
+def test_a_longrope_model_is_served_as_far_as_its_frequencies_stay_the_same(engine, asked):
+    scaling = RopeScaling("longrope", original_length=96, short_factors=(1.0,) * 6, long_factors=(2.0,) * 6)
+    decoder = dataclasses.replace(engine.config.model.decoder, rope_scaling=scaling)
+    config = dataclasses.replace(
+        engine.config, model=dataclasses.replace(engine.config.model, decoder=decoder)
+    )
+    other = Engine(config, engine.params)
+    scheduler = Scheduler(other, slots=2, chunk=2)
+    heard = [Heard(0, []) for _ in range(3)]
+    for one, (text, new) in zip(heard, (("so", 20), ("so " * 20, 8), ("so", 30)), strict=True):
+        scheduler.submit(Question(text), Limits(new), one.items.append)
+    with pytest.raises(UserError, match="longrope is served up to 96"):
+        scheduler.submit(Question("so"), Limits(60), heard[0].items.append)
+    while scheduler.step():
+        pass
+    assert [one.text for one in heard] == [
+        other.answers([Question(text)], Limits(new))[0]
+        for text, new in (("so", 20), ("so " * 20, 8), ("so", 30))
+    ]
