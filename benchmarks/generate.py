@@ -159,16 +159,17 @@ class Ours:
             query_ends=np.zeros((1, 0), np.int32),
         )
         self.new = new
-        self.begin = jax.jit(functools.partial(begin, model, (-1,)), static_argnums=5)
-        self.advance = jax.jit(functools.partial(advance, model, (-1,)), static_argnums=4, donate_argnums=1)
+        self.begin = jax.jit(functools.partial(begin, model, (-1,)), static_argnums=6)
+        self.advance = jax.jit(functools.partial(advance, model, (-1,)), static_argnums=2, donate_argnums=1)
 
     def go(self) -> tuple[list[int], float, float]:
         began = time.perf_counter()
-        state = self.begin(self.params, self.batch, None, None, None, self.new + CHUNK)
+        budget = np.array([self.new + CHUNK], np.int32)
+        state = self.begin(self.params, self.batch, None, budget, None, None, self.new + CHUNK)
         out = [int(state.token[0])]
         first = time.perf_counter() - began
         while len(out) < self.new:
-            tokens, state = self.advance(self.params, state, None, None, CHUNK)
+            tokens, state = self.advance(self.params, state, CHUNK)
             out += np.asarray(tokens)[0].tolist()
         return out[: self.new], first, time.perf_counter() - began
 
@@ -212,21 +213,31 @@ class Theirs:
         return grown[0, self.ids.shape[1] :].tolist(), *times  # type: ignore[return-value]
 
 
+def hf_model() -> Any:
+    """The same by transformers on torch, float32."""
+    import torch
+    import transformers
+
+    gguf, _, weights = read_smollm2()
+    config = transformers.LlamaConfig(**{k: v for k, v in hf_config(gguf).items() if k != "architectures"})
+    model = transformers.LlamaForCausalLM(config).eval()
+    state = {name: torch.from_numpy(array) for name, array in weights.items()}
+    missing, extra = model.load_state_dict(state, strict=False)
+    assert not extra and set(missing) <= {"lm_head.weight"}, (missing, extra)
+    model.tie_weights()
+    return model
+
+
 def part_torch(new: int, repeats: int) -> None:
     """Prints the rates and their ratio."""
     import torch
     import transformers
 
-    gguf, config, weights = read_smollm2()
+    _, config, weights = read_smollm2()
     ours_params = jax.tree.map(jnp.asarray, to_tree(decoder_rules(config, "llama"), dict(weights)))
     cores = os.cpu_count() or 1
     torch.set_num_threads(cores)
-    hf = transformers.LlamaConfig(**{k: v for k, v in hf_config(gguf).items() if k != "architectures"})
-    theirs = transformers.LlamaForCausalLM(hf).eval()
-    state = {name: torch.from_numpy(array) for name, array in weights.items()}
-    missing, extra = theirs.load_state_dict(state, strict=False)
-    assert not extra and set(missing) <= {"lm_head.weight"}, (missing, extra)
-    theirs.tie_weights()
+    theirs = hf_model()
     ids = np.random.default_rng(0).integers(100, 40000, 64)
     print(
         f"jax {jax.__version__}, torch {torch.__version__}, transformers {transformers.__version__}, "
@@ -236,9 +247,7 @@ def part_torch(new: int, repeats: int) -> None:
     ways = ("dynamic", "static", "bare loop")
     for way in ways:
         runners[f"torch float32, {way}"] = Theirs(theirs, ids, new, way)
-    half = transformers.LlamaForCausalLM(hf).eval().to(torch.bfloat16)
-    half.load_state_dict(state, strict=False)
-    half.tie_weights()
+    half = hf_model().to(torch.bfloat16)
     for way in ways:
         runners[f"torch bfloat16, {way}"] = Theirs(half, ids, new, way)
     rates: dict[str, list[float]] = {name: [] for name in runners}
