@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -160,5 +161,8 @@ def check(options: Options) -> None:
         )
     if options.page and options.api_key_file is not None:
         raise UserError("--page has no API key to send; leave it or --api-key-file out")
+    for host in options.allow_images_from:
+        if not re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[\w.-]+)(:\d{1,5})?", host, re.ASCII):
+            raise UserError(f"--allow-images-from {host} is no HOST or HOST:PORT; give one")
     if options.allow_private_images and not options.allow_images_from:
         raise UserError("--allow-private-images goes with --allow-images-from; add that or leave it out")
