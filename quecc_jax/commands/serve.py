@@ -139,6 +139,12 @@ def api_keys(file: Path | None) -> list[str]:
     except UnicodeDecodeError:
         raise UserError(f"--api-key-file {file} is not UTF-8 text; write a key on each line") from None
     keys = [line.strip() for line in lines if line.strip()]
+    for number, key in enumerate(keys, start=1):
+        # Others do not survive the way through a header.
+        if not re.fullmatch(r"[!-~]+", key):
+            raise UserError(
+                f"--api-key-file {file}: key {number} has spaces or other than ASCII; make another"
+            )
     if not keys:
         raise UserError(f"--api-key-file {file} holds no key; write one on each line")
     return keys

@@ -2,17 +2,18 @@
 
 import re
 import time
+from typing import Any
 
 import pytest
 
 from quecc_jax.serve.app import application
 from quecc_jax.serve.own_backend import own_backend
-from quecc_jax.serve.web.guards import REMEMBERED, Access, Rate
+from quecc_jax.serve.web.guards import REMEMBERED, Access, Gate, Rate
 from quecc_jax.serve.web.refusals import Refused
 from tests.commands.talker import QUESTIONS
 from tests.serve.serving import MODEL, Slow, call, client, eventually, front_of, post, said, served
 
-ASK = {"model": MODEL, "messages": said(QUESTIONS[0])}
+ASK: dict[str, Any] = {"model": MODEL, "messages": said(QUESTIONS[0])}
 
 
 def test_a_client_that_asks_too_often_is_told_when_to_ask_again(engine):
@@ -55,6 +56,7 @@ def test_rates_fill_up_again(monkeypatch):
 def test_a_network_of_ipv6_is_one_client(engine):
     front = front_of(own_backend(engine), access=Access(("127.0.0.1",), per_minute=1))
     gate = application(front)
+    assert isinstance(gate, Gate)
     clients = [
         gate._client({"client": (host, 1)}) for host in ("2001:db8::1", "2001:db8::2", "2001:db8:1::1")
     ]
@@ -100,8 +102,8 @@ def counts(port: int) -> dict[str, float]:
 
 def test_metrics_count_what_happened(engine, images, port):
     before = counts(port)
-    ask = client(port).chat.completions.create
-    usages = [ask(**ASK | {"messages": said(QUESTIONS[0], images[2])}).usage for _ in range(2)]
+    wish = ASK | {"messages": said(QUESTIONS[0], images[2])}
+    usages = [post(port, wish)[1]["usage"] for _ in range(2)]
     post(port, b"{")
     call(port, "GET", "/a/path/of/a/client")
     after = counts(port)
@@ -111,7 +113,7 @@ def test_metrics_count_what_happened(engine, images, port):
         f'quecc_requests_total{{{path},status="400"}}': 1,
         'quecc_requests_total{path="other",status="404"}': 1,
         'quecc_requests_total{path="/metrics",status="200"}': 1,
-        "quecc_prompt_tokens_total": sum(usage.prompt_tokens for usage in usages),
+        "quecc_prompt_tokens_total": sum(usage["prompt_tokens"] for usage in usages),
         "quecc_visual_tokens_total": 8,
         "quecc_generated_tokens_total": 12,
         'quecc_answers_total{ended_by="length"}': 2,

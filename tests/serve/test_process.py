@@ -28,16 +28,15 @@ QUESTION = "what color is the shape in row 1, column 1?"
 SLOW = """
 import sys, time
 from quecc_jax.errors import run_cli
-from quecc_jax.load import load_engine
 from quecc_jax.serve.run import serve
-from tests.serve.serving import SMALL, Slow, front_of
+from quecc_jax.train.run_dir import load_run_config
+from tests.serve.serving import SMALL, Slow
 from quecc_jax.serve.app import Front
 from quecc_jax.generate.questions import Limits
 
 def load():
-    engine = load_engine("examples/model")
     time.sleep(float(sys.argv[2]))
-    return Slow(engine.config, pause=0.1)
+    return Slow(load_run_config("examples/model"), pause=0.1)
 
 front = Front("tiny", Limits(6), SMALL)
 run_cli(lambda: serve(front, None, load, "127.0.0.1", int(sys.argv[1]), grace=float(sys.argv[3])))
@@ -112,6 +111,31 @@ def test_the_command_serves_a_run_and_ends_well(tmp_path):
         assert ended(process, signal.SIGTERM) == (0, "")
 
 
+def test_the_chat_serves_its_page_and_is_interrupted():
+    image = ROOT / "examples/mosaic-1.png"
+    options = [
+        "--checkpoint",
+        str(MODEL),
+        "--web",
+        "--port",
+        "0",
+        "--image",
+        str(image),
+        "--suggest",
+        QUESTION,
+    ]
+    with started("-m", "launch.chat", *options) as process:
+        port = port_of(process)
+        settings = json.loads(call(port, "GET", "/settings")[1])
+        assert settings["has_image"] and settings["questions"] == [QUESTION]
+        assert call(port, "GET", "/image")[1] == image.read_bytes()
+        status, page, headers = call(port, "GET", "/")
+        assert status == 200 and b"<title>Chat" in page and "sha256-" in headers["Content-Security-Policy"]
+        # Clients of the API are answered beside it.
+        assert client(port).models.list().data[0].id == "model"
+        assert ended(process, signal.SIGINT) == (130, "interrupted\n")
+
+
 def test_it_listens_while_it_loads_and_says_so():
     port = free_port()
     with started("-c", SLOW, str(port), "3", "0") as process:
@@ -152,13 +176,6 @@ def test_sigterm_ends_running_answers_with_an_error(grace):
         assert (process.returncode, err) == (0, "")
 
 
-def test_ctrl_c_is_said_as_everywhere():
-    port = free_port()
-    with started("-c", SLOW, str(port), "0", "0") as process:
-        port_of(process)
-        assert ended(process, signal.SIGINT) == (130, "interrupted\n")
-
-
 def test_a_run_that_cannot_be_loaded_ends_the_server(tmp_path):
     with started("-m", "launch.serve", "--checkpoint", str(tmp_path), "--port", "0") as process:
         out, err = process.communicate(timeout=120)
@@ -191,10 +208,15 @@ def test_mistakes_of_its_options_are_one_sentence(options, message):
 
 def test_files_of_keys(tmp_path):
     file = tmp_path / "keys"
-    for content, wanted in ((b"a\r\nb\n", ["a", "b"]), (b"  a b \n\n", ["a b"])):
+    for content, wanted in ((b"a\r\nb\n", ["a", "b"]), (b"  sk-a_b~ \n\n", ["sk-a_b~"])):
         file.write_bytes(content)
         assert command.api_keys(file) == wanted
-    for content, message in ((b"\n \n", "holds no key"), (b"\xff", "is not UTF-8 text")):
+    for content, message in (
+        (b"\n \n", "holds no key"),
+        (b"\xff", "is not UTF-8 text"),
+        (b"a\nb c", "key 2 has spaces"),
+        ("\u00e9".encode(), "key 1 has spaces or other than ASCII"),
+    ):
         file.write_bytes(content)
         with pytest.raises(UserError, match=message):
             command.api_keys(file)

@@ -110,8 +110,12 @@ class BoundedProtocol(H11Protocol):
         closed with bytes unread breaks and takes the reply with it."""
         if not self._ended:
             self._ended = True
-            self.transport.write_eof()
-            self.flow.resume_reading()
+            try:
+                self.transport.write_eof()
+                self.flow.resume_reading()
+            except OSError:
+                # The client has gone in the meantime.
+                self.transport.abort()
             self._watch()
 
     def _body_is_coming(self) -> bool:
