@@ -145,10 +145,6 @@ class Images:
             )
         return width, height
 
-    def close(self) -> None:
-        """Begins nothing any more."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
 
 def read_image(file: bytes, config: RunConfig, visual_tokens: int = 0) -> ReadImage:
     """An image file as `Engine.image` reads it, for a model at V visual tokens, 0 for its own.

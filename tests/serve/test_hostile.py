@@ -167,7 +167,7 @@ def test_a_client_that_is_gone_when_it_is_refused_is_no_defect(engine, monkeypat
     def gone(self: object) -> None:
         raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
 
-    with served(front_of(own_backend(engine), FAST)) as port:
+    with served(front_of(Slow(engine.config, pause=0, words=2), FAST)) as port:
         with monkeypatch.context() as patched:
             patched.setattr(asyncio.selector_events._SelectorSocketTransport, "write_eof", gone)
             for sent in (b"\0\r\n\r\n", head(port, 10**9), head(port, 10**9, "Connection: close\r\n")):

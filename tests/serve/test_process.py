@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -174,6 +175,19 @@ def test_sigterm_ends_running_answers_with_an_error(grace):
             client(port).models.list()
         _, err = process.communicate(timeout=60)
         assert (process.returncode, err) == (0, "")
+
+
+def test_slow_clients_do_not_keep_a_server_from_its_end():
+    port = free_port()
+    with started("-c", SLOW, str(port), "0", "0") as process:
+        port_of(process)
+        body = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        with contextlib.ExitStack() as stack:
+            for sent in (b"", b"GET", *(body + f"Content-Length: {n}\r\n\r\n".encode() for n in (9, 10**9))):
+                connection = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+                connection.sendall(sent)
+            time.sleep(0.5)
+            assert ended(process, signal.SIGTERM) == (0, "")
 
 
 def test_a_run_that_cannot_be_loaded_ends_the_server(tmp_path):

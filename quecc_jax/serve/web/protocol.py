@@ -85,6 +85,13 @@ class BoundedProtocol(H11Protocol):
             super().timeout_keep_alive_handler()
             self._watch()
 
+    def shutdown(self) -> None:
+        """The server stops: what has not asked yet, and what does not read, is not waited for."""
+        if self._state in ("body", "unread", "ended"):
+            self.transport.abort()
+        else:
+            super().shutdown()
+
     def _reply(self, refused: Refused) -> None:
         """A whole reply outside of any request, and the end of the connection."""
         body = refused.body()
