@@ -1,6 +1,5 @@
 """Clients that mean harm: each of them is bounded, and others are answered meanwhile."""
 
-import asyncio
 import concurrent.futures
 import contextlib
 import errno
@@ -169,7 +168,7 @@ def test_a_client_that_is_gone_when_it_is_refused_is_no_defect(engine, monkeypat
 
     with served(front_of(Slow(engine.config, pause=0, words=2), FAST)) as port:
         with monkeypatch.context() as patched:
-            patched.setattr(asyncio.selector_events._SelectorSocketTransport, "write_eof", gone)
+            patched.setattr("asyncio.selector_events._SelectorSocketTransport.write_eof", gone)
             for sent in (b"\0\r\n\r\n", head(port, 10**9), head(port, 10**9, "Connection: close\r\n")):
                 with connected(port, sent) as connection:
                     heard(connection)
