@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -138,6 +139,12 @@ def api_keys(file: Path | None) -> list[str]:
     except UnicodeDecodeError:
         raise UserError(f"--api-key-file {file} is not UTF-8 text; write a key on each line") from None
     keys = [line.strip() for line in lines if line.strip()]
+    for number, key in enumerate(keys, start=1):
+        # Others do not survive the way through a header.
+        if not re.fullmatch(r"[!-~]+", key):
+            raise UserError(
+                f"--api-key-file {file}: key {number} has spaces or other than ASCII; make another"
+            )
     if not keys:
         raise UserError(f"--api-key-file {file} holds no key; write one on each line")
     return keys
@@ -160,5 +167,8 @@ def check(options: Options) -> None:
         )
     if options.page and options.api_key_file is not None:
         raise UserError("--page has no API key to send; leave it or --api-key-file out")
+    for host in options.allow_images_from:
+        if not re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[\w.-]+)(:\d{1,5})?", host, re.ASCII):
+            raise UserError(f"--allow-images-from {host} is no HOST or HOST:PORT; give one")
     if options.allow_private_images and not options.allow_images_from:
         raise UserError("--allow-private-images goes with --allow-images-from; add that or leave it out")

@@ -72,11 +72,6 @@ class Front:
         """From now on this backend answers."""
         self._backend = self.metrics.backend = backend
 
-    async def stop(self, seconds: float) -> None:
-        """Takes no more questions, and ends those that still run after some seconds."""
-        await self.answers.stop(seconds)
-        self.desk.images.close()
-
     def routes(self) -> list[Route]:
         """Of the API."""
         described = msgspec.json.encode(description(bool(self.access.keys)))

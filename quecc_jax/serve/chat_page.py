@@ -127,14 +127,13 @@ class Page:
         bounds, backend = front.bounds, front.backend
         with front.desk.bytes_held.holding() as held:
             file = await read_body(request, bounds.image_bytes, held, bounds.body_seconds)
-            width, height = front.desk.images.size(file)
             image = await unless_gone(request.receive, front.desk.images.read(file, backend.config))
         name = image.key.hex()
         self._images[name] = image
         self._images.move_to_end(name)
         while len(self._images) > KEPT:
             self._images.popitem(last=False)
-        return JSONResponse({"id": name, "width": width, "height": height})
+        return JSONResponse({"id": name})
 
     async def _ask(self, request: Request) -> Response:
         """Events of one answer: {"text": piece} as they come, then {"usage", "told", "answer", "query",

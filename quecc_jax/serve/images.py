@@ -6,8 +6,10 @@ import binascii
 import contextlib
 import functools
 import re
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from io import BytesIO
+from typing import NamedTuple
 
 from quecc_jax.config import RunConfig
 from quecc_jax.config.shapes import at_visual_tokens
@@ -23,7 +25,17 @@ from quecc_jax.serve.web.refusals import Refused
 UPLOADS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 THREADS = 2
 """That decode; more only take memory."""
+READERS = 8
+"""Questions whose images are being decoded; others wait with their files, which are smaller."""
 _DATA = re.compile(r"data:(?:[\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=[\w.+-]*)*;base64,", re.ASCII | re.IGNORECASE)
+
+
+class Shown(NamedTuple):
+    """An image of a conversation."""
+
+    url: str
+    param: str
+    """The field that names it."""
 
 
 class Images:
@@ -34,6 +46,7 @@ class Images:
         self._fetcher = fetcher or Fetcher(bounds)
         self._pixels = Room(max(bounds.held_pixels, bounds.pixels))
         self._pool = ThreadPoolExecutor(THREADS, "images")
+        self._readers = asyncio.Semaphore(READERS)
 
     async def find(self, url: str, held: Holding, param: str) -> bytes:
         """The file that a data URI holds, or an http address names.
@@ -59,26 +72,33 @@ class Images:
         except (binascii.Error, ValueError):
             raise Refused(400, f"{param} is no base64; encode the file's bytes", param) from None
 
-    async def read(
-        self, file: bytes, config: RunConfig, visual_tokens: int = 0, param: str | None = None
-    ) -> ReadImage:
-        """An image for questions to a model.
+    async def of_question(
+        self, shown: Sequence[Shown], config: RunConfig, visual_tokens: int, held: Holding
+    ) -> tuple[ReadImage, ...]:
+        """All images of a question; raises as `find` and `read`."""
+        files = [(await self.find(one.url, held, one.param), one.param) for one in shown]
+        async with self._readers:
+            return tuple([await self._read(file, config, visual_tokens, param) for file, param in files])
 
-        Args:
-          file: encoded.
-          config: of the model.
-          visual_tokens: V that the question asks for, as `Asked`.
-          param: the field of the request, for messages.
+    async def read(self, file: bytes, config: RunConfig) -> ReadImage:
+        """An image file for questions to a model.
 
         Raises:
           Refused: it is no image of the accepted kinds, has too many pixels, or is damaged.
           UserError: the model takes no image.
         """
+        async with self._readers:
+            return await self._read(file, config)
+
+    async def _read(
+        self, file: bytes, config: RunConfig, visual_tokens: int = 0, param: str | None = None
+    ) -> ReadImage:
         where = f"{param}: " if param else ""
         if not config.data.images_per_row:
             raise UserError("this model was trained on text alone and takes no image; leave it out")
         try:
-            width, height = self.size(file)
+            # A header may be of a million parts.
+            width, height = await asyncio.wrap_future(self._pool.submit(self.size, file))
             amount = width * height
             await self._pixels.wait_for(amount)
             read = functools.partial(read_image, file, config, visual_tokens)
@@ -124,10 +144,6 @@ class Images:
                 f"the image has {width} x {height} pixels, more than {self.bounds.pixels:,}; make it smaller",
             )
         return width, height
-
-    def close(self) -> None:
-        """Begins nothing any more."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 def read_image(file: bytes, config: RunConfig, visual_tokens: int = 0) -> ReadImage:

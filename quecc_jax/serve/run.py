@@ -44,4 +44,4 @@ def serve(
 
     where = address(listener)
     app = application(front, page.routes() if page is not None else ())
-    run(BoundedServer(app, front.bounds, loaded, lambda: front.stop(grace)), listener)
+    run(BoundedServer(app, front.bounds, loaded, lambda: front.answers.stop(grace)), listener)

@@ -43,7 +43,7 @@ def served(
     """The port that it is served at."""
     listener = listen("127.0.0.1", 0)
     app = application(front, page.routes() if page is not None else ())
-    server = BoundedServer(app, front.bounds, load, lambda: front.stop(grace))
+    server = BoundedServer(app, front.bounds, load, lambda: front.answers.stop(grace))
     thread = threading.Thread(target=run, args=(server, listener))
     port = listener.getsockname()[1]
     thread.start()

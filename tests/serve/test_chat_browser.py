@@ -5,17 +5,21 @@ import dataclasses
 import io
 import os
 import re
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from quecc_jax.generate.questions import Question
+from quecc_jax.generate.questions import Question, Usage
+from quecc_jax.serve.app import Front
+from quecc_jax.serve.backend import Asked, Busy
 from quecc_jax.serve.chat_page import Page
-from quecc_jax.serve.own_backend import own_backend
+from quecc_jax.serve.own_backend import OneAtATime, own_backend
+from quecc_jax.serve.web.guards import Access
 from tests.browser import absent, browser
 from tests.commands.talker import QUESTIONS
-from tests.serve.serving import LIMITS, front_of, served
+from tests.serve.serving import LIMITS, MODEL, SMALL, front_of, served
 
 pytestmark = pytest.mark.skipif(bool(absent()), reason=absent() or "a browser is here")
 
@@ -96,3 +100,46 @@ def test_the_page_in_a_browser(engine, images, tmp_path):
         asked_for = page.run("return performance.getEntriesByType('resource').map(e => new URL(e.name).host)")
         assert set(asked_for) == {f"127.0.0.1:{port}"}
         assert [m for m in page.log() if "Security" in m or "Uncaught" in m] == []
+
+
+class Full(OneAtATime):
+    """A backend whose queue is full until it is told otherwise."""
+
+    full = True
+
+    async def answer(self, asked: Asked) -> AsyncGenerator[str | Usage]:
+        if self.full:
+            raise Busy(7)
+        async for item in super().answer(asked):
+            yield item
+
+
+def test_a_full_queue_is_said_and_the_question_stays(engine, tmp_path):
+    backend = Full(engine, 8)
+    front = front_of(backend)
+    with served(front, Page(front, "own")) as port, browser(tmp_path / "profile") as page:
+        page.open(f"http://127.0.0.1:{port}/")
+        page.wait("document.querySelector('#about').textContent.includes('4 visual tokens')")
+        page.type("#text", QUESTIONS[0])
+        page.click("#send")
+        page.wait("document.querySelector('.error') !== null")
+        said = page.run("return document.querySelector('.error .said').innerText")
+        assert said == "too many questions are waiting; ask again in 7 s"
+        assert page.run("return document.querySelector('#text').value") == QUESTIONS[0]
+        backend.full = False
+        page.wait("!document.querySelector('#send').hidden")
+        page.click("#send")
+        page.wait("document.querySelectorAll('.usage').length === 1")
+        (answer,) = engine.answers([Question(QUESTIONS[0])], LIMITS)
+        assert page.run("return [...document.querySelectorAll('.model .said')].at(-1).innerText") == answer
+
+
+def test_a_page_that_is_open_before_the_model_is_there_waits_for_it(engine, images, tmp_path):
+    front = Front(MODEL, LIMITS, SMALL, Access(("127.0.0.1",)))
+    page = Page(front, "own", images[2].read_bytes())
+    with served(front, page) as port, browser(tmp_path / "profile") as window:
+        window.open(f"http://127.0.0.1:{port}/")
+        window.wait("document.querySelector('#about').textContent.includes('still being loaded')")
+        front.ready(own_backend(engine))
+        window.wait("document.querySelector('#about').textContent.includes('4 visual tokens')")
+        window.wait("document.querySelector('#drop canvas') !== null")

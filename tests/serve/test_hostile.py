@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import errno
 import io
 import json
 import os
@@ -15,6 +16,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from quecc_jax.serve import images as module
 from quecc_jax.serve.own_backend import own_backend
 from tests.commands.talker import QUESTIONS
 from tests.serve.serving import (
@@ -26,6 +28,7 @@ from tests.serve.serving import (
     data_uri,
     eventually,
     front_of,
+    png,
     post,
     said,
     served,
@@ -157,6 +160,22 @@ def test_a_refused_body_that_never_ends_is_cut(engine):
         still_answers(port)
 
 
+def test_a_client_that_is_gone_when_it_is_refused_is_no_defect(engine, monkeypatch, capfd):
+    """The system says so when the server ends its side of the connection."""
+
+    def gone(self: object) -> None:
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+    with served(front_of(Slow(engine.config, pause=0, words=2), FAST)) as port:
+        with monkeypatch.context() as patched:
+            patched.setattr("asyncio.selector_events._SelectorSocketTransport.write_eof", gone)
+            for sent in (b"\0\r\n\r\n", head(port, 10**9), head(port, 10**9, "Connection: close\r\n")):
+                with connected(port, sent) as connection:
+                    heard(connection)
+        still_answers(port)
+    assert "Traceback" not in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("close", [False, True])
 def test_who_sends_all_before_reading_hears_why(engine, close):
     more = "Connection: close\r\n" if close else ""
@@ -169,7 +188,7 @@ def test_who_sends_all_before_reading_hears_why(engine, close):
 
 def test_bytes_of_all_requests_at_a_time_are_bounded(engine):
     """Six clients that send 1 MB of 2 MB each and wait: three are held, the others are refused, and memory stays."""
-    bounds = FAST._replace(body_seconds=5.0, request_bytes=2_000_000)
+    bounds = FAST._replace(body_seconds=2.0, request_bytes=2_000_000)
     with served(front_of(own_backend(engine), bounds)) as port, contextlib.ExitStack() as stack:
         still_answers(port)
         senders = [stack.enter_context(connected(port, head(port, 2_000_000))) for _ in range(6)]
@@ -209,6 +228,30 @@ def test_many_large_images_are_decoded_in_bounded_memory(engine):
         assert statuses == [200] * 12
         # One at a time takes some 100 MB; twelve would take more than 1 GB.
         assert highest[0] - before < 400_000_000, highest[0] - before
+
+
+@pytest.mark.parametrize("name", ["image_size", "load_pixels"])
+def test_an_image_that_takes_long_to_read_keeps_nobody(engine, images, monkeypatch, name):
+    """Neither its header nor its pixels are read where requests are served."""
+    real, going, begun = getattr(module, name), threading.Event(), threading.Event()
+
+    def held(*arguments: Any, **settings: Any) -> Any:
+        begun.set()
+        assert going.wait(30)
+        return real(*arguments, **settings)
+
+    monkeypatch.setattr(module, name, held)
+    with (
+        served(front_of(own_backend(engine), FAST)) as port,
+        concurrent.futures.ThreadPoolExecutor(1) as pool,
+    ):
+        try:
+            asking = pool.submit(post, port, ASK | {"messages": said(QUESTIONS[0], images[0])})
+            assert begun.wait(30)
+            still_answers(port)
+        finally:
+            going.set()
+        assert asking.result()[0] == 200
 
 
 def test_a_reader_that_never_reads_is_cut_and_keeps_nobody(engine):
@@ -350,6 +393,11 @@ def test_a_flood_of_mixed_harm_loses_no_honest_answer(engine):
     bounds = FAST._replace(connections=200)
     with served(front_of(own_backend(engine, waiting=100), bounds)) as port:
         quiet = post(port, ASK)[1]["choices"][0]["message"]["content"]
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            # All threads that read images.
+            assert {
+                *pool.map(lambda _: post(port, ASK | {"messages": said("x", png(4, 4))})[0], range(8))
+            } == {200}
         settled, before = threading.active_count(), psutil.Process().num_fds()
         first_memory = memory()
         stop = threading.Event()

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from quecc_jax.config.shapes import at_visual_tokens
 from quecc_jax.errors import UserError
-from quecc_jax.generate.questions import Limits, Question, ReadImage, Usage
+from quecc_jax.generate.questions import Limits, Question, Usage
 from quecc_jax.serve.answers import Answers, Events, Pieces
 from quecc_jax.serve.backend import Asked, Backend
 from quecc_jax.serve.images import Images
@@ -101,12 +101,9 @@ async def _asked(
         at_visual_tokens(config.model, visual)
     except UserError as error:
         raise Refused(400, f"visual_tokens: {error}", "visual_tokens") from None
-    images = list[ReadImage]()
-    for shown in said.images:
-        file = await desk.images.find(shown.url, held, shown.param)
-        images.append(await desk.images.read(file, config, visual, shown.param))
+    images = await desk.images.of_question(said.images, config, visual, held)
     *history, text = said.turns
-    question = Question(text, tuple(images), tuple(history), form.query or "own", name="in messages")
+    question = Question(text, images, tuple(history), form.query or "own", name="in messages")
     return Asked(question, limits, visual)
 
 

@@ -24,6 +24,25 @@ REFUSED = {
 }
 
 
+EVENT = {
+    "type": "object",
+    "properties": {
+        "data": {
+            "anyOf": [
+                {"const": "[DONE]"},
+                {
+                    "type": "string",
+                    "contentMediaType": "application/json",
+                    "contentSchema": {"$ref": "#/components/schemas/Chunk"},
+                },
+            ]
+        }
+    },
+    "required": ["data"],
+}
+"""One of a stream; the last one's data is [DONE]."""
+
+
 def description(keys: bool) -> dict[str, Any]:
     """OpenAPI 3.1.
 
@@ -46,7 +65,7 @@ def description(keys: bool) -> dict[str, Any]:
                 "description": "The answer, or with stream its pieces as server-sent events, each a Chunk.",
                 "content": {
                     "application/json": {"schema": _ref("Completion")},
-                    "text/event-stream": {"schema": {"type": "string"}},
+                    "text/event-stream": {"schema": EVENT},
                 },
             },
             **_refused((400, *sender, 404, 408, 411, 413, 415, 429, 500, 503)),

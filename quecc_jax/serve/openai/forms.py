@@ -12,6 +12,7 @@ from quecc_jax.data.text.templates import PLACEHOLDER
 from quecc_jax.generate.questions import Limits, Query
 from quecc_jax.generate.sampling import Sampling, unless_greedy
 from quecc_jax.records import Damaged, json_value
+from quecc_jax.serve.images import Shown
 from quecc_jax.serve.web.refusals import Refused
 
 STRUCTURE = 50_000
@@ -194,14 +195,6 @@ def _refused(said: str, value: object) -> Refused:
     return Refused(
         400, f"{param or 'the request'}: {reason}; /openapi.json says what it takes", param or None
     )
-
-
-class Shown(NamedTuple):
-    """An image of a conversation."""
-
-    url: str
-    param: str
-    """The field that names it."""
 
 
 class Said(NamedTuple):

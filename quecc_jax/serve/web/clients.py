@@ -32,6 +32,8 @@ async def unless_gone(receive: Receive, work: Awaitable[T]) -> T:
         for task in (doing, leaving):
             task.cancel()
         await asyncio.wait((doing, leaving))
+        if not doing.cancelled():
+            doing.exception()  # Heard, even where nobody is left to hear it.
 
 
 class EventStream(Response):
@@ -45,7 +47,8 @@ class EventStream(Response):
     media_type = "text/event-stream"
 
     def __init__(self, events: AsyncGenerator[bytes], done: Callable[[], Awaitable[None]]):
-        super().__init__()
+        # A proxy that gathers a reply would hold it back until its end.
+        super().__init__(headers={"X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._events, self._done = events, done
 

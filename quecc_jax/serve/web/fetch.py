@@ -68,7 +68,8 @@ class Fetcher:
             host, port = parts.hostname or "", parts.port or PORTS.get(parts.scheme, 0)
         except ValueError:
             parts, host, port = SplitResult("", "", "", "", ""), "", 0
-        if not host or not port or "@" in parts.netloc or not url.isascii() or not url.isprintable():
+        plain = url.isascii() and url.isprintable() and "@" not in parts.netloc
+        if not host or not port or parts.scheme not in PORTS or not plain:
             raise Refused(400, f"{param} is neither a data URI nor an address of http or https", param)
         usual = port == PORTS[parts.scheme] and host in self._hosts
         if not usual and f"{host}:{port}" not in self._hosts:

@@ -27,7 +27,8 @@ class Access(NamedTuple):
     """Who may ask a server, and how often."""
 
     names: tuple[str, ...] = ()
-    """Host names and addresses that requests may call it by, beside this machine's own."""
+    """Host names and addresses that requests may call it by, beside this machine's own; with keys they may call it
+    anything."""
     keys: tuple[str, ...] = ()
     """Of which a request for /v1 must have one; with none all may ask."""
     option: str = "--host"
@@ -88,10 +89,10 @@ class Gate:
             return
         headers = Headers(scope=scope)
         client = self._client(scope)
-        if self._keys and scope["path"].startswith("/v1/"):
-            client = self._with_key(headers)
-        else:
+        if not self._keys:
             self._check_sender(headers)
+        elif scope["path"].startswith("/v1/"):
+            client = self._with_key(headers)
         if self._rate is not None and scope["path"] not in ("/metrics",):
             self._rate.count(client)
 

@@ -85,6 +85,13 @@ class BoundedProtocol(H11Protocol):
             super().timeout_keep_alive_handler()
             self._watch()
 
+    def shutdown(self) -> None:
+        """The server stops: what has not asked yet, and what does not read, is not waited for."""
+        if self._state in ("body", "unread", "ended"):
+            self.transport.abort()
+        else:
+            super().shutdown()
+
     def _reply(self, refused: Refused) -> None:
         """A whole reply outside of any request, and the end of the connection."""
         body = refused.body()
@@ -110,8 +117,12 @@ class BoundedProtocol(H11Protocol):
         closed with bytes unread breaks and takes the reply with it."""
         if not self._ended:
             self._ended = True
-            self.transport.write_eof()
-            self.flow.resume_reading()
+            try:
+                self.transport.write_eof()
+                self.flow.resume_reading()
+            except OSError:
+                # The client has gone in the meantime.
+                self.transport.abort()
             self._watch()
 
     def _body_is_coming(self) -> bool:
