@@ -7,17 +7,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from quecc_jax.config import ModelConfig
 from quecc_jax.data.batch import Batch
 from quecc_jax.generate.decode import Params, on_mesh
 from quecc_jax.generate.engine import Engine
 from quecc_jax.generate.questions import Prompt
+from quecc_jax.models.lora import NAME as LORA
 from quecc_jax.models.vlm import VLM, Visual
 from quecc_jax.sharding import on_host, spread_rows
-
-OUTSIDE_LAYERS = ("embedding", "head")
-"""Leaves of a decoder that do not take part in what its layers compute of embeddings."""
 
 
 def prompt_embeddings(
@@ -62,10 +61,16 @@ def needs_layers(config: ModelConfig) -> bool:
     return config.compressor.reads_question and config.query.encoder in ("decoder", "early_exit")
 
 
+def takes_part(config: ModelConfig, path: tuple[str, ...]) -> bool:
+    """Whether prompt embeddings are made with a parameter: with all but the decoder's layers, the norm behind them
+    and their adapters, and with these too where `needs_layers`."""
+    if needs_layers(config) or path[0] not in ("decoder", LORA):
+        return True
+    return path[0] == "decoder" and path[1] in ("embedding", "head")
+
+
 def encoder_part(config: ModelConfig, params: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters, or stand-ins of them, that prompt embeddings are made with: all but the decoder's layers, and
-    these too where `needs_layers`."""
-    if needs_layers(config):
-        return dict(params)
-    decoder = {name: leaf for name, leaf in params["decoder"].items() if name in OUTSIDE_LAYERS}
-    return {name: tree for name, tree in params.items() if name != "lora"} | {"decoder": decoder}
+    """Those of some parameters, or stand-ins of them, that `takes_part`."""
+    leaves = flatten_dict(params)
+    part: dict[str, Any] = unflatten_dict({p: leaf for p, leaf in leaves.items() if takes_part(config, p)})
+    return part

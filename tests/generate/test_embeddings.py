@@ -4,10 +4,12 @@ import dataclasses
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jaxtyping import PyTree
 from PIL import Image
 
 from quecc_jax.generate.embeddings import encoder_part, needs_layers, prompt_embeddings
@@ -44,7 +46,10 @@ def greedy(engine: Engine) -> Callable[[np.ndarray], str]:
         hidden, _ = vlm.decoder(x, index, (index < end).astype(np.int32))
         return vlm.logits(hidden[0, end - 1])
 
-    best = jax.jit(lambda x, end: model.apply({"params": engine.params}, x, end, method=last).argmax())
+    @jax.jit
+    def best(x: jax.Array, end: int) -> jax.Array:
+        logits: PyTree = model.apply({"params": engine.params}, x, end, method=last)
+        return jnp.argmax(logits)
 
     def text(embeddings: np.ndarray) -> str:
         x, end, ids = np.zeros((1, ROOM, embeddings.shape[1]), np.float32), len(embeddings), list[int]()
