@@ -40,10 +40,10 @@ def questions(engine: Engine) -> list[Question]:
 def greedy(engine: Engine) -> Callable[[np.ndarray], str]:
     """Text after a prompt's embeddings, each token by a whole pass over all before it."""
     model = VLM(engine.config.model, unrolled=True)
-    table, index = np.asarray(engine.params["decoder"]["embedding"]), np.arange(ROOM)[None]
+    table, index = np.asarray(engine.params["decoder"]["embedding"]), jnp.arange(ROOM)[None]
 
     def last(vlm: VLM, x: jax.Array, end: int) -> jax.Array:
-        hidden, _ = vlm.decoder(x, index, (index < end).astype(np.int32))
+        hidden, _ = vlm.decoder(x, index, (index < end).astype(jnp.int32))
         return vlm.logits(hidden[0, end - 1])
 
     @jax.jit

@@ -1,0 +1,95 @@
+"""Whether a vLLM server goes on from our embeddings as the model would that they are of."""
+
+import base64
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from jaxtyping import PyTree
+
+from quecc_jax.convert.io.pickles import pickled
+from quecc_jax.errors import UserError
+from quecc_jax.generate.embeddings import prompt_embeddings
+from quecc_jax.generate.engine import Engine
+from quecc_jax.generate.questions import Question
+from quecc_jax.json_text import JsonObject
+from quecc_jax.models.vlm import VLM
+from quecc_jax.serve.vllm.client import Completion, Vllm
+from quecc_jax.sharding import on_host
+
+PROBE = Question("a")
+SHOWN = 5
+"""Tokens whose probabilities are compared."""
+CLOSE = 0.5
+"""By which ln p of the likeliest token may differ: half precision and matrices of few bits stay far below."""
+
+
+def wire(embeddings: np.ndarray, dtype: str) -> str:
+    """Embeddings [S, M] as vLLM reads them: torch.save's bytes in base64, in the model's type, which loses nothing."""
+    stored = embeddings.astype(ml_dtypes.bfloat16) if dtype == "bfloat16" else embeddings
+    return base64.b64encode(pickled(stored)).decode()
+
+
+def check(engine: Engine, vllm: Vllm, model: str) -> None:
+    """Compares the first token after a short text.
+
+    What is expected is the engine's own choice where it has the decoder's layers, else that of the server itself
+    after the same text as tokens, which tells another table of embeddings, or another scale of them.
+
+    Raises:
+      UserError: the server has another model, or takes no embeddings.
+      Away: it cannot be reached.
+    """
+    prompt = engine.prompt(PROBE)
+    (embeddings,) = prompt_embeddings(engine, [prompt])
+    told = _likeliest(
+        vllm.complete(_probe(model) | {"prompt_embeds": wire(embeddings, engine.config.model.dtype)})
+    )
+    if "layers_0" in engine.params["decoder"]:
+        expected = _own(engine, embeddings)
+    else:
+        expected = _likeliest(vllm.complete(_probe(model) | {"prompt": prompt.encoded.codes.tolist()}))
+    best = max(expected, key=lambda token: expected[token])
+    if abs(told.get(best, -np.inf) - expected[best]) > CLOSE:
+        there = f"{told[best]:.2f}" if best in told else f"none of the {SHOWN} largest"
+        raise UserError(
+            f"{model} of vLLM at {vllm.url} is not the decoder of these embeddings (after a short text ln p of token "
+            f"{best} should be {expected[best]:.2f} and is {there}); serve the decoder of the same export, or name "
+            "its adapter"
+        )
+
+
+def _probe(model: str) -> JsonObject:
+    return {
+        "model": model,
+        "max_tokens": 1,
+        "temperature": 0.0,
+        "logprobs": SHOWN,
+        "return_tokens_as_token_ids": True,
+        "add_special_tokens": False,
+        "repetition_penalty": 1.0,
+        "ignore_eos": True,
+    }
+
+
+def _likeliest(reply: Completion) -> Mapping[int, float]:
+    """ln p of the likeliest first tokens."""
+    found = [choice.logprobs.top_logprobs[0] for choice in reply.choices if choice.logprobs]
+    return {int(name.rpartition(":")[2]): logprob for name, logprob in found[0].items()} if found else {}
+
+
+def _own(engine: Engine, embeddings: np.ndarray) -> Mapping[int, float]:
+    """The same of the engine's own decoder."""
+    model = VLM(engine.config.model, unrolled=True)
+    index = jnp.arange(len(embeddings))[None]
+
+    def last(vlm: VLM, x: jax.Array) -> jax.Array:
+        hidden, _ = vlm.decoder(x, index, jnp.ones_like(index), rope_length=1)
+        return jax.nn.log_softmax(vlm.logits(hidden[0, -1]))
+
+    logprobs: PyTree = model.apply({"params": engine.params}, embeddings[None], method=last)
+    row = on_host(logprobs)
+    best = int(row.argmax())
+    return {best: float(row[best])}
