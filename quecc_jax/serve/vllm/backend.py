@@ -67,13 +67,15 @@ def vllm_backend(
 
 def _served(vllm: Vllm, name: str) -> Model:
     models = {one.id: one for one in vllm.models()}
+    # An adapter's entry leaves out the room that it shares with its base.
+    room = next((one.max_model_len for one in models.values() if one.max_model_len), None)
     if name in models:
-        return models[name]
+        return Model(name, room)
     known = ", ".join(models) or "nothing"
     if name or len(models) != 1:
         asked = f"no model {name!r}" if name else "no single model"
         raise UserError(f"vLLM at {vllm.url} serves {asked} but {known}; name one of these")
-    return next(iter(models.values()))
+    return Model(next(iter(models)), room)
 
 
 class VllmBackend:

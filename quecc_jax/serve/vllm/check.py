@@ -1,6 +1,7 @@
 """Whether a vLLM server goes on from our embeddings as the model would that they are of."""
 
 import base64
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -11,6 +12,7 @@ from jaxtyping import PyTree
 
 from quecc_jax.convert.io.pickles import pickled
 from quecc_jax.errors import UserError
+from quecc_jax.generate.decode import Params, on_mesh
 from quecc_jax.generate.embeddings import prompt_embeddings
 from quecc_jax.generate.engine import Engine
 from quecc_jax.generate.questions import Question
@@ -83,13 +85,19 @@ def _likeliest(reply: Completion) -> Mapping[int, float]:
 def _own(engine: Engine, embeddings: np.ndarray) -> Mapping[int, float]:
     """The same of the engine's own decoder."""
     model = VLM(engine.config.model, unrolled=True)
-    index = jnp.arange(len(embeddings))[None]
-
-    def last(vlm: VLM, x: jax.Array) -> jax.Array:
-        hidden, _ = vlm.decoder(x, index, jnp.ones_like(index), rope_length=1)
-        return jax.nn.log_softmax(vlm.logits(hidden[0, -1]))
-
-    logprobs: PyTree = model.apply({"params": engine.params}, embeddings[None], method=last)
-    row = on_host(logprobs)
+    row = on_host(on_mesh(_next, engine.mesh)(model, engine.params, embeddings[None]))
     best = int(row.argmax())
     return {best: float(row[best])}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _next(model: VLM, params: Params, embeddings: jax.Array) -> jax.Array:
+    """ln p [vocabulary] of the token after embeddings [1, S, M]."""
+    index = jnp.arange(embeddings.shape[1])[None]
+
+    def last(vlm: VLM) -> jax.Array:
+        hidden, _ = vlm.decoder(embeddings, index, jnp.ones_like(index), rope_length=1)
+        return jax.nn.log_softmax(vlm.logits(hidden[0, -1]))
+
+    logprobs: PyTree = model.apply({"params": params}, method=last)
+    return logprobs

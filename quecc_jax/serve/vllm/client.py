@@ -94,7 +94,8 @@ class Vllm:
             "trust_env": False,
             "follow_redirects": False,
         }
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+        # vLLM drops connections that are idle for 5 s, and a question must not meet that moment.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=2.0)
         self._client = httpx.AsyncClient(limits=limits, **self._settings)
 
     async def close(self) -> None:
