@@ -94,7 +94,7 @@ def test_the_decoder_goes_on_as_ours(gone_on, case):
         end = next((number for number, token in enumerate(one) if token in engine.ends.ids), len(one))
         texts.append(answer_text(engine.tokenizer, one[:end]))
     assert texts == engine.answers(asked, Limits(NEW))
-    assert len(asked) == len(ids) and len({text for text in texts if text}) > 2
+    assert len(asked) == len(ids) and len({text for text in texts if text}) > 1
 
 
 def test_every_family_is_tried():

@@ -18,14 +18,23 @@ from quecc_jax.generate.engine import Engine
 from quecc_jax.generate.questions import Question
 from quecc_jax.json_text import JsonObject
 from quecc_jax.models.vlm import VLM
-from quecc_jax.serve.vllm.client import Completion, Vllm
+from quecc_jax.serve.vllm.client import Away, Vllm
 from quecc_jax.sharding import on_host
 
 PROBE = Question("a")
 SHOWN = 5
 """Tokens whose probabilities are compared."""
+PROBING: JsonObject = {
+    "max_tokens": 1,
+    "temperature": 0.0,
+    "logprobs": SHOWN,
+    "return_tokens_as_token_ids": True,
+    "add_special_tokens": False,
+    "repetition_penalty": 1.0,
+    "ignore_eos": True,
+}
 CLOSE = 0.5
-"""By which ln p of the likeliest token may differ: half precision and matrices of few bits stay far below."""
+"""By which ln p of the likeliest token may differ; half precision stays far below."""
 
 
 def wire(embeddings: np.ndarray, dtype: str) -> str:
@@ -37,8 +46,8 @@ def wire(embeddings: np.ndarray, dtype: str) -> str:
 def check(engine: Engine, vllm: Vllm, model: str) -> None:
     """Compares the first token after a short text.
 
-    What is expected is the engine's own choice where it has the decoder's layers, else that of the server itself
-    after the same text as tokens, which tells another table of embeddings, or another scale of them.
+    What is expected is the engine's own choice where it has the decoder's layers, and not in few bits, else that of
+    the server itself after the same text as tokens, which tells another table of embeddings, or another scale of them.
 
     Raises:
       UserError: the server has another model, or takes no embeddings.
@@ -46,13 +55,12 @@ def check(engine: Engine, vllm: Vllm, model: str) -> None:
     """
     prompt = engine.prompt(PROBE)
     (embeddings,) = prompt_embeddings(engine, [prompt])
-    told = _likeliest(
-        vllm.complete(_probe(model) | {"prompt_embeds": wire(embeddings, engine.config.model.dtype)})
-    )
-    if "layers_0" in engine.params["decoder"]:
+    told = _likeliest(vllm, model, {"prompt_embeds": wire(embeddings, engine.config.model.dtype)})
+    kernel = engine.params["decoder"].get("layers_0", {}).get("q", {}).get("kernel")
+    if isinstance(kernel, jax.Array):
         expected = _own(engine, embeddings)
     else:
-        expected = _likeliest(vllm.complete(_probe(model) | {"prompt": prompt.encoded.codes.tolist()}))
+        expected = _likeliest(vllm, model, {"prompt": prompt.encoded.codes.tolist()})
     best = max(expected, key=lambda token: expected[token])
     if abs(told.get(best, -np.inf) - expected[best]) > CLOSE:
         there = f"{told[best]:.2f}" if best in told else f"none of the {SHOWN} largest"
@@ -63,23 +71,18 @@ def check(engine: Engine, vllm: Vllm, model: str) -> None:
         )
 
 
-def _probe(model: str) -> JsonObject:
-    return {
-        "model": model,
-        "max_tokens": 1,
-        "temperature": 0.0,
-        "logprobs": SHOWN,
-        "return_tokens_as_token_ids": True,
-        "add_special_tokens": False,
-        "repetition_penalty": 1.0,
-        "ignore_eos": True,
-    }
-
-
-def _likeliest(reply: Completion) -> Mapping[int, float]:
-    """ln p of the likeliest first tokens."""
-    found = [choice.logprobs.top_logprobs[0] for choice in reply.choices if choice.logprobs]
-    return {int(name.rpartition(":")[2]): logprob for name, logprob in found[0].items()} if found else {}
+def _likeliest(vllm: Vllm, model: str, prompt: JsonObject) -> Mapping[int, float]:
+    """ln p of the tokens that are likeliest after a prompt."""
+    reply = vllm.complete({**PROBING, "model": model, **prompt})
+    try:
+        (choice,) = reply.choices
+        (found,) = choice.logprobs.top_logprobs if choice.logprobs else ()
+        likeliest = {int(name.removeprefix("token_id:")): logprob for name, logprob in found.items()}
+    except ValueError:
+        likeliest = {}
+    if not likeliest:
+        raise Away(f"{vllm.url} says no probabilities of tokens by their ids; is it another server?")
+    return likeliest
 
 
 def _own(engine: Engine, embeddings: np.ndarray) -> Mapping[int, float]:
