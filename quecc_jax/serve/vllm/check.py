@@ -18,7 +18,7 @@ from quecc_jax.generate.engine import Engine
 from quecc_jax.generate.questions import Question
 from quecc_jax.json_text import JsonObject
 from quecc_jax.models.vlm import VLM
-from quecc_jax.serve.vllm.client import Away, Vllm
+from quecc_jax.serve.vllm.client import Away, TokenLogprobs, Vllm
 from quecc_jax.sharding import on_host
 
 PROBE = Question("a")
@@ -76,7 +76,7 @@ def _likeliest(vllm: Vllm, model: str, prompt: JsonObject) -> Mapping[int, float
     reply = vllm.complete({**PROBING, "model": model, **prompt})
     try:
         (choice,) = reply.choices
-        (found,) = choice.logprobs.top_logprobs if choice.logprobs else ()
+        (found,) = (choice.logprobs or TokenLogprobs()).top_logprobs
         likeliest = {int(name.removeprefix("token_id:")): logprob for name, logprob in found.items()}
     except ValueError:
         likeliest = {}
