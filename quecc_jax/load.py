@@ -15,6 +15,7 @@ from quecc_jax.data.batch import batch_spec
 from quecc_jax.data.text.templates import check_name
 from quecc_jax.errors import UserError
 from quecc_jax.generate.decode import in_compute_type
+from quecc_jax.generate.embeddings import encoder_part
 from quecc_jax.generate.engine import Engine
 from quecc_jax.generate.stand_ins import stand_ins, with_dtype
 from quecc_jax.groups import answering_mesh
@@ -35,6 +36,7 @@ def load_vlm(
     weights: Weights = "run",
     merge: bool = True,
     towers: bool = True,
+    layers: bool = True,
 ) -> tuple[RunConfig, Tree]:
     """A run's settings and all parameters that answer questions about pixels, in the type that it computes with.
 
@@ -53,6 +55,7 @@ def load_vlm(
       merge: whether adapters are merged into the decoder, whose config then has none. Those of a decoder of few
         bits stay beside its matrices, which they were trained with.
       towers: False leaves out the tower of images, for questions about its stored states.
+      layers: False leaves out the decoder's layers, for prompt embeddings, unless these depend on them.
 
     Returns:
       The run's config (with its own tokenizer) and parameters by top-level name.
@@ -70,6 +73,8 @@ def load_vlm(
     config = dataclasses.replace(config, model=at_visual_tokens(config.model, visual_tokens))
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.local_devices()[:1]) if mesh is None else mesh
     plain = stand_ins(config, mesh, weights, towers)
+    if not layers:
+        plain = encoder_part(config.model, plain)
     abstract = in_compute_type(plain, config.model)
     merge = merge and weights not in FORMS and LORA in plain
     if merge:
@@ -153,6 +158,20 @@ def load_engine(
     """
     over = answering_mesh(mesh)
     config, params = load_vlm(run_dir, over, visual_tokens, template, weights)
+    return Engine(config, params, mesh=over)
+
+
+def load_encoder(
+    run_dir: str | os.PathLike[str],
+    mesh: MeshConfig | None = None,
+    visual_tokens: int = 0,
+    template: str = "",
+    weights: Weights = "run",
+) -> Engine:
+    """As `load_engine`, for `generate.embeddings.prompt_embeddings` alone, without the decoder's layers where these do
+    not depend on them; of a whole run, or of the encoder that an export for vLLM writes."""
+    over = answering_mesh(mesh)
+    config, params = load_vlm(run_dir, over, visual_tokens, template, weights, layers=False)
     return Engine(config, params, mesh=over)
 
 

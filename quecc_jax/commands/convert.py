@@ -10,7 +10,7 @@ import tyro
 
 from quecc_jax.commands.checks import refuse_unread
 from quecc_jax.config.shapes import listed
-from quecc_jax.convert.options import AdapterForm, DType, Format, Only
+from quecc_jax.convert.options import AdapterForm, DType, ExportFormat, Only
 from quecc_jax.errors import UserError
 from quecc_jax.paths import write_text
 
@@ -57,8 +57,9 @@ class Export:
     """Directory of a run, imported or trained."""
     to: Path
     """Directory to write."""
-    format: Format = "auto"
-    """The form in which an imported run came, or the original project's; or one of these by name."""
+    format: ExportFormat = "auto"
+    """The form in which an imported run came, or the original project's; or one of these by name; or for vLLM, the
+    decoder as a plain language model beside what makes its prompt embeddings."""
     only: Only | None = None
     """Only this part of the model; the projector is also written as mm_projector.bin, as the original's."""
     dtype: DType = "keep"
@@ -138,18 +139,30 @@ def export(options: Export) -> None:
     if not 0 < options.shard_gb * 1e9 < math.inf:
         raise UserError(f"--shard-gb is {options.shard_gb}; give a positive size")
     from quecc_jax.convert.run import export_weights
+    from quecc_jax.convert.vllm import export_for_vllm
 
     page = _page(options)
     started = time.monotonic()
-    files = export_weights(
-        options.checkpoint,
-        options.to,
-        layout=options.format,
-        only=options.only,
-        dtype=options.dtype,
-        shard_bytes=int(options.shard_gb * 1e9),
-        adapter=options.adapter,
-    )
+    shard_bytes = int(options.shard_gb * 1e9)
+    if options.format == "vllm":
+        refuse_unread(options, ("only",), "is part of no export for vLLM, which has all; leave it out")
+        files = export_for_vllm(
+            options.checkpoint,
+            options.to,
+            dtype=options.dtype,
+            shard_bytes=shard_bytes,
+            adapter=options.adapter,
+        )
+    else:
+        files = export_weights(
+            options.checkpoint,
+            options.to,
+            layout=options.format,
+            only=options.only,
+            dtype=options.dtype,
+            shard_bytes=shard_bytes,
+            adapter=options.adapter,
+        )
     size = sum(file.stat().st_size for file in files)
     print(f"{options.to}: {len(files)} files, {size / 1e9:.2f} GB, {time.monotonic() - started:.0f} s")
     if options.push:
@@ -164,8 +177,8 @@ def _page(options: Export) -> str:
     if not options.push:
         refuse_unread(options, ("license", "scores", "private"), "goes with --push; add that or leave it out")
         return ""
-    if options.only or options.adapter != "merge":
-        raise UserError("--push sends whole models; leave --only and --adapter out")
+    if options.only or options.adapter != "merge" or options.format == "vllm":
+        raise UserError("--push sends whole models; leave --only, --adapter and --format vllm out")
     from quecc_jax.commands.model_card import model_card
     from quecc_jax.convert.hub import check_push
 

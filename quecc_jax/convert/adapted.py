@@ -20,13 +20,12 @@ from quecc_jax.convert.io.pickles import save_pickle
 from quecc_jax.convert.io.tensors import open_tensors
 from quecc_jax.convert.io.writer import ShardWriter
 from quecc_jax.convert.options import DType
-from quecc_jax.convert.plan import ImportPlan, Part, Source
+from quecc_jax.convert.plan import ImportPlan, Part, Source, plan_import
 from quecc_jax.convert.rules import Rule, Slab
-from quecc_jax.convert.sidecar_files import Opened
+from quecc_jax.convert.sidecar_files import Opened, kept_sources
 from quecc_jax.convert.targets import Target, with_positions
 from quecc_jax.convert.tower_history import tower_was_trained
 from quecc_jax.data.files import write_json
-from quecc_jax.distributed import notice
 from quecc_jax.errors import UserError
 from quecc_jax.json_text import JsonObject
 from quecc_jax.models.lora import NAME, PAIR
@@ -174,27 +173,31 @@ class MergedReader(SlabReader):
         return with_product(weight, first, second, self.config.model.lora.scale)
 
 
-def has_adapters(reader: SlabReader) -> bool:
-    """Whether a run holds adapters."""
-    return any(path[0] == NAME for path in reader.shapes)
+def beside_adapters(reader: SlabReader) -> list[str]:
+    """The parts that a run trains beside its adapters."""
+    own = {"compressor", "projector"} | ({"vision"} if tower_was_trained(reader.run) else set())
+    return sorted({path[0] for path in reader.shapes} & own)
 
 
-def write_adapter(reader: SlabReader, to: Path, family: str | None, dtype: DType, whole: bool) -> None:
+def write_adapter(reader: SlabReader, to: Path, dtype: DType, whole: bool) -> None:
     """Writes a run's adapters as a directory of their own.
 
     Args:
       reader: of the run.
       to: an existing directory.
-      family: model_type of the decoder's names; None takes the first that can express it.
       dtype: what floating-point numbers become.
       whole: whether compressor and projector go with them, as in LLaVA's training with LoRA, where PEFT has
         the adapters alone.
 
     Raises:
-      UserError: the family keeps several of our matrices in one, or the original cannot express the model.
+      UserError: the run has none, the decoder's family keeps several of our matrices in one, or the original cannot
+        express the model.
     """
+    if not any(path[0] == NAME for path in reader.shapes):
+        raise UserError(f"{reader.run} has no adapters (model.lora); leave --adapter out")
     model, lora = reader.config.model, reader.config.model.lora
-    family = family or families.guess_family(model.decoder)
+    kept = kept_sources(reader.run)
+    family = (plan_import(**kept).family if kept else None) or families.guess_family(model.decoder)
     if whole and tower_was_trained(reader.run):
         raise UserError(
             f"the tower of {reader.run} was trained, and the original's form of adapters has no place for it; leave "
@@ -206,12 +209,6 @@ def write_adapter(reader: SlabReader, to: Path, family: str | None, dtype: DType
         transfer.drain(reader, rules, specs, writer, lambda _: None)
     write_json(to / CONFIG, peft_settings(lora, names))
     if not whole:
-        own = {"compressor", "projector"} | ({"vision"} if tower_was_trained(reader.run) else set())
-        rest = sorted({path[0] for path in reader.shapes} & own)
-        if rest:
-            notice(
-                f"PEFT's form has no place for {' and '.join(rest)}; an export of the whole model has them"
-            )
         return
     others = llava.adapter_rules(model, family, f"{PREFIX}{body_prefix(family)}")
     specs = transfer.tensor_specs(others, reader.dtypes, dtype)

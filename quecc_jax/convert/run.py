@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,8 +13,8 @@ from quecc_jax.config.io import save_config
 from quecc_jax.convert import sidecar_files, transfer
 from quecc_jax.convert.adapted import (
     MergedReader,
+    beside_adapters,
     check_base,
-    has_adapters,
     misses_projector,
     projector_beside,
     with_adapter,
@@ -84,7 +84,7 @@ def import_weights(
         cannot be written.
     """
     out = as_path(out)
-    _refuse_existing(out, "--out")
+    refuse_existing(out, "--out")
     if template:
         check_name(template)
     if merge_adapter and adapter is None:
@@ -125,7 +125,7 @@ def import_weights(
             carried[name] = transfer.specs_of(tensors[name], part.ignored if part.carried else ())
             read = transfer.specs_of(tensors[name], (tensor for rule in part.rules for tensor in rule.theirs))
             total += transfer.sum_bytes(carried[name]) + transfer.sum_bytes(read)
-        aside = stack.enter_context(_new_directory(out, "--out"))
+        aside = stack.enter_context(new_directory(out, "--out"))
         sidecar_files.keep_sources(aside, opened, origins or {})
         plan = _with_template(plan, source, opened["model"], aside, template, held)
         count = stack.enter_context(byte_bar(f"importing {source.name}", total))
@@ -225,18 +225,28 @@ def export_weights(
       UserError: the run has not what the format needs, or more; the format cannot express the model;
         `to` exists, or cannot be written.
     """
-    _refuse_existing(to, "--to")
+    refuse_existing(to, "--to")
     if adapter != "merge":
         return _export_adapter(run, to, layout, only, dtype, adapter)
     reader = MergedReader(run)
     targets = export_targets(reader, layout, only)
     check_leaves(reader, targets, whole=only is None)
+    with new_directory(to, "--to") as aside:
+        write_targets(reader, targets, aside, dtype, shard_bytes)
+        names = files_of(aside)
+    return [to / name for name in names]
+
+
+def write_targets(
+    reader: SlabReader, targets: Sequence[Target], to: Path, dtype: DType, shard_bytes: int
+) -> None:
+    """Writes the directories of an export into one that nobody sees yet."""
     carried = [_carried(target) for target in targets]
     specs = [transfer.tensor_specs(target.rules, reader.dtypes, dtype) for target in targets]
     total = sum(map(transfer.sum_bytes, specs)) + sum(transfer.sum_bytes(extra) for _, extra in carried)
-    with _new_directory(to, "--to") as aside, byte_bar(f"exporting {run.name}", total) as count:
+    with byte_bar(f"exporting {reader.run.name}", total) as count:
         for target, made, (kept, extra) in zip(targets, specs, carried, strict=True):
-            folder = aside / target.folder
+            folder = to / target.folder
             target.describe(reader, folder, transfer.main_dtype(made))
             if target is targets[0]:
                 keep_template(folder, reader.config.data.template)
@@ -246,10 +256,8 @@ def export_weights(
                 transfer.drain(reader, target.rules, made, writer, count)
                 if kept is not None:
                     transfer.carry(writer, extra, kept, count)
-        if (name := targets[0].name) != "model":
-            save_pickle(open_tensors(aside), aside / f"{name}.bin")
-        names = _files(aside)
-    return [to / name for name in names]
+    if (name := targets[0].name) != "model":
+        save_pickle(open_tensors(to), to / f"{name}.bin")
 
 
 def _export_adapter(
@@ -259,17 +267,15 @@ def _export_adapter(
     if only is not None or layout != "auto":
         raise UserError(f"--adapter {form} writes adapters alone; leave --only and --format out")
     reader = SlabReader(run)
-    if not has_adapters(reader):
-        raise UserError(f"{run} has no adapters (model.lora); leave --adapter out")
-    kept = sidecar_files.kept_sources(reader.run)
-    family = plan_import(**kept).family if kept else None
-    with _new_directory(to, "--to") as aside:
-        write_adapter(reader, aside, family, dtype, whole=form == "llava")
-        names = _files(aside)
+    with new_directory(to, "--to") as aside:
+        write_adapter(reader, aside, dtype, whole=form == "llava")
+        names = files_of(aside)
+    if form == "peft" and (rest := beside_adapters(reader)):
+        notice(f"PEFT's form has no place for {' and '.join(rest)}; an export of the whole model has them")
     return [to / name for name in names]
 
 
-def _files(directory: Path) -> list[Path]:
+def files_of(directory: Path) -> list[Path]:
     """All files below, relative to it."""
     return sorted(p.relative_to(directory) for p in directory.rglob("*") if p.is_file())
 
@@ -282,15 +288,15 @@ def _carried(target: Target) -> tuple[TensorSource | None, dict[str, Spec]]:
     return file, transfer.specs_of(file, target.carried)
 
 
-def _refuse_existing(path: Path, option: str) -> None:
+def refuse_existing(path: Path, option: str) -> None:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{option} {path} exists already; give a new directory, or delete that one")
 
 
 @contextlib.contextmanager
-def _new_directory(path: Path, option: str) -> Iterator[Path]:
+def new_directory(path: Path, option: str) -> Iterator[Path]:
     """A directory that takes its name when the block succeeds, where nothing may be yet."""
-    _refuse_existing(path, option)
+    refuse_existing(path, option)
     try:
         # Lists of files and the arrays' store take absolute paths without `..`.
         with fresh_directory(as_path(path)) as aside:

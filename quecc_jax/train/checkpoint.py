@@ -110,6 +110,10 @@ def _read_params(
     check_frozen(run, step, saved.custom_metadata)
     fixed = frozen_form(frozen) if frozen.is_dir() else {}
     have = {**fixed, **trained}
+    if abstract is not None and "decoder" in have and "decoder" in abstract:
+        # Prompt embeddings may be made without them.
+        unread = {"layers", "norm"} - abstract["decoder"].keys()
+        have["decoder"] = {name: tree for name, tree in have["decoder"].items() if name not in unread}
     if names is None:
         names = [n for n in have if abstract is None or n in abstract]
     if missing := [n for n in names if n not in have]:

@@ -1,5 +1,6 @@
 """Pickled checkpoints: what torch saved is read bit for bit, and a bare projector goes back to torch."""
 
+import io
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from quecc_jax.convert.io import tensors
+from quecc_jax.convert.io.pickles import pickled
 from quecc_jax.convert.io.tensors import open_tensors
 from quecc_jax.convert.run import export_weights, import_weights
 from quecc_jax.errors import UserError
@@ -100,3 +102,15 @@ def test_a_pickled_model_is_exported_as_safetensors_of_the_same_tensors(tmp_path
     assert_same_tensors(tmp_path / "out-given", tmp_path / "out-safe")
     with pytest.raises(UserError, match="is a pickle"):
         import_weights(tmp_path / "given", tmp_path / "again")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "float64"])
+@pytest.mark.parametrize("shape", [(3, 5), (7,), (0, 4), ()])
+def test_one_tensor_is_read_by_the_weights_only_loader_bit_for_bit(
+    dtype: str, shape: tuple[int, ...]
+) -> None:
+    array = np.random.default_rng(0).normal(size=shape).astype(dtype)
+    for given in (array, array.T):
+        back = torch.load(io.BytesIO(pickled(given)), weights_only=True)
+        assert tuple(back.shape) == given.shape and f"torch.{given.dtype}" == str(back.dtype)
+        assert bits(back) == np.ascontiguousarray(given).tobytes() and back.is_contiguous()
