@@ -233,7 +233,15 @@ def serve_page(options: Options, limits: "Limits", engine: "Callable[[], Engine]
     bounds = Bounds(image_bytes=int(options.max_upload_mb * 1e6), pixels=options.max_pixels)
     front = Front(options.checkpoint.name, limits, bounds, Access((options.host,)))
     page = Page(front, options.query, first_image(options), options.suggest)
-    serve(front, page, lambda: own_backend(engine()), options.host, options.port, show=options.open)
+    longest = max(1024, limits.max_new_tokens)
+    serve(
+        front,
+        page,
+        lambda: own_backend(engine(), longest_answer=longest),
+        options.host,
+        options.port,
+        show=options.open,
+    )
 
 
 def first_image(options: Options) -> bytes:

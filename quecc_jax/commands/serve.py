@@ -5,11 +5,11 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from quecc_jax.commands.checks import check_least, flag
+from quecc_jax.commands.checks import check_least, flag, refuse_unread
 from quecc_jax.commands.generation_options import Answering
 from quecc_jax.errors import UserError
 
@@ -39,8 +39,18 @@ class Options(Answering):
     page: bool = False
     """Serve the chat page too, at /; not with API keys, which it has none of."""
 
+    engine: Literal["own", "vllm"] = "own"
+    """What runs the decoder: `own`, on the devices of this process; or a `vllm` server, for which prompts become
+    embeddings here (docs/serving_vllm.md)."""
+    url: Annotated[str, tyro.conf.arg(metavar="URL")] = ""
+    """Address of the vLLM server, or of a load balancer before several, such as http://127.0.0.1:8001."""
+    vllm_model: str = ""
+    """Name of the model there, such as an adapter's; by default the only one."""
+    vllm_key_file: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """API key that vLLM was started with."""
+
     slots: int = 16
-    """Questions that are answered at a time."""
+    """Questions that are answered at a time by --engine own."""
     queue: int = 64
     """Questions that may wait for a slot; more hear 429."""
     longest_answer: int = 1024
@@ -79,17 +89,27 @@ def run(options: Options) -> None:
     import jax
 
     from quecc_jax.distributed import joined
-    from quecc_jax.load import load_engine
-    from quecc_jax.serve.backend import Backend
+    from quecc_jax.load import load_encoder, load_engine
+    from quecc_jax.serve.backend import Away, Backend
     from quecc_jax.serve.chat_page import Page
     from quecc_jax.serve.own_backend import own_backend
     from quecc_jax.serve.run import serve
+    from quecc_jax.serve.vllm.backend import vllm_backend
+
+    of_vllm = api_keys(options.vllm_key_file, "--vllm-key-file")
 
     def load() -> Backend:
-        engine = load_engine(
-            options.checkpoint, options.mesh, options.visual_tokens, options.template, options.weights
-        )
-        return own_backend(engine, options.slots, options.queue, options.longest_answer)
+        run = options.checkpoint, options.mesh, options.visual_tokens, options.template, options.weights
+        if options.engine == "own":
+            return own_backend(load_engine(*run), options.slots, options.queue, options.longest_answer)
+        key = of_vllm[0] if of_vllm else ""
+        encoder = load_encoder(*run)
+        try:
+            return vllm_backend(
+                encoder, options.url, model=options.vllm_model, api_key=key, waiting=options.queue
+            )
+        except Away as error:
+            raise UserError(str(error)) from None
 
     with joined(preemption=False):
         if jax.process_count() > 1:
@@ -124,7 +144,7 @@ def front_of(options: Options, limits: "Limits", keys: Sequence[str]) -> "Front"
     return Front(name, limits, bounds, access, fetcher)
 
 
-def api_keys(file: Path | None) -> list[str]:
+def api_keys(file: Path | None, name: str = "--api-key-file") -> list[str]:
     """The keys of a file; none without.
 
     Raises:
@@ -135,18 +155,16 @@ def api_keys(file: Path | None) -> list[str]:
     try:
         lines = file.expanduser().read_text("utf-8").split("\n")
     except OSError as error:
-        raise UserError(f"--api-key-file {file} cannot be read ({error.strerror})") from None
+        raise UserError(f"{name} {file} cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
-        raise UserError(f"--api-key-file {file} is not UTF-8 text; write a key on each line") from None
+        raise UserError(f"{name} {file} is not UTF-8 text; write a key on each line") from None
     keys = [line.strip() for line in lines if line.strip()]
     for number, key in enumerate(keys, start=1):
         # Others do not survive the way through a header.
         if not re.fullmatch(r"[!-~]+", key):
-            raise UserError(
-                f"--api-key-file {file}: key {number} has spaces or other than ASCII; make another"
-            )
+            raise UserError(f"{name} {file}: key {number} has spaces or other than ASCII; make another")
     if not keys:
-        raise UserError(f"--api-key-file {file} holds no key; write one on each line")
+        raise UserError(f"{name} {file} holds no key; write one on each line")
     return keys
 
 
@@ -165,6 +183,18 @@ def check(options: Options) -> None:
             f"--max-new-tokens is {options.max_new_tokens}, more than --longest-answer {options.longest_answer}; "
             "raise that"
         )
+    if options.engine == "own":
+        refuse_unread(
+            options,
+            ("url", "vllm_model", "vllm_key_file"),
+            "goes with --engine vllm; add it or leave this out",
+        )
+    else:
+        refuse_unread(options, ("slots",), "is vLLM's own --max-num-seqs with --engine vllm; leave it out")
+        if not re.fullmatch(r"https?://[^\s/]+(/\S*)?", options.url):
+            raise UserError(
+                f"--url {options.url or 'is missing'}; give vLLM's address, such as http://127.0.0.1:8001"
+            )
     if options.page and options.api_key_file is not None:
         raise UserError("--page has no API key to send; leave it or --api-key-file out")
     for host in options.allow_images_from:

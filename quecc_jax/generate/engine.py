@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import time
 from collections.abc import Iterator, Sequence
-from io import BytesIO
 
 import jax
 import numpy as np
@@ -18,18 +17,17 @@ from quecc_jax.config import DecoderConfig, RunConfig
 from quecc_jax.config.shapes import at_visual_tokens
 from quecc_jax.data.batch import Batch
 from quecc_jax.data.collate import Collate
-from quecc_jax.data.images import image_size, load_pixels
 from quecc_jax.data.plans.packing import BatchPlan
 from quecc_jax.data.text.conversation import lay_out
 from quecc_jax.data.text.templates import stops
 from quecc_jax.data.text.tokenizer import load_tokenizer
 from quecc_jax.data.text.turns import PLACEHOLDER, asking
-from quecc_jax.data.tiles import Arrangement, arrange
 from quecc_jax.errors import BadRow, UserError
 from quecc_jax.generate.decode import Params, advance, begin, decoding_params, on_mesh
 from quecc_jax.generate.questions import AskedImage, Limits, Prompt, Prompts, Question, ReadImage, Usage
+from quecc_jax.generate.reading import arranged_image, read_image
 from quecc_jax.generate.reply import Reply
-from quecc_jax.generate.reuse import Encoders, Reuse, image_key, round_up
+from quecc_jax.generate.reuse import Encoders, Reuse, round_up
 from quecc_jax.generate.sampling import per_row
 from quecc_jax.models.vlm import VLM
 from quecc_jax.sharding import batch_parts, on_host, spread_rows
@@ -95,22 +93,9 @@ class Engine:
         Raises:
           UserError: as `load_pixels`, or the model takes no images.
         """
-        if isinstance(image, ReadImage):
-            return image
-        data, model = self._data, self.config.model
-        if not data.images_per_row:
+        if not isinstance(image, ReadImage) and not self._data.images_per_row:
             raise UserError("this model was trained on text alone and takes no image; leave it out")
-        image = BytesIO(image) if isinstance(image, bytes) else image
-        pixels = load_pixels(image, model.vision, data.image_aspect, data.image_decoding)
-        arranged = self._arranged(image) if model.vision.tiles else None
-        return ReadImage(pixels.reshape(-1, *pixels.shape[-3:]), image_key(pixels), arranged)
-
-    def _arranged(self, image: AskedImage) -> Arrangement:
-        if isinstance(image, ReadImage):
-            assert image.arranged is not None
-            return image.arranged
-        image = BytesIO(image) if isinstance(image, bytes) else image
-        return arrange(*image_size(image, self._data.image_decoding), self.config.model)
+        return read_image(image, self.config)
 
     def prompt(self, question: Question, answer: str | None = None) -> Prompt:
         """Lays out a question, or a question with a given answer behind it.
@@ -130,7 +115,8 @@ class Engine:
             said = asking(question.text, count, question.history, latest=question.query == "latest")
             if answer is not None:
                 said = said._replace(turns=(*said.turns, answer))
-            arranged = [self._arranged(image) for image in question.images] if model.vision.tiles else []
+            shown = question.images if model.vision.tiles else ()
+            arranged = [arranged_image(image, self.config) for image in shown]
             encoded = lay_out(said, self.tokenizer, data, model.visual_tokens, arranged)
             self._check_known(encoded.codes, encoded.queries)
         except UserError as error:

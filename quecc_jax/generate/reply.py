@@ -1,6 +1,7 @@
 """One answer as it grows: its text in pieces, how it ends, and what it took."""
 
 import time
+from collections.abc import Sequence
 
 from quecc_jax.data.text.templates import Stops
 from quecc_jax.data.text.tokenizer import Tokenizer
@@ -31,17 +32,17 @@ class Reply:
         stop = (*limits.stop, ends.text) if ends.text else limits.stop
         self.ended_by = ""
         """`end` (a token), `stop` (a text) or `length`; nothing before."""
-        self._prompt, self._end, self._most = prompt, ends.ids[0], limits.max_new_tokens
+        self._prompt, self._ends, self._most = prompt, ends.ids, limits.max_new_tokens
         self._text, self._read = TextStream(tokenizer, stop), read or bool(stop)
         self._began = began
         self._first = self._last = 0.0
 
-    def push(self, ids: list[int]) -> str:
+    def push(self, ids: Sequence[int]) -> str:
         """The text that is certain after these tokens, and was not before; those behind the end are left out."""
         now = time.perf_counter() - self._began
         self._first = self._first or now
         text = self._text
-        ids, at_end = until_end(ids[: self._most - len(text.ids)], self._end)
+        ids, at_end = until_end(ids[: self._most - len(text.ids)], self._ends)
         if self._read:
             piece = text.push(ids)
         else:
@@ -78,6 +79,7 @@ class Reply:
         )
 
 
-def until_end(ids: list[int], end: int) -> tuple[list[int], bool]:
-    """The ids before the token that ends an answer, and whether it is there."""
-    return (ids[: ids.index(end)], True) if end in ids else (ids, False)
+def until_end(ids: Sequence[int], ends: Sequence[int]) -> tuple[Sequence[int], bool]:
+    """The ids before the first token that ends an answer, and whether it is there."""
+    before = next((number for number, token in enumerate(ids) if token in ends), len(ids))
+    return ids[:before], before < len(ids)

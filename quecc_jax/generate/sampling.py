@@ -1,15 +1,13 @@
 """How the next token follows from its logits."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from quecc_jax.errors import UserError
-
-Array = jax.Array | np.ndarray
 
 
 class Sampling(NamedTuple):
@@ -19,14 +17,14 @@ class Sampling(NamedTuple):
     They apply in the order of transformers' `generate`: penalty, temperature, top-k, top-p.
     """
 
-    temperature: float | Array = 1.0
+    temperature: float = 1.0
     """Logits are divided by it; 0 takes the likeliest token."""
-    top_k: int | Array = 0
+    top_k: int = 0
     """Draw from so many of the likeliest tokens; 0 is no limit."""
-    top_p: float | Array = 1.0
+    top_p: float = 1.0
     """Draw from the fewest likeliest tokens whose probabilities sum to at least this (nucleus sampling,
     arXiv 1904.09751)."""
-    repetition_penalty: float | Array = 1.0
+    repetition_penalty: float = 1.0
     """Above 1 makes tokens of the prompt's text and of the answer less likely to come again: positive
     logits are divided by it, negative ones multiplied (CTRL, arXiv 1909.05858, section 4.1)."""
 
@@ -57,12 +55,13 @@ def per_row(settings: Sequence[Sampling | None]) -> Sampling:
     """The settings of rows as a compiled program takes them, arrays [B]; None is greedy."""
     greedy = Sampling(temperature=0.0)
     rows = [one or greedy for one in settings]
-    return Sampling(
+    arrays: Any = (
         np.array([one.temperature for one in rows], np.float32),
         np.array([one.top_k for one in rows], np.int32),
         np.array([one.top_p for one in rows], np.float32),
         np.array([one.repetition_penalty for one in rows], np.float32),
     )
+    return Sampling(*arrays)
 
 
 def process(logits: jax.Array, seen: jax.Array, sampling: Sampling) -> jax.Array:
@@ -87,7 +86,8 @@ def process(logits: jax.Array, seen: jax.Array, sampling: Sampling) -> jax.Array
 
 def _columns(sampling: Sampling) -> Sampling:
     """Settings that go with logits [B, vocab]: arrays [B, 1], or [1]."""
-    return Sampling(*(jnp.asarray(value)[..., None] for value in sampling))
+    arrays: Any = (jnp.asarray(value)[..., None] for value in sampling)
+    return Sampling(*arrays)
 
 
 def _limit(logits: jax.Array, s: Sampling) -> jax.Array:

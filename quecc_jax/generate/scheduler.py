@@ -18,10 +18,10 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from quecc_jax.config.shapes import at_visual_tokens
 from quecc_jax.errors import UserError
 from quecc_jax.generate.decode import Reading, State, first_token, on_mesh, open_prompts, read
 from quecc_jax.generate.engine import BEGIN, CHUNK, SMALLEST, Engine
+from quecc_jax.generate.engines import Engines
 from quecc_jax.generate.questions import Limits, Prompt, Question, Usage
 from quecc_jax.generate.reply import Reply
 from quecc_jax.generate.reuse import round_up
@@ -105,7 +105,7 @@ class Scheduler:
         self.answered = 0
         """Answers that came to their end."""
         self._parts, self._prefill, self._chunk = parts, prefill_tokens, chunk
-        self._engines = {engine.config.model.visual_tokens: engine}
+        self.engines = Engines(engine)
         self._engine = engine
         self._waiting: collections.deque[Ticket] = collections.deque()
         self._jobs: collections.deque[Callable[[], None]] = collections.deque()
@@ -118,24 +118,6 @@ class Scheduler:
         self._seconds = collections.deque[float](maxlen=64)
 
     # For any thread.
-
-    def engine(self, visual_tokens: int = 0) -> Engine:
-        """The engine that answers with V visual tokens; 0 is the model's own.
-
-        Raises:
-          UserError: the model does not make this V.
-        """
-        if not visual_tokens:
-            return self._engine
-        base = self._engine
-        with self._changed:
-            if visual_tokens not in self._engines:
-                model = at_visual_tokens(base.config.model, visual_tokens)
-                config = dataclasses.replace(base.config, model=model)
-                self._engines[visual_tokens] = Engine(
-                    config, base.params, reuse=base.reuse, mesh=base.mesh, chunk=base.chunk
-                )
-            return self._engines[visual_tokens]
 
     def submit(
         self,
@@ -154,7 +136,7 @@ class Scheduler:
           UserError: the question does not fit the model, or its images cannot be read.
           Full: too many wait.
         """
-        began, engine = time.perf_counter(), self.engine(visual_tokens)
+        began, engine = time.perf_counter(), self.engines.at(visual_tokens)
         images = tuple(engine.image(image) for image in question.images)
         prompt = engine.prompt(question._replace(images=images))
         room = self._needed(prompt, limits)

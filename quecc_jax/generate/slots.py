@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from quecc_jax.generate.decode import Draws, Params, State, advance
-from quecc_jax.generate.sampling import Sampling
+from quecc_jax.generate.sampling import per_row
 from quecc_jax.models.decoder import Cache, empty_cache
 from quecc_jax.models.vlm import VLM
 
@@ -38,9 +38,8 @@ def empty_slots(model: VLM, ends: tuple[int, ...], slots: int, room: Room) -> St
     """A state of `slots` rows, none of which answers anything."""
     config = model.config
     none = jnp.zeros((slots,), jnp.int32)
-    zeros = jnp.zeros((slots,), jnp.float32)
     draws = Draws(
-        Sampling(zeros, none, zeros + 1, zeros + 1),
+        per_row([None] * slots),
         jax.random.split(jax.random.key(0), slots),
         jnp.zeros((slots, config.decoder.vocab_size), bool),
     )

@@ -26,6 +26,10 @@ class Busy(Exception):
         self.seconds = seconds
 
 
+class Away(Exception):
+    """What answers behind the backend cannot be reached, or is in trouble."""
+
+
 class Backend(Protocol):
     """A model that answers."""
 
@@ -38,6 +42,7 @@ class Backend(Protocol):
         Raises:
           UserError: the question does not fit this model; before the first piece.
           Busy: too many wait; before the first piece.
+          Away: what answers for it does not, at any time.
         """
 
     async def attention(self, asked: Asked) -> np.ndarray | None:

@@ -21,13 +21,13 @@ from quecc_jax.data.images import padding
 from quecc_jax.errors import UserError
 from quecc_jax.evaluate.attention import own_squares
 from quecc_jax.generate.questions import Limits, Query, Question, ReadImage, Usage
+from quecc_jax.generate.reading import read_image
 from quecc_jax.generate.sampling import Sampling, unless_greedy
 from quecc_jax.pages.page import render
 from quecc_jax.records import Damaged, Finite, json_value, of_form
 from quecc_jax.serve.answers import Events, Pieces
 from quecc_jax.serve.app import Front
 from quecc_jax.serve.backend import Asked, Backend
-from quecc_jax.serve.images import read_image
 from quecc_jax.serve.web.bodies import read_body
 from quecc_jax.serve.web.clients import unless_gone
 from quecc_jax.serve.web.refusals import Refused, refusal

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import binascii
 import contextlib
+import dataclasses
 import functools
 import re
 from collections.abc import Sequence
@@ -13,11 +14,10 @@ from typing import NamedTuple
 
 from quecc_jax.config import RunConfig
 from quecc_jax.config.shapes import at_visual_tokens
-from quecc_jax.data.images import image_size, load_pixels
-from quecc_jax.data.tiles import arrange
+from quecc_jax.data.images import image_size
 from quecc_jax.errors import BadRow, UserError
 from quecc_jax.generate.questions import ReadImage
-from quecc_jax.generate.reuse import image_key
+from quecc_jax.generate.reading import read_image
 from quecc_jax.serve.web.bounds import Bounds, Holding, Room
 from quecc_jax.serve.web.fetch import Fetcher
 from quecc_jax.serve.web.refusals import Refused
@@ -101,7 +101,8 @@ class Images:
             width, height = await asyncio.wrap_future(self._pool.submit(self.size, file))
             amount = width * height
             await self._pixels.wait_for(amount)
-            read = functools.partial(read_image, file, config, visual_tokens)
+            model = at_visual_tokens(config.model, visual_tokens)
+            read = functools.partial(read_image, file, dataclasses.replace(config, model=model))
             decoding = self._submitted(read, amount)
             return await asyncio.wrap_future(decoding)
         except Refused as refused:
@@ -144,17 +145,3 @@ class Images:
                 f"the image has {width} x {height} pixels, more than {self.bounds.pixels:,}; make it smaller",
             )
         return width, height
-
-
-def read_image(file: bytes, config: RunConfig, visual_tokens: int = 0) -> ReadImage:
-    """An image file as `Engine.image` reads it, for a model at V visual tokens, 0 for its own.
-
-    Raises:
-      UserError: as `load_pixels`, or the model does not make this V.
-    """
-    data, model = config.data, at_visual_tokens(config.model, visual_tokens)
-    pixels = load_pixels(BytesIO(file), model.vision, data.image_aspect, data.image_decoding)
-    arranged = None
-    if model.vision.tiles:
-        arranged = arrange(*image_size(BytesIO(file), data.image_decoding), model)
-    return ReadImage(pixels.reshape(-1, *pixels.shape[-3:]), image_key(pixels), arranged)

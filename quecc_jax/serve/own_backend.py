@@ -39,7 +39,7 @@ class OwnBackend:
     """A `Backend` on a scheduler, which nobody else may step."""
 
     def __init__(self, scheduler: Scheduler):
-        self.config = scheduler.engine().config
+        self.config = scheduler.engines.first.config
         self._scheduler = scheduler
         ended = threading.Event()
         # The thread holds the scheduler, not this, so that it ends with this.
@@ -85,7 +85,7 @@ class OwnBackend:
     async def attention(self, asked: Asked) -> np.ndarray | None:
         """As `Backend.attention`."""
         found: concurrent.futures.Future[np.ndarray | None] = concurrent.futures.Future()
-        engine = self._scheduler.engine(asked.visual_tokens)
+        engine = self._scheduler.engines.at(asked.visual_tokens)
 
         def look() -> None:
             if found.set_running_or_notify_cancel():
@@ -99,7 +99,7 @@ class OwnBackend:
 
     def state(self) -> State:
         """What it is doing."""
-        counted = self._scheduler.engine().reuse.counted
+        counted = self._scheduler.engines.first.reuse.counted
         return State(
             self._scheduler.waiting,
             self._scheduler.running,

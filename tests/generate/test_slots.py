@@ -15,10 +15,12 @@ from quecc_jax.models.decoder import Cache
 def state_of(values: np.ndarray, length: int) -> State:
     """A state whose cache holds the same numbers int32 [B, T] in every array."""
     rows = len(values)
-    numbers = np.arange(rows, dtype=np.int32)
-    draws = Draws(per_row([None] * rows), jax.random.split(jax.random.key(1), rows), np.ones((rows, 5), bool))
-    wide = values[:, :, None, None].astype(np.float32)
-    cache = Cache((wide, wide + 0.5), (-wide, 2 * wide), values, 3 * values, jnp.int32(length))
+    numbers, held = jnp.arange(rows), jnp.asarray(values)
+    draws = Draws(
+        per_row([None] * rows), jax.random.split(jax.random.key(1), rows), jnp.ones((rows, 5), bool)
+    )
+    wide = held[:, :, None, None].astype(jnp.float32)
+    cache = Cache((wide, wide + 0.5), (-wide, 2 * wide), held, 3 * held, jnp.int32(length))
     return State(numbers, numbers > 0, numbers, numbers, numbers, draws, cache)
 
 
@@ -66,7 +68,7 @@ def test_a_slot_keeps_nothing_of_its_last_answer_but_what_is_of_no_segment():
     ]
     assert int(made.cache.length) == 5
     assert made.token.tolist() == [1, 1, 0, 3] and made.done.tolist() == [True, True, False, True]
-    assert made.draws is not None
+    assert made.draws is not None and fresh.draws is not None
     fresh_keys = jax.random.key_data(fresh.draws.keys)
     np.testing.assert_array_equal(jax.random.key_data(made.draws.keys)[np.array([2, 0])], fresh_keys[:2])
     np.testing.assert_array_equal(made.cache.keys[0][2, :3, 0, 0], [1, 1, 1])

@@ -19,9 +19,9 @@ def test_an_answer_ends_at_its_end_token(tokenizer):
     eos = tokenizer.eos_token_id
     said = list(tokenizer.encode("a red circle"))
     ids = [*said, eos, *tokenizer.encode("red")]
-    assert until_end(ids, eos) == (said, True) and answer_text(tokenizer, said) == "a red circle"
-    assert until_end([eos], eos) == ([], True) and answer_text(tokenizer, []) == ""
-    assert until_end(ids[:2], eos) == (ids[:2], False) and answer_text(tokenizer, ids[:2]) == "a red"
+    assert until_end(ids, (eos,)) == (said, True) and answer_text(tokenizer, said) == "a red circle"
+    assert until_end([eos], (eos,)) == ([], True) and answer_text(tokenizer, []) == ""
+    assert until_end(ids[:2], (eos,)) == (ids[:2], False) and answer_text(tokenizer, ids[:2]) == "a red"
 
 
 def test_an_answer_ends_at_a_text_where_no_token_does(tokenizer):

@@ -12,8 +12,9 @@ import pytest
 from selenium.webdriver.common.keys import Keys
 
 from quecc_jax.generate.questions import Usage
+from quecc_jax.generate.scheduler import Scheduler
 from quecc_jax.serve.backend import Asked
-from quecc_jax.serve.own_backend import OneAtATime
+from quecc_jax.serve.own_backend import OwnBackend
 from tests.browser import Browser, absent, browser
 from tests.pages.making import FILES, QUESTIONS, addresses, chat
 
@@ -168,7 +169,7 @@ def test_the_explorer_is_driven_by_keys(window, tmp_path):
     assert [line for line in window.log() if "SEVERE" in line] == []
 
 
-class Held(OneAtATime):
+class Held(OwnBackend):
     """A backend that says the next piece when it may go on."""
 
     going = threading.Event()
@@ -184,7 +185,7 @@ def test_the_chat_is_driven_by_keys(window):
     """A question to click, the square of one visual token, a question of one's own, and an answer that is stopped."""
     going = Held.going
     going.set()
-    with chat(lambda engine: Held(engine, 8)) as port:
+    with chat(lambda engine: Held(Scheduler(engine))) as port:
         show(window, f"http://127.0.0.1:{port}/", WIDE, "dark")
         window.run("document.querySelector('#offered button:last-child').focus()")
         window.press(Keys.ENTER)

@@ -12,10 +12,11 @@ import pytest
 from PIL import Image
 
 from quecc_jax.generate.questions import Question, Usage
+from quecc_jax.generate.scheduler import Scheduler
 from quecc_jax.serve.app import Front
 from quecc_jax.serve.backend import Asked, Busy
 from quecc_jax.serve.chat_page import Page
-from quecc_jax.serve.own_backend import OneAtATime, own_backend
+from quecc_jax.serve.own_backend import OwnBackend, own_backend
 from quecc_jax.serve.web.guards import Access
 from tests.browser import absent, browser
 from tests.commands.talker import QUESTIONS
@@ -102,7 +103,7 @@ def test_the_page_in_a_browser(engine, images, tmp_path):
         assert [m for m in page.log() if "Security" in m or "Uncaught" in m] == []
 
 
-class Full(OneAtATime):
+class Full(OwnBackend):
     """A backend whose queue is full until it is told otherwise."""
 
     full = True
@@ -115,7 +116,7 @@ class Full(OneAtATime):
 
 
 def test_a_full_queue_is_said_and_the_question_stays(engine, tmp_path):
-    backend = Full(engine, 8)
+    backend = Full(Scheduler(engine))
     front = front_of(backend)
     with served(front, Page(front, "own")) as port, browser(tmp_path / "profile") as page:
         page.open(f"http://127.0.0.1:{port}/")

@@ -1,7 +1,6 @@
 """vLLM behind our front: prompts become embeddings here, and it runs the decoder from them on."""
 
 import asyncio
-import dataclasses
 import functools
 import time
 from collections.abc import AsyncGenerator, Callable, Hashable, Sequence
@@ -11,15 +10,15 @@ from typing import TypeVar
 import msgspec
 import numpy as np
 
-from quecc_jax.config.shapes import at_visual_tokens
 from quecc_jax.errors import UserError
 from quecc_jax.generate.embeddings import prompt_embeddings
 from quecc_jax.generate.engine import Engine
+from quecc_jax.generate.engines import Engines
 from quecc_jax.generate.questions import Limits, Prompt, Question, Usage
-from quecc_jax.generate.text_stream import TextStream
-from quecc_jax.serve.backend import Asked
+from quecc_jax.generate.reply import Reply
+from quecc_jax.serve.backend import Asked, Away
 from quecc_jax.serve.vllm.check import check, wire
-from quecc_jax.serve.vllm.client import Away, Model, Vllm, sampling_settings
+from quecc_jax.serve.vllm.client import Model, Vllm, sampling_settings
 from quecc_jax.serve.vllm.line import EmbeddingLine
 
 T = TypeVar("T")
@@ -84,21 +83,21 @@ class VllmBackend:
     def __init__(self, encoder: Engine, vllm: Vllm, served: Model, batch: int, waiting: int):
         self.config = encoder.config
         self._vllm, self._served = vllm, served
-        self._engines = {encoder.config.model.visual_tokens: encoder}
+        self._engines = Engines(encoder)
         self._reading = ThreadPoolExecutor(READERS, "reader")
         self._line = EmbeddingLine(self._embeddings, batch, waiting)
 
     async def answer(self, asked: Asked) -> AsyncGenerator[str | Usage]:
         """As `Backend.answer`."""
         began, limits = time.perf_counter(), asked.limits
-        engine = self._engine(asked.visual_tokens)
+        engine = self._engines.at(asked.visual_tokens)
         settings = sampling_settings(limits, engine.ends.ids)
         prompt = await self._in(
             self._reading, functools.partial(_laid_out, engine, asked.question, self._served, limits)
         )
         embeddings = await self._line.embeddings(self._kind(engine, limits), prompt)
         body = await self._in(self._reading, functools.partial(self._body, embeddings, settings))
-        reply = _Reply(engine, prompt, limits, began)
+        reply = Reply(prompt, engine.tokenizer, engine.ends, limits, began=began)
         pieces = self._vllm.tokens(body)
         try:
             async for ids in pieces:
@@ -115,7 +114,7 @@ class VllmBackend:
 
     async def attention(self, asked: Asked) -> np.ndarray | None:
         """As `Backend.attention`."""
-        engine = self._engine(asked.visual_tokens)
+        engine = self._engines.at(asked.visual_tokens)
         return await self._in(self._line.thread, functools.partial(engine.attention, asked.question))
 
     async def close(self) -> None:
@@ -124,17 +123,6 @@ class VllmBackend:
 
     async def _in(self, thread: ThreadPoolExecutor, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(thread, work)
-
-    def _engine(self, visual_tokens: int) -> Engine:
-        """The encoder that makes so many visual tokens; all share parameters and what is remembered."""
-        first = next(iter(self._engines.values()))
-        model = at_visual_tokens(first.config.model, visual_tokens)
-        if model.visual_tokens not in self._engines:
-            config = dataclasses.replace(first.config, model=model)
-            self._engines[model.visual_tokens] = Engine(
-                config, first.params, reuse=first.reuse, mesh=first.mesh
-            )
-        return self._engines[model.visual_tokens]
 
     def _kind(self, engine: Engine, limits: Limits) -> tuple[int, int]:
         """What prompts of one batch have in common: V, and the room for an answer where embeddings depend on it."""
@@ -147,7 +135,7 @@ class VllmBackend:
         visual_tokens, new = kind
         # Few sizes, since each is a program.
         rows = 1 << (len(prompts) - 1).bit_length()
-        return prompt_embeddings(self._engines[visual_tokens], prompts, new, rows)
+        return prompt_embeddings(self._engines.at(visual_tokens), prompts, new, rows)
 
     def _body(self, embeddings: np.ndarray, settings: dict[str, object]) -> bytes:
         return msgspec.json.encode(
@@ -171,43 +159,3 @@ def _laid_out(engine: Engine, question: Question, served: Model, limits: Limits)
             "tokens that vLLM has room for (--max-model-len); ask for a shorter answer"
         )
     return prompt
-
-
-class _Reply:
-    """An answer as its tokens come."""
-
-    def __init__(self, engine: Engine, prompt: Prompt, limits: Limits, began: float):
-        stop = (*limits.stop, engine.ends.text) if engine.ends.text else limits.stop
-        self.ended_by = ""
-        """`end` (a token), `stop` (a text) or `length`; nothing before."""
-        self._text = TextStream(engine.tokenizer, stop)
-        self._ends, self._most = {*engine.ends.ids}, limits.max_new_tokens
-        self._prompt, self._began = prompt, began
-        self._first = 0.0
-
-    def push(self, ids: Sequence[int]) -> str:
-        """The text that is certain after these tokens, and was not before."""
-        self._first = self._first or time.perf_counter() - self._began
-        before = next((number for number, token in enumerate(ids) if token in self._ends), len(ids))
-        piece = self._text.push(ids[:before])
-        if self._text.stopped is not None:
-            self.ended_by = "stop"
-        elif before < len(ids):
-            self.ended_by = "end"
-        elif len(self._text.ids) >= self._most:
-            self.ended_by = "length"
-        return piece + self._text.finish() if self.ended_by else piece
-
-    def usage(self) -> Usage:
-        """What the answer took."""
-        encoded = self._prompt.encoded
-        return Usage(
-            prompt_tokens=len(encoded.codes),
-            visual_tokens=int((encoded.codes < 0).sum()),
-            cut_question_tokens=encoded.query_cut,
-            new_tokens=len(self._text.ids),
-            first_token_seconds=self._first,
-            seconds=time.perf_counter() - self._began,
-            ended_by=self.ended_by,
-            unknown_words=self._prompt.unknown_words,
-        )

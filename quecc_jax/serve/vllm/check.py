@@ -18,7 +18,8 @@ from quecc_jax.generate.engine import Engine
 from quecc_jax.generate.questions import Question
 from quecc_jax.json_text import JsonObject
 from quecc_jax.models.vlm import VLM
-from quecc_jax.serve.vllm.client import Away, TokenLogprobs, Vllm
+from quecc_jax.serve.backend import Away
+from quecc_jax.serve.vllm.client import TokenLogprobs, Vllm
 from quecc_jax.sharding import on_host
 
 PROBE = Question("a")

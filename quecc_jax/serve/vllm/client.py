@@ -9,25 +9,15 @@ import msgspec
 from quecc_jax.errors import UserError
 from quecc_jax.generate.questions import Limits
 from quecc_jax.json_text import JsonObject
-from quecc_jax.serve.backend import Busy
+from quecc_jax.serve.backend import Away, Busy
 
 CONNECT = 10.0
 """Seconds within which a connection has to be there."""
-AGAIN = 5.0
-"""Seconds after which to ask a server again that is not there."""
 REFUSED = (400, 413, 422)
 """What vLLM answers where a question is at fault."""
 SEEDS = 2**63
 COOLEST, WARMEST = 0.01, 2.0
 """Temperatures, beside 0, that vLLM takes as they are: it raises lower ones, and refuses higher ones."""
-
-
-class Away(Busy):
-    """The server behind this one cannot be reached, or is in trouble."""
-
-    def __init__(self, message: str):
-        Exception.__init__(self, message)
-        self.seconds = AGAIN
 
 
 class Fault(msgspec.Struct):

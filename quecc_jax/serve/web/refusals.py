@@ -8,7 +8,7 @@ import msgspec
 from starlette.responses import Response
 
 from quecc_jax.errors import UserError
-from quecc_jax.serve.backend import Busy
+from quecc_jax.serve.backend import Away, Busy
 
 KINDS = {
     401: "authentication_error",
@@ -84,6 +84,8 @@ def refusal(error: Exception) -> Refused:
         return error
     if isinstance(error, Busy):
         return Refused(429, str(error), code="queue_full", again=error.seconds)
+    if isinstance(error, Away):
+        return Refused(503, str(error), code="away", again=5)
     if isinstance(error, UserError):
         return Refused(400, str(error))
     traceback.print_exception(error)

@@ -8,9 +8,10 @@ import pytest
 from quecc_jax.errors import UserError
 from quecc_jax.generate.embeddings import encoder_part, prompt_embeddings
 from quecc_jax.generate.engine import Engine
+from quecc_jax.serve.backend import Away
 from quecc_jax.serve.vllm.backend import vllm_backend
 from quecc_jax.serve.vllm.check import PROBE, check
-from quecc_jax.serve.vllm.client import Away, Vllm
+from quecc_jax.serve.vllm.client import Vllm
 from tests.commands.talker import tiny_engine
 from tests.generate.test_embeddings import greedy
 from tests.serve.vllm.test_client import stand_in

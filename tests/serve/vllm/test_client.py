@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from quecc_jax.errors import UserError
 from quecc_jax.generate.questions import Limits
 from quecc_jax.generate.sampling import Sampling
-from quecc_jax.serve.backend import Busy
-from quecc_jax.serve.vllm.client import Away, Vllm, sampling_settings
+from quecc_jax.serve.backend import Away, Busy
+from quecc_jax.serve.vllm.client import Vllm, sampling_settings
 
 Reply = tuple[int, dict[str, str], list[bytes]]
 """Status, headers and pieces of a body."""
