@@ -197,7 +197,7 @@ def served(engine: Engine) -> Iterator[int]:
     front = Front("smollm2", Limits(NEW), bounds, Access(("127.0.0.1",)))
     front.ready(own_backend(engine, slots=CLIENTS, waiting=1000))
     listener = listen("127.0.0.1", 0)
-    server = BoundedServer(application(front, ()), bounds, lambda: None, lambda: front.stop(0))
+    server = BoundedServer(application(front, ()), bounds, lambda: None, lambda: front.answers.stop(0))
     thread = threading.Thread(target=run, args=(server, listener))
     thread.start()
     try:

@@ -75,7 +75,7 @@ class Scheduler:
     Args:
       engine: of the model; one of an elastic model answers with any V that it makes.
       slots: B, answers that are under way at a time; with a mesh, that rows are split over evenly.
-      queue: questions that may wait.
+      queue: questions that may wait for a slot.
       longest_answer: tokens that an answer may be asked to have; prompts have up to data.max_length.
       prefill_tokens: positions of prompts that are read between two looks at the answers under way, about; longer
         prompts are read in chunks of so many.
@@ -153,7 +153,7 @@ class Scheduler:
         reply = Reply(prompt, engine.tokenizer, engine.ends, limits, began=began)
         ticket = Ticket(engine, prompt, limits, deliver, reply, room)
         with self._changed:
-            if len(self._waiting) >= self.queue:
+            if self.full:
                 raise Full
             self._waiting.append(ticket)
             self._changed.notify_all()
@@ -178,8 +178,13 @@ class Scheduler:
             self._changed.wait_for(lambda: bool(self._waiting or self._jobs or self._taken), seconds)
 
     @property
+    def full(self) -> bool:
+        """Whether as many wait as may, beside those whom free slots wait for."""
+        return self.waiting >= self.queue + self.slots - self.running
+
+    @property
     def waiting(self) -> int:
-        """Questions in the queue."""
+        """Questions that are not under way."""
         return len(self._waiting)
 
     @property

@@ -56,7 +56,7 @@ class OwnBackend:
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(heard.put_nowait, item)
 
-        if scheduler.waiting >= scheduler.queue:
+        if scheduler.full:
             raise Busy(scheduler.patience())
         question = asked.question, asked.limits, deliver, asked.visual_tokens
         submitted = asyncio.ensure_future(asyncio.to_thread(scheduler.submit, *question))

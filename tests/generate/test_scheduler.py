@@ -17,7 +17,7 @@ from quecc_jax.errors import UserError
 from quecc_jax.generate.engine import Engine
 from quecc_jax.generate.questions import Limits, Question, Usage
 from quecc_jax.generate.sampling import Sampling
-from quecc_jax.generate.scheduler import Full, Scheduler
+from quecc_jax.generate.scheduler import Full, Scheduler, Ticket
 from quecc_jax.generate.slots import Room
 from quecc_jax.load import load_engine, load_vlm
 from tests.golden_pack import unpack
@@ -78,6 +78,12 @@ class Heard(NamedTuple):
         return "".join(item for item in self.items if isinstance(item, str))
 
 
+def submit(scheduler: Scheduler, row: tuple[Question, Limits], heard: Heard) -> Ticket:
+    """Has a row's question wait."""
+    question, limits = row
+    return scheduler.submit(question, limits, heard.items.append)
+
+
 def same(heard: Heard, alone: list[tuple[str, Usage]]) -> None:
     text, usage = alone[heard.number]
     assert heard.text == text
@@ -115,7 +121,7 @@ def test_every_answer_is_what_is_said_alone_in_any_order_of_coming_and_going(
     for what, number in events:
         if what == "ask":
             heard = Heard(number, [])
-            tickets.append((scheduler.submit(*asked[number], deliver=heard.items.append), heard))
+            tickets.append((submit(scheduler, asked[number], heard), heard))
         elif what == "step":
             for _ in range(number):
                 scheduler.step()
@@ -139,9 +145,9 @@ def test_long_prompts_are_read_between_the_tokens_of_others(engine, asked, alone
     short = next(i for i, (q, limits) in enumerate(asked) if limits.max_new_tokens == 40)
     long = max(range(24), key=lambda i: alone[i][1].prompt_tokens)
     first, second = Heard(short, []), Heard(long, [])
-    scheduler.submit(*asked[short], deliver=first.items.append)
+    submit(scheduler, asked[short], first)
     scheduler.step()
-    scheduler.submit(*asked[long], deliver=second.items.append)
+    submit(scheduler, asked[long], second)
     before, rounds = len(first.items), 0
     while not second.items:
         scheduler.step()
@@ -159,7 +165,7 @@ def test_room_grows_with_those_who_come_and_shrinks_when_they_left(engine, asked
     rooms = list[Room]()
     for number in (by_length[0], by_length[-1], by_length[0]):
         heard = Heard(number, [])
-        scheduler.submit(*asked[number], deliver=heard.items.append)
+        submit(scheduler, asked[number], heard)
         while scheduler.step():
             pass
         same(heard, alone)
@@ -177,7 +183,8 @@ def test_what_is_too_long_or_too_many_is_refused_before_it_waits(engine, asked):
         scheduler.submit(Question("so " * 4000), Limits(8), heard.append)
     with pytest.raises(UserError, match="visual tokens of an image, not 5"):
         scheduler.submit(asked[1][0], Limits(8), heard.append, visual_tokens=5)
-    for _ in range(2):
+    # One for the slot, and two who wait for it.
+    for _ in range(3):
         scheduler.submit(Question("so"), Limits(8), heard.append)
     with pytest.raises(Full):
         scheduler.submit(Question("so"), Limits(8), heard.append)
@@ -188,11 +195,11 @@ def test_a_slot_that_was_given_up_while_its_prompt_was_read_is_anothers(engine, 
     scheduler = Scheduler(engine, slots=1, prefill_tokens=32, chunk=1)
     long = max(range(24), key=lambda i: alone[i][1].prompt_tokens)
     given_up, stays, comes = Heard(long, []), Heard(long, []), Heard(2, [])
-    ticket = scheduler.submit(*asked[long], deliver=given_up.items.append)
+    ticket = submit(scheduler, asked[long], given_up)
     scheduler.step()
     scheduler.cancel(ticket)
-    scheduler.submit(*asked[2], deliver=comes.items.append)
-    scheduler.submit(*asked[long], deliver=stays.items.append)
+    submit(scheduler, asked[2], comes)
+    submit(scheduler, asked[long], stays)
     while scheduler.step():
         pass
     assert given_up.items == []
@@ -205,7 +212,7 @@ def test_what_goes_wrong_is_told_to_all_under_way_and_the_next_are_answered(
 ):
     scheduler = Scheduler(engine, slots=2, chunk=2)
     first, second = Heard(3, []), Heard(2, [])
-    scheduler.submit(*asked[3], deliver=first.items.append)
+    submit(scheduler, asked[3], first)
     scheduler.step()
 
     def broken(*_: object) -> None:
@@ -216,7 +223,7 @@ def test_what_goes_wrong_is_told_to_all_under_way_and_the_next_are_answered(
         with pytest.raises(RuntimeError, match="out of memory"):
             scheduler.step()
     assert isinstance(first.items[-1], RuntimeError)
-    scheduler.submit(*asked[2], deliver=second.items.append)
+    submit(scheduler, asked[2], second)
     while scheduler.step():
         pass
     same(second, alone)
@@ -233,10 +240,7 @@ def test_other_threads_ask_and_the_device_does_their_jobs_between_rounds(engine,
             scheduler.step()
 
     threads = [
-        threading.Thread(
-            target=lambda one=one: scheduler.submit(*asked[one.number], deliver=one.items.append)
-        )
-        for one in heard
+        threading.Thread(target=lambda one=one: submit(scheduler, asked[one.number], one)) for one in heard
     ]
     worker = threading.Thread(target=work)
     for thread in (worker, *threads):
@@ -288,7 +292,7 @@ def test_eight_devices_answer_as_they_do_alone(asked, tmp_path):
     scheduler = Scheduler(spread, slots=4, prefill_tokens=64, chunk=3)
     heard = [Heard(number, []) for number in range(8)]
     for one in heard:
-        scheduler.submit(*asked[one.number], deliver=one.items.append)
+        submit(scheduler, asked[one.number], one)
         scheduler.step()
     while scheduler.step():
         pass

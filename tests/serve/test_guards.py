@@ -125,7 +125,7 @@ def test_metrics_count_what_happened(engine, images, port):
     assert not any("client" in name for name in after)
     hits = 'quecc_reuse_hits_total{of="images"}'
     assert after[hits] - before[hits] >= 1
-    assert (after["quecc_waiting"], after["quecc_running"], after["quecc_slots"]) == (0, 0, 1)
+    assert (after["quecc_waiting"], after["quecc_running"], after["quecc_slots"]) == (0, 0, 8)
     first = after["quecc_time_to_first_token_seconds_sum"]
     assert 0 < first < after["quecc_answer_seconds_sum"]
     assert after["quecc_requests_under_way"] == 1

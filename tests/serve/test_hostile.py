@@ -16,7 +16,8 @@ import psutil
 import pytest
 from PIL import Image
 
-from quecc_jax.serve import images as module
+from quecc_jax.generate import reading
+from quecc_jax.serve import images as serve_images
 from quecc_jax.serve.own_backend import own_backend
 from tests.commands.talker import QUESTIONS
 from tests.serve.serving import (
@@ -230,8 +231,8 @@ def test_many_large_images_are_decoded_in_bounded_memory(engine):
         assert highest[0] - before < 400_000_000, highest[0] - before
 
 
-@pytest.mark.parametrize("name", ["image_size", "load_pixels"])
-def test_an_image_that_takes_long_to_read_keeps_nobody(engine, images, monkeypatch, name):
+@pytest.mark.parametrize("module, name", [(serve_images, "image_size"), (reading, "load_pixels")])
+def test_an_image_that_takes_long_to_read_keeps_nobody(engine, images, monkeypatch, module, name):
     """Neither its header nor its pixels are read where requests are served."""
     real, going, begun = getattr(module, name), threading.Event(), threading.Event()
 

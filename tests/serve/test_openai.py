@@ -1,10 +1,10 @@
 """The server through OpenAI's own client: its answers are the engine's."""
 
-import asyncio
 import base64
 import concurrent.futures
 import io
 import json
+import threading
 
 import openai
 import pytest
@@ -13,7 +13,8 @@ from PIL import Image
 from quecc_jax.generate.engine import Engine
 from quecc_jax.generate.questions import Limits, Question
 from quecc_jax.generate.sampling import Sampling
-from quecc_jax.serve.own_backend import own_backend
+from quecc_jax.generate.scheduler import Scheduler
+from quecc_jax.serve.own_backend import OwnBackend, own_backend
 from quecc_jax.serve.web.guards import Access
 from tests.commands.talker import QUESTIONS
 from tests.serve.serving import LIMITS, MODEL, call, client, data_uri, front_of, png, post, said, served
@@ -303,32 +304,19 @@ def test_other_methods_paths_and_types(same):
 
 
 def test_a_full_queue_is_told_with_a_time(engine):
-    backend = own_backend(engine, waiting=0)
-    backend.answer = held(backend.answer)  # type: ignore[method-assign]
-    with served(front_of(backend)) as port:
+    scheduler, going = Scheduler(engine, slots=1, queue=0), threading.Event()
+    scheduler.call(lambda: print(going.wait(60)))
+    with served(front_of(OwnBackend(scheduler))) as port:
         wish = {"model": MODEL, "messages": [USER]}
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
-            found = [*pool.map(lambda _: post(port, wish), range(4))]
-        assert sorted(status for status, _, _ in found) == [200, 429, 429, 429]
-        for status, reply, headers in found:
-            if status == 429:
-                assert int(headers["Retry-After"]) >= 1
+            asking = concurrent.futures.as_completed([pool.submit(post, port, wish) for _ in range(4)])
+            for _ in range(3):
+                status, reply, headers = next(asking).result()
+                assert status == 429 and int(headers["Retry-After"]) >= 1
                 assert reply["error"]["code"] == "queue_full" and reply["error"]["type"] == "rate_limit_error"
+            going.set()
+            assert next(asking).result()[0] == 200
         assert post(port, wish)[0] == 200
-
-
-def held(answer):
-    """The same answers, each of which begins a second before it says something."""
-
-    async def late(asked):
-        first = True
-        async for item in answer(asked):
-            if first:
-                await asyncio.sleep(1)
-            first = False
-            yield item
-
-    return late
 
 
 def test_keys(engine):

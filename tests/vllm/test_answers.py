@@ -106,7 +106,7 @@ def test_answers_pieces_and_usage_are_our_engine_s(live, name, model):
 
 def test_a_model_of_several_v_answers_with_the_one_that_is_asked_for(live):
     _, backend = pair(live, "mqt")
-    (question, *_), run = questions(backend._engine(0)), live.folder / "mqt" / "run"
+    (question, *_), run = questions(backend._engines.at()), live.folder / "mqt" / "run"
     asked = [Asked(question, Limits(NEW), v) for v in (1, 2, 4)]
     for one, (pieces, usage) in zip(asked, asked_at_once(backend, asked), strict=True):
         engine = load_engine(run, visual_tokens=one.visual_tokens)
