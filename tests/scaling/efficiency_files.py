@@ -7,7 +7,7 @@ from typing import Any
 from scaling.cost import PARTS
 
 BATCHES, LENGTHS = (1, 4, 16), (49, 241)
-H100 = {
+H100: dict[str, Any] = {
     "name": "h100",
     "flops": 989e12,
     "bandwidth": 3350e9,
