@@ -8,7 +8,7 @@ values. Questions are of POPE's form and length, images are sections of two phot
 have 64 tokens each: nothing ends them before.
 
 stages: seconds of each of the engine's programs by batch and length, of one process without a server; written to
-    DIR/stages.json in the form that `scaling plan --efficiency` reads, beside the peaks of this machine, which are
+    DIR/stages-vV.json in the form that `scaling plan --efficiency` reads, beside the peaks of this machine, which are
     measured by a product of matrices and a sum of arrays.
 throughput: questions per second of 16 clients who ask again as soon as they are answered, over HTTP; with images that
     were seen before, and with new ones. Beside it, in the same process and without HTTP: the engine, asked one question
@@ -50,6 +50,7 @@ from quecc_jax.generate.engine import Engine
 from quecc_jax.generate.questions import Limits, Question
 from quecc_jax.load import load_vlm
 from quecc_jax.paths import write_text
+from quecc_jax.records import write_record
 from quecc_jax.serve.app import Front, application
 from quecc_jax.serve.own_backend import own_backend
 from quecc_jax.serve.web.bounds import Bounds
@@ -338,7 +339,7 @@ def main(
     for v in visual_tokens:
         engine = engine_of(v)
         if "stages" in parts:
-            write_text(out / f"stages-v{v}.json", json.dumps(stages(engine), indent=1) + "\n")
+            write_record(out / f"stages-v{v}.json", stages(engine))
         if "throughput" not in parts:
             continue
         with served(engine) as port:

@@ -3,14 +3,15 @@
 FLOPs are those of `quecc_jax.flops`, the project's one counter. Added are the bytes that a chip must move:
 weights once per batch and pass, caches once per query and step; activations are taken to stay on the chip. Matrices
 of the decoder's layers are in the form that is asked for, all else is in bfloat16. A part takes the longer of its
-FLOPs at the chip's peak and its bytes at the chip's bandwidth (the roofline model).
+FLOPs at the chip's peak and its bytes at the chip's bandwidth (the roofline model), over the efficiency of that part
+where an engine was measured.
 """
 
 import contextlib
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -29,9 +30,10 @@ from quecc_jax.config import (
 from quecc_jax.config.compressors import MqtConfig, config_class, named, names
 from quecc_jax.config.shapes import query_layers
 from quecc_jax.errors import UserError
+from scaling.efficiency.measured import Measured, Part
 from scaling.formatting import Kind
 
-PARTS = ("tower", "query", "compressor", "prefill", "decode")
+PARTS: tuple[Part, ...] = get_args(Part)
 PAPERS_COMPRESSOR = "quecc"
 Amount = Any
 """A number, or an array of them where the lengths are arrays."""
@@ -116,6 +118,8 @@ class Setup:
     compressor: str = PAPERS_COMPRESSOR
     """What makes V visual tokens of an image."""
     weights: Kept = "bfloat16"
+    measured: Measured | None = None
+    """Efficiencies of an engine; the machine is at its peaks then."""
 
 
 def find_llm(text: str) -> Llm:
@@ -186,8 +190,26 @@ def find_machine(text: str, count: int = 1, efficiency: float = 1.0) -> Machine:
         figures, source = (tera * 1e12, giga * 1e9, memory * 1e9), "as given"
         if not all(0 < figure < math.inf for figure in figures):
             raise UserError(f"A chip's figures must be positive numbers; they are {text!r}.")
-    name = text if count == 1 else f"{count} x {text}"
-    speed = count * efficiency
+    return _together(text, figures, count, efficiency, source)
+
+
+def measured_machine(measured: Measured, count: int = 1) -> Machine:
+    """The chip that an engine was measured on, at its peaks; or so many of them.
+
+    Raises:
+      UserError: there is less than one.
+    """
+    if count < 1:
+        raise UserError("There must be at least one chip.")
+    chip = measured.chip
+    return _together(chip.name, (chip.flops, chip.bandwidth, chip.memory), count, 1.0, chip.source)
+
+
+def _together(
+    name: str, figures: tuple[float, float, float], count: int, efficiency: float, source: str
+) -> Machine:
+    """Chips of FLOP/s, bytes/s and bytes as one machine."""
+    speed, name = count * efficiency, name if count == 1 else f"{count} x {name}"
     return Machine(
         name, figures[0] * speed, figures[1] * speed, figures[2] * count, count, efficiency, source
     )
@@ -296,7 +318,7 @@ def _encoder_bytes(config: ModelConfig, weights: Kept) -> float:
 
 
 def seconds_of(work: Work, machine: Machine, batch: int) -> Amount:
-    """Seconds of one part for a batch that is answered together."""
+    """Seconds of one part for a batch that is answered together, at the machine's figures."""
     compute = batch * work.flops / machine.flops
     memory = (work.shared + batch * work.own) / machine.bandwidth
     return (compute + memory + abs(compute - memory)) / 2
@@ -318,19 +340,38 @@ def encoder_costs(
         work = work_of_query(config, lengths, setup.weights)
         seconds = share = None
         if setup.machine is not None:
-            times = {part: seconds_of(one, setup.machine, setup.batch) for part, one in work.items()}
+            times = seconds_of_parts(work, setup, lengths.text + visual_tokens)
             seconds, share = times["query"], times["query"] / sum(times.values())
         own, total = work["query"].flops, sum(part.flops for part in work.values())
         found.append(EncoderCost(query, query_layers(config), own, own / total, seconds, share))
     return found
 
 
-def query_cost(work: Mapping[str, Work], setup: Setup) -> Amount:
-    """What one query costs in the unit of `setup.kind`."""
+def seconds_of_parts(work: Mapping[str, Work], setup: Setup, length: Amount) -> dict[str, Amount]:
+    """Seconds of each part for a batch, by the setup's machine and what was measured.
+
+    Args:
+      length: positions of the prompt, visual tokens included.
+
+    Raises:
+      UserError: a part that takes time was not measured.
+    """
+    machine, measured = setup.machine, setup.measured
+    assert machine is not None
+    times = {part: seconds_of(one, machine, setup.batch) for part, one in work.items()}
+    if measured is None:
+        return times
+    return {
+        part: seconds / measured.at(part, setup.batch, length) if np.any(seconds) else seconds
+        for part, seconds in times.items()
+    }
+
+
+def query_cost(work: Mapping[str, Work], setup: Setup, length: Amount) -> Amount:
+    """What one query costs in the unit of `setup.kind`; `length` as in `seconds_of_parts`."""
     if setup.kind == "flops":
         return sum(part.flops for part in work.values())
-    assert setup.machine is not None
-    seconds = sum(seconds_of(part, setup.machine, setup.batch) for part in work.values())
+    seconds = sum(seconds_of_parts(work, setup, length).values())
     if setup.kind == "seconds":
         return seconds
     return seconds / setup.batch * usd_per_million_seconds(setup)

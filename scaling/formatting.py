@@ -1,4 +1,4 @@
-"""Costs as people write them, and the type of what is written as JSON."""
+"""Costs and shares as people write them, and the type of what is written as JSON."""
 
 from typing import Any, Literal
 
@@ -23,3 +23,13 @@ def amount(value: float, kind: Kind) -> str:
     if kind == "seconds":
         return f"{1e3 * value:.3g} ms" if value < 1 else f"{value:.3g} s"
     return f"${value:.3g}"
+
+
+def percent(share: float) -> str:
+    """`12.34 %`."""
+    return f"{100 * share:.2f} %"
+
+
+def ends(low: float, high: float) -> str:
+    """The ends of an interval of shares."""
+    return f"{100 * low:.2f} to {100 * high:.2f} %"

@@ -31,7 +31,8 @@ class Options:
     """Every choice of (N, V), by rising N and then V.
 
     flops and seconds hold one array for each part; seconds is empty without a machine, memory and fits
-    are None under the published cost, which knows no bytes.
+    are None under the published cost, which knows no bytes. Where an engine was measured, cost and seconds
+    are its own, and what the machine's peaks would make of them stands beside them.
     """
 
     params_b: Float[np.ndarray, " choices"]
@@ -42,6 +43,10 @@ class Options:
     seconds: dict[str, np.ndarray]
     memory: Float[np.ndarray, " choices"] | None = None
     fits: Bool[np.ndarray, " choices"] | None = None
+    cost_at_peaks: Float[np.ndarray, " choices"] | None = None
+    """None where no engine was measured."""
+    seconds_at_peaks: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    """Of each part; empty where no engine was measured."""
 
     @property
     def allowed(self) -> Bool[np.ndarray, " choices"]:
@@ -102,28 +107,38 @@ def counted_options(
     """All pairs, every part counted from the real shapes.
 
     Raises:
-      UserError: the compressor cannot make one of the token counts.
+      UserError: the compressor cannot make one of the token counts, or a part was not measured.
     """
     llms = sorted(llms, key=lambda llm: llm.params_b)
     pairs = [(llm, v) for llm in llms for v in sorted(visual_tokens)]
     configs = [cost.model_config(*pair, setup.query, setup.compressor) for pair in pairs]
     works = [cost.work_of_query(config, lengths, setup.weights) for config in configs]
-    machine, seconds, memory = setup.machine, {}, None
+
+    def priced(run: Setup) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Cost of each choice, and seconds of each part where there is a machine."""
+        each = [(work, run, lengths.text + c.visual_tokens) for work, c in zip(works, configs, strict=True)]
+        prices = np.array([cost.query_cost(*one) for one in each], np.float64)
+        if run.machine is None:
+            return prices, {}
+        times = [cost.seconds_of_parts(*one) for one in each]
+        return prices, {part: np.array([one[part] for one in times]) for part in cost.PARTS}
+
+    prices, seconds = priced(setup)
+    at_peaks = None if setup.measured is None else priced(dataclasses.replace(setup, measured=None))
+    machine, memory = setup.machine, None
     if machine is not None:
-        seconds = {
-            part: np.array([cost.seconds_of(work[part], machine, setup.batch) for work in works])
-            for part in cost.PARTS
-        }
         memory = np.array([cost.memory_of(config, lengths, setup.batch, setup.weights) for config in configs])
     return Options(
         params_b=np.array([llm.params_b for llm, _ in pairs], np.float64),
         visual_tokens=np.array([v for _, v in pairs], np.float64),
         llms=tuple(llm.name for llm, _ in pairs),
-        cost=np.array([cost.query_cost(work, setup) for work in works], np.float64),
+        cost=prices,
         flops={part: np.array([work[part].flops for work in works]) for part in cost.PARTS},
         seconds=seconds,
         memory=memory,
         fits=None if memory is None or machine is None else memory <= machine.memory,
+        cost_at_peaks=None if at_peaks is None else at_peaks[0],
+        seconds_at_peaks={} if at_peaks is None else at_peaks[1],
     )
 
 
@@ -244,7 +259,7 @@ def costs_over_text(
     def row(llm: Llm, count: float) -> Float[np.ndarray, " Q"]:
         config = cost.model_config(llm, count, setup.query, setup.compressor)
         work = cost.work_of_query(config, at, setup.weights)
-        price = np.broadcast_to(cost.query_cost(work, setup), text.shape)
+        price = np.broadcast_to(cost.query_cost(work, setup, text + config.visual_tokens), text.shape)
         if setup.machine is None:
             return price
         fits = cost.memory_of(config, at, setup.batch, setup.weights) <= setup.machine.memory

@@ -30,9 +30,11 @@ from quecc_jax.experiments.stats import scores_record
 from quecc_jax.records import write_record
 from quecc_jax.train.logs.data_report import DataReport
 from quecc_jax.train.logs.records import Records, read_records
+from scaling.efficiency.record import read_efficiency
 from scaling.saved_fit import load_fit, save_fit
 from scaling.scores import read_scores
 from tests.experiments.reproduce.test_run import SCORED
+from tests.scaling.efficiency_files import efficiency_record
 from tests.stores import Store
 from tests.train.test_progress import record
 
@@ -133,6 +135,15 @@ def make_fit(folder: Path, seed: int) -> None:
 
 def read_fit(folder: Path) -> Any:
     return load_fit(str(folder))
+
+
+def make_efficiency(folder: Path, seed: int) -> None:
+    write_record(folder / "stages.json", efficiency_record(lambda part, batch, length: batch / length))
+
+
+def read_stages(folder: Path) -> Any:
+    found = read_efficiency(folder / "stages.json")
+    return found.chip, found.model, found[3:]
 
 
 def make_scores(folder: Path, seed: int) -> None:
@@ -308,6 +319,7 @@ STORES = (
     Store("attempts", make_attempts, read_attempts),
     Store("results of a grid", make_results, read_whole_results),
     Store("fit", make_fit, read_fit),
+    Store("efficiencies", make_efficiency, read_stages),
     Store("scores", make_scores, read_whole_scores),
     Store("results on benchmarks", make_evaluation, read_evaluation),
     Store("answers to benchmarks", make_answers, read_both_answers),

@@ -15,6 +15,7 @@ from quecc_jax.errors import UserError
 
 if TYPE_CHECKING:
     from scaling.cost import Kind, Setup
+    from scaling.efficiency.measured import Measured
 
 T = TypeVar("T")
 
@@ -38,9 +39,9 @@ class Options:
     flops: Annotated[float | None, _budget] = None
     """FLOPs per query, such as 5e12."""
     ms: Annotated[float | None, _budget] = None
-    """Milliseconds until a batch is answered; needs --chip."""
+    """Milliseconds until a batch is answered; needs a chip."""
     usd: Annotated[float | None, _budget] = None
-    """Dollars per million queries; needs --chip."""
+    """Dollars per million queries; needs a chip."""
 
     cost: Literal["counted", "published"] = "counted"
     """Every part from real shapes, or the paper's 2N(Q + V)."""
@@ -66,8 +67,9 @@ class Options:
     """v4, v5e, v5p, v6e, a100, h100, l4, or TFLOP/s,GB/s,GB such as 989,3350,80."""
     chips: int | None = None
     """Chips that share a query, without cost of communication; by default 1."""
-    efficiency: float | None = None
-    """Share of its peaks that the chip reaches; by default 1."""
+    efficiency: Annotated[str | None, tyro.conf.arg(metavar="SHARE|FILE")] = None
+    """Share of its peaks that the chip reaches, by default 1; or a file of `benchmarks.serve --parts stages` with
+    the share of each part of a query by batch and prompt length, and with a chip, for which --chip may be left out."""
     batch: int | None = None
     """Queries answered together; by default 1."""
     weights: Literal["bfloat16", "int8", "int4", "nf4"] | None = None
@@ -89,7 +91,7 @@ def run(options: Options) -> None:
     from scaling.cost import Lengths, compressor_config, find_llm
     from scaling.limits import refuse_choices
     from scaling.planner import counted_options, make_plan, published_options
-    from scaling.report import plan_page, plan_report
+    from scaling.report import plan_page, plan_report, plan_tables
     from scaling.saved_fit import load_fit
 
     setup = _setup(options)
@@ -129,14 +131,14 @@ def run(options: Options) -> None:
     print(fit.law.formula())
     print(f"cost: {asked.cost_model}; {asked.convention}")
     if options.usd is not None:
-        price, source = price_of((options.chip or "").lower(), options.price)
+        price, source = price_of(_chip_name(options, setup.measured), options.price)
         print(f"price: ${price:g} per chip and hour ({source})")
     for title, table in (
-        ("Where the recommended choice's cost goes", plan_report.parts_table(plan, asked)),
-        ("What encodes its question", plan_report.encoders_table(plan, asked)),
-        ("What its training holds", plan_report.training_table(plan, asked)),
-        ("Frontier", plan_report.frontier_table(plan, asked)),
-        ("One step away", plan_report.neighbour_table(plan, asked)),
+        ("Where the recommended choice's cost goes", plan_tables.parts_table(plan, asked)),
+        ("What encodes its question", plan_tables.encoders_table(plan, asked)),
+        ("What its training holds", plan_tables.training_table(plan, asked)),
+        ("Frontier", plan_tables.frontier_table(plan, asked)),
+        ("One step away", plan_tables.neighbour_table(plan, asked)),
     ):
         if table is not None:
             print(f"\n{title}\n{_columns([table[0], *table[1]])}")
@@ -149,7 +151,7 @@ def run(options: Options) -> None:
 def _check(options: Options) -> None:
     """Numbers out of range and options that would do nothing are mistakes."""
     for name in ("flops", "ms", "usd", "efficiency", "price"):
-        value = getattr(options, name)
+        value = _number(options.efficiency) if name == "efficiency" else getattr(options, name)
         if value is not None and not 0 < value < math.inf:
             raise UserError(f"--{name} is {value:g}; give a positive number")
     one_or_more = ("exit_layer", "answer_tokens", "chips", "batch")
@@ -167,6 +169,7 @@ def _check(options: Options) -> None:
             "encoder",
             "exit_layer",
             "compressor",
+            "efficiency",
         )
         why = "needs --cost counted; the published cost 2N(Q + V) knows FLOPs of prefill alone."
         refuse_unread(options, counted, why)
@@ -176,12 +179,31 @@ def _check(options: Options) -> None:
         refuse_unread(options, ("encoder", "question_tokens"), why)
     if (options.encoder == "early_exit") != (options.exit_layer is not None):
         raise UserError("--encoder early_exit and --exit-layer go together: the exit, and after which layer.")
-    if options.chip is None:
+    if options.chip is None and not _names_file(options):
         refuse_unread(
             options, ("ms", "usd", "chips", "efficiency", "batch", "weights", "price"), "needs a --chip."
         )
     if options.usd is None:
         refuse_unread(options, ("price",), "is of a budget in dollars: add --usd or leave it out.")
+
+
+def _number(text: str | None) -> float | None:
+    """An option as a number, where it is one."""
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return None
+
+
+def _names_file(options: Options) -> bool:
+    return options.efficiency is not None and _number(options.efficiency) is None
+
+
+def _chip_name(options: Options, measured: "Measured | None") -> str:
+    """By which a list price is looked up."""
+    if options.chip is None and measured is not None:
+        return measured.chip.name
+    return (options.chip or "").lower()
 
 
 def _reads_question(compressor: str | None) -> bool:
@@ -194,16 +216,20 @@ def _reads_question(compressor: str | None) -> bool:
 
 def _setup(options: Options) -> "Setup":
     from quecc_jax.aot.chips import price_of
-    from scaling.cost import PAPERS_COMPRESSOR, QueryConfig, Setup, find_machine
+    from scaling.cost import PAPERS_COMPRESSOR, QueryConfig, Setup, find_machine, measured_machine
+    from scaling.efficiency.record import read_efficiency
 
-    machine = None
+    machine, count = None, options.chips or 1
+    measured = read_efficiency(options.efficiency or "") if _names_file(options) else None
     if options.chip is not None:
-        machine = find_machine(options.chip, options.chips or 1, options.efficiency or 1.0)
+        machine = find_machine(options.chip, count, _number(options.efficiency) or 1.0)
+    elif measured is not None:
+        machine = measured_machine(measured, count)
     kind: Kind = "flops" if options.flops else "seconds" if options.ms else "usd"
     query = QueryConfig(options.encoder or "decoder", options.exit_layer or 0)
     compressor, weights = options.compressor or PAPERS_COMPRESSOR, options.weights or "bfloat16"
-    price = None if options.usd is None else price_of((options.chip or "").lower(), options.price)[0]
-    return Setup(kind, machine, options.batch or 1, price, query, compressor, weights)
+    price = None if options.usd is None else price_of(_chip_name(options, measured), options.price)[0]
+    return Setup(kind, machine, options.batch or 1, price, query, compressor, weights, measured)
 
 
 def _sizes(names: Sequence[str]) -> list[float]:

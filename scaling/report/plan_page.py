@@ -10,7 +10,7 @@ from quecc_jax.pages.render import figure_to_png
 from quecc_jax.pages.style import THEMES, Style
 from scaling.cost import Llm
 from scaling.planner import Plan, costs_over_text
-from scaling.report import plan_report
+from scaling.report import plan_report, plan_tables
 from scaling.report.explorer import Start, explorer_data, explorer_html
 from scaling.report.plan_report import Question
 from scaling.report.plot import (
@@ -54,16 +54,16 @@ def files(plan: Plan, asked: Question, llms: Sequence[Llm]) -> dict[str, str | b
 def page(plan: Plan, asked: Question, explorer: str) -> str:
     """The whole document; `explorer` is its interactive part."""
 
-    def table(made: plan_report.Table, label: str) -> str:
+    def table(made: plan_tables.Table, label: str) -> str:
         return table_html(made[1], made[0], label)
 
-    encoders, training = plan_report.encoders_table(plan, asked), plan_report.training_table(plan, asked)
+    encoders, training = plan_tables.encoders_table(plan, asked), plan_tables.training_table(plan, asked)
     sections = [
         Section(
             "What the budget buys",
             [
                 paragraph(plan_report.advice(plan, asked)),
-                table(plan_report.parts_table(plan, asked), "Where the cost goes"),
+                table(plan_tables.parts_table(plan, asked), "Where the cost goes"),
                 *([] if encoders is None else [table(encoders, "Encoders of the question")]),
                 *([] if training is None else [table(training, "Memory of its training")]),
                 paragraph(f"Law: {asked.fit.law.formula()}.", "muted"),
@@ -87,14 +87,14 @@ def page(plan: Plan, asked: Question, explorer: str) -> str:
                     "Regret is the predicted error above the recommended choice's, in points of score; "
                     "its interval is over the bootstrap laws."
                 ),
-                table(plan_report.neighbour_table(plan, asked), "Choices one step away"),
+                table(plan_tables.neighbour_table(plan, asked), "Choices one step away"),
             ],
         ),
         Section(
             "The whole frontier",
             [
                 paragraph("Choices that no cheaper one matches, by rising cost."),
-                table(plan_report.frontier_table(plan, asked), "The frontier"),
+                table(plan_tables.frontier_table(plan, asked), "The frontier"),
             ],
         ),
     ]

@@ -1,4 +1,4 @@
-"""A plan in words: its JSON record, its lines for the terminal and the tables of its page."""
+"""A plan in words: its JSON record, and what page and terminal say beside their tables."""
 
 import dataclasses
 from typing import NamedTuple
@@ -6,10 +6,11 @@ from typing import NamedTuple
 import numpy as np
 
 from quecc_jax.config.compressors import reads_question
-from quecc_jax.pages.numbers import flops_text, size_name
-from scaling.cost import PAPERS_COMPRESSOR, PARTS, Lengths, QueryConfig, Setup, encoder_costs
-from scaling.formatting import PER, Record, amount
+from quecc_jax.pages.numbers import size_name
+from scaling.cost import PAPERS_COMPRESSOR, PARTS, Lengths, QueryConfig, Setup
+from scaling.formatting import PER, Record, amount, ends, percent
 from scaling.planner import UNITS, Plan, choice_of
+from scaling.report.measured_notes import efficiency_record, measured_notes
 from scaling.report.training import TrainingCost, training_costs
 from scaling.saved_fit import SavedFit
 
@@ -67,8 +68,15 @@ class Question(NamedTuple):
         if machine is None:
             return said
         share = "" if machine.efficiency == 1 else f", {100 * machine.efficiency:g} % of its peaks"
+        if self.setup.measured is not None:
+            share = f" at its peaks; as measured on {self.setup.measured.chip.name}"
         figures = f"{machine.flops / 1e12:g} TFLOP/s, {machine.bandwidth / 1e9:g} GB/s{share}"
         return f"{said}, {machine.name} ({figures}), batch {self.setup.batch}, {self.setup.weights} weights"
+
+    @property
+    def as_measured(self) -> str:
+        """Behind the name of what a query takes, where an engine was measured: its own time or dollars."""
+        return "" if self.setup.measured is None or self.setup.kind == "flops" else ", as measured"
 
     @property
     def convention(self) -> str:
@@ -94,8 +102,11 @@ def advice(plan: Plan, asked: Question) -> str:
     k, kind = plan.best, asked.setup.kind
     said = (
         f"{amount(plan.budget, kind)} {PER[kind]} buys {choice_name(plan, k)}: predicted error "
-        f"{_percent(plan.error[k])}{_span(plan.error_interval, k)}, for {amount(plan.options.cost[k], kind)}."
+        f"{percent(plan.error[k])}{_span(plan.error_interval, k)}, for {amount(plan.options.cost[k], kind)}"
     )
+    if asked.as_measured and plan.options.cost_at_peaks is not None:
+        said += f" as measured ({amount(plan.options.cost_at_peaks[k], kind)} at the chip's peaks)"
+    said += "."
     if plan.share is None:
         return said + " The fit has no bootstrap samples, so there are no intervals."
     said += f" {100 * plan.share[k]:.0f} % of the bootstrap laws choose it"
@@ -142,6 +153,7 @@ def notes(plan: Plan, asked: Question) -> list[str]:
     )
     if beyond:
         said.append(f"V = {', '.join(f'{v:g}' for v in beyond)} lies outside the fitted token counts.")
+    said += measured_notes(plan, asked.lengths, asked.setup)
     if options.fits is not None and not options.fits.all():
         machine = asked.setup.machine
         assert machine is not None
@@ -203,6 +215,9 @@ def plan_record(plan: Plan, asked: Question) -> Record:
     options, law, setup = plan.options, asked.fit.law, asked.setup
     on_frontier = set(plan.frontier.tolist())
     machine = None if setup.machine is None else dataclasses.asdict(setup.machine)
+    if machine is not None and setup.measured is not None:
+        # Its figures are the peaks; what is reached of them differs from part to part.
+        machine["efficiency"] = None
     reads = reads_question(setup.compressor)
     choices = [_choice_record(plan, k) | {"on_frontier": k in on_frontier} for k in range(len(options.cost))]
     optimum = None
@@ -223,6 +238,7 @@ def plan_record(plan: Plan, asked: Question) -> Record:
         "compressor": setup.compressor if asked.counted else None,
         "query_encoder": encoder_name(setup.query) if asked.counted and reads else None,
         "machine": machine,
+        "efficiency": efficiency_record(plan, asked.lengths, setup),
         "batch": setup.batch if machine else None,
         "weights": setup.weights if machine else None,
         "usd_per_hour": setup.usd_per_hour,
@@ -245,7 +261,7 @@ def plan_record(plan: Plan, asked: Question) -> Record:
         "closed_form": optimum,
         "training": [
             {"name": way.name, **way.memory._asdict(), "total": way.memory.total, "verdict": way.verdict}
-            for way in _training(plan, asked)
+            for way in training_of(plan, asked)
         ],
         "advice": advice(plan, asked),
         "notes": notes(plan, asked),
@@ -266,6 +282,7 @@ def _choice_record(plan: Plan, k: int) -> Record:
         "llm": o.llms[k],
         "visual_tokens": float(o.visual_tokens[k]),
         "cost": float(o.cost[k]),
+        "cost_at_peaks": single(o.cost_at_peaks),
         "error": float(plan.error[k]),
         "error_interval": pair(plan.error_interval),
         "chosen_share": single(plan.share),
@@ -275,55 +292,13 @@ def _choice_record(plan: Plan, k: int) -> Record:
         "affordable": bool(o.allowed[k] and o.cost[k] <= plan.budget * (1 + 1e-12)),
         "flops": {part: float(values[k]) for part, values in o.flops.items()},
         "seconds": {part: float(values[k]) for part, values in o.seconds.items()} or None,
+        "seconds_at_peaks": {part: float(values[k]) for part, values in o.seconds_at_peaks.items()} or None,
         "memory_bytes": single(o.memory),
         "fits_memory": None if o.fits is None else bool(o.fits[k]),
     }
 
 
-Table = tuple[list[str], list[list[str]]]
-"""Header and rows."""
-
-
-def parts_table(plan: Plan, asked: Question) -> Table:
-    """Where the recommended choice's cost goes."""
-    o, k = plan.options, plan.best
-    total = sum(values[k] for values in o.flops.values())
-    header = ["part", "FLOPs per query", "share"] + (["time per batch", "bound by"] if o.seconds else [])
-    rows = []
-    machine, batch = asked.setup.machine, asked.setup.batch
-    for part, values in o.flops.items():
-        row = [PART_NAMES[part], flops_text(values[k]), f"{100 * values[k] / total:.1f} %"]
-        if o.seconds and machine is not None:
-            seconds = o.seconds[part][k]
-            compute = batch * values[k] / machine.flops
-            bound = "–" if seconds == 0 else "FLOPs" if compute >= seconds * (1 - 1e-9) else "bandwidth"
-            row += [amount(seconds, "seconds"), bound]
-        rows.append(row)
-    last = ["all", flops_text(total), "100 %"]
-    if o.seconds:
-        last += [amount(sum(values[k] for values in o.seconds.values()), "seconds"), ""]
-    return header, [*rows, last]
-
-
-def encoders_table(plan: Plan, asked: Question) -> Table | None:
-    """What each encoder of the question would make of the recommended choice; None where nobody asks."""
-    o, k = plan.options, plan.best
-    if not o.flops.get("query", np.zeros(len(o.cost)))[k]:
-        return None
-    header = ["encoder of the question", "layers waited for", "FLOPs", "share of the query"]
-    header += ["time per batch", "share"] if o.seconds else []
-    rows = []
-    for one in encoder_costs(o.llms[k], o.params_b[k], o.visual_tokens[k], asked.lengths, asked.setup):
-        here = " (counted above)" if one.query == asked.setup.query else ""
-        name, share = encoder_name(one.query) + here, f"{100 * one.share:.2g} %"
-        row = [name, f"{one.layers}", flops_text(one.flops), share]
-        if one.seconds is not None and one.seconds_share is not None:
-            row += [amount(one.seconds, "seconds"), f"{100 * one.seconds_share:.2g} %"]
-        rows.append(row)
-    return header, rows
-
-
-def _training(plan: Plan, asked: Question) -> list[TrainingCost]:
+def training_of(plan: Plan, asked: Question) -> list[TrainingCost]:
     """Ways to train the recommended choice; none where its cost is published or no machine is named."""
     if not asked.counted or asked.setup.machine is None:
         return []
@@ -331,76 +306,5 @@ def _training(plan: Plan, asked: Question) -> list[TrainingCost]:
     return training_costs(o.llms[k], o.params_b[k], o.visual_tokens[k], asked.setup)
 
 
-def training_table(plan: Plan, asked: Question) -> Table | None:
-    """What each way to train the recommended choice holds per chip; None without a machine."""
-    machine = asked.setup.machine
-    ways = _training(plan, asked)
-    if machine is None or not ways:
-        return None
-    header = [
-        "trained, GiB per chip",
-        "parameters",
-        "optimizer",
-        "gradients",
-        "activations (estimate)",
-        "all",
-        "one chip",
-    ]
-    limit = machine.memory / machine.count
-    rows = [
-        [
-            way.name,
-            *(f"{part / 2**30:.2f}" for part in (*way.memory, way.memory.total)),
-            f"{way.verdict}, of {limit / 2**30:.3g}",
-        ]
-        for way in ways
-    ]
-    return header, rows
-
-
-def frontier_table(plan: Plan, asked: Question) -> Table:
-    """What every budget buys."""
-    o, kind = plan.options, asked.setup.kind
-    header = ["LLM", "V", f"cost {PER[kind]}", "predicted error"]
-    header += ["95 % interval", "on the bootstrap frontiers"] if plan.share is not None else []
-    rows = []
-    for k in plan.frontier:
-        row = [o.llms[k], f"{o.visual_tokens[k]:g}", amount(o.cost[k], kind), _percent(plan.error[k])]
-        if plan.frontier_share is not None and plan.error_interval is not None:
-            row += [_ends(plan.error_interval[k]), f"{100 * plan.frontier_share[k]:.0f} %"]
-        rows.append(row)
-    return header, rows
-
-
-def neighbour_table(plan: Plan, asked: Question) -> Table:
-    """The recommended choice and those one step away."""
-    o, kind = plan.options, asked.setup.kind
-    header = ["LLM", "V", f"cost {PER[kind]}", "of the budget", "predicted error", "regret, points"]
-    header += ["95 % interval", "chosen by"] if plan.share is not None else []
-    rows = []
-    for k in sorted([plan.best, *(n.option for n in plan.neighbours)]):
-        row = [
-            o.llms[k] + (" (recommended)" if k == plan.best else ""),
-            f"{o.visual_tokens[k]:g}",
-            amount(o.cost[k], kind),
-            f"{100 * o.cost[k] / plan.budget:.0f} %",
-            _percent(plan.error[k]),
-            f"{100 * plan.regret[k]:+.2f}",
-        ]
-        if plan.share is not None and plan.regret_interval is not None:
-            low, high = 100 * plan.regret_interval[k]
-            row += ["" if k == plan.best else f"{low:+.2f} to {high:+.2f}", f"{100 * plan.share[k]:.0f} %"]
-        rows.append(row)
-    return header, rows
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.2f} %"
-
-
-def _ends(pair: np.ndarray) -> str:
-    return f"{100 * pair[0]:.2f} to {100 * pair[1]:.2f} %"
-
-
 def _span(intervals: np.ndarray | None, k: int) -> str:
-    return "" if intervals is None else f" (95 % interval {_ends(intervals[k])})"
+    return "" if intervals is None else f" (95 % interval {ends(*intervals[k])})"

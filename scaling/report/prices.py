@@ -7,8 +7,10 @@ from quecc_jax.aot.memory import layer_bytes, table_params, text_tower_params
 from quecc_jax.config import ModelConfig
 from scaling.cost import (
     BYTES,
+    PARTS,
     Lengths,
     Llm,
+    Machine,
     Setup,
     cache_bytes,
     model_config,
@@ -36,7 +38,8 @@ def counted_prices(llms: Sequence[Llm], visual_tokens: Sequence[float], setup: S
     """A query whose parts are all counted."""
     llms, counts = sorted(llms, key=lambda llm: llm.params_b), sorted(visual_tokens)
     machine, unit = setup.machine, COST_AXIS[setup.kind]
-    where = "" if machine is None else f" on {machine.name}, batch {setup.batch}, {setup.weights} weights"
+    where = "" if machine is None else _where(machine, setup)
+    rows = [_coefficients(llm, counts, setup) for llm in llms]
     tower = model_config(llms[0], counts[0], setup.query, setup.compressor).tower
     return {
         "counted": True,
@@ -47,12 +50,40 @@ def counted_prices(llms: Sequence[Llm], visual_tokens: Sequence[float], setup: S
         "cost_model": f"all parts counted{where}",
         "bytes": BYTES,
         "tower": {"flops": flops.tower_flops(tower), "bytes": BYTES * flops.tower_params(tower)},
-        "llms": [_coefficients(llm, counts, setup) for llm in llms],
+        "llms": rows,
         "machine": None
         if machine is None
         else {"flops": machine.flops, "bandwidth": machine.bandwidth, "memory": machine.memory},
+        "efficiency": _efficiency(rows, setup),
         "batch": setup.batch,
         "usd": None if setup.usd_per_hour is None else usd_per_million_seconds(setup),
+    }
+
+
+def _where(machine: Machine, setup: Setup) -> str:
+    """On what a query is answered, and whether at its peaks."""
+    reached = ""
+    if setup.kind != "flops" and setup.measured is not None:
+        reached = ", as measured"
+    elif setup.kind != "flops" and machine.efficiency != 1:
+        reached = f", {100 * machine.efficiency:g} % of its peaks"
+    return f" on {machine.name}{reached}, batch {setup.batch}, {setup.weights} weights"
+
+
+def _efficiency(llms: Sequence[Record], setup: Setup) -> Record | None:
+    """Of each part that a choice of the page may have, at each measured length of prompts, for the plan's batch."""
+    if setup.measured is None:
+        return None
+    adapters = [adapter for llm in llms for adapter in llm["adapters"]]
+    some = {
+        "query": any(one["reads"] for one in adapters),
+        "compressor": any(one["flops"] for one in adapters),
+    }
+    # All others are needed: the page has a slider of the tokens that are generated.
+    parts = [part for part in PARTS if some.get(part, True)]
+    return {
+        "lengths": setup.measured.lengths,
+        "shares": {part: setup.measured.curve(part, setup.batch) for part in parts},
     }
 
 

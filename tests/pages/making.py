@@ -15,6 +15,7 @@ from quecc_jax.experiments.report import write_report
 from quecc_jax.generate.engine import Engine
 from quecc_jax.generate.questions import Limits
 from quecc_jax.load import load_engine
+from quecc_jax.records import write_record
 from quecc_jax.serve.backend import Backend
 from quecc_jax.serve.chat_page import Page
 from quecc_jax.serve.own_backend import own_backend
@@ -24,6 +25,7 @@ from tests.commands.synthetic import make_results
 from tests.commands.test_inspect_data import batched, coloured_rows
 from tests.evaluate.standins import STANDINS
 from tests.experiments.test_compressors import results as compressors_results
+from tests.scaling.efficiency_files import efficiency_record
 from tests.serve.serving import front_of, served
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -48,7 +50,8 @@ def law(folder: Path) -> list[Path]:
     fit, plan = str(folder / "fit"), str(folder / "plan")
     few = ["--refits", "40", "--starts", "8"]
     main(["fit", "--scores", "ocr", "--out", fit, *few])
-    machine = ["--chip", "h100", "--batch", "4", "--ms", "60"]
+    write_record(folder / "stages.json", efficiency_record(lambda *_: 0.9))
+    machine = ["--chip", "h100", "--batch", "4", "--ms", "60", "--efficiency", str(folder / "stages.json")]
     main(["plan", "--fit", fit, "--out", plan, "--llms", "0.5", "1.8", "4", "7", *machine])
     return [folder / "fit/fit.html", folder / "plan/plan.html"]
 

@@ -113,18 +113,18 @@ def test_dollars_follow_from_seconds_and_fall_with_the_batch():
     work = cost.work_of_query(config, LENGTHS)
     machine = find_machine("l4", count=2, efficiency=0.5)
     assert machine.flops == 121e12 and machine.bandwidth == 300e9 and machine.memory == 48 * 2**30
-    seconds = cost.query_cost(work, Setup("seconds", machine, 8))
-    dollars = cost.query_cost(work, Setup("usd", machine, 8, usd_per_hour=0.7))
+    seconds = cost.query_cost(work, Setup("seconds", machine, 8), 84)
+    dollars = cost.query_cost(work, Setup("usd", machine, 8, usd_per_hour=0.7), 84)
     assert dollars == pytest.approx(seconds / 8 * 1e6 * 2 * 0.7 / 3600)
-    assert dollars < cost.query_cost(work, Setup("usd", machine, 1, usd_per_hour=0.7))
+    assert dollars < cost.query_cost(work, Setup("usd", machine, 1, usd_per_hour=0.7), 84)
 
 
 def test_lengths_may_be_arrays():
     config = model_config(find_llm("0.5"), 36)
     setup = Setup("seconds", find_machine("h100"), 4)
     text = np.array([0.0, 5.0, 300.0])
-    together = cost.query_cost(cost.work_of_query(config, Lengths(text, 3, text)), setup)
-    alone = [cost.query_cost(cost.work_of_query(config, Lengths(q, 3, q)), setup) for q in text]
+    together = cost.query_cost(cost.work_of_query(config, Lengths(text, 3, text)), setup, text + 36)
+    alone = [cost.query_cost(cost.work_of_query(config, Lengths(q, 3, q)), setup, q + 36) for q in text]
     np.testing.assert_allclose(together, alone, rtol=1e-14)
 
 

@@ -15,12 +15,14 @@ import scaling
 from quecc_jax.errors import UserError
 from scaling import cost
 from scaling.cost import Lengths, QueryConfig, Setup, find_llm, find_machine
+from scaling.efficiency.measured import Chip, Measured, Model
 from scaling.law import Law, Params
 from scaling.planner import costs_over_text, counted_options, make_plan, published_options
 from scaling.report.explorer import Start, explorer_data
 from scaling.report.plan_report import chosen_span
 from scaling.report.prices import counted_prices, published_prices
 from scaling.report.tokens_map import published_costs, tokens_map
+from tests.scaling.efficiency_files import H100
 
 LAW = Law(Params(0.59077, 0.070937, 0.0151016, 0.0), "V", 50.0)
 OCR = Law(Params(0.91721, 0.028233, 0.039412, 0.0), "V", 50.0)
@@ -70,7 +72,7 @@ def test_a_plan_is_what_a_plain_loop_finds(kind, budget, tokens):
         for llm in llms:
             for v in COUNTS:
                 work = cost.work_of_query(cost.model_config(llm, v), lengths)
-                price = cost.query_cost(work, setup)
+                price = cost.query_cost(work, setup, 70 + v)
                 if price <= budget:
                     t = v if tokens == "V" else 70 + v
                     error = params.A * llm.params_b**-params.alpha * t**-params.beta + params.D
@@ -111,6 +113,75 @@ def test_the_span_of_what_is_chosen():
     assert chosen_span(plan, options.visual_tokens) == [1, 4]
     plan = dataclasses.replace(plan, share=np.array([0.02, 0.95, 0.03]))
     assert chosen_span(plan, options.visual_tokens) == [4, 16]
+
+
+def measured(share, parts=cost.PARTS) -> Measured:
+    """An engine on an H100; `share` is the efficiency of a part at a batch and a length."""
+    batches, lengths = (1, 4, 16), (49, 241)
+    shares = {p: tuple(tuple(share(p, b, length) for length in lengths) for b in batches) for p in parts}
+    return Measured(
+        "f.json", Chip(**H100), Model("smollm2-135m", "quecc", 1, "float32"), batches, lengths, shares
+    )
+
+
+def uneven(part: str, batch: int, length: int) -> float:
+    """Another efficiency for each part, batch and length."""
+    return 0.1 * (1 + cost.PARTS.index(part)) * batch**0.1 * (length / 241) ** 0.5
+
+
+@pytest.mark.parametrize("kind", ["seconds", "usd"])
+def test_the_same_efficiency_everywhere_is_that_share_of_the_peaks(kind):
+    llms, lengths = [find_llm("0.5"), find_llm("7")], Lengths(70, 8, 20)
+    for share in (1.0, 0.4):
+        plain = Setup(kind, find_machine("h100", efficiency=share), 3, 3.0)
+        engine = Setup(kind, find_machine("h100"), 3, 3.0, measured=measured(lambda *_, share=share: share))
+        text = np.array([0.0, 30, 900])
+        found, expected = (costs_over_text(llms, COUNTS, lengths, each, text) for each in (engine, plain))
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+        ours, theirs = (counted_options(llms, COUNTS, lengths, each) for each in (engine, plain))
+        peaks = counted_options(llms, COUNTS, lengths, Setup(kind, find_machine("h100"), 3, 3.0))
+        np.testing.assert_allclose(ours.cost, theirs.cost, rtol=1e-12)
+        np.testing.assert_array_equal(ours.cost_at_peaks, peaks.cost)
+        for part in cost.PARTS:
+            np.testing.assert_allclose(ours.seconds[part], theirs.seconds[part], rtol=1e-12)
+            np.testing.assert_array_equal(ours.seconds_at_peaks[part], peaks.seconds[part])
+        assert theirs.cost_at_peaks is None and theirs.seconds_at_peaks == {}
+
+
+def test_each_part_takes_its_own_time_at_its_batch_and_prompt():
+    """A plain loop over choices and parts, at measured batches and lengths."""
+    engine, llm = measured(uneven), find_llm("1.8")
+    for batch, text, v in ((4, 48, 1), (16, 177, 64), (16, 1000, 576)):
+        lengths = Lengths(text, 8, 20)
+        setup = Setup("seconds", find_machine("v5e"), batch, measured=engine)
+        options = counted_options([llm], [v], lengths, setup)
+        work = cost.work_of_query(cost.model_config(llm, v), lengths)
+        length = min(text + v, 241)
+        times = {
+            part: cost.seconds_of(one, find_machine("v5e"), batch) / uneven(part, batch, length)
+            for part, one in work.items()
+        }
+        assert {part: float(values[0]) for part, values in options.seconds.items()} == pytest.approx(times)
+        assert options.cost[0] == pytest.approx(sum(times.values()))
+        (encoder, *_) = cost.encoder_costs(llm.name, 1.8, v, lengths, setup)
+        assert encoder.seconds == pytest.approx(times["query"])
+
+
+def test_a_part_that_was_not_measured_is_refused_where_a_choice_has_it():
+    engine = measured(uneven, [part for part in cost.PARTS if part != "query"])
+    setup = Setup("seconds", find_machine("h100"), 4, measured=engine)
+    llms, lengths = [find_llm("0.5")], Lengths(70, 8, 20)
+    assert counted_options(llms, [576], lengths, setup).cost.size == 1
+    with pytest.raises(
+        UserError, match=r"f\.json has no efficiency of the part 'query', which this plan needs"
+    ):
+        counted_options(llms, [1, 576], lengths, setup)
+    blind = dataclasses.replace(setup, compressor="avgpool")
+    assert counted_options(llms, [1, 576], lengths, blind).cost.size == 2
+    # The page has a slider of the tokens that are generated, also where the plan generates one.
+    engine = measured(uneven, [part for part in cost.PARTS if part != "decode"])
+    with pytest.raises(UserError, match="'decode'"):
+        counted_prices(llms, [576], dataclasses.replace(setup, measured=engine))
 
 
 def test_what_does_not_fit_is_never_chosen():
@@ -168,6 +239,8 @@ const answers = asked.map(({ data, state }) => {
   return {
     best: name(best), error: best && best.error, frontier: model.frontier(sorted).map(name),
     costs: sorted.map((each) => [each.n, each.v, each.cost]),
+    peaks: sorted.map((each) =>
+      [each.n, each.v, model.queryCost(data, each.parts, state.text + each.v, true)]),
     shares: votes.shares.map(([each, share]) => [name(each), share]), interval: votes.interval,
   };
 });
@@ -183,18 +256,20 @@ def test_the_page_recommends_what_python_recommends():
         Setup("flops"),
         Setup("seconds", find_machine("l4"), 4),
         Setup("usd", find_machine("v5e", 2), 16, 1.2),
+        Setup("seconds", find_machine("l4"), 6, measured=measured(uneven)),
+        Setup("usd", find_machine("h100", 3), 64, 1.2, measured=measured(uneven)),
     ]
     early = QueryConfig("early_exit", 6)
     encoders = [QueryConfig(), early, QueryConfig("embeddings"), QueryConfig("clip_text")]
     llms = [find_llm(name) for name in ("0.5", "1.8", "4", "14")]
-    for trial in range(24):
+    for trial in range(40):
         law = Law((LAW if trial % 2 else OCR).params, "Q+V" if trial % 3 == 0 else "V", 0)
         text, answer = int(rng.integers(0, 400)), int(rng.integers(1, 100))
         question = int(rng.integers(0, text + 1))
         lengths, samples = Lengths(text, answer, question), draws(law)
         forms: list[cost.Kept] = ["bfloat16", "int8", "nf4"]
         weights = forms[trial // 3 % 3]
-        setup = dataclasses.replace(setups[trial % 3], query=encoders[trial // 3 % 4], weights=weights)
+        setup = dataclasses.replace(setups[trial % 5], query=encoders[trial // 3 % 4], weights=weights)
         law = Law(law.params, law.tokens, text)
         counted = trial % 4 != 0 or setup.kind != "flops"
         options = (
@@ -218,6 +293,10 @@ def test_the_page_recommends_what_python_recommends():
         assert len(costs) == o.allowed.sum()
         for j in np.flatnonzero(o.allowed):
             assert costs[o.params_b[j], o.visual_tokens[j]] == pytest.approx(o.cost[j], rel=1e-12)
+        peaks = {(n, v): c for n, v, c in answer["peaks"]}
+        bounds = o.cost if o.cost_at_peaks is None else o.cost_at_peaks
+        for j in np.flatnonzero(o.allowed):
+            assert peaks[o.params_b[j], o.visual_tokens[j]] == pytest.approx(bounds[j], rel=1e-12)
         assert plan.error_interval is not None and plan.share is not None
         assert answer["best"] == [o.params_b[k], o.visual_tokens[k]]
         assert answer["error"] == pytest.approx(plan.error[k], rel=1e-12)

@@ -5,9 +5,11 @@ import re
 
 import pytest
 
+from quecc_jax.records import write_record
 from scaling.__main__ import main
 from scaling.cost import Lengths, find_llm, model_config, work_of_query
 from tests.browser import absent, browser
+from tests.scaling.efficiency_files import efficiency_record
 from tests.scaling.test_report import _Balance
 
 BUDGET = ["--flops", "3e12"]
@@ -197,6 +199,131 @@ def test_a_chip_has_its_list_price_unless_one_is_given(fit_folder, tmp_path, cap
         assert json.loads((tmp_path / "out/plan.json").read_text())["usd_per_hour"] == price
         line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("price: "))
         assert line.startswith(f"price: ${price:g} per chip and hour (") and said in line
+
+
+LARGE = ["--llms", "0.5", "1.8", "7", "--visual-tokens", "1", "16", "576", "--ms", "60", "--batch", "4"]
+
+
+def plan_with(fit_folder, out, *options):
+    """plan.json and plan.html."""
+    assert main(["plan", "--fit", str(fit_folder), "--out", str(out), *LARGE, *options]) == 0
+    return json.loads((out / "plan.json").read_text()), (out / "plan.html").read_text()
+
+
+MEASURED = {"cost_at_peaks": "cost", "seconds_at_peaks": "seconds"}
+
+
+def numbers(value):
+    """All numbers of a record, with their places."""
+    if isinstance(value, dict | list):
+        inner = value.items() if isinstance(value, dict) else enumerate(value)
+        return {(k, *place): number for k, one in inner for place, number in numbers(one).items()}
+    return {(): value} if isinstance(value, int | float) else {}
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_a_file_of_one_efficiency_plans_as_that_number(fit_folder, tmp_path):
+    write_record(tmp_path / "stages.json", efficiency_record(lambda *_: 0.4))
+    number, _ = plan_with(fit_folder, tmp_path / "number", "--chip", "h100", "--efficiency", "0.4")
+    # The file's own chip has an H100's peaks.
+    for chip in ([], ["--chip", "h100"]):
+        options = [*chip, "--efficiency", str(tmp_path / "stages.json")]
+        file, _ = plan_with(fit_folder, tmp_path / "file", *options)
+        assert file["machine"]["flops"] == 989e12 and file["machine"]["efficiency"] is None
+        told = numbers({k: v for k, v in file.items() if k not in ("machine", "efficiency")})
+        peaks = [place for place in told if MEASURED.keys() & set(place)]
+        assert len(peaks) == 6 * (len(file["choices"]) + len(file["neighbours"]) + len(file["frontier"]) + 2)
+        for place in peaks:
+            measured = tuple(MEASURED.get(step, step) for step in place)
+            assert told.pop(place) == pytest.approx(0.4 * told[measured])
+        expected = numbers({k: v for k, v in number.items() if k != "machine"})
+        assert told == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_a_measured_plan_shows_both_bounds_and_says_what_it_carries_over(fit_folder, tmp_path, capsys):
+    file = tmp_path / "stages.json"
+    record = efficiency_record(lambda part, batch, length: 1.2 if part == "tower" else 0.5)
+    record["chip"]["name"] = "a desk"
+    write_record(file, record)
+    plan, page = plan_with(fit_folder, tmp_path / "out", "--efficiency", str(file), "--weights", "int8")
+    said, best = capsys.readouterr().out, plan["recommendation"]
+    assert best["cost"] == pytest.approx(sum(best["seconds"].values()))
+    assert best["cost_at_peaks"] == pytest.approx(sum(best["seconds_at_peaks"].values()))
+    assert best["cost_at_peaks"] < best["cost"] <= 0.06
+    assert plan["efficiency"]["of_recommendation"]["decode"] == pytest.approx(0.5)
+    long = plan["query_tokens"] + 576
+    nearest = {"what": "length", "values": [long], "least": 49, "most": 241, "nearest": 241}
+    assert plan["efficiency"]["outside"] == [nearest]
+    here = (
+        "for the recommended choice too" if best["visual_tokens"] == 576 else "not for the recommended choice"
+    )
+    took, least = (f"{1e3 * best[name]:.3g} ms" for name in ("cost", "cost_at_peaks"))
+    for text in (
+        f"for {took} as measured ({least} at the chip&#39;s peaks)",
+        "a desk (989 TFLOP/s, 3350 GB/s at its peaks; as measured on a desk), batch 4, int8 weights",
+        "Efficiencies were measured on a desk (989 TFLOP/s, 3350 GB/s; a data sheet) with smollm2-135m behind",
+        "computed in float32; this plan counts two bytes a number, and int8 for the decoder&#39;s matrices",
+        f"Prompts of {long:g} positions lie above the measured 49 to 241: the efficiencies at 241 are taken, {here}.",
+        "Above the peaks: tower up to 1.2 of them",
+        "time per batch at peaks",
+        "time per batch as measured",
+        "cost per batch, as measured",
+    ):
+        assert text in page and text.replace("&#39;", "'") in said, text
+
+
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        (
+            ["--ms", "60", "--efficiency", "nowhere.json"],
+            "--efficiency nowhere.json is no file and no number",
+        ),
+        (["--ms", "60", "--chip", "h100", "--efficiency", "1.5"], "an efficiency above 0 and up to 1"),
+        (
+            ["--ms", "60", "--chip", "h100", "--efficiency", "nan"],
+            "--efficiency is nan; give a positive number",
+        ),
+        (
+            ["--ms", "60", "--chip", "h100", "--efficiency", "-1"],
+            "--efficiency is -1; give a positive number",
+        ),
+        (["--ms", "60", "--efficiency", "0.5"], "needs a --chip"),
+        (["--usd", "40", "--efficiency", "FILE"], "no price of the chip 'a desk' is known; give --price"),
+        (["--ms", "60", "--efficiency", "FILE"], "has no efficiency of the part 'query'"),
+        ([*BUDGET, "--cost", "published", "--efficiency", "FILE"], "--efficiency needs --cost counted"),
+    ],
+)
+def test_an_efficiency_that_cannot_be_used_is_one_sentence(fit_folder, tmp_path, capsys, options, says):
+    record = efficiency_record(lambda *_: 0.5, ["tower", "compressor", "prefill", "decode"])
+    record["chip"]["name"] = "a desk"
+    write_record(tmp_path / "stages.json", record)
+    options = [str(tmp_path / "stages.json") if one == "FILE" else one for one in options]
+    with pytest.raises(SystemExit, match=r"^1$"):
+        main(["plan", "--fit", str(fit_folder), "--out", str(tmp_path / "out"), *options])
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and says in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(bool(absent()), reason=absent() or "a browser is here")
+@pytest.mark.usefixtures("without_figures")
+def test_a_measured_page_says_when_a_prompt_was_not_measured(fit_folder, tmp_path):
+    write_record(tmp_path / "stages.json", efficiency_record(lambda *_: 0.5))
+    plan, _ = plan_with(fit_folder, tmp_path / "out", "--efficiency", str(tmp_path / "stages.json"))
+    best = plan["recommendation"]
+    with browser(tmp_path / "profile") as page:
+        page.open((tmp_path / "out/plan.html").as_uri())
+        first = page.run("return document.querySelector('.said').textContent")
+        page.run(
+            "const text = document.querySelectorAll('#explorer input[type=range]')[1];"
+            "text.value = 1000; text.dispatchEvent(new Event('input'));"
+        )
+        moved = page.run("return document.querySelector('.said').textContent")
+        assert page.log() == []
+    assert f"for {1e3 * best['cost']:.3g} ms as measured" in first.replace(".0 ms", " ms")
+    assert "lies outside the measured 49 to 241" in moved
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,10 @@
   const state = {
     ...data.start, sizes: data.llms.map(() => true), counts: data.counts.map(() => true),
   };
-  const LONGEST = 1000, WIDTH = 700;
+  const LONGEST = 1000, WIDTH = 700, COLUMNS = 110;
+  // The least and the longest prompt whose time was measured, where costs are times of a measured engine.
+  const known = data.efficiency && data.kind !== "flops" &&
+    [data.efficiency.lengths[0], data.efficiency.lengths.at(-1)];
   const SVG = "http://www.w3.org/2000/svg";
 
   function make(name, attributes = {}, parent = null, text = null) {
@@ -98,14 +101,19 @@
   const fromShare = (share, low, high) => low * (high / low) ** share;
   const tokensTo = (q) => toShare(q + 4, 4, LONGEST + 4);
   const tokensFrom = (share) => Math.round(fromShare(share, 4, LONGEST + 4) - 4);
-  // Budgets from the cheapest choice without text to the dearest with the longest, for the current G.
+  // Budgets from the cheapest choice to the dearest, for the current G; cost grows with the text, but where an engine
+  // was measured it need not.
   let low = 1, high = 2;
   function setRange() {
     const open = { ...data, machine: data.machine && { ...data.machine, memory: Infinity } };
     const all = { ...state, sizes: state.sizes.map(() => true), counts: state.counts.map(() => true) };
-    const question = data.follows ? LONGEST : state.question;
-    low = Math.min(model.choices(open, { ...all, text: 0, question: 0 })[0].cost, state.budget);
-    high = Math.max(model.choices(open, { ...all, text: LONGEST, question }).at(-1).cost, state.budget);
+    const steps = data.efficiency ? 2 * COLUMNS : 1;
+    const found = Array.from({ length: steps + 1 }, (_, k) => {
+      const text = tokensFrom(k / steps);
+      return model.choices(open, { ...all, text, question: data.follows ? text : state.question });
+    });
+    low = Math.min(...found.map((sorted) => sorted[0].cost), state.budget);
+    high = Math.max(...found.map((sorted) => sorted.at(-1).cost), state.budget);
   }
   const sliders = [
     slider("budget " + data.per, (x) => toShare(x, low, high), () => state.budget,
@@ -183,9 +191,10 @@
   const path = (points) => "M" + points.map(([px, py]) => `${px.toFixed(1)} ${py.toFixed(1)}`).join("L");
 
   // Error against cost.
+  const priced = (i, v, j) => model.queryCost(data, model.work(data, state, i, v, j), state.text + v);
   function curve(i) {
     const llm = data.llms[i], counts = data.counts;
-    const at = (v, j) => ({ v, n: llm.n, i, cost: model.queryCost(data, model.work(data, state, i, v, j)),
+    const at = (v, j) => ({ v, n: llm.n, i, cost: priced(i, v, j),
       error: model.lawError(data, data.law, llm.n, v, state.text) });
     if (data.counted) return counts.map(at);
     const from = counts[0], to = counts.at(-1);
@@ -196,7 +205,7 @@
     const curves = data.llms.map((_, i) => state.sizes[i] ? curve(i) : []);
     const measured = data.measured.filter((cell) => state.sizes[cell.i] && state.counts[cell.j])
       .map((cell) => ({ ...cell, v: data.counts[cell.j], n: data.llms[cell.i].n,
-        cost: model.queryCost(data, model.work(data, state, cell.i, data.counts[cell.j], cell.j)) }));
+        cost: priced(cell.i, data.counts[cell.j], cell.j) }));
     const everything = [...curves.flat(), ...measured];
     if (chart) chart.figure.remove();
     chart = null;
@@ -212,6 +221,8 @@
     make("p", { class: "panel-title" }, chart.figure, "Colour: N; shape: V. Lines and small marks: the law" +
       (measured.length ? "; hollow marks: measured" : "") +
       (heavy && data.machine ? "; a line without marks does not fit the machine's memory" : "") +
+      (known ? `; costs are as measured for prompts of ${known[0]} to ${known[1]} positions ` +
+        "and by the nearest of these elsewhere" : "") +
       ". Band: the least error that each cost buys. Circle: what the budget buys. " +
       "Point at a mark, or go from one to the next with the arrow keys, for its values.");
     const { svg, box, x, y } = chart;
@@ -264,7 +275,6 @@
 
   // The best V for every text length and budget.
   let map = null, cross = null;
-  const COLUMNS = 110;
   function drawMap() {
     if (map) map.figure.remove();
     const xs = { share: tokensTo, ticks: [0, 10, 30, 100, 300, 1000], show: String };
@@ -307,11 +317,24 @@
     });
   }
 
+  // Where an engine was measured: the other bound, and whether the measured lengths hold the prompt's.
+  function atPeaks(chosen) {
+    if (!known) return "";
+    const bound = model.queryCost(data, chosen.parts, state.text + chosen.v, true);
+    return ` as measured (${amount(bound)} at the chip's peaks)`;
+  }
+  function unmeasured(chosen) {
+    const length = state.text + chosen.v;
+    if (!known || (known[0] <= length && length <= known[1])) return "";
+    return ` Its prompt of ${length} positions lies outside the measured ${known[0]} to ${known[1]}: ` +
+      "efficiencies are those of the nearest measured.";
+  }
+
   function sentence(chosen, votes) {
     if (!chosen) return `${amount(state.budget)} ${data.per} buys no choice.`;
     let text = `${amount(state.budget)} ${data.per} buys ${name(chosen)}: predicted error ${percent(chosen.error)}`;
     if (votes) text += ` (95 % interval ${percent(votes.interval[0])} to ${percent(votes.interval[1])})`;
-    text += `, for ${amount(chosen.cost)}.`;
+    text += `, for ${amount(chosen.cost)}${atPeaks(chosen)}.${unmeasured(chosen)}`;
     if (votes) {
       const list = votes.shares.slice(0, 3).map(([each, share]) => `${name(each)} (${Math.round(100 * share)} %)`);
       text += ` Chosen by the bootstrap laws: ${list.join("; ")}.`;

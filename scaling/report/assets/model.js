@@ -9,6 +9,18 @@ const model = (() => {
     return params[0] * Math.pow(n, -params[1]) * Math.pow(t, -params[2]) + params[3];
   }
 
+  // What share of its peaks an engine was measured to reach in one part, for a prompt of that length: straight in the
+  // logarithms of both between the measured lengths, the nearest outside of them. 1 where none was measured.
+  function reached(data, part, length) {
+    if (!data.efficiency) return 1;
+    const { lengths } = data.efficiency, shares = data.efficiency.shares[part], last = lengths.length - 1;
+    if (length <= lengths[0]) return shares[0];
+    if (length >= lengths[last]) return shares[last];
+    const k = lengths.findIndex((each) => each >= length);
+    const way = Math.log(length / lengths[k - 1]) / Math.log(lengths[k] / lengths[k - 1]);
+    return Math.exp((1 - way) * Math.log(shares[k - 1]) + way * Math.log(shares[k]));
+  }
+
   // FLOPs of one query, bytes once per batch, bytes per query, for every part.
   function work(data, state, i, v, j) {
     const llm = data.llms[i], q = state.text;
@@ -31,12 +43,15 @@ const model = (() => {
     };
   }
 
-  function queryCost(data, parts) {
-    const list = Object.values(parts);
-    if (data.kind === "flops") return list.reduce((sum, part) => sum + part.flops, 0);
+  // For a prompt of that length, visual tokens included; `atPeaks` is what it were if nothing had been measured.
+  function queryCost(data, parts, length, atPeaks = false) {
+    const list = Object.entries(parts);
+    if (data.kind === "flops") return list.reduce((sum, [, part]) => sum + part.flops, 0);
     const { flops, bandwidth } = data.machine, batch = data.batch;
-    const seconds = list.reduce((sum, part) =>
-      sum + Math.max(batch * part.flops / flops, (part.shared + batch * part.own) / bandwidth), 0);
+    const seconds = list.reduce((sum, [name, part]) => {
+      const least = Math.max(batch * part.flops / flops, (part.shared + batch * part.own) / bandwidth);
+      return sum + (least && !atPeaks ? least / reached(data, name, length) : least);
+    }, 0);
     return data.kind === "seconds" ? seconds : seconds / batch * data.usd;
   }
 
@@ -54,7 +69,7 @@ const model = (() => {
     data.llms.forEach((llm, i) => data.counts.forEach((v, j) => {
       if (!state.sizes[i] || !state.counts[j] || !fits(data, state, i, v, j)) return;
       const parts = work(data, state, i, v, j);
-      found.push({ i, j, n: llm.n, v, parts, cost: queryCost(data, parts),
+      found.push({ i, j, n: llm.n, v, parts, cost: queryCost(data, parts, state.text + v),
         error: lawError(data, data.law, llm.n, v, state.text) });
     }));
     return found.sort((a, b) => a.cost - b.cost || a.i - b.i || a.v - b.v);
