@@ -148,6 +148,7 @@ def test_settings_that_do_not_fit_are_refused_by_name(change, message):
 
 def test_plain_decoders_make_no_bias_and_no_window():
     """The common case pays for neither: its program holds no array of logits besides the attention's."""
-    spec = MaskSpec(*(jnp.zeros((1, 4), jnp.int32) for _ in range(4)))
+    zeros = jnp.zeros((1, 4), jnp.int32)
+    spec = MaskSpec(zeros, zeros, zeros, zeros)
     program = str(jax.make_jaxpr(lambda s: (dense_mask(s), dense_bias(s)))(spec))
     assert "sub" not in program and "f32" not in program
