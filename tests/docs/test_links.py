@@ -91,7 +91,7 @@ def lost_commands(text: str) -> list[str]:
         if one not in targets
     ]
     for module in re.findall(
-        r"\b(?:python3? -m |(?=launch\.[a-z]|benchmarks\.[a-z]))([a-z_]+(?:\.[a-z_]+)*)", text
+        r"\b(?:python3? -m |(?=launch\.[a-z]|benchmarks\.[a-z]))([a-z_]+(?:\.[a-z_0-9]+)*)", text
     ):
         if find_spec(module.partition(".")[0]) is None or find_spec(module) is None:
             lost.append(f"python -m {module}")
