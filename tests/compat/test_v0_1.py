@@ -153,7 +153,10 @@ def test_the_fit_gives_the_same_plan(tmp_path):
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert len(plan.pop("training")) == 3 and plan.pop("weights") == "bfloat16"
     found, expected = leaves(plan), leaves(json.loads((ROOT / "plan" / "plan.json").read_text()))
-    assert found.keys() == expected.keys()
+    # Times at the chip's peaks stand apart where others were measured, and here none were.
+    added = found.keys() - expected.keys()
+    assert found.keys() >= expected.keys() and {found[name] for name in added} == {None}
+    assert {name.rpartition("/")[2] for name in added} <= {"cost_at_peaks", "seconds_at_peaks", "efficiency"}
     for name, value in expected.items():
         # Other processors round the last bit otherwise, and regrets are differences.
         near = pytest.approx(value, rel=1e-12, abs=1e-14) if isinstance(value, float) else value
