@@ -16,7 +16,7 @@ from quecc_jax.generate.engine import Engine
 from quecc_jax.generate.questions import Prompt
 from quecc_jax.models.lora import NAME as LORA
 from quecc_jax.models.vlm import VLM, Visual
-from quecc_jax.sharding import on_host, spread_rows
+from quecc_jax.sharding import on_host
 
 
 def prompt_embeddings(
@@ -42,9 +42,7 @@ def prompt_embeddings(
     """
     lengths = [len(prompt.encoded.codes) for prompt in prompts]
     length, _ = engine.room(max(lengths), new)
-    batch = engine.batch(prompts, length, rows)
-    visual = engine.encoders(engine.params, batch) if batch.query_ends.size else None
-    batch = spread_rows(batch._replace(pixels=None, features=None), engine.mesh)
+    batch, visual = engine.encoded(engine.batch(prompts, length, rows))
     model = VLM(engine.config.model, unrolled=True)
     made = on_host(on_mesh(_splice, engine.mesh)(model, engine.params, batch, visual))
     return [row[:length] for row, length in zip(made, lengths, strict=False)]

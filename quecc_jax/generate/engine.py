@@ -29,7 +29,7 @@ from quecc_jax.generate.reading import arranged_image, read_image
 from quecc_jax.generate.reply import Reply
 from quecc_jax.generate.reuse import Encoders, Reuse, round_up
 from quecc_jax.generate.sampling import per_row
-from quecc_jax.models.vlm import VLM
+from quecc_jax.models.vlm import VLM, Visual
 from quecc_jax.sharding import batch_parts, on_host, spread_rows
 
 SMALLEST = 32
@@ -159,6 +159,12 @@ class Engine:
             raise UserError(left_out.message)
         return batch._replace(ids=None)
 
+    def encoded(self, batch: Batch) -> tuple[Batch, Visual | None]:
+        """A host's batch as the decoder reads it: placed, without pixels or states, and what takes their place, None
+        where no row has room for an image."""
+        visual = self.encoders(self.params, batch) if batch.query_ends.size else None
+        return spread_rows(batch._replace(pixels=None, features=None), self.mesh), visual
+
     def run(self, asked: Sequence[Question | Prompt], limits: Limits, rows: int = 0) -> "Run":
         """Starts answering, all in one batch; iterate over the result for pieces of text.
 
@@ -264,12 +270,11 @@ class Run:
     def __iter__(self) -> Iterator[tuple[int, str]]:
         engine, limits, batch = self._engine, self._limits, self._batch
         rows = batch.tokens.shape[0]
-        visual = engine.encoders(engine.params, batch) if batch.query_ends.size else None
         sampling = keys = None
         if limits.sampling is not None:
             sampling = per_row([limits.sampling] * rows)
             keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(limits.seed), np.arange(rows))
-        batch = spread_rows(batch._replace(pixels=None, features=None), engine.mesh)
+        batch, visual = engine.encoded(batch)
         budget = np.full(rows, limits.max_new_tokens, np.int32)
         state = engine.begin(engine.params, batch, visual, budget, sampling, keys, self._answer_room)
         tokens = on_host(state.token)[:, None]

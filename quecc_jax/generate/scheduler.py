@@ -29,7 +29,7 @@ from quecc_jax.generate.sampling import per_row
 from quecc_jax.generate.slots import Room, empty_slots, go_on, insert, refit
 from quecc_jax.models.attention import NO_LIMIT
 from quecc_jax.models.vlm import VLM
-from quecc_jax.sharding import batch_parts, on_host, spread_rows
+from quecc_jax.sharding import batch_parts, on_host
 
 EMPTY = jax.jit(empty_slots, static_argnums=(0, 1, 2, 3))
 INSERT = jax.jit(insert, donate_argnums=0)
@@ -102,8 +102,6 @@ class Scheduler:
         # A longer cache would have other frequencies, for all that are in it.
         self._most = scaling.original_length if scaling.kind == "longrope" else NO_LIMIT
         self._longest = longest_answer
-        self.answered = 0
-        """Answers that came to their end."""
         self._parts, self._prefill, self._chunk = parts, prefill_tokens, chunk
         self.engines = Engines(engine)
         self._engine = engine
@@ -226,7 +224,7 @@ class Scheduler:
     def _let_in(self) -> list[tuple[int, Ticket]]:
         """The first of those who wait that there are slots, positions and time for, with their slots."""
         free = [row for row in range(self.slots) if row not in self._taken]
-        room = functools.reduce(Room.with_room, (one.room for one in self._taken.values()), Room(0, 0))
+        room = self._taken_room()
         joining, left = list[tuple[int, Ticket]](), self._prefill
         while self._waiting and free and left > 0:
             ticket = self._waiting[0]
@@ -239,6 +237,10 @@ class Scheduler:
             self._taken[row] = ticket
             left -= ticket.room.front
         return joining
+
+    def _taken_room(self) -> Room:
+        """What those who have slots need together."""
+        return functools.reduce(Room.with_room, (one.room for one in self._taken.values()), Room(0, 0))
 
     def _needed(self, prompt: Prompt, limits: Limits) -> Room:
         length = max(SMALLEST, round_up(len(prompt.encoded.codes)))
@@ -276,13 +278,10 @@ class Scheduler:
         engine, length = tickets[0].engine, tickets[0].room.front
         count = -(-(1 << (len(tickets) - 1).bit_length()) // self._parts) * self._parts
         batch = engine.batch([ticket.prompt for ticket in tickets], length, count)
-        visual = engine.encoders(engine.params, batch) if batch.query_ends.size else None
-        batch = batch._replace(pixels=None, features=None)
+        batch, visual = engine.encoded(batch)
         if visual is not None and visual.memory is None:
             # What only the encoders read is no matter of the program's shapes.
-            none = np.zeros((len(batch.queries), 0), np.int32)
-            batch = batch._replace(queries=none, query_segments=none)
-        batch = spread_rows(batch, engine.mesh)
+            batch = batch._replace(queries=batch.queries[:, :0], query_segments=batch.query_segments[:, :0])
         model, ends = self._model(engine), engine.ends.ids
         if length > self._prefill:
             reading = self._on(OPEN)(model, engine.params, batch, visual, 0)
@@ -341,13 +340,12 @@ class Scheduler:
         if ticket.reply.ended_by:
             del self._taken[row]
             usage = ticket.reply.usage()
-            self.answered += 1
             self._seconds.append(usage.seconds)
             ticket.deliver(usage)
 
     def _make_room(self) -> None:
         """Fits the cache to those who are there: larger where it must be, smaller where half would do."""
-        needed = functools.reduce(Room.with_room, (one.room for one in self._taken.values()))
+        needed = self._taken_room()
         if self._state is None or self.room is None:
             engine = self._engine
             self._state = self._on(EMPTY)(self._model(engine), engine.ends.ids, self.slots, needed)
@@ -355,7 +353,7 @@ class Scheduler:
             if not 2 * sum(needed) <= sum(self.room):
                 needed = needed.with_room(self.room)
             if sum(needed) > self._most:
-                needed = functools.reduce(Room.with_room, (one.room for one in self._taken.values()))
+                needed = self._taken_room()
             self._state = self._on(REFIT)(self._state, self.room, needed)
         else:
             return
