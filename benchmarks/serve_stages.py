@@ -17,14 +17,14 @@ from quecc_jax.data.batch import Batch, batch_spec
 from quecc_jax.generate.engine import BEGIN, CHUNK, Engine
 from quecc_jax.generate.reuse import compress, encode_images, encode_questions
 from quecc_jax.generate.sampling import per_row
-from quecc_jax.generate.scheduler import GO_ON, INSERT
-from quecc_jax.generate.slots import Room, empty_slots
+from quecc_jax.generate.scheduler import EMPTY, GO_ON, INSERT
+from quecc_jax.generate.slots import Room
 from quecc_jax.models.vlm import VLM, Visual
 from scaling.cost import Lengths, Machine, Work, seconds_of, work_of_query
 
 BATCHES = (1, 4, 16)
 QUESTION = 16
-TEXT = (48, 240)
+TEXT = (48, 240, 624)
 RING = 64
 REPEATS = 5
 
@@ -110,7 +110,7 @@ def measured(engine: Engine, b: int, length: int) -> dict[str, float]:
     visual = compress(model, params, states, query)
     found["prefill"] = seconds(lambda: BEGIN(model, ends, params, *_prompts(b, length, visual), 0))
     fresh = BEGIN(model, ends, params, *_prompts(b, length, visual), 0)
-    state = INSERT(empty_slots(model, ends, b, Room(length, RING)), fresh, np.arange(b))
+    state = INSERT(EMPTY(model, ends, b, Room(length, RING)), fresh, np.arange(b))
     running, took = np.zeros(b, bool), []
     for _ in range(RING // CHUNK - 1):
         began = time.perf_counter()

@@ -14,7 +14,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import tyro
 
@@ -33,7 +33,8 @@ from quecc_jax.paths import write_text
 
 TASKS: tuple[Task, ...] = ("single", "mosaic")
 KINDS = ("single", "mosaic", "mosaic/cell", "mosaic/whole")
-COMPRESSORS: dict[str, CompressorConfig] = {
+Name = Literal["QueCC", "QueCC-plus", "TokenPacker"]
+COMPRESSORS: dict[Name, CompressorConfig] = {
     "QueCC": QUECC,
     "QueCC-plus": named("quecc_plus", heads=QUECC.heads),
     "TokenPacker": named("tokenpacker", heads=QUECC.heads),
@@ -68,7 +69,7 @@ def recipe(steps: int) -> Recipe:
     return Recipe(testbed=testbed, stage1_steps=40, stage2_steps=steps, batch_size=8)
 
 
-def grid(out: str, steps: int, names: list[str]) -> Grid:
+def grid(out: str, steps: int, names: list[Name]) -> Grid:
     """The twin and these compressors, trained for so many steps."""
     made = recipe(steps)
     prepared, cells = preparation(made, out)
@@ -94,14 +95,20 @@ def shares(rows: list[Row], cell: str) -> dict[str, Share]:
     return {kind: Share(*right_and_asked(mine, kind)) for kind in KINDS}
 
 
-def main(out: str = "runs/smollm2_compressors") -> None:
+def main(
+    out: str = "runs/smollm2_compressors",
+    compressors: tuple[Name, ...] = get_args(Name),
+    step_counts: tuple[int, ...] = STEPS,
+) -> None:
     """Trains what is missing, prints the table and writes it to OUT/table.md and OUT/table.json.
 
     Args:
       out: directory of the runs.
+      compressors: those that are trained, beside the twin.
+      step_counts: steps of stage 2, one training each.
     """
-    left, lines, told = list(COMPRESSORS), [], []
-    for steps in STEPS:
+    left, lines, told = list(compressors), [], []
+    for steps in step_counts:
         if not left:
             break
         made = grid(f"{out}/steps{steps}", steps, left)
