@@ -11,9 +11,10 @@ stages: seconds of each of the engine's programs by batch and length, of one pro
     DIR/stages-vV.json in the form that `scaling plan --efficiency` reads, beside the peaks of this machine, which are
     measured by a product of matrices and a sum of arrays.
 throughput: questions per second of 16 clients who ask again as soon as they are answered, over HTTP; with images that
-    were seen before, and with new ones. Beside it, in the same process and without HTTP: the engine, asked one question
-    after the other; and transformers on torch with a batch of 16 that begins when the last has ended, the decoder with
-    the same weights and embeddings of as many tokens in front of it, and a CLIP tower of the same size.
+    were seen before, and with new ones. Beside it: the same clients before a server of one slot, which answers one
+    question after the other; and, without HTTP, transformers on torch with a batch of 16 that begins when the last has
+    ended, the decoder with the same weights and embeddings of as many tokens (nothing compresses or reads
+    the question there), and a CLIP tower of the same size for new images.
 load: times to the first token and between tokens where questions arrive at random (Poisson) at shares of the throughput
     just measured; half of the images are new.
 """
@@ -192,11 +193,11 @@ def elsewhere(job: Callable[..., Any], *arguments: Any) -> Any:
 
 
 @contextmanager
-def served(engine: Engine) -> Iterator[int]:
+def served(engine: Engine, slots: int = CLIENTS) -> Iterator[int]:
     """The port of a server of that engine in a thread of this process."""
     bounds = Bounds()
     front = Front("smollm2", Limits(NEW), bounds, Access(("127.0.0.1",)))
-    front.ready(own_backend(engine, slots=CLIENTS, waiting=1000))
+    front.ready(own_backend(engine, slots=slots, waiting=1000))
     listener = listen("127.0.0.1", 0)
     server = BoundedServer(application(front, ()), bounds, lambda: None, lambda: front.answers.stop(0))
     thread = threading.Thread(target=run, args=(server, listener))
@@ -206,17 +207,6 @@ def served(engine: Engine) -> Iterator[int]:
     finally:
         server.should_exit = True
         thread.join()
-
-
-def one_by_one(engine: Engine, count: int, new_images: bool, seed: int) -> float:
-    """Questions per second of the engine alone, asked one after the other."""
-    rng, images = np.random.default_rng(seed), photographs(seed if new_images else 0)
-    shown = [next(images) for _ in range(count if new_images else 8)]
-    began = time.perf_counter()
-    for number in range(count):
-        image = engine.image(shown[number % len(shown)])
-        engine.run([Question(asking(rng), (image,))], Limits(NEW)).finish()
-    return count / (time.perf_counter() - began)
 
 
 def by_torch(engine: Engine, prompt: int, new_images: bool, batches: int) -> float:
@@ -260,15 +250,17 @@ def by_torch(engine: Engine, prompt: int, new_images: bool, batches: int) -> flo
 Row = list[Any]
 
 
-def throughput(engine: Engine, port: int, count: int, against_torch: bool) -> Iterator[dict[str, Any]]:
-    """Of images that were seen, and of new ones."""
+def throughput(
+    engine: Engine, port: int, port_of_one: int, count: int, against_torch: bool
+) -> Iterator[dict[str, Any]]:
+    """Of images that were seen, and of new ones; the second port is of the server of one slot."""
     v = engine.config.model.visual_tokens
     sample = engine.prompt(Question("Is there a snowboard in the image?", (next(photographs(0)),)))
     prompt = len(sample.encoded.codes)
     for new_images in (False, True):
         # Once to compile what this takes.
-        one_by_one(engine, 2, new_images, 7)
-        alone = one_by_one(engine, 8, new_images, 8)
+        elsewhere(closed, port_of_one, 2, new_images, 7)
+        alone, _ = elsewhere(closed, port_of_one, CLIENTS, new_images, 8)
         elsewhere(closed, port, 2 * CLIENTS, new_images, 1)
         seconds, took = elsewhere(closed, port, count, new_images, 2)
         assert all(one.tokens == NEW for one in took)
@@ -277,7 +269,7 @@ def throughput(engine: Engine, port: int, count: int, against_torch: bool) -> It
             "prompt": prompt,
             "images": "new" if new_images else "seen",
             "per_second": count / seconds,
-            "one_by_one": alone,
+            "one_by_one": CLIENTS / alone,
             "torch": by_torch(engine, prompt, new_images, 2) if against_torch else None,
             "first": [one.first for one in took],
         }
@@ -342,8 +334,8 @@ def main(
             write_record(out / f"stages-v{v}.json", stages(engine))
         if "throughput" not in parts:
             continue
-        with served(engine) as port:
-            for one in throughput(engine, port, count, v == visual_tokens[0]):
+        with served(engine) as port, served(engine, slots=1) as port_of_one:
+            for one in throughput(engine, port, port_of_one, count, v == visual_tokens[0]):
                 rates.append(one)
                 print(*rate_row(one), sep="  ", flush=True)
             if "load" in parts:

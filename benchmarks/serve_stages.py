@@ -114,7 +114,7 @@ def measured(engine: Engine, b: int, length: int) -> dict[str, float]:
     running, took = np.zeros(b, bool), []
     for _ in range(RING // CHUNK - 1):
         began = time.perf_counter()
-        tokens, state = GO_ON(model, ends, params, state, running, CHUNK, length)
+        tokens, state = GO_ON(model, ends, params, state, running, np.int32(CHUNK), CHUNK, length)
         jax.block_until_ready(tokens)
         took.append((time.perf_counter() - began) / CHUNK)
     assert not np.asarray(state.done).any()

@@ -14,6 +14,7 @@ from quecc_jax.commands.generation_options import Answering
 from quecc_jax.errors import UserError
 
 if TYPE_CHECKING:
+    from quecc_jax.generate.engine import Engine
     from quecc_jax.generate.questions import Limits
     from quecc_jax.serve.app import Front
 
@@ -51,6 +52,8 @@ class Options(Answering):
 
     slots: int = 16
     """Questions that are answered at a time by --engine own."""
+    warm_up: bool = True
+    """Compile what plain questions about an image take before the server is ready, with --engine own."""
     queue: int = 64
     """Questions that may wait for a slot; more hear 429."""
     longest_answer: int = 1024
@@ -101,7 +104,10 @@ def run(options: Options) -> None:
     def load() -> Backend:
         run = options.checkpoint, options.mesh, options.visual_tokens, options.template, options.weights
         if options.engine == "own":
-            return own_backend(load_engine(*run), options.slots, options.queue, options.longest_answer)
+            engine = load_engine(*run)
+            if options.warm_up:
+                prepare(engine, options.slots, limits)
+            return own_backend(engine, options.slots, options.queue, options.longest_answer)
         key = of_vllm[0] if of_vllm else ""
         encoder = load_encoder(*run)
         try:
@@ -120,6 +126,19 @@ def run(options: Options) -> None:
         front = front_of(options, limits, keys)
         page = Page(front, "own") if options.page else None
         serve(front, page, load, options.host, options.port, options.grace)
+
+
+def prepare(engine: "Engine", slots: int, limits: "Limits") -> None:
+    """Compiles what plain questions take, and says how far it is."""
+    from quecc_jax.distributed import notice
+    from quecc_jax.generate.warm_up import warm_up
+
+    try:
+        for count in warm_up(engine, slots, limits):
+            notice(f"compiling for {count} question{'s' * (count > 1)} at a time, of up to {slots}")
+    except UserError as error:
+        # Whoever asks this model something that fits it will wait for the compiler.
+        notice(f"nothing is compiled ahead, for a plain question does not fit: {error}")
 
 
 def front_of(options: Options, limits: "Limits", keys: Sequence[str]) -> "Front":
@@ -191,6 +210,7 @@ def check(options: Options) -> None:
         )
     else:
         refuse_unread(options, ("slots",), "is vLLM's own --max-num-seqs with --engine vllm; leave it out")
+        refuse_unread(options, ("warm_up",), "goes with --engine own; leave it out")
         if not re.fullmatch(r"https?://[^\s/]+(/\S*)?", options.url):
             raise UserError(
                 f"--url {options.url or 'is missing'}; give vLLM's address, such as http://127.0.0.1:8001"

@@ -174,21 +174,29 @@ def first_token(
 
 
 def advance(
-    model: VLM, ends: tuple[int, ...], params: Params, state: State, steps: int, front: int | None = None
+    model: VLM,
+    ends: tuple[int, ...],
+    params: Params,
+    state: State,
+    steps: int,
+    front: int | None = None,
+    most: jax.Array | None = None,
 ) -> tuple[jax.Array, State]:
     """The next tokens int32 [B, steps], EOS from a row's end on; stops early when every row has ended.
 
     Args:
       model, ends, params: as for `begin`.
       steps: tokens that are decoded at most; another number is another program.
+      most: int32 [], how many of them this time, where it is not all; behind these stands EOS.
       front: positions of the cache in front of those where tokens go round: behind the last one they are written
         here. None where they never come so far.
     """
     rows = state.token.shape[0]
     out = jnp.full((rows, steps), ends[0], jnp.int32)
+    limit = steps if most is None else jnp.minimum(most, steps)
 
     def unfinished(carry: tuple[jax.Array, jax.Array, State]) -> jax.Array:
-        return (carry[0] < steps) & ~jnp.all(carry[2].done)
+        return (carry[0] < limit) & ~jnp.all(carry[2].done)
 
     def decode(carry: tuple[jax.Array, jax.Array, State]) -> tuple[jax.Array, jax.Array, State]:
         number, out, state = carry

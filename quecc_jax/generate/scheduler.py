@@ -34,11 +34,15 @@ from quecc_jax.sharding import batch_parts, on_host
 EMPTY = jax.jit(empty_slots, static_argnums=(0, 1, 2, 3))
 INSERT = jax.jit(insert, donate_argnums=0)
 REFIT = jax.jit(refit, static_argnums=(1, 2))
-GO_ON = jax.jit(go_on, static_argnums=(0, 1, 5, 6), donate_argnums=3)
+GO_ON = jax.jit(go_on, static_argnums=(0, 1, 6, 7), donate_argnums=3)
 OPEN = jax.jit(open_prompts, static_argnums=(0, 4))
 READ = jax.jit(read, static_argnums=(0, 4), donate_argnums=2)
 FIRST = jax.jit(first_token, static_argnums=(0, 1))
 """Compiled once per model and shapes, for all schedulers."""
+
+LOOK = 0.1
+"""Seconds of decoding between two looks of the host, about: so long may a question wait for a free slot, and a slot for
+a question."""
 
 
 class Full(Exception):
@@ -79,6 +83,7 @@ class Scheduler:
       longest_answer: tokens that an answer may be asked to have; prompts have up to data.max_length.
       prefill_tokens: positions of prompts that are read between two looks at the answers under way, about; longer
         prompts are read in chunks of so many.
+      chunk, look: tokens that are decoded between two looks of the host at most, and the seconds that they should take.
 
     Raises:
       UserError: the slots do not divide over the mesh, or a number is no size.
@@ -93,6 +98,7 @@ class Scheduler:
         longest_answer: int = 1024,
         prefill_tokens: int = 512,
         chunk: int = CHUNK,
+        look: float = LOOK,
     ):
         parts = 1 if engine.mesh is None else batch_parts(engine.mesh)
         if slots < 1 or slots % parts:
@@ -102,7 +108,9 @@ class Scheduler:
         # A longer cache would have other frequencies, for all that are in it.
         self._most = scaling.original_length if scaling.kind == "longrope" else NO_LIMIT
         self._longest = longest_answer
-        self._parts, self._prefill, self._chunk = parts, prefill_tokens, chunk
+        self._parts, self._prefill, self._chunk, self._look = parts, prefill_tokens, chunk, look
+        self._pace = 0.0
+        """Seconds that the newest tokens took, each."""
         self.engines = Engines(engine)
         self._engine = engine
         self._waiting: collections.deque[Ticket] = collections.deque()
@@ -317,17 +325,21 @@ class Scheduler:
         if not running or self._state is None or self.room is None:
             return
         ended = np.array([row not in running for row in range(self.slots)])
-        engine = self._engine
+        engine, began = self._engine, time.perf_counter()
+        most = self._chunk if self._look >= self._chunk * self._pace else max(1, int(self._look / self._pace))
         tokens, self._state = self._on(GO_ON)(
             self._model(engine),
             engine.ends.ids,
             engine.params,
             self._state,
             ended,
+            np.int32(most),
             self._chunk,
             self.room.front,
         )
-        for row, ids in enumerate(on_host(tokens).tolist()):
+        decoded = on_host(tokens)[:, :most].tolist()
+        self._pace = (time.perf_counter() - began) / most
+        for row, ids in enumerate(decoded):
             if row in running:
                 self._hand_out(row, running[row], ids)
 
@@ -348,7 +360,9 @@ class Scheduler:
         needed = self._taken_room()
         if self._state is None or self.room is None:
             engine = self._engine
-            self._state = self._on(EMPTY)(self._model(engine), engine.ends.ids, self.slots, needed)
+            state = self._on(EMPTY)(self._model(engine), engine.ends.ids, self.slots, needed)
+            # As what the other programs make lies; else they would be compiled once more for this.
+            self._state = state if engine.mesh else jax.device_put(state, jax.local_devices()[0])
         elif not self.room.holds(needed) or 2 * sum(needed) <= sum(self.room):
             if not 2 * sum(needed) <= sum(self.room):
                 needed = needed.with_room(self.room)

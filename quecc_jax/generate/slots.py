@@ -61,7 +61,7 @@ def insert(state: State, fresh: State, rows: jax.Array) -> State:
         return old.at[rows].set(new, mode="drop")
 
     def put_front(old: jax.Array, new: jax.Array) -> jax.Array:
-        return old.at[rows, : new.shape[1]].set(new, mode="drop")
+        return old.at[rows, :, : new.shape[2]].set(new, mode="drop")
 
     def put_all(old: jax.Array, new: jax.Array) -> jax.Array:
         return put(old, jnp.pad(new, ((0, 0), (0, old.shape[1] - new.shape[1]))))
@@ -83,25 +83,35 @@ def refit(state: State, old: Room, new: Room) -> State:
     """The state with room of another size, which its prompts and answers must fit in."""
 
     def moved(held: jax.Array) -> jax.Array:
-        front, ring = held[:, : old.front], held[:, old.front :]
+        # Of keys and values [B, kv_heads, T, head_dim], and of what stands beside them [B, T].
+        axis = held.ndim // 2
+        front, ring = jnp.split(held, [old.front], axis)
         # The oldest first, so that they are the first to be written over, or to be left out.
-        ring = jnp.roll(ring, old.front - state.cache.length, axis=1)[:, -new.ring :]
-        return jnp.concatenate([_resized(front, new.front), _resized(ring, new.ring)], axis=1)
+        ring = jnp.roll(ring, old.front - state.cache.length, axis)
+        ring = jax.lax.slice_in_dim(ring, max(0, old.ring - new.ring), old.ring, axis=axis)
+        return jnp.concatenate([_resized(front, new.front, axis), _resized(ring, new.ring, axis)], axis)
 
     at = new.front + (old.ring if new.ring > old.ring else 0)
     held: Cache = jax.tree.map(moved, state.cache._replace(length=state.cache.segments))
     return state._replace(cache=held._replace(length=jnp.int32(at)))
 
 
-def _resized(x: jax.Array, length: int) -> jax.Array:
-    """The first positions of x [B, T, ...], or x with zeros behind it."""
+def _resized(x: jax.Array, length: int, axis: int) -> jax.Array:
+    """x with its first positions alone, or with zeros behind them."""
     fill = [(0, 0)] * x.ndim
-    fill[1] = (0, max(0, length - x.shape[1]))
-    return jnp.pad(x[:, :length], fill)
+    fill[axis] = (0, max(0, length - x.shape[axis]))
+    return jnp.pad(jax.lax.slice_in_dim(x, 0, min(length, x.shape[axis]), axis=axis), fill)
 
 
 def go_on(
-    model: VLM, ends: tuple[int, ...], params: Params, state: State, ended: jax.Array, steps: int, front: int
+    model: VLM,
+    ends: tuple[int, ...],
+    params: Params,
+    state: State,
+    ended: jax.Array,
+    most: jax.Array,
+    steps: int,
+    front: int,
 ) -> tuple[jax.Array, State]:
     """`advance` of slots, of which those `ended` bool [B] have been found to be at their end by the host."""
-    return advance(model, ends, params, state._replace(done=state.done | ended), steps, front)
+    return advance(model, ends, params, state._replace(done=state.done | ended), steps, front, most)

@@ -28,12 +28,13 @@ from quecc_jax.models.rope import Angles, alibi_slopes, angle_numbers, layer_ang
 
 class Cache(NamedTuple):
     """Keys and values of T positions, filled from the front; an array per layer, so that a loop over tokens
-    writes them in place."""
+    writes them in place. Heads come before positions, as the products of attention want them: the other way round, XLA
+    copies the whole cache for every token."""
 
     keys: tuple[jax.Array, ...]
-    """A layer at a time, [B, T, kv_heads, head_dim]"""
+    """A layer at a time, [B, kv_heads, T, head_dim]"""
     values: tuple[jax.Array, ...]
-    """A layer at a time, [B, T, kv_heads, head_dim]"""
+    """A layer at a time, [B, kv_heads, T, head_dim]"""
     segments: jax.Array
     """int32 [B, T]; 0 where a position is empty or padding."""
     positions: jax.Array
@@ -44,10 +45,10 @@ class Cache(NamedTuple):
 
 def empty_cache(config: DecoderConfig, rows: int, length: int, dtype: DTypeLike = jnp.float32) -> Cache:
     """A cache for `rows` rows of at most `length` positions."""
-    axes = ("batch", "sequence", "kv_heads", "head_dim")
+    axes = ("batch", "kv_heads", "sequence", "head_dim")
 
     def layers() -> tuple[jax.Array, ...]:
-        shape = (rows, length, config.kv_heads, config.head_dim)
+        shape = (rows, config.kv_heads, length, config.head_dim)
         return tuple(nn.with_logical_constraint(jnp.zeros(shape, dtype), axes) for _ in range(config.depth))
 
     empty = constrain_batch(jnp.zeros((rows, length), jnp.int32))
@@ -115,16 +116,16 @@ class DecoderLayer(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B S M"],
-        cached: tuple[Float[Array, "B T kv_heads head_dim"], Float[Array, "B T kv_heads head_dim"]] | None,
+        cached: tuple[Float[Array, "B kv_heads T head_dim"], Float[Array, "B kv_heads T head_dim"]] | None,
         kind: LayerKind,
         angles: tuple[Angles, ...],
         mask: MaskSpec,
         start: Int[Array, ""] | None,
     ) -> tuple[
         Float[Array, "B S M"],
-        tuple[Float[Array, "B T kv_heads head_dim"], Float[Array, "B T kv_heads head_dim"]] | None,
+        tuple[Float[Array, "B kv_heads T head_dim"], Float[Array, "B kv_heads T head_dim"]] | None,
     ]:
-        """x [B, S, M], this layer's cache [B, T, kv_heads, head_dim] and kind -> (x, updated cache)."""
+        """x [B, S, M], this layer's cache [B, kv_heads, T, head_dim] and kind -> (x, updated cache)."""
         c = self.config
         dense = functools.partial(linear, dtype=self.dtype, gradients=self.gradients, lora=self.lora)
         # Where the stream's sequence is split, products want whole rows and split heads and columns
@@ -141,11 +142,14 @@ class DecoderLayer(nn.Module):
             turn = _chosen(angles, kind.angles)
             q, k = rotate(q, turn), rotate(k, turn)
         if cached is not None and start is not None:
-            write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=1)
-            keys, values = cached
-            cached = write(keys, k.astype(keys.dtype)), write(values, v.astype(values.dtype))
+            write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=2)
+            keys, values = (
+                write(held, new.astype(held.dtype).swapaxes(1, 2))
+                for held, new in zip(cached, (k, v), strict=True)
+            )
+            cached = keys, values
             if mask.k_segments is not None:
-                k, v = (x.astype(self.dtype) for x in cached)
+                k, v = (x.astype(self.dtype).swapaxes(1, 2) for x in cached)
         scores = Scores(c.query_scalar**-0.5 if c.query_scalar else None, c.attention_softcap)
         y = attention(q, k, v, _with_window(mask, c, kind.window), self.kernel, scores)
         # What 2 L blocks add to the stream together starts as large as the embedding: by their last matrices, or

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 from typing import Any
 
 import jax
@@ -113,7 +114,7 @@ def test_the_cache_has_the_models_type(params, prompts):
             prompts,
         )
         assert {a.dtype for a in (*shapes.cache.keys, *shapes.cache.values)} == {jnp.dtype(dtype)}
-        assert {a.shape for a in shapes.cache.keys} == {(5, 20 + 3, 2, 8)}
+        assert {a.shape for a in shapes.cache.keys} == {(5, 2, 20 + 3, 8)}
 
 
 def test_parameters_for_decoding_change_no_number(params, prompts):
@@ -176,11 +177,12 @@ def test_eight_devices_answer_as_one_does(params):
         jax.jit(lambda p, b: begin(model, (0,), p, b, None, jnp.full(8, 3), None, None, 3)), mesh
     )(placed, rows)
     key = first.cache.keys[0]
-    assert key.sharding.shard_shape(key.shape) == (2, 23, 1, 8)
+    assert key.sharding.shard_shape(key.shape) == (2, 1, 23, 8)
 
 
 def test_the_cache_is_written_in_place(params, prompts):
-    """No array of the cache's shape is copied in the compiled loop, and the given one's memory is reused."""
+    """Nothing as large as a layer's keys is copied in the compiled loop, in this or another order, and the given memory
+    is reused."""
     model = VLM(MODEL, unrolled=True)
     ready = decoding_params(params, MODEL)
     state = jax.eval_shape(
@@ -188,9 +190,10 @@ def test_the_cache_is_written_in_place(params, prompts):
     )
     step = jax.jit(functools.partial(advance, model, (0,)), static_argnums=2, donate_argnums=1)
     compiled = step.lower(ready, state, 4).compile()
-    made = [line for line in (compiled.as_text() or "").splitlines() if "= f32[5,57,2,8]" in line]
+    orders = tuple(f"= f32[{order}]" for order in ("5,2,57,8", "5,57,2,8", "5,2,8,57"))
+    made = [line for line in (compiled.as_text() or "").splitlines() if any(one in line for one in orders)]
     assert sum("dynamic-update-slice" in line for line in made) >= 4
-    assert [line for line in made if " copy(" in line or " transpose(" in line] == []
+    assert [line for line in made if re.search(r" (copy|transpose)\(|_copy|transpose_", line)] == []
     kept = sum(leaf.size * leaf.dtype.itemsize for leaf in (*state.cache.keys, *state.cache.values))
     memory: Any = compiled.memory_analysis()
     assert memory.alias_size_in_bytes >= kept == 4 * 5 * 57 * 2 * 8 * 4

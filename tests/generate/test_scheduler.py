@@ -1,6 +1,7 @@
 """Answers that come and go: each is what the engine answers to its question alone, whatever the company."""
 
 import dataclasses
+import math
 import threading
 import time
 from pathlib import Path
@@ -111,12 +112,12 @@ SOME = st.lists(
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-@given(SOME, st.sampled_from([(1, 4), (3, 2), (4, 5)]))
+@given(SOME, st.sampled_from([(1, 4, 0.0), (3, 2, math.inf), (4, 5, 0.0), (4, 5, math.inf)]))
 def test_every_answer_is_what_is_said_alone_in_any_order_of_coming_and_going(
     engine, asked, alone, events, sizes
 ):
-    slots, chunk = sizes
-    scheduler = Scheduler(engine, slots=slots, queue=64, prefill_tokens=64, chunk=chunk)
+    slots, chunk, look = sizes
+    scheduler = Scheduler(engine, slots=slots, queue=64, prefill_tokens=64, chunk=chunk, look=look)
     tickets, cancelled = list[tuple[Any, Heard]](), set[int]()
     for what, number in events:
         if what == "ask":
@@ -157,6 +158,22 @@ def test_long_prompts_are_read_between_the_tokens_of_others(engine, asked, alone
         pass
     same(first, alone)
     same(second, alone)
+
+
+@pytest.mark.parametrize(("look", "rounds"), [(math.inf, 8), (0.0, 35)])
+def test_slow_tokens_are_handed_out_one_at_a_time(engine, asked, alone, look, rounds):
+    """Of 40 tokens the first comes with the prompt; how long a token takes is not known before some have come."""
+    scheduler = Scheduler(engine, slots=1, chunk=5, look=look)
+    number = next(i for i, (q, limits) in enumerate(asked) if limits.max_new_tokens == 40)
+    assert alone[number][1].new_tokens == 40
+    heard = Heard(number, [])
+    submit(scheduler, asked[number], heard)
+    taken = 0
+    while not (heard.items and isinstance(heard.items[-1], Usage)):
+        scheduler.step()
+        taken += 1
+    same(heard, alone)
+    assert taken == rounds
 
 
 def test_room_grows_with_those_who_come_and_shrinks_when_they_left(engine, asked, alone):

@@ -19,7 +19,7 @@ def state_of(values: np.ndarray, length: int) -> State:
     draws = Draws(
         per_row([None] * rows), jax.random.split(jax.random.key(1), rows), jnp.ones((rows, 5), bool)
     )
-    wide = held[:, :, None, None].astype(jnp.float32)
+    wide = held[:, None, :, None].astype(jnp.float32)
     cache = Cache((wide, wide + 0.5), (-wide, 2 * wide), held, 3 * held, jnp.int32(length))
     return State(numbers, numbers > 0, numbers, numbers, numbers, draws, cache)
 
@@ -49,8 +49,8 @@ def test_with_other_room_the_oldest_are_still_written_over_first(front, ring, mo
     assert not np.asarray(after.segments)[0, front : new.front].any()
     left = ages(after, new.front)
     assert left == max(0, other - ring) * [0] + written[max(0, ring - other) :]
-    np.testing.assert_array_equal(after.keys[0][..., 0, 0], after.segments)
-    np.testing.assert_array_equal(after.values[1][..., 0, 0], 2 * after.segments)
+    np.testing.assert_array_equal(after.keys[0][:, 0, :, 0], after.segments)
+    np.testing.assert_array_equal(after.values[1][:, 0, :, 0], 2 * after.segments)
     np.testing.assert_array_equal(after.positions, 3 * after.segments)
     assert new.front <= int(after.length) < sum(new)
 
@@ -71,5 +71,5 @@ def test_a_slot_keeps_nothing_of_its_last_answer_but_what_is_of_no_segment():
     assert made.draws is not None and fresh.draws is not None
     fresh_keys = jax.random.key_data(fresh.draws.keys)
     np.testing.assert_array_equal(jax.random.key_data(made.draws.keys)[np.array([2, 0])], fresh_keys[:2])
-    np.testing.assert_array_equal(made.cache.keys[0][2, :3, 0, 0], [1, 1, 1])
-    np.testing.assert_array_equal(made.cache.keys[0][1, :, 0, 0], held.cache.keys[0][1, :, 0, 0])
+    np.testing.assert_array_equal(made.cache.keys[0][2, 0, :3, 0], [1, 1, 1])
+    np.testing.assert_array_equal(made.cache.keys[0][1, 0, :, 0], held.cache.keys[0][1, 0, :, 0])

@@ -117,7 +117,7 @@ def test_the_cache_at_every_split_equals_one_pass(qwen):
         first, cache = extend(x[:, :split], PLACES[:, :split], ONES[:, :split], cache)
         second, cache = extend(x[:, split:], PLACES[:, split:], ONES[:, split:], cache)
         close(np.concatenate([first, second], axis=1), whole)
-        assert int(cache.length) == S and [k.shape for k in cache.keys] == 2 * [(2, S + 3, 1, 8)]
+        assert int(cache.length) == S and [k.shape for k in cache.keys] == 2 * [(2, 1, S + 3, 8)]
 
     cache, hidden = empty_cache(qwen.config, 2, S + 1), []
     segments = np.array([[1, 1, 0], [1, 1, 1]], np.int32)

@@ -97,6 +97,8 @@ def test_the_command_serves_a_run_and_ends_well(tmp_path):
         str(keys),
         "--max-new-tokens",
         "8",
+        "--slots",
+        "2",
     ]
     with started("-m", "launch.serve", *options) as process:
         port = port_of(process)
@@ -109,7 +111,8 @@ def test_the_command_serves_a_run_and_ends_well(tmp_path):
         with pytest.raises(openai.AuthenticationError):
             client(port, "three").models.list()
         assert json.loads(call(port, "GET", "/healthz")[1]) == {"status": "ok"}
-        assert ended(process, signal.SIGTERM) == (0, "")
+        told = [f"compiling for {count} at a time, of up to 2\n" for count in ("1 question", "2 questions")]
+        assert ended(process, signal.SIGTERM) == (0, "".join(told))
 
 
 def test_the_chat_serves_its_page_and_is_interrupted():
