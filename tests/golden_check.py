@@ -62,7 +62,7 @@ def _original(arrays: dict[str, np.ndarray]) -> Original:
         compressor = TokenPacker((grid // scale,), heads)
         return Original(compressor, Projector("mlp2x_gelu", width), golden_names.TOKENPACKER, theirs, heads)
     width, _, _, kernel, stride, heads = meta
-    compressor = QueCC(kernel, stride, heads)
+    compressor = QueCC(kernel, stride, width, heads)
     return Original(compressor, Projector("identity", width), golden_names.QUECC, theirs, heads)
 
 

@@ -24,7 +24,7 @@ from quecc_jax.data.text.queries import query_buckets
 from quecc_jax.errors import UserError
 from quecc_jax.generate.decode import Params, begin, in_compute_type
 from quecc_jax.generate.engine import ADVANCE, BEGIN, CHUNK, room_for
-from quecc_jax.generate.reuse import AT_ONCE, compress, encode_images, encode_questions, round_up
+from quecc_jax.generate.reuse import AT_ONCE, encode_images, encode_questions, finish, round_up
 from quecc_jax.generate.stand_ins import stand_ins, with_dtype
 from quecc_jax.models.decoder import unstack
 from quecc_jax.models.lora import NAME as LORA
@@ -34,6 +34,8 @@ from quecc_jax.sharding import RULES, batch_parts, batch_sharding, make_mesh, re
 
 ENDS = (2,)
 """The token that ends answers; which one it is changes no program."""
+IMAGES = "images"
+"""The name of the program from pixels to what depends on the image alone: tower, and the compressor's part."""
 DECODE = f"{CHUNK} tokens"
 """The name of the program that decodes."""
 
@@ -252,11 +254,13 @@ class _Setting:
         self.pixels = self._rows(jax.ShapeDtypeStruct((images, 1, *spec.pixels.shape[2:]), spec.pixels.dtype))
         self.ids = self._rows(jax.ShapeDtypeStruct((questions, 1, self.question), jnp.int32))
         self.lengths = self._rows(jax.ShapeDtypeStruct((questions, 1), jnp.int32))
-        states = self._shape(encode_images, vlm, self.params, self.pixels)[0]
-        self.states = self._rows(jax.ShapeDtypeStruct((b, i, *states.shape), states.dtype))
+        prepared = self._shape(encode_images, vlm, self.params, self.pixels)[0]
+        self.prepared = self._rows(
+            jax.tree.map(lambda x: jax.ShapeDtypeStruct((b, i, *x.shape), x.dtype), prepared)
+        )
         query = jax.ShapeDtypeStruct((b, i, query_width(self.model)), jnp.dtype(self.model.dtype))
         self.query = self._rows(query)
-        self.visual: Visual = self._rows(self._shape(compress, vlm, self.params, self.states, self.query))
+        self.visual: Visual = self._rows(self._shape(finish, vlm, self.params, self.prepared, self.query))
         self.batch = self._rows(spec._replace(pixels=None, features=None))
         self.budget = self._rows(jax.ShapeDtypeStruct((b,), jnp.int32))
         self.state = jax.tree.map(
@@ -273,10 +277,10 @@ class _Setting:
 
     def programs(self) -> Iterator[tuple[str, float]]:
         """Names, in the order in which they run, and how often each does."""
-        yield "image tower", math.ceil(self.images / len(self.pixels))
+        yield IMAGES, math.ceil(self.images / len(self.pixels))
         if self.model.compressor.reads_question:
             yield "question", math.ceil(len(self.batch.tokens) / len(self.ids))
-        yield "compressor", 1
+            yield "compressor", 1
         yield "prefill", 1
         # The last run stops early where fewer tokens are left.
         yield DECODE, (self.new - 1) / CHUNK
@@ -285,12 +289,12 @@ class _Setting:
         """The very program that the engine runs."""
         vlm, params = self.vlm, self.params
         with jax.set_mesh(self.mesh), nn.logical_axis_rules(RULES):
-            if name == "image tower":
+            if name == IMAGES:
                 return encode_images.lower(vlm, params, self.pixels)
             if name == "question":
                 return encode_questions.lower(vlm, params, self.ids, self.lengths)
             if name == "compressor":
-                return compress.lower(vlm, params, self.states, self.query)
+                return finish.lower(vlm, params, self.prepared, self.query)
             if name == "prefill":
                 inputs = self.batch, self.visual, self.budget
                 return BEGIN.lower(vlm, ENDS, params, *inputs, None, None, self.room[1])
@@ -299,17 +303,15 @@ class _Setting:
     def needed(self, name: str, compiled: Compiled) -> int:
         """Bytes of main memory per chip with all parameters, also those that the program does not read."""
         inputs = {
-            "image tower": self.pixels,
+            IMAGES: self.pixels,
             "question": (self.ids, self.lengths),
-            "compressor": (self.states, self.query),
+            "compressor": (self.prepared, self.query),
             "prefill": (self.batch, self.visual, self.budget),
             DECODE: self.state,
         }
         read = max(0, compiled.memory.arguments - _local_bytes(inputs[name]))
-        # States of the images that were encoded before wait for the last ones.
-        others = (
-            _local_bytes(self.states) * (1 - len(self.pixels) / self.images) if name == "image tower" else 0
-        )
+        # What was made of the images before waits for the last ones.
+        others = _local_bytes(self.prepared) * (1 - len(self.pixels) / self.images) if name == IMAGES else 0
         return compiled.needed + max(0, _local_bytes(self.params) - read) + int(others)
 
     def _shape(self, function: Callable[..., PyTree], *inputs: PyTree) -> PyTree:

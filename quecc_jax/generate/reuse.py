@@ -1,11 +1,12 @@
-"""Visual tokens of a batch, with reuse of what repeats: features of questions and of images are held."""
+"""Visual tokens of a batch, with reuse of what repeats: what is computed of a question or an image alone is held."""
 
 import dataclasses
 import functools
 import hashlib
 import math
+import operator
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypedDict
 
 import cachetools
@@ -16,7 +17,6 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from quecc_jax.config import ModelConfig
-from quecc_jax.config.shapes import query_width
 from quecc_jax.data.batch import Batch
 from quecc_jax.data.text.queries import question_ids
 from quecc_jax.generate.decode import Params, on_mesh
@@ -29,8 +29,12 @@ AT_ONCE = 32
 """Images, or questions, that one program encodes on a device, at most: more would be no faster, and take more room."""
 
 
-Held = cachetools.LRUCache[bytes, jax.Array]
-"""Features by what they are of, within a limit of bytes; those that were used longest ago leave first."""
+Held = cachetools.LRUCache[bytes, PyTree]
+"""Trees of arrays by what they are of, within a limit of bytes; those that were used longest ago leave first."""
+
+
+Slot = tuple[int, ...]
+"""Row and number of an image."""
 
 
 class Reused(TypedDict):
@@ -68,16 +72,17 @@ class Counter:
 
 
 class Reuse:
-    """Features of questions and images under one set of parameters, with the counts of their reuse.
+    """What is computed of questions and of images alone under one set of parameters, with the counts of its reuse.
 
     Args:
       question_bytes: limit for questions' features (one is 16 KiB for a 7B model).
-      image_bytes: limit for images' tower states (one is 9 MiB for CLIP-L at 336 pixels, float32).
+      image_bytes: limit for what `VLM.prepare` makes of images: visual tokens, or where they depend on the question
+        what goes before (of one image 7 MiB for QueCC behind CLIP-L at 336 pixels, float32).
     """
 
     def __init__(self, question_bytes: int = 64 * MIB, image_bytes: int = 512 * MIB):
-        self.questions: Held = cachetools.LRUCache(question_bytes, lambda array: array.nbytes)
-        self.images: Held = cachetools.LRUCache(image_bytes, lambda array: array.nbytes)
+        self.questions: Held = cachetools.LRUCache(question_bytes, size_of)
+        self.images: Held = cachetools.LRUCache(image_bytes, size_of)
         self.counted = {"questions": Counter(), "images": Counter()}
         """By the names that saved results have."""
 
@@ -101,14 +106,16 @@ class Encoders:
 
     def __init__(self, config: ModelConfig, reuse: Reuse, mesh: Mesh | None = None):
         self.config, self.reuse = config, reuse
-        self._mesh, self._compiled = mesh, set[tuple[str, int]]()
+        self._mesh, self._compiled = mesh, set[tuple[str, int, bool]]()
         model = VLM(config, unrolled=True)
+        images = functools.partial(on_mesh(encode_images, mesh), model)
         self._encode = {
-            name: functools.partial(on_mesh(encode, mesh), model)
-            for name, encode in (("questions", encode_questions), ("images", encode_images))
+            ("questions", False): functools.partial(on_mesh(encode_questions, mesh), model),
+            ("images", False): images,
+            ("images", True): functools.partial(images, look=True),
         }
-        self._compress, self._look = (
-            functools.partial(on_mesh(one, mesh), model) for one in (compress, _look)
+        self._prepare, self._finish = (
+            functools.partial(on_mesh(one, mesh), model) for one in (prepare, finish)
         )
 
     def __call__(self, params: Params, batch: Batch) -> Visual:
@@ -119,10 +126,10 @@ class Encoders:
           batch: on the host, with pixels, or with features, which are taken as they are.
         """
         c, (b, i) = self.config, batch.query_ends.shape
-        inputs = self._inputs(params, batch)
-        if inputs is None:
+        visual: Visual | None = self._made(params, batch)
+        if visual is None:
             return Visual(jnp.zeros((b, i, c.visual_tokens, c.decoder.width), jnp.dtype(c.dtype)))
-        return self._compress(params, *inputs)
+        return visual
 
     def attention(self, params: Params, batch: Batch) -> np.ndarray | None:
         """Where the compressor looks: float32 [B, I, V, H, g, g] of the same arguments, the weights by which
@@ -130,47 +137,61 @@ class Encoders:
         own square a token that has one gives zeros. Where a compressor attends more than once, the last time
         counts; a kept CLS passes by. None where it does not attend, or no row has an image.
         """
-        inputs = self._inputs(params, batch)
-        weights = None if inputs is None else self._look(params, *inputs)
+        weights = self._made(params, batch, look=True)
         return None if weights is None else over_image(on_host(weights), self.config.vision.grid)
 
-    def _inputs(self, params: Params, batch: Batch) -> tuple[jax.Array, jax.Array] | None:
-        """The tower's states [B, I, n, K, D] and the questions' features [B, I, H], unless there is none."""
-        c, (b, i) = self.config, batch.query_ends.shape
+    def _made(self, params: Params, batch: Batch, look: bool = False) -> PyTree:
+        """`Visual`, or the weights [B, I, V, H, R] by which its tokens look; None where no row has an image."""
         ends = np.asarray(batch.query_ends)
-        present = [(r, n) for r in range(b) for n in range(i) if ends[r, n] >= 0]
+        present = [slot for slot in np.ndindex(ends.shape) if ends[slot] >= 0]
         if not present:
             return None
-        states = batch.features
-        if states is None:
-            keys = {slot: image_key(batch.pixels[slot]) for slot in present}
-            states = self._gather("images", self.reuse.images, keys, (b, i), params, (batch.pixels,))
-        query = jnp.zeros((b, i, query_width(c)), jnp.dtype(c.dtype))
-        if c.compressor.reads_question:
-            queries, segments = np.asarray(batch.queries), np.asarray(batch.query_segments)
-            asked = {(r, n): question_ids(queries[r], segments[r], ends[r, n]) for r, n in present}
-            keys = {slot: one.tobytes() for slot, one in asked.items()}
-            ids, lengths = np.zeros((b, i, queries.shape[1]), np.int32), np.zeros((b, i), np.int32)
-            for slot, one in asked.items():
-                ids[slot][: len(one)], lengths[slot] = one, len(one)
-            query = self._gather("questions", self.reuse.questions, keys, (b, i), params, (ids, lengths))
-        return spread_rows((states, query), self._mesh)
+        if not self.config.compressor.reads_question:
+            return self._of_images(params, batch, present, look)
+        prepared = self._of_images(params, batch, present)
+        return self._finish(params, prepared, self._of_questions(params, batch, present), look=look)
+
+    def _of_images(self, params: Params, batch: Batch, present: Sequence[Slot], look: bool = False) -> PyTree:
+        """What `VLM.prepare` makes of the images, arrays [B, I, ...], or the weights by which it looks."""
+        c, shape = self.config, batch.query_ends.shape
+        if batch.features is not None:
+            return self._prepare(params, spread_rows(batch.features, self._mesh), look=look)
+        # What no question changes is made at one V.
+        kind = b"" if c.compressor.reads_question else f"{c.visual_tokens} {look}".encode()
+        keys = {slot: image_key(batch.pixels[slot]) + kind for slot in present}
+        return self._gather("images", self.reuse.images, keys, shape, params, (batch.pixels,), look=look)
+
+    def _of_questions(self, params: Params, batch: Batch, present: Sequence[Slot]) -> jax.Array:
+        """The questions' features [B, I, H]."""
+        shape, ends = batch.query_ends.shape, np.asarray(batch.query_ends)
+        queries, segments = np.asarray(batch.queries), np.asarray(batch.query_segments)
+        asked = {slot: question_ids(queries[slot[0]], segments[slot[0]], ends[slot]) for slot in present}
+        keys = {slot: one.tobytes() for slot, one in asked.items()}
+        ids, lengths = np.zeros((*shape, queries.shape[1]), np.int32), np.zeros(shape, np.int32)
+        for slot, one in asked.items():
+            ids[slot][: len(one)], lengths[slot] = one, len(one)
+        features: jax.Array = self._gather(
+            "questions", self.reuse.questions, keys, shape, params, (ids, lengths)
+        )
+        return features
 
     def _gather(
         self,
         name: str,
         held: Held,
-        keys: dict[tuple[int, int], bytes],
+        keys: dict[Slot, bytes],
         shape: tuple[int, int],
         params: Params,
         inputs: tuple[np.ndarray, ...],
-    ) -> jax.Array:
-        """[B, I, ...]: encodings of inputs [B, I, ...] by the keys of their slots, zeros in slots without.
+        look: bool = False,
+    ) -> PyTree:
+        """Arrays [B, I, ...], rows over the mesh: encodings of inputs [B, I, ...] by the keys of their slots, zeros
+        in slots without.
 
         Keys that are not held are encoded once each, `AT_ONCE` together.
         """
-        found = {key: array for key in set(keys.values()) if (array := held.get(key)) is not None}
-        missing: dict[bytes, tuple[int, int]] = {}
+        found = {key: tree for key in set(keys.values()) if (tree := held.get(key)) is not None}
+        missing: dict[bytes, Slot] = {}
         for slot, key in keys.items():
             if key not in found:
                 missing.setdefault(key, slot)
@@ -184,21 +205,22 @@ class Encoders:
             where = tuple(np.array([*slots, *slots[:1] * (rows - len(slots))]).T)
             began = time.perf_counter()
             given = spread_rows(tuple(x[where][:, None] for x in inputs), self._mesh)
-            encoded = self._encode[name](params, *given)
+            encoded = self._encode[name, look](params, *given)
             if self._mesh is not None:
                 encoded = jax.device_put(encoded, replicated(self._mesh))
-            arrays = jax.block_until_ready(encoded)
-            if (name, rows) in self._compiled:
+            trees = jax.block_until_ready(encoded)
+            if (name, rows, look) in self._compiled:
                 counter.timed += len(slots)
                 counter.seconds += time.perf_counter() - began
-            self._compiled.add((name, rows))
-            for (key, _), array in zip(part, arrays, strict=False):
-                found[key] = array
-                if array.nbytes <= held.maxsize:
-                    held[key] = array
-        absent = jnp.zeros_like(next(iter(found.values())))
-        stacked = jnp.stack([found[keys[slot]] if slot in keys else absent for slot in np.ndindex(shape)])
-        return stacked.reshape(*shape, *absent.shape)
+            self._compiled.add((name, rows, look))
+            for (key, _), tree in zip(part, trees, strict=False):
+                found[key] = tree
+                if 0 < size_of(tree) <= held.maxsize:
+                    held[key] = tree
+        absent = jax.tree.map(jnp.zeros_like, next(iter(found.values())))
+        rows_of = [found[keys[slot]] if slot in keys else absent for slot in np.ndindex(shape)]
+        stacked = jax.tree.map(lambda *x: jnp.stack(x).reshape(*shape, *x[0].shape), *rows_of)
+        return spread_rows(stacked, self._mesh)
 
     @property
     def _split(self) -> int:
@@ -209,37 +231,53 @@ class Encoders:
 # Compiled once per model and shapes, for all who use the model.
 
 
+_jitted = functools.partial(jax.jit, static_argnums=0, static_argnames="look")
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def encode_questions(model: VLM, params: Params, ids: jax.Array, lengths: jax.Array) -> tuple[jax.Array, ...]:
     segments = (jnp.arange(ids.shape[-1]) < lengths[..., None]).astype(jnp.int32)
     asked = ids[:, 0], segments[:, 0], lengths - 1
-    return _rows(model.apply({"params": params}, *asked, method=VLM.encode_query))
+    return _rows(model.apply({"params": params}, *asked, method=VLM.encode_query), len(ids))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def encode_images(model: VLM, params: Params, pixels: jax.Array) -> tuple[jax.Array, ...]:
-    return _rows(model.apply({"params": params}, pixels, method=VLM.encode_image))
+@_jitted
+def encode_images(model: VLM, params: Params, pixels: jax.Array, look: bool = False) -> tuple[PyTree, ...]:
+    states: PyTree = model.apply({"params": params}, pixels, method=VLM.encode_image)
+    return _rows(prepare(model, params, states, look=look), len(pixels))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def compress(model: VLM, params: Params, states: jax.Array, query: jax.Array) -> Visual:
-    visual: PyTree = model.apply({"params": params}, states, query, method=VLM.compress)
-    return visual
+@_jitted
+def prepare(model: VLM, params: Params, states: jax.Array, look: bool = False) -> PyTree:
+    return _seen(look, model, params, VLM.prepare, states)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _look(model: VLM, params: Params, states: jax.Array, query: jax.Array) -> jax.Array | None:
-    _, sown = model.apply({"params": params}, states, query, method=VLM.compress, mutable=["intermediates"])
+@_jitted
+def finish(model: VLM, params: Params, prepared: PyTree, query: jax.Array, look: bool = False) -> PyTree:
+    return _seen(look, model, params, VLM.finish, prepared, query)
+
+
+def _seen(look: bool, model: VLM, params: Params, method: Callable[..., PyTree], *inputs: PyTree) -> PyTree:
+    """What a method makes, [B, I, ...], or the weights [B, I, V, H, R] by which it looked; None if it did not."""
+    made, sown = model.apply({"params": params}, *inputs, method=method, mutable=["intermediates"])
+    if not look:
+        return made
     found = jax.tree.leaves(sown)
     if not found:
         return None
     # Weights that do not depend on the image have one row for all.
-    (b, i), shape = states.shape[:2], found[-1].shape[1:]
+    (b, i), shape = jax.tree.leaves(made)[0].shape[:2], found[-1].shape[1:]
     return jnp.broadcast_to(found[-1], (b * i, *shape)).reshape(b, i, *shape)
 
 
-def _rows(x: PyTree) -> tuple[jax.Array, ...]:
-    return tuple(x[r, 0] for r in range(x.shape[0]))
+def _rows(tree: PyTree, count: int) -> tuple[PyTree, ...]:
+    """Each of [count, 1, ...] by itself."""
+    return tuple(jax.tree.map(operator.itemgetter((r, 0)), tree) for r in range(count))
+
+
+def size_of(tree: PyTree) -> int:
+    """Bytes of a tree's arrays."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
 
 def image_key(pixels: np.ndarray) -> bytes:

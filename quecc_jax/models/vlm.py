@@ -5,13 +5,14 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Int, Num
+from jaxtyping import Float, Int, Num, PyTree
 
 from quecc_jax.config import ModelConfig
 from quecc_jax.config.shapes import query_width
 from quecc_jax.data.batch import NEWLINE, Batch
 from quecc_jax.data.images import normalise
 from quecc_jax.models.arrays import Array
+from quecc_jax.models.compressors.base import finish, prepare
 from quecc_jax.models.compressors.build import make_compressor
 from quecc_jax.models.compressors.fusion import FusingCompressor
 from quecc_jax.models.decoder import Cache, Decoder, embedding_variance
@@ -29,6 +30,15 @@ class Visual(NamedTuple):
     """[L, I, V, M] visual tokens of the images of each row, or pool of rows."""
     memory: jax.Array | None = None
     """[B, I, R, M] what the compressor's pre-fusion reads of the images."""
+
+
+class Prepared(NamedTuple):
+    """What visual tokens that depend on a question take of P images, or of a batch's [B, I]."""
+
+    features: PyTree
+    """As the compressor's `finish` takes them."""
+    cls: jax.Array | None
+    """[P, 1, M] projected, where the tower keeps CLS for the decoder."""
 
 
 class VLM(nn.Module):
@@ -106,32 +116,57 @@ class VLM(nn.Module):
         states = self.vision(pixels.reshape(b * i, *pixels.shape[2:]))
         return states.reshape(b, i, *states.shape[1:])
 
-    def compress(self, states: Float[Array, "B I rows K D"], query: Float[Array, "B I text_width"]) -> Visual:
-        """Visual tokens from tower states [B, I, N, K, D] and queries [B, I, text_width] of a batch."""
-        b, i = states.shape[:2]
+    def prepare(self, states: Float[Array, "B I rows K D"]) -> PyTree:
+        """What visual tokens take of images alone, from tower states [B, I, N, K, D]: a tree of arrays [B, I, ...]
+        for `finish`. Where the compressor reads no question it is the `Visual` at this V, else `Prepared`, the same
+        at every V."""
+        c, (b, i) = self.config, states.shape[:2]
         flat = states.reshape(b * i, *states.shape[2:])
-        features = jax.tree.map(constrain_batch, split_features(flat, self.config.tower))
-        query = query.reshape(b * i, 1, -1)
-        if self.config.compressor.projected:
-            projected = features._replace(single=constrain_batch(self.projector(features.single)))
-            tokens = constrain_batch(self.compressor(projected, query))
-        else:
-            tokens = constrain_batch(self.projector(self.compressor(features, query)))
+        features = jax.tree.map(constrain_batch, split_features(flat, c.tower))
+        cls = None
         if features.cls is not None:
-            cls = self.projector(features.cls.astype(tokens.dtype)).astype(tokens.dtype)
-            tokens = jnp.concatenate([constrain_batch(cls), tokens], axis=1)
-        tokens = tokens.reshape(b, i, *tokens.shape[1:])
+            cls = constrain_batch(self.projector(features.cls.astype(c.dtype)))
+        if c.compressor.projected:
+            features = features._replace(single=constrain_batch(self.projector(features.single)))
+        prepared: PyTree = Prepared(prepare(self.compressor, features), cls)
+        if not c.compressor.reads_question:
+            prepared = self._visual(prepared, jnp.zeros((b * i, 1, query_width(c)), c.dtype))
+        return jax.tree.map(lambda x: x.reshape(b, i, *x.shape[1:]), prepared)
+
+    def finish(self, prepared: PyTree, query: Float[Array, "B I text_width"] | None) -> Visual:
+        """Visual tokens of what `prepare` gives and the questions' features [B, I, text_width], which are not read
+        where the compressor reads no question."""
+        if isinstance(prepared, Visual):
+            return prepared
+        assert query is not None
+        b, i = query.shape[:2]
+        flat = jax.tree.map(lambda x: x.reshape(b * i, *x.shape[2:]), prepared)
+        visual = self._visual(flat, query.reshape(b * i, 1, -1))
+        return jax.tree.map(lambda x: x.reshape(b, i, *x.shape[1:]), visual)
+
+    def compress(
+        self, states: Float[Array, "B I rows K D"], query: Float[Array, "B I text_width"] | None
+    ) -> Visual:
+        """Visual tokens from tower states [B, I, N, K, D] and queries [B, I, text_width] of a batch, as `finish`."""
+        return self.finish(self.prepare(states), query)
+
+    def _visual(self, prepared: Prepared, query: Float[Array, "P 1 text_width"]) -> Visual:
+        """`Visual` with arrays [P, ...] of P images."""
+        made = finish(self.compressor, prepared.features, query)
+        tokens = constrain_batch(made if self.config.compressor.projected else self.projector(made))
+        if prepared.cls is not None:
+            tokens = jnp.concatenate([prepared.cls, tokens], axis=1)
         if not self.config.memory_tokens:
             return Visual(tokens)
         # The memory of a pre-fusion stands behind the tokens.
         v = self.config.visual_tokens
-        return Visual(tokens[:, :, :v], tokens[:, :, v:])
+        return Visual(tokens[:, :v], tokens[:, v:])
 
     def encode_visual(self, batch: Batch) -> Visual:
         """`Visual` of a batch, from its pixels and questions or what is cached of them."""
         states = batch.features if batch.features is not None else self.encode_image(batch.pixels)
         if not self.config.compressor.reads_question:
-            query = jnp.zeros((*batch.query_ends.shape, query_width(self.config)), states.dtype)
+            query = None
         elif batch.query_features is not None:
             query = batch.query_features.astype(self.config.dtype)
         else:

@@ -45,7 +45,7 @@ def test_programs_of_answers_hold_and_move_what_they_must(tmp_path, weights):
     decoder = (wide * MATRICES + 2 * 2 * TABLE) / 2
     # Scales, norms, tower and compressor are the rest.
     assert decoder < report["parameters"] < decoder + 1.2e6
-    names = ["image tower", "question", "compressor", "prefill", f"{CHUNK} tokens"]
+    names = ["images", "question", "compressor", "prefill", f"{CHUNK} tokens"]
     programs = {one["name"]: one for one in report["programs"]}
     assert list(programs) == names and [one["times"] for one in programs.values()] == [1, 1, 1, 1, 2]
     assert all(one["needed"] >= report["parameters"] for one in programs.values())
@@ -67,7 +67,7 @@ def test_programs_of_answers_hold_and_move_what_they_must(tmp_path, weights):
 PROGRAM = hlo.parse("ENTRY %main (x: f32[4]) -> f32[4] {\n  ROOT %x = f32[4]{0} parameter(0)\n}\n")
 
 
-@pytest.mark.parametrize("most, program", [(9, answering.DECODE), (700, "image tower")])
+@pytest.mark.parametrize("most, program", [(9, answering.DECODE), (700, answering.IMAGES)])
 def test_the_most_that_fit_are_found_by_compiling_them(monkeypatch, most, program):
     """Without the compiler: one of the programs needs too much from some batch on."""
     compiled = []

@@ -1,15 +1,21 @@
 """Features that are held are those that would be computed, within a limit, and counted."""
 
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from quecc_jax.config import MeshConfig, NoneConfig
+from quecc_jax.config.compressors import exchanged, names
+from quecc_jax.config.shapes import at_visual_tokens
 from quecc_jax.generate.decode import decoding_params
-from quecc_jax.generate.reuse import Counter, Encoders, Reuse, round_up
+from quecc_jax.generate.reuse import Counter, Encoders, Reuse, round_up, size_of
 from quecc_jax.models.vlm import VLM
 from quecc_jax.sharding import make_mesh
+from tests.compressors import fitting
 from tests.tiny import MODEL, asked, random_batch, random_params, run
 
 CONFIG = run(batch_size=4)
@@ -69,6 +75,56 @@ def test_visual_tokens_are_those_of_the_model_on_the_first_call_and_the_second(p
     assert report["images"]["hit_rate"] == 5 / 8
 
 
+@pytest.mark.parametrize("name", names())
+def test_every_compressor_makes_of_what_is_held_what_the_model_makes(name, batch):
+    """And looks where it does without anything held; both of what was computed once."""
+    vision = dataclasses.replace(MODEL.vision, keep_cls=name in ("quecc", "m3"))
+    given = {"compressor": exchanged(MODEL.compressor, name), "vision": vision}
+    config = run(model=given, batch_size=4)
+    params = decoding_params(random_params(config, seed=1), config.model)
+    model: Any = VLM(config.model, unrolled=True)
+    wanted, states = jax.jit(
+        lambda p, b: model.apply(
+            {"params": p}, b, method=lambda m, b: (m.encode_visual(b), m.encode_image(b.pixels))
+        )
+    )(params, batch)
+    encode, plain = Encoders(config.model, Reuse()), Encoders(config.model, Reuse())
+    looked = plain.attention(params, batch._replace(pixels=None, features=np.asarray(states)))
+    here = batch.query_ends >= 0
+    for _ in range(2):
+        found = encode(params, batch)
+        assert (found.memory is None) == (wanted.memory is None) == (not config.model.memory_tokens)
+        for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+            check(ours, np.asarray(theirs), batch.query_ends)
+    assert encode.reuse.counted["images"].misses == 3
+    kept = dataclasses.replace(encode.reuse.counted["images"])
+    for _ in range(2):
+        weights = encode.attention(params, batch)
+        assert (weights is None) == (looked is None)
+        if weights is not None and looked is not None:
+            np.testing.assert_allclose(weights[here], looked[here], rtol=1e-4, atol=1e-6)
+    if looked is not None:
+        # Of a compressor that reads no question its weights are of the image, too.
+        more = 0 if config.model.compressor.reads_question else 3
+        assert encode.reuse.counted["images"].misses == kept.misses + more
+    assert encode.reuse.images.currsize == sum(map(size_of, encode.reuse.images.values()))
+
+
+@pytest.mark.parametrize("name", ["quecc", "tokenpacker", "mqt"])
+def test_engines_of_several_v_share_what_does_not_depend_on_it(name, batch):
+    config = run(model={"compressor": fitting(name, elastic=(1, 4), heads=4, queries=16)}, batch_size=4)
+    params = decoding_params(random_params(config, seed=1), config.model)
+    reuse, shared = Reuse(), config.model.compressor.reads_question
+    for number, v in enumerate((1, 4, 1, 4)):
+        model = at_visual_tokens(config.model, v)
+        tokens = Encoders(model, reuse)(params, batch).tokens
+        wanted: Any = VLM(model, unrolled=True).apply({"params": params}, batch, method="visual_tokens")
+        assert tokens.shape == (4, 2, v, 32)
+        check(tokens, np.asarray(wanted), batch.query_ends)
+        assert reuse.counted["images"].misses == (3 if shared else 3 * min(number + 1, 2))
+    assert reuse.counted["images"].hits == 16 - reuse.counted["images"].misses
+
+
 def test_features_on_eight_devices_are_those_of_one(params, batch):
     mesh = make_mesh(MeshConfig(2, 2, 2))
     tokens = Encoders(MODEL, Reuse(), mesh)(params, batch).tokens
@@ -110,7 +166,7 @@ def test_no_images_cost_nothing(params, batch):
 def test_what_was_used_longest_ago_leaves_first_and_the_limit_is_in_bytes(params, batch):
     one, wanted = Encoders(MODEL, Reuse()), plain(params, batch)
     one(params, batch)
-    sizes = {array.nbytes for array in one.reuse.images.values()}
+    sizes = {size_of(tree) for tree in one.reuse.images.values()}
     assert len(one.reuse.images) == 3 and len(sizes) == 1
     (size,) = sizes
     few = Encoders(MODEL, Reuse(image_bytes=2 * size))
@@ -162,4 +218,4 @@ def test_what_is_encoded_in_parts_is_what_is_encoded_at_once(params, batch, monk
     check(encode(params, batch).tokens, wanted, batch.query_ends)
     assert encode.reuse.counted["images"].misses == 3
     # Three images are a program of two and one of one.
-    assert {rows for name, rows in encode._compiled if name == "images"} == {2, 1}
+    assert {rows for name, rows, _ in encode._compiled if name == "images"} == {2, 1}

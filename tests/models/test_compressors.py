@@ -20,7 +20,10 @@ from quecc_jax.errors import UserError
 from quecc_jax.generate.decode import on_mesh
 from quecc_jax.models import compressors
 from quecc_jax.models.compressors.base import RegionAttention
-from quecc_jax.models.vlm import VLM
+from quecc_jax.models.compressors.build import make_compressor
+from quecc_jax.models.projector import Projector
+from quecc_jax.models.towers.vit import split_features
+from quecc_jax.models.vlm import VLM, Visual
 from quecc_jax.sharding import batch_sharding, make_mesh
 from tests.models.reference import affine, attend, gelu, layer_norm
 from tests.tiny import MODEL, RUN, random_like, random_params
@@ -89,6 +92,43 @@ def test_every_compressor_under_the_model(name):
     assert rough.dtype == jnp.bfloat16 and {x.dtype for x in jax.tree.leaves(rough_grads)} <= {np.dtype("f4")}
     np.testing.assert_allclose(rough.astype(np.float32), tokens, atol=0.1 * np.abs(tokens).max())
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(rough_grads))
+
+
+IMAGES_ALONE = {"quecc": {"k_proj", "v_proj"}, "quecc_plus": {"k_proj", "v_proj"}}
+"""Weights of compressors that read the question which read the image alone."""
+
+
+@pytest.mark.parametrize("name", names())
+def test_what_is_of_the_image_alone_is_prepared_without_the_question_and_not_again(name):
+    config = model(name)
+    (states, query), params = inputs(config, 2), trained(config)
+    own, module = params.get("compressor", {}), make_compressor(config)
+    alone = IMAGES_ALONE[name] if config.compressor.reads_question else own.keys()
+    first = params | {"compressor": {k: v for k, v in own.items() if k in alone}}
+    rest = params | {"compressor": {k: v for k, v in own.items() if k not in alone}}
+
+    @jax.jit
+    def both(states: Any, query: Any) -> Any:
+        # Neither has the weights of the other.
+        prepared: Any = VLM(config).apply({"params": first}, states, method=VLM.prepare)
+        visual: Any = VLM(config).apply({"params": rest}, prepared, query, method=VLM.finish)
+        features = split_features(states[:, 0], config.tower)
+        projector: Any = Projector(config.projector, MODEL.decoder.width)
+
+        def project(x: Any) -> Any:
+            return projector.apply({"params": params["projector"]}, x)
+
+        if config.compressor.projected:
+            features = features._replace(single=project(features.single))
+        zeros = query if config.compressor.reads_question else 0 * query
+        made: Any = module.apply({"params": own}, features, zeros)
+        return prepared, visual, made if config.compressor.projected else project(made)
+
+    prepared, visual, wanted = both(states, query)
+    ours = visual.tokens if visual.memory is None else jnp.concatenate(visual, axis=2)
+    np.testing.assert_allclose(ours[:, 0], wanted, rtol=1e-4, atol=1e-5)
+    assert all(x.shape[:2] == (2, 1) for x in jax.tree.leaves(prepared))
+    assert isinstance(prepared, Visual) != config.compressor.reads_question
 
 
 @pytest.mark.parametrize("name", [name for name in names() if config_class(name).shape == "free"])

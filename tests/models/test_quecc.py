@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quecc_jax.config import ModelConfig, QueccConfig
+from quecc_jax.config import ModelConfig, QueccConfig, VisionConfig
 from quecc_jax.models.compressors.base import Features, RegionAttention
 from quecc_jax.models.compressors.base_config import output_grid
 from quecc_jax.models.compressors.build import make_compressor
@@ -22,7 +22,7 @@ from tests.models.reference import softmax
 from tests.tiny import random_like
 
 GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("quecc_*.npz"))
-SMALL = QueCC(kernel=2, stride=2, heads=2)
+SMALL = QueCC(kernel=2, stride=2, width=8, heads=2)
 
 
 def inputs(grid: int = 4, width: int = 8, text: int = 6, patches: int = 0) -> tuple[Any, ...]:
@@ -79,15 +79,19 @@ def test_every_stride_that_divides_the_grid_gives_its_tokens(geometry):
     "grid, kernel, stride, tokens", [(4, 2, 2, 4), (4, 4, 4, 1), (4, 1, 1, 16), (6, 4, 2, 4)]
 )
 def test_the_module_returns_v_tokens_of_the_towers_width(grid, kernel, stride, tokens):
-    module = make_compressor(ModelConfig(compressor=QueccConfig(kernel=kernel, stride=stride, heads=2)))
+    module = make_compressor(
+        ModelConfig(
+            vision=VisionConfig(width=8), compressor=QueccConfig(kernel=kernel, stride=stride, heads=2)
+        )
+    )
     out, _ = shapes(module, *inputs(grid))
     assert out.shape == (2, tokens, 8) and out.dtype == jnp.float32
 
 
 def test_misfits_are_value_errors_that_name_the_numbers():
     for module, arrays, message in [
-        (SMALL, inputs(width=7), "width 7 is not a multiple of 2 heads"),
-        (QueCC(3, 1, 2), inputs(grid=5), "kernel 3 and stride 1 give a 3 x 3 output, .* 5 x 5 grid"),
+        (QueCC(2, 2, 7, 2), inputs(width=7), "width 7 is not a multiple of 2 heads"),
+        (QueCC(3, 1, 8, 2), inputs(grid=5), "kernel 3 and stride 1 give a 3 x 3 output, .* 5 x 5 grid"),
         (SMALL, inputs(patches=17), "17 patches"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -123,7 +127,7 @@ def test_region_attention_is_multi_head_attention_with_every_projection_written_
 
 
 def test_bfloat16_compute_keeps_float32_parameters_and_stays_close():
-    rough = QueCC(kernel=2, stride=2, heads=2, dtype=jnp.bfloat16)
+    rough = QueCC(kernel=2, stride=2, width=8, heads=2, dtype=jnp.bfloat16)
     _, abstract = shapes(rough, *inputs())
     assert {x.dtype for x in jax.tree.leaves(abstract)} == {jnp.dtype("float32")}
     params = random_like(abstract)

@@ -29,7 +29,7 @@ def module(**settings: Any) -> QueCCPlus:
 
 
 def quecc(stride: int) -> Any:
-    return QueCC(stride, stride, 4)
+    return QueCC(stride, stride, MODEL.vision.width, 4)
 
 
 def inputs() -> tuple[Features, np.ndarray]:

@@ -29,7 +29,7 @@ def drawn():
     features = Features(jnp.zeros((1, 144, WIDTH)), jnp.zeros((1, 144, LEVELS * WIDTH)))
     key, query = jax.random.key(0), jnp.zeros((1, 1, TEXT))
     shapes = {
-        "compressor": jax.eval_shape(QueCC(KERNEL, KERNEL).init, key, features, query)["params"],
+        "compressor": jax.eval_shape(QueCC(KERNEL, KERNEL, WIDTH).init, key, features, query)["params"],
         "projector": jax.eval_shape(Projector("mlp2x_gelu", TEXT).init, key, jnp.zeros((1, WIDTH)))["params"],
     }
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape), nn.meta.unbox(shapes))

@@ -3,14 +3,14 @@
 import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Float
+from jaxtyping import Float, PyTree
 
 from quecc_jax.models.arrays import Array
 from quecc_jax.models.compressors.base_config import absorbs
@@ -33,6 +33,21 @@ class Features(NamedTuple):
     """[P, N, D], that layer's keys of the patches."""
     cls: jax.Array | None = None
     """[P, 1, D], the select layer's CLS, where the tower keeps it for the decoder."""
+
+
+def prepare(compressor: Any, features: Features) -> PyTree:
+    """What a compressor computes of images, whatever is asked and at which V: what its `prepare` makes of their
+    features, or these, where it has none."""
+    return compressor.prepare(features) if hasattr(compressor, "prepare") else features
+
+
+def finish(
+    compressor: Any, prepared: PyTree, query: Float[Array, "P 1 text_width"]
+) -> Float[Array, "P V_and_memory D"]:
+    """What a compressor's call makes of the features that were `prepare`d, and of questions."""
+    rest = compressor.finish if hasattr(compressor, "prepare") else compressor
+    made: jax.Array = rest(prepared, query)
+    return made
 
 
 def image_grid(single: Float[Array, "P N D"]) -> int:

@@ -6,13 +6,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Float
+from jaxtyping import Float, PyTree
 
 from quecc_jax.config import ModelConfig
 from quecc_jax.data.batch import IGNORE, Batch
 from quecc_jax.models.arrays import Array
 from quecc_jax.models.attention import causal
-from quecc_jax.models.compressors.base import Features
+from quecc_jax.models.compressors.base import Features, finish, prepare
 from quecc_jax.models.compressors.build import make_compressor
 from quecc_jax.models.decoder import DecoderLayer, LayerKind, scanned
 from quecc_jax.models.layers import recomputed
@@ -40,6 +40,16 @@ class FusingCompressor(nn.Module):
         """The compressor's [P, V + R, D]."""
         made: jax.Array = self.compressor(features, query)
         return made
+
+    def prepare(self, features: Features) -> PyTree:
+        """The compressor's part of the image."""
+        return prepare(self.compressor, features)
+
+    def finish(
+        self, prepared: PyTree, query: Float[Array, "P 1 text_width"]
+    ) -> Float[Array, "P V_and_memory D"]:
+        """The compressor's part of the question."""
+        return finish(self.compressor, prepared, query)
 
     def fuse(
         self,

@@ -1,5 +1,7 @@
 """QueCC: query-based convolutional cross-attention compression (arXiv 2411.03312, section 4)."""
 
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -24,7 +26,18 @@ from quecc_jax.models.layers import LayerNorm, constrain_batch, linear, with_axe
 def build(settings: QueccConfig, sizes: Sizes, dtype: DTypeLike, name: str | None) -> nn.Module:
     """The module of these settings."""
     kernel, stride, windows = settings.windows(sizes.grid)
-    return QueCC(kernel, stride, settings.heads, dtype, windows, name=name)
+    return QueCC(kernel, stride, sizes.width, settings.heads, dtype, windows, name=name)
+
+
+class Prepared(NamedTuple):
+    """What QueCC computes of P images, whatever is asked about them."""
+
+    single: jax.Array
+    """X_s [P, N, D]"""
+    keys: jax.Array
+    """[P, N, D] of X_m."""
+    values: jax.Array
+    """[P, N, D] of X_m."""
 
 
 class QueCC(nn.Module):
@@ -38,12 +51,20 @@ class QueCC(nn.Module):
 
     kernel: int
     stride: int
+    width: int
+    """D"""
     heads: int = 8
     dtype: DTypeLike = jnp.float32
     windows: tuple[int, ...] = ()
     """Sides of an elastic compressor's windows, one for each V; they do not overlap, whatever `stride` is."""
 
-    @nn.compact
+    def setup(self) -> None:
+        self.text_projection = linear(self.width, ("mlp", "embed"), dtype=self.dtype)
+        self.text_norm = LayerNorm(EPS)
+        self.q_proj, self.k_proj, self.v_proj = (MLPNorm(self.width, self.dtype) for _ in range(3))
+        self.q_downsample = DepthwiseConv(self.kernel, self.stride, self.dtype)
+        self.clip_attn = RegionAttention(self.heads, self.dtype)
+
     def __call__(self, features: Features, query: Float[Array, "P 1 text_width"]) -> Float[Array, "P V D"]:
         """Compressed tokens [P, V, D] of features X_s [P, N, D] and X_m [P, N, levels * D] and the
         questions' features t [P, 1, text_width]; of several V, those of one behind those of the other.
@@ -52,20 +73,24 @@ class QueCC(nn.Module):
           ValueError: n is not a square, the output grid does not divide the input's, or the heads
             do not divide D.
         """
-        single, multi, query = (x.astype(self.dtype) for x in (features.single, features.multi, query))
-        (p, _, width), grid = single.shape, image_grid(single)
+        return self.finish(self.prepare(features), query)
 
-        text = linear(width, ("mlp", "embed"), dtype=self.dtype, name="text_projection")(query)
-        text = constrain_batch(LayerNorm(EPS, name="text_norm")(constrain_batch(text)))
-        q = MLPNorm(width, self.dtype, name="q_proj")(single + text)
-        q = q.reshape(p, grid, grid, width)
-        downsample = DepthwiseConv(self.kernel, self.stride, self.dtype, name="q_downsample")
-        k = MLPNorm(width, self.dtype, name="k_proj")(multi)
-        v = MLPNorm(width, self.dtype, name="v_proj")(multi)
-        attend = RegionAttention(self.heads, self.dtype, name="clip_attn")
-        made = [downsample(q, window) for window in self.windows or (0,)]
+    def prepare(self, features: Features) -> Prepared:
+        """The image's part, the same at every V."""
+        single, multi = (x.astype(self.dtype) for x in (features.single, features.multi))
+        return Prepared(single, self.k_proj(multi), self.v_proj(multi))
+
+    def finish(self, prepared: Prepared, query: Float[Array, "P 1 text_width"]) -> Float[Array, "P V D"]:
+        """The question's part."""
+        single, k, v = prepared
+        p, _, width = single.shape
+        grid = image_grid(single)
+        text = self.text_projection(query.astype(self.dtype))
+        text = constrain_batch(self.text_norm(constrain_batch(text)))
+        q = self.q_proj(single + text).reshape(p, grid, grid, width)
+        made = [self.q_downsample(q, window) for window in self.windows or (0,)]
         q = constrain_batch(jnp.concatenate([x.reshape(p, -1, width) for x in made], axis=1))
-        return attend_by_region(attend, q, k, v, [x.shape[1] for x in made])
+        return attend_by_region(self.clip_attn, q, k, v, [x.shape[1] for x in made])
 
 
 class DepthwiseConv(nn.Module):

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from quecc_jax.models.arrays import Array
 from quecc_jax.models.compressors.base import EPS, Features, MLPNorm, RegionAttention, image_grid, regions
 from quecc_jax.models.compressors.base_config import Sizes, output_grid
-from quecc_jax.models.compressors.quecc import DepthwiseConv
+from quecc_jax.models.compressors.quecc import DepthwiseConv, Prepared
 from quecc_jax.models.compressors.quecc_plus_config import QueccPlusConfig
 from quecc_jax.models.layers import LayerNorm, constrain_batch, linear, with_axes
 
@@ -65,13 +65,23 @@ class QueCCPlus(nn.Module):
         Raises:
           ValueError: as QueCC.
         """
-        c = self.settings
-        single, multi, query = (x.astype(self.dtype) for x in (features.single, features.multi, query))
+        return self.finish(self.prepare(features), query)
+
+    def prepare(self, features: Features) -> Prepared:
+        """The image's part."""
+        single, multi = (x.astype(self.dtype) for x in (features.single, features.multi))
+        return Prepared(single, self.k_proj(multi), self.v_proj(multi))
+
+    def finish(
+        self, prepared: Prepared, query: Float[Array, "P 1 text_width"]
+    ) -> Float[Array, "P V_and_memory D"]:
+        """The question's part."""
+        c, (single, k, v) = self.settings, prepared
         (p, _, width), grid = single.shape, image_grid(single)
         side = output_grid(grid, c.kernel, c.stride)
-        text = constrain_batch(self.text_norm(constrain_batch(self.text_projection(query))))
+        text = self.text_projection(query.astype(self.dtype))
+        text = constrain_batch(self.text_norm(constrain_batch(text)))
         q = self.q_proj(single + text).reshape(p, grid, grid, width)
-        k, v = self.k_proj(multi), self.v_proj(multi)
 
         asked = constrain_batch(self.q_downsample(q)).reshape(p, side * side, width)
         keys, values = regions(k, side), regions(v, side)
