@@ -49,6 +49,7 @@ from quecc_jax.data.text.templates import Stops
 from quecc_jax.errors import run_cli
 from quecc_jax.generate.engine import Engine
 from quecc_jax.generate.questions import Limits, Question
+from quecc_jax.generate.warm_up import warm_up
 from quecc_jax.load import load_vlm
 from quecc_jax.paths import write_text
 from quecc_jax.records import write_record
@@ -79,7 +80,7 @@ def engine_of(visual_tokens: int) -> Engine:
     """The model; nothing ends its answers but their length."""
     config, params = load_vlm(WEIGHTS, weights="float32")
     stride = STRIDES[visual_tokens]
-    compressor = named("none" if stride == 1 else "quecc", kernel=stride, stride=stride)
+    compressor = named("none") if stride == 1 else named("quecc", kernel=stride, stride=stride)
     model = dataclasses.replace(config.model, vision=TOWER, compressor=compressor)
     data = dataclasses.replace(config.data, images_per_row=1, max_length=1024)
     config = RunConfig(model=model, data=data)
@@ -194,7 +195,9 @@ def elsewhere(job: Callable[..., Any], *arguments: Any) -> Any:
 
 @contextmanager
 def served(engine: Engine, slots: int = CLIENTS) -> Iterator[int]:
-    """The port of a server of that engine in a thread of this process."""
+    """The port of a server of that engine in a thread of this process, when its programs are compiled."""
+    for _ in warm_up(engine, slots, Limits(NEW)):
+        pass
     bounds = Bounds()
     front = Front("smollm2", Limits(NEW), bounds, Access(("127.0.0.1",)))
     front.ready(own_backend(engine, slots=slots, waiting=1000))
@@ -207,6 +210,14 @@ def served(engine: Engine, slots: int = CLIENTS) -> Iterator[int]:
     finally:
         server.should_exit = True
         thread.join()
+
+
+def one_by_one(engine: Engine, new_images: bool) -> float:
+    """Questions per second of a server of one slot."""
+    with served(engine, slots=1) as port:
+        elsewhere(closed, port, CLIENTS, new_images, 1)
+        seconds, _ = elsewhere(closed, port, CLIENTS // 2, new_images, 8)
+    return CLIENTS // 2 / seconds
 
 
 def by_torch(engine: Engine, prompt: int, new_images: bool, batches: int) -> float:
@@ -250,18 +261,14 @@ def by_torch(engine: Engine, prompt: int, new_images: bool, batches: int) -> flo
 Row = list[Any]
 
 
-def throughput(
-    engine: Engine, port: int, port_of_one: int, count: int, against_torch: bool
-) -> Iterator[dict[str, Any]]:
-    """Of images that were seen, and of new ones; the second port is of the server of one slot."""
+def throughput(engine: Engine, port: int, count: int, others: bool) -> Iterator[dict[str, Any]]:
+    """Of images that were seen, and of new ones, beside the other ways."""
     v = engine.config.model.visual_tokens
     sample = engine.prompt(Question("Is there a snowboard in the image?", (next(photographs(0)),)))
     prompt = len(sample.encoded.codes)
     for new_images in (False, True):
-        # Once to compile what this takes.
-        elsewhere(closed, port_of_one, 2, new_images, 7)
-        alone, _ = elsewhere(closed, port_of_one, CLIENTS, new_images, 8)
-        elsewhere(closed, port, 2 * CLIENTS, new_images, 1)
+        # Once, so that images and questions that are the same each time were seen.
+        elsewhere(closed, port, CLIENTS, new_images, 1)
         seconds, took = elsewhere(closed, port, count, new_images, 2)
         assert all(one.tokens == NEW for one in took)
         yield {
@@ -269,16 +276,16 @@ def throughput(
             "prompt": prompt,
             "images": "new" if new_images else "seen",
             "per_second": count / seconds,
-            "one_by_one": CLIENTS / alone,
-            "torch": by_torch(engine, prompt, new_images, 2) if against_torch else None,
+            "one_by_one": one_by_one(engine, new_images) if others else None,
+            "torch": by_torch(engine, prompt, new_images, 2) if others else None,
             "first": [one.first for one in took],
         }
 
 
 def load(v: int, port: int, count: int, most: float) -> Iterator[dict[str, Any]]:
     """At shares of what it can do at most, in questions per second."""
-    for share in SHARES:
-        took = elsewhere(arriving, port, count, share * most, 3)
+    for number, share in enumerate(SHARES):
+        took = elsewhere(arriving, port, count, share * most, 3 + number)
         yield {
             "visual_tokens": v,
             "share": share,
@@ -323,7 +330,7 @@ def main(
 
     Args:
       out: directory for both.
-      visual_tokens: V, of 1, 4, 16, 36, 64, 144 and 576.
+      visual_tokens: V, of 1, 4, 16, 36, 64, 144 and 576; beside the first one the other ways are measured too.
       parts: what is measured; load needs throughput.
       count: questions of each measurement.
     """
@@ -334,8 +341,8 @@ def main(
             write_record(out / f"stages-v{v}.json", stages(engine))
         if "throughput" not in parts:
             continue
-        with served(engine) as port, served(engine, slots=1) as port_of_one:
-            for one in throughput(engine, port, port_of_one, count, v == visual_tokens[0]):
+        with served(engine) as port:
+            for one in throughput(engine, port, count, v == visual_tokens[0]):
                 rates.append(one)
                 print(*rate_row(one), sep="  ", flush=True)
             if "load" in parts:

@@ -135,7 +135,8 @@ async def besiege(port: int, server: psutil.Process, arguments: argparse.Namespa
         parts = await asyncio.gather(*(siege.honest(arguments.questions) for _ in range(arguments.honest)))
         return [one for part in parts for one in part]
 
-    await Siege(port).honest(20)
+    # Once, so that what all of them take together is compiled.
+    await honest(Siege(port))
     alone = Siege(port)
     print(f"alone:       {quantiles(await honest(alone))}; {state(server)}", flush=True)
     siege = Siege(port)

@@ -24,7 +24,7 @@ from quecc_jax.data.text.queries import query_buckets
 from quecc_jax.errors import UserError
 from quecc_jax.generate.decode import Params, begin, in_compute_type
 from quecc_jax.generate.engine import ADVANCE, BEGIN, CHUNK, room_for
-from quecc_jax.generate.reuse import AT_ONCE, encode_images, encode_questions, finish, round_up
+from quecc_jax.generate.reuse import encode_images, encode_questions, finish, pieces, round_up
 from quecc_jax.generate.stand_ins import stand_ins, with_dtype
 from quecc_jax.models.decoder import unstack
 from quecc_jax.models.lora import NAME as LORA
@@ -249,8 +249,8 @@ class _Setting:
         assert spec.pixels is not None
         b, i = spec.query_ends.shape
         vlm = VLM(self.model, unrolled=True)
-        self.images, at_once = b * i, AT_ONCE * batch_parts(mesh)
-        images, questions = min(self.images, at_once), min(b, at_once)
+        self.images, parts = b * i, batch_parts(mesh)
+        images, questions = next(pieces(self.images, parts)), next(pieces(b, parts))
         self.pixels = self._rows(jax.ShapeDtypeStruct((images, 1, *spec.pixels.shape[2:]), spec.pixels.dtype))
         self.ids = self._rows(jax.ShapeDtypeStruct((questions, 1, self.question), jnp.int32))
         self.lengths = self._rows(jax.ShapeDtypeStruct((questions, 1), jnp.int32))

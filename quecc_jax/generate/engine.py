@@ -35,6 +35,9 @@ from quecc_jax.sharding import batch_parts, on_host, spread_rows
 SMALLEST = 32
 """Prompts and answers are padded to at least so many positions, so that few programs are compiled."""
 
+SHORTEST = 16
+"""Places that questions have at least, where a compressor reads them; most are shorter."""
+
 CHUNK = 8
 """Tokens that are decoded between two looks of the host."""
 
@@ -150,7 +153,7 @@ class Engine:
         b = -(-rows // parts) * parts if rows > len(prompts) else round_up(len(prompts), parts)
         each = self.config.model.vision.max_crops
         images = -(-max(prompt.encoded.crops for prompt in prompts) // each) * each
-        queries = round_up(max(len(prompt.encoded.queries) for prompt in prompts))
+        queries = max(SHORTEST, round_up(max(len(prompt.encoded.queries) for prompt in prompts)))
         ids = np.where(np.arange(b) < len(prompts), np.arange(b), -1).astype(np.int64)
         data = dataclasses.replace(self._data, cached_features=prompts[0].stored)
         collate = Collate([Prompts(prompts)], data, self.config.model)

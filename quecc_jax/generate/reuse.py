@@ -3,10 +3,11 @@
 import dataclasses
 import functools
 import hashlib
+import itertools
 import math
 import operator
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypedDict
 
 import cachetools
@@ -198,10 +199,10 @@ class Encoders:
         counter = self.reuse.counted[name]
         counter.misses += len(missing)
         counter.hits += len(keys) - len(missing)
-        encoding, most = [*missing.items()], AT_ONCE * self._split
-        for part in (encoding[i : i + most] for i in range(0, len(encoding), most)):
+        left = iter(missing.items())
+        for rows in pieces(len(missing), self._split):
+            part = [*itertools.islice(left, rows)]
             slots = [slot for _, slot in part]
-            rows = round_up(len(slots), self._split)
             where = tuple(np.array([*slots, *slots[:1] * (rows - len(slots))]).T)
             began = time.perf_counter()
             given = spread_rows(tuple(x[where][:, None] for x in inputs), self._mesh)
@@ -302,6 +303,15 @@ def over_image(weights: np.ndarray, grid: int) -> np.ndarray:
         own = weights[..., token, :, :].reshape(*rows, heads, region, region)
         out[..., token, :, y : y + region, x : x + region] = own
     return out
+
+
+def pieces(number: int, parts: int = 1) -> Iterator[int]:
+    """In what numbers so many are encoded: powers of two, at most `AT_ONCE`, times the parts that they are split over.
+    That takes few programs, and only the last may have more places than there are left."""
+    while number > 0:
+        size = parts * min(AT_ONCE, 1 << max(0, (number // parts).bit_length() - 1))
+        yield size
+        number -= size
 
 
 def round_up(number: int, multiple: int = 1) -> int:

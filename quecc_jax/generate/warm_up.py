@@ -31,6 +31,7 @@ def warm_up(engine: Engine, slots: int, limits: Limits) -> Iterator[int]:
     """
     # With its own memory of images, so that nothing of this is left.
     trial = Engine(engine.config, engine.params, mesh=engine.mesh, chunk=engine.chunk)
+    trial.ends = engine.ends
     scheduler = Scheduler(trial, slots=slots, longest_answer=limits.max_new_tokens)
     numbers, has_image = itertools.count(), engine.config.data.images_per_row > 0
     count = 1 if engine.mesh is None else batch_parts(engine.mesh)

@@ -12,7 +12,7 @@ from quecc_jax.config import MeshConfig, NoneConfig
 from quecc_jax.config.compressors import exchanged, names
 from quecc_jax.config.shapes import at_visual_tokens
 from quecc_jax.generate.decode import decoding_params
-from quecc_jax.generate.reuse import Counter, Encoders, Reuse, round_up, size_of
+from quecc_jax.generate.reuse import Counter, Encoders, Reuse, pieces, round_up, size_of
 from quecc_jax.models.vlm import VLM
 from quecc_jax.sharding import make_mesh
 from tests.compressors import fitting
@@ -219,3 +219,9 @@ def test_what_is_encoded_in_parts_is_what_is_encoded_at_once(params, batch, monk
     assert encode.reuse.counted["images"].misses == 3
     # Three images are a program of two and one of one.
     assert {rows for name, rows, _ in encode._compiled if name == "images"} == {2, 1}
+
+
+def test_pieces_are_few_sizes_that_fill_every_place_but_the_last():
+    assert [[*pieces(n)] for n in (0, 1, 3, 13, 32, 75)] == [[], [1], [2, 1], [8, 4, 1], [32], [32, 32, 8, 2, 1]]
+    assert [[*pieces(n, 4)] for n in (1, 4, 11, 12)] == [[4], [4], [8, 4], [8, 4]]
+    assert [[*pieces(n, 3)] for n in (5, 100)] == [[3, 3], [96, 3, 3]]
