@@ -222,6 +222,13 @@ def test_what_is_encoded_in_parts_is_what_is_encoded_at_once(params, batch, monk
 
 
 def test_pieces_are_few_sizes_that_fill_every_place_but_the_last():
-    assert [[*pieces(n)] for n in (0, 1, 3, 13, 32, 75)] == [[], [1], [2, 1], [8, 4, 1], [32], [32, 32, 8, 2, 1]]
+    assert [[*pieces(n)] for n in (0, 1, 3, 13, 32, 75)] == [
+        [],
+        [1],
+        [2, 1],
+        [8, 4, 1],
+        [32],
+        [32, 32, 8, 2, 1],
+    ]
     assert [[*pieces(n, 4)] for n in (1, 4, 11, 12)] == [[4], [4], [8, 4], [8, 4]]
     assert [[*pieces(n, 3)] for n in (5, 100)] == [[3, 3], [96, 3, 3]]
