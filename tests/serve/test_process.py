@@ -2,14 +2,9 @@
 
 import contextlib
 import json
-import os
-import re
 import signal
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import openai
@@ -21,9 +16,9 @@ from quecc_jax.errors import UserError
 from quecc_jax.generate.questions import Limits, Question
 from quecc_jax.load import load_engine
 from quecc_jax.serve.web.server import listen
+from tests.serve.processes import ROOT, ended, port_of, started
 from tests.serve.serving import call, client, eventually, said
 
-ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "examples/model"
 QUESTION = "what color is the shape in row 1, column 1?"
 SLOW = """
@@ -44,45 +39,9 @@ run_cli(lambda: serve(front, None, load, "127.0.0.1", int(sys.argv[1]), grace=fl
 """
 
 
-@contextlib.contextmanager
-def started(*argv: str) -> Iterator[subprocess.Popen[str]]:
-    """A process whose stdout and stderr are read at its end."""
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(
-        [sys.executable, *argv],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
-
-
-def port_of(process: subprocess.Popen[str]) -> int:
-    """The port that it prints once it answers."""
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    found = re.search(r"http://127\.0\.0\.1:(\d+)/", line)
-    assert found, line + process.communicate()[1]
-    return int(found[1])
-
-
 def free_port() -> int:
     with listen("127.0.0.1", 0) as listener:
         return listener.getsockname()[1]
-
-
-def ended(process: subprocess.Popen[str], number: int) -> tuple[int, str]:
-    """Exit status and stderr after a signal."""
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
-    return process.returncode, err
 
 
 def test_the_command_serves_a_run_and_ends_well(tmp_path):

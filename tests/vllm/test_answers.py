@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import signal
 import time
 from collections.abc import AsyncGenerator, Coroutine, Iterator
 from pathlib import Path
@@ -20,6 +21,8 @@ from quecc_jax.generate.sampling import Sampling
 from quecc_jax.load import load_encoder, load_engine
 from quecc_jax.serve.backend import Asked
 from quecc_jax.serve.vllm.backend import VllmBackend, vllm_backend
+from tests.serve.processes import ended, port_of, started
+from tests.serve.serving import call, client, said
 from tests.vllm.runs import QUESTIONS, put_run
 from tests.vllm.server import Server
 
@@ -217,3 +220,35 @@ def test_another_model_is_refused_at_the_start(live, tmp_path, name, seed, model
     run = put_run(tmp_path, compressor, lora=LORA if name == "tuned" else LoraConfig(), seed=seed)
     with pytest.raises(UserError, match=why):
         vllm_backend(load_encoder(run), live.server.url, model=live.base if model == "base" else model)
+
+
+def test_the_command_stands_before_it(live, tmp_path):
+    """As a client sees it: the same answers, whole and in a stream, and an end without loose ends."""
+    picture = tmp_path / "a.png"
+    Image.fromarray(np.arange(24 * 24 * 3, dtype=np.uint8).reshape(24, 24, 3)).save(picture)
+    wanted = load_engine(live.folder / "quecc" / "run").answers(
+        [Question(QUESTIONS[0], (picture,))], Limits(NEW)
+    )
+    options = (
+        "--engine",
+        "vllm",
+        "--url",
+        live.server.url,
+        "--vllm-model",
+        live.base,
+        "--model-name",
+        "small",
+    )
+    run = ("--checkpoint", str(live.folder / "quecc" / "out" / "encoder"), "--port", "0")
+    with started("-m", "launch.serve", *run, *options, "--max-new-tokens", str(NEW)) as process:
+        port = port_of(process)
+        ask = client(port).chat.completions.create
+        whole = ask(model="small", messages=said(QUESTIONS[0], picture))
+        stream = ask(model="small", messages=said(QUESTIONS[0], picture), stream=True)
+        pieces = [event.choices[0].delta.content or "" for event in stream if event.choices]
+        assert [whole.choices[0].message.content] == wanted == ["".join(pieces)]
+        usage: Any = whole.usage
+        assert usage.prompt_tokens_details.visual_tokens == 4
+        metrics = call(port, "GET", "/metrics")[1].decode()
+        assert 'quecc_requests_total{path="/v1/chat/completions",status="200"} 2' in metrics
+        assert ended(process, signal.SIGTERM) == (0, "")
