@@ -26,7 +26,7 @@ from quecc_jax.generate.decode import Params, begin, in_compute_type
 from quecc_jax.generate.engine import ADVANCE, BEGIN, CHUNK, room_for
 from quecc_jax.generate.reuse import encode_images, encode_questions, finish, pieces, round_up
 from quecc_jax.generate.stand_ins import stand_ins, with_dtype
-from quecc_jax.models.decoder import unstack
+from quecc_jax.models.decoder import CACHE_AXES, unstack
 from quecc_jax.models.lora import NAME as LORA
 from quecc_jax.models.lora import joined, without_adapters
 from quecc_jax.models.vlm import VLM, Visual
@@ -324,7 +324,7 @@ class _Setting:
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), tree)
 
     def _placed(self, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        axes = {0: (), 4: ("batch", "sequence", "kv_heads", "head_dim")}
+        axes: dict[int, tuple[str, ...]] = {0: (), 4: CACHE_AXES}
         names = axes.get(x.ndim, ("batch", *(None for _ in x.shape[1:])))
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=resolve(names, x.shape, self.mesh))
 

@@ -26,6 +26,10 @@ from quecc_jax.models.layers import (
 from quecc_jax.models.rope import Angles, alibi_slopes, angle_numbers, layer_angles, rotate
 
 
+CACHE_AXES = ("batch", "kv_heads", "sequence", "head_dim")
+"""Logical axes of a layer's keys, or values, in a cache."""
+
+
 class Cache(NamedTuple):
     """Keys and values of T positions, filled from the front; an array per layer, so that a loop over tokens
     writes them in place. Heads come before positions, as the products of attention want them: the other way round, XLA
@@ -45,11 +49,12 @@ class Cache(NamedTuple):
 
 def empty_cache(config: DecoderConfig, rows: int, length: int, dtype: DTypeLike = jnp.float32) -> Cache:
     """A cache for `rows` rows of at most `length` positions."""
-    axes = ("batch", "kv_heads", "sequence", "head_dim")
 
     def layers() -> tuple[jax.Array, ...]:
         shape = (rows, config.kv_heads, length, config.head_dim)
-        return tuple(nn.with_logical_constraint(jnp.zeros(shape, dtype), axes) for _ in range(config.depth))
+        return tuple(
+            nn.with_logical_constraint(jnp.zeros(shape, dtype), CACHE_AXES) for _ in range(config.depth)
+        )
 
     empty = constrain_batch(jnp.zeros((rows, length), jnp.int32))
     return Cache(layers(), layers(), empty, empty, jnp.zeros((), jnp.int32))
@@ -144,7 +149,7 @@ class DecoderLayer(nn.Module):
         if cached is not None and start is not None:
             write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=2)
             keys, values = (
-                write(held, new.astype(held.dtype).swapaxes(1, 2))
+                split(write(held, split(new.astype(held.dtype).swapaxes(1, 2), CACHE_AXES)), CACHE_AXES)
                 for held, new in zip(cached, (k, v), strict=True)
             )
             cached = keys, values
