@@ -25,7 +25,6 @@ from quecc_jax.models.layers import (
 )
 from quecc_jax.models.rope import Angles, alibi_slopes, angle_numbers, layer_angles, rotate
 
-
 CACHE_AXES = ("batch", "kv_heads", "sequence", "head_dim")
 """Logical axes of a layer's keys, or values, in a cache."""
 
