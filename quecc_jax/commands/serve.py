@@ -106,7 +106,7 @@ def run(options: Options) -> None:
         if options.engine == "own":
             engine = load_engine(*run)
             if options.warm_up:
-                prepare(engine, options.slots, limits)
+                compile_ahead(engine, options.slots, limits)
             return own_backend(engine, options.slots, options.queue, options.longest_answer)
         key = of_vllm[0] if of_vllm else ""
         encoder = load_encoder(*run)
@@ -128,7 +128,7 @@ def run(options: Options) -> None:
         serve(front, page, load, options.host, options.port, options.grace)
 
 
-def prepare(engine: "Engine", slots: int, limits: "Limits") -> None:
+def compile_ahead(engine: "Engine", slots: int, limits: "Limits") -> None:
     """Compiles what plain questions take, and says how far it is."""
     from quecc_jax.distributed import notice
     from quecc_jax.generate.warm_up import warm_up

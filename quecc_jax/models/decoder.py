@@ -148,7 +148,7 @@ class DecoderLayer(nn.Module):
         if cached is not None and start is not None:
             write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=start, axis=2)
             keys, values = (
-                split(write(held, split(new.astype(held.dtype).swapaxes(1, 2), CACHE_AXES)), CACHE_AXES)
+                write(held, new.astype(held.dtype).swapaxes(1, 2))
                 for held, new in zip(cached, (k, v), strict=True)
             )
             cached = keys, values
