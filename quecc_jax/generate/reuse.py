@@ -60,10 +60,15 @@ class Counter:
     seconds: float = 0.0
     """Time that these took."""
 
+    @property
+    def mean(self) -> float | None:
+        """Seconds of one that was computed; None where none was timed."""
+        return self.seconds / self.timed if self.timed else None
+
     def report(self) -> Reused:
         """The counts, and what they saved."""
         looked = self.hits + self.misses
-        saved = round(self.hits * self.seconds / self.timed, 3) if self.timed else None
+        saved = None if self.mean is None else round(self.hits * self.mean, 3)
         return {
             "hits": self.hits,
             "misses": self.misses,
@@ -154,13 +159,20 @@ class Encoders:
 
     def _of_images(self, params: Params, batch: Batch, present: Sequence[Slot], look: bool = False) -> PyTree:
         """What `VLM.prepare` makes of the images, arrays [B, I, ...], or the weights by which it looks."""
-        c, shape = self.config, batch.query_ends.shape
+        shape = batch.query_ends.shape
         if batch.features is not None:
             return self._prepare(params, spread_rows(batch.features, self._mesh), look=look)
-        # What no question changes is made at one V.
-        kind = b"" if c.compressor.reads_question else f"{c.visual_tokens} {look}".encode()
-        keys = {slot: image_key(batch.pixels[slot]) + kind for slot in present}
+        keys = {slot: self._image_key(batch.pixels[slot], look) for slot in present}
         return self._gather("images", self.reuse.images, keys, shape, params, (batch.pixels,), look=look)
+
+    def image_keys(self, pixels: np.ndarray) -> list[bytes]:
+        """By what `Reuse.images` holds each of an image's crops, uint8 [P, H, W, 3]."""
+        return [self._image_key(crop) for crop in pixels]
+
+    def _image_key(self, pixels: np.ndarray, look: bool = False) -> bytes:
+        # What no question changes is made at one V.
+        by_v = not self.config.compressor.reads_question
+        return image_key(pixels) + (f"{self.config.visual_tokens} {look}".encode() if by_v else b"")
 
     def _of_questions(self, params: Params, batch: Batch, present: Sequence[Slot]) -> jax.Array:
         """The questions' features [B, I, H]."""

@@ -10,6 +10,7 @@ import collections
 import dataclasses
 import functools
 import itertools
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -43,6 +44,8 @@ FIRST = jax.jit(first_token, static_argnums=(0, 1))
 LOOK = 0.1
 """Seconds of decoding between two looks of the host, about: so long may a question wait for a free slot, and a slot for
 a question."""
+IMAGES = 0.5
+"""Seconds that new images of one round may take, about: so long are answers under way held up by them."""
 
 
 class Full(Exception):
@@ -59,6 +62,8 @@ class Ticket:
     deliver: Callable[[str | Usage | Exception], None]
     reply: Reply
     room: Room
+    images: frozenset[bytes] = frozenset()
+    """By what its images are held, once they have been encoded."""
     cancelled: bool = False
 
 
@@ -84,6 +89,7 @@ class Scheduler:
       prefill_tokens: positions of prompts that are read between two looks at the answers under way, about; longer
         prompts are read in chunks of so many.
       chunk, look: tokens that are decoded between two looks of the host at most, and the seconds that they should take.
+      images: seconds that new images should take at most between two looks, where there are several.
 
     Raises:
       UserError: the slots do not divide over the mesh, or a number is no size.
@@ -99,6 +105,7 @@ class Scheduler:
         prefill_tokens: int = 512,
         chunk: int = CHUNK,
         look: float = LOOK,
+        images: float = IMAGES,
     ):
         parts = 1 if engine.mesh is None else batch_parts(engine.mesh)
         if slots < 1 or slots % parts:
@@ -109,6 +116,7 @@ class Scheduler:
         self._most = scaling.original_length if scaling.kind == "longrope" else NO_LIMIT
         self._longest = longest_answer
         self._parts, self._prefill, self._chunk, self._look = parts, prefill_tokens, chunk, look
+        self._images = images
         self._pace = 0.0
         """Seconds that the newest tokens took, each."""
         self.engines = Engines(engine)
@@ -157,7 +165,8 @@ class Scheduler:
                 f"need {sum(room)} positions, and this model's longrope is served up to {self._most}; say less"
             )
         reply = Reply(prompt, engine.tokenizer, engine.ends, limits, began=began)
-        ticket = Ticket(engine, prompt, limits, deliver, reply, room)
+        keys = frozenset(key for image in images for key in engine.encoders.image_keys(image.pixels))
+        ticket = Ticket(engine, prompt, limits, deliver, reply, room, keys)
         with self._changed:
             if self.full:
                 raise Full
@@ -233,18 +242,26 @@ class Scheduler:
         """The first of those who wait that there are slots, positions and time for, with their slots."""
         free = [row for row in range(self.slots) if row not in self._taken]
         room = self._taken_room()
-        joining, left = list[tuple[int, Ticket]](), self._prefill
+        joining, left, new = list[tuple[int, Ticket]](), self._prefill, frozenset[bytes]()
         while self._waiting and free and left > 0:
             ticket = self._waiting[0]
             wanted = room.with_room(ticket.room)
             is_long = ticket.room.front > self._prefill
+            fresh = new.union(key for key in ticket.images if key not in self._engine.reuse.images)
             if sum(wanted) > self._most or (is_long and self._long):
                 break
-            room, row = wanted, free.pop(0)
+            if joining and fresh != new and len(fresh) > self._many_images():
+                break
+            new, room, row = fresh, wanted, free.pop(0)
             joining.append((row, self._waiting.popleft()))
             self._taken[row] = ticket
             left -= ticket.room.front
         return joining
+
+    def _many_images(self) -> float:
+        """New images that a round has time for; any number before one was timed."""
+        mean = self._engine.reuse.counted["images"].mean
+        return self._images / mean if mean else math.inf
 
     def _taken_room(self) -> Room:
         """What those who have slots need together."""

@@ -176,6 +176,23 @@ def test_slow_tokens_are_handed_out_one_at_a_time(engine, asked, alone, look, ro
     assert taken == rounds
 
 
+def test_new_images_come_a_few_at_a_time_and_those_that_are_held_with_them(engine):
+    """A round has time for two new images, and the third waits; nobody overtakes it."""
+    own = Engine(engine.config, engine.params, chunk=4)
+    images = [own.image(Image.new("RGB", (8, 8), (40 * number, 0, 0))) for number in range(5)]
+    own.answers([Question("Who?", (images[0],))], Limits(1))
+    counter = own.reuse.counted["images"]
+    counter.timed, counter.seconds = 1, 0.25
+    scheduler, heard = Scheduler(own, slots=8, images=0.5), [list[Any]() for _ in range(6)]
+    for items, number in zip(heard, (0, 1, 1, 2, 3, 0), strict=True):
+        scheduler.submit(Question("Who?", (images[number],)), Limits(1), items.append)
+    scheduler.step()
+    assert [bool(items) for items in heard] == [True] * 4 + [False] * 2
+    while scheduler.step():
+        pass
+    assert all(items for items in heard) and counter.misses == 4
+
+
 def test_room_grows_with_those_who_come_and_shrinks_when_they_left(engine, asked, alone):
     scheduler = Scheduler(engine, slots=2, chunk=2)
     by_length = sorted(range(24), key=lambda i: alone[i][1].prompt_tokens + asked[i][1].max_new_tokens)
