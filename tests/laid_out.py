@@ -36,7 +36,7 @@ def encode(
     row: Any, tokenizer: Tokenizer, data: DataConfig, visual_tokens: int, prompt: bool = False
 ) -> LaidOut:
     """A row of a data set, as a source lays it out."""
-    return LaidOut(*Layout(tokenizer, data, visual_tokens, prompt)(row))
+    return LaidOut(*Layout(tokenizer, data, visual_tokens, 0 if prompt else None)(row))
 
 
 def prompt(

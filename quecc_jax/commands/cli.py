@@ -25,6 +25,7 @@ COMMANDS = {
     "chat": "chat about images, in the terminal or in the browser",
     "serve": "answer over HTTP as OpenAI's API does, with limits and metrics",
     "evaluate": "score a run on a data set or on benchmarks",
+    "compare": "compare models on the questions that all have answered",
     "convert": "import weights into a run, or export a run's weights",
     "inspect-data": "show what training will read",
     "prepare-data": "write a data set as shards for pods",

@@ -6,7 +6,6 @@ python -m launch.evaluate --checkpoint RUN --tasks pope,gqa --data DIR --out DIR
 
 import contextlib
 import dataclasses
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,9 +16,7 @@ from quecc_jax.commands.checks import check_folder, check_least, refuse_unread
 from quecc_jax.config import MeshConfig, SourceConfig
 from quecc_jax.config.weights import Weights
 from quecc_jax.errors import UserError
-from quecc_jax.paths import write_text
 from quecc_jax.progress import bars
-from quecc_jax.records import sealed, write_record
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -36,7 +33,8 @@ class Options:
     checkpoint: Path
     """Directory of a trained run."""
     data: Path
-    """A pool's directory or a LLaVA-format .json or .jsonl file; the first question of each row is asked.
+    """A pool's directory or a LLaVA-format .json or .jsonl file; the first question of each row is asked,
+    or all of them.
     With --tasks: the folder of benchmarks, laid out like LLaVA's playground/data/eval."""
     out: Path
     """Directory for results.json and answers; created if missing. Benchmarks resume where they stopped."""
@@ -57,6 +55,11 @@ class Options:
     weights: Weights = "run"
     """How the model is kept and computes: `run` as the run's model.dtype says, `float32` or `bfloat16`; or with the
     matrices of the decoder's layers in 8 or 4 bits."""
+    turns: Literal["first", "all"] = "first"
+    """Data sets: which questions of a row's conversation are asked; before a later one stand the row's own answers."""
+    query: Literal["own", "latest"] = "own"
+    """Data sets, later turns: whose words condition the compressor, those of the turn that holds the image or of the
+    one that asks."""
     image_decoding: Literal["run", "upright", "original"] = "run"
     """How image files are decoded; `run` keeps the run's data.image_decoding.
     Published numbers come from `original`: not rotated by EXIF, 16-bit grey clipped."""
@@ -90,6 +93,7 @@ def score_benchmarks(options: Options) -> None:
     from quecc_jax.evaluate import benchmarks
 
     refuse_unread(options, ("images",), "goes with a .json file; benchmarks have theirs in --data")
+    refuse_unread(options, ("turns", "query"), "goes with a data set; benchmarks ask one question a row")
     check_folder("--out", options.out)
     shown: list[Progress] = []
     lines: dict[str, TaskID] = {}
@@ -193,15 +197,14 @@ def answer_source(options: Options, source: SourceConfig) -> dict[str, Any]:
     """Answers every question of a data set; the first process writes the files. The results."""
     import jax
 
-    from quecc_jax.data.sources.open import read_rows
     from quecc_jax.evaluate.answers import answer_rows
-    from quecc_jax.evaluate.score import accuracy, by_kind
+    from quecc_jax.evaluate.score import write_scored
     from quecc_jax.generate.reuse import Reuse
     from quecc_jax.groups import gathered, group_of
     from quecc_jax.load import load_vlm, with_decoding
 
     first, group = jax.process_index() == 0, group_of(options.mesh)
-    began, total, reuse = time.monotonic(), len(read_rows(source)), Reuse()
+    began, reuse = time.monotonic(), Reuse()
     longest = options.max_new_tokens or 32
     config, params = load_vlm(
         options.checkpoint, group.mesh, options.visual_tokens, options.template, options.weights
@@ -210,12 +213,12 @@ def answer_source(options: Options, source: SourceConfig) -> dict[str, Any]:
     data = dataclasses.replace(config.data, sources=(source,), cached_features=False, cached_queries=False)
     with contextlib.ExitStack() as stack:
 
-        def show(rows: int) -> None:
+        def show(answered: int, total: int) -> None:
             for bar, task in shown:
-                bar.update(task, completed=rows)
+                bar.update(task, completed=answered, total=total)
 
         bar = stack.enter_context(bars()) if first else None
-        shown = [] if bar is None else [(bar, bar.add_task("answering", total=total))]
+        shown = [] if bar is None else [(bar, bar.add_task("answering", total=None))]
         answers = answer_rows(
             dataclasses.replace(config, data=data),
             params,
@@ -224,34 +227,22 @@ def answer_source(options: Options, source: SourceConfig) -> dict[str, Any]:
             batch_size=options.batch_size,
             progress=show,
             group=group,
+            turns=options.turns,
+            query=options.query,
         )
-    records = (
-        {
-            "id": a.row.get("id"),
-            "kind": a.kind,
-            "question": a.question,
-            "prediction": a.prediction,
-            "truth": a.truth,
-        }
-        for a in answers
-    )
-    results = {
+    about = {
         "checkpoint": str(options.checkpoint),
         "data": str(options.data),
         "max_new_tokens": longest,
+        "turns": options.turns,
+        "query": options.query,
         "seconds": round(time.monotonic() - began, 1),
-        **accuracy(answers),
-        "cut_questions": sum(one.question_cut for one in answers),
-        "kinds": {kind: accuracy(group) for kind, group in by_kind(answers).items()},
         "visual_tokens": config.model.visual_tokens,
         "weights": options.weights,
         "image_decoding": config.data.image_decoding,
         "reuse": reuse.report(),
     }
-    lines = "".join(json.dumps(sealed(record)) + "\n" for record in records)
-    if first:
-        write_text(options.out / "answers.jsonl", lines)
-        write_record(options.out / "results.json", results)
+    results = write_scored(options.out, answers, about) if first else {}
     # Nobody leaves before all is written.
     return gathered(results)[0]
 

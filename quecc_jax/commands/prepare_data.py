@@ -282,7 +282,7 @@ def write_queries(options: Options) -> None:
     group = group_of(options.mesh)
     model, params = load_query_encoder(options.checkpoint, config, group.mesh)
     tokenizer = load_tokenizer(config.data.tokenizer, config.data.query_tokenizer)
-    layout = Layout(tokenizer, config.data, config.model.visual_tokens, False)
+    layout = Layout(tokenizer, config.data, config.model.visual_tokens)
     questions = Questions(open_prepared(options.out).rows, layout)
     total, parts = len(questions.rows), 1 if group.mesh is None else batch_parts(group.mesh)
     buckets = limit_buckets(config.data.query_limit)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from jax.sharding import Mesh
 
@@ -12,33 +12,38 @@ from quecc_jax.config.shapes import at_visual_tokens
 from quecc_jax.data.references import Row
 from quecc_jax.data.sources.open import open_sources, read_rows
 from quecc_jax.data.text.templates import PLACEHOLDER
+from quecc_jax.data.text.turns import read_row
 from quecc_jax.distributed import Watchdog
-from quecc_jax.errors import UserError
+from quecc_jax.errors import BadRow, UserError
 from quecc_jax.generate.decode import Params
 from quecc_jax.generate.engine import Engine
-from quecc_jax.generate.questions import Limits, Prompt, Question
+from quecc_jax.generate.questions import Limits, Prompt, Query, Question
 from quecc_jax.generate.reuse import Reuse
 from quecc_jax.groups import Group, check_same, from_groups
 
 T = TypeVar("T")
 Asked = TypeVar("Asked", Question, Prompt)
+Turns = Literal["first", "all"]
+"""Which questions of a row's conversation are asked."""
 MANY = 1024
 """Images of one question, at most; a batch has room for those that its questions have."""
 
 
 class Answer(NamedTuple):
-    """The answer to the first question of a row."""
+    """The answer to one question of a row."""
 
     row: Mapping[str, Any]
     """In LLaVA's form, which its layout has checked."""
     prediction: str
     question_cut: bool = False
     """data.query_length cut the question that the compressor reads."""
+    turn: int = 1
+    """Which of the row's questions."""
 
     @property
     def truth(self) -> str:
         """The row's own answer."""
-        return self.row["conversations"][1]["value"]
+        return read_row(self.row).turns[2 * self.turn - 1]
 
     @property
     def kind(self) -> str:
@@ -48,7 +53,7 @@ class Answer(NamedTuple):
     @property
     def question(self) -> str:
         """The question without placeholders."""
-        return self.row["conversations"][0]["value"].replace(PLACEHOLDER, "").strip()
+        return read_row(self.row).turns[2 * self.turn - 2].replace(PLACEHOLDER, "").strip()
 
 
 def answer_rows(
@@ -57,46 +62,63 @@ def answer_rows(
     *,
     max_new_tokens: int,
     batch_size: int = 128,
-    progress: Callable[[int], None] = lambda answered: None,
+    progress: Callable[[int, int], None] = lambda answered, asked: None,
     reuse: Reuse | None = None,
     group: Group | None = None,
+    turns: Turns = "first",
+    query: Query = "own",
 ) -> list[Answer]:
-    """Answers to the first question of every row of `config.data.sources`, in order; of several processes each gets
-    all of them.
+    """Answers to the questions of every row of `config.data.sources`, in order; of several processes each gets all of
+    them.
 
     Args:
       config: an elastic model answers with its largest V unless `shapes.at_visual_tokens` chose another.
       params: by top-level name, on the group's mesh; `vision` may be missing where data.cached_features is set.
       max_new_tokens: longest answer.
       batch_size: rows answered at a time.
-      progress: called with the number of answered rows after every batch, in as many steps where several groups
-        answer.
+      progress: called with the numbers of answered questions and of all after every batch, in as many steps where
+        several groups answer.
       reuse: remembers and counts what repeats, over all groups; it belongs to these parameters.
-      group: that answers its share of the rows.
+      group: that answers its share of the questions.
+      turns: the first question of a row, or all; before a later one stand the row's own answers to those before.
+      query: whose words condition the compressor in later turns.
 
     Raises:
       UserError: a source cannot be read, or a row is bad, too long or has no answer to compare with; or another
         process has other rows.
     """
     group = group or Group()
-    rows = list(source_rows(config.data))
-    for where, row in rows:
-        turns = row.get("conversations") if isinstance(row, dict) else None
-        if isinstance(turns, list) and len(turns) < 2:
-            raise UserError(f"{where} has no answer to compare with; add one")
-    check_same(
-        "rows or settings", lambda: [repr(config), max_new_tokens, batch_size, [row for _, row in rows]]
-    )
+    asked = [
+        (row, turn)
+        for where, row in source_rows(config.data)
+        for turn in range(1, 1 + _answers_of(where, row, turns))
+    ]
+    check_same("rows or settings", lambda: [repr(config), max_new_tokens, batch_size, query, asked])
     engine, own = Engine(config, params, reuse=reuse, mesh=group.mesh), list[tuple[str, bool]]()
-    mine = len(group.share(rows))
+    mine = len(group.share(asked))
     for prompts, texts in _answered(
-        engine, row_prompts(config.model, config.data, group), max_new_tokens, batch_size
+        engine, row_prompts(config.model, config.data, group, turns, query), max_new_tokens, batch_size
     ):
         cut = (prompt.encoded.query_cut > 0 for prompt in prompts)
         own += zip(texts, cut, strict=True)
-        progress(len(rows) * len(own) // mine)
+        progress(len(asked) * len(own) // mine, len(asked))
     answers = [answer for told in gather(own, engine.reuse, group) for answer in told]
-    return [Answer(row, *answer) for (_, row), answer in zip(rows, answers, strict=True)]
+    return [Answer(row, *answer, turn) for (row, turn), answer in zip(asked, answers, strict=True)]
+
+
+def _answers_of(where: str, row: Row, turns: Turns) -> int:
+    """How many questions of a row are asked.
+
+    Raises:
+      UserError: one of them has no answer to compare with.
+    """
+    try:
+        said = len(read_row(row).turns)
+    except BadRow:
+        return 1  # Laying it out says what is wrong, and where it stands.
+    if said < 2 or (turns == "all" and said % 2):
+        raise UserError(f"{where} has no answer to compare with; add one")
+    return said // 2 if turns == "all" else 1
 
 
 def gather(own: T, reuse: Reuse, group: Group) -> list[T]:
@@ -166,17 +188,32 @@ def placed(question: Question) -> Question:
     return question._replace(text=f"{PLACEHOLDER}\n" * images + bare)
 
 
-def row_prompts(model: ModelConfig, data: DataConfig, group: Group | None = None) -> Iterator[Prompt]:
-    """The first question of every row of `data.sources` that a group answers, in order, with pixels or stored tower
-    states.
+def row_prompts(
+    model: ModelConfig,
+    data: DataConfig,
+    group: Group | None = None,
+    turns: Turns = "first",
+    query: Query = "own",
+) -> Iterator[Prompt]:
+    """The questions of every row of `data.sources` that a group answers, in order, with pixels or stored tower states.
 
     Raises:
       UserError: a source cannot be read, or a row is bad or too long.
     """
     data = dataclasses.replace(data, batching="pad", bad_rows="error", cached_queries=False)
-    sources = open_sources(data, at_visual_tokens(model), prompts=True)
-    rows = [(source, row) for source in sources for row in range(len(source))]
-    for source, row in (group or Group()).share(rows):
+    counts = [_answers_of(where, row, turns) for where, row in source_rows(data)] if turns == "all" else []
+    # One set of sources for each turn: how a row is laid out belongs to its source.
+    opened = [
+        open_sources(data, at_visual_tokens(model), asked=turn, latest=query == "latest")
+        for turn in range(max(counts, default=1))
+    ]
+    numbered = [(number, row) for number, source in enumerate(opened[0]) for row in range(len(source))]
+    asked = [
+        (opened[turn][number], row)
+        for (number, row), count in zip(numbered, counts or [1] * len(numbered), strict=True)
+        for turn in range(count)
+    ]
+    for source, row in (group or Group()).share(asked):
         yield Prompt(source.encoded(row), functools.partial(source.write_images, row), data.cached_features)
 
 

@@ -43,13 +43,26 @@ def evaluate(
     names = sorted({name for tally in tallies for name in tally})
     table = np.array([[tally.get(name, 0.0) for name in names] for tally in tallies], np.float64)
     values = metrics(dict(zip(names, table.sum(axis=0), strict=True)))
+    replicates = metrics(dict(zip(names, resampled_sums(table, resamples, seed).T, strict=True)))
+    return {name: (float(value), _deviation(replicates[name])) for name, value in values.items()}
+
+
+def resampled_sums(table: np.ndarray, resamples: int, seed: int | Sequence[int]) -> np.ndarray:
+    """Sums over as many units drawn with replacement.
+
+    Args:
+      table: float64 [units, sums], what each unit adds to each sum.
+      resamples: replicates R.
+
+    Returns:
+      float64 [R, sums].
+    """
     rng, units = np.random.default_rng(seed), len(table)
-    sums = np.empty((resamples, len(names)))
+    sums = np.empty((resamples, table.shape[1]))
     for replicate in range(resamples):
         times = np.bincount(rng.integers(0, units, units), minlength=units)
         sums[replicate] = times @ table
-    replicates = metrics(dict(zip(names, sums.T, strict=True)))
-    return {name: (float(value), _deviation(replicates[name])) for name, value in values.items()}
+    return sums
 
 
 def _deviation(values: ArrayLike) -> float:

@@ -42,6 +42,8 @@ class Answer(TypedDict):
 
     id: int | str
     images: NotRequired[list[str]]
+    """Paths, or hashes of those that stand in the data file."""
+    kinds: NotRequired[list[str]]
     question: str
     prompt: NotRequired[str]
     answer: str
@@ -95,6 +97,31 @@ def read_answers(folder: Path, samples: Sequence[Sample], settings: Settings) ->
         if path.is_file():
             answers |= {answer["id"]: answer for answer in _read(path, prompts, settings)}
     return [answers.pop(id) for id in prompts if id in answers] + list(answers.values())
+
+
+def finished_answers(folder: Path, questions: int) -> tuple[Settings, list[Answer]]:
+    """Settings and answers of an evaluation that came to its end, in the order of the questions.
+
+    Args:
+      folder: of one benchmark.
+      questions: as many as its results.json names; those behind them were asked by another --limit.
+
+    Raises:
+      UserError: some are missing, damaged, or another run's.
+    """
+    advice = "evaluate again with the same --out, which asks what is missing"
+    try:
+        settings = read_record(folder / SETTINGS, dict[str, str | int], advice)
+        lines = (folder / ANSWERS).read_bytes().split(b"\n")[:-1]
+    except OSError:
+        raise UserError(f"{folder} lacks {SETTINGS} or {ANSWERS}; {advice}") from None
+    if _parts(folder) or len(lines) < questions:
+        raise UserError(f"{folder} does not hold all answers of {questions} questions; {advice}")
+    found = []
+    for number, line in enumerate(lines[:questions], 1):
+        name = f"{folder / ANSWERS}, line {number}"
+        found.append(of_form(json_value(line, name, advice), Answer, name, advice, of=_of(settings)))
+    return settings, found
 
 
 def write_answers(folder: Path, answers: Iterable[Answer], settings: Settings) -> None:

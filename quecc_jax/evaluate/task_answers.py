@@ -112,12 +112,13 @@ def run_task(
         if lines is None:
             return
         parsed, score = task.judge(sample, answer)
-        images = [image if isinstance(image, str) else "in the data file" for image in sample.images]
+        images = _named(sample.images)
         lines.add(
             line_of(
                 {
                     "id": sample.id,
                     "images": images,
+                    "kinds": list(sample.extra.get("kinds", ())),
                     "question": sample.prompt,
                     "prompt": prompt_text(sample.prompt, len(images), engine.tokenizer, config.data),
                     "answer": answer,
@@ -181,13 +182,24 @@ def fingerprint(params: Params) -> str:
 
 
 def _read_anew(kept: Iterable[Kept], samples: Iterable[Sample], task: Task) -> Iterator[Kept]:
-    """The records with the readings and scores of the task's scorer."""
+    """The records with the readings and scores of the task's scorer, and with what the sample says."""
     asked = {sample.id: sample for sample in samples}
     for record in kept:
         if record["id"] in asked:
-            parsed, score = task.judge(asked[record["id"]], record["answer"])
-            record = Kept(**{**record, "parsed": parsed, "score": score})
+            sample = asked[record["id"]]
+            parsed, score = task.judge(sample, record["answer"])
+            kinds = list(sample.extra.get("kinds", ()))
+            images = _named(sample.images)
+            record = {**record, "images": images, "kinds": kinds, "parsed": parsed, "score": score}
         yield record
+
+
+def _named(images: Iterable[str | bytes]) -> list[str]:
+    """Paths of images, and hashes of those that stand in the data file: equal for equal images."""
+    return [
+        image if isinstance(image, str) else f"sha256:{hashlib.sha256(image).hexdigest()[:16]}"
+        for image in images
+    ]
 
 
 def summary(task: Task, judged: Sequence[Judged], resamples: int = 1000, seed: int = 0) -> Summary:

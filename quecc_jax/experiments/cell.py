@@ -20,7 +20,7 @@ from quecc_jax.data.text.turns import asking
 from quecc_jax.errors import UserError
 from quecc_jax.evaluate import benchmarks
 from quecc_jax.evaluate.answers import Answer, answer_rows
-from quecc_jax.evaluate.score import is_exact, standard_error
+from quecc_jax.evaluate.score import is_exact, standard_error, write_scored
 from quecc_jax.experiments.grid import Benchmarks, Cell, Grid, Test
 from quecc_jax.experiments.results import CellResult, Curve, Row, Sample
 from quecc_jax.experiments.worker import Report
@@ -67,6 +67,8 @@ def run_cell(grid: Grid, cell: Cell, report: Report) -> CellResult:
             for row in _scored(test, answers, model, data):
                 known = spreads.get(f"{row['task']}/{row['kind']}")
                 rows.append({**here, **row, **({} if known is None else {"seed_spread": known})})
+            if jax.process_index() == 0:
+                _keep(grid, cell, here["visual_tokens"], test, answers)
             if cell.samples:
                 samples += _samples(grid.out, cell, model.visual_tokens, test, answers)
         if cell.benchmarks:
@@ -134,6 +136,19 @@ def _scored(test: Test, answers: list[Answer], model: ModelConfig, data: DataCon
             "flops": question_flops(model, data, group) if test.count_flops else None,
             "cut_questions": sum(answer.question_cut for answer in group),
         }
+
+
+def _keep(grid: Grid, cell: Cell, visual_tokens: int, test: Test, answers: list[Answer]) -> None:
+    """Every answer to OUT/answers, as launch.evaluate keeps them, for launch.compare."""
+    name = f"{cell.name}-v{visual_tokens}" + (f"-{test.task}" if test.task else "")
+    about = {
+        "checkpoint": cell.name,
+        "data": test.task or grid.name,
+        "max_new_tokens": test.max_new_tokens,
+        "visual_tokens": visual_tokens,
+        "weights": test.weights,
+    }
+    write_scored(Path(grid.out, "answers", name), answers, about)
 
 
 def question_flops(model: ModelConfig, data: DataConfig, answers: list[Answer]) -> float:

@@ -31,7 +31,7 @@ def eval_batches(
       tally: Is told what came of the rows of each batch, before it is given out.
     """
     data = dataclasses.replace(data, batching="pad", bad_rows="error")
-    sources, strict = open_sources(data, model, fingerprint, prompts), Tally(data, 0)
+    sources, strict = open_sources(data, model, fingerprint, 0 if prompts else None), Tally(data, 0)
     collate = Collate(sources, data, model)
     images = data.row_images(model.visual_tokens, model.vision.max_crops)
     ids = np.concatenate([row_ids(number, len(source)) for number, source in enumerate(sources)])

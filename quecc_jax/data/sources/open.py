@@ -38,7 +38,11 @@ def check_vocabularies(tokenizer: Tokenizer, model: ModelConfig) -> None:
 
 
 def open_sources(
-    data: DataConfig, model: ModelConfig, fingerprint: str | None = None, prompts: bool = False
+    data: DataConfig,
+    model: ModelConfig,
+    fingerprint: str | None = None,
+    asked: int | None = None,
+    latest: bool = False,
 ) -> list[Source]:
     """Opens the sources of a run in the order of the config.
 
@@ -46,7 +50,8 @@ def open_sources(
       data: Sources, tokenizer, template and lengths.
       model: Gives the visual tokens of an image and the tower's sizes.
       fingerprint: The tower that cached features must be of; None takes any.
-      prompts: Lay rows out for generation: stop where the first answer begins.
+      asked: Lay rows out for generation: stop where the answer to this human turn, from 0, begins.
+      latest: With `asked`: that turn conditions every image, not the one that holds it.
 
     Raises:
       UserError: no source, an empty or unreadable one, one without the features that are asked for, or
@@ -57,7 +62,7 @@ def open_sources(
     tokenizer = load_tokenizer(data.tokenizer, data.query_tokenizer)
     check_vocabularies(tokenizer, model)
     text = dataclasses.replace(data, max_length=text_length(data, model))
-    layout = Layout(tokenizer, data, model.visual_tokens, prompts, text)
+    layout = Layout(tokenizer, data, model.visual_tokens, asked, latest, text)
     sources = [_open_source(config, layout, model, fingerprint) for config in data.sources]
     for config, source in zip(data.sources, sources, strict=True):
         if not len(source):

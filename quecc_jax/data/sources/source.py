@@ -56,8 +56,10 @@ class Layout(NamedTuple):
     tokenizer: Tokenizer
     data: DataConfig
     visual_tokens: int
-    prompts: bool = False
-    """Stop where the first answer begins, for generation."""
+    asked: int | None = None
+    """Stop where the answer to this human turn begins, from 0, for generation; the last one where there are fewer."""
+    latest: bool = False
+    """The query of every image is that turn, not the one that holds it."""
     text: DataConfig | None = None
     """Settings for rows without images, if they differ from `data`."""
     arrange: Arrange | None = None
@@ -71,11 +73,11 @@ class Layout(NamedTuple):
             caller adds where the row stands.
         """
         said = read_row(row)
-        if not self.prompts and len(said.turns) % 2:
+        if self.asked is None and len(said.turns) % 2:
             raise BadRow("turns", "its last turn has no answer; add one or drop the turn")
         data = self.data if said.images or self.text is None else self.text
         arranged = [self.arrange(ref) for ref in image_refs(row)] if self.arrange else []
-        return lay_out(said, self.tokenizer, data, self.visual_tokens, arranged, self.prompts)
+        return lay_out(said, self.tokenizer, data, self.visual_tokens, arranged, self.asked, self.latest)
 
 
 class RowSource:

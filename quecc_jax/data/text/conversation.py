@@ -88,7 +88,8 @@ def lay_out(
     data: DataConfig,
     visual_tokens: int,
     arranged: Sequence[Arrangement] = (),
-    first: bool = False,
+    asked: int | None = None,
+    latest: bool = False,
 ) -> Encoded:
     """Lays out a conversation as token ids and visual slots, in training and answering alike.
 
@@ -102,14 +103,17 @@ def lay_out(
       data: Template, label choice and lengths.
       visual_tokens: Slots V that one image takes.
       arranged: What stands for each image, if not its V tokens.
-      first: Stop where the first answer begins, whatever was said then.
+      asked: Stop where the answer to this human turn, from 0, begins, whatever was said then.
+      latest: The query of every image is that turn.
 
     Raises:
       BadRow: its placeholders and images differ in number, it has more images than a row has room for or
         more than its template takes, or it is too long and may not be, or cannot usefully be, truncated.
     """
     _check(said, data)
-    said = said._replace(turns=said.turns[:1]) if first else said
+    if asked is not None:
+        turns = said.turns[: 2 * asked + 1]
+        said = said._replace(turns=turns, asked=turns[-1:] * len(said.asked) if latest else said.asked)
     arranged = arranged or [Arrangement(1, np.arange(visual_tokens))] * len(said.asked)
     codes, loss = _positions(said, tokenizer, data, visual_tokens, arranged)
     cut = _fit(codes, loss, data, is_open=len(said.turns) % 2 == 1)

@@ -202,7 +202,7 @@ def test_what_a_run_does_with_long_rows_of_text_is_nothing_to_stored_queries(tok
     """A text too long to be learned has no image that it asks about."""
     rows = [row("<image>\nis it red", "red", image="a.png"), row(" ".join(["red"] * 80), "red")]
     data = DataConfig(tokenizer=tokenizer.directory, template="short", max_length=64)
-    writer = Layout(tokenizer, data, 4, False)
+    writer = Layout(tokenizer, data, 4)
     reader = writer._replace(text=dataclasses.replace(data, max_length=48))
     assert Questions(rows, reader).fingerprint() == Questions(rows, writer).fingerprint()
     assert [Questions(rows, reader).ids(k).tolist() for k in (0, 1)] == [
