@@ -9,7 +9,7 @@ have 64 tokens each: nothing ends them before.
 
 stages: seconds of each of the engine's programs by batch and length, of one process without a server; written to
     DIR/stages-vV.json in the form that `scaling plan --efficiency` reads, beside the peaks of this machine, which are
-    measured by a product of matrices and a sum of arrays.
+    measured by a product of matrices and one of a matrix with a vector.
 throughput: questions per second of 16 clients who ask again as soon as they are answered, over HTTP; with images that
     were seen before, and with new ones. Beside it: the same clients before a server of one slot, which answers one
     question after the other; and, without HTTP, transformers on torch with a batch of 16 that begins when the last has

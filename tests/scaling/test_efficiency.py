@@ -1,6 +1,7 @@
 """Measured efficiencies: what lies between and outside of the measured points, and files that are none."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -142,6 +143,13 @@ def test_a_changed_number_does_not_have_its_checksum(tmp_path):
     path.write_text(path.read_text().replace("3350000000000.0", "3360000000000.0"))
     with pytest.raises(UserError, match="checksum"):
         read_efficiency(path)
+
+
+def test_the_file_that_was_measured_is_read_and_within_its_peaks():
+    """docs/serving_stages.json is of a real engine; a share above 1 would be of a peak that was measured too low."""
+    found = read_efficiency(Path(__file__).parents[2] / "docs" / "serving_stages.json")
+    assert set(found.shares) == set(PARTS) and found.batches == (1, 4, 16) and found.lengths == (49, 241, 625)
+    assert all(0 < share < 1 for table in found.shares.values() for row in table for share in row)
 
 
 def test_a_file_that_is_not_there(tmp_path):
