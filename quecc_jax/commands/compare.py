@@ -40,7 +40,7 @@ def run(options: Options) -> None:
 
     from quecc_jax.errors import UserError
     from quecc_jax.evaluate.comparison.compare import compare
-    from quecc_jax.evaluate.comparison.page import AGAINST, against_rows, retention_rows, write_page
+    from quecc_jax.evaluate.comparison.page import AGAINST, BRIEF, against_rows, retention_rows, write_page
     from quecc_jax.records import write_record
 
     check_least(options, {"resamples": 100, "seed": 0})
@@ -53,7 +53,11 @@ def run(options: Options) -> None:
     write_record(options.out / "compare.json", record)
     page, console = write_page(record, options.out), Console()
     tables: list[tuple[str, tuple[str, ...], list[list[object]]]] = [
-        (f"points against {record['first']}", AGAINST, against_rows(record))
+        (
+            f"points against {record['first']}",
+            tuple(AGAINST[k] for k in BRIEF),
+            [[row[k] for k in BRIEF] for row in against_rows(record)],
+        )
     ]
     if record["uncompressed"]:
         columns = ("model", *record["tasks"], *(["mean of all"] if "overall" in record else []))

@@ -8,6 +8,8 @@ from typing import Any
 from quecc_jax.commands.grid_law import law_section
 from quecc_jax.data.preview.page import page
 from quecc_jax.data.preview.rows import look
+from quecc_jax.evaluate.comparison.compare import compare
+from quecc_jax.evaluate.comparison.page import write_page
 from quecc_jax.evaluate.failures_page import write_failures
 from quecc_jax.evaluate.tasks import TASKS
 from quecc_jax.evaluate.tasks.base import Judged
@@ -24,6 +26,7 @@ from scaling.__main__ import main
 from tests.commands.synthetic import make_results
 from tests.commands.test_inspect_data import batched, coloured_rows
 from tests.evaluate.standins import STANDINS
+from tests.evaluate.test_compare import benchmark
 from tests.experiments.test_compressors import results as compressors_results
 from tests.scaling.efficiency_files import efficiency_record
 from tests.serve.serving import front_of, served
@@ -76,8 +79,19 @@ def failures(folder: Path) -> list[Path]:
     return [folder / "failures.html"]
 
 
+def comparison(folder: Path) -> list[Path]:
+    """Models on two benchmarks, and what they keep of another."""
+    made = []
+    for name, count in (("a model of a long name", 4), ("b", 8), ("full", 10), ("small", 3)):
+        for task in ("gqa", "chartqa"):
+            benchmark(folder / name, set(range(count)), task=task)
+        made.append(folder / name)
+    *models, full, small = made
+    return [write_page(compare(models, full, [small], 200), folder / "out")]
+
+
 FILES: dict[str, Callable[[Path], list[Path]]] = {
-    make.__name__: make for make in (sizes, compressors, law, data, failures)
+    make.__name__: make for make in (sizes, compressors, law, data, failures, comparison)
 }
 
 

@@ -81,11 +81,14 @@ AGAINST = (
     "points",
     "95 % interval",
     "p",
-    "corrected",
+    "p corrected",
     "right alone",
     "McNemar p",
-    "corrected p",
+    "McNemar corrected",
 )
+"""Heads of the table of differences."""
+BRIEF = (0, 1, 2, 3, 5, 8)
+"""Those of its columns that a terminal has room for."""
 
 
 def against_rows(record: Comparison) -> list[list[object]]:
@@ -115,18 +118,16 @@ def _columns(record: Comparison) -> list[str]:
 
 
 def _scores(record: Comparison) -> str:
-    rows: list[list[object]] = []
-    for model in record["models"]:
-        name, line = model["name"], list[object]()
-        for found in record["tasks"].values():
-            line += [plus_minus(found["scores"][name]), found["headlines"].get(name, "")]
-        rows.append([name, *line])
-    header = [
-        text
-        for task in record["tasks"]
-        for text in (f"{task}, mean score of a question, %", "its own metric")
-    ]
-    return table_html(rows, ["model", *header], "Scores")
+    header, rows = ["model"], [[model["name"]] for model in record["models"]]
+    for task, found in record["tasks"].items():
+        header.append(f"{task}, mean score of a question, %")
+        for row in rows:
+            row.append(plus_minus(found["scores"][row[0]]))
+        if found["headlines"]:
+            header.append("its own metric")
+            for row in rows:
+                row.append(found["headlines"].get(row[0], ""))
+    return table_html(rows, header, "Scores")
 
 
 def retention_rows(record: Comparison) -> list[list[object]]:
@@ -196,7 +197,7 @@ def _figure(record: Comparison, style: Style) -> Figure:
                 found["value"], y, _MARKERS[number % len(_MARKERS)], color=colours[number], ms=7, label=label
             )
     axes.set_yticks(range(len(groups)), [task for task, _ in groups])
-    axes.invert_yaxis()
+    axes.set_ylim(len(groups) - 0.5, -0.5)
     axes.set_xlabel(f"points against {record['first']}")
     legend = figure.legend(loc="outside upper center", ncols=min(len(rivals), 3), frameon=False)
     for text in legend.get_texts():
