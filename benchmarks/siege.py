@@ -20,6 +20,8 @@ from collections.abc import Sequence
 
 import psutil
 
+ROUNDS = 8
+"""At most, before the siege."""
 QUESTION = "what color is the shape in row 1, column 1?"
 
 
@@ -135,15 +137,16 @@ async def besiege(port: int, server: psutil.Process, arguments: argparse.Namespa
         parts = await asyncio.gather(*(siege.honest(arguments.questions) for _ in range(arguments.honest)))
         return [one for part in parts for one in part]
 
-    # Once, so that what all of them take together is compiled.
-    await honest(Siege(port))
-    alone = Siege(port)
-    print(f"alone:       {quantiles(await honest(alone))}; {state(server)}", flush=True)
+    # Until a round compiles nothing: a program for some number of askers takes seconds when it comes first.
+    alone, took, rounds = Siege(port), [1.0], 0
+    while max(took) >= 1 and rounds < ROUNDS:
+        took, rounds = await honest(alone), rounds + 1
+    print(f"alone, round {rounds}: {quantiles(took)}; {state(server)}", flush=True)
     siege = Siege(port)
     slow = [asyncio.create_task(siege.slow(number)) for number in range(arguments.slow)]
     hostile = [asyncio.create_task(siege.hostile(harm(), arguments.pause)) for _ in range(arguments.hostile)]
     await asyncio.sleep(5)
-    took = list[float]()
+    took = []
     while siege.sent < arguments.requests:
         took += await honest(siege)
         print(f"  {siege.sent} hostile requests: {state(server)}", flush=True)
