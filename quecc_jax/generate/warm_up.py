@@ -15,7 +15,8 @@ TEXT = "What is in the image?"
 
 
 def warm_up(engine: Engine, slots: int, limits: Limits) -> Iterator[int]:
-    """Has a plain question about an image asked once, then twice at a time, then four times, ... of the engine's model.
+    """Has a plain question about an image asked once, then twice at a time, then four times, ... and as often as there are
+    slots, of the engine's model.
 
     What that takes is compiled then for all who answer with this model and as many slots. For longer prompts and
     answers, and other V, programs are still compiled when these come first.
@@ -34,8 +35,9 @@ def warm_up(engine: Engine, slots: int, limits: Limits) -> Iterator[int]:
     trial.ends = engine.ends
     scheduler = Scheduler(trial, slots=slots, longest_answer=limits.max_new_tokens)
     numbers, has_image = itertools.count(), engine.config.data.images_per_row > 0
-    count = 1 if engine.mesh is None else batch_parts(engine.mesh)
-    while count <= slots:
+    parts = 1 if engine.mesh is None else batch_parts(engine.mesh)
+    fewer = itertools.takewhile(lambda count: count < slots, (parts << power for power in itertools.count()))
+    for count in (*fewer, slots):
         yield count
         silent, tickets = set(range(count)), []
         for one in range(count):
@@ -50,7 +52,6 @@ def warm_up(engine: Engine, slots: int, limits: Limits) -> Iterator[int]:
             scheduler.cancel(ticket)
         while scheduler.step():
             pass
-        count *= 2
 
 
 def _discard(numbers: set[int], one: int, heard: str | Usage | Exception) -> None:

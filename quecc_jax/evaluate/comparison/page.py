@@ -148,7 +148,12 @@ def _parts(record: Comparison, task: str, title: str, parts: Sequence[Part]) -> 
         + [plus_minus(one["differences"][name], "+") for name in rivals]
         for one in parts
     ]
-    header = ["which", "questions", *(f"{name}, %" for name in names), *(f"{name}, points" for name in rivals)]
+    header = [
+        "which",
+        "questions",
+        *(f"{name}, %" for name in names),
+        *(f"{name}, points" for name in rivals),
+    ]
     return part("heading", task), table_html(rows, header, f"{title}, {task}")
 
 
