@@ -275,7 +275,10 @@ REFUSALS = [
     (lambda: plan_import(broken("llama", model__extra=(1,))), r"1 unknown: model.extra \[1\]"),
     (lambda: plan_import(source("llama", num_hidden_layers=3)), "9 missing: model.layers.2"),
     (lambda: plan_import(source("llama", model_type="bert")), "model_type 'bert'"),
-    (lambda: plan_import(source("llama", rms_norm_eps="1e-5")), "model.decoder.norm_eps is '1e-5'"),
+    (
+        lambda: plan_import(source("llama", rms_norm_eps="1e-5")),
+        "rms_norm_eps '1e-5' in config.json is not a number",
+    ),
     (lambda: plan_import(source("llama", num_key_value_heads=3)), "decoder.heads 4 .* kv_heads 3"),
     (lambda: plan_import(source("clip_tiny", hidden_act="relu")), "hidden_act 'relu'"),
     (lambda: plan_import(source("llava_tiny")), "'clip_tiny' without describing it; .* --vision"),
