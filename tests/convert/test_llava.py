@@ -236,6 +236,20 @@ def test_any_resolution_goes_out_and_in_by_either_format():
         )
     with pytest.raises(UserError, match=r"image_grid_pinpoints .* multiples of the tower's 12"):
         plan_import(source("llava_next", image_grid_pinpoints=[[12, 20]]))
+    with pytest.raises(UserError, match="no list of pairs"):
+        plan_import(source("llava_next", image_grid_pinpoints=[12, 24]))
+
+
+def test_maps_that_the_image_processor_cuts_otherwise_are_refused():
+    """transformers cuts by the processor's and puts together by the config's."""
+    given = source("llava_next")
+    maps = given.hf["image_grid_pinpoints"]
+    same = {"image_processor_type": "LlavaNextImageProcessor", "image_grid_pinpoints": maps[::-1]}
+    same |= {"size": {"shortest_edge": 12}, "crop_size": {"height": 12, "width": 12}}
+    plan_import(dataclasses.replace(given, image_processor=same))
+    other = same | {"image_grid_pinpoints": maps[1:]}
+    with pytest.raises(UserError, match=r"image_grid_pinpoints .* but its config"):
+        plan_import(dataclasses.replace(given, image_processor=other))
 
 
 @pytest.mark.parametrize("layer", [-2, [-2], [-1]])
