@@ -224,6 +224,11 @@ def write_features(options: Options) -> None:
         refuse_unread(options, tuple(other), why)
     config, params = load_params(options.checkpoint, ["vision"])
     vision = config.model.tower
+    if vision.tiles:
+        raise UserError(
+            f"--features stores one square of each image, but {options.checkpoint} cuts images into tiles "
+            "(model.vision.tiles), whose number differs; its runs read the images themselves"
+        )
     made = prepared.recipe if prepared.recipe.size else options
     data = dataclasses.replace(config.data, image_aspect=made.aspect, image_decoding=made.decoding)
     images, total = prepared_images(prepared, vision, data), len(prepared.images)

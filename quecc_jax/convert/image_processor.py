@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import reprlib
 from typing import Any, Literal
 
 import numpy as np
@@ -154,6 +155,22 @@ def check_constants(tower: VisionConfig, settings: JsonObject, where: str) -> No
                 f"the image processor of {where} has {name} {theirs}, but its tower's has {ours}; give the tower that "
                 "belongs to the model"
             )
+
+
+def check_maps(settings: JsonObject, maps: list[list[int]], where: str) -> None:
+    """Raises UserError where a processor cuts images for other maps than config.json puts tokens together for.
+
+    Args:
+      settings: of the processor.
+      maps: heights and widths that config.json says.
+      where: the weights that it lies beside, for messages.
+    """
+    theirs = settings.get("image_grid_pinpoints")
+    if theirs is not None and sorted(map(str, theirs)) != sorted(map(str, maps)):
+        raise UserError(
+            f"the image processor of {where} has image_grid_pinpoints {reprlib.repr(theirs)}, but its config.json "
+            f"{reprlib.repr(maps)}; put the files there that were published together"
+        )
 
 
 def pads(settings: JsonObject) -> bool:

@@ -23,7 +23,7 @@ from quecc_jax.convert.formats.towers.families import (
     vision_rules,
 )
 from quecc_jax.convert.formats.towers.family import TowerFamily
-from quecc_jax.convert.image_processor import check_constants, pads, with_pixels
+from quecc_jax.convert.image_processor import check_constants, check_maps, pads, with_pixels
 from quecc_jax.convert.io.adapters import refuse_tensors
 from quecc_jax.convert.rules import Rule, Shape, check
 from quecc_jax.errors import UserError
@@ -262,6 +262,7 @@ def _import_llava_hf(source: Source) -> ImportPlan:
     projector = _before(source.found, "linear_1.weight") or "multi_modal_projector."
     vision = _with_post_norm(model.vision, kind, source.found, tower)
     model = dataclasses.replace(model, vision=with_pixels(vision, kind, source.image_processor, source.where))
+    check_maps(source.image_processor, llava.pinpoints(vision), source.where)
     rules = [
         *kind.rules(vision, tower),
         *llava_hf.llava_hf_adapter_rules(model, projector),

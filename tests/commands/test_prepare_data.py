@@ -1,5 +1,6 @@
 """`launch.prepare_data` as a command: several processes, a kill in the middle, and the way back."""
 
+import dataclasses
 import json
 import os
 import re
@@ -13,6 +14,8 @@ import pytest
 from quecc_jax.commands.cli import execute
 from quecc_jax.data.sources.array_record import open_prepared
 from quecc_jax.errors import UserError, run_cli
+from quecc_jax.train.checkpoint import save_params
+from tests import tiny
 from tests.data.photos import ROWS, photo, write_llava
 from tests.small_disk import fill, small_disk
 
@@ -189,3 +192,16 @@ def _alive(group: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def test_features_of_a_model_that_cuts_images_into_tiles_are_refused(tmp_path):
+    """Its runs read the images themselves, and images have different numbers of tiles."""
+    path, _ = write_llava(tmp_path)
+    out, run_dir = tmp_path / "out", tmp_path / "run"
+    main_with("--data", path, "--images", tmp_path, "--out", out, "--workers", 1)
+    vision = dataclasses.replace(tiny.MODEL.vision, tiles=((1, 2), (2, 1)))
+    config = dataclasses.replace(tiny.run(model={"vision": vision}), out=str(run_dir))
+    save_params(config, {"vision": tiny.random_params(tiny.RUN)["vision"]})
+    with pytest.raises(UserError, match="cuts images into tiles"):
+        main_with("--out", out, "--features", "--checkpoint", run_dir)
+    assert not list(out.glob("features*"))

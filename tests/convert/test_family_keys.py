@@ -159,11 +159,16 @@ def other(name: str, value: Any) -> Any:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_key_of_the_computation_changes_the_decoder_or_is_refused(family):
     base, known = BASES[family], FAMILIES[family]
-    decoder = decoder_config(base)
     silent = []
     more = family_keys.MPT_ATTENTION if family == "mpt" else {}
     for name in {*known.defaults, *known.only, *family_keys._ONLY, *more}:
         hf = {key: value for key, value in base.items() if (name, key) != ("rope_parameters", "rope_scaling")}
+        if name == "original_max_position_embeddings" and family != "phi3":
+            # It is of scaled positions alone.
+            hf["rope_scaling"] = shrunken("meta-llama/Llama-3.2-1B-Instruct")["rope_scaling"]
+            decoder = decoder_config(hf)
+        else:
+            decoder = decoder_config(base)
         if name == "rope_parameters" and family == "gemma3_text":
             changed: Any = {"full_attention": {"rope_type": "default", "rope_theta": 77.0}}
         elif name == "partial_rotary_factor" and base.get(name):
@@ -277,3 +282,57 @@ def test_settings_that_say_what_is_so_anyway_are_no_hindrance():
         ).head_width
         == 0
     )
+
+
+@pytest.mark.parametrize(
+    "name, keys",
+    [
+        ("google/gemma-2-2b-it", {"sliding_window_pattern": 3}),
+        ("google/gemma-2-2b-it", {"max_window_layers": 1}),
+        ("google/gemma-2-2b-it", {"use_sliding_window": False}),
+        ("mistralai/Mistral-7B-Instruct-v0.3", {"rope_local_base_freq": 7.0}),
+        ("meta-llama/Llama-3.2-1B-Instruct", {"no_rope_layer_interval": 2}),
+    ],
+)
+def test_keys_of_other_families_are_told_and_not_read(name, keys):
+    """As in transformers."""
+    plain = shrunken(name, **({"sliding_window": 4} if "Mistral" in name else {}))
+    assert decoder_config(plain | keys) == decoder_config(plain)
+    assert unknown_keys(plain | keys, plain["model_type"]) == sorted(keys)
+
+
+@pytest.mark.parametrize(
+    "name, key, value, told",
+    [
+        ("Qwen/Qwen3-4B", "hidden_size", "24", "a number"),
+        ("Qwen/Qwen3-4B", "num_attention_heads", None, "a number"),
+        ("Qwen/Qwen3-4B", "rope_theta", "100", "a number"),
+        ("Qwen/Qwen3-4B", "tie_word_embeddings", "false", "true or false"),
+        ("Qwen/Qwen3-4B", "rope_scaling", "linear", "an object"),
+        ("Qwen/Qwen3-4B", "layer_types", "full_attention", "a list"),
+        ("HuggingFaceTB/SmolLM3-3B", "no_rope_layers", 3, "a list"),
+    ],
+)
+def test_values_of_another_type_are_refused_by_name(name, key, value, told):
+    with pytest.raises(UserError, match=f"{key} {value!r} in config.json is not {told}"):
+        decoder_config(shrunken(name, **{key: value}))
+
+
+def test_factors_that_are_no_numbers_are_refused():
+    with pytest.raises(UserError, match="rope_scaling 'linear' in config"):
+        decoder_config(shrunken("Qwen/Qwen3-4B", rope_scaling={"type": "linear", "factor": "much"}))
+
+
+def test_a_window_of_no_positions_is_refused():
+    """transformers masks with it, where null means none."""
+    mistral = "mistralai/Mistral-7B-Instruct-v0.3"
+    with pytest.raises(UserError, match="sliding_window 0"):
+        decoder_config(shrunken(mistral, sliding_window=0))
+    assert decoder_config(shrunken(mistral, sliding_window=None)).window == 0
+
+
+def test_the_length_that_a_scaling_starts_from_is_read_in_every_family():
+    """transformers takes it from outside of rope_scaling first, whatever the family."""
+    hf = shrunken("meta-llama/Llama-3.2-1B-Instruct", original_max_position_embeddings=32)
+    assert decoder_config(hf).rope_scaling.original_length == 32
+    assert unknown_keys(hf, "llama") == []

@@ -236,6 +236,20 @@ def test_any_resolution_goes_out_and_in_by_either_format():
         )
     with pytest.raises(UserError, match=r"image_grid_pinpoints .* multiples of the tower's 12"):
         plan_import(source("llava_next", image_grid_pinpoints=[[12, 20]]))
+    with pytest.raises(UserError, match="no list of pairs"):
+        plan_import(source("llava_next", image_grid_pinpoints=[12, 24]))
+
+
+def test_maps_that_the_image_processor_cuts_otherwise_are_refused():
+    """transformers cuts by the processor's and puts together by the config's."""
+    given = source("llava_next")
+    maps = given.hf["image_grid_pinpoints"]
+    same = {"image_processor_type": "LlavaNextImageProcessor", "image_grid_pinpoints": maps[::-1]}
+    same |= {"size": {"shortest_edge": 12}, "crop_size": {"height": 12, "width": 12}}
+    plan_import(dataclasses.replace(given, image_processor=same))
+    other = same | {"image_grid_pinpoints": maps[1:]}
+    with pytest.raises(UserError, match=r"image_grid_pinpoints .* but its config"):
+        plan_import(dataclasses.replace(given, image_processor=other))
 
 
 @pytest.mark.parametrize("layer", [-2, [-2], [-1]])
@@ -275,7 +289,10 @@ REFUSALS = [
     (lambda: plan_import(broken("llama", model__extra=(1,))), r"1 unknown: model.extra \[1\]"),
     (lambda: plan_import(source("llama", num_hidden_layers=3)), "9 missing: model.layers.2"),
     (lambda: plan_import(source("llama", model_type="bert")), "model_type 'bert'"),
-    (lambda: plan_import(source("llama", rms_norm_eps="1e-5")), "model.decoder.norm_eps is '1e-5'"),
+    (
+        lambda: plan_import(source("llama", rms_norm_eps="1e-5")),
+        "rms_norm_eps '1e-5' in config.json is not a number",
+    ),
     (lambda: plan_import(source("llama", num_key_value_heads=3)), "decoder.heads 4 .* kv_heads 3"),
     (lambda: plan_import(source("clip_tiny", hidden_act="relu")), "hidden_act 'relu'"),
     (lambda: plan_import(source("llava_tiny")), "'clip_tiny' without describing it; .* --vision"),

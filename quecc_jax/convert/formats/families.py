@@ -121,6 +121,7 @@ def _window(hf: JsonObject, family: str, depth: int) -> tuple[int, int, int]:
         (hf.get("sliding_window") if "sliding_window" in known else None) or 0,
         hf.get("layer_types"),
     )
+    _refuse_empty(hf)
     if "layer_types" not in known:
         return window, 0, 0
     windowed = hf.get("use_sliding_window", True)
@@ -153,6 +154,14 @@ def _window(hf: JsonObject, family: str, depth: int) -> tuple[int, int, int]:
         f"layer_types in config.json mixes {_FULL} and {_SLIDING} in an order that is not implemented; only "
         f"{_FULL} first, or as every n-th layer, is"
     )
+
+
+def _refuse_empty(hf: JsonObject) -> None:
+    """Raises UserError for a window of no positions, which transformers does not take for none."""
+    if hf.get("sliding_window") == 0 and hf.get("use_sliding_window", True):
+        raise UserError(
+            "sliding_window 0 in config.json is not implemented; use null where layers have no window"
+        )
 
 
 def _unrotated(hf: JsonObject, depth: int) -> int:

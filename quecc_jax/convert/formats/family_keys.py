@@ -48,6 +48,7 @@ _SHARED: JsonObject = {
     "rope_scaling": None,
     "rope_parameters": None,
     "partial_rotary_factor": None,
+    "original_max_position_embeddings": None,
 }
 _QWEN = _SHARED | {
     "vocab_size": 151936,
@@ -281,14 +282,30 @@ _PLAIN: Allowed = {
 told."""
 
 
+_OBJECTS = ("rope_scaling", "rope_parameters", "attn_config")
+_LISTS = ("layer_types", "no_rope_layers")
+_NEVER_NULL = frozenset(
+    re.findall(
+        r"\w+",
+        """
+        vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size rms_norm_eps
+        max_position_embeddings no_rope_layer_interval d_model n_heads n_layers max_seq_len layer_norm_epsilon
+        """,
+    )
+)
+
+
 def settings(hf: JsonObject, family: str) -> JsonObject:
-    """A family's config.json, with transformers' defaults for the keys that it leaves out.
+    """What is read of a family's config.json, with transformers' defaults for the keys that it leaves out.
+
+    Keys of other families are left out: transformers does not read them here either.
 
     Raises:
-      UserError: a value that is not implemented, by name.
+      UserError: a value that is not implemented, or of another type, by name.
     """
     known = FAMILIES[family]
     full = known.defaults | hf
+    _check_types(full, known.defaults)
     attention = MPT_ATTENTION | (full.get("attn_config") or {}) if family == "mpt" else {}
     shared = {
         name: values for name, values in _ONLY.items() if name not in known.defaults or name == "hidden_act"
@@ -300,7 +317,26 @@ def settings(hf: JsonObject, family: str) -> JsonObject:
             f"layer_types {kinds!r} in config.json is not implemented for {family}; use a model whose layers all "
             "are full_attention"
         )
-    return full | ({"attn_config": attention} if attention else {})
+    read = {name: full[name] for name in ("model_type", *known.defaults) if name in full}
+    return read | ({"attn_config": attention} if attention else {})
+
+
+def _check_types(full: JsonObject, defaults: JsonObject) -> None:
+    """Raises UserError where a key that is read has a value of another type, such as a number in quotes."""
+    for name, default in defaults.items():
+        value = full[name]
+        if name in _OBJECTS:
+            wanted, fits = "an object", isinstance(value, dict)
+        elif name in _LISTS:
+            wanted, fits = "a list", isinstance(value, list)
+        elif isinstance(default, bool):
+            wanted, fits = "true or false", isinstance(value, bool)
+        elif isinstance(default, str):
+            continue
+        else:
+            wanted, fits = "a number", isinstance(value, int | float) and not isinstance(value, bool)
+        if not fits and (value is not None or name in _NEVER_NULL):
+            raise UserError(f"{name} {value!r} in config.json is not {wanted}; repair config.json")
 
 
 def unknown_keys(hf: JsonObject, family: str) -> list[str]:

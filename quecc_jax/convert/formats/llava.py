@@ -80,8 +80,8 @@ def original_model(hf: JsonObject, tower: VisionConfig) -> ModelConfig:
         _check_features(hf, project, anyres, keep_cls)
     if anyres:
         # Widths come first here.
-        sizes_of_maps = [(height, width) for width, height in hf.get("image_grid_pinpoints") or ()]
-        tower = dataclasses.replace(tower, tiles=tiles_of(sizes_of_maps, tower))
+        turned = tiles_of(hf.get("image_grid_pinpoints") or (), tower)
+        tower = dataclasses.replace(tower, tiles=tuple((rows, columns) for columns, rows in turned))
         if compressor and compressor.elastic:
             # The length of a row depends on V, of which one is answered with.
             compressor = exchanged(compressor, tokens=max(compressor.elastic))
@@ -244,6 +244,13 @@ def projector_rules(model: ModelConfig, name: Callable[[int], str], newline: str
 def tiles_of(sizes: Sequence[Sequence[int]], tower: VisionConfig) -> tuple[tuple[int, int], ...]:
     """Tile grids (rows, columns) of maps whose heights and widths are given in pixels."""
     side = tower.image_size
+    pairs = all(
+        isinstance(size, list | tuple) and [type(part) for part in size] == [int, int] for size in sizes
+    )
+    if not pairs:
+        raise UserError(
+            "image_grid_pinpoints in config.json are no list of pairs of pixels; repair config.json"
+        )
     if not sizes or any(height % side or width % side for height, width in sizes):
         raise UserError(
             "image_grid_pinpoints in config.json are not multiples of the tower's "

@@ -66,6 +66,8 @@ def rope_settings(hf: JsonObject, partial: bool) -> RopeFields:
         scaling = _scaling(kind, given, hf)
     except KeyError as error:
         raise UserError(f"rope_scaling {kind!r} lacks {error.args[0]}; repair config.json") from None
+    except (TypeError, ValueError) as error:
+        raise UserError(f"rope_scaling {kind!r} in config.json: {error}; repair config.json") from None
     return {"rope_theta": theta, "rope_fraction": fraction, "rope_scaling": scaling}
 
 
