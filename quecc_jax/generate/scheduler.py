@@ -259,9 +259,9 @@ class Scheduler:
         return joining
 
     def _many_images(self) -> float:
-        """New images that a round has time for; any number before one was timed."""
+        """New images that a round has time for, one on each device at least; any number before one was timed."""
         mean = self._engine.reuse.counted["images"].mean
-        return self._images / mean if mean else math.inf
+        return max(self._parts, self._images / mean) if mean else math.inf
 
     def _taken_room(self) -> Room:
         """What those who have slots need together."""

@@ -26,9 +26,15 @@ class TextStream:
         self._tokenizer, self._stop, self._sent = tokenizer, tuple(s for s in stop if s), ""
 
     def push(self, ids: Iterable[int]) -> str:
-        """The text that is certain after these tokens, and was not before."""
+        """The text that is certain after these tokens, and was not before; those behind a stop text are left out."""
+        known = len(self.ids)
         self.ids += ids
-        text, self.stopped = certain(_decoded(self._tokenizer, self.ids), self._stop)
+        text, self.stopped = self._certain(len(self.ids))
+        if self.stopped is not None:
+            # How many come at a time depends on the company, and the answer's tokens are counted.
+            met = next(n for n in range(known, len(self.ids) + 1) if self._certain(n)[1] is not None)
+            del self.ids[met:]
+            text, self.stopped = self._certain(met)
         # A decoder that takes back more than `certain` expects has to wait for the end.
         return self._send(text) if text.startswith(self._sent) else ""
 
@@ -41,6 +47,10 @@ class TextStream:
     def text(self) -> str:
         """All text so far, stop text and blanks at both ends left out."""
         return answer_text(self._tokenizer, self.ids, self._stop)
+
+    def _certain(self, count: int) -> tuple[str, str | None]:
+        """As `certain`, of the first tokens."""
+        return certain(_decoded(self._tokenizer, self.ids[:count]), self._stop)
 
     def _send(self, text: str) -> str:
         same = next(

@@ -193,6 +193,18 @@ def test_new_images_come_a_few_at_a_time_and_those_that_are_held_with_them(engin
     assert all(items for items in heard) and counter.misses == 4
 
 
+def test_devices_that_encode_beside_each_other_are_all_used():
+    """Eight images take eight devices as long as one does, and would never be timed together if they came alone."""
+    spread = load_engine(EXAMPLE, MeshConfig())
+    counter = spread.reuse.counted["images"]
+    counter.timed, counter.seconds = 1, 60.0
+    scheduler = Scheduler(spread, slots=16)
+    for number in range(10):
+        image = Image.new("RGB", (8, 8), (20 * number, 0, 0))
+        scheduler.submit(Question("which color is the shape ?", (image,)), Limits(1), print, 1)
+    assert len(scheduler._let_in()) == 8 and scheduler.waiting == 2
+
+
 def test_room_grows_with_those_who_come_and_shrinks_when_they_left(engine, asked, alone):
     scheduler = Scheduler(engine, slots=2, chunk=2)
     by_length = sorted(range(24), key=lambda i: alone[i][1].prompt_tokens + asked[i][1].max_new_tokens)

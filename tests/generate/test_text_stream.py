@@ -114,6 +114,18 @@ def test_a_stop_text_ends_the_answer_wherever_its_tokens_begin(tokenizer, stop, 
     assert stream.stopped == (stop if kept != TEXTS[0] else None)
 
 
+@pytest.mark.parametrize("stop", [["blue"], [" circle, a"], ["A"], ["c", ", a"]])
+def test_the_tokens_behind_a_stop_text_are_not_the_answers_however_many_come_at_a_time(tokenizer, stop):
+    ids, kept = tokenizer.encode(TEXTS[0]), list[list[int]]()
+    for chunk in (1, 2, 3, 8, len(ids)):
+        stream = TextStream(tokenizer, stop)
+        pushed = (stream.push(ids[at : at + chunk]) for at in range(0, len(ids), chunk))
+        said = next(piece for piece in itertools.accumulate(pushed) if stream.stopped)
+        assert stream.finish() == "" and said == cut(TEXTS[0], stop)[0]
+        kept.append(stream.ids)
+    assert all(one == kept[0] for one in kept) and len(kept[0]) < len(ids)
+
+
 def test_the_earliest_of_several_stop_texts_counts():
     assert cut("one two three", ("three", "two")) == ("one", "two")
     assert cut("one two  ", ()) == ("one two", None)

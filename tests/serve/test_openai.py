@@ -170,7 +170,7 @@ MISTAKES = [
     ({"messages": [USER, {"role": "assistant", "content": "x"}]}, 400, "messages", "must be the user's"),
     ({"messages": [{"role": "user", "content": ""}]}, 400, None, "the question is empty"),
     ({"messages": [{"role": "user", "content": []}]}, 400, "messages[0].content", "length >= 1"),
-    ({"messages": [{**USER, "name": "x"}]}, 400, "messages[0].name", "no field that this server knows"),
+    ({"messages": [{**USER, "name": "x"}]}, 400, "messages[0].name", "does not do"),
     ({"messages": [{"role": "user", "content": "a <image> b"}]}, 400, "messages[0].content", "stands for"),
     ({"messages": [{"role": "user", "content": "what? " * 60}]}, 400, None, "data.max_length is 96"),
     (
@@ -207,7 +207,9 @@ MISTAKES = [
     ({"response_format": {"type": "json_object"}}, 400, "response_format.type", "leave it out"),
     ({"modalities": ["audio"]}, 400, "modalities[0]", "leave it out"),
     ({"store": True}, 400, "store", "leave it out"),
-    ({"reasoning_effort": "high"}, 400, "reasoning_effort", "no field that this server knows"),
+    ({"reasoning_effort": "high"}, 400, "reasoning_effort", "does not do"),
+    ({"prediction": {"type": "content", "content": "x"}}, 400, "prediction", "does not do"),
+    ({"audio": {"voice": "x", "format": "wav"}}, 400, "audio", "does not do"),
     ({"stream_options": {"include_usage": True}}, 400, "stream_options", "goes with stream"),
     ({"temperature": -1}, 400, "temperature", "0.0"),
     ({"temperature": 3}, 400, "temperature", "2.0"),
@@ -257,6 +259,20 @@ def test_what_says_what_is_so_anyway_is_no_mistake(same):
         **{"user": "me", "metadata": {"a": "b"}, "temperature": None, "stop": None, "stream": None},
     }
     assert post(same, request)[0] == 200
+
+
+def test_a_field_of_openai_that_is_null_asks_for_nothing(same):
+    """Some clients write out all fields that there are."""
+    undone = (
+        "audio",
+        "prediction",
+        "prompt_cache_retention",
+        "reasoning_effort",
+        "verbosity",
+        "web_search_options",
+    )
+    said = [{**USER, "name": None}, {"role": "assistant", "content": "x", "name": None}, USER]
+    assert post(same, {"model": MODEL, "messages": said} | dict.fromkeys(undone))[0] == 200
 
 
 MALFORMED = [

@@ -50,6 +50,7 @@ class UserMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_f
     """What a person says and shows."""
 
     content: str | Annotated[list[TextPart | ImagePart], msgspec.Meta(min_length=1)]
+    name: None = None
 
 
 class AssistantMessage(
@@ -58,6 +59,7 @@ class AssistantMessage(
     """What the model said; with the empty fields that clients send back with it."""
 
     content: str | Annotated[list[TextPart], msgspec.Meta(min_length=1)]
+    name: None = None
     refusal: None = None
     audio: None = None
     function_call: None = None
@@ -120,6 +122,14 @@ class ChatRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     store: bool | None = None
     service_tier: Literal["auto", "default"] | None = None
 
+    # These must say nothing, as they do from clients that write every field.
+    audio: None = None
+    prediction: None = None
+    prompt_cache_retention: None = None
+    reasoning_effort: None = None
+    verbosity: None = None
+    web_search_options: None = None
+
 
 UNDONE = (
     "n",
@@ -136,8 +146,14 @@ UNDONE = (
     "modalities",
     "store",
     "service_tier",
-    "refusal",
     "audio",
+    "prediction",
+    "prompt_cache_retention",
+    "reasoning_effort",
+    "verbosity",
+    "web_search_options",
+    "name",
+    "refusal",
     "tool_calls",
     "annotations",
     "detail",
