@@ -111,7 +111,8 @@ def import_weights(
             check_base(plan, held, opened["model"])
             plan = plan if merge_adapter else with_adapter(plan, held)
         keys = sidecar_files.keys_unread(opened["model"].source.hf, plan.family)
-        for unread in filter(None, (sidecar_files.left_unread(opened, adapter), keys)):
+        penalty = sidecar_files.penalty_unread(opened["model"])
+        for unread in filter(None, (sidecar_files.left_unread(opened, adapter), keys, penalty)):
             notice(unread)
         tensors: dict[str, TensorSource] = {name: one.tensors for name, one in opened.items()}
         if held is not None:

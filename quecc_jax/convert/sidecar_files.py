@@ -173,6 +173,19 @@ def keys_unread(hf: JsonObject, family: str | None) -> str:
     return f"these keys of config.json are not known and not read: {', '.join(names)}" if names else ""
 
 
+def penalty_unread(model: Opened) -> str:
+    """One sentence about the penalty of generation_config.json; "" without."""
+    path = None if model.directory is None else model.directory / "generation_config.json"
+    told = read_json(path) if path is not None and path.is_file() else {}
+    penalty = told.get("repetition_penalty") if isinstance(told, dict) else None
+    if penalty in (None, 1):
+        return ""
+    return (
+        f"{path} has repetition_penalty {penalty}, which transformers applies to greedy answers too, and which is not "
+        f"read: for its answers give --repetition-penalty {penalty}"
+    )
+
+
 def tower_beside(model: Opened) -> Path | None:
     """The tower's directory that the original's config.json names, if it lies beside it; else None."""
     if model.directory is None or not is_original(model.source.hf):

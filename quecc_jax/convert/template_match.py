@@ -254,10 +254,19 @@ def recognise(text: str, tokenizer: Tokenizer, file: Path) -> Choice:
                 "text; set add_bos_token to true in tokenizer_config.json"
             )
         return found
+    known = (
+        " (LLaVA-OneVision's is not what it was trained with: that is qwen)" if _is_onevision(text) else ""
+    )
     raise UserError(
         f"the chat template in {file} renders as none of the templates{failed}; choose one of "
-        f"{', '.join(TEMPLATES)} with --template NAME"
+        f"{', '.join(TEMPLATES)} with --template NAME{known}"
     )
+
+
+def _is_onevision(text: str) -> bool:
+    """Whether a chat template is the one that LLaVA-OneVision is published with for transformers, which writes a blank
+    behind the role, no system sentence, and another beginning of answers that were given than of those it asks for."""
+    return "'<|im_start|>' + message['role'] + ' '" in text and "<|im_start|>assistant\\n" in text
 
 
 def _matching(render: Render, tokenizer: Tokenizer, image: str) -> tuple[Choice | None, bool]:

@@ -15,8 +15,8 @@ TEXT = "What is in the image?"
 
 
 def warm_up(engine: Engine, slots: int, limits: Limits) -> Iterator[int]:
-    """Has a plain question about an image asked once, then twice at a time, then four times, ... and as often as there are
-    slots, of the engine's model.
+    """Has a plain question about an image asked once, then twice at a time, then four times, ... and as often as there
+    are slots, of the engine's model.
 
     What that takes is compiled then for all who answer with this model and as many slots. For longer prompts and
     answers, and other V, programs are still compiled when these come first.

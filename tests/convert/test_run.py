@@ -26,6 +26,8 @@ from quecc_jax.convert.io.tensors import open_tensors
 from quecc_jax.convert.plan import Source, plan_import
 from quecc_jax.convert.run import export_weights, import_weights
 from quecc_jax.convert.targets import special_settings, with_positions
+from quecc_jax.convert.template_match import recognise
+from quecc_jax.data.text.tokenizer import Tokenizer
 from quecc_jax.errors import Note, UserError
 from quecc_jax.train.checkpoint import load_params, named_leaves
 from quecc_jax.train.loop import train
@@ -105,6 +107,36 @@ def test_keys_of_config_json_that_nobody_knows_are_told(tmp_path: Path, capsys: 
     assert (
         "keys of config.json are not known and not read: attn_scale, unsloth_fixed" in capsys.readouterr().err
     )
+
+
+def test_a_penalty_that_transformers_would_apply_to_greedy_answers_is_told(
+    tmp_path: Path, capsys: Any
+) -> None:
+    found, given = load("qwen3"), tmp_path / "given"
+    write_checkpoint(given, found["config"], found["tensors"], F32)
+    for penalty in (1.0, 1.1):
+        (given / "generation_config.json").write_text(json.dumps({"repetition_penalty": penalty}))
+        import_weights(given, tmp_path / f"run{penalty}")
+        assert ("give --repetition-penalty 1.1" in capsys.readouterr().err) is (penalty > 1)
+
+
+ONEVISION = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + ' '}}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>' }}{% endfor %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ '\\n' + content['text'] }}"
+    "{% endfor %}{{'<|im_end|>'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+"""As llava-hf's LLaVA-OneVision on the Hub has it, of images and text (transformers' tests of its processor)."""
+
+
+def test_onevisions_published_chat_template_is_refused_and_its_own_named() -> None:
+    tokenizer = Tokenizer(Path("examples/model/tokenizer"))
+    with pytest.raises(UserError, match="LLaVA-OneVision's is not what it was trained with: that is qwen"):
+        recognise(ONEVISION, tokenizer, Path("chat_template.json"))
+    with pytest.raises(UserError, match="renders as none of the templates") as caught:
+        recognise("{{ 'no such template' }}", tokenizer, Path("chat_template.json"))
+    assert "OneVision" not in str(caught.value)
 
 
 def test_a_run_in_front_of_a_decoder_that_the_original_lacks_goes_home_in_parts(tmp_path: Path) -> None:
