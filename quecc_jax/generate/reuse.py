@@ -60,15 +60,10 @@ class Counter:
     seconds: float = 0.0
     """Time that these took."""
 
-    @property
-    def mean(self) -> float | None:
-        """Seconds of one that was computed; None where none was timed."""
-        return self.seconds / self.timed if self.timed else None
-
     def report(self) -> Reused:
         """The counts, and what they saved."""
         looked = self.hits + self.misses
-        saved = None if self.mean is None else round(self.hits * self.mean, 3)
+        saved = round(self.hits * self.seconds / self.timed, 3) if self.timed else None
         return {
             "hits": self.hits,
             "misses": self.misses,
@@ -91,6 +86,8 @@ class Reuse:
         self.images: Held = cachetools.LRUCache(image_bytes, size_of)
         self.counted = {"questions": Counter(), "images": Counter()}
         """By the names that saved results have."""
+        self.pace: dict[str, float] = {}
+        """Seconds of one, by these names, in the newest program that had been compiled before."""
 
     def counts(self) -> dict[str, dict[str, float]]:
         """Of `questions` and of `images`, as JSON can hold them."""
@@ -223,8 +220,10 @@ class Encoders:
                 encoded = jax.device_put(encoded, replicated(self._mesh))
             trees = jax.block_until_ready(encoded)
             if (name, rows, look) in self._compiled:
+                took = time.perf_counter() - began
                 counter.timed += len(slots)
-                counter.seconds += time.perf_counter() - began
+                counter.seconds += took
+                self.reuse.pace[name] = took / rows
             self._compiled.add((name, rows, look))
             for (key, _), tree in zip(part, trees, strict=False):
                 found[key] = tree

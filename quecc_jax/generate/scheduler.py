@@ -260,8 +260,8 @@ class Scheduler:
 
     def _many_images(self) -> float:
         """New images that a round has time for, one on each device at least; any number before one was timed."""
-        mean = self._engine.reuse.counted["images"].mean
-        return max(self._parts, self._images / mean) if mean else math.inf
+        pace = self._engine.reuse.pace.get("images")
+        return max(self._parts, self._images / pace) if pace else math.inf
 
     def _taken_room(self) -> Room:
         """What those who have slots need together."""

@@ -181,8 +181,7 @@ def test_new_images_come_a_few_at_a_time_and_those_that_are_held_with_them(engin
     own = Engine(engine.config, engine.params, chunk=4)
     images = [own.image(Image.new("RGB", (8, 8), (40 * number, 0, 0))) for number in range(5)]
     own.answers([Question("Who?", (images[0],))], Limits(1))
-    counter = own.reuse.counted["images"]
-    counter.timed, counter.seconds = 1, 0.25
+    own.reuse.pace["images"] = 0.25
     scheduler, heard = Scheduler(own, slots=8, images=0.5), [list[Any]() for _ in range(6)]
     for items, number in zip(heard, (0, 1, 1, 2, 3, 0), strict=True):
         scheduler.submit(Question("Who?", (images[number],)), Limits(1), items.append)
@@ -190,14 +189,13 @@ def test_new_images_come_a_few_at_a_time_and_those_that_are_held_with_them(engin
     assert [bool(items) for items in heard] == [True] * 4 + [False] * 2
     while scheduler.step():
         pass
-    assert all(items for items in heard) and counter.misses == 4
+    assert all(items for items in heard) and own.reuse.counted["images"].misses == 4
 
 
 def test_devices_that_encode_beside_each_other_are_all_used():
     """Eight images take eight devices as long as one does, and would never be timed together if they came alone."""
     spread = load_engine(EXAMPLE, MeshConfig())
-    counter = spread.reuse.counted["images"]
-    counter.timed, counter.seconds = 1, 60.0
+    spread.reuse.pace["images"] = 60.0
     scheduler = Scheduler(spread, slots=16)
     for number in range(10):
         image = Image.new("RGB", (8, 8), (20 * number, 0, 0))
