@@ -36,6 +36,7 @@ COMMANDS = {
     "reproduce": "train and score a row of the paper's table 1, step by step",
     "fit": "fit the scaling law to a file of scores",
     "plan": "choose LLM size and visual tokens for a budget",
+    "next": "propose the cells of a grid to train next",
 }
 """Every command and what it does; its module has the same name with underscores."""
 OF_RECIPES = ("train",)

@@ -72,6 +72,7 @@ AREAS: dict[str, dict[str, tuple[str, ...]]] = {
         "scaling/frontier.py": ("tests/scaling/test_frontier.py",),
         "scaling/diagnostics/holdout.py": ("tests/scaling/test_diagnostics.py",),
         "scaling/diagnostics/rivals.py": ("tests/scaling/test_diagnostics.py",),
+        "scaling/design/worth.py": ("tests/scaling/test_next.py",),
     },
 }
 """Parts of the numerical core, each with an equal share of the sample: pytest's arguments by module."""
