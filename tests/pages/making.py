@@ -46,7 +46,7 @@ def compressors(folder: Path) -> list[Path]:
 
 
 def law(folder: Path) -> list[Path]:
-    """A fit of the published table, a plan by it with every column that a plan can have and a proposal."""
+    """A fit of the published table, a plan by it with every column that a plan can have, a proposal and a joint fit."""
     fit, plan = str(folder / "fit"), str(folder / "plan")
     few = ["--refits", "40", "--starts", "8"]
     main(["fit", "--scores", "ocr", "--out", fit, *few])
@@ -55,7 +55,8 @@ def law(folder: Path) -> list[Path]:
     main(["plan", "--fit", fit, "--out", plan, "--llms", "0.5", "1.8", "4", "7", *machine])
     candidates = ["--flops", "3e12", "--llms", "0.5", "4", "14", "--count", "2"]
     main(["next", "--fit", fit, "--out", str(folder / "next"), *candidates])
-    names = ("fit", "plan", "next")
+    main(["joint", "--scores", "general=general", "ocr=ocr", "--out", str(folder / "joint")])
+    names = ("fit", "plan", "next", "joint")
     return [folder / name / f"{name}.html" for name in names]
 
 
