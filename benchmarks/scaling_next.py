@@ -1,15 +1,15 @@
 """What choosing the cells of a grid one by one saves: a decision's regret against the FLOPs that training took.
 
-    python -m benchmarks.scaling_next --repeats 40
+    python -m benchmarks.scaling_next
 
 The truth is a known law: the fits of the published tables, and random ones (`benchmarks.scaling_coverage`). Scores on
 the published grid of 4 sizes x 7 token counts get the noise that was measured there, sqrt(sse / (k - p)) of the general
 table's fit and of the OCR table's; random laws take the general table's. Six cheap cells are trained first; then one
 cell after another is added, each time by a fit to all so far: by `scaling next`'s expected regret (and by its
 information where no cell lowers that), by its information, at random, or the cheapest first. After each cell the fitted
-law chooses among the 28 pairs for five budgets per query, and its regret is counted under the truth, in points of
-error, the budgets' mean. Training costs 6 N (Q + V) FLOPs a row; shares are of what the whole grid costs, which all
-four end with.
+law chooses among 144 pairs, finer than the grid and up to 14B, for three budgets per query, and its regret is
+counted under the truth, in points of error, the budgets' mean. Training costs 6 N (Q + V) FLOPs a row; shares are of
+what the whole grid costs, which all four end with.
 """
 
 import os
@@ -40,7 +40,9 @@ WAYS: dict[Way, str] = {
     "cheapest": "cheapest first",
 }
 TEXT = 50.0
-BUDGETS = np.geomspace(2e11, 5e12, 5)
+BUDGETS = np.geomspace(3e11, 5e12, 3)
+CHOICES = np.geomspace(0.5, 14, 12), np.array([1, 2, 4, 9, 16, 25, 36, 64, 100, 144, 256, 576], np.float64)
+"""Sizes and token counts that the decision is among."""
 FIRST = [(n, v) for n in SIZES[:2] for v in (1.0, 16.0, 64.0)]
 SHARES = (0.04, 0.06, 0.1, 0.15, 0.25, 0.4)
 """Shares of the grid's training FLOPs at which regrets are compared."""
@@ -66,7 +68,7 @@ def worlds(name: str, repeats: int, seed: int) -> list[World]:
 
 def regret_of(world: World, law: Law) -> float:
     """Of what a law chooses, in points of error, over the budgets."""
-    options = published_options(SIZES, COUNTS, TEXT)
+    options = published_options(*CHOICES, TEXT)
     truth = world.law.error(options.params_b, options.visual_tokens)
     lost = [truth[choice_of(law, options, b)] - truth[choice_of(world.law, options, b)] for b in BUDGETS]
     return 100 * float(np.mean(lost))
@@ -95,7 +97,8 @@ def simulate(world: World, way: Way, seed: int, until: float = max(SHARES)) -> l
         reach = fit.law.reach(*grid.observed_axes)
         saved = SavedFit("grid", fit.law, samples, grid.params_b, grid.visual_tokens, reach, table=grid)
         draws = 4 if way == "regret" else 1
-        found = propose(saved, SIZES, COUNTS, BUDGETS.tolist(), count=1, draws=draws, seed=seed)
+        among = published_options(*CHOICES, TEXT)
+        found = propose(saved, SIZES, COUNTS, BUDGETS.tolist(), count=1, draws=draws, seed=seed, among=among)
         steps = found.by_regret if way == "regret" and found.by_regret else found.by_information
         chosen = steps[0].cell
         known |= (n == found.params_b[chosen]) & (v == found.visual_tokens[chosen])
@@ -123,7 +126,7 @@ def rows_of(name: str, repeats: int, seed: int) -> list[list[str]]:
     whole = np.array([full_grid(world, seed + k) for k, world in enumerate(drawn)])
 
     def text(values: np.ndarray) -> str:
-        return "{:.2f} / {:.2f}".format(*np.percentile(values, [50, 90]))
+        return "{:.3f} / {:.3f}".format(*np.percentile(values, [50, 90]))
 
     rows = []
     for way, words in WAYS.items():
@@ -132,7 +135,7 @@ def rows_of(name: str, repeats: int, seed: int) -> list[list[str]]:
     return rows
 
 
-def main(repeats: int = 40, seed: int = 0, write: bool = False) -> None:
+def main(repeats: int = 20, seed: int = 0, write: bool = False) -> None:
     """What choosing the cells of a grid one by one saves.
 
     Args:

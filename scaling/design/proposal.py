@@ -16,7 +16,7 @@ from scaling.fit import cells_of
 from scaling.frontier import pairs
 from scaling.law import PARAMETERS, Axis, Params, error, gradient
 from scaling.limits import LEAST, MOST_TOKENS, refuse_cells
-from scaling.planner import Plan, make_plan, published_options, sampled_errors
+from scaling.planner import Options, Plan, make_plan, published_options, sampled_errors
 from scaling.saved_fit import SavedFit
 from scaling.table import LARGEST_B
 
@@ -103,9 +103,10 @@ def propose(
     draws: int = 8,
     again: bool = False,
     seed: int = 0,
+    among: Options | None = None,
 ) -> Proposal:
-    """Proposes `count` of the pairs of sizes (billions) and token counts; the decision is among the same pairs, by the
-    published cost.
+    """Proposes `count` of the pairs of sizes (billions) and token counts; the decision is among the same pairs by the
+    published cost, or `among` others.
 
     Args:
       budgets: FLOPs per query, each a decision of its own; they count alike.
@@ -126,7 +127,7 @@ def propose(
     _refuse_senseless(params_b, visual_tokens)
     law = fit.law
     asked = law if text is None else dataclasses.replace(law, query_tokens=text)
-    options = published_options(params_b, visual_tokens, asked.query_tokens)
+    options = among or published_options(params_b, visual_tokens, asked.query_tokens)
     plans = tuple(make_plan(asked, fit.samples, options, budget, "flops") for budget in budgets)
     n, v = pairs(np.sort(params_b), np.sort(visual_tokens))
     new = np.ones(len(n), bool) if again else ~_measured(fit, n, v)

@@ -215,7 +215,9 @@ def _least_squares(
         gtol=1e-14,
         max_nfev=2000,
     )
-    return np.asarray(found.x[places])
+    # The search stays a little inside of its box.
+    x = np.where(found.x <= low + 1e-9, low, np.where(found.x >= high - 1e-9, high, found.x))
+    return np.asarray(x[places])
 
 
 def _sse(constants: Float[np.ndarray, "compressors 4"], cells: Cells[np.ndarray], group: np.ndarray) -> float:

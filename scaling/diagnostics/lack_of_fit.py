@@ -65,5 +65,6 @@ def lack_of_fit_text(found: LackOfFit) -> str:
         return f"The scores lie no farther from the law than their standard errors allow ({numbers})."
     return (
         f"The standard errors reject the law ({numbers}): scores lie {found.widening:.2f} times as far from it as "
-        "their standard errors say. Intervals are therefore of the scatter around the law, not of the standard errors."
+        "their standard errors say. Intervals are therefore of the scatter around the law, not of the standard errors, "
+        "and hold where each cell deviates by itself; where whole sizes do, they are too narrow."
     )

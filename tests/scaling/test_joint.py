@@ -103,6 +103,8 @@ def test_one_table_twice_is_the_law_of_that_table():
     one = [leaf[0] for leaf in found.fits["one"].constants]
     np.testing.assert_allclose(one, alone.law.params, rtol=1e-3, atol=1e-6)
     assert not any(test.rejects for test in found.tests)
+    # On its bound, and not a little above, where the search stays.
+    assert set(found.fits["tokens"].constants.D) == {0.0} and np.isnan(found.fits["tokens"].stderr.D).all()
 
 
 def test_what_made_the_scores_is_found():

@@ -26,6 +26,7 @@ from scaling.design.worth import (
 from scaling.diagnostics.bootstrap import bootstrap
 from scaling.fit import fit_law
 from scaling.law import Law, Params
+from scaling.planner import published_options
 from scaling.report.next_report import cell_name
 from scaling.saved_fit import SavedFit, load_fit
 from scaling.scores import published
@@ -182,6 +183,14 @@ def test_cells_with_a_score_are_left_out_and_those_beyond_marked():
     assert len(again.params_b) == 4 and not again.is_outside.any()
     names = [cell_name(found, k) for k in range(6)]
     assert names[0] == "0.5B, V = 576 (extrapolated)" and cell_name(again, 0) == "0.5B, V = 1"
+
+
+def test_a_decision_may_be_among_other_choices():
+    """Of one choice alone there is nothing to decide; the cells stay the same."""
+    fit, _ = small()
+    found = propose(fit, [0.5, 4], [36], [3e12], count=1, among=published_options([7], [1], 50))
+    assert found.plans[0].options.llms == ("7B",) and found.regret_now == 0 and found.by_regret == ()
+    assert found.params_b.tolist() == [0.5, 4]
 
 
 def test_the_text_of_the_decision_is_not_that_of_the_cells():
