@@ -8,15 +8,20 @@ noise of one standard deviation per law, log-uniform in 0.001-0.01. The law is f
 three kinds of intervals are compared with the truth: the profile likelihood of `scaling fit`, the
 percentiles of a residual bootstrap, and estimate +- t x linear standard error. The errors at two
 points that were not measured, 14B with 256 tokens and 2.5B with 10, are judged in the same way.
+
+    python -m benchmarks.scaling_coverage --laws 1000 --misfit 2
+
+lets the scores deviate from the law itself, normally, by so many standard errors of their noise: each cell by its own,
+or with `--misfit-by size` all cells of a size alike. A fourth kind of intervals then believes the standard errors.
 """
 
 import os
 import time
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import tyro
-from scipy.special import stdtrit
+from scipy.special import ndtri, stdtrit
 
 from scaling.fit import NON_NEGATIVE
 from scaling.intervals import (
@@ -38,6 +43,8 @@ class Laws(NamedTuple):
 
     truth: Params
     cells: Cells
+    noise: np.ndarray
+    """Standard error of one score, [K]."""
 
     @property
     def is_floorless(self) -> np.ndarray:
@@ -45,8 +52,10 @@ class Laws(NamedTuple):
         return np.asarray(self.truth.D == 0)
 
 
-def random_laws(count: int, seed: int) -> Laws:
-    """Draws laws and tables; cells leaves [count, 28]."""
+def random_laws(
+    count: int, seed: int, misfit: float = 0.0, misfit_by: Literal["cell", "size"] = "cell"
+) -> Laws:
+    """Draws laws and tables; cells leaves [count, 28]. `misfit` is in standard errors."""
     rng = np.random.default_rng(seed)
     floor = np.where(rng.random(count) < 0.25, 0.0, rng.uniform(0, 0.3, count))
     truth = Params(
@@ -56,7 +65,14 @@ def random_laws(count: int, seed: int) -> Laws:
     noise = np.exp(rng.uniform(np.log(0.001), np.log(0.01), count))
     clean = error(Params(*(leaf[:, None] for leaf in truth)), n, t)
     y = clean + noise[:, None] * rng.normal(size=clean.shape)
-    return Laws(truth, Cells(*np.broadcast_arrays(n, t, y, 1.0)))
+    if misfit:
+        own = rng.normal(size=(count, len(SIZES), len(COUNTS) if misfit_by == "cell" else 1))
+        y += (
+            misfit
+            * noise[:, None]
+            * np.broadcast_to(own, (count, len(SIZES), len(COUNTS))).reshape(count, -1)
+        )
+    return Laws(truth, Cells(*np.broadcast_arrays(n, t, y, 1.0)), noise)
 
 
 def fitted(laws: Laws) -> Problems:
@@ -87,15 +103,19 @@ def profile_method(problems: Problems) -> dict[str, np.ndarray]:
     return constant_intervals(problems) | {point_name(point): ahead[:, i] for i, point in enumerate(UNSEEN)}
 
 
-def linear_method(problems: Problems) -> dict[str, np.ndarray]:
-    """Estimate +- t x standard error, cut at the bounds, [K, 2]."""
-    half = stdtrit(problems.dof, 0.975) * standard_errors(problems)
+def linear_method(problems: Problems, variance: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """Estimate +- t x standard error, cut at the bounds, [K, 2]; a known variance of one score, [K], in place of that
+    of the residuals."""
+    times = np.full(len(problems.objective), float(stdtrit(problems.dof, 0.975)))
+    if variance is not None:
+        times = float(ndtri(0.975)) * np.sqrt(variance * problems.dof / problems.objective)
+    half = times[:, None] * standard_errors(problems)
     p = problems.params
     found = {"A": p.A[:, None] * np.exp(np.stack([-half[:, 0], half[:, 0]], axis=1))}
     for i, name in enumerate(PARAMETERS[1:], 1):
         value = getattr(p, name)
         found[name] = np.stack([np.maximum(value - half[:, i], 0), value + half[:, i]], axis=1)
-    ahead = stdtrit(problems.dof, 0.975) * error_standard_errors(problems, *np.transpose(UNSEEN))
+    ahead = times[:, None] * error_standard_errors(problems, *np.transpose(UNSEEN))
     for i, point in enumerate(UNSEEN):
         value = error(p, *point)
         found[point_name(point)] = np.stack([value - ahead[:, i], value + ahead[:, i]], axis=1)
@@ -129,22 +149,32 @@ def coverage(intervals: dict[str, np.ndarray], laws: Laws) -> dict[str, np.ndarr
     return {name: (e[:, 0] <= known[name]) & (known[name] <= e[:, 1]) for name, e in intervals.items()}
 
 
-def main(laws: int = 1000, refits: int = 400, seed: int = 0) -> None:
+def main(
+    laws: int = 1000,
+    refits: int = 400,
+    seed: int = 0,
+    misfit: float = 0.0,
+    misfit_by: Literal["cell", "size"] = "cell",
+) -> None:
     """How often 95 % intervals hold the truth, on random laws with noise.
 
     Args:
       laws: how many.
       refits: of each law, for the bootstrap's column.
       seed: of the laws.
+      misfit: by how many standard errors the scores deviate from the law, beside their noise.
+      misfit_by: whether each cell deviates by itself, or each size as a whole.
     """
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    drawn = random_laws(laws, seed)
+    drawn = random_laws(laws, seed, misfit, misfit_by)
     problems = fitted(drawn)
     methods = {
         "profile likelihood": lambda: profile_method(problems),
         "bootstrap percentiles": lambda: bootstrap_method(problems, refits, seed),
         "+- t standard errors": lambda: linear_method(problems),
     }
+    if misfit:
+        methods["+- 1.96 standard errors, believed"] = lambda: linear_method(problems, drawn.noise**2)
     floorless = drawn.is_floorless
     print(f"{laws} laws, {floorless.sum()} with D = 0; share of 95 % intervals that hold the truth")
     for method, run in methods.items():

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from scipy.special import stdtr, stdtrit
 
 from scaling.fit import Bounds, Fit, cells_of
-from scaling.law import PARAMETERS, Params, error
+from scaling.law import PARAMETERS, Params, error, gradient
 from scaling.solver import Cells, Solution, solve_many
 from scaling.table import ScoreTable
 
@@ -195,9 +195,8 @@ def _jacobian(
 ) -> Float[np.ndarray, "tables k 4"]:
     """Derivatives of the law at n and t by (log A, alpha, beta, D), 0 for held ones."""
     p = Params(*(leaf[:, None] for leaf in problems.params))
-    power = p.A * n**-p.alpha * t**-p.beta
     free = np.array([lo < hi for lo, hi in zip(*problems.bounds, strict=True)])
-    return np.stack([power, -power * np.log(n), -power * np.log(t), np.ones_like(power)], axis=-1) * free
+    return gradient(p, n, t) * free
 
 
 def _covariance(problems: Problems) -> Float[np.ndarray, "tables 4 4"]:

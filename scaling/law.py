@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Generic, Literal, NamedTuple, TypeVar, get_args
 
 import numpy as np
-from jaxtyping import Float, Real
+from jaxtyping import Bool, Float, Real
 
 from quecc_jax.errors import UserError
 
@@ -45,9 +45,34 @@ class Params(NamedTuple, Generic[Leaf]):
     D: Leaf
 
 
+class Reach(NamedTuple):
+    """What a law was fitted on, from the least to the most: sizes in billions, and T."""
+
+    params_b: tuple[float, float]
+    tokens: tuple[float, float]
+
+    def lacks(
+        self, params_b: Numbers, tokens: Numbers
+    ) -> tuple[Bool[np.ndarray, "..."], Bool[np.ndarray, "..."]]:
+        """Which sizes and which T lie outside, where the law is extrapolated; rounding aside."""
+        size, count = (
+            np.asarray((x < low * (1 - 1e-9)) | (x > high * (1 + 1e-9)))
+            for x, (low, high) in ((np.asarray(params_b), self.params_b), (np.asarray(tokens), self.tokens))
+        )
+        return size, count
+
+
 def error(params: Params[float] | Params[np.ndarray], n: Numbers, t: Numbers) -> Float[np.ndarray, "..."]:
     """A n^-alpha t^-beta + D, for n in billions; the constants, n and t broadcast against each other."""
     return np.asarray(params.A * n**-params.alpha * t**-params.beta + params.D)
+
+
+def gradient(
+    params: Params[float] | Params[np.ndarray], n: Numbers, t: Numbers
+) -> Float[np.ndarray, "... 4"]:
+    """Derivatives of `error` by (log A, alpha, beta, D)."""
+    power = np.asarray(params.A * n**-params.alpha * t**-params.beta)
+    return np.stack([power, -power * np.log(n), -power * np.log(t), np.ones_like(power)], axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +101,11 @@ class Law:
         """T for V visual tokens under this law's convention, float64, same shape as V."""
         v = np.asarray(visual_tokens, np.float64)
         return np.asarray(v + self.query_tokens) if self.tokens == "Q+V" else v
+
+    def reach(self, params_b: Axis, visual_tokens: Axis) -> Reach:
+        """Of a fit to these sizes and token counts, with this law's text tokens."""
+        t = self.total(np.asarray(visual_tokens))
+        return Reach((float(np.min(params_b)), float(np.max(params_b))), (float(t.min()), float(t.max())))
 
     def error(self, params_b: Numbers, visual_tokens: Numbers) -> Float[np.ndarray, "..."]:
         """Predicted error in 0..1; sizes in billions and V broadcast against each other."""

@@ -24,6 +24,8 @@ CHOICES = 1000
 """Pairs of LLM and visual tokens that a plan compares, each counted part by part."""
 PREDICTIONS = 20_000_000
 """Errors that a plan predicts, a choice by a refit each: of all choices by ten thousand refits, 160 MB twice."""
+WEIGHED = 16_000
+"""Noisy scores that a proposal weighs, of each candidate for each cell, draw and budget, in half a minute."""
 
 
 def refuse_axis(count: int, key: str) -> None:
@@ -72,4 +74,18 @@ def refuse_choices(choices: int, refits: int) -> None:
         raise UserError(
             f"{choices:,} choices by {refits:,} refits of the fit are {choices * refits:,} predictions, and a "
             f"plan makes at most {PREDICTIONS:,}; fit again with fewer --refits, or name fewer choices."
+        )
+
+
+def refuse_cells(cells: int, scores: int) -> None:
+    """Raises UserError for a proposal that would take minutes; each candidate gets `scores` noisy scores."""
+    if cells > CELLS:
+        raise UserError(
+            f"There are {cells:,} cells to choose from, and a proposal weighs at most {CELLS}; name fewer with --llms "
+            "and --visual-tokens."
+        )
+    if cells * scores > WEIGHED:
+        raise UserError(
+            f"{cells:,} candidates by {scores:,} noisy scores (--count, by --draws, by budgets) are "
+            f"{cells * scores:,}, and a proposal weighs at most {WEIGHED:,}; lower one of them."
         )

@@ -165,7 +165,7 @@ def make_plan(
             f"{amount(options.cost[cheapest], unit)}."
         )
     predicted = law.error(options.params_b, options.visual_tokens)
-    best = int(_choose(predicted, options.cost, affordable))
+    best = int(choose(predicted, options.cost, affordable))
     on_frontier = pareto_mask(options.cost, predicted, allowed)
     frontier = np.flatnonzero(on_frontier)
     frontier = frontier[np.argsort(options.cost[frontier])]
@@ -174,7 +174,7 @@ def make_plan(
     if samples is not None:
         drawn = sampled_errors(law, samples, options)
         error_interval = np.percentile(drawn, [2.5, 97.5], axis=0).T
-        chosen = _choose(drawn, options.cost, affordable)
+        chosen = choose(drawn, options.cost, affordable)
         share = np.bincount(chosen, minlength=len(predicted)) / len(drawn)
         regret_interval = np.percentile(drawn - drawn[:, [best]], [2.5, 97.5], axis=0).T
         least = np.where(affordable, drawn, np.inf).min(axis=1)
@@ -208,7 +208,7 @@ def make_plan(
 def choice_of(law: Law, options: Options, budget: float) -> int:
     """Index of what another law would choose for the same budget, which must buy something."""
     affordable = options.allowed & (options.cost <= budget * (1 + 1e-12))
-    return int(_choose(law.error(options.params_b, options.visual_tokens), options.cost, affordable))
+    return int(choose(law.error(options.params_b, options.visual_tokens), options.cost, affordable))
 
 
 def sampled_errors(
@@ -219,7 +219,7 @@ def sampled_errors(
     return error(columns, options.params_b[None], law.total(options.visual_tokens)[None])
 
 
-def _choose(
+def choose(
     errors: Float[np.ndarray, "*refits choices"],
     costs: Float[np.ndarray, " choices"],
     affordable: Bool[np.ndarray, " choices"],

@@ -13,7 +13,7 @@ from quecc_jax.errors import UserError
 from quecc_jax.paths import write_text
 from quecc_jax.records import Finite, NonNegative, json_value, sealed, unsealed
 from scaling.formatting import Record
-from scaling.law import PARAMETERS, Law, Params, Tokens
+from scaling.law import PARAMETERS, Law, Params, Reach, Tokens
 from scaling.scores import PUBLISHED, is_published, is_scores, published
 from scaling.table import ScoreTable, parse_scores
 
@@ -33,10 +33,14 @@ class SavedFit(NamedTuple):
     samples: Params[np.ndarray] | None
     params_b: Float[np.ndarray, " N"]
     visual_tokens: Float[np.ndarray, " V"]
+    reach: Reach
+    """What was fitted, with the fit's own text tokens; `with_text` leaves it as it is."""
     findings: tuple[str, ...] = ()
     table: ScoreTable | None = None
     other: Law | None = None
     """The law of the same scores under the other meaning of T."""
+    fixed: tuple[str, ...] = ()
+    """Constants that were held."""
 
     def with_text(self, tokens: float) -> "SavedFit":
         """The same laws for queries of so many text tokens."""
@@ -70,6 +74,7 @@ def load_fit(source: str, seed: int = 0) -> SavedFit:
             trust.samples,
             table.params_b,
             table.visual_tokens,
+            fit.law.reach(*table.observed_axes),
             tuple(trust.findings),
             table,
             fit_law(table, "Q+V", seed=seed).law,
@@ -116,6 +121,8 @@ class _Record(StoredLaw):
     rivals: dict[str, StoredLaw] = {}
     findings: list[str] = []
     score: list[list[Finite | None]] | None = None
+    stderr: list[list[Finite | None]] | None = None
+    fixed: list[str] = []
 
 
 def _from_record(told: object) -> SavedFit:
@@ -134,16 +141,17 @@ def _from_record(told: object) -> SavedFit:
     sizes, counts = np.asarray(record.params_b, np.float64), np.asarray(record.visual_tokens, np.float64)
     table = None
     if record.score is not None:
-        table = parse_scores(
-            {"params_b": record.params_b, "visual_tokens": record.visual_tokens, "score": record.score}
-        )
+        content = {"params_b": record.params_b, "visual_tokens": record.visual_tokens, "score": record.score}
+        table = parse_scores(content if record.stderr is None else content | {"stderr": record.stderr})
     return SavedFit(
         record.name,
         law,
         Params(*leaves) if leaves[0].size else None,
         sizes,
         counts,
+        law.reach(*(table.observed_axes if table is not None else (sizes, counts))),
         tuple(record.findings),
         table,
         other,
+        tuple(record.fixed),
     )

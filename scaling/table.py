@@ -67,6 +67,12 @@ class ScoreTable:
         """Fewest and most visual tokens in the table."""
         return float(self.visual_tokens[0]), float(self.visual_tokens[-1])
 
+    @property
+    def observed_axes(self) -> tuple[Float[np.ndarray, " sizes"], Float[np.ndarray, " counts"]]:
+        """Sizes and visual token counts that have a score."""
+        observed = np.isfinite(self.score)
+        return self.params_b[observed.any(axis=1)], self.visual_tokens[observed.any(axis=0)]
+
     def for_task(self, task: str) -> "ScoreTable":
         """The table of one task alone, checked like any other."""
         alone = dataclasses.replace(
@@ -266,8 +272,7 @@ def checked(table: ScoreTable) -> ScoreTable:
     observed = np.isfinite(table.score)
     if not observed.any():
         raise UserError("Every cell of 'score' is missing.")
-    sizes = table.params_b[observed.any(axis=1)]
-    counts = table.visual_tokens[observed.any(axis=0)]
+    sizes, counts = table.observed_axes
     if len(sizes) < 2:
         raise UserError(
             f"There are scores for one LLM size only ({sizes[0]:g}B); the law needs at least two sizes."

@@ -122,6 +122,8 @@ def run(options: Options) -> None:
     record = fit_report.fit_record(table, fit, trust) | diagnostics_record(seen)
     record |= {"params_b": table.params_b.tolist(), "visual_tokens": table.visual_tokens.tolist()}
     record["score"] = [[None if np.isnan(x) else x for x in row] for row in table.score.tolist()]
+    if table.stderr is not None:
+        record["stderr"] = [[None if np.isnan(x) else x for x in row] for row in table.stderr.tolist()]
     # What `plan` draws its intervals from; seven digits keep the file small.
     samples = zip(PARAMETERS, trust.samples or (), strict=False)
     record["samples"] = {name: [float(f"{x:.7g}") for x in leaf] for name, leaf in samples}

@@ -105,17 +105,17 @@ def run(options: Options) -> None:
     wanted = options.llms or [f"{n:.12g}" for n in fit.params_b]
     counts = options.visual_tokens or fit.visual_tokens.tolist()
     refuse_choices(len(wanted) * len(counts), 1 if fit.samples is None else len(fit.samples.A))
-    counts = _distinct(counts, "visual tokens")
+    counts = distinct(counts, "visual tokens")
     if options.compressor is not None:
         for count in counts:
             compressor_config(options.compressor, count)
     counted = options.cost == "counted"
     if counted:
-        llms = [find_llm(str(name)) for name in _distinct(wanted, "LLMs")]
+        llms = [find_llm(str(name)) for name in distinct(wanted, "LLMs")]
         choices = counted_options(llms, counts, lengths, setup)
     else:
         llms = []
-        choices = published_options(_distinct(_sizes(wanted), "LLMs"), counts, text)
+        choices = published_options(distinct(sizes_of(wanted), "LLMs"), counts, text)
     # One of the three is given, which the command line sees to.
     budget = options.flops or (options.ms or 0) / 1e3 or options.usd or 0
     plan = make_plan(fit.law, fit.samples, choices, budget, setup.kind)
@@ -141,7 +141,7 @@ def run(options: Options) -> None:
         ("One step away", plan_tables.neighbour_table(plan, asked)),
     ):
         if table is not None:
-            print(f"\n{title}\n{_columns([table[0], *table[1]])}")
+            print(f"\n{title}\n{columns([table[0], *table[1]])}")
     print(f"\n{plan_report.advice(plan, asked)}")
     for sentence in plan_report.sentences(plan, asked):
         print(f"note: {sentence}")
@@ -232,7 +232,7 @@ def _setup(options: Options) -> "Setup":
     return Setup(kind, machine, options.batch or 1, price, query, compressor, weights, measured)
 
 
-def _sizes(names: Sequence[str]) -> list[float]:
+def sizes_of(names: Sequence[str]) -> list[float]:
     from scaling.cost import find_llm
 
     def size(name: str) -> float:
@@ -247,13 +247,13 @@ def _sizes(names: Sequence[str]) -> list[float]:
     return [size(name) for name in names]
 
 
-def _distinct(values: Sequence[T], what: str) -> list[T]:
+def distinct(values: Sequence[T], what: str) -> list[T]:
     if len(set(values)) < len(values):
         raise UserError(f"The {what} to choose from name one twice: {', '.join(map(str, values))}.")
     return list(values)
 
 
-def _columns(rows: Sequence[Sequence[str]]) -> str:
+def columns(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

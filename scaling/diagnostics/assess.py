@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 
 from scaling.diagnostics.bootstrap import Resample, best_count, bootstrap, percentile_intervals
+from scaling.diagnostics.lack_of_fit import LackOfFit, lack_of_fit, lack_of_fit_text
 from scaling.fit import Fit
 from scaling.intervals import Interval, Profile, profiles
 from scaling.law import PARAMETERS, Params
@@ -89,6 +90,8 @@ class Uncertainty:
     samples: Params[np.ndarray] | None = None
     """The resampled constants, leaves [refits]."""
     bootstrap_ci: dict[str, Interval] | None = None
+    lack_of_fit: LackOfFit | None = None
+    """None where a score has no standard error, or no degree of freedom is left."""
 
 
 def assess(
@@ -115,4 +118,7 @@ def assess(
         ci, how = held | {name: curve.interval for name, curve in curves.items()}, "profile likelihood, 95 %"
     elif drawn is not None:
         ci, how = drawn, f"{resample} bootstrap, {count} refits, percentile, 95 %"
-    return Uncertainty(ci, best, how, curves, findings(fit, curves, ci), samples, drawn)
+    tested, said = lack_of_fit(table, fit), findings(fit, curves, ci)
+    if tested is not None and tested.rejected:
+        said.append(lack_of_fit_text(tested))
+    return Uncertainty(ci, best, how, curves, said, samples, drawn, tested)

@@ -7,6 +7,14 @@
     interaction  A N^-alpha T^-beta exp(c ln N ln T) + D
     text counts  A N^-alpha (Q + V)^-beta + D, Q given
     text weighs  A N^-alpha (q + V)^-beta + D, q fitted
+    varying      1 - S N^alpha (V (V + n0) / (1 + n0))^(beta / 2)
+
+The last is of Li, Zhou, Zhao and Zhao, JMLR 26(253), 2025: a score S(n) = c / n^alpha(n) of n visual tokens whose
+exponent varies, alpha(n) = (beta / 2) log_n((1 + n0) / (n + n0)) - beta / 2 (the authors' repository,
+tenghuilee/ScalingCapFusedVisionLM, blog_zh.md). Put in, the logarithm goes: c (n (n + n0) / (1 + n0))^(beta / 2), which
+rises as n^(beta / 2) far below the balance n0 and as n^beta far above. Their models have one size of LLM: the factor
+N^alpha is ours, as the product law has one. It is a law of scores, not of errors, has no D, and n is V whatever T
+counts.
 
 A criterion lower by 2 is weak evidence, by 10 strong.
 """
@@ -117,7 +125,9 @@ def _forms(fit: Fit) -> list[_Form]:
     ten = (-10.0, 10.0)
     box = {"A": (0.0, 10.0), "B": (0.0, 10.0), "alpha": (0.0, 5.0), "beta": (0.0, 5.0), "D": (0.0, 1.0)}
     box |= {"a": ten, "b": ten, "c": ten, "q": (0.0, 1e4)}
+    box |= {"S": (0.0, 10.0), "n0": (0.0, 1e4)}
     near = {**p._asdict(), "B": p.A / 2, "a": p.A + p.D, "b": p.A * p.alpha, "c": 0.0, "q": 1.0}
+    near |= {"S": 1 - p.A - p.D, "n0": 30.0}
 
     def form(name: str, formula: str, constants: str, predict: Form, **own: tuple[float, float]) -> _Form:
         bounds = {key: own.get(key, box[key]) for key in constants.split()}
@@ -136,6 +146,9 @@ def _forms(fit: Fit) -> list[_Form]:
     def interaction(c: np.ndarray, n: np.ndarray, v: np.ndarray) -> np.ndarray:
         return np.asarray(c[0] * np.exp(-c[1] * n - c[2] * log_t(v) + c[4] * n * log_t(v)) + c[3])
 
+    def varying(c: np.ndarray, n: np.ndarray, v: np.ndarray) -> np.ndarray:
+        return np.asarray(1 - c[0] * np.exp(c[1] * n) * (v * (v + c[3]) / (1 + c[3])) ** (c[2] / 2))
+
     whole = f"A / N^alpha / {t}^beta"
     forms = [
         form("product", f"{whole} + D", "A alpha beta D", lambda c, n, v: product(c, n, log_t(v))),
@@ -153,6 +166,7 @@ def _forms(fit: Fit) -> list[_Form]:
             "A alpha beta D q",
             lambda c, n, v: product(c, n, np.log(c[4] + v)),
         ),
+        form("varying", "1 - S N^alpha (V (V + n0) / (1 + n0))^(beta / 2)", "S alpha beta n0", varying),
     ]
     if fit.law.tokens == "V":
         formula = f"A / N^alpha / ({q:g} + V)^beta + D"

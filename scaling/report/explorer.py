@@ -18,7 +18,7 @@ from scaling.diagnostics.assess import Uncertainty
 from scaling.fit import Fit
 from scaling.formatting import Record
 from scaling.frontier import published_cost
-from scaling.law import Law, Params
+from scaling.law import Law, Params, Reach
 from scaling.report.plot import token_colours
 from scaling.report.prices import published_prices
 from scaling.report.tokens_map import TEXT_LENGTHS, figure_best_tokens, published_costs, tokens_map
@@ -45,11 +45,12 @@ def explorer_data(
     prices: Record,
     start: Start,
     table: ScoreTable | None = None,
+    reach: Reach | None = None,
 ) -> Record:
     """What `assets/model.js` computes with; plain JSON values.
 
-    `table` gives the measured cells among the choices. The bare question grows with the text where both
-    start at the same length.
+    `table` gives the measured cells among the choices, `reach` what the law was fitted on. The bare question
+    grows with the text where both start at the same length.
     """
     counts = [_number(v) for v in sorted(visual_tokens)]
     t = "Q + V" if law.tokens == "Q+V" else "V"
@@ -61,6 +62,7 @@ def explorer_data(
         "convention": f"T = {t}; {prices['cost_model']}",
         "counts": counts,
         "follows": start.question == start.text,
+        "reach": None if reach is None else reach._asdict(),
         "start": {name: _number(value) for name, value in start._asdict().items()},
         "measured": [] if table is None else _measured(table, prices["llms"], counts),
     }
@@ -125,6 +127,7 @@ def explorer_section(table: ScoreTable, fit: Fit, trust: Uncertainty) -> Section
         published_prices(table.params_b.tolist()),
         Start(budget, text),
         table,
+        fit.law.reach(*table.observed_axes),
     )
     intro = (
         "Move the sliders, switch sizes and token counts; the page computes anew what to buy. A click on the "

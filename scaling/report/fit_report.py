@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from quecc_jax.pages.numbers import flops_text, size_name
 from quecc_jax.pages.page import Section, bullets, figure_html, paragraph, table_html
 from scaling.diagnostics.assess import Uncertainty
+from scaling.diagnostics.lack_of_fit import LackOfFit, lack_of_fit_text
 from scaling.fit import Fit
 from scaling.formatting import Record
 from scaling.frontier import Choices, law_choices, pareto, published_cost, recommend
@@ -64,6 +65,7 @@ def fit_record(table: ScoreTable, fit: Fit, trust: Uncertainty) -> Record:
             "method": "variable projection" if fit.method == "starts" else "best in the grid's box",
             "sse": fit.cross_check.sse,
         },
+        "lack_of_fit": _lack_of_fit_record(trust.lack_of_fit),
         "optimal_visual_tokens": fit.law.optimal_visual_tokens(*table.count_range),
         "optimal_visual_tokens_ci": None if trust.best_count is None else list(trust.best_count),
         "findings": trust.findings,
@@ -72,6 +74,12 @@ def fit_record(table: ScoreTable, fit: Fit, trust: Uncertainty) -> Record:
             for choice in zip(*law_frontier(table, fit), strict=True)
         ],
     }
+
+
+def _lack_of_fit_record(found: LackOfFit | None) -> Record | None:
+    if found is None:
+        return None
+    return {**found._asdict(), "rejected": found.rejected, "widening": found.widening}
 
 
 def _profile_record(curve: Profile) -> Record:
@@ -143,7 +151,7 @@ def fit_sections(
         _shape_section(table, fit),
         *([_profile_section(fit, trust)] if trust.profiles else []),
         _scores_section(table, fit),
-        _checks_section(fit, others),
+        _checks_section(fit, trust, others),
     ]
 
 
@@ -282,7 +290,7 @@ def _scores_section(table: ScoreTable, fit: Fit) -> Section:
     return Section("Scores", fragments)
 
 
-def _checks_section(fit: Fit, others: Mapping[str, Fit] | None) -> Section:
+def _checks_section(fit: Fit, trust: Uncertainty, others: Mapping[str, Fit] | None) -> Section:
     said = [
         f"{fit.n_agreeing} of {fit.n_starts} starts reached this optimum"
         f" ({fit.iterations} steps from the best one)."
@@ -296,6 +304,8 @@ def _checks_section(fit: Fit, others: Mapping[str, Fit] | None) -> Section:
             else "Between its points, least squares"
         )
         said.append(f"{what} finds an objective of {fit.cross_check.sse:.4e}, against {fit.objective:.4e}.")
+    if trust.lack_of_fit is not None:
+        said.append(lack_of_fit_text(trust.lack_of_fit))
     if fit.bounds_hit:
         said.append(f"On a bound of the box: {', '.join(fit.bounds_hit)}.")
     fragments = [bullets(said)]

@@ -41,7 +41,7 @@ def files(plan: Plan, asked: Question, llms: Sequence[Llm]) -> dict[str, str | b
         prices = published_prices(sizes)
     found = tokens_map(law, sizes, counts, costs)
     start = Start(plan.budget, *asked.lengths)
-    data = explorer_data(law, asked.fit.samples, counts, prices, start, asked.fit.table)
+    data = explorer_data(law, asked.fit.samples, counts, prices, start, asked.fit.table, asked.fit.reach)
     at = asked.lengths.text, plan.budget
     caption = f"{asked.convention}; {asked.cost_model_of_all}."
     return {

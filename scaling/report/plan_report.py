@@ -1,6 +1,7 @@
 """A plan in words: its JSON record, and what page and terminal say beside their tables."""
 
 import dataclasses
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -97,6 +98,22 @@ def choice_name(plan: Plan, index: int) -> str:
     return f"{name}, V = {options.visual_tokens[index]:g}"
 
 
+def extrapolated(plan: Plan, asked: Question) -> list[tuple[str, ...]]:
+    """What of each choice lies outside of what the law was fitted on: `params_b`, `visual_tokens`, both or nothing."""
+    o, fit = plan.options, asked.fit
+    lacking = fit.reach.lacks(o.params_b, fit.law.total(o.visual_tokens))
+    names = "params_b", "visual_tokens"
+    return [tuple(itertools.compress(names, each)) for each in zip(*lacking, strict=True)]
+
+
+def marked(plan: Plan, asked: Question, k: int) -> tuple[str, str]:
+    """A choice's LLM and V for a table, with a word where they are extrapolated."""
+    o, outside = plan.options, extrapolated(plan, asked)[k]
+    told = {"params_b": o.llms[k], "visual_tokens": f"{o.visual_tokens[k]:g}"}
+    llm, count = (text + " (extrapolated)" * (name in outside) for name, text in told.items())
+    return llm, count
+
+
 def advice(plan: Plan, asked: Question) -> str:
     """The recommendation in two or three sentences."""
     k, kind = plan.best, asked.setup.kind
@@ -107,6 +124,8 @@ def advice(plan: Plan, asked: Question) -> str:
     if asked.as_measured and plan.options.cost_at_peaks is not None:
         said += f" as measured ({amount(plan.options.cost_at_peaks[k], kind)} at the chip's peaks)"
     said += "."
+    if extrapolated(plan, asked)[k]:
+        said += " It lies outside the grid that the law was fitted on: its error is extrapolated."
     if plan.share is None:
         return said + " The fit has no bootstrap samples, so there are no intervals."
     said += f" {100 * plan.share[k]:.0f} % of the bootstrap laws choose it"
@@ -141,18 +160,7 @@ def notes(plan: Plan, asked: Question) -> list[str]:
             f"With T = {meaning} the same scores recommend {'the same' if j == k else choice_name(plan, j)}; "
             "the scores do not say which T is right."
         )
-    low, high = float(fit.params_b[0]), float(fit.params_b[-1])
-    outside = sorted({float(n) for n in options.params_b if not low <= n <= high})
-    if outside:
-        said.append(
-            f"{', '.join(map(size_name, outside))} lies outside the sizes {size_name(low)} to "
-            f"{size_name(high)} that the law was fitted on: its error is extrapolated."
-        )
-    beyond = sorted(
-        {float(v) for v in options.visual_tokens if not fit.visual_tokens[0] <= v <= fit.visual_tokens[-1]}
-    )
-    if beyond:
-        said.append(f"V = {', '.join(f'{v:g}' for v in beyond)} lies outside the fitted token counts.")
+    said += _extrapolation_notes(plan, asked)
     said += measured_notes(plan, asked.lengths, asked.setup)
     if options.fits is not None and not options.fits.all():
         machine = asked.setup.machine
@@ -181,6 +189,29 @@ def notes(plan: Plan, asked: Question) -> list[str]:
         closed = "more tokens always win" if np.isinf(best) else f"V* = beta Q / (alpha - beta) = {best:.3g}"
         said.append(f"If N could take any value, the closed form would say: {closed}.")
     return said + [f"Of the fit: {sentence}" for sentence in fit.findings]
+
+
+def _extrapolation_notes(plan: Plan, asked: Question) -> list[str]:
+    """Which sizes and token counts of the choices the law was not fitted on."""
+    o, fit, outside = plan.options, asked.fit, extrapolated(plan, asked)
+    sizes = sorted({float(o.params_b[k]) for k, what in enumerate(outside) if "params_b" in what})
+    counts = sorted({float(o.visual_tokens[k]) for k, what in enumerate(outside) if "visual_tokens" in what})
+    (least, most), (few, many) = fit.reach
+    said = []
+    if sizes:
+        verb, whose = ("lies", "its error is") if len(sizes) == 1 else ("lie", "their errors are")
+        said.append(
+            f"{', '.join(map(size_name, sizes))} {verb} outside the sizes {size_name(least)} to {size_name(most)} "
+            f"that the law was fitted on: {whose} extrapolated."
+        )
+    if counts:
+        t = "" if fit.law.tokens == "V" else f" and Q = {fit.law.query_tokens:g}, together T,"
+        verb = "lies" if len(counts) == 1 else "lie"
+        said.append(
+            f"V = {', '.join(f'{v:g}' for v in counts)}{t} {verb} outside the {few:g} to {many:g} tokens that the "
+            "law was fitted on: errors there are extrapolated."
+        )
+    return said
 
 
 def sentences(plan: Plan, asked: Question) -> list[str]:
@@ -220,6 +251,9 @@ def plan_record(plan: Plan, asked: Question) -> Record:
         machine["efficiency"] = None
     reads = reads_question(setup.compressor)
     choices = [_choice_record(plan, k) | {"on_frontier": k in on_frontier} for k in range(len(options.cost))]
+    for choice, outside in zip(choices, extrapolated(plan, asked), strict=True):
+        # An entry of those alone that lie outside, so that a plan within the grid reads as it did in version 0.1.
+        choice.update({"extrapolated": list(outside)} if outside else {})
     optimum = None
     if not asked.counted and law.tokens == "V":
         v = law.optimal_visual_tokens(float(options.visual_tokens.min()), float(options.visual_tokens.max()))

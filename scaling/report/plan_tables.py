@@ -6,7 +6,7 @@ from quecc_jax.pages.numbers import flops_text
 from scaling.cost import encoder_costs
 from scaling.formatting import PER, amount, ends, percent
 from scaling.planner import Plan
-from scaling.report.plan_report import PART_NAMES, Question, encoder_name, training_of
+from scaling.report.plan_report import PART_NAMES, Question, encoder_name, marked, training_of
 
 Table = tuple[list[str], list[list[str]]]
 """Header and rows."""
@@ -102,8 +102,8 @@ def frontier_table(plan: Plan, asked: Question) -> Table:
     header = ["LLM", "V", f"cost {PER[kind]}{asked.as_measured}", "predicted error"]
     header += ["95 % interval", "on the bootstrap frontiers"] if plan.share is not None else []
     rows = []
-    for k in plan.frontier:
-        row = [o.llms[k], f"{o.visual_tokens[k]:g}", amount(o.cost[k], kind), percent(plan.error[k])]
+    for k in plan.frontier.tolist():
+        row = [*marked(plan, asked, k), amount(o.cost[k], kind), percent(plan.error[k])]
         if plan.frontier_share is not None and plan.error_interval is not None:
             row += [ends(*plan.error_interval[k]), f"{100 * plan.frontier_share[k]:.0f} %"]
         rows.append(row)
@@ -124,9 +124,10 @@ def neighbour_table(plan: Plan, asked: Question) -> Table:
     header += ["95 % interval", "chosen by"] if plan.share is not None else []
     rows = []
     for k in sorted([plan.best, *(n.option for n in plan.neighbours)]):
+        llm, count = marked(plan, asked, k)
         row = [
-            o.llms[k] + (" (recommended)" if k == plan.best else ""),
-            f"{o.visual_tokens[k]:g}",
+            llm + (" (recommended)" if k == plan.best else ""),
+            count,
             amount(o.cost[k], kind),
             f"{100 * o.cost[k] / plan.budget:.0f} %",
             percent(plan.error[k]),

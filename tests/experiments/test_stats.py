@@ -129,6 +129,16 @@ def test_table_has_sizes_ascending_and_holes(results):
     assert table.score[0, 3] == stats.scores(results["rows"], "reading")["S", 64].mean
 
 
+def test_a_law_is_held_against_the_cautious_errors(three_seeds):
+    """Seeds that happen to agree would reject every law."""
+    table, found = grid_law.score_table(three_seeds, "mosaic"), stats.scores(three_seeds["rows"], "mosaic")
+    names = {llm["params"] / 1e9: llm["name"] for llm in three_seeds["llms"]}
+    assert table.stderr is not None
+    cells = [found[names[n], int(v)] for n in table.params_b for v in table.visual_tokens]
+    assert table.stderr.ravel().tolist() == [cell.cautious for cell in cells]
+    assert any(cell.cautious > cell.stderr for cell in cells)
+
+
 def test_stored_fit_has_the_residuals_of_its_law(results):
     table = grid_law.score_table(results, "mosaic")
     fit = grid_law.stored_fit(results, "mosaic", table)

@@ -72,6 +72,9 @@ AREAS: dict[str, dict[str, tuple[str, ...]]] = {
         "scaling/frontier.py": ("tests/scaling/test_frontier.py",),
         "scaling/diagnostics/holdout.py": ("tests/scaling/test_diagnostics.py",),
         "scaling/diagnostics/rivals.py": ("tests/scaling/test_diagnostics.py",),
+        "scaling/diagnostics/joint.py": ("tests/scaling/test_joint.py",),
+        "scaling/diagnostics/lack_of_fit.py": ("tests/scaling/test_lack_of_fit.py",),
+        "scaling/design/worth.py": ("tests/scaling/test_next.py",),
     },
 }
 """Parts of the numerical core, each with an equal share of the sample: pytest's arguments by module."""

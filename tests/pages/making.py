@@ -49,14 +49,18 @@ def compressors(folder: Path) -> list[Path]:
 
 
 def law(folder: Path) -> list[Path]:
-    """A fit of the published table, and a plan by it with every column that a plan can have."""
+    """A fit of the published table, a plan by it with every column that a plan can have, a proposal and a joint fit."""
     fit, plan = str(folder / "fit"), str(folder / "plan")
     few = ["--refits", "40", "--starts", "8"]
     main(["fit", "--scores", "ocr", "--out", fit, *few])
     write_record(folder / "stages.json", efficiency_record(lambda *_: 0.9))
     machine = ["--chip", "h100", "--batch", "4", "--ms", "60", "--efficiency", str(folder / "stages.json")]
     main(["plan", "--fit", fit, "--out", plan, "--llms", "0.5", "1.8", "4", "7", *machine])
-    return [folder / "fit/fit.html", folder / "plan/plan.html"]
+    candidates = ["--flops", "3e12", "--llms", "0.5", "4", "14", "--count", "2"]
+    main(["next", "--fit", fit, "--out", str(folder / "next"), *candidates])
+    main(["joint", "--scores", "general=general", "ocr=ocr", "--out", str(folder / "joint")])
+    names = ("fit", "plan", "next", "joint")
+    return [folder / name / f"{name}.html" for name in names]
 
 
 def data(folder: Path) -> list[Path]:

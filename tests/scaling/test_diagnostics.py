@@ -131,6 +131,8 @@ def test_the_law_that_made_the_scores_wins():
     assert best_for(0.8 / n**0.2 / v**0.1).name == "no floor"
     assert best_for(0.7 / n**0.3 / (50 + v) ** 0.25 + 0.2).name == "text counts"
     assert best_for(0.6 / n**0.05 / v**0.08 * np.exp(-0.03 * np.log(n) * np.log(v))).name == "interaction"
+    for balance in (0.5, 20.0, 3000.0):
+        assert best_for(1 - 0.3 * n**0.1 * (v * (v + balance) / (1 + balance)) ** 0.06).name == "varying"
 
 
 def test_the_constants_are_those_of_the_formula():
@@ -141,6 +143,18 @@ def test_the_constants_are_those_of_the_formula():
     found = {rival.name: rival for rival in compare(table, fit_law(table))}["additive"]
     wanted = {"A": 0.2, "alpha": 0.9, "B": 0.3, "beta": 0.5, "D": 0.1}
     assert found.constants == pytest.approx(wanted, rel=1e-3)
+
+
+def test_the_varying_exponent_is_that_of_its_paper():
+    """c / n^alpha(n) with alpha(n) as it is written there, of one size of LLM."""
+    n, c, beta, balance = WIDE_COUNTS[1:].astype(float), 0.3, 0.12, 20.0
+    alpha = beta / 2 * np.log((1 + balance) / (n + balance)) / np.log(n) - beta / 2
+    score = np.stack([c / n**alpha, 1.1 * c / n**alpha])
+    table = parse_scores({"params_b": [1, 4], "visual_tokens": n, "score": score})
+    found = {rival.name: rival for rival in compare(table, fit_law(table))}["varying"]
+    wanted = {"S": c, "alpha": np.log(1.1) / np.log(4), "beta": beta, "n0": balance}
+    assert found.sse < 1e-12 and found.constants == pytest.approx(wanted, rel=1e-3)
+    assert found.formula == "1 - S N^alpha (V (V + n0) / (1 + n0))^(beta / 2)"
 
 
 def test_a_law_without_room_has_no_weight():

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quecc_jax.errors import UserError
-from scaling.law import Law, Params
+from scaling.law import Law, Params, error, gradient
 
 PUBLISHED = Law(Params(0.557, 0.077, 0.015, 0.0333), "V", 50)
 
@@ -79,3 +79,34 @@ def test_a_negative_coefficient_is_no_law():
     with pytest.raises(UserError, match=r"A must be at least 0, not -0.1"):
         Law(Params(-0.1, 0.1, 0.1, 0.5))
     assert Law(Params(0.0, 0.1, 0.1, 0.5)).error(7, 36) == 0.5
+
+
+def test_what_lies_outside_of_a_fit():
+    law = Law(PUBLISHED.params, "Q+V", 50)
+    reach = law.reach([0.5, 7], [1, 576])
+    assert reach == ((0.5, 7), (51, 626))
+    # A size that people write down is rounded.
+    sizes = np.array([0.4, 0.5 * (1 - 1e-12), 1, 7 * (1 + 1e-12), 14])
+    assert reach.lacks(sizes, 51)[0].tolist() == [True, False, False, False, True]
+    # With another Q the same V are other T.
+    longer = Law(law.params, "Q+V", 600)
+    assert reach.lacks(1, longer.total(np.array([1, 26, 27])))[1].tolist() == [False, False, True]
+    assert PUBLISHED.reach([0.5, 7], [1, 576]).tokens == (1, 576)
+
+
+@given(
+    A=st.floats(0.1, 1),
+    alpha=st.floats(0, 0.5),
+    beta=st.floats(0, 0.5),
+    D=st.floats(0, 0.3),
+    n=st.floats(0.1, 20),
+)
+def test_derivatives_are_those_of_small_steps(A, alpha, beta, D, n):
+    x, t = np.array([math.log(A), alpha, beta, D]), 36.0
+
+    def at(x):
+        return float(error(Params(math.exp(x[0]), *x[1:]), n, t))
+
+    steps = 1e-5 * np.eye(4)
+    expected = [(at(x + step) - at(x - step)) / 2e-5 for step in steps]
+    np.testing.assert_allclose(gradient(Params(A, alpha, beta, D), n, t), expected, rtol=1e-5, atol=1e-7)

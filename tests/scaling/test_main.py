@@ -186,8 +186,8 @@ def test_unwritable_folder_is_a_sentence(tmp_path, capsys):
         (["fit", "--scores", "--out", "x"], "--scores needs a file"),
         (["fit", "--scores", "general"], "--out must be given"),
         (["fti"], "fti is not a command; did you mean fit?"),
-        (["train"], "train is not a command; known: fit, plan"),
-        ([], "name a command: fit, plan"),
+        (["train"], "train is not a command; known: fit, plan, next, joint"),
+        ([], "name a command: fit, plan, next, joint"),
     ],
 )
 def test_mistakes_in_options_are_one_sentence_and_status_one(options, sentence, capsys):

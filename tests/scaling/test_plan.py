@@ -307,6 +307,25 @@ def test_the_page_recommends_what_python_recommends():
         assert shares == pytest.approx(ours)
 
 
+@pytest.mark.skipif(NODE is None, reason="node is not installed")
+@pytest.mark.parametrize("tokens", ["V", "Q+V"])
+def test_the_page_knows_what_is_extrapolated(tokens):
+    law = Law(LAW.params, tokens, 50)
+    reach = law.reach([0.5, 7], [4, 144])
+    data = explorer_data(law, None, COUNTS, published_prices([0.4, 0.5, 7, 14]), Start(1e12, 50), reach=reach)
+    asked = [[n, v, q] for n in (0.4, 0.5, 7, 14) for v in COUNTS for q in (0, 50, 100)]
+    ask = "const model = require(process.argv[1]); const [data, asked] = JSON.parse(process.argv[2]);"
+    ask += "console.log(JSON.stringify(asked.map((each) => model.extrapolates(data, ...each))));"
+    given = json.dumps([data, asked])
+    done = subprocess.run(
+        [str(NODE), "-e", ask, str(MODEL_JS), given], capture_output=True, text=True, check=True
+    )
+    expected = [
+        bool(np.any(reach.lacks(n, dataclasses.replace(law, query_tokens=q).total(v)))) for n, v, q in asked
+    ]
+    assert json.loads(done.stdout) == expected and set(expected) == {True, False}
+
+
 @settings(max_examples=50, deadline=None)
 @given(budget=st.floats(1e11, 1e14), more=st.floats(1, 10), text=st.integers(0, 500))
 def test_a_larger_budget_never_predicts_more_error(budget, more, text):

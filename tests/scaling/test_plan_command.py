@@ -57,6 +57,51 @@ def test_the_record_holds_the_whole_plan(plan_folder):
     assert any("14B lies outside" in note for note in plan["notes"])
 
 
+def test_what_the_law_was_not_fitted_on_is_marked(plan_folder):
+    plan = json.loads((plan_folder / "plan.json").read_text())
+    for choice in plan["choices"]:
+        assert choice.get("extrapolated") == (["params_b"] if choice["params_b"] == 14 else None)
+    listed = [*plan["frontier"], *plan["neighbours"]]
+    assert any("extrapolated" in choice for choice in listed)
+    assert all(("extrapolated" in choice) == (choice["params_b"] == 14) for choice in listed)
+    page = (plan_folder / "plan.html").read_text()
+    assert "qwen1.5-14b (extrapolated)" in page and "qwen1.5-7b (extrapolated)" not in page
+    assert "error is extrapolated" not in plan["advice"]
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_an_extrapolated_recommendation_says_so(fit_folder, tmp_path, capsys):
+    options = ["--cost", "published", "--llms", "7", "14", "--visual-tokens", "1", "1024", "--flops", "1e14"]
+    assert main(["plan", "--fit", str(fit_folder), "--out", str(tmp_path), *options]) == 0
+    plan, said = json.loads((tmp_path / "plan.json").read_text()), capsys.readouterr().out
+    assert plan["recommendation"]["extrapolated"] == ["params_b", "visual_tokens"]
+    assert [c.get("extrapolated") for c in plan["choices"]][:2] == [None, ["visual_tokens"]]
+    sentence = "It lies outside the grid that the law was fitted on: its error is extrapolated."
+    assert (
+        sentence in plan["advice"] and sentence in said and sentence in (tmp_path / "plan.html").read_text()
+    )
+    assert "14B (extrapolated) (recommended)" in said and "1024 (extrapolated)" in said
+    assert "V = 1024 lies outside the 1 to 576 tokens" in said
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_another_text_is_another_t(fit_folder, tmp_path, capsys):
+    """Where T counts the text too, a longer one leaves what was fitted, whatever V; and a size without a score was
+    not fitted on."""
+    record = json.loads((fit_folder / "fit.json").read_text()) | {"tokens_convention": "Q+V"}
+    record["score"][-1] = [None] * 7
+    del record["crc32"]
+    path = tmp_path / "fit.json"
+    path.write_text(json.dumps(record))
+    options = ["plan", "--fit", str(path), "--out", str(tmp_path), "--cost", "published", "--flops", "1e14"]
+    for text, expected in ((50, None), (1000, ["visual_tokens"])):
+        assert main([*options, "--query-tokens", str(text)]) == 0
+        for choice in json.loads((tmp_path / "plan.json").read_text())["choices"]:
+            own = ["params_b"] if choice["params_b"] == 7 else []
+            assert choice.get("extrapolated", []) == own + (expected or [])
+    assert "576 and Q = 1000, together T, lie outside the 51 to 626 tokens" in capsys.readouterr().out
+
+
 def test_the_page_stands_alone(plan_folder):
     page = (plan_folder / "plan.html").read_text()
     parser = _Balance()

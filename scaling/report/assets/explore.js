@@ -252,7 +252,7 @@
         style: `fill: var(--n${each.i})`,
         transform: `translate(${x(each.cost).toFixed(1)} ${y(each.error).toFixed(1)})` }, svg);
       marked(mark, each.cost,
-        () => `${name(each)}: error ${percent(each.error)} by the law, cost ${amount(each.cost)}`);
+        () => `${name(each)}: error ${percent(each.error)} by the law${far(each) ? ", extrapolated" : ""}, cost ${amount(each.cost)}`);
     }
     marks.sort((a, b) => a.cost - b.cost);
     let at = -1;
@@ -330,11 +330,14 @@
       "efficiencies are those of the nearest measured.";
   }
 
+  const far = (each) => model.extrapolates(data, each.n, each.v, state.text);
+
   function sentence(chosen, votes) {
     if (!chosen) return `${amount(state.budget)} ${data.per} buys no choice.`;
     let text = `${amount(state.budget)} ${data.per} buys ${name(chosen)}: predicted error ${percent(chosen.error)}`;
     if (votes) text += ` (95 % interval ${percent(votes.interval[0])} to ${percent(votes.interval[1])})`;
     text += `, for ${amount(chosen.cost)}${atPeaks(chosen)}.${unmeasured(chosen)}`;
+    if (far(chosen)) text += " It lies outside the grid that the law was fitted on: its error is extrapolated.";
     if (votes) {
       const list = votes.shares.slice(0, 3).map(([each, share]) => `${name(each)} (${Math.round(100 * share)} %)`);
       text += ` Chosen by the bootstrap laws: ${list.join("; ")}.`;

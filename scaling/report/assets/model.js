@@ -9,6 +9,13 @@ const model = (() => {
     return params[0] * Math.pow(n, -params[1]) * Math.pow(t, -params[2]) + params[3];
   }
 
+  // Whether such a size or such a T lies outside of what the law was fitted on; rounding aside.
+  function extrapolates(data, n, v, text) {
+    if (!data.reach) return false;
+    const lacks = (x, [low, high]) => x < low * (1 - 1e-9) || x > high * (1 + 1e-9);
+    return lacks(n, data.reach.params_b) || lacks(data.tokens === "V" ? v : text + v, data.reach.tokens);
+  }
+
   // What share of its peaks an engine was measured to reach in one part, for a prompt of that length: straight in the
   // logarithms of both between the measured lengths, the nearest outside of them. 1 where none was measured.
   function reached(data, part, length) {
@@ -111,7 +118,7 @@ const model = (() => {
     return { shares, interval: [at(0.025), at(0.975)] };
   }
 
-  return { lawError, work, queryCost, fits, choices, frontier, best, votes };
+  return { lawError, extrapolates, work, queryCost, fits, choices, frontier, best, votes };
 })();
 
 if (typeof module !== "undefined") module.exports = model;
