@@ -16,7 +16,7 @@ from quecc_jax.config.shapes import at_visual_tokens
 from quecc_jax.data.sources.pool import read_pool
 from quecc_jax.data.text.conversation import lay_out
 from quecc_jax.data.text.tokenizer import load_tokenizer
-from quecc_jax.data.text.turns import asking
+from quecc_jax.data.text.turns import asking, read_row
 from quecc_jax.errors import UserError
 from quecc_jax.evaluate import benchmarks
 from quecc_jax.evaluate.answers import Answer, answer_rows
@@ -25,6 +25,7 @@ from quecc_jax.experiments.grid import Benchmarks, Cell, Grid, Test
 from quecc_jax.experiments.results import CellResult, Curve, Row, Sample
 from quecc_jax.experiments.worker import Report
 from quecc_jax.flops import answer_flops, decoder_params
+from quecc_jax.generate.questions import Query
 from quecc_jax.generate.stand_ins import with_dtype
 from quecc_jax.groups import group_of
 from quecc_jax.load import load_vlm
@@ -115,7 +116,15 @@ def ask(run: RunConfig, model: ModelConfig, test: Test) -> tuple[DataConfig, lis
     )[1]
     asked = with_dtype(dataclasses.replace(run, model=model, data=data), test.weights)
     longest, size = test.max_new_tokens, test.batch_size
-    return data, answer_rows(asked, params, max_new_tokens=longest, batch_size=size, group=group)
+    return data, answer_rows(
+        asked,
+        params,
+        max_new_tokens=longest,
+        batch_size=size,
+        group=group,
+        turns=test.turns,
+        query=test.query,
+    )
 
 
 def _scored(test: Test, answers: list[Answer], model: ModelConfig, data: DataConfig) -> Iterator[Row]:
@@ -123,6 +132,7 @@ def _scored(test: Test, answers: list[Answer], model: ModelConfig, data: DataCon
     groups: dict[tuple[str, str], list[Answer]] = {}
     for answer in answers:
         task, _, kind = answer.row["kind"].partition("/") if not test.task else (test.task, "", "")
+        kind += "-later" * (answer.turn > 1)
         groups.setdefault((task, kind), []).append(answer)
     for (task, kind), group in groups.items():
         right = sum(map(is_exact, group))
@@ -133,7 +143,7 @@ def _scored(test: Test, answers: list[Answer], model: ModelConfig, data: DataCon
             "n": len(group),
             "score": right / len(group),
             "stderr": standard_error(right / len(group), len(group)),
-            "flops": question_flops(model, data, group) if test.count_flops else None,
+            "flops": question_flops(model, data, group, test.query) if test.count_flops else None,
             "cut_questions": sum(answer.question_cut for answer in group),
         }
 
@@ -147,15 +157,21 @@ def _keep(grid: Grid, cell: Cell, visual_tokens: int, test: Test, answers: list[
         "max_new_tokens": test.max_new_tokens,
         "visual_tokens": visual_tokens,
         "weights": test.weights,
+        "turns": test.turns,
+        "query": test.query,
     }
     write_scored(Path(grid.out, "answers", name), answers, about)
 
 
-def question_flops(model: ModelConfig, data: DataConfig, answers: list[Answer]) -> float:
-    """Mean FLOPs of these answers to questions about one image, tower included."""
+def question_flops(
+    model: ModelConfig, data: DataConfig, answers: list[Answer], query: Query = "own"
+) -> float:
+    """Mean FLOPs of these answers to questions about one image, tower and what was said before included."""
     tokenizer, total = load_tokenizer(data.tokenizer), 0.0
     for a in answers:
-        asked = lay_out(asking(a.question, 1), tokenizer, data, model.visual_tokens)
+        said = read_row(a.row).turns[: 2 * a.turn - 2]
+        conversation = asking(a.question, 1, said, latest=query == "latest")
+        asked = lay_out(conversation, tokenizer, data, model.visual_tokens)
         text, reply = len(asked.codes) - model.visual_tokens, tokenizer.encode(a.truth)
         parts = answer_flops(model, question=len(asked.queries), prompt=text, answer=len(reply) + 1)
         total += sum(parts.values())

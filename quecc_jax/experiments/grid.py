@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from quecc_jax.config import CompressorConfig, RunConfig, SourceConfig
 from quecc_jax.config.compressors import exchanged
-from quecc_jax.config.io import to_dict
 from quecc_jax.config.weights import Weights
 from quecc_jax.errors import UserError
 from quecc_jax.experiments.testbed.settings import Testbed
@@ -31,6 +30,11 @@ class Test:
     """Read the tower's features instead of images."""
     count_flops: bool = False
     """Count the FLOPs of every answer, to a question about one image."""
+    turns: Literal["first", "all"] = "first"
+    """Questions of a row that are asked, as of `launch.evaluate`; later ones are a kind of their own, as
+    "mosaic/cell-later"."""
+    query: Literal["own", "latest"] = "own"
+    """Whose words condition the compressor in later turns, as of `launch.evaluate`."""
     weights: Weights = "run"
     """How the model is kept and computes, as of `launch.evaluate`."""
 
@@ -187,10 +191,41 @@ def tiled(compressor: CompressorConfig, grid: int, visual_tokens: int) -> Compre
     return exchanged(compressor, kernel=grid // side, stride=grid // side)
 
 
+LATER = {
+    *(
+        f"Testbed.{name}"
+        for name in (
+            "tasks",
+            "shrunk",
+            "text_tokens",
+            "query_tokens",
+            "answer_tokens",
+            "document_tokens",
+            "turns",
+        )
+    ),
+    *(f"Test.{name}" for name in ("turns", "query")),
+}
+"""Settings that were not there when the first grids were started."""
+
+
 def digests(grid: Grid) -> dict[str, str]:
     """A checksum of each job's settings and of what all share, wherever the grid lies."""
     here = at(grid, "")
     shared = dataclasses.replace(here, cells=(), steps=())
     # What a job is expected to cost changes no result.
     parts = {"": shared, **{job.name: dataclasses.replace(job, cost=1.0) for job in jobs(here)}}
-    return {name: hashlib.sha256(json.dumps(to_dict(x)).encode()).hexdigest() for name, x in parts.items()}
+    return {name: hashlib.sha256(json.dumps(_settings(x)).encode()).hexdigest() for name, x in parts.items()}
+
+
+def _settings(value: Any) -> Any:
+    """A value as JSON holds it, without LATER settings that are as they were before them, so that what was started then
+    goes on."""
+    if isinstance(value, tuple):
+        return [_settings(one) for one in value]
+    if not dataclasses.is_dataclass(value):
+        return value
+    own = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    plain = {f.name for f in dataclasses.fields(value) if own[f.name] == f.default}
+    kind = type(value).__name__
+    return {k: _settings(v) for k, v in own.items() if f"{kind}.{k}" not in LATER or k not in plain}

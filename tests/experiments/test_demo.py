@@ -3,12 +3,14 @@
 import dataclasses
 import json
 import os
+import zlib
 
 import numpy as np
 import pytest
 
 import configs.demo
 import configs.study
+import configs.study_compressors
 from quecc_jax.commands import grid_law
 from quecc_jax.commands.cli import execute
 from quecc_jax.commands.demo import run_and_report
@@ -81,6 +83,19 @@ def test_a_grid_moves_with_all_its_paths():
     moved = at(grid, "elsewhere/y")
     assert moved == size_grid(SMALL, "elsewhere/y", "x") and at(moved, "runs/x") == grid
     assert digests(moved) == digests(grid)
+
+
+@pytest.mark.parametrize(
+    ("made", "wanted"),
+    [
+        (configs.demo.grid, 539867777),
+        (configs.demo.quick, 2489196661),
+        (configs.study.grid, 1318628888),
+        (configs.study_compressors.grid, 3293111148),
+    ],
+)
+def test_grids_that_were_started_before_the_harder_tasks_go_on(made, wanted):
+    assert zlib.crc32(json.dumps(digests(made())).encode()) == wanted
 
 
 def test_of_two_demos_in_one_directory_the_second_says_so_at_once(tmp_path):
