@@ -15,6 +15,7 @@ from quecc_jax.models.compressors.prumerge_config import PruMergeConfig
 from quecc_jax.models.compressors.prumerge_plus_config import PruMergePlusConfig
 from quecc_jax.models.compressors.quecc_config import QueccConfig
 from quecc_jax.models.compressors.quecc_plus_config import QueccPlusConfig
+from quecc_jax.models.compressors.random_config import RandomConfig
 from quecc_jax.models.compressors.resampler_config import ResamplerConfig
 from quecc_jax.models.compressors.tokenpacker_config import TokenPackerConfig
 
@@ -29,6 +30,7 @@ REGISTRY: dict[type[CompressorConfig], str] = {
     AveragePoolConfig: f"{_HERE}.avgpool",
     ConvolutionConfig: f"{_HERE}.conv",
     ResamplerConfig: f"{_HERE}.resampler",
+    RandomConfig: f"{_HERE}.random",
     PruMergeConfig: f"{_HERE}.prumerge",
     PruMergePlusConfig: f"{_HERE}.prumerge_plus",
     LlavaMiniConfig: f"{_HERE}.llava_mini",

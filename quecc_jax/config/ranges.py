@@ -63,6 +63,7 @@ RANGES = {
     "model.compressor.fusion_layers": COUNT,
     "model.compressor.memory": COUNT,
     "model.compressor.rounds": SIZE,
+    "model.compressor.seed": COUNT,
     "model.query.layer": COUNT,
     "model.query.text.vocab_size": SIZE,
     "model.query.text.positions": SIZE,

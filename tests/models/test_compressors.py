@@ -21,6 +21,7 @@ from quecc_jax.generate.decode import on_mesh
 from quecc_jax.models import compressors
 from quecc_jax.models.compressors.base import RegionAttention
 from quecc_jax.models.compressors.build import make_compressor
+from quecc_jax.models.compressors.random_config import RandomConfig
 from quecc_jax.models.projector import Projector
 from quecc_jax.models.towers.vit import split_features
 from quecc_jax.models.vlm import VLM, Visual
@@ -192,6 +193,27 @@ def test_average_pooling_before_and_after_the_projector():
     expected = np.stack([s.mean(0) for s in squares(project(params, x))])
     np.testing.assert_allclose(after, expected, rtol=1e-3, atol=1e-3)
     assert np.abs(after - before).max() > 0.1
+
+
+def test_a_random_choice_passes_its_patches_on():
+    chosen = RandomConfig(tokens=3, seed=5)
+    ours, x, params = parts(dataclasses.replace(MODEL, compressor=chosen))
+    kept = chosen.kept(GRID)
+    np.testing.assert_allclose(ours, project(params, x[list(kept)]), rtol=1e-3, atol=1e-3)
+
+
+def test_a_random_choice_is_the_same_everywhere_and_grows():
+    def kept(tokens: int, seed: int = 0) -> tuple[int, ...]:
+        return RandomConfig(tokens=tokens, seed=seed).kept(8)
+
+    assert kept(4) == (6, 38, 44, 61)
+    for tokens in (1, 4, 16, 64):
+        assert len(set(kept(tokens))) == tokens and list(kept(tokens)) == sorted(kept(tokens))
+        assert set(kept(tokens)) <= set(kept(min(64, 4 * tokens)))
+    assert kept(64) == tuple(range(64))
+    # Every patch is as likely as any other.
+    counts = np.bincount([patch for seed in range(400) for patch in kept(8, seed)], minlength=64)
+    assert abs(counts - 50).max() < 4 * 50**0.5
 
 
 def test_a_convolution_alone():

@@ -47,7 +47,7 @@ class CompressorConfig(abc.ABC):
     and makes, and what it costs. `config.compressors` lists them by name."""
 
     name: str = ""
-    """Which compressor: quecc, quecc_plus, tokenpacker, m3, mqt, avgpool, conv, resampler, prumerge,
+    """Which compressor: quecc, quecc_plus, tokenpacker, m3, mqt, avgpool, conv, resampler, random, prumerge,
     prumerge_plus, llava_mini or none (all features of the select layer, as in LLaVA-1.5). Each has settings of
     its own; those that two have in common are kept when one is exchanged for the other."""
 
