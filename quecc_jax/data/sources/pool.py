@@ -2,7 +2,7 @@
 
     rows.jsonl    LLaVA-format rows; "image" counts images, "kind" names the question type
     images.npy    uint8 [images, height, width, 3]
-    cells.npy     int8 [images, m, m, 3] what the cells of an image contain, see `cells`
+    cells.npy     int8 [images, m, m, 3] what the cells of an image contain, see `cells`; of emoji int16, with 4
     sources.npy   int32 [images, m, m] which published image each cell is
     meta.json     how the pool was made
     checksums.json  of all of these

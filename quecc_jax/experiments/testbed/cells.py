@@ -3,6 +3,7 @@
 A testbed image is an m x m grid of images that others drew. `cells` is an integer array
 [..., m, m, 3] of shape, colour and digit numbers: 0 means that there is none, UNKNOWN that the
 published questions do not tell. Shape k is SHAPES[k - 1], colour k COLORS[k - 1], digit k is k - 1.
+Images of emoji have a fourth number, of the picture in their `names`: k is names[k - 1].
 """
 
 import dataclasses
@@ -28,9 +29,11 @@ class Drawn:
     sources: np.ndarray
     """int32 [P, m, m] index into `tiles` of each cell, as the source's publisher counts."""
     cells: np.ndarray
-    """int8 [P, m, m, 3] labels, see the module."""
+    """int8 [P, m, m, 3] labels, see the module; of emoji int16 [P, m, m, 4]."""
     rows: list[dict[str, Any]]
     """LLaVA-format rows; "image" counts images 0..P-1, "kind" names the question type."""
+    names: tuple[str, ...] = ()
+    """Of the fourth label."""
 
 
 class Asked(NamedTuple):
@@ -81,15 +84,17 @@ def draw_grids(
     return Drawn(tiles, sources, cells, rows)
 
 
-def named(cell: Iterable[int]) -> str:
-    """What one cell shows: a digit, or a colour and a shape."""
-    shape, color, digit = map(int, cell)
+def named(cell: Iterable[int], names: Sequence[str] = ()) -> str:
+    """What one cell shows: a digit, a colour and a shape, or one of `names`."""
+    shape, color, digit, *picture = map(int, cell)
+    if any(picture):
+        return names[picture[0] - 1]
     return str(digit - 1) if digit else f"{COLORS[color - 1]} {SHAPES[shape - 1]}"
 
 
 def label_grid(cells: np.ndarray, grid: int) -> np.ndarray:
-    """Shape, colour and digit of the cell under the centre of each patch: [..., m, m, 3] to
-    [..., grid, grid, 3]."""
+    """Labels of the cell under the centre of each patch: [..., m, m, labels] to
+    [..., grid, grid, labels]."""
     m = cells.shape[-2]
     cell = ((np.arange(grid) + 0.5) * m / grid).astype(int)
     return cells[..., cell[:, None], cell, :]

@@ -7,9 +7,9 @@ Everything comes from the training split.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -58,38 +58,47 @@ def write_corpus(
     return _write(rows, directory, "train")
 
 
+class _Asked(NamedTuple):
+    """A turn of a row, as text about it has it."""
+
+    question: str
+    answer: str
+    topic: str
+    places: list[list[int]] | None
+    """Cells that tell the answer, where the row says so."""
+
+
 def write_questions(pool: Pool, directory: str | Path) -> Pool:
     """Writes a pool's questions and answers without their images, kinds and ids kept.
 
     Trained on, they show what can be answered without looking.
     """
-    rows = [_text_row(row["id"], row["kind"], *_question_answer(row)) for row in pool.rows]
+    rows = [_text_row(row["id"], row["kind"], *_turns(row)) for row in pool.rows]
     return _write(rows, directory, pool.meta["split"])
 
 
 def _documents(pool: Pool, end: str, rng: np.random.Generator) -> Iterator[str]:
     if pool.meta["split"] != "train":
         raise UserError(f"{pool.directory} is a test split; take training text from a training pool")
-    about: dict[int, list[tuple[str, str]]] = {}
+    about: dict[int, list[_Asked]] = {}
     for row in pool.rows:
-        about.setdefault(row["image"], []).append(_question_answer(row))
-    for image, pairs in about.items():
-        for start in range(0, len(pairs), QUESTIONS):
-            chosen = pairs[start : start + QUESTIONS]
-            told = statements(pool, image, [q for q, _ in chosen], rng) if rng.random() < TOLD else ""
+        about.setdefault(row["image"], []).extend(_asked(row, len(pool.cells[row["image"]])))
+    for image, every in about.items():
+        for start in range(0, len(every), QUESTIONS):
+            chosen = every[start : start + QUESTIONS]
+            told = _told(pool, image, chosen, rng) if rng.random() < TOLD else ""
             told = f"{told} " if told else ""
             if rng.random() < 0.5:
-                turns = (f"{q} ASSISTANT: {a}{end}" for q, a in chosen)
+                turns = (f"{one.question} ASSISTANT: {one.answer}{end}" for one in chosen)
                 yield f"USER: {told}" + "USER: ".join(turns)
             else:
-                m = len(pool.cells[image])
-                yield told + " ".join(f"{q} {topic(q, m)}: {a}" for q, a in chosen) + end
+                yield told + " ".join(f"{one.question} {one.topic}: {one.answer}" for one in chosen) + end
 
 
 def asked_cell(question: str) -> tuple[int, int] | None:
-    """Row and column, from 0, of the cell that a question names, if it names one."""
-    found = re.search(r"row (\d+), column (\d+)", question)
-    return (int(found[1]) - 1, int(found[2]) - 1) if found else None
+    """Row and column, from 0, of the cell that a question names, if it names one; of several the last."""
+    found = re.findall(r"row (\d+), column (\d+)", question)
+    return (int(found[-1][0]) - 1, int(found[-1][1]) - 1) if found else None
 
 
 def topic(question: str, m: int) -> str:
@@ -127,18 +136,50 @@ def statements(pool: Pool, image: int, questions: Sequence[str], rng: np.random.
         asked.add((int(rng.integers(m)), int(rng.integers(m))))
     if rows:
         rows.add(int(rng.integers(m)))
-    told = [f"row {r + 1}, column {c + 1}: {named(cells[r, c])}." for r, c in sorted(asked)]
-    told += [f"row {r + 1}: {' '.join(map(named, cells[r]))}." for r in sorted(rows)]
+    return _sentences(pool, image, asked, rows, rng)
+
+
+def _told(pool: Pool, image: int, asked: Sequence[_Asked], rng: np.random.Generator) -> str:
+    """`statements`, of the cells that rows name as those that tell the answers; whole rows as such."""
+    known = [one.places for one in asked if one.places is not None]
+    if len(known) < len(asked):
+        return statements(pool, image, [one.question for one in asked], rng)
+    m, cells, rows = len(pool.cells[image]), set[tuple[int, int]](), set[int]()
+    for places in known:
+        if len(places) == m > 1 and len({row for row, _ in places}) == 1:
+            rows.add(places[0][0])
+        else:
+            cells |= {(row, column) for row, column in places}
+    cells.add((int(rng.integers(m)), int(rng.integers(m))))
+    return _sentences(pool, image, cells, rows, rng)
+
+
+def _sentences(
+    pool: Pool, image: int, cells: Iterable[tuple[int, int]], rows: Iterable[int], rng: np.random.Generator
+) -> str:
+    """What cells and rows of an image show, in random order."""
+    labels, names = np.asarray(pool.cells[image]), pool.meta.get("names", ())
+    told = [f"row {r + 1}, column {c + 1}: {named(labels[r, c], names)}." for r, c in sorted(cells)]
+    told += [f"row {r + 1}: {' '.join(named(cell, names) for cell in labels[r])}." for r in sorted(rows)]
     return " ".join(told[i] for i in rng.permutation(len(told)))
 
 
-def _question_answer(row: dict[str, Any]) -> tuple[str, str]:
-    human, gpt = row["conversations"][:2]
-    return human["value"].replace("<image>", "").strip(), gpt["value"]
+def _turns(row: dict[str, Any]) -> list[str]:
+    """What human and assistant say in turn, without placeholders."""
+    return [turn["value"].replace("<image>", "").strip() for turn in row["conversations"]]
 
 
-def _text_row(identity: str, kind: str, human: str, gpt: str) -> dict[str, Any]:
-    turns = [{"from": "human", "value": human}, {"from": "gpt", "value": gpt}]
+def _asked(row: dict[str, Any], m: int) -> list[_Asked]:
+    """The turns of a row about an image of m x m cells."""
+    said = _turns(row)
+    turns = list(zip(said[::2], said[1::2], strict=True))
+    topics = row.get("topics") or [topic(question, m) for question, _ in turns]
+    places = row.get("places") or [None] * len(turns)
+    return [_Asked(*turn, *about) for turn, *about in zip(turns, topics, places, strict=True)]
+
+
+def _text_row(identity: str, kind: str, *said: str) -> dict[str, Any]:
+    turns = [{"from": "gpt" if n % 2 else "human", "value": text} for n, text in enumerate(said)]
     return {"id": identity, "kind": kind, "conversations": turns}
 
 

@@ -1,7 +1,9 @@
 """Grids on the testbed: decoders x visual tokens x seeds, and compressors side by side."""
 
 import dataclasses
+import math
 from collections.abc import Iterable
+from itertools import product
 from typing import Literal
 
 from quecc_jax.config import (
@@ -10,21 +12,20 @@ from quecc_jax.config import (
     DataConfig,
     DecoderConfig,
     ModelConfig,
+    NoneConfig,
     OptimizerConfig,
     QueccConfig,
     RunConfig,
     SourceConfig,
     TrainConfig,
+    VisionConfig,
 )
 from quecc_jax.config.compressors import exchanged
 from quecc_jax.experiments.grid import Cell, Grid, Step, Test, tiled
 from quecc_jax.experiments.testbed.seeds import seed_spreads
-from quecc_jax.experiments.testbed.settings import DEFAULT, TASKS, Split, Testbed
+from quecc_jax.experiments.testbed.settings import DEFAULT, SPLITS, Split, Testbed
+from quecc_jax.models.compressors.random_config import RandomConfig
 
-TEXT_TOKENS = 20
-"""Longest question with its answer and template, in word tokens; visual slots come on top."""
-DOCUMENT_TOKENS = 96
-"""Length of a row of joined documents, in word tokens."""
 SAMPLES = 8
 """Test questions per task whose answers are kept for the report."""
 QUECC = QueccConfig()
@@ -85,6 +86,16 @@ def compressor(recipe: Recipe, visual_tokens: int, base: CompressorConfig = QUEC
     return tiled(base, recipe.testbed.vision.grid, visual_tokens)
 
 
+def shrunk(vision: VisionConfig, visual_tokens: int) -> VisionConfig:
+    """The same tower for images that were shrunk to V patches, its learned positions interpolated."""
+    return dataclasses.replace(
+        vision,
+        image_size=math.isqrt(visual_tokens) * vision.patch_size,
+        position_grid=vision.grid,
+        antialias_positions=True,
+    )
+
+
 def model(recipe: Recipe, decoder: Decoder, compressor: CompressorConfig, vocab_size: int = 0) -> ModelConfig:
     """The tower, a compressor and a decoder."""
     return ModelConfig(
@@ -96,46 +107,47 @@ def model(recipe: Recipe, decoder: Decoder, compressor: CompressorConfig, vocab_
     )
 
 
-def _sources(out: str, split: Split, ending: str = "") -> tuple[SourceConfig, ...]:
+def _sources(out: str, split: Split, testbed: Testbed, ending: str = "") -> tuple[SourceConfig, ...]:
     said = "train" if ending else split
     return tuple(
-        SourceConfig("pool", f"{out}/data/{task}-{split}{ending}", split=said, weight=1.0) for task in TASKS
+        SourceConfig("pool", f"{out}/data/{task}-{split}{ending}", split=said, weight=1.0)
+        for task in testbed.tasks
     )
 
 
-def image_data(out: str, split: Split, visual_tokens: int) -> DataConfig:
-    """Questions about images, the three tasks in equal shares, read from cached features."""
+def image_data(out: str, split: Split, visual_tokens: int, testbed: Testbed = DEFAULT) -> DataConfig:
+    """Questions about images, the tasks in equal shares, read from cached features."""
     return DataConfig(
-        sources=_sources(out, split),
+        sources=_sources(out, split, testbed),
         tokenizer=f"{out}/data/tokenizer",
         template="short",
-        max_length=TEXT_TOKENS + visual_tokens,
-        query_length=13,
+        max_length=testbed.text_tokens + visual_tokens,
+        query_length=testbed.query_tokens,
         cached_features=True,
     )
 
 
-def blind_data(out: str, split: Split) -> DataConfig:
+def blind_data(out: str, split: Split, testbed: Testbed = DEFAULT) -> DataConfig:
     """The questions without their images, for the question-only baseline."""
-    seeing = image_data(out, split, 0)
+    seeing = image_data(out, split, 0, testbed)
     return dataclasses.replace(
         seeing,
-        sources=_sources(out, split, "-blind"),
+        sources=_sources(out, split, testbed, "-blind"),
         query_length=1,
         cached_features=False,
         images_per_row=0,
     )
 
 
-def corpus_data(out: str) -> DataConfig:
+def corpus_data(out: str, testbed: Testbed = DEFAULT) -> DataConfig:
     """Documents for language-model training."""
     source = SourceConfig("pool", f"{out}/data/corpus")
     return dataclasses.replace(
-        blind_data(out, "train"),
+        blind_data(out, "train", testbed),
         sources=(source,),
         template="plain",
         labels="all",
-        max_length=DOCUMENT_TOKENS,
+        max_length=testbed.document_tokens,
     )
 
 
@@ -178,25 +190,28 @@ def preparation(recipe: Recipe, out: str) -> tuple[list[Step], list[Cell]]:
         Step("data", f"{_STEPS}:make_data", cost=15, part="data"),
         Step("tower", f"{_STEPS}:make_tower", ("data",), seeing, "tower"),
     ]
+    if testbed.shrunk:
+        steps.append(Step("shrunk", f"{_STEPS}:make_shrunk", ("tower",), 5.0 * len(testbed.shrunk), "tower"))
     cells = []
     for d in () if testbed.start else recipe.decoders:
         text, source = model(recipe, d, compressor(recipe, 1)), testbed.language(out, d.name)
         count, rate = recipe.language_steps, recipe.language_rate
-        run = training(recipe, source, text, corpus_data(out), 0, count, rate, 0)
-        cost = 15 + training_seconds(recipe, count, DOCUMENT_TOKENS, d)
+        run = training(recipe, source, text, corpus_data(out, testbed), 0, count, rate, 0)
+        cost = 15 + training_seconds(recipe, count, testbed.document_tokens, d)
         cells.append(Cell(_language(d), (run,), part="language models", needs=("data",), cost=cost))
     # The largest decoder is the baseline.
     d = recipe.decoders[-1]
     text, source = model(recipe, d, compressor(recipe, 1)), testbed.language(out, d.name)
     folder, count, rate = f"{out}/baseline/{d.name}", recipe.stage2_steps, recipe.stage2_rate
+    read, asked = (blind_data(out, split, testbed) for split in SPLITS)
     baseline = Cell(
         "baseline",
-        (training(recipe, folder, text, blind_data(out, "train"), 0, count, rate, 0, source),),
-        (Test(blind_data(out, "test").sources, max_new_tokens=5, batch_size=200),),
+        (training(recipe, folder, text, read, 0, count, rate, 0, source),),
+        (Test(asked.sources, max_new_tokens=testbed.answer_tokens, batch_size=200, turns=testbed.turns),),
         llm=d.name,
         part="question-only baseline",
         needs=("data",) if testbed.start else (_language(d),),
-        cost=20 + training_seconds(recipe, count, TEXT_TOKENS, d),
+        cost=20 + training_seconds(recipe, count, testbed.text_tokens, d),
     )
     return steps, [*cells, baseline]
 
@@ -207,12 +222,25 @@ def _language(decoder: Decoder) -> str:
 
 
 def image_cell(
-    recipe: Recipe, out: str, name: str, decoder: Decoder, compressor: CompressorConfig, seed: int
+    recipe: Recipe,
+    out: str,
+    name: str,
+    decoder: Decoder,
+    compressor: CompressorConfig,
+    seed: int,
+    shrunk_to: int = 0,
 ) -> Cell:
-    """Both stages of one model from its language model and the tower, then the test questions."""
-    made = model(recipe, decoder, compressor)
-    data, runs = image_data(out, "train", made.visual_tokens), []
-    testbed = recipe.testbed
+    """Both stages of one model from its language model and the tower, then the test questions.
+
+    Args:
+      shrunk_to: V of the shrunk images (`shrunk`) that it sees in place of the whole ones; 0 for these.
+    """
+    made, ending = model(recipe, decoder, compressor), ""
+    if shrunk_to:
+        made, ending = dataclasses.replace(made, vision=shrunk(made.vision, shrunk_to)), f"-shrunk{shrunk_to}"
+    testbed, runs = recipe.testbed, []
+    read, asked = (_sources(out, split, testbed, ending) for split in SPLITS)
+    data = dataclasses.replace(image_data(out, "train", made.visual_tokens, testbed), sources=read)
     source = testbed.language(out, decoder.name)
     stages: tuple[tuple[Literal[1, 2], int, float], ...] = (
         (1, recipe.stage1_steps, recipe.stage1_rate),
@@ -222,8 +250,15 @@ def image_cell(
         run = f"{out}/cells/{name}/stage{stage}"
         runs.append(training(recipe, run, made, data, stage, steps, rate, seed, source, testbed.tower(out)))
         source = run
-    steps, asked = recipe.stage1_steps + recipe.stage2_steps, _sources(out, "test")
-    test = Test(asked, max_new_tokens=5, batch_size=200, cached_features=True, count_flops=True)
+    steps, longest = recipe.stage1_steps + recipe.stage2_steps, testbed.answer_tokens
+    test = Test(
+        asked,
+        max_new_tokens=longest,
+        batch_size=200,
+        cached_features=True,
+        count_flops=True,
+        turns=testbed.turns,
+    )
     return Cell(
         name,
         tuple(runs),
@@ -231,7 +266,7 @@ def image_cell(
         llm=decoder.name,
         compressor="QueCC",
         seed_spreads=seed_spreads(decoder.name),
-        needs=("tower",) if testbed.start else ("tower", _language(decoder)),
+        needs=("shrunk" if shrunk_to else "tower", *(() if testbed.start else (_language(decoder),))),
         cost=35 + training_seconds(recipe, steps, data.max_length, decoder),
     )
 
@@ -280,10 +315,26 @@ def compressor_cells(
     for config in settings:
         v = config.num_tokens(recipe.testbed.vision.grid)
         for seed in recipe.seeds:
-            cell = image_cell(recipe, out, f"{part}-{tag}-v{v}-s{seed}", recipe.decoders[0], config, seed)
+            # A choice of patches is part of what seeds differ in.
+            own = exchanged(config, seed=seed) if isinstance(config, RandomConfig) else config
+            cell = image_cell(recipe, out, f"{part}-{tag}-v{v}-s{seed}", recipe.decoders[0], own, seed)
             tested = counts if elastic else ()
             cell = dataclasses.replace(cell, compressor=label, part=part, visual_tokens=tested, keep=False)
             made.append(cell)
+    return made
+
+
+def downsample_cells(recipe: Recipe, out: str) -> list[Cell]:
+    """Models of the first decoder that see a shrunk image, for each seed and V of the testbed's `shrunk`.
+
+    No compressor: the image is made smaller until it has V patches, and the decoder gets all of them (VTC-Bench,
+    arXiv 2510.07143). The frozen tower was trained on whole images alone.
+    """
+    made = []
+    for v, seed in product(recipe.testbed.shrunk, recipe.seeds):
+        name = f"comparison-downsample-v{v}-s{seed}"
+        cell = image_cell(recipe, out, name, recipe.decoders[0], NoneConfig(), seed, shrunk_to=v)
+        made.append(dataclasses.replace(cell, compressor="downsample", part="comparison", keep=False))
     return made
 
 

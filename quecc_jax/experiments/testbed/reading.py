@@ -47,7 +47,7 @@ def draw(
         Asked("reading/row", m, about_row, _about_row),
         Asked("reading/cell", m * m, questions_per_image - about_row, _about_cell),
     )
-    usable, tiles = digit_split(split, published.target), _tiles(published.images, image_size // m)
+    usable, tiles = digit_split(split, published.target), digit_tiles(published.images, image_size // m)
     return draw_grids(tiles, labels, usable, num_images, m, asked, rng)
 
 
@@ -60,7 +60,7 @@ def _about_cell(cells: np.ndarray, way: int) -> tuple[str, str]:
     return f"which digit is in row {row + 1}, column {column + 1}?", named(cells[row, column])
 
 
-def _tiles(images: np.ndarray, size: int) -> np.ndarray:
+def digit_tiles(images: np.ndarray, size: int) -> np.ndarray:
     """Grey levels 0..16 [N, 8, 8] to bright ink on black, bicubic, with a margin of an eighth of the
     cell on each side so that neighbours do not touch: uint8 [N, size, size, 3]."""
     levels = np.round(images * (255 / 16)).astype(np.uint8)

@@ -5,9 +5,33 @@ from typing import Literal
 
 from quecc_jax.config import VisionConfig
 
-Task = Literal["single", "mosaic", "reading"]
+Task = Literal[
+    "single",
+    "mosaic",
+    "reading",
+    "shapes3",
+    "shapes4",
+    "digits3",
+    "digits4",
+    "digits5",
+    "emoji2",
+    "emoji3",
+    "emoji4",
+]
+"""A set of images and of questions about them. The number at the end of the harder ones is m, so that a task has one
+fineness: the side of a cell is that of the image divided by m."""
 Split = Literal["train", "test"]
 TASKS: tuple[Task, ...] = ("single", "mosaic", "reading")
+HARDER: tuple[Task, ...] = (
+    "shapes3",
+    "shapes4",
+    "digits3",
+    "digits4",
+    "digits5",
+    "emoji2",
+    "emoji3",
+    "emoji4",
+)
 SPLITS: tuple[Split, ...] = ("train", "test")
 
 
@@ -17,6 +41,8 @@ class Testbed:
 
     __test__ = False
 
+    tasks: tuple[Task, ...] = TASKS
+    """In equal shares."""
     images: int = 4000
     """Training images per task."""
     test_images: int = 150
@@ -46,6 +72,18 @@ class Testbed:
     tower_steps: int = 1800
     tower_batch: int = 24
     tower_rate: float = 2e-3
+    shrunk: tuple[int, ...] = ()
+    """Values V, square numbers below that of the patches: pools are made once more, of images shrunk to V patches."""
+    text_tokens: int = 20
+    """Longest conversation with its template, in word tokens; visual slots come on top."""
+    query_tokens: int = 13
+    """Longest question."""
+    answer_tokens: int = 5
+    """Longest answer, with its end."""
+    document_tokens: int = 96
+    """Length of a row of joined documents."""
+    turns: Literal["first", "all"] = "first"
+    """Questions of a test row that are asked; `all` in conversations of the harder tasks."""
 
     def tower(self, out: str) -> str:
         """Run directory of the tower, of a grid in `out`."""
@@ -54,6 +92,12 @@ class Testbed:
     def language(self, out: str, decoder: str) -> str:
         """Run directory of a decoder's language model, of a grid in `out`."""
         return f"{self.start or out}/language/{decoder}"
+
+    def side_of(self, task: Task) -> int:
+        """Cells m along a side of a task's images."""
+        if task == "single":
+            return 1
+        return int(task[-1]) if task[-1].isdigit() else self.side
 
 
 DEFAULT = Testbed()

@@ -23,11 +23,11 @@ from quecc_jax.evaluate.attention import attention_maps
 from quecc_jax.experiments.cell import with_vocabulary
 from quecc_jax.experiments.grid import Grid, Step
 from quecc_jax.experiments.results import AttentionRecord, CostRecord, DataRecord, TowerRecord
-from quecc_jax.experiments.testbed.build import build_pool
+from quecc_jax.experiments.testbed.build import build_pool, shrink_pool
 from quecc_jax.experiments.testbed.cells import label_grid
 from quecc_jax.experiments.testbed.corpus import asked_cell, write_corpus, write_questions
-from quecc_jax.experiments.testbed.grids import blind_data, image_data
-from quecc_jax.experiments.testbed.settings import SPLITS, TASKS, Testbed
+from quecc_jax.experiments.testbed.grids import blind_data, image_data, shrunk
+from quecc_jax.experiments.testbed.settings import SPLITS, Testbed
 from quecc_jax.experiments.testbed.tower import feature_fn, train_tower
 from quecc_jax.experiments.worker import Report
 from quecc_jax.fingerprint import tower_fingerprint
@@ -58,23 +58,24 @@ def make_data(grid: Grid, _step: Step, report: Report) -> DataRecord:
     """
     testbed, data = _testbed(grid), Path(grid.out, "data")
     pools, blind = list[Pool](), list[Pool]()
-    for number, (split, task) in enumerate(product(SPLITS, TASKS)):
-        report(number, 8, f"{task} images, {split}")
+    total = len(SPLITS) * len(testbed.tasks) + 2
+    for number, (split, task) in enumerate(product(SPLITS, testbed.tasks)):
+        report(number, total, f"{task} images, {split}")
         count = testbed.test_images if split == "test" else testbed.images
         size, folder, each = testbed.vision.image_size, data / f"{task}-{split}", testbed.questions
         pools.append(
             build_pool(task, split, folder, size, count, each, testbed.side, testbed.seed, testbed.negations)
         )
         blind.append(write_questions(pools[-1], data / f"{task}-{split}-blind"))
-    report(6, 8, "text")
+    report(total - 2, total, "text")
     if testbed.start:
         copy_tokenizer(f"{testbed.tower(grid.out)}/tokenizer", data / "tokenizer")
     else:
-        corpus = write_corpus(pools[: len(TASKS)], data / "corpus", testbed.documents, SPECIALS[2])
+        corpus = write_corpus(pools[: len(testbed.tasks)], data / "corpus", testbed.documents, SPECIALS[2])
         texts = [row["conversations"][1]["value"].replace(SPECIALS[2], " ") for row in corpus.rows]
         train_word_tokenizer([*texts, template_text()], data / "tokenizer")
-    tokenizer, settings = load_tokenizer(str(data / "tokenizer")), blind_data(grid.out, "test")
-    asked = [row["conversations"][0]["value"] for pool in blind[len(TASKS) :] for row in pool.rows]
+    tokenizer, settings = load_tokenizer(str(data / "tokenizer")), blind_data(grid.out, "test", testbed)
+    asked = [row["conversations"][0]["value"] for pool in blind[len(testbed.tasks) :] for row in pool.rows]
     length = float(np.mean([len(lay_out(asking(q, 0), tokenizer, settings, 0).codes) for q in asked]))
     return {"vocabulary": len(tokenizer), "prompt_tokens": round(length, 1), "side": testbed.side}
 
@@ -86,7 +87,9 @@ def make_tower(grid: Grid, _step: Step, report: Report) -> TowerRecord:
       UserError: the tower to start from is not there, or another.
     """
     testbed = _testbed(grid)
-    train, test = ([read_pool(f"{grid.out}/data/{task}-{split}") for task in TASKS] for split in SPLITS)
+    train, test = (
+        [read_pool(f"{grid.out}/data/{task}-{split}") for task in testbed.tasks] for split in SPLITS
+    )
     num_images = sum(len(pool.images) for pool in (*train, *test))
     # One trained image costs three forward passes.
     step_cost = 3 * testbed.tower_batch
@@ -121,8 +124,24 @@ def make_tower(grid: Grid, _step: Step, report: Report) -> TowerRecord:
     return record
 
 
+def make_shrunk(grid: Grid, _step: Step, report: Report) -> None:
+    """Every pool once more with images that are shrunk to V patches, for each V of the testbed's `shrunk`, and what the
+    frozen tower makes of them."""
+    testbed = _testbed(grid)
+    params = load_params(testbed.tower(grid.out), ["vision"])[1]["vision"]
+    every = list(product(testbed.shrunk, SPLITS, testbed.tasks))
+    for number, (v, split, task) in enumerate(every):
+        report(number, len(every), f"{task} images, {split}, shrunk to {v} patches")
+        vision, pool = shrunk(testbed.vision, v), read_pool(f"{grid.out}/data/{task}-{split}")
+        small = shrink_pool(pool, f"{pool.directory}-shrunk{v}", vision.image_size)
+        fingerprint = tower_fingerprint(params, vision, DataConfig())
+        write_features(small, feature_fn(vision, params), 128, fingerprint)
+
+
 def _given_tower(grid: Grid, model: ModelConfig) -> Params:
-    data = dataclasses.replace(image_data(grid.out, "train", model.visual_tokens), cached_features=False)
+    data = dataclasses.replace(
+        image_data(grid.out, "train", model.visual_tokens, _testbed(grid)), cached_features=False
+    )
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
     spec = batch_spec(model, data, 1)
     abstract = abstract_params(RunConfig(out=grid.out, model=model, data=data), mesh, spec)
@@ -133,19 +152,24 @@ def _given_tower(grid: Grid, model: ModelConfig) -> Params:
 def measure_attention(grid: Grid, step: Step, report: Report) -> list[AttentionRecord]:
     """Share of the attention that falls on the cell a question names, for the models that the step needs.
 
-    The average over heads and questions of each kind; 1 / m^2 is what looking everywhere alike gives.
+    The average over heads and questions, of each kind, that name one cell; looking everywhere alike gives 1 / m^2.
     """
-    m, chosen = _testbed(grid).side, [cell for cell in grid.cells if cell.name in step.needs]
-    cell_of_patch = label_grid(np.arange(m * m).reshape(m, m, 1), _testbed(grid).vision.grid)[..., 0]
+    testbed, chosen = _testbed(grid), [cell for cell in grid.cells if cell.name in step.needs]
+    cell_of_patch = {}
+    for task in testbed.tasks:
+        m = testbed.side_of(task)
+        cell_of_patch[task] = m, label_grid(np.arange(m * m).reshape(m, m, 1), testbed.vision.grid)[..., 0]
     found: list[AttentionRecord] = []
     for number, cell in enumerate(chosen):
         report(number, len(chosen), cell.name)
         config, params = load_params(cell.runs[-1].out)
         shares: dict[str, list[float]] = {}
-        data = image_data(grid.out, "test", config.model.visual_tokens)
+        data = image_data(grid.out, "test", config.model.visual_tokens, testbed)
         for row, weights in attention_maps(dataclasses.replace(config, data=data), params):
-            if position := asked_cell(row["conversations"][0]["value"]):
-                inside = cell_of_patch == position[0] * m + position[1]
+            position = asked_cell(row["conversations"][0]["value"])
+            if position and len(row.get("places", [[position]])[0]) == 1:
+                m, cells = cell_of_patch[row["kind"].split("/")[0]]
+                inside = cells == position[0] * m + position[1]
                 shares.setdefault(row["kind"], []).append(float(weights[0, 0][:, inside].sum(-1).mean()))
         kinds = {kind: [float(np.mean(x)), len(x)] for kind, x in shares.items()}
         found.append({"llm": cell.llm, "seed": cell.seed, "query": cell.query, "kinds": kinds})
@@ -168,7 +192,7 @@ def time_compressors(grid: Grid, _step: Step, report: Report) -> list[CostRecord
     calls: list[Callable[[], object]] = []
     for (label, _), model in models.items():
         report(len(calls), 2 * len(models), f"compiling {label}")
-        calls.append(_timed(model, grid.out))
+        calls.append(_timed(model, grid))
     spent = np.zeros((len(calls), ROUNDS))
     for turn in range(ROUNDS):
         report(ROUNDS + turn, 2 * ROUNDS, "timing")
@@ -184,16 +208,17 @@ def time_compressors(grid: Grid, _step: Step, report: Report) -> list[CostRecord
             "params": compressor_cost(model).params,
             "flops": compressor_cost(model).flops,
             "projector_flops": projector_flops(model),
-            "query_flops": query_flops(model, image_data(grid.out, "test", v).query_length),
+            "query_flops": query_flops(model, _testbed(grid).query_tokens),
             "milliseconds": taken,
         }
         for ((label, v), model), taken in zip(models.items(), milliseconds, strict=True)
     ]
 
 
-def _timed(model: ModelConfig, out: str) -> Callable[[], object]:
+def _timed(model: ModelConfig, grid: Grid) -> Callable[[], object]:
     """A call that waits for the visual tokens of IMAGES images, compiled already."""
-    spec = batch_spec(model, image_data(out, "test", model.visual_tokens), IMAGES, cached=True)
+    data = image_data(grid.out, "test", model.visual_tokens, _testbed(grid))
+    spec = batch_spec(model, data, IMAGES, cached=True)
     rng = np.random.default_rng(0)
 
     def fill(x: jax.ShapeDtypeStruct) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Training a small vision tower from scratch, since no package ships CLIP weights.
 
-Objective: for every cell of an image, predict the shape, the colour and the digit in it from the
-mean of its patches' last hidden states, and for every patch its own row and column (softmax
-cross-entropy, five linear heads), on training images only. CLIP's captions name positions; without
+Objective: for every cell of an image, predict the shape, the colour and the digit in it (and, where
+there are emoji, which) from the mean of its patches' last hidden states, and for every patch its own row and column
+(softmax cross-entropy, a linear head each), on training images only. CLIP's captions name positions; without
 the two heads for them a tower forgets where a patch stands, and no compressor could look up a cell.
 No question takes part, so the tower cannot favour a compressor that knows it.
 """
@@ -27,7 +27,7 @@ from quecc_jax.generate.decode import Params
 from quecc_jax.models.layers import LayerNorm, linear
 from quecc_jax.models.towers.vit import VisionTower, split_features
 
-NAMES = ("shape", "color", "digit")
+NAMES = ("shape", "color", "digit", "emoji")
 State = tuple[Params, optax.OptState]
 
 
@@ -35,13 +35,16 @@ class DenseHeads(nn.Module):
     """A tower with one linear classifier per label, row and column, on its last hidden state."""
 
     config: VisionConfig
+    classes: tuple[int, ...] = CLASSES
+    """Numbers that each label takes."""
 
     @nn.compact
     def __call__(self, pixels: jax.Array) -> tuple[jax.Array, ...]:
-        """Logits [B, n, classes] for shape, colour, digit, row, column, from pixels [B, H, W, 3]."""
+        """Logits [B, n, classes] for each label, row and column, from pixels [B, H, W, 3]."""
         last = VisionTower(self.config, name="tower")(pixels)[:, :, -1]
         last = LayerNorm(self.config.norm_eps, name="norm")(last)
-        heads = zip((*NAMES, "row", "column"), (*CLASSES, self.config.grid, self.config.grid), strict=True)
+        names = (*NAMES[: len(self.classes)], "row", "column")
+        heads = zip(names, (*self.classes, self.config.grid, self.config.grid), strict=True)
         return tuple(linear(count, ("embed", None), name=name)(last) for name, count in heads)
 
 
@@ -64,8 +67,8 @@ def train_tower(
       on_log: called every `log_every` steps with the step and the mean loss in nats since the last call.
 
     Returns:
-      Parameters of VisionTower, and how it went: the share of test cells whose shape, colour or digit is
-      right, over cells that have one; and the loss as `on_log` was told it.
+      Parameters of VisionTower, and how it went: the share of test cells whose shape, colour, digit or emoji
+      is right, over cells that have one; and the loss as `on_log` was told it.
 
     Raises:
       UserError: a pool to train on is a test split.
@@ -74,7 +77,8 @@ def train_tower(
         if pool.meta["split"] != "train":
             raise UserError(f"{pool.directory} is a test split; the tower trains on training pools only")
     config = dataclasses.replace(config, keep_attention=False, keep_cls=False)
-    model = DenseHeads(config)
+    model = DenseHeads(config, label_classes(train))
+    count = len(model.classes)
     rng = np.random.default_rng(0)
     rate = optax.warmup_cosine_decay_schedule(0.0, learning_rate, max(1, steps // 20), steps)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=0.01))
@@ -106,7 +110,7 @@ def train_tower(
     for number in range(1, steps + 1):
         picks = [rng.integers(len(pool.images), size=share) for pool in train]
         pixels = [_pixels(pool, pick, config) for pool, pick in zip(train, picks, strict=True)]
-        labels = [_labels(pool, pick) for pool, pick in zip(train, picks, strict=True)]
+        labels = [_labels(pool, pick, count) for pool, pick in zip(train, picks, strict=True)]
         state, loss = step(state, pixels, labels)
         recent.append(loss)
         if number % log_every == 0 or number == steps:
@@ -117,6 +121,12 @@ def train_tower(
     some = np.concatenate([_pixels(pool, np.arange(min(64, len(pool.images))), config) for pool in train])
     tower = unit_scale(config, state[0]["tower"], some)
     return tower, {"accuracy": _accuracy(model, state[0], test, config), "loss": history}
+
+
+def label_classes(pools: Sequence[Pool]) -> tuple[int, ...]:
+    """Numbers that each label of these pools takes; the emoji of all pools are the same."""
+    names = next((pool.meta["names"] for pool in pools if "names" in pool.meta), ())
+    return (*CLASSES, len(names) + 1) if names else CLASSES
 
 
 def unit_scale(config: VisionConfig, params: Params, pixels: np.ndarray) -> Params:
@@ -154,7 +164,7 @@ def _cell_means(pool: Pool, config: VisionConfig) -> np.ndarray:
 
 
 def _loss(logits: Sequence[jax.Array], mean: np.ndarray, labels: jax.Array) -> jax.Array:
-    """Mean cross-entropy per cell, summed over the three labels; unknown labels carry none.
+    """Mean cross-entropy per cell, summed over the labels; unknown labels carry none.
 
     A linear head on averaged features is the average of its patch logits [b, n, classes].
     """
@@ -182,25 +192,29 @@ def _position_loss(row: jax.Array, column: jax.Array, grid: int) -> jax.Array:
 def _accuracy(
     model: DenseHeads, params: Params, pools: Sequence[Pool], config: VisionConfig
 ) -> dict[str, float]:
-    right, seen = np.zeros(3), np.zeros(3)
+    count = len(model.classes)
+    right, seen = np.zeros(count), np.zeros(count)
     run = jax.jit(lambda pixels: model.apply({"params": params}, pixels))
     for pool in pools:
         mean = _cell_means(pool, config)
         num_images = min(256, len(pool.images))
         for start in range(0, num_images, 64):
             pick = np.arange(start, min(start + 64, num_images))
-            labels = _labels(pool, pick)
-            for label, logits in enumerate(run(_pixels(pool, pick, config))[: len(NAMES)]):
+            labels = _labels(pool, pick, count)
+            for label, logits in enumerate(run(_pixels(pool, pick, config))[:count]):
                 guess = np.argmax(np.einsum("cn,bnk->bck", mean, logits), axis=-1)
                 present = labels[..., label] > 0
                 right[label] += np.sum((guess == labels[..., label]) & present)
                 seen[label] += np.sum(present)
-    return {name: float(r / s) for name, r, s in zip(NAMES, right, seen, strict=True) if s}
+    return {name: float(r / s) for name, r, s in zip(NAMES[:count], right, seen, strict=True) if s}
 
 
 def _pixels(pool: Pool, pick: np.ndarray, config: VisionConfig) -> np.ndarray:
     return normalise(pool.images[pick], config.pixels)
 
 
-def _labels(pool: Pool, pick: np.ndarray) -> np.ndarray:
-    return np.asarray(pool.cells[pick]).reshape(len(pick), -1, 3)
+def _labels(pool: Pool, pick: np.ndarray, count: int) -> np.ndarray:
+    """Labels of the cells of some images, [b, m^2, count]; those that the pool does not have are 0, nothing."""
+    cells = np.asarray(pool.cells[pick])
+    cells = cells.reshape(len(pick), -1, cells.shape[-1])
+    return np.pad(cells, ((0, 0), (0, 0), (0, count - cells.shape[-1])))

@@ -1,6 +1,7 @@
 """The demo tasks against their sources: every answer is worked out again from what was published."""
 
 import re
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from quecc_jax.data.sources.easy_vqa import COLORS, SHAPES
 from quecc_jax.experiments.testbed import reading
 from quecc_jax.experiments.testbed.build import build_pool
 from quecc_jax.experiments.testbed.cells import UNKNOWN, label_grid
-from quecc_jax.experiments.testbed.corpus import statements
+from quecc_jax.experiments.testbed.corpus import statements, write_questions
 from quecc_jax.experiments.testbed.single import shape_and_color
 
 SPLITS: tuple[easy_vqa.Split, ...] = ("train", "test")
@@ -193,3 +194,31 @@ def test_label_grid_repeats_the_cell_under_each_patch(pools):
     # A grid of 4 over 3 cells: patch centres at 1/8, 3/8, 5/8, 7/8 fall into cells 0, 1, 1, 2.
     assert np.array_equal(label_grid(cells, 4)[:, :, 0], cells[:, [0, 1, 1, 2], 0])
     assert label_grid(np.zeros((1, 1, 3), np.int8) + 2, 6).shape == (6, 6, 3)
+
+
+PUBLISHED = {
+    "single-train": {"images": 2212886278, "cells": 889791446, "sources": 2744276846, "rows": 3709796519},
+    "single-test": {"images": 2067917773, "cells": 3554514546, "sources": 4007187172, "rows": 4239573134},
+    "mosaic-train": {"images": 3500453371, "cells": 3635085433, "sources": 117074088, "rows": 4486267},
+    "mosaic-test": {"images": 3847679943, "cells": 2166426834, "sources": 1685695950, "rows": 3758984745},
+    "reading-train": {"images": 1077361584, "cells": 4279738807, "sources": 3949464019, "rows": 108037447},
+    "reading-test": {"images": 645293949, "cells": 2361617961, "sources": 790880654, "rows": 3158805689},
+    "text": 2684481923,
+    "blind": 4121897196,
+}
+"""CRC-32 of the arrays and rows of `pools`, their corpus, and one without images, as of before the harder tasks."""
+
+
+def checksums(pool) -> dict[str, int]:
+    """CRC-32 of each array's bytes and of the rows."""
+    found = {name: zlib.crc32(getattr(pool, name).tobytes()) for name in ("images", "cells", "sources")}
+    return found | {"rows": zlib.crc32((pool.directory / "rows.jsonl").read_bytes())}
+
+
+def test_pools_and_texts_are_those_of_the_published_numbers(pools, text_pool, tmp_path):
+    """The examples, the study and the demo were made of these, to the byte; a seed means the same for ever."""
+    for (task, split), pool in pools.items():
+        assert checksums(pool) == PUBLISHED[f"{task}-{split}"], (task, split)
+    assert zlib.crc32((text_pool.directory / "rows.jsonl").read_bytes()) == PUBLISHED["text"]
+    blind = write_questions(pools["mosaic", "test"], tmp_path / "blind")
+    assert zlib.crc32((blind.directory / "rows.jsonl").read_bytes()) == PUBLISHED["blind"]
