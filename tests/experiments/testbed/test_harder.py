@@ -29,7 +29,7 @@ from quecc_jax.experiments.testbed.build import build_pool
 from quecc_jax.experiments.testbed.cells import CLASSES
 from quecc_jax.experiments.testbed.corpus import write_corpus, write_questions
 from quecc_jax.experiments.testbed.grids import Decoder, blind_data, size_grid
-from quecc_jax.experiments.testbed.harder import emoji
+from quecc_jax.experiments.testbed.harder import digits, emoji, shapes
 from quecc_jax.experiments.testbed.settings import HARDER, SPLITS, Task
 from quecc_jax.experiments.testbed.single import shape_and_color
 from tests.experiments.testbed.emoji_package import GROUPS, write_package
@@ -164,6 +164,22 @@ def test_yes_and_no_are_as_frequent(pools):
         ]
         share = said.count("yes") / len(said)
         assert abs(share - 0.5) < 3 * 0.5 / len(said) ** 0.5
+
+
+@pytest.mark.parametrize("asked", [shapes.asked, digits.asked])
+def test_no_place_tells_whether_two_cells_agree(asked):
+    """Which cells are compared says nothing of the answer."""
+    rng = np.random.default_rng(0)
+    places: dict[str, list[int]] = {"yes": [], "no": []}
+    for _ in range(150):
+        cells = rng.integers(1, (4, 9, 11), size=(3, 3, 3))
+        compared = asked(cells, rng)["compare"]
+        for answer, found in places.items():
+            found += [
+                3 * row + column for one in compared if one.answer == answer for row, column in one.places
+            ]
+    yes, no = (np.bincount(found, minlength=9) / len(found) for found in places.values())
+    assert len(places["yes"]) == len(places["no"]) > 1500 and np.abs(yes - no).max() < 0.03
 
 
 def test_no_image_is_asked_the_same_question_twice(pools):

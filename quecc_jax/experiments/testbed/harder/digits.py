@@ -48,7 +48,7 @@ def draw(
     return Drawn(digit_tiles(published.images, image_size // m), sources, labels[sources], rows)
 
 
-def asked(cells: np.ndarray) -> dict[str, list[Question]]:
+def asked(cells: np.ndarray, rng: np.random.Generator) -> dict[str, list[Question]]:
     """Questions about one image: the digit in a cell, or beside one that is there once; the number in a row or a
     column; where a digit is; how often it is there; which of two is larger."""
     m, digits = len(cells), cells[..., 2] - 1
@@ -96,6 +96,6 @@ def asked(cells: np.ndarray) -> dict[str, list[Question]]:
             )
             for digit in range(10)
         ],
-        "compare": balanced(compared),
+        "compare": balanced(compared, rng),
         "reworded": [q for place in every(m) for q in worded((HELD_OUT,), place, named(cells[place]))],
     }

@@ -89,7 +89,9 @@ def draw(
     return Drawn(tiles(pictures, split, image_size // m), sources, cells, rows, names)
 
 
-def asked(cells: np.ndarray, names: Sequence[str], groups: Sequence[str]) -> dict[str, list[Question]]:
+def asked(
+    cells: np.ndarray, rng: np.random.Generator, names: Sequence[str], groups: Sequence[str]
+) -> dict[str, list[Question]]:
     """Questions about one image: what is in a cell, or beside something that is there once; where something is; how
     many there are of a group; whether something is there."""
     m, numbers = len(cells), cells[..., 3] - 1
@@ -102,8 +104,8 @@ def asked(cells: np.ndarray, names: Sequence[str], groups: Sequence[str]) -> dic
             text, topic = f"what is {direction} the {name}?", f"{name} {direction}"
             relations.append(Question(text, names[numbers[other]], topic, (place, other)))
     here = dict.fromkeys(numbers.ravel().tolist())
-    # As many names that are not there, drawn by what is, so that the same image is asked alike.
-    others = np.random.default_rng(list(here)).permutation(len(names)).tolist()
+    # As many names that are not there.
+    others = rng.permutation(len(names)).tolist()
     absent = [number for number in others if number not in here][: len(here)]
     told = {number: tuple(place for place in every(m) if numbers[place] == number) for number in here}
     seen = np.array(groups)[numbers]

@@ -41,7 +41,7 @@ class Question(NamedTuple):
     places: tuple[Place, ...] = ()
 
 
-Asker = Callable[[np.ndarray], dict[str, list[Question]]]
+Asker = Callable[[np.ndarray, np.random.Generator], dict[str, list[Question]]]
 """All questions about an image of these cells [m, m, labels], by kind: `cell` among them, and `reworded`, the same in
 wordings that training never uses."""
 
@@ -79,9 +79,10 @@ def beside(place: Place, m: int) -> list[tuple[str, Place]]:
     return [(word, (row, column)) for word, (row, column) in found if 0 <= row < m and 0 <= column < m]
 
 
-def balanced(asked: Sequence[Question]) -> list[Question]:
-    """As many of the questions as can be answered by yes and by no equally often; the first of each."""
-    yes, no = ([one for one in asked if one.answer == word] for word in ("yes", "no"))
+def balanced(asked: Sequence[Question], rng: np.random.Generator) -> list[Question]:
+    """As many of the questions, at random, as are answered by yes and by no equally often."""
+    order = [asked[i] for i in rng.permutation(len(asked))]
+    yes, no = ([one for one in order if one.answer == word] for word in ("yes", "no"))
     return [one for both in zip(yes, no, strict=False) for one in both]
 
 
@@ -133,7 +134,7 @@ def ask(
     """
     rows: list[dict[str, Any]] = []
     for image, labels in enumerate(cells):
-        found = asker(labels)
+        found = asker(labels, rng)
         plain = [kind for kind in found if kind != "reworded"]
         kinds = [*plain, "distractor", "turns", *(["reworded"] if split == "test" else [])]
         sheet, m = _Sheet(found, rng), len(labels)

@@ -46,7 +46,7 @@ def draw(
     return Drawn(tiles(split, image_size // m), sources, cells, rows)
 
 
-def asked(cells: np.ndarray) -> dict[str, list[Question]]:
+def asked(cells: np.ndarray, rng: np.random.Generator) -> dict[str, list[Question]]:
     """Questions about one image: the shape or colour of a cell, and of the one beside a cell that is named by what it
     shows; where something is; how many there are; whether two cells agree."""
     m = len(cells)
@@ -79,7 +79,7 @@ def asked(cells: np.ndarray) -> dict[str, list[Question]]:
             *(_count(f"{color} shapes", color, cells[..., 1] == k) for k, color in enumerate(COLORS, 1)),
             *(_count(f"{shape}s", shape, cells[..., 0] == k) for k, shape in enumerate(SHAPES, 1)),
         ],
-        "compare": _comparisons(cells),
+        "compare": _comparisons(cells, rng),
         "reworded": [
             question
             for place in every(m)
@@ -98,7 +98,7 @@ def _count(what: str, topic: str, found: np.ndarray) -> Question:
     return Question(f"how many {what} are there?", str(np.count_nonzero(found)), topic)
 
 
-def _comparisons(cells: np.ndarray) -> list[Question]:
+def _comparisons(cells: np.ndarray, rng: np.random.Generator) -> list[Question]:
     """Pairs of cells that do and do not agree, equally many of both, for shape and colour each."""
     found = list[Question]()
     for label, word in enumerate(("shape", "color")):
@@ -111,5 +111,5 @@ def _comparisons(cells: np.ndarray) -> list[Question]:
             )
             for a, b in combinations(every(len(cells)), 2)
         ]
-        found += balanced(pairs)
+        found += balanced(pairs, rng)
     return found
