@@ -56,7 +56,7 @@ PILOT = dataclasses.replace(
     stage1_steps=300,
     stage2_steps=900,
 )
-"""Twenty minutes of CPU time: what is learned first, and how far apart the decoders and V are."""
+"""Half an hour of CPU time. Too little: every model answers as one that sees no image (docs/study/harder.md)."""
 
 
 def grid(which: str = "", seeds: int = 0) -> Grid:
