@@ -1,6 +1,6 @@
 """What a server of one device answers: requests per second and waiting times against V, and beside other ways.
 
-Run: python -m benchmarks.serve [--out DIR] [--parts stages,throughput,load]
+Run: python -m benchmarks.serve [--out DIR] [--parts stages throughput slots load]
 
 The model is SmolLM2-135M (`benchmarks.smollm2` says how its weights get there) behind QueCC with V visual tokens of
 576 patches (576: no compressor) and a ViT-B/14 tower at 336 pixels of random weights, float32: time does not depend on
@@ -15,6 +15,7 @@ throughput: questions per second of 16 clients who ask again as soon as they are
     question after the other; and, without HTTP, transformers on torch with a batch of 16 that begins when the last has
     ended, the decoder with the same weights and embeddings of as many tokens (nothing compresses or reads
     the question there), and a CLIP tower of the same size for new images.
+slots: the same 16 clients, with images that were seen, before servers of 1, 4, 8 and 16 slots (the first V alone).
 load: times to the first token and between tokens where questions arrive at random (Poisson) at shares of the throughput
     just measured; half of the images are new.
 """
@@ -72,6 +73,7 @@ THINGS = (
     "laptop",
     "suitcase",
 )
+SLOTS = (1, 4, 8, 16)
 SHARES = (0.5, 0.8)
 """Of the throughput, at which questions arrive."""
 
@@ -279,6 +281,22 @@ def throughput(engine: Engine, port: int, count: int, others: bool) -> Iterator[
             "one_by_one": one_by_one(engine, new_images) if others else None,
             "torch": by_torch(engine, prompt, new_images, 2) if others else None,
             "first": [one.first for one in took],
+            "between": [gap for one in took for gap in one.between],
+        }
+
+
+def by_slots(engine: Engine, count: int) -> Iterator[dict[str, Any]]:
+    """Of images that were seen, by how many answers may be under way."""
+    for slots in SLOTS:
+        with served(engine, slots) as port:
+            elsewhere(closed, port, CLIENTS, False, 1)
+            seconds, took = elsewhere(closed, port, count, False, 2)
+        yield {
+            "visual_tokens": engine.config.model.visual_tokens,
+            "slots": slots,
+            "per_second": count / seconds,
+            "first": [one.first for one in took],
+            "between": [gap for one in took for gap in one.between],
         }
 
 
@@ -306,7 +324,14 @@ def rate_row(one: dict[str, Any]) -> Row:
         f"{ours:.2f}",
         *told,
         milliseconds(one["first"]),
+        milliseconds(one["between"]),
     ]
+
+
+def slots_row(one: dict[str, Any]) -> Row:
+    """Of the table of slots."""
+    times = milliseconds(one["first"]), milliseconds(one["between"])
+    return [one["visual_tokens"], one["slots"], f"{one['per_second']:.2f}", *times]
 
 
 def load_row(one: dict[str, Any]) -> Row:
@@ -323,7 +348,12 @@ def milliseconds(values: Sequence[float]) -> str:
 def main(
     out: Path = Path("runs/serve"),
     visual_tokens: tuple[int, ...] = (1, 4, 16, 64, 576),
-    parts: tuple[Literal["stages", "throughput", "load"], ...] = ("stages", "throughput", "load"),
+    parts: tuple[Literal["stages", "throughput", "slots", "load"], ...] = (
+        "stages",
+        "throughput",
+        "slots",
+        "load",
+    ),
     count: int = 96,
 ) -> None:
     """Measures, prints tables and writes them to OUT/tables.md, the numbers to OUT/serve.json.
@@ -334,11 +364,15 @@ def main(
       parts: what is measured; load needs throughput.
       count: questions of each measurement.
     """
-    rates, loads = list[dict[str, Any]](), list[dict[str, Any]]()
+    rates, slots, loads = list[dict[str, Any]](), list[dict[str, Any]](), list[dict[str, Any]]()
     for v in visual_tokens:
         engine = engine_of(v)
         if "stages" in parts:
             write_record(out / f"stages-v{v}.json", stages(engine))
+        if "slots" in parts and v == visual_tokens[0]:
+            for one in by_slots(engine, count):
+                slots.append(one)
+                print(*slots_row(one), sep="  ", flush=True)
         if "throughput" not in parts:
             continue
         with served(engine) as port:
@@ -350,18 +384,20 @@ def main(
                 for one in load(v, port, count, both):
                     loads.append(one)
                     print(*load_row(one), sep="  ", flush=True)
-    if not rates:
-        return
-    beside = ["one by one", "torch, batches of 16", "first token, ms p50 / p99"]
-    told = table(["V", "prompt", "images", "questions/s", *beside], [rate_row(one) for one in rates])
-    if loads:
-        told += "\n\n" + table(
-            ["V", "arrivals/s", "of the most", "first token, ms p50 / p99", "between pieces, ms p50 / p99"],
-            [load_row(one) for one in loads],
+    times = ["first token, ms p50 / p99", "between pieces, ms p50 / p99"]
+    beside = ["one by one", "torch, batches of 16", *times]
+    tables = [
+        (["V", "prompt", "images", "questions/s", *beside], [rate_row(one) for one in rates]),
+        (["V", "slots", "questions/s", *times], [slots_row(one) for one in slots]),
+        (["V", "arrivals/s", "of the most", *times], [load_row(one) for one in loads]),
+    ]
+    told = "\n\n".join(table(head, rows) for head, rows in tables if rows)
+    if told:
+        print(told)
+        write_text(out / "tables.md", told + "\n")
+        write_text(
+            out / "serve.json", json.dumps({"throughput": rates, "slots": slots, "load": loads}) + "\n"
         )
-    print(told)
-    write_text(out / "tables.md", told + "\n")
-    write_text(out / "serve.json", json.dumps({"throughput": rates, "load": loads}) + "\n")
 
 
 if __name__ == "__main__":
