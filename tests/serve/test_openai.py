@@ -172,7 +172,12 @@ MISTAKES = [
     ({"messages": [{"role": "user", "content": []}]}, 400, "messages[0].content", "length >= 1"),
     ({"messages": [{**USER, "name": "x"}]}, 400, "messages[0].name", "does not do"),
     ({"messages": [{"role": "user", "content": "a <image> b"}]}, 400, "messages[0].content", "stands for"),
-    ({"messages": [{"role": "user", "content": "what? " * 60}]}, 400, None, "data.max_length is 96"),
+    (
+        {"messages": [{"role": "user", "content": "what? " * 60}]},
+        400,
+        "messages",
+        "data.max_length is 96; shorten the",
+    ),
     (
         {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]},
         400,
@@ -249,6 +254,13 @@ def test_a_mistake_is_one_sentence_that_names_its_field(same, change, status, pa
     # As a stream it is the same: nothing was sent before it was found.
     if "stream_options" not in change:
         assert post(same, {"model": MODEL, "messages": [USER], "stream": True} | change)[0] == status
+
+
+def test_a_prompt_that_is_too_long_has_openais_code(same):
+    message = {"role": "user", "content": "what? " * 60}
+    with pytest.raises(openai.BadRequestError) as caught:
+        ask(same, [message])
+    assert caught.value.code == "context_length_exceeded" and caught.value.param == "messages"
 
 
 def test_what_says_what_is_so_anyway_is_no_mistake(same):

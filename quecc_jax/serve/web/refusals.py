@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import msgspec
 from starlette.responses import Response
 
-from quecc_jax.errors import UserError
+from quecc_jax.errors import BadRow, UserError
 from quecc_jax.serve.backend import Away, Busy
 
 KINDS = {
@@ -86,6 +86,10 @@ def refusal(error: Exception) -> Refused:
         return Refused(429, str(error), code="queue_full", again=error.seconds)
     if isinstance(error, Away):
         return Refused(503, str(error), code="away", again=5)
+    if isinstance(error, BadRow) and error.fault == "too long":
+        said = str(error).partition(";")[0]
+        shorter = f"{said}; shorten the conversation, or ask with fewer visual_tokens"
+        return Refused(400, shorter, "messages", "context_length_exceeded")
     if isinstance(error, UserError):
         return Refused(400, str(error))
     traceback.print_exception(error)
