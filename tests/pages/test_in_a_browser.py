@@ -142,7 +142,7 @@ def test_the_tab_key_reaches_everything_in_order_and_shows_where_it_is(pages, wi
 
 
 def test_the_explorer_is_driven_by_keys(window, tmp_path):
-    _, plan = FILES["law"](tmp_path)
+    plan = next(path for path in FILES["law"](tmp_path) if path.name == "plan.html")
     show(window, plan.as_uri(), WIDE, "light")
     said, tip = (f"return document.querySelector('#explorer .{one}').textContent" for one in ("said", "tip"))
 
