@@ -60,13 +60,12 @@ def check_settings(folder: Path, settings: Settings) -> None:
     """
     path, advice = folder / SETTINGS, "choose another --out or remove that folder"
     try:
-        told = read_record(path, dict[str, str | int], advice)
+        found = _read_settings(folder, advice)
     except FileNotFoundError:
         if (folder / ANSWERS).exists() or _parts(folder):
             raise Damaged(f"{path} is lost, which says what {ANSWERS} beside it is of; {advice}") from None
         write_record(path, settings)
         return
-    found = {"image_decoding": "upright", **told}  # What was read before there was a choice.
     differ = [
         f"{name} {found.get(name)} -> {value}" for name, value in settings.items() if found.get(name) != value
     ]
@@ -75,6 +74,11 @@ def check_settings(folder: Path, settings: Settings) -> None:
             f"{folder} holds answers under other settings ({', '.join(differ)}); choose another "
             "--out or remove that folder"
         )
+
+
+def _read_settings(folder: Path, advice: str) -> Settings:
+    told = read_record(folder / SETTINGS, dict[str, str | int], advice)
+    return {"image_decoding": "upright", **told}  # What was read before there was a choice.
 
 
 def line_of(answer: Answer, settings: Settings) -> str:
@@ -111,7 +115,7 @@ def finished_answers(folder: Path, questions: int) -> tuple[Settings, list[Answe
     """
     advice = "evaluate again with the same --out, which asks what is missing"
     try:
-        settings = read_record(folder / SETTINGS, dict[str, str | int], advice)
+        settings = _read_settings(folder, advice)
         lines = (folder / ANSWERS).read_bytes().split(b"\n")[:-1]
     except OSError:
         raise UserError(f"{folder} lacks {SETTINGS} or {ANSWERS}; {advice}") from None

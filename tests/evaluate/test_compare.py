@@ -279,6 +279,14 @@ def test_damaged_and_unfinished_answers_are_refused(tmp_path):
         compare([a, tmp_path / "c"])
 
 
+def test_answers_of_a_version_without_a_choice_of_decoding_are_compared(tmp_path):
+    a, b = (benchmark(tmp_path / name, {0, 3}) for name in "ab")
+    settings = json.loads((b / "gqa/settings.json").read_text())
+    del settings["image_decoding"], settings["crc32"]
+    (b / "gqa/settings.json").write_text(json.dumps(settings))
+    assert compare([a, b])["notes"] == []
+
+
 def test_one_folder_and_the_same_one_twice_are_refused(tmp_path):
     a = benchmark(tmp_path / "a", {0})
     with pytest.raises(UserError, match="a alone is nothing to compare with"):
