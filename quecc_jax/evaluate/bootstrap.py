@@ -44,7 +44,7 @@ def evaluate(
     table = np.array([[tally.get(name, 0.0) for name in names] for tally in tallies], np.float64)
     values = metrics(dict(zip(names, table.sum(axis=0), strict=True)))
     replicates = metrics(dict(zip(names, resampled_sums(table, resamples, seed).T, strict=True)))
-    return {name: (float(value), _deviation(replicates[name])) for name, value in values.items()}
+    return {name: (float(value), deviation(replicates[name])) for name, value in values.items()}
 
 
 def resampled_sums(table: np.ndarray, resamples: int, seed: int | Sequence[int]) -> np.ndarray:
@@ -65,7 +65,8 @@ def resampled_sums(table: np.ndarray, resamples: int, seed: int | Sequence[int])
     return sums
 
 
-def _deviation(values: ArrayLike) -> float:
+def deviation(values: ArrayLike) -> float:
+    """Sample standard deviation of the finite ones; NaN of fewer than two."""
     known = np.asarray(values, np.float64)
     known = known[np.isfinite(known)]
     return float(np.std(known, ddof=1)) if len(known) > 1 else float("nan")

@@ -9,6 +9,7 @@ from quecc_jax.experiments import stats
 from quecc_jax.experiments.figures import flops_figure
 from quecc_jax.experiments.results import Results
 from quecc_jax.experiments.stats import Difference, Score, title
+from quecc_jax.pages.numbers import p_text
 from quecc_jax.pages.page import Section, bullets, paragraph, part, table_html
 from quecc_jax.pages.render import embed
 
@@ -116,9 +117,8 @@ def _accuracy(results: Results) -> Section:
 def _rivals(results: Results) -> Iterator[Section]:
     rows = []
     for task, v, d, p in _compared(results, QUECC, TOKENPACKER):
-        shown = "" if math.isnan(p) else f"{p:.2f}" if p >= 0.01 else f"{p:.1g}"
         verdict = "yes" if abs(d.errors) > 2 else "no"
-        rows.append([f"{task}, V = {v}", d, f"{d.errors:+.1f}", shown, verdict])
+        rows.append([f"{task}, V = {v}", d, f"{d.errors:+.1f}", p_text(p), verdict])
     if rows:
         told = paragraph(
             "Points in QueCC's favour. p is Welch's two-sided t test over seeds, not corrected for "

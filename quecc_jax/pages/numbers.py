@@ -19,3 +19,8 @@ def flops_text(value: float) -> str:
 def percent_text(mean: float, error: float) -> str:
     """A share and its standard error in percent, without the unit."""
     return f"{100 * mean:.1f} ± {100 * error:.1f}"
+
+
+def p_text(p: float) -> str:
+    """A p value with two digits; empty where there is none (NaN)."""
+    return "" if math.isnan(p) else f"{p:.2f}" if p >= 0.01 else f"{p:.1g}"

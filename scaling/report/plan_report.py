@@ -106,12 +106,15 @@ def extrapolated(plan: Plan, asked: Question) -> list[tuple[str, ...]]:
     return [tuple(itertools.compress(names, each)) for each in zip(*lacking, strict=True)]
 
 
-def marked(plan: Plan, asked: Question, k: int) -> tuple[str, str]:
-    """A choice's LLM and V for a table, with a word where they are extrapolated."""
-    o, outside = plan.options, extrapolated(plan, asked)[k]
-    told = {"params_b": o.llms[k], "visual_tokens": f"{o.visual_tokens[k]:g}"}
-    llm, count = (text + " (extrapolated)" * (name in outside) for name, text in told.items())
-    return llm, count
+def marked(plan: Plan, asked: Question) -> list[tuple[str, str]]:
+    """LLM and V of each choice for a table, with a word where they are extrapolated."""
+    o = plan.options
+    texts = zip(o.llms, (f"{v:g}" for v in o.visual_tokens), extrapolated(plan, asked), strict=True)
+    word = " (extrapolated)"
+    return [
+        (llm + word * ("params_b" in outside), count + word * ("visual_tokens" in outside))
+        for llm, count, outside in texts
+    ]
 
 
 def advice(plan: Plan, asked: Question) -> str:

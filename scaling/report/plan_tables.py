@@ -102,8 +102,9 @@ def frontier_table(plan: Plan, asked: Question) -> Table:
     header = ["LLM", "V", f"cost {PER[kind]}{asked.as_measured}", "predicted error"]
     header += ["95 % interval", "on the bootstrap frontiers"] if plan.share is not None else []
     rows = []
+    names = marked(plan, asked)
     for k in plan.frontier.tolist():
-        row = [*marked(plan, asked, k), amount(o.cost[k], kind), percent(plan.error[k])]
+        row = [*names[k], amount(o.cost[k], kind), percent(plan.error[k])]
         if plan.frontier_share is not None and plan.error_interval is not None:
             row += [ends(*plan.error_interval[k]), f"{100 * plan.frontier_share[k]:.0f} %"]
         rows.append(row)
@@ -123,8 +124,9 @@ def neighbour_table(plan: Plan, asked: Question) -> Table:
     ]
     header += ["95 % interval", "chosen by"] if plan.share is not None else []
     rows = []
+    names = marked(plan, asked)
     for k in sorted([plan.best, *(n.option for n in plan.neighbours)]):
-        llm, count = marked(plan, asked, k)
+        llm, count = names[k]
         row = [
             llm + (" (recommended)" if k == plan.best else ""),
             count,

@@ -7,6 +7,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from quecc_jax.evaluate.comparison.record import Against, Comparison, Number, Part
+from quecc_jax.pages.numbers import p_text
 from quecc_jax.pages.page import Section, bullets, html_page, paragraph, part, table_html, write_atomically
 from quecc_jax.pages.render import embed
 from quecc_jax.pages.style import DPI, THEMES, Style, dress
@@ -170,11 +171,6 @@ def interval(found: Number) -> str:
     if found["low"] is None or found["high"] is None:
         return "–"
     return f"{found['low']:+.1f} to {found['high']:+.1f}"
-
-
-def p_text(p: float) -> str:
-    """A p value with two digits."""
-    return f"{p:.2f}" if p >= 0.01 else f"{p:.1g}"
 
 
 def _figure(record: Comparison, style: Style) -> Figure:

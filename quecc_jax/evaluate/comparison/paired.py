@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.stats import binomtest
 
-from quecc_jax.evaluate.bootstrap import ratio, resampled_sums
+from quecc_jax.evaluate.bootstrap import deviation, ratio, resampled_sums
 
 
 class Means(NamedTuple):
@@ -78,7 +78,7 @@ def estimate(value: float, replicates: np.ndarray) -> Estimate:
     if len(known) < 2:
         return Estimate(float(value), math.nan, math.nan, math.nan)
     low, high = np.percentile(known, [2.5, 97.5])
-    return Estimate(float(value), float(np.std(known, ddof=1)), float(low), float(high))
+    return Estimate(float(value), deviation(known), float(low), float(high))
 
 
 def two_sided_p(differences: np.ndarray) -> float:

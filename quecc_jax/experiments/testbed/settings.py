@@ -1,37 +1,17 @@
 """What the testbed's images and its vision tower are made of."""
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
 from quecc_jax.config import VisionConfig
 
-Task = Literal[
-    "single",
-    "mosaic",
-    "reading",
-    "shapes3",
-    "shapes4",
-    "digits3",
-    "digits4",
-    "digits5",
-    "emoji2",
-    "emoji3",
-    "emoji4",
-]
-"""A set of images and of questions about them. The number at the end of the harder ones is m, so that a task has one
-fineness: the side of a cell is that of the image divided by m."""
+Harder = Literal["shapes3", "shapes4", "digits3", "digits4", "digits5", "emoji2", "emoji3", "emoji4"]
+"""The number at the end is m, so that a task has one fineness: the side of a cell is that of the image divided by m."""
+Task = Literal["single", "mosaic", "reading", Harder]
+"""A set of images and of questions about them."""
 Split = Literal["train", "test"]
 TASKS: tuple[Task, ...] = ("single", "mosaic", "reading")
-HARDER: tuple[Task, ...] = (
-    "shapes3",
-    "shapes4",
-    "digits3",
-    "digits4",
-    "digits5",
-    "emoji2",
-    "emoji3",
-    "emoji4",
-)
+HARDER: tuple[Harder, ...] = get_args(Harder)
 SPLITS: tuple[Split, ...] = ("train", "test")
 
 
